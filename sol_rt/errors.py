@@ -1,0 +1,46 @@
+"""The errors a user can meet. Each says what, where, got, expected and the next step, in one line."""
+
+
+class SolError(Exception):
+    """Base of every error that a user's input or environment can cause. The command line prints it as one line."""
+
+    exit_code = 1
+
+
+class UsageError(SolError):
+    """The command or call itself is wrong: unknown value, contradictory options."""
+
+    exit_code = 2
+
+
+class BundleError(SolError):
+    """A bundle is missing, truncated, foreign or inconsistent.
+
+    Args:
+        path: file or folder concerned.
+        key: key, tensor or file inside it; empty where the whole is meant.
+        got: what was found.
+        expected: what should be there.
+        hint: the next step for the user.
+    """
+
+    def __init__(self, path: object, key: str, got: object, expected: object, hint: str = "export the bundle again") -> None:
+        self.path, self.key, self.got, self.expected, self.hint = str(path), key, got, expected, hint
+        where = f"{path}: {key}" if key else str(path)
+        super().__init__(f"{where}: got {got}, expected {expected}; {hint}")
+
+
+class CheckpointError(SolError):
+    """A source checkpoint cannot be exported: missing or non-finite tensors, unknown architecture or type."""
+
+
+class ContextError(SolError):
+    """A prompt or generation does not fit the model's context."""
+
+
+class ProviderError(SolError):
+    """An execution provider that was asked for does not work here."""
+
+
+class NumericError(SolError):
+    """The model produced non-finite logits: weights are damaged or the arithmetic overflowed."""
