@@ -1,0 +1,122 @@
+"""Rotary embedding: from a checkpoint's settings to the cos and sin tables of the bundle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.errors import CheckpointError
+
+KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Angles of one position step.
+
+    Attributes:
+        inverse_frequencies: rotary_dim / 2 angles in radians, one a rotated pair.
+        attention_factor: factor on cos and sin.
+    """
+
+    inverse_frequencies: tuple[float, ...]
+    attention_factor: float
+
+
+def make_rope(parameters: Mapping[str, Any], rotary_dim: int, max_context: int, trained_context: int) -> Rope:
+    """Evaluates a checkpoint's rotary settings.
+
+    Args:
+        parameters: `rope_parameters` of an HF config: `rope_type`, `rope_theta` and what the type needs.
+        rotary_dim: rotated channels of a head.
+        max_context: longest context of the bundle; decides between the short and long factors of longrope.
+        trained_context: the checkpoint's `max_position_embeddings`.
+
+    Raises:
+        CheckpointError: unknown scaling, or a setting that it needs is missing.
+    """
+    kind = parameters.get("rope_type", "default")
+    if kind not in KNOWN_SCALINGS:
+        raise CheckpointError(f"rope scaling: got {kind!r}, expected one of {', '.join(KNOWN_SCALINGS)}")
+    try:
+        return _make(kind, parameters, rotary_dim, max_context, trained_context)
+    except KeyError as error:
+        raise CheckpointError(
+            f"rope scaling {kind}: setting {error} is missing; complete the checkpoint's config"
+        ) from error
+
+
+def _make(kind: str, parameters: Mapping[str, Any], rotary_dim: int, max_context: int, trained_context: int) -> Rope:
+    base = float(parameters["rope_theta"])
+    plain = 1.0 / base ** (np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+    factor = 1.0
+    if kind == "linear":
+        plain = plain / float(parameters["factor"])
+    elif kind == "llama3":
+        plain = _llama3(plain, parameters)
+    elif kind == "yarn":
+        plain, factor = _yarn(plain, base, rotary_dim, parameters, trained_context)
+    elif kind == "longrope":
+        plain, factor = _longrope(plain, parameters, max_context, trained_context)
+    return Rope(tuple(float(value) for value in plain), float(factor))
+
+
+def _llama3(plain: npt.NDArray[np.float64], parameters: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    factor, low, high = (float(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = float(parameters["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - smooth) * plain / factor + smooth * plain
+
+
+def _yarn(
+    plain: npt.NDArray[np.float64], base: float, rotary_dim: int, parameters: Mapping[str, Any], trained_context: int
+) -> tuple[npt.NDArray[np.float64], float]:
+    original = float(parameters["original_max_position_embeddings"])
+    factor = float(parameters.get("factor") or trained_context / original)
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention = parameters.get("attention_factor")
+    if attention is None:
+        weight, weight_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
+        attention = magnitude(weight) / magnitude(weight_all) if weight and weight_all else magnitude(1.0)
+
+    def dimension(rotations: float) -> float:
+        return rotary_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension(parameters.get("beta_fast") or 32), dimension(parameters.get("beta_slow") or 1)
+    if parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
+    ramp = np.clip((np.arange(rotary_dim // 2) - low) / (high - low if high != low else 0.001), 0.0, 1.0)
+    return plain / factor * ramp + plain * (1 - ramp), float(attention)
+
+
+def _longrope(
+    plain: npt.NDArray[np.float64], parameters: Mapping[str, Any], max_context: int, trained_context: int
+) -> tuple[npt.NDArray[np.float64], float]:
+    original = int(parameters["original_max_position_embeddings"])
+    # one table serves every length, so the bundle's longest context decides
+    key = "long_factor" if max_context > original else "short_factor"
+    factors = np.asarray(parameters[key], np.float64)
+    if factors.shape != plain.shape:
+        raise CheckpointError(f"rope scaling longrope: {key} has {factors.size} entries, expected {plain.size}")
+    factor = float(parameters.get("factor") or trained_context / original)
+    attention = parameters.get("attention_factor")
+    if attention is None:
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return plain / factors, float(attention)
+
+
+def tables(rope: Rope, first: int, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """cos and sin of positions first … first + count - 1, attention factor included: two float32 [count, rotary_dim / 2]."""
+    # float32 angles as the reference implementation has them: at position 8000 rounding is visible otherwise
+    inverse = np.asarray(rope.inverse_frequencies, np.float32)
+    angles = np.arange(first, first + count, dtype=np.float32)[:, None] * inverse[None, :]
+    return (np.cos(angles) * np.float32(rope.attention_factor), np.sin(angles) * np.float32(rope.attention_factor))
