@@ -1,0 +1,69 @@
+# make demo    everything from a fresh machine to text at budget 0.4
+# make test    environment, linters, type checker, test suite
+# make export MODEL=phi-2
+#
+# All of it happens in $(VENV); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= smollm2-135m
+BUDGET ?= 0.4
+BIN := $(VENV)/bin
+
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h)
+TYPED := sol_rt export train
+
+.PHONY: demo export test lint typecheck wheel headers clean distclean help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(VENV)/.export
+	$(BIN)/sol-rt pull $(MODEL)
+	$(BIN)/sol-rt export -m $(MODEL) --force
+	$(BIN)/sol-rt generate --budget $(BUDGET)
+	@echo "Next: source $(BIN)/activate; sol-rt chat; sol-rt generate --budget 0.6 -p 'Once upon a time'" >&2
+
+export: $(VENV)/.export
+	$(BIN)/sol-rt export -m $(MODEL)
+
+test: $(VENV)/.dev lint
+	-$(BIN)/sol-rt pull smollm2-135m
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev typecheck
+	$(BIN)/ruff check .
+
+# The type checker sees the package as it is installed: sol_rt with export, train and models inside.
+typecheck: $(VENV)/.dev
+	@rm -rf build/typing && mkdir -p build/typing/sol_rt
+	@ln -s $(CURDIR)/sol_rt/* build/typing/sol_rt/
+	@for part in export train models; do ln -s $(CURDIR)/$$part build/typing/sol_rt/; done
+	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
+
+wheel: headers $(VENV)/.export
+	$(BIN)/python -m pip wheel --no-deps -w dist .
+
+headers:
+	@scripts/install-headers.sh
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed, $(PYTHON) is older; run make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "error: no virtual environment; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.export: $(BIN)/python $(SOURCES)
+	@scripts/install-headers.sh
+	$(BIN)/python -m pip install -e '.[export]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python $(SOURCES)
+	@scripts/install-headers.sh
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@ $(VENV)/.export
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
