@@ -1,0 +1,59 @@
+"""The full check of a bundle: every hash, and no non-finite number among the weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sol_rt.bundle import Bundle, check_hash
+from sol_rt.errors import BundleError
+
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked: counts, and bytes read."""
+
+    files: int
+    tensors: int
+    bytes: int
+
+
+def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Checks everything Bundle.open does, the hash of the weights file, and that every float tensor is finite.
+
+    `progress(done, total)` is called with bytes of the weights file. Raises BundleError at the first fault.
+    """
+    bundle = Bundle.open(path)
+    config = bundle.config
+    weights = bundle.file(config.weights_file)
+    entry = config.files[config.weights_file]
+    check_hash(weights, entry, _digest(weights, entry.bytes, progress))
+    data = np.memmap(weights, np.uint8, "r") if entry.bytes else np.zeros(0, np.uint8)
+    for name, tensor in config.tensors.items():
+        if tensor.dtype not in {"float16", "float32"}:
+            continue
+        values = data[tensor.offset : tensor.offset + tensor.bytes].view(tensor.dtype)
+        for start in range(0, values.size, _CHUNK):
+            finite = np.isfinite(values[start : start + _CHUNK])
+            if not finite.all():
+                index = start + int(np.argmin(finite))
+                got = f"{values[index]} at element {index}"
+                raise BundleError(weights, name, got, "finite numbers", "export again from an undamaged checkpoint")
+    return VerifyReport(len(config.files), len(config.tensors), sum(file.bytes for file in config.files.values()))
+
+
+def _digest(path: Path, total: int, progress: Callable[[int, int], None] | None) -> str:
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
+    return digest.hexdigest()
