@@ -1,0 +1,86 @@
+"""Registers the subcommands and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from sol_rt._version import __version__
+from sol_rt.cli import options
+from sol_rt.cli.calibrate import calibrate
+from sol_rt.cli.chat import chat
+from sol_rt.cli.doctor import doctor
+from sol_rt.cli.export import export
+from sol_rt.cli.generate import generate
+from sol_rt.cli.inspect import inspect
+from sol_rt.cli.perplexity import perplexity
+from sol_rt.cli.pull import pull
+from sol_rt.cli.trace import trace
+from sol_rt.cli.verify import verify
+from sol_rt.errors import SolError
+
+app = typer.Typer(
+    name="sol-rt",
+    help="One frozen language model, many ways to run one decode step, one dial: --budget.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (export, generate, chat, perplexity, calibrate, inspect, verify, trace, pull, doctor):
+    app.command()(command)
+app.command("ppl", hidden=True)(perplexity)
+
+# Typer carries its own copy of click in newer releases: the base of its errors is found through the one name both export.
+_CLICK_ERROR = typer.BadParameter.__mro__[2]
+
+
+@app.callback(invoke_without_command=True)
+def _program(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("-V", "--version", help="Print the version and exit.", is_eager=True)] = False,
+    debug: options.Debug = False,
+) -> None:
+    if version:
+        print(f"sol-rt {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line. Returns the exit code; prints at most one line of error unless --debug asks for more."""
+    options.debug = False
+    try:
+        code = app(argv, prog_name="sol-rt", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of stdout has gone; what is left in the buffer would raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + 13
+    except _CLICK_ERROR as error:
+        return _fail(" ".join(error.format_message().split()), 2)  # type: ignore[attr-defined]
+    except SolError as error:
+        return _fail(str(error), error.exit_code)
+    except MemoryError:
+        return _fail("out of memory: close other programs, or use a smaller model or --ctx-size", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    if options.debug:
+        traceback.print_exc()
+    print("sol-rt: error: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,104 @@
+"""Options that several subcommands share. Each has an environment variable `SOL_RT_` + its name in capitals."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def option(*flags: str, help: str, env: bool = True, panel: str | None = None, **settings: Any) -> Any:
+    """A typer option whose environment variable mirrors its first long flag."""
+    long = next(flag for flag in flags if flag.startswith("--"))
+    variable = "SOL_RT_" + long.split("/")[0].lstrip("-").replace("-", "_").upper()
+    return typer.Option(*flags, help=help, envvar=variable if env else None, rich_help_panel=panel, **settings)
+
+
+class Format(str, Enum):
+    """How a command writes its result."""
+
+    text = "text"
+    json = "json"
+
+
+DECODING, BUDGET, MACHINE = "Decoding", "Budget", "Machine"
+
+# $SOL_RT_MODEL is read where a bundle is looked for, so that every front end has the same rules.
+Model = Annotated[
+    str | None,
+    option("-m", "--model", env=False, help="Bundle folder or name; default: $SOL_RT_MODEL, else the last exported."),
+]
+Output = Annotated[Format, option("-o", "--output-format", env=False, help="text or json.")]
+Json = Annotated[bool, option("--json", env=False, help="Print one JSON object instead of text.")]
+
+Prompt = Annotated[str | None, option("-p", "--prompt", env=False, help="The prompt; default: stdin when piped.")]
+File = Annotated[Path | None, option("-f", "--file", env=False, help="Read the prompt from a file.")]
+MaxNewTokens = Annotated[
+    int | None,
+    option("-n", "--max-new-tokens", "--max-tokens", min=1, help="Tokens to generate at most.", panel=DECODING),
+]
+ContextSize = Annotated[
+    int | None, option("-c", "--ctx-size", min=2, help="Limit of prompt and text together, in tokens.", panel=DECODING)
+]
+Temperature = Annotated[
+    float | None, option("--temperature", "--temp", min=0.0, help="0 is greedy.", panel=DECODING)
+]
+TopK = Annotated[int | None, option("--top-k", min=0, help="Sample from the k likeliest tokens.", panel=DECODING)]
+TopP = Annotated[
+    float | None, option("--top-p", min=0.0, max=1.0, help="Sample from this much probability mass.", panel=DECODING)
+]
+MinP = Annotated[
+    float | None,
+    option("--min-p", min=0.0, max=1.0, help="Drop tokens under this share of the top probability.", panel=DECODING),
+]
+RepetitionPenalty = Annotated[
+    float | None, option("--repetition-penalty", "--repeat-penalty", min=0.0, help="1 is none.", panel=DECODING)
+]
+Seed = Annotated[int | None, option("-s", "--seed", min=0, help="Seed of sampling and random schedules.", panel=DECODING)]
+Stop = Annotated[
+    list[str] | None, option("--stop", env=False, help="Stop before this string; may be repeated.", panel=DECODING)
+]
+
+Budget = Annotated[
+    float | None,
+    option("-b", "--budget", min=0.0, max=1.0, help="Share of the full cost of a decode step.", panel=BUDGET),
+]
+TokensPerSecond = Annotated[
+    float | None,
+    option("--tokens-per-second", min=0.0, help="Instead of a budget: best quality that holds this speed.", panel=BUDGET),
+]
+Schedule = Annotated[
+    str | None, option("--schedule", help="sol, uniform, random, fixed:TAG or dense.", panel=BUDGET)
+]
+Keep = Annotated[
+    float | None, option("--keep", min=1, max=100, help="Mean attention keep to aim for, percent.", panel=BUDGET)
+]
+Prune = Annotated[
+    float | None, option("--prune", min=1, max=100, help="Mean share of MLP channels to aim for, percent.", panel=BUDGET)
+]
+Bits = Annotated[float | None, option("--bits", min=2, max=8, help="Mean weight bits to aim for.", panel=BUDGET)]
+Refresh = Annotated[
+    bool | None,
+    option("--refresh/--no-refresh", help="Repair cheap KV entries after every episode.", panel=BUDGET),
+]
+
+Provider = Annotated[str, option("--provider", help="auto, cpu, cuda or webgpu.", panel=MACHINE)]
+Device = Annotated[int, option("--device", min=0, help="Which GPU.", panel=MACHINE)]
+Threads = Annotated[int | None, option("-t", "--threads", min=1, help="CPU threads; default: all cores.", panel=MACHINE)]
+NativeOps = Annotated[
+    bool,
+    option("--native-ops/--no-native-ops", help="Run the native kernels, or the graphs' standard bodies.", panel=MACHINE),
+]
+Debug = Annotated[
+    bool, option("--debug", help="Show the traceback of an error.", callback=lambda value: _remember_debug(value))
+]
+
+debug = False
+
+
+def _remember_debug(value: bool) -> bool:
+    global debug
+    debug = debug or value
+    return value

@@ -1,0 +1,53 @@
+"""Recipes: what an alias such as `smollm2-135m` stands for. One small JSON file a model in sol_rt/models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from importlib import resources
+
+from sol_rt.errors import SolError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where a model's checkpoint comes from. Either `package`, `member` and `sha256` are given, or `hub`.
+
+    Attributes:
+        name: the alias.
+        description: one line for people.
+        license: SPDX name of the weights' licence.
+        hub: id on the model hub.
+        package: requirement of a Python package that carries the weights.
+        member: name of the weights file inside the package.
+        sha256: of that file, lower-case hex.
+    """
+
+    name: str
+    description: str
+    license: str
+    hub: str | None = None
+    package: str | None = None
+    member: str | None = None
+    sha256: str | None = None
+
+
+def aliases() -> dict[str, Recipe]:
+    """Every recipe of the installation, by alias."""
+    found = {}
+    for entry in resources.files("sol_rt.models").iterdir():
+        if entry.name.endswith(".json"):
+            recipe = _read(entry.name, entry.read_text(encoding="utf-8"))
+            found[recipe.name] = recipe
+    return dict(sorted(found.items()))
+
+
+def _read(file: str, text: str) -> Recipe:
+    try:
+        recipe = Recipe(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        known = ", ".join(field.name for field in fields(Recipe))
+        raise SolError(f"recipe {file}: {error}; expected the keys {known}") from error
+    if recipe.hub is None and not (recipe.package and recipe.member and recipe.sha256):
+        raise SolError(f"recipe {file}: expected hub, or package, member and sha256")
+    return recipe
