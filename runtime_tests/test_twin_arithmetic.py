@@ -1,0 +1,200 @@
+"""The twin's own arithmetic: against transformers with nothing rounded, and against plain loops over docs/bundle.md."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from sol_rt.actions import Action  # noqa: E402
+from sol_rt.export.architecture import from_hf_config  # noqa: E402
+from sol_rt.train.twin import (  # noqa: E402
+    UNROUNDED,
+    Arithmetic,
+    Twin,
+    keep_largest,
+    round_activations,
+)
+from sol_rt.train.weights import FloatMatrix, from_tensors  # noqa: E402
+
+VOCAB = 96
+DIMS = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "llama-tied": ("LlamaConfig", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama-biased": ("LlamaConfig", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("Qwen2Config", {"num_key_value_heads": 1}),
+    "phi3": ("Phi3Config", {"num_key_value_heads": 2}),
+    "phi": ("PhiConfig", {"partial_rotary_factor": 0.5}),
+}
+DENSE = Action(100, 100, 8)
+
+
+def _reference(name):
+    """A random transformers model, norms and biases included, and its twin's unrounded weights."""
+    kind, extra = CONFIGS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**DIMS, **extra)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    decoder = from_hf_config(config.to_dict() | {"architectures": [type(model).__name__]})
+    return model, from_tensors(decoder, model.state_dict().get, FloatMatrix)
+
+
+def _tokens(rows, count, seed=1):
+    return torch.randint(3, VOCAB, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unrounded_twin_equals_transformers(name):
+    model, weights = _reference(name)
+    tokens = _tokens(2, 44)
+    with torch.no_grad():
+        expected = model(tokens).logits
+    twin = Twin(weights, UNROUNDED)
+    cache = twin.new_cache(2)
+    prefill, hidden = twin(tokens[:, :37], DENSE, cache)
+    steps = [twin.step(tokens[:, i], [DENSE, DENSE], cache)[0] for i in range(37, 44)]
+    got = torch.cat([prefill, torch.stack(steps, dim=1)], dim=1)
+    assert hidden.shape == (2, 37, 64)
+    assert (got - expected).abs().max() < 1e-4  # logits have a standard deviation of about 1.6
+
+
+def test_chunks_give_what_one_pass_gives_and_truncate_rewinds():
+    _, weights = _reference("llama-tied")
+    twin, tokens = Twin(weights, UNROUNDED), _tokens(1, 40)
+    whole, _ = twin(tokens, DENSE, twin.new_cache(1))
+    cache = twin.new_cache(1)
+    twin(tokens[:, :21], DENSE, cache)
+    twin(_tokens(1, 30, seed=5), DENSE, cache)  # to be rewound, across page borders
+    cache.truncate(21)
+    rest, _ = twin(tokens[:, 21:], DENSE, cache, num_logits=3)
+    assert rest.shape == (1, 3, VOCAB)
+    torch.testing.assert_close(rest, whole[:, -3:], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="truncate"):
+        cache.truncate(41)
+
+
+def test_summaries_after_a_rewind_are_those_of_the_keys_then_held():
+    _, weights = _reference("phi")
+    twin, tokens = Twin(weights, UNROUNDED), _tokens(2, 52)
+    cache = twin.new_cache(2)
+    twin(tokens, DENSE, cache)
+    cache.truncate(torch.tensor([35, 20]))
+    twin(_tokens(2, 8, seed=5), DENSE, cache)
+    for row, length in enumerate((43, 28)):
+        for page in range(math.ceil(length / 16)):
+            keys = cache.keys[:, row, :, 16 * page : min(16 * page + 16, length)]
+            assert torch.equal(cache.page_min[:, row, :, page], keys.amin(2))
+            assert torch.equal(cache.page_max[:, row, :, page], keys.amax(2))
+
+
+def test_batched_step_equals_each_row_alone():
+    """Rows of different lengths and actions in one call; unrounded, so that nothing can flip at a rounding border."""
+    _, weights = _reference("llama-tied")
+    weights._prunes[50] = (30, 70)
+    twin = Twin(weights, UNROUNDED)
+    tokens, lengths = _tokens(5, 120), [100, 83, 64, 17, 96]
+    actions = [
+        Action.parse(tag) for tag in ("k025-s100-q8", "k050-s050-q8", "k100-s100-q4", "k010-s050-q8", "k025-s050-q6")
+    ]
+    together = twin.new_cache(5)
+    twin(tokens, DENSE, together)
+    together.truncate(torch.tensor(lengths))
+    logits, hidden = [], []
+    for i in range(3):
+        step = torch.stack([tokens[row, length + i] for row, length in enumerate(lengths)])
+        out = twin.step(step, actions, together)
+        logits.append(out[0])
+        hidden.append(out[1])
+    for row, (action, length) in enumerate(zip(actions, lengths, strict=True)):
+        alone = twin.new_cache(1)
+        twin(tokens[row : row + 1, :length], DENSE, alone)
+        for i in range(3):
+            expected, expected_hidden = twin(tokens[row : row + 1, length + i : length + i + 1], action, alone)
+            torch.testing.assert_close(logits[i][row], expected[0, 0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(hidden[i][row], expected_hidden[0, 0], atol=1e-4, rtol=0)
+    assert together.lengths.tolist() == [length + 3 for length in lengths]
+
+
+def test_selected_rows_are_copies():
+    _, weights = _reference("llama-tied")
+    twin, tokens = Twin(weights), _tokens(2, 40)
+    cache = twin.new_cache(2)
+    twin(tokens, DENSE, cache)
+    forks = cache.select(torch.tensor([1, 1, 0]))
+    before = cache.keys.clone()
+    logits, _ = twin.step(torch.tensor([7, 7, 7]), [DENSE] * 3, forks)
+    torch.testing.assert_close(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2], atol=1e-3)
+    assert torch.equal(cache.keys, before)
+    assert cache.lengths.tolist() == [40, 40]
+
+
+def test_activations_round_half_to_even_in_blocks_of_32():
+    x = torch.zeros(2, 64)
+    x[0, :5] = torch.tensor([127.0, 0.5, 1.5, 2.5, -3.5])
+    x[0, 32:34] = torch.tensor([1.27, 0.004])
+    rounded = round_activations(x)
+    assert rounded[0, :5].tolist() == [127.0, 0.0, 2.0, 2.0, -4.0]
+    assert rounded[0, 33] == 0.0  # 0.4 of a step of 0.01
+    assert torch.equal(rounded[1], x[1])
+
+
+@pytest.mark.parametrize("count", [1, 3, 17, 40, 64])
+def test_keep_largest_takes_the_lower_index_of_ties(count):
+    rng = np.random.default_rng(count)
+    x = rng.integers(-4, 5, (6, 64)).astype(np.float32)  # many ties
+    expected = np.zeros_like(x)
+    for row, out in zip(x, expected, strict=True):
+        kept = sorted(range(64), key=lambda i, row=row: (-abs(row[i]), i))[:count]
+        out[kept] = row[kept]
+    assert np.array_equal(keep_largest(torch.from_numpy(x), count).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "phi"])
+@pytest.mark.parametrize(("length", "keep"), [(15, 10), (16, 10), (95, 10), (95, 50), (100, 25), (112, 99)])
+def test_sparse_step_equals_plain_loops(name, length, keep):
+    """Attention of one step with float16 keys and values, read page by page as section 3 of docs/bundle.md words it."""
+    _, weights = _reference(name)
+    twin = Twin(weights, Arithmetic(int8_activations=False))
+    d, cache = twin.decoder, twin.new_cache(1)
+    twin(_tokens(1, length), DENSE, cache)
+    slots = cache.open(1)
+    q = torch.randn(1, d.num_heads, 1, d.head_dim, generator=torch.Generator().manual_seed(3))
+    k = torch.randn(1, 1, d.num_kv_heads, d.head_dim, generator=torch.Generator().manual_seed(4))
+    keys, _ = cache.append(slots, 0, k, k)
+    pages = Action(keep, 100, 8).pages(length, 16)
+    read = twin._read(q, cache, 0, torch.tensor([pages]), slots)[0]
+
+    total = length + 1
+    newest = math.ceil(total / 16) - 1
+    group = d.num_heads // d.num_kv_heads
+    for kv in range(d.num_kv_heads):
+        scores = []
+        for page in range(newest):
+            tokens = keys[0, kv, 16 * page : 16 * page + 16].float()
+            low, high = tokens.min(0).values, tokens.max(0).values
+            heads = q[0, kv * group : (kv + 1) * group, 0]
+            scores.append(max(float(torch.maximum(head * low, head * high).sum()) for head in heads))
+        kept = sorted(range(newest), key=lambda page: (-scores[page], page))[:pages]
+        expected = {token for page in [*kept, newest] for token in range(16 * page, min(16 * page + 16, total))}
+        expected |= set(range(min(4, total)))
+        for head in range(kv * group, (kv + 1) * group):
+            assert set(read[head].nonzero().flatten().tolist()) == expected

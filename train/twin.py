@@ -1,0 +1,255 @@
+"""The torch twin: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md, sections 2 and 3).
+
+Nested weights dequantized in float32, int8 activations in front of every nested matmul, exact top-k pruning, float16
+keys and values, pages chosen by their summaries. Runtime and twin differ only in the order of float32 additions.
+Inference only: the decoder is frozen, no gradient flows through it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sol_rt.actions import Action
+from sol_rt.export.architecture import BLOCK
+from sol_rt.train.kv_cache import KVCache, Slots
+from sol_rt.train.weights import ModelWeights
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the twin rounds. The default is what the runtime does.
+
+    Attributes:
+        int8_activations: quantize the input of every nested matmul to int8, a block of 32 channels at a time.
+        kv_dtype: type of keys, values and page summaries.
+    """
+
+    int8_activations: bool = True
+    kv_dtype: torch.dtype = torch.float16
+
+
+UNROUNDED = Arithmetic(int8_activations=False, kv_dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of a batch that run the same variant."""
+
+    rows: Tensor | slice
+    bits: int
+    keep_in: int
+    keep_mid: int
+
+
+class Twin(nn.Module):
+    """A decoder that runs every row under the action it is given.
+
+    Args:
+        weights: from `sol_rt.train.weights`.
+        arithmetic: what is rounded.
+        page_size, sinks: tokens a KV page, and tokens at the start that attention always reads: `kv` of the bundle.
+    """
+
+    def __init__(
+        self, weights: ModelWeights, arithmetic: Arithmetic | None = None, *, page_size: int = 16, sinks: int = 4
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.decoder = weights.decoder
+        self.arithmetic = arithmetic or Arithmetic()
+        self.page_size, self.sinks = page_size, sinks
+
+    def new_cache(self, rows: int) -> KVCache:
+        """An empty cache for `rows` sequences."""
+        device = self.weights.vector("rope.cos").device
+        return KVCache.empty(self.decoder, rows, self.page_size, self.arithmetic.kv_dtype, device)
+
+    @torch.no_grad()
+    def forward(
+        self, tokens: Tensor, action: Action, past: KVCache, num_logits: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Appends S tokens to every row under one action.
+
+        Args:
+            tokens: int64 [B, S]. Attention is dense where S > 1, as in the runtime.
+            action: the action of all rows.
+            past: cache of B rows, appended to in place.
+            num_logits: positions from the end that logits are wanted for; all where None.
+
+        Returns:
+            Logits float32 [B, n, vocab] and final norm output float32 [B, n, hidden].
+        """
+        pages = None if tokens.shape[1] > 1 else self._pages([action] * len(tokens), past)
+        return self._run(tokens, [self._group(slice(None), action)], pages, past, num_logits)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, actions: Sequence[Action], past: KVCache) -> tuple[Tensor, Tensor]:
+        """One decode step of every row, each under its own action; rows of one variant run together.
+
+        Args:
+            tokens: int64 [B].
+            actions: B actions.
+            past: cache of B rows, appended to in place.
+
+        Returns:
+            Logits float32 [B, vocab] and final norm output float32 [B, hidden].
+        """
+        if len(actions) != len(tokens):
+            raise ValueError(f"step: got {len(actions)} actions for {len(tokens)} rows")
+        rows: dict[str, list[int]] = {}
+        for row, action in enumerate(actions):
+            rows.setdefault(action.variant, []).append(row)
+        groups = [
+            self._group(torch.tensor(members, device=tokens.device), actions[members[0]]) for members in rows.values()
+        ]
+        if len(groups) == 1:
+            groups = [self._group(slice(None), actions[0])]
+        logits, hidden = self._run(tokens.unsqueeze(1), groups, self._pages(actions, past), past, None)
+        return logits[:, 0], hidden[:, 0]
+
+    def _group(self, rows: Tensor | slice, action: Action) -> _Group:
+        return _Group(rows, action.bits, *self.weights.keep_counts(action.prune))
+
+    def _pages(self, actions: Sequence[Action], past: KVCache) -> Tensor | None:
+        """Old pages that each row reads, int64 [B]; None where every row reads all."""
+        if all(action.keep == 100 for action in actions):
+            return None
+        lengths = past.lengths.tolist()
+        counts = [action.pages(length, self.page_size) for action, length in zip(actions, lengths, strict=True)]
+        return torch.tensor(counts, device=past.lengths.device)
+
+    def _run(
+        self, tokens: Tensor, groups: list[_Group], pages: Tensor | None, past: KVCache, num_logits: int | None
+    ) -> tuple[Tensor, Tensor]:
+        decoder, slots = self.decoder, past.open(tokens.shape[1])
+        if slots.longest > self.weights.vector("rope.cos").shape[0]:
+            raise ValueError(f"{slots.longest} tokens exceed the model's context of {decoder.max_context}")
+        x = self.weights.matrix("embed").rows(tokens) * decoder.embedding_scale
+        for layer in range(decoder.num_layers):
+            name = f"layers.{layer}"
+            normed = self._norm(x, f"{name}.attn_norm")
+            attended = self._attention(normed, layer, groups, pages, past, slots)
+            if decoder.parallel_residual:
+                mlp_in = normed if decoder.shared_norm else self._norm(x, f"{name}.mlp_norm")
+                x = x + attended + self._mlp(mlp_in, name, groups)
+            else:
+                x = x + attended
+                x = x + self._mlp(self._norm(x, f"{name}.mlp_norm"), name, groups)
+        past.close(slots)
+        hidden = self._norm(x if num_logits is None else x[:, -num_logits:], "final_norm")
+        return self._matmul(hidden, "embed" if decoder.tied else "head", groups, bias="head.bias"), hidden
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.weights.vector(f"{name}.weight"), self.weights.vector_or_none(f"{name}.bias")
+        if self.decoder.norm == "layer":
+            return F.layer_norm(x, x.shape[-1:], weight, bias, self.decoder.norm_eps)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.norm_eps) * weight
+
+    def _matmul(self, x: Tensor, name: str, groups: list[_Group], bias: str | None = None) -> Tensor:
+        """x [B, S, K] times a matrix [N, K] at each group's level, plus the bias where there is one: [B, S, N]."""
+        return _by_group(groups, x, lambda part, group: self._linear(part, name, group.bits, bias))
+
+    def _linear(self, x: Tensor, name: str, bits: int, bias: str | None = None) -> Tensor:
+        if self.arithmetic.int8_activations:
+            x = round_activations(x)
+        return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias or f"{name}.bias"))
+
+    def _mlp(self, x: Tensor, name: str, groups: list[_Group]) -> Tensor:
+        return _by_group(groups, x, lambda part, group: self._pruned_mlp(part, name, group))
+
+    def _pruned_mlp(self, x: Tensor, name: str, group: _Group) -> Tensor:
+        up = self._linear(keep_largest(x, group.keep_in), f"{name}.up", group.bits)
+        act = _ACTIVATIONS[self.decoder.activation]
+        if self.decoder.gated:
+            gate, up = up.chunk(2, dim=-1)
+            middle = act(gate) * up
+        else:
+            middle = act(up)
+        return self._linear(keep_largest(middle, group.keep_mid), f"{name}.down", group.bits)
+
+    def _attention(
+        self, x: Tensor, layer: int, groups: list[_Group], pages: Tensor | None, past: KVCache, slots: Slots
+    ) -> Tensor:
+        d, name = self.decoder, f"layers.{layer}"
+        heads = torch.unflatten(self._matmul(x, f"{name}.qkv", groups), -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
+        q, k, v = torch.split(heads, [d.num_heads, d.num_kv_heads, d.num_kv_heads], dim=2)
+        cos, sin = (self.weights.vector(f"rope.{part}")[slots.positions].unsqueeze(2) for part in ("cos", "sin"))
+        q = rotate(q, cos, sin).transpose(1, 2)  # [B, H, S, D]
+        keys, values = past.append(slots, layer, rotate(k, cos, sin), v)
+        keys, values = keys.float(), values.float()  # [B, Hk, T, D]
+        at = torch.arange(slots.longest, device=x.device)
+        mask = (at <= slots.positions.unsqueeze(-1)).unsqueeze(1)  # [B, 1, S, T]
+        if pages is not None:
+            mask = mask & self._read(q, past, layer, pages, slots).unsqueeze(2)
+        y = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, scale=d.softmax_scale, enable_gqa=d.num_heads != d.num_kv_heads
+        )
+        return self._matmul(y.transpose(1, 2).flatten(2), f"{name}.o", groups)
+
+    def _read(self, q: Tensor, past: KVCache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
+        """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""
+        d, size = self.decoder, self.page_size
+        count = math.ceil(slots.longest / size)
+        newest = slots.positions // size  # [B, 1], page P - 1 of each row
+        group = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1)).unsqueeze(3)  # [B, Hk, H / Hk, 1, D]
+        low, high = (p[layer, :, :, :count].float().unsqueeze(2) for p in (past.page_min, past.page_max))
+        score = torch.maximum(group * low, group * high).sum(-1).amax(2)  # [B, Hk, pages]
+        page = torch.arange(count, device=q.device)
+        old = (page < newest).unsqueeze(1)  # [B, 1, pages]
+        score = score.masked_fill(~old, -math.inf)
+        order = score.argsort(dim=-1, descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(-1, order, page.expand_as(order))
+        kept = (rank < pages[:, None, None]) & old | (page == newest).unsqueeze(1)
+        tokens = kept.repeat_interleave(size, dim=-1)[..., : slots.longest]
+        tokens = tokens | (torch.arange(slots.longest, device=q.device) < self.sinks)
+        return tokens.repeat_interleave(d.num_heads // d.num_kv_heads, dim=1)
+
+
+def _by_group(groups: list[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
+    """Applies `function` to every group's rows of x [B, ...] and puts the results back in place."""
+    if len(groups) == 1:
+        return function(x, groups[0])
+    parts = [function(x[group.rows], group) for group in groups]
+    out = parts[0].new_empty(len(x), *parts[0].shape[1:])
+    for group, part in zip(groups, parts, strict=True):
+        out[group.rows] = part
+    return out
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """x [..., K] float32 rounded to int8 steps: a = max |x| / 127 a block of 32 channels, codes round half to even."""
+    blocks = torch.unflatten(x, -1, (-1, BLOCK))
+    step = blocks.abs().amax(-1, keepdim=True) / 127
+    codes = torch.where(step > 0, torch.round(blocks / step), 0.0)
+    return (codes * step).flatten(-2)
+
+
+def keep_largest(x: Tensor, count: int) -> Tensor:
+    """x [..., K] with all but the `count` channels of largest magnitude 0; of equal ones the lower index stays."""
+    if count >= x.shape[-1]:
+        return x
+    size = x.abs()
+    threshold = size.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, tied = size > threshold, size == threshold
+    free = count - above.sum(-1, keepdim=True)
+    return x * (above | (tied & (tied.cumsum(-1) <= free)))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split rotary embedding of x [..., D] by tables [..., rotary_dim / 2]; channels beyond rotary_dim pass."""
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

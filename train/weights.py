@@ -1,0 +1,247 @@
+"""Weights of the torch twin: nested matrices that can be read at every level, from a bundle or from a checkpoint.
+
+A nested matrix is held as one byte a weight (`code8` of docs/bundle.md, section 2) and turned into float32 a level at a
+time, on first use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry
+from sol_rt.export.architecture import BLOCK, FAMILIES, Decoder, from_hf_config
+from sol_rt.export.rope import tables
+
+# Level -> (bits of code8 that the level reads, constant that centres the bits it leaves out).
+LEVELS = {4: (0xF0, 0.0), 6: (0xFC, 6.5), 8: (0xFF, 8.0)}
+
+
+class Matrix(nn.Module):
+    """A weight matrix [N, K] (outputs, inputs) as the twin uses it."""
+
+    def at(self, bits: int) -> Tensor:
+        """The matrix at a level: float32 [N, K]."""
+        raise NotImplementedError
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows at the widest level: float32 [..., K] for ids int64 [...]."""
+        raise NotImplementedError
+
+
+class FloatMatrix(Matrix):
+    """The source's own float32 weights [N, K]: every level is the same. For checks of the architecture."""
+
+    values: Tensor
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values.float(), persistent=False)
+
+    def at(self, bits: int) -> Tensor:
+        return self.values
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self.values[ids]
+
+
+class NestedMatrix(Matrix):
+    """Nested codes, dequantized in float32 on first use of a level and kept until `release`.
+
+    Args:
+        codes: uint8 [N, K], code8; planes that the bundle doesn't have are 0.
+        scale: float16 [N, K / 32].
+        zero: uint8 [N, K / 32].
+        widest: widest level that the codes hold: 4, 6 or 8.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor, widest: int) -> None:
+        super().__init__()
+        self.widest = widest
+        self._levels: dict[int, Tensor] = {}
+        for name, tensor in (("codes", codes), ("scale", scale), ("zero", zero)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def at(self, bits: int) -> Tensor:
+        level = self._levels.get(bits)
+        if level is None or level.device != self.codes.device:
+            level = self._levels[bits] = self._dequantize(self.codes, self.scale, self.zero, bits)
+        return level
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self._dequantize(self.codes[ids], self.scale[ids], self.zero[ids], self.widest)
+
+    def release(self) -> None:
+        """Drops the dequantized levels; the codes stay."""
+        self._levels.clear()
+
+    def _dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+        if bits not in LEVELS or bits > self.widest:
+            held = ", ".join(str(level) for level in LEVELS if level <= self.widest)
+            raise ValueError(f"weight bits: got {bits}, the matrix holds {held}")
+        mask, centre = LEVELS[bits]
+        offsets = zero.float().add_(centre)
+        values = torch.unflatten((codes & mask).float(), -1, (-1, BLOCK))
+        values.sub_(offsets.unsqueeze(-1)).mul_(scale.float().div_(16).unsqueeze(-1))
+        return values.flatten(-2)
+
+
+class ModelWeights(nn.Module):
+    """All weights of a decoder, by the tensor names of the bundle.
+
+    Args:
+        decoder: description of the decoder.
+        matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
+        vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
+        prunes: prune level -> channels kept at the inputs of the first and the second MLP matmul, where a bundle
+            says so; other levels follow the exporter's rule.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        matrices: Mapping[str, Matrix],
+        vectors: Mapping[str, Tensor],
+        prunes: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self._matrices = nn.ModuleDict({_key(name): matrix for name, matrix in matrices.items()})
+        self._prunes = {100: (decoder.hidden_size, decoder.intermediate_size), **(prunes or {})}
+        self._names = frozenset(vectors)
+        for name, vector in vectors.items():
+            self.register_buffer(_key(name), vector.float(), persistent=False)
+
+    def matrix(self, name: str) -> Matrix:
+        matrix = self._matrices[_key(name)]
+        assert isinstance(matrix, Matrix)
+        return matrix
+
+    def vector(self, name: str) -> Tensor:
+        return self.get_buffer(_key(name))
+
+    def vector_or_none(self, name: str) -> Tensor | None:
+        return self.vector(name) if name in self._names else None
+
+    def keep_counts(self, prune: int) -> tuple[int, int]:
+        """Channels that prune level `prune` (percent) keeps before the first and the second MLP matmul."""
+        if prune not in self._prunes:
+            from sol_rt.export.graph import prune_counts  # needs onnx, which the twin of a bundle does without
+
+            d = self.decoder
+            self._prunes[prune] = prune_counts(prune, d.hidden_size, d.intermediate_size, d.gated)
+        return self._prunes[prune]
+
+    def release(self) -> None:
+        """Drops all dequantized levels; they come back on use."""
+        for matrix in self._matrices.values():
+            if isinstance(matrix, NestedMatrix):
+                matrix.release()
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # torch takes dots for a path of modules
+
+
+def read_bundle(path: Path | str) -> ModelWeights:
+    """The weights of a bundle folder. Raises BundleError where its config is damaged."""
+    folder = Path(path)
+    config = SolConfig.from_json(folder / CONFIG_NAME)
+    hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    decoder = from_hf_config(hf_config, config.model.max_context)
+    blob = np.memmap(folder / config.weights_file, np.uint8, "r")
+    names = sorted({name.removesuffix(".base") for name in config.tensors if name.endswith(".base")})
+    return ModelWeights(
+        decoder,
+        {name: _read_matrix(blob, config.tensors, name) for name in names},
+        {
+            name: torch.from_numpy(_read(blob, entry))
+            for name, entry in config.tensors.items()
+            if name.rpartition(".")[0] not in names or name.endswith(".bias")
+        },
+        {variant.prune: (variant.keep_in, variant.keep_mid) for variant in config.variants.values()},
+    )
+
+
+def _read(blob: npt.NDArray[np.uint8], entry: TensorEntry) -> npt.NDArray[Any]:
+    """A copy of a tensor in its own shape; uint4 comes packed, with half the last axis."""
+    data = np.array(blob[entry.offset : entry.offset + entry.bytes])
+    if entry.dtype == "uint4":
+        return data.reshape(*entry.shape[:-1], entry.shape[-1] // 2)
+    return data.view(entry.dtype).reshape(entry.shape)
+
+
+def _read_matrix(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
+    base_entry = tensors[f"{name}.base"]
+    base = _read(blob, base_entry)
+    if base_entry.dtype == "uint4":
+        codes = np.stack([base & 15, base >> 4], axis=-1).reshape(base_entry.shape).T << 4
+    else:
+        codes = _unpacked(base, bits=4) << 4
+    widest = 4
+    for plane, shift in (("plane1", 2), ("plane2", 0)):
+        if f"{name}.{plane}" in tensors:
+            codes = codes | _unpacked(_read(blob, tensors[f"{name}.{plane}"]), bits=2) << shift
+            widest += 2
+    scale, zero = (torch.from_numpy(_read(blob, tensors[f"{name}.{part}"]).T.copy()) for part in ("scale", "zero"))
+    return NestedMatrix(torch.from_numpy(np.ascontiguousarray(codes)), scale, zero, widest)
+
+
+def _unpacked(plane: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Block-major plane uint8 [KB, N, 4 * bits] -> codes uint8 [N, 32 * KB], lowest bits of a byte first."""
+    parts = [plane >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    blocks = np.stack(parts, axis=-1).reshape(*plane.shape[:2], BLOCK)
+    return blocks.transpose(1, 0, 2).reshape(plane.shape[1], -1)
+
+
+def from_tensors(
+    decoder: Decoder, read: Callable[[str], Tensor | None], matrix: Callable[[Tensor], Matrix]
+) -> ModelWeights:
+    """Assembles a checkpoint's weights.
+
+    Args:
+        decoder: description of the checkpoint.
+        read: tensor of a name as in the Hugging Face checkpoint (with `.weight` or `.bias`), None where there is none.
+        matrix: makes a matrix of float32 [N, K], for example `FloatMatrix` or `quantized`.
+    """
+    names = FAMILIES[decoder.family].names
+    matrices: dict[str, Matrix] = {}
+    vectors: dict[str, Tensor] = {}
+
+    def add(name: str, modules: tuple[str, ...], is_matrix: bool) -> None:
+        parts = {kind: [read(f"{module}.{kind}") for module in modules] for kind in ("weight", "bias")}
+        weights = [part.float() for part in parts["weight"] if part is not None]
+        biases = [part.float() for part in parts["bias"] if part is not None]
+        if is_matrix:
+            matrices[name] = matrix(torch.cat(weights))
+        else:
+            vectors[f"{name}.weight"] = torch.cat(weights) + decoder.norm_offset
+        if biases:
+            vectors[f"{name}.bias"] = torch.cat(biases)
+
+    add("embed", (names.embed,), is_matrix=True)
+    add("final_norm", (names.final_norm,), is_matrix=False)
+    if not decoder.tied:
+        add("head", (names.head,), is_matrix=True)
+    for i in range(decoder.num_layers):
+        parts = {"qkv": names.qkv, "o": (names.o,), "up": names.up, "down": (names.down,)}
+        for part, modules in parts.items():
+            add(f"layers.{i}.{part}", tuple(module.format(i=i) for module in modules), is_matrix=True)
+        for part, module in {"attn_norm": names.attn_norm, "mlp_norm": names.mlp_norm}.items():
+            if module is not None:
+                add(f"layers.{i}.{part}", (module.format(i=i),), is_matrix=False)
+    vectors["rope.cos"], vectors["rope.sin"] = (
+        torch.from_numpy(table) for table in tables(decoder.rope, 0, decoder.max_context)
+    )
+    return ModelWeights(decoder, matrices, vectors)
