@@ -1,0 +1,91 @@
+// What one call of SparseAttention works on: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
+#ifndef SOL_RT_OPS_ATTENTION_CALL_H_
+#define SOL_RT_OPS_ATTENTION_CALL_H_
+
+#include <stdint.h>
+
+#include <atomic>
+
+#include "hwy/base.h"
+
+namespace sol {
+
+inline constexpr int64_t kPageSize = 16;
+inline constexpr int64_t kMaxHeadDim = 256;
+// Rows of queries are padded to this many floats, the widest vector of any target.
+inline constexpr int64_t kMaxLanes = 16;
+// Upper limit of a decode task. Its scores for 4 heads stay in the first-level cache.
+inline constexpr int64_t kMaxChunkPages = 16;
+inline constexpr float kLog2E = 1.44269504088896341f;
+
+inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t RoundUp(int64_t a, int64_t b) { return DivideUp(a, b) * b; }
+
+struct AttentionCall {
+  int64_t heads;       // H, query heads
+  int64_t kv_heads;    // Hk
+  int64_t group;       // H / Hk, query heads that read one KV head
+  int64_t head_dim;    // D
+  int64_t rotary_dim;  // even, at most D
+  int64_t sinks;       // first tokens that are always attended
+  float scale;         // of the softmax
+
+  int64_t capacity;  // C, tokens, a multiple of kPageSize
+  int64_t past;      // tokens in the cache before this call
+  int64_t tokens;    // S
+  int64_t total;     // T = past + S
+  int64_t pages;     // P = ceil(T / kPageSize)
+  int64_t keep;      // old pages to read
+
+  const float* qkv;           // [S, (H + 2 Hk) D]
+  const float* cos;           // [>= T, rotary_dim / 2]
+  const float* sin;           // as cos
+  hwy::float16_t* key;        // [Hk, C, D]
+  hwy::float16_t* value;      // [Hk, C, D]
+  hwy::float16_t* page_min;   // [Hk, C / kPageSize, D]
+  hwy::float16_t* page_max;   // as page_min
+  float* y;                   // [S, H D]
+
+  const float* QueryRow(int64_t token, int64_t head) const {
+    return qkv + (token * (heads + 2 * kv_heads) + head) * head_dim;
+  }
+  const float* KeySource(int64_t token, int64_t kv_head) const { return QueryRow(token, heads + kv_head); }
+  const float* ValueSource(int64_t token, int64_t kv_head) const { return QueryRow(token, heads + kv_heads + kv_head); }
+  hwy::float16_t* KeyRow(int64_t kv_head, int64_t position) const {
+    return key + (kv_head * capacity + position) * head_dim;
+  }
+  hwy::float16_t* ValueRow(int64_t kv_head, int64_t position) const {
+    return value + (kv_head * capacity + position) * head_dim;
+  }
+  int64_t SummaryOffset(int64_t kv_head, int64_t page) const {
+    return (kv_head * (capacity / kPageSize) + page) * head_dim;
+  }
+};
+
+// One decode step (S = 1). Every KV head's attended pages form a list, cut into chunks; a chunk is one task, whose partial result
+// (maximum, sum, weighted values) the last task of the head combines. The cut depends on sizes only, so that results are the same
+// for any number of threads.
+struct DecodePlan {
+  bool sparse;
+  int64_t padded_dim;    // D rounded up to kMaxLanes
+  int64_t max_pages;     // upper limit of a head's list
+  int64_t chunk_pages;   // at most kMaxChunkPages
+  int64_t chunks;        // a KV head
+  int64_t score_stride;  // of page_scores
+
+  float* query;                   // [H, padded_dim], rotated, times softmax scale and log2(e)
+  float* query_upper;             // [H, padded_dim], max(q, 0): multiplies a page's maximum
+  float* query_lower;             // [H, padded_dim], min(q, 0): multiplies a page's minimum
+  int32_t* page_scores;           // [Hk, score_stride], as integers of the same order
+  int32_t* page_start;            // [Hk, max_pages + kMaxLanes], first token of each listed page
+  int32_t* page_count;            // as page_start, tokens to read of it
+  int32_t* listed;                // [Hk], length of the list
+  float* partial_max;             // [Hk, chunks, group], in units of log2
+  float* partial_sum;             // [Hk, chunks, group]
+  float* partial_values;          // [Hk, chunks, group, padded_dim]
+  std::atomic<int32_t>* pending;  // [Hk], tasks of the head not yet done
+};
+
+}  // namespace sol
+
+#endif  // SOL_RT_OPS_ATTENTION_CALL_H_

@@ -1,0 +1,62 @@
+// The library's one entry point: registers the operators of the domain `sol`.
+
+#include "op.h"
+#include "target.h"
+
+namespace sol {
+
+const OrtApi* g_api = nullptr;
+
+const OrtCustomOp* NestedMatMulOp();
+const OrtCustomOp* NestedGatherOp();
+const OrtCustomOp* PrunedMLPOp();
+const OrtCustomOp* SparseAttentionOp();
+
+namespace {
+
+OrtStatus* Register(OrtSessionOptions* options) {
+  // One domain for the life of the process: every session refers to it.
+  static OrtCustomOpDomain* const domain = [] {
+    OrtCustomOpDomain* made = nullptr;
+    Check(Api().CreateCustomOpDomain("sol", &made));
+#ifdef SOL_HAVE_NESTED_MATMUL
+    Check(Api().CustomOpDomain_Add(made, NestedMatMulOp()));
+#endif
+#ifdef SOL_HAVE_NESTED_GATHER
+    Check(Api().CustomOpDomain_Add(made, NestedGatherOp()));
+#endif
+#ifdef SOL_HAVE_PRUNED_MLP
+    Check(Api().CustomOpDomain_Add(made, PrunedMLPOp()));
+#endif
+#ifdef SOL_HAVE_SPARSE_ATTENTION
+    Check(Api().CustomOpDomain_Add(made, SparseAttentionOp()));
+#endif
+    return made;
+  }();
+  return Api().AddCustomOpDomain(options, domain);
+}
+
+}  // namespace
+}  // namespace sol
+
+#define SOL_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+SOL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (api == nullptr) {
+    // Old enough for every release that has custom operator libraries at all.
+    const OrtApi* old = base->GetApi(12);
+    return old == nullptr ? nullptr
+                          : old->CreateStatus(ORT_FAIL, "sol_ops_cpu needs ONNX Runtime 1.21 or newer; upgrade it or run without native operators");
+  }
+  sol::g_api = api;
+  OrtStatus* status = nullptr;
+  OrtStatus* failure = sol::Guard([&] { status = sol::Register(options); });
+  return failure != nullptr ? failure : status;
+}
+
+// Highway's name of the instruction set in use, for diagnostics.
+SOL_EXPORT const char* SolOpsTarget() { return sol::BestTargetName(); }
+}
