@@ -1,0 +1,77 @@
+"""`sol-rt export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, progress
+from sol_rt.errors import SolError, UsageError
+
+_NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors")
+
+
+def export(
+    model: Annotated[
+        str,
+        options.option("-m", "--model", env=False, help="Checkpoint folder, .gguf file, alias or hub id."),
+    ],
+    output: Annotated[
+        Path | None, options.option("-o", "--output", env=False, help="Bundle folder; default: under $SOL_RT_HOME.")
+    ] = None,
+    bits: Annotated[str, options.option("--bits", env=False, help="Weight widths, of 8, 6 and 4.")] = "8,6,4",
+    prune: Annotated[
+        str, options.option("--prune", env=False, help="Shares of MLP channels kept, percent.")
+    ] = "100,75,50,25",
+    keep: Annotated[
+        str, options.option("--keep", env=False, help="Shares of old KV pages read, percent.")
+    ] = "100,50,25,10",
+    ctx_size: Annotated[
+        int | None,
+        options.option("-c", "--ctx-size", env=False, min=32, help="Largest context; default: the model's own."),
+    ] = None,
+    force: Annotated[bool, options.option("--force", env=False, help="Replace a bundle that is already there.")] = False,
+    parity: Annotated[
+        bool, options.option("--parity/--no-parity", env=False, help="Compare with the source at the end.")
+    ] = True,
+    debug: options.Debug = False,
+) -> None:
+    """Export a checkpoint to a bundle. Ends with a parity report and prints the bundle's path."""
+    from sol_rt.bundle import CONFIG_NAME
+    from sol_rt.home import bundles_dir, remember_last_export
+    from sol_rt.pull import resolve
+
+    levels = {"bits": _levels("bits", bits, 8), "prune": _levels("prune", prune, 100), "keep": _levels("keep", keep, 100)}
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
+    from sol_rt.export.bundle_writer import export_bundle
+
+    with progress() as report:
+        checkpoint, name = resolve(model, report)
+        target = output or bundles_dir() / name
+        if target.exists():
+            if not force:
+                raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
+            if not (target / CONFIG_NAME).is_file() and not (target.is_dir() and not any(target.iterdir())):
+                raise UsageError(f"{target} is not a bundle, so --force leaves it alone; choose another -o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        result = export_bundle(
+            str(checkpoint), target, **levels, max_context=ctx_size, parity=parity, progress=report
+        )
+    for line in result.lines():
+        note(line)
+    remember_last_export(target)
+    print(target)
+
+
+def _levels(name: str, text: str, top: int) -> tuple[int, ...]:
+    try:
+        levels = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--{name} {text}: expected whole numbers with commas between, for example 100,50") from None
+    if not all(1 <= level <= top for level in levels) or len(set(levels)) != len(levels):
+        raise UsageError(f"--{name} {text}: expected different numbers from 1 to {top}")
+    return tuple(sorted(levels, reverse=True))

@@ -1,0 +1,81 @@
+"""Opening the model that a command line names."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from sol_rt.cli.console import note
+from sol_rt.errors import ContextError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sol_rt.model import SolModel
+
+
+def bundle_path(model: str | None) -> Path:
+    """The bundle folder of `-m`, with a note where it was not named."""
+    from sol_rt.home import find_bundle
+
+    path = find_bundle(model)
+    if model is None and not os.environ.get("SOL_RT_MODEL"):
+        note(f"model: {path} (exported last)")
+    return path
+
+
+def load(
+    model: str | None, *, provider: str = "auto", threads: int | None = None, native_ops: bool = True, device: int = 0
+) -> SolModel:
+    """Opens the bundle of `-m` with its sessions' settings."""
+    from sol_rt.model import SolModel
+
+    return SolModel.from_pretrained(
+        bundle_path(model), provider=provider, threads=threads, native_ops=native_ops, device=device
+    )
+
+
+def dial(
+    schedule: str | None,
+    budget: float | None,
+    tokens_per_second: float | None,
+    keep: float | None,
+    prune: float | None,
+    bits: float | None,
+    refresh: bool | None,
+) -> dict[str, Any]:
+    """The arguments of `SolModel` that say how decode steps are run. Raises UsageError where the dial was given twice."""
+    if budget is not None and tokens_per_second is not None:
+        raise UsageError("--budget and --tokens-per-second are two forms of one dial; give one")
+    targets = {"keep": keep, "prune": prune, "bits": bits}
+    if schedule is not None and (schedule == "dense" or schedule.startswith("fixed:")):
+        given = {"budget": budget, "tokens-per-second": tokens_per_second, **targets}
+        if names := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"--schedule {schedule} fixes the action; leave out --{' --'.join(names)}")
+    return {
+        "schedule": schedule,
+        "budget": 1.0 if budget is None else budget,
+        "tokens_per_second": tokens_per_second,
+        "refresh": refresh,
+        **targets,
+    }
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises UsageError where it can't be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def fit(prompt_tokens: int, max_new_tokens: int | None, ctx_size: int | None) -> int | None:
+    """New tokens that a context limit leaves room for. Raises ContextError where the prompt alone is too long."""
+    if ctx_size is None:
+        return max_new_tokens
+    room = ctx_size - prompt_tokens
+    if room < 1:
+        raise ContextError(f"the prompt has {prompt_tokens} tokens, --ctx-size is {ctx_size}; shorten it or raise the limit")
+    return room if max_new_tokens is None else min(room, max_new_tokens)

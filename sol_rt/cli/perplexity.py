@@ -1,0 +1,60 @@
+"""`sol-rt perplexity`: the quality of a text under a budget, in llama-perplexity's convention."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, print_json, progress
+
+
+def perplexity(
+    file: Annotated[Path, options.option("-f", "--file", env=False, help="Text to score.")],
+    model: options.Model = None,
+    ctx_size: Annotated[
+        int, options.option("-c", "--ctx-size", env=False, min=4, help="Tokens a window; half of it is context.")
+    ] = 512,
+    chunks: Annotated[int | None, options.option("--chunks", env=False, min=1, help="Windows at most.")] = None,
+    budget: options.Budget = None,
+    schedule: options.Schedule = None,
+    tokens_per_second: options.TokensPerSecond = None,
+    keep: options.Keep = None,
+    prune: options.Prune = None,
+    bits: options.Bits = None,
+    refresh: options.Refresh = None,
+    seed: options.Seed = None,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    output: options.Output = options.Format.text,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Perplexity of a text file: every second half of a window is scored one decode step a token."""
+    from sol_rt.cli.loading import dial, load, read_text
+    from sol_rt.perplexity import perplexity as measure
+
+    how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
+    text = read_text(file)
+    engine = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    with progress() as report:
+        result = measure(
+            engine,
+            text,
+            size=ctx_size,
+            chunks=chunks,
+            seed=seed,
+            progress=lambda done, total, so_far: report("windows", done, total),
+            **how,
+        )
+    summary = {key: value for key, value in asdict(result).items() if key != "actions"}
+    if json or output is options.Format.json:
+        print_json(summary)
+        return
+    note(f"{result.tokens} tokens in {result.chunks} windows, achieved budget {result.achieved_budget:.3f}, {result.nll:.4f} nats")
+    for tag, count in sorted(result.actions.items(), reverse=True):
+        note(f"  {tag}  {count}")
+    print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")
