@@ -1,0 +1,343 @@
+"""Schedules: who picks the action of each decode step.
+
+`sol` asks the bundle's policy; `uniform` and `random` are what it is compared with; `fixed:TAG` and `dense` are
+constant. All but the constant ones choose only what the controller allows, so all of them hold the same budget
+through the same code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sol_rt.actions import Action
+from sol_rt.config import PolicySpec, SolConfig
+from sol_rt.controller import AxisTargets, Controller
+from sol_rt.errors import UsageError
+
+NAMES = ("sol", "uniform", "random", "fixed:TAG", "dense")
+_GRID = 128  # positions of the uniform mix between all-cheapest and dense
+_SPREAD_MEMORY = 0.9  # how slowly the estimate of the policy's spread follows
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What is known when an action is picked.
+
+    Attributes:
+        context: tokens in the cache.
+        token: the token about to be processed.
+        hidden: float32 [1, hidden], final hidden state of the step that produced `token`; only `sol` needs it.
+        logits: float32 [vocab] of that step.
+        step: decode steps done before this one.
+    """
+
+    context: int
+    token: int
+    hidden: np.ndarray | None
+    logits: np.ndarray
+    step: int
+
+
+class Schedule(Protocol):
+    name: str
+
+    def choose(self, step: StepContext) -> Action:
+        """The action for this step. The loop then reports it to the controller with `record`."""
+
+    def reset(self) -> None:
+        """Forgets the run so far; the next one gives the same choices as the first."""
+
+
+class Policy(Protocol):
+    """What `sol` needs of a policy session (policy.py)."""
+
+    spec: PolicySpec
+
+    def reset(self) -> None: ...
+
+    def decide(
+        self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
+    ) -> np.ndarray:
+        """Logits over the policy's actions, float32 [A]."""
+
+
+def default_schedule(config: SolConfig) -> str:
+    """`sol` where the bundle has a policy, else `uniform`."""
+    return "uniform" if config.policy is None else "sol"
+
+
+def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | None = None) -> tuple[Action, ...]:
+    """The actions that the controller and the schedule `name` work with; the dense one is always among them.
+
+    `sol`: the policy's, in its order. `random`: the bundle's action set. `uniform`, and every schedule but `sol`
+    under axis targets: every keep of the action set with every variant.
+    """
+    if name == "sol" and config.policy is not None:
+        actions = config.policy.actions
+    elif name == "uniform" or (axis_targets is not None and axis_targets.any()):
+        keeps = sorted({entry.action.keep for entry in config.actions} | {100}, reverse=True)
+        variants = sorted(config.variants.values(), key=lambda variant: (-variant.bits, -variant.prune))
+        actions = tuple(Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps)
+    else:
+        actions = tuple(entry.action for entry in config.actions)
+    return actions if config.dense in actions else (*actions, config.dense)
+
+
+def make_schedule(
+    name: str,
+    controller: Controller,
+    *,
+    seed: int | None = None,
+    policy: Policy | None = None,
+    variants: Sequence[str] | None = None,
+) -> Schedule:
+    """Builds the schedule `name` over the controller's actions.
+
+    Args:
+        name: `sol`, `uniform`, `random`, `fixed:TAG` or `dense`.
+        controller: gives actions, limits, target and price.
+        seed: of `random`; None draws a fresh one.
+        policy: of `sol`.
+        variants: variant keys of the bundle, which `fixed:TAG` is checked against.
+
+    Raises UsageError for an unknown name, a tag whose variant the bundle lacks, and `sol` without a policy.
+    """
+    if name == "dense":
+        return ConstantSchedule(name, controller.dense)
+    if name.startswith("fixed:"):
+        action = Action.parse(name.removeprefix("fixed:"))
+        if variants is not None and action.variant not in variants:
+            raise UsageError(
+                f"--schedule {name}: no variant {action.variant} in this bundle; it has {', '.join(variants)}"
+            )
+        return ConstantSchedule(name, action)
+    if name == "uniform":
+        return UniformSchedule(controller)
+    if name == "random":
+        return RandomSchedule(controller, seed)
+    if name == "sol":
+        if policy is None:
+            raise UsageError("--schedule sol: this bundle has no policy; use uniform, or train one with `sol-rt train`")
+        return SolSchedule(controller, policy)
+    raise UsageError(f"--schedule: got {name!r}, expected one of {', '.join(NAMES)}")
+
+
+class ConstantSchedule:
+    """The same action at every step, whatever the budget: `fixed:TAG` and `dense`."""
+
+    def __init__(self, name: str, action: Action) -> None:
+        self.name = name
+        self.action = action
+
+    def choose(self, step: StepContext) -> Action:
+        return self.action
+
+    def reset(self) -> None:
+        pass
+
+
+class UniformSchedule:
+    """The hand-made mix that needs no policy: on each axis the two nearest settings in turn.
+
+    A single position u in [0, 1] puts each axis at lowest + u * (highest - lowest); u is where the mix's expected
+    cost is the controller's target. Under axis targets each axis is at its own target instead. Error diffusion on
+    each axis deals out the two settings around its position.
+    """
+
+    name = "uniform"
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        actions = controller.actions
+        axes = ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions])
+        self._levels = [np.array(sorted(set(values)), np.float64) for values in axes]
+        self._scale = np.array([levels[-1] for levels in self._levels])
+        self._settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self._scale
+        self._mixes = np.stack([self._mix(self._positions(index / _GRID)) for index in range(_GRID + 1)])
+        self.reset()
+
+    def reset(self) -> None:
+        # thirds apart, so that the axes don't all turn cheap on the same step
+        self._carry = np.array([0.0, 1 / 3, 2 / 3])
+
+    def choose(self, step: StepContext) -> Action:
+        controller = self._controller
+        if controller.dense_only:
+            return controller.dense
+        picked = []
+        for axis, position in enumerate(self._wanted(step.context)):
+            low, high, share = self._around(axis, position)
+            self._carry[axis] += share
+            up = self._carry[axis] >= 1.0 - 1e-9
+            self._carry[axis] -= up
+            picked.append(high if up else low)
+        index = self._nearest(picked)
+        allowed = controller.allowed(step.context)
+        if not allowed[index]:
+            costs = controller.relative_costs(step.context)
+            # nearest in cost holds a budget; nearest in setting holds axis targets
+            distance = np.abs(costs - costs[index])
+            if controller.axis_targets is not None:
+                distance = np.abs(self._settings - self._settings[index]).sum(axis=1)
+            index = int(np.argmin(np.where(allowed, distance, np.inf)))
+        return controller.actions[index]
+
+    def _wanted(self, context: int) -> np.ndarray:
+        """Position of each axis for this step, [3], in percent, percent and bits."""
+        controller = self._controller
+        targets = controller.axis_targets
+        if targets is not None:
+            given = (
+                None if targets.keep is None else 100 * targets.keep,
+                None if targets.prune is None else 100 * targets.prune,
+                targets.bits,
+            )
+            return np.array([top if value is None else value for value, top in zip(given, self._scale, strict=True)])
+        # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
+        expected = np.maximum.accumulate(self._mixes @ controller.relative_costs(context))
+        wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))
+        above = int(np.searchsorted(expected, wanted, side="left"))
+        if above == 0:
+            return self._positions(0.0)
+        below, rise = expected[above - 1], expected[above] - expected[above - 1]
+        return self._positions((above - 1 + (wanted - below) / rise) / _GRID)
+
+    def _positions(self, u: float) -> np.ndarray:
+        return np.array([levels[0] + u * (levels[-1] - levels[0]) for levels in self._levels])
+
+    def _around(self, axis: int, position: float) -> tuple[float, float, float]:
+        """(setting below, setting above, share of the one above) whose mean is `position`."""
+        levels = self._levels[axis]
+        above = int(np.searchsorted(levels, position, side="left").clip(0, len(levels) - 1))
+        below = max(above - 1, 0)
+        low, high = float(levels[below]), float(levels[above])
+        return low, high, 1.0 if high == low else min(max((position - low) / (high - low), 0.0), 1.0)
+
+    def _nearest(self, settings: Sequence[float]) -> int:
+        """Index of the existing action nearest to these settings."""
+        return int(np.argmin(np.abs(self._settings - np.array(settings) / self._scale).sum(axis=1)))
+
+    def _mix(self, positions: np.ndarray) -> np.ndarray:
+        """Share of each action, [A], when the axes are dealt out independently around `positions`."""
+        mix = np.zeros(len(self._settings))
+        around = [self._around(axis, position) for axis, position in enumerate(positions)]
+        for ups in itertools.product((False, True), repeat=3):
+            share = math.prod(s if up else 1 - s for up, (_, _, s) in zip(ups, around, strict=True))
+            settings = [high if up else low for up, (low, high, _) in zip(ups, around, strict=True)]
+            if share > 0:
+                mix[self._nearest(settings)] += share
+        return mix
+
+
+class RandomSchedule:
+    """Draws actions with probability proportional to exp(-rate * cost), the rate such that the expected cost is the
+    target.
+    """
+
+    name = "random"
+
+    def __init__(self, controller: Controller, seed: int | None) -> None:
+        self._controller = controller
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self.reset()
+
+    def reset(self) -> None:
+        self._random = np.random.default_rng(self._seed)
+
+    def choose(self, step: StepContext) -> Action:
+        controller = self._controller
+        if controller.dense_only:
+            return controller.dense
+        candidates = np.flatnonzero(controller.allowed(step.context))
+        if controller.axis_targets is not None:
+            return controller.actions[int(self._random.choice(candidates))]
+        shares = tilted(controller.relative_costs(step.context)[candidates], controller.target(step.context))
+        return controller.actions[int(candidates[int(self._random.choice(len(candidates), p=shares))])]
+
+
+def tilted(costs: np.ndarray, target: float) -> np.ndarray:
+    """The distribution [A] of largest entropy whose expected cost is `target`, or as near to it as `costs` [A]
+    allow.
+    """
+    low, high = -500.0, 500.0
+    for _ in range(40):
+        rate = (low + high) / 2
+        exponents = -rate * costs
+        shares = np.exp(exponents - exponents.max())
+        shares = shares / shares.sum()
+        if float(shares @ costs) > target:
+            low = rate
+        else:
+            high = rate
+    return np.asarray(shares)
+
+
+class SolSchedule:
+    """The policy's choice at the controller's price: argmax over allowed actions of logits / spread - price *
+    relative cost.
+
+    `spread` is a running mean of the logits' standard deviation, which makes the price independent of the policy's
+    scale.
+    """
+
+    name = "sol"
+
+    def __init__(self, controller: Controller, policy: Policy) -> None:
+        self._controller = controller
+        self._policy = policy
+        self.reset()
+
+    def reset(self) -> None:
+        self._policy.reset()
+        self._spread = 0.0
+        self._previous = -1
+        self._episode_cost = 0.0
+
+    def choose(self, step: StepContext) -> Action:
+        controller = self._controller
+        if controller.dense_only:
+            return controller.dense
+        if step.hidden is None:
+            raise UsageError("schedule sol: needs the hidden state of the last step")
+        position = step.step % self._policy.spec.horizon
+        if position == 0:
+            self._previous, self._episode_cost = -1, 0.0
+        scalars = self._scalars(step, position)
+        logits = np.asarray(self._policy.decide(step.hidden, step.token, scalars, self._previous, position), np.float64)
+        spread = float(logits.std())
+        self._spread = spread if not self._spread else _SPREAD_MEMORY * self._spread + (1 - _SPREAD_MEMORY) * spread
+        costs = controller.relative_costs(step.context)
+        # a dense action that the policy does not know follows its actions, and is taken only where nothing else is
+        # allowed
+        values = np.full(len(costs), -1e9)
+        values[: len(logits)] = logits.ravel() / max(self._spread, 1e-6) - controller.price * costs[: len(logits)]
+        index = int(np.argmax(np.where(controller.allowed(step.context), values, -np.inf)))
+        self._previous = index if index < len(logits) else -1
+        self._episode_cost += float(costs[index])
+        return controller.actions[index]
+
+    def _scalars(self, step: StepContext, position: int) -> dict[str, float]:
+        """Every scalar of docs/bundle.md section 5. `spend_deviation` is that of the running episode, as in
+        training.
+        """
+        controller = self._controller
+        budget = 1.0 if controller.requested is None else controller.requested
+        exponents = np.exp(step.logits - step.logits.max())
+        total = float(exponents.sum())
+        centred = step.logits - step.logits.max()
+        entropy = math.log(total) - float(exponents @ centred) / total
+        return {
+            "step_fraction": position / self._policy.spec.horizon,
+            "budget": budget,
+            "spend_deviation": self._episode_cost / position - budget if position else 0.0,
+            "entropy": entropy,
+            "top_probability": 1.0 / total,
+            "surprise": math.log(total) - float(centred[step.token]),
+            "log_context": math.log2(max(step.context, 1) / 16),
+        }
