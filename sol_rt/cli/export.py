@@ -32,18 +32,24 @@ def export(
         int | None,
         options.option("-c", "--ctx-size", env=False, min=32, help="Largest context; default: the model's own."),
     ] = None,
-    force: Annotated[bool, options.option("--force", env=False, help="Replace a bundle that is already there.")] = False,
+    force: Annotated[
+        bool, options.option("--force", env=False, help="Replace a bundle that is already there.")
+    ] = False,
     parity: Annotated[
         bool, options.option("--parity/--no-parity", env=False, help="Compare with the source at the end.")
     ] = True,
     debug: options.Debug = False,
 ) -> None:
     """Export a checkpoint to a bundle. Ends with a parity report and prints the bundle's path."""
-    from sol_rt.bundle import CONFIG_NAME
+    from sol_rt.config import CONFIG_NAME
     from sol_rt.home import bundles_dir, remember_last_export
     from sol_rt.pull import resolve
 
-    levels = {"bits": _levels("bits", bits, 8), "prune": _levels("prune", prune, 100), "keep": _levels("keep", keep, 100)}
+    levels = {
+        "bits": _levels("bits", bits, 8),
+        "prune": _levels("prune", prune, 100),
+        "keep": _levels("keep", keep, 100),
+    }
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
@@ -58,9 +64,7 @@ def export(
             if not (target / CONFIG_NAME).is_file() and not (target.is_dir() and not any(target.iterdir())):
                 raise UsageError(f"{target} is not a bundle, so --force leaves it alone; choose another -o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        result = export_bundle(
-            str(checkpoint), target, **levels, max_context=ctx_size, parity=parity, progress=report
-        )
+        result = export_bundle(str(checkpoint), target, **levels, max_context=ctx_size, parity=parity, progress=report)
     for line in result.lines():
         note(line)
     remember_last_export(target)

@@ -14,6 +14,7 @@ from sol_rt.errors import UsageError
 if TYPE_CHECKING:
     from sol_rt.generation import Generation
     from sol_rt.model import SolModel
+    from sol_rt.trace import Trace
 
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
 
@@ -58,11 +59,10 @@ def generate(
 ) -> None:
     """Generate text. The text goes to stdout as it comes; budget, speed and the actions taken go to stderr."""
     from sol_rt.cli.loading import dial, fit, load
-    from sol_rt.trace import read_trace
 
     how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
     text = _prompt(prompt, file)
-    recorded = read_trace(replay) if replay else None
+    recorded = _recorded(replay)
     loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
     tokens = _tokens(loaded, text, chat)
     arguments: dict[str, Any] = {
@@ -86,7 +86,7 @@ def generate(
 
 
 def stream(model: SolModel, prompt: Any, arguments: dict[str, Any]) -> Generation:
-    """Writes the text to stdout token by token. After Ctrl-C the statistics of what came so far are printed before it goes on."""
+    """Writes the text to stdout token by token. After Ctrl-C, first reports what came so far."""
     run = model.stream(prompt, **arguments)
     try:
         for step in run:
@@ -182,6 +182,14 @@ def _piped() -> str:
         raise UsageError(f"stdin: byte {error.start} is not UTF-8; convert it, for example with iconv") from None
     except OSError:
         return ""
+
+
+def _recorded(file: Path | None) -> Trace | None:
+    if file is None:
+        return None
+    from sol_rt.trace import read_trace
+
+    return read_trace(file)
 
 
 def _tokens(model: SolModel, text: str, chat: bool) -> list[int]:

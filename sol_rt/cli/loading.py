@@ -11,6 +11,7 @@ from sol_rt.errors import ContextError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sol_rt.config import SolConfig
     from sol_rt.model import SolModel
 
 
@@ -28,6 +29,7 @@ def load(
     model: str | None, *, provider: str = "auto", threads: int | None = None, native_ops: bool = True, device: int = 0
 ) -> SolModel:
     """Opens the bundle of `-m` with its sessions' settings."""
+    from sol_rt.config import SolConfig
     from sol_rt.model import SolModel
 
     return SolModel.from_pretrained(
@@ -44,7 +46,7 @@ def dial(
     bits: float | None,
     refresh: bool | None,
 ) -> dict[str, Any]:
-    """The arguments of `SolModel` that say how decode steps are run. Raises UsageError where the dial was given twice."""
+    """How decode steps are run, as arguments of `SolModel`. Raises UsageError where the dial was given twice."""
     if budget is not None and tokens_per_second is not None:
         raise UsageError("--budget and --tokens-per-second are two forms of one dial; give one")
     targets = {"keep": keep, "prune": prune, "bits": bits}
@@ -59,6 +61,21 @@ def dial(
         "refresh": refresh,
         **targets,
     }
+
+
+def check_schedule(name: str, config: SolConfig) -> None:
+    """Raises UsageError where the bundle can't run the schedule `name`."""
+    from sol_rt.actions import Action
+    from sol_rt.schedules import NAMES
+
+    if name.startswith("fixed:"):
+        action = Action.parse(name.removeprefix("fixed:"))
+        if action.variant not in config.variants:
+            raise UsageError(f"schedule {name}: no variant {action.variant}; the bundle has {', '.join(config.variants)}")
+    elif name not in NAMES:
+        raise UsageError(f"schedule {name!r}: expected one of {', '.join(NAMES)}")
+    elif name == "sol" and config.policy is None:
+        raise UsageError("schedule sol: the bundle has no policy; use uniform")
 
 
 def read_text(path: Path) -> str:
@@ -77,5 +94,7 @@ def fit(prompt_tokens: int, max_new_tokens: int | None, ctx_size: int | None) ->
         return max_new_tokens
     room = ctx_size - prompt_tokens
     if room < 1:
-        raise ContextError(f"the prompt has {prompt_tokens} tokens, --ctx-size is {ctx_size}; shorten it or raise the limit")
+        raise ContextError(
+            f"the prompt has {prompt_tokens} tokens, --ctx-size is {ctx_size}; shorten it or raise the limit"
+        )
     return room if max_new_tokens is None else min(room, max_new_tokens)

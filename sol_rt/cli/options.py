@@ -13,7 +13,9 @@ def option(*flags: str, help: str, env: bool = True, panel: str | None = None, *
     """A typer option whose environment variable mirrors its first long flag."""
     long = next(flag for flag in flags if flag.startswith("--"))
     variable = "SOL_RT_" + long.split("/")[0].lstrip("-").replace("-", "_").upper()
-    return typer.Option(*flags, help=help, envvar=variable if env else None, rich_help_panel=panel, **settings)
+    return typer.Option(
+        *flags, help=help, envvar=variable if env else None, show_envvar=False, rich_help_panel=panel, **settings
+    )
 
 
 class Format(str, Enum):
@@ -42,9 +44,7 @@ MaxNewTokens = Annotated[
 ContextSize = Annotated[
     int | None, option("-c", "--ctx-size", min=2, help="Limit of prompt and text together, in tokens.", panel=DECODING)
 ]
-Temperature = Annotated[
-    float | None, option("--temperature", "--temp", min=0.0, help="0 is greedy.", panel=DECODING)
-]
+Temperature = Annotated[float | None, option("--temperature", "--temp", min=0.0, help="0 is greedy.", panel=DECODING)]
 TopK = Annotated[int | None, option("--top-k", min=0, help="Sample from the k likeliest tokens.", panel=DECODING)]
 TopP = Annotated[
     float | None, option("--top-p", min=0.0, max=1.0, help="Sample from this much probability mass.", panel=DECODING)
@@ -56,7 +56,9 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None, option("--repetition-penalty", "--repeat-penalty", min=0.0, help="1 is none.", panel=DECODING)
 ]
-Seed = Annotated[int | None, option("-s", "--seed", min=0, help="Seed of sampling and random schedules.", panel=DECODING)]
+Seed = Annotated[
+    int | None, option("-s", "--seed", min=0, help="Seed of sampling and random schedules.", panel=DECODING)
+]
 Stop = Annotated[
     list[str] | None, option("--stop", env=False, help="Stop before this string; may be repeated.", panel=DECODING)
 ]
@@ -67,18 +69,16 @@ Budget = Annotated[
 ]
 TokensPerSecond = Annotated[
     float | None,
-    option("--tokens-per-second", min=0.0, help="Instead of a budget: best quality that holds this speed.", panel=BUDGET),
+    option("--tokens-per-second", min=0.0, help="Instead of a budget: the best quality at this speed.", panel=BUDGET),
 ]
-Schedule = Annotated[
-    str | None, option("--schedule", help="sol, uniform, random, fixed:TAG or dense.", panel=BUDGET)
-]
+Schedule = Annotated[str | None, option("--schedule", help="sol, uniform, random, fixed:TAG or dense.", panel=BUDGET)]
 Keep = Annotated[
-    float | None, option("--keep", min=1, max=100, help="Mean attention keep to aim for, percent.", panel=BUDGET)
+    float | None, option("--keep", min=0.0, max=1.0, help="Instead: mean share of old KV pages to read.", panel=BUDGET)
 ]
 Prune = Annotated[
-    float | None, option("--prune", min=1, max=100, help="Mean share of MLP channels to aim for, percent.", panel=BUDGET)
+    float | None, option("--prune", min=0.0, max=1.0, help="Instead: mean share of MLP channels to keep.", panel=BUDGET)
 ]
-Bits = Annotated[float | None, option("--bits", min=2, max=8, help="Mean weight bits to aim for.", panel=BUDGET)]
+Bits = Annotated[float | None, option("--bits", min=1, max=16, help="Instead: mean weight bits.", panel=BUDGET)]
 Refresh = Annotated[
     bool | None,
     option("--refresh/--no-refresh", help="Repair cheap KV entries after every episode.", panel=BUDGET),
@@ -86,10 +86,12 @@ Refresh = Annotated[
 
 Provider = Annotated[str, option("--provider", help="auto, cpu, cuda or webgpu.", panel=MACHINE)]
 Device = Annotated[int, option("--device", min=0, help="Which GPU.", panel=MACHINE)]
-Threads = Annotated[int | None, option("-t", "--threads", min=1, help="CPU threads; default: all cores.", panel=MACHINE)]
+Threads = Annotated[
+    int | None, option("-t", "--threads", min=1, help="CPU threads; default: all cores.", panel=MACHINE)
+]
 NativeOps = Annotated[
     bool,
-    option("--native-ops/--no-native-ops", help="Run the native kernels, or the graphs' standard bodies.", panel=MACHINE),
+    option("--native-ops/--no-native-ops", help="Native kernels, or the graphs' standard operators.", panel=MACHINE),
 ]
 Debug = Annotated[
     bool, option("--debug", help="Show the traceback of an error.", callback=lambda value: _remember_debug(value))

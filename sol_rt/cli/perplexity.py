@@ -54,7 +54,8 @@ def perplexity(
     if json or output is options.Format.json:
         print_json(summary)
         return
-    note(f"{result.tokens} tokens in {result.chunks} windows, achieved budget {result.achieved_budget:.3f}, {result.nll:.4f} nats")
+    note(f"{result.tokens} tokens in {result.chunks} windows, {result.nll:.4f} nats a token")
+    note(f"achieved budget {result.achieved_budget:.3f}")
     for tag, count in sorted(result.actions.items(), reverse=True):
         note(f"  {tag}  {count}")
     print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")

@@ -12,7 +12,9 @@ from sol_rt.errors import UsageError
 
 
 def pull(
-    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="An alias or a hub id; all aliases without it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="An alias or a hub id; all aliases without it.")
+    ] = None,
     model: Annotated[str | None, options.option("-m", "--model", env=False, help="The same, as an option.")] = None,
     debug: options.Debug = False,
 ) -> None:

@@ -1,0 +1,54 @@
+"""`sol-rt calibrate`: measure what every action costs on this device."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, print_json, print_table, progress
+
+
+def calibrate(
+    model: options.Model = None,
+    contexts: Annotated[
+        str, options.option("--contexts", env=False, help="Context lengths to measure at, with commas between.")
+    ] = "64,512,2048",
+    repeats: Annotated[
+        int, options.option("-r", "--repeats", env=False, min=3, help="Steps of each action at each context.")
+    ] = 15,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure what every action costs in milliseconds: from then on a budget is a share of this device's time."""
+    from rich.table import Table
+
+    from sol_rt.bundle import Bundle
+    from sol_rt.calibrate import measure, save
+    from sol_rt.cli.loading import bundle_path
+    from sol_rt.engine import Engine
+    from sol_rt.errors import UsageError
+
+    try:
+        lengths = [int(part) for part in contexts.split(",")]
+    except ValueError:
+        raise UsageError(f"--contexts {contexts}: expected whole numbers with commas, for example 64,512") from None
+    bundle = Bundle.open(bundle_path(model))
+    engine = Engine(bundle, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    with progress() as report:
+        result = measure(engine, bundle, lengths, repeats, report, threads=threads)
+    path = save(bundle, engine, result.table, threads)
+    if json:
+        rows = [row.as_json() for row in result.rows]
+        print_json({"path": str(path), "provider": engine.provider_name, "rows": rows})
+        return
+    columns = sorted({row.context for row in result.rows})
+    table = Table("action", *(f"ms at {context}" for context in columns))
+    times = {(row.action, row.context): row.milliseconds for row in result.rows}
+    for action in sorted({row.action for row in result.rows}, reverse=True):
+        table.add_row(action.tag, *(f"{times[action, context]:.2f}" for context in columns))
+    print_table(table)
+    note(f"saved: {path}; sol-rt inspect shows the costs")

@@ -1,0 +1,52 @@
+"""A bundle described without running it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sol_rt.bundle import Bundle
+from sol_rt.cost import BytesCost, load_cost_model
+
+
+def describe(path: Path, context: int = 512) -> dict[str, Any]:
+    """What `sol-rt inspect` shows.
+
+    Args:
+        path: bundle folder.
+        context: tokens in the cache before the step that costs are given for.
+
+    Returns:
+        path, format_version, model, variants, policy (null or its description), actions and cost_model. An action's
+        `cost` is its share of the dense step's cost, `bytes` what its step reads by the bytes model, `loss` nats over
+        dense or null.
+
+    Raises:
+        BundleError: no sound bundle is there.
+    """
+    bundle = Bundle.open(path)
+    config = bundle.config
+    context = min(context, config.model.max_context - 1)
+    cost, size = load_cost_model(bundle, provider="cpu", threads=None), BytesCost(config)
+    dense = cost.dense(context)
+    return {
+        "path": str(path),
+        "format_version": config.format_version,
+        "model": asdict(config.model),
+        "variants": [
+            {"key": key, "prune": entry.prune, "bits": entry.bits, "file": entry.file, "bytes": entry.weight_bytes}
+            for key, entry in config.variants.items()
+        ],
+        "policy": config.policy.description if config.policy else None,
+        "actions": [
+            {
+                "tag": entry.action.tag,
+                "cost": cost.step(entry.action, context) / dense,
+                "loss": entry.loss,
+                "bytes": round(size.step(entry.action, context)),
+            }
+            for entry in config.actions
+        ],
+        "cost_model": cost.name,
+    }
