@@ -6,7 +6,7 @@ Small files are hashed here; the weights file only has its size compared, `verif
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from sol_rt.errors import BundleError
 BLOCK = 32
 """Input channels that share one scale."""
 
+_CHUNK = 4 << 20
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -24,7 +26,7 @@ class Bundle:
     Attributes:
         path: the folder.
         config: its `sol_config.json`.
-        identity: sha256 of that file, lower-case hex: names this exact bundle, since the config holds every other file's hash.
+        identity: sha256 of that file, lower-case hex. Names this exact bundle: the config holds every other hash.
     """
 
     path: Path
@@ -61,13 +63,22 @@ class Bundle:
         return self.path / name
 
 
-def sha256(path: Path) -> str:
-    """Lower-case hex digest of a file. Raises BundleError where it cannot be read."""
+def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Lower-case hex digest of a file; `progress` gets the bytes read so far.
+
+    Raises BundleError where it cannot be read.
+    """
+    digest, done = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done)
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
+    return digest.hexdigest()
 
 
 def check_size(path: Path, entry: FileEntry) -> None:
@@ -90,7 +101,7 @@ def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
 
 
 def _check_shapes(path: Path, config: SolConfig) -> None:
-    """The model's dims against the tensors that carry them, so that an edited dim is found before it misreads the cache."""
+    """Compares the model's dims with tensors that repeat them: an edited dim must not misread the cache later."""
     for name, axis, expected, key in _carried_dims(config):
         entry = config.tensors.get(name)
         if entry is not None and (len(entry.shape) <= axis or entry.shape[axis] != expected):

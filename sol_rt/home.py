@@ -57,8 +57,8 @@ def remember_last_export(path: Path) -> None:
 def find_bundle(model: str | None) -> Path:
     """The bundle folder that `model` means.
 
-    A folder, else the name of a bundle under `bundles_dir()`; without `model`, `$SOL_RT_MODEL` read the same way, else the bundle exported last.
-    Raises UsageError where there is none. The folder's content is not looked at beyond that: Bundle.open does.
+    A folder, else the name of a bundle under `bundles_dir()`; without `model`, `$SOL_RT_MODEL` read the same way, else
+    the bundle exported last. Only `sol_config.json` is looked for, Bundle.open checks the rest. Raises UsageError.
     """
     model = model or os.environ.get("SOL_RT_MODEL")
     if model:
@@ -86,6 +86,5 @@ def _named(model: str) -> Path:
     names = bundle_names()
     near = difflib.get_close_matches(model, names, 1)
     known = f"did you mean {near[0]!r}?" if near else f"bundles here: {', '.join(names) or 'none'}"
-    raise UsageError(
-        f"model {model!r}: neither a bundle folder nor a bundle under {bundles_dir()}; {known}; `sol-rt export -m {model}` may make it"
-    )
+    where = f"neither a bundle folder nor a bundle under {bundles_dir()}"
+    raise UsageError(f"model {model!r}: {where}; {known}; `sol-rt export -m {model}` may make it")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sol_rt.bundle import Bundle, check_hash
+from sol_rt.bundle import Bundle, check_hash, sha256
 from sol_rt.errors import BundleError
 
 _CHUNK = 8 << 20
@@ -33,7 +32,8 @@ def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None 
     config = bundle.config
     weights = bundle.file(config.weights_file)
     entry = config.files[config.weights_file]
-    check_hash(weights, entry, _digest(weights, entry.bytes, progress))
+    report = None if progress is None else lambda done: progress(done, entry.bytes)
+    check_hash(weights, entry, sha256(weights, report))
     data = np.memmap(weights, np.uint8, "r") if entry.bytes else np.zeros(0, np.uint8)
     for name, tensor in config.tensors.items():
         if tensor.dtype not in {"float16", "float32"}:
@@ -46,14 +46,3 @@ def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None 
                 got = f"{values[index]} at element {index}"
                 raise BundleError(weights, name, got, "finite numbers", "export again from an undamaged checkpoint")
     return VerifyReport(len(config.files), len(config.tensors), sum(file.bytes for file in config.files.values()))
-
-
-def _digest(path: Path, total: int, progress: Callable[[int, int], None] | None) -> str:
-    digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            if progress is not None:
-                progress(done, total)
-    return digest.hexdigest()

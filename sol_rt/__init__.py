@@ -1,0 +1,74 @@
+"""sol_rt: an inference runtime whose compute budget is a dial.
+
+    from sol_rt import SolModel
+    model = SolModel.from_pretrained("smollm2-135m")
+    for step in model.stream("Once upon a time", budget=0.4, max_new_tokens=64):
+        print(step.text, end="", flush=True)
+
+Names are imported when first used: `import sol_rt` alone loads neither ONNX Runtime nor a tokenizer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sol_rt._version import __version__
+
+if TYPE_CHECKING:
+    from sol_rt.actions import Action
+    from sol_rt.bundle import Bundle
+    from sol_rt.engine import Engine, StepOutput
+    from sol_rt.errors import BundleError, ContextError, NumericError, ProviderError, SolError, UsageError
+    from sol_rt.generation import Generation, Scores, Step
+    from sol_rt.generation_config import GenerationConfig
+    from sol_rt.model import SolModel
+
+_HOMES = {
+    "Action": "actions",
+    "Bundle": "bundle",
+    "BundleError": "errors",
+    "ContextError": "errors",
+    "Engine": "engine",
+    "Generation": "generation",
+    "GenerationConfig": "generation_config",
+    "NumericError": "errors",
+    "ProviderError": "errors",
+    "Scores": "generation",
+    "SolError": "errors",
+    "SolModel": "model",
+    "Step": "generation",
+    "StepOutput": "engine",
+    "UsageError": "errors",
+}
+
+__all__ = [
+    "Action",
+    "Bundle",
+    "BundleError",
+    "ContextError",
+    "Engine",
+    "Generation",
+    "GenerationConfig",
+    "NumericError",
+    "ProviderError",
+    "Scores",
+    "SolError",
+    "SolModel",
+    "Step",
+    "StepOutput",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sol_rt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"sol_rt.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

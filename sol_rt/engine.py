@@ -1,0 +1,352 @@
+"""Sessions, the KV cache and one step.
+
+No sampling, no policy: tokens and an action in, logits and hidden states out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from sol_rt import providers
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.config import ModelDims
+from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError
+from sol_rt.kv_cache import KvCache
+from sol_rt.weights import SharedWeights
+
+_NATIVE_CHUNK = 512
+_BODY_CHUNK = 128  # function bodies hold the attention matrix of a whole chunk
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step gives; both arrays are views that the next call overwrites.
+
+    Attributes:
+        logits: float32 [num_logits, vocab].
+        hidden: float32 [num_logits, hidden], the final norm's output.
+    """
+
+    logits: np.ndarray
+    hidden: np.ndarray
+
+
+class Engine:
+    """Runs a bundle's variants on one KV cache. Not for use by several threads at once.
+
+    Args:
+        bundle: an opened bundle.
+        provider: `auto`, `cpu`, `cuda` or `webgpu`.
+        threads: size of the process-wide pool; all usable processors by default.
+        native_ops: register the native operators (CPU only); without them the graphs' function bodies run.
+        device: number of the GPU.
+        max_context: a cap in tokens below the model's own.
+
+    Raises BundleError, ProviderError, UsageError.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        provider: str = "auto",
+        threads: int | None = None,
+        native_ops: bool = True,
+        device: int = 0,
+        max_context: int | None = None,
+    ) -> None:
+        if max_context is not None and max_context < 1:
+            raise UsageError(f"context size: got {max_context}, expected 1 or more tokens")
+        self.bundle = bundle
+        self.provider = providers.choose(provider, threads=threads, native_ops=native_ops, device=device)
+        model = bundle.config.model
+        self.max_context = min(model.max_context, max_context or model.max_context)
+        self._weights = SharedWeights(bundle)
+        self._cache = KvCache(model, bundle.config.kv, self.provider.place)
+        self._inputs = _StepInputs(model)
+        self._runners: dict[str, _Runner] = {}
+        self._tokens: list[int] = []
+        self._chunk = _NATIVE_CHUNK if self.native else _BODY_CHUNK
+
+    @property
+    def provider_name(self) -> str:
+        return self.provider.name
+
+    @property
+    def native(self) -> bool:
+        """Whether native operators run, rather than the graphs' function bodies."""
+        return self.provider.native
+
+    @property
+    def threads(self) -> int:
+        return self.provider.threads
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens in the cache; not to be changed."""
+        return self._tokens
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache's buffers hold now."""
+        return self._cache.capacity
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Keys of the variants that have a session."""
+        return tuple(self._runners)
+
+    def load(self, variant_keys: Iterable[str]) -> None:
+        """Makes the sessions of these variants now; others are made when first used.
+
+        Raises BundleError, ProviderError.
+        """
+        for key in variant_keys:
+            self._runner(key)
+        _return_freed_memory()
+
+    def reset(self) -> None:
+        """Forgets all tokens; buffers stay."""
+        self.truncate(0)
+
+    def truncate(self, length: int) -> None:
+        """Rewinds to the first `length` tokens. Raises UsageError where there are fewer."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"truncate: got {length}, expected 0 to {self.length}, the tokens in the cache")
+        del self._tokens[length:]
+
+    def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
+        """Appends tokens to the cache and returns the output of the last `num_logits` of them.
+
+        One token is a decode step under `action`; more run in chunks through the action's variant with dense
+        attention. A call that fails or is interrupted leaves a prefix of the tokens in the cache, and `length` says
+        how many.
+
+        Raises ContextError beyond `max_context`, UsageError for tokens outside the vocabulary, NumericError for results
+        that are not finite.
+        """
+        ids = np.asarray(tokens, np.int64)
+        if ids.ndim != 1 or not 1 <= num_logits <= ids.size:
+            raise UsageError(
+                f"forward: got {ids.size} tokens and {num_logits} logits wanted, expected 1 to as many as tokens"
+            )
+        vocabulary = self.bundle.config.model.vocab_size
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            raise UsageError(f"token {ids.min() if ids.min() < 0 else ids.max()}: expected 0 to {vocabulary - 1}")
+        self._make_room(self.length + ids.size)
+        if ids.size == 1:
+            return self._step(int(ids[0]), action)
+        return self._batch(ids, action, num_logits)
+
+    def _step(self, token: int, action: Action) -> StepOutput:
+        runner, inputs = self._runner(action.variant), self._inputs
+        length = len(self._tokens)
+        inputs.token[0, 0] = token
+        inputs.past_length[0] = length
+        inputs.attn_keep[0] = action.pages(length, self.bundle.config.kv.page_size)
+        runner.step()
+        self._require_finite(inputs.step_output, runner.key, 1)
+        self._tokens.append(token)
+        return inputs.step_output
+
+    def _batch(self, ids: np.ndarray, action: Action, num_logits: int) -> StepOutput:
+        runner, model = self._runner(action.variant), self.bundle.config.model
+        logits = np.empty((num_logits, model.vocab_size), np.float32)
+        hidden = np.empty((num_logits, model.hidden_size), np.float32)
+        first_wanted = ids.size - num_logits
+        for start in range(0, ids.size, self._chunk):
+            chunk = ids[start : start + self._chunk]
+            rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
+            self._inputs.past_length[0] = self.length
+            if rows.stop > rows.start:
+                output = StepOutput(logits[rows], hidden[rows])
+            else:  # a graph always computes one row; nobody asked for this one
+                output = self._inputs.step_output
+            runner.batch(chunk, output)
+            self._require_finite(output, runner.key, chunk.size)
+            self._tokens += chunk.tolist()
+        return StepOutput(logits, hidden)
+
+    def _make_room(self, tokens: int) -> None:
+        if tokens > self.max_context:
+            size = f"{self._cache.bytes_at(self.capacity) / 1e6:.0f} MB of KV cache in use"
+            limit = f"expected at most {self.max_context}"
+            raise ContextError(f"context: got {tokens} tokens, {limit} ({size}); shorten the prompt or the answer")
+        if tokens <= self.capacity:
+            return
+        capacity = self._cache.capacity_for(tokens)
+        for runner in self._runners.values():
+            runner.release()
+        try:
+            self._cache.resize(capacity, self.length)
+        except MemoryError:  # some buffers have grown, some have not
+            self._cache.free()
+            self.reset()
+            needed = self._cache.bytes_at(capacity) / 1e6
+            what = f"context: a KV cache of {tokens} tokens needs {needed:.0f} MB"
+            raise ContextError(f"{what}, more than is free; shorten the prompt") from None
+
+    def _require_finite(self, output: StepOutput, variant: str, appended: int) -> None:
+        with np.errstate(all="ignore"):  # a sum is finite only where all terms are, and needs no array of its own
+            total = np.add.reduce(output.logits, None) + np.add.reduce(output.hidden, None)
+        if not math.isfinite(total):
+            self._cache.wipe(self.length, self.length + appended)
+            what = f"{self.bundle.path}: variant {variant} gave non-finite numbers at token {self.length}"
+            raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
+
+    def _runner(self, key: str) -> _Runner:
+        runner = self._runners.get(key)
+        if runner is None:
+            runner = self._runners[key] = _Runner(key, self._session(key), self._cache, self._inputs)
+        return runner
+
+    def _session(self, key: str) -> ort.InferenceSession:
+        config = self.bundle.config
+        if key not in config.variants:
+            raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(config.variants)}")
+        file = config.variants[key].file
+        options = self.provider.options()
+        if self.native:
+            self._weights.attach(options, file)
+        else:
+            self._weights.check(file)
+        path = self.bundle.file(file)
+        session = self.provider.session(path, options)
+        check_signature(path, session, _step_signature(config.model, self._cache))
+        return session
+
+
+class _StepInputs:
+    """The small inputs and the outputs of a decode step, allocated once and shared by all variants."""
+
+    def __init__(self, model: ModelDims) -> None:
+        self.token = np.zeros((1, 1), np.int64)
+        self.past_length = np.zeros(1, np.int64)
+        self.attn_keep = np.zeros(1, np.int64)
+        one = np.ones(1, np.int64)
+        self.step_output = StepOutput(
+            np.zeros((1, model.vocab_size), np.float32), np.zeros((1, model.hidden_size), np.float32)
+        )
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        self.scalars = {"past_length": wrap(self.past_length), "attn_keep": wrap(self.attn_keep)}
+        self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(one)}
+        self.step_outputs = {"logits": wrap(self.step_output.logits), "hidden_states": wrap(self.step_output.hidden)}
+
+
+class _Runner:
+    """One variant's session and its two bindings: a fixed one for steps, one whose token buffers change for batches."""
+
+    def __init__(self, key: str, session: ort.InferenceSession, cache: KvCache, inputs: _StepInputs) -> None:
+        self.key = key
+        self._session, self._cache, self._inputs = session, cache, inputs
+        self._step_binding: ort.IOBinding | None = None
+        self._batch_binding: ort.IOBinding | None = None
+
+    def release(self) -> None:
+        """Lets go of the cache's buffers, before they are replaced."""
+        self._step_binding = self._batch_binding = None
+
+    def step(self) -> None:
+        """Runs the one token that the shared inputs hold."""
+        binding = self._step_binding
+        if binding is None:
+            binding = self._bind_cache()
+            for name, value in self._inputs.step_inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            for name, value in self._inputs.step_outputs.items():
+                binding.bind_ortvalue_output(name, value)
+            self._step_binding = binding
+        self._run(binding)
+
+    def batch(self, ids: np.ndarray, output: StepOutput) -> None:
+        """Runs tokens int64 [S]; the last rows' results go into `output`, as many as it has."""
+        binding = self._batch_binding
+        if binding is None:
+            binding = self._batch_binding = self._bind_cache()
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        binding.bind_ortvalue_input("input_ids", wrap(ids[None]))
+        binding.bind_ortvalue_input("num_logits", wrap(np.array([len(output.logits)], np.int64)))
+        binding.bind_ortvalue_output("logits", wrap(output.logits))
+        binding.bind_ortvalue_output("hidden_states", wrap(output.hidden))
+        self._run(binding)
+
+    def _bind_cache(self) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        for past, present, value in self._cache.bindings():
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        for name, value in self._inputs.scalars.items():
+            binding.bind_ortvalue_input(name, value)
+        return binding
+
+    def _run(self, binding: ort.IOBinding) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no useful base
+            raise SolError(f"variant {self.key}: ONNX Runtime failed: {providers.one_line(error)}") from None
+
+
+Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]
+"""Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
+
+
+def _step_signature(model: ModelDims, cache: KvCache) -> Signature:
+    """The contract of docs/bundle.md section 1 for this model."""
+    inputs: dict[str, tuple[str, list[int | None]]] = {
+        "input_ids": ("tensor(int64)", [1, None]),
+        "past_length": ("tensor(int64)", [1]),
+        "attn_keep": ("tensor(int64)", [1]),
+        "num_logits": ("tensor(int64)", [1]),
+    }
+    outputs: dict[str, tuple[str, list[int | None]]] = {
+        "logits": ("tensor(float)", [None, model.vocab_size]),
+        "hidden_states": ("tensor(float)", [None, model.hidden_size]),
+    }
+    for past, present, _ in cache.names():
+        shape = [1, model.num_kv_heads, None, model.head_dim]
+        inputs[past] = outputs[present] = ("tensor(float16)", shape)
+    return inputs, outputs
+
+
+def check_signature(path: object, session: ort.InferenceSession, expected: Signature) -> None:
+    """Compares a session's inputs and outputs with what the config implies.
+
+    Raises BundleError at the first difference.
+    """
+    for found, wanted in zip((session.get_inputs(), session.get_outputs()), expected, strict=True):
+        got = {node.name: (node.type, list(node.shape)) for node in found}
+        for name in wanted.keys() | got.keys():
+            text = [
+                f"{kind} {shape}" if (kind, shape) != ("", []) else "nothing"
+                for kind, shape in (got.get(name, ("", [])), wanted.get(name, ("", [])))
+            ]
+            if name not in got or name not in wanted or not _fits(got[name], wanted[name]):
+                raise BundleError(path, name, text[0], text[1], "the graph belongs to another bundle: export again")
+
+
+def _fits(got: tuple[str, list[object]], wanted: tuple[str, list[int | None]]) -> bool:
+    if got[0] != wanted[0] or len(got[1]) != len(wanted[1]):
+        return False
+    return all(not isinstance(a, int) or b is None or a == b for a, b in zip(got[1], wanted[1], strict=True))
+
+
+def _return_freed_memory() -> None:
+    """Gives back what making sessions used and freed: the C library otherwise keeps it resident."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except AttributeError:  # a C library without it
+            return

@@ -1,0 +1,115 @@
+"""Which weights a graph file refers to, read straight from its protobuf.
+
+ONNX Runtime does not tell, and a config edited by hand must not make a kernel read past a tensor's end. Only the few
+fields needed are decoded: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto dims = 1, data_type = 2, name
+= 8, external_data = 13, data_location = 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sol_rt.errors import BundleError
+
+ONNX_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 21: "uint4"}
+"""TensorProto.DataType to the names of `sol_config.json`."""
+
+_EXTERNAL = 1
+
+
+@dataclass(frozen=True)
+class ExternalTensor:
+    """A weight outside the graph file: `location` is the file, `offset` and `length` are bytes, absent is -1."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    location: str
+    offset: int
+    length: int
+
+
+def external_tensors(path: Path) -> list[ExternalTensor]:
+    """Every initializer of the graph whose data is external. Raises BundleError where the file is not a model."""
+    try:
+        graph = _submessage(path.read_bytes(), 7)
+        found = [_tensor(item) for number, item in _fields(graph) if number == 5 and isinstance(item, bytes)]
+    except OSError as error:
+        raise BundleError(path, "", error.strerror or "an unreadable file", "an ONNX graph") from None
+    except (ValueError, IndexError):
+        raise BundleError(path, "", "bytes that are not an ONNX model", "an ONNX graph") from None
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _tensor(message: bytes) -> ExternalTensor | None:
+    name, dtype, shape, external = "", 0, [], False
+    entries: dict[str, str] = {}
+    for number, value in _fields(message):
+        if number == 1:
+            shape += [value] if isinstance(value, int) else list(_packed(value))
+        elif number == 2 and isinstance(value, int):
+            dtype = value
+        elif number == 8 and isinstance(value, bytes):
+            name = value.decode()
+        elif number == 13 and isinstance(value, bytes):
+            pair = {key: text for key, text in _fields(value) if isinstance(text, bytes)}
+            entries[pair[1].decode() if 1 in pair else ""] = pair[2].decode() if 2 in pair else ""
+        elif number == 14:
+            external = value == _EXTERNAL
+    if not external:
+        return None
+    kind = ONNX_DTYPES.get(dtype, f"ONNX type {dtype}")
+    offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+    return ExternalTensor(name, kind, tuple(shape), entries.get("location", ""), offset, length)
+
+
+def _submessage(message: bytes, wanted: int) -> bytes:
+    for number, value in _fields(message):
+        if number == wanted and isinstance(value, bytes):
+            return value
+    raise ValueError(f"no field {wanted}")
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(message, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at + size > len(message):
+            raise ValueError("a field runs past the end")
+        chunk = message[at : at + size]
+        at += size
+        yield tag >> 3, chunk if kind == 2 else int.from_bytes(chunk, "little")
+
+
+def _packed(chunk: bytes) -> Iterator[int]:
+    at = 0
+    while at < len(chunk):
+        value, at = _varint(chunk, at)
+        yield value
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")

@@ -1,0 +1,77 @@
+"""The KV cache that all variants of a bundle share: float16 keys, values and page summaries, appended to in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnxruntime as ort
+
+from sol_rt.config import KvLayout, ModelDims
+
+
+class KvCache:
+    """Per layer a key and a value [1, kv_heads, capacity, head_dim], and per page the minimum and maximum of its keys.
+
+    Args:
+        model: dims.
+        layout: page size and the step in which capacity grows.
+        place: makes an OrtValue of a float16 array where the provider computes; on the CPU it shares the array's memory.
+    """
+
+    def __init__(self, model: ModelDims, layout: KvLayout, place: Callable[[np.ndarray], ort.OrtValue]) -> None:
+        self._model, self._layout, self._place = model, layout, place
+        self.capacity = 0
+        self._values: dict[str, ort.OrtValue] = {}
+
+    def names(self) -> Iterator[tuple[str, str, int]]:
+        """(graph input, graph output, tokens one row of axis 2 stands for) of every buffer."""
+        for layer in range(self._model.num_layers):
+            yield f"past_key_values.{layer}.key", f"present.{layer}.key", 1
+            yield f"past_key_values.{layer}.value", f"present.{layer}.value", 1
+            yield f"past_page_min.{layer}", f"present_page_min.{layer}", self._layout.page_size
+            yield f"past_page_max.{layer}", f"present_page_max.{layer}", self._layout.page_size
+
+    def bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
+        """(graph input, graph output, the one buffer to bind to both). Valid until the capacity changes."""
+        for past, present, _ in self.names():
+            yield past, present, self._values[past]
+
+    def shape(self, rows: int) -> tuple[int, int, int, int]:
+        return (1, self._model.num_kv_heads, rows, self._model.head_dim)
+
+    def bytes_at(self, capacity: int) -> int:
+        """Bytes of the whole cache at a capacity in tokens."""
+        per_row = self._model.num_kv_heads * self._model.head_dim * 2
+        return sum(per_row * (capacity // tokens) for _, _, tokens in self.names())
+
+    def capacity_for(self, tokens: int) -> int:
+        """The capacity that holds `tokens`: a multiple of the step, and no more than the model's context needs."""
+        step, page = self._layout.capacity_step, self._layout.page_size
+        return min(_round_up(tokens, step), max(_round_up(self._model.max_context, page), _round_up(tokens, page)))
+
+    def resize(self, capacity: int, used: int) -> None:
+        """Moves the first `used` tokens into buffers of another capacity, one buffer at a time to hold little twice."""
+        for past, _, tokens in self.names():
+            grown = np.zeros(self.shape(capacity // tokens), np.float16)
+            rows = -(-used // tokens)
+            if rows:
+                grown[:, :, :rows] = self._values[past].numpy()[:, :, :rows]
+            self._values[past] = self._place(grown)
+        self.capacity = capacity
+
+    def free(self) -> None:
+        """Lets go of every buffer."""
+        self._values.clear()
+        self.capacity = 0
+
+    def wipe(self, start: int, stop: int) -> None:
+        """Zeroes tokens `start` to `stop`, so that non-finite numbers a step wrote reach no later masked sum."""
+        for past, _, tokens in self.names():
+            content = self._values[past].numpy()
+            content[:, :, start // tokens : -(-stop // tokens)] = 0
+            self._values[past].update_inplace(content)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,250 @@
+"""Execution providers: which one runs, how its sessions are made, where its memory lies.
+
+A GPU provider counts only if a session that may not fall back gives the CPU's numbers: ONNX Runtime otherwise lists
+providers that have no device and computes on the CPU without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from sol_rt.errors import BundleError, ProviderError, UsageError
+from sol_rt.ops import library_path
+
+NAMES = ("auto", "cpu", "cuda", "webgpu")
+_ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "webgpu": "WebGpuExecutionProvider"}
+_INSTALL = {
+    "cuda": "install onnxruntime-gpu in place of onnxruntime, and an NVIDIA driver",
+    "webgpu": "pip install onnxruntime-ep-webgpu, and a Vulkan, D3D12 or Metal driver",
+}
+_PROBE = Path(__file__).with_name("probe.onnx")
+_PROBE_TOLERANCE = 2e-3
+_QUIET = 4
+
+_pool_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A provider that works on this machine.
+
+    Attributes:
+        name: `cpu`, `cuda` or `webgpu`.
+        threads: threads of the process-wide pool.
+        library: native operators to register, None where the function bodies run.
+        software: a GPU interface that a CPU emulates; it is never chosen by `auto`.
+    """
+
+    name: str
+    threads: int
+    library: Path | None = None
+    software: bool = False
+    device: int = 0
+    _ep_device: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def native(self) -> bool:
+        return self.library is not None
+
+    def options(self) -> ort.SessionOptions:
+        """Session options for a bundle's graph: quiet, on the global pool, no memory kept between runs."""
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.use_per_session_threads = False
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
+        if self.library is not None:
+            options.register_custom_ops_library(str(self.library))
+        else:
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+            options.add_session_config_entry("session.enable_dq_matmulnbits_fusion", "1")
+        return options
+
+    def session(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+        """A session on this provider alone.
+
+        Raises BundleError where ONNX Runtime refuses the graph, ProviderError on a GPU.
+        """
+        try:
+            return self._session(path, options)
+        except (
+            Exception
+        ) as error:  # ONNX Runtime's exceptions share no useful base, and their text is for its developers
+            reason = one_line(error)
+            if self.name != "cpu":
+                raise ProviderError(f"provider {self.name}: cannot run {path}: {reason}; use --provider cpu") from None
+            raise BundleError(
+                path, "", f"a graph that ONNX Runtime refuses ({reason})", "a graph of this bundle"
+            ) from None
+
+    def _session(self, model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+        source = model if isinstance(model, bytes) else str(model)
+        if self._ep_device is not None:
+            options.add_provider_for_devices([self._ep_device], {"enableInt64": "1"})
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            return ort.InferenceSession(source, options, enable_fallback=0)
+        providers: Sequence[Any] = [_ORT_NAMES["cpu"]]
+        if self.name == "cuda":
+            # shape arithmetic stays on the CPU by ONNX Runtime's own choice, so graphs cannot be strict here
+            providers = [(_ORT_NAMES["cuda"], {"device_id": self.device}), *providers]
+        return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
+    def place(self, array: np.ndarray) -> ort.OrtValue:
+        """The array as a tensor in the provider's memory; on the CPU it shares the array's own."""
+        if self._ep_device is not None:
+            memory = self._ep_device.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
+            value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, memory_info=memory)
+            value.update_inplace(array)
+            return value
+        if self.name == "cuda":
+            return ort.OrtValue.ortvalue_from_numpy(array, "cuda", self.device)
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line, short enough to read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_pool(threads: int | None) -> int:
+    """Makes the one thread pool of the process, which all sessions share; returns its size.
+
+    Per-session pools make switching between variants many times slower. Raises UsageError where a pool of another
+    size is already running.
+    """
+    global _pool_threads
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"threads: got {threads}, expected 1 to 1024")
+    if _pool_threads is None:
+        wanted = threads or default_threads()
+        try:
+            ort.set_global_thread_pool_sizes(wanted, 1)
+        except Exception as error:
+            if "already" not in str(error):
+                raise
+        _pool_threads = wanted
+    elif threads is not None and threads != _pool_threads:
+        raise UsageError(f"threads: got {threads}, but this process already runs {_pool_threads}; use another process")
+    return _pool_threads
+
+
+def _say(message: str) -> None:
+    print(f"sol-rt: {message}", file=sys.stderr)
+
+
+def choose(
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    native_ops: bool = True,
+    device: int = 0,
+    say: Callable[[str], None] = _say,
+) -> Provider:
+    """The provider that `name` means here.
+
+    `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
+    over an installed one.
+    Raises UsageError for an unknown name, ProviderError where an explicit choice does not work.
+    """
+    if name not in NAMES:
+        raise UsageError(f"provider: got {name!r}, expected one of {', '.join(NAMES)}")
+    pool = start_pool(threads)
+    cpu = Provider("cpu", pool, library_path() if native_ops else None)
+    if name == "cpu":
+        return cpu
+    if name != "auto":
+        return _gpu(name, pool, device)
+    for candidate in ("cuda", "webgpu"):
+        if not _installed(candidate):
+            continue
+        try:
+            provider = _gpu(candidate, pool, device)
+        except ProviderError as error:
+            say(f"{error} (continuing on the next provider)")
+            continue
+        if not provider.software:
+            return provider
+        say(f"provider {candidate}: only a software adapter is here, slower than the cpu provider, which is used")
+    return cpu
+
+
+def _installed(name: str) -> bool:
+    if name == "cuda":
+        return _ORT_NAMES["cuda"] in ort.get_available_providers()
+    return importlib.util.find_spec("onnxruntime_ep_webgpu") is not None
+
+
+@functools.cache
+def _gpu(name: str, pool: int, device: int) -> Provider:
+    if not _installed(name):
+        raise ProviderError(f"provider {name}: not installed; {_INSTALL[name]}")
+    if name == "webgpu":
+        devices = _webgpu_devices()
+        if device >= len(devices):
+            raise ProviderError(
+                f"provider webgpu: found {len(devices)} devices, asked for number {device}; {_INSTALL[name]}"
+            )
+        chosen = devices[device]
+        software = chosen.device.type == ort.OrtHardwareDeviceType.CPU
+        provider = Provider(name, pool, software=software, device=device, _ep_device=chosen)
+    else:
+        provider = Provider(name, pool, device=device)
+    probe(provider)
+    return provider
+
+
+@functools.cache
+def _webgpu_devices() -> list[Any]:
+    import onnxruntime_ep_webgpu
+
+    try:
+        ort.register_execution_provider_library("webgpu", onnxruntime_ep_webgpu.get_library_path())
+    except Exception as error:
+        raise ProviderError(f"provider webgpu: {one_line(error)}; {_INSTALL['webgpu']}") from None
+    return [entry for entry in ort.get_ep_devices() if entry.ep_name == _ORT_NAMES["webgpu"]]
+
+
+def probe(provider: Provider) -> None:
+    """Runs a tiny model on the provider and on the CPU.
+
+    Raises ProviderError where it cannot run there or gives other numbers.
+    """
+    feed = {"ids": np.arange(8, dtype=np.int64)[None]}
+    model = _PROBE.read_bytes()
+    expected = _probe_run(Provider("cpu", provider.threads), model, feed)
+    try:
+        got = _probe_run(provider, model, feed)
+    except Exception as error:
+        raise ProviderError(f"provider {provider.name}: {one_line(error)}; {_INSTALL[provider.name]}") from None
+    difference = float(np.abs(got - expected).max())
+    if not difference <= _PROBE_TOLERANCE:
+        text = f"numbers that differ from the CPU's by {difference:.3g}"
+        raise ProviderError(f"provider {provider.name}: {text}, expected at most {_PROBE_TOLERANCE}; update its driver")
+
+
+def _probe_run(provider: Provider, model: bytes, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+    options = provider.options()
+    if provider.name != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider.name == "cuda":
+        named = [(_ORT_NAMES["cuda"], {"device_id": provider.device})]
+        session = ort.InferenceSession(model, options, providers=named, enable_fallback=0)
+    else:
+        session = provider._session(model, options)
+    return np.asarray(session.run(None, dict(feed))[0])
