@@ -1,0 +1,295 @@
+"""Function bodies of the operators of domain `sol`: the semantics of docs/bundle.md section 3 in standard ops.
+
+ONNX Runtime inlines a body where no native kernel is registered. Every op used has a CPU and a WebGPU kernel, and no
+shape arithmetic on int64 is left after constant folding: WebGPU would hand it to the CPU, which a strict session
+refuses. Hence positions come from CumSum in float32 (exact below 2**24) and masks from comparisons of floats.
+
+Everything that depends on weights alone folds to constants when a session is made, so a step runs MatMulNBits on the
+stored planes. Activations are rounded to int8 steps beforehand: a MatMulNBits that rounds them itself finds nothing to
+round, one that does not gives the same result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from sol_rt.export.nodes import END, NodeWriter, Ref
+
+PAGE_SIZE = 16
+BLOCK = 32
+_ACCURACY = 4  # int8 activations, as in the kernels; the float paths of the CPU provider are 10 to 100 times slower
+_NEVER = -1e30  # score of a key that is not attended: finite, so that no NaN arises
+_ALL = 1e9  # beyond every position
+_FP16_MAX = 65504.0
+_ROUNDING = 1.5 * 2.0**23  # float32 numbers of this size are whole
+_TINY = 1e-30  # instead of a step of zero
+
+_CENTRE = {4: 128.0, 6: 129.5, 8: 130.0}
+"""z at which the zero points inside MatMulNBits (8 of 4 bits, 2 of 2 bits) already give the whole offset, by level."""
+_SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
+"""Middle of the codes that the planes of a level add."""
+
+
+def planes(bits: int) -> int:
+    """Residual planes that a level reads."""
+    return (bits - 4) // 2
+
+
+def nested_matmul(bits: int) -> onnx.FunctionProto:
+    """`NestedMatMul` at one width; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
+    writer = NodeWriter()
+    names = [f"plane{index + 1}" for index in range(planes(bits))]
+    weights = ["base", "scale", "zero", *names]
+    _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, out="y")
+    return writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
+
+
+def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
+    """`NestedGather` of rows of `k` channels at one width."""
+    writer = NodeWriter()
+    names = [f"plane{index + 1}" for index in range(planes(bits))]
+
+    def rows(tensor: str, to: int) -> str:
+        return writer.op("Cast", writer.op("Gather", tensor, "ids", axis=1), to=to)  # [KB, 1, S] and [KB, 1, S, bytes]
+
+    def codes(tensor: str, width: int) -> str:
+        per_byte = 8 // width
+        table = np.arange(256)[:, None] >> (width * np.arange(per_byte)) & (2**width - 1)
+        values = writer.op("Gather", writer.const(table), rows(tensor, TensorProto.INT32), axis=0)
+        return writer.op("Reshape", values, writer.ints(0, 0, 0, BLOCK))
+
+    code = writer.op("Mul", codes("base", 4), writer.const(16.0))
+    for name, step in zip(names, (4.0, 1.0), strict=False):
+        code = writer.op("Add", code, writer.op("Mul", codes(name, 2), writer.const(step)))
+    zero = writer.op("Add", rows("zero", TensorProto.FLOAT), writer.const(_SHIFT[bits]))
+    code = writer.op("Sub", code, writer.op("Unsqueeze", zero, writer.ints(3)))
+    scale = writer.op("Mul", rows("scale", TensorProto.FLOAT), writer.const(1 / 16))
+    blocks = writer.op("Mul", code, writer.op("Unsqueeze", scale, writer.ints(3)))
+    blocks = writer.op("Transpose", blocks, perm=[1, 2, 0, 3])
+    writer.op("Reshape", blocks, writer.ints(1, -1, k), out="y")
+    return writer.function("NestedGather", ["ids", "base", "scale", "zero", *names], ["y"], ["K", "N", "bits"])
+
+
+def pruned_mlp(
+    bits: int,
+    *,
+    hidden: int,
+    intermediate: int,
+    gated: bool,
+    activation: str,
+    has_bias: bool,
+    keep_in: int,
+    keep_mid: int,
+) -> onnx.FunctionProto:
+    """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden]."""
+    writer = NodeWriter()
+    up, down = (
+        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
+        for side in ("up", "down")
+    )
+    up_size = intermediate * (2 if gated else 1)
+
+    x = _largest(writer, "x", keep_in, hidden)
+    u = _nested_product(writer, x, up, bits, hidden, up_size, channel_major=True)
+    if has_bias:
+        u = writer.op("Add", u, "up_bias")
+    if gated:
+        writer.op("Split", u, out=["gate", "linear"], axis=-1, num_outputs=2)
+        h = writer.op("Mul", _activation(writer, "gate", activation), "linear")
+    else:
+        h = _activation(writer, u, activation)
+    h = _largest(writer, h, keep_mid, intermediate)
+    y = _nested_product(writer, h, down, bits, intermediate, hidden, channel_major=True, out=None if has_bias else "y")
+    if has_bias:
+        writer.op("Add", y, "down_bias", out="y")
+
+    inputs = ["x", *up[:3], *down[:3]]
+    for plane in zip(up[3:], down[3:], strict=True):
+        inputs += plane
+    if has_bias:
+        inputs += ["up_bias", "down_bias"]
+    attributes = ["K", "I", "bits", "gated", "activation", "has_bias", "keep_in", "keep_mid"]
+    return writer.function("PrunedMLP", inputs, ["y"], attributes)
+
+
+def sparse_attention(
+    *, num_heads: int, kv_heads: int, head_dim: int, rotary_dim: int, sinks: int, softmax_scale: float
+) -> onnx.FunctionProto:
+    """`SparseAttention` with its attributes inlined: all layers of a graph share them.
+
+    Reads the whole capacity and masks: skipped pages save no time here. The ScatterND that append keys, values and page
+    summaries write outputs of the function itself and nothing else reads `past_*`, so a host that binds past and
+    present to one buffer gets an append in place.
+    """
+    writer = NodeWriter()
+    op, const, ints = writer.op, writer.const, writer.ints
+    group = num_heads // kv_heads
+
+    # positions of the new tokens, float [S]; the newest one and its page, float [1]
+    ones = op("Expand", const(1.0), op("Shape", "qkv", start=1, end=2))
+    past = op("Cast", "past_length", to=TensorProto.FLOAT)
+    positions = op("Add", op("CumSum", ones, const(0, np.int64)), op("Sub", past, const(1.0)))
+    newest = op("Slice", positions, ints(-1), ints(END))
+    newest_page = op("Floor", op("Mul", newest, const(1 / PAGE_SIZE)))
+
+    # q [1, H, S, D], k and v [1, Hk, S, D]
+    heads = op("Reshape", "qkv", ints(0, 0, num_heads + 2 * kv_heads, head_dim))
+    heads = op("Transpose", heads, perm=[0, 2, 1, 3])
+    qk = op("Split", heads, ints(num_heads + kv_heads, kv_heads), out=["qk", "v"], axis=1)
+    rotated = op(
+        "RotaryEmbedding",
+        qk,
+        "past_length",
+        "cos",
+        "sin",
+        domain="com.microsoft",
+        num_heads=num_heads + kv_heads,
+        rotary_embedding_dim=0 if rotary_dim == head_dim else rotary_dim,
+    )
+    q = op("Split", rotated, ints(num_heads, kv_heads), out=["q", "k"], axis=1)
+
+    # append: row (0, head, position) of the cache
+    rows = _scatter_rows(writer, positions, kv_heads)
+    for new, side in (("k", "key"), ("v", "value")):
+        op("ScatterND", f"past_{side}", rows, op("Cast", new, to=TensorProto.FLOAT16), out=f"present_{side}")
+
+    # summaries of the touched pages: those of every 16th new token and of the newest one
+    token_pages = op("Floor", op("Mul", positions, const(1 / PAGE_SIZE)))
+    stride = op("Slice", token_pages, ints(0), ints(END), ints(0), ints(PAGE_SIZE))
+    touched = op("Concat", stride, newest_page, axis=0)
+    first = op("Unsqueeze", op("Mul", touched, const(float(PAGE_SIZE))), ints(1))
+    in_page = const(np.arange(PAGE_SIZE))
+    tokens = op("Add", first, in_page)  # [n, 16]
+    page_keys = op("Gather", "present_key", op("Cast", tokens, to=TensorProto.INT64), axis=2)
+    page_keys = op("Cast", page_keys, to=TensorProto.FLOAT)  # [1, Hk, n, 16, D]
+    valid = op("Unsqueeze", op("LessOrEqual", tokens, newest), ints(2))
+    page_rows = _scatter_rows(writer, touched, kv_heads)
+    for side, reduce, outside in (("min", "ReduceMin", _FP16_MAX), ("max", "ReduceMax", -_FP16_MAX)):
+        summary = op(reduce, op("Where", valid, page_keys, const(outside)), ints(3), keepdims=0)
+        summary = op("Cast", summary, to=TensorProto.FLOAT16)
+        op("ScatterND", f"past_page_{side}", page_rows, summary, out=f"present_page_{side}")
+
+    # scores of the pages for the newest query, float [1, Hk, 1, pages]: max(q min, q max) = relu(q) max - relu(-q) min
+    last = op("Slice", q, ints(-1), ints(END), ints(2))
+    last = op("Reshape", last, ints(1, kv_heads, group, head_dim))
+    positive = op("Relu", last)
+    highest = op("MatMul", positive, _transposed(writer, "present_page_max"))
+    lowest = op("MatMul", op("Sub", last, positive), _transposed(writer, "present_page_min"))
+    scores = op("ReduceMax", op("Add", highest, lowest), ints(2), keepdims=1)
+
+    # last position that each page gives to attention: all of it where kept, the sinks alone where not
+    page_count = op("Shape", "present_page_min", start=2, end=3)
+    page = op("CumSum", op("Expand", const(1.0), page_count), const(0, np.int64))  # 1-based, [pages]
+    is_old = op("LessOrEqual", page, newest_page)
+    scores = op("Where", is_old, scores, const(_NEVER))
+    several = op("Mul", op("Sub", newest, past), const(_ALL))  # 0 with one new token; otherwise every page is kept
+    keep = op("Add", op("Cast", "attn_keep", to=TensorProto.FLOAT), several)
+    every_head = const(np.full((1, kv_heads, 1, 1), _ALL))
+    by_rank = op("Where", op("LessOrEqual", page, keep), every_head, const(sinks - 1.0))  # [1, Hk, 1, pages]
+    op("TopK", scores, page_count, out=["page_scores", "order"], axis=-1)
+    limit = op("ScatterElements", scores, "order", by_rank, axis=3)
+    limit = op("Where", is_old, limit, const(_ALL))
+
+    # attention: query rows are grouped by KV head, [1, Hk, group * S, D]; row g * S + s is at position s
+    if group > 1:
+        positions = op("Reshape", op("Mul", positions, const(np.ones((group, 1)))), ints(-1))
+    until = op("Min", op("Unsqueeze", positions, ints(1)), limit)  # [1, Hk, rows, pages]
+    begin = op("Mul", op("Sub", page, const(1.0)), const(float(PAGE_SIZE)))
+    seen = op("LessOrEqual", in_page, op("Unsqueeze", op("Sub", until, begin), ints(4)))  # [1, Hk, rows, pages, 16]
+    q = op("Reshape", op("Mul", q, const(softmax_scale)), ints(1, kv_heads, -1, head_dim))
+    logits = op("MatMul", q, _transposed(writer, "present_key"))
+    logits = op("Where", seen, op("Reshape", logits, ints(0, 0, 0, -1, PAGE_SIZE)), const(_NEVER))
+    weights = op("Softmax", op("Reshape", logits, ints(0, 0, 0, -1)), axis=-1)
+    y = op("MatMul", weights, op("Cast", "present_value", to=TensorProto.FLOAT))
+    y = op("Transpose", op("Reshape", y, ints(1, num_heads, -1, head_dim)), perm=[0, 2, 1, 3])
+    op("Reshape", y, ints(0, 0, num_heads * head_dim), out="y")
+
+    cache = ["key", "value", "page_min", "page_max"]
+    return writer.function(
+        "SparseAttention",
+        ["qkv", *(f"past_{part}" for part in cache), "past_length", "attn_keep", "cos", "sin"],
+        ["y", *(f"present_{part}" for part in cache)],
+        ["num_heads", "kv_heads", "head_dim", "rotary_dim", "page_size", "sinks", "softmax_scale"],
+    )
+
+
+def _nested_product(
+    writer: NodeWriter,
+    x: str,
+    weights: list[str],
+    bits: int,
+    k: int | Ref,
+    n: int | Ref,
+    *,
+    channel_major: bool,
+    out: str | None = None,
+) -> str:
+    """x W at a level, W being base, scale, zero and the level's planes.
+
+    One product a plane, and block sums of x times what the planes' own zero points leave of the offset.
+    """
+    base, scale, zero, *residual = weights
+    op, const = writer.op, writer.const
+    x, sums = _rounded(writer, x, scale)
+    steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
+    block_scale = op("Transpose", steps, perm=[1, 0])
+    shape = {"K": k, "N": n, "block_size": BLOCK, "accuracy_level": _ACCURACY, "domain": "com.microsoft"}
+    if channel_major:  # the pattern that ONNX Runtime fuses to MatMulNBits, transposing the weights once
+        eight = op("Expand", const(8, np.uint8), op("Shape", scale))
+        eight = op("Cast", eight, to=TensorProto.UINT4)
+        y = op("MatMul", x, op("DequantizeLinear", base, steps, eight, axis=0, block_size=BLOCK))
+    else:
+        y = op("MatMulNBits", x, op("Transpose", base, perm=[1, 0, 2]), block_scale, bits=4, **shape)
+    for index, plane in enumerate(residual):
+        plane_scale = op("Mul", block_scale, const(0.25 ** (index + 1)))
+        y = op("Add", y, op("MatMulNBits", x, op("Transpose", plane, perm=[1, 0, 2]), plane_scale, bits=2, **shape))
+    left = op("Sub", const(_CENTRE[bits]), op("Cast", zero, to=TensorProto.FLOAT))
+    offset = op("Mul", left, op("Mul", steps, const(1 / 16)))
+    return op("Add", y, op("MatMul", sums, offset), out=out)
+
+
+def _rounded(writer: NodeWriter, x: str, scale: str) -> tuple[str, str]:
+    """x [..., K] as int8 codes of its blocks stand for it, and the sums of the blocks, [rows, KB]."""
+    op, const = writer.op, writer.const
+    shape = op("Concat", writer.ints(-1), op("Shape", scale, end=1), writer.ints(BLOCK), axis=0)
+    blocks = op("Reshape", x, shape)
+    step = op("Mul", op("ReduceMax", op("Abs", blocks), writer.ints(2), keepdims=1), const(1 / 127))
+    codes = op("Div", blocks, op("Max", step, const(_TINY)))
+    # rounds half to even, as WebGPU has no Round; the sum goes through memory between the nodes, so no compiler cancels it
+    codes = op("Sub", op("Add", codes, const(_ROUNDING)), const(_ROUNDING))
+    blocks = op("Mul", codes, step)
+    sums = op("ReduceSum", blocks, writer.ints(2), keepdims=0)
+    return op("Reshape", blocks, op("Shape", x)), sums
+
+
+def _largest(writer: NodeWriter, x: str, keep: int, size: int) -> str:
+    """x [..., size] with all but the `keep` values of largest magnitude zero; TopK orders ties by index."""
+    if keep >= size:
+        return x
+    index = f"kept_{len(writer.nodes)}"
+    writer.op("TopK", writer.op("Abs", x), writer.ints(keep), out=[f"{index}_values", index], axis=-1)
+    kept = writer.op("GatherElements", x, index, axis=-1)
+    return writer.op("ScatterElements", writer.op("Mul", x, writer.const(0.0)), index, kept, axis=-1)
+
+
+def _activation(writer: NodeWriter, x: str, name: str) -> str:
+    if name == "silu":
+        return writer.op("Mul", x, writer.op("Sigmoid", x))
+    if name == "relu":
+        return writer.op("Relu", x)
+    return writer.op("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+def _scatter_rows(writer: NodeWriter, index: str, kv_heads: int) -> str:
+    """Indices int64 [1, Hk, n, 3] of the rows (0, head, index) for `index` float [n]."""
+    column = writer.op("Mul", writer.op("Unsqueeze", index, writer.ints(1)), writer.const([0.0, 0.0, 1.0]))
+    heads = np.zeros((1, kv_heads, 1, 3))
+    heads[0, :, 0, 1] = np.arange(kv_heads)
+    return writer.op("Cast", writer.op("Add", column, writer.const(heads)), to=TensorProto.INT64)
+
+
+def _transposed(writer: NodeWriter, keys: str) -> str:
+    """float16 [1, Hk, n, D] -> float [1, Hk, D, n]."""
+    return writer.op("Transpose", writer.op("Cast", keys, to=TensorProto.FLOAT), perm=[0, 1, 3, 2])

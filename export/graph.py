@@ -1,0 +1,305 @@
+"""The graph of a variant: one builder for every decoder family, topology only, weights by reference into the blob."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from sol_rt.config import PAGE_SIZE, KvLayout, TensorEntry, Variant
+from sol_rt.export import bodies
+from sol_rt.export.architecture import Decoder
+from sol_rt.export.nodes import NodeWriter
+
+_DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "uint8": TensorProto.UINT8,
+    "uint4": TensorProto.UINT4,
+}
+_SPREAD_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
+"""By gated or not: how much more than its share of channels the first matmul keeps, at the shares of _SPREAD_AT."""
+_BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
+
+
+def prune_counts(prune_percent: int, hidden: int, intermediate: int, gated: bool) -> tuple[int, int]:
+    """Channels that a prune level keeps at the inputs of the two MLP matmuls: (keep_in, keep_mid).
+
+    Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
+    share and the second less; the share of all MLP weights that is read stays `prune_percent`.
+    """
+    share = prune_percent / 100
+    spread = float(np.interp(share, _SPREAD_AT, _SPREAD[gated]))
+    first, second = share + spread, share - spread * (2 if gated else 1)
+    return _ceil(first * hidden), _ceil(second * intermediate)
+
+
+def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
+    """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
+    total = 0
+    for name in variant_tensors(decoder, tensors, variant.bits):
+        size = tensors[name].bytes
+        if name.endswith(".up.base"):
+            size = size * variant.keep_in // decoder.hidden_size
+        elif name.endswith(".down.base"):
+            size = size * variant.keep_mid // decoder.intermediate_size
+        elif name.startswith("rope.") or (name.startswith("embed.") and not decoder.tied):
+            continue
+        total += size
+    if not decoder.tied:
+        row = nested_names(tensors, "embed", widest_bits(tensors))
+        total += sum(tensors[name].bytes for name in row) // decoder.vocab_size
+    return total
+
+
+def variant_tensors(decoder: Decoder, tensors: Mapping[str, TensorEntry], bits: int) -> list[str]:
+    """Names of the tensors that a variant of width `bits` computes with, each once; wider planes that only the
+    embedding's look-up reads are left out."""
+    names = nested_names(tensors, "embed", bits)
+    for layer in range(decoder.num_layers):
+        at = f"layers.{layer}"
+        norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
+        for norm in norms:
+            names += _norm_names(decoder, f"{at}.{norm}")
+        for matrix, bias in (
+            ("qkv", decoder.qkv_bias),
+            ("o", decoder.output_bias),
+            ("up", decoder.mlp_bias),
+            ("down", decoder.mlp_bias),
+        ):
+            names += nested_names(tensors, f"{at}.{matrix}", bits)
+            names += [f"{at}.{matrix}.bias"] if bias else []
+    names += _norm_names(decoder, "final_norm")
+    names += [] if decoder.tied else nested_names(tensors, "head", bits)
+    names += ["head.bias"] if decoder.head_bias else []
+    return [*names, "rope.cos", "rope.sin"]
+
+
+def widest_bits(tensors: Mapping[str, TensorEntry]) -> int:
+    """Width of the bundle's widest level."""
+    return 4 + 2 * sum(f"embed.plane{index}" in tensors for index in (1, 2))
+
+
+def nested_names(tensors: Mapping[str, TensorEntry], matrix: str, bits: int) -> list[str]:
+    """The tensors of a nested matrix at a width, in the order of the operators' inputs."""
+    parts = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(bodies.planes(bits)))]
+    return [f"{matrix}.{part}" for part in parts]
+
+
+def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorProto:
+    """An initializer whose data lie in the weights file."""
+    tensor = onnx.TensorProto(
+        name=name, data_type=_DTYPES[entry.dtype], dims=entry.shape, data_location=TensorProto.EXTERNAL
+    )
+    for key, value in (("location", weights_file), ("offset", entry.offset), ("length", entry.bytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def build_variant(
+    decoder: Decoder, variant: Variant, tensors: Mapping[str, TensorEntry], weights_file: str
+) -> onnx.ModelProto:
+    """The graph of docs/bundle.md section 1 for one variant.
+
+    Args:
+        tensors: the blob's tensors by name; those of the variant's width have to be there.
+        weights_file: the blob's name; it has to lie beside the graph file.
+    """
+    return _VariantWriter(decoder, variant, tensors, weights_file).write()
+
+
+class _VariantWriter:
+    def __init__(
+        self, decoder: Decoder, variant: Variant, tensors: Mapping[str, TensorEntry], weights_file: str
+    ) -> None:
+        self.decoder, self.variant, self.tensors, self.weights_file = decoder, variant, tensors, weights_file
+        self.writer = NodeWriter()
+        self.used: dict[str, None] = {}  # names of tensors in order of first use
+
+    def write(self) -> onnx.ModelProto:
+        decoder, op = self.decoder, self.writer.op
+        x = self._nested("NestedGather", ["input_ids"], "embed", decoder.vocab_size, bits=widest_bits(self.tensors))
+        if decoder.embedding_scale != 1.0:
+            x = op("Mul", x, self.writer.const(decoder.embedding_scale))
+        for layer in range(decoder.num_layers):
+            x = self._block(layer, x)
+        hidden = self._norm("final_norm", self._last_positions(x), out="hidden_states")
+        self._project(hidden, "embed" if decoder.tied else "head", decoder.vocab_size, bias=decoder.head_bias)
+        return self.writer.model(
+            self.variant.key,
+            self._inputs(),
+            self._outputs(),
+            [reference(name, self.tensors[name], self.weights_file) for name in self.used],
+            self._functions(),
+        )
+
+    def _block(self, layer: int, x: str) -> str:
+        decoder, op, at = self.decoder, self.writer.op, f"layers.{layer}"
+        normed = self._norm(f"{at}.attn_norm", x)
+        attention = self._attention(layer, normed)
+        if not decoder.parallel_residual:
+            x = op("Add", x, attention)
+            return op("Add", x, self._mlp(layer, self._norm(f"{at}.mlp_norm", x)))
+        if not decoder.shared_norm:
+            normed = self._norm(f"{at}.mlp_norm", x)
+        return op("Add", x, op("Add", attention, self._mlp(layer, normed)))
+
+    def _attention(self, layer: int, x: str) -> str:
+        decoder, at = self.decoder, f"layers.{layer}"
+        qkv = self._matmul(x, f"{at}.qkv", decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
+        y = f"attention.{layer}"
+        self.writer.declare(y, [1, "S", decoder.num_heads * decoder.head_dim])
+        self.writer.op(
+            "SparseAttention",
+            qkv,
+            *_cache_names("past", layer),
+            "past_length",
+            "attn_keep",
+            self._tensor("rope.cos"),
+            self._tensor("rope.sin"),
+            out=[y, *_cache_names("present", layer)],
+            domain="sol",
+            num_heads=decoder.num_heads,
+            kv_heads=decoder.num_kv_heads,
+            head_dim=decoder.head_dim,
+            rotary_dim=decoder.rotary_dim,
+            page_size=PAGE_SIZE,
+            sinks=KvLayout().sinks,
+            softmax_scale=decoder.softmax_scale,
+        )
+        width = decoder.num_heads * decoder.head_dim
+        return self._matmul(y, f"{at}.o", width, decoder.hidden_size, bias=decoder.output_bias)
+
+    def _mlp(self, layer: int, x: str) -> str:
+        decoder, variant, at = self.decoder, self.variant, f"layers.{layer}"
+        up, down = (nested_names(self.tensors, f"{at}.{matrix}", variant.bits) for matrix in ("up", "down"))
+        names = up[:3] + down[:3] + [name for pair in zip(up[3:], down[3:], strict=True) for name in pair]
+        if decoder.mlp_bias:
+            names += [f"{at}.up.bias", f"{at}.down.bias"]
+        y = self.writer.op(
+            "PrunedMLP",
+            x,
+            *map(self._tensor, names),
+            domain="sol",
+            K=decoder.hidden_size,
+            I=decoder.intermediate_size,
+            bits=variant.bits,
+            gated=int(decoder.gated),
+            activation=decoder.activation,
+            has_bias=int(decoder.mlp_bias),
+            keep_in=variant.keep_in,
+            keep_mid=variant.keep_mid,
+        )
+        return self.writer.declare(y, [1, "S", decoder.hidden_size])
+
+    def _last_positions(self, x: str) -> str:
+        """float [1, S, hidden] -> [num_logits, hidden]. Slicing backward spares `num_logits` arithmetic, which a strict
+        WebGPU session refuses."""
+        op, ints = self.writer.op, self.writer.ints
+        x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
+        x = op("Slice", x, ints(0), "num_logits", ints(1))
+        x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
+        return op("Reshape", x, ints(-1, self.decoder.hidden_size))
+
+    def _norm(self, name: str, x: str, out: str | None = None) -> str:
+        op_type = "RMSNormalization" if self.decoder.norm == "rms" else "LayerNormalization"
+        weights = map(self._tensor, _norm_names(self.decoder, name))
+        return self.writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=self.decoder.norm_eps)
+
+    def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
+        out = None if bias else "logits"
+        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.variant.bits, out=out)
+        if bias:
+            self.writer.declare(logits, ["M", outputs])
+            self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
+
+    def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
+        y = self._nested("NestedMatMul", [x], matrix, outputs, inputs=inputs, bits=self.variant.bits)
+        self.writer.declare(y, [1, "S", outputs])
+        return self.writer.op("Add", y, self._tensor(f"{matrix}.bias")) if bias else y
+
+    def _nested(
+        self,
+        op_type: str,
+        x: list[str],
+        matrix: str,
+        outputs: int,
+        *,
+        bits: int,
+        inputs: int | None = None,
+        out: str | None = None,
+    ) -> str:
+        weights = map(self._tensor, nested_names(self.tensors, matrix, bits))
+        k = self.decoder.hidden_size if inputs is None else inputs
+        return self.writer.op(op_type, *x, *weights, out=out, domain="sol", K=k, N=outputs, bits=bits)
+
+    def _tensor(self, name: str) -> str:
+        self.used[name] = None
+        return name
+
+    def _functions(self) -> list[onnx.FunctionProto]:
+        decoder, variant = self.decoder, self.variant
+        return [
+            bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
+            bodies.nested_matmul(variant.bits),
+            bodies.sparse_attention(
+                num_heads=decoder.num_heads,
+                kv_heads=decoder.num_kv_heads,
+                head_dim=decoder.head_dim,
+                rotary_dim=decoder.rotary_dim,
+                sinks=KvLayout().sinks,
+                softmax_scale=decoder.softmax_scale,
+            ),
+            bodies.pruned_mlp(
+                variant.bits,
+                hidden=decoder.hidden_size,
+                intermediate=decoder.intermediate_size,
+                gated=decoder.gated,
+                activation=decoder.activation,
+                has_bias=decoder.mlp_bias,
+                keep_in=variant.keep_in,
+                keep_mid=variant.keep_mid,
+            ),
+        ]
+
+    def _inputs(self) -> list[onnx.ValueInfoProto]:
+        info = helper.make_tensor_value_info
+        inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
+        inputs += [info(name, TensorProto.INT64, [1]) for name in ("past_length", "attn_keep", "num_logits")]
+        return inputs + self._cache_infos("past")
+
+    def _outputs(self) -> list[onnx.ValueInfoProto]:
+        info = helper.make_tensor_value_info
+        outputs = [
+            info("logits", TensorProto.FLOAT, ["M", self.decoder.vocab_size]),
+            info("hidden_states", TensorProto.FLOAT, ["M", self.decoder.hidden_size]),
+        ]
+        return outputs + self._cache_infos("present")
+
+    def _cache_infos(self, side: str) -> list[onnx.ValueInfoProto]:
+        heads, size = self.decoder.num_kv_heads, self.decoder.head_dim
+        shapes = ([1, heads, "C", size],) * 2 + ([1, heads, "P", size],) * 2
+        return [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape)
+            for layer in range(self.decoder.num_layers)
+            for name, shape in zip(_cache_names(side, layer), shapes, strict=True)
+        ]
+
+
+def _cache_names(side: str, layer: int) -> list[str]:
+    """Names of a layer's four cache tensors, `side` being `past` or `present`."""
+    keys = "past_key_values" if side == "past" else "present"
+    return [f"{keys}.{layer}.key", f"{keys}.{layer}.value", f"{side}_page_min.{layer}", f"{side}_page_max.{layer}"]
+
+
+def _norm_names(decoder: Decoder, name: str) -> list[str]:
+    return [f"{name}.weight"] if decoder.norm == "rms" else [f"{name}.weight", f"{name}.bias"]
+
+
+def _ceil(value: float) -> int:
+    """Rounds up, but not for the last bit of a float's noise."""
+    return math.ceil(value - 1e-9)

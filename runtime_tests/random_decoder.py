@@ -1,0 +1,180 @@
+"""A decoder of random weights with its blob, made without the exporter, and its whole forward pass in NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reference
+from reference import Array, Nested
+
+from sol_rt.config import ALIGNMENT, TensorEntry, Variant
+from sol_rt.export.architecture import Decoder, from_hf_config
+from sol_rt.export.graph import build_variant, prune_counts, weight_bytes
+
+WEIGHTS = "weights.bin"
+_COMMON = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 90,
+    "max_position_embeddings": 256,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False, "num_key_value_heads": 1},
+    "phi3": {"architectures": ["Phi3ForCausalLM"], "tie_word_embeddings": False, "num_key_value_heads": 4},
+    "phi": {"architectures": ["PhiForCausalLM"], "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+}
+
+
+def describe(family: str) -> Decoder:
+    """A tiny decoder of the family."""
+    return from_hf_config({**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **CONFIGS[family]})
+
+
+@dataclass
+class RandomDecoder:
+    """Random nested matrices and float32 vectors by the blob's names."""
+
+    decoder: Decoder
+    matrices: dict[str, Nested] = field(default_factory=dict)
+    vectors: dict[str, Array] = field(default_factory=dict)
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
+
+    @classmethod
+    def write(cls, decoder: Decoder, folder: Path, seed: int = 0) -> RandomDecoder:
+        """Makes the weights and writes the blob into `folder`."""
+        self, rng = cls(decoder), np.random.default_rng(seed)
+        hidden, width = decoder.hidden_size, decoder.num_heads * decoder.head_dim
+
+        def vector(name: str, size: int, middle: float = 0.0) -> None:
+            self.vectors[name] = (middle + 0.2 * rng.standard_normal(size)).astype(np.float32)
+
+        def matrix(name: str, k: int, n: int, bias: bool = False) -> None:
+            self.matrices[name] = Nested.random(rng, k, n)
+            if bias:
+                vector(f"{name}.bias", n)
+
+        matrix("embed", hidden, decoder.vocab_size)
+        if not decoder.tied:
+            matrix("head", hidden, decoder.vocab_size, decoder.head_bias)
+        norms = ["final_norm"]
+        for layer in range(decoder.num_layers):
+            at = f"layers.{layer}"
+            norms += [f"{at}.attn_norm"] if decoder.shared_norm else [f"{at}.attn_norm", f"{at}.mlp_norm"]
+            matrix(f"{at}.qkv", hidden, decoder.qkv_size, decoder.qkv_bias)
+            matrix(f"{at}.o", width, hidden, decoder.output_bias)
+            matrix(f"{at}.up", hidden, decoder.up_size, decoder.mlp_bias)
+            matrix(f"{at}.down", decoder.intermediate_size, hidden, decoder.mlp_bias)
+        for norm in norms:
+            vector(f"{norm}.weight", hidden, 1.0)
+            if decoder.norm == "layer":
+                vector(f"{norm}.bias", hidden)
+        angles = np.arange(decoder.max_context)[:, None] * 100.0 ** -np.linspace(0, 1, decoder.rotary_dim // 2)
+        self.vectors["rope.cos"], self.vectors["rope.sin"] = (
+            part.astype(np.float32) for part in (np.cos(angles), np.sin(angles))
+        )
+        self._write_blob(folder)
+        return self
+
+    def _write_blob(self, folder: Path) -> None:
+        with open(folder / WEIGHTS, "wb") as file:
+            for name, array in self._stored().items():
+                file.write(b"\0" * (-file.tell() % ALIGNMENT))
+                dtype, shape = str(array.dtype), array.shape
+                if name.endswith((".up.base", ".down.base")):
+                    dtype, shape = "uint4", (shape[0], 2 * shape[1])
+                self.tensors[name] = TensorEntry(dtype, shape, file.tell(), array.nbytes)
+                file.write(array.tobytes())
+
+    def _stored(self) -> dict[str, Array]:
+        stored = dict(self.vectors)
+        for name, nested in self.matrices.items():
+            stored |= nested.tensors(name, channel_major=name.endswith((".up", ".down")))
+        return stored
+
+    def variant(self, prune: int, bits: int) -> Variant:
+        """The variant's entry as an export would make it."""
+        decoder = self.decoder
+        keeps = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
+        key = f"s{prune:03d}-q{bits}"
+        draft = Variant(key, f"model.{key}.onnx", prune, bits, *keeps, 0)
+        return Variant(key, draft.file, prune, bits, *keeps, weight_bytes(decoder, self.tensors, draft))
+
+    def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
+        """Writes the variant's graph beside the blob; returns its path."""
+        variant = self.variant(prune, bits)
+        model = build_variant(self.decoder, variant, self.tensors, WEIGHTS)
+        path = folder / variant.file
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    def logits(self, tokens: list[int], prune: int, bits: int, *, int8: bool = True) -> tuple[Array, Array]:
+        """Dense attention over `tokens` from an empty cache: float64 logits [S, vocab], hidden states [S, hidden]."""
+        decoder, variant = self.decoder, self.variant(prune, bits)
+        x = reference.nested_gather(np.array([tokens]), self.matrices["embed"], 8)
+        for layer in range(decoder.num_layers):
+            at = f"layers.{layer}"
+            normed = self._norm(f"{at}.attn_norm", x)
+            attention = self._attention(at, normed, bits, int8)
+            if not decoder.parallel_residual:
+                x = x + attention
+                x = x + self._mlp(at, self._norm(f"{at}.mlp_norm", x), variant, int8)
+                continue
+            if not decoder.shared_norm:
+                normed = self._norm(f"{at}.mlp_norm", x)
+            x = x + attention + self._mlp(at, normed, variant, int8)
+        hidden = self._norm("final_norm", x)[0]
+        return self._matmul(hidden, "embed" if decoder.tied else "head", bits, int8), hidden
+
+    def _matmul(self, x: Array, name: str, bits: int, int8: bool) -> Array:
+        product = reference.nested_matmul(x, self.matrices[name], bits, int8=int8)
+        return product + self.vectors.get(f"{name}.bias", 0.0)
+
+    def _norm(self, name: str, x: Array) -> Array:
+        if self.decoder.norm == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.decoder.norm_eps)
+        return x * self.vectors[f"{name}.weight"] + self.vectors.get(f"{name}.bias", 0.0)
+
+    def _attention(self, at: str, x: Array, bits: int, int8: bool) -> Array:
+        decoder = self.decoder
+        shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
+        key, value = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
+        pages = np.zeros((1, decoder.num_kv_heads, decoder.max_context // 16, decoder.head_dim), np.float16)
+        y, *_ = reference.sparse_attention(
+            self._matmul(x, f"{at}.qkv", bits, int8),
+            key,
+            value,
+            pages,
+            pages,
+            0,
+            0,
+            self.vectors["rope.cos"],
+            self.vectors["rope.sin"],
+            heads=decoder.num_heads,
+            kv_heads=decoder.num_kv_heads,
+            sinks=4,
+            scale=decoder.softmax_scale,
+        )
+        return self._matmul(y, f"{at}.o", bits, int8)
+
+    def _mlp(self, at: str, x: Array, variant: Variant, int8: bool) -> Array:
+        return reference.pruned_mlp(
+            x,
+            self.matrices[f"{at}.up"],
+            self.matrices[f"{at}.down"],
+            variant.bits,
+            gated=self.decoder.gated,
+            act=self.decoder.activation,
+            keep_in=variant.keep_in,
+            keep_mid=variant.keep_mid,
+            up_bias=self.vectors.get(f"{at}.up.bias", 0.0),
+            down_bias=self.vectors.get(f"{at}.down.bias", 0.0),
+            int8=int8,
+        )

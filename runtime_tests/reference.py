@@ -1,0 +1,166 @@
+"""docs/bundle.md in NumPy, float64: the operators of domain `sol`, and random weights in their storage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
+PAGE = 16
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A quantized matrix, W[k, n]. q, b, c: [K, N] codes of the three planes; scale float16, zero uint8 [K / 32, N]."""
+
+    q: Array
+    b: Array
+    c: Array
+    scale: Array
+    zero: Array
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, k: int, n: int) -> Nested:
+        """Codes over their whole range, zero points off centre, scales that keep products near 1."""
+        q, b, c = (rng.integers(0, top, (k, n)).astype(np.uint8) for top in (16, 4, 4))
+        scale = rng.uniform(0.5, 1.5, (k // 32, n)) * 0.2 / math.sqrt(k)
+        return cls(q, b, c, scale.astype(np.float16), rng.integers(80, 176, (k // 32, n)).astype(np.uint8))
+
+    def weights(self, bits: int) -> Array:
+        """float64 [K, N] at a level."""
+        code = 16.0 * self.q
+        if bits >= 6:
+            code += 4.0 * self.b
+        if bits == 8:
+            code += self.c
+        scale, zero = (np.repeat(part.astype(np.float64), 32, axis=0) for part in (self.scale, self.zero))
+        return scale / 16 * (code - SHIFT[bits] - zero)
+
+    def tensors(self, name: str, *, channel_major: bool = False) -> dict[str, Array]:
+        """All five stored tensors; a channel-major base comes as its packed bytes, uint8 [K, N / 2]."""
+        k, n = self.q.shape
+        blocks = self.q.reshape(k // 32, 32, n).transpose(0, 2, 1)  # [KB, N, 32]
+        base = self.q[:, 0::2] | self.q[:, 1::2] << 4 if channel_major else blocks[..., 0::2] | blocks[..., 1::2] << 4
+        out = {f"{name}.base": base, f"{name}.scale": self.scale, f"{name}.zero": self.zero}
+        for index, plane in enumerate((self.b, self.c)):
+            codes = plane.reshape(k // 32, 8, 4, n).transpose(0, 3, 1, 2)  # [KB, N, 8, 4]
+            out[f"{name}.plane{index + 1}"] = sum(codes[..., i] << 2 * i for i in range(4)).astype(np.uint8)
+        return {key: np.ascontiguousarray(value) for key, value in out.items()}
+
+
+def rounded_activations(x: Array) -> Array:
+    """x [..., K] as int8 codes of each block of 32 stand for it."""
+    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
+    step = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    codes = np.rint(np.divide(blocks, step, out=np.zeros_like(blocks), where=step > 0))
+    return (codes.astype(np.float64) * step).reshape(x.shape)
+
+
+def nested_matmul(x: Array, weights: Nested, bits: int, *, int8: bool = True) -> Array:
+    """x [..., K] -> float64 [..., N]; with exact activations where not `int8`."""
+    return (rounded_activations(x) if int8 else x.astype(np.float64)) @ weights.weights(bits)
+
+
+def nested_gather(ids: Array, weights: Nested, bits: int) -> Array:
+    """ids [1, S] -> float64 [1, S, K]."""
+    return weights.weights(bits).T[ids]
+
+
+def largest(x: Array, keep: int) -> Array:
+    """x with all but the `keep` largest magnitudes of the last axis zero; ties go to the lower index."""
+    order = np.argsort(-np.abs(x), axis=-1, kind="stable")[..., :keep]
+    out = np.zeros_like(x)
+    np.put_along_axis(out, order, np.take_along_axis(x, order, -1), -1)
+    return out
+
+
+def activation(x: Array, name: str) -> Array:
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "relu":
+        return np.maximum(x, 0)
+    if name == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def pruned_mlp(
+    x: Array,
+    up: Nested,
+    down: Nested,
+    bits: int,
+    *,
+    gated: bool,
+    act: str,
+    keep_in: int,
+    keep_mid: int,
+    up_bias: Array | float = 0.0,
+    down_bias: Array | float = 0.0,
+    int8: bool = True,
+) -> Array:
+    """x [..., K] -> float64 [..., K]."""
+    u = nested_matmul(largest(x, keep_in), up, bits, int8=int8) + up_bias
+    h = activation(u[..., : u.shape[-1] // 2], act) * u[..., u.shape[-1] // 2 :] if gated else activation(u, act)
+    return nested_matmul(largest(h, keep_mid), down, bits, int8=int8) + down_bias
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Half-split rotation of the leading channels of x [S, heads, D] by cos, sin [S, rotary_dim / 2]."""
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    c, s = cos[:, None], sin[:, None]
+    return np.concatenate([first * c - second * s, second * c + first * s, x[..., 2 * half :]], -1)
+
+
+def sparse_attention(
+    qkv: Array,
+    key: Array,
+    value: Array,
+    page_min: Array,
+    page_max: Array,
+    past: int,
+    attn_keep: int,
+    cos: Array,
+    sin: Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    sinks: int,
+    scale: float,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """qkv [1, S, (H + 2 Hk) D], caches as in the bundle -> y float64 [1, S, H D] and the four new caches."""
+    size, count = key.shape[-1], qkv.shape[1]
+    split = qkv[0].astype(np.float64).reshape(count, -1, size)
+    rows = slice(past, past + count)
+    cos, sin = cos[rows].astype(np.float64), sin[rows].astype(np.float64)
+    q, k = rotate(split[:, :heads], cos, sin), rotate(split[:, heads : heads + kv_heads], cos, sin)
+    key, value, page_min, page_max = (cache.copy() for cache in (key, value, page_min, page_max))
+    key[0, :, rows] = k.transpose(1, 0, 2)
+    value[0, :, rows] = split[:, heads + kv_heads :].transpose(1, 0, 2)
+    total = past + count
+    pages = -(-total // PAGE)
+    for page in range(past // PAGE, pages):
+        valid = key[0, :, page * PAGE : min(total, (page + 1) * PAGE)]
+        page_min[0, :, page], page_max[0, :, page] = valid.min(1), valid.max(1)
+
+    y = np.zeros((count, heads, size))
+    keys, values = key[0].astype(np.float64), value[0].astype(np.float64)
+    for head in range(kv_heads):
+        group = range(head * heads // kv_heads, (head + 1) * heads // kv_heads)
+        attended = np.arange(total)
+        if count == 1 and attn_keep < pages - 1:
+            low, high = (bound[0, head, : pages - 1].astype(np.float64) for bound in (page_min, page_max))
+            scores = np.max([np.maximum(q[0, g] * low, q[0, g] * high).sum(-1) for g in group], axis=0)
+            kept = {pages - 1, *np.argsort(-scores, kind="stable")[:attn_keep].tolist()}
+            attended = np.array([t for t in range(total) if t < sinks or t // PAGE in kept])
+        for g in group:
+            for s in range(count):
+                seen = attended[attended <= past + s]
+                logits = scale * (keys[head, seen] @ q[s, g])
+                weights = np.exp(logits - logits.max())
+                y[s, g] = weights / weights.sum() @ values[head, seen]
+    return y.reshape(1, count, -1), key, value, page_min, page_max
