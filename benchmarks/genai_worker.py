@@ -4,7 +4,7 @@ Runs under the peer's own Python, which needs onnxruntime-genai and numpy alone.
 
     {"do": "prefill", "tokens": [...]}                -> {"ms": time of appending them, logits of the last position included}
     {"do": "decode", "tokens": [...], "count": n}     -> {"ms": time of n greedy steps after them}
-    {"do": "nll", "windows": [[...], ...]}            -> {"nll": [[nats of every scored token], ...]}, scored: the second half of a window
+    {"do": "nll", "windows": [[...], ...]}            -> {"nll": [[nats of every scored token], ...]}, scored: as llama-perplexity, all after the first c/2 + 1
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load(folder: Path, threads: int):  # type: ignore[no-untyped-def]
 
 
 def window_nll(session: object, window: list[int]) -> list[float]:
-    """Nats of the second half of `window` under the model's graph run directly (genai itself gives only last logits)."""
+    """Nats of the tokens that llama-perplexity scores, by the model's graph run directly (genai gives only last logits)."""
     ids = np.asarray([window], np.int64)
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     for node in session.get_inputs():  # type: ignore[attr-defined]
@@ -37,9 +37,9 @@ def window_nll(session: object, window: list[int]) -> list[float]:
             feeds[node.name] = np.zeros((1, heads, 0, size or session.head_size), np.float32)  # type: ignore[attr-defined]
     logits = session.run(["logits"], feeds)[0][0].astype(np.float64)  # type: ignore[attr-defined]
     first = len(window) // 2
-    rows = logits[first - 1 : -1]
+    rows = logits[first:-1]
     log_sum = np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1)) + rows.max(1)
-    return [float(x) for x in log_sum - rows[np.arange(len(rows)), window[first:]]]
+    return [float(x) for x in log_sum - rows[np.arange(len(rows)), window[first + 1 :]]]
 
 
 def main() -> None:
