@@ -16,7 +16,7 @@ class KvCache:
     Args:
         model: dims.
         layout: page size and the step in which capacity grows.
-        place: makes an OrtValue of a float16 array where the provider computes; on the CPU it shares the array's memory.
+        place: makes an OrtValue of a float16 array where the provider computes; on the CPU it shares its memory.
     """
 
     def __init__(self, model: ModelDims, layout: KvLayout, place: Callable[[np.ndarray], ort.OrtValue]) -> None:
