@@ -95,7 +95,7 @@ class _Step(NamedTuple):
 class Controller:
     """Keeps the running spend of a generation at what was asked for.
 
-    Exactly one of three things is asked for: a `budget` (share of the dense cost, over 0, at most 1), `axis_targets`,
+    Exactly one of three things is asked for: a `budget` (share of the dense cost, 0 to 1), `axis_targets`,
     or `tokens_per_second` (needs a cost model in milliseconds). Raises UsageError for values out of range, for
     contradictory or unreachable requests, and for a rate without calibrated costs.
 
@@ -352,8 +352,8 @@ def _least(violation: np.ndarray) -> np.ndarray:
 
 
 def _checked_budget(budget: float) -> float:
-    if not (isinstance(budget, (int, float)) and math.isfinite(budget) and 0 < budget <= 1):
-        raise UsageError(f"--budget: got {budget}, expected a share of the dense cost over 0 and at most 1")
+    if not (isinstance(budget, (int, float)) and math.isfinite(budget) and 0 <= budget <= 1):
+        raise UsageError(f"--budget: got {budget}, expected a share of the dense cost from 0 to 1")
     return float(budget)
 
 

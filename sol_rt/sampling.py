@@ -1,0 +1,104 @@
+"""Picking the next token from logits, in transformers' order: repetition penalty, temperature, top_k, top_p, min_p.
+
+After top_k and top_p only the surviving candidates are looked at, so that large vocabularies cost a few passes over
+the logits and no sort.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sol_rt.errors import UsageError
+from sol_rt.generation_config import GenerationConfig
+
+_NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are smaller
+
+
+class Sampler:
+    """Draws tokens as a GenerationConfig says; one instance a generation, as it holds the random state."""
+
+    def __init__(self, config: GenerationConfig, vocab_size: int) -> None:
+        self._config = config
+        self._vocab_size = vocab_size
+        self._random = np.random.default_rng(config.seed)
+
+    def sample(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
+        """Picks a token.
+
+        Args:
+            logits: float32 [vocab], not changed.
+            history: prompt and generated tokens so far; read only for the repetition penalty.
+
+        Returns the token and its log-probability, in nats, under the raw distribution. Raises UsageError where the
+        shape isn't [vocab].
+        """
+        if logits.shape != (self._vocab_size,):
+            raise UsageError(f"sampling: got logits of shape {list(logits.shape)}, expected [{self._vocab_size}]")
+        scores = self._penalised(logits, history)
+        if self._config.greedy:
+            token = int(scores.argmax())
+        else:
+            candidates, weights = self.candidates(scores)
+            totals = np.cumsum(weights)
+            index = int(np.searchsorted(totals, self._random.random() * totals[-1], side="right"))
+            token = int(candidates[min(index, len(candidates) - 1)])
+        return token, log_probability(logits, token)
+
+    def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens that may be drawn and their unnormalised probabilities, int64 [n] and float64 [n], from `scores`
+        [vocab].
+        """
+        config = self._config
+        scaled = scores if config.temperature == 1.0 else scores / np.float32(config.temperature)
+        if 0 < config.top_k < self._vocab_size:
+            # as transformers has it: tokens that tie with the last of the k stay
+            least = np.partition(scaled, self._vocab_size - config.top_k)[self._vocab_size - config.top_k]
+            tokens = np.flatnonzero(scaled >= least)
+            values = scaled[tokens]
+        else:
+            tokens, values = np.arange(self._vocab_size), scaled
+        weights = np.exp(values - values.max(), dtype=np.float32)
+        if config.top_p < 1.0:
+            kept = _nucleus(weights, config.top_p)
+            tokens, weights = tokens[kept], weights[kept]
+        if config.min_p:
+            kept = np.flatnonzero(weights >= np.float32(config.min_p) * weights.max())
+            tokens, weights = tokens[kept], weights[kept]
+        return tokens, weights.astype(np.float64)
+
+    def _penalised(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> np.ndarray:
+        penalty = self._config.repetition_penalty
+        if penalty == 1.0 or not len(history):
+            return logits
+        seen = np.asarray(history, np.int64)
+        scores = logits.copy()
+        values = scores[seen]
+        scores[seen] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
+        return scores
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """log softmax(logits)[token] in nats; `logits` float32 [vocab]."""
+    top = logits.max()
+    return float(logits[token] - top) - math.log(float(np.exp(logits - top).sum()))
+
+
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Indices of the likeliest entries of `weights` [n] whose predecessors hold less than `top_p` of the mass; at
+    least one.
+    """
+    wanted = float(weights.sum(dtype=np.float64)) * top_p
+    size = _NUCLEUS_GUESS
+    while True:
+        if size < len(weights):
+            top = np.argpartition(weights, len(weights) - size)[len(weights) - size :]
+        else:
+            top = np.arange(len(weights))
+        order = top[np.argsort(-weights[top], kind="stable")]
+        mass = np.cumsum(weights[order], dtype=np.float64)
+        if mass[-1] >= wanted or size >= len(weights):
+            return np.asarray(order[: max(1, int(np.searchsorted(mass, wanted, side="left")) + 1)])
+        size *= 8

@@ -1,0 +1,123 @@
+"""Text to tokens and back, with a decoder that gives out text while tokens arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from sol_rt.bundle import Bundle
+from sol_rt.errors import BundleError, UsageError
+
+FILE = "tokenizer.json"
+_REPLACEMENT = "\ufffd"
+_UTF8_LENGTH = 4  # bytes of the longest character
+_CONTEXT = 6  # tokens before the stream that are enough to place a leading space
+
+
+class Tokenizer:
+    """The bundle's `tokenizer.json`."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        self._inner = inner
+        # files saved for training cut and pad what they encode
+        self._inner.no_truncation()
+        self._inner.no_padding()
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> Tokenizer:
+        """Raises BundleError where the file is missing or unreadable."""
+        return cls.from_file(bundle.file(FILE))
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Raises BundleError where the file is missing or unreadable."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises plain Exception
+            problem = " ".join(str(error).split())[:120]
+            raise BundleError(path, "", f"an unreadable tokenizer ({problem})", "a tokenizers file") from None
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids from 0 to this one exist, added tokens included."""
+        return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Raises UsageError for text that is not valid Unicode (lone surrogates)."""
+        try:
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        except (UnicodeEncodeError, TypeError):
+            raise UsageError("prompt: not valid Unicode text; give it as UTF-8") from None
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`."""
+        return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token given as in the vocabulary, None where there is none."""
+        found = self._inner.token_to_id(token)
+        return None if found is None else int(found)
+
+    def stream(self, context: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:
+        """A decoder for tokens that arrive one by one after `context` (the prompt's tokens), whose text is not
+        repeated.
+        """
+        return TextStream(self, context, skip_special_tokens)
+
+
+class TextStream:
+    """Incremental decoding: the pieces joined are the text of all tokens, and no piece ends inside a character.
+
+    Each token is decoded together with the piece before it, because decoders look back: a leading space belongs to a
+    token only where another one precedes it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._ids = self._tail(context)
+        self._given = len(self._decode())
+        self._fresh = len(self._ids)  # where the tokens begin whose text is not yet given out whole
+
+    def add(self, token: int) -> str:
+        """The text that became certain with this token; empty while a character is incomplete."""
+        self._ids.append(token)
+        text = self._decode()
+        if not text.endswith(_REPLACEMENT):
+            return self._give_out(text)
+        if len(self._ids) - self._fresh <= _UTF8_LENGTH:
+            return ""
+        # too long for one character: of a run of incomplete ones all but the last are final
+        end = len(text)
+        while end > self._given and text[end - 1] == _REPLACEMENT and len(text) - end < _UTF8_LENGTH - 1:
+            end -= 1
+        piece = text[self._given : end]
+        self._given = max(self._given, end)
+        return piece
+
+    def flush(self) -> str:
+        """What is left at the end: the replacement character where the text stops inside a character."""
+        return self._give_out(self._decode())
+
+    def _give_out(self, text: str) -> str:
+        piece = text[self._given :]
+        if piece:
+            del self._ids[: self._fresh]
+            self._fresh = len(self._ids)
+            self._given = len(self._decode())
+        return piece
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._ids, self._skip)
+
+    def _tail(self, context: Sequence[int]) -> list[int]:
+        """The last tokens of the context, beginning at a character."""
+        for length in range(1, min(_CONTEXT, len(context)) + 1):
+            tail = [int(token) for token in context[len(context) - length :]]
+            text = self._tokenizer.decode(tail, self._skip)
+            if text and not text.startswith(_REPLACEMENT):
+                return tail
+        return []
