@@ -257,7 +257,7 @@ def _rounded(writer: NodeWriter, x: str, scale: str) -> tuple[str, str]:
     blocks = op("Reshape", x, shape)
     step = op("Mul", op("ReduceMax", op("Abs", blocks), writer.ints(2), keepdims=1), const(1 / 127))
     codes = op("Div", blocks, op("Max", step, const(_TINY)))
-    # rounds half to even, as WebGPU has no Round; the sum goes through memory between the nodes, so no compiler cancels it
+    # half to even, as WebGPU has no Round; the sum goes through memory between the two nodes, so no compiler cancels it
     codes = op("Sub", op("Add", codes, const(_ROUNDING)), const(_ROUNDING))
     blocks = op("Mul", codes, step)
     sums = op("ReduceSum", blocks, writer.ints(2), keepdims=0)
