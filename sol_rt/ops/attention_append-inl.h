@@ -6,7 +6,7 @@
 #define SOL_RT_OPS_ATTENTION_APPEND_INL_H_
 #endif
 
-#include "sol_rt/ops/attention_math-inl.h"
+#include "attention_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {

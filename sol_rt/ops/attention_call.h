@@ -1,17 +1,16 @@
 // What one call of SparseAttention works on: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
-#ifndef SOL_RT_OPS_ATTENTION_CALL_H_
-#define SOL_RT_OPS_ATTENTION_CALL_H_
+#pragma once
 
-#include <stdint.h>
+#include <hwy/base.h>
 
 #include <atomic>
-
-#include "hwy/base.h"
+#include <cstdint>
 
 namespace sol {
 
 inline constexpr int64_t kPageSize = 16;
 inline constexpr int64_t kMaxHeadDim = 256;
+inline constexpr int64_t kMaxGroup = 128;
 // Rows of queries are padded to this many floats, the widest vector of any target.
 inline constexpr int64_t kMaxLanes = 16;
 // Upper limit of a decode task. Its scores for 4 heads stay in the first-level cache.
@@ -87,5 +86,3 @@ struct DecodePlan {
 };
 
 }  // namespace sol
-
-#endif  // SOL_RT_OPS_ATTENTION_CALL_H_

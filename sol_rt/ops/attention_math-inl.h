@@ -6,11 +6,13 @@
 #define SOL_RT_OPS_ATTENTION_MATH_INL_H_
 #endif
 
-#include <stddef.h>
-#include <stdint.h>
+#include <hwy/cache_control.h>
+#include <hwy/highway.h>
 
-#include "hwy/highway.h"
-#include "sol_rt/ops/attention_call.h"
+#include <cstddef>
+#include <cstdint>
+
+#include "attention_call.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {

@@ -1,0 +1,463 @@
+"""The native kernel of SparseAttention against a float64 model of its specification (docs/bundle.md, section 3)."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import example, given, reject, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from sol_rt.ops import library_path
+
+LIBRARY = library_path()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
+
+PAGE = 16
+TOLERANCE = 1e-3  # relative to the largest output; measured errors are below 1e-5
+CACHE = ("key", "value", "page_min", "page_max")
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Attributes of the node and the cache's capacity in tokens."""
+
+    kv_heads: int = 3
+    group: int = 3
+    head_dim: int = 64
+    rotary_dim: int = 64
+    sinks: int = 4
+    capacity: int = 1024
+
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.group
+
+    @property
+    def scale(self) -> float:
+        return float(np.float32(self.head_dim**-0.5))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: dims, tokens in the cache, new tokens, pages to keep."""
+
+    dims: Dims
+    past: int
+    tokens: int
+    keep: int
+    seed: int = 0
+
+
+@functools.cache
+def session(dims: Dims, threads: int = 1, **changed: int) -> ort.InferenceSession:
+    attributes: dict[str, int | float] = {
+        "num_heads": dims.heads,
+        "kv_heads": dims.kv_heads,
+        "head_dim": dims.head_dim,
+        "rotary_dim": dims.rotary_dim,
+        "page_size": PAGE,
+        "sinks": dims.sinks,
+        "softmax_scale": dims.scale,
+    }
+    attributes.update(changed)
+    half, integer, single = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
+    types = {"qkv": (single, 3), **{f"past_{name}": (half, 4) for name in CACHE}}
+    types |= {"past_length": (integer, 1), "attn_keep": (integer, 1), "cos": (single, 2), "sin": (single, 2)}
+    outputs = {"y": (single, 3), **{f"present_{name}": (half, 4) for name in CACHE}}
+
+    def info(name: str, kind: tuple[int, int]) -> object:
+        return helper.make_tensor_value_info(name, kind[0], [f"{name}_{i}" for i in range(kind[1])])
+
+    node = helper.make_node("SparseAttention", list(types), list(outputs), domain="sol", **attributes)
+    graph = helper.make_graph(
+        [node], "attention", [info(*item) for item in types.items()], [info(*item) for item in outputs.items()]
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(LIBRARY))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def rotary_tables(dims: Dims) -> tuple[np.ndarray, np.ndarray]:
+    half = dims.rotary_dim // 2
+    angle = np.arange(dims.capacity)[:, None] * 10000.0 ** (-np.arange(half) / max(half, 1))[None, :]
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def summaries(dims: Dims, key: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Minimum and maximum of the valid keys of each page, zero where a page has none; float16 [1, Hk, C/16, D]."""
+    shape = (1, dims.kv_heads, dims.capacity // PAGE, dims.head_dim)
+    low, high = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
+    for page in range(-(-length // PAGE)):
+        rows = key[:, :, page * PAGE : min(length, (page + 1) * PAGE)]
+        low[:, :, page], high[:, :, page] = rows.min(2), rows.max(2)
+    return low, high
+
+
+def make_inputs(case: Case) -> dict[str, np.ndarray]:
+    dims, rng = case.dims, np.random.default_rng(case.seed)
+    shape = (1, dims.kv_heads, dims.capacity, dims.head_dim)
+    # Rows beyond past_length hold large finite rubbish that nothing may read.
+    key, value = (np.full(shape, 1000.0, np.float16) for _ in range(2))
+    key[:, :, : case.past] = rng.standard_normal((1, dims.kv_heads, case.past, dims.head_dim))
+    value[:, :, : case.past] = rng.standard_normal((1, dims.kv_heads, case.past, dims.head_dim))
+    low, high = summaries(dims, key, case.past)
+    cos, sin = rotary_tables(dims)
+    width = (dims.heads + 2 * dims.kv_heads) * dims.head_dim
+    return {
+        "qkv": (rng.standard_normal((1, case.tokens, width)) * 1.5).astype(np.float32),
+        "past_key": key,
+        "past_value": value,
+        "past_page_min": low,
+        "past_page_max": high,
+        "past_length": np.array([case.past]),
+        "attn_keep": np.array([case.keep]),
+        "cos": cos,
+        "sin": sin,
+    }
+
+
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Half-split rotary of x [S, heads, D] by tables [S, rotary_dim / 2]."""
+    half = cos.shape[1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    c, s = cos[:, None, :], sin[:, None, :]
+    return np.concatenate([a * c - b * s, b * c + a * s, rest], axis=-1)
+
+
+class TooCloseError(Exception):
+    """Two pages' scores differ by less than float32 can tell."""
+
+
+def attended(dims: Dims, query: np.ndarray, low: np.ndarray, high: np.ndarray, total: int, keep: int) -> np.ndarray:
+    """Positions that one KV head reads at a decode step; query [group, D] rotated; low and high [C/16, D]."""
+    pages = -(-total // PAGE)
+    if keep >= pages - 1:
+        return np.arange(total)
+    old_low, old_high = low[: pages - 1].astype(np.float64), high[: pages - 1].astype(np.float64)
+    scores = np.maximum(query[:, None] * old_low, query[:, None] * old_high).sum(-1).max(0)
+    order = np.argsort(-scores, kind="stable")
+    if keep > 0:
+        gap = scores[order[keep - 1]] - scores[order[keep]]
+        if 0 < gap < 1e-5 * np.abs(scores).max():
+            raise TooCloseError
+    chosen = [np.arange(p * PAGE, (p + 1) * PAGE) for p in order[:keep]]
+    newest, sinks = np.arange((pages - 1) * PAGE, total), np.arange(min(dims.sinks, total))
+    return np.unique(np.concatenate([*chosen, newest, sinks]))
+
+
+def check(case: Case, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+    """Asserts that the outputs are what the specification says."""
+    dims, total = case.dims, case.past + case.tokens
+    qkv = inputs["qkv"][0].astype(np.float64).reshape(case.tokens, -1, dims.head_dim)
+    tables = [inputs[name][case.past : total].astype(np.float64) for name in ("cos", "sin")]
+    query = rotate(qkv[:, : dims.heads], *tables)
+    new_key = rotate(qkv[:, dims.heads : dims.heads + dims.kv_heads], *tables)
+    new_value = qkv[:, dims.heads + dims.kv_heads :]
+
+    new = slice(case.past, total)
+    key, value = outputs["present_key"], outputs["present_value"]
+    for name in ("key", "value"):
+        untouched = np.ones(dims.capacity, bool)
+        untouched[new] = False
+        np.testing.assert_array_equal(
+            outputs[f"present_{name}"][:, :, untouched], inputs[f"past_{name}"][:, :, untouched]
+        )
+    # Rotation in float32 may land on the other side of a rounding boundary.
+    np.testing.assert_allclose(
+        key[0, :, new].astype(np.float64), new_key.transpose(1, 0, 2), rtol=2**-11 * 1.01, atol=1e-6
+    )
+    np.testing.assert_array_equal(value[0, :, new], new_value.astype(np.float16).transpose(1, 0, 2))
+
+    low, high = summaries(dims, key, total)
+    touched = slice(case.past // PAGE, -(-total // PAGE))
+    for name, expected in (("page_min", low), ("page_max", high)):
+        got, before = outputs[f"present_{name}"], inputs[f"past_{name}"]
+        np.testing.assert_array_equal(got[:, :, touched], expected[:, :, touched])
+        np.testing.assert_array_equal(got[:, :, : touched.start], before[:, :, : touched.start])
+        np.testing.assert_array_equal(got[:, :, touched.stop :], before[:, :, touched.stop :])
+
+    expected_y = np.empty((case.tokens, dims.heads, dims.head_dim))
+    for head in range(dims.kv_heads):
+        keys, values = key[0, head].astype(np.float64), value[0, head].astype(np.float64)
+        group = slice(head * dims.group, (head + 1) * dims.group)
+        for token in range(case.tokens):
+            seen = np.arange(case.past + token + 1)
+            if case.tokens == 1:
+                seen = attended(dims, query[0, group], low[0, head], high[0, head], total, case.keep)
+            logits = dims.scale * query[token, group] @ keys[seen].T
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            expected_y[token, group] = weights @ values[seen] / weights.sum(-1, keepdims=True)
+    error = np.abs(outputs["y"][0].reshape(expected_y.shape) - expected_y).max()
+    assert error <= TOLERANCE * np.abs(expected_y).max()
+
+
+def run(case: Case, inputs: dict[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
+    outputs = session(case.dims, threads).run(None, inputs)
+    return dict(zip(["y", *(f"present_{name}" for name in CACHE)], outputs, strict=True))
+
+
+def run_in_place(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same call with each cache tensor bound as input and output at once."""
+    used = session(case.dims)
+    binding = used.io_binding()
+    arrays = {name: array.copy() for name, array in inputs.items()}  # an OrtValue borrows its array's memory
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("y")
+    for name in CACHE:
+        binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
+    used.run_with_iobinding(binding)
+    return {"y": binding.get_outputs()[0].numpy()} | {f"present_{name}": arrays[f"past_{name}"] for name in CACHE}
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    head_dim = draw(st.sampled_from([16, 18, 24, 32, 40, 64, 72, 80, 128]))
+    dims = Dims(
+        kv_heads=draw(st.integers(1, 3)),
+        group=draw(st.sampled_from([1, 2, 3, 4, 4, 7])),
+        head_dim=head_dim,
+        rotary_dim=draw(st.sampled_from([head_dim, head_dim // 2 // 2 * 2, 2, 0])),
+        sinks=draw(st.sampled_from([0, 4, 16, 21])),
+        capacity=PAGE * draw(st.integers(3, 20)),
+    )
+    tokens = draw(st.one_of(st.just(1), st.just(1), st.integers(2, 40)))
+    room = dims.capacity - tokens
+    past = draw(
+        st.one_of(st.sampled_from([0, 1, 15, 16, 17, 31, 32, 33, room]), st.integers(0, room)).filter(
+            lambda n: n <= room
+        )
+    )
+    keep = draw(st.one_of(st.sampled_from([0, 1, 2, 2**40]), st.integers(0, 20)))
+    return Case(dims, past, tokens, keep, draw(st.integers(0, 2**32 - 1)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(cases())
+@example(Case(Dims(head_dim=2, rotary_dim=2), 100, 1, 3))
+@example(Case(Dims(head_dim=256, rotary_dim=256, group=5, capacity=64), 33, 1, 1))
+@example(Case(Dims(head_dim=256, rotary_dim=128, group=1, capacity=64), 7, 57, 0))
+def test_any_shape(case: Case) -> None:
+    inputs = make_inputs(case)
+    outputs = run(case, inputs)
+    try:
+        check(case, inputs, outputs)
+    except TooCloseError:
+        reject()
+    assert_same(outputs, run_in_place(case, inputs))
+
+
+FIXED = [
+    Case(Dims(), 0, 1, 0),
+    Case(Dims(), 700, 1, 2**62),
+    Case(Dims(), 1023, 1, 5),
+    Case(Dims(), 600, 1, 0),
+    Case(Dims(head_dim=80, rotary_dim=32, group=1), 527, 1, 7),
+    Case(Dims(head_dim=128, rotary_dim=128, group=6, kv_heads=2), 400, 1, 12),
+    Case(Dims(), 0, 200, 0),
+    Case(Dims(), 333, 16, 1),
+    Case(Dims(head_dim=80, rotary_dim=32, group=1), 65, 130, 3),
+    Case(Dims(head_dim=128, rotary_dim=64, group=5, kv_heads=1), 17, 70, 3),
+    Case(Dims(head_dim=18, rotary_dim=10, group=2, kv_heads=2), 17, 70, 3),
+]
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_fixed(case: Case) -> None:
+    inputs = make_inputs(case)
+    outputs = run(case, inputs)
+    check(case, inputs, outputs)
+    assert_same(outputs, run(case, inputs, threads=2))
+
+
+def test_long_context_splits_the_same_for_any_thread_count() -> None:
+    dims = Dims(capacity=4096)
+    for case in (
+        Case(dims, 4000, 1, 2**40),
+        Case(dims, 4000, 1, 60),
+        Case(dims, 3900, 24, 0),
+        Case(dims, 3071, 1, 100),
+    ):
+        inputs = make_inputs(case)
+        outputs = run(case, inputs)
+        check(case, inputs, outputs)
+        for _ in range(3):
+            assert_same(outputs, run(case, inputs, threads=2))
+
+
+def test_prompt_in_chunks_equals_prompt_at_once_and_steps() -> None:
+    whole = Case(Dims(capacity=128), 0, 90, 2**40)
+    inputs = make_inputs(whole)
+    expected = run(whole, inputs)
+    for sizes in ([40, 50], [15, 1, 1, 73], [1] * 90):
+        state = {name: inputs[f"past_{name}"] for name in CACHE}
+        rows, past = [], 0
+        for size in sizes:
+            step = replace(whole, past=past, tokens=size)
+            feeds = inputs | {f"past_{name}": state[name] for name in CACHE}
+            feeds |= {"qkv": inputs["qkv"][:, past : past + size], "past_length": np.array([past])}
+            outputs = run(step, feeds)
+            state = {name: outputs[f"present_{name}"] for name in CACHE}
+            rows.append(outputs["y"])
+            past += size
+        for name in CACHE:
+            np.testing.assert_array_equal(state[name], expected[f"present_{name}"])
+        np.testing.assert_allclose(np.concatenate(rows, 1), expected["y"], atol=1e-5)
+
+
+def test_rewinding_recomputes_the_summary_of_a_partly_rewound_page() -> None:
+    dims = Dims(capacity=128)
+    first = Case(dims, 0, 75, 0)
+    inputs = make_inputs(first)
+    cache = {f"past_{name}": run(first, inputs)[f"present_{name}"] for name in CACHE}
+    for past, tokens, keep in ((37, 1, 1), (48, 1, 0), (5, 30, 0), (0, 1, 0)):
+        case = Case(dims, past, tokens, keep, seed=past + 1)
+        feeds = make_inputs(case) | cache
+        check(case, feeds, run(case, feeds))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5, 13])
+def test_among_equal_pages_the_lower_ones_are_kept(keep: int) -> None:
+    dims = Dims(kv_heads=1, sinks=0, capacity=512)
+    case = Case(dims, 500, 1, keep)
+    inputs = make_inputs(case)
+    # All keys the same: every page scores the same, every attended token weighs the same.
+    inputs["past_key"][:, :, :500] = inputs["past_key"][:, :, :1]
+    inputs["past_page_min"], inputs["past_page_max"] = summaries(dims, inputs["past_key"], 500)
+    inputs["qkv"][:, :, dims.heads * 64 : dims.heads * 64 + 64] = 0
+    check(case, inputs, run(case, inputs))
+
+
+def test_huge_logits_stay_finite() -> None:
+    case = Case(Dims(), 400, 1, 10)
+    inputs = make_inputs(case)
+    inputs["qkv"] *= 500
+    inputs["past_key"][:, :, :400] *= 100
+    inputs["past_page_min"], inputs["past_page_max"] = summaries(case.dims, inputs["past_key"], 400)
+    check(case, inputs, run(case, inputs))
+    prompt = Case(Dims(), 0, 100, 0)
+    inputs = make_inputs(prompt)
+    inputs["qkv"] *= 200
+    check(prompt, inputs, run(prompt, inputs))
+
+
+def test_one_session_run_by_several_threads() -> None:
+    steps = [Case(Dims(), 300 + i, 1, 4, seed=i) for i in range(4)] + [
+        Case(Dims(), 30 * i, 60, 0, seed=i) for i in range(4)
+    ]
+    inputs = [make_inputs(case) for case in steps]
+    expected = [run(case, feeds, threads=2) for case, feeds in zip(steps, inputs, strict=True)]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(run(steps[i], inputs[i], threads=2)["y"], expected[i]["y"]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(steps))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def half(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float16)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("past_length", np.array([-1])),
+        ("past_length", np.array([1024])),
+        ("past_length", np.array([2**63 - 1])),
+        ("past_length", np.array([-(2**63)])),
+        ("past_length", np.array([], np.int64)),
+        ("past_length", np.array([1, 2])),
+        ("attn_keep", np.array([-1])),
+        ("attn_keep", np.array([], np.int64)),
+        ("qkv", np.zeros((1, 0, 960), np.float32)),
+        ("qkv", np.zeros((2, 1, 960), np.float32)),
+        ("qkv", np.zeros((1, 1, 959), np.float32)),
+        ("past_key", half(1, 3, 1024, 32)),
+        ("past_key", half(1, 2, 1024, 64)),
+        ("past_key", half(2, 3, 1024, 64)),
+        ("past_key", half(1, 3, 1030, 64)),
+        ("past_key", half(1, 3, 0, 64)),
+        ("past_value", half(1, 3, 1008, 64)),
+        ("past_page_min", half(1, 3, 63, 64)),
+        ("past_page_max", half(1, 3, 65, 64)),
+        ("cos", np.zeros((1024, 16), np.float32)),
+        ("cos", np.zeros((64, 32), np.float32)),
+        ("cos", np.zeros((0, 32), np.float32)),
+        ("sin", np.zeros((64, 32), np.float32)),
+    ],
+)
+def test_bad_input_is_one_line(name: str, value: np.ndarray) -> None:
+    case = Case(Dims(), 100, 1, 3)
+    with pytest.raises(Exception, match=r"SparseAttention: input .*(got|expected)") as caught:
+        session(case.dims).run(None, make_inputs(case) | {name: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert name in message or name in ("cos", "sin", "past_key")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        *(("num_heads", value) for value in (0, 10, -3, 2**62)),
+        *(("kv_heads", value) for value in (0, 10)),
+        *(("head_dim", value) for value in (0, 63, 2**40)),
+        *(("rotary_dim", value) for value in (-2, 33, 66)),
+        *(("page_size", value) for value in (0, 32)),
+        ("sinks", -1),
+        *(("softmax_scale", value) for value in (float("nan"), float("inf"))),
+    ],
+)
+def test_bad_attribute_is_refused_at_load(attribute: str, value: float) -> None:
+    with pytest.raises(Exception, match=r"SparseAttention: attribute .*got"):
+        session(Dims(), **{attribute: value})
+
+
+def available_targets() -> dict[str, int]:
+    """Highway's targets that the library has and this processor runs: name to mask for SOL_RT_SIMD_TARGETS."""
+    program = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).SolOpsTarget; f.restype = ctypes.c_char_p; print(f())"
+    found: dict[str, int] = {}
+    for bit in (7, 8, 9, 11, 14, 26, 28, 29):
+        name = with_targets([sys.executable, "-c", program, str(LIBRARY)], 1 << bit).stdout.strip()
+        found.setdefault(name, 1 << bit)
+    return found
+
+
+def with_targets(command: list[str], mask: int) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)}
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+
+def test_every_simd_target() -> None:
+    targets = available_targets()
+    assert "" not in targets
+    tests = [__file__, "-k", "test_fixed or equal_pages"]
+    for name, mask in targets.items():
+        done = with_targets([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], mask)
+        assert done.returncode == 0, f"{name}: {done.stdout[-3000:]}"
