@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,10 +138,12 @@ def _home() -> list[Finding]:
     folder = home()
     existing = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     findings = []
-    if os.access(existing, os.W_OK):
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
         findings.append(Finding("ok", "home", f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free"))
-    else:
-        findings.append(Finding("broken", "home", f"{folder}: can't be written; set SOL_RT_HOME to a folder that can"))
+    except OSError as error:
+        findings.append(Finding("broken", "home", f"{folder}: {error.strerror}; set SOL_RT_HOME to a writable folder"))
     names = bundle_names()
     findings.append(
         Finding("ok" if names else "missing", "bundles", ", ".join(names) or "none; run sol-rt export -m smollm2-135m")

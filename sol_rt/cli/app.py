@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -52,7 +53,9 @@ def _program(
         print(f"sol-rt {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
+        # Typer prints the help itself where it draws it with rich, and returns it where it doesn't.
+        with contextlib.redirect_stdout(sys.stderr):
+            print(context.get_help())
         raise typer.Exit(2)
 
 
@@ -70,7 +73,7 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     except _CLICK_ERROR as error:
-        return _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+        return _fail(error.format_message() + _origin(error, argv), 2)  # type: ignore[attr-defined]
     except SolError as error:
         return _fail(str(error), error.exit_code)
     except MemoryError:
@@ -80,6 +83,16 @@ def run(argv: list[str]) -> int:
         return _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
         return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1)
+
+
+def _origin(error: Exception, argv: list[str]) -> str:
+    """Names the environment variable that a wrong value came from; empty where it was a flag."""
+    parameter = getattr(error, "param", None)
+    variable = getattr(parameter, "envvar", None)
+    if not isinstance(variable, str) or variable not in os.environ:
+        return ""
+    given = {argument.split("=")[0] for argument in argv}
+    return "" if given & set(getattr(parameter, "opts", ())) else f" (from ${variable})"
 
 
 def _fail(message: str, code: int) -> int:

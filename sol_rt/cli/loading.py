@@ -71,7 +71,9 @@ def check_schedule(name: str, config: SolConfig) -> None:
     if name.startswith("fixed:"):
         action = Action.parse(name.removeprefix("fixed:"))
         if action.variant not in config.variants:
-            raise UsageError(f"schedule {name}: no variant {action.variant}; the bundle has {', '.join(config.variants)}")
+            raise UsageError(
+                f"schedule {name}: no variant {action.variant}; the bundle has {', '.join(config.variants)}"
+            )
     elif name not in NAMES:
         raise UsageError(f"schedule {name!r}: expected one of {', '.join(NAMES)}")
     elif name == "sol" and config.policy is None:

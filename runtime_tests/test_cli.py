@@ -1,0 +1,131 @@
+"""The command line: exit codes, one-line errors, what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sol_rt._version import __version__
+from sol_rt.cli import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home and none of the caller's settings."""
+    for name in list(os.environ):
+        if name.startswith("SOL_RT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: Sequence[str], code: int, *parts: str) -> None:
+    """Asserts an exit code, an empty stdout and exactly one line of error that holds `parts`."""
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("sol-rt: error: ")]
+    assert len(errors) == 1, err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in errors[0]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sol-rt {__version__}\n"
+
+
+def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "generate" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["nonsense"], "nonsense"),
+        (["generate", "--budgett", "0.3"], "--budgett"),
+        (["generate", "--budget", "1.5"], "--budget"),
+        (["generate", "--budget", "much"], "--budget"),
+        (["generate", "-n", "0"], "--max-new-tokens"),
+        (["generate", "--budget", "0.4", "--tokens-per-second", "50"], "one dial"),
+        (["generate", "--schedule", "dense", "--budget", "0.4"], "--budget"),
+        (["generate", "-p", "a", "-f", "b"], "--file"),
+        (["generate", "-f", "no-such-file"], "no-such-file"),
+        (["generate", "-p", ""], "empty"),
+        (["perplexity"], "--file"),
+        (["export"], "--model"),
+        (["export", "-m", "smollm2-135m", "--bits", "eight"], "--bits"),
+        (["export", "-m", "smollm2-135m", "--prune", "100,100"], "--prune"),
+        (["export", "-m", "no-such-model"], "no-such-model"),
+        (["pull", "no-such-model"], "no-such-model"),
+        (["verify"], "no model"),
+        (["inspect", "-m", "no-such-bundle"], "no-such-bundle"),
+        (["generate", "-p", "a", "-m", "no-such-bundle"], "no-such-bundle"),
+    ],
+)
+def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], part: str) -> None:
+    fails(capsys, argv, 2, part)
+
+
+def test_environment_mirrors_flags(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_BUDGET", "7")
+    fails(capsys, ["generate", "-p", "a"], 2, "--budget", "(from $SOL_RT_BUDGET)")
+    fails(capsys, ["generate", "-p", "a", "--budget", "0.5"], 2, "no model")
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", "no-such-model", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_prompts_that_are_not_utf8(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "latin1.txt").write_bytes("na\xefve".encode("latin-1"))
+    fails(capsys, ["generate", "-f", str(tmp_path / "latin1.txt")], 2, "byte 2 is not UTF-8")
+
+
+def test_a_folder_that_is_no_bundle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fails(capsys, ["verify", "-m", str(tmp_path)], 1, "sol_config.json")
+
+
+def test_pull_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
+
+
+def test_doctor_finds_a_sound_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    findings = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["onnxruntime"]["state"] == "ok"
+    assert findings["native operators"]["state"] in {"ok", "missing"}
+    assert findings["default model"]["state"] == "missing"
+
+
+def test_doctor_says_where_home_is_not_writable(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    home.write_text("a file where a folder belongs")
+    assert main(["doctor"]) == 1
+    assert re.search(r"^broken +home", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_as_a_module_without_a_terminal() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "sol_rt", "generate"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.splitlines()[-1].startswith("sol-rt: error: no model")
+    assert "\x1b" not in run.stderr
