@@ -69,11 +69,12 @@ class Engine:
         self.provider = providers.choose(provider, threads=threads, native_ops=native_ops, device=device)
         model = bundle.config.model
         self.max_context = min(model.max_context, max_context or model.max_context)
-        self._weights = SharedWeights(bundle)
+        self.weights = SharedWeights(bundle)
         self._cache = KvCache(model, bundle.config.kv, self.provider.place)
         self._inputs = _StepInputs(model)
         self._runners: dict[str, _Runner] = {}
         self._tokens: list[int] = []
+        self.owner: object = None  # whoever last filled the cache for itself
         self._chunk = _NATIVE_CHUNK if self.native else _BODY_CHUNK
 
     @property
@@ -138,17 +139,21 @@ class Engine:
         Raises ContextError beyond `max_context`, UsageError for tokens outside the vocabulary, NumericError for results
         that are not finite.
         """
+        vocabulary = self.bundle.config.model.vocab_size
+        if len(tokens) == 1 and num_logits == 1:
+            token = int(tokens[0])
+            if not 0 <= token < vocabulary:
+                raise UsageError(f"token {token}: expected 0 to {vocabulary - 1}")
+            self._make_room(self.length + 1)
+            return self._step(token, action)
         ids = np.asarray(tokens, np.int64)
         if ids.ndim != 1 or not 1 <= num_logits <= ids.size:
             raise UsageError(
                 f"forward: got {ids.size} tokens and {num_logits} logits wanted, expected 1 to as many as tokens"
             )
-        vocabulary = self.bundle.config.model.vocab_size
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise UsageError(f"token {ids.min() if ids.min() < 0 else ids.max()}: expected 0 to {vocabulary - 1}")
         self._make_room(self.length + ids.size)
-        if ids.size == 1:
-            return self._step(int(ids[0]), action)
         return self._batch(ids, action, num_logits)
 
     def _step(self, token: int, action: Action) -> StepOutput:
@@ -220,9 +225,9 @@ class Engine:
         file = config.variants[key].file
         options = self.provider.options()
         if self.native:
-            self._weights.attach(options, file)
+            self.weights.attach(options, file)
         else:
-            self._weights.check(file)
+            self.weights.check(file)
         path = self.bundle.file(file)
         session = self.provider.session(path, options)
         check_signature(path, session, _step_signature(config.model, self._cache))
