@@ -56,7 +56,10 @@ class Conversation:
             raise
         print()
         self.last = run.result
-        self.messages.append({"role": "assistant", "content": "".join(said)})
+        if run.result is None:  # stopped before it said anything: as if not asked
+            self.messages.pop()
+        else:
+            self.messages.append({"role": "assistant", "content": "".join(said)})
 
     def command(self, line: str) -> bool:
         """Carries out a line that begins with a slash. Returns False where the conversation ends. Raises UsageError."""
@@ -108,6 +111,7 @@ def chat(
     model: options.Model = None,
     system: Annotated[str | None, options.option("--system", help="System message.")] = None,
     max_new_tokens: options.MaxNewTokens = None,
+    ctx_size: options.ContextSize = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -135,9 +139,8 @@ def chat(
     }
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
-    conversation = Conversation(
-        load(model, provider=provider, threads=threads, native_ops=native_ops, device=device), system, settings
-    )
+    machine = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    conversation = Conversation(load(model, **machine, ctx_size=ctx_size), system, settings)
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401  importing it gives input() line editing and history

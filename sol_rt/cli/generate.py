@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json
-from sol_rt.errors import UsageError
+from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.generation import Generation
@@ -58,30 +58,35 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text goes to stdout as it comes; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import dial, fit, load
+    from sol_rt.cli.loading import dial, load
 
-    how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
-    text = _prompt(prompt, file)
-    recorded = _recorded(replay)
-    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
-    tokens = _tokens(loaded, text, chat)
     arguments: dict[str, Any] = {
-        **how,
+        **dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
+        "max_new_tokens": max_new_tokens,
         "trace": trace,
-        "replay": recorded,
     }
-    limit = fit(len(tokens), max_new_tokens, ctx_size)
-    if limit is not None:
-        arguments["max_new_tokens"] = limit
+    text: Any = None
+    if replay is None:
+        text = _prompt(prompt, file)
+    else:
+        # A trace has its prompt; one that is given must be the same.
+        arguments["replay"] = _recorded(replay)
+        text = _prompt(prompt, file) if prompt is not None or file is not None else None
+    if chat and text is not None:
+        text = [{"role": "user", "content": text}]
 
+    settings = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    loaded = load(model, **settings, ctx_size=ctx_size)
     if json:
-        result = loaded.generate(tokens, **arguments)
+        result = loaded.generate(text, **arguments)
         print_json(summary(result))
     else:
-        result = stream(loaded, tokens, arguments)
+        result = stream(loaded, text, arguments)
         report(result)
-    if trace:
+    if replay is not None:
+        _compare(replay, result)
+    if trace is not None:
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
@@ -94,11 +99,12 @@ def stream(model: SolModel, prompt: Any, arguments: dict[str, Any]) -> Generatio
             sys.stdout.flush()
     except KeyboardInterrupt:
         run.close()
-        print()
+        print(flush=True)
         if run.result is not None:
             report(run.result)
         raise
-    print()
+    print(flush=True)
+    assert run.result is not None
     return run.result
 
 
@@ -184,19 +190,14 @@ def _piped() -> str:
         return ""
 
 
-def _recorded(file: Path | None) -> Trace | None:
-    if file is None:
-        return None
+def _recorded(file: Path) -> Trace:
     from sol_rt.trace import read_trace
 
     return read_trace(file)
 
 
-def _tokens(model: SolModel, text: str, chat: bool) -> list[int]:
-    """Prompt tokens. A rendered template has its own special tokens, a raw prompt gets the tokenizer's."""
-    from sol_rt.text import ChatTemplate
-
-    if not chat:
-        return model.tokenizer.encode(text, add_special_tokens=True)
-    rendered = ChatTemplate.from_bundle(model.bundle).render([{"role": "user", "content": text}])
-    return model.tokenizer.encode(rendered, add_special_tokens=False)
+def _compare(file: Path, result: Generation) -> None:
+    """Says whether a replay gave the trace's tokens. Raises SolError where it didn't."""
+    if result.first_difference is not None:
+        raise SolError(f"replay {file}: token {result.first_difference} differs from the recorded one")
+    note(f"replay: all {len(result.tokens)} tokens are the recorded ones")

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sol_rt.cli.console import note
-from sol_rt.errors import ContextError, UsageError
+from sol_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,15 +26,28 @@ def bundle_path(model: str | None) -> Path:
 
 
 def load(
-    model: str | None, *, provider: str = "auto", threads: int | None = None, native_ops: bool = True, device: int = 0
+    model: str | None,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    native_ops: bool = True,
+    device: int = 0,
+    ctx_size: int | None = None,
 ) -> SolModel:
     """Opens the bundle of `-m` with its sessions' settings."""
-    from sol_rt.config import SolConfig
     from sol_rt.model import SolModel
 
-    return SolModel.from_pretrained(
-        bundle_path(model), provider=provider, threads=threads, native_ops=native_ops, device=device
+    loaded = SolModel.from_pretrained(
+        bundle_path(model),
+        provider=provider,
+        threads=threads,
+        native_ops=native_ops,
+        device=device,
+        max_context=ctx_size,
     )
+    if loaded.cost.note:
+        note(loaded.cost.note)
+    return loaded
 
 
 def dial(
@@ -88,15 +101,3 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def fit(prompt_tokens: int, max_new_tokens: int | None, ctx_size: int | None) -> int | None:
-    """New tokens that a context limit leaves room for. Raises ContextError where the prompt alone is too long."""
-    if ctx_size is None:
-        return max_new_tokens
-    room = ctx_size - prompt_tokens
-    if room < 1:
-        raise ContextError(
-            f"the prompt has {prompt_tokens} tokens, --ctx-size is {ctx_size}; shorten it or raise the limit"
-        )
-    return room if max_new_tokens is None else min(room, max_new_tokens)
