@@ -1,0 +1,567 @@
+"""The native operators on nested weights, run by ONNX Runtime, against float64 references on the same integer codes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from sol_rt.ops import library_path
+
+LIBRARY = library_path()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
+
+BLOCK = 32
+CENTER = {4: 0.0, 6: 6.5, 8: 8.0}
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A random matrix: codes uint8 [K, N], scale float16 [K/32, N], zero uint8 [K/32, N]."""
+
+    codes: Array
+    scale: Array
+    zero: Array
+    bits: int
+
+    @staticmethod
+    def random(rng: np.random.Generator, k: int, n: int, bits: int) -> Nested:
+        codes = rng.integers(0, 256, (k, n), dtype=np.uint8)
+        scale = rng.uniform(0.01, 0.1, (k // BLOCK, n)).astype(np.float16)
+        return Nested(codes, scale, rng.integers(0, 256, (k // BLOCK, n), dtype=np.uint8), bits)
+
+    def integers(self) -> Array:
+        """What a level reads of the codes, int64 [K, N]."""
+        mask = {4: 0xF0, 6: 0xFC, 8: 0xFF}[self.bits]
+        return (self.codes & mask).astype(np.int64)
+
+    def dense(self) -> Array:
+        """The weights themselves, float64 [K, N]."""
+        zero = np.repeat(self.zero, BLOCK, axis=0).astype(np.float64)
+        scale = np.repeat(self.scale, BLOCK, axis=0).astype(np.float64)
+        return scale / 16 * (self.integers() - zero - CENTER[self.bits])
+
+    def tensors(self, prefix: str, channel_major: bool) -> dict[str, onnx.TensorProto]:
+        k, n = self.codes.shape
+        q, b, c = self.codes >> 4, self.codes >> 2 & 3, self.codes & 3
+        blocks = k // BLOCK
+        if channel_major:
+            packed = (q[:, ::2] | q[:, 1::2] << 4).astype(np.uint8)
+            base = helper.make_tensor(f"{prefix}base", TensorProto.UINT4, [k, n], packed.tobytes(), raw=True)
+        else:
+            rows = q.reshape(blocks, BLOCK, n).transpose(0, 2, 1)
+            base = onnx.numpy_helper.from_array(rows[..., ::2] | rows[..., 1::2] << 4, f"{prefix}base")
+
+        def plane(field: Array, name: str) -> onnx.TensorProto:
+            rows = field.reshape(blocks, 8, 4, n).transpose(0, 3, 1, 2)
+            return onnx.numpy_helper.from_array(
+                rows[..., 0] | rows[..., 1] << 2 | rows[..., 2] << 4 | rows[..., 3] << 6, name
+            )
+
+        result = {
+            "base": base,
+            "scale": onnx.numpy_helper.from_array(self.scale, f"{prefix}scale"),
+            "zero": onnx.numpy_helper.from_array(self.zero, f"{prefix}zero"),
+        }
+        if self.bits >= 6:
+            result["plane1"] = plane(b, f"{prefix}plane1")
+        if self.bits == 8:
+            result["plane2"] = plane(c, f"{prefix}plane2")
+        return result
+
+
+def quantized_product(x: Array, w: Nested) -> Array:
+    """x W with int8 activations as docs/bundle.md section 2 has it: x float32 [M, K] -> float64 [M, N]."""
+    k, n = w.codes.shape
+    result = np.zeros((x.shape[0], n))
+    for b in range(k // BLOCK):
+        rows = slice(b * BLOCK, (b + 1) * BLOCK)
+        part = x[:, rows].astype(np.float32)
+        a = np.abs(part).max(axis=1, keepdims=True) / np.float32(127)
+        codes = np.where(a > 0, np.rint(part / np.where(a > 0, a, 1)), 0).astype(np.int64)
+        exact = codes @ w.integers()[rows] - (w.zero[b] + CENTER[w.bits]) * codes.sum(axis=1, keepdims=True)
+        result += a.astype(np.float64) * (w.scale[b].astype(np.float64) / 16) * exact
+    return result
+
+
+def keep_largest(x: Array, keep: int) -> Array:
+    """Zeroes all but the `keep` largest magnitudes of every row; ties keep the lower index."""
+    order = np.argsort(-np.abs(x), axis=1, kind="stable")[:, :keep]
+    result = np.zeros_like(x)
+    np.put_along_axis(result, order, np.take_along_axis(x, order, axis=1), axis=1)
+    return result
+
+
+def close(got: Array, expected: Array, tolerance: float = 2e-5) -> None:
+    """Within float32 rounding of sums whose terms are as large as the largest output."""
+    assert got.shape == expected.shape
+    error = np.abs(got - expected).max() if got.size else 0.0
+    size = np.abs(expected).max() if got.size else 0.0
+    assert error <= tolerance * size + 1e-6, f"error {error} on outputs up to {size}"
+
+
+@cache
+def global_threads() -> None:
+    ort.set_default_logger_severity(3)
+
+
+def model_of(
+    op: str, x_shape: list[Any], x_type: int, tensors: list[onnx.TensorProto], **attributes: Any
+) -> onnx.ModelProto:
+    node = helper.make_node(op, ["x", *[t.name for t in tensors]], ["y"], domain="sol", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", x_type, x_shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        tensors,
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+
+def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> ort.InferenceSession:
+    global_threads()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(LIBRARY))
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto, x: Array, threads: int = 1) -> Array:
+    return np.asarray(open_session(model, threads).run(None, {"x": x})[0])
+
+
+def matmul_model(w: Nested, rank: int = 2) -> onnx.ModelProto:
+    k, n = w.codes.shape
+    shape = [*[f"d{i}" for i in range(rank - 1)], k]
+    tensors = list(w.tensors("w.", channel_major=False).values())
+    return model_of("NestedMatMul", shape, TensorProto.FLOAT, tensors, K=k, N=n, bits=w.bits)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A random MLP and its attributes."""
+
+    up: Nested
+    down: Nested
+    gated: bool
+    activation: str
+    keep_in: int
+    keep_mid: int
+    up_bias: Array | None
+    down_bias: Array | None
+
+    @staticmethod
+    def random(
+        rng: np.random.Generator,
+        k: int,
+        i: int,
+        bits: int,
+        *,
+        gated: bool = True,
+        activation: str = "silu",
+        keep_in: int | None = None,
+        keep_mid: int | None = None,
+        bias: bool = False,
+    ) -> Mlp:
+        width = 2 * i if gated else i
+        biases = [rng.normal(size=m).astype(np.float32) if bias else None for m in (width, k)]
+        return Mlp(
+            Nested.random(rng, k, width, bits),
+            Nested.random(rng, i, k, bits),
+            gated,
+            activation,
+            k if keep_in is None else keep_in,
+            i if keep_mid is None else keep_mid,
+            biases[0],
+            biases[1],
+        )
+
+    def model(self) -> onnx.ModelProto:
+        up = self.up.tensors("up.", channel_major=True)
+        down = self.down.tensors("down.", channel_major=True)
+        tensors = [m[name] for m in (up, down) for name in ("base", "scale", "zero")]
+        tensors += [m[name] for name in ("plane1", "plane2") if name in up for m in (up, down)]
+        if self.up_bias is not None and self.down_bias is not None:
+            tensors.append(onnx.numpy_helper.from_array(self.up_bias, "up.bias"))
+            tensors.append(onnx.numpy_helper.from_array(self.down_bias, "down.bias"))
+        return model_of(
+            "PrunedMLP",
+            ["tokens", self.up.codes.shape[0]],
+            TensorProto.FLOAT,
+            tensors,
+            K=self.up.codes.shape[0],
+            I=self.down.codes.shape[0],
+            bits=self.up.bits,
+            gated=int(self.gated),
+            activation=self.activation,
+            has_bias=int(self.up_bias is not None),
+            keep_in=self.keep_in,
+            keep_mid=self.keep_mid,
+        )
+
+    def hidden(self, x: Array) -> Array:
+        """What enters the second pruning, float64 [M, I]."""
+        u = quantized_product(keep_largest(x, self.keep_in), self.up)
+        if self.up_bias is not None:
+            u += self.up_bias
+        if not self.gated:
+            return activated(self.activation, u)
+        half = u.shape[1] // 2
+        return activated(self.activation, u[:, :half]) * u[:, half:]
+
+    def output(self, hidden: Array) -> Array:
+        y = quantized_product(keep_largest(hidden, self.keep_mid), self.down)
+        return y if self.down_bias is None else y + self.down_bias
+
+
+def activated(name: str, x: Array) -> Array:
+    from math import erf
+
+    if name == "silu":
+        return np.asarray(x / (1 + np.exp(-x)))
+    if name == "gelu":
+        return np.asarray(0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2))))
+    if name == "gelu_tanh":
+        return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+    return np.maximum(x, 0)
+
+
+blocks = st.integers(1, 5)
+widths = st.sampled_from([4, 6, 8])
+seeds = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, blocks, st.integers(1, 300), st.sampled_from([1, 1, 2, 3, 7, 130]), widths)
+def test_matmul_matches_the_reference(seed: int, k_blocks: int, n: int, tokens: int, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = Nested.random(rng, k_blocks * BLOCK, n, bits)
+    x = rng.normal(size=(tokens, k_blocks * BLOCK)).astype(np.float32) * np.float32(rng.choice([1e-3, 1.0, 1e3]))
+    close(run(matmul_model(w), x), quantized_product(x, w))
+
+
+def test_matmul_is_near_the_unquantized_product() -> None:
+    rng = np.random.default_rng(0)
+    w = Nested.random(rng, 576, 200, 8)
+    x = rng.normal(size=(1, 576)).astype(np.float32)
+    got, exact = run(matmul_model(w), x), x @ w.dense()
+    assert np.abs(got - exact).max() < 0.02 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 5, 64), (0, 64)])
+def test_matmul_keeps_leading_axes(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    w = Nested.random(rng, 64, 10, 6)
+    x = rng.normal(size=shape).astype(np.float32)
+    got = run(matmul_model(w, rank=len(shape)), x)
+    assert got.shape == (*shape[:-1], 10)
+    close(got.reshape(-1, 10), quantized_product(x.reshape(-1, 64), w))
+
+
+def test_blocks_of_zeros_and_extremes() -> None:
+    rng = np.random.default_rng(2)
+    w = Nested(np.full((96, 40), 255, np.uint8), np.ones((3, 40), np.float16), np.zeros((3, 40), np.uint8), 8)
+    x = np.zeros((2, 96), np.float32)
+    x[:, 32:64] = 1.0
+    x[1, 64:] = rng.choice([-3.0, 3.0], 32)
+    for rows in (x, x[:1]):
+        close(run(matmul_model(w), rows), quantized_product(rows, w))
+    assert not run(matmul_model(w), np.zeros((1, 96), np.float32)).any()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_nan_is_not_hidden(tokens: int) -> None:
+    w = Nested.random(np.random.default_rng(3), 64, 40, 4)
+    x = np.ones((tokens, 64), np.float32)
+    x[:, 40] = np.nan
+    assert np.isnan(run(matmul_model(w), x)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, blocks, st.integers(1, 60), st.integers(0, 40), widths)
+def test_gather_returns_rows_of_the_matrix(seed: int, k_blocks: int, n: int, tokens: int, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = Nested.random(rng, k_blocks * BLOCK, n, bits)
+    ids = rng.integers(0, n, (1, tokens))
+    tensors = list(w.tensors("w.", channel_major=False).values())
+    model = model_of("NestedGather", [1, "S"], TensorProto.INT64, tensors, K=k_blocks * BLOCK, N=n, bits=bits)
+    got = run(model, ids)
+    assert got.shape == (1, tokens, k_blocks * BLOCK)
+    close(got[0], w.dense().T[ids[0]], 1e-6)
+
+
+def test_gather_refuses_ids_outside_the_vocabulary() -> None:
+    w = Nested.random(np.random.default_rng(4), 32, 8, 4)
+    tensors = list(w.tensors("w.", channel_major=False).values())
+    session = open_session(model_of("NestedGather", [1, "S"], TensorProto.INT64, tensors, K=32, N=8, bits=4))
+    for bad in (-1, 8):
+        with pytest.raises(Exception, match=f"token id {bad}, expected 0 to 7"):
+            session.run(None, {"x": np.array([[0, bad]])})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seeds,
+    blocks,
+    blocks,
+    widths,
+    st.booleans(),
+    st.sampled_from(["silu", "gelu", "gelu_tanh", "relu"]),
+    st.booleans(),
+    st.sampled_from([1, 1, 2, 5, 129]),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_mlp_matches_the_reference(
+    seed: int,
+    k_blocks: int,
+    i_blocks: int,
+    bits: int,
+    gated: bool,
+    activation: str,
+    bias: bool,
+    tokens: int,
+    share_in: float,
+    share_mid: float,
+) -> None:
+    rng = np.random.default_rng(seed)
+    k, i = k_blocks * BLOCK, i_blocks * BLOCK
+    mlp = Mlp.random(
+        rng,
+        k,
+        i,
+        bits,
+        gated=gated,
+        activation=activation,
+        bias=bias,
+        keep_in=max(1, round(share_in * k)),
+        keep_mid=max(1, round(share_mid * i)),
+    )
+    x = rng.normal(size=(tokens, k)).astype(np.float32)
+    got = run(mlp.model(), x)
+    hidden = mlp.hidden(x)
+    expected = mlp.output(hidden)
+    # Rounding may move a code by one or swap two channels of nearly equal magnitude: judge tokens, most of which have none.
+    size = np.abs(expected).max() + 1e-9
+    errors = np.abs(got - expected).max(axis=1) / size
+    assert np.median(errors) < 2e-2
+    assert errors.max() < 0.35
+
+
+def identity_mlp(k: int, bits: int, keep_in: int, keep_mid: int) -> Mlp:
+    """Plain relu MLP whose matrices are the identity: weight 1 exactly on the diagonal and 0 elsewhere, at every level."""
+    codes = np.zeros((k, k), np.uint8)
+    codes[np.arange(k), np.arange(k)] = 16
+    ones = np.ones((k // BLOCK, k), np.float16)
+    w = Nested(codes, ones, np.zeros((k // BLOCK, k), np.uint8), bits)
+    return Mlp(w, w, False, "relu", keep_in, keep_mid, None, None)
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize(("keep_in", "keep_mid"), [(1, 96), (10, 96), (64, 96), (96, 7), (96, 96), (50, 20)])
+def test_pruning_keeps_exactly_the_largest(tokens: int, keep_in: int, keep_mid: int) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.integers(1, 128, (tokens, 96)).astype(np.float32)
+    x[:, ::BLOCK] = 127.0  # every block's step is 1: all values are exact
+    got = run(identity_mlp(96, 4, keep_in, keep_mid).model(), x)
+    once = keep_largest(x, keep_in)
+    for b in range(3):  # blocks whose 127 was pruned away would be rounded
+        once[:, b * BLOCK] = np.where(once[:, b * BLOCK] == 0, 0, once[:, b * BLOCK])
+    expected = keep_largest(np.maximum(once, 0), keep_mid)
+    assert ((got != 0) == (expected != 0)).all()
+    np.testing.assert_allclose(got, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_ties_keep_the_lower_index(tokens: int) -> None:
+    x = np.full((tokens, 96), 2.0, np.float32)
+    x[:, 1::2] = 5.0
+    got = run(identity_mlp(96, 8, 60, 96).model(), x)
+    # Code 8 level weights are -8/16 off the diagonal's neighbours: read the kept set through a 4-bit identity instead.
+    got4 = run(identity_mlp(96, 4, 60, 96).model(), x)
+    kept = np.flatnonzero(got4[0])
+    assert list(kept) == sorted([*range(1, 96, 2), *range(0, 24, 2)])
+    assert np.isfinite(got).all()
+
+
+def test_mlp_without_pruning_equals_keeping_all() -> None:
+    rng = np.random.default_rng(6)
+    mlp = Mlp.random(rng, 64, 96, 4, keep_in=64, keep_mid=96)
+    x = rng.normal(size=(1, 64)).astype(np.float32)
+    x[0, 5:] = 0.0
+    few = Mlp(mlp.up, mlp.down, True, "silu", 5, 96, None, None)
+    assert np.array_equal(run(mlp.model(), x), run(few.model(), x))
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_thread_count_changes_no_bit(tokens: int, bits: int) -> None:
+    rng = np.random.default_rng(7)
+    mlp = Mlp.random(rng, 160, 416, bits, keep_in=90, keep_mid=200)
+    w = Nested.random(rng, 160, 1500, bits)
+    x = rng.normal(size=(tokens, 160)).astype(np.float32)
+    for model in (mlp.model(), matmul_model(w)):
+        assert np.array_equal(run(model, x, threads=1), run(model, x, threads=2))
+
+
+def test_one_session_serves_many_threads() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    rng = np.random.default_rng(8)
+    session = open_session(Mlp.random(rng, 64, 256, 6, keep_in=30, keep_mid=90).model())
+    inputs = [rng.normal(size=(t, 64)).astype(np.float32) for t in (1, 2, 1, 3) * 4]
+    alone = [session.run(None, {"x": x})[0] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda x: session.run(None, {"x": x})[0], inputs * 3))
+    assert all(np.array_equal(a, b) for a, b in zip(alone * 3, together, strict=True))
+
+
+def broken(model: onnx.ModelProto, change: str) -> onnx.ModelProto:
+    node = model.graph.node[0]
+    by_name = {a.name: a for a in node.attribute}
+    tensors = {t.name.split(".")[-1]: t for t in model.graph.initializer}
+    if change == "wrong K":
+        by_name["K"].i = 96
+    elif change == "K not of blocks":
+        by_name["K"].i = 60
+    elif change == "wrong N":
+        by_name["N"].i = 41
+    elif change == "bits":
+        by_name["bits"].i = 5
+    elif change == "missing plane":
+        node.input.pop()
+    elif change == "short scale":
+        scale = onnx.numpy_helper.to_array(tensors["scale"])[:, :-1].copy()
+        tensors["scale"].CopyFrom(onnx.numpy_helper.from_array(scale, tensors["scale"].name))
+    elif change == "scale type":
+        scale = onnx.numpy_helper.to_array(tensors["scale"]).astype(np.float32)
+        tensors["scale"].CopyFrom(onnx.numpy_helper.from_array(scale, tensors["scale"].name))
+    elif change == "huge N":
+        by_name["N"].i = 2**62
+    return model
+
+
+@pytest.mark.parametrize(
+    "change", ["wrong K", "K not of blocks", "wrong N", "bits", "missing plane", "short scale", "scale type", "huge N"]
+)
+def test_damaged_models_are_refused(change: str) -> None:
+    w = Nested.random(np.random.default_rng(9), 64, 40, 8)
+    with pytest.raises(Exception, match=r"NestedMatMul|scale") as caught:
+        open_session(broken(matmul_model(w), change))
+    assert "\n" not in str(caught.value).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("I", 96), ("keep_in", 0), ("keep_in", 65), ("keep_mid", 129), ("activation", "swish"), ("bits", 6)],
+)
+def test_damaged_mlps_are_refused(name: str, value: int | str) -> None:
+    model = Mlp.random(np.random.default_rng(10), 64, 128, 4).model()
+    attribute = next(a for a in model.graph.node[0].attribute if a.name == name)
+    attribute.CopyFrom(helper.make_attribute(name, value))
+    with pytest.raises(Exception, match="PrunedMLP"):
+        open_session(model)
+
+
+def test_a_wrong_input_length_is_an_error_not_a_crash() -> None:
+    w = Nested.random(np.random.default_rng(11), 64, 40, 4)
+    model = matmul_model(w)
+    model.graph.input[0].type.tensor_type.shape.dim[1].ClearField("dim_value")
+    with pytest.raises(Exception, match=r"input x: got shape \[1, 32\], expected \[..., 64\]"):
+        open_session(model).run(None, {"x": np.ones((1, 32), np.float32)})
+
+
+def test_external_weights_are_read_where_they_are_mapped(tmp_path: Path) -> None:
+    """Opening many sessions on one mapped file must not add memory by the size of the weights."""
+    k, n = 1024, 32768  # 16 MiB of base codes
+    raw = np.random.default_rng(12).integers(0, 256, k * n // 2, dtype=np.uint8)
+    (tmp_path / "weights.bin").write_bytes(raw.tobytes())
+    scale = onnx.numpy_helper.from_array(np.full((k // BLOCK, n), 0.01, np.float16), "scale")
+    zero = onnx.numpy_helper.from_array(np.zeros((k // BLOCK, n), np.uint8), "zero")
+    base = TensorProto(name="base", data_type=TensorProto.UINT8, dims=[k // BLOCK, n, 16])
+    base.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "weights.bin", "offset": "0", "length": str(raw.size)}.items():
+        base.external_data.add(key=key, value=value)
+    model = model_of("NestedMatMul", ["t", k], TensorProto.FLOAT, [base, scale, zero], K=k, N=n, bits=4)
+    onnx.save(model, tmp_path / "m.onnx")
+
+    x = np.ones((1, k), np.float32)
+    sessions = [open_session(tmp_path / "m.onnx")]
+    sessions[0].run(None, {"x": x})
+    before = anonymous_bytes()
+    for _ in range(4):
+        sessions.append(open_session(tmp_path / "m.onnx"))
+        sessions[-1].run(None, {"x": x})
+    small = scale.ByteSize() + zero.ByteSize()
+    assert anonymous_bytes() - before < 4 * (3 * small + 2**21)
+
+
+def anonymous_bytes() -> int:
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no Anonymous line in smaps_rollup")
+
+
+X86_TARGETS = {"SSE2": 1 << 14, "SSE4": 1 << 11, "AVX2": 1 << 9, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
+CHECKED = "reference or refuse or bit or ties or largest or zeros"
+
+
+@pytest.mark.parametrize("target", X86_TARGETS)
+@pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
+def test_every_target_of_this_machine(target: str) -> None:
+    mask = X86_TARGETS[target]
+    environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)}
+    probe = f"import ctypes; f = ctypes.CDLL({str(LIBRARY)!r}).SolOpsTarget; f.restype = ctypes.c_char_p; print(f().decode())"
+    chosen = subprocess.run(
+        [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if chosen != target:
+        pytest.skip(f"this processor has no {target}")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", CHECKED],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_an_old_runtime_is_told_so() -> None:
+    """RegisterCustomOps on a host without API 21 returns a status and does not abort."""
+    made: list[bytes] = []
+    create_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+
+    def create(_code: int, message: bytes) -> int:
+        made.append(message)
+        return 1
+
+    created = create_type(create)
+    old_api = (ctypes.c_void_p * 300)()
+    old_api[0] = ctypes.cast(created, ctypes.c_void_p).value
+    get_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    getter = get_type(lambda version: ctypes.addressof(old_api) if version <= 20 else None)
+    base = (ctypes.c_void_p * 2)(ctypes.cast(getter, ctypes.c_void_p).value, None)
+    register = ctypes.CDLL(str(LIBRARY)).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    register.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    assert register(None, ctypes.addressof(base)) == 1
+    assert b"1.21" in made[0]

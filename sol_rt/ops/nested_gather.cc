@@ -1,0 +1,87 @@
+// NestedGather(ids, base, scale, zero[, plane1[, plane2]]) -> y: rows of an embedding whose outputs are the vocabulary.
+
+#include <array>
+#include <cmath>
+#include <string>
+
+#include "nested.h"
+#include "nested_inputs.h"
+#include "op.h"
+
+namespace sol {
+namespace {
+
+float FromHalf(uint16_t half) {
+  const float sign = half & 0x8000 ? -1.0f : 1.0f;
+  const int exponent = half >> 10 & 0x1F;
+  const int fraction = half & 0x3FF;
+  if (exponent == 0x1F) return fraction != 0 ? std::nanf("") : sign * INFINITY;
+  if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
+  return sign * std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+}
+
+class NestedGather {
+ public:
+  static constexpr const char* kName = "NestedGather";
+  static constexpr std::array<Port, 6> kInputs{{{"ids", kInt64},
+                                                {"base", kUInt8},
+                                                {"scale", kFloat16},
+                                                {"zero", kUInt8},
+                                                {"plane1", kUInt8, kOptional},
+                                                {"plane2", kUInt8, kOptional}}};
+  static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
+
+  explicit NestedGather(const Attributes& attributes) {
+    const int bits = Bits(attributes, kName);
+    const int64_t K = Channels(attributes, kName, "K");
+    const int64_t N = attributes.Int("N", 1, int64_t{1} << 30);
+    ExpectInputs(attributes, kName, bits == 4 ? 4 : bits == 6 ? 5 : 6);
+    w_ = ReadNested(attributes, kName, {1, 2, 3, 4, 5}, false, K, N, bits);
+  }
+
+  void Compute(Context& context) const {
+    const Tensor ids = context.Input(0);
+    if (ids.rank == Tensor::kMaxRank) throw Error(std::string(kName) + ": input ids: got shape " + ids.Shape() + ", expected [1, S]");
+    const int64_t* id = ids.As<int64_t>();
+    const size_t tokens = static_cast<size_t>(ids.Elements());
+    for (size_t t = 0; t < tokens; ++t) {
+      if (id[t] < 0 || id[t] >= static_cast<int64_t>(w_.N)) {
+        throw Error(std::string(kName) + ": token id " + std::to_string(id[t]) + ", expected 0 to " + std::to_string(w_.N - 1));
+      }
+    }
+    auto shape = ids.dims;
+    shape[ids.rank] = static_cast<int64_t>(w_.K);
+    float* y = context.Output<float>(0, shape.data(), ids.rank + 1);
+    constexpr size_t kRows = 16;
+    context.ParallelFor((tokens + kRows - 1) / kRows, [&](size_t task) {
+      for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
+        Row(static_cast<size_t>(id[t]), y + t * w_.K);
+      }
+    });
+  }
+
+ private:
+  // W[:, n] in full.
+  void Row(size_t n, float* y) const {
+    for (size_t b = 0; b < w_.K / kBlock; ++b) {
+      const size_t at = b * w_.N + n;
+      const float scale = FromHalf(w_.scale[at]) / 16.0f;
+      const float zero = static_cast<float>(w_.zero[at]) + w_.Center();
+      for (size_t k = 0; k < kBlock; ++k) {
+        const int shift = static_cast<int>(k % 4 * 2);
+        int code = (w_.base[at * 16 + k / 2] >> (k % 2 * 4) & 15) << 4;
+        if (w_.plane1 != nullptr) code |= (w_.plane1[at * 8 + k / 4] >> shift & 3) << 2;
+        if (w_.plane2 != nullptr) code |= w_.plane2[at * 8 + k / 4] >> shift & 3;
+        y[b * kBlock + k] = scale * (static_cast<float>(code) - zero);
+      }
+    }
+  }
+
+  Nested w_;
+};
+
+}  // namespace
+
+const OrtCustomOp* NestedGatherOp() { return Define<NestedGather>(); }
+
+}  // namespace sol

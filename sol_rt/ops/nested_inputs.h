@@ -1,0 +1,65 @@
+// Reading a nested matrix from a node's constant inputs, with every check that keeps a damaged bundle from crashing the host.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+
+#include "nested.h"
+#include "op.h"
+
+namespace sol {
+
+// Where a matrix's planes are among the inputs; -1 for a plane that the width does not have.
+struct NestedPorts {
+  int base, scale, zero, plane1, plane2;
+};
+
+inline int64_t Channels(const Attributes& attributes, const char* op, const char* name) {
+  constexpr int64_t kMost = int64_t{1} << 24;
+  const int64_t value = attributes.Int(name, 1, kMost);
+  if (value % static_cast<int64_t>(kBlock) != 0) {
+    throw Error(std::string(op) + ": attribute " + name + ": got " + std::to_string(value) +
+                ", expected a multiple of 32; export the bundle again");
+  }
+  return value;
+}
+
+inline int Bits(const Attributes& attributes, const char* op) {
+  const int64_t bits = attributes.Int("bits");
+  if (bits != 4 && bits != 6 && bits != 8) {
+    throw Error(std::string(op) + ": attribute bits: got " + std::to_string(bits) +
+                ", expected 4, 6 or 8; export the bundle again");
+  }
+  return static_cast<int>(bits);
+}
+
+inline void ExpectInputs(const Attributes& attributes, const char* op, size_t expected) {
+  const size_t count = attributes.InputCount();
+  if (count != expected) {
+    throw Error(std::string(op) + ": got " + std::to_string(count) + " inputs, expected " + std::to_string(expected) +
+                " at this width; export the bundle again");
+  }
+}
+
+inline Nested ReadNested(const Attributes& attributes, const char* op, const NestedPorts& ports, bool channel_major,
+                         int64_t K, int64_t N, int bits) {
+  const int64_t blocks = K / static_cast<int64_t>(kBlock);
+  const auto read = [&](int port, const char* name, Type type, std::initializer_list<int64_t> shape) {
+    const Tensor tensor = attributes.Constant(static_cast<size_t>(port), name);
+    Expect(op, name, tensor, type, shape);
+    return tensor;
+  };
+  Nested w;
+  w.K = static_cast<size_t>(K);
+  w.N = static_cast<size_t>(N);
+  w.bits = bits;
+  w.base = channel_major ? read(ports.base, "base", kUInt4, {K, N}).As<uint8_t>()
+                         : read(ports.base, "base", kUInt8, {blocks, N, 16}).As<uint8_t>();
+  w.scale = read(ports.scale, "scale", kFloat16, {blocks, N}).As<uint16_t>();
+  w.zero = read(ports.zero, "zero", kUInt8, {blocks, N}).As<uint8_t>();
+  if (bits > 4) w.plane1 = read(ports.plane1, "plane1", kUInt8, {blocks, N, 8}).As<uint8_t>();
+  if (bits > 6) w.plane2 = read(ports.plane2, "plane2", kUInt8, {blocks, N, 8}).As<uint8_t>();
+  return w;
+}
+
+}  // namespace sol

@@ -1,0 +1,39 @@
+// Compiles the arithmetic once a SIMD target and picks the best set.
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "nested_kernels.cc"
+#include <hwy/foreach_target.h>  // must come before the -inl files
+
+#include <hwy/highway.h>
+
+#include "activate-inl.h"
+#include "nested.h"
+#include "quantize-inl.h"
+#include "row-inl.h"
+#include "target.h"
+#include "tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sol {
+namespace HWY_NAMESPACE {
+
+const Kernels* KernelSet() {
+  static constexpr Kernels kernels = {KeepLargest,    Quantize,        ListActive,     RowBlockMajor,
+                                      RowChannelMajor, TileBlockMajor, TileChannelMajor, Activate};
+  return &kernels;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sol
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sol {
+
+const Kernels& BestKernels() {
+  static const Kernels& kernels = *SOL_BEST_TARGET(KernelSet)();
+  return kernels;
+}
+
+}  // namespace sol
+#endif

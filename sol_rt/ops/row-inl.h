@@ -1,0 +1,207 @@
+// One token times a matrix: bound by the weights it reads, so every plane is read once, in order.
+
+#if defined(SOL_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SOL_ROW_INL_H_
+#undef SOL_ROW_INL_H_
+#else
+#define SOL_ROW_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "dot-inl.h"
+#include "nested.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sol {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Weights of some outputs of one block; copied and padded where a vector would run past the last output.
+struct BlockView {
+  const uint8_t* base;
+  const uint16_t* scale;
+  const uint8_t* zero;
+  const uint8_t* plane1;
+  const uint8_t* plane2;
+};
+
+template <int kBits>
+HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
+  const hn::ScalableTag<uint8_t> d8;
+  using D8 = decltype(d8);
+  const hn::Repartition<int32_t, D8> di;
+  const hn::Repartition<int8_t, D8> dx;
+  constexpr size_t kBytes = hn::MaxLanes(d8);
+  constexpr size_t kOutputs = kBytes / 4;
+  const auto nibble = hn::Set(d8, uint8_t{0x0F});
+
+  std::fill(y + begin, y + end, 0.0f);
+  for (size_t b = 0; b < w.K / kBlock; ++b) {
+    const auto even = hn::LoadDup128(dx, x.even_odd + b * kBlock);
+    const auto odd = hn::LoadDup128(dx, x.even_odd + b * kBlock + 16);
+    const BlockScale<decltype(di)> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
+    const auto quarter = [&](const uint8_t* base) HWY_ATTR {
+      const auto packed = hn::LoadU(d8, base);
+      const auto sum = DotNibbles(di, hn::And(packed, nibble), even, hn::Zero(di));
+      return DotNibbles(di, hn::ShiftRight<4>(packed), odd, sum);
+    };
+    const auto dot = [&](const uint8_t* base) HWY_ATTR {
+      return SumFours(di, quarter(base), quarter(base + kBytes), quarter(base + 2 * kBytes), quarter(base + 3 * kBytes));
+    };
+    const auto step = [&](const BlockView& v, float* to) HWY_ATTR {
+      auto sums = dot(v.base);
+      if constexpr (kBits > 4) {
+        const Residual<kBits, D8> residual(x.phased + b * kBlock);
+        sums = hn::Add(hn::ShiftLeft<4>(sums), residual.Dot(v.plane1, v.plane2));
+      }
+      scale.Add(sums, v.scale, v.zero, to);
+    };
+
+    const size_t row = b * w.N;
+    const uint8_t* none = nullptr;
+    size_t n = begin;
+    for (; n + kOutputs <= end; n += kOutputs) {
+      const size_t at = row + n;
+      step({w.base + at * 16, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : none,
+            kBits > 6 ? w.plane2 + at * 8 : none},
+           y + n);
+    }
+    if (n < end) {
+      const size_t left = end - n, at = row + n;
+      HWY_ALIGN uint8_t base[kOutputs * 16] = {}, plane1[kOutputs * 8] = {}, plane2[kOutputs * 8] = {};
+      HWY_ALIGN uint16_t scales[kOutputs] = {};
+      HWY_ALIGN uint8_t zeros[kOutputs] = {};
+      HWY_ALIGN float sums[kOutputs] = {};
+      std::memcpy(base, w.base + at * 16, left * 16);
+      std::memcpy(scales, w.scale + at, left * 2);
+      std::memcpy(zeros, w.zero + at, left);
+      if (kBits > 4) std::memcpy(plane1, w.plane1 + at * 8, left * 8);
+      if (kBits > 6) std::memcpy(plane2, w.plane2 + at * 8, left * 8);
+      std::memcpy(sums, y + n, left * sizeof(float));
+      step({base, scales, zeros, plane1, plane2}, sums);
+      std::memcpy(y + n, sums, left * sizeof(float));
+    }
+  }
+}
+
+inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
+  if (w.bits == 4) return RowBlockMajorBits<4>(w, x, begin, end, y);
+  if (w.bits == 6) return RowBlockMajorBits<6>(w, x, begin, end, y);
+  RowBlockMajorBits<8>(w, x, begin, end, y);
+}
+
+// One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in row 0; with
+// kPartial only `bytes` bytes of a row are the outputs' own.
+template <int kBits, bool kPartial, class D8>
+HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_t bytes, const Quad* quad,
+                                 const Quad* quads_end, const int8_t* phased,
+                                 const BlockScale<hn::Repartition<int32_t, D8>>& scale, float* y) {
+  const hn::Repartition<int32_t, D8> di;
+  const hn::Repartition<int8_t, D8> dx;
+  using VI = hn::Vec<decltype(di)>;
+  const auto nibble = hn::Set(d8, uint8_t{0x0F});
+  VI even[4] = {hn::Zero(di), hn::Zero(di), hn::Zero(di), hn::Zero(di)};
+  VI odd[4] = {hn::Zero(di), hn::Zero(di), hn::Zero(di), hn::Zero(di)};
+  const auto load = [&](uint32_t row) HWY_ATTR {
+    const uint8_t* from = v.base + row * stride;
+    if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
+    return hn::LoadU(d8, from);
+  };
+  for (; quad != quads_end; ++quad) {
+    // Skipped rows defeat the hardware's prefetching: name the rows of about a block ahead.
+    for (size_t i = 0; i < 4; ++i) __builtin_prefetch(v.base + quad[ActiveQuads::kPadding].row[i] * stride, 0, 3);
+    int32_t codes;
+    std::memcpy(&codes, quad->code, sizeof(codes));
+    const auto x = hn::BitCast(dx, hn::Set(di, codes));
+    hn::Vec<D8> q0, q1, q2, q3;
+    InterleaveRows(d8, load(quad->row[0]), load(quad->row[1]), load(quad->row[2]), load(quad->row[3]), q0, q1, q2, q3);
+    even[0] = DotNibbles(di, hn::And(q0, nibble), x, even[0]);
+    even[1] = DotNibbles(di, hn::And(q1, nibble), x, even[1]);
+    even[2] = DotNibbles(di, hn::And(q2, nibble), x, even[2]);
+    even[3] = DotNibbles(di, hn::And(q3, nibble), x, even[3]);
+    odd[0] = DotNibbles(di, hn::ShiftRight<4>(q0), x, odd[0]);
+    odd[1] = DotNibbles(di, hn::ShiftRight<4>(q1), x, odd[1]);
+    odd[2] = DotNibbles(di, hn::ShiftRight<4>(q2), x, odd[2]);
+    odd[3] = DotNibbles(di, hn::ShiftRight<4>(q3), x, odd[3]);
+  }
+  VI sums[8];
+  OrderOutputs(di, even, odd, sums);
+  constexpr size_t kOutputs = hn::MaxLanes(di);
+  for (size_t p = 0; p < 8; ++p) {
+    const size_t at = p * kOutputs;
+    if constexpr (kBits > 4) {
+      const Residual<kBits, D8> residual(phased);
+      const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;
+      sums[p] = hn::Add(hn::ShiftLeft<4>(sums[p]), residual.Dot(v.plane1 + at * 8, plane2));
+    }
+    scale.Add(sums[p], v.scale + at, v.zero + at, y + at);
+  }
+}
+
+// Steps of one vector size over [n, end), as many as fit; returns the first output that is left.
+template <int kBits, class D8>
+HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x, const ActiveQuads& active, size_t b,
+                                    size_t n, size_t end, float* y) {
+  constexpr size_t kOutputs = 2 * hn::MaxLanes(d8);
+  if (n + kOutputs > end) return n;
+  const BlockScale<hn::Repartition<int32_t, D8>> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
+  const uint8_t* none = nullptr;
+  for (; n + kOutputs <= end; n += kOutputs) {
+    const size_t at = b * w.N + n;
+    const BlockView v = {w.base + n / 2, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : none,
+                         kBits > 6 ? w.plane2 + at * 8 : none};
+    ChannelMajorStep<kBits, false>(d8, v, w.N / 2, 0, active.quads + active.begin[b], active.quads + active.begin[b + 1],
+                                   x.phased + b * kBlock, scale, y + n);
+  }
+  return n;
+}
+
+template <int kBits>
+HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const ActiveQuads& active, size_t begin,
+                                    size_t end, float* y) {
+  const hn::ScalableTag<uint8_t> wide;
+  const hn::CappedTag<uint8_t, 32> half;
+  const hn::Full128<uint8_t> narrow;
+  for (size_t b = 0; b < w.K / kBlock; ++b) {
+    if (active.begin[b] == active.begin[b + 1]) continue;
+    size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, end, y);
+    if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) n = ChannelMajorSteps<kBits>(half, w, x, active, b, n, end, y);
+    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, n, end, y);
+    if (n < end) {
+      constexpr size_t kOutputs = 32;
+      const size_t left = end - n, at = b * w.N + n;
+      HWY_ALIGN uint8_t plane1[kOutputs * 8] = {}, plane2[kOutputs * 8] = {};
+      HWY_ALIGN uint16_t scales[kOutputs] = {};
+      HWY_ALIGN uint8_t zeros[kOutputs] = {};
+      HWY_ALIGN float sums[kOutputs] = {};
+      std::memcpy(scales, w.scale + at, left * 2);
+      std::memcpy(zeros, w.zero + at, left);
+      if (kBits > 4) std::memcpy(plane1, w.plane1 + at * 8, left * 8);
+      if (kBits > 6) std::memcpy(plane2, w.plane2 + at * 8, left * 8);
+      std::memcpy(sums, y + n, left * sizeof(float));
+      const BlockScale<hn::Repartition<int32_t, decltype(narrow)>> scale(x.step[b], x.sum[b], w.Center(),
+                                                                         kBits == 4 ? 16.0f : 1.0f);
+      ChannelMajorStep<kBits, true>(narrow, {w.base + n / 2, scales, zeros, plane1, plane2}, w.N / 2, left / 2,
+                                    active.quads + active.begin[b], active.quads + active.begin[b + 1],
+                                    x.phased + b * kBlock, scale, sums);
+      std::memcpy(y + n, sums, left * sizeof(float));
+    }
+  }
+}
+
+inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, size_t begin, size_t end,
+                            float* y) {
+  if (w.bits == 4) return RowChannelMajorBits<4>(w, x, active, begin, end, y);
+  if (w.bits == 6) return RowChannelMajorBits<6>(w, x, active, begin, end, y);
+  RowChannelMajorBits<8>(w, x, active, begin, end, y);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sol
+HWY_AFTER_NAMESPACE();
+
+#endif  // SOL_ROW_INL_H_

@@ -1,0 +1,276 @@
+// Many tokens times 64 outputs: a block's codes are merged to bytes once, in fast memory, and used by every token.
+
+#if defined(SOL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SOL_TILE_INL_H_
+#undef SOL_TILE_INL_H_
+#else
+#define SOL_TILE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "dot-inl.h"
+#include "nested.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sol {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// One block of a tile: quads of four channels whose bytes are 16 q + 4 b + c.
+struct Merged {
+  HWY_ALIGN uint32_t quads[kBlock / 4][kTile];
+  HWY_ALIGN float scale[kTile];
+  HWY_ALIGN float zero[kTile];  // with the level's center
+};
+
+// A tile's part of one block, with all 64 outputs readable.
+class TileView {
+ public:
+  TileView(const Nested& w, bool channel_major, size_t b, size_t n) {
+    const size_t at = b * w.N + n, left = std::min(kTile, w.N - n);
+    scale = w.scale + at;
+    zero = w.zero + at;
+    plane1 = w.bits > 4 ? w.plane1 + at * 8 : nullptr;
+    plane2 = w.bits > 6 ? w.plane2 + at * 8 : nullptr;
+    stride = w.N / 2;
+    base = channel_major ? w.base + b * kBlock * stride + n / 2 : w.base + at * 16;
+    if (left == kTile) return;
+
+    const auto copy = [left](auto*& from, auto& to, size_t size) {
+      std::memset(to, 0, sizeof(to));
+      std::memcpy(to, from, left * size);
+      from = to;
+    };
+    copy(scale, scale_, sizeof(uint16_t));
+    copy(zero, zero_, 1);
+    if (plane1 != nullptr) copy(plane1, plane1_, 8);
+    if (plane2 != nullptr) copy(plane2, plane2_, 8);
+    std::memset(base_, 0, sizeof(base_));
+    if (channel_major) {
+      for (size_t k = 0; k < kBlock; ++k) std::memcpy(base_ + k * kTile / 2, base + k * stride, left / 2);
+      stride = kTile / 2;
+    } else {
+      std::memcpy(base_, base, left * 16);
+    }
+    base = base_;
+  }
+  TileView(const TileView&) = delete;
+  TileView& operator=(const TileView&) = delete;
+
+  const uint8_t* base;
+  const uint16_t* scale;
+  const uint8_t* zero;
+  const uint8_t* plane1;
+  const uint8_t* plane2;
+  size_t stride;
+
+ private:
+  uint8_t base_[kTile * 16];
+  uint16_t scale_[kTile];
+  uint8_t zero_[kTile];
+  uint8_t plane1_[kTile * 8];
+  uint8_t plane2_[kTile * 8];
+};
+
+HWY_INLINE void MergeScales(const Nested& w, const TileView& v, Merged& out) {
+  const hn::CappedTag<float, 16> df;
+  const hn::Rebind<int32_t, decltype(df)> di;
+  const hn::Rebind<uint16_t, decltype(df)> d16;
+  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
+  const hn::Rebind<uint8_t, decltype(df)> d8;
+  const auto center = hn::Set(df, w.Center());
+  for (size_t i = 0; i < kTile; i += hn::MaxLanes(df)) {
+    hn::Store(hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, v.scale + i))), df, out.scale + i);
+    const auto zero = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, v.zero + i)));
+    hn::Store(hn::Add(zero, center), df, out.zero + i);
+  }
+}
+
+// Quads in the order `even_odd`.
+HWY_INLINE void MergeBlockMajor(const Nested& w, const TileView& v, Merged& out) {
+  const hn::ScalableTag<uint8_t> d8;
+  using D8 = decltype(d8);
+  const hn::Repartition<uint16_t, D8> d16;
+  const hn::Repartition<uint32_t, D8> d32;
+  const hn::Repartition<uint64_t, D8> d64;
+  const hn::Rebind<uint8_t, decltype(d16)> d_half;
+  using V32 = hn::Vec<decltype(d32)>;
+  constexpr size_t kBytes = hn::MaxLanes(d8), kOutputs = kBytes / 4, kBlocks = kBytes / 16;
+  HWY_ALIGN uint32_t order[kOutputs];
+  for (size_t o = 0; o < kOutputs; ++o) order[o] = static_cast<uint32_t>(o % kBlocks * 4 + o / kBlocks);
+  const auto natural = hn::SetTableIndices(d32, order);
+
+  for (size_t n = 0; n < kTile; n += kOutputs) {
+    V32 even[4], odd[4];
+    for (size_t i = 0; i < 4; ++i) {
+      const size_t at = n + i * kBlocks;
+      const auto packed = hn::BitCast(d16, hn::LoadU(d8, v.base + at * 16));
+      auto low = hn::And(hn::ShiftLeft<4>(packed), hn::Set(d16, 0xF0F0));
+      auto high = hn::And(packed, hn::Set(d16, 0xF0F0));
+      if (v.plane1 != nullptr) {
+        const auto p = hn::PromoteTo(d16, hn::LoadU(d_half, v.plane1 + at * 8));
+        low = hn::OrAnd(low, hn::ShiftLeft<2>(p), hn::Set(d16, 0x000C));
+        low = hn::OrAnd(low, hn::ShiftLeft<6>(p), hn::Set(d16, 0x0C00));
+        high = hn::OrAnd(high, p, hn::Set(d16, 0x000C));
+        high = hn::OrAnd(high, hn::ShiftLeft<4>(p), hn::Set(d16, 0x0C00));
+      }
+      if (v.plane2 != nullptr) {
+        const auto p = hn::PromoteTo(d16, hn::LoadU(d_half, v.plane2 + at * 8));
+        low = hn::OrAnd(low, p, hn::Set(d16, 0x0003));
+        low = hn::OrAnd(low, hn::ShiftLeft<4>(p), hn::Set(d16, 0x0300));
+        high = hn::OrAnd(high, hn::ShiftRight<2>(p), hn::Set(d16, 0x0003));
+        high = hn::OrAnd(high, hn::ShiftLeft<2>(p), hn::Set(d16, 0x0300));
+      }
+      even[i] = hn::BitCast(d32, low);
+      odd[i] = hn::BitCast(d32, high);
+    }
+    // Lane q of an output's four becomes quad q.
+    const auto scatter = [&](const V32(&four)[4], size_t first) HWY_ATTR {
+      const auto t01l = hn::BitCast(d64, hn::InterleaveLower(d32, four[0], four[1]));
+      const auto t23l = hn::BitCast(d64, hn::InterleaveLower(d32, four[2], four[3]));
+      const auto t01u = hn::BitCast(d64, hn::InterleaveUpper(d32, four[0], four[1]));
+      const auto t23u = hn::BitCast(d64, hn::InterleaveUpper(d32, four[2], four[3]));
+      const V32 quads[4] = {
+          hn::BitCast(d32, hn::InterleaveLower(d64, t01l, t23l)), hn::BitCast(d32, hn::InterleaveUpper(d64, t01l, t23l)),
+          hn::BitCast(d32, hn::InterleaveLower(d64, t01u, t23u)), hn::BitCast(d32, hn::InterleaveUpper(d64, t01u, t23u))};
+      for (size_t q = 0; q < 4; ++q) {
+        const V32 in_order = kBlocks == 1 ? quads[q] : hn::TableLookupLanes(quads[q], natural);
+        hn::Store(in_order, d32, out.quads[first + q] + n);
+      }
+    };
+    scatter(even, 0);
+    scatter(odd, 4);
+  }
+  MergeScales(w, v, out);
+}
+
+// Quads in the order `phased`: quad 2 f + j holds channels 16 j + f, + 4, + 8, + 12.
+HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& out) {
+  const hn::CappedTag<uint8_t, kTile / 2> d8;
+  using D8 = decltype(d8);
+  const hn::Repartition<uint16_t, D8> d16;
+  const hn::Repartition<uint32_t, D8> d32;
+  using V32 = hn::Vec<decltype(d32)>;
+  constexpr size_t kBytes = hn::MaxLanes(d8), kOutputs = hn::MaxLanes(d32);
+  for (size_t n = 0; n < kTile; n += 2 * kBytes) {
+    for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+      const size_t first = quad % 2 * 16 + quad / 2;
+      const uint8_t* from = v.base + first * v.stride + n / 2;
+      hn::Vec<D8> q[4];
+      InterleaveRows(d8, hn::LoadU(d8, from), hn::LoadU(d8, from + 4 * v.stride), hn::LoadU(d8, from + 8 * v.stride),
+                     hn::LoadU(d8, from + 12 * v.stride), q[0], q[1], q[2], q[3]);
+      V32 even[4], odd[4], ordered[8];
+      for (size_t i = 0; i < 4; ++i) {
+        const auto packed = hn::BitCast(d16, q[i]);
+        even[i] = hn::BitCast(d32, hn::And(hn::ShiftLeft<4>(packed), hn::Set(d16, 0xF0F0)));
+        odd[i] = hn::BitCast(d32, hn::And(packed, hn::Set(d16, 0xF0F0)));
+      }
+      OrderOutputs(d32, even, odd, ordered);
+      for (size_t i = 0; i < 8; ++i) hn::Store(ordered[i], d32, out.quads[quad] + n + i * kOutputs);
+    }
+  }
+  const auto merge_plane = [&](const uint8_t* plane, int weight_shift) HWY_ATTR {
+    const auto mask = hn::Set(d8, static_cast<uint8_t>(3 << weight_shift));
+    for (size_t n = 0; n < kTile; n += kOutputs) {
+      const V32 a = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8));
+      const V32 c = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8 + kBytes));
+      const V32 halves[2] = {hn::ConcatEven(d32, c, a), hn::ConcatOdd(d32, c, a)};
+      for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+        const int field = static_cast<int>(quad / 2) * 2;
+        const V32 half = halves[quad % 2];
+        const V32 moved = field >= weight_shift ? hn::ShiftRightSame(half, field - weight_shift)
+                                                : hn::ShiftLeftSame(half, weight_shift - field);
+        uint32_t* to = out.quads[quad] + n;
+        hn::Store(hn::OrAnd(hn::Load(d32, to), moved, hn::BitCast(d32, mask)), d32, to);
+      }
+    }
+  };
+  if (v.plane1 != nullptr) merge_plane(v.plane1, 2);
+  if (v.plane2 != nullptr) merge_plane(v.plane2, 0);
+  MergeScales(w, v, out);
+}
+
+// sums[t][0 … 63] += one block, for kTokens tokens that lie K codes apart.
+template <size_t kTokens>
+HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
+                          float* sums) {
+  const hn::ScalableTag<int32_t> di;
+  using DI = decltype(di);
+  const hn::Rebind<float, DI> df;
+  const hn::Repartition<uint8_t, DI> d8;
+  const hn::Repartition<int8_t, DI> dx;
+  constexpr size_t kLanes = hn::MaxLanes(di);
+  constexpr size_t kVectors = HWY_MIN(kTile / kLanes, kLanes >= 16 ? 4 : 2);
+  using VI = hn::Vec<DI>;
+  for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
+    VI acc[kTokens][kVectors];
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVectors; ++i) acc[t][i] = hn::Zero(di);
+    }
+    for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+      hn::Vec<decltype(d8)> codes[kVectors];
+      for (size_t i = 0; i < kVectors; ++i) {
+        codes[i] = hn::BitCast(d8, hn::Load(di, reinterpret_cast<const int32_t*>(w.quads[quad]) + n + i * kLanes));
+      }
+      for (size_t t = 0; t < kTokens; ++t) {
+        int32_t four;
+        std::memcpy(&four, x + t * K + quad * 4, sizeof(four));
+        const auto broadcast = hn::BitCast(dx, hn::Set(di, four));
+        for (size_t i = 0; i < kVectors; ++i) {
+          acc[t][i] = hn::SumOfMulQuadAccumulate(di, codes[i], broadcast, acc[t][i]);
+        }
+      }
+    }
+    for (size_t i = 0; i < kVectors; ++i) {
+      const auto scale = hn::Load(df, w.scale + n + i * kLanes);
+      const auto zero = hn::Load(df, w.zero + n + i * kLanes);
+      for (size_t t = 0; t < kTokens; ++t) {
+        float* to = sums + t * kTile + n + i * kLanes;
+        auto value = hn::Mul(hn::ConvertTo(df, acc[t][i]), hn::Set(df, step[t * blocks]));
+        value = hn::NegMulAdd(zero, hn::Set(df, sum[t * blocks]), value);
+        hn::Store(hn::MulAdd(scale, value, hn::Load(df, to)), df, to);
+      }
+    }
+  }
+}
+
+template <bool kChannelMajor>
+HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+  const size_t blocks = w.K / kBlock;
+  const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * w.K;
+  std::fill(sums, sums + tokens * kTile, 0.0f);
+  Merged merged;
+  for (size_t b = 0; b < blocks; ++b) {
+    const TileView view(w, kChannelMajor, b, n);
+    if (kChannelMajor) {
+      MergeChannelMajor(w, view, merged);
+    } else {
+      MergeBlockMajor(w, view, merged);
+    }
+    const auto run = [&](auto count, size_t t) HWY_ATTR {
+      TileBlock<decltype(count)::value>(merged, codes + t * w.K + b * kBlock, w.K, x.step + (first + t) * blocks + b,
+                                        x.sum + (first + t) * blocks + b, blocks, sums + t * kTile);
+    };
+    size_t t = 0;
+    for (; t + 4 <= tokens; t += 4) run(std::integral_constant<size_t, 4>(), t);
+    for (; t < tokens; ++t) run(std::integral_constant<size_t, 1>(), t);
+  }
+}
+
+inline void TileBlockMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+  Tile<false>(w, x, first, tokens, n, sums);
+}
+
+inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+  Tile<true>(w, x, first, tokens, n, sums);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sol
+HWY_AFTER_NAMESPACE();
+
+#endif  // SOL_TILE_INL_H_
