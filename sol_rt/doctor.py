@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -47,8 +46,8 @@ def examine() -> list[Finding]:
         _native_operators(),
         Finding("ok", "processor", f"{_cores()} cores usable"),
         _memory(),
-        _webgpu(),
-        _cuda(),
+        _gpu("webgpu"),
+        _gpu("cuda"),
         *_extras(),
         *_home(),
     ]
@@ -99,27 +98,20 @@ def _memory() -> Finding:
     return Finding("ok", "memory", f"{total / 2**30:.1f} GiB")
 
 
-def _webgpu() -> Finding:
-    if importlib.util.find_spec("onnxruntime_ep_webgpu") is None:
-        return Finding("missing", "webgpu", "plug-in not installed; run pip install 'sol-rt[gpu]'")
-    version = importlib.metadata.version("onnxruntime-ep-webgpu")
-    return Finding("ok", "webgpu", f"plug-in {version}; generate --provider webgpu probes the device")
+def _gpu(name: str) -> Finding:
+    """Whether a GPU provider gives the CPU's numbers here: what `--provider auto` asks too."""
+    from sol_rt.errors import SolError
+    from sol_rt.providers import choose
 
-
-def _cuda() -> Finding:
     try:
-        import onnxruntime
-
-        listed = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    except Exception:
-        listed = False
-    if not listed:
-        return Finding(
-            "missing",
-            "cuda",
-            "this onnxruntime has no CUDA; replace it: pip uninstall onnxruntime, pip install onnxruntime-gpu",
-        )
-    return Finding("ok", "cuda", "listed by onnxruntime; generate --provider cuda probes the device")
+        provider = choose(name)
+    except SolError as error:
+        return Finding("missing", name, str(error).removeprefix(f"provider {name}: "))
+    except Exception as error:
+        return Finding("broken", name, " ".join(str(error).split()))
+    if provider.software:
+        return Finding("ok", name, "a software adapter gives the CPU's numbers; only --provider webgpu uses it")
+    return Finding("ok", name, "gives the CPU's numbers")
 
 
 def _extras() -> list[Finding]:

@@ -1,0 +1,251 @@
+"""Commands that run a bundle: the keys of their JSON, what goes where, the dial, Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sol_rt.cli import main
+
+PROMPT = "Once upon a time there was a small model"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, and the tiny bundle as the default model."""
+    for name in list(os.environ):
+        if name.startswith("SOL_RT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SOL_RT_MODEL", str(tiny_bundle))
+    return tmp_path / "home"
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tuple[str, str]:
+    assert main(argv) == code, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    return json.loads(run(capsys, *argv)[0])
+
+
+def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    result = as_json(capsys, "generate", "-p", PROMPT, "-n", "70", "--budget", "0.7", "--temperature", "0", "--json")
+    assert set(result) >= {
+        "text",
+        "tokens",
+        "schedule",
+        "requested_budget",
+        "achieved_budget",
+        "cost_model",
+        "prompt_tokens_per_second",
+        "tokens_per_second",
+        "time_to_first_token_ms",
+        "actions",
+        "peak_rss_mb",
+    }
+    assert result["requested_budget"] == 0.7
+    assert sum(result["actions"].values()) == len(result["tokens"]) - 1
+
+
+def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("generate", "-p", PROMPT, "-n", "12", "--temperature", "0", "--budget", "0.7")
+    text = as_json(capsys, *argv, "--json")["text"]
+    out, err = run(capsys, *argv)
+    assert out == text + "\n"
+    for word in ("requested 0.700", "achieved", "tokens/s", "first token", "k100-s"):
+        assert word in err
+
+
+def test_prompt_from_file_pipe_and_flag_are_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompt.txt").write_text(PROMPT + "\n", encoding="utf-8")
+    argv = ("generate", "-n", "8", "--temperature", "0", "--json")
+    wanted = as_json(capsys, *argv, "-p", PROMPT)["tokens"]
+    assert as_json(capsys, *argv, "-f", str(tmp_path / "prompt.txt"))["tokens"] == wanted
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((PROMPT + "\n").encode())))
+    assert as_json(capsys, *argv)["tokens"] == wanted
+
+
+def test_without_a_prompt_the_built_in_one_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    out, err = run(capsys, "generate", "-n", "4")
+    assert "built in" in err
+    assert out
+
+
+def test_context_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    result = as_json(capsys, "generate", "-p", "a", "-n", "200", "-c", "16", "--temperature", "0", "--json")
+    assert len(result["tokens"]) <= 16
+    _, err = run(capsys, "generate", "-p", PROMPT * 4, "-c", "16", code=1)
+    assert err.splitlines()[-1].startswith("sol-rt: error: prompt: got ")
+
+
+@pytest.mark.parametrize("schedule", ["fixed:k050-s033-q4", "fixed:nonsense", "nonsense", "sol"])
+def test_schedules_that_the_bundle_lacks(capsys: pytest.CaptureFixture[str], schedule: str) -> None:
+    out, err = run(capsys, "generate", "-p", PROMPT, "--schedule", schedule, code=2)
+    assert out == ""
+    assert err.splitlines()[-1].startswith("sol-rt: error: ")
+
+
+def test_trace_replay_and_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace, page = str(tmp_path / "run.jsonl"), tmp_path / "page.html"
+    argv = ("generate", "-p", PROMPT, "-n", "20", "--budget", "0.7", "--temperature", "0")
+    text, _ = run(capsys, *argv, "--trace", trace)
+    again, err = run(capsys, "generate", "--replay", trace, "--temperature", "0")
+    assert again == text
+    assert "replay: all 20 tokens" in err
+    assert run(capsys, "trace", trace, "-o", str(page))[0].strip() == str(page)
+    html = page.read_text(encoding="utf-8")
+    assert html.lstrip().lower().startswith("<!doctype html")
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "https://" not in html
+
+
+def test_a_replay_that_differs_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "run.jsonl"
+    run(capsys, "generate", "-p", PROMPT, "-n", "6", "--temperature", "0", "--trace", str(trace))
+    lines = trace.read_text(encoding="utf-8").splitlines()
+    record = json.loads(lines[4])
+    record["token"] = (record["token"] + 1) % 100
+    trace.write_text("\n".join([*lines[:4], json.dumps(record), *lines[5:]]) + "\n", encoding="utf-8")
+    _, err = run(capsys, "generate", "--replay", str(trace), "--temperature", "0", code=1)
+    assert "token 3 differs" in err.splitlines()[-1]
+
+
+def test_inspect_json(capsys: pytest.CaptureFixture[str]) -> None:
+    result = as_json(capsys, "inspect", "-o", "json")
+    assert set(result) >= {"path", "format_version", "variants", "policy", "actions", "cost_model"}
+    dense = next(action for action in result["actions"] if action["tag"] == "k100-s100-q8")
+    assert dense["cost"] == 1.0
+    assert all(set(action) == {"tag", "cost", "loss", "bytes"} for action in result["actions"])
+    assert min(action["cost"] for action in result["actions"]) < 0.9
+    assert "k100-s100-q8" in run(capsys, "inspect")[0]
+
+
+def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "all as written" in run(capsys, "verify")[0]
+
+
+def test_perplexity_is_a_mean_over_decode_steps(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text((PROMPT + ". ") * 40, encoding="utf-8")
+    argv = ("perplexity", "-f", str(tmp_path / "text.txt"), "-c", "32", "--chunks", "3")
+    result = as_json(capsys, *argv, "-o", "json")
+    assert set(result) == {"ppl", "stderr", "nll", "tokens", "chunks", "achieved_budget"}
+    assert (result["tokens"], result["chunks"], result["achieved_budget"]) == (3 * 15, 3, 1.0)
+    last = run(capsys, *argv)[0].splitlines()[-1]
+    assert last == f"Final estimate: PPL = {result['ppl']:.4f} +/- {result['stderr']:.5f}"
+    cheap = as_json(capsys, *argv, "--schedule", "fixed:k100-s050-q4", "-o", "json")
+    assert cheap["achieved_budget"] < 0.9
+    assert cheap["nll"] != result["nll"]
+
+
+def test_calibration_is_used_from_then_on(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    result = as_json(capsys, "calibrate", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
+    assert Path(result["path"]).is_relative_to(home)
+    assert {row["context"] for row in result["rows"]} == {16, 64}
+    assert all(row["ms"] > 0 for row in result["rows"])
+    assert as_json(capsys, "inspect", "-o", "json")["cost_model"] == "calibrated"
+    run_of = ("generate", "-p", PROMPT, "-n", "4", "--provider", "cpu", "--json")
+    assert as_json(capsys, *run_of)["cost_model"] == "calibrated"
+
+
+def test_calibrate_refuses_contexts_beyond_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected lengths from 1 to" in run(capsys, "calibrate", "--contexts", "1000000", code=2)[1]
+
+
+def test_chat_turns_the_dial_and_keeps_the_cache(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "Hello\n/budget 0.7\n/schedule random\nAnd then?\n/stats\n/reset\n/exit\nnever read\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    out, err = run(capsys, "chat", "-n", "6", "--temperature", "0", "--system", "Be brief.")
+    assert len(out.splitlines()) >= 2
+    assert "budget 0.7" in err
+    assert "(random" in err
+
+
+@pytest.mark.parametrize("line", ["/budget 2", "/budget much", "/schedule nonsense", "/nonsense"])
+def test_chat_commands_that_are_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(line + "\n"))
+    assert run(capsys, "chat", code=2)[1].splitlines()[-1].startswith("sol-rt: error: ")
+
+
+def start(*argv: str, **streams: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "sol_rt", *argv], start_new_session=True, **streams)
+
+
+def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path) -> None:
+    trace = tmp_path / "run.jsonl"
+    argv = ("generate", "-p", PROMPT, "-n", "900", "--temperature", "1", "--trace", str(trace))
+    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        first = process.stdout.read(4)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert first + rest
+    assert b"achieved" in err
+    assert b"Traceback" not in err
+    assert json.loads(trace.read_text(encoding="utf-8").splitlines()[-1])["step"] >= 0
+
+
+def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
+    argv = ("generate", "-p", PROMPT, "-n", "900", "--temperature", "1")
+    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.read(4)
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(60) == 141
+    assert b"Traceback" not in err
+
+
+def test_ctrl_c_in_chat_stops_the_answer_not_the_program() -> None:
+    master, slave = pty.openpty()
+    with start("chat", "-n", "900", "--temperature", "1", stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        screen = b""
+
+        def until(marker: bytes) -> None:
+            nonlocal screen
+            deadline = time.monotonic() + 60
+            while marker not in screen and time.monotonic() < deadline:
+                screen += os.read(master, 4096)
+            assert marker in screen, screen.decode(errors="replace")
+            screen = screen.split(marker, 1)[1]
+
+        until(b"> ")
+        os.write(master, b"Hello\n")
+        until(b"Hello")
+        while len(screen) < 40:
+            screen += os.read(master, 4096)
+        process.send_signal(signal.SIGINT)
+        until(b"(stopped)")
+        until(b"> ")
+        os.write(master, b"/exit\n")
+        try:
+            while os.read(master, 4096):
+                pass
+        except OSError:  # the terminal closes when the program has gone
+            pass
+        assert process.wait(60) == 0
+    os.close(master)
