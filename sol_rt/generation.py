@@ -69,6 +69,8 @@ class Generation:
         peak_rss_mb: largest resident size of the process so far, 10^6 bytes.
         finish_reason: `stop`, `length`, or `closed` where the caller ended it.
         floored: whether the budget lay below the cheapest action, which then served it.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: those of them that the cache still held from the generation before.
         first_difference: in a replay, the first step whose token is not the trace's; None where all agree.
     """
 
@@ -85,6 +87,8 @@ class Generation:
     peak_rss_mb: float
     finish_reason: str
     floored: bool
+    prompt_tokens: int
+    cached_tokens: int
     first_difference: int | None = None
 
 
@@ -202,7 +206,7 @@ def generate_steps(
     history = list(prompt)
     writer = _TextWriter(tokenizer, prompt, config)
     clock = time.perf_counter()
-    outcome.prompt_tokens = decoder.prefill(prompt, reuse=reuse)
+    outcome.prefilled = decoder.prefill(prompt, reuse=reuse)
     outcome.prefill_seconds = time.perf_counter() - clock
     taken = Taken(controller.dense, engine.length, 0.0, 0.0, False)
     finish_reason = None
@@ -233,7 +237,7 @@ class Outcome:
         self.tokens: list[int] = []
         self.pieces: list[str] = []
         self.finish_reason = "closed"
-        self.prompt_tokens = 0
+        self.prefilled = 0
         self.prefill_seconds = 0.0
         self.first_token_ms = 0.0
         self.decode_ms = 0.0

@@ -178,7 +178,7 @@ class SolModel:
         def finish() -> Generation | None:
             if writer is not None:
                 writer.close()
-            return _summary(name, decoder, outcome, replay) if outcome.tokens else None
+            return _summary(name, decoder, outcome, len(tokens), replay) if outcome.tokens else None
 
         return Stream(steps, finish)
 
@@ -295,7 +295,7 @@ def _is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
-def _summary(name: str, decoder: Decoder, outcome: Outcome, replay: Trace | None) -> Generation:
+def _summary(name: str, decoder: Decoder, outcome: Outcome, prompt_tokens: int, replay: Trace | None) -> Generation:
     controller = decoder.controller
     requested = None if name.startswith("fixed:") else controller.requested
     steps = len(outcome.tokens) - 1
@@ -306,13 +306,15 @@ def _summary(name: str, decoder: Decoder, outcome: Outcome, replay: Trace | None
         requested_budget=controller.achieved if requested is None else requested,
         achieved_budget=controller.achieved,
         cost_model=controller.cost.name,
-        prompt_tokens_per_second=_rate(outcome.prompt_tokens, outcome.prefill_seconds),
+        prompt_tokens_per_second=_rate(outcome.prefilled, outcome.prefill_seconds),
         tokens_per_second=_rate(steps, outcome.decode_ms / 1e3),
         time_to_first_token_ms=outcome.first_token_ms,
         actions=dict(decoder.actions),
         peak_rss_mb=peak_rss_mb(),
         finish_reason=outcome.finish_reason,
         floored=controller.floored,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=prompt_tokens - outcome.prefilled,
         first_difference=None if replay is None else first_difference(replay, outcome.tokens),
     )
 

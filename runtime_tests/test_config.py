@@ -1,0 +1,220 @@
+"""`sol_config.json`: exact round trip, one-line errors, and nothing but those under random damage."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_bundle import write_bundle
+
+from sol_rt.bundle import Bundle
+from sol_rt.config import CONFIG_NAME, FORMAT_VERSION, SolConfig
+from sol_rt.errors import BundleError, SolError
+from sol_rt.model import SolModel
+
+DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("config") / "tiny", prunes=(100,), bits=(8, 4), policy=True)
+
+
+@pytest.fixture(scope="module")
+def damaged(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy for the tests that damage one file and put it back."""
+    return Path(shutil.copytree(bundle, tmp_path_factory.mktemp("damaged") / "tiny"))
+
+
+@pytest.fixture
+def raw(bundle: Path) -> dict[str, Any]:
+    return dict(json.loads((bundle / CONFIG_NAME).read_text()))
+
+
+def test_round_trip_is_exact(bundle: Path, raw: dict[str, Any]) -> None:
+    config = SolConfig.from_json(bundle / CONFIG_NAME)
+    assert config.to_json_dict() == raw
+    assert SolConfig.from_json_dict(config.to_json_dict(), Path("x")) == config
+    assert config.policy is not None
+    assert config.format_version == FORMAT_VERSION
+
+
+def test_the_documented_example_is_read() -> None:
+    text = re.search(r"```jsonc\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert text is not None
+    example = json.loads(re.sub(r"\s+//.*", "", text[1]))
+    empty = {"bytes": 1 << 30, "sha256": "0" * 64}
+    example["files"] = {"weights.bin": empty, "model.s100-q8.onnx": empty}
+    config = SolConfig.from_json_dict(example, Path("x"))
+    assert config.model.num_layers == 30
+    assert config.to_json_dict() == example
+
+
+def _set(raw: dict[str, Any], key: str, value: object) -> None:
+    *parents, last = key.split("/")
+    for parent in parents:
+        raw = raw[parent]
+    raw[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("format", "other", ["format", '"other"', "sol_rt.bundle"]),
+        ("format_version", FORMAT_VERSION + 1, ["format_version", f"got {FORMAT_VERSION + 1}", "newer sol_rt"]),
+        ("model/vocab_sizes", 3, ["model.vocab_sizes", "unknown key", "'vocab_size'"]),
+        ("model/hidden_size", "64", ["model.hidden_size", '"64"', "integer"]),
+        ("model/hidden_size", 64.0, ["model.hidden_size", "64.0", "integer"]),
+        ("model/num_layers", True, ["model.num_layers", "true", "integer"]),
+        ("model/num_layers", 0, ["model.num_layers", "got 0"]),
+        ("model/num_kv_heads", 3, ["num_kv_heads", "divisor"]),
+        ("model/eos_token_ids", [90], ["eos_token_ids", "89"]),
+        ("kv/page_size", 32, ["kv.page_size", "16"]),
+        ("kv/capacity_step", 40, ["capacity_step", "multiple of page_size"]),
+        ("dense", "k100-s100-q9", ["dense", "not in the bundle"]),
+        ("dense", "k030-s100-q8", ["dense", "k100"]),
+        ("dense", "fast", ["dense", "action tag"]),
+        ("variants/s100-q8/file", "../model.onnx", ["file", "plain file name"]),
+        ("variants/s100-q8/file", "other.onnx", ["other.onnx", "listed under `files`"]),
+        ("variants/s100-q8/prune", 50, ["s100-q8", "s050-q8"]),
+        ("variants/s100-q8/keep_in", 65, ["keep_in", "64"]),
+        ("actions", [], ["actions", "non-empty"]),
+        ("policy/scalars", ["entropi"], ["policy.scalars", "'entropy'"]),
+        ("policy/state_shape", [1, 2, 4, 8, 8], ["state_shape", "16"]),
+        ("weights/tensors/embed.scale/bytes", 1, ["embed.scale.bytes", "360"]),
+        ("weights/tensors/embed.scale/offset", 8, ["offset", "4096"]),
+        ("weights/tensors/embed.scale/offset", 1 << 30, ["offset", "the file's size"]),
+        ("weights/tensors/embed.scale/dtype", "float8", ["dtype", "float16"]),
+        ("files/weights.bin/sha256", "xyz", ["sha256", "hex"]),
+        ("refresh/episode", 0, ["episode", "got 0"]),
+    ],
+)
+def test_errors_name_key_found_and_expected(raw: dict[str, Any], key: str, value: object, parts: list[str]) -> None:
+    _set(raw, key, value)
+    with pytest.raises(BundleError) as caught:
+        SolConfig.from_json_dict(raw, Path("folder/sol_config.json"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("folder/sol_config.json: ")
+    for part in parts:
+        assert part in message
+
+
+def test_a_missing_key_names_the_one_that_may_be_meant(raw: dict[str, Any]) -> None:
+    raw["model"]["hiden_size"] = raw["model"].pop("hidden_size")
+    with pytest.raises(BundleError, match=r"model\.hidden_size: got no such key but 'hiden_size'"):
+        SolConfig.from_json_dict(raw, Path("x"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"3", b'{"format": NaN}', b"9" * 5000])
+def test_files_that_are_no_config(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / CONFIG_NAME
+    path.write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        SolConfig.from_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def _nodes(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in items:
+        yield (*path, key)
+        yield from _nodes(child, (*path, key))
+
+
+def _delete(parent: Any, key: Any, value: Any) -> None:
+    del parent[key]
+
+
+def _replace(parent: Any, key: Any, value: Any) -> None:
+    parent[key] = value
+
+
+def _rename(parent: Any, key: Any, value: Any) -> None:
+    if isinstance(parent, dict):
+        parent[f"{key}s"] = parent.pop(key)
+    else:
+        parent.append(value)
+
+
+def _nudge(parent: Any, key: Any, value: Any) -> None:
+    old = parent[key]
+    if isinstance(old, int):
+        parent[key] = old * 2 if isinstance(value, str) else old - 1
+    elif isinstance(old, str):
+        parent[key] = old[:-1] or "x"
+    else:
+        parent[key] = [old]
+
+
+_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 200),
+    st.sampled_from([1 << 31, 1 << 62, -1 << 63, 10**400]),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["weights.bin", "policy.onnx", "model.s100-q4.onnx", "k100-s100-q4", "float32", "uint8", "int8"]),
+    st.lists(st.integers(-1, 99), max_size=5),
+    st.just({}),
+)
+_MUTATIONS = st.sampled_from([_delete, _replace, _replace, _rename, _nudge, _nudge])
+
+
+def _complaint(folder: Path) -> str:
+    """What opening and running complains about; empty where both work. Any error but SolError fails the test."""
+    try:
+        model = SolModel.from_pretrained(folder, provider="cpu")
+        model.generate("w1 w2 w3", budget=0.6, max_new_tokens=4, refresh=True)
+    except SolError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), mutate=_MUTATIONS, value=_VALUES)
+def test_any_edit_of_the_config_is_an_error_or_works(
+    damaged: Path, raw: dict[str, Any], data: st.DataObject, mutate: Callable[[Any, Any, Any], None], value: Any
+) -> None:
+    edited = copy.deepcopy(raw)
+    *parents, key = data.draw(st.sampled_from(list(_nodes(raw))))
+    parent: Any = edited
+    for step in parents:
+        parent = parent[step]
+    mutate(parent, key, value)
+    (damaged / CONFIG_NAME).write_text(json.dumps(edited), encoding="utf-8")
+    try:
+        assert "\n" not in _complaint(damaged)
+    finally:
+        (damaged / CONFIG_NAME).write_text(json.dumps(raw), encoding="utf-8")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cut=st.none() | st.integers(0, 1 << 17),
+    flips=st.lists(st.tuples(st.integers(0, 1 << 17), st.integers(0, 255)), max_size=40),
+)
+def test_any_damage_of_the_weights_is_an_error_or_works(
+    bundle: Path, damaged: Path, cut: int | None, flips: list[tuple[int, int]]
+) -> None:
+    weights = damaged / "weights.bin"
+    content = bytearray((bundle / "weights.bin").read_bytes())
+    for index, value in flips:
+        content[index % len(content)] = value
+    weights.write_bytes(content[:cut])
+    try:
+        assert "\n" not in _complaint(damaged)
+    finally:
+        weights.write_bytes((bundle / "weights.bin").read_bytes())
+
+
+def test_the_undamaged_bundle_opens(damaged: Path) -> None:
+    assert Bundle.open(damaged).config.variants.keys() == {"s100-q8", "s100-q4"}
