@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry
 from sol_rt.export.architecture import BLOCK, FAMILIES, Decoder, from_hf_config
+from sol_rt.export.quantize import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.rope import tables
 
-# Level -> (bits of code8 that the level reads, constant that centres the bits it leaves out).
-LEVELS = {4: (0xF0, 0.0), 6: (0xFC, 6.5), 8: (0xFF, 8.0)}
+# level -> the bits of code8 that it reads
+_MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
 
 
 class Matrix(nn.Module):
@@ -87,14 +88,24 @@ class NestedMatrix(Matrix):
         self._levels.clear()
 
     def _dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-        if bits not in LEVELS or bits > self.widest:
-            held = ", ".join(str(level) for level in LEVELS if level <= self.widest)
+        if bits not in _MASKS or bits > self.widest:
+            held = ", ".join(str(level) for level in _MASKS if level <= self.widest)
             raise ValueError(f"weight bits: got {bits}, the matrix holds {held}")
-        mask, centre = LEVELS[bits]
-        offsets = zero.float().add_(centre)
-        values = torch.unflatten((codes & mask).float(), -1, (-1, BLOCK))
+        offsets = zero.float().add_(LEVEL_OFFSETS[bits])
+        values = torch.unflatten((codes & _MASKS[bits]).float(), -1, (-1, BLOCK))
         values.sub_(offsets.unsqueeze(-1)).mul_(scale.float().div_(16).unsqueeze(-1))
         return values.flatten(-2)
+
+
+def quantized(values: Tensor, planes: int = 2) -> NestedMatrix:
+    """A float32 matrix [N, K] quantized as the exporter does it, with `planes` residual planes (0, 1 or 2)."""
+    nested = quantize_matrix(values.numpy(), planes)
+    codes = nested.q << 4
+    for plane, shift in ((nested.b, 2), (nested.c, 0)):
+        if plane is not None:
+            codes |= plane << shift
+    scale, zero = (torch.from_numpy(part.T.copy()) for part in (nested.scale, nested.zero))
+    return NestedMatrix(torch.from_numpy(codes), scale, zero, 4 + 2 * planes)
 
 
 class ModelWeights(nn.Module):
@@ -160,17 +171,25 @@ def read_bundle(path: Path | str) -> ModelWeights:
     config = SolConfig.from_json(folder / CONFIG_NAME)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     decoder = from_hf_config(hf_config, config.model.max_context)
-    blob = np.memmap(folder / config.weights_file, np.uint8, "r")
-    names = sorted({name.removesuffix(".base") for name in config.tensors if name.endswith(".base")})
+    prunes = {variant.prune: (variant.keep_in, variant.keep_mid) for variant in config.variants.values()}
+    return read_blob(folder / config.weights_file, config.tensors, decoder, prunes)
+
+
+def read_blob(
+    path: Path,
+    tensors: Mapping[str, TensorEntry],
+    decoder: Decoder,
+    prunes: Mapping[int, tuple[int, int]] | None = None,
+) -> ModelWeights:
+    """The weights of a weights file whose tensors lie where `tensors` says; `prunes` as in ModelWeights."""
+    blob = np.memmap(path, np.uint8, "r")
+    matrices = {name.removesuffix(".base") for name in tensors if name.endswith(".base")}
+    parts = {f"{name}.{part}" for name in matrices for part in ("base", "scale", "zero", "plane1", "plane2")}
     return ModelWeights(
         decoder,
-        {name: _read_matrix(blob, config.tensors, name) for name in names},
-        {
-            name: torch.from_numpy(_read(blob, entry))
-            for name, entry in config.tensors.items()
-            if name.rpartition(".")[0] not in names or name.endswith(".bias")
-        },
-        {variant.prune: (variant.keep_in, variant.keep_mid) for variant in config.variants.values()},
+        {name: _read_matrix(blob, tensors, name) for name in sorted(matrices)},
+        {name: torch.from_numpy(_read(blob, entry)) for name, entry in tensors.items() if name not in parts},
+        prunes,
     )
 
 

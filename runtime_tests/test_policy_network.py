@@ -1,0 +1,85 @@
+"""The torch policy against policy.onnx, and its two ways to run against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
+
+from sol_rt.export.policy_graph import PolicyShape, build_policy  # noqa: E402
+from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
+from sol_rt.train.weights import read_blob  # noqa: E402
+
+SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=6, width=32, heads=4)
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+def _network() -> PolicyNetwork:
+    """One whose every parameter counts."""
+    torch.manual_seed(0)
+    network = PolicyNetwork(SHAPE)
+    for parameter in network.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return network
+
+
+def test_state_dict_has_the_graph_s_parameters() -> None:
+    shapes = {name: tuple(value.shape) for name, value in PolicyNetwork(SHAPE).state_dict().items()}
+    assert shapes == SHAPE.parameters()
+
+
+def test_whole_episodes_equal_single_steps() -> None:
+    network, generator = _network(), torch.Generator().manual_seed(1)
+    hidden, embedding = (torch.randn(3, SHAPE.horizon, 64, generator=generator) for _ in range(2))
+    scalars = torch.randn(3, SHAPE.horizon, 7, generator=generator)
+    previous = torch.randint(-1, 5, (3, SHAPE.horizon), generator=generator)
+    with torch.no_grad():
+        together = network(hidden, embedding, scalars, previous)
+        state = network.new_state(3)
+        for t in range(SHAPE.horizon):
+            logits, state = network.step(hidden[:, t], embedding[:, t], scalars[:, t], previous[:, t], t, state)
+            torch.testing.assert_close(logits, together[:, t], **TOLERANCE)
+        shorter = network(hidden[:, :2], embedding[:, :2], scalars[:, :2], previous[:, :2])
+    torch.testing.assert_close(shorter, together[:, :2], **TOLERANCE)
+
+
+def test_network_equals_the_graph_over_an_episode(tmp_path: Path) -> None:
+    network, rng = _network(), np.random.default_rng(3)
+    decoder = RandomDecoder.write(describe("llama"), tmp_path)
+    parameters = {name: value.numpy() for name, value in network.state_dict().items()}
+    (tmp_path / "policy.onnx").write_bytes(
+        build_policy(SHAPE, parameters, decoder.tensors, WEIGHTS).SerializeToString()
+    )
+    session = ort.InferenceSession(str(tmp_path / "policy.onnx"), providers=["CPUExecutionProvider"])
+    embed = read_blob(tmp_path / WEIGHTS, decoder.tensors, decoder.decoder).matrix("embed")
+    onnx_state, state, previous = np.zeros(SHAPE.state_shape, np.float32), network.new_state(1), -1
+    for step in range(SHAPE.horizon):
+        hidden, scalars = (rng.standard_normal((1, size)).astype(np.float32) for size in (64, 7))
+        token = int(rng.integers(0, 90))
+        feed = {
+            "hidden_states": hidden,
+            "input_ids": np.array([[token]]),
+            "scalars": scalars,
+            "previous_action": np.array([previous]),
+            "step": np.array([step]),
+            "past_state": onnx_state,
+        }
+        expected, onnx_state = session.run(["action_logits", "present_state"], feed)
+        with torch.no_grad():
+            logits, state = network.step(
+                torch.from_numpy(hidden),
+                embed.rows(torch.tensor([token])),
+                torch.from_numpy(scalars),
+                torch.tensor([previous]),
+                step,
+                state,
+            )
+        np.testing.assert_allclose(logits.numpy(), expected, **TOLERANCE)
+        np.testing.assert_allclose(state[0].numpy(), onnx_state, **TOLERANCE)
+        previous = int(rng.integers(0, SHAPE.num_actions))
