@@ -235,16 +235,31 @@ def _nested_product(
     x, sums = _rounded(writer, x, scale)
     steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
     block_scale = op("Transpose", steps, perm=[1, 0])
-    shape = {"K": k, "N": n, "block_size": BLOCK, "accuracy_level": _ACCURACY, "domain": "com.microsoft"}
+
+    def product(codes: str, code_scale: str, width: int) -> str:
+        """x times a block-major plane, which MatMulNBits wants outputs first."""
+        return op(
+            "MatMulNBits",
+            x,
+            op("Transpose", codes, perm=[1, 0, 2]),
+            code_scale,
+            domain="com.microsoft",
+            K=k,
+            N=n,
+            bits=width,
+            block_size=BLOCK,
+            accuracy_level=_ACCURACY,
+        )
+
     if channel_major:  # the pattern that ONNX Runtime fuses to MatMulNBits, transposing the weights once
         eight = op("Expand", const(8, np.uint8), op("Shape", scale))
         eight = op("Cast", eight, to=TensorProto.UINT4)
         y = op("MatMul", x, op("DequantizeLinear", base, steps, eight, axis=0, block_size=BLOCK))
     else:
-        y = op("MatMulNBits", x, op("Transpose", base, perm=[1, 0, 2]), block_scale, bits=4, **shape)
+        y = product(base, block_scale, 4)
     for index, plane in enumerate(residual):
         plane_scale = op("Mul", block_scale, const(0.25 ** (index + 1)))
-        y = op("Add", y, op("MatMulNBits", x, op("Transpose", plane, perm=[1, 0, 2]), plane_scale, bits=2, **shape))
+        y = op("Add", y, product(plane, plane_scale, 2))
     left = op("Sub", const(_CENTRE[bits]), op("Cast", zero, to=TensorProto.FLOAT))
     offset = op("Mul", left, op("Mul", steps, const(1 / 16)))
     return op("Add", y, op("MatMul", sums, offset), out=out)

@@ -122,7 +122,7 @@ def _write_tokenizer(folder: Path, shape: RandomCheckpoint) -> dict[str, int]:
         "chat_template": _CHAT_TEMPLATE,
     }
     _write_json(folder / "tokenizer_config.json", settings)
-    return {token: int(tokenizer.token_to_id(token)) for token in _SPECIAL}
+    return {token: tokenizer.get_vocab()[token] for token in _SPECIAL}
 
 
 def _tensor_shapes(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,7 +1,10 @@
-"""A decoder of random weights with its blob, made without the exporter, and its whole forward pass in NumPy."""
+"""A decoder of random weights as a bundle, made without the exporter, and its whole forward pass in NumPy."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,19 @@ import numpy as np
 import reference
 from reference import Array, Nested
 
-from sol_rt.config import ALIGNMENT, TensorEntry, Variant
+from sol_rt.actions import Action
+from sol_rt.config import (
+    ALIGNMENT,
+    CONFIG_NAME,
+    ActionEntry,
+    FileEntry,
+    KvLayout,
+    ModelDims,
+    RefreshSpec,
+    SolConfig,
+    TensorEntry,
+    Variant,
+)
 from sol_rt.export.architecture import Decoder, from_hf_config
 from sol_rt.export.graph import build_variant, prune_counts, weight_bytes
 
@@ -114,6 +129,41 @@ class RandomDecoder:
         path.write_bytes(model.SerializeToString())
         return path
 
+    def write_bundle(self, folder: Path, variants: Iterable[tuple[int, int]]) -> Path:
+        """Completes `folder`, which holds the blob, to a bundle of the (prune, bits) variants without a tokenizer."""
+        decoder, made = self.decoder, [self.variant(prune, bits) for prune, bits in variants]
+        names = [self.write_graph(folder, variant.prune, variant.bits).name for variant in made]
+        config = SolConfig(
+            generator="sol_rt test",
+            model=ModelDims(
+                name="random",
+                architecture=decoder.family,
+                source="random",
+                license="none",
+                vocab_size=decoder.vocab_size,
+                hidden_size=decoder.hidden_size,
+                num_layers=decoder.num_layers,
+                num_heads=decoder.num_heads,
+                num_kv_heads=decoder.num_kv_heads,
+                head_dim=decoder.head_dim,
+                intermediate_size=decoder.intermediate_size,
+                max_context=decoder.max_context,
+                bos_token_id=None,
+                eos_token_ids=(),
+            ),
+            kv=KvLayout(),
+            dense=Action(100, made[0].prune, made[0].bits),
+            variants={variant.key: variant for variant in made},
+            actions=tuple(ActionEntry(Action(100, variant.prune, variant.bits), None) for variant in made),
+            policy=None,
+            refresh=RefreshSpec(),
+            weights_file=WEIGHTS,
+            tensors=self.tensors,
+            files={name: _file_entry(folder / name) for name in (WEIGHTS, *names)},
+        )
+        (folder / CONFIG_NAME).write_text(json.dumps(config.to_json_dict()), encoding="utf-8")
+        return folder
+
     def logits(self, tokens: list[int], prune: int, bits: int, *, int8: bool = True) -> tuple[Array, Array]:
         """Dense attention over `tokens` from an empty cache: float64 logits [S, vocab], hidden states [S, hidden]."""
         decoder, variant = self.decoder, self.variant(prune, bits)
@@ -178,3 +228,8 @@ class RandomDecoder:
             down_bias=self.vectors.get(f"{at}.down.bias", 0.0),
             int8=int8,
         )
+
+
+def _file_entry(path: Path) -> FileEntry:
+    content = path.read_bytes()
+    return FileEntry(len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,176 @@
+"""Graphs of every decoder family: valid ONNX, the contract of docs/bundle.md section 1, the decoder's arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto
+from random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
+from reference import Array
+
+from sol_rt.config import TensorEntry
+from sol_rt.export.architecture import Decoder
+from sol_rt.export.graph import prune_counts
+
+VARIANTS = ((100, 8), (100, 4), (75, 6), (50, 4), (25, 8))
+TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 90, 40)]
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RandomDecoder]:
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, RandomDecoder.write(describe(request.param), folder)
+
+
+def _signature(values: list[onnx.ValueInfoProto]) -> dict[str, tuple[int, list[int | str]]]:
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in values
+    }
+
+
+@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
+def test_graph_is_valid_and_small(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+    folder, decoder = made
+    path = decoder.write_graph(folder, prune, bits)
+    onnx.checker.check_model(str(path), full_check=True)
+    assert path.stat().st_size < 48 << 10
+    model = onnx.load(str(path), load_external_data=False)
+    assert model.ir_version == 11
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 23, "com.microsoft": 1, "sol": 1}
+    operators = {node.op_type for node in model.graph.node if node.domain == "sol"}
+    assert {(function.domain, function.name) for function in model.functions} == {("sol", name) for name in operators}
+
+
+def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -> None:
+    folder, decoder = made
+    graph = onnx.load(str(decoder.write_graph(folder, 50, 4)), load_external_data=False).graph
+    shape = decoder.decoder
+    half, whole, real = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
+    inputs: dict[str, tuple[int, list[int | str]]] = {"input_ids": (whole, [1, "S"])}
+    inputs |= {name: (whole, [1]) for name in ("past_length", "attn_keep", "num_logits")}
+    outputs: dict[str, tuple[int, list[int | str]]] = {
+        "logits": (real, ["M", shape.vocab_size]),
+        "hidden_states": (real, ["M", shape.hidden_size]),
+    }
+    for layer in range(shape.num_layers):
+        for part in ("key", "value"):
+            cache = (half, [1, shape.num_kv_heads, "C", shape.head_dim])
+            inputs[f"past_key_values.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = cache
+        for part in ("min", "max"):
+            pages = (half, [1, shape.num_kv_heads, "P", shape.head_dim])
+            inputs[f"past_page_{part}.{layer}"] = outputs[f"present_page_{part}.{layer}"] = pages
+    assert _signature(graph.input) == inputs
+    assert _signature(graph.output) == outputs
+
+
+@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
+def test_weights_are_references_into_the_blob(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+    folder, decoder = made
+    graph = onnx.load(str(decoder.write_graph(folder, prune, bits)), load_external_data=False).graph
+    for tensor in graph.initializer:
+        entry = decoder.tensors[tensor.name]
+        place = {item.key: item.value for item in tensor.external_data}
+        assert place == {"location": WEIGHTS, "offset": str(entry.offset), "length": str(entry.bytes)}
+        assert tuple(tensor.dims) == entry.shape
+    names = {tensor.name for tensor in graph.initializer}
+    read = {name for name in decoder.tensors if not name.startswith("embed.")}
+    # a variant reads the planes of its width, and a row of the embedding at the widest
+    skipped = {"plane1", "plane2"} if bits == 4 else {"plane2"} if bits == 6 else set()
+    assert {name for name in names if not name.startswith("embed.")} == {
+        name for name in read if name.rpartition(".")[2] not in skipped
+    }
+    assert {name for name in names if name.startswith("embed.")} == {
+        f"embed.{part}" for part in ("base", "scale", "zero", "plane1", "plane2")
+    }
+
+
+def _run(path: Path, decoder: Decoder, tokens: list[int], wanted: int) -> tuple[Array, Array]:
+    feed: dict[str, Array] = {"input_ids": np.array([tokens]), "num_logits": np.array([wanted])}
+    feed |= {"past_length": np.array([0]), "attn_keep": np.array([0])}
+    for layer in range(decoder.num_layers):
+        for part in ("key", "value"):
+            feed[f"past_key_values.{layer}.{part}"] = np.zeros(
+                (1, decoder.num_kv_heads, 64, decoder.head_dim), np.float16
+            )
+        for part in ("min", "max"):
+            feed[f"past_page_{part}.{layer}"] = np.zeros((1, decoder.num_kv_heads, 4, decoder.head_dim), np.float16)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    logits, hidden = session.run(["logits", "hidden_states"], feed)
+    return logits, hidden
+
+
+@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
+def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+    """Root mean square error within 3% of the values': float32 flips a few int8 roundings and pruning choices."""
+    folder, decoder = made
+    got = _run(decoder.write_graph(folder, prune, bits), decoder.decoder, TOKENS, len(TOKENS))
+    for value, expected in zip(got, decoder.logits(TOKENS, prune, bits), strict=True):
+        assert np.sqrt(np.mean((value - expected) ** 2)) <= 0.03 * np.sqrt(np.mean(expected**2))
+
+
+def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) -> None:
+    folder, decoder = made
+    path = decoder.write_graph(folder, 100, 8)
+    every = _run(path, decoder.decoder, TOKENS, len(TOKENS))
+    for wanted in (1, 7):
+        for value, whole in zip(_run(path, decoder.decoder, TOKENS, wanted), every, strict=True):
+            assert value.shape == (wanted, whole.shape[1])
+            np.testing.assert_allclose(value, whole[-wanted:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("percent", [100, 90, 75, 60, 50, 40, 25, 10, 1])
+def test_prune_counts_keep_the_share(percent: int, gated: bool) -> None:
+    hidden, intermediate = 576, 1536
+    keep_in, keep_mid = prune_counts(percent, hidden, intermediate, gated)
+    assert 1 <= keep_in <= hidden
+    assert 1 <= keep_mid <= intermediate
+    first = 2 if gated else 1
+    share = (first * keep_in / hidden + keep_mid / intermediate) / (first + 1)
+    assert percent / 100 <= share < percent / 100 + 0.002
+    assert (keep_in == hidden) == (percent == 100)
+
+
+def test_prune_counts_of_the_named_levels() -> None:
+    assert prune_counts(75, 576, 1536, True) == (479, 907)
+    assert prune_counts(50, 576, 1536, True) == (335, 523)
+    assert prune_counts(50, 2560, 10240, False) == (1588, 3892)
+
+
+def _all_bytes(tensors: dict[str, TensorEntry], *parts: str) -> int:
+    return sum(entry.bytes for name, entry in tensors.items() if name.startswith("layers.") and name.endswith(parts))
+
+
+def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) -> None:
+    _, decoder = made
+    shape, tensors = decoder.decoder, decoder.tensors
+    variant = decoder.variant(50, 4)
+    matrix = (".base", ".scale", ".zero")
+    expected = _all_bytes(
+        tensors, ".qkv.scale", ".o.scale", ".up.scale", ".down.scale", ".zero", ".qkv.base", ".o.base"
+    )
+    expected += _all_bytes(tensors, ".weight", ".bias")
+    rows = variant.keep_in * shape.up_size // 2 + variant.keep_mid * shape.hidden_size // 2
+    expected += shape.num_layers * rows
+    head = "embed" if shape.tied else "head"
+    expected += sum(tensors[head + part].bytes for part in matrix)
+    expected += sum(tensors[name].bytes for name in tensors if name.startswith(("final_norm", "head.bias")))
+    if not shape.tied:
+        blocks = shape.hidden_size // 32
+        expected += blocks * (16 + 8 + 8 + 2 + 1)  # one row of the embedding, all planes
+    assert variant.weight_bytes == expected
+    assert (
+        decoder.variant(100, 8).weight_bytes
+        > decoder.variant(100, 6).weight_bytes
+        > decoder.variant(75, 6).weight_bytes
+    )
