@@ -139,7 +139,7 @@ def chat(
     }
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
-    machine = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     conversation = Conversation(load(model, **machine, ctx_size=ctx_size), system, settings)
     interactive = sys.stdin.isatty()
     if interactive:

@@ -76,7 +76,7 @@ def generate(
     if chat and text is not None:
         text = [{"role": "user", "content": text}]
 
-    settings = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     loaded = load(model, **settings, ctx_size=ctx_size)
     if json:
         result = loaded.generate(text, **arguments)
