@@ -27,6 +27,7 @@ HORIZON = 8
 """Steps over which a deviation is to be made up."""
 PRICE_GAIN = 0.5
 PRICE_LIMIT = 100.0
+_RESERVE = 1.05  # a refresh's share to save for, as growing contexts make the cheapest steps dearer meanwhile
 _CENTRE = 0.8  # share of the window inside which the targets stay
 _EPSILON = 1e-9
 
@@ -335,7 +336,7 @@ class Controller:
             return math.inf
         left = max(self.refresh_every - self._since_refresh - 1, 0)
         saved = left * max(step.allowance - float(step.costs.min()), 0.0)
-        return window - self._lump(step) + saved
+        return window - _RESERVE * self._lump(step) + saved
 
     def _count_for_refresh(self, action: Action) -> None:
         if self.refresh_every is None:

@@ -1,0 +1,40 @@
+"""Configs made in memory, for tests of what depends on a bundle's numbers and not on its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sol_rt.actions import Action
+from sol_rt.config import ActionEntry, FileEntry, KvLayout, ModelDims, PolicySpec, RefreshSpec, SolConfig, Variant
+
+
+def made_config(
+    keeps: Sequence[int] = (100, 50, 10),
+    prunes: Sequence[int] = (100, 50),
+    bits: Sequence[int] = (8, 4),
+    weight_bytes: float = 147e6,
+    policy_bytes: int | None = None,
+    actions: Sequence[str] | None = None,
+    policy_actions: Sequence[str] | None = None,
+) -> SolConfig:
+    """The dims of a 135M model; weight bytes fall with bits and, for the MLP's part, with the channels kept."""
+    variants = {}
+    for prune in prunes:
+        for width in bits:
+            size = int(weight_bytes * width / bits[0] * (0.4 + 0.6 * prune / 100))
+            key = Action(100, prune, width).variant
+            variants[key] = Variant(key, f"model.{key}.onnx", prune, width, 576, 1536, size)
+    product = [Action(keep, prune, width) for keep in keeps for prune in prunes for width in bits]
+    chosen = product if actions is None else [Action.parse(tag) for tag in actions]
+    policy = None
+    files = {"weights.bin": FileEntry(1, "0" * 64)}
+    if policy_bytes is not None:
+        known = chosen if policy_actions is None else [Action.parse(tag) for tag in policy_actions]
+        policy = PolicySpec("policy.onnx", 16, ("budget",), tuple(known), (1, 2, 4, 16, 32), "made up")
+        files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
+    dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
+    dense = Action(100, 100, bits[0])
+    entries = tuple(ActionEntry(action, None) for action in chosen)
+    return SolConfig(
+        "test", dims, KvLayout(), dense, variants, entries, policy, RefreshSpec(), "weights.bin", {}, files
+    )

@@ -1,0 +1,198 @@
+"""Costs: the bytes model of docs/bundle.md by hand, calibrated lines, and tables that must not be used."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_configs import made_config
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.cost import (
+    BytesCost,
+    CalibratedCost,
+    CalibrationTable,
+    CostModel,
+    Line,
+    RefreshLine,
+    calibration_path,
+    device_string,
+    fit_line,
+    fit_refresh,
+    load_cost_model,
+    reads,
+)
+from sol_rt.errors import SolError
+
+KV_BYTES = 4 * 30 * 3 * 64  # per token and per page summary
+
+
+def table_for(config, **changes) -> CalibrationTable:  # type: ignore[no-untyped-def]
+    lines = {
+        key: {
+            100: Line(variant.weight_bytes / 1e7, 0.001, 0.0),
+            50: Line(variant.weight_bytes / 1e7, 0.001, 0.002),
+            10: Line(variant.weight_bytes / 1e7 + 0.1, 0.001, 0.002),
+        }
+        for key, variant in config.variants.items()
+    }
+    table = CalibrationTable("b" * 64, device_string("cpu", 2, True), "now", 0.25, RefreshLine(10, 1, 0.001), lines)
+    return dataclasses.replace(table, **changes)
+
+
+def test_bytes_of_a_step_by_hand() -> None:
+    config = made_config()
+    cost = BytesCost(config)
+    weights = config.variants["s100-q8"].weight_bytes
+    # context 999: 1000 tokens, 63 pages, 62 of them old
+    assert cost.step(Action(100, 100, 8), 999) == weights + KV_BYTES * 1000
+    # a tenth of 62 pages is 7; with the newest page and 4 sinks 132 tokens are read, and 62 summaries
+    assert cost.step(Action(10, 100, 8), 999) == weights + KV_BYTES * 132 + KV_BYTES * 62
+    assert cost.dense(999) == cost.step(config.dense, 999)
+    assert cost.refresh(500, 16) == weights + KV_BYTES * 516
+    assert cost.policy() == 0
+    assert BytesCost(made_config(policy_bytes=1234)).policy() == 1234
+
+
+def test_a_keep_that_covers_everything_reads_no_summaries() -> None:
+    kv = made_config().kv
+    assert reads(Action(10, 100, 8), 0, kv) == (1, 0)
+    assert reads(Action(10, 100, 8), 15, kv) == (16, 0)
+    # one old page, and a tenth of it rounds up to it
+    assert reads(Action(10, 100, 8), 16, kv) == (17, 0)
+    assert reads(Action(10, 100, 8), 48, kv) == (36, 3)
+
+
+@given(st.integers(0, 8000), st.booleans())
+def test_the_table_is_the_steps(context: int, calibrated: bool) -> None:
+    config = made_config(keeps=(100, 99, 50, 33, 10, 1))
+    cost: CostModel = CalibratedCost(config, table_for(config)) if calibrated else BytesCost(config)
+    actions = [entry.action for entry in config.actions]
+    expected = [cost.step(action, context) for action in actions]
+    assert cost.table(actions)(context).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_calibrated_costs_follow_their_lines() -> None:
+    config = made_config()
+    cost = CalibratedCost(config, table_for(config))
+    weights = config.variants["s050-q4"].weight_bytes / 1e7
+    assert cost.step(Action(100, 50, 4), 999) == pytest.approx(weights + 1.0)
+    assert cost.step(Action(50, 50, 4), 999) == pytest.approx(weights + 0.001 * (16 * 32 + 4) + 0.002 * 62)
+    # 30 was not measured: 50 and 10 are as near, the lower one counts
+    assert cost.step(Action(30, 50, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (16 * 20 + 4) + 0.002 * 62)
+    assert cost.refresh(1000, 16) == pytest.approx(10 + 16 + 16)
+    assert cost.policy() == 0.25
+    assert (cost.unit, cost.name) == ("milliseconds", "calibrated")
+
+
+def test_table_survives_json() -> None:
+    table = table_for(made_config())
+    assert CalibrationTable.from_json(table.to_json()) == table
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text.replace("sol_rt.calibration", "other"),
+        lambda text: text.replace('"policy_ms": 0.25', '"policy_ms": NaN'),
+        lambda text: text.replace('"policy_ms": 0.25', '"policy_ms": -1'),
+        lambda text: text.replace('"per_page"', '"per_line"'),
+        lambda text: "[" * 100000,
+    ],
+)
+def test_damaged_table_is_one_line(damage) -> None:  # type: ignore[no-untyped-def]
+    text = damage(table_for(made_config()).to_json())
+    with pytest.raises(SolError, match="sol-rt calibrate") as error:
+        CalibrationTable.from_json(text)
+    assert "\n" not in str(error.value)
+
+
+def test_table_without_a_variant_is_refused() -> None:
+    config = made_config()
+    lines = dict(table_for(config).lines)
+    del lines["s050-q4"]
+    with pytest.raises(SolError, match="s050-q4"):
+        CalibratedCost(config, table_for(config, lines=lines))
+
+
+def test_fit_finds_exact_lines_and_never_goes_negative() -> None:
+    samples = [(t, p, 3.0 + 0.01 * t + 0.02 * p) for t, p in ((100, 0), (500, 30), (1000, 5), (4000, 250))]
+    line = fit_line(samples)
+    assert (line.fixed, line.per_token, line.per_page) == pytest.approx((3.0, 0.01, 0.02))
+    assert line.error < 1e-9
+    falling = fit_line([(100, 0, 5.0), (1000, 0, 4.0), (2000, 0, 3.9)])
+    assert (falling.per_token, falling.per_page) == (0, 0)
+    assert falling.error > 0.05
+    refresh = fit_refresh([(c, n, 2.0 + 0.5 * n + 1e-4 * n * c) for c in (0, 1000, 8000) for n in (4, 16)])
+    assert (refresh.fixed, refresh.per_token, refresh.per_pair) == pytest.approx((2.0, 0.5, 1e-4))
+
+
+@pytest.mark.parametrize("samples", [[], [(1, 0, 0.0)], [(1, 0, float("nan"))]])
+def test_fit_refuses_unusable_timings(samples: list[tuple[float, float, float]]) -> None:
+    with pytest.raises(SolError, match="calibration"):
+        fit_line(samples)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 600), st.floats(0.01, 1e4)), min_size=1, max_size=12))
+def test_fit_of_anything_is_usable(samples: list[tuple[float, float, float]]) -> None:
+    line = fit_line(samples)
+    assert min(line.fixed, line.per_token, line.per_page) >= 0
+    assert np.isfinite([line.fixed, line.per_token, line.per_page, line.error]).all()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    return Bundle(tmp_path / "bundle", made_config(), "b" * 64)
+
+
+def save(opened: Bundle, **changes) -> Path:  # type: ignore[no-untyped-def]
+    path = calibration_path(opened, "cpu", 2, True)
+    table_for(opened.config, **changes).save(path)
+    return path
+
+
+def test_without_a_table_costs_are_bytes(bundle: Bundle) -> None:
+    cost = load_cost_model(bundle, "cpu", 2)
+    assert (cost.name, cost.unit, cost.note) == ("bytes", "bytes", "")
+
+
+def test_fresh_table_is_used(bundle: Bundle) -> None:
+    save(bundle)
+    cost = load_cost_model(bundle, "cpu", 2)
+    assert (cost.name, cost.note) == ("calibrated", "")
+    assert load_cost_model(bundle, "cpu", 1).name == "bytes"
+    assert load_cost_model(bundle, "webgpu", 2).name == "bytes"
+    assert load_cost_model(bundle, "cpu", 2, native=False).name == "bytes"
+
+
+def test_stale_table_is_not_used(bundle: Bundle) -> None:
+    save(bundle, bundle="c" * 64)
+    cost = load_cost_model(bundle, "cpu", 2)
+    assert cost.name == "bytes"
+    assert "bundle changed" in cost.note
+    assert "sol-rt calibrate" in cost.note
+
+
+def test_foreign_table_is_not_used(bundle: Bundle) -> None:
+    save(bundle, device="another processor")
+    cost = load_cost_model(bundle, "cpu", 2)
+    assert cost.name == "bytes"
+    assert "another processor" in cost.note
+    assert device_string("cpu", 2, True) in cost.note
+
+
+def test_damaged_table_file_is_not_used(bundle: Bundle) -> None:
+    path = save(bundle)
+    path.write_bytes(b"\xff\xfe")
+    cost = load_cost_model(bundle, "cpu", 2)
+    assert cost.name == "bytes"
+    assert str(path) in cost.note
