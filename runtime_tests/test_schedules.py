@@ -1,0 +1,249 @@
+"""Schedules: each holds its budget, and each is what it says it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_configs import made_config
+
+from sol_rt.actions import Action
+from sol_rt.config import PolicySpec, SolConfig
+from sol_rt.controller import AxisTargets, Controller
+from sol_rt.cost import BytesCost
+from sol_rt.errors import UsageError
+from sol_rt.schedules import (
+    Schedule,
+    StepContext,
+    default_schedule,
+    make_schedule,
+    schedule_actions,
+    tilted,
+)
+
+LOGITS = np.linspace(-3, 3, 50, dtype=np.float32)
+HIDDEN = np.zeros((1, 8), np.float32)
+
+
+class ScriptedPolicy:
+    """Returns given logits and keeps what it was asked."""
+
+    def __init__(self, spec: PolicySpec, logits: np.ndarray) -> None:
+        self.spec = spec
+        self.logits = logits
+        self.asked: list[tuple[Mapping[str, float], int, int]] = []
+
+    def reset(self) -> None:
+        self.asked.clear()
+
+    def decide(
+        self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
+    ) -> np.ndarray:
+        self.asked.append((dict(scalars), previous_action, step))
+        return self.logits
+
+
+def follow(schedule: Schedule, controller: Controller, steps: int, context: int = 300) -> list[Action]:
+    chosen = []
+    for step in range(steps):
+        action = schedule.choose(StepContext(context + step, 7, HIDDEN, LOGITS, step))
+        controller.record(action, context + step)
+        chosen.append(action)
+    return chosen
+
+
+def made(name: str, budget: float = 1.0, config: SolConfig | None = None, **options: object) -> Controller:
+    config = config or made_config()
+    targets = options.get("axis_targets")
+    assert targets is None or isinstance(targets, AxisTargets)
+    return Controller(schedule_actions(config, name, targets), BytesCost(config), budget, axis_targets=targets)
+
+
+def scripted(config: SolConfig, logits: np.ndarray) -> ScriptedPolicy:
+    assert config.policy is not None
+    return ScriptedPolicy(config.policy, logits)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(["uniform", "random", "sol"]),
+    budget=st.floats(0.4, 1.0),
+    refresh=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_schedule_holds_its_budget(name: str, budget: float, refresh: bool, seed: int) -> None:
+    config = made_config(policy_bytes=1000)
+    actions = schedule_actions(config, name)
+    controller = Controller(
+        actions, BytesCost(config), budget, policy_cost=name == "sol", refresh_every=16 if refresh else None
+    )
+    policy = scripted(config, np.random.default_rng(seed).normal(size=len(actions)).astype(np.float32))
+    follow(make_schedule(name, controller, seed=seed, policy=policy), controller, 70)
+    assert controller.achieved == pytest.approx(budget, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["uniform", "random", "sol", "dense"])
+def test_full_budget_is_dense(name: str) -> None:
+    config = made_config(policy_bytes=1000)
+    controller = made(name, 1.0, config)
+    policy = scripted(config, np.zeros(len(controller.actions), np.float32))
+    assert set(follow(make_schedule(name, controller, policy=policy), controller, 20)) == {config.dense}
+    assert not policy.asked
+
+
+def test_constant_schedules() -> None:
+    config = made_config()
+    controller = made("dense", 0.5)
+    assert set(follow(make_schedule("dense", controller), controller, 5)) == {config.dense}
+    # any keep will do, the variant must be there
+    fixed = make_schedule("fixed:k037-s050-q4", controller, variants=list(config.variants))
+    assert set(follow(fixed, controller, 5)) == {Action(37, 50, 4)}
+    assert fixed.name == "fixed:k037-s050-q4"
+    with pytest.raises(UsageError, match="s060-q4"):
+        make_schedule("fixed:k037-s060-q4", controller, variants=list(config.variants))
+    with pytest.raises(UsageError, match="k030-s050-q4"):
+        make_schedule("fixed:fast", controller)
+
+
+def test_unknown_schedule_and_missing_policy() -> None:
+    with pytest.raises(UsageError, match="uniform"):
+        make_schedule("best", made("random"))
+    with pytest.raises(UsageError, match="no policy"):
+        make_schedule("sol", made("random"))
+    assert default_schedule(made_config()) == "uniform"
+    assert default_schedule(made_config(policy_bytes=1)) == "sol"
+
+
+def test_uniform_stays_on_neighbouring_settings() -> None:
+    config = made_config(keeps=(100,), prunes=(100, 75, 50, 25), bits=(8,))
+    controller = made("uniform", 0.8, config)
+    chosen = follow(make_schedule("uniform", controller), controller, 100)
+    # 0.8 of the weights lies between 75% and 50% of the channels
+    assert {action.prune for action in chosen[20:]} == {75, 50}
+    assert controller.achieved == pytest.approx(0.8, abs=0.005)
+
+
+def test_uniform_moves_the_axes_together() -> None:
+    config = made_config(keeps=(100, 75, 50, 25), prunes=(100, 75, 50, 25), bits=(8, 7, 6, 5))
+    controller = made("uniform", 0.55, config)
+    means = np.mean(
+        [(a.keep, a.prune, a.bits) for a in follow(make_schedule("uniform", controller), controller, 200)], 0
+    )
+    positions = (means - (25, 25, 5)) / (75, 75, 3)
+    assert positions.max() - positions.min() < 0.1
+
+
+def test_uniform_without_some_combinations() -> None:
+    config = made_config(actions=("k100-s100-q8", "k100-s050-q8", "k010-s050-q4"))
+    del config.variants["s100-q4"]
+    controller = made("uniform", 0.6, config)
+    assert Action(10, 100, 4) not in controller.actions
+    assert Action(10, 50, 8) in controller.actions
+    follow(make_schedule("uniform", controller), controller, 80)
+    assert controller.achieved == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["uniform", "random", "sol"])
+def test_axis_targets(name: str) -> None:
+    config = made_config(policy_bytes=1)
+    controller = made(name, 1.0, config, axis_targets=AxisTargets(keep=0.4, bits=5))
+    policy = scripted(config, np.arange(len(controller.actions), dtype=np.float32))
+    follow(make_schedule(name, controller, seed=1, policy=policy), controller, 90)
+    means = controller.axis_means
+    assert means.keep == pytest.approx(0.4, abs=0.02)
+    assert means.bits == pytest.approx(5, abs=0.16)
+    assert means.prune == pytest.approx(1.0, abs=0.02)
+
+
+def test_random_is_seeded_and_resets() -> None:
+    runs = []
+    for seed in (3, 3, 4):
+        controller = made("random", 0.5)
+        runs.append(follow(make_schedule("random", controller, seed=seed), controller, 60))
+    assert runs[0] == runs[1] != runs[2]
+    schedule = make_schedule("random", made("random", 0.5), seed=3)
+    step = StepContext(300, 7, HIDDEN, LOGITS, 0)
+    first = [schedule.choose(step) for _ in range(20)]
+    schedule.reset()
+    assert [schedule.choose(step) for _ in range(20)] == first
+    assert len(Counter(runs[0])) > 5
+
+
+@given(st.lists(st.floats(0.05, 1.5), min_size=1, max_size=30), st.floats(0, 1), st.integers(0, 5))
+def test_tilted_has_the_expected_cost(values: list[float], share: float, extra: int) -> None:
+    costs = np.array(values + [values[0]] * extra)
+    target = costs.min() + share * (costs.max() - costs.min())
+    shares = tilted(costs, target)
+    assert shares.sum() == pytest.approx(1)
+    assert shares.min() >= 0
+    assert shares @ costs == pytest.approx(target, abs=0.02)
+
+
+def test_sol_follows_the_policy_where_the_budget_allows() -> None:
+    config = made_config(policy_bytes=1)
+    controller = made("sol", 0.6, config)
+    liked = int(np.argmin(np.abs(controller.relative_costs(300) - 0.6)))
+    logits = np.zeros(len(controller.actions), np.float32)
+    logits[liked] = 9
+    counts = Counter(follow(make_schedule("sol", controller, policy=scripted(config, logits)), controller, 100))
+    assert counts[controller.actions[liked]] > 80
+
+
+def test_sol_spreads_a_spender_by_price() -> None:
+    """A policy that always likes dense best is brought to the budget by the price, seldom by the limit."""
+    config = made_config(policy_bytes=1)
+    controller = made("sol", 0.6, config)
+    policy = scripted(config, 5 * controller.relative_costs(300).astype(np.float32))
+    schedule = make_schedule("sol", controller, policy=policy)
+    blocked = 0
+    for step in range(300):
+        blocked += step >= 100 and not controller.allowed(300 + step).all()
+        controller.record(schedule.choose(StepContext(300 + step, 7, HIDDEN, LOGITS, step)), 300 + step)
+    assert controller.price > 0.5
+    assert blocked < 60
+    assert controller.achieved == pytest.approx(0.6, abs=0.02)
+
+
+def test_sol_tells_the_policy_how_things_stand() -> None:
+    config = made_config(policy_bytes=1)
+    controller = made("sol", 0.6, config)
+    policy = scripted(config, np.random.default_rng(0).normal(size=len(controller.actions)).astype(np.float32))
+    chosen = follow(make_schedule("sol", controller, policy=policy), controller, 40, context=512)
+    probabilities = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum()
+    scalars, previous, step = policy.asked[0]
+    assert (previous, step) == (-1, 0)
+    assert scalars["entropy"] == pytest.approx(-(probabilities * np.log(probabilities)).sum(), rel=1e-5)
+    assert scalars["top_probability"] == pytest.approx(probabilities.max(), rel=1e-5)
+    assert scalars["surprise"] == pytest.approx(-np.log(probabilities[7]), rel=1e-5)
+    assert scalars["log_context"] == 5.0
+    assert (scalars["budget"], scalars["spend_deviation"], scalars["step_fraction"]) == (0.6, 0.0, 0.0)
+    scalars, previous, step = policy.asked[5]
+    assert (step, scalars["step_fraction"]) == (5, 5 / 16)
+    assert controller.actions[previous] == chosen[4]
+    spent = np.mean([controller.relative_costs(512 + i)[controller.actions.index(chosen[i])] for i in range(5)])
+    assert scalars["spend_deviation"] == pytest.approx(spent - 0.6)
+    # a new episode begins with step 16
+    assert policy.asked[16][1:] == (-1, 0)
+    assert policy.asked[16][0]["spend_deviation"] == 0.0
+    assert len(policy.asked) == 40
+
+
+def test_sol_with_a_policy_that_does_not_know_dense() -> None:
+    config = made_config(policy_bytes=1, policy_actions=("k100-s050-q8", "k010-s050-q4"))
+    actions = schedule_actions(config, "sol")
+    assert actions == (Action(100, 50, 8), Action(10, 50, 4), config.dense)
+    controller = Controller(actions, BytesCost(config), 0.9)
+    follow(make_schedule("sol", controller, policy=scripted(config, np.array([1.0, 0.0], np.float32))), controller, 80)
+    assert controller.achieved == pytest.approx(0.9, abs=0.02)
+
+
+def test_sol_needs_the_hidden_state() -> None:
+    config = made_config(policy_bytes=1)
+    controller = made("sol", 0.6, config)
+    schedule = make_schedule("sol", controller, policy=scripted(config, np.zeros(len(controller.actions), np.float32)))
+    with pytest.raises(UsageError, match="hidden"):
+        schedule.choose(StepContext(300, 7, None, LOGITS, 0))
