@@ -115,7 +115,7 @@ def _longrope(
 
 
 def tables(rope: Rope, first: int, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """cos and sin of positions first … first + count - 1, attention factor included: two float32 [count, rotary_dim / 2]."""
+    """cos and sin, times the attention factor, of positions first … : two float32 [count, rotary_dim / 2]."""
     # float32 angles as the reference implementation has them: at position 8000 rounding is visible otherwise
     inverse = np.asarray(rope.inverse_frequencies, np.float32)
     angles = np.arange(first, first + count, dtype=np.float32)[:, None] * inverse[None, :]

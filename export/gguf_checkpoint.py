@@ -1,0 +1,156 @@
+"""GGUF files as checkpoints: tensors dequantized row by row, under Hugging Face's names and in its row order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export import gguf_tokenizer
+from sol_rt.export.architecture import Family, TensorNames, family_of_gguf
+from sol_rt.export.checkpoint import FloatArray
+from sol_rt.export.gguf_config import hf_config
+
+_ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+_TIED_SAMPLE = 256  # rows compared to see whether two quantizations hold the same matrix
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a tensor's rows are: rows first … first + shape[0] - 1 of a GGUF tensor, or those rows in `order`."""
+
+    tensor: Any
+    first: int
+    shape: tuple[int, ...]
+    order: npt.NDArray[np.int64] | None = None
+
+
+class GgufCheckpoint:
+    """A `.gguf` file, mapped. Raises CheckpointError where it is damaged or of an unknown architecture."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            reader = gguf.GGUFReader(str(path))
+            self._metadata = {name: field.contents() for name, field in reader.fields.items()}
+        except Exception as error:  # the reader meets damage with index, value and Unicode errors of its own
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        family = family_of_gguf(str(self._metadata.get("general.architecture")))
+        if f"{family.gguf_names.embed}.weight" not in self._tensors:
+            raise CheckpointError(f"{path}: tensor {family.gguf_names.embed}.weight is missing; fetch the file again")
+        tied = self._is_tied(family.gguf_names)
+        factors = {
+            name: [float(value) for value in self._tensors[f"{name}.weight"].data]
+            for name in _ROPE_FACTORS
+            if f"{name}.weight" in self._tensors
+        }
+        self.config = hf_config(self._metadata, tied, factors)
+        self.license = str(self._metadata.get("general.license", ""))
+        self._sources = self._locate(family, tied)
+
+    def names(self) -> Collection[str]:
+        return self._sources.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._sources[name].shape
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
+        source = self._sources[name]
+        stop = source.shape[0] if stop is None else stop
+        if source.order is not None:
+            rows = source.tensor.data[source.first + source.order[start:stop]]
+        else:
+            rows = source.tensor.data[source.first + start : source.first + stop]
+        return self._dequantized(rows, source.tensor)
+
+    def write_tokenizer(self, folder: Path) -> None:
+        gguf_tokenizer.write(self._metadata, self.config, folder)
+
+    def _dequantized(self, rows: npt.NDArray[Any], tensor: Any) -> FloatArray:
+        try:
+            values = gguf.quants.dequantize(rows, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {tensor.name}: type {tensor.tensor_type.name} can't be read; "
+                "take a file of type F16, Q8_0 or a K quantization"
+            ) from error
+        return np.asarray(values, np.float32)
+
+    def _is_tied(self, names: TensorNames) -> bool:
+        """No output matrix, or one that is the embedding in another quantization, as some converters write it."""
+        embed, head = self._tensors[f"{names.embed}.weight"], self._tensors.get(f"{names.head}.weight")
+        if head is None:
+            return True
+        if list(head.shape) != list(embed.shape) or f"{names.head}.bias" in self._tensors:
+            return False
+        rows = slice(0, None, max(1, len(embed.data) // _TIED_SAMPLE))
+        one, other = (self._dequantized(tensor.data[rows], tensor).ravel() for tensor in (embed, head))
+        scale = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
+        return scale > 0 and float(one @ other) / scale > 0.98
+
+    def _locate(self, family: Family, tied: bool) -> dict[str, _Source]:
+        hf, own = family.names, family.gguf_names
+        found: dict[str, _Source] = {}
+        heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
+
+        def add(hf_module: str, module: str, rotated: str = "") -> None:
+            for kind in ("weight", "bias"):
+                tensor = self._tensors.get(f"{module}.{kind}")
+                if tensor is not None:
+                    shape = tuple(int(size) for size in reversed(tensor.shape))
+                    order = _interleaved(shape[0], heads[rotated]) if rotated else None
+                    found[f"{hf_module}.{kind}"] = _Source(tensor, 0, shape, order)
+
+        add(hf.final_norm, own.final_norm)
+        add(hf.embed, own.embed)
+        if not tied:
+            add(hf.head, own.head)
+        elif f"{own.head}.weight" in self._tensors and self._finer(own.head, own.embed):
+            add(hf.embed, own.head)
+        for i in range(self.config["num_hidden_layers"]):
+            pairs = [(hf.attn_norm, own.attn_norm), (hf.o, own.o), (hf.down, own.down)]
+            pairs += zip(hf.up, own.up, strict=True)
+            if hf.mlp_norm is not None and own.mlp_norm is not None:
+                pairs.append((hf.mlp_norm, own.mlp_norm))
+            for hf_module, module in pairs:
+                add(hf_module.format(i=i), module.format(i=i))
+            packed = f"blk.{i}.attn_qkv"
+            if len(hf.qkv) == 3 and f"{packed}.weight" in self._tensors:
+                found.update(self._split(packed, tuple(module.format(i=i) for module in hf.qkv)))
+                continue
+            for hf_module, module in zip(hf.qkv, own.qkv, strict=True):
+                part = module[-1]
+                add(hf_module.format(i=i), module.format(i=i), part if family.gguf_permuted and part in heads else "")
+        return found
+
+    def _split(self, packed: str, modules: tuple[str, ...]) -> dict[str, _Source]:
+        """q, k and v out of a joint matrix."""
+        heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        found = {}
+        for kind in ("weight", "bias"):
+            tensor = self._tensors.get(f"{packed}.{kind}")
+            if tensor is None:
+                continue
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            head_dim, first = shape[0] // (heads + 2 * kv_heads), 0
+            for module, count in zip(modules, (heads, kv_heads, kv_heads), strict=True):
+                found[f"{module}.{kind}"] = _Source(tensor, first, (count * head_dim, *shape[1:]))
+                first += count * head_dim
+        return found
+
+    def _finer(self, one: str, other: str) -> bool:
+        first, second = self._tensors[f"{one}.weight"], self._tensors[f"{other}.weight"]
+        return bool(first.n_bytes > second.n_bytes)
+
+
+def _interleaved(rows: int, heads: int) -> npt.NDArray[np.int64]:
+    """Row in the file of every row of a rotated projection: llama.cpp interleaves the two halves of each head."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()

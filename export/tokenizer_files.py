@@ -1,0 +1,108 @@
+"""Tokenizer, chat template and generation defaults of a checkpoint folder, as the bundle has them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sol_rt.errors import CheckpointError
+
+TOKENIZER, SETTINGS, TEMPLATE, GENERATION = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def copy_from_folder(source: Path, config: Mapping[str, Any], folder: Path) -> None:
+    """Copies the tokenizer's files; what a folder holds only in an older form is converted.
+
+    Raises CheckpointError where there is no usable tokenizer.
+    """
+    if (source / TOKENIZER).is_file():
+        shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
+        settings = _json(source / SETTINGS)
+    else:
+        settings = _convert(source, folder)
+    template = _template(source, settings)
+    write_settings(folder, settings, template)
+    if (source / GENERATION).is_file():
+        _json(source / GENERATION)
+        shutil.copyfile(source / GENERATION, folder / GENERATION)
+    else:
+        write_generation(folder, config)
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any], template: str | None) -> None:
+    """Writes tokenizer_config.json, and the template as a file of its own."""
+    kept = {key: value for key, value in settings.items() if key != "chat_template"}
+    write_json(folder / SETTINGS, kept)
+    if template:
+        (folder / TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def write_generation(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes generation_config.json from what the model's config tells: its special tokens."""
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    write_json(folder / GENERATION, {key: config[key] for key in keys if config.get(key) is not None})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes indented UTF-8 JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(folder: Path, vocab_size: int) -> None:
+    """Raises CheckpointError where the tokenizer is unreadable or has ids beyond the model's vocabulary."""
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER
+    try:
+        vocabulary = Tokenizer.from_str(path.read_text(encoding="utf-8")).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{TOKENIZER}: unreadable ({' '.join(str(error).split())[:120]})") from error
+    last = max(vocabulary.values(), default=-1)
+    if not 0 <= last < vocab_size:
+        raise CheckpointError(
+            f"{TOKENIZER}: got token ids up to {last}, expected 0 to {vocab_size - 1}, the model's vocabulary; "
+            "tokenizer and weights are of different models"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: got {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _convert(source: Path, folder: Path) -> dict[str, Any]:
+    """tokenizer.json out of older tokenizer files, by transformers."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    except Exception as error:  # any of many types, depending on what is missing
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{source}: no {TOKENIZER}, and none can be made ({reason})") from error
+    return _json(source / SETTINGS)
+
+
+def _template(source: Path, settings: Mapping[str, Any]) -> str | None:
+    if (source / TEMPLATE).is_file():
+        return (source / TEMPLATE).read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several named ones
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
