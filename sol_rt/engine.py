@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,7 +215,9 @@ class Engine:
     def _runner(self, key: str) -> _Runner:
         runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[key] = _Runner(key, self._session(key), self._cache, self._inputs)
+            runner = self._runners[key] = _Runner(
+                key, self._session(key), self._cache, self._inputs, self.provider.copies_inputs
+            )
         return runner
 
     def _session(self, key: str) -> ort.InferenceSession:
@@ -254,8 +256,11 @@ class _StepInputs:
 class _Runner:
     """One variant's session and its two bindings: a fixed one for steps, one whose token buffers change for batches."""
 
-    def __init__(self, key: str, session: ort.InferenceSession, cache: KvCache, inputs: _StepInputs) -> None:
+    def __init__(
+        self, key: str, session: ort.InferenceSession, cache: KvCache, inputs: _StepInputs, rebind: bool
+    ) -> None:
         self.key = key
+        self._rebind = rebind
         self._session, self._cache, self._inputs = session, cache, inputs
         self._step_binding: ort.IOBinding | None = None
         self._batch_binding: ort.IOBinding | None = None
@@ -269,11 +274,12 @@ class _Runner:
         binding = self._step_binding
         if binding is None:
             binding = self._bind_cache()
-            for name, value in self._inputs.step_inputs.items():
-                binding.bind_ortvalue_input(name, value)
+            self._bind_inputs(binding, self._inputs.step_inputs)
             for name, value in self._inputs.step_outputs.items():
                 binding.bind_ortvalue_output(name, value)
             self._step_binding = binding
+        elif self._rebind:
+            self._bind_inputs(binding, {**self._inputs.scalars, **self._inputs.step_inputs})
         self._run(binding)
 
     def batch(self, ids: np.ndarray, output: StepOutput) -> None:
@@ -281,9 +287,11 @@ class _Runner:
         binding = self._batch_binding
         if binding is None:
             binding = self._batch_binding = self._bind_cache()
+        elif self._rebind:
+            self._bind_inputs(binding, self._inputs.scalars)
         wrap = ort.OrtValue.ortvalue_from_numpy
-        binding.bind_ortvalue_input("input_ids", wrap(ids[None]))
-        binding.bind_ortvalue_input("num_logits", wrap(np.array([len(output.logits)], np.int64)))
+        count = np.array([len(output.logits)], np.int64)
+        self._bind_inputs(binding, {"input_ids": wrap(ids[None]), "num_logits": wrap(count)})
         binding.bind_ortvalue_output("logits", wrap(output.logits))
         binding.bind_ortvalue_output("hidden_states", wrap(output.hidden))
         self._run(binding)
@@ -293,9 +301,13 @@ class _Runner:
         for past, present, value in self._cache.bindings():
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
-        for name, value in self._inputs.scalars.items():
-            binding.bind_ortvalue_input(name, value)
+        self._bind_inputs(binding, self._inputs.scalars)
         return binding
+
+    @staticmethod
+    def _bind_inputs(binding: ort.IOBinding, values: Mapping[str, ort.OrtValue]) -> None:
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
 
     def _run(self, binding: ort.IOBinding) -> None:
         try:

@@ -56,6 +56,11 @@ class Provider:
     def native(self) -> bool:
         return self.library is not None
 
+    @property
+    def copies_inputs(self) -> bool:
+        """Whether binding an input copies it to the device, so that changed inputs have to be bound again."""
+        return self.name != "cpu"
+
     def options(self) -> ort.SessionOptions:
         """Session options for a bundle's graph: quiet, on the global pool, no memory kept between runs."""
         options = ort.SessionOptions()
@@ -132,6 +137,7 @@ def start_pool(threads: int | None) -> int:
     if threads is not None and not 1 <= threads <= 1024:
         raise UsageError(f"threads: got {threads}, expected 1 to 1024")
     if _pool_threads is None:
+        ort.set_default_logger_severity(_QUIET)
         wanted = threads or default_threads()
         try:
             ort.set_global_thread_pool_sizes(wanted, 1)
@@ -240,9 +246,8 @@ def probe(provider: Provider) -> None:
 
 def _probe_run(provider: Provider, model: bytes, feed: Mapping[str, np.ndarray]) -> np.ndarray:
     options = provider.options()
-    if provider.name != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if provider.name == "cuda":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         named = [(_ORT_NAMES["cuda"], {"device_id": provider.device})]
         session = ort.InferenceSession(model, options, providers=named, enable_fallback=0)
     else:
