@@ -14,6 +14,7 @@ import numpy as np
 from sol_rt.errors import UsageError
 from sol_rt.generation_config import GenerationConfig
 
+_BLOCK = 512
 _NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are smaller
 
 
@@ -24,6 +25,7 @@ class Sampler:
         self._config = config
         self._vocab_size = vocab_size
         self._random = np.random.default_rng(config.seed)
+        self._all = np.arange(vocab_size)
 
     def sample(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
         """Picks a token.
@@ -42,13 +44,11 @@ class Sampler:
             token = int(scores.argmax())
         else:
             candidates, weights = self.candidates(scores)
-            totals = np.cumsum(weights)
-            index = int(np.searchsorted(totals, self._random.random() * totals[-1], side="right"))
-            token = int(candidates[min(index, len(candidates) - 1)])
+            token = int(candidates[_draw(weights, self._random.random())])
         return token, log_probability(logits, token)
 
     def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens that may be drawn and their unnormalised probabilities, int64 [n] and float64 [n], from `scores`
+        """Tokens that may be drawn and their unnormalised probabilities, int64 [n] and float32 [n], from `scores`
         [vocab].
         """
         config = self._config
@@ -59,7 +59,7 @@ class Sampler:
             tokens = np.flatnonzero(scaled >= least)
             values = scaled[tokens]
         else:
-            tokens, values = np.arange(self._vocab_size), scaled
+            tokens, values = self._all, scaled
         weights = np.exp(values - values.max(), dtype=np.float32)
         if config.top_p < 1.0:
             kept = _nucleus(weights, config.top_p)
@@ -67,7 +67,7 @@ class Sampler:
         if config.min_p:
             kept = np.flatnonzero(weights >= np.float32(config.min_p) * weights.max())
             tokens, weights = tokens[kept], weights[kept]
-        return tokens, weights.astype(np.float64)
+        return tokens, weights
 
     def _penalised(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> np.ndarray:
         penalty = self._config.repetition_penalty
@@ -86,19 +86,29 @@ def log_probability(logits: np.ndarray, token: int) -> float:
     return float(logits[token] - top) - math.log(float(np.exp(logits - top).sum()))
 
 
+def _draw(weights: np.ndarray, share: float) -> int:
+    """Index at which the running sum of `weights` [n] first exceeds `share` (0 to 1) of the whole."""
+    # sums of blocks first: a running sum over a whole vocabulary would be the dearest part of a step
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+    ends = np.cumsum(sums)
+    wanted = share * ends[-1]
+    block = min(int(np.searchsorted(ends, wanted, side="right")), len(ends) - 1)
+    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    index = int(np.searchsorted(inside, wanted - (ends[block] - sums[block]), side="right"))
+    return block * _BLOCK + min(index, len(inside) - 1)
+
+
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices of the likeliest entries of `weights` [n] whose predecessors hold less than `top_p` of the mass; at
-    least one.
-    """
+    """Indices of the likeliest of `weights` [n] whose predecessors hold less than `top_p` of the mass; at least one."""
     wanted = float(weights.sum(dtype=np.float64)) * top_p
     size = _NUCLEUS_GUESS
     while True:
         if size < len(weights):
-            top = np.argpartition(weights, len(weights) - size)[len(weights) - size :]
+            top = np.flatnonzero(weights >= np.partition(weights, len(weights) - size)[len(weights) - size])
         else:
             top = np.arange(len(weights))
-        order = top[np.argsort(-weights[top], kind="stable")]
+        order = top[np.argsort(-weights[top])]
         mass = np.cumsum(weights[order], dtype=np.float64)
-        if mass[-1] >= wanted or size >= len(weights):
+        if mass[-1] >= wanted or len(top) == len(weights):
             return np.asarray(order[: max(1, int(np.searchsorted(mass, wanted, side="left")) + 1)])
         size *= 8

@@ -1,0 +1,201 @@
+"""Sampling against transformers' own processors, and generation settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_configs import made_config
+
+from sol_rt.bundle import Bundle
+from sol_rt.config import FileEntry
+from sol_rt.errors import BundleError, UsageError
+from sol_rt.generation_config import GenerationConfig
+from sol_rt.sampling import Sampler, log_probability
+
+VOCAB = 300
+
+
+def logits_of(seed: int, size: int = VOCAB) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return (random.normal(size=size) * random.uniform(0.5, 6)).astype(np.float32)
+
+
+def distribution(config: GenerationConfig, logits: np.ndarray) -> np.ndarray:
+    """Probability of each token, float64 [vocab]."""
+    tokens, weights = Sampler(config, len(logits)).candidates(logits)
+    found = np.zeros(len(logits))
+    found[tokens] = weights / weights.sum()
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.sampled_from([1.0, 0.3, 0.8, 1.7]),
+    top_k=st.sampled_from([0, 1, 5, 50, VOCAB, 1000]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.1, 0.0]),
+    min_p=st.sampled_from([None, 0.0, 0.05, 0.3, 1.0]),
+    penalty=st.sampled_from([1.0, 1.3, 0.7]),
+)
+def test_same_distribution_as_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float | None, penalty: float
+) -> None:
+    torch = pytest.importorskip("torch")
+    process = pytest.importorskip("transformers.generation.logits_process")
+    logits = logits_of(seed)
+    history = np.random.default_rng(seed).integers(0, VOCAB, 40)
+    steps = [process.RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1.0 else []
+    steps += [process.TemperatureLogitsWarper(temperature)] if temperature != 1.0 else []
+    steps += [process.TopKLogitsWarper(top_k)] if top_k else []
+    steps += [process.TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+    steps += [process.MinPLogitsWarper(min_p)] if min_p is not None else []
+    scores = process.LogitsProcessorList(steps)(torch.tensor(history)[None], torch.tensor(logits)[None])
+    expected = torch.softmax(scores.double(), -1)[0].numpy()
+
+    config = GenerationConfig(
+        do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty
+    )
+    sampler = Sampler(config, VOCAB)
+    got = distribution(config, sampler._penalised(logits, history))
+    assert (got > 0).tolist() == (expected > 0).tolist()
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_flat_nucleus_larger_than_the_first_guess() -> None:
+    logits = (np.arange(5000) % 7 * 1e-3).astype(np.float32)
+    found = distribution(GenerationConfig(do_sample=True, top_k=0, top_p=0.9), logits)
+    assert (found > 0).sum() == pytest.approx(4500, rel=0.01)
+    assert found.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 5000])
+def test_draws_over_blocks(size: int) -> None:
+    logits = np.zeros(size, np.float32)
+    sampler = Sampler(GenerationConfig(do_sample=True, top_k=0, seed=0), size)
+    draws = np.array([sampler.sample(logits, ())[0] for _ in range(2000)])
+    assert draws.min() >= 0
+    assert draws.max() < size
+    assert draws.mean() == pytest.approx((size - 1) / 2, abs=0.04 * size)
+    # the only token with any weight is drawn wherever it lies
+    logits[:] = -1e4
+    logits[size - 1] = 0
+    assert sampler.sample(logits, ())[0] == size - 1
+
+
+def test_ties_at_the_edge_of_top_k_stay() -> None:
+    logits = np.array([3, 2, 2, 2, 1], np.float32)
+    assert (distribution(GenerationConfig(do_sample=True, top_k=2), logits) > 0).tolist() == [1, 1, 1, 1, 0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_draws_follow_the_distribution(seed: int) -> None:
+    config = GenerationConfig(do_sample=True, temperature=1.5, top_k=4, seed=seed)
+    logits = logits_of(seed, 20) / 3
+    sampler = Sampler(config, 20)
+    draws = np.bincount([sampler.sample(logits, ())[0] for _ in range(3000)], minlength=20) / 3000
+    assert draws == pytest.approx(distribution(config, logits), abs=0.06)
+
+
+def test_greedy_takes_the_likeliest_after_the_penalty() -> None:
+    logits = np.array([1.0, 4.0, 3.5, -1.0], np.float32)
+    for config in (GenerationConfig(), GenerationConfig(do_sample=True, temperature=0.0)):
+        token, logprob = Sampler(config, 4).sample(logits, [1])
+        assert token == 1
+        assert logprob == pytest.approx(4.0 - np.log(np.exp(logits).sum()), rel=1e-6)
+    token, logprob = Sampler(GenerationConfig(repetition_penalty=1.5), 4).sample(logits, [1, 1, 0])
+    assert token == 2
+    # the reported log-probability is the model's, before any penalty
+    assert logprob == pytest.approx(3.5 - np.log(np.exp(logits).sum()), rel=1e-6)
+    assert logits.tolist() == [1.0, 4.0, 3.5, -1.0]
+
+
+def test_seed_repeats_and_differs() -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        sampler = Sampler(GenerationConfig(do_sample=True, top_k=0, seed=seed), VOCAB)
+        runs.append([sampler.sample(logits_of(step), ())[0] for step in range(30)])
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_log_probability_of_large_logits() -> None:
+    logits = np.array([1e4, 1e4 - 1, -1e4], np.float32)
+    assert log_probability(logits, 0) == pytest.approx(-np.log1p(np.exp(-1)), rel=1e-5)
+    assert log_probability(logits, 2) == pytest.approx(-2e4, rel=1e-3)
+
+
+def test_wrong_shape_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"\[300\]"):
+        Sampler(GenerationConfig(), VOCAB).sample(np.zeros((1, VOCAB), np.float32), ())
+
+
+def bundle_with(tmp_path: Path, content: str | None) -> Bundle:
+    config = made_config()
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(content)
+        config.files["generation_config.json"] = FileEntry(len(content), "0" * 64)
+    return Bundle(tmp_path, config, "b" * 64)
+
+
+def test_settings_of_a_bundle(tmp_path: Path) -> None:
+    raw = {
+        "_from_model_config": True,
+        "bos_token_id": 1,
+        "eos_token_id": [2, 5],
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_k": 20,
+        "min_p": None,
+        "transformers_version": "4.57.0",
+    }
+    config = GenerationConfig.from_bundle(bundle_with(tmp_path, json.dumps(raw)))
+    assert config.eos_token_id == (2, 5)
+    assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.6, 20, 1.0)
+
+
+def test_settings_without_a_file(tmp_path: Path) -> None:
+    config = GenerationConfig.from_bundle(bundle_with(tmp_path, None))
+    assert config == GenerationConfig(eos_token_id=(2,))
+    assert config.greedy
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"temperature": "hot"}', '{"top_p": 7}', '{"eos_token_id": -1}'])
+def test_unusable_settings_file_is_one_line(tmp_path: Path, content: str) -> None:
+    with pytest.raises(BundleError, match=r"generation_config\.json") as error:
+        GenerationConfig.from_bundle(bundle_with(tmp_path, content))
+    assert "\n" not in str(error.value)
+
+
+def test_updates() -> None:
+    config = GenerationConfig().updated(temperature=0.5, stop_strings="END", seed=None, eos_token_id=7, top_p=None)
+    assert config == GenerationConfig(temperature=0.5, stop_strings=("END",), eos_token_id=(7,))
+    with pytest.raises(UsageError, match="did you mean 'temperature'"):
+        config.updated(temprature=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", 1.5),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0),
+        ("seed", -3),
+        ("do_sample", 1),
+        ("stop_strings", [""]),
+        ("stop_strings", 3),
+        ("eos_token_id", "2"),
+    ],
+)
+def test_values_out_of_range(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=name):
+        GenerationConfig().updated(**{name: value})
