@@ -99,6 +99,10 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        # the sandbox itself would let a lone attempt pass as an empty text
+        raise jinja2.sandbox.SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}")
+
     def _range(self, *arguments: int) -> range:
         items = range(*arguments)
         self.loop_items += len(items)

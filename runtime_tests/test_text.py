@@ -1,0 +1,330 @@
+"""Tokens to text piece by piece, chat templates of strangers, stop strings that arrive in pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_configs import made_config
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from sol_rt.bundle import Bundle
+from sol_rt.config import FileEntry
+from sol_rt.errors import BundleError, SolError, UsageError
+from sol_rt.text import ChatTemplate, StopStrings, Tokenizer
+
+SAMPLE = "Deep sea: 深海 fish glow 🐟🐙 — naïve, ﷽ and e\u0301. "
+
+
+def byte_level() -> Tokenizer:
+    """GPT-2's scheme; merges deliberately cross character borders, as trained ones do."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = {
+        byte: pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(chr(byte))[0][0] for byte in (32, 97)
+    }
+    merges = [(names[97], names[32])]
+    sample = pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str("深海🐟🐙")[0][0]
+    merges += [(sample[1], sample[2]), (sample[2], sample[3]), (sample[6], sample[7]), (sample[9], sample[10])]
+    vocab = {piece: index for index, piece in enumerate(alphabet)}
+    for left, right in merges:
+        vocab.setdefault(left + right, len(vocab))
+    inner.model = models.BPE(vocab, merges)
+    inner.add_special_tokens(["<|end|>"])
+    return Tokenizer(inner)
+
+
+def byte_fallback() -> Tokenizer:
+    """Llama's scheme: words with a leading mark, bytes for what the vocabulary lacks."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["\u2581", *"abcdefghilnoprstuwDé:,. ", "\u2581a", "\u2581s", "\u2581se", "\u2581sea"]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    merges = [("\u2581", "a"), ("\u2581", "s"), ("\u2581s", "e"), ("\u2581se", "a")]
+    inner = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    inner.add_special_tokens(["<s>", "</s>"])
+    inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return Tokenizer(inner)
+
+
+MAKERS = {"byte level": byte_level(), "byte fallback": byte_fallback()}
+each = pytest.mark.parametrize("tokenizer", MAKERS.values(), ids=MAKERS.keys())
+
+
+def pieces_of(tokenizer: Tokenizer, ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
+    stream = tokenizer.stream(context)
+    return [*(stream.add(token) for token in ids), stream.flush()]
+
+
+@each
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.sampled_from("a s,.深海🐟🐙e\u0301ñ\n"), max_size=40))
+def test_pieces_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    pieces = pieces_of(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@each
+def test_text_is_shown_as_soon_as_its_last_character_is_whole(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(SAMPLE * 2, add_special_tokens=False)
+    text = tokenizer.decode(ids)
+    stream, shown, empty = tokenizer.stream(), "", 0
+    for token in ids:
+        piece = stream.add(token)
+        shown += piece
+        assert text.startswith(shown)
+        empty = 0 if piece else empty + 1
+        assert empty <= 4
+    assert shown + stream.flush() == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(ids=st.lists(st.integers(0, 255), max_size=60))
+def test_any_bytes_join_to_the_text(ids: list[int]) -> None:
+    """Byte tokens in any order: a model can emit what no text encodes to."""
+    tokenizer = MAKERS["byte level"]
+    assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ids=st.lists(st.integers(3, 290), max_size=40))
+def test_any_tokens_of_a_fallback_vocabulary_end(ids: list[int]) -> None:
+    tokenizer = MAKERS["byte fallback"]
+    ids = [min(token, tokenizer.vocab_size - 1) for token in ids]
+    assert len("".join(pieces_of(tokenizer, ids))) > 0 or tokenizer.decode(ids) in ("", " ")
+
+
+def test_incomplete_character_is_held_then_given_up() -> None:
+    tokenizer = MAKERS["byte level"]
+    ids = tokenizer.encode("🐟", add_special_tokens=False)
+    stream = tokenizer.stream()
+    assert [stream.add(token) for token in ids[:-1]] == [""] * (len(ids) - 1)
+    assert stream.flush() == "\ufffd"
+
+
+def test_leading_space_after_a_prompt() -> None:
+    tokenizer = MAKERS["byte fallback"]
+    prompt = tokenizer.encode("a sea")
+    more = tokenizer.encode("a sea sea")[len(prompt) :]
+    assert tokenizer.decode(more) == "sea"
+    assert "".join(pieces_of(tokenizer, more, prompt)) == " sea"
+    assert "".join(pieces_of(tokenizer, tokenizer.encode("é🐟")[-4:], prompt)) == "🐟"
+
+
+def test_special_tokens_are_not_text() -> None:
+    for tokenizer, name in ((MAKERS["byte level"], "<|end|>"), (MAKERS["byte fallback"], "</s>")):
+        special = tokenizer.token_id(name)
+        assert special is not None
+        ids = tokenizer.encode("a sea", add_special_tokens=False)
+        assert "".join(pieces_of(tokenizer, [*ids, special, *ids])) == tokenizer.decode([*ids, special, *ids])
+        assert name not in tokenizer.decode([special])
+        assert name in "".join([tokenizer.decode([special], skip_special_tokens=False)])
+        assert tokenizer.token_id("no such token") is None
+
+
+def test_special_tokens_of_the_prompt() -> None:
+    tokenizer = MAKERS["byte fallback"]
+    assert tokenizer.encode("a")[0] == 1
+    assert tokenizer.encode("a", add_special_tokens=False)[0] != 1
+
+
+def test_truncation_and_padding_of_training_are_off(tmp_path: Path) -> None:
+    inner = byte_level()._inner
+    inner.enable_truncation(4)
+    inner.enable_padding(length=8)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode(SAMPLE)) == SAMPLE
+    assert len(tokenizer.encode("a")) == 1
+
+
+def test_invalid_text_is_one_line() -> None:
+    with pytest.raises(UsageError, match="Unicode"):
+        MAKERS["byte level"].encode("\ud800")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model": 3}'])
+def test_unreadable_tokenizer_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"tokenizer\.json") as error:
+        Tokenizer.from_bundle(bundle_with(tmp_path, **{"tokenizer.json": None}))
+    assert "\n" not in str(error.value)
+
+
+# Chat templates
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+HELLO = [{"role": "user", "content": "Hello, {{ world }}"}]
+
+
+def bundle_with(folder: Path, **files: str | None) -> Bundle:
+    config = made_config()
+    for name, content in files.items():
+        if content is not None:
+            (folder / name).write_text(content, encoding="utf-8")
+        config.files[name] = FileEntry(0, "0" * 64)
+    return Bundle(folder, config, "b" * 64)
+
+
+def test_chatml_of_smollm2() -> None:
+    prompt = ChatTemplate(CHATML).render(HELLO)
+    assert prompt == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHello, {{ world }}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    own = [{"role": "system", "content": "Be brief."}, *HELLO]
+    assert ChatTemplate(CHATML).render(own, add_generation_prompt=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello, {{ world }}<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        CHATML,
+        "{% if tools %}{{ tools | tojson }}{% endif %}\n"
+        "   {% for m in messages %}\n{{ m | tojson(indent=2) }}\n   {% endfor %}\n",
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+        "{% if ns.n > 1 %}{% break %}{% endif %}{{ bos_token }}{{ m.content.strip().split(' ')[0] }}{% endfor %}",
+        "{% for m in messages %}{% generation %}{{ m['content'] | trim }}{% endgeneration %}{% endfor %}\n",
+        "{% for i in range(3) %}{{ i }}{{ '-' * 3 }}{% endfor %}{{ messages[0]['role'] is defined }}{{ missing }}",
+    ],
+)
+def test_same_prompt_as_transformers(source: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    tools = [{"name": "f", "text": "<é>"}]
+    expected, _ = utils.render_jinja_template(
+        [HELLO], chat_template=source, tools=tools, add_generation_prompt=True, bos_token="<s>"
+    )
+    assert ChatTemplate(source, {"bos_token": "<s>"}).render(HELLO, tools=tools) == expected[0]
+
+
+def test_helpers() -> None:
+    with pytest.raises(SolError, match="roles must alternate") as error:
+        ChatTemplate("{{ raise_exception('roles must\nalternate') }}").render(HELLO)
+    assert "\n" not in str(error.value)
+    year = ChatTemplate("{{ strftime_now('%Y') }}").render(HELLO)
+    assert len(year) == 4
+    assert year.isdigit()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__ }}{{ messages.__init__.__globals__ }}",
+        "{{ range.__self__ }}{{ range.__self__.loop_items }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ (messages | attr('__class__')).__base__ }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}{{ os }}",
+        "{% extends 'base' %}",
+        "{{ messages.append(1) }}",
+        "{{ open('/etc/passwd').read() }}",
+        "{{ '{0.__class__}'.format(1).upper.__self__ }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**9 }}",
+        "{{ 10**10**9 }}",
+        "{{ '%999999999d' % 1 }}",
+        "{% for a in range(90000) %}{{ 'x' * 900 }}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 1 // 0 }}",
+        "{{ messages[0].content.nothing.more }}",
+        "{% if %}",
+        "{% nosuchtag %}",
+        "{{ '",
+    ],
+)
+def test_attacks_and_mistakes_are_one_line(attack: str) -> None:
+    with pytest.raises(SolError, match="chat template") as error:
+        ChatTemplate(attack).render(HELLO)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_format_strings_reach_nothing() -> None:
+    with pytest.raises(SolError):
+        ChatTemplate("{{ '{0.__class__.__mro__}'.format(messages) }}").render(HELLO)
+
+
+def test_template_of_a_bundle(tmp_path: Path) -> None:
+    tokens = json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None})
+    source = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+    bundle = bundle_with(tmp_path, **{"chat_template.jinja": source, "tokenizer_config.json": tokens})
+    assert ChatTemplate.from_bundle(bundle).render(HELLO) == "<s>Hello, {{ world }}</s>"
+
+
+def test_template_inside_the_tokenizer_config(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0].role }}"}]
+    for template in ("{{ messages[0].role }}", named):
+        bundle = bundle_with(tmp_path, **{"tokenizer_config.json": json.dumps({"chat_template": template})})
+        assert ChatTemplate.from_bundle(bundle).render(HELLO) == "user"
+
+
+def test_no_template(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no chat template"):
+        ChatTemplate.from_bundle(bundle_with(tmp_path))
+    with pytest.raises(BundleError, match="tokenizer_config"):
+        ChatTemplate.from_bundle(bundle_with(tmp_path, **{"tokenizer_config.json": "[]"}))
+
+
+# Stop strings
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text("ab\n", max_size=30),
+    strings=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(1, 5), min_size=1, max_size=30),
+)
+def test_text_ends_before_the_first_stop_string(text: str, strings: list[str], cuts: list[int]) -> None:
+    """However the text is cut up, the same is shown: up to the first place where a stop string is complete."""
+    complete = [(text.find(string) + len(string), text.find(string)) for string in strings if string in text]
+    stop = StopStrings(strings)
+    shown, at, stopped = "", 0, False
+    for cut in [*cuts, *[1] * len(text)]:
+        piece, stopped = stop.feed(text[at : at + cut])
+        shown, at = shown + piece, at + cut
+        if stopped or at >= len(text):
+            break
+    assert stopped == bool(complete)
+    if complete:
+        assert not any(string in shown for string in strings)
+        assert text.startswith(shown)
+        assert shown in {text[:begin] for _, begin in complete}
+    else:
+        assert shown + stop.flush() == text
+
+
+def test_nothing_more_is_held_than_could_be_a_beginning() -> None:
+    stop = StopStrings(["\nUser:", "END"])
+    assert stop.feed("Hello") == ("Hello", False)
+    assert stop.feed(" E") == (" ", False)
+    assert stop.feed("N\n") == ("EN", False)
+    assert stop.feed("Us") == ("", False)
+    assert stop.feed("er: hi") == ("", True)
+    assert stop.flush() == ""
+
+
+def test_no_stop_strings() -> None:
+    assert StopStrings([]).feed("abc") == ("abc", False)
+    with pytest.raises(UsageError, match="empty"):
+        StopStrings([""])
