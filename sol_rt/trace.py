@@ -93,7 +93,7 @@ class TraceWriter:
 
     def _open(self) -> TextIO:
         try:
-            return self._path.open("w", encoding="utf-8")
+            return self._path.open("w", encoding="utf-8", buffering=1)
         except OSError as error:
             raise UsageError(f"trace {self._path}: {error.strerror}; choose another file") from None
 
