@@ -32,8 +32,8 @@ def made_trace(steps: int = 40, texts: tuple[str, ...] = (" the", " sea\n")) -> 
     first = TraceRecord(0, 5, texts[0], None, 3, 0.0, 0.0, -1.5, 30.0, 1.0, False)
     records = [
         TraceRecord(
-            step, 5 + step, texts[step % len(texts)], TAGS[step % 2], 2 + step, 1e8, (1.0, 0.4)[step % 2], -0.25 * step,
-            3.5, 0.7, step % 16 == 0,
+            step, 5 + step, texts[step % len(texts)], TAGS[step % 2], 2 + step, 1e8,
+            (1.0, 0.4)[step % 2] + (step % 16 == 0), -0.25 * step, 3.5, 0.7, step % 16 == 0,
         )
         for step in range(1, steps + 1)
     ]  # fmt: skip

@@ -54,7 +54,7 @@ class TraceRecord:
         text: the text that it added; empty while a character is incomplete.
         action: tag of the action, None for the prefill.
         context: tokens in the cache before the step.
-        cost: of the step, in the cost model's unit, policy included.
+        cost: of the step, in the cost model's unit, with the policy and a refresh that followed.
         relative_cost: the same in dense steps.
         logprob: of the token, in nats, under the step's raw distribution.
         ms: measured milliseconds from the step's begin to the token.

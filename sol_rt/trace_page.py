@@ -26,7 +26,7 @@ def render_trace_html(trace: Trace) -> str:
     """The page as text, UTF-8. It loads nothing from elsewhere and shows text from the trace only escaped."""
     header, records = trace.header, trace.records
     steps = [record for record in records if record.action is not None]
-    costs = [record.relative_cost for record in steps]
+    costs = [record.relative_cost for record in _plain(steps)]
     scale = (min(costs, default=0.0), max(costs, default=1.0))
     title = html.escape(f"{header.bundle}: {header.schedule}")
     return _PAGE.format(
@@ -58,6 +58,11 @@ def shades(ramp: Sequence[str]) -> list[str]:
         mixed = (round(a + (b - a) * (at - low)) for a, b in zip(points[low], points[low + 1], strict=True))
         found.append("#" + "".join(f"{part:02x}" for part in mixed))
     return found
+
+
+def _plain(steps: Sequence[TraceRecord]) -> Sequence[TraceRecord]:
+    """The steps that no refresh adds its cost to, where there are any: what actions cost by themselves."""
+    return [record for record in steps if not record.refresh] or steps
 
 
 def _shade_rules(ramp: Sequence[str]) -> str:
@@ -117,7 +122,7 @@ def _token(record: TraceRecord, scale: tuple[float, float]) -> str:
         )
         shade = f' style="background:var(--s{_shade(record.relative_cost, scale)})"'
     if record.refresh:
-        facts += "\ncache refreshed after this step"
+        facts += "\ncache refreshed after this step, at its cost"
     kind = "t first" if record.action is None else "t"
     text = _visible(record.text) if record.text else '<span class="none">·</span>'
     mark = '<span class="mark" aria-hidden="true">↻</span>' if record.refresh else ""
@@ -185,10 +190,10 @@ def _ticks(last: int) -> list[int]:
 def _actions(steps: Sequence[TraceRecord], scale: tuple[float, float]) -> str:
     """One table row an action, the dearest first."""
     counts = Counter(record.action for record in steps)
-    mean = {
-        action: sum(record.relative_cost for record in steps if record.action == action) / count
-        for action, count in counts.items()
-    }
+    mean = {}
+    for action in counts:
+        plain = _plain([record for record in steps if record.action == action])
+        mean[action] = sum(record.relative_cost for record in plain) / len(plain)
     most = max(counts.values(), default=1)
     rows = []
     for action in sorted(counts, key=lambda action: (-mean[action], action or "")):
