@@ -1,0 +1,76 @@
+"""Bundles that several test files share, made once a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sol_rt.config import CONFIG_NAME
+from sol_rt.home import bundles_dir, checkpoints_dir
+
+_SMOLLM2 = "smollm2-135m"
+# before any test points SOL_RT_HOME elsewhere
+_SMOLLM2_PLACES = (
+    os.environ.get("SOL_RT_TEST_SMOLLM2"),
+    bundles_dir() / _SMOLLM2,
+    checkpoints_dir() / f"{_SMOLLM2}.gguf",
+    checkpoints_dir() / _SMOLLM2,
+)
+
+
+def _checkpoint(factory: pytest.TempPathFactory, preset: str) -> Path:
+    pytest.importorskip("onnx", reason="exporting comes with the extra export")
+    from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint
+
+    return write_random_checkpoint(factory.mktemp("checkpoint") / preset, PRESETS[preset])
+
+
+def _export(factory: pytest.TempPathFactory, source: Path, name: str) -> Path:
+    pytest.importorskip("torch", reason="exporting comes with the extra export")
+    from sol_rt.export import export_bundle
+
+    output = factory.mktemp("bundle") / name
+    export_bundle(str(source), output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama checkpoint folder: 2 layers, 4 heads on 2 KV heads, vocabulary 320, context 1024, tied."""
+    return _checkpoint(tmp_path_factory, "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def phi_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Phi checkpoint folder: parallel blocks, LayerNorm, biases, half of a head rotated."""
+    return _checkpoint(tmp_path_factory, "tiny-phi")
+
+
+@pytest.fixture(scope="session")
+def llama_bundle(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `llama_checkpoint` with all default variants. Not to be written to."""
+    return _export(tmp_path_factory, llama_checkpoint, "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def phi_bundle(phi_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `phi_checkpoint` with all default variants. Not to be written to."""
+    return _export(tmp_path_factory, phi_checkpoint, "tiny-phi")
+
+
+@pytest.fixture(scope="session", params=["llama", "phi"])
+def tiny_bundle(request: pytest.FixtureRequest) -> Path:
+    """Both tiny bundles, one after the other."""
+    return Path(request.getfixturevalue(f"{request.param}_bundle"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct: the bundle or checkpoint that $SOL_RT_TEST_SMOLLM2 names or the home folder holds."""
+    for place in _SMOLLM2_PLACES:
+        if place and Path(place).exists():
+            found = Path(place)
+            return found if (found / CONFIG_NAME).is_file() else _export(tmp_path_factory, found, _SMOLLM2)
+    pytest.skip("no SmolLM2: run `sol-rt pull smollm2-135m`, or name a bundle or .gguf in SOL_RT_TEST_SMOLLM2")

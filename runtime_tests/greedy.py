@@ -1,0 +1,52 @@
+"""Greedy runs on an engine, and what it means that two of them agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sol_rt.actions import Action
+from sol_rt.engine import Engine
+
+TIE = 0.1
+"""Two ways of computing a step may choose apart where the best two logits are this close, relative to the best.
+
+Rounding to int8 and choosing channels are not continuous: float32 differences flip one here and there, and a tiny
+random model has no preferences that would drown it.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens chosen, and by how much of the best logit each beat the second."""
+
+    tokens: list[int]
+    margins: list[float]
+
+
+def greedy(engine: Engine, prompt: Sequence[int], action: Action, count: int) -> Run:
+    """`count` tokens after a prompt that the action's variant prefills."""
+    engine.reset()
+    run, logits = Run([], []), engine.forward(prompt, action).logits[0]
+    while True:
+        second, best = np.sort(logits)[-2:]
+        run.tokens.append(int(logits.argmax()))
+        run.margins.append(float((best - second) / abs(best)))
+        if len(run.tokens) == count:
+            return run
+        logits = engine.forward(run.tokens[-1:], action).logits[0]
+
+
+def assert_same_choices(got: Mapping[str, Run], expected: Mapping[str, Run]) -> None:
+    """Runs by variant: three quarters are equal token by token, the others part at a near tie."""
+    assert got.keys() == expected.keys()
+    apart = 0
+    for key, run in expected.items():
+        equal = [a == b for a, b in zip(got[key].tokens, run.tokens, strict=True)]
+        if not all(equal):
+            first = equal.index(False)
+            assert run.margins[first] <= TIE, f"{key}: {got[key].tokens} instead of {run.tokens}"
+            apart += 1
+    assert apart <= len(expected) // 4, f"{apart} of {len(expected)} variants choose other tokens"

@@ -1,0 +1,322 @@
+"""Function bodies: against the specification, against the native kernels, and generating without the kernels.
+
+Tolerances are relative to the largest expected magnitude. One operator: 1e-5, for both sides round activations to the
+same int8 codes and sum them exactly. A whole graph: 0.08 in root mean square, because float32 differences flip a code
+or the choice of a channel here and there, and everything after it follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import reference
+from greedy import assert_same_choices, greedy
+from onnx import TensorProto, helper
+from random_decoder import CONFIGS, RandomDecoder, describe
+from reference import Array, Nested
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+from sol_rt.export import bodies
+from sol_rt.export.nodes import IR_VERSION, OPSETS
+from sol_rt.ops import library_path
+from sol_rt.tokenizer import Tokenizer
+
+ONE_OPERATOR = 1e-5
+WHOLE_GRAPH = 0.08
+TWICE = pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.skipif(
+    library_path() is None, reason="the native operators are not built"
+))], ids=["body", "kernel"])  # fmt: skip
+BITS = pytest.mark.parametrize("bits", [4, 6, 8])
+CACHE = ("key", "value", "page_min", "page_max")
+
+
+def run_operator(
+    body: onnx.FunctionProto,
+    feed: Mapping[str, Array],
+    weights: Mapping[str, Array],
+    attributes: Mapping[str, int | float | str],
+    *,
+    native: bool,
+) -> list[Array]:
+    """Runs one node of the body's operator, by the body or by the kernel."""
+
+    def info(name: str, array: Array | None) -> onnx.ValueInfoProto:
+        if array is None:
+            return helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None)
+        dims = [f"{name}_{axis}" for axis in range(array.ndim)]
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
+
+    def initializer(name: str, array: Array) -> onnx.TensorProto:
+        dtype, shape = helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        if name in ("up_base", "down_base"):
+            dtype, shape = TensorProto.UINT4, (shape[0], 2 * shape[1])
+        return helper.make_tensor(name, dtype, shape, array.tobytes(), raw=True)
+
+    outputs = []
+    for name in body.output:
+        past = feed.get(name.replace("present", "past"))
+        outputs.append(info(name, past if past is not None else np.zeros((1, 1, 1), np.float32)))
+    graph = helper.make_graph(
+        [helper.make_node(body.name, body.input, body.output, domain="sol", **attributes)],
+        body.name,
+        [info(name, array) for name, array in feed.items()],
+        outputs,
+        [initializer(name, array) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if native:
+        options.register_custom_ops_library(str(library_path()))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(value) for value in session.run(None, dict(feed))]
+
+
+def assert_close(got: Array, expected: Array, tolerance: float) -> None:
+    assert got.shape == expected.shape
+    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
+    assert difference <= tolerance * np.abs(expected.astype(np.float64)).max()
+
+
+def operands(nested: Nested, bits: int) -> dict[str, Array]:
+    """Weight inputs of NestedMatMul and NestedGather."""
+    names = ["base", "scale", "zero", "plane1", "plane2"][: 3 + bodies.planes(bits)]
+    tensors = nested.tensors("w")
+    return {name: tensors[f"w.{name}"] for name in names}
+
+
+@TWICE
+@BITS
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_nested_matmul(rows: int, bits: int, native: bool) -> None:
+    rng, k, n = np.random.default_rng(rows), 96, 80
+    nested, x = Nested.random(rng, k, n), rng.standard_normal((1, rows, k)).astype(np.float32)
+    x[0, 0, 32:64] = 0
+    x[0, -1, :32] *= 1e-12
+    attributes = {"K": k, "N": n, "bits": bits}
+    (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=native)
+    assert_close(y, reference.nested_matmul(x, nested, bits), ONE_OPERATOR)
+
+
+@BITS
+def test_nested_matmul_body_rounds_half_to_even(bits: int) -> None:
+    nested = Nested.random(np.random.default_rng(0), 32, 8)
+    x = np.zeros((1, 1, 32), np.float32)
+    x[0, 0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -3.5]
+    attributes = {"K": 32, "N": 8, "bits": bits}
+    (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=False)
+    rounded = np.zeros(32)
+    rounded[:6] = [127, 0, 2, 2, 0, -4]
+    assert_close(y[0, 0], rounded @ nested.weights(bits), ONE_OPERATOR)
+
+
+@TWICE
+@BITS
+def test_nested_gather(bits: int, native: bool) -> None:
+    nested = Nested.random(np.random.default_rng(1), 64, 90)
+    ids = np.array([[5, 0, 89, 5]])
+    attributes = {"K": 64, "N": 90, "bits": bits}
+    body = bodies.nested_gather(bits, 64)
+    (y,) = run_operator(body, {"ids": ids}, operands(nested, bits), attributes, native=native)
+    assert_close(y, reference.nested_gather(ids, nested, bits), 1e-6)
+
+
+@TWICE
+@BITS
+@pytest.mark.parametrize(
+    ("gated", "activation", "has_bias", "keep_in", "keep_mid"),
+    [
+        (True, "silu", False, 64, 96),
+        (True, "silu", False, 40, 33),
+        (True, "gelu_tanh", True, 64, 50),
+        (False, "gelu_tanh", True, 41, 96),
+        (False, "gelu", False, 50, 30),
+        (False, "relu", True, 64, 20),
+    ],
+)
+def test_pruned_mlp(
+    gated: bool, activation: str, has_bias: bool, keep_in: int, keep_mid: int, bits: int, native: bool
+) -> None:
+    rng, hidden, intermediate = np.random.default_rng(2), 64, 96
+    up_size = intermediate * (2 if gated else 1)
+    matrices = {"up": Nested.random(rng, hidden, up_size), "down": Nested.random(rng, intermediate, hidden)}
+    tensors = {
+        name.replace(".", "_"): array
+        for side, nested in matrices.items()
+        for name, array in nested.tensors(side, channel_major=True).items()
+    }
+    tensors["up_bias"] = rng.standard_normal(up_size).astype(np.float32)
+    tensors["down_bias"] = rng.standard_normal(hidden).astype(np.float32)
+    body = bodies.pruned_mlp(
+        bits,
+        hidden=hidden,
+        intermediate=intermediate,
+        gated=gated,
+        activation=activation,
+        has_bias=has_bias,
+        keep_in=keep_in,
+        keep_mid=keep_mid,
+    )
+    x = rng.standard_normal((1, 5, hidden)).astype(np.float32)
+    attributes = {
+        "K": hidden,
+        "I": intermediate,
+        "bits": bits,
+        "gated": int(gated),
+        "activation": activation,
+        "has_bias": int(has_bias),
+        "keep_in": keep_in,
+        "keep_mid": keep_mid,
+    }
+    weights = {name: tensors[name] for name in body.input if name != "x"}
+    (y,) = run_operator(body, {"x": x}, weights, attributes, native=native)
+    biases = {"up_bias": tensors["up_bias"], "down_bias": tensors["down_bias"]} if has_bias else {}
+    expected = reference.pruned_mlp(
+        x,
+        matrices["up"],
+        matrices["down"],
+        bits,
+        gated=gated,
+        act=activation,
+        keep_in=keep_in,
+        keep_mid=keep_mid,
+        **biases,
+    )
+    assert_close(y, expected, ONE_OPERATOR)
+
+
+@TWICE
+def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
+    """All channels are equally large; those kept have to be the first ones."""
+    rng, size = np.random.default_rng(3), 64
+    up, down = Nested.random(rng, size, size), Nested.random(rng, size, size)
+    body = bodies.pruned_mlp(
+        8, hidden=size, intermediate=size, gated=False, activation="relu", has_bias=False, keep_in=20, keep_mid=size
+    )
+    x = np.where(rng.random((1, 1, size)) < 0.5, -1, 1).astype(np.float32)
+    tensors = {**up.tensors("up", channel_major=True), **down.tensors("down", channel_major=True)}
+    weights = {name: tensors[name.replace("_", ".")] for name in body.input if name != "x"}
+    attributes = {"K": size, "I": size, "bits": 8, "gated": 0, "activation": "relu", "has_bias": 0}
+    attributes |= {"keep_in": 20, "keep_mid": size}
+    (y,) = run_operator(body, {"x": x}, weights, attributes, native=native)
+    x[..., 20:] = 0
+    h = np.maximum(reference.nested_matmul(x, up, 8), 0)
+    assert_close(y, reference.nested_matmul(h, down, 8), ONE_OPERATOR)
+
+
+@TWICE
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rotary_dim", "tokens", "past", "keep"),
+    [
+        (4, 2, 16, 16, 1, 100, 3),
+        (4, 2, 16, 16, 1, 100, 6),  # all old pages but none more
+        (4, 2, 16, 16, 1, 100, 5),
+        (3, 1, 16, 16, 1, 127, 0),
+        (4, 4, 32, 12, 1, 0, 0),
+        (6, 2, 16, 16, 1, 111, 2),  # the last token of a page
+        (6, 2, 16, 16, 1, 112, 2),  # the first token of a page
+        (4, 2, 16, 8, 40, 70, 1),
+        (3, 1, 16, 16, 16, 15, 0),
+        (4, 2, 16, 16, 100, 0, 0),
+        (4, 2, 16, 16, 2, 47, 0),
+    ],
+)
+def test_sparse_attention(
+    heads: int, kv_heads: int, head_dim: int, rotary_dim: int, tokens: int, past: int, keep: int, native: bool
+) -> None:
+    rng, capacity, sinks, scale = np.random.default_rng(tokens + past), 128, 4, float(np.float32(head_dim**-0.5))
+    angles = np.arange(256)[:, None] * 100.0 ** -np.linspace(0, 1, rotary_dim // 2)
+    tables = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
+    shape = (1, kv_heads, capacity, head_dim)
+    key, value = (1.5 * rng.standard_normal(shape)).astype(np.float16), rng.standard_normal(shape).astype(np.float16)
+    pages = key.reshape(1, kv_heads, -1, 16, head_dim)
+    page_min, page_max = pages.min(3), pages.max(3)
+    partial, start = past // 16, past // 16 * 16
+    if past > start:  # the page being filled summarizes its valid keys alone
+        page_min[:, :, partial] = key[:, :, start:past].min(2)
+        page_max[:, :, partial] = key[:, :, start:past].max(2)
+    qkv = (1.5 * rng.standard_normal((1, tokens, (heads + 2 * kv_heads) * head_dim))).astype(np.float32)
+    cache = dict(zip((f"past_{part}" for part in CACHE), (key, value, page_min, page_max), strict=True))
+    feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "attn_keep": np.array([keep])}
+    settings = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rotary_dim": rotary_dim}
+    body = bodies.sparse_attention(
+        num_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        sinks=sinks,
+        softmax_scale=scale,
+    )
+    attributes = {**settings, "page_size": 16, "sinks": sinks, "softmax_scale": scale}
+    got = run_operator(body, feed, tables, attributes, native=native)
+    expected = reference.sparse_attention(
+        qkv, *cache.values(), past, keep, *tables.values(), heads=heads, kv_heads=kv_heads, sinks=sinks, scale=scale
+    )
+    assert_close(got[0], expected[0], ONE_OPERATOR)
+    total = past + tokens
+    for part, rows in zip(range(1, 5), (total, total, -(-total // 16), -(-total // 16)), strict=True):
+        # one unit in the last place of float16, where float32 rounds to the other side
+        np.testing.assert_allclose(
+            got[part][:, :, :rows].astype(np.float32), expected[part][:, :, :rows].astype(np.float32), rtol=1e-3
+        )
+
+
+NATIVE = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
+
+
+@NATIVE
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_kernels_and_bodies_agree_on_every_variant(family: str, tmp_path: Path) -> None:
+    decoder = RandomDecoder.write(describe(family), tmp_path)
+    variants = [(prune, bits) for prune in (100, 75, 50, 25) for bits in (8, 6, 4)]
+    bundle = Bundle.open(decoder.write_bundle(tmp_path, variants))
+    prompt = [int(token) for token in np.random.default_rng(7).integers(0, 90, 75)]
+    kernel, body = (Engine(bundle, provider="cpu", native_ops=native) for native in (True, False))
+    exact = 0
+    for prune, bits in variants:
+        outputs = []
+        for engine in (kernel, body):
+            engine.reset()
+            batch = engine.forward(prompt, Action(100, prune, bits), num_logits=75).logits.copy()
+            step = engine.forward([3], Action(25, prune, bits)).logits
+            outputs.append(np.concatenate([batch, step]))
+        expected, got = outputs
+        assert np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)) <= WHOLE_GRAPH, (prune, bits)
+        exact += np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert exact >= 2  # some variants meet no flip at all
+
+
+@NATIVE
+def test_a_bundle_generates_the_same_without_the_library(tiny_bundle: Path) -> None:
+    _same_without_the_library(Bundle.open(tiny_bundle), list(range(20, 80)))
+
+
+@NATIVE
+def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) -> None:
+    bundle = Bundle.open(smollm2_bundle)
+    prompt = Tokenizer.from_bundle(bundle).encode("Once upon a time, in a small village by the sea, there lived", False)
+    _same_without_the_library(bundle, prompt)
+
+
+def _same_without_the_library(bundle: Bundle, prompt: list[int]) -> None:
+    runs = []
+    for native in (True, False):
+        engine = Engine(bundle, provider="cpu", native_ops=native)
+        assert engine.native is native
+        runs.append(
+            {
+                variant.key: greedy(engine, prompt, Action(50, variant.prune, variant.bits), 32)
+                for variant in bundle.config.variants.values()
+            }
+        )
+    kernel, body = runs
+    assert_same_choices(body, kernel)

@@ -1,0 +1,41 @@
+"""Run by test_webgpu.py in a process of its own: greedy tokens of every variant on WebGPU, as JSON on stdout.
+
+A driver that crashes takes only this process with it, and the software adapter has to be allowed before ONNX Runtime
+starts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from greedy import greedy
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+from sol_rt.errors import ProviderError
+
+NO_ADAPTER = 3
+"""Exit code where there is no WebGPU device."""
+
+
+def main() -> int:
+    folder, prompt, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+    bundle = Bundle.open(folder)
+    try:
+        engine = Engine(bundle, provider="webgpu")
+    except ProviderError as error:
+        print(error, file=sys.stderr)
+        return NO_ADAPTER
+    runs = {
+        variant.key: asdict(greedy(engine, prompt, Action(50, variant.prune, variant.bits), count))
+        for variant in bundle.config.variants.values()
+    }
+    json.dump(runs, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
