@@ -1,0 +1,438 @@
+"""The whole export: a checkpoint becomes a bundle, or nothing at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sol_rt import ops
+from sol_rt._version import __version__
+from sol_rt.actions import Action
+from sol_rt.config import (
+    CONFIG_NAME,
+    ActionEntry,
+    FileEntry,
+    KvLayout,
+    ModelDims,
+    PolicySpec,
+    RefreshSpec,
+    SolConfig,
+    TensorEntry,
+    Variant,
+)
+from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.export import memory, tokenizer_files
+from sol_rt.export import parity as parity_report
+from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config
+from sol_rt.export.blob import BlobWriter, blob_bytes, is_channel_major, layout
+from sol_rt.export.card import model_card
+from sol_rt.export.checkpoint import Checkpoint, check_tensors, matrices, matrix_shape, open_checkpoint, vectors
+from sol_rt.export.graph import build_variant, prune_counts, weight_bytes
+from sol_rt.export.policy_file import read_policy
+from sol_rt.export.policy_graph import build_policy
+from sol_rt.export.progress import Progress, silent
+from sol_rt.export.quantize import pack_base_block_major, pack_base_channel_major, pack_plane, quantize_matrix
+from sol_rt.export.rope import tables
+from sol_rt.home import checkpoints_dir
+from sol_rt.pull import resolve
+from sol_rt.recipes import aliases
+
+BITS = (8, 6, 4)
+WEIGHTS = "weights.bin"
+_SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        path: the bundle.
+        config: its sol_config.json.
+        seconds: wall-clock time.
+        parity: comparison with the source, None where it was not wanted.
+        dropped: variants left out, and why.
+    """
+
+    path: Path
+    config: SolConfig
+    seconds: float
+    parity: parity_report.Parity | None
+    dropped: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report for people, a few short lines."""
+        size = sum(entry.bytes for entry in self.config.files.values())
+        lines = [
+            f"{self.config.model.name}: {len(self.config.variants)} variants, {len(self.config.actions)} actions, "
+            f"{size / 1e6:.1f} MB in {self.seconds:.0f} s"
+        ]
+        if self.parity is not None:
+            lines.append(f"against transformers in float32, {self.parity.tokens} tokens:")
+            lines += [
+                f"  {row.variant}: largest logit difference {row.max_difference:.3g}, KL {row.kl:.3g} nats, "
+                f"same top token {row.top1:.0%}"
+                for row in self.parity.rows
+            ]
+        return [*lines, *self.dropped]
+
+
+def export_bundle(
+    source: str,
+    output: Path,
+    *,
+    bits: Sequence[int] = BITS,
+    prune: Sequence[int] = (100, 75, 50, 25),
+    keep: Sequence[int] = (100, 50, 25, 10),
+    max_context: int | None = None,
+    policy: Path | None = None,
+    progress: Progress | None = None,
+    parity: bool = True,
+) -> ExportReport:
+    """Exports a checkpoint. The bundle is written aside and renamed at the end: nothing is left behind by a failure.
+
+    Args:
+        source: checkpoint folder, `.gguf` file, alias or hub id.
+        output: the bundle's folder; a bundle that is there already is replaced.
+        bits: weight widths, of 8, 6 and 4.
+        prune: percent of MLP channels kept, with 100 among them.
+        keep: percent of old KV pages read, with 100 among them.
+        max_context: longest context; default the model's own.
+        policy: file of a trained policy.
+        progress: told how far the work is.
+        parity: compare with transformers at the end.
+
+    Raises:
+        UsageError: an argument is out of range, or `output` is something else than a bundle.
+        CheckpointError: the source can't be exported, or memory or disk do not suffice.
+    """
+    began, report, output = time.monotonic(), progress or silent, Path(output)
+    ladders = _Ladders(_ladder("bits", bits, BITS), _ladder("prune", prune), _ladder("keep", keep))
+    _check_output(output)
+    path, name = resolve(source, report)
+    checkpoint = open_checkpoint(path)
+    family = family_of(checkpoint.config)
+    decoder = from_hf_config(checkpoint.config, max_context)
+    check_tensors(checkpoint, decoder, family)
+    tensors = layout(decoder, family.names, planes=(max(ladders.bits) - 4) // 2)
+    size = blob_bytes(tensors.values())
+    needed = memory.needed_memory(decoder, parity, size, native=ops.library_path() is not None)
+    memory.require_memory(needed, memory.available_memory())
+    memory.require_disk(output.parent, size + _SMALL_FILES)
+    with _aside(output) as folder:
+        _write_weights(folder / WEIGHTS, checkpoint, decoder, family, tensors, 6 in ladders.bits, report)
+        _write_texts(folder, checkpoint, decoder)
+        model = _model_dims(checkpoint, decoder, family, source, name, folder)
+        config = _write_graphs(folder, decoder, model, tensors, ladders, policy)
+        digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
+        config = _seal(folder, config, digest, None)
+        compared, dropped = None, ()
+        if parity:
+            compared = parity_report.measure(checkpoint, decoder, family, folder, ladders.bits, report)
+            config, dropped = _without_dominated(folder, config, compared)
+            config = _seal(folder, config, digest, compared)
+    return ExportReport(output, config, time.monotonic() - began, compared, dropped)
+
+
+@dataclass(frozen=True)
+class _Ladders:
+    """Levels of the three axes, from dense to sparse."""
+
+    bits: tuple[int, ...]
+    prune: tuple[int, ...]
+    keep: tuple[int, ...]
+
+
+def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    allowed = known or tuple(range(1, 101))
+    said = ", ".join(map(str, known)) if known else "1 to 100"
+    if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(allowed):
+        raise UsageError(f"{name}: got {list(levels)}, expected different numbers of {said}")
+    if known is None and 100 not in levels:
+        raise UsageError(f"{name}: got {list(levels)}, expected 100 among them: a bundle has its dense action")
+    return tuple(sorted(levels, reverse=True))
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir() and ((output / CONFIG_NAME).is_file() or not any(output.iterdir())):
+        return
+    if output.exists() or output.is_symlink():
+        raise UsageError(
+            f"output {output}: it is there already and no bundle, so it is not replaced; choose another place"
+        )
+
+
+@contextmanager
+def _aside(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place when all went well, and is removed otherwise."""
+    folder = output.with_name(f"{output.name}.part-{os.getpid()}")
+    old = output.with_name(f"{output.name}.old-{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        if output.exists():
+            output.rename(old)
+        try:
+            folder.rename(output)
+        except BaseException:
+            if old.exists():
+                old.rename(output)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o") from error
+        raise CheckpointError(f"output {output}: {error.strerror or error}; choose another -o") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_weights(
+    path: Path,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    family: Family,
+    tensors: Mapping[str, TensorEntry],
+    six_bits: bool,
+    progress: Progress,
+) -> None:
+    sources = matrices(decoder, family.names)
+    total = sum(rows * columns for rows, columns in (matrix_shape(decoder, matrix) for matrix in sources))
+    done = 0
+    with BlobWriter(path, tensors) as blob:
+        for vector, parts in vectors(decoder, family.names).items():
+            blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
+        _write_rope(blob, decoder)
+        for matrix, modules in sources.items():
+            first = 0
+            for module in modules:
+                tensor = f"{module}.weight"
+                rows, columns = checkpoint.shape(tensor)
+                for start, stop in _pieces(rows, columns):
+                    weights = checkpoint.read(tensor, start, stop)
+                    _write_rows(blob, matrix, tensors, first + start, weights, tensor, six_bits)
+                    done += weights.size
+                    progress("quantizing weights", done, total)
+                first += rows
+
+
+def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    # an even number of rows, as two outputs share a byte of a channel-major base plane
+    step = max(2, memory.PIECE_WEIGHTS // columns // 2 * 2)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _write_rows(
+    blob: BlobWriter,
+    matrix: str,
+    tensors: Mapping[str, TensorEntry],
+    first: int,
+    weights: np.ndarray,
+    tensor: str,
+    six_bits: bool,
+) -> None:
+    """Quantizes outputs first … of a matrix, float32 [n, K], into their places in the blob."""
+    planes = sum(f"{matrix}.plane{plane}" in tensors for plane in (1, 2))
+    nested = quantize_matrix(weights, planes, tensor, six_bits)
+    last = first + len(weights)
+    if is_channel_major(matrix):
+        blob.view(f"{matrix}.base")[:, first // 2 : last // 2] = pack_base_channel_major(nested.q)
+    else:
+        blob.view(f"{matrix}.base")[:, first:last] = pack_base_block_major(nested.q)
+    blob.view(f"{matrix}.scale")[:, first:last] = nested.scale
+    blob.view(f"{matrix}.zero")[:, first:last] = nested.zero
+    for plane, codes in ((1, nested.b), (2, nested.c)):
+        if codes is not None:
+            blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
+
+
+def _vector(checkpoint: Checkpoint, parts: tuple[str, ...]) -> np.ndarray:
+    values = [checkpoint.read(part) for part in parts]
+    for part, value in zip(parts, values, strict=True):
+        if not np.isfinite(value).all():
+            raise CheckpointError(f"tensor {part}: got NaN or infinite weights, expected finite ones; it is damaged")
+    return np.concatenate(values)
+
+
+def _offset(decoder: Decoder, vector: str) -> float:
+    return decoder.norm_offset if vector.endswith("norm.weight") else 0.0
+
+
+def _write_rope(blob: BlobWriter, decoder: Decoder) -> None:
+    step = 1 << 12
+    for start in range(0, decoder.max_context, step):
+        stop = min(start + step, decoder.max_context)
+        cos, sin = tables(decoder.rope, start, stop - start)
+        blob.view("rope.cos")[start:stop] = cos
+        blob.view("rope.sin")[start:stop] = sin
+
+
+def _write_texts(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
+    checkpoint.write_tokenizer(folder)
+    tokenizer_files.check_vocabulary(folder, decoder.vocab_size)
+    tokenizer_files.write_json(folder / "config.json", checkpoint.config)
+
+
+def _model_dims(
+    checkpoint: Checkpoint, decoder: Decoder, family: Family, source: str, name: str, folder: Path
+) -> ModelDims:
+    generation = json.loads((folder / tokenizer_files.GENERATION).read_text(encoding="utf-8"))
+
+    def special(key: str) -> list[int]:
+        found = generation.get(key, checkpoint.config.get(key))
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(isinstance(token, int) and 0 <= token < decoder.vocab_size for token in ids):
+            raise CheckpointError(
+                f"{checkpoint.path}: {key}: got {found}, expected ids from 0 to {decoder.vocab_size - 1}, the vocabulary"
+            )
+        return ids
+
+    told, license_name = _provenance(checkpoint, source)
+    return ModelDims(
+        name=name,
+        architecture=family.architecture,
+        source=told,
+        license=license_name,
+        vocab_size=decoder.vocab_size,
+        hidden_size=decoder.hidden_size,
+        num_layers=decoder.num_layers,
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
+        intermediate_size=decoder.intermediate_size,
+        max_context=decoder.max_context,
+        bos_token_id=next(iter(special("bos_token_id")), None),
+        eos_token_ids=tuple(special("eos_token_id")),
+    )
+
+
+def _provenance(checkpoint: Checkpoint, source: str) -> tuple[str, str]:
+    """(source, licence) as the bundle tells them: for fetched checkpoints the recipe's, and no path of this machine."""
+    path = checkpoint.path.resolve()
+    if path.parent == checkpoints_dir().resolve():
+        recipe = aliases().get(path.stem if path.is_file() else path.name)
+        if recipe is not None:
+            return recipe.hub or f"{recipe.package}: {recipe.member}", checkpoint.license or recipe.license
+        return path.name.replace("--", "/"), checkpoint.license
+    return path.name if Path(source).exists() else source, checkpoint.license
+
+
+def _write_graphs(
+    folder: Path,
+    decoder: Decoder,
+    model: ModelDims,
+    tensors: Mapping[str, TensorEntry],
+    ladders: _Ladders,
+    policy: Path | None,
+) -> SolConfig:
+    """Writes graphs and policy; the config still lacks the list of files."""
+    variants = {}
+    for bits in ladders.bits:
+        for prune in ladders.prune:
+            variant = _variant(decoder, tensors, prune, bits)
+            graph = build_variant(decoder, variant, tensors, WEIGHTS)
+            (folder / variant.file).write_bytes(graph.SerializeToString())
+            variants[variant.key] = variant
+    actions = tuple(
+        Action(keep, prune, bits) for bits in ladders.bits for prune in ladders.prune for keep in ladders.keep
+    )
+    return SolConfig(
+        generator=f"sol_rt {__version__}",
+        model=model,
+        kv=KvLayout(),
+        dense=Action(100, 100, max(ladders.bits)),
+        variants=variants,
+        actions=tuple(ActionEntry(action, None) for action in actions),
+        policy=None if policy is None else _write_policy(folder, policy, tensors, variants),
+        refresh=RefreshSpec(),
+        weights_file=WEIGHTS,
+        tensors=dict(tensors),
+        files={},
+    )
+
+
+def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, bits: int) -> Variant:
+    key = Action(100, prune, bits).variant
+    keep_in, keep_mid = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
+    variant = Variant(key, f"model.{key}.onnx", prune, bits, keep_in, keep_mid, weight_bytes=0)
+    return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
+
+
+def _write_policy(
+    folder: Path, source: Path, tensors: Mapping[str, TensorEntry], variants: Mapping[str, Variant]
+) -> PolicySpec:
+    policy = read_policy(source)
+    foreign = [action.tag for action in policy.actions if action.variant not in variants]
+    if foreign:
+        raise CheckpointError(
+            f"{source}: the policy picks {foreign[0]}, expected variants of this export: {', '.join(variants)}; "
+            "export with the levels it was trained for"
+        )
+    graph = build_policy(policy.shape, policy.parameters, tensors, WEIGHTS)
+    (folder / "policy.onnx").write_bytes(graph.SerializeToString())
+    return PolicySpec(
+        "policy.onnx",
+        policy.shape.horizon,
+        policy.scalars,
+        policy.actions,
+        policy.shape.state_shape,
+        policy.description,
+    )
+
+
+def _without_dominated(
+    folder: Path, config: SolConfig, compared: parity_report.Parity
+) -> tuple[SolConfig, tuple[str, ...]]:
+    """Drops widths that a narrower one beats: it reads less, and here it is closer to the source too."""
+    kl = {int(row.variant.rsplit("q", 1)[1]): row.kl for row in compared.rows}
+    picked = {action.bits for action in config.policy.actions} if config.policy else set()
+    dropped, said = set(), []
+    for bits in sorted(set(kl) - {config.dense.bits} - picked, reverse=True):
+        better = min((other for other in kl if other < bits), key=lambda other: kl[other], default=None)
+        if better is not None and kl[better] < kl[bits]:
+            dropped.add(bits)
+            said.append(
+                f"{bits} bits dropped: {better} bits are cheaper and closer ({kl[better]:.3g} to {kl[bits]:.3g} nats)"
+            )
+    for variant in config.variants.values():
+        if variant.bits in dropped:
+            (folder / variant.file).unlink()
+    variants = {key: variant for key, variant in config.variants.items() if variant.bits not in dropped}
+    actions = tuple(entry for entry in config.actions if entry.action.bits not in dropped)
+    return replace(config, variants=variants, actions=actions), tuple(said)
+
+
+def _seal(folder: Path, config: SolConfig, weights: FileEntry, compared: parity_report.Parity | None) -> SolConfig:
+    """Writes the card and, last, sol_config.json with the size and hash of every other file."""
+    config = replace(config, files={WEIGHTS: weights})
+    (folder / "README.md").write_text(model_card(config, compared), encoding="utf-8")
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != CONFIG_NAME:
+            files[path.name] = (
+                weights if path.name == WEIGHTS else FileEntry(path.stat().st_size, _sha256(path, silent))
+            )
+    config = replace(config, files=files)
+    text = json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False)
+    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    return config
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(f"hashing {path.name}", done, total)
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""The parity report: the exported graphs against transformers, on a short text, from the source's own weights.
+
+transformers runs in float32 a layer at a time: its model is built without storage, one decoder layer gets its weights, runs
+all tokens and gives them back. So the reference of a 2.7B model needs the memory of one layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.errors import CheckpointError
+from sol_rt.export.architecture import Decoder, Family
+from sol_rt.export.checkpoint import Checkpoint
+from sol_rt.export.progress import Progress
+from sol_rt.tokenizer import Tokenizer
+
+TEXT = (
+    "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one line "
+    "in the book: wind from the west, two ships, no rain. Years later somebody found the book and read it aloud."
+)
+_MAX_TOKENS = 64
+_HEAD_ROWS = 1 << 14
+_ABSURD_KL = 1.0  # nats; the widest level of a right graph stays far below a tenth of it
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One bit-width against the reference, nothing pruned.
+
+    Attributes:
+        variant: key of the graph.
+        max_difference: largest |logit difference|.
+        kl: mean over positions of the Kullback-Leibler divergence of the reference from the graph, nats.
+        top1: share of positions where both have the same likeliest token.
+    """
+
+    variant: str
+    max_difference: float
+    kl: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The report: rows from wide to narrow, over `tokens` positions."""
+
+    tokens: int
+    rows: tuple[ParityRow, ...]
+
+
+def measure(
+    checkpoint: Checkpoint, decoder: Decoder, family: Family, folder: Path, bits: Sequence[int], progress: Progress
+) -> Parity:
+    """Compares the bundle in `folder` with its source.
+
+    Raises:
+        CheckpointError: the widest graph has next to nothing in common with the reference: the checkpoint has a feature
+            that its description lacks.
+    """
+    from sol_rt.engine import Engine
+
+    bundle = Bundle.open(folder)
+    ids = Tokenizer.from_bundle(bundle).encode(TEXT)[: min(_MAX_TOKENS, decoder.max_context)]
+    if not ids:
+        raise CheckpointError(f"{checkpoint.path}: its tokenizer gives no tokens for a plain text")
+    expected = torch.from_numpy(reference_logits(checkpoint, decoder, family, ids, progress)).log_softmax(-1)
+    engine = Engine(bundle, provider="cpu")
+    rows = []
+    for done, width in enumerate(bits):
+        progress("comparing", done, len(bits))
+        engine.reset()
+        action = Action(100, bundle.config.dense.prune, width)
+        got = engine.forward(ids, action, num_logits=len(ids)).logits
+        rows.append(_compare(action.variant, expected, torch.from_numpy(np.array(got))))
+    progress("comparing", len(bits), len(bits))
+    if not rows[0].kl < _ABSURD_KL:
+        raise CheckpointError(
+            f"{checkpoint.path}: the exported graph is {rows[0].kl:.3g} nats from transformers on the same text, "
+            f"expected less than {_ABSURD_KL}: the checkpoint has a feature that this exporter does not know"
+        )
+    return Parity(len(ids), tuple(rows))
+
+
+def _compare(variant: str, expected: torch.Tensor, logits: torch.Tensor) -> ParityRow:
+    """`expected` holds log-probabilities [T, vocab], `logits` raw logits of the same shape."""
+    got = logits.float().log_softmax(-1)
+    kl = (expected.exp() * (expected - got)).sum(-1).mean()
+    top1 = (expected.argmax(-1) == got.argmax(-1)).float().mean()
+    # log-probabilities differ from logits by a constant a position
+    centred = (logits - logits.mean(-1, keepdim=True)) - (expected - expected.mean(-1, keepdim=True))
+    return ParityRow(variant, float(centred.abs().max()), max(0.0, float(kl)), float(top1))
+
+
+@torch.inference_mode()
+def reference_logits(
+    checkpoint: Checkpoint, decoder: Decoder, family: Family, ids: Sequence[int], progress: Progress
+) -> npt.NDArray[np.float32]:
+    """transformers' logits, float32 [T, vocab], for T token ids from the start of a context."""
+    config = _config(checkpoint, decoder)
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    x = torch.from_numpy(np.concatenate([_row(checkpoint, f"{family.names.embed}.weight", token) for token in ids]))[
+        None
+    ]
+    positions = torch.arange(len(ids))[None]
+    # its table of frequencies isn't a weight of the checkpoint, so it is made again, with storage
+    rotary = type(model.model.rotary_emb)(config=config)
+    cos_sin = rotary(x, positions)
+    mask = torch.full((len(ids), len(ids)), -math.inf).triu(1)[None, None]
+    for index, layer in enumerate(model.model.layers):
+        progress("reference", index, decoder.num_layers)
+        _fill(layer, checkpoint, f"model.layers.{index}.")
+        out = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=cos_sin, use_cache=False)
+        x = out[0] if isinstance(out, tuple) else out
+        layer.to("meta")
+    norm = model.get_submodule(family.names.final_norm)
+    _fill(norm, checkpoint, f"{family.names.final_norm}.")
+    hidden = norm(x)[0]
+    progress("reference", decoder.num_layers, decoder.num_layers)
+    return _project(checkpoint, decoder, family, hidden)
+
+
+def _config(checkpoint: Checkpoint, decoder: Decoder) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**{"model_type": decoder.family, **checkpoint.config})
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "longrope" and decoder.max_context > rope["original_max_position_embeddings"]:
+        rope["short_factor"] = rope["long_factor"]  # as the bundle, whose one table is for long contexts
+    return config
+
+
+def _row(checkpoint: Checkpoint, name: str, row: int) -> npt.NDArray[np.float32]:
+    return checkpoint.read(name, row, row + 1)
+
+
+def _fill(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    """Gives a module without storage its weights."""
+    weights = {name: torch.from_numpy(checkpoint.read(prefix + name)) for name in module.state_dict()}
+    module.load_state_dict(weights, strict=True, assign=True)
+
+
+def _project(checkpoint: Checkpoint, decoder: Decoder, family: Family, hidden: torch.Tensor) -> npt.NDArray[np.float32]:
+    name = f"{family.names.embed if decoder.tied else family.names.head}.weight"
+    logits = torch.empty(len(hidden), decoder.vocab_size)
+    for start in range(0, decoder.vocab_size, _HEAD_ROWS):
+        stop = min(start + _HEAD_ROWS, decoder.vocab_size)
+        logits[:, start:stop] = hidden @ torch.from_numpy(checkpoint.read(name, start, stop)).T
+    if decoder.head_bias:
+        logits += torch.from_numpy(checkpoint.read(f"{family.names.head}.bias"))
+    return logits.numpy()
