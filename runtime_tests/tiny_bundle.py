@@ -109,7 +109,8 @@ def _write_text_files(folder: Path) -> None:
 
 
 def _write_policy(folder: Path, weights: RandomDecoder, actions: tuple[Action, ...], seed: int) -> PolicySpec:
-    shape = PolicyShape(weights.decoder.hidden_size, len(KNOWN_SCALARS), len(actions), width=32)
+    sizes = {"width": 8, "heads": 2, "scalar_size": 4, "action_size": 4}
+    shape = PolicyShape(weights.decoder.hidden_size, len(KNOWN_SCALARS), len(actions), **sizes)
     model = build_policy(shape, random_policy_parameters(seed, shape), weights.tensors, WEIGHTS)
     (folder / "policy.onnx").write_bytes(model.SerializeToString())
     return PolicySpec("policy.onnx", shape.horizon, KNOWN_SCALARS, actions, shape.state_shape, "untrained")

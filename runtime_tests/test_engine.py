@@ -1,0 +1,264 @@
+"""Sessions, the shared cache and steps: equal results by every route, growth, rewinding, errors, providers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_decoder import RandomDecoder, describe
+from tiny_bundle import write_bundle
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+from sol_rt.errors import ContextError, ProviderError, UsageError
+from sol_rt.ops import library_path
+
+DENSE, CHEAP = Action(100, 100, 8), Action(30, 50, 4)
+TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, 90, 250)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(write_bundle(tmp_path_factory.mktemp("engine") / "tiny"))
+
+
+@pytest.fixture(params=[True, False], ids=["native", "bodies"])
+def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Engine:
+    if request.param and library_path() is None:
+        pytest.skip("the native operators are not built")
+    return Engine(bundle, provider="cpu", native_ops=request.param)
+
+
+def _logits(engine: Engine, tokens: list[int], action: Action = DENSE) -> np.ndarray:
+    """float32 [tokens, vocab], one decode step a token."""
+    return np.stack([engine.forward([token], action).logits[0].copy() for token in tokens])
+
+
+def test_a_prompt_gives_the_reference_logits(engine: Engine, tmp_path: Path) -> None:
+    reference, _ = RandomDecoder.write(describe("llama"), tmp_path).logits(TOKENS[:40], 100, 8)
+    output = engine.forward(TOKENS[:40], DENSE, num_logits=40)
+    assert output.logits.shape == (40, 90)
+    assert output.hidden.shape == (40, 64)
+    assert np.abs(output.logits - reference).max() < 0.05
+
+
+def test_steps_chunks_and_batches_agree(engine: Engine) -> None:
+    whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits.copy()
+    engine.reset()
+    assert np.abs(_logits(engine, TOKENS) - whole).max() < 0.05
+    engine.reset()
+    for start in range(0, len(TOKENS), 50):
+        part = engine.forward(TOKENS[start : start + 50], DENSE, num_logits=2).logits
+        assert np.abs(part - whole[start + 48 : start + 50]).max() < 0.05
+
+
+def test_logits_of_the_last_positions_only(engine: Engine) -> None:
+    whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits.copy()
+    engine.reset()
+    assert np.array_equal(engine.forward(TOKENS, DENSE, num_logits=200).logits, whole[50:])
+
+
+def test_the_cache_grows_in_steps_and_in_place_between(engine: Engine) -> None:
+    assert engine.capacity == 0
+    grown = []
+    for index, token in enumerate(TOKENS):
+        engine.forward([token], CHEAP)
+        if engine.capacity not in grown:
+            grown.append(engine.capacity)
+            assert engine.length == index + 1
+            pointers = _pointers(engine)
+        assert _pointers(engine) == pointers
+    assert grown == [64, 128, 192, 256]
+
+
+def _pointers(engine: Engine) -> list[int]:
+    return [value.data_ptr() for _, _, value in engine._cache.bindings()]
+
+
+def test_growth_changes_nothing(engine: Engine, bundle: Bundle) -> None:
+    roomy = Engine(bundle, provider="cpu", native_ops=engine.native)
+    roomy.forward(TOKENS[:200], DENSE)
+    roomy.reset()
+    assert np.array_equal(_logits(engine, TOKENS[:130], CHEAP), _logits(roomy, TOKENS[:130], CHEAP))
+
+
+def test_variants_continue_each_other(engine: Engine, bundle: Bundle) -> None:
+    """Whatever ran before, a step's result depends only on the cache: two engines with equal steps stay equal."""
+    other = Engine(bundle, provider="cpu", native_ops=engine.native)
+    other.load(reversed(bundle.config.variants))
+    for index, token in enumerate(TOKENS[:80]):
+        action = bundle.config.actions[index % len(bundle.config.actions)].action
+        assert np.array_equal(engine.forward([token], action).logits, other.forward([token], action).logits)
+    assert set(engine.loaded) == set(bundle.config.variants)
+
+
+def test_native_operators_agree_with_the_bodies(bundle: Bundle) -> None:
+    if library_path() is None:
+        pytest.skip("the native operators are not built")
+    native, bodies = (Engine(bundle, provider="cpu", native_ops=flag) for flag in (True, False))
+    assert (native.native, bodies.native) == (True, False)
+    for tokens, action in (
+        (TOKENS[:60], DENSE),
+        (TOKENS[60:61], Action(30, 100, 8)),
+        (TOKENS[61:62], Action(100, 100, 4)),
+    ):
+        a, b = (engine.forward(tokens, action) for engine in (native, bodies))
+        assert np.abs(a.logits - b.logits).max() < 0.1
+
+
+def test_rewinding_repeats_exactly(engine: Engine) -> None:
+    engine.forward(TOKENS[:40], DENSE)
+    first = _logits(engine, TOKENS[40:60], CHEAP)
+    engine.truncate(40)
+    assert engine.length == 40
+    assert list(engine.tokens) == TOKENS[:40]
+    _logits(engine, TOKENS[100:130], DENSE)
+    engine.truncate(40)
+    assert np.array_equal(_logits(engine, TOKENS[40:60], CHEAP), first)
+    with pytest.raises(UsageError, match="truncate"):
+        engine.truncate(61)
+
+
+def test_keep_reads_fewer_pages(engine: Engine) -> None:
+    engine.forward(TOKENS[:200], DENSE)
+    dense = engine.forward([5], DENSE).logits.copy()
+    engine.truncate(200)
+    assert not np.array_equal(engine.forward([5], Action(10, 100, 8)).logits, dense)
+    engine.truncate(200)
+    assert np.array_equal(engine.forward([5], Action(100, 100, 8)).logits, dense)
+
+
+def test_context_limits(engine: Engine, bundle: Bundle) -> None:
+    engine.forward([1] * 256, DENSE)
+    assert engine.capacity == 256
+    with pytest.raises(ContextError, match=r"257 tokens.*256.*MB"):
+        engine.forward([1], DENSE)
+    assert engine.length == 256
+    capped = Engine(bundle, provider="cpu", max_context=20)
+    with pytest.raises(ContextError, match="21 tokens"):
+        capped.forward([1] * 21, DENSE)
+    assert capped.capacity == 0
+
+
+@pytest.mark.parametrize("tokens", [[], [90], [-1], [1, 2, 90], [1, -1]])
+def test_tokens_outside_the_vocabulary(engine: Engine, tokens: list[int]) -> None:
+    with pytest.raises(UsageError):
+        engine.forward(tokens, DENSE)
+    assert engine.length == 0
+
+
+def test_unknown_variant(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="s025-q8"):
+        engine.forward([1], Action(100, 25, 8))
+
+
+def test_steps_allocate_nothing_that_grows(engine: Engine, bundle: Bundle) -> None:
+    actions = [entry.action for entry in bundle.config.actions]
+    engine.forward(TOKENS[:60], DENSE)
+
+    def rounds(count: int) -> None:
+        for index in range(count):
+            engine.truncate(40)
+            engine.forward((7,), actions[index % len(actions)])
+
+    rounds(50)
+    gc.collect()
+    tracemalloc.start()
+    rounds(20)
+    before = tracemalloc.get_traced_memory()[0]
+    rounds(2000)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 8 * 2000  # one reference a step would be more
+
+
+def test_one_pool_a_process(bundle: Bundle) -> None:
+    threads = Engine(bundle, provider="cpu").threads
+    Engine(bundle, provider="cpu", threads=threads)
+    with pytest.raises(UsageError, match=f"already runs {threads}"):
+        Engine(bundle, provider="cpu", threads=threads + 1)
+    with pytest.raises(UsageError, match="expected 1"):
+        Engine(bundle, provider="cpu", threads=0)
+
+
+def test_providers_by_name(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="expected one of auto, cpu"):
+        Engine(bundle, provider="gpu")
+    with pytest.raises(ProviderError, match="onnxruntime-gpu"):
+        Engine(bundle, provider="cuda")
+
+
+_IN_A_PROCESS = """
+import sys
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+from sol_rt.errors import SolError
+try:
+    engine = Engine(Bundle.open(sys.argv[1]), provider=sys.argv[2])
+    print("chose", engine.provider_name, engine.provider.software, end=";")
+    engine.forward([1, 2, 3, 4], engine.bundle.config.dense)
+    for index in range(70):
+        unpruned = [entry.action for entry in engine.bundle.config.actions if entry.action.prune == 100]
+        output = engine.forward([index % 90], unpruned[index % len(unpruned)])
+    print(" ".join(f"{value:.4f}" for value in output.logits[0]))
+except SolError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def _process(bundle: Bundle, provider: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ORT_WEBGPU")}
+    return subprocess.run(
+        [sys.executable, "-c", _IN_A_PROCESS, str(bundle.path), provider],
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+
+
+@pytest.fixture
+def software_vulkan() -> dict[str, str]:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    return {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
+
+
+def test_an_asked_for_provider_runs_with_its_own_cache(bundle: Bundle, software_vulkan: dict[str, str]) -> None:
+    run = _process(bundle, "webgpu", **software_vulkan)
+    if "ProviderError" in run.stdout:
+        pytest.skip(f"no software Vulkan here: {run.stdout}")
+    chosen, _, logits = run.stdout.partition(";")
+    assert chosen == "chose webgpu True"
+    on_cpu = _process(bundle, "cpu").stdout.partition(";")[2]
+    difference = np.array(logits.split(), float) - np.array(on_cpu.split(), float)
+    assert np.abs(difference).max() < 0.1
+
+
+def test_auto_passes_over_a_software_adapter_and_says_so(bundle: Bundle, software_vulkan: dict[str, str]) -> None:
+    run = _process(bundle, "auto", **software_vulkan)
+    assert run.stdout.startswith("chose cpu False")
+    assert "webgpu" in run.stderr
+
+
+def test_a_provider_without_a_device_is_an_error(bundle: Bundle) -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    run = _process(bundle, "webgpu", VK_DRIVER_FILES="/nonexistent", VK_ICD_FILENAMES="/nonexistent")
+    if run.stdout.startswith("chose webgpu False"):
+        pytest.skip("a GPU is here")
+    assert run.stdout.startswith("ProviderError provider webgpu")
+    assert "\n" not in run.stdout.strip()
+
+
+def test_the_probe_is_what_its_source_says() -> None:
+    from sol_rt import providers
+    from sol_rt.export.probe_graph import build
+
+    assert providers._PROBE.read_bytes() == build().SerializeToString(deterministic=True)

@@ -1,0 +1,369 @@
+"""Generation and scoring: exactness at full budget, budgets held, streams, traces, replays, refresh, chat."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from random_decoder import describe
+from tiny_bundle import END, seal, write_bundle
+
+from sol_rt import SolModel, providers
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.config import CONFIG_NAME, SolConfig
+from sol_rt.engine import Engine
+from sol_rt.errors import BundleError, ContextError, UsageError
+from sol_rt.generation import Decoder
+from sol_rt.trace import read_trace
+
+PROMPT = "w1 w2 w3 w4 w5 w6"
+LONG = {"max_new_tokens": 129, "eos_token_id": []}
+FLOOR = "fixed:k030-s050-q4"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough for the policy to cost little beside it."""
+    decoder = replace(
+        describe("llama"), hidden_size=128, num_layers=4, head_dim=32, rotary_dim=32, intermediate_size=256
+    )
+    return write_bundle(tmp_path_factory.mktemp("model") / "small", decoder=decoder, policy=True)
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> SolModel:
+    return SolModel.from_pretrained(bundle, provider="cpu")
+
+
+def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """Greedy tokens and their top logits from the dense graph in a session and on arrays of its own."""
+    config = Bundle.open(bundle).config
+    options = providers.choose("cpu").options()
+    file = bundle / config.variants[config.dense.variant].file
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    rows = {"past_key_values": 256, "past_page_min": 16, "past_page_max": 16}
+    feed = {
+        node.name: np.zeros(
+            (1, config.model.num_kv_heads, rows[node.name.split(".")[0]], config.model.head_dim), np.float16
+        )
+        for node in session.get_inputs()
+        if node.name.startswith("past_") and node.name != "past_length"
+    }
+    names = [node.name for node in session.get_outputs()]
+    tokens, tops, fed = [], [], prompt
+    for _ in range(count):
+        past = len(prompt) + len(tokens) - 1 if tokens else 0
+        small = {"past_length": past, "attn_keep": 10**6, "num_logits": 1}
+        feed |= {name: np.array([value], np.int64) for name, value in small.items()}
+        feed["input_ids"] = np.array([fed], np.int64)
+        outputs = dict(zip(names, session.run(names, feed), strict=True))
+        for name, value in outputs.items():
+            if name.startswith("present"):
+                feed[name.replace("present_page", "past_page").replace("present.", "past_key_values.")] = value
+        tokens.append(int(outputs["logits"][0].argmax()))
+        tops.append(float(outputs["logits"][0].max()))
+        fed = [tokens[-1]]
+    return tokens, tops
+
+
+@pytest.mark.parametrize("schedule", ["sol", "uniform", "random", "dense"])
+@pytest.mark.parametrize("refresh", [False, True])
+def test_full_budget_is_the_dense_graph_bit_by_bit(bundle: Path, model: SolModel, schedule: str, refresh: bool) -> None:
+    tokens, tops = _alone(bundle, model.tokenizer.encode(PROMPT), 129)
+    stream = model.stream(PROMPT, budget=1.0, schedule=schedule, refresh=refresh, **LONG)
+    got, seen = [], []
+    for step in stream:
+        got.append(step.token)
+        seen.append(float(_current_logits(model).max()))
+    assert got == tokens
+    assert seen == tops
+    assert stream.result is not None
+    assert stream.result.actions == {"k100-s100-q8": 128}
+    assert stream.result.achieved_budget == 1.0
+
+
+def _current_logits(model: SolModel) -> np.ndarray:
+    """What the newest token was drawn from: float32 [vocab]."""
+    decoder = model.engine.owner
+    assert isinstance(decoder, Decoder)
+    return decoder.output.logits[0]
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "random", "sol"])
+@pytest.mark.parametrize("budget", [0.6, 0.7, 0.9])
+@pytest.mark.parametrize("refresh", [False, True])
+def test_budgets_are_held(model: SolModel, schedule: str, budget: float, refresh: bool) -> None:
+    result = model.generate(PROMPT, budget=budget, schedule=schedule, refresh=refresh, seed=3, **LONG)
+    assert abs(result.achieved_budget - budget) <= 0.02
+    assert result.requested_budget == budget
+    assert result.schedule == schedule
+    assert sum(result.actions.values()) == 128
+    assert len(result.actions) > 1
+
+
+def test_a_budget_below_the_floor_is_served_and_said(model: SolModel) -> None:
+    result = model.generate(PROMPT, budget=0.1, schedule="uniform", **LONG)
+    assert result.floored
+    assert result.achieved_budget == pytest.approx(
+        model.generate(PROMPT, schedule=FLOOR, **LONG).achieved_budget, abs=0.02
+    )
+
+
+def test_fixed_takes_any_keep(model: SolModel) -> None:
+    result = model.generate(PROMPT, schedule="fixed:k077-s050-q6", **LONG)
+    assert result.actions == {"k077-s050-q6": 128}
+    assert result.requested_budget == result.achieved_budget < 1
+    with pytest.raises(UsageError, match="fixes the action"):
+        model.generate(PROMPT, schedule="fixed:k077-s050-q6", budget=0.5)
+    with pytest.raises(UsageError, match="s025-q4"):
+        model.generate(PROMPT, schedule="fixed:k100-s025-q4")
+
+
+def test_axis_targets(model: SolModel) -> None:
+    result = model.generate(PROMPT, schedule="uniform", bits=6.0, **LONG)
+    bits = [Action.parse(tag).bits * count for tag, count in result.actions.items()]
+    assert sum(bits) / 128 == pytest.approx(6.0, abs=0.2)
+
+
+def test_steps_and_summary_agree(model: SolModel) -> None:
+    stream = model.stream(PROMPT, budget=0.7, schedule="random", seed=5, refresh=True, **LONG)
+    assert stream.result is None
+    steps = list(stream)
+    result = stream.result
+    assert result is not None
+    assert result.tokens == [step.token for step in steps]
+    assert result.text == "".join(step.text for step in steps)
+    assert result.text.split() == [f"w{step.token}" for step in steps if step.token < 86]
+    assert steps[0].cost == 0
+    assert steps[0].action == Action(100, 100, 8)
+    assert [step.finish_reason for step in steps] == [None] * 128 + ["length"]
+    assert steps[-1].achieved_budget == result.achieved_budget
+    dense = [model.cost.dense(result.prompt_tokens + index) for index in range(128)]
+    assert sum(step.cost for step in steps) / sum(dense) == pytest.approx(result.achieved_budget)
+    relative = [step.cost / full for step, full in zip(steps[1:], dense, strict=True)]
+    assert relative == pytest.approx([step.relative_cost for step in steps[1:]])
+    assert result.peak_rss_mb > 10
+    assert result.time_to_first_token_ms > 0
+
+
+def test_the_same_call_gives_the_same_tokens(model: SolModel) -> None:
+    arguments = {"budget": 0.7, "schedule": "random", "seed": 7, "do_sample": True, "temperature": 1.5, **LONG}
+    first = model.generate(PROMPT, **arguments)
+    assert model.generate(PROMPT, **arguments).tokens == first.tokens
+    assert model.generate(model.tokenizer.encode(PROMPT), **arguments).tokens == first.tokens
+    assert model.generate(PROMPT, **{**arguments, "seed": 8}).tokens != first.tokens
+
+
+def test_end_tokens_and_stop_strings_end_the_text(model: SolModel) -> None:
+    full = model.generate(PROMPT, do_sample=True, temperature=3.0, top_k=0, seed=1, **LONG)
+    arguments = {"do_sample": True, "temperature": 3.0, "top_k": 0, "seed": 1, "max_new_tokens": 129}
+    end = full.tokens[20]
+    first = full.tokens.index(end)
+    ended = model.generate(PROMPT, **arguments, eos_token_id=[end])
+    assert ended.tokens == full.tokens[: first + 1]
+    assert ended.finish_reason == "stop"
+    assert ended.text == "".join(f" w{token}" for token in full.tokens[:first])
+    stopped = model.generate(PROMPT, **arguments, eos_token_id=[], stop_strings=[f"w{end} "])
+    assert f"w{end} " not in stopped.text
+    assert stopped.text.rstrip() == ended.text.rstrip()
+    assert stopped.finish_reason == "stop"
+
+
+def test_the_config_gives_the_end_token(bundle: Path, model: SolModel) -> None:
+    assert Bundle.open(bundle).config.model.eos_token_ids == (END,)
+    result = model.generate(PROMPT, do_sample=True, temperature=100.0, top_k=0, seed=3, max_new_tokens=250)
+    assert result.finish_reason == "stop"
+    assert result.tokens[-1] == END
+
+
+def test_the_context_ends_a_text(model: SolModel) -> None:
+    prompt = [5] * 250
+    result = model.generate(prompt, max_new_tokens=100, eos_token_id=[])
+    assert len(result.tokens) == 256 - 250 + 1
+    assert result.finish_reason == "length"
+    with pytest.raises(ContextError, match="257 tokens"):
+        model.generate([5] * 257)
+
+
+@pytest.mark.parametrize("prompt", ["", [], None])
+def test_empty_prompts(model: SolModel, prompt: str | list[int] | None) -> None:
+    with pytest.raises(UsageError, match="prompt"):
+        model.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"budget": 1.5}, "budget"),
+        ({"budget": float("nan")}, "budget"),
+        ({"schedule": "fast"}, "fast"),
+        ({"temprature": 1.0}, "temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"budget": 0.5, "bits": 5.0}, "contradict"),
+        ({"tokens_per_second": 10.0}, "calibrate"),
+    ],
+)
+def test_unusable_arguments(model: SolModel, arguments: dict[str, object], part: str) -> None:
+    with pytest.raises(UsageError, match=part):
+        model.stream(PROMPT, **arguments)
+
+
+def test_sol_needs_a_policy(tmp_path: Path) -> None:
+    without = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", prunes=(100,), bits=(8, 4)), provider="cpu")
+    assert without.generate(PROMPT, budget=0.8, max_new_tokens=8).schedule == "uniform"
+    with pytest.raises(UsageError, match="policy"):
+        without.generate(PROMPT, budget=0.8, schedule="sol")
+
+
+def test_a_closed_stream_leaves_everything_in_order(model: SolModel, tmp_path: Path) -> None:
+    expected = model.generate(PROMPT, budget=0.7, schedule="uniform", **LONG)
+    trace = tmp_path / "trace.jsonl"
+    stream = model.stream(PROMPT, budget=0.7, schedule="uniform", trace=trace, **LONG)
+    steps = [next(stream) for _ in range(10)]
+    stream.close()
+    assert stream.result is not None
+    assert stream.result.finish_reason == "closed"
+    assert stream.result.tokens == expected.tokens[:10] == [step.token for step in steps]
+    assert [record.token for record in read_trace(trace).records] == expected.tokens[:10]
+    with pytest.raises(StopIteration):
+        next(stream)
+    assert model.generate(PROMPT, budget=0.7, schedule="uniform", **LONG).tokens == expected.tokens
+
+
+def test_a_stream_closed_before_its_first_step(model: SolModel, tmp_path: Path) -> None:
+    stream = model.stream(PROMPT, trace=tmp_path / "trace.jsonl", **LONG)
+    stream.close()
+    assert stream.result is None
+    assert read_trace(tmp_path / "trace.jsonl").records == ()
+
+
+def test_two_generations_cannot_share_the_cache(model: SolModel) -> None:
+    first = model.stream(PROMPT, **LONG)
+    next(first)
+    model.generate(PROMPT, max_new_tokens=3)
+    with pytest.raises(UsageError, match="another one"):
+        next(first)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "random", "sol", FLOOR])
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_trace_replays(model: SolModel, tmp_path: Path, schedule: str, refresh: bool) -> None:
+    budget = {} if schedule == FLOOR else {"budget": 0.75}
+    path = tmp_path / "trace.jsonl"
+    first = model.generate(PROMPT, schedule=schedule, refresh=refresh, trace=path, **budget, **LONG)
+    trace = read_trace(path)
+    assert [record.token for record in trace.records] == first.tokens
+    assert trace.records[-1].achieved == first.achieved_budget
+    assert any(record.refresh for record in trace.records) == refresh
+    again = model.generate(replay=trace, **LONG)
+    assert again.first_difference is None
+    assert again.tokens == first.tokens
+    assert again.actions == first.actions
+    assert again.achieved_budget == pytest.approx(first.achieved_budget)
+    other = replace(trace.records[40], token=(trace.records[40].token + 1) % 86)
+    changed = replace(trace, records=(*trace.records[:40], other, *trace.records[41:]))
+    assert model.generate(replay=changed, **LONG).first_difference == 40
+
+
+def test_a_trace_of_something_else(model: SolModel, tmp_path: Path) -> None:
+    model.generate(PROMPT, trace=tmp_path / "trace.jsonl", max_new_tokens=4)
+    trace = read_trace(tmp_path / "trace.jsonl")
+    with pytest.raises(UsageError, match="prompt is not"):
+        model.generate("w7", replay=trace)
+    other = replace(trace, header=replace(trace.header, config_sha256="0" * 64))
+    with pytest.raises(UsageError, match="another bundle"):
+        model.generate(replay=other)
+
+
+def test_refresh_leaves_the_cache_of_the_dense_model(bundle: Path, model: SolModel) -> None:
+    """After a refresh the next step sees what it would see had every step been dense; without one it does not."""
+    dense = Action(100, 100, 8)
+    probe = {}
+    for refresh in (False, True):
+        result = model.generate(PROMPT, schedule=FLOOR, refresh=refresh, max_new_tokens=17, eos_token_id=[])
+        assert model.engine.length == result.prompt_tokens + 16
+        probe[refresh] = model.engine.forward((1,), dense).logits[0].copy()
+        tokens = list(model.engine.tokens)
+        fresh = Engine(Bundle.open(bundle), provider="cpu")
+        expected = fresh.forward(tokens, dense).logits[0]
+        error = float(np.abs(probe[refresh] - expected).max())
+        assert (error < 0.1) == refresh
+
+
+def test_refresh_is_charged(model: SolModel) -> None:
+    plain = model.generate(PROMPT, schedule=FLOOR, **LONG)
+    refreshed = model.generate(PROMPT, schedule=FLOOR, refresh=True, **LONG)
+    start = plain.prompt_tokens
+    costs = [model.cost.refresh(start + 16 * index, 16) for index in range(8)]
+    full = sum(model.cost.dense(start + index) for index in range(128))
+    assert refreshed.achieved_budget - plain.achieved_budget == pytest.approx(sum(costs) / full)
+
+
+def test_the_policy_is_charged(model: SolModel) -> None:
+    assert model.cost.policy() > 0
+    steps = list(model.stream(PROMPT, schedule="sol", budget=0.8, **LONG))
+    for index, step in enumerate(steps[1:]):
+        assert step.cost == model.cost.step(step.action, 6 + index) + model.cost.policy()
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "sol", FLOOR])
+def test_scores_are_those_of_generation(model: SolModel, schedule: str) -> None:
+    budget = {} if schedule == FLOOR else {"budget": 0.8}
+    prompt = model.tokenizer.encode(PROMPT)
+    steps = list(model.stream(prompt, schedule=schedule, **budget, **LONG))
+    tokens = prompt + [step.token for step in steps]
+    scores = model.score(tokens, context=len(prompt), schedule=schedule, **budget)
+    assert np.array_equal(scores.logprobs, [step.logprob for step in steps])
+    assert scores.achieved_budget == steps[-1].achieved_budget
+    assert sum(scores.actions.values()) == 128
+
+
+@pytest.mark.parametrize(("tokens", "context"), [([1], 1), ([1, 2], 2), ([1, 2], 0), ([], 1)])
+def test_nothing_to_score(model: SolModel, tokens: list[int], context: int) -> None:
+    with pytest.raises(UsageError, match="score"):
+        model.score(tokens, context=context)
+
+
+def test_chat_keeps_what_was_said(model: SolModel) -> None:
+    messages = [{"role": "user", "content": "w1 w2 w3"}]
+    first = model.generate(messages, max_new_tokens=20, eos_token_id=[], budget=0.7, schedule="uniform")
+    assert first.cached_tokens in (0, first.prompt_tokens - 1)
+    messages += [{"role": "assistant", "content": first.text.strip()}, {"role": "user", "content": "w4"}]
+    second = model.generate(messages, max_new_tokens=5, eos_token_id=[])
+    assert second.prompt_tokens == first.prompt_tokens + 20 + 3
+    assert second.cached_tokens == first.prompt_tokens + 19
+    edited = [{"role": "user", "content": "w1 w9"}]
+    third = model.generate(edited, max_new_tokens=5, eos_token_id=[])
+    assert third.cached_tokens == 2
+    alone = model.generate(edited, max_new_tokens=5, eos_token_id=[], reuse_cache=False)
+    assert alone.cached_tokens == 0
+    assert alone.tokens == third.tokens
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "tiny", prunes=(100,), bits=(8,))
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["model"]["vocab"] |= {f"extra{index}": 90 + index for index in range(10)}
+    path.write_text(json.dumps(document))
+    seal(folder, SolConfig.from_json(folder / CONFIG_NAME))
+    with pytest.raises(BundleError, match="100 tokens, expected at most the model's 90"):
+        SolModel.from_pretrained(folder, provider="cpu").generate(PROMPT)
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, sol_rt; print({'onnxruntime', 'numpy', 'tokenizers', 'jinja2'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+    code = (
+        "import sys; from sol_rt import SolModel; print({'torch', 'transformers', 'onnx', 'gguf'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
