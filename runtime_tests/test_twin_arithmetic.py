@@ -54,7 +54,7 @@ def _reference(name):
         if parameter.ndim == 1:
             parameter.data += 0.2 * torch.randn_like(parameter)
     decoder = from_hf_config(config.to_dict() | {"architectures": [type(model).__name__]})
-    return model, from_tensors(decoder, model.state_dict().get, FloatMatrix)
+    return model, from_tensors(decoder, model.state_dict().__getitem__, FloatMatrix)
 
 
 def _tokens(rows, count, seed=1):

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry
 from sol_rt.export.architecture import BLOCK, FAMILIES, Decoder, from_hf_config
+from sol_rt.export.checkpoint import check_tensors, open_checkpoint
+from sol_rt.export.checkpoint import matrices as checkpoint_matrices
+from sol_rt.export.checkpoint import vectors as checkpoint_vectors
 from sol_rt.export.quantize import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.rope import tables
 
@@ -154,6 +157,10 @@ class ModelWeights(nn.Module):
             self._prunes[prune] = prune_counts(prune, d.hidden_size, d.intermediate_size, d.gated)
         return self._prunes[prune]
 
+    def state(self) -> dict[str, Tensor]:
+        """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""
+        return dict(self.named_buffers())
+
     def release(self) -> None:
         """Drops all dequantized levels; they come back on use."""
         for matrix in self._matrices.values():
@@ -224,43 +231,48 @@ def _unpacked(plane: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     return blocks.transpose(1, 0, 2).reshape(plane.shape[1], -1)
 
 
+def read_checkpoint(
+    path: Path | str, matrix: Callable[[Tensor], Matrix] | None = None, max_context: int | None = None
+) -> ModelWeights:
+    """The weights of a checkpoint folder or `.gguf` file, quantized as its bundle would be.
+
+    Args:
+        path: what `sol_rt.export.checkpoint.open_checkpoint` takes.
+        matrix: as in `from_tensors`; `quantized` where None.
+        max_context: rows of the rope tables; the model's own context where None.
+
+    Raises CheckpointError where the checkpoint is damaged or of an unknown architecture.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    decoder = from_hf_config(checkpoint.config, max_context)
+    check_tensors(checkpoint, decoder, FAMILIES[decoder.family])
+    return from_tensors(decoder, lambda name: torch.tensor(checkpoint.read(name)), matrix or quantized)
+
+
 def from_tensors(
-    decoder: Decoder, read: Callable[[str], Tensor | None], matrix: Callable[[Tensor], Matrix]
+    decoder: Decoder, read: Callable[[str], Tensor], matrix: Callable[[Tensor], Matrix] = quantized
 ) -> ModelWeights:
     """Assembles a checkpoint's weights.
 
     Args:
         decoder: description of the checkpoint.
-        read: tensor of a name as in the Hugging Face checkpoint (with `.weight` or `.bias`), None where there is none.
-        matrix: makes a matrix of float32 [N, K], for example `FloatMatrix` or `quantized`.
+        read: tensor of a name as in the Hugging Face checkpoint (with `.weight` or `.bias`).
+        matrix: makes a matrix of float32 [N, K]: `quantized`, or `FloatMatrix` for the source's own weights.
     """
     names = FAMILIES[decoder.family].names
-    matrices: dict[str, Matrix] = {}
-    vectors: dict[str, Tensor] = {}
-
-    def add(name: str, modules: tuple[str, ...], is_matrix: bool) -> None:
-        parts = {kind: [read(f"{module}.{kind}") for module in modules] for kind in ("weight", "bias")}
-        weights = [part.float() for part in parts["weight"] if part is not None]
-        biases = [part.float() for part in parts["bias"] if part is not None]
-        if is_matrix:
-            matrices[name] = matrix(torch.cat(weights))
-        else:
-            vectors[f"{name}.weight"] = torch.cat(weights) + decoder.norm_offset
-        if biases:
-            vectors[f"{name}.bias"] = torch.cat(biases)
-
-    add("embed", (names.embed,), is_matrix=True)
-    add("final_norm", (names.final_norm,), is_matrix=False)
-    if not decoder.tied:
-        add("head", (names.head,), is_matrix=True)
-    for i in range(decoder.num_layers):
-        parts = {"qkv": names.qkv, "o": (names.o,), "up": names.up, "down": (names.down,)}
-        for part, modules in parts.items():
-            add(f"layers.{i}.{part}", tuple(module.format(i=i) for module in modules), is_matrix=True)
-        for part, module in {"attn_norm": names.attn_norm, "mlp_norm": names.mlp_norm}.items():
-            if module is not None:
-                add(f"layers.{i}.{part}", (module.format(i=i),), is_matrix=False)
-    vectors["rope.cos"], vectors["rope.sin"] = (
-        torch.from_numpy(table) for table in tables(decoder.rope, 0, decoder.max_context)
+    joined = {
+        name: torch.cat([read(tensor).float() for tensor in tensors])
+        for name, tensors in checkpoint_vectors(decoder, names).items()
+    }
+    for name, vector in joined.items():
+        if name.endswith("norm.weight"):
+            vector += decoder.norm_offset
+    cos, sin = (torch.from_numpy(table) for table in tables(decoder.rope, 0, decoder.max_context))
+    return ModelWeights(
+        decoder,
+        {
+            name: matrix(torch.cat([read(f"{module}.weight").float() for module in modules]))
+            for name, modules in checkpoint_matrices(decoder, names).items()
+        },
+        {**joined, "rope.cos": cos, "rope.sin": sin},
     )
-    return ModelWeights(decoder, matrices, vectors)

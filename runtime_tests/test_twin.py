@@ -1,0 +1,192 @@
+"""Twin and runtime are one arithmetic; and the twin is the model that the checkpoint holds.
+
+Both add float32 numbers in different orders, so now and then a value on a border is rounded to the other int8 code, or
+another of two nearly equal channels or pages is kept, and that step's logits move visibly. Differences are in units of
+the logits' standard deviation. In single steps both read the same keys and values (the runtime's), so that one flip
+doesn't show in all later steps: nearly all steps then agree to rounding, and what disagrees does so by a flip's worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from random_decoder import CONFIGS, describe  # noqa: E402
+from tiny_bundle import write_bundle  # noqa: E402
+
+from sol_rt.actions import Action  # noqa: E402
+from sol_rt.bundle import Bundle  # noqa: E402
+from sol_rt.engine import Engine  # noqa: E402
+from sol_rt.train.kv_cache import KVCache  # noqa: E402
+from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
+from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
+
+EXACT = 1e-3  # what float32 order alone explains
+FLIP = 0.5  # what a flip in a model of 64 channels explains
+SHARE = 0.75  # of the steps have no flip
+REAL_FLIPS = 0.1  # what flips in a model of 576 channels explain
+KEEPS = (100, 30, 10)
+CONTEXT, STEPS = 150, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Torch's threads would wait for processors that ONNX Runtime's are spinning on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Twin]:
+    """A bundle of random codes and its twin."""
+    folder = tmp_path_factory.mktemp(request.param)
+    bundle = Bundle.open(write_bundle(folder, request.param, prunes=(100, 75, 50, 25)))
+    weights = read_blob(folder / bundle.config.weights_file, bundle.config.tensors, describe(request.param))
+    return bundle, Twin(weights)
+
+
+def _tokens(count: int, vocabulary: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(3, vocabulary, count)
+
+
+def _difference(got: torch.Tensor, expected: np.ndarray) -> float:
+    return float(np.abs(got.numpy() - expected).max() / expected.std())
+
+
+def _take_over(engine: Engine, cache: KVCache) -> None:
+    """Copies the engine's cache into a row of the twin's."""
+    cache.reserve(engine.length + 1)
+    cache.lengths[:] = engine.length
+    buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
+    for layer in range(len(cache.keys)):
+        parts = (cache.keys, cache.values, cache.page_min, cache.page_max)
+        for part, buffer in zip(parts, buffers[4 * layer :], strict=False):
+            rows = min(buffer.shape[2], part.shape[3])
+            part[layer, 0, :, :rows] = torch.from_numpy(buffer[0, :, :rows])
+
+
+def _check_steps(engine: Engine, twin: Twin, keeps: tuple[int, ...]) -> None:
+    """Some steps of every variant at every keep, each after the same dense prefill."""
+    config = engine.bundle.config
+    tokens = _tokens(CONTEXT + STEPS, config.model.vocab_size)
+    engine.forward(tokens[:CONTEXT], config.dense)
+    cache = twin.new_cache(1)
+    for variant in config.variants.values():
+        differences = []
+        for keep in keeps:
+            action = Action(keep, variant.prune, variant.bits)
+            engine.truncate(CONTEXT)
+            for token in tokens[CONTEXT:].tolist():
+                _take_over(engine, cache)
+                expected = engine.forward([token], action)
+                logits, hidden = twin.step(torch.tensor([token]), [action], cache)
+                differences.append(max(_difference(logits, expected.logits), _difference(hidden, expected.hidden)))
+        assert (np.array(differences) < EXACT).mean() >= SHARE, (variant.key, differences)
+        assert max(differences) < FLIP, (variant.key, differences)
+
+
+def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, Twin]) -> None:
+    bundle, twin = tiny
+    _check_steps(Engine(bundle, provider="cpu"), twin, KEEPS)
+
+
+def test_steps_equal_the_function_bodies_of_the_runtime(tiny: tuple[Bundle, Twin]) -> None:
+    bundle, twin = tiny
+    _check_steps(Engine(bundle, provider="cpu", native_ops=False), twin, (30,))
+
+
+def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
+    """All positions of a pass over 40 tokens, dense attention, every variant: a flip reaches the positions after it."""
+    bundle, twin = tiny
+    engine = Engine(bundle, provider="cpu")
+    tokens = _tokens(40, bundle.config.model.vocab_size)
+    for variant in bundle.config.variants.values():
+        action = Action(10, variant.prune, variant.bits)
+        engine.reset()
+        expected = engine.forward(tokens, action, num_logits=40).logits
+        got, _ = twin(torch.from_numpy(tokens)[None], action, twin.new_cache(1))
+        error = np.sqrt(np.mean((got[0].numpy() - expected) ** 2)) / expected.std()
+        assert error < 0.05, (action.tag, error)
+
+
+def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
+    """Every action of the bundle at once, one a row, from one dense prefill that the runtime made."""
+    bundle, twin = tiny
+    engine = Engine(bundle, provider="cpu")
+    tokens = _tokens(CONTEXT + 1, bundle.config.model.vocab_size)
+    actions = [
+        Action(keep, variant.prune, variant.bits) for variant in bundle.config.variants.values() for keep in KEEPS
+    ]
+    engine.forward(tokens[:CONTEXT], bundle.config.dense)
+    cache = twin.new_cache(1)
+    _take_over(engine, cache)
+    cache = cache.select(torch.zeros(len(actions), dtype=torch.int64))
+    logits, _ = twin.step(torch.full((len(actions),), int(tokens[-1])), actions, cache)
+    differences = []
+    for row, action in enumerate(actions):
+        engine.truncate(CONTEXT)
+        differences.append(_difference(logits[row], engine.forward(tokens[-1:], action).logits[0]))
+    assert (np.array(differences) < EXACT).mean() >= SHARE, differences
+    assert max(differences) < FLIP, differences
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_twin_of_a_checkpoint_is_the_twin_of_its_bundle(family: str, request: pytest.FixtureRequest) -> None:
+    made = read_checkpoint(request.getfixturevalue(f"{family}_checkpoint"))
+    read = read_bundle(request.getfixturevalue(f"{family}_bundle"))
+    assert made.decoder == read.decoder
+    assert made.state().keys() == read.state().keys()
+    for name, value in made.state().items():
+        assert torch.equal(value, read.state()[name]), name
+    for prune in (100, 75, 50, 25):
+        assert made.keep_counts(prune) == read.keep_counts(prune)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_exported_bundle_runs_as_its_twin(family: str, request: pytest.FixtureRequest) -> None:
+    bundle = Bundle.open(request.getfixturevalue(f"{family}_bundle"))
+    _check_steps(Engine(bundle, provider="cpu"), Twin(read_bundle(bundle.path)), KEEPS)
+
+
+def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
+    """SmolLM2: 30 layers and 576 channels, so most steps have a flip somewhere, and each moves little."""
+    bundle = Bundle.open(smollm2_bundle)
+    engine, twin = Engine(bundle, provider="cpu"), Twin(read_bundle(bundle.path))
+    tokens = _tokens(CONTEXT + 2, bundle.config.model.vocab_size)
+    engine.forward(tokens[:CONTEXT], bundle.config.dense)
+    cache = twin.new_cache(1)
+    for variant in bundle.config.variants.values():
+        for keep in (100, 30):
+            engine.truncate(CONTEXT)
+            for token in tokens[CONTEXT:].tolist():
+                _take_over(engine, cache)
+                action = Action(keep, variant.prune, variant.bits)
+                expected = engine.forward([token], action).logits
+                logits, _ = twin.step(torch.tensor([token]), [action], cache)
+                assert _difference(logits, expected) < REAL_FLIPS, action.tag
+        twin.weights.release()
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_twin_is_the_checkpoint_s_model(family: str, request: pytest.FixtureRequest) -> None:
+    """Nothing rounded: to 1e-4. With 8-bit weights, int8 activations and float16 cache: root mean square within 5%."""
+    folder: Path = request.getfixturevalue(f"{family}_checkpoint")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.from_numpy(_tokens(60, model.config.vocab_size))[None]
+    with torch.no_grad():
+        expected = model(tokens).logits
+    dense = Action(100, 100, 8)
+    unrounded = Twin(read_checkpoint(folder, FloatMatrix), UNROUNDED)
+    got, _ = unrounded(tokens, dense, unrounded.new_cache(1))
+    assert (got - expected).abs().max() / expected.std() < 1e-4
+    twin = Twin(read_checkpoint(folder))
+    rounded, _ = twin(tokens, dense, twin.new_cache(1))
+    assert (rounded - expected).square().mean().sqrt() / expected.std() < 0.05
