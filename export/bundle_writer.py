@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from sol_rt import ops
 from sol_rt._version import __version__
 from sol_rt.actions import Action
@@ -34,15 +32,14 @@ from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export import memory, tokenizer_files
 from sol_rt.export import parity as parity_report
 from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config
-from sol_rt.export.blob import BlobWriter, blob_bytes, is_channel_major, layout
+from sol_rt.export.blob import blob_bytes, layout
+from sol_rt.export.blob_filler import fill_blob
 from sol_rt.export.card import model_card
-from sol_rt.export.checkpoint import Checkpoint, check_tensors, matrices, matrix_shape, open_checkpoint, vectors
+from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from sol_rt.export.graph import build_variant, prune_counts, weight_bytes
 from sol_rt.export.policy_file import read_policy
 from sol_rt.export.policy_graph import build_policy
 from sol_rt.export.progress import Progress, silent
-from sol_rt.export.quantize import pack_base_block_major, pack_base_channel_major, pack_plane, quantize_matrix
-from sol_rt.export.rope import tables
 from sol_rt.home import checkpoints_dir
 from sol_rt.pull import resolve
 from sol_rt.recipes import aliases
@@ -130,7 +127,7 @@ def export_bundle(
     memory.require_memory(needed, memory.available_memory())
     memory.require_disk(output.parent, size + _SMALL_FILES)
     with _aside(output) as folder:
-        _write_weights(folder / WEIGHTS, checkpoint, decoder, family, tensors, 6 in ladders.bits, report)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, 6 in ladders.bits, report)
         _write_texts(folder, checkpoint, decoder)
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy)
@@ -167,9 +164,7 @@ def _check_output(output: Path) -> None:
     if output.is_dir() and ((output / CONFIG_NAME).is_file() or not any(output.iterdir())):
         return
     if output.exists() or output.is_symlink():
-        raise UsageError(
-            f"output {output}: it is there already and no bundle, so it is not replaced; choose another place"
-        )
+        raise UsageError(f"output {output}: it is there already and no bundle, so it stays; choose another place")
 
 
 @contextmanager
@@ -197,86 +192,6 @@ def _aside(output: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_weights(
-    path: Path,
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    family: Family,
-    tensors: Mapping[str, TensorEntry],
-    six_bits: bool,
-    progress: Progress,
-) -> None:
-    sources = matrices(decoder, family.names)
-    total = sum(rows * columns for rows, columns in (matrix_shape(decoder, matrix) for matrix in sources))
-    done = 0
-    with BlobWriter(path, tensors) as blob:
-        for vector, parts in vectors(decoder, family.names).items():
-            blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
-        _write_rope(blob, decoder)
-        for matrix, modules in sources.items():
-            first = 0
-            for module in modules:
-                tensor = f"{module}.weight"
-                rows, columns = checkpoint.shape(tensor)
-                for start, stop in _pieces(rows, columns):
-                    weights = checkpoint.read(tensor, start, stop)
-                    _write_rows(blob, matrix, tensors, first + start, weights, tensor, six_bits)
-                    done += weights.size
-                    progress("quantizing weights", done, total)
-                first += rows
-
-
-def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    # an even number of rows, as two outputs share a byte of a channel-major base plane
-    step = max(2, memory.PIECE_WEIGHTS // columns // 2 * 2)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def _write_rows(
-    blob: BlobWriter,
-    matrix: str,
-    tensors: Mapping[str, TensorEntry],
-    first: int,
-    weights: np.ndarray,
-    tensor: str,
-    six_bits: bool,
-) -> None:
-    """Quantizes outputs first … of a matrix, float32 [n, K], into their places in the blob."""
-    planes = sum(f"{matrix}.plane{plane}" in tensors for plane in (1, 2))
-    nested = quantize_matrix(weights, planes, tensor, six_bits)
-    last = first + len(weights)
-    if is_channel_major(matrix):
-        blob.view(f"{matrix}.base")[:, first // 2 : last // 2] = pack_base_channel_major(nested.q)
-    else:
-        blob.view(f"{matrix}.base")[:, first:last] = pack_base_block_major(nested.q)
-    blob.view(f"{matrix}.scale")[:, first:last] = nested.scale
-    blob.view(f"{matrix}.zero")[:, first:last] = nested.zero
-    for plane, codes in ((1, nested.b), (2, nested.c)):
-        if codes is not None:
-            blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
-
-
-def _vector(checkpoint: Checkpoint, parts: tuple[str, ...]) -> np.ndarray:
-    values = [checkpoint.read(part) for part in parts]
-    for part, value in zip(parts, values, strict=True):
-        if not np.isfinite(value).all():
-            raise CheckpointError(f"tensor {part}: got NaN or infinite weights, expected finite ones; it is damaged")
-    return np.concatenate(values)
-
-
-def _offset(decoder: Decoder, vector: str) -> float:
-    return decoder.norm_offset if vector.endswith("norm.weight") else 0.0
-
-
-def _write_rope(blob: BlobWriter, decoder: Decoder) -> None:
-    step = 1 << 12
-    for start in range(0, decoder.max_context, step):
-        stop = min(start + step, decoder.max_context)
-        cos, sin = tables(decoder.rope, start, stop - start)
-        blob.view("rope.cos")[start:stop] = cos
-        blob.view("rope.sin")[start:stop] = sin
-
-
 def _write_texts(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
     checkpoint.write_tokenizer(folder)
     tokenizer_files.check_vocabulary(folder, decoder.vocab_size)
@@ -293,7 +208,7 @@ def _model_dims(
         ids = found if isinstance(found, list) else [] if found is None else [found]
         if not all(isinstance(token, int) and 0 <= token < decoder.vocab_size for token in ids):
             raise CheckpointError(
-                f"{checkpoint.path}: {key}: got {found}, expected ids from 0 to {decoder.vocab_size - 1}, the vocabulary"
+                f"{checkpoint.path}: {key}: got {found}, expected ids of the vocabulary, 0 to {decoder.vocab_size - 1}"
             )
         return ids
 

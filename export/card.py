@@ -7,7 +7,7 @@ from sol_rt.export.parity import Parity
 
 
 def model_card(config: SolConfig, parity: Parity | None) -> str:
-    """README.md: what the bundle is, where it comes from, what its variants read and how close they are to the source."""
+    """README.md: what the bundle is, where it comes from, what its variants read, how close they are to the source."""
     model = config.model
     lines = [
         "---",
@@ -33,7 +33,7 @@ def model_card(config: SolConfig, parity: Parity | None) -> str:
         "",
         "## Variants",
         "",
-        "`sPPP` is the share of MLP channels kept, `qB` the weight bits; bytes are what one decode step reads of the weights.",
+        "`sPPP` is the share of MLP channels kept, `qB` the weight bits; megabytes are what a step reads of weights.",
         "",
         "| variant | MB a step | of dense |",
         "|---|---|---|",
@@ -45,8 +45,9 @@ def model_card(config: SolConfig, parity: Parity | None) -> str:
     if parity is None:
         return "\n".join([*lines, "Not compared when it was exported.", ""])
     lines += [
-        f"Logits of the unpruned variants against transformers in float32 with the source's weights, over {parity.tokens}",
-        "tokens of plain English, read in one pass. KL is the mean divergence of the source's distribution, in nats.",
+        "Logits of the unpruned variants against transformers in float32 with the source's weights, over",
+        f"{parity.tokens} tokens of plain English, read in one pass. KL is the mean divergence of the source's",
+        "distribution, in nats.",
         "",
         "| variant | largest logit difference | KL | same top token |",
         "|---|---|---|---|",

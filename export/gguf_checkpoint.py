@@ -82,7 +82,7 @@ class GgufCheckpoint:
                 f"{self.path}: tensor {tensor.name}: type {tensor.tensor_type.name} can't be read; "
                 "take a file of type F16, Q8_0 or a K quantization"
             ) from error
-        return np.asarray(values, np.float32)
+        return np.require(values, np.float32, "W")  # float32 tensors come as views of the read-only mapping
 
     def _is_tied(self, names: TensorNames) -> bool:
         """No output matrix, or one that is the embedding in another quantization, as some converters write it."""

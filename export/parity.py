@@ -1,7 +1,7 @@
 """The parity report: the exported graphs against transformers, on a short text, from the source's own weights.
 
-transformers runs in float32 a layer at a time: its model is built without storage, one decoder layer gets its weights, runs
-all tokens and gives them back. So the reference of a 2.7B model needs the memory of one layer.
+transformers runs in float32 a layer at a time: its model is built without storage, one decoder layer gets its weights,
+runs all tokens and gives them back. So the reference of a 2.7B model needs the memory of one layer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sol_rt.export.progress import Progress
 from sol_rt.tokenizer import Tokenizer
 
 TEXT = (
-    "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one line "
-    "in the book: wind from the west, two ships, no rain. Years later somebody found the book and read it aloud."
+    "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one "
+    "line in the book: wind from the west, two ships, no rain. Years later somebody found the book and read it aloud."
 )
 _MAX_TOKENS = 64
 _HEAD_ROWS = 1 << 14
@@ -111,9 +111,8 @@ def reference_logits(
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
-    x = torch.from_numpy(np.concatenate([_row(checkpoint, f"{family.names.embed}.weight", token) for token in ids]))[
-        None
-    ]
+    embed = f"{family.names.embed}.weight"
+    x = torch.from_numpy(np.concatenate([checkpoint.read(embed, token, token + 1) for token in ids]))[None]
     positions = torch.arange(len(ids))[None]
     # its table of frequencies isn't a weight of the checkpoint, so it is made again, with storage
     rotary = type(model.model.rotary_emb)(config=config)
@@ -140,10 +139,6 @@ def _config(checkpoint: Checkpoint, decoder: Decoder) -> Any:
     if rope.get("rope_type") == "longrope" and decoder.max_context > rope["original_max_position_embeddings"]:
         rope["short_factor"] = rope["long_factor"]  # as the bundle, whose one table is for long contexts
     return config
-
-
-def _row(checkpoint: Checkpoint, name: str, row: int) -> npt.NDArray[np.float32]:
-    return checkpoint.read(name, row, row + 1)
 
 
 def _fill(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
