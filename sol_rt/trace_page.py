@@ -135,7 +135,7 @@ def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
     if not steps:
         return '<p class="quiet">No decode steps.</p>'
     last = max(steps[-1].step, 2)
-    top = max(1.0, *(record.relative_cost for record in steps), *(record.achieved for record in steps))
+    top = max(1.0, *(record.relative_cost for record in _plain(steps)), *(record.achieved for record in steps))
 
     def x(step: float) -> float:
         return _LEFT + (step - 1) / (last - 1) * (_WIDTH - _LEFT - _RIGHT)
@@ -163,7 +163,7 @@ def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
             f"<title>requested {budget:.3f}</title></line>"
         )
     for record in steps:
-        parts.append(f'<circle cx="{x(record.step):.1f}" cy="{y(record.relative_cost):.1f}" r="1.8"/>')
+        parts.append(f'<circle cx="{x(record.step):.1f}" cy="{y(min(record.relative_cost, top)):.1f}" r="1.8"/>')
         if record.refresh:
             parts.append(f'<path class="lump" d="M{x(record.step):.1f} {_HEIGHT - _BOTTOM}v-7"/>')
     line = " ".join(f"{x(record.step):.1f},{y(record.achieved):.1f}" for record in steps)
@@ -265,29 +265,67 @@ thead th {{ color: var(--quiet); font-size: .8rem; }}
 .bar i {{ display: block; height: .95rem; border-radius: 3px; min-width: 2px; border: 1px solid var(--dot); }}
 #tip {{ position: absolute; z-index: 1; max-width: 22rem; padding: .45rem .65rem; border-radius: 6px;
  background: var(--tip); color: var(--tip-ink); font-size: .8rem; white-space: pre-line; pointer-events: none; }}
-     .quiet, footer {{ color: var(--quiet); font-size: .8rem; }} footer {{ margin-top: 2rem; overflow-wrap: anywhere;
-     }} </style> </head> <body> <h1>{heading}</h1> <dl>{summary}</dl> <h2 id="cost">Cost of each token</h2> <p
-     class="key"><span>{scale}</span></p> <div id="text" dir="auto" tabindex="0" role="group" aria-labelledby="cost"
-     aria-describedby="tip">{prompt}{text}</div> <h2>Budget</h2> <p class="key"><span><b></b>achieved so
-     far</span><span><b class="asked"></b>requested, ± 0.02</span> <span><b class="one"></b>one step</span></p>
-     {chart} <h2>Actions</h2> <table><thead><tr><th scope="col">action</th><th></th><th scope="col">steps</th><th
-     scope="col">share</th> <th scope="col">of dense</th></tr></thead><tbody>{actions}</tbody></table>
-     <footer>{foot}</footer> <div id="tip" role="status" hidden></div> <script> const text =
-     document.getElementById("text"), tip = document.getElementById("tip"); const chart =
-     document.querySelector("svg"), cursor = document.getElementById("cursor"); const tokens =
-     [...text.querySelectorAll(".t")]; for (const token of tokens) {{ token.dataset.facts = token.title;
-     token.removeAttribute("title"); }} let at = -1; function show(index) {{ if (at >= 0)
-     tokens[at].classList.remove("on"); at = index; tip.hidden = at < 0; if (cursor) cursor.setAttribute("visibility",
-     "hidden"); if (at < 0) return; const token = tokens[at]; token.classList.add("on"); tip.textContent =
-     token.dataset.facts; const box = token.getClientRects()[0] || token.getBoundingClientRect(); const left =
-     Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8); tip.style.left = Math.max(8,
-     left) + scrollX + "px"; tip.style.top = box.bottom + scrollY + 6 + "px"; if (cursor && token.dataset.step) {{
-     const {{left, right, last}} = chart.dataset; const x = +left + (token.dataset.step - 1) / (last - 1) * (right -
-     left); cursor.setAttribute("x1", x); cursor.setAttribute("x2", x); cursor.setAttribute("visibility", "visible");
-     }} }} text.addEventListener("pointerover", event => {{ const token = event.target.closest(".t"); if (token)
-     show(tokens.indexOf(token)); }}); text.addEventListener("pointerleave", () => show(-1));
-     text.addEventListener("blur", () => show(-1)); text.addEventListener("keydown", event => {{ const step =
-     {{ArrowRight: 1, ArrowLeft: -1}}[event.key]; if (step && tokens.length) {{ event.preventDefault();
-     show(Math.min(Math.max(at + step, 0), tokens.length - 1)); }} if (event.key === "Escape") show(-1); }});
-     </script> </body> </html>
+.quiet, footer {{ color: var(--quiet); font-size: .8rem; }}
+footer {{ margin-top: 2rem; overflow-wrap: anywhere; }}
+</style>
+</head>
+<body>
+<h1>{heading}</h1>
+<dl>{summary}</dl>
+<h2 id="cost">Cost of each token</h2>
+<p class="key"><span>{scale}</span>{refreshed}</p>
+<div id="text" dir="auto" tabindex="0" role="group" aria-labelledby="cost" aria-describedby="tip">{prompt}{text}</div>
+<h2>Budget</h2>
+<p class="key"><span><b></b>achieved so far</span><span><b class="asked"></b>requested, ± 0.02</span>
+<span><b class="one"></b>one step</span></p>
+{chart}
+<h2>Actions</h2>
+<table><thead><tr><th scope="col">action</th><th></th><th scope="col">steps</th><th scope="col">share</th>
+<th scope="col">of dense</th></tr></thead><tbody>{actions}</tbody></table>
+<footer>{foot}</footer>
+<div id="tip" role="status" hidden></div>
+<script>
+const text = document.getElementById("text"), tip = document.getElementById("tip");
+const chart = document.querySelector("svg"), cursor = document.getElementById("cursor");
+const tokens = [...text.querySelectorAll(".t")];
+for (const token of tokens) {{ token.dataset.facts = token.title; token.removeAttribute("title"); }}
+let at = -1;
+function show(index) {{
+  if (at >= 0) tokens[at].classList.remove("on");
+  at = index;
+  tip.hidden = at < 0;
+  if (cursor) cursor.setAttribute("visibility", "hidden");
+  if (at < 0) return;
+  const token = tokens[at];
+  token.classList.add("on");
+  tip.textContent = token.dataset.facts;
+  const box = token.getClientRects()[0] || token.getBoundingClientRect();
+  const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
+  tip.style.left = Math.max(8, left) + scrollX + "px";
+  tip.style.top = box.bottom + scrollY + 6 + "px";
+  if (cursor && token.dataset.step) {{
+    const {{left, right, last}} = chart.dataset;
+    const x = +left + (token.dataset.step - 1) / (last - 1) * (right - left);
+    cursor.setAttribute("x1", x);
+    cursor.setAttribute("x2", x);
+    cursor.setAttribute("visibility", "visible");
+  }}
+}}
+text.addEventListener("pointerover", event => {{
+  const token = event.target.closest(".t");
+  if (token) show(tokens.indexOf(token));
+}});
+text.addEventListener("pointerleave", () => show(-1));
+text.addEventListener("blur", () => show(-1));
+text.addEventListener("keydown", event => {{
+  const step = {{ArrowRight: 1, ArrowLeft: -1}}[event.key];
+  if (step && tokens.length) {{
+    event.preventDefault();
+    show(Math.min(Math.max(at + step, 0), tokens.length - 1));
+  }}
+  if (event.key === "Escape") show(-1);
+}});
+</script>
+</body>
+</html>
 """
