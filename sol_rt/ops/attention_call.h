@@ -2,6 +2,7 @@
 #pragma once
 
 #include <hwy/base.h>
+#include <hwy/cache_control.h>
 
 #include <atomic>
 #include <cstdint>
@@ -19,6 +20,12 @@ inline constexpr float kLog2E = 1.44269504088896341f;
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t RoundUp(int64_t a, int64_t b) { return DivideUp(a, b) * b; }
+
+// Keys and values come from memory: between two steps the weights of the whole model pass through the caches. The hardware foresees neither
+// the first lines of a stream nor where the next selected page lies.
+inline void PrefetchBytes(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(static_cast<const char*>(from) + i);
+}
 
 struct AttentionCall {
   int64_t heads;       // H, query heads
@@ -56,6 +63,7 @@ struct AttentionCall {
   hwy::float16_t* ValueRow(int64_t kv_head, int64_t position) const {
     return value + (kv_head * capacity + position) * head_dim;
   }
+  int64_t RowBytes() const { return head_dim * static_cast<int64_t>(sizeof(hwy::float16_t)); }
   int64_t SummaryOffset(int64_t kv_head, int64_t page) const {
     return (kv_head * (capacity / kPageSize) + page) * head_dim;
   }

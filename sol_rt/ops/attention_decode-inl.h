@@ -16,6 +16,9 @@ namespace HWY_NAMESPACE {
 
 // Heads of a group that share one pass over keys and values, bounded by registers.
 inline constexpr int64_t kMaxHeads = 4;
+// How far ahead of the arithmetic old pages' summaries and attended pages are fetched.
+inline constexpr int64_t kSummariesAhead = 16;
+inline constexpr int64_t kPagesAhead = 4;
 // Vectors of a value row accumulated in registers for each of those heads.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
 inline constexpr int kValueVectors = 4;
@@ -77,6 +80,11 @@ void ScorePages(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   const hn::RebindToSigned<Quad> di;
   int32_t* scores = plan.page_scores + kv_head * plan.score_stride;
   for (int64_t page = begin; page < end; page += 4) {
+    if (page + kSummariesAhead < end) {
+      const int64_t ahead = call.SummaryOffset(kv_head, page + kSummariesAhead);
+      PrefetchBytes(call.page_min + ahead, 4 * call.RowBytes());
+      PrefetchBytes(call.page_max + ahead, 4 * call.RowBytes());
+    }
     int64_t offset[4];
     for (int i = 0; i < 4; ++i) offset[i] = call.SummaryOffset(kv_head, HWY_MIN(page + i, end - 1));
     VQuad best = hn::Set(d, -std::numeric_limits<float>::infinity());
@@ -178,11 +186,6 @@ struct PageRuns {
   }
 };
 
-// The hardware does not foresee where the next selected page lies.
-HWY_INLINE void PrefetchPage(const hwy::float16_t* rows, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(reinterpret_cast<const char*>(rows) + i);
-}
-
 // scores[h][16 i + t] = query of head h times key t of run i; -infinity behind a run's end.
 template <int Heads>
 HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t first_head, const PageRuns& runs,
@@ -193,12 +196,13 @@ HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, i
   const int64_t row_step = plan.padded_dim;
   const float* query = plan.query + first_head * row_step;
   const int64_t whole = dim / kLanes * kLanes;
+  const int64_t page_bytes = kPageSize * call.RowBytes();
+  for (int64_t run = 0; run < HWY_MIN(num_runs, kPagesAhead); ++run) PrefetchBytes(call.KeyRow(kv_head, runs.Start(run)), page_bytes);
   for (int64_t run = 0; run < num_runs; ++run) {
     const int64_t count = runs.Count(run);
     const hwy::float16_t* keys = call.KeyRow(kv_head, runs.Start(run));
-    if (runs.start != nullptr && run + 1 < num_runs) {
-      PrefetchPage(call.KeyRow(kv_head, runs.Start(run + 1)), runs.Count(run + 1) * dim * 2);
-    }
+    if (run + kPagesAhead < num_runs) PrefetchBytes(call.KeyRow(kv_head, runs.Start(run + kPagesAhead)), page_bytes);
+    PrefetchBytes(call.ValueRow(kv_head, runs.Start(run)), page_bytes);
     for (int64_t t = 0; t < count; t += 4) {
       const int64_t left = count - t - 1;
       const hwy::float16_t* k0 = keys + t * dim;
@@ -240,7 +244,6 @@ HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, i
                             const float (*weights)[kMaxChunkPages * kPageSize], int64_t channel, float* values) {
   const F32 d;
   const int64_t dim = call.head_dim;
-  const bool prefetch = runs.start != nullptr && channel == 0;
   VF sum[Heads][Vectors];
   for (int h = 0; h < Heads; ++h) {
     for (int i = 0; i < Vectors; ++i) sum[h][i] = hn::Zero(d);
@@ -248,7 +251,6 @@ HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, i
   for (int64_t run = 0; run < num_runs; ++run) {
     const int64_t count = runs.Count(run);
     const hwy::float16_t* row = call.ValueRow(kv_head, runs.Start(run)) + channel;
-    if (prefetch && run + 1 < num_runs) PrefetchPage(call.ValueRow(kv_head, runs.Start(run + 1)), runs.Count(run + 1) * dim * 2);
     for (int64_t t = 0; t < count; ++t, row += dim) {
       VF v[Vectors];
       for (int i = 0; i < Vectors; ++i) v[i] = kPartial ? LoadHalf(row, dim - channel) : LoadHalf(row + i * kLanes);

@@ -6,7 +6,6 @@
 #define SOL_RT_OPS_ATTENTION_MATH_INL_H_
 #endif
 
-#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <cstddef>

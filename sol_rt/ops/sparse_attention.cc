@@ -45,7 +45,9 @@ const Kernels& Best() {
 // Old pages scored by one task; a multiple of 4.
 constexpr int64_t kScoredPages = 128;
 // Below this many bytes of keys and values, waking a second thread costs more than it saves.
-constexpr int64_t kParallelBytes = 128 * 1024;
+constexpr int64_t kParallelBytes = 48 * 1024;
+// Fetched from memory while the step's queries are rotated.
+constexpr int64_t kEarlyBytes = 64 * 1024;
 // Decode tasks to cut a step into, where chunks do not get too small or too large.
 constexpr int64_t kDecodeTasks = 16;
 constexpr int64_t kMinChunkPages = 4;
@@ -117,10 +119,27 @@ void ForEachPart(const Context& context, const AttentionCall& call, const Decode
   });
 }
 
+// Asks for what a step reads first.
+void FetchEarly(const AttentionCall& call, bool sparse) {
+  const int64_t row = call.RowBytes();
+  const int64_t newest = (call.pages - 1) * kPageSize;
+  const int64_t half = call.rotary_dim / 2;
+  PrefetchBytes(call.cos + call.past * half, half * static_cast<int64_t>(sizeof(float)));
+  PrefetchBytes(call.sin + call.past * half, half * static_cast<int64_t>(sizeof(float)));
+  for (int64_t head = 0; head < call.kv_heads; ++head) PrefetchBytes(call.KeyRow(head, newest), (call.total - newest) * row);
+  const int64_t rows = std::min(kEarlyBytes / (2 * call.kv_heads * row), sparse ? call.pages - 1 : newest);
+  for (int64_t head = 0; head < call.kv_heads; ++head) {
+    const int64_t summaries = call.SummaryOffset(head, 0);
+    PrefetchBytes(sparse ? call.page_min + summaries : call.KeyRow(head, 0), rows * row);
+    PrefetchBytes(sparse ? call.page_max + summaries : call.ValueRow(head, 0), rows * row);
+  }
+}
+
 void Decode(const Context& context, const AttentionCall& call) {
   thread_local Buffer memory;
   const Kernels& best = Best();
   const DecodePlan plan = MakePlan(call, memory);
+  FetchEarly(call, plan.sparse);
   for (int64_t head = 0; head < call.kv_heads; ++head) best.append_page(call, head, call.pages - 1);
   best.prepare_queries(call, plan);
   const int64_t row_bytes = call.kv_heads * call.head_dim * 4;

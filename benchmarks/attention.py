@@ -1,0 +1,158 @@
+"""Time of the native SparseAttention kernel: a decode step over contexts and kept pages, and prefill.
+
+A graph of `--layers` nodes, each with its own cache bound in place, so that a step reads its keys and values from memory as a model
+does. Times are the minimum over repetitions, for one layer.
+
+    python benchmarks/attention.py
+    python benchmarks/attention.py --heads 12 --kv-heads 2 --head-dim 128 --layers 28 --contexts 512,4096 --prompts 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import onnxruntime as ort
+from onnx import ModelProto, TensorProto, helper
+
+from sol_rt.ops import library_path
+
+PAGE = 16
+CACHE = ("key", "value", "page_min", "page_max")
+FLOAT, HALF, INTEGER = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
+
+
+def build(args: argparse.Namespace) -> ModelProto:
+    """A model of `layers` SparseAttention nodes that share qkv, lengths and tables."""
+    ranks = {
+        "qkv": (FLOAT, 3),
+        "past_length": (INTEGER, 1),
+        "attn_keep": (INTEGER, 1),
+        "cos": (FLOAT, 2),
+        "sin": (FLOAT, 2),
+    }
+    nodes, outputs = [], {}
+    for layer in range(args.layers):
+        past = [f"past_{name}.{layer}" for name in CACHE]
+        present = [f"present_{name}.{layer}" for name in CACHE]
+        ranks |= {name: (HALF, 4) for name in past}
+        outputs |= {f"y.{layer}": (FLOAT, 3)} | {name: (HALF, 4) for name in present}
+        nodes.append(
+            helper.make_node(
+                "SparseAttention",
+                ["qkv", *past, "past_length", "attn_keep", "cos", "sin"],
+                [f"y.{layer}", *present],
+                domain="sol",
+                num_heads=args.heads,
+                kv_heads=args.kv_heads,
+                head_dim=args.head_dim,
+                rotary_dim=args.head_dim,
+                page_size=PAGE,
+                sinks=4,
+                softmax_scale=args.head_dim**-0.5,
+            )
+        )
+    inputs, results = (
+        [
+            helper.make_tensor_value_info(name, kind, [f"{name}_{i}" for i in range(rank)])
+            for name, (kind, rank) in ports.items()
+        ]
+        for ports in (ranks, outputs)
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
+    return helper.make_model(
+        helper.make_graph(nodes, "attention", inputs, results), opset_imports=opsets, ir_version=11
+    )
+
+
+class Layers:
+    """The session with every cache bound to itself."""
+
+    def __init__(self, args: argparse.Namespace, capacity: int, longest: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = args.threads
+        options.register_custom_ops_library(str(library_path()))
+        self.session = ort.InferenceSession(
+            build(args).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self.binding = self.session.io_binding()
+        self.layers = args.layers
+        rng = np.random.default_rng(0)
+        cache = rng.standard_normal((1, args.kv_heads, capacity, args.head_dim)).astype(np.float16)
+        pages = cache.reshape(1, args.kv_heads, capacity // PAGE, PAGE, args.head_dim)
+        self.arrays = []
+        for layer in range(args.layers):
+            for name, array in zip(CACHE, (cache, cache, pages.min(3), pages.max(3)), strict=True):
+                value = self.keep(array.copy())
+                self.binding.bind_ortvalue_input(f"past_{name}.{layer}", value)
+                self.binding.bind_ortvalue_output(f"present_{name}.{layer}", value)
+        angle = np.arange(capacity)[:, None] * 10000.0 ** (-np.arange(args.head_dim // 2) / (args.head_dim // 2))
+        self.binding.bind_ortvalue_input("cos", self.keep(np.cos(angle).astype(np.float32)))
+        self.binding.bind_ortvalue_input("sin", self.keep(np.sin(angle).astype(np.float32)))
+        width = (args.heads + 2 * args.kv_heads) * args.head_dim
+        self.qkv = rng.standard_normal((1, longest, width)).astype(np.float32)
+        self.heads_width = args.heads * args.head_dim
+
+    def keep(self, array: np.ndarray) -> ort.OrtValue:
+        self.arrays.append(array)  # an OrtValue borrows its array's memory
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def seconds(self, past: int, tokens: int, keep: int, repetitions: int) -> float:
+        """Shortest time of one layer."""
+        self.binding.bind_ortvalue_input("qkv", self.keep(self.qkv[:, :tokens].copy()))
+        self.binding.bind_ortvalue_input("past_length", self.keep(np.array([past])))
+        self.binding.bind_ortvalue_input("attn_keep", self.keep(np.array([keep])))
+        y = self.keep(np.empty((1, tokens, self.heads_width), np.float32))
+        for layer in range(self.layers):
+            self.binding.bind_ortvalue_output(f"y.{layer}", y)
+        best = float("inf")
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            self.session.run_with_iobinding(self.binding)
+            best = min(best, time.perf_counter() - start)
+        return best / self.layers
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", type=int, default=9)
+    parser.add_argument("--kv-heads", type=int, default=3)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--contexts", type=numbers, default=[64, 256, 512, 1024, 2048, 4096, 8000])
+    parser.add_argument("--keeps", type=numbers, default=[100, 50, 25, 10], help="percent of old pages")
+    parser.add_argument("--prompts", type=numbers, default=[16, 128, 512, 2048])
+    args = parser.parse_args()
+    capacity = -(-(max(args.contexts + args.prompts) + 32) // PAGE) * PAGE
+    token_bytes = 4 * args.kv_heads * args.head_dim
+
+    layers = Layers(args, capacity, max([1, *args.prompts]))
+    print("| decode, context | keep % | us a layer | GB/s read |\n|---:|---:|---:|---:|")
+    for context in args.contexts:
+        old = -(-(context + 1) // PAGE) - 1
+        for percent in args.keeps:
+            keep = -(-old * percent // 100)
+            seconds = layers.seconds(context, 1, keep, args.repetitions)
+            sparse = keep < old
+            read = token_bytes * (min(context + 1, PAGE * (keep + 1) + 4) + (old if sparse else 0))
+            print(f"| {context} | {percent} | {seconds * 1e6:.2f} | {read / seconds / 1e9:.1f} |", flush=True)
+    print("\n| prefill, tokens | after | ms a layer | GFLOP/s |\n|---:|---:|---:|---:|")
+    for tokens in args.prompts:
+        for past in sorted({0, max(args.contexts) - tokens}):
+            if past < 0:
+                continue
+            seconds = layers.seconds(past, tokens, 0, max(3, args.repetitions // 10))
+            attended = tokens * past + tokens * (tokens + 1) / 2
+            flops = 4 * args.heads * args.head_dim * attended
+            print(f"| {tokens} | {past} | {seconds * 1e3:.3f} | {flops / seconds / 1e9:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
