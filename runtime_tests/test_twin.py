@@ -23,6 +23,7 @@ from tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.actions import Action  # noqa: E402
 from sol_rt.bundle import Bundle  # noqa: E402
 from sol_rt.engine import Engine  # noqa: E402
+from sol_rt.tokenizer import Tokenizer  # noqa: E402
 from sol_rt.train.kv_cache import KVCache  # noqa: E402
 from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
 from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
@@ -30,9 +31,14 @@ from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_check
 EXACT = 1e-3  # what float32 order alone explains
 FLIP = 0.5  # what a flip in a model of 64 channels explains
 SHARE = 0.75  # of the steps have no flip
-REAL_FLIPS = 0.1  # what flips in a model of 576 channels explain
 KEEPS = (100, 30, 10)
 CONTEXT, STEPS = 150, 4
+TEXT = """The lighthouse stood at the end of a long spit of land, and for a hundred years its keepers had written down
+the weather every evening. When the last of them retired, the logbooks were carried to the library of the nearest town,
+where a young teacher began to read them. She noticed that storms came later in the year than they used to, that the
+herring had left the bay in the same decade as the steam trawlers arrived, and that one keeper, in the winter of 1911,
+had drawn a small picture of the aurora beside each date on which he had seen it. The drawings were careful and a little
+clumsy, and she thought that nobody had looked at them since."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,23 +162,46 @@ def test_exported_bundle_runs_as_its_twin(family: str, request: pytest.FixtureRe
     _check_steps(Engine(bundle, provider="cpu"), Twin(read_bundle(bundle.path)), KEEPS)
 
 
+class _Disturbed(Twin):
+    """A twin whose float32 sums are off by about the last bit that another order of additions can move."""
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        y = super()._norm(x, name)
+        return y * (1 + 1e-6 * torch.randn(y.shape, generator=torch.Generator().manual_seed(len(name))))
+
+
+def _rms(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2)) / b.std())
+
+
 def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
-    """SmolLM2: 30 layers and 576 channels, so most steps have a flip somewhere, and each moves little."""
+    """SmolLM2, every variant: runtime and twin are as close as the twin is to itself disturbed in the sixth digit.
+
+    Through 30 layers most steps have a flip somewhere, which a model of massive activations amplifies, so no fixed
+    tolerance tells rounding from error; the dense action's does: root mean square within 10% of the logits' deviation.
+    """
     bundle = Bundle.open(smollm2_bundle)
     engine, twin = Engine(bundle, provider="cpu"), Twin(read_bundle(bundle.path))
-    tokens = _tokens(CONTEXT + 2, bundle.config.model.vocab_size)
-    engine.forward(tokens[:CONTEXT], bundle.config.dense)
+    disturbed = _Disturbed(twin.weights)
+    tokens = Tokenizer.from_bundle(bundle).encode(TEXT, add_special_tokens=False)
+    context = len(tokens) - STEPS
+    engine.forward(tokens[:context], bundle.config.dense)
     cache = twin.new_cache(1)
     for variant in bundle.config.variants.values():
+        ours, own = [], []
         for keep in (100, 30):
-            engine.truncate(CONTEXT)
-            for token in tokens[CONTEXT:].tolist():
+            action = Action(keep, variant.prune, variant.bits)
+            engine.truncate(context)
+            for token in tokens[context:]:
                 _take_over(engine, cache)
-                action = Action(keep, variant.prune, variant.bits)
                 expected = engine.forward([token], action).logits
-                logits, _ = twin.step(torch.tensor([token]), [action], cache)
-                assert _difference(logits, expected) < REAL_FLIPS, action.tag
-        twin.weights.release()
+                both = cache.select(torch.tensor([0]))
+                logits = twin.step(torch.tensor([token]), [action], cache)[0].numpy()
+                ours.append(_rms(logits, expected))
+                own.append(_rms(disturbed.step(torch.tensor([token]), [action], both)[0].numpy(), logits))
+        assert np.mean(ours) < 3 * np.mean(own), (variant.key, ours, own)
+        if variant.key == bundle.config.dense.variant:
+            assert np.mean(ours) < 0.1, (ours, own)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
