@@ -21,13 +21,13 @@ PROMPT = "Once upon a time there was a small model"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home, and the tiny bundle as the default model."""
     for name in list(os.environ):
         if name.startswith("SOL_RT_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SOL_RT_MODEL", str(tiny_bundle))
+    monkeypatch.setenv("SOL_RT_MODEL", str(llama_bundle))
     return tmp_path / "home"
 
 
@@ -65,7 +65,7 @@ def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest
     text = as_json(capsys, *argv, "--json")["text"]
     out, err = run(capsys, *argv)
     assert out == text + "\n"
-    for word in ("requested 0.700", "achieved", "tokens/s", "first token", "k100-s"):
+    for word in ("requested 0.700", "achieved", "tokens/s", "first token", "-q"):
         assert word in err
 
 
@@ -215,8 +215,9 @@ def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
         process.stdout.read(4)
         process.stdout.close()
         err = process.stderr.read()
-        assert process.wait(60) == 141
+        assert process.wait(60) == 1
     assert b"Traceback" not in err
+    assert b"BrokenPipe" not in err
 
 
 def test_ctrl_c_in_chat_stops_the_answer_not_the_program() -> None:

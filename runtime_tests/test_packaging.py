@@ -53,7 +53,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     ]
 
 
-def test_an_installed_wheel_generates_without_torch(wheel: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_generates_without_torch(wheel: Path, llama_bundle: Path, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     checked(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     install = subprocess.run(
@@ -76,7 +76,7 @@ def test_an_installed_wheel_generates_without_torch(wheel: Path, tiny_bundle: Pa
         python.with_name("sol-rt"),
         "generate",
         "-m",
-        tiny_bundle,
+        llama_bundle,
         "-p",
         "Once upon a time",
         "-n",

@@ -83,8 +83,14 @@ def measure(
     progress("filling the cache", 1, 1)
 
     rows: list[Timing] = []
+    refreshes: list[tuple[int, int, float]] = []
+    episode = [1] * config.refresh.episode
     total, done = len(lengths) * (repeats + _WARM_UP) * len(actions), 0
+    # From the longest down: the cache is only ever cut back.
     for length in reversed(lengths):
+        for batch in (episode[: max(1, len(episode) // 4)], episode):
+            runs = [_timed(engine, length, batch, config.dense) for _ in range(repeats)]
+            refreshes.append((length, len(batch), float(np.median(runs))))
         times: dict[Action, list[float]] = {action: [] for action in actions}
         for repeat in range(repeats + _WARM_UP):
             for action in actions:
@@ -97,17 +103,10 @@ def measure(
 
     lines: dict[str, dict[int, Line]] = {}
     for action in actions:
-        samples = [
-            (*reads(row.action, row.context, config.kv), row.milliseconds) for row in rows if row.action == action
-        ]
+        mine = [row for row in rows if row.action == action]
+        samples = [(*reads(action, row.context, config.kv), row.milliseconds) for row in mine]
         lines.setdefault(action.variant, {})[action.keep] = fit_line(samples)
 
-    episode = [1] * config.refresh.episode
-    refreshes: list[tuple[int, int, float]] = []
-    for length in reversed(lengths):
-        for batch in (episode[: len(episode) // 4], episode):
-            runs = [_timed(engine, length, batch, config.dense) for _ in range(max(3, repeats // 3))]
-            refreshes.append((length, len(batch), float(np.median(runs))))
     device = device_string(engine.provider_name, threads, engine.native)
     table = CalibrationTable(
         bundle=bundle.identity,

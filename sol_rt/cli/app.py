@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         # The reader of stdout has gone; what is left in the buffer would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + 13
+        return 1
     except _CLICK_ERROR as error:
         return _fail(error.format_message() + _origin(error, argv), 2)  # type: ignore[attr-defined]
     except SolError as error:

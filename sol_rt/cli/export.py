@@ -35,6 +35,9 @@ def export(
     force: Annotated[
         bool, options.option("--force", env=False, help="Replace a bundle that is already there.")
     ] = False,
+    policy: Annotated[
+        Path | None, options.option("--policy", env=False, help="Put this trained policy into the bundle.")
+    ] = None,
     parity: Annotated[
         bool, options.option("--parity/--no-parity", env=False, help="Compare with the source at the end.")
     ] = True,
@@ -53,18 +56,16 @@ def export(
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
-    from sol_rt.export.bundle_writer import export_bundle
+    from sol_rt.export import export_bundle
 
     with progress() as report:
-        checkpoint, name = resolve(model, report)
+        _, name = resolve(model, report)
         target = output or bundles_dir() / name
-        if target.exists():
-            if not force:
-                raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
-            if not (target / CONFIG_NAME).is_file() and not (target.is_dir() and not any(target.iterdir())):
-                raise UsageError(f"{target} is not a bundle, so --force leaves it alone; choose another -o")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        result = export_bundle(str(checkpoint), target, **levels, max_context=ctx_size, parity=parity, progress=report)
+        if (target / CONFIG_NAME).exists() and not force:
+            raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
+        result = export_bundle(
+            model, target, **levels, max_context=ctx_size, policy=policy, parity=parity, progress=report
+        )
     for line in result.lines():
         note(line)
     remember_last_export(target)
