@@ -51,6 +51,10 @@ struct ActiveQuads {
   static constexpr size_t kPadding = 8;  // repeats of the last quad, so that prefetching needs no bound
 };
 
+struct Range {
+  size_t begin, end;
+};
+
 enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
 
 struct Kernels {
@@ -66,9 +70,10 @@ struct Kernels {
   // y[n] = x W[:, n] for begin <= n < end, one token, block-major base.
   void (*row_block_major)(const Nested& w, const Activations& x, size_t begin, size_t end, float* y);
 
-  // y[n] += x W[:, n] for begin <= n < end, one token, channel-major base; begin and end are even.
-  void (*row_channel_major)(const Nested& w, const Activations& x, const ActiveQuads& active, size_t begin, size_t end,
-                            float* y);
+  // y[n] += the part of x W[:, n] that the blocks of channels add, for begin <= n < end, one token, channel-major base;
+  // begin and end are even.
+  void (*row_channel_major)(const Nested& w, const Activations& x, const ActiveQuads& active, Range blocks, size_t begin,
+                            size_t end, float* y);
 
   // sums[t][0 … 63] = x[first + t] W[:, n … n + 63] for t < tokens; outputs past N are zero. n is a multiple of 64.
   void (*tile_block_major)(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums);

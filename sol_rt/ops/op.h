@@ -20,7 +20,9 @@
 #endif
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -28,6 +30,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <type_traits>
 
 namespace sol {
@@ -182,6 +185,28 @@ class Attributes {
   const OrtKernelInfo* info_;
 };
 
+// How many threads run operators. ONNX Runtime does not tell, so threads are counted as they come by. Split work by it only
+// where the split changes no result.
+class ThreadCount {
+ public:
+  // Called by every thread that runs a task.
+  static void Mark() {
+    thread_local const bool counted = (++Seen(), true);
+    static_cast<void>(counted);
+  }
+  // At least 2 where there are 2 processors, so that a second thread gets work to be seen at.
+  static size_t Estimate() {
+    static const size_t processors = std::max<size_t>(1, std::thread::hardware_concurrency());
+    return std::min(processors, std::max<size_t>(2, Seen().load(std::memory_order_relaxed)));
+  }
+
+ private:
+  static std::atomic<size_t>& Seen() {
+    static std::atomic<size_t> seen{0};
+    return seen;
+  }
+};
+
 // One run of a node.
 class Context {
  public:
@@ -218,7 +243,10 @@ class Context {
       return;
     }
     using Function = std::remove_reference_t<F>;
-    const auto call = [](void* user, size_t i) { (*static_cast<Function*>(user))(i); };
+    const auto call = [](void* user, size_t i) {
+      ThreadCount::Mark();
+      (*static_cast<Function*>(user))(i);
+    };
     Check(Api().KernelContext_ParallelFor(context_, call, tasks, tasks, const_cast<void*>(static_cast<const void*>(&f))));
   }
 

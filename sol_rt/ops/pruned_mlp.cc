@@ -127,34 +127,55 @@ class PrunedMLP {
     const Kernels& kernels = BestKernels();
     const size_t K = up_.K, I = Inner();
     thread_local Scratch scratch;
-    thread_local Buffer hidden;
-    constexpr size_t kWidth = 128;
+    thread_local Buffer hidden, partial;
 
+    // Up: a task has some outputs. Rows are read in pieces, so tasks are as wide as the threads allow.
     Activations q = scratch.Rows(1, K);
     ActiveQuads active = scratch.Active(K);
     kernels.quantize(Prune(x, K, keep_in_, scratch.Pruned(K)), K, 0, q);
     kernels.list_active(q.natural, K, active);
     float* u = hidden.Get<float>(up_.N);
-    context.ParallelFor((I + kWidth - 1) / kWidth, [&](size_t task) {
-      const size_t begin = task * kWidth, end = std::min(I, begin + kWidth);
+    const Range all = {0, K / kBlock};
+    const size_t width = TaskWidth(I);
+    context.ParallelFor((I + width - 1) / width, [&](size_t task) {
+      const size_t begin = task * width, end = std::min(I, begin + width);
       Start(up_bias_, begin, end, u);
-      kernels.row_channel_major(up_, q, active, begin, end, u);
+      kernels.row_channel_major(up_, q, active, all, begin, end, u);
       if (gated_) {
         Start(up_bias_, I + begin, I + end, u);
-        kernels.row_channel_major(up_, q, active, I + begin, I + end, u);
+        kernels.row_channel_major(up_, q, active, all, I + begin, I + end, u);
       }
       kernels.activate(activation_, u + begin, gated_ ? u + I + begin : nullptr, end - begin, u + begin);
     });
 
+    // Down: few outputs from many channels. A task has some of the channels, whose rows are read whole. The number of parts
+    // is fixed: it decides the order of the sums.
     q = scratch.Rows(1, I);
     active = scratch.Active(I);
     kernels.quantize(Prune(u, I, keep_mid_, u), I, 0, q);
     kernels.list_active(q.natural, I, active);
-    context.ParallelFor((K + kWidth - 1) / kWidth, [&](size_t task) {
-      const size_t begin = task * kWidth, end = std::min(K, begin + kWidth);
-      Start(down_bias_, begin, end, y);
-      kernels.row_channel_major(down_, q, active, begin, end, y);
+    constexpr size_t kMostParts = 4, kMostOutputs = 2048;
+    const size_t blocks = I / kBlock, part = (blocks + kMostParts - 1) / kMostParts, parts = (blocks + part - 1) / part;
+    const size_t ranges = (K + kMostOutputs - 1) / kMostOutputs;
+    float* sums = partial.Get<float>(parts * K);
+    context.ParallelFor(parts * ranges, [&](size_t task) {
+      const size_t first = task / ranges * part, begin = task % ranges * kMostOutputs;
+      const size_t end = std::min(K, begin + kMostOutputs);
+      float* to = sums + task / ranges * K;
+      Start(first == 0 ? down_bias_ : nullptr, begin, end, to);
+      kernels.row_channel_major(down_, q, active, {first, std::min(blocks, first + part)}, begin, end, to);
     });
+    std::copy_n(sums, K, y);
+    for (size_t p = 1; p < parts; ++p) {
+      for (size_t k = 0; k < K; ++k) y[k] += sums[p * K + k];
+    }
+  }
+
+  // Outputs a task: whole vectors, a task for every thread, and more tasks where the rows are long.
+  static size_t TaskWidth(size_t outputs) {
+    constexpr size_t kStep = 128, kMost = 1024;
+    const size_t even = (outputs + ThreadCount::Estimate() - 1) / ThreadCount::Estimate();
+    return std::min(kMost, (even + kStep - 1) / kStep * kStep);
   }
 
   // Prunes and quantizes every token.

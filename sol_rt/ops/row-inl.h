@@ -29,6 +29,9 @@ struct BlockView {
   const uint8_t* plane2;
 };
 
+// Bytes between reading and prefetching: memory's latency times a core's share of its bandwidth.
+constexpr size_t kAhead = 8192;
+
 template <int kBits>
 HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
   const hn::ScalableTag<uint8_t> d8;
@@ -38,9 +41,26 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
   constexpr size_t kBytes = hn::MaxLanes(d8);
   constexpr size_t kOutputs = kBytes / 4;
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
+  const size_t blocks = w.K / kBlock, width = end - begin;
+  // A run ends at the end of every block, where the hardware's prefetching stops: ours goes on with the next block, and
+  // after the last one with the next task.
+  constexpr size_t kOutputBytes = 16 + 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
+  const size_t ahead = std::min(width, kAhead / kOutputBytes);
+  const auto prefetch = [&](size_t b, size_t n) HWY_ATTR {
+    size_t at = b * w.N + n + ahead;
+    if (n + ahead >= end) at = b + 1 < blocks ? at + w.N - width : n + ahead;
+    const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
+      for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+    };
+    lines(w.base + at * 16, kOutputs * 16);
+    lines(w.scale + at, kOutputs * 2);
+    lines(w.zero + at, kOutputs);
+    if constexpr (kBits > 4) lines(w.plane1 + at * 8, kOutputs * 8);
+    if constexpr (kBits > 6) lines(w.plane2 + at * 8, kOutputs * 8);
+  };
 
   std::fill(y + begin, y + end, 0.0f);
-  for (size_t b = 0; b < w.K / kBlock; ++b) {
+  for (size_t b = 0; b < blocks; ++b) {
     const auto even = hn::LoadDup128(dx, x.even_odd + b * kBlock);
     const auto odd = hn::LoadDup128(dx, x.even_odd + b * kBlock + 16);
     const BlockScale<decltype(di)> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
@@ -66,6 +86,7 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
     size_t n = begin;
     for (; n + kOutputs <= end; n += kOutputs) {
       const size_t at = row + n;
+      prefetch(b, n);
       step({w.base + at * 16, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : none,
             kBits > 6 ? w.plane2 + at * 8 : none},
            y + n);
@@ -152,6 +173,14 @@ HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x
   const uint8_t* none = nullptr;
   for (; n + kOutputs <= end; n += kOutputs) {
     const size_t at = b * w.N + n;
+    // The same outputs of the next block. Its rows are named by ChannelMajorStep.
+    const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
+      for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+    };
+    lines(w.scale + at + w.N, kOutputs * 2);
+    lines(w.zero + at + w.N, kOutputs);
+    if constexpr (kBits > 4) lines(w.plane1 + (at + w.N) * 8, kOutputs * 8);
+    if constexpr (kBits > 6) lines(w.plane2 + (at + w.N) * 8, kOutputs * 8);
     const BlockView v = {w.base + n / 2, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : none,
                          kBits > 6 ? w.plane2 + at * 8 : none};
     ChannelMajorStep<kBits, false>(d8, v, w.N / 2, 0, active.quads + active.begin[b], active.quads + active.begin[b + 1],
@@ -161,12 +190,12 @@ HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x
 }
 
 template <int kBits>
-HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const ActiveQuads& active, size_t begin,
-                                    size_t end, float* y) {
+HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const ActiveQuads& active, Range blocks,
+                                    size_t begin, size_t end, float* y) {
   const hn::ScalableTag<uint8_t> wide;
   const hn::CappedTag<uint8_t, 32> half;
   const hn::Full128<uint8_t> narrow;
-  for (size_t b = 0; b < w.K / kBlock; ++b) {
+  for (size_t b = blocks.begin; b < blocks.end; ++b) {
     if (active.begin[b] == active.begin[b + 1]) continue;
     size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, end, y);
     if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) n = ChannelMajorSteps<kBits>(half, w, x, active, b, n, end, y);
@@ -193,11 +222,11 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
   }
 }
 
-inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, size_t begin, size_t end,
-                            float* y) {
-  if (w.bits == 4) return RowChannelMajorBits<4>(w, x, active, begin, end, y);
-  if (w.bits == 6) return RowChannelMajorBits<6>(w, x, active, begin, end, y);
-  RowChannelMajorBits<8>(w, x, active, begin, end, y);
+inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, Range blocks, size_t begin,
+                            size_t end, float* y) {
+  if (w.bits == 4) return RowChannelMajorBits<4>(w, x, active, blocks, begin, end, y);
+  if (w.bits == 6) return RowChannelMajorBits<6>(w, x, active, blocks, begin, end, y);
+  RowChannelMajorBits<8>(w, x, active, blocks, begin, end, y);
 }
 
 }  // namespace HWY_NAMESPACE
