@@ -1,0 +1,116 @@
+"""Times the native operators alone at the shapes of a 135M model: microseconds and GB/s of weights an op.
+
+    python benchmarks/ops.py [--bits 4] [--threads 2] [--seconds 0.5] [--tokens 1]
+
+Every op exists in as many copies as a model has layers, so that weights come from memory as they do in a decode step.
+The figure is the best of the repetitions: other work on the machine only ever adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from sol_rt.ops import library_path
+
+HIDDEN, INNER, VOCAB, QKV, LAYERS = 576, 1536, 49152, 960, 30
+
+
+def matrix(rng: np.random.Generator, prefix: str, k: int, n: int, bits: int, channel_major: bool) -> dict[str, onnx.TensorProto]:
+    """Random nested tensors of a K x N matrix by part name."""
+
+    def codes(name: str, shape: list[int]) -> onnx.TensorProto:
+        return onnx.numpy_helper.from_array(rng.integers(0, 256, shape, dtype=np.uint8), prefix + name)
+
+    blocks = k // 32
+    parts = {
+        "base": codes("base", [blocks, n, 16]),
+        "scale": onnx.numpy_helper.from_array(rng.uniform(0.001, 0.01, (blocks, n)).astype(np.float16), prefix + "scale"),
+        "zero": codes("zero", [blocks, n]),
+    }
+    if channel_major:
+        raw = onnx.numpy_helper.to_array(parts["base"]).tobytes()
+        parts["base"] = helper.make_tensor(prefix + "base", TensorProto.UINT4, [k, n], raw, raw=True)
+    if bits >= 6:
+        parts["plane1"] = codes("plane1", [blocks, n, 8])
+    if bits == 8:
+        parts["plane2"] = codes("plane2", [blocks, n, 8])
+    return parts
+
+
+def matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int) -> tuple[onnx.NodeProto, list[onnx.TensorProto], float]:
+    """A node, its weights and the bytes it reads."""
+    tensors = list(matrix(rng, f"w{i}.", k, n, bits, False).values())
+    node = helper.make_node("NestedMatMul", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", K=k, N=n, bits=bits)
+    return node, tensors, k * n * bits / 8 + k / 32 * n * 3
+
+
+def mlp(rng: np.random.Generator, i: int, bits: int, keep_in: float, keep_mid: float) -> tuple[onnx.NodeProto, list[onnx.TensorProto], float]:
+    up = matrix(rng, f"u{i}.", HIDDEN, 2 * INNER, bits, True)
+    down = matrix(rng, f"d{i}.", INNER, HIDDEN, bits, True)
+    tensors = [m[part] for m in (up, down) for part in ("base", "scale", "zero")]
+    tensors += [m[part] for part in ("plane1", "plane2") if part in up for m in (up, down)]
+    attributes: dict[str, Any] = {"K": HIDDEN, "I": INNER, "bits": bits, "gated": 1, "activation": "silu", "has_bias": 0}
+    attributes |= {"keep_in": round(keep_in * HIDDEN), "keep_mid": round(keep_mid * INNER)}
+    node = helper.make_node("PrunedMLP", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", **attributes)
+    rest = (bits - 4) / 8 + 3 / 32
+    return node, tensors, HIDDEN * INNER * (2 * (keep_in / 2 + rest) + keep_mid / 2 + rest)
+
+
+def measure(name: str, made: list[tuple[onnx.NodeProto, list[onnx.TensorProto], float]], k: int, args: argparse.Namespace) -> float:
+    graph = helper.make_graph(
+        [node for node, _, _ in made],
+        "ops",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", k])],
+        [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node, _, _ in made],
+        [t for _, tensors, _ in made for t in tensors],
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = args.threads
+    options.register_custom_ops_library(str(library_path()))
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", np.random.default_rng(1).normal(size=(args.tokens, k)).astype(np.float32))
+    for node, _, _ in made:
+        binding.bind_output(node.output[0])
+    best, until = float("inf"), time.perf_counter() + args.seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        session.run_with_iobinding(binding)
+        best = min(best, time.perf_counter() - start)
+    each = best / len(made)
+    print(f"{name:28} {each * 1e6:9.1f} us {made[0][2] / each / 1e9:7.1f} GB/s {each * 1e6 / args.tokens:9.1f} us/token", flush=True)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=int, default=4, choices=(4, 6, 8))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.5, help="time spent on every op")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    bits = args.bits
+    total = 0.0
+    total += measure("qkv", [matmul(rng, i, HIDDEN, QKV, bits) for i in range(LAYERS)], HIDDEN, args)
+    total += measure("attention output", [matmul(rng, i, HIDDEN, HIDDEN, bits) for i in range(LAYERS)], HIDDEN, args)
+    total += measure("mlp, all", [mlp(rng, i, bits, 1, 1) for i in range(LAYERS)], HIDDEN, args)
+    if args.tokens == 1:
+        total += measure("head", [matmul(rng, i, HIDDEN, VOCAB, bits) for i in range(2)], HIDDEN, args) / 2
+        for keep_in, keep_mid in ((0.83, 0.59), (0.58, 0.34), (0.3, 0.15)):
+            name = f"mlp, {keep_in:.0%} and {keep_mid:.0%}"
+            measure(name, [mlp(rng, i, bits, keep_in, keep_mid) for i in range(LAYERS)], HIDDEN, args)
+    print(f"matrices of a step: {total * 1e3:.2f} ms, {args.tokens / total:.0f} tokens/s")
+
+
+if __name__ == "__main__":
+    main()
