@@ -1,0 +1,454 @@
+"""Checkpoint sources: every file format of a model gives the same tensors, description and tokens; damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
+gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
+import tokenizers  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from sol_rt.errors import CheckpointError  # noqa: E402
+from sol_rt.export import gguf_tokenizer  # noqa: E402
+from sol_rt.export.architecture import FAMILIES, TensorNames, family_of, from_hf_config  # noqa: E402
+from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint  # noqa: E402
+from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from sol_rt.export.rope import make_rope, tables  # noqa: E402
+
+FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny Llama checkpoint that a test may damage."""
+    return write_random_checkpoint(tmp_path / "checkpoint", PRESETS["tiny-llama"])
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in {**config, **changes}.items() if value is not None}))
+
+
+def check(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    check_tensors(checkpoint, from_hf_config(checkpoint.config), family_of(checkpoint.config))
+
+
+def assert_same_tensors(one: Checkpoint, other: Checkpoint, tolerance: float = 0.0) -> None:
+    assert set(one.names()) == set(other.names())
+    for name in one.names():
+        assert one.shape(name) == other.shape(name)
+        np.testing.assert_allclose(one.read(name), other.read(name), atol=tolerance, rtol=0)
+
+
+# folders
+
+
+def split(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = sorted(tensors)
+    half = len(names) // 2
+    return {n: tensors[n] for n in names[:half]}, {n: tensors[n] for n in names[half:]}
+
+
+def as_shards(folder: Path) -> None:
+    parts = split(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    for index, part in enumerate(parts):
+        save_file(part, folder / f"model-{index}.safetensors")
+    write_index(folder / "model.safetensors.index.json", parts, "model-{}.safetensors")
+
+
+def as_torch(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def as_torch_shards(folder: Path) -> None:
+    parts = split(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    for index, part in enumerate(parts):
+        torch.save(part, folder / f"pytorch_model-{index}.bin", _use_new_zipfile_serialization=index > 0)
+    write_index(folder / "pytorch_model.bin.index.json", parts, "pytorch_model-{}.bin")
+
+
+def write_index(path: Path, parts: tuple[dict[str, Any], ...], pattern: str) -> None:
+    weight_map = {name: pattern.format(index) for index, part in enumerate(parts) for name in part}
+    path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("change", [as_shards, as_torch, as_torch_shards])
+def test_every_layout_of_a_folder_reads_the_same(folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    change(other)
+    assert_same_tensors(open_checkpoint(folder), open_checkpoint(other))
+    check(other)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_floats_become_float32(folder: Path, dtype: str) -> None:
+    wanted = load_file(folder / "model.safetensors")
+    narrow = {name: tensor.to(getattr(torch, dtype)) for name, tensor in wanted.items()}
+    save_file(narrow, folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    got = open_checkpoint(folder).read(name, 3, 9)
+    assert got.dtype == np.float32
+    assert np.array_equal(got, narrow[name][3:9].float().numpy())
+
+
+def test_pickles_run_no_code(folder: Path, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Attack()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="damaged or unsafe"):
+        open_checkpoint(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def truncate(path: Path, keep: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+def test_damaged_folders_are_named(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    truncate(folder / "model.safetensors", 0.7)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        open_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="got no weights"):
+        open_checkpoint(folder)
+    (folder / "pytorch_model.bin").write_bytes(weights)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: damaged"):
+        open_checkpoint(folder)
+    (folder / "pytorch_model.bin").unlink()
+    write_index(folder / "model.safetensors.index.json", ({"a": 0},), "gone-{}.safetensors")
+    with pytest.raises(CheckpointError, match=r"shard gone-0\.safetensors is missing"):
+        open_checkpoint(folder)
+    write_index(folder / "model.safetensors.index.json", ({"a": 0},), "../{}.safetensors")
+    with pytest.raises(CheckpointError, match="weight_map"):
+        open_checkpoint(folder)
+    (folder / "config.json").write_text("[1")
+    with pytest.raises(CheckpointError, match="not readable as JSON"):
+        open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="expected a folder"):
+        open_checkpoint(folder / "nothing")
+
+
+def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.o_proj.weight"
+    save_file({n: t for n, t in tensors.items() if n != name}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"tensor {name} is missing"):
+        check(folder)
+    save_file({**tensors, name: tensors[name][:, :32].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{name}: got shape \[64, 32\], expected \[64\]"):
+        check(folder)
+    save_file({**tensors, name: tensors[name][:32].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="got 32 rows, expected 64"):
+        check(folder)
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="export from the unquantized checkpoint"):
+        open_checkpoint(folder).read(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*expected one of LlamaForCausalLM, .*PhiForCausalLM"),
+        ({"hidden_size": None}, "key hidden_size is missing"),
+        ({"hidden_size": 72, "num_attention_heads": 3}, "hidden_size: got 72, expected a multiple of 32"),
+        ({"intermediate_size": 100}, "intermediate_size: got 100, expected a multiple of 32"),
+        ({"num_key_value_heads": 3}, "4 heads over 3 KV heads"),
+        ({"hidden_act": "mish"}, "hidden_act: got 'mish'"),
+        ({"qk_layernorm": True}, "qk_layernorm"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "rope scaling: got 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "setting 'factor' is missing"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        check(folder)
+
+
+def test_context_is_the_models_own_or_less(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert from_hf_config(config).max_context == 1024
+    assert from_hf_config(config, 100).max_context == 100
+    with pytest.raises(CheckpointError, match="got 2000, expected 1 to 1024"):
+        from_hf_config(config, 2000)
+    assert from_hf_config({**config, "sliding_window": 512}).max_context == 512
+    assert from_hf_config({**config, "sliding_window": 512, "use_sliding_window": False}).max_context == 1024
+
+
+SCALINGS: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 4.0},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+    {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+        "short_factor": [1.0 + i / 8 for i in range(8)],
+        "long_factor": [2.0 + i for i in range(8)],
+    },
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+def test_rope_tables_are_transformers_own(scaling: dict[str, Any]) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    parameters = {"rope_theta": 10000.0, **scaling}
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=4, max_position_embeddings=1024, rope_parameters=parameters
+    )
+    for length in (200, 1024):
+        cos, sin = tables(make_rope(parameters, 16, length, 1024), 0, length)
+        wanted = LlamaRotaryEmbedding(config=config)(torch.zeros(1, 1, 64), torch.arange(length)[None])
+        np.testing.assert_allclose(cos, wanted[0][0, :, :8].numpy(), atol=2e-4)
+        np.testing.assert_allclose(sin, wanted[1][0, :, :8].numpy(), atol=2e-4)
+
+
+# GGUF files
+
+
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k of Llama models."""
+    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+class GgufFile:
+    """Writes a tiny checkpoint as llama.cpp's converter would."""
+
+    def __init__(self, path: Path, source: Path) -> None:
+        self.path, self.source = path, open_checkpoint(source)
+        self.config = self.source.config
+        self.family = family_of(self.config)
+        self.writer = gguf.GGUFWriter(str(path), self.family.gguf)
+
+    def metadata(self, rotary_dim: int, pre: str = "gpt-2") -> GgufFile:
+        w, config = self.writer, self.config
+        w.add_context_length(config["max_position_embeddings"])
+        w.add_embedding_length(config["hidden_size"])
+        w.add_block_count(config["num_hidden_layers"])
+        w.add_feed_forward_length(config["intermediate_size"])
+        w.add_head_count(config["num_attention_heads"])
+        w.add_head_count_kv(config["num_key_value_heads"])
+        w.add_rope_dimension_count(rotary_dim)
+        w.add_rope_freq_base(config["rope_theta"])
+        (w.add_layer_norm_eps if self.family.norm == "layer" else w.add_layer_norm_rms_eps)(1e-5)
+        w.add_license("apache-2.0")
+        tokenizer = json.loads((self.source.path / "tokenizer.json").read_text())
+        vocabulary = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        special = {t["content"] for t in tokenizer["added_tokens"]}
+        w.add_tokenizer_model("gpt2")
+        w.add_tokenizer_pre(pre)
+        w.add_token_list(tokens)
+        w.add_token_types([3 if token in special else 1 for token in tokens])
+        w.add_token_merges(
+            [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+        )
+        w.add_bos_token_id(0)
+        w.add_eos_token_id(2)
+        w.add_chat_template("{{ messages[0]['content'] }}")
+        return self
+
+    def tensors(self, kind: str | None = None, packed_qkv: bool = False) -> GgufFile:
+        heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
+        for name, module in self._pairs(self.family.names, self.family.gguf_names):
+            values = self.source.read(name)
+            part = module.split(".")[-2][-1]
+            if self.family.gguf_permuted and "attn_" in module and part in heads and "norm" not in module:
+                values = interleave(values, heads[part])
+            if packed_qkv and module.split(".")[-2] in ("attn_q", "attn_k", "attn_v"):
+                continue
+            self.add(module, values, kind)
+        if packed_qkv:
+            for i in range(self.config["num_hidden_layers"]):
+                for suffix in ("weight", "bias"):
+                    parts = [self.source.read(f"{m.format(i=i)}.{suffix}") for m in self.family.names.qkv]
+                    self.add(f"blk.{i}.attn_qkv.{suffix}", np.concatenate(parts), kind)
+        return self
+
+    def add(self, name: str, values: np.ndarray, kind: str | None = None) -> None:
+        if kind is None or values.ndim == 1:
+            self.writer.add_tensor(name, values)
+            return
+        quantized_type = gguf.GGMLQuantizationType[kind]
+        self.writer.add_tensor(name, gguf.quants.quantize(values, quantized_type), raw_dtype=quantized_type)
+
+    def _pairs(self, hf: TensorNames, own: TensorNames) -> list[tuple[str, str]]:
+        pairs = [(hf.embed, own.embed), (hf.final_norm, own.final_norm), (hf.head, own.head)]
+        for i in range(self.config["num_hidden_layers"]):
+            one = [hf.attn_norm, hf.mlp_norm, *hf.qkv, hf.o, *hf.up, hf.down]
+            other = [own.attn_norm, own.mlp_norm, *own.qkv, own.o, *own.up, own.down]
+            pairs += [(a.format(i=i), b.format(i=i)) for a, b in zip(one, other, strict=True) if a and b]
+        full = [(f"{a}.{kind}", f"{b}.{kind}") for a, b in pairs for kind in ("weight", "bias")]
+        return [pair for pair in full if pair[0] in self.source.names()]
+
+    def write(self) -> Path:
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+        return self.path
+
+
+ROTARY = {"tiny-phi": 8}
+
+
+@pytest.mark.parametrize("preset", FAMILY_PRESETS)
+def test_gguf_reads_as_the_folder_it_was_made_of(preset: str, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "hf", PRESETS[preset])
+    path = GgufFile(tmp_path / "model.gguf", source).metadata(ROTARY.get(preset, 16)).tensors().write()
+    folder, file = open_checkpoint(source), open_checkpoint(path)
+    assert_same_tensors(folder, file)
+    assert from_hf_config(folder.config) == from_hf_config(file.config)
+    assert file.license == "apache-2.0"
+    name = FAMILIES[family_of(file.config).model_type].names.qkv[0].format(i=1) + ".weight"
+    assert np.array_equal(file.read(name, 5, 11), folder.read(name)[5:11])
+
+
+def test_gguf_joint_qkv_is_split(tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "hf", PRESETS["tiny-phi"])
+    path = GgufFile(tmp_path / "model.gguf", source).metadata(8).tensors(packed_qkv=True).write()
+    assert_same_tensors(open_checkpoint(source), open_checkpoint(path))
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("F16", 1e-3), ("Q8_0", 1e-2), ("Q4_1", 0.1)])
+def test_gguf_types_are_dequantized(kind: str, tolerance: float, folder: Path, tmp_path: Path) -> None:
+    path = GgufFile(tmp_path / "model.gguf", folder).metadata(16).tensors(kind).write()
+    one, other = open_checkpoint(folder), open_checkpoint(path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    wanted = one.read(name)
+    np.testing.assert_allclose(other.read(name), wanted, atol=tolerance * np.abs(wanted).max() * 2)
+
+
+def test_gguf_with_an_output_that_repeats_the_embedding_is_tied(folder: Path, tmp_path: Path) -> None:
+    file = GgufFile(tmp_path / "model.gguf", folder).metadata(16).tensors("Q4_1")
+    embedding = file.source.read("model.embed_tokens.weight")
+    file.add("output.weight", embedding, "Q8_0")
+    checkpoint = open_checkpoint(file.write())
+    assert from_hf_config(checkpoint.config).tied
+    finer = gguf.quants.dequantize(
+        gguf.quants.quantize(embedding, gguf.GGMLQuantizationType.Q8_0), gguf.GGMLQuantizationType.Q8_0
+    )
+    assert np.array_equal(checkpoint.read("model.embed_tokens.weight"), finer)
+
+
+def test_damaged_gguf_files_are_named(folder: Path, tmp_path: Path) -> None:
+    path = GgufFile(tmp_path / "model.gguf", folder).metadata(16).tensors().write()
+    truncate(path, 0.8)
+    with pytest.raises(CheckpointError, match=r"model\.gguf: damaged GGUF file"):
+        open_checkpoint(path)
+    path.write_bytes(b"GGUX" + bytes(100))
+    with pytest.raises(CheckpointError, match="damaged GGUF file"):
+        open_checkpoint(path)
+    writer = gguf.GGUFWriter(str(path), "bert")
+    writer.add_tensor("x", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match="got 'bert', expected one of llama, qwen2, phi3, phi2"):
+        open_checkpoint(path)
+    incomplete = GgufFile(path, folder).tensors().write()
+    with pytest.raises(CheckpointError, match=r"llama\.\w+.* is missing"):
+        open_checkpoint(incomplete)
+
+
+def test_gguf_tokenizer_is_the_folders(folder: Path, tmp_path: Path) -> None:
+    path = GgufFile(tmp_path / "model.gguf", folder).metadata(16).tensors().write()
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    open_checkpoint(path).write_tokenizer(bundle)
+    got = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    wanted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in ("The quick brown fox<|im_end|>", "déjà vu 1234\n\n  x", "日本語 🎉"):
+        assert got.encode(text).ids == wanted.encode(text).ids
+        assert got.decode(got.encode(text).ids, skip_special_tokens=False) == text
+    assert (bundle / "chat_template.jinja").read_text() == "{{ messages[0]['content'] }}"
+    assert json.loads((bundle / "generation_config.json").read_text()) == {"bos_token_id": 0, "eos_token_id": 2}
+    settings = json.loads((bundle / "tokenizer_config.json").read_text())
+    assert (settings["bos_token"], settings["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
+
+
+def byte_vocabulary(*merged: str) -> dict[str, Any]:
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", *alphabet, *merged]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": [f"{token[:-1]} {token[-1]}" for token in merged],
+        "tokenizer.ggml.token_type": [3] + [1] * (len(tokens) - 1),
+        "tokenizer.ggml.bos_token_id": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("gpt-2", "a12345", ["a", "12345"]),
+        ("phi-2", "a12345", ["a", "12345"]),
+        ("smollm", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("qwen2", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("llama-bpe", "a12345", ["<s>", "a", "123", "45"]),
+    ],
+)
+def test_digits_are_grouped_as_the_model_was_trained(pre: str, text: str, pieces: list[str]) -> None:
+    metadata = byte_vocabulary("12", "123", "1234", "12345", "45") | {"tokenizer.ggml.pre": pre}
+    assert gguf_tokenizer.build(metadata).encode(text).tokens == pieces
+
+
+def test_first_token_is_added_where_the_file_says_so() -> None:
+    metadata = byte_vocabulary() | {"tokenizer.ggml.pre": "gpt-2"}
+    assert gguf_tokenizer.build(metadata).encode("a").tokens == ["a"]
+    metadata["tokenizer.ggml.add_bos_token"] = True
+    assert gguf_tokenizer.build(metadata).encode("a").tokens == ["<s>", "a"]
+
+
+def test_unknown_tokenizers_are_refused() -> None:
+    for change, message in (
+        ({"tokenizer.ggml.model": "llama"}, "expected 'gpt2'"),
+        ({"tokenizer.ggml.pre": "klingon"}, "got 'klingon', expected one of default, gpt-2"),
+        ({"tokenizer.ggml.token_type": [1]}, "different length"),
+        ({"tokenizer.ggml.merges": ["a nonsense"]}, "the file is damaged"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            gguf_tokenizer.build(byte_vocabulary() | change)
+
+
+@pytest.mark.parametrize(
+    ("old", "wanted"),
+    [("plain", "plain"), ([{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}], "d")],
+)
+def test_chat_templates_of_older_folders_are_found(folder: Path, tmp_path: Path, old: Any, wanted: str) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": old, "eos_token": "x"}))
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    open_checkpoint(folder).write_tokenizer(bundle)
+    assert (bundle / "chat_template.jinja").read_text() == wanted
+    assert json.loads((bundle / "tokenizer_config.json").read_text()) == {"eos_token": "x"}

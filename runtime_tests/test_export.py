@@ -1,0 +1,332 @@
+"""The whole export: what is in a bundle, how close it is to its source, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
+import onnx  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from sol_rt.actions import Action  # noqa: E402
+from sol_rt.bundle import Bundle  # noqa: E402
+from sol_rt.config import ALIGNMENT, CONFIG_NAME, KNOWN_SCALARS  # noqa: E402
+from sol_rt.errors import CheckpointError, UsageError  # noqa: E402
+from sol_rt.export import bundle_writer, export_bundle, memory, parity  # noqa: E402
+from sol_rt.export.architecture import family_of, from_hf_config  # noqa: E402
+from sol_rt.export.bundle_writer import ExportReport  # noqa: E402
+from sol_rt.export.checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  # noqa: E402
+from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
+from sol_rt.export.progress import silent  # noqa: E402
+from sol_rt.export.quantize import quantize_matrix  # noqa: E402
+from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from sol_rt.verify import verify_bundle  # noqa: E402
+
+FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny Llama checkpoint that a test may damage."""
+    return write_random_checkpoint(tmp_path / "checkpoint", PRESETS["tiny-llama"])
+
+
+def export(source: Path, output: Path, **options: Any) -> ExportReport:
+    """A small export without the comparison."""
+    given = {"bits": (8, 4), "prune": (100, 50), "keep": (100, 25), "parity": False, **options}
+    return export_bundle(str(source), output, **given)
+
+
+def tensor(bundle: Path, name: str) -> np.ndarray:
+    """A tensor of the blob; uint4 as bytes with half the last axis."""
+    config = json.loads((bundle / CONFIG_NAME).read_text())
+    entry = config["weights"]["tensors"][name]
+    data = np.fromfile(bundle / "weights.bin", np.uint8, entry["bytes"], offset=entry["offset"])
+    if entry["dtype"] == "uint4":
+        return data.reshape(*entry["shape"][:-1], -1)
+    return data.view(entry["dtype"]).reshape(entry["shape"])
+
+
+@pytest.mark.parametrize("preset", FAMILY_PRESETS)
+def test_export_is_complete_and_close_to_its_source(preset: str, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
+    report = export_bundle(str(source), tmp_path / "out")
+    config = Bundle.open(tmp_path / "out").config
+    assert config == report.config
+    assert len(config.variants) == 12
+    assert len(config.actions) == 48
+    assert config.dense == Action(100, 100, 8)
+    assert config.model.name == preset
+    assert verify_bundle(tmp_path / "out").tensors == len(config.tensors)
+    for variant in config.variants.values():
+        onnx.checker.check_model(str(tmp_path / "out" / variant.file))
+    assert report.parity is not None
+    kl = [row.kl for row in report.parity.rows]
+    assert kl[0] < 2e-3
+    assert kl[0] < kl[1] < kl[2] < 0.1
+    assert f"{kl[0]:.3g}" in (tmp_path / "out" / "README.md").read_text()
+    assert any("s100-q8" in line for line in report.lines())
+
+
+@pytest.mark.parametrize("preset", FAMILY_PRESETS)
+def test_the_streamed_reference_is_transformers_model(preset: str, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
+    checkpoint = open_checkpoint(source)
+    ids = list(range(5, 45))
+    got = parity.reference_logits(
+        checkpoint, from_hf_config(checkpoint.config), family_of(checkpoint.config), ids, silent
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        wanted = model(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+def test_a_graph_of_other_weights_fails_the_comparison(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "out", bits=(8,))
+    other = write_random_checkpoint(tmp_path / "other", PRESETS["tiny-llama"], seed=1)
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: tensor * 4 for name, tensor in tensors.items()}, other / "model.safetensors")
+    checkpoint = open_checkpoint(other)
+    with pytest.raises(CheckpointError, match="nats from transformers"):
+        parity.measure(
+            checkpoint,
+            from_hf_config(checkpoint.config),
+            family_of(checkpoint.config),
+            tmp_path / "out",
+            (8,),
+            silent,
+        )
+
+
+def test_blob_holds_the_quantized_weights(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "out", bits=(8, 6, 4))
+    weights = load_file(folder / "model.safetensors")
+    at = "model.layers.1."
+    up = quantize_matrix(np.concatenate([weights[f"{at}mlp.{part}_proj.weight"].numpy() for part in ("gate", "up")]), 2)
+    base = tensor(tmp_path / "out", "layers.1.up.base")
+    assert np.array_equal(base & 15, up.q[0::2].T)
+    assert np.array_equal(tensor(tmp_path / "out", "layers.1.up.scale"), up.scale)
+    qkv = quantize_matrix(np.concatenate([weights[f"{at}self_attn.{part}_proj.weight"].numpy() for part in "qkv"]), 2)
+    block = tensor(tmp_path / "out", "layers.1.qkv.base")
+    assert np.array_equal(block[1] & 15, qkv.q[:, 32:64:2])
+    assert np.array_equal(tensor(tmp_path / "out", "layers.1.qkv.zero"), qkv.zero)
+    norm = weights["model.norm.weight"].numpy()
+    assert np.array_equal(tensor(tmp_path / "out", "final_norm.weight"), norm)
+    entries = json.loads((tmp_path / "out" / CONFIG_NAME).read_text())["weights"]["tensors"].values()
+    assert all(entry["offset"] % ALIGNMENT == 0 for entry in entries)
+
+
+def test_pieces_do_not_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(folder, tmp_path / "whole")
+    monkeypatch.setattr("sol_rt.export.blob_filler.PIECE_WEIGHTS", 64 * 6)
+    export(folder, tmp_path / "pieces")
+    assert (tmp_path / "whole" / "weights.bin").read_bytes() == (tmp_path / "pieces" / "weights.bin").read_bytes()
+
+
+@pytest.mark.parametrize(("bits", "planes"), [((4,), 0), ((6, 4), 1), ((8,), 2)])
+def test_planes_follow_the_widest_level(bits: tuple[int, ...], planes: int, folder: Path, tmp_path: Path) -> None:
+    report = export(folder, tmp_path / "out", bits=bits)
+    assert report.config.dense.bits == max(bits)
+    present = [plane for plane in (1, 2) if f"embed.plane{plane}" in report.config.tensors]
+    assert len(present) == planes
+
+
+def test_context_sets_the_rope_tables(folder: Path, tmp_path: Path) -> None:
+    report = export(folder, tmp_path / "out", max_context=96)
+    assert report.config.model.max_context == 96
+    assert tensor(tmp_path / "out", "rope.cos").shape == (96, 8)
+
+
+def test_facts_of_the_source_are_kept(folder: Path, tmp_path: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    report = export(folder, tmp_path / "out")
+    assert report.config.model.license == "mit"
+    assert report.config.model.source == "checkpoint"
+    assert len(report.config.model.eos_token_ids) == 2
+    text = "".join(path.read_text() for path in (tmp_path / "out").glob("*.[jm][sd]*"))
+    assert str(tmp_path) not in text
+
+
+def snapshot(path: Path) -> set[str]:
+    return {str(entry.relative_to(path)) for entry in path.rglob("*")}
+
+
+def fails(source: Path, output: Path, error: type[BaseException], match: str | None, **options: Any) -> None:
+    before = snapshot(output.parent)
+    with pytest.raises(error, match=match):
+        export(source, output, **options)
+    assert snapshot(output.parent) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight", "model.embed_tokens.weight"],
+)
+def test_non_finite_weights_leave_nothing(name: str, folder: Path, tmp_path: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights[name].view(-1)[17] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    fails(folder, tmp_path / "out", CheckpointError, f"tensor {name}: got NaN or infinite")
+
+
+def test_interruption_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    def interrupt(step: str, done: float, total: float) -> None:
+        if step.startswith("quantizing") and done > total / 2:
+            raise KeyboardInterrupt
+
+    fails(folder, tmp_path / "out", KeyboardInterrupt, None, progress=interrupt)
+
+
+def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    fails(folder, tmp_path / "out", CheckpointError, "no room left in")
+
+
+def test_too_little_memory_or_disk_is_said_before_anything_starts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 100_000_000)
+    fails(folder, tmp_path / "out", CheckpointError, r"needs \d+ MB, available are 100 MB")
+    monkeypatch.undo()
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    fails(folder, tmp_path / "out", CheckpointError, r"disk: the bundle needs \d+ MB, free in .* are 0 MB")
+
+
+def test_memory_needs_grow_with_the_model_not_with_its_depth() -> None:
+    def needed(**changes: int) -> int:
+        sizes = {"num_hidden_layers": 32, "hidden_size": 2560, "intermediate_size": 10240, **changes}
+        decoder = from_hf_config(
+            {
+                "architectures": ["PhiForCausalLM"],
+                "num_attention_heads": 32,
+                "vocab_size": 51200,
+                "max_position_embeddings": 2048,
+                **sizes,
+            }
+        )
+        return memory.needed_memory(decoder, True, 3_000_000_000, native=True)
+
+    assert needed() < 2_000_000_000
+    assert needed(num_hidden_layers=64) == needed()
+    assert needed(hidden_size=5120, intermediate_size=20480) > needed()
+
+
+def drop_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def shrink_vocabulary(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:300].contiguous()
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+
+
+def break_end_token(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": 100000}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_tokenizer, "no tokenizer.json, and none can be made"),
+        (shrink_vocabulary, "token ids up to 319, expected 0 to 299"),
+        (break_end_token, "eos_token_id: got 100000"),
+    ],
+)
+def test_tokenizers_that_do_not_fit_leave_nothing(
+    damage: Callable[[Path], None], message: str, folder: Path, tmp_path: Path
+) -> None:
+    damage(folder)
+    fails(folder, tmp_path / "out", CheckpointError, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": (8, 5)}, "bits: got .* expected different numbers of 8, 6, 4"),
+        ({"bits": ()}, "bits: got"),
+        ({"prune": (75, 50)}, "prune: got .* expected 100 among them"),
+        ({"keep": (100, 100)}, "keep: got .* different"),
+        ({"keep": (100, 0)}, "keep: got .* 1 to 100"),
+    ],
+)
+def test_ladders_are_checked(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
+    fails(folder, tmp_path / "out", UsageError, message, **options)
+
+
+def test_only_bundles_are_replaced(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "diary.txt").write_text("mine")
+    fails(folder, output, UsageError, "no bundle")
+    (output / "diary.txt").unlink()
+    export(folder, output)
+    first = (output / CONFIG_NAME).read_text()
+    export(folder, output, prune=(100,))
+    assert (output / CONFIG_NAME).read_text() != first
+    assert not (output / "model.s050-q8.onnx").exists()
+    assert Bundle.open(output).config.variants.keys() == {"s100-q8", "s100-q4"}
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("inf")
+    save_file(weights, folder / "model.safetensors")
+    fails(folder, output, CheckpointError, r"model\.norm\.weight")
+    assert Bundle.open(output).config.variants.keys() == {"s100-q8", "s100-q4"}
+
+
+def test_unknown_sources_are_refused(tmp_path: Path) -> None:
+    fails(tmp_path / "nothing", tmp_path / "out", UsageError, "no such file or folder")
+
+
+def policy_for(actions: tuple[str, ...], hidden: int = 64) -> TrainedPolicy:
+    shape = PolicyShape(hidden, len(KNOWN_SCALARS), len(actions), width=32)
+    parameters = random_policy_parameters(0, shape)
+    return TrainedPolicy(shape, KNOWN_SCALARS, tuple(map(Action.parse, actions)), "untrained", parameters)
+
+
+def test_policies_are_bound_to_the_bundle(folder: Path, tmp_path: Path) -> None:
+    policy = policy_for(("k100-s100-q8", "k025-s050-q4"))
+    write_policy(tmp_path / "policy.safetensors", policy)
+    again = read_policy(tmp_path / "policy.safetensors")
+    assert (again.shape, again.scalars, again.actions) == (policy.shape, policy.scalars, policy.actions)
+    report = export(folder, tmp_path / "out", policy=tmp_path / "policy.safetensors")
+    assert report.config.policy is not None
+    assert report.config.policy.actions == policy.actions
+    assert "policy.onnx" in Bundle.open(tmp_path / "out").config.files
+    write_policy(tmp_path / "foreign.safetensors", policy_for(("k100-s075-q8",)))
+    foreign = tmp_path / "foreign.safetensors"
+    fails(folder, tmp_path / "other", CheckpointError, "the policy picks k100-s075-q8", policy=foreign)
+    write_policy(tmp_path / "large.safetensors", policy_for(("k100-s100-q8",), hidden=96))
+    large = tmp_path / "large.safetensors"
+    fails(folder, tmp_path / "other", CheckpointError, "made for hidden size 96", policy=large)
+    fails(folder, tmp_path / "other", CheckpointError, "got no policy", policy=folder / "config.json")
+
+
+def test_widths_that_a_narrower_one_beats_are_dropped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tuple(parity.ParityRow(f"s100-q{bits}", 0.1, kl, 1.0) for bits, kl in ((8, 0.01), (6, 0.3), (4, 0.2)))
+    monkeypatch.setattr(bundle_writer.parity_report, "measure", lambda *_: parity.Parity(10, rows))
+    report = export(folder, tmp_path / "out", bits=(8, 6, 4), parity=True)
+    assert set(report.config.variants) == {"s100-q8", "s050-q8", "s100-q4", "s050-q4"}
+    assert not list((tmp_path / "out").glob("*-q6.onnx"))
+    assert {entry.action.bits for entry in report.config.actions} == {8, 4}
+    assert report.lines()[-1].startswith("6 bits dropped: 4 bits")
+    verify_bundle(tmp_path / "out")
