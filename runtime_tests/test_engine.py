@@ -176,7 +176,7 @@ def test_steps_allocate_nothing_that_grows(engine: Engine, bundle: Bundle) -> No
     rounds(2000)
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert grown < 8 * 2000  # one reference a step would be more
+    assert grown < 8 * 2000  # less than one reference a step
 
 
 def test_one_pool_a_process(bundle: Bundle) -> None:

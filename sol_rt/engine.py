@@ -117,7 +117,6 @@ class Engine:
         """
         for key in variant_keys:
             self._runner(key)
-        _return_freed_memory()
 
     def reset(self) -> None:
         """Forgets all tokens; buffers stay."""
@@ -218,6 +217,7 @@ class Engine:
             runner = self._runners[key] = _Runner(
                 key, self._session(key), self._cache, self._inputs, self.provider.copies_inputs
             )
+            _return_freed_memory()
         return runner
 
     def _session(self, key: str) -> ort.InferenceSession:

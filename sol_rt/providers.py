@@ -203,9 +203,8 @@ def _gpu(name: str, pool: int, device: int) -> Provider:
     if name == "webgpu":
         devices = _webgpu_devices()
         if device >= len(devices):
-            raise ProviderError(
-                f"provider webgpu: found {len(devices)} devices, asked for number {device}; {_INSTALL[name]}"
-            )
+            found = f"has no device number {device}, {len(devices)} in all" if devices else "finds no device"
+            raise ProviderError(f"provider webgpu: {found}; {_INSTALL[name]}")
         chosen = devices[device]
         software = chosen.device.type == ort.OrtHardwareDeviceType.CPU
         provider = Provider(name, pool, software=software, device=device, _ep_device=chosen)
