@@ -6,7 +6,8 @@ refuses. Hence positions come from CumSum in float32 (exact below 2**24) and mas
 
 Everything that depends on weights alone folds to constants when a session is made, so a step runs MatMulNBits on the
 stored planes. Activations are rounded to int8 steps beforehand: a MatMulNBits that rounds them itself finds nothing to
-round, one that does not gives the same result.
+round, one that does not gives the same result. (WebGPU at accuracy level 4 rounds once more, in blocks of 128, where K
+is a multiple of that: half a percent of a product.)
 """
 
 from __future__ import annotations

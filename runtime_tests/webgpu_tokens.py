@@ -1,4 +1,4 @@
-"""Run by test_webgpu.py in a process of its own: greedy tokens of every variant on WebGPU, as JSON on stdout.
+"""Run by test_webgpu.py in a process of its own: what every variant gives on WebGPU, as JSON on stdout.
 
 A driver that crashes takes only this process with it, and the software adapter has to be allowed before ONNX Runtime
 starts.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 
 from greedy import greedy
 
@@ -29,11 +28,14 @@ def main() -> int:
     except ProviderError as error:
         print(error, file=sys.stderr)
         return NO_ADAPTER
-    runs = {
-        variant.key: asdict(greedy(engine, prompt, Action(50, variant.prune, variant.bits), count))
-        for variant in bundle.config.variants.values()
-    }
-    json.dump(runs, sys.stdout)
+    results = {}
+    for variant in bundle.config.variants.values():
+        action = Action(50, variant.prune, variant.bits)
+        run = greedy(engine, prompt, action, count)
+        engine.reset()
+        logits = engine.forward(prompt, action).logits[0]
+        results[variant.key] = {"tokens": run.tokens, "margins": run.margins, "logits": logits.tolist()}
+    json.dump(results, sys.stdout)
     return 0
 
 
