@@ -276,6 +276,7 @@ FIXED = [
     Case(Dims(), 0, 200, 0),
     Case(Dims(), 333, 16, 1),
     Case(Dims(head_dim=80, rotary_dim=32, group=1), 65, 130, 3),
+    Case(Dims(capacity=1600), 1500, 17, 0),
     Case(Dims(head_dim=128, rotary_dim=64, group=5, kv_heads=1), 17, 70, 3),
     Case(Dims(head_dim=18, rotary_dim=10, group=2, kv_heads=2), 17, 70, 3),
 ]

@@ -37,75 +37,90 @@ int64_t PrefillPositions(const AttentionCall& call) {
   return HWY_MIN(RoundUp(DivideUp(kTaskQueries, call.group), kLanes), RoundUp(call.tokens, kLanes));
 }
 
-// One tile's slices of a task's memory.
 struct PrefillTile {
-  float* query;     // [D, kTileWidth], rotated, times softmax scale and log2(e)
-  float* output;    // [D rounded up to kTileColumns, kTileWidth]
-  float* max;       // [kTileWidth]
-  float* sum;       // [kTileWidth]
+  float* query;              // [D, kTileWidth], rotated, times softmax scale and log2(e)
+  float* output;             // [D rounded up to kTileColumns, kTileWidth], not yet divided by sum
+  float* max;                // [kTileWidth], in units of log2
+  float* sum;                // [kTileWidth]
   int64_t first[kTileRows];  // position of a row vector's first query
-  int64_t last;     // last position of any real query
+  int64_t last;              // last position of any real query
 };
 
-struct PrefillMemory {
-  int64_t tiles;
-  int64_t columns;  // D rounded up to kTileColumns
-  float* keys;      // [kKeyBlock, D]
-  float* values;    // [kKeyBlock, columns]
-  float* scores;    // [kKeyBlock, kTileWidth]
-  float* tile0;     // tiles, each query, output, max, sum
+int64_t PrefillTiles(const AttentionCall& call) { return DivideUp(PrefillPositions(call) / kLanes * call.group, kTileRows); }
+int64_t Columns(const AttentionCall& call) { return RoundUp(call.head_dim, kTileColumns); }
 
-  PrefillMemory(const AttentionCall& call, float* base)
-      : tiles(DivideUp(PrefillPositions(call) / kLanes * call.group, kTileRows)), columns(RoundUp(call.head_dim, kTileColumns)) {
+// Floats of the output, maximum and sum of a task's tiles.
+int64_t PrefillStateFloats(const AttentionCall& call) { return PrefillTiles(call) * (Columns(call) + 2) * kTileWidth; }
+
+// What a task needs besides its state, in floats aligned for vectors.
+struct PrefillScratch {
+  float* keys;     // [kKeyBlock, D]
+  float* values;   // [kKeyBlock, columns]
+  float* scores;   // [kKeyBlock, kTileWidth]
+  float* queries;  // [tiles, D, kTileWidth]
+  int64_t columns;
+
+  PrefillScratch(const AttentionCall& call, float* base) : columns(Columns(call)) {
     keys = base;
     values = keys + kKeyBlock * RoundUp(call.head_dim, kMaxLanes);
     scores = values + kKeyBlock * RoundUp(columns, kMaxLanes);
-    tile0 = scores + kKeyBlock * kTileWidth;
+    queries = scores + kKeyBlock * kTileWidth;
   }
-  int64_t TileFloats(const AttentionCall& call) const { return (call.head_dim + columns + 2) * kTileWidth; }
-  int64_t Floats(const AttentionCall& call) const { return (tile0 - keys) + tiles * TileFloats(call); }
 };
 
-int64_t PrefillFloats(const AttentionCall& call) {
-  // Offsets do not depend on the base.
-  alignas(64) static float origin[1];
-  return PrefillMemory(call, origin).Floats(call);
+int64_t PrefillScratchFloats(const AttentionCall& call) {
+  return kKeyBlock * (RoundUp(call.head_dim, kMaxLanes) + RoundUp(Columns(call), kMaxLanes) + kTileWidth) +
+         PrefillTiles(call) * call.head_dim * kTileWidth;
 }
 
-HWY_INLINE void LoadQueries(const AttentionCall& call, int64_t kv_head, int64_t first_token, int64_t tile_index, PrefillTile& tile) {
-  const F32 d;
-  HWY_ALIGN float rotated[kMaxHeadDim];
+// A tile of the block of queries that starts at first_token, its state at the given place.
+HWY_INLINE PrefillTile PlaceTile(const AttentionCall& call, int64_t first_token, int64_t index, float* queries, float* state) {
+  PrefillTile tile;
+  tile.query = queries + index * call.head_dim * kTileWidth;
+  tile.output = state + index * (Columns(call) + 2) * kTileWidth;
+  tile.max = tile.output + Columns(call) * kTileWidth;
+  tile.sum = tile.max + kTileWidth;
   tile.last = -1;
   for (int r = 0; r < kTileRows; ++r) {
-    const int64_t row_vector = tile_index * kTileRows + r;
-    const int64_t token0 = first_token + row_vector / call.group * kLanes;
-    tile.first[r] = call.past + token0;
-    const int64_t count = HWY_MAX(int64_t{0}, HWY_MIN(kLanes, call.tokens - token0));
-    if (count > 0) tile.last = HWY_MAX(tile.last, call.past + token0 + count - 1);
+    const int64_t token = first_token + (index * kTileRows + r) / call.group * kLanes;
+    tile.first[r] = call.past + token;
+    if (token < call.tokens) tile.last = call.past + HWY_MIN(token + kLanes, call.tokens) - 1;
+  }
+  return tile;
+}
+
+// Rotates a tile's queries, and empties its state. Lanes without a query are zero.
+HWY_INLINE void StartTile(const AttentionCall& call, int64_t kv_head, int64_t index, const PrefillTile& tile) {
+  HWY_ALIGN float rotated[kMaxHeadDim];
+  for (int r = 0; r < kTileRows; ++r) {
+    const int64_t head = kv_head * call.group + (index * kTileRows + r) % call.group;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       float* to = tile.query + r * kLanes + lane;
-      if (lane < count) {
-        const int64_t head = kv_head * call.group + row_vector % call.group;
-        RotateRow(call, call.QueryRow(token0 + lane, head), call.past + token0 + lane, call.scale * kLog2E, rotated);
+      const int64_t position = tile.first[r] + lane;
+      if (position < call.total) {
+        RotateRow(call, call.QueryRow(position - call.past, head), position, call.scale * kLog2E, rotated);
         for (int64_t i = 0; i < call.head_dim; ++i) to[i * kTileWidth] = rotated[i];
       } else {
         for (int64_t i = 0; i < call.head_dim; ++i) to[i * kTileWidth] = 0.0f;
       }
     }
-    hn::StoreU(hn::Set(d, kLowestMaximum), d, tile.max + r * kLanes);
-    hn::StoreU(hn::Zero(d), d, tile.sum + r * kLanes);
+  }
+  for (int64_t i = 0; i < Columns(call) * kTileWidth; ++i) tile.output[i] = 0.0f;
+  for (int64_t i = 0; i < kTileWidth; ++i) {
+    tile.max[i] = kLowestMaximum;
+    tile.sum[i] = 0.0f;
   }
 }
 
 // Keys and values of a block as floats; rows behind the last token are zero.
-HWY_INLINE void LoadBlock(const AttentionCall& call, const PrefillMemory& memory, int64_t kv_head, int64_t begin, int64_t end) {
+HWY_INLINE void LoadBlock(const AttentionCall& call, const PrefillScratch& scratch, int64_t kv_head, int64_t begin, int64_t end) {
   const F32 d;
   const int64_t dim = call.head_dim;
   for (int64_t k = 0; k < end - begin; ++k) {
     const hwy::float16_t* key = call.KeyRow(kv_head, begin + k);
     const hwy::float16_t* value = call.ValueRow(kv_head, begin + k);
-    float* key_to = memory.keys + k * dim;
-    float* value_to = memory.values + k * memory.columns;
+    float* key_to = scratch.keys + k * dim;
+    float* value_to = scratch.values + k * scratch.columns;
     int64_t i = 0;
     for (; i + kLanes <= dim; i += kLanes) {
       hn::StoreU(LoadHalf(key + i), d, key_to + i);
@@ -115,11 +130,11 @@ HWY_INLINE void LoadBlock(const AttentionCall& call, const PrefillMemory& memory
       hn::StoreN(LoadHalf(key + i, n), d, key_to + i, static_cast<size_t>(n));
       hn::StoreN(LoadHalf(value + i, n), d, value_to + i, static_cast<size_t>(n));
     }
-    for (i = dim; i < memory.columns; ++i) value_to[i] = 0.0f;
+    for (i = dim; i < scratch.columns; ++i) value_to[i] = 0.0f;
   }
   for (int64_t k = end - begin; k < RoundUp(end - begin, kTileColumns); ++k) {
-    for (int64_t i = 0; i < dim; ++i) memory.keys[k * dim + i] = 0.0f;
-    for (int64_t i = 0; i < memory.columns; ++i) memory.values[k * memory.columns + i] = 0.0f;
+    for (int64_t i = 0; i < dim; ++i) scratch.keys[k * dim + i] = 0.0f;
+    for (int64_t i = 0; i < scratch.columns; ++i) scratch.values[k * scratch.columns + i] = 0.0f;
   }
 }
 
@@ -182,19 +197,19 @@ HWY_INLINE void TileValues(const float* weights, const float* values, int64_t co
 }
 
 // One tile against the key block [begin, end).
-HWY_INLINE void AttendBlock(const AttentionCall& call, const PrefillMemory& memory, const PrefillTile& tile, int64_t begin, int64_t end) {
+HWY_INLINE void AttendBlock(const AttentionCall& call, const PrefillScratch& scratch, const PrefillTile& tile, int64_t begin, int64_t end) {
   const F32 d;
   const int64_t keys = RoundUp(HWY_MIN(end, tile.last + 1) - begin, kTileColumns);
   int64_t first = tile.first[0];
   for (int r = 1; r < kTileRows; ++r) first = HWY_MIN(first, tile.first[r]);
   for (int64_t k = 0; k < keys; k += kTileColumns) {
-    float* scores = memory.scores + k * kTileWidth;
-    TileScores(tile.query, memory.keys + k * call.head_dim, call.head_dim, scores);
+    float* scores = scratch.scores + k * kTileWidth;
+    TileScores(tile.query, scratch.keys + k * call.head_dim, call.head_dim, scores);
     if (begin + k + kTileColumns - 1 > first) MaskScores(tile, begin + k, scores);
   }
   VF factor[kTileRows];
   for (int r = 0; r < kTileRows; ++r) {
-    const float* column = memory.scores + r * kLanes;
+    const float* column = scratch.scores + r * kLanes;
     const VF old_max = hn::Load(d, tile.max + r * kLanes);
     VF max = old_max;
     for (int64_t k = 0; k < keys; ++k) max = hn::Max(max, hn::Load(d, column + k * kTileWidth));
@@ -202,60 +217,80 @@ HWY_INLINE void AttendBlock(const AttentionCall& call, const PrefillMemory& memo
     VF sum = hn::Mul(factor[r], hn::Load(d, tile.sum + r * kLanes));
     for (int64_t k = 0; k < keys; ++k) {
       const VF weight = Exp2(hn::Sub(hn::Load(d, column + k * kTileWidth), max));
-      hn::Store(weight, d, memory.scores + r * kLanes + k * kTileWidth);
+      hn::Store(weight, d, scratch.scores + r * kLanes + k * kTileWidth);
       sum = hn::Add(sum, weight);
     }
     hn::Store(max, d, tile.max + r * kLanes);
     hn::Store(sum, d, tile.sum + r * kLanes);
   }
-  for (int64_t c = 0; c < memory.columns; c += kTileColumns) {
-    TileValues(memory.scores, memory.values + c, memory.columns, keys, factor, tile.output + c * kTileWidth);
+  for (int64_t c = 0; c < scratch.columns; c += kTileColumns) {
+    TileValues(scratch.scores, scratch.values + c, scratch.columns, keys, factor, tile.output + c * kTileWidth);
   }
 }
 
-// Attention of one KV head's group for the query positions of one block; `base` has PrefillFloats floats, aligned to 64 bytes.
-void PrefillBlock(const AttentionCall& call, int64_t kv_head, int64_t block, float* base) {
-  const PrefillMemory memory(call, base);
-  const int64_t positions = PrefillPositions(call);
-  const int64_t first_token = block * positions;
-  const int64_t row_vectors = DivideUp(HWY_MIN(positions, call.tokens - first_token), kLanes) * call.group;
-  const int64_t tiles = DivideUp(row_vectors, kTileRows);
-  const auto tile_at = [&](int64_t index) HWY_ATTR {
-    PrefillTile tile;
-    tile.query = memory.tile0 + index * memory.TileFloats(call);
-    tile.output = tile.query + call.head_dim * kTileWidth;
-    tile.max = tile.output + memory.columns * kTileWidth;
-    tile.sum = tile.max + kTileWidth;
-    return tile;
-  };
-  PrefillTile tiles_of_task[kMaxTiles];
-  for (int64_t i = 0; i < tiles; ++i) {
-    tiles_of_task[i] = tile_at(i);
-    LoadQueries(call, kv_head, first_token, i, tiles_of_task[i]);
-    for (int64_t at = 0; at < memory.columns * kTileWidth; ++at) tiles_of_task[i].output[at] = 0.0f;
-  }
-  const int64_t last = call.past + HWY_MIN(first_token + positions, call.tokens) - 1;
-  for (int64_t begin = 0; begin <= last; begin += kKeyBlock) {
-    const int64_t end = HWY_MIN(begin + kKeyBlock, last + 1);
-    LoadBlock(call, memory, kv_head, begin, end);
-    for (int64_t i = 0; i < tiles; ++i) {
-      if (begin <= tiles_of_task[i].last) AttendBlock(call, memory, tiles_of_task[i], begin, end);
+// Divides by the sums and writes the rows of y that are real queries.
+HWY_INLINE void FinishTile(const AttentionCall& call, int64_t kv_head, int64_t index, int64_t row_vectors, const PrefillTile& tile) {
+  for (int r = 0; r < kTileRows && index * kTileRows + r < row_vectors; ++r) {
+    const int64_t head = kv_head * call.group + (index * kTileRows + r) % call.group;
+    for (int64_t lane = 0; lane < HWY_MIN(kLanes, call.total - tile.first[r]); ++lane) {
+      const float* from = tile.output + r * kLanes + lane;
+      const float scale = 1.0f / tile.sum[r * kLanes + lane];
+      float* y = call.y + ((tile.first[r] + lane - call.past) * call.heads + head) * call.head_dim;
+      for (int64_t c = 0; c < call.head_dim; ++c) y[c] = from[c * kTileWidth] * scale;
     }
   }
+}
+
+// Attention of one KV head's group for one block of queries, over one of `splits` shares of the keys. `scratch` has PrefillScratchFloats
+// floats, `state` PrefillStateFloats, both aligned for vectors. A single share also writes y.
+void PrefillBlock(const AttentionCall& call, int64_t kv_head, int64_t block, int64_t split, int64_t splits, float* scratch_base, float* state) {
+  const PrefillScratch scratch(call, scratch_base);
+  const int64_t first_token = block * PrefillPositions(call);
+  const int64_t end_token = HWY_MIN(first_token + PrefillPositions(call), call.tokens);
+  const int64_t row_vectors = DivideUp(end_token - first_token, kLanes) * call.group;
+  const int64_t tiles = DivideUp(row_vectors, kTileRows);
+  PrefillTile tile[kMaxTiles];
   for (int64_t i = 0; i < tiles; ++i) {
-    const PrefillTile& tile = tiles_of_task[i];
-    for (int r = 0; r < kTileRows; ++r) {
-      const int64_t row_vector = i * kTileRows + r;
-      const int64_t token0 = tile.first[r] - call.past;
-      const int64_t head = kv_head * call.group + row_vector % call.group;
-      if (row_vector >= row_vectors) break;
-      for (int64_t lane = 0; lane < HWY_MIN(kLanes, call.tokens - token0); ++lane) {
-        const float* from = tile.output + r * kLanes + lane;
-        const float scale = 1.0f / tile.sum[r * kLanes + lane];
-        float* y = call.y + ((token0 + lane) * call.heads + head) * call.head_dim;
-        for (int64_t c = 0; c < call.head_dim; ++c) y[c] = from[c * kTileWidth] * scale;
+    tile[i] = PlaceTile(call, first_token, i, scratch.queries, state);
+    StartTile(call, kv_head, i, tile[i]);
+  }
+  const int64_t end_key = call.past + end_token;
+  const int64_t key_blocks = DivideUp(end_key, kKeyBlock);
+  for (int64_t b = key_blocks * split / splits; b < key_blocks * (split + 1) / splits; ++b) {
+    const int64_t begin = b * kKeyBlock;
+    const int64_t end = HWY_MIN(begin + kKeyBlock, end_key);
+    LoadBlock(call, scratch, kv_head, begin, end);
+    for (int64_t i = 0; i < tiles; ++i) {
+      if (begin <= tile[i].last) AttendBlock(call, scratch, tile[i], begin, end);
+    }
+  }
+  if (splits > 1) return;
+  for (int64_t i = 0; i < tiles; ++i) FinishTile(call, kv_head, i, row_vectors, tile[i]);
+}
+
+// Adds up the states of a block's shares, which lie one behind the other, and writes y.
+void CombineSplits(const AttentionCall& call, int64_t kv_head, int64_t block, int64_t splits, float* states) {
+  const F32 d;
+  const int64_t first_token = block * PrefillPositions(call);
+  const int64_t end_token = HWY_MIN(first_token + PrefillPositions(call), call.tokens);
+  const int64_t row_vectors = DivideUp(end_token - first_token, kLanes) * call.group;
+  for (int64_t i = 0; i < DivideUp(row_vectors, kTileRows); ++i) {
+    const PrefillTile sum = PlaceTile(call, first_token, i, nullptr, states);
+    for (int64_t split = 1; split < splits; ++split) {
+      const PrefillTile part = PlaceTile(call, first_token, i, nullptr, states + split * PrefillStateFloats(call));
+      for (int64_t r = 0; r < kTileWidth; r += kLanes) {
+        const VF max = hn::Max(hn::Load(d, sum.max + r), hn::Load(d, part.max + r));
+        const VF keep = Exp2(hn::Sub(hn::Load(d, sum.max + r), max));
+        const VF take = Exp2(hn::Sub(hn::Load(d, part.max + r), max));
+        hn::Store(max, d, sum.max + r);
+        const auto merge = [&](float* to, const float* from) HWY_ATTR {
+          hn::Store(hn::MulAdd(keep, hn::Load(d, to), hn::Mul(take, hn::Load(d, from))), d, to);
+        };
+        merge(sum.sum + r, part.sum + r);
+        for (int64_t c = 0; c < Columns(call); ++c) merge(sum.output + c * kTileWidth + r, part.output + c * kTileWidth + r);
       }
     }
+    FinishTile(call, kv_head, i, row_vectors, sum);
   }
 }
 

@@ -33,8 +33,10 @@ struct Kernels {
   decltype(&HWY_STATIC_DISPATCH(DecodeChunk)) decode_chunk = SOL_BEST_TARGET(DecodeChunk);
   decltype(&HWY_STATIC_DISPATCH(CombineChunks)) combine_chunks = SOL_BEST_TARGET(CombineChunks);
   decltype(&HWY_STATIC_DISPATCH(PrefillPositions)) prefill_positions = SOL_BEST_TARGET(PrefillPositions);
-  decltype(&HWY_STATIC_DISPATCH(PrefillFloats)) prefill_floats = SOL_BEST_TARGET(PrefillFloats);
+  decltype(&HWY_STATIC_DISPATCH(PrefillScratchFloats)) prefill_scratch_floats = SOL_BEST_TARGET(PrefillScratchFloats);
+  decltype(&HWY_STATIC_DISPATCH(PrefillStateFloats)) prefill_state_floats = SOL_BEST_TARGET(PrefillStateFloats);
   decltype(&HWY_STATIC_DISPATCH(PrefillBlock)) prefill_block = SOL_BEST_TARGET(PrefillBlock);
+  decltype(&HWY_STATIC_DISPATCH(CombineSplits)) combine_splits = SOL_BEST_TARGET(CombineSplits);
 };
 
 const Kernels& Best() {
@@ -51,6 +53,9 @@ constexpr int64_t kEarlyBytes = 64 * 1024;
 // Decode tasks to cut a step into, where chunks do not get too small or too large.
 constexpr int64_t kDecodeTasks = 16;
 constexpr int64_t kMinChunkPages = 4;
+// Prefill tasks wanted: where queries are few, keys are split as well, into shares of at least so many.
+constexpr int64_t kPrefillTasks = 8;
+constexpr int64_t kMinSplitKeys = 512;
 
 // Slices of one block of memory, each aligned for vectors.
 class Slices {
@@ -166,16 +171,37 @@ void Prefill(const Context& context, const AttentionCall& call) {
     best.append_page(call, static_cast<int64_t>(task) / touched, first_page + static_cast<int64_t>(task) % touched);
   });
   const int64_t blocks = DivideUp(call.tokens, best.prefill_positions(call));
-  const size_t floats = static_cast<size_t>(best.prefill_floats(call));
+  const int64_t groups = call.kv_heads * blocks;
+  const int64_t splits = std::clamp(call.total / kMinSplitKeys, int64_t{1}, DivideUp(kPrefillTasks, groups));
+  const int64_t scratch_floats = RoundUp(best.prefill_scratch_floats(call), kMaxLanes);
+  const int64_t state_floats = best.prefill_state_floats(call);
+  const bool shared = splits > 1;
+  thread_local Buffer memory;
+  float* states = nullptr;
+  std::atomic<int32_t>* pending = nullptr;
+  if (shared) {
+    const int64_t count = RoundUp(groups * splits * state_floats, kMaxLanes);
+    states = memory.Get<float>(static_cast<size_t>(count + groups));
+    pending = reinterpret_cast<std::atomic<int32_t>*>(states + count);
+    for (int64_t i = 0; i < groups; ++i) new (pending + i) std::atomic<int32_t>(static_cast<int32_t>(splits));
+  }
   std::atomic<bool> out_of_memory{false};
-  context.ParallelFor(static_cast<size_t>(call.kv_heads * blocks), [&](size_t task) {
-    thread_local Buffer memory;
+  context.ParallelFor(static_cast<size_t>(groups * splits), [&](size_t task) {
+    thread_local Buffer task_memory;
+    const int64_t group = static_cast<int64_t>(task) / splits;
+    const int64_t split = static_cast<int64_t>(task) % splits;
+    const int64_t kv_head = group % call.kv_heads;
+    // Late blocks attend more keys: the longest tasks go first.
+    const int64_t block = blocks - 1 - group / call.kv_heads;
     try {
-      // Late blocks attend more keys: the longest tasks go first.
-      const int64_t block = blocks - 1 - static_cast<int64_t>(task) / call.kv_heads;
-      best.prefill_block(call, static_cast<int64_t>(task) % call.kv_heads, block, memory.Get<float>(floats));
+      float* scratch = task_memory.Get<float>(static_cast<size_t>(scratch_floats + state_floats));
+      float* state = shared ? states + (group * splits + split) * state_floats : scratch + scratch_floats;
+      best.prefill_block(call, kv_head, block, split, splits, scratch, state);
     } catch (const std::bad_alloc&) {
       out_of_memory = true;
+    }
+    if (shared && pending[group].fetch_sub(1, std::memory_order_acq_rel) == 1 && !out_of_memory) {
+      best.combine_splits(call, kv_head, block, splits, states + group * splits * state_floats);
     }
   });
   if (out_of_memory) throw Error("SparseAttention: out of memory; use a shorter prompt chunk");
