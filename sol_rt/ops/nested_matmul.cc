@@ -61,10 +61,10 @@ class NestedMatMul {
   void One(Context& context, const float* x, const Activations& q, float* y) const {
     const Kernels& kernels = BestKernels();
     kernels.quantize(x, w_.K, 0, q);
-    // Whole cache lines of every plane a task; about 64 KB of codes are worth handing over.
-    constexpr size_t kStep = 64;
-    const size_t wanted = (size_t{1} << 17) / w_.K;
-    const size_t width = std::max(kStep, std::min<size_t>(1024, wanted / kStep * kStep));
+    // Long runs for the memory, a task for every thread, and more tasks where there are many outputs.
+    constexpr size_t kStep = 64, kMost = 1024;
+    const size_t even = (w_.N + ThreadCount::Estimate() - 1) / ThreadCount::Estimate();
+    const size_t width = std::min(kMost, (even + kStep - 1) / kStep * kStep);
     context.ParallelFor((w_.N + width - 1) / width, [&](size_t task) {
       kernels.row_block_major(w_, q, task * width, std::min(w_.N, (task + 1) * width), y);
     });
