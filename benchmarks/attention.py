@@ -1,8 +1,8 @@
 """Time of the native SparseAttention kernel: a decode step over contexts and kept pages, and prefill.
 
-A graph of `--layers` nodes, each with its own cache bound in place. Before every decode step a large array is read, as a
-model reads its weights between two steps: keys and values come from memory. Times are the minimum over repetitions, for
-one layer.
+A graph of `--layers` nodes, each with its own cache bound in place. Before every decode step a large array is read, as
+a model reads its weights between two steps: keys and values come from memory. Times are the minimum over repetitions,
+for one layer.
 
     python benchmarks/attention.py
     python benchmarks/attention.py --heads 12 --kv-heads 2 --head-dim 128 --layers 28 --contexts 512,4096 --prompts 512
