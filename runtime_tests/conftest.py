@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnxruntime as ort
 import pytest
 
 from sol_rt.config import CONFIG_NAME
 from sol_rt.home import bundles_dir, checkpoints_dir
+from sol_rt.providers import start_pool
 
 _SMOLLM2 = "smollm2-135m"
 # before any test points SOL_RT_HOME elsewhere
@@ -18,6 +22,24 @@ _SMOLLM2_PLACES = (
     checkpoints_dir() / f"{_SMOLLM2}.gguf",
     checkpoints_dir() / _SMOLLM2,
 )
+
+
+class _PooledSession(ort.InferenceSession):
+    """A session on the process-wide pool, whatever its options say."""
+
+    def __init__(self, model: str | bytes, options: ort.SessionOptions | None = None, **arguments: Any) -> None:
+        options = options or ort.SessionOptions()
+        options.use_per_session_threads = False
+        super().__init__(model, options, **arguments)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sessions_share_the_pool() -> Iterator[None]:
+    """Once the runtime has made the pool, ONNX Runtime refuses sessions with threads of their own: tests make some."""
+    start_pool(None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ort, "InferenceSession", _PooledSession)
+        yield
 
 
 def _checkpoint(factory: pytest.TempPathFactory, preset: str) -> Path:
