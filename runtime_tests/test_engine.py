@@ -19,6 +19,7 @@ from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
 from sol_rt.errors import ContextError, ProviderError, UsageError
 from sol_rt.ops import library_path
+from sol_rt.providers import Provider
 
 DENSE, CHEAP = Action(100, 100, 8), Action(30, 50, 4)
 TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, 90, 250)]
@@ -262,3 +263,12 @@ def test_the_probe_is_what_its_source_says() -> None:
     from sol_rt.export.probe_graph import build
 
     assert providers._PROBE.read_bytes() == build().SerializeToString(deterministic=True)
+
+
+def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
+    library = tmp_path / "libsol_ops_cpu.so"
+    library.write_text("not a library")
+    with pytest.raises(ProviderError) as caught:
+        Provider("cpu", 1, library).options()
+    assert str(library) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,8 @@
-"""`SolModel`: a bundle ready to generate and to score, with the budget as an argument of every call."""
+"""`SolModel`: a bundle ready to generate and to score, with the budget as an argument of every call.
+
+Opening one makes ONNX Runtime's process-wide thread pool. A program's other sessions then have to be on it, too:
+`SessionOptions.use_per_session_threads = False`.
+"""
 
 from __future__ import annotations
 

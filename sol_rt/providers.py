@@ -69,11 +69,19 @@ class Provider:
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False
         if self.library is not None:
-            options.register_custom_ops_library(str(self.library))
+            self._register(options, self.library)
         else:
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
             options.add_session_config_entry("session.enable_dq_matmulnbits_fusion", "1")
         return options
+
+    @staticmethod
+    def _register(options: ort.SessionOptions, library: Path) -> None:
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as error:
+            what = f"native operators {library}: {one_line(error)}"
+            raise ProviderError(f"{what}; install sol-rt again, or go without them (--no-native-ops)") from None
 
     def session(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
         """A session on this provider alone.
