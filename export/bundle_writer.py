@@ -133,7 +133,8 @@ def export_bundle(
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy)
         digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
         config = _seal(folder, config, digest, None)
-        compared, dropped = None, ()
+        compared: parity_report.Parity | None = None
+        dropped: tuple[str, ...] = ()
         if parity:
             compared = parity_report.measure(checkpoint, decoder, family, folder, ladders.bits, report)
             config, dropped = _without_dominated(folder, config, compared)

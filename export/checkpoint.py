@@ -56,7 +56,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def matrices(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
     """Quantized matrices of the bundle and the modules whose rows they concatenate."""
-    found = {"embed": (names.embed,)}
+    found: dict[str, tuple[str, ...]] = {"embed": (names.embed,)}
     for i in range(decoder.num_layers):
         for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
             found[f"layers.{i}.{part}"] = tuple(module.format(i=i) for module in modules)
@@ -81,7 +81,7 @@ def matrix_shape(decoder: Decoder, matrix: str) -> tuple[int, int]:
 def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
     """Float vectors of the bundle and the tensors they concatenate."""
     norm_kinds = ("weight", "bias") if decoder.norm == "layer" else ("weight",)
-    found = {f"final_norm.{kind}": (f"{names.final_norm}.{kind}",) for kind in norm_kinds}
+    found: dict[str, tuple[str, ...]] = {f"final_norm.{kind}": (f"{names.final_norm}.{kind}",) for kind in norm_kinds}
     if decoder.head_bias:
         found["head.bias"] = (f"{names.head}.bias",)
     biased = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}

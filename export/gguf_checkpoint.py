@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class GgufCheckpoint:
             for name in _ROPE_FACTORS
             if f"{name}.weight" in self._tensors
         }
-        self.config = hf_config(self._metadata, tied, factors)
+        self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors)
         self.license = str(self._metadata.get("general.license", ""))
         self._sources = self._locate(family, tied)
 

@@ -97,7 +97,7 @@ class _Safetensors(_WeightsFile):
         from safetensors import SafetensorError, safe_open
 
         try:
-            self._file = safe_open(str(path), framework="pt")
+            self._file: Any = safe_open(str(path), framework="pt")
             self._shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged safetensors file ({error}); fetch the checkpoint again") from error

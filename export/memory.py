@@ -75,15 +75,18 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """Room below the limit of the control group; file pages it holds can be given up."""
-    return _room(
-        _CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file "
-    ) or _room(
-        _CGROUP / "memory/memory.limit_in_bytes",
-        _CGROUP / "memory/memory.usage_in_bytes",
-        _CGROUP / "memory/memory.stat",
-        "total_inactive_file ",
+    """Room below the limit of the control group, version 2 or 1; file pages it holds can be given up."""
+    old = _CGROUP / "memory"
+    rooms = (
+        _room(_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file "),
+        _room(
+            old / "memory.limit_in_bytes",
+            old / "memory.usage_in_bytes",
+            old / "memory.stat",
+            "total_inactive_file ",
+        ),
     )
+    return next((room for room in rooms if room is not None), None)
 
 
 def _room(limit: Path, used: Path, stat: Path, key: str) -> int | None:

@@ -128,6 +128,26 @@ def test_blob_holds_the_quantized_weights(folder: Path, tmp_path: Path) -> None:
     assert all(entry["offset"] % ALIGNMENT == 0 for entry in entries)
 
 
+def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    packed = dict(weights)
+    for i in range(2):
+        for joint, parts in (("self_attn.qkv", "q k v"), ("mlp.gate_up", "gate up")):
+            block, _ = joint.split(".")
+            names = [f"model.layers.{i}.{block}.{part}_proj.weight" for part in parts.split()]
+            packed[f"model.layers.{i}.{joint}_proj.weight"] = torch.cat([packed.pop(name) for name in names])
+    other = Path(shutil.copytree(folder, tmp_path / "packed"))
+    save_file(packed, other / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+    (other / "config.json").write_text(json.dumps(config))
+    export(folder, tmp_path / "one")
+    report = export(other, tmp_path / "two", parity=True)
+    assert (tmp_path / "one" / "weights.bin").read_bytes() == (tmp_path / "two" / "weights.bin").read_bytes()
+    assert report.parity is not None
+    assert report.parity.rows[0].kl < 2e-3
+
+
 def test_pieces_do_not_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(folder, tmp_path / "whole")
     monkeypatch.setattr("sol_rt.export.blob_filler.PIECE_WEIGHTS", 64 * 6)
