@@ -46,9 +46,8 @@ struct Quad {
 
 // The nonzero channels of one token: what a channel-major product reads.
 struct ActiveQuads {
-  Quad* quads = nullptr;      // [K/4 + kPadding]
+  Quad* quads = nullptr;      // [K/4]
   uint32_t* begin = nullptr;  // [K/32 + 1] first quad of every block
-  static constexpr size_t kPadding = 8;  // repeats of the last quad, so that prefetching needs no bound
 };
 
 struct Range {

@@ -36,7 +36,7 @@ class Scratch {
     return q;
   }
   ActiveQuads Active(size_t K) {
-    return {quads_.Get<Quad>(K / 4 + ActiveQuads::kPadding), begin_.Get<uint32_t>(K / kBlock + 1)};
+    return {quads_.Get<Quad>(K / 4), begin_.Get<uint32_t>(K / kBlock + 1)};
   }
   float* Pruned(size_t count) { return pruned_.Get<float>(count); }
 

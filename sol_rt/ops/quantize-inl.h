@@ -167,8 +167,6 @@ inline void ListActive(const int8_t* natural, size_t K, const ActiveQuads& out) 
     }
   }
   out.begin[K / kBlock] = count;
-  const Quad last = count != 0 ? out.quads[count - 1] : Quad{};
-  for (size_t i = 0; i < ActiveQuads::kPadding; ++i) out.quads[count + i] = last;
 }
 
 }  // namespace HWY_NAMESPACE

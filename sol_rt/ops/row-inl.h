@@ -29,8 +29,20 @@ struct BlockView {
   const uint8_t* plane2;
 };
 
-// Bytes between reading and prefetching: memory's latency times a core's share of its bandwidth.
-constexpr size_t kAhead = 8192;
+HWY_INLINE void PrefetchLines(const void* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+// The weights of outputs n, … of block b, where they lie.
+template <int kBits>
+HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size_t n) {
+  const size_t at = b * w.N + n;
+  return {base, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : nullptr, kBits > 6 ? w.plane2 + at * 8 : nullptr};
+}
+
+// How far prefetching runs ahead of reading: memory's latency times a core's share of its bandwidth, measured.
+constexpr size_t kBytesAhead = 8192;   // block-major
+constexpr size_t kOutputsAhead = 768;  // channel-major, where reading jumps from row to row
 
 template <int kBits>
 HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
@@ -45,18 +57,15 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
   // A run ends at the end of every block, where the hardware's prefetching stops: ours goes on with the next block, and
   // after the last one with the next task.
   constexpr size_t kOutputBytes = 16 + 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
-  const size_t ahead = std::min(width, kAhead / kOutputBytes);
+  const size_t ahead = std::min(width, kBytesAhead / kOutputBytes);
   const auto prefetch = [&](size_t b, size_t n) HWY_ATTR {
     size_t at = b * w.N + n + ahead;
     if (n + ahead >= end) at = b + 1 < blocks ? at + w.N - width : n + ahead;
-    const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
-      for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-    };
-    lines(w.base + at * 16, kOutputs * 16);
-    lines(w.scale + at, kOutputs * 2);
-    lines(w.zero + at, kOutputs);
-    if constexpr (kBits > 4) lines(w.plane1 + at * 8, kOutputs * 8);
-    if constexpr (kBits > 6) lines(w.plane2 + at * 8, kOutputs * 8);
+    PrefetchLines(w.base + at * 16, kOutputs * 16);
+    PrefetchLines(w.scale + at, kOutputs * 2);
+    PrefetchLines(w.zero + at, kOutputs);
+    if constexpr (kBits > 4) PrefetchLines(w.plane1 + at * 8, kOutputs * 8);
+    if constexpr (kBits > 6) PrefetchLines(w.plane2 + at * 8, kOutputs * 8);
   };
 
   std::fill(y + begin, y + end, 0.0f);
@@ -81,18 +90,13 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
       scale.Add(sums, v.scale, v.zero, to);
     };
 
-    const size_t row = b * w.N;
-    const uint8_t* none = nullptr;
     size_t n = begin;
     for (; n + kOutputs <= end; n += kOutputs) {
-      const size_t at = row + n;
       prefetch(b, n);
-      step({w.base + at * 16, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : none,
-            kBits > 6 ? w.plane2 + at * 8 : none},
-           y + n);
+      step(ViewAt<kBits>(w, w.base + (b * w.N + n) * 16, b, n), y + n);
     }
     if (n < end) {
-      const size_t left = end - n, at = row + n;
+      const size_t left = end - n, at = b * w.N + n;
       HWY_ALIGN uint8_t base[kOutputs * 16] = {}, plane1[kOutputs * 8] = {}, plane2[kOutputs * 8] = {};
       HWY_ALIGN uint16_t scales[kOutputs] = {};
       HWY_ALIGN uint8_t zeros[kOutputs] = {};
@@ -115,11 +119,18 @@ inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, s
   RowBlockMajorBits<8>(w, x, begin, end, y);
 }
 
+// A later step, whose weights are asked for while this one is computed: skipped rows defeat the hardware's prefetching.
+struct StepAhead {
+  BlockView view;
+  const Quad* quad;
+  const Quad* end;
+};
+
 // One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in row 0; with
 // kPartial only `bytes` bytes of a row are the outputs' own.
 template <int kBits, bool kPartial, class D8>
 HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_t bytes, const Quad* quad,
-                                 const Quad* quads_end, const int8_t* phased,
+                                 const Quad* quads_end, StepAhead ahead, const int8_t* phased,
                                  const BlockScale<hn::Repartition<int32_t, D8>>& scale, float* y) {
   const hn::Repartition<int32_t, D8> di;
   const hn::Repartition<int8_t, D8> dx;
@@ -132,9 +143,12 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
     return hn::LoadU(d8, from);
   };
+  const auto ask = [&]() HWY_ATTR {
+    for (size_t i = 0; i < 4; ++i) __builtin_prefetch(ahead.view.base + ahead.quad->row[i] * stride);
+    ++ahead.quad;
+  };
   for (; quad != quads_end; ++quad) {
-    // Skipped rows defeat the hardware's prefetching: name the rows of about a block ahead.
-    for (size_t i = 0; i < 4; ++i) __builtin_prefetch(v.base + quad[ActiveQuads::kPadding].row[i] * stride, 0, 3);
+    if (ahead.quad != ahead.end) ask();
     int32_t codes;
     std::memcpy(&codes, quad->code, sizeof(codes));
     const auto x = hn::BitCast(dx, hn::Set(di, codes));
@@ -149,11 +163,18 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     odd[2] = DotNibbles(di, hn::ShiftRight<4>(q2), x, odd[2]);
     odd[3] = DotNibbles(di, hn::ShiftRight<4>(q3), x, odd[3]);
   }
+  while (ahead.quad != ahead.end) ask();
   VI sums[8];
   OrderOutputs(di, even, odd, sums);
   constexpr size_t kOutputs = hn::MaxLanes(di);
   for (size_t p = 0; p < 8; ++p) {
     const size_t at = p * kOutputs;
+    if (ahead.view.scale != nullptr) {  // bit by bit: a burst would fill the queue of outstanding lines
+      if (p % 2 == 0) PrefetchLines(ahead.view.scale + at, 4 * kOutputs);
+      if (p % 4 == 0) PrefetchLines(ahead.view.zero + at, 4 * kOutputs);
+      if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kOutputs * 8);
+      if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kOutputs * 8);
+    }
     if constexpr (kBits > 4) {
       const Residual<kBits, D8> residual(phased);
       const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;
@@ -166,24 +187,22 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
 // Steps of one vector size over [n, end), as many as fit; returns the first output that is left.
 template <int kBits, class D8>
 HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x, const ActiveQuads& active, size_t b,
-                                    size_t n, size_t end, float* y) {
+                                    size_t begin, size_t n, size_t end, float* y) {
   constexpr size_t kOutputs = 2 * hn::MaxLanes(d8);
   if (n + kOutputs > end) return n;
   const BlockScale<hn::Repartition<int32_t, D8>> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
-  const uint8_t* none = nullptr;
+  const Quad* quad = active.quads + active.begin[b];
+  const Quad* quads_end = active.quads + active.begin[b + 1];
+  const size_t ahead = std::min(kOutputsAhead, end - begin);
   for (; n + kOutputs <= end; n += kOutputs) {
-    const size_t at = b * w.N + n;
-    // The same outputs of the next block. Its rows are named by ChannelMajorStep.
-    const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
-      for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-    };
-    lines(w.scale + at + w.N, kOutputs * 2);
-    lines(w.zero + at + w.N, kOutputs);
-    if constexpr (kBits > 4) lines(w.plane1 + (at + w.N) * 8, kOutputs * 8);
-    if constexpr (kBits > 6) lines(w.plane2 + (at + w.N) * 8, kOutputs * 8);
-    const BlockView v = {w.base + n / 2, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : none,
-                         kBits > 6 ? w.plane2 + at * 8 : none};
-    ChannelMajorStep<kBits, false>(d8, v, w.N / 2, 0, active.quads + active.begin[b], active.quads + active.begin[b + 1],
+    const bool same = n + ahead < end;
+    const size_t later_b = same ? b : b + 1, later_n = same ? n + ahead : n + ahead - (end - begin);
+    StepAhead later = {};
+    if (later_b < w.K / kBlock) {
+      later = {ViewAt<kBits>(w, w.base + later_n / 2, later_b, later_n), active.quads + active.begin[later_b],
+               active.quads + active.begin[later_b + 1]};
+    }
+    ChannelMajorStep<kBits, false>(d8, ViewAt<kBits>(w, w.base + n / 2, b, n), w.N / 2, 0, quad, quads_end, later,
                                    x.phased + b * kBlock, scale, y + n);
   }
   return n;
@@ -197,9 +216,9 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
   const hn::Full128<uint8_t> narrow;
   for (size_t b = blocks.begin; b < blocks.end; ++b) {
     if (active.begin[b] == active.begin[b + 1]) continue;
-    size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, end, y);
-    if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) n = ChannelMajorSteps<kBits>(half, w, x, active, b, n, end, y);
-    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, n, end, y);
+    size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, begin, end, y);
+    if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) n = ChannelMajorSteps<kBits>(half, w, x, active, b, begin, n, end, y);
+    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, begin, n, end, y);
     if (n < end) {
       constexpr size_t kOutputs = 32;
       const size_t left = end - n, at = b * w.N + n;
@@ -215,7 +234,7 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
       const BlockScale<hn::Repartition<int32_t, decltype(narrow)>> scale(x.step[b], x.sum[b], w.Center(),
                                                                          kBits == 4 ? 16.0f : 1.0f);
       ChannelMajorStep<kBits, true>(narrow, {w.base + n / 2, scales, zeros, plane1, plane2}, w.N / 2, left / 2,
-                                    active.quads + active.begin[b], active.quads + active.begin[b + 1],
+                                    active.quads + active.begin[b], active.quads + active.begin[b + 1], {},
                                     x.phased + b * kBlock, scale, sums);
       std::memcpy(y + n, sums, left * sizeof(float));
     }
