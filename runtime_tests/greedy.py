@@ -40,7 +40,7 @@ def greedy(engine: Engine, prompt: Sequence[int], action: Action, count: int) ->
 
 
 def assert_same_choices(got: Mapping[str, Run], expected: Mapping[str, Run]) -> None:
-    """Runs by variant: three quarters are equal token by token, the others part at a near tie."""
+    """Runs by variant: most are equal token by token, a quarter at most parts, and only at a near tie."""
     assert got.keys() == expected.keys()
     apart = 0
     for key, run in expected.items():
@@ -49,4 +49,4 @@ def assert_same_choices(got: Mapping[str, Run], expected: Mapping[str, Run]) -> 
             first = equal.index(False)
             assert run.margins[first] <= TIE, f"{key}: {got[key].tokens} instead of {run.tokens}"
             apart += 1
-    assert apart <= len(expected) // 4, f"{apart} of {len(expected)} variants choose other tokens"
+    assert apart <= (len(expected) + 3) // 4, f"{apart} of {len(expected)} variants choose other tokens"

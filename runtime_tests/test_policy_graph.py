@@ -14,6 +14,7 @@ from reference import Array
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.policy_graph import PolicyShape, build_policy, random_policy_parameters
+from sol_rt.ops import library_path
 
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=4, width=32, heads=4)
 
@@ -70,16 +71,22 @@ class _Policy:
         return self.linear("actions", self.norm("norm", x)) + self.two_layers("direct", scalars)
 
 
-def _session(path: Path, model: onnx.ModelProto) -> ort.InferenceSession:
+def _session(path: Path, model: onnx.ModelProto, *, native: bool) -> ort.InferenceSession:
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(path), full_check=True)
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    if native:
+        options.register_custom_ops_library(str(library_path()))
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def test_an_episode_equals_the_network(weights: tuple[Path, RandomDecoder]) -> None:
+@pytest.mark.parametrize("native", [False, True], ids=["body", "kernel"])
+def test_an_episode_equals_the_network(weights: tuple[Path, RandomDecoder], native: bool) -> None:
+    if native and library_path() is None:
+        pytest.skip("the native operators are not built")
     folder, decoder = weights
     parameters, rng = _parameters(), np.random.default_rng(3)
-    session = _session(folder / "policy.onnx", build_policy(SHAPE, parameters, decoder.tensors, WEIGHTS))
+    session = _session(folder / "policy.onnx", build_policy(SHAPE, parameters, decoder.tensors, WEIGHTS), native=native)
     state = np.full(SHAPE.state_shape, 7.0, np.float32)  # what an earlier episode left
     shared = ort.OrtValue.ortvalue_from_numpy(state)
     for _episode in range(2):
