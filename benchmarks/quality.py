@@ -1,0 +1,76 @@
+"""Perplexity of every variant of a bundle, as a Markdown table: what each way to run a step costs in quality.
+
+    python benchmarks/quality.py BUNDLE -f FILE -c 512 --chunks 40
+    ... --keep 100,25           attention keeps to cross with the variants
+    ... --reference PPL         compare with the source's own perplexity, from reference_perplexity.py
+
+llama-perplexity's convention, through the path of generation: the first half of a window is prefilled dense, every
+later token is one decode step of the row's action.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sol_rt.actions import Action
+from sol_rt.model import SolModel
+from sol_rt.perplexity import Estimate, perplexity
+
+
+def actions(model: SolModel, keeps: list[int]) -> list[Action]:
+    """Every variant at every keep, the most expensive first."""
+    variants = sorted(model.bundle.config.variants.values(), key=lambda variant: -variant.weight_bytes)
+    return [Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps]
+
+
+def measure(model: SolModel, text: str, action: Action, size: int, chunks: int) -> Estimate:
+    """Perplexity of `action` alone; windows done are counted on stderr."""
+
+    def show(done: int, total: int, so_far: Estimate) -> None:
+        print(f"\r{action.tag}  {done}/{total} windows  {so_far.ppl:.3f} ", end="", file=sys.stderr, flush=True)
+
+    result = perplexity(model, text, size=size, chunks=chunks, progress=show, schedule=f"fixed:{action.tag}")
+    print(file=sys.stderr)
+    return result
+
+
+def row(model: SolModel, action: Action, result: Estimate, reference: float) -> str:
+    megabytes = model.bundle.config.variants[action.variant].weight_bytes / 1e6
+    added = 100 * (result.ppl / reference - 1)
+    return (
+        f"| `{action.tag}` | {megabytes:.0f} | {result.achieved_budget:.2f} | "
+        f"{result.ppl:.3f} ± {result.stderr:.3f} | {added:+.2f}% |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-f", "--file", type=Path, required=True)
+    parser.add_argument("-c", "--ctx-size", type=int, default=512)
+    parser.add_argument("--chunks", type=int, default=40)
+    parser.add_argument("--keep", default="100", help="percent of old KV pages, separated by commas")
+    parser.add_argument("--reference", type=float, help="perplexity to compare with; the dense action's by default")
+    parser.add_argument("-t", "--threads", type=int)
+    args = parser.parse_args()
+    model = SolModel.from_pretrained(args.bundle, threads=args.threads)
+    text = args.file.read_text(encoding="utf-8")
+    reference, lines, tokens = args.reference, [], 0
+    for action in actions(model, [int(keep) for keep in args.keep.split(",")]):
+        result = measure(model, text, action, args.ctx_size, args.chunks)
+        reference, tokens = reference or result.ppl, result.tokens
+        lines.append(row(model, action, result, reference))
+    against = f"{args.reference:g}, the source's" if args.reference else "the first row"
+    cost = model.cost.name
+    print(
+        f"{model.bundle.config.model.name} on {args.file.name}: {tokens} tokens scored in windows of {args.ctx_size}."
+    )
+    print(f"Budget by the {cost} cost model; last column against {against}.\n")
+    print("| action | weights read, MB | budget | perplexity | added |\n|---|--:|--:|--:|--:|")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
