@@ -238,6 +238,23 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
   }
 }
 
+// Asks for a tile's part of one block.
+HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size_t n) {
+  const size_t at = b * w.N + n;
+  const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+  };
+  if (channel_major) {
+    for (size_t k = 0; k < kBlock; ++k) __builtin_prefetch(w.base + (b * kBlock + k) * (w.N / 2) + n / 2);
+  } else {
+    lines(w.base + at * 16, kTile * 16);
+  }
+  lines(w.scale + at, kTile * sizeof(uint16_t));
+  lines(w.zero + at, kTile);
+  if (w.plane1 != nullptr) lines(w.plane1 + at * 8, kTile * 8);
+  if (w.plane2 != nullptr) lines(w.plane2 + at * 8, kTile * 8);
+}
+
 template <bool kChannelMajor>
 HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
   const size_t blocks = w.K / kBlock;
@@ -245,6 +262,7 @@ HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t
   std::fill(sums, sums + tokens * kTile, 0.0f);
   Merged merged;
   for (size_t b = 0; b < blocks; ++b) {
+    if (b + 1 < blocks) PrefetchTile(w, kChannelMajor, b + 1, n);
     const TileView view(w, kChannelMajor, b, n);
     if (kChannelMajor) {
       MergeChannelMajor(w, view, merged);
