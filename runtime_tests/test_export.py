@@ -179,6 +179,18 @@ def test_facts_of_the_source_are_kept(folder: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
+def test_fetched_checkpoints_are_told_by_their_recipe(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    fetched = tmp_path / "home" / "checkpoints"
+    shutil.copytree(folder, fetched / "phi-2")
+    shutil.copytree(folder, fetched / "owner--name")
+    model = export(fetched / "phi-2", tmp_path / "out").config.model
+    assert (model.source, model.license) == ("microsoft/phi-2", "MIT")
+    assert export(fetched / "owner--name", tmp_path / "out").config.model.source == "owner/name"
+
+
 def snapshot(path: Path) -> set[str]:
     return {str(entry.relative_to(path)) for entry in path.rglob("*")}
 
