@@ -274,8 +274,8 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   const int64_t padded = num_runs * kPageSize;
   const int64_t part = (kv_head * plan.chunks + chunk) * call.group + head_in_group;
   for (int h = 0; h < Heads; ++h) {
-    VF highest = hn::LoadU(d, scores[h]);
-    for (int64_t i = kLanes; i < padded; i += kLanes) highest = hn::Max(highest, hn::LoadU(d, scores[h] + i));
+    VF highest = hn::Set(d, -std::numeric_limits<float>::infinity());
+    for (int64_t i = 0; i < padded; i += kLanes) highest = hn::Max(highest, hn::LoadU(d, scores[h] + i));
     const float max = hn::ReduceMax(d, highest);
     const VF vmax = hn::Set(d, max);
     VF sum = hn::Zero(d);

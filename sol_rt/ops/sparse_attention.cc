@@ -47,7 +47,7 @@ const Kernels& Best() {
 // Old pages scored by one task; a multiple of 4.
 constexpr int64_t kScoredPages = 128;
 // Below this many bytes of keys and values, waking a second thread costs more than it saves.
-constexpr int64_t kParallelBytes = 48 * 1024;
+constexpr int64_t kParallelBytes = 96 * 1024;
 // Fetched from memory while the step's queries are rotated.
 constexpr int64_t kEarlyBytes = 64 * 1024;
 // Decode tasks to cut a step into, where chunks do not get too small or too large.
