@@ -6,16 +6,21 @@ import io
 import json
 import os
 import pty
+import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sol_rt.cli import main
+from sol_rt.config import CONFIG_NAME, SolConfig
+from sol_rt.generation_config import FILE
 
 PROMPT = "Once upon a time there was a small model"
 
@@ -188,13 +193,26 @@ def test_chat_commands_that_are_wrong(
     assert run(capsys, "chat", code=2)[1].splitlines()[-1].startswith("sol-rt: error: ")
 
 
+@pytest.fixture
+def endless(llama_bundle: Path, tmp_path: Path) -> Path:
+    """The tiny bundle without end tokens: only the limit or a signal ends its text."""
+    folder = tmp_path / "endless"
+    shutil.copytree(llama_bundle, folder)
+    config = SolConfig.from_json(folder / CONFIG_NAME)
+    (folder / FILE).unlink()
+    files = {name: entry for name, entry in config.files.items() if name != FILE}
+    config = replace(config, files=files, model=replace(config.model, eos_token_ids=()))
+    (folder / CONFIG_NAME).write_text(json.dumps(config.to_json_dict()), encoding="utf-8")
+    return folder
+
+
 def start(*argv: str, **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "sol_rt", *argv], start_new_session=True, **streams)
 
 
-def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path, endless: Path) -> None:
     trace = tmp_path / "run.jsonl"
-    argv = ("generate", "-p", PROMPT, "-n", "900", "--temperature", "1", "--trace", str(trace))
+    argv = ("generate", "-m", str(endless), "-p", "a", "-n", "1000", "--temperature", "1", "--trace", str(trace))
     with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         first = process.stdout.read(4)
@@ -207,8 +225,8 @@ def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path) -> N
     assert json.loads(trace.read_text(encoding="utf-8").splitlines()[-1])["step"] >= 0
 
 
-def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
-    argv = ("generate", "-p", PROMPT, "-n", "900", "--temperature", "1")
+def test_a_reader_that_leaves_ends_the_program_quietly(endless: Path) -> None:
+    argv = ("generate", "-m", str(endless), "-p", "a", "-n", "1000", "--temperature", "1")
     with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
@@ -220,9 +238,10 @@ def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
     assert b"BrokenPipe" not in err
 
 
-def test_ctrl_c_in_chat_stops_the_answer_not_the_program() -> None:
+def test_ctrl_c_in_chat_stops_the_answer_not_the_program(endless: Path) -> None:
     master, slave = pty.openpty()
-    with start("chat", "-n", "900", "--temperature", "1", stdin=slave, stdout=slave, stderr=slave) as process:
+    argv = ("chat", "-m", str(endless), "-n", "900", "--temperature", "1")
+    with start(*argv, stdin=slave, stdout=slave, stderr=slave) as process:
         os.close(slave)
         screen = b""
 
@@ -230,15 +249,15 @@ def test_ctrl_c_in_chat_stops_the_answer_not_the_program() -> None:
             nonlocal screen
             deadline = time.monotonic() + 60
             while marker not in screen and time.monotonic() < deadline:
-                screen += os.read(master, 4096)
+                if select.select([master], [], [], 1.0)[0]:
+                    screen += os.read(master, 4096)
             assert marker in screen, screen.decode(errors="replace")
             screen = screen.split(marker, 1)[1]
 
         until(b"> ")
         os.write(master, b"Hello\n")
-        until(b"Hello")
-        while len(screen) < 40:
-            screen += os.read(master, 4096)
+        until(b"Hello\r\n")
+        assert select.select([master], [], [], 60.0)[0], "no answer came"
         process.send_signal(signal.SIGINT)
         until(b"(stopped)")
         until(b"> ")
