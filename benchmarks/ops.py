@@ -54,10 +54,11 @@ def matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int) -> tuple
 def mlp(rng: np.random.Generator, i: int, bits: int, keep_in: float, keep_mid: float) -> tuple[onnx.NodeProto, list[onnx.TensorProto], float]:
     up = matrix(rng, f"u{i}.", HIDDEN, 2 * INNER, bits, True)
     down = matrix(rng, f"d{i}.", INNER, HIDDEN, bits, True)
-    tensors = [m[part] for m in (up, down) for part in ("base", "scale", "zero")]
+    counts = {f"in{i}": round(keep_in * HIDDEN), f"mid{i}": round(keep_mid * INNER)}
+    tensors = [onnx.numpy_helper.from_array(np.array([count]), name) for name, count in counts.items()]
+    tensors += [m[part] for m in (up, down) for part in ("base", "scale", "zero")]
     tensors += [m[part] for part in ("plane1", "plane2") if part in up for m in (up, down)]
     attributes: dict[str, Any] = {"K": HIDDEN, "I": INNER, "bits": bits, "gated": 1, "activation": "silu", "has_bias": 0}
-    attributes |= {"keep_in": round(keep_in * HIDDEN), "keep_mid": round(keep_mid * INNER)}
     node = helper.make_node("PrunedMLP", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", **attributes)
     rest = (bits - 4) / 8 + 3 / 32
     return node, tensors, HIDDEN * INNER * (2 * (keep_in / 2 + rest) + keep_mid / 2 + rest)

@@ -81,8 +81,6 @@ def pruned_mlp(
     gated: bool,
     activation: str,
     has_bias: bool,
-    keep_in: int,
-    keep_mid: int,
 ) -> onnx.FunctionProto:
     """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden]."""
     writer = NodeWriter()
@@ -92,7 +90,7 @@ def pruned_mlp(
     )
     up_size = intermediate * (2 if gated else 1)
 
-    x = _largest(writer, "x", keep_in, hidden)
+    x = _largest(writer, "x", "keep_in")
     u = _nested_product(writer, x, up, bits, hidden, up_size, channel_major=True)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
@@ -101,17 +99,17 @@ def pruned_mlp(
         h = writer.op("Mul", _activation(writer, "gate", activation), "linear")
     else:
         h = _activation(writer, u, activation)
-    h = _largest(writer, h, keep_mid, intermediate)
+    h = _largest(writer, h, "keep_mid")
     y = _nested_product(writer, h, down, bits, intermediate, hidden, channel_major=True, out=None if has_bias else "y")
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
-    inputs = ["x", *up[:3], *down[:3]]
+    inputs = ["x", "keep_in", "keep_mid", *up[:3], *down[:3]]
     for plane in zip(up[3:], down[3:], strict=True):
         inputs += plane
     if has_bias:
         inputs += ["up_bias", "down_bias"]
-    attributes = ["K", "I", "bits", "gated", "activation", "has_bias", "keep_in", "keep_mid"]
+    attributes = ["K", "I", "bits", "gated", "activation", "has_bias"]
     return writer.function("PrunedMLP", inputs, ["y"], attributes)
 
 
@@ -280,14 +278,17 @@ def _rounded(writer: NodeWriter, x: str, scale: str) -> tuple[str, str]:
     return op("Reshape", blocks, op("Shape", x)), sums
 
 
-def _largest(writer: NodeWriter, x: str, keep: int, size: int) -> str:
-    """x [..., size] with all but the `keep` values of largest magnitude zero; TopK orders ties by index."""
-    if keep >= size:
-        return x
-    index = f"kept_{len(writer.nodes)}"
-    writer.op("TopK", writer.op("Abs", x), writer.ints(keep), out=[f"{index}_values", index], axis=-1)
-    kept = writer.op("GatherElements", x, index, axis=-1)
-    return writer.op("ScatterElements", writer.op("Mul", x, writer.const(0.0)), index, kept, axis=-1)
+def _largest(writer: NodeWriter, x: str, keep: str) -> str:
+    """x with all but the values of largest magnitude of its last axis zero; TopK orders ties by index.
+
+    `keep` int64 [1] says how many stay; at 0 all do, and TopK has nothing to sort.
+    """
+    op, index = writer.op, f"kept_{len(writer.nodes)}"
+    op("TopK", op("Abs", x), keep, out=[f"{index}_values", index], axis=-1)
+    kept = op("GatherElements", x, index, axis=-1)
+    pruned = op("ScatterElements", op("Mul", x, writer.const(0.0)), index, kept, axis=-1)
+    everything = op("LessOrEqual", op("Cast", keep, to=TensorProto.FLOAT), writer.const(0.0))
+    return op("Where", everything, x, pruned)
 
 
 def _activation(writer: NodeWriter, x: str, name: str) -> str:

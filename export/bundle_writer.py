@@ -36,7 +36,7 @@ from sol_rt.export.blob import blob_bytes, layout
 from sol_rt.export.blob_filler import fill_blob
 from sol_rt.export.card import model_card
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from sol_rt.export.graph import build_variant, prune_counts, weight_bytes
+from sol_rt.export.graph import build_graph, prune_counts, weight_bytes
 from sol_rt.export.policy_file import read_policy
 from sol_rt.export.policy_graph import build_policy
 from sol_rt.export.progress import Progress, silent
@@ -256,9 +256,9 @@ def _write_graphs(
     for bits in ladders.bits:
         for prune in ladders.prune:
             variant = _variant(decoder, tensors, prune, bits)
-            graph = build_variant(decoder, variant, tensors, WEIGHTS)
-            (folder / variant.file).write_bytes(graph.SerializeToString())
             variants[variant.key] = variant
+        graph = build_graph(decoder, bits, tensors, WEIGHTS)
+        (folder / variant.file).write_bytes(graph.SerializeToString())
     actions = tuple(
         Action(keep, prune, bits) for bits in ladders.bits for prune in ladders.prune for keep in ladders.keep
     )
@@ -280,7 +280,7 @@ def _write_graphs(
 def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, bits: int) -> Variant:
     key = Action(100, prune, bits).variant
     keep_in, keep_mid = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
-    variant = Variant(key, f"model.{key}.onnx", prune, bits, keep_in, keep_mid, weight_bytes=0)
+    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, weight_bytes=0)
     return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
 
 
@@ -322,7 +322,7 @@ def _without_dominated(
             )
     for variant in config.variants.values():
         if variant.bits in dropped:
-            (folder / variant.file).unlink()
+            (folder / variant.file).unlink(missing_ok=True)
     variants = {key: variant for key, variant in config.variants.items() if variant.bits not in dropped}
     actions = tuple(entry for entry in config.actions if entry.action.bits not in dropped)
     return replace(config, variants=variants, actions=actions), tuple(said)

@@ -1,4 +1,4 @@
-"""The graph of a variant: one builder for every decoder family, topology only, weights by reference into the blob."""
+"""The graph of a bit-width: one builder for every decoder family, topology only, weights by reference into the blob."""
 
 from __future__ import annotations
 
@@ -100,23 +100,21 @@ def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorPr
     return tensor
 
 
-def build_variant(
-    decoder: Decoder, variant: Variant, tensors: Mapping[str, TensorEntry], weights_file: str
+def build_graph(
+    decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str
 ) -> onnx.ModelProto:
-    """The graph of docs/bundle.md section 1 for one variant.
+    """The graph of docs/bundle.md section 1 that runs all variants of one width.
 
     Args:
-        tensors: the blob's tensors by name; those of the variant's width have to be there.
+        tensors: the blob's tensors by name; those of the width have to be there.
         weights_file: the blob's name; it has to lie beside the graph file.
     """
-    return _VariantWriter(decoder, variant, tensors, weights_file).write()
+    return _GraphWriter(decoder, bits, tensors, weights_file).write()
 
 
-class _VariantWriter:
-    def __init__(
-        self, decoder: Decoder, variant: Variant, tensors: Mapping[str, TensorEntry], weights_file: str
-    ) -> None:
-        self.decoder, self.variant, self.tensors, self.weights_file = decoder, variant, tensors, weights_file
+class _GraphWriter:
+    def __init__(self, decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str) -> None:
+        self.decoder, self.bits, self.tensors, self.weights_file = decoder, bits, tensors, weights_file
         self.writer = NodeWriter()
         self.used: dict[str, None] = {}  # names of tensors in order of first use
 
@@ -130,7 +128,7 @@ class _VariantWriter:
         hidden = self._norm("final_norm", self._last_positions(x), out="hidden_states")
         self._project(hidden, "embed" if decoder.tied else "head", decoder.vocab_size, bias=decoder.head_bias)
         return self.writer.model(
-            self.variant.key,
+            f"q{self.bits}",
             self._inputs(),
             self._outputs(),
             [reference(name, self.tensors[name], self.weights_file) for name in self.used],
@@ -175,24 +173,24 @@ class _VariantWriter:
         return self._matmul(y, f"{at}.o", width, decoder.hidden_size, bias=decoder.output_bias)
 
     def _mlp(self, layer: int, x: str) -> str:
-        decoder, variant, at = self.decoder, self.variant, f"layers.{layer}"
-        up, down = (nested_names(self.tensors, f"{at}.{matrix}", variant.bits) for matrix in ("up", "down"))
+        decoder, bits, at = self.decoder, self.bits, f"layers.{layer}"
+        up, down = (nested_names(self.tensors, f"{at}.{matrix}", bits) for matrix in ("up", "down"))
         names = up[:3] + down[:3] + [name for pair in zip(up[3:], down[3:], strict=True) for name in pair]
         if decoder.mlp_bias:
             names += [f"{at}.up.bias", f"{at}.down.bias"]
         y = self.writer.op(
             "PrunedMLP",
             x,
+            "mlp_keep_in",
+            "mlp_keep_mid",
             *map(self._tensor, names),
             domain="sol",
             K=decoder.hidden_size,
             I=decoder.intermediate_size,
-            bits=variant.bits,
+            bits=bits,
             gated=int(decoder.gated),
             activation=decoder.activation,
             has_bias=int(decoder.mlp_bias),
-            keep_in=variant.keep_in,
-            keep_mid=variant.keep_mid,
         )
         return self.writer.declare(y, [1, "S", decoder.hidden_size])
 
@@ -212,13 +210,13 @@ class _VariantWriter:
 
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         out = None if bias else "logits"
-        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.variant.bits, out=out)
+        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.bits, out=out)
         if bias:
             self.writer.declare(logits, ["M", outputs])
             self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
 
     def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
-        y = self._nested("NestedMatMul", [x], matrix, outputs, inputs=inputs, bits=self.variant.bits)
+        y = self._nested("NestedMatMul", [x], matrix, outputs, inputs=inputs, bits=self.bits)
         self.writer.declare(y, [1, "S", outputs])
         return self.writer.op("Add", y, self._tensor(f"{matrix}.bias")) if bias else y
 
@@ -242,10 +240,10 @@ class _VariantWriter:
         return name
 
     def _functions(self) -> list[onnx.FunctionProto]:
-        decoder, variant = self.decoder, self.variant
+        decoder, bits = self.decoder, self.bits
         return [
             bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
-            bodies.nested_matmul(variant.bits),
+            bodies.nested_matmul(bits),
             bodies.sparse_attention(
                 num_heads=decoder.num_heads,
                 kv_heads=decoder.num_kv_heads,
@@ -255,21 +253,20 @@ class _VariantWriter:
                 softmax_scale=decoder.softmax_scale,
             ),
             bodies.pruned_mlp(
-                variant.bits,
+                bits,
                 hidden=decoder.hidden_size,
                 intermediate=decoder.intermediate_size,
                 gated=decoder.gated,
                 activation=decoder.activation,
                 has_bias=decoder.mlp_bias,
-                keep_in=variant.keep_in,
-                keep_mid=variant.keep_mid,
             ),
         ]
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
         inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
-        inputs += [info(name, TensorProto.INT64, [1]) for name in ("past_length", "attn_keep", "num_logits")]
+        counts = ("past_length", "attn_keep", "mlp_keep_in", "mlp_keep_mid", "num_logits")
+        inputs += [info(name, TensorProto.INT64, [1]) for name in counts]
         return inputs + self._cache_infos("past")
 
     def _outputs(self) -> list[onnx.ValueInfoProto]:

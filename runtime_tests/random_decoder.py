@@ -27,7 +27,7 @@ from sol_rt.config import (
     Variant,
 )
 from sol_rt.export.architecture import Decoder, from_hf_config
-from sol_rt.export.graph import build_variant, prune_counts, weight_bytes
+from sol_rt.export.graph import build_graph, prune_counts, weight_bytes
 
 WEIGHTS = "weights.bin"
 _COMMON = {
@@ -118,13 +118,13 @@ class RandomDecoder:
         decoder = self.decoder
         keeps = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
         key = f"s{prune:03d}-q{bits}"
-        draft = Variant(key, f"model.{key}.onnx", prune, bits, *keeps, 0)
+        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *keeps, 0)
         return Variant(key, draft.file, prune, bits, *keeps, weight_bytes(decoder, self.tensors, draft))
 
     def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
-        """Writes the variant's graph beside the blob; returns its path."""
+        """Writes the graph that runs the variant beside the blob; returns its path."""
         variant = self.variant(prune, bits)
-        model = build_variant(self.decoder, variant, self.tensors, WEIGHTS)
+        model = build_graph(self.decoder, bits, self.tensors, WEIGHTS)
         path = folder / variant.file
         path.write_bytes(model.SerializeToString())
         return path

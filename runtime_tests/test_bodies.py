@@ -164,8 +164,6 @@ def test_pruned_mlp(
         gated=gated,
         activation=activation,
         has_bias=has_bias,
-        keep_in=keep_in,
-        keep_mid=keep_mid,
     )
     x = rng.standard_normal((1, 5, hidden)).astype(np.float32)
     attributes = {
@@ -175,11 +173,10 @@ def test_pruned_mlp(
         "gated": int(gated),
         "activation": activation,
         "has_bias": int(has_bias),
-        "keep_in": keep_in,
-        "keep_mid": keep_mid,
     }
-    weights = {name: tensors[name] for name in body.input if name != "x"}
-    (y,) = run_operator(body, {"x": x}, weights, attributes, native=native)
+    feed = {"x": x, "keep_in": np.array([keep_in]), "keep_mid": np.array([keep_mid])}
+    weights = {name: tensors[name] for name in body.input if name not in feed}
+    (y,) = run_operator(body, feed, weights, attributes, native=native)
     biases = {"up_bias": tensors["up_bias"], "down_bias": tensors["down_bias"]} if has_bias else {}
     expected = reference.pruned_mlp(
         x,
@@ -201,14 +198,14 @@ def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
     rng, size = np.random.default_rng(3), 64
     up, down = Nested.random(rng, size, size), Nested.random(rng, size, size)
     body = bodies.pruned_mlp(
-        8, hidden=size, intermediate=size, gated=False, activation="relu", has_bias=False, keep_in=20, keep_mid=size
+        8, hidden=size, intermediate=size, gated=False, activation="relu", has_bias=False
     )
     x = np.where(rng.random((1, 1, size)) < 0.5, -1, 1).astype(np.float32)
     tensors = {**up.tensors("up", channel_major=True), **down.tensors("down", channel_major=True)}
-    weights = {name: tensors[name.replace("_", ".")] for name in body.input if name != "x"}
+    feed = {"x": x, "keep_in": np.array([20]), "keep_mid": np.array([0])}
+    weights = {name: tensors[name.replace("_", ".")] for name in body.input if name not in feed}
     attributes = {"K": size, "I": size, "bits": 8, "gated": 0, "activation": "relu", "has_bias": 0}
-    attributes |= {"keep_in": 20, "keep_mid": size}
-    (y,) = run_operator(body, {"x": x}, weights, attributes, native=native)
+    (y,) = run_operator(body, feed, weights, attributes, native=native)
     x[..., 20:] = 0
     h = np.maximum(reference.nested_matmul(x, up, 8), 0)
     assert_close(y, reference.nested_matmul(h, down, 8), ONE_OPERATOR)

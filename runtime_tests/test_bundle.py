@@ -20,7 +20,7 @@ from sol_rt.errors import BundleError, NumericError, UsageError
 from sol_rt.graph_file import external_tensors
 from sol_rt.verify import verify_bundle
 
-GRAPH = "model.s100-q8.onnx"
+GRAPH = "model.q8.onnx"
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_the_documented_example_is_read() -> None:
     assert text is not None
     example = json.loads(re.sub(r"\s+//.*", "", text[1]))
     empty = {"bytes": 1 << 30, "sha256": "0" * 64}
-    example["files"] = {"weights.bin": empty, "model.s100-q8.onnx": empty}
+    example["files"] = {"weights.bin": empty, "model.q8.onnx": empty}
     config = SolConfig.from_json_dict(example, Path("x"))
     assert config.model.num_layers == 30
     assert config.to_json_dict() == example

@@ -55,7 +55,7 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
     shape = decoder.decoder
     half, whole, real = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[int | str]]] = {"input_ids": (whole, [1, "S"])}
-    inputs |= {name: (whole, [1]) for name in ("past_length", "attn_keep", "num_logits")}
+    inputs |= {name: (whole, [1]) for name in ("past_length", "attn_keep", "mlp_keep_in", "mlp_keep_mid", "num_logits")}
     outputs: dict[str, tuple[int, list[int | str]]] = {
         "logits": (real, ["M", shape.vocab_size]),
         "hidden_states": (real, ["M", shape.hidden_size]),
@@ -92,9 +92,12 @@ def test_weights_are_references_into_the_blob(made: tuple[Path, RandomDecoder], 
     }
 
 
-def _run(path: Path, decoder: Decoder, tokens: list[int], wanted: int) -> tuple[Array, Array]:
+def _run(
+    path: Path, decoder: Decoder, tokens: list[int], wanted: int, keep: tuple[int, int] = (0, 0)
+) -> tuple[Array, Array]:
     feed: dict[str, Array] = {"input_ids": np.array([tokens]), "num_logits": np.array([wanted])}
-    feed |= {"past_length": np.array([0]), "attn_keep": np.array([0])}
+    feed |= {name: np.array([0]) for name in ("past_length", "attn_keep")}
+    feed |= {name: np.array([count]) for name, count in zip(("mlp_keep_in", "mlp_keep_mid"), keep, strict=True)}
     for layer in range(decoder.num_layers):
         for part in ("key", "value"):
             feed[f"past_key_values.{layer}.{part}"] = np.zeros(
@@ -113,7 +116,9 @@ def _run(path: Path, decoder: Decoder, tokens: list[int], wanted: int) -> tuple[
 def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
     """Root mean square error within 3% of the values': float32 flips a few int8 roundings and pruning choices."""
     folder, decoder = made
-    got = _run(decoder.write_graph(folder, prune, bits), decoder.decoder, TOKENS, len(TOKENS))
+    variant = decoder.variant(prune, bits)
+    path = decoder.write_graph(folder, prune, bits)
+    got = _run(path, decoder.decoder, TOKENS, len(TOKENS), (variant.keep_in, variant.keep_mid))
     for value, expected in zip(got, decoder.logits(TOKENS, prune, bits), strict=True):
         assert np.sqrt(np.mean((value - expected) ** 2)) <= 0.03 * np.sqrt(np.mean(expected**2))
 

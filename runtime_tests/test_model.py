@@ -60,7 +60,7 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
     tokens, tops, fed = [], [], prompt
     for _ in range(count):
         past = len(prompt) + len(tokens) - 1 if tokens else 0
-        small = {"past_length": past, "attn_keep": 10**6, "num_logits": 1}
+        small = {"past_length": past, "attn_keep": 10**6, "mlp_keep_in": 0, "mlp_keep_mid": 0, "num_logits": 1}
         feed |= {name: np.array([value], np.int64) for name, value in small.items()}
         feed["input_ids"] = np.array([fed], np.int64)
         outputs = dict(zip(names, session.run(names, feed), strict=True))

@@ -6,7 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,9 @@ class Mlp:
     def model(self) -> onnx.ModelProto:
         up = self.up.tensors("up.", channel_major=True)
         down = self.down.tensors("down.", channel_major=True)
-        tensors = [m[name] for m in (up, down) for name in ("base", "scale", "zero")]
+        counts = {"keep_in": self.keep_in, "keep_mid": self.keep_mid}
+        tensors = [onnx.numpy_helper.from_array(np.array([count]), name) for name, count in counts.items()]
+        tensors += [m[name] for m in (up, down) for name in ("base", "scale", "zero")]
         tensors += [m[name] for name in ("plane1", "plane2") if name in up for m in (up, down)]
         if self.up_bias is not None and self.down_bias is not None:
             tensors.append(onnx.numpy_helper.from_array(self.up_bias, "up.bias"))
@@ -213,8 +215,6 @@ class Mlp:
             gated=int(self.gated),
             activation=self.activation,
             has_bias=int(self.up_bias is not None),
-            keep_in=self.keep_in,
-            keep_mid=self.keep_mid,
         )
 
     def hidden(self, x: Array) -> Array:
@@ -402,6 +402,22 @@ def test_ties_keep_the_lower_index(tokens: int) -> None:
     assert np.isfinite(got).all()
 
 
+@pytest.mark.parametrize(("keep_in", "keep_mid"), [(0, 96), (64, 0), (0, 0)])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_count_of_zero_prunes_nothing(tokens: int, keep_in: int, keep_mid: int) -> None:
+    mlp = Mlp.random(np.random.default_rng(13), 64, 96, 4)
+    x = np.random.default_rng(14).normal(size=(tokens, 64)).astype(np.float32)
+    zero = replace(mlp, keep_in=keep_in, keep_mid=keep_mid)
+    assert np.array_equal(run(zero.model(), x), run(mlp.model(), x))
+
+
+@pytest.mark.parametrize(("keep_in", "keep_mid"), [(-1, 96), (65, 96), (64, 97)])
+def test_counts_out_of_range_are_refused(keep_in: int, keep_mid: int) -> None:
+    mlp = replace(Mlp.random(np.random.default_rng(15), 64, 96, 4), keep_in=keep_in, keep_mid=keep_mid)
+    with pytest.raises(Exception, match="PrunedMLP: input keep_"):
+        run(mlp.model(), np.ones((1, 64), np.float32))
+
+
 def test_mlp_without_pruning_equals_keeping_all() -> None:
     rng = np.random.default_rng(6)
     mlp = Mlp.random(rng, 64, 96, 4, keep_in=64, keep_mid=96)
@@ -471,7 +487,7 @@ def test_damaged_models_are_refused(change: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("I", 96), ("keep_in", 0), ("keep_in", 65), ("keep_mid", 129), ("activation", "swish"), ("bits", 6)],
+    [("I", 96), ("activation", "swish"), ("bits", 6)],
 )
 def test_damaged_mlps_are_refused(name: str, value: int | str) -> None:
     model = Mlp.random(np.random.default_rng(10), 64, 128, 4).model()

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from sol_rt import providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import ModelDims
+from sol_rt.config import ModelDims, Variant
 from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError
 from sol_rt.kv_cache import KvCache
 from sol_rt.weights import SharedWeights
@@ -107,8 +107,8 @@ class Engine:
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Keys of the variants that have a session."""
-        return tuple(self._runners)
+        """Keys of the variants whose graph has a session."""
+        return tuple(key for key, variant in self.bundle.config.variants.items() if variant.file in self._runners)
 
     def load(self, variant_keys: Iterable[str]) -> None:
         """Makes the sessions of these variants now; others are made when first used.
@@ -161,8 +161,9 @@ class Engine:
         inputs.token[0, 0] = token
         inputs.past_length[0] = length
         inputs.attn_keep[0] = action.pages(length, self.bundle.config.kv.page_size)
+        self._prune(action)
         runner.step()
-        self._require_finite(inputs.step_output, runner.key, 1)
+        self._require_finite(inputs.step_output, action, 1)
         self._tokens.append(token)
         return inputs.step_output
 
@@ -171,6 +172,7 @@ class Engine:
         logits = np.empty((num_logits, model.vocab_size), np.float32)
         hidden = np.empty((num_logits, model.hidden_size), np.float32)
         first_wanted = ids.size - num_logits
+        self._prune(action)
         for start in range(0, ids.size, self._chunk):
             chunk = ids[start : start + self._chunk]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
@@ -180,7 +182,7 @@ class Engine:
             else:  # a graph always computes one row; nobody asked for this one
                 output = self._inputs.step_output
             runner.batch(chunk, output)
-            self._require_finite(output, runner.key, chunk.size)
+            self._require_finite(output, action, chunk.size)
             self._tokens += chunk.tolist()
         return StepOutput(logits, hidden)
 
@@ -203,28 +205,38 @@ class Engine:
             what = f"context: a KV cache of {tokens} tokens needs {needed:.0f} MB"
             raise ContextError(f"{what}, more than is free; shorten the prompt") from None
 
-    def _require_finite(self, output: StepOutput, variant: str, appended: int) -> None:
+    def _require_finite(self, output: StepOutput, action: Action, appended: int) -> None:
         with np.errstate(all="ignore"):  # a sum is finite only where all terms are, and needs no array of its own
             total = np.add.reduce(output.logits, None) + np.add.reduce(output.hidden, None)
         if not math.isfinite(total):
             self._cache.wipe(self.length, self.length + appended)
-            what = f"{self.bundle.path}: variant {variant} gave non-finite numbers at token {self.length}"
+            what = f"{self.bundle.path}: variant {action.variant} gave non-finite numbers at token {self.length}"
             raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
 
+    def _prune(self, action: Action) -> None:
+        """Tells the graph how many MLP channels to keep; 0 is all of them."""
+        variant, model = self._variant(action.variant), self.bundle.config.model
+        self._inputs.mlp_keep_in[0] = variant.keep_in % model.hidden_size
+        self._inputs.mlp_keep_mid[0] = variant.keep_mid % model.intermediate_size
+
+    def _variant(self, key: str) -> Variant:
+        variants = self.bundle.config.variants
+        if key not in variants:
+            raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(variants)}")
+        return variants[key]
+
     def _runner(self, key: str) -> _Runner:
-        runner = self._runners.get(key)
+        file = self._variant(key).file
+        runner = self._runners.get(file)
         if runner is None:
-            runner = self._runners[key] = _Runner(
-                key, self._session(key), self._cache, self._inputs, self.provider.copies_inputs
+            runner = self._runners[file] = _Runner(
+                file, self._session(file), self._cache, self._inputs, self.provider.copies_inputs
             )
             _return_freed_memory()
         return runner
 
-    def _session(self, key: str) -> ort.InferenceSession:
+    def _session(self, file: str) -> ort.InferenceSession:
         config = self.bundle.config
-        if key not in config.variants:
-            raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(config.variants)}")
-        file = config.variants[key].file
         options = self.provider.options()
         if self.native:
             self.weights.attach(options, file)
@@ -243,23 +255,30 @@ class _StepInputs:
         self.token = np.zeros((1, 1), np.int64)
         self.past_length = np.zeros(1, np.int64)
         self.attn_keep = np.zeros(1, np.int64)
+        self.mlp_keep_in = np.zeros(1, np.int64)
+        self.mlp_keep_mid = np.zeros(1, np.int64)
         one = np.ones(1, np.int64)
         self.step_output = StepOutput(
             np.zeros((1, model.vocab_size), np.float32), np.zeros((1, model.hidden_size), np.float32)
         )
         wrap = ort.OrtValue.ortvalue_from_numpy
-        self.scalars = {"past_length": wrap(self.past_length), "attn_keep": wrap(self.attn_keep)}
+        self.scalars = {
+            "past_length": wrap(self.past_length),
+            "attn_keep": wrap(self.attn_keep),
+            "mlp_keep_in": wrap(self.mlp_keep_in),
+            "mlp_keep_mid": wrap(self.mlp_keep_mid),
+        }
         self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(one)}
         self.step_outputs = {"logits": wrap(self.step_output.logits), "hidden_states": wrap(self.step_output.hidden)}
 
 
 class _Runner:
-    """One variant's session and its two bindings: a fixed one for steps, one whose token buffers change for batches."""
+    """A graph's session and its two bindings: a fixed one for steps, one whose token buffers change for batches."""
 
     def __init__(
-        self, key: str, session: ort.InferenceSession, cache: KvCache, inputs: _StepInputs, rebind: bool
+        self, file: str, session: ort.InferenceSession, cache: KvCache, inputs: _StepInputs, rebind: bool
     ) -> None:
-        self.key = key
+        self.file = file
         self._rebind = rebind
         self._session, self._cache, self._inputs = session, cache, inputs
         self._step_binding: ort.IOBinding | None = None
@@ -313,7 +332,7 @@ class _Runner:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
-            raise SolError(f"variant {self.key}: ONNX Runtime failed: {providers.one_line(error)}") from None
+            raise SolError(f"{self.file}: ONNX Runtime failed: {providers.one_line(error)}") from None
 
 
 Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]
@@ -326,6 +345,8 @@ def _step_signature(model: ModelDims, cache: KvCache) -> Signature:
         "input_ids": ("tensor(int64)", [1, None]),
         "past_length": ("tensor(int64)", [1]),
         "attn_keep": ("tensor(int64)", [1]),
+        "mlp_keep_in": ("tensor(int64)", [1]),
+        "mlp_keep_mid": ("tensor(int64)", [1]),
         "num_logits": ("tensor(int64)", [1]),
     }
     outputs: dict[str, tuple[str, list[int | None]]] = {

@@ -47,7 +47,9 @@ class Scratch {
 class PrunedMLP {
  public:
   static constexpr const char* kName = "PrunedMLP";
-  static constexpr std::array<Port, 13> kInputs{{{"x", kFloat},
+  static constexpr std::array<Port, 15> kInputs{{{"x", kFloat},
+                                                 {"keep_in", kInt64},
+                                                 {"keep_mid", kInt64},
                                                  {"up_base", kUInt4},
                                                  {"up_scale", kFloat16},
                                                  {"up_zero", kUInt8},
@@ -68,22 +70,20 @@ class PrunedMLP {
     const int64_t K = Channels(attributes, kName, "K"), I = Channels(attributes, kName, "I");
     gated_ = attributes.Int("gated", 0, 1) != 0;
     activation_ = ReadActivation(attributes, kName);
-    keep_in_ = static_cast<size_t>(attributes.Int("keep_in", 1, K));
-    keep_mid_ = static_cast<size_t>(attributes.Int("keep_mid", 1, I));
     const bool has_bias = attributes.Int("has_bias", 0, 1) != 0;
     const int planes = bits == 4 ? 0 : bits == 6 ? 2 : 4;
-    ExpectInputs(attributes, kName, static_cast<size_t>(7 + planes + (has_bias ? 2 : 0)));
+    ExpectInputs(attributes, kName, static_cast<size_t>(9 + planes + (has_bias ? 2 : 0)));
     const int64_t U = gated_ ? 2 * I : I;
-    up_ = ReadNested(attributes, "PrunedMLP up", {1, 2, 3, 7, 9}, true, K, U, bits);
-    down_ = ReadNested(attributes, "PrunedMLP down", {4, 5, 6, 8, 10}, true, I, K, bits);
+    up_ = ReadNested(attributes, "PrunedMLP up", {3, 4, 5, 9, 11}, true, K, U, bits);
+    down_ = ReadNested(attributes, "PrunedMLP down", {6, 7, 8, 10, 12}, true, I, K, bits);
     if (has_bias) {
       const auto read = [&](int port, const char* name, int64_t length) {
         const Tensor tensor = attributes.Constant(static_cast<size_t>(port), name);
         Expect(kName, name, tensor, kFloat, {length});
         return tensor.As<float>();
       };
-      up_bias_ = read(7 + planes, "up_bias", U);
-      down_bias_ = read(8 + planes, "down_bias", K);
+      up_bias_ = read(9 + planes, "up_bias", U);
+      down_bias_ = read(10 + planes, "down_bias", K);
     }
   }
 
@@ -93,19 +93,37 @@ class PrunedMLP {
       throw Error(std::string(kName) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(up_.K) +
                   "]");
     }
+    const Keep keep = {Kept(context, 1, "keep_in", up_.K), Kept(context, 2, "keep_mid", Inner())};
     float* y = context.Output<float>(0, x.dims.data(), x.rank);
     const size_t tokens = static_cast<size_t>(x.Elements()) / up_.K;
     if (tokens == 1) {
-      One(context, x.As<float>(), y);
+      One(context, x.As<float>(), keep, y);
       return;
     }
     for (size_t t = 0; t < tokens; t += kTokensAChunk) {
-      Many(context, x.As<float>() + t * up_.K, std::min(kTokensAChunk, tokens - t), y + t * up_.K);
+      Many(context, x.As<float>() + t * up_.K, std::min(kTokensAChunk, tokens - t), keep, y + t * up_.K);
     }
   }
 
  private:
+  // Channels kept at the inputs of the two matrices.
+  struct Keep {
+    size_t in, mid;
+  };
+
   size_t Inner() const { return down_.K; }
+
+  // A count of channels; 0 prunes nothing.
+  static size_t Kept(const Context& context, size_t port, const char* name, size_t channels) {
+    const Tensor tensor = context.Input(port);
+    Expect(kName, name, tensor, kInt64, {1});
+    const int64_t count = *tensor.As<int64_t>();
+    if (count < 0 || count > static_cast<int64_t>(channels)) {
+      throw Error(std::string(kName) + ": input " + name + ": got " + std::to_string(count) + ", expected 0 to " +
+                  std::to_string(channels) + " channels");
+    }
+    return count == 0 ? channels : static_cast<size_t>(count);
+  }
 
   // x itself, or a pruned copy of it.
   const float* Prune(const float* x, size_t n, size_t keep, float* copy) const {
@@ -123,7 +141,7 @@ class PrunedMLP {
     }
   }
 
-  void One(Context& context, const float* x, float* y) const {
+  void One(Context& context, const float* x, Keep keep, float* y) const {
     const Kernels& kernels = BestKernels();
     const size_t K = up_.K, I = Inner();
     thread_local Scratch scratch;
@@ -132,7 +150,7 @@ class PrunedMLP {
     // Up: a task has some outputs. Rows are read in pieces, so tasks are as wide as the threads allow.
     Activations q = scratch.Rows(1, K);
     ActiveQuads active = scratch.Active(K);
-    kernels.quantize(Prune(x, K, keep_in_, scratch.Pruned(K)), K, 0, q);
+    kernels.quantize(Prune(x, K, keep.in, scratch.Pruned(K)), K, 0, q);
     kernels.list_active(q.natural, K, active);
     float* u = hidden.Get<float>(up_.N);
     const Range all = {0, K / kBlock};
@@ -152,7 +170,7 @@ class PrunedMLP {
     // is fixed: it decides the order of the sums.
     q = scratch.Rows(1, I);
     active = scratch.Active(I);
-    kernels.quantize(Prune(u, I, keep_mid_, u), I, 0, q);
+    kernels.quantize(Prune(u, I, keep.mid, u), I, 0, q);
     kernels.list_active(q.natural, I, active);
     constexpr size_t kMostParts = 4, kMostOutputs = 2048;
     const size_t blocks = I / kBlock, part = (blocks + kMostParts - 1) / kMostParts, parts = (blocks + part - 1) / part;
@@ -197,14 +215,14 @@ class PrunedMLP {
     }
   }
 
-  void Many(Context& context, const float* x, size_t tokens, float* y) const {
+  void Many(Context& context, const float* x, size_t tokens, Keep keep, float* y) const {
     const Kernels& kernels = BestKernels();
     const size_t K = up_.K, I = Inner(), groups = (tokens + kTokensAtOnce - 1) / kTokensAtOnce;
     thread_local Scratch scratch;
     thread_local Buffer hidden;
 
     Activations q = scratch.Rows(tokens, K);
-    QuantizeAll(context, x, tokens, K, keep_in_, q);
+    QuantizeAll(context, x, tokens, K, keep.in, q);
     float* h = hidden.Get<float>(tokens * I);
     context.ParallelFor((I + kTile - 1) / kTile * groups, [&](size_t task) {
       const size_t n = task / groups * kTile, first = task % groups * kTokensAtOnce;
@@ -224,7 +242,7 @@ class PrunedMLP {
     });
 
     q = scratch.Rows(tokens, I);
-    QuantizeAll(context, h, tokens, I, keep_mid_, q);
+    QuantizeAll(context, h, tokens, I, keep.mid, q);
     context.ParallelFor((K + kTile - 1) / kTile * groups, [&](size_t task) {
       const size_t n = task / groups * kTile, first = task % groups * kTokensAtOnce;
       const size_t count = std::min(kTokensAtOnce, tokens - first), width = std::min(kTile, K - n);
@@ -240,7 +258,6 @@ class PrunedMLP {
   const float* down_bias_ = nullptr;
   bool gated_ = false;
   Activation activation_ = Activation::kSilu;
-  size_t keep_in_ = 0, keep_mid_ = 0;
 };
 
 }  // namespace
