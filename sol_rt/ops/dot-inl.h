@@ -16,6 +16,19 @@ namespace sol {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+#if HWY_TARGET_IS_NEON
+// sum[i] += codes[4i … 4i+3] . x[4i … 4i+3], x from -127 to 127. Highway has no such instruction on Arm.
+HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<int8_t> x, hn::Vec128<int32_t> sum) {
+#if HWY_TARGET == HWY_NEON_BF16
+  return hn::Vec128<int32_t>(vdotq_s32(sum.raw, codes.raw, x.raw));
+#else
+  const int16x8_t low = vmull_s8(vget_low_s8(codes.raw), vget_low_s8(x.raw));
+  const int16x8_t high = vmull_s8(vget_high_s8(codes.raw), vget_high_s8(x.raw));
+  return hn::Vec128<int32_t>(vpadalq_s16(sum.raw, vpaddq_s16(low, high)));  // 2 * 128 * 127 fits
+#endif
+}
+#endif
+
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3] for codes up to 15.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>,
           class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
@@ -25,6 +38,8 @@ HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
 #elif HWY_TARGET <= HWY_SSE4
   const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
   return hn::Add(sum, hn::WidenMulPairwiseAdd(di, hn::SatWidenMulPairwiseAdd(d16, codes, x), hn::Set(d16, 1)));
+#elif HWY_TARGET_IS_NEON
+  return DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
 #else
   return hn::SumOfMulQuadAccumulate(di, hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
 #endif

@@ -20,11 +20,15 @@ namespace sol {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// What a code's byte has flipped: Arm multiplies signed bytes only, so there it holds the code less 128.
+constexpr uint32_t kFlip = HWY_TARGET_IS_NEON ? 0x80808080u : 0;
+constexpr float kFlipped = HWY_TARGET_IS_NEON ? 128.0f : 0.0f;
+
 // One block of a tile: quads of four channels whose bytes are 16 q + 4 b + c.
 struct Merged {
   HWY_ALIGN uint32_t quads[kBlock / 4][kTile];
   HWY_ALIGN float scale[kTile];
-  HWY_ALIGN float zero[kTile];  // with the level's center
+  HWY_ALIGN float zero[kTile];  // with the level's center, in terms of the bytes
 };
 
 // A tile's part of one block, with all 64 outputs readable.
@@ -82,7 +86,7 @@ HWY_INLINE void MergeScales(const Nested& w, const TileView& v, Merged& out) {
   const hn::Rebind<uint16_t, decltype(df)> d16;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
   const hn::Rebind<uint8_t, decltype(df)> d8;
-  const auto center = hn::Set(df, w.Center());
+  const auto center = hn::Set(df, w.Center() - kFlipped);
   for (size_t i = 0; i < kTile; i += hn::MaxLanes(df)) {
     hn::Store(hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, v.scale + i))), df, out.scale + i);
     const auto zero = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, v.zero + i)));
@@ -139,7 +143,7 @@ HWY_INLINE void MergeBlockMajor(const Nested& w, const TileView& v, Merged& out)
           hn::BitCast(d32, hn::InterleaveLower(d64, t01u, t23u)), hn::BitCast(d32, hn::InterleaveUpper(d64, t01u, t23u))};
       for (size_t q = 0; q < 4; ++q) {
         const V32 in_order = kBlocks == 1 ? quads[q] : hn::TableLookupLanes(quads[q], natural);
-        hn::Store(in_order, d32, out.quads[first + q] + n);
+        hn::Store(hn::Xor(in_order, hn::Set(d32, kFlip)), d32, out.quads[first + q] + n);
       }
     };
     scatter(even, 0);
@@ -170,7 +174,9 @@ HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& ou
         odd[i] = hn::BitCast(d32, hn::And(packed, hn::Set(d16, 0xF0F0)));
       }
       OrderOutputs(d32, even, odd, ordered);
-      for (size_t i = 0; i < 8; ++i) hn::Store(ordered[i], d32, out.quads[quad] + n + i * kOutputs);
+      for (size_t i = 0; i < 8; ++i) {
+        hn::Store(hn::Xor(ordered[i], hn::Set(d32, kFlip)), d32, out.quads[quad] + n + i * kOutputs);
+      }
     }
   }
   const auto merge_plane = [&](const uint8_t* plane, int weight_shift) HWY_ATTR {
@@ -194,6 +200,49 @@ HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& ou
   MergeScales(w, v, out);
 }
 
+// The integer sums of one block for some outputs of one token.
+template <class DI>
+class CodeSum {
+ public:
+  using VI = hn::Vec<DI>;
+  using VU = hn::Vec<hn::Repartition<uint8_t, DI>>;
+  using VX = hn::Vec<hn::Repartition<int8_t, DI>>;
+
+#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
+  // Without a dot product of bytes: the halves of a code are small enough for a block's sums to stay in 16 bits.
+  using D16 = hn::Repartition<int16_t, DI>;
+  HWY_INLINE CodeSum() : high_(hn::Zero(D16())), low_(hn::Zero(D16())) {}
+  HWY_INLINE void Add(VU codes, VX x) {
+    const D16 d16;
+    const hn::Repartition<uint8_t, DI> d8;
+    const VU nibble = hn::Set(d8, uint8_t{0x0F});
+    high_ = hn::Add(high_, hn::SatWidenMulPairwiseAdd(d16, hn::ShiftRight<4>(codes), x));
+    low_ = hn::Add(low_, hn::SatWidenMulPairwiseAdd(d16, hn::And(codes, nibble), x));
+  }
+  HWY_INLINE VI Total() const {
+    const DI di;
+    const auto one = hn::Set(D16(), 1);
+    return hn::Add(hn::ShiftLeft<4>(hn::WidenMulPairwiseAdd(di, high_, one)), hn::WidenMulPairwiseAdd(di, low_, one));
+  }
+
+ private:
+  hn::Vec<D16> high_, low_;
+#else
+  HWY_INLINE CodeSum() : sum_(hn::Zero(DI())) {}
+  HWY_INLINE void Add(VU codes, VX x) {
+#if HWY_TARGET_IS_NEON
+    sum_ = DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum_);
+#else
+    sum_ = hn::SumOfMulQuadAccumulate(DI(), codes, x, sum_);
+#endif
+  }
+  HWY_INLINE VI Total() const { return sum_; }
+
+ private:
+  VI sum_;
+#endif
+};
+
 // sums[t][0 … 63] += one block, for kTokens tokens that lie K codes apart.
 template <size_t kTokens>
 HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
@@ -204,13 +253,13 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
   const hn::Repartition<uint8_t, DI> d8;
   const hn::Repartition<int8_t, DI> dx;
   constexpr size_t kLanes = hn::MaxLanes(di);
-  constexpr size_t kVectors = HWY_MIN(kTile / kLanes, kLanes >= 16 ? 4 : 2);
-  using VI = hn::Vec<DI>;
+  // As many sums as the registers hold.
+  constexpr size_t kVectors = kLanes >= 16 ? 4 : HWY_TARGET_IS_NEON ? 4 : 1;
   for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
-    VI acc[kTokens][kVectors];
-    for (size_t t = 0; t < kTokens; ++t) {
-      for (size_t i = 0; i < kVectors; ++i) acc[t][i] = hn::Zero(di);
-    }
+    CodeSum<DI> acc[kTokens][kVectors];
+#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
+#pragma GCC unroll 1  // unrolled, GCC puts all products before the sums and runs out of registers
+#endif
     for (size_t quad = 0; quad < kBlock / 4; ++quad) {
       hn::Vec<decltype(d8)> codes[kVectors];
       for (size_t i = 0; i < kVectors; ++i) {
@@ -220,9 +269,7 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
         int32_t four;
         std::memcpy(&four, x + t * K + quad * 4, sizeof(four));
         const auto broadcast = hn::BitCast(dx, hn::Set(di, four));
-        for (size_t i = 0; i < kVectors; ++i) {
-          acc[t][i] = hn::SumOfMulQuadAccumulate(di, codes[i], broadcast, acc[t][i]);
-        }
+        for (size_t i = 0; i < kVectors; ++i) acc[t][i].Add(codes[i], broadcast);
       }
     }
     for (size_t i = 0; i < kVectors; ++i) {
@@ -230,7 +277,7 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
       const auto zero = hn::Load(df, w.zero + n + i * kLanes);
       for (size_t t = 0; t < kTokens; ++t) {
         float* to = sums + t * kTile + n + i * kLanes;
-        auto value = hn::Mul(hn::ConvertTo(df, acc[t][i]), hn::Set(df, step[t * blocks]));
+        auto value = hn::Mul(hn::ConvertTo(df, acc[t][i].Total()), hn::Set(df, step[t * blocks]));
         value = hn::NegMulAdd(zero, hn::Set(df, sum[t * blocks]), value);
         hn::Store(hn::MulAdd(scale, value, hn::Load(df, to)), df, to);
       }
