@@ -127,14 +127,22 @@ def test_uniform_stays_on_neighbouring_settings() -> None:
     assert controller.achieved == pytest.approx(0.8, abs=0.005)
 
 
-def test_uniform_moves_the_axes_together() -> None:
-    config = made_config(keeps=(100, 75, 50, 25), prunes=(100, 75, 50, 25), bits=(8, 7, 6, 5))
-    controller = made("uniform", 0.55, config)
-    means = np.mean(
-        [(a.keep, a.prune, a.bits) for a in follow(make_schedule("uniform", controller), controller, 200)], 0
-    )
-    positions = (means - (25, 25, 5)) / (75, 75, 3)
-    assert positions.max() - positions.min() < 0.1
+@pytest.mark.parametrize(("context", "budget", "turned_down"), [(100, 0.45, "prune"), (7000, 0.6, "keep")])
+def test_uniform_turns_down_bits_then_what_saves_most(context: int, budget: float, turned_down: str) -> None:
+    """At short contexts channels are worth more than pages, at long ones pages are; the other axis stays full."""
+    config = made_config(keeps=(100, 50, 10), prunes=(100, 75, 50), bits=(8, 6, 4), weight_bytes=70e6)
+    controller = made("uniform", budget, config)
+    actions = follow(make_schedule("uniform", controller), controller, 200, context)
+    means = {axis: np.mean([getattr(action, axis) for action in actions]) for axis in ("keep", "prune", "bits")}
+    assert means.pop("bits") < 4.2
+    assert means.pop(turned_down) < 95
+    assert min(means.values()) > 98
+
+
+def test_uniform_leaves_pages_and_channels_alone_while_bits_suffice() -> None:
+    controller = made("uniform", 0.8)
+    actions = follow(make_schedule("uniform", controller), controller, 200)
+    assert {(action.keep, action.prune) for action in actions} == {(100, 100)}
 
 
 def test_uniform_without_some_combinations() -> None:

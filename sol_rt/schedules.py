@@ -21,6 +21,7 @@ from sol_rt.controller import AxisTargets, Controller
 from sol_rt.errors import UsageError
 
 NAMES = ("sol", "uniform", "random", "fixed:TAG", "dense")
+_KEEP, _PRUNE, _BITS = range(3)  # the axes
 _GRID = 128  # positions of the uniform mix between all-cheapest and dense
 _SPREAD_MEMORY = 0.9  # how slowly the estimate of the policy's spread follows
 
@@ -145,9 +146,10 @@ class ConstantSchedule:
 class UniformSchedule:
     """The hand-made mix that needs no policy: on each axis the two nearest settings in turn.
 
-    A single position u in [0, 1] puts each axis at lowest + u * (highest - lowest); u is where the mix's expected
-    cost is the controller's target. Under axis targets each axis is at its own target instead. Error diffusion on
-    each axis deals out the two settings around its position.
+    A single position u in [0, 1] turns the axes down one after the other: bits, which cost least quality for what they
+    save, then pages or channels, whichever can save more at this context; reading fewer pages of a short cache would
+    save nothing. u is where the mix's expected cost is the controller's target. Under axis targets each axis is at its
+    own target instead. Error diffusion on each axis deals out the two settings around its position.
     """
 
     name = "uniform"
@@ -159,7 +161,11 @@ class UniformSchedule:
         self._levels = [np.array(sorted(set(values)), np.float64) for values in axes]
         self._scale = np.array([levels[-1] for levels in self._levels])
         self._settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self._scale
-        self._mixes = np.stack([self._mix(self._positions(index / _GRID)) for index in range(_GRID + 1)])
+        keep, prune, bits = self._scale
+        fewest_pages, fewest_channels = self._levels[_KEEP][0], self._levels[_PRUNE][0]
+        self._cheap_keep = self._nearest((fewest_pages, prune, bits))
+        self._cheap_prune = self._nearest((keep, fewest_channels, bits))
+        self._mixes: dict[tuple[int, ...], np.ndarray] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -200,16 +206,28 @@ class UniformSchedule:
             )
             return np.array([top if value is None else value for value, top in zip(given, self._scale, strict=True)])
         # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
-        expected = np.maximum.accumulate(self._mixes @ controller.relative_costs(context))
+        costs = controller.relative_costs(context)
+        pages_first = costs[self._cheap_keep] < costs[self._cheap_prune]
+        order = (_BITS, _KEEP, _PRUNE) if pages_first else (_BITS, _PRUNE, _KEEP)
+        if order not in self._mixes:
+            mixes = [self._mix(self._positions(index / _GRID, order)) for index in range(_GRID + 1)]
+            self._mixes[order] = np.stack(mixes)
+        expected = np.maximum.accumulate(self._mixes[order] @ costs)
         wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))
         above = int(np.searchsorted(expected, wanted, side="left"))
         if above == 0:
-            return self._positions(0.0)
+            return self._positions(0.0, order)
         below, rise = expected[above - 1], expected[above] - expected[above - 1]
-        return self._positions((above - 1 + (wanted - below) / rise) / _GRID)
+        return self._positions((above - 1 + (wanted - below) / rise) / _GRID, order)
 
-    def _positions(self, u: float) -> np.ndarray:
-        return np.array([levels[0] + u * (levels[-1] - levels[0]) for levels in self._levels])
+    def _positions(self, u: float, order: Sequence[int]) -> np.ndarray:
+        """Of each axis, [3]: as u falls from 1, the axes go from highest to lowest one after the other, in `order`."""
+        positions = np.empty(3)
+        for turn, axis in enumerate(order):
+            left = min(max(3 * u - 2 + turn, 0.0), 1.0)
+            levels = self._levels[axis]
+            positions[axis] = levels[0] + left * (levels[-1] - levels[0])
+        return positions
 
     def _around(self, axis: int, position: float) -> tuple[float, float, float]:
         """(setting below, setting above, share of the one above) whose mean is `position`."""
