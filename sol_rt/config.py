@@ -1,7 +1,7 @@
 """`sol_config.json` as frozen dataclasses: reading it strictly, writing it back exactly.
 
-The format is section 4 of docs/bundle.md. Reading raises BundleError with the file, the key, what was found and what belongs there; files of
-the bundle itself are looked at in bundle.py.
+The format is section 4 of docs/bundle.md. Reading raises BundleError with the file, the key, what was found and what
+belongs there; files of the bundle itself are looked at in bundle.py.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ModelDims:
 
 @dataclass(frozen=True)
 class KvLayout:
-    """KV cache: pages of `page_size` tokens, capacity in steps of `capacity_step` tokens, `sinks` first tokens always read."""
+    """KV cache: `page_size` tokens a page, capacity in steps of `capacity_step`, the first `sinks` tokens always read."""
 
     dtype: str = "float16"
     page_size: int = PAGE_SIZE
@@ -92,7 +92,7 @@ class ActionEntry:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What policy.onnx expects and returns (docs/bundle.md section 5). `state_shape`: [layers, 2, heads, horizon, size]."""
+    """What policy.onnx takes and gives (docs/bundle.md section 5). `state_shape`: [layers, 2, heads, horizon, size]."""
 
     file: str
     horizon: int
