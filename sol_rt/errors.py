@@ -24,7 +24,9 @@ class BundleError(SolError):
         hint: the next step for the user.
     """
 
-    def __init__(self, path: object, key: str, got: object, expected: object, hint: str = "export the bundle again") -> None:
+    def __init__(
+        self, path: object, key: str, got: object, expected: object, hint: str = "export the bundle again"
+    ) -> None:
         self.path, self.key, self.got, self.expected, self.hint = str(path), key, got, expected, hint
         where = f"{path}: {key}" if key else str(path)
         super().__init__(f"{where}: got {got}, expected {expected}; {hint}")
