@@ -22,7 +22,12 @@ from sol_rt.ops import library_path
 HIDDEN, INNER, VOCAB, QKV, LAYERS = 576, 1536, 49152, 960, 30
 
 
-def matrix(rng: np.random.Generator, prefix: str, k: int, n: int, bits: int, channel_major: bool) -> dict[str, onnx.TensorProto]:
+Node = tuple[onnx.NodeProto, list[onnx.TensorProto], float]  # with the bytes it reads
+
+
+def matrix(
+    rng: np.random.Generator, prefix: str, k: int, n: int, bits: int, channel_major: bool
+) -> dict[str, onnx.TensorProto]:
     """Random nested tensors of a K x N matrix by part name."""
 
     def codes(name: str, shape: list[int]) -> onnx.TensorProto:
@@ -31,7 +36,9 @@ def matrix(rng: np.random.Generator, prefix: str, k: int, n: int, bits: int, cha
     blocks = k // 32
     parts = {
         "base": codes("base", [blocks, n, 16]),
-        "scale": onnx.numpy_helper.from_array(rng.uniform(0.001, 0.01, (blocks, n)).astype(np.float16), prefix + "scale"),
+        "scale": onnx.numpy_helper.from_array(
+            rng.uniform(0.001, 0.01, (blocks, n)).astype(np.float16), prefix + "scale"
+        ),
         "zero": codes("zero", [blocks, n]),
     }
     if channel_major:
@@ -44,27 +51,36 @@ def matrix(rng: np.random.Generator, prefix: str, k: int, n: int, bits: int, cha
     return parts
 
 
-def matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int) -> tuple[onnx.NodeProto, list[onnx.TensorProto], float]:
+def matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int) -> Node:
     """A node, its weights and the bytes it reads."""
     tensors = list(matrix(rng, f"w{i}.", k, n, bits, False).values())
-    node = helper.make_node("NestedMatMul", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", K=k, N=n, bits=bits)
+    node = helper.make_node(
+        "NestedMatMul", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", K=k, N=n, bits=bits
+    )
     return node, tensors, k * n * bits / 8 + k / 32 * n * 3
 
 
-def mlp(rng: np.random.Generator, i: int, bits: int, keep_in: float, keep_mid: float) -> tuple[onnx.NodeProto, list[onnx.TensorProto], float]:
+def mlp(rng: np.random.Generator, i: int, bits: int, keep_in: float, keep_mid: float) -> Node:
     up = matrix(rng, f"u{i}.", HIDDEN, 2 * INNER, bits, True)
     down = matrix(rng, f"d{i}.", INNER, HIDDEN, bits, True)
     counts = {f"in{i}": round(keep_in * HIDDEN), f"mid{i}": round(keep_mid * INNER)}
     tensors = [onnx.numpy_helper.from_array(np.array([count]), name) for name, count in counts.items()]
     tensors += [m[part] for m in (up, down) for part in ("base", "scale", "zero")]
     tensors += [m[part] for part in ("plane1", "plane2") if part in up for m in (up, down)]
-    attributes: dict[str, Any] = {"K": HIDDEN, "I": INNER, "bits": bits, "gated": 1, "activation": "silu", "has_bias": 0}
+    attributes: dict[str, Any] = {
+        "K": HIDDEN,
+        "I": INNER,
+        "bits": bits,
+        "gated": 1,
+        "activation": "silu",
+        "has_bias": 0,
+    }
     node = helper.make_node("PrunedMLP", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", **attributes)
     rest = (bits - 4) / 8 + 3 / 32
     return node, tensors, HIDDEN * INNER * (2 * (keep_in / 2 + rest) + keep_mid / 2 + rest)
 
 
-def measure(name: str, made: list[tuple[onnx.NodeProto, list[onnx.TensorProto], float]], k: int, args: argparse.Namespace) -> float:
+def measure(name: str, made: list[Node], k: int, args: argparse.Namespace) -> float:
     graph = helper.make_graph(
         [node for node, _, _ in made],
         "ops",
@@ -88,7 +104,10 @@ def measure(name: str, made: list[tuple[onnx.NodeProto, list[onnx.TensorProto], 
         session.run_with_iobinding(binding)
         best = min(best, time.perf_counter() - start)
     each = best / len(made)
-    print(f"{name:28} {each * 1e6:9.1f} us {made[0][2] / each / 1e9:7.1f} GB/s {each * 1e6 / args.tokens:9.1f} us/token", flush=True)
+    print(
+        f"{name:28} {each * 1e6:9.1f} us {made[0][2] / each / 1e9:7.1f} GB/s {each * 1e6 / args.tokens:9.1f} us/token",
+        flush=True,
+    )
     return best
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,6 @@ def close(got: Array, expected: Array, tolerance: float = 2e-5) -> None:
     assert error <= tolerance * size + 1e-6, f"error {error} on outputs up to {size}"
 
 
-@cache
-def global_threads() -> None:
-    ort.set_default_logger_severity(3)
-
-
 def model_of(
     op: str, x_shape: list[Any], x_type: int, tensors: list[onnx.TensorProto], **attributes: Any
 ) -> onnx.ModelProto:
@@ -135,7 +131,6 @@ def model_of(
 
 
 def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> ort.InferenceSession:
-    global_threads()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -233,12 +228,10 @@ class Mlp:
 
 
 def activated(name: str, x: Array) -> Array:
-    from math import erf
-
     if name == "silu":
         return np.asarray(x / (1 + np.exp(-x)))
     if name == "gelu":
-        return np.asarray(0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2))))
+        return np.asarray(0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))))
     if name == "gelu_tanh":
         return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
     return np.maximum(x, 0)
@@ -359,19 +352,21 @@ def test_mlp_matches_the_reference(
     got = run(mlp.model(), x)
     hidden = mlp.hidden(x)
     expected = mlp.output(hidden)
-    # Rounding may move a code by one or swap two channels of nearly equal magnitude: judge tokens, most of which have none.
-    size = np.abs(expected).max() + 1e-9
-    errors = np.abs(got - expected).max(axis=1) / size
-    assert np.median(errors) < 2e-2
-    assert errors.max() < 0.35
+    # Where two magnitudes at the edge of what is kept are as good as equal, float32 may keep the other one.
+    magnitudes = np.sort(np.abs(hidden), axis=1)[:, ::-1]
+    last = magnitudes[:, mlp.keep_mid - 1]
+    next_one = magnitudes[:, mlp.keep_mid] if mlp.keep_mid < i else np.full(tokens, -1.0)
+    clear = (last - next_one > 1e-5 * magnitudes[:, 0]) | (last == 0)
+    # And a quotient at the edge of two codes may be rounded to the other one.
+    close(got[clear], expected[clear], 3e-2)
 
 
-def identity_mlp(k: int, bits: int, keep_in: int, keep_mid: int) -> Mlp:
-    """Plain relu MLP whose matrices are the identity: weight 1 exactly on the diagonal and 0 elsewhere, at every level."""
+def identity_mlp(k: int, keep_in: int, keep_mid: int) -> Mlp:
+    """Plain relu MLP of 4 bits whose matrices are the identity."""
     codes = np.zeros((k, k), np.uint8)
     codes[np.arange(k), np.arange(k)] = 16
     ones = np.ones((k // BLOCK, k), np.float16)
-    w = Nested(codes, ones, np.zeros((k // BLOCK, k), np.uint8), bits)
+    w = Nested(codes, ones, np.zeros((k // BLOCK, k), np.uint8), 4)
     return Mlp(w, w, False, "relu", keep_in, keep_mid, None, None)
 
 
@@ -380,26 +375,19 @@ def identity_mlp(k: int, bits: int, keep_in: int, keep_mid: int) -> Mlp:
 def test_pruning_keeps_exactly_the_largest(tokens: int, keep_in: int, keep_mid: int) -> None:
     rng = np.random.default_rng(5)
     x = rng.integers(1, 128, (tokens, 96)).astype(np.float32)
-    x[:, ::BLOCK] = 127.0  # every block's step is 1: all values are exact
-    got = run(identity_mlp(96, 4, keep_in, keep_mid).model(), x)
-    once = keep_largest(x, keep_in)
-    for b in range(3):  # blocks whose 127 was pruned away would be rounded
-        once[:, b * BLOCK] = np.where(once[:, b * BLOCK] == 0, 0, once[:, b * BLOCK])
-    expected = keep_largest(np.maximum(once, 0), keep_mid)
-    assert ((got != 0) == (expected != 0)).all()
-    np.testing.assert_allclose(got, expected, rtol=1e-2)
+    x[:, ::BLOCK] = 127.0  # every block's step is 1, and all its values are exact
+    got = run(identity_mlp(96, keep_in, keep_mid).model(), x)
+    expected = keep_largest(keep_largest(x, keep_in), keep_mid)
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_ties_keep_the_lower_index(tokens: int) -> None:
     x = np.full((tokens, 96), 2.0, np.float32)
     x[:, 1::2] = 5.0
-    got = run(identity_mlp(96, 8, 60, 96).model(), x)
-    # Code 8 level weights are -8/16 off the diagonal's neighbours: read the kept set through a 4-bit identity instead.
-    got4 = run(identity_mlp(96, 4, 60, 96).model(), x)
-    kept = np.flatnonzero(got4[0])
-    assert list(kept) == sorted([*range(1, 96, 2), *range(0, 24, 2)])
-    assert np.isfinite(got).all()
+    got = run(identity_mlp(96, 60, 96).model(), x)
+    for row in got:
+        assert list(np.flatnonzero(row)) == sorted([*range(1, 96, 2), *range(0, 24, 2)])
 
 
 @pytest.mark.parametrize(("keep_in", "keep_mid"), [(0, 96), (64, 0), (0, 0)])
@@ -439,8 +427,6 @@ def test_thread_count_changes_no_bit(tokens: int, bits: int) -> None:
 
 
 def test_one_session_serves_many_threads() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     rng = np.random.default_rng(8)
     session = open_session(Mlp.random(rng, 64, 256, 6, keep_in=30, keep_mid=90).model())
     inputs = [rng.normal(size=(t, 64)).astype(np.float32) for t in (1, 2, 1, 3) * 4]
@@ -546,7 +532,8 @@ CHECKED = "reference or refuse or bit or ties or largest or zeros"
 def test_every_target_of_this_machine(target: str) -> None:
     mask = X86_TARGETS[target]
     environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)}
-    probe = f"import ctypes; f = ctypes.CDLL({str(LIBRARY)!r}).SolOpsTarget; f.restype = ctypes.c_char_p; print(f().decode())"
+    load = f"import ctypes; f = ctypes.CDLL({str(LIBRARY)!r}).SolOpsTarget"
+    probe = f"{load}; f.restype = ctypes.c_char_p; print(f().decode())"
     chosen = subprocess.run(
         [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -1,0 +1,185 @@
+// Checks the arithmetic of sol_rt/ops against scalar references without ONNX Runtime, so that it also runs where there is
+// none: an emulated Arm. Prints the SIMD target; exits with 1 and one line where a result is off.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "nested.h"
+#include "target.h"
+
+namespace {
+
+using sol::kBlock;
+using sol::kTile;
+std::mt19937 g_random(1);
+
+int Uniform(int most) { return static_cast<int>(g_random() % static_cast<unsigned>(most + 1)); }
+
+// A random matrix in both layouts, with its scales as powers of two.
+struct Matrix {
+  size_t K, N;
+  std::vector<uint8_t> codes, block_major, channel_major, zero, plane1, plane2;
+  std::vector<uint16_t> scale_bits;
+  std::vector<float> scale;
+
+  Matrix(size_t K, size_t N)
+      : K(K), N(N), codes(K * N), block_major(K * N / 2), channel_major(K * N / 2), zero(K / kBlock * N),
+        plane1(K * N / 4), plane2(K * N / 4), scale_bits(K / kBlock * N), scale(K / kBlock * N) {
+    for (size_t i = 0; i < scale.size(); ++i) {
+      const int exponent = Uniform(4);
+      scale[i] = std::ldexp(1.0f, -exponent);
+      scale_bits[i] = static_cast<uint16_t>((15 - exponent) << 10);
+      zero[i] = static_cast<uint8_t>(Uniform(255));
+    }
+    for (size_t k = 0; k < K; ++k) {
+      for (size_t n = 0; n < N; ++n) {
+        const int code = Uniform(255);
+        codes[k * N + n] = static_cast<uint8_t>(code);
+        const size_t block = k / kBlock * N + n, c = k % kBlock;
+        block_major[block * 16 + c / 2] |= static_cast<uint8_t>((code >> 4) << (c % 2 * 4));
+        channel_major[k * (N / 2) + n / 2] |= static_cast<uint8_t>((code >> 4) << (n % 2 * 4));
+        plane1[block * 8 + c / 4] |= static_cast<uint8_t>((code >> 2 & 3) << (c % 4 * 2));
+        plane2[block * 8 + c / 4] |= static_cast<uint8_t>((code & 3) << (c % 4 * 2));
+      }
+    }
+  }
+
+  sol::Nested View(bool channel, int bits) const {
+    sol::Nested w;
+    w.base = channel ? channel_major.data() : block_major.data();
+    w.scale = scale_bits.data();
+    w.zero = zero.data();
+    if (bits > 4) w.plane1 = plane1.data();
+    if (bits > 6) w.plane2 = plane2.data();
+    w.K = K;
+    w.N = N;
+    w.bits = bits;
+    return w;
+  }
+
+  // From the quantized activations, exactly.
+  double Product(const int8_t* x, const float* step, size_t n, int bits, float center) const {
+    double sum = 0;
+    for (size_t k = 0; k < K; ++k) {
+      const size_t block = k / kBlock * N + n;
+      const int code = codes[k * N + n] & (bits == 4 ? 0xF0 : bits == 6 ? 0xFC : 0xFF);
+      sum += static_cast<double>(step[k / kBlock]) * scale[block] * (code - zero[block] - center) * x[k];
+    }
+    return sum;
+  }
+};
+
+void Expect(bool good, const char* what, size_t K, size_t N, int bits) {
+  if (good) return;
+  std::printf("%s is wrong for K = %zu, N = %zu, %d bits\n", what, K, N, bits);
+  std::exit(1);
+}
+
+void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
+  const sol::Kernels& kernels = sol::BestKernels();
+  const Matrix matrix(K, N);
+  std::vector<float> x(tokens * K);
+  std::normal_distribution<float> normal;
+  for (float& value : x) value = Uniform(3) == 0 ? 0.0f : normal(g_random);
+
+  std::vector<int8_t> natural(tokens * K), even_odd(tokens * K), phased(tokens * K);
+  std::vector<float> step(tokens * K / kBlock), sum(tokens * K / kBlock);
+  const sol::Activations q = {natural.data(), even_odd.data(), phased.data(), step.data(), sum.data()};
+  for (size_t t = 0; t < tokens; ++t) kernels.quantize(x.data() + t * K, K, t, q);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float a = 16.0f * step[i / kBlock];
+    Expect(std::abs(natural[i] * a - x[i]) <= 0.5001f * a + 1e-12f, "quantize", K, N, bits);
+  }
+
+  std::vector<sol::Quad> quads(K / 4);
+  std::vector<uint32_t> begin(K / kBlock + 1);
+  const sol::ActiveQuads active = {quads.data(), begin.data()};
+  kernels.list_active(natural.data(), K, active);
+
+  const float center = matrix.View(false, bits).Center();
+  std::vector<double> expected(tokens * N);
+  double largest = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t n = 0; n < N; ++n) {
+      expected[t * N + n] = matrix.Product(natural.data() + t * K, step.data() + t * K / kBlock, n, bits, center);
+      largest = std::max(largest, std::abs(expected[t * N + n]));
+    }
+  }
+  const auto near = [&](float got, size_t i) { return std::abs(got - expected[i]) <= 1e-5 * largest + 1e-6; };
+
+  std::vector<float> y(N);
+  kernels.row_block_major(matrix.View(false, bits), q, 0, N, y.data());
+  for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_block_major", K, N, bits);
+  std::fill(y.begin(), y.end(), 0.0f);
+  kernels.row_channel_major(matrix.View(true, bits), q, active, {0, K / kBlock}, 0, N, y.data());
+  for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_channel_major", K, N, bits);
+
+  alignas(64) static float sums[16 * kTile];
+  for (const bool channel : {false, true}) {
+    for (size_t n = 0; n < N; n += kTile) {
+      (channel ? kernels.tile_channel_major : kernels.tile_block_major)(matrix.View(channel, bits), q, 0, tokens, n, sums);
+      for (size_t t = 0; t < tokens; ++t) {
+        for (size_t i = n; i < std::min(N, n + kTile); ++i) {
+          Expect(near(sums[t * kTile + i - n], t * N + i), channel ? "tile_channel_major" : "tile_block_major", K, N, bits);
+        }
+      }
+    }
+  }
+}
+
+void CheckKeepLargest(size_t n, size_t keep) {
+  std::vector<float> x(n), before;
+  for (float& value : x) value = static_cast<float>(Uniform(40) - 20);
+  before = x;
+  sol::BestKernels().keep_largest(x.data(), n, keep);
+  std::vector<size_t> order(n);
+  for (size_t i = 0; i < n; ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::abs(before[a]) > std::abs(before[b]); });
+  for (size_t i = 0; i < n; ++i) {
+    const float expected = i < keep ? before[order[i]] : 0.0f;
+    Expect(x[order[i]] == expected, "keep_largest", n, keep, 0);
+  }
+}
+
+void CheckActivations() {
+  std::vector<float> x, up, h;
+  for (float value = -120.0f; value < 120.0f; value += 0.37f) {
+    x.push_back(value);
+    up.push_back(1.5f);
+  }
+  h.resize(x.size());
+  const auto check = [&](sol::Activation act, auto reference) {
+    sol::BestKernels().activate(act, x.data(), up.data(), x.size(), h.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double expected = 1.5 * reference(static_cast<double>(x[i]));
+      Expect(std::abs(h[i] - expected) <= 2e-6 * (1 + std::abs(expected)), "activate", i, x.size(), static_cast<int>(act));
+    }
+  };
+  check(sol::Activation::kSilu, [](double v) { return v / (1 + std::exp(-v)); });
+  check(sol::Activation::kGelu, [](double v) { return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0))); });
+  check(sol::Activation::kGeluTanh,
+        [](double v) { return 0.5 * v * (1 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v))); });
+  check(sol::Activation::kRelu, [](double v) { return std::max(v, 0.0); });
+}
+
+}  // namespace
+
+int main() {
+  std::printf("%s\n", sol::BestTargetName());
+  for (const int bits : {4, 6, 8}) {
+    CheckProducts(32, 2, bits, 1);
+    CheckProducts(96, 64, bits, 5);
+    CheckProducts(64, 202, bits, 9);
+    CheckProducts(160, 390, bits, 4);
+  }
+  for (const size_t n : {1, 31, 96, 333}) {
+    for (const size_t keep : {size_t{1}, n / 3 + 1, n}) CheckKeepLargest(n, keep);
+  }
+  CheckActivations();
+  return 0;
+}

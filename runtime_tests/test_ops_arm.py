@@ -1,0 +1,56 @@
+"""The native operators' arithmetic on an emulated Arm: cross-built, and checked against scalar references there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+COMPILER = shutil.which("aarch64-linux-gnu-g++")
+EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+HIGHWAY = next((root for root in map(Path, ("/usr/include", "/usr/local/include")) if (root / "hwy").is_dir()), None)
+TESTS = Path(__file__).parent
+OPS = TESTS.parent / "sol_rt" / "ops"
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no cross compiler (aarch64-linux-gnu-g++)"),
+    pytest.mark.skipif(EMULATOR is None, reason="no emulator (qemu-aarch64)"),
+    pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers"),
+]
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The check program, built as the library is: one binary for every Arm target."""
+    folder = tmp_path_factory.mktemp("arm")
+    (folder / "include").mkdir()
+    assert HIGHWAY is not None
+    (folder / "include" / "hwy").symlink_to(HIGHWAY / "hwy")  # alone: the host's other headers are not the target's
+    sources = [TESTS / "native" / "check_nested_kernels.cc", OPS / "nested_kernels.cc", OPS / "target.cc"]
+    disabled = "-DHWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)"
+    flags = ["-std=c++17", "-O2", "-DNDEBUG", "-static", disabled, f"-I{OPS}", "-isystem", str(folder / "include")]
+    program = folder / "check"
+    built = subprocess.run(
+        [str(COMPILER), *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr[-3000:]
+    return program
+
+
+@pytest.mark.parametrize(
+    ("processor", "mask", "target"),
+    [("max", None, "NEON_BF16"), ("cortex-a76", None, "NEON"), ("cortex-a76", 1 << 29, "NEON_WITHOUT_AES")],
+)
+def test_arithmetic_on_arm(check: Path, processor: str, mask: int | None, target: str) -> None:
+    environment = dict(os.environ)
+    environment.pop("SOL_RT_SIMD_TARGETS", None)
+    if mask is not None:
+        environment["SOL_RT_SIMD_TARGETS"] = str(mask)
+    result = subprocess.run(
+        [str(EMULATOR), "-cpu", processor, str(check)], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.split() == [target]
