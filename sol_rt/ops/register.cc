@@ -19,18 +19,9 @@ OrtStatus* Register(OrtSessionOptions* options) {
   static OrtCustomOpDomain* const domain = [] {
     OrtCustomOpDomain* made = nullptr;
     Check(Api().CreateCustomOpDomain("sol", &made));
-#ifdef SOL_HAVE_NESTED_MATMUL
-    Check(Api().CustomOpDomain_Add(made, NestedMatMulOp()));
-#endif
-#ifdef SOL_HAVE_NESTED_GATHER
-    Check(Api().CustomOpDomain_Add(made, NestedGatherOp()));
-#endif
-#ifdef SOL_HAVE_PRUNED_MLP
-    Check(Api().CustomOpDomain_Add(made, PrunedMLPOp()));
-#endif
-#ifdef SOL_HAVE_SPARSE_ATTENTION
-    Check(Api().CustomOpDomain_Add(made, SparseAttentionOp()));
-#endif
+    for (const OrtCustomOp* op : {NestedMatMulOp(), NestedGatherOp(), PrunedMLPOp(), SparseAttentionOp()}) {
+      Check(Api().CustomOpDomain_Add(made, op));
+    }
     return made;
   }();
   return Api().AddCustomOpDomain(options, domain);
@@ -49,7 +40,8 @@ SOL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
     // Old enough for every release that has custom operator libraries at all.
     const OrtApi* old = base->GetApi(12);
     return old == nullptr ? nullptr
-                          : old->CreateStatus(ORT_FAIL, "sol_ops_cpu needs ONNX Runtime 1.21 or newer; upgrade it or run without native operators");
+                          : old->CreateStatus(ORT_FAIL, "sol_ops_cpu needs ONNX Runtime 1.21 or newer; upgrade it or run "
+                                                        "without native operators");
   }
   sol::g_api = api;
   OrtStatus* status = nullptr;
