@@ -96,9 +96,10 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
     Expect(std::abs(natural[i] * a - x[i]) <= 0.5001f * a + 1e-12f, "quantize", K, N, bits);
   }
 
-  std::vector<sol::Quad> quads(K / 4);
+  std::vector<uint8_t> rows(K + sol::ActiveQuads::kSlack);
+  std::vector<int8_t> codes(K + sol::ActiveQuads::kSlack);
   std::vector<uint32_t> begin(K / kBlock + 1);
-  const sol::ActiveQuads active = {quads.data(), begin.data()};
+  const sol::ActiveQuads active = {rows.data(), codes.data(), begin.data()};
   kernels.list_active(natural.data(), K, active);
 
   const float center = matrix.View(false, bits).Center();

@@ -38,16 +38,13 @@ struct Activations {
   float* sum = nullptr;        // [tokens, K/32] sum of the block's codes times a / 16
 };
 
-// Four channels of one block with nonzero codes; the last of a block may be padded with zero codes.
-struct Quad {
-  uint32_t row[4];
-  int8_t code[4];
-};
-
-// The nonzero channels of one token: what a channel-major product reads.
+// The nonzero channels of one token in quads of a block each, the last of a block padded with zero codes: what a
+// channel-major product reads.
 struct ActiveQuads {
-  Quad* quads = nullptr;      // [K/4]
+  uint8_t* rows = nullptr;    // [K + kSlack] channels within their block
+  int8_t* codes = nullptr;    // [K + kSlack]
   uint32_t* begin = nullptr;  // [K/32 + 1] first quad of every block
+  static constexpr size_t kSlack = 64;  // written in whole vectors
 };
 
 struct Range {

@@ -36,12 +36,13 @@ class Scratch {
     return q;
   }
   ActiveQuads Active(size_t K) {
-    return {quads_.Get<Quad>(K / 4), begin_.Get<uint32_t>(K / kBlock + 1)};
+    const size_t size = K + ActiveQuads::kSlack;
+    return {rows_.Get<uint8_t>(size), codes_.Get<int8_t>(size), begin_.Get<uint32_t>(K / kBlock + 1)};
   }
   float* Pruned(size_t count) { return pruned_.Get<float>(count); }
 
  private:
-  Buffer natural_, phased_, step_, sum_, quads_, begin_, pruned_;
+  Buffer natural_, phased_, step_, sum_, rows_, codes_, begin_, pruned_;
 };
 
 class PrunedMLP {

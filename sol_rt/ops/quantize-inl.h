@@ -9,6 +9,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "nested.h"
@@ -45,27 +46,47 @@ HWY_INLINE size_t CountAtLeast(const float* x, size_t n, int32_t threshold) {
   return count0 + count1;
 }
 
+template <class DI>
+HWY_INLINE int32_t LargestBits(DI di, const float* x, size_t n) {
+  auto largest = hn::Zero(di);
+  size_t i = 0;
+  for (; i + hn::MaxLanes(di) <= n; i += hn::MaxLanes(di)) largest = hn::Max(largest, MagnitudeBits(di, x + i));
+  int32_t result = hn::ReduceMax(di, largest);
+  for (; i < n; ++i) result = std::max(result, MagnitudeBits(x[i]));
+  return result;
+}
+
 inline void KeepLargest(float* x, size_t n, size_t keep) {
   if (keep >= n) return;
-  // Bisection on the magnitude: at least `keep` elements reach `low`, fewer reach `high`.
-  int32_t low = 0;
-  int64_t high = int64_t{0x7FFFFFFF} + 1;
-  size_t reach_low = n;
-  while (high - low > 1 && reach_low != keep) {
-    const int32_t middle = static_cast<int32_t>(low + (high - low) / 2);
-    const size_t reach = CountAtLeast(x, n, middle);
+  // At least `keep` elements reach the magnitude `low`, fewer reach `high`.
+  const hn::ScalableTag<int32_t> d_bits;
+  int64_t low = 0, high = int64_t{LargestBits(d_bits, x, n)} + 1;
+  size_t reach_low = n, reach_high = 0;
+  for (size_t pass = 0; high - low > 1 && reach_low != keep; ++pass) {
+    int64_t middle;
+    if (low == 0) {
+      middle = high - (int64_t{2} << 23);  // octaves below the largest, until there is a bracket
+    } else if (pass % 4 == 3) {
+      middle = low + (high - low) / 2;  // whatever the distribution, the end is near
+    } else {
+      const float share = (static_cast<float>(reach_low - keep) + 0.5f) / static_cast<float>(reach_low - reach_high);
+      middle = low + static_cast<int64_t>(static_cast<float>(high - low) * share);
+    }
+    middle = std::min(std::max(middle, low + 1), high - 1);
+    const size_t reach = CountAtLeast(x, n, static_cast<int32_t>(middle));
     if (reach >= keep) {
       low = middle;
       reach_low = reach;
     } else {
       high = middle;
+      reach_high = reach;
     }
   }
   if (reach_low == keep) {
     const hn::ScalableTag<int32_t> di;
     const hn::Rebind<float, decltype(di)> df;
     constexpr size_t kLanes = hn::MaxLanes(di);
-    const auto below = hn::Set(di, low - 1);
+    const auto below = hn::Set(di, static_cast<int32_t>(low - 1));
     size_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       const auto kept = hn::RebindMask(df, hn::Gt(MagnitudeBits(di, x + i), below));
@@ -140,33 +161,26 @@ inline void Quantize(const float* x, size_t K, size_t token, const Activations& 
 
 inline void ListActive(const int8_t* natural, size_t K, const ActiveQuads& out) {
   const hn::CappedTag<int8_t, kBlock> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
   constexpr size_t kLanes = hn::MaxLanes(d);
-  uint32_t count = 0;
+  size_t count = 0;  // a multiple of 4 between blocks
   for (size_t b = 0; b < K / kBlock; ++b) {
-    out.begin[b] = count;
-    uint32_t nonzero = 0;
+    out.begin[b] = static_cast<uint32_t>(count / 4);
+    const size_t first = count;
     for (size_t i = 0; i < kBlock; i += kLanes) {
-      uint8_t bits[8] = {};
-      hn::StoreMaskBits(d, hn::Ne(hn::LoadU(d, natural + b * kBlock + i), hn::Zero(d)), bits);
-      uint32_t part;
-      std::memcpy(&part, bits, sizeof(part));
-      nonzero |= part << i;
+      const auto codes = hn::LoadU(d, natural + b * kBlock + i);
+      const auto nonzero = hn::Ne(codes, hn::Zero(d));
+      hn::CompressStore(codes, nonzero, d, out.codes + count);
+      const auto rows = hn::Iota(du, static_cast<uint8_t>(i));
+      count += hn::CompressStore(rows, hn::RebindMask(du, nonzero), du, out.rows + count);
     }
-    while (nonzero != 0) {
-      Quad quad{};
-      for (size_t i = 0; i < 4; ++i) {
-        if (nonzero != 0) {
-          quad.row[i] = static_cast<uint32_t>(b * kBlock) + static_cast<uint32_t>(__builtin_ctz(nonzero));
-          quad.code[i] = natural[quad.row[i]];
-          nonzero &= nonzero - 1;
-        } else {
-          quad.row[i] = quad.row[i - 1];  // no further row is touched
-        }
-      }
-      out.quads[count++] = quad;
-    }
+    if (count == first) continue;
+    // Zeros to the full quad, for the last row once more: no other row is touched.
+    std::memset(out.codes + count, 0, 4);
+    std::memset(out.rows + count, out.rows[count - 1], 4);
+    count = (count + 3) / 4 * 4;
   }
-  out.begin[K / kBlock] = count;
+  out.begin[K / kBlock] = static_cast<uint32_t>(count / 4);
 }
 
 }  // namespace HWY_NAMESPACE

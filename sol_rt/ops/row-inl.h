@@ -122,38 +122,48 @@ inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, s
 // A later step, whose weights are asked for while this one is computed: skipped rows defeat the hardware's prefetching.
 struct StepAhead {
   BlockView view;
-  const Quad* quad;
-  const Quad* end;
+  const uint8_t* row;
+  const uint8_t* end;
 };
 
-// One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in row 0; with
-// kPartial only `bytes` bytes of a row are the outputs' own.
+// The quads of one block, see ActiveQuads.
+struct BlockQuads {
+  BlockQuads(const ActiveQuads& active, size_t b)
+      : row(active.rows + active.begin[b] * 4), end(active.rows + active.begin[b + 1] * 4),
+        code(active.codes + active.begin[b] * 4) {}
+
+  const uint8_t* row;
+  const uint8_t* end;
+  const int8_t* code;
+};
+
+// One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in the block's first
+// row; with kPartial only `bytes` bytes of a row are the outputs' own.
 template <int kBits, bool kPartial, class D8>
-HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_t bytes, const Quad* quad,
-                                 const Quad* quads_end, StepAhead ahead, const int8_t* phased,
-                                 const BlockScale<hn::Repartition<int32_t, D8>>& scale, float* y) {
+HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_t bytes, BlockQuads quads, StepAhead ahead,
+                                 const int8_t* phased, const BlockScale<hn::Repartition<int32_t, D8>>& scale, float* y) {
   const hn::Repartition<int32_t, D8> di;
   const hn::Repartition<int8_t, D8> dx;
   using VI = hn::Vec<decltype(di)>;
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
   VI even[4] = {hn::Zero(di), hn::Zero(di), hn::Zero(di), hn::Zero(di)};
   VI odd[4] = {hn::Zero(di), hn::Zero(di), hn::Zero(di), hn::Zero(di)};
-  const auto load = [&](uint32_t row) HWY_ATTR {
+  const auto load = [&](size_t row) HWY_ATTR {
     const uint8_t* from = v.base + row * stride;
     if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
     return hn::LoadU(d8, from);
   };
   const auto ask = [&]() HWY_ATTR {
-    for (size_t i = 0; i < 4; ++i) __builtin_prefetch(ahead.view.base + ahead.quad->row[i] * stride);
-    ++ahead.quad;
+    for (size_t i = 0; i < 4; ++i) __builtin_prefetch(ahead.view.base + ahead.row[i] * stride);
+    ahead.row += 4;
   };
-  for (; quad != quads_end; ++quad) {
-    if (ahead.quad != ahead.end) ask();
+  for (; quads.row != quads.end; quads.row += 4, quads.code += 4) {
+    if (ahead.row != ahead.end) ask();
     int32_t codes;
-    std::memcpy(&codes, quad->code, sizeof(codes));
+    std::memcpy(&codes, quads.code, sizeof(codes));
     const auto x = hn::BitCast(dx, hn::Set(di, codes));
     hn::Vec<D8> q0, q1, q2, q3;
-    InterleaveRows(d8, load(quad->row[0]), load(quad->row[1]), load(quad->row[2]), load(quad->row[3]), q0, q1, q2, q3);
+    InterleaveRows(d8, load(quads.row[0]), load(quads.row[1]), load(quads.row[2]), load(quads.row[3]), q0, q1, q2, q3);
     even[0] = DotNibbles(di, hn::And(q0, nibble), x, even[0]);
     even[1] = DotNibbles(di, hn::And(q1, nibble), x, even[1]);
     even[2] = DotNibbles(di, hn::And(q2, nibble), x, even[2]);
@@ -163,7 +173,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     odd[2] = DotNibbles(di, hn::ShiftRight<4>(q2), x, odd[2]);
     odd[3] = DotNibbles(di, hn::ShiftRight<4>(q3), x, odd[3]);
   }
-  while (ahead.quad != ahead.end) ask();
+  while (ahead.row != ahead.end) ask();
   VI sums[8];
   OrderOutputs(di, even, odd, sums);
   constexpr size_t kOutputs = hn::MaxLanes(di);
@@ -191,19 +201,19 @@ HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x
   constexpr size_t kOutputs = 2 * hn::MaxLanes(d8);
   if (n + kOutputs > end) return n;
   const BlockScale<hn::Repartition<int32_t, D8>> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
-  const Quad* quad = active.quads + active.begin[b];
-  const Quad* quads_end = active.quads + active.begin[b + 1];
+  const BlockQuads quads(active, b);
+  const size_t row_bytes = w.N / 2;
   const size_t ahead = std::min(kOutputsAhead, end - begin);
   for (; n + kOutputs <= end; n += kOutputs) {
     const bool same = n + ahead < end;
     const size_t later_b = same ? b : b + 1, later_n = same ? n + ahead : n + ahead - (end - begin);
     StepAhead later = {};
     if (later_b < w.K / kBlock) {
-      later = {ViewAt<kBits>(w, w.base + later_n / 2, later_b, later_n), active.quads + active.begin[later_b],
-               active.quads + active.begin[later_b + 1]};
+      const BlockQuads rows(active, later_b);
+      later = {ViewAt<kBits>(w, w.base + later_b * kBlock * row_bytes + later_n / 2, later_b, later_n), rows.row, rows.end};
     }
-    ChannelMajorStep<kBits, false>(d8, ViewAt<kBits>(w, w.base + n / 2, b, n), w.N / 2, 0, quad, quads_end, later,
-                                   x.phased + b * kBlock, scale, y + n);
+    const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + n / 2, b, n);
+    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, later, x.phased + b * kBlock, scale, y + n);
   }
   return n;
 }
@@ -217,8 +227,12 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
   for (size_t b = blocks.begin; b < blocks.end; ++b) {
     if (active.begin[b] == active.begin[b + 1]) continue;
     size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, begin, end, y);
-    if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) n = ChannelMajorSteps<kBits>(half, w, x, active, b, begin, n, end, y);
-    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, begin, n, end, y);
+    if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) {
+      n = ChannelMajorSteps<kBits>(half, w, x, active, b, begin, n, end, y);
+    }
+    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) {
+      n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, begin, n, end, y);
+    }
     if (n < end) {
       constexpr size_t kOutputs = 32;
       const size_t left = end - n, at = b * w.N + n;
@@ -233,9 +247,9 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
       std::memcpy(sums, y + n, left * sizeof(float));
       const BlockScale<hn::Repartition<int32_t, decltype(narrow)>> scale(x.step[b], x.sum[b], w.Center(),
                                                                          kBits == 4 ? 16.0f : 1.0f);
-      ChannelMajorStep<kBits, true>(narrow, {w.base + n / 2, scales, zeros, plane1, plane2}, w.N / 2, left / 2,
-                                    active.quads + active.begin[b], active.quads + active.begin[b + 1], {},
-                                    x.phased + b * kBlock, scale, sums);
+      const uint8_t* base = w.base + b * kBlock * (w.N / 2) + n / 2;
+      ChannelMajorStep<kBits, true>(narrow, {base, scales, zeros, plane1, plane2}, w.N / 2, left / 2, BlockQuads(active, b),
+                                    {}, x.phased + b * kBlock, scale, sums);
       std::memcpy(y + n, sums, left * sizeof(float));
     }
   }
