@@ -238,8 +238,11 @@ def round_activations(x: Tensor) -> Tensor:
 
 
 def keep_largest(x: Tensor, count: int) -> Tensor:
-    """x [..., K] with all but the `count` channels of largest magnitude 0; of equal ones the lower index stays."""
-    if count >= x.shape[-1]:
+    """x [..., K] with all but the `count` channels of largest magnitude 0; of equal ones the lower index stays.
+
+    A count of 0 keeps all, as in the graph.
+    """
+    if count == 0 or count >= x.shape[-1]:
         return x
     size = x.abs()
     threshold = size.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
