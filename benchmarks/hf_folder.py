@@ -1,0 +1,34 @@
+"""Writes any source that `sol-rt export` reads as a Hugging Face folder in float32, for peers that read nothing else.
+
+    python benchmarks/hf_folder.py SOURCE DEST
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from sol_rt.export.checkpoint import open_checkpoint
+from sol_rt.pull import resolve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="alias, .gguf or checkpoint folder")
+    parser.add_argument("dest", type=Path)
+    args = parser.parse_args()
+    path, _ = resolve(args.source, lambda step, done, total: None)
+    checkpoint = open_checkpoint(path)
+    args.dest.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_tokenizer(args.dest)
+    (args.dest / "config.json").write_text(json.dumps({**checkpoint.config, "torch_dtype": "float32"}, indent=2))
+    tensors = {name: checkpoint.read(name) for name in checkpoint.names()}
+    save_file(tensors, args.dest / "model.safetensors", metadata={"format": "pt"})
+    print(args.dest)
+
+
+if __name__ == "__main__":
+    main()
