@@ -1,7 +1,9 @@
 """Measures what decode steps cost on this device and fits the lines of the calibrated cost model.
 
 Actions take turns, so that a machine that slows down or speeds up does so for all of them, and so that a step pays
-for the switch from another variant as it does in generation. Of the repeats the median counts.
+for the switch from another variant as it does in generation. Of the repeats the lower quartile counts: what else runs
+on the machine only ever adds time. One line is fitted a variant, over all keeps and contexts: a keep differs by what
+it reads, which the line's terms are.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _WARM_UP = 2
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of one action's step with `context` tokens in the cache before it."""
+    """Lower quartile of the milliseconds of one action's step with `context` tokens in the cache before it."""
 
     action: Action
     context: int
@@ -90,7 +92,7 @@ def measure(
     for length in reversed(lengths):
         for batch in (episode[: max(1, len(episode) // 4)], episode):
             runs = [_timed(engine, length, batch, config.dense) for _ in range(repeats)]
-            refreshes.append((length, len(batch), float(np.median(runs))))
+            refreshes.append((length, len(batch), _typical(runs)))
         times: dict[Action, list[float]] = {action: [] for action in actions}
         for repeat in range(repeats + _WARM_UP):
             for action in actions:
@@ -99,13 +101,13 @@ def measure(
                     times[action].append(elapsed)
                 done += 1
             progress("timing actions", done, total)
-        rows += [Timing(action, length, float(np.median(values))) for action, values in times.items()]
+        rows += [Timing(action, length, _typical(values)) for action, values in times.items()]
 
     lines: dict[str, dict[int, Line]] = {}
-    for action in actions:
-        mine = [row for row in rows if row.action == action]
-        samples = [(*reads(action, row.context, config.kv), row.milliseconds) for row in mine]
-        lines.setdefault(action.variant, {})[action.keep] = fit_line(samples)
+    for variant in config.variants:
+        mine = [row for row in rows if row.action.variant == variant]
+        samples = [(*reads(row.action, row.context, config.kv), row.milliseconds) for row in mine]
+        lines[variant] = dict.fromkeys(keeps, fit_line(samples))
 
     device = device_string(engine.provider_name, threads, engine.native)
     table = CalibrationTable(
@@ -135,8 +137,12 @@ def _timed(engine: Engine, length: int, tokens: Sequence[int], action: Action) -
     return (time.perf_counter() - start) * 1e3
 
 
+def _typical(times: Sequence[float]) -> float:
+    return float(np.percentile(times, 25))
+
+
 def _policy(bundle: Bundle, repeats: int) -> float:
-    """Median milliseconds of one decision; 0 where the bundle has no policy."""
+    """Milliseconds of one decision; 0 where the bundle has no policy."""
     spec = bundle.config.policy
     if spec is None:
         return 0.0
@@ -148,4 +154,4 @@ def _policy(bundle: Bundle, repeats: int) -> float:
         start = time.perf_counter()
         session.decide(hidden, 1, scalars, 0, step % spec.horizon)
         times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times[_WARM_UP:]))
+    return _typical(times[_WARM_UP:])
