@@ -1,6 +1,7 @@
 # make demo    everything from a fresh machine to text at budget 0.4
 # make test    environment, linters, type checker, test suite
 # make export MODEL=phi-2
+# make peer    speed and perplexity beside onnxruntime-genai int4 on the same weights (TEXT=file names the text)
 #
 # All of it happens in $(VENV); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
 
@@ -13,7 +14,10 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h)
 TYPED := sol_rt export train
 
-.PHONY: demo export test lint typecheck wheel headers clean distclean help
+PEER ?= .venv-peer
+TEXT ?=
+
+.PHONY: demo export peer test lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -26,6 +30,18 @@ demo: $(VENV)/.export
 
 export: $(VENV)/.export
 	$(BIN)/sol-rt export -m $(MODEL)
+
+# The peer lives in an environment of its own, and gets the same weights in float32 to quantize.
+peer: $(PEER)/genai/genai_config.json
+	$(BIN)/python benchmarks/against_genai.py $(MODEL) $(PEER)/genai --peer-python $(PEER)/bin/python
+	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL) $(PEER)/source -f "$(TEXT)" --genai $(PEER)/genai --peer-python $(PEER)/bin/python
+
+$(PEER)/genai/genai_config.json: $(VENV)/.export
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install onnxruntime-genai onnx onnx-ir torch transformers
+	$(BIN)/python benchmarks/hf_folder.py $(MODEL) $(PEER)/source
+	$(PEER)/bin/python -m onnxruntime_genai.models.builder -m $(PEER)/source -o $(PEER)/genai -p int4 -e cpu -c $(PEER)/cache --extra_options int4_accuracy_level=4
+	$(BIN)/sol-rt export -m $(MODEL) --force
 
 test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m

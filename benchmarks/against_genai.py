@@ -2,8 +2,8 @@
 
     python benchmarks/against_genai.py BUNDLE GENAI_FOLDER --peer-python PEER/bin/python
 
-Prints, as Markdown, decode speed at a context of 64 and prefill of 512 tokens of both, and the ratios with their spread over
-the repetitions (median, and the quartiles in brackets). `make peer` makes the environment and the peer's model.
+Prints, as Markdown, decode speed at a context of 64 and prefill of 512 tokens of both, and the ratios with their spread
+over the repetitions (median, and the quartiles in brackets). `make peer` makes the environment and the peer's model.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import onnxruntime as ort
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
+from sol_rt.home import find_bundle
 
 
 class Peer:
@@ -80,15 +81,16 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("genai", type=Path)
     parser.add_argument("--peer-python", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-n", "--count", type=int, default=64, help="decode steps a repetition")
     parser.add_argument("-r", "--repetitions", type=int, default=10)
     args = parser.parse_args()
-    bundle = Bundle.open(args.bundle)
-    peer, engine = Peer(args.peer_python, args.genai, args.threads), Engine(bundle, threads=args.threads, provider="cpu")
+    bundle = Bundle.open(find_bundle(args.bundle))
+    peer = Peer(args.peer_python, args.genai, args.threads)
+    engine = Engine(bundle, threads=args.threads, provider="cpu")
     rng = np.random.default_rng(0)
     words = [int(t) for t in rng.integers(1000, 20000, 512)]
     dense = bundle.config.dense
@@ -97,7 +99,10 @@ def main() -> None:
     for round_number in range(args.repetitions + 1):  # the first is the warm-up
         row = {
             "genai decode": args.count / peer.ask(do="decode", tokens=words[:64], count=args.count)["ms"] * 1e3,
-            **{tag: args.count / decode_ms(engine, words[:64], args.count, a, dense) * 1e3 for tag, a in actions.items()},
+            **{
+                tag: args.count / decode_ms(engine, words[:64], args.count, action, dense) * 1e3
+                for tag, action in actions.items()
+            },
             "genai prefill": 512 / peer.ask(do="prefill", tokens=words)["ms"] * 1e3,
             "prefill q4": 512 / prefill_ms(engine, words, actions["k100-s100-q4"]) * 1e3,
             "prefill q8": 512 / prefill_ms(engine, words, dense) * 1e3,
@@ -106,8 +111,10 @@ def main() -> None:
             for name, value in row.items():
                 rates.setdefault(name, []).append(value)
     ratio = lambda a, b: quartiles([x / y for x, y in zip(rates[a], rates[b], strict=True)])  # noqa: E731
-    print(f"{cpu_name()}, {args.threads} threads, onnxruntime {ort.__version__}, onnxruntime-genai {peer.version}, "
-          f"{args.repetitions} interleaved repetitions of {args.count} steps, {time.strftime('%Y-%m-%d')}\n")
+    print(
+        f"{cpu_name()}, {args.threads} threads, onnxruntime {ort.__version__}, onnxruntime-genai {peer.version}, "
+        f"{args.repetitions} interleaved repetitions of {args.count} steps, {time.strftime('%Y-%m-%d')}\n"
+    )
     print("| | tokens/s, median [quartiles] |\n|---|---|")
     for name, values in rates.items():
         print(f"| {name} | {quartiles(values)} |")

@@ -2,9 +2,11 @@
 
 Runs under the peer's own Python, which needs onnxruntime-genai and numpy alone. Requests:
 
-    {"do": "prefill", "tokens": [...]}                -> {"ms": time of appending them, logits of the last position included}
-    {"do": "decode", "tokens": [...], "count": n}     -> {"ms": time of n greedy steps after them}
-    {"do": "nll", "windows": [[...], ...]}            -> {"nll": [[nats of every scored token], ...]}, scored: as llama-perplexity, all after the first c/2 + 1
+    {"do": "prefill", "tokens": [...]}              -> {"ms": time of appending them, last logits included}
+    {"do": "decode", "tokens": [...], "count": n}   -> {"ms": time of n greedy steps after them}
+    {"do": "nll", "windows": [[...], ...]}          -> {"nll": [[nats of every scored token], ...]}
+
+Scored are, as by llama-perplexity, a window's tokens after the first c/2 + 1.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def load(folder: Path, threads: int):  # type: ignore[no-untyped-def]
 
 
 def window_nll(session: object, window: list[int]) -> list[float]:
-    """Nats of the tokens that llama-perplexity scores, by the model's graph run directly (genai gives only last logits)."""
+    """Nats of the scored tokens, by the model's graph run directly: genai itself gives only last logits."""
     ids = np.asarray([window], np.int64)
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     for node in session.get_inputs():  # type: ignore[attr-defined]
@@ -60,7 +62,8 @@ def main() -> None:
                 options = ort.SessionOptions()
                 options.intra_op_num_threads = args.threads
                 session = ort.InferenceSession(args.folder / "model.onnx", options)
-                session.head_size = json.loads((args.folder / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
+                config = json.loads((args.folder / "genai_config.json").read_text())
+                session.head_size = config["model"]["decoder"]["head_size"]
             print(json.dumps({"nll": [window_nll(session, window) for window in request["windows"]]}), flush=True)
             continue
         count = request.get("count", 0)

@@ -1,6 +1,6 @@
 """Writes any source that `sol-rt export` reads as a Hugging Face folder in float32, for peers that read nothing else.
 
-    python benchmarks/hf_folder.py SOURCE DEST
+python benchmarks/hf_folder.py SOURCE DEST
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import numpy as np
 from against_genai import Peer
 
 from sol_rt.bundle import Bundle
+from sol_rt.home import find_bundle
 from sol_rt.perplexity import estimate, windows
 from sol_rt.text import Tokenizer
 
@@ -36,7 +37,7 @@ def source_nll(folder: Path, cut: list[list[int]]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--genai", type=Path)
     parser.add_argument("--peer-python", type=Path)
     args = parser.parse_args()
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(find_bundle(args.bundle))
     tokens = Tokenizer.from_bundle(bundle).encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
     cut = windows(tokens, args.ctx_size, None, args.chunks)
     rows = {"source fp32 (transformers)": source_nll(args.checkpoint, cut)}
