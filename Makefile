@@ -12,7 +12,6 @@ BUDGET ?= 0.4
 BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h)
-TYPED := sol_rt export train
 
 PEER ?= .venv-peer
 TEXT ?=
