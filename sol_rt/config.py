@@ -61,7 +61,7 @@ class ModelDims:
 
 @dataclass(frozen=True)
 class KvLayout:
-    """KV cache: `page_size` tokens a page, capacity in steps of `capacity_step`, the first `sinks` tokens always read."""
+    """KV cache: `page_size` tokens a page, capacity in `capacity_step`s, the first `sinks` tokens always read."""
 
     dtype: str = "float16"
     page_size: int = PAGE_SIZE
