@@ -64,7 +64,7 @@ def test_export_is_complete_and_close_to_its_source(preset: str, tmp_path: Path)
     report = export_bundle(str(source), tmp_path / "out")
     config = Bundle.open(tmp_path / "out").config
     assert config == report.config
-    assert len(config.variants) == 12
+    assert len(config.variants) == 15
     assert len(config.actions) == 48
     assert config.dense == Action(100, 100, 8)
     assert config.model.name == preset
