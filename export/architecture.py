@@ -11,6 +11,7 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.rope import Rope, make_rope
 
 BLOCK = 32  # channels of a quantization block
+_LARGEST_SIZE, _MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Family:
     default_activation: str = "silu"
     default_rotary_fraction: float = 1.0
     default_tied: bool = False
+    default_eps: float = 1e-6
 
 
 _LAYER = "model.layers.{i}."
@@ -206,7 +208,18 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(
         "Qwen2ForCausalLM", "qwen2", "qwen2", "rms", "rms_norm_eps", False, True, _SPLIT_NAMES, _GGUF_SPLIT
     ),
-    "phi3": Family("Phi3ForCausalLM", "phi3", "phi3", "rms", "rms_norm_eps", False, True, _PACKED_NAMES, _GGUF_PACKED),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        "phi3",
+        "phi3",
+        "rms",
+        "rms_norm_eps",
+        False,
+        True,
+        _PACKED_NAMES,
+        _GGUF_PACKED,
+        default_eps=1e-5,
+    ),
     "phi": Family(
         "PhiForCausalLM",
         "phi",
@@ -219,6 +232,7 @@ FAMILIES: dict[str, Family] = {
         _GGUF_PHI,
         default_activation="gelu_new",
         default_rotary_fraction=0.5,
+        default_eps=1e-5,
     ),
 }
 
@@ -236,7 +250,8 @@ _ACTIVATIONS = {
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of an HF config. Raises CheckpointError naming the known ones."""
-    named = (config.get("architectures") or [None])[0]
+    listed = config.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else None
     for family in FAMILIES.values():
         if named == family.architecture or (named is None and config.get("model_type") == family.model_type):
             return family
@@ -265,22 +280,15 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         CheckpointError: unknown architecture, a feature no graph here has, or dimensions that do not fit.
     """
     family = family_of(config)
-
-    def need(key: str) -> Any:
-        value = config.get(key)
-        if value is None:
-            raise CheckpointError(f"config.json of {family.architecture}: key {key} is missing")
-        return value
-
-    hidden, heads = int(need("hidden_size")), int(need("num_attention_heads"))
-    intermediate, trained_context = int(need("intermediate_size")), int(need("max_position_embeddings"))
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    intermediate, trained_context = _size(config, "intermediate_size"), _size(config, "max_position_embeddings")
+    head_dim = _size(config, "head_dim", hidden // heads)
+    kv_heads = _size(config, "num_key_value_heads", heads)
     rope_parameters = _rope_parameters(config, family)
-    rotary_dim = int(head_dim * float(rope_parameters["partial_rotary_factor"]))
+    rotary_dim = int(head_dim * _rotary_fraction(rope_parameters))
     context = _context(config, rope_parameters, trained_context, max_context)
     activation = config.get("hidden_act") or config.get("hidden_activation") or family.default_activation
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(f"config.json: hidden_act: got {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
     if config.get("qk_layernorm"):
         raise CheckpointError(
@@ -295,7 +303,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             raise CheckpointError(
                 f"config.json: {key}: got {value}, expected a multiple of {BLOCK}, the quantization block"
             )
-    if heads % kv_heads or rotary_dim % 2:
+    if heads % kv_heads or rotary_dim % 2 or not rotary_dim:
         raise CheckpointError(
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
             "expected whole groups and an even number of channels"
@@ -304,15 +312,15 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     return Decoder(
         family=family.model_type,
         hidden_size=hidden,
-        num_layers=int(need("num_hidden_layers")),
+        num_layers=_size(config, "num_hidden_layers", most=_MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=intermediate,
-        vocab_size=int(need("vocab_size")),
+        vocab_size=_size(config, "vocab_size"),
         max_context=context,
         norm=family.norm,
-        norm_eps=float(config.get(family.eps_key) or (1e-5 if phi else 1e-6)),
+        norm_eps=_epsilon(config, family),
         norm_offset=0.0,
         parallel_residual=family.parallel_residual,
         shared_norm=family.names.mlp_norm is None,
@@ -330,9 +338,39 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     )
 
 
+def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = _LARGEST_SIZE) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise CheckpointError(f"config.json: key {key} is missing; the checkpoint is incomplete")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise CheckpointError(f"config.json: {key}: got {str(value)[:40]}, expected a whole number from 1 to {most}")
+    return value
+
+
+def _epsilon(config: Mapping[str, Any], family: Family) -> float:
+    value = config.get(family.eps_key)
+    value = family.default_eps if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise CheckpointError(f"config.json: {family.eps_key}: got {str(value)[:40]}, expected a number from 0 to 1")
+    return float(value)
+
+
+def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
+    value = rope_parameters["partial_rotary_factor"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise CheckpointError(
+            f"config.json: partial_rotary_factor: got {str(value)[:40]}, expected a number above 0 and up to 1"
+        )
+    return float(value)
+
+
 def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Brings both spellings of the rotary settings into the newer one, `partial_rotary_factor` included."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"config.json: rope settings: got {str(given)[:40]}, expected an object")
+    parameters = dict(given)
     parameters.setdefault("rope_type", parameters.pop("type", None) or "default")
     if family.model_type == "phi3" and parameters["rope_type"] in ("su", "yarn"):  # earlier names of the same scheme
         parameters["rope_type"] = "longrope"
@@ -348,13 +386,13 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
 def _context(config: Mapping[str, Any], rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
     """The bundle's longest context. Attention is full here, so a sliding window's model is exact up to the window."""
     limit = trained
-    window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True):
-        limit = min(limit, int(window))
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        limit = min(limit, _size(config, "sliding_window"))
     if wanted is None:
         # short texts, and the reference's reading of them, use the short factors of longrope
-        original = rope_parameters.get("original_max_position_embeddings")
-        return min(limit, int(original)) if rope_parameters["rope_type"] == "longrope" and original else limit
+        if rope_parameters["rope_type"] == "longrope" and rope_parameters.get("original_max_position_embeddings"):
+            limit = min(limit, _size(rope_parameters, "original_max_position_embeddings"))
+        return limit
     if not 1 <= wanted <= limit:
         raise CheckpointError(f"maximum context: got {wanted}, expected 1 to {limit}, which the model was made for")
     return wanted

@@ -109,9 +109,10 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
         for tensor in tensors:
             if tensor not in present:
                 raise CheckpointError(f"{checkpoint.path}: tensor {tensor} is missing; the checkpoint is incomplete")
-            if checkpoint.shape(tensor)[1:] != columns:
+            shape = checkpoint.shape(tensor)
+            if not shape or shape[1:] != columns:
                 raise CheckpointError(
-                    f"{checkpoint.path}: tensor {tensor}: got shape {list(checkpoint.shape(tensor))}, "
+                    f"{checkpoint.path}: tensor {tensor}: got shape {list(shape)}, "
                     f"expected {list(columns)} after the first axis, by config.json"
                 )
         total = sum(checkpoint.shape(tensor)[0] for tensor in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class GgufCheckpoint:
             for name in _ROPE_FACTORS
             if f"{name}.weight" in self._tensors
         }
-        self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors)
+        self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
         self.license = str(self._metadata.get("general.license", ""))
         self._sources = self._locate(family, tied)
 
@@ -83,6 +84,11 @@ class GgufCheckpoint:
                 "take a file of type F16, Q8_0 or a K quantization"
             ) from error
         return np.require(values, np.float32, "W")  # float32 tensors come as views of the read-only mapping
+
+    def _biases(self) -> list[str]:
+        """Projections of the first layer that have a bias: `attn_q`, `ffn_down` …"""
+        named = (re.fullmatch(r"blk\.0\.(\w+)\.bias", name) for name in self._tensors)
+        return [match[1] for match in named if match and not match[1].endswith("_norm")]
 
     def _is_tied(self, names: TensorNames) -> bool:
         """No output matrix, or one that is the embedding in another quantization, as some converters write it."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import family_of_gguf
 
 
-def hf_config(metadata: Mapping[str, Any], tied: bool, rope_factors: Mapping[str, list[float]]) -> dict[str, Any]:
+def hf_config(
+    metadata: Mapping[str, Any], tied: bool, rope_factors: Mapping[str, list[float]], biases: Collection[str]
+) -> dict[str, Any]:
     """Translates metadata.
 
     Args:
         metadata: GGUF key -> value.
         tied: the output projection is the embedding.
         rope_factors: values of the tensors `rope_freqs`, `rope_factors_short`, `rope_factors_long` that the file has.
+        biases: those of the first layer's projections, such as `attn_q`, that the file has.
 
     Raises:
         CheckpointError: unknown architecture, or a key is missing or not a number.
@@ -44,6 +47,9 @@ def hf_config(metadata: Mapping[str, Any], tied: bool, rope_factors: Mapping[str
     }
     if head_dim != hidden // heads:
         config["head_dim"] = head_dim
+    if family.model_type == "llama":  # no key tells, the tensors do
+        config["attention_bias"] = any(name.startswith("attn_") for name in biases)
+        config["mlp_bias"] = any(name.startswith("ffn_") for name in biases)
     if family.model_type == "phi3" and keys.has("attention.sliding_window"):
         config["sliding_window"] = keys.integer("attention.sliding_window")
     if family.model_type == "phi3":

@@ -25,7 +25,6 @@ class HfCheckpoint:
         self.path = path
         self.config: Mapping[str, Any] = read_json(path / "config.json")
         self.license = _license(path)
-        self._files: dict[str, _WeightsFile] = {}
         self._where: dict[str, _WeightsFile] = {}
         self._open()
 
@@ -37,9 +36,9 @@ class HfCheckpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         tensor = self._where[name].rows(name, start, self.shape(name)[0] if stop is None else stop)
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.itemsize < 2:  # 8-bit floats have scales in tensors of their own
             raise CheckpointError(
-                f"{self.path}: tensor {name}: got type {tensor.dtype}, expected a floating-point one; "
+                f"{self.path}: tensor {name}: got type {tensor.dtype}, expected floats of 16 bits or more; "
                 "export from the unquantized checkpoint"
             )
         array: FloatArray = tensor.to(torch.float32).numpy()

@@ -41,14 +41,20 @@ def make_rope(parameters: Mapping[str, Any], rotary_dim: int, max_context: int, 
         CheckpointError: unknown scaling, or a setting that it needs is missing.
     """
     kind = parameters.get("rope_type", "default")
-    if kind not in KNOWN_SCALINGS:
+    if not isinstance(kind, str) or kind not in KNOWN_SCALINGS:
         raise CheckpointError(f"rope scaling: got {kind!r}, expected one of {', '.join(KNOWN_SCALINGS)}")
     try:
-        return _make(kind, parameters, rotary_dim, max_context, trained_context)
+        with np.errstate(all="ignore"):
+            rope = _make(kind, parameters, rotary_dim, max_context, trained_context)
     except KeyError as error:
         raise CheckpointError(
             f"rope scaling {kind}: setting {error} is missing; complete the checkpoint's config"
         ) from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"rope scaling {kind}: a setting is no number that fits ({error})") from error
+    if not np.isfinite([*rope.inverse_frequencies, rope.attention_factor]).all():
+        raise CheckpointError(f"rope scaling {kind}: the settings give angles that are not finite")
+    return rope
 
 
 def _make(kind: str, parameters: Mapping[str, Any], rotary_dim: int, max_context: int, trained_context: int) -> Rope:

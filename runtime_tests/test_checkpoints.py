@@ -159,8 +159,18 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
     save_file({**tensors, name: tensors[name][:32].contiguous()}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="got 32 rows, expected 64"):
         check(folder)
-    save_file({**tensors, name: tensors[name].to(torch.int8)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="export from the unquantized checkpoint"):
+    norm = "model.layers.1.input_layernorm.weight"
+    save_file({**tensors, norm: torch.tensor(1.0)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{norm}: got shape \[\]"):
+        check(folder)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_quantized_folders_are_refused(folder: Path, dtype: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.o_proj.weight"
+    save_file({**tensors, name: tensors[name].to(getattr(torch, dtype))}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}: got type torch.{dtype}.*from the unquantized checkpoint"):
         open_checkpoint(folder).read(name)
 
 
@@ -176,6 +186,14 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
         ({"qk_layernorm": True}, "qk_layernorm"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "rope scaling: got 'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "setting 'factor' is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "two"}}, "rope scaling linear: a setting is no number"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope scaling linear: .*(not finite|no number)"),
+        ({"rope_scaling": [4]}, "rope settings: got .4., expected an object"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: got 1000000000, expected a whole number from 1 to 4096"),
+        ({"num_attention_heads": 0}, "num_attention_heads: got 0"),
+        ({"vocab_size": "many"}, "vocab_size: got many"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps: got -1"),
+        ({"partial_rotary_factor": 2}, "partial_rotary_factor: got 2"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
@@ -335,6 +353,19 @@ def test_gguf_joint_qkv_is_split(tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / "hf", PRESETS["tiny-phi"])
     path = GgufFile(tmp_path / "model.gguf", source).metadata(8).tensors(packed_qkv=True).write()
     assert_same_tensors(open_checkpoint(source), open_checkpoint(path))
+
+
+def test_gguf_biases_of_llamas_are_seen(tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "hf", PRESETS["tiny-llama"])
+    edit_config(source, attention_bias=True)
+    tensors, sizes = load_file(source / "model.safetensors"), {"q": 64, "k": 32, "v": 32, "o": 64}
+    biases = {f"model.layers.{i}.self_attn.{p}_proj.bias": torch.randn(n) for i in range(2) for p, n in sizes.items()}
+    save_file({**tensors, **biases}, source / "model.safetensors")
+    path = GgufFile(tmp_path / "model.gguf", source).metadata(16).tensors().write()
+    folder, file = open_checkpoint(source), open_checkpoint(path)
+    assert_same_tensors(folder, file)
+    assert from_hf_config(folder.config) == from_hf_config(file.config)
+    assert from_hf_config(file.config).qkv_bias
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("F16", 1e-3), ("Q8_0", 1e-2), ("Q4_1", 0.1)])
