@@ -127,10 +127,11 @@ def export_bundle(
     memory.require_memory(needed, memory.available_memory())
     memory.require_disk(output.parent, size + _SMALL_FILES)
     with _aside(output) as folder:
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, 6 in ladders.bits, report)
+        # what can be wrong with small files is found before the minutes that the weights take
         _write_texts(folder, checkpoint, decoder)
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, 6 in ladders.bits, report)
         digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
         config = _seal(folder, config, digest, None)
         compared: parity_report.Parity | None = None
@@ -171,6 +172,7 @@ def _check_output(output: Path) -> None:
 @contextmanager
 def _aside(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place when all went well, and is removed otherwise."""
+    output = output.resolve()  # of a link, what it points to is replaced
     folder = output.with_name(f"{output.name}.part-{os.getpid()}")
     old = output.with_name(f"{output.name}.old-{os.getpid()}")
     try:
@@ -178,19 +180,17 @@ def _aside(output: Path) -> Iterator[Path]:
         yield folder
         if output.exists():
             output.rename(old)
-        try:
-            folder.rename(output)
-        except BaseException:
-            if old.exists():
-                old.rename(output)
-            raise
+        folder.rename(output)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o") from error
         raise CheckpointError(f"output {output}: {error.strerror or error}; choose another -o") from error
     finally:
+        # by what is there, not by how far the code came: an interruption may fall between any two of its steps
+        if old.exists() and not output.exists():
+            old.rename(output)
         shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_texts(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
@@ -309,16 +309,17 @@ def _write_policy(
 def _without_dominated(
     folder: Path, config: SolConfig, compared: parity_report.Parity
 ) -> tuple[SolConfig, tuple[str, ...]]:
-    """Drops widths that a narrower one beats: it reads less, and here it is closer to the source too."""
-    kl = {int(row.variant.rsplit("q", 1)[1]): row.kl for row in compared.rows}
+    """Drops widths that a narrower one beats: it reads less, and here it is closer to the source beyond doubt."""
+    rows = {int(row.variant.rsplit("q", 1)[1]): row for row in compared.rows}
     picked = {action.bits for action in config.policy.actions} if config.policy else set()
     dropped, said = set(), []
-    for bits in sorted(set(kl) - {config.dense.bits} - picked, reverse=True):
-        better = min((other for other in kl if other < bits), key=lambda other: kl[other], default=None)
-        if better is not None and kl[better] < kl[bits]:
+    for bits in sorted(set(rows) - {config.dense.bits} - picked, reverse=True):
+        better = min((other for other in rows if other < bits), key=lambda other: rows[other].kl, default=None)
+        if better is not None and rows[better].is_beyond_doubt_closer_than(rows[bits]):
             dropped.add(bits)
             said.append(
-                f"{bits} bits dropped: {better} bits are cheaper and closer ({kl[better]:.3g} to {kl[bits]:.3g} nats)"
+                f"{bits} bits dropped: {better} bits are cheaper and closer "
+                f"({rows[better].kl:.3g} to {rows[bits].kl:.3g} nats)"
             )
     for variant in config.variants.values():
         if variant.bits in dropped:

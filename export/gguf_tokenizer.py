@@ -53,8 +53,8 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
     Raises:
         CheckpointError: the tokenizer is of a kind that can't be rebuilt, or its lists are damaged.
     """
-    tokens = build(metadata)
-    tokens.save(str(folder / TOKENIZER))
+    # written here: the library's own save raises something else than OSError where the disk is full
+    (folder / TOKENIZER).write_text(build(metadata).to_str(pretty=True), encoding="utf-8")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         token = _token_of(metadata, key)

@@ -91,16 +91,20 @@ def _convert(source: Path, folder: Path) -> dict[str, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+        content = tokenizer.backend_tokenizer.to_str(pretty=True)
     except Exception as error:  # any of many types, depending on what is missing
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{source}: no {TOKENIZER}, and none can be made ({reason})") from error
+    (folder / TOKENIZER).write_text(content, encoding="utf-8")
     return _json(source / SETTINGS)
 
 
 def _template(source: Path, settings: Mapping[str, Any]) -> str | None:
     if (source / TEMPLATE).is_file():
-        return (source / TEMPLATE).read_text(encoding="utf-8")
+        try:
+            return (source / TEMPLATE).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{source / TEMPLATE}: got no UTF-8 text ({error})") from error
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named ones
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
