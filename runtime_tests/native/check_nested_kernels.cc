@@ -62,8 +62,8 @@ struct Matrix {
     return w;
   }
 
-  // From the quantized activations, exactly.
-  double Product(const int8_t* x, const float* step, size_t n, int bits, float center) const {
+  // From the quantized activations of one token, exactly.
+  double Product(const int* x, const float* step, size_t n, int bits, float center) const {
     double sum = 0;
     for (size_t k = 0; k < K; ++k) {
       const size_t block = k / kBlock * N + n;
@@ -87,27 +87,36 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   std::normal_distribution<float> normal;
   for (float& value : x) value = Uniform(3) == 0 ? 0.0f : normal(g_random);
 
-  std::vector<int8_t> natural(tokens * K), even_odd(tokens * K), phased(tokens * K);
+  const size_t parts = sol::PartsAt(bits), size = tokens * parts * K;
+  std::vector<int8_t> natural(size), even_odd(size), phased(size);
   std::vector<float> step(tokens * K / kBlock), sum(tokens * K / kBlock);
-  const sol::Activations q = {natural.data(), even_odd.data(), phased.data(), step.data(), sum.data()};
+  const sol::Activations q = {parts, natural.data(), even_odd.data(), phased.data(), step.data(), sum.data()};
   for (size_t t = 0; t < tokens; ++t) kernels.quantize(x.data() + t * K, K, t, q);
+  std::vector<int> whole(tokens * K);
   for (size_t i = 0; i < x.size(); ++i) {
+    const int8_t* code = &natural[i / K * parts * K + i % K];
+    whole[i] = parts == 1 ? code[0] : sol::kPartStep * code[0] + code[K];
     const float a = 16.0f * step[i / kBlock];
-    Expect(std::abs(natural[i] * a - x[i]) <= 0.5001f * a + 1e-12f, "quantize", K, N, bits);
+    Expect(std::abs(whole[i] * a - x[i]) <= 0.501f * a + 1e-12f, "quantize", K, N, bits);
+    if (i % kBlock == 0) {
+      float largest = 0.0f;
+      for (size_t j = 0; j < kBlock; ++j) largest = std::max(largest, std::abs(x[i + j]));
+      Expect(std::abs(a * (parts == 1 ? 127.0f : 32258.0f) - largest) <= 1e-6f * largest, "step", K, N, bits);
+    }
   }
 
   std::vector<uint8_t> rows(K + sol::ActiveQuads::kSlack);
-  std::vector<int8_t> codes(K + sol::ActiveQuads::kSlack);
+  std::vector<int8_t> codes(parts * (K + sol::ActiveQuads::kSlack));
   std::vector<uint32_t> begin(K / kBlock + 1);
   const sol::ActiveQuads active = {rows.data(), codes.data(), begin.data()};
-  kernels.list_active(natural.data(), K, active);
+  kernels.list_active(q, K, active);
 
   const float center = matrix.View(false, bits).Center();
   std::vector<double> expected(tokens * N);
   double largest = 0;
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t n = 0; n < N; ++n) {
-      expected[t * N + n] = matrix.Product(natural.data() + t * K, step.data() + t * K / kBlock, n, bits, center);
+      expected[t * N + n] = matrix.Product(whole.data() + t * K, step.data() + t * K / kBlock, n, bits, center);
       largest = std::max(largest, std::abs(expected[t * N + n]));
     }
   }

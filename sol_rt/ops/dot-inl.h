@@ -29,21 +29,91 @@ HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<in
 }
 #endif
 
+// The sums of both parts of the activations as one.
+template <class DI, class VI = hn::Vec<DI>>
+HWY_INLINE VI JoinParts(DI di, VI coarse, VI fine) {
+  return hn::Add(hn::Mul(coarse, hn::Set(di, kPartStep)), fine);
+}
+
+// The same for lanes of `coarse` that fit in 16 bits.
+template <class DI, class VI = hn::Vec<DI>>
+HWY_INLINE VI JoinShortParts(DI di, VI coarse, VI fine) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  const hn::Repartition<int16_t, DI> d16;
+  VI unused = hn::Zero(di);
+  return hn::ReorderWidenMulAccumulate(di, hn::BitCast(d16, coarse), hn::BitCast(d16, hn::Set(di, kPartStep)), fine, unused);
+#else
+  return JoinParts(di, coarse, fine);
+#endif
+}
+
+#if HWY_TARGET <= HWY_AVX3_DL || HWY_TARGET > HWY_SSE4  // the others add up pairs, see NibbleSum
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3] for codes up to 15.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>,
           class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
 HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
 #if HWY_TARGET <= HWY_AVX3_DL
   return hn::SumOfMulQuadAccumulate(di, codes, x, sum);
-#elif HWY_TARGET <= HWY_SSE4
-  const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
-  return hn::Add(sum, hn::WidenMulPairwiseAdd(di, hn::SatWidenMulPairwiseAdd(d16, codes, x), hn::Set(d16, 1)));
 #elif HWY_TARGET_IS_NEON
   return DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
 #else
   return hn::SumOfMulQuadAccumulate(di, hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
 #endif
 }
+#endif
+
+// Sums over quads of codes up to 15 times activations of kParts parts, x[p] being four channels' part p in every lane.
+template <class DI, size_t kParts>
+class NibbleSum {
+ public:
+  using VI = hn::Vec<DI>;
+  using VU = hn::Vec<hn::Repartition<uint8_t, DI>>;
+  using VX = hn::Vec<hn::Repartition<int8_t, DI>>;
+
+#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
+  // Pairs of products are multiplied again on their way to 32 bits: one sum serves all parts.
+  static constexpr size_t kSums = 1;
+#else
+  static constexpr size_t kSums = kParts;
+#endif
+
+  HWY_INLINE NibbleSum() {
+    for (VI& sum : sums_) sum = hn::Zero(DI());
+  }
+
+  HWY_INLINE void Add(VU codes, const VX (&x)[kParts]) {
+#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
+    const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
+    for (size_t p = 0; p < kParts; ++p) {
+      const auto weight = hn::Set(d16, static_cast<int16_t>(p + 1 < kParts ? kPartStep : 1));
+      const auto pairs = hn::SatWidenMulPairwiseAdd(d16, codes, x[p]);
+      sums_[0] = hn::Add(sums_[0], hn::WidenMulPairwiseAdd(DI(), pairs, weight));
+    }
+#else
+    for (size_t p = 0; p < kParts; ++p) sums_[p] = DotNibbles(DI(), codes, x[p], sums_[p]);
+#endif
+  }
+
+  HWY_INLINE VI Total() const {
+    if constexpr (kSums == 1) {
+      return sums_[0];
+    } else {
+      return JoinParts(DI(), sums_[0], sums_[1]);
+    }
+  }
+
+  // After at most four calls of Add, whose 16 products a lane fit in 16 bits.
+  HWY_INLINE VI ShortTotal() const {
+    if constexpr (kSums == 1) {
+      return sums_[0];
+    } else {
+      return JoinShortParts(DI(), sums_[0], sums_[1]);
+    }
+  }
+
+ private:
+  VI sums_[kSums];
+};
 
 // From four vectors with four lanes an output to one vector of outputs in order.
 template <class DI, class VI = hn::Vec<DI>>
@@ -131,19 +201,21 @@ class Residual {
  public:
   using DI = hn::Repartition<int32_t, D8>;
   using DX = hn::Repartition<int8_t, D8>;
-  static constexpr size_t kOutputs = hn::MaxLanes(DI());
+  static constexpr size_t kParts = PartsAt(kBits);
+  static constexpr size_t kChains = 2 / kParts;  // sums at a time that wait for no other: two parts are two already
 
-  explicit HWY_INLINE Residual(const int8_t* phased) {
+  // Parts of the activations lie `part` codes apart.
+  HWY_INLINE Residual(const int8_t* phased, size_t part) {
     const hn::Repartition<uint64_t, D8> d64;
-    uint64_t words[4];
-    std::memcpy(words, phased, sizeof(words));
-    x0_ = hn::BitCast(DX(), hn::Set(d64, words[0]));
-    x1_ = hn::BitCast(DX(), hn::Set(d64, words[1]));
-    x2_ = hn::BitCast(DX(), hn::Set(d64, words[2]));
-    x3_ = hn::BitCast(DX(), hn::Set(d64, words[3]));
+    if (kBits == 4) return;  // no residual
+    for (size_t p = 0; p < kParts; ++p) {
+      uint64_t words[4];
+      std::memcpy(words, phased + p * part, sizeof(words));
+      for (size_t f = 0; f < 4; ++f) x_[f][p] = hn::BitCast(DX(), hn::Set(d64, words[f]));
+    }
   }
 
-  // Sums of (4 b + c) x for kOutputs outputs in order.
+  // Sums of (4 b + c) x for a vector of outputs in order.
   HWY_INLINE hn::Vec<DI> Dot(const uint8_t* plane1, const uint8_t* plane2) const {
     constexpr size_t kBytes = hn::MaxLanes(D8());
     const auto v0 = Half(plane1, plane2);
@@ -169,15 +241,17 @@ class Residual {
       f2 = hn::OrAnd(f2, hn::BitCast(d8, hn::ShiftRight<4>(c)), c_mask);
       f3 = hn::OrAnd(f3, hn::BitCast(d8, hn::ShiftRight<6>(c)), c_mask);
     }
-    const DI di;
-    auto sum0 = DotNibbles(di, f0, x0_, hn::Zero(di));
-    auto sum1 = DotNibbles(di, f1, x1_, hn::Zero(di));
-    sum0 = DotNibbles(di, f2, x2_, sum0);
-    sum1 = DotNibbles(di, f3, x3_, sum1);
-    return hn::Add(sum0, sum1);
+    NibbleSum<DI, kParts> sum[kChains];
+    sum[0].Add(f0, x_[0]);
+    sum[kChains - 1].Add(f1, x_[1]);
+    sum[0].Add(f2, x_[2]);
+    sum[kChains - 1].Add(f3, x_[3]);
+    const auto total = sum[0].ShortTotal();
+    if constexpr (kChains == 1) return total;
+    return hn::Add(total, sum[1 % kChains].ShortTotal());
   }
 
-  hn::Vec<DX> x0_, x1_, x2_, x3_;
+  hn::Vec<DX> x_[4][kParts];
 };
 
 // Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)).

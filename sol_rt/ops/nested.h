@@ -10,6 +10,10 @@ namespace sol {
 constexpr size_t kBlock = 32;  // channels that share a scale
 constexpr size_t kTile = 64;   // outputs of one step of the many-token product
 
+// Activations have codes of 8 bits, or at level 8 of 16 bits in two parts: C = 254 c1 + c2, both from -127 to 127.
+constexpr size_t PartsAt(int bits) { return bits == 8 ? 2 : 1; }
+constexpr int kPartStep = 254;
+
 // A quantized matrix of K channels by N outputs, where it lies in memory.
 struct Nested {
   const uint8_t* base = nullptr;    // block-major [K/32, N, 16] or channel-major [K, N/2]
@@ -23,17 +27,21 @@ struct Nested {
 
   // What level subtracts from a code besides the zero point.
   float Center() const { return bits == 8 ? 8.0f : bits == 6 ? 6.5f : 0.0f; }
+
+  // Of the activations' codes.
+  size_t Parts() const { return PartsAt(bits); }
 };
 
-// int8 codes of tokens' activations. Orders of the 32 codes of a block:
+// Codes of tokens' activations, in parts of int8. Orders of the 32 codes of a block:
 //   natural   channels 0 … 31
 //   even_odd  channels 0, 2, … 30, 1, 3, … 31: the nibbles of a block-major base
 //   phased    channels 0, 4, … 28, 1, 5, … 29, 2, …, 3, …: the fields of a residual plane
 // Tokens follow each other in every array. Orders that nobody asked for are null.
 struct Activations {
-  int8_t* natural = nullptr;   // [tokens, K]
-  int8_t* even_odd = nullptr;  // [tokens, K]
-  int8_t* phased = nullptr;    // [tokens, K]
+  size_t parts = 1;            // as the matrix that is multiplied has it
+  int8_t* natural = nullptr;   // [tokens, parts, K]
+  int8_t* even_odd = nullptr;  // [tokens, parts, K]
+  int8_t* phased = nullptr;    // [tokens, parts, K]
   float* step = nullptr;       // [tokens, K/32] the block's a / 16
   float* sum = nullptr;        // [tokens, K/32] sum of the block's codes times a / 16
 };
@@ -42,7 +50,7 @@ struct Activations {
 // channel-major product reads.
 struct ActiveQuads {
   uint8_t* rows = nullptr;    // [K + kSlack] channels within their block
-  int8_t* codes = nullptr;    // [K + kSlack]
+  int8_t* codes = nullptr;    // [parts, K + kSlack]
   uint32_t* begin = nullptr;  // [K/32 + 1] first quad of every block
   static constexpr size_t kSlack = 64;  // written in whole vectors
 };
@@ -61,7 +69,7 @@ struct Kernels {
   void (*quantize)(const float* x, size_t K, size_t token, const Activations& out);
 
   // Lists the nonzero natural codes of one token.
-  void (*list_active)(const int8_t* natural, size_t K, const ActiveQuads& out);
+  void (*list_active)(const Activations& x, size_t K, const ActiveQuads& out);
 
   // y[n] = x W[:, n] for begin <= n < end, one token, block-major base.
   void (*row_block_major)(const Nested& w, const Activations& x, size_t begin, size_t end, float* y);

@@ -46,8 +46,9 @@ class NestedMatMul {
     const size_t blocks = w_.K / kBlock;
     thread_local Buffer codes, phased, steps, sums;
     Activations q;
-    q.even_odd = codes.Get<int8_t>(tokens * w_.K);
-    if (w_.bits > 4 && tokens == 1) q.phased = phased.Get<int8_t>(w_.K);
+    q.parts = w_.Parts();
+    q.even_odd = codes.Get<int8_t>(tokens * q.parts * w_.K);
+    if (w_.bits > 4 && tokens == 1) q.phased = phased.Get<int8_t>(q.parts * w_.K);
     q.step = steps.Get<float>(tokens * blocks);
     q.sum = sums.Get<float>(tokens * blocks);
     if (tokens == 1) {

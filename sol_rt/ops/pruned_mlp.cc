@@ -24,20 +24,21 @@ Activation ReadActivation(const Attributes& attributes, const char* op) {
               ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
 }
 
-// Activations of some tokens in scratch memory of the calling thread.
+// Activations of some tokens, as inputs of one matrix, in scratch memory of the calling thread.
 class Scratch {
  public:
-  Activations Rows(size_t tokens, size_t K) {
+  Activations Rows(size_t tokens, const Nested& w) {
     Activations q;
-    if (tokens == 1) q.natural = natural_.Get<int8_t>(K);
-    q.phased = phased_.Get<int8_t>(tokens * K);
-    q.step = step_.Get<float>(tokens * (K / kBlock));
-    q.sum = sum_.Get<float>(tokens * (K / kBlock));
+    q.parts = w.Parts();
+    if (tokens == 1) q.natural = natural_.Get<int8_t>(q.parts * w.K);
+    q.phased = phased_.Get<int8_t>(tokens * q.parts * w.K);
+    q.step = step_.Get<float>(tokens * (w.K / kBlock));
+    q.sum = sum_.Get<float>(tokens * (w.K / kBlock));
     return q;
   }
-  ActiveQuads Active(size_t K) {
-    const size_t size = K + ActiveQuads::kSlack;
-    return {rows_.Get<uint8_t>(size), codes_.Get<int8_t>(size), begin_.Get<uint32_t>(K / kBlock + 1)};
+  ActiveQuads Active(const Nested& w) {
+    const size_t size = w.K + ActiveQuads::kSlack;
+    return {rows_.Get<uint8_t>(size), codes_.Get<int8_t>(w.Parts() * size), begin_.Get<uint32_t>(w.K / kBlock + 1)};
   }
   float* Pruned(size_t count) { return pruned_.Get<float>(count); }
 
@@ -149,10 +150,10 @@ class PrunedMLP {
     thread_local Buffer hidden, partial;
 
     // Up: a task has some outputs. Rows are read in pieces, so tasks are as wide as the threads allow.
-    Activations q = scratch.Rows(1, K);
-    ActiveQuads active = scratch.Active(K);
+    Activations q = scratch.Rows(1, up_);
+    ActiveQuads active = scratch.Active(up_);
     kernels.quantize(Prune(x, K, keep.in, scratch.Pruned(K)), K, 0, q);
-    kernels.list_active(q.natural, K, active);
+    kernels.list_active(q, K, active);
     float* u = hidden.Get<float>(up_.N);
     const Range all = {0, K / kBlock};
     const size_t width = TaskWidth(I);
@@ -169,10 +170,10 @@ class PrunedMLP {
 
     // Down: few outputs from many channels. A task has some of the channels, whose rows are read whole. The number of parts
     // is fixed: it decides the order of the sums.
-    q = scratch.Rows(1, I);
-    active = scratch.Active(I);
+    q = scratch.Rows(1, down_);
+    active = scratch.Active(down_);
     kernels.quantize(Prune(u, I, keep.mid, u), I, 0, q);
-    kernels.list_active(q.natural, I, active);
+    kernels.list_active(q, I, active);
     constexpr size_t kMostParts = 4, kMostOutputs = 2048;
     const size_t blocks = I / kBlock, part = (blocks + kMostParts - 1) / kMostParts, parts = (blocks + part - 1) / part;
     const size_t ranges = (K + kMostOutputs - 1) / kMostOutputs;
@@ -222,7 +223,7 @@ class PrunedMLP {
     thread_local Scratch scratch;
     thread_local Buffer hidden;
 
-    Activations q = scratch.Rows(tokens, K);
+    Activations q = scratch.Rows(tokens, up_);
     QuantizeAll(context, x, tokens, K, keep.in, q);
     float* h = hidden.Get<float>(tokens * I);
     context.ParallelFor((I + kTile - 1) / kTile * groups, [&](size_t task) {
@@ -242,7 +243,7 @@ class PrunedMLP {
       for (size_t t = 0; t < count; ++t) std::copy_n(gate + t * kTile, width, h + (first + t) * I + n);
     });
 
-    q = scratch.Rows(tokens, I);
+    q = scratch.Rows(tokens, down_);
     QuantizeAll(context, h, tokens, I, keep.mid, q);
     context.ParallelFor((K + kTile - 1) / kTile * groups, [&](size_t task) {
       const size_t n = task / groups * kTile, first = task % groups * kTokensAtOnce;

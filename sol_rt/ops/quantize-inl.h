@@ -1,4 +1,4 @@
-// Activations: pruning to the largest, quantizing to int8, listing what is left.
+// Activations: pruning to the largest, quantizing, listing what is left.
 
 #if defined(SOL_QUANTIZE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_QUANTIZE_INL_H_
@@ -110,12 +110,31 @@ inline void KeepLargest(float* x, size_t n, size_t keep) {
   }
 }
 
-inline void Quantize(const float* x, size_t K, size_t token, const Activations& out) {
+// Writes one block's codes of one part in every order asked for.
+HWY_INLINE void StoreOrders(const uint8_t* HWY_RESTRICT codes, size_t at, const Activations& out) {
+  const hn::Full128<uint8_t> du;
+  const auto low = hn::Load(du, codes), high = hn::Load(du, codes + 16);
+  if (out.natural != nullptr) std::memcpy(out.natural + at, codes, kBlock);
+  const auto even = hn::ConcatEven(du, high, low), odd = hn::ConcatOdd(du, high, low);
+  if (out.even_odd != nullptr) {
+    uint8_t* to = reinterpret_cast<uint8_t*>(out.even_odd + at);
+    hn::StoreU(even, du, to);
+    hn::StoreU(odd, du, to + 16);
+  }
+  if (out.phased != nullptr) {
+    uint8_t* to = reinterpret_cast<uint8_t*>(out.phased + at);
+    hn::StoreU(hn::ConcatEven(du, odd, even), du, to);
+    hn::StoreU(hn::ConcatOdd(du, odd, even), du, to + 16);
+  }
+}
+
+template <size_t kParts>
+HWY_INLINE void QuantizeParts(const float* x, size_t K, size_t token, const Activations& out) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<int8_t, decltype(df)> d8;
-  const hn::Full128<uint8_t> du;
   constexpr size_t kLanes = hn::MaxLanes(df);
+  constexpr int kMost = kParts == 1 ? 127 : 127 * kPartStep;
   constexpr size_t kVectors = kBlock / kLanes;
   const size_t blocks = K / kBlock;
   for (size_t b = 0; b < blocks; ++b) {
@@ -126,61 +145,71 @@ inline void Quantize(const float* x, size_t K, size_t token, const Activations& 
     const int32_t bits = hn::ReduceMax(di, magnitude);
     float largest;
     std::memcpy(&largest, &bits, sizeof(largest));
-    const float a = largest / 127.0f;
+    const float a = largest / static_cast<float>(kMost);
 
-    HWY_ALIGN uint8_t codes[kBlock];
+    HWY_ALIGN uint8_t codes[kParts][kBlock];
     auto sum = hn::Zero(di);
     const auto divisor = hn::Set(df, a > 0.0f ? a : 1.0f);
     const auto live = hn::Set(di, a > 0.0f ? -1 : 0);
     for (size_t i = 0; i < kVectors; ++i) {
       const auto quotient = hn::Div(hn::LoadU(df, from + i * kLanes), divisor);
       auto code = hn::And(hn::NearestInt(quotient), live);
-      code = hn::Min(hn::Max(code, hn::Set(di, -127)), hn::Set(di, 127));
+      code = hn::Min(hn::Max(code, hn::Set(di, -kMost)), hn::Set(di, kMost));
       sum = hn::Add(sum, code);
-      hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes) + i * kLanes);
+      if constexpr (kParts == 2) {
+        // Whichever way a tie is split, 254 c1 + c2 is the code.
+        const auto coarse = hn::NearestInt(hn::Mul(hn::ConvertTo(df, code), hn::Set(df, 1.0f / kPartStep)));
+        hn::StoreU(hn::DemoteTo(d8, coarse), d8, reinterpret_cast<int8_t*>(codes[0]) + i * kLanes);
+        code = hn::Sub(code, hn::Mul(coarse, hn::Set(di, kPartStep)));
+      }
+      hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes[kParts - 1]) + i * kLanes);
     }
     out.step[token * blocks + b] = a / 16.0f;
     out.sum[token * blocks + b] = static_cast<float>(hn::ReduceSum(di, sum)) * (a / 16.0f);
 
-    const size_t at = token * K + b * kBlock;
-    const auto low = hn::Load(du, codes), high = hn::Load(du, codes + 16);
-    if (out.natural != nullptr) std::memcpy(out.natural + at, codes, kBlock);
-    const auto even = hn::ConcatEven(du, high, low), odd = hn::ConcatOdd(du, high, low);
-    if (out.even_odd != nullptr) {
-      uint8_t* to = reinterpret_cast<uint8_t*>(out.even_odd + at);
-      hn::StoreU(even, du, to);
-      hn::StoreU(odd, du, to + 16);
-    }
-    if (out.phased != nullptr) {
-      uint8_t* to = reinterpret_cast<uint8_t*>(out.phased + at);
-      hn::StoreU(hn::ConcatEven(du, odd, even), du, to);
-      hn::StoreU(hn::ConcatOdd(du, odd, even), du, to + 16);
-    }
+    for (size_t p = 0; p < kParts; ++p) StoreOrders(codes[p], (token * kParts + p) * K + b * kBlock, out);
   }
 }
 
-inline void ListActive(const int8_t* natural, size_t K, const ActiveQuads& out) {
+inline void Quantize(const float* x, size_t K, size_t token, const Activations& out) {
+  if (out.parts == 1) return QuantizeParts<1>(x, K, token, out);
+  QuantizeParts<2>(x, K, token, out);
+}
+
+template <size_t kParts>
+HWY_INLINE void ListActiveParts(const int8_t* natural, size_t K, const ActiveQuads& out) {
   const hn::CappedTag<int8_t, kBlock> d;
   const hn::RebindToUnsigned<decltype(d)> du;
   constexpr size_t kLanes = hn::MaxLanes(d);
+  const size_t part = K + ActiveQuads::kSlack;
   size_t count = 0;  // a multiple of 4 between blocks
   for (size_t b = 0; b < K / kBlock; ++b) {
     out.begin[b] = static_cast<uint32_t>(count / 4);
     const size_t first = count;
     for (size_t i = 0; i < kBlock; i += kLanes) {
       const auto codes = hn::LoadU(d, natural + b * kBlock + i);
-      const auto nonzero = hn::Ne(codes, hn::Zero(d));
+      auto any = codes;
+      if constexpr (kParts == 2) any = hn::Or(any, hn::LoadU(d, natural + K + b * kBlock + i));
+      const auto nonzero = hn::Ne(any, hn::Zero(d));
       hn::CompressStore(codes, nonzero, d, out.codes + count);
+      if constexpr (kParts == 2) {
+        hn::CompressStore(hn::LoadU(d, natural + K + b * kBlock + i), nonzero, d, out.codes + part + count);
+      }
       const auto rows = hn::Iota(du, static_cast<uint8_t>(i));
       count += hn::CompressStore(rows, hn::RebindMask(du, nonzero), du, out.rows + count);
     }
     if (count == first) continue;
     // Zeros to the full quad, for the last row once more: no other row is touched.
-    std::memset(out.codes + count, 0, 4);
+    for (size_t p = 0; p < kParts; ++p) std::memset(out.codes + p * part + count, 0, 4);
     std::memset(out.rows + count, out.rows[count - 1], 4);
     count = (count + 3) / 4 * 4;
   }
   out.begin[K / kBlock] = static_cast<uint32_t>(count / 4);
+}
+
+inline void ListActive(const Activations& x, size_t K, const ActiveQuads& out) {
+  if (x.parts == 1) return ListActiveParts<1>(x.natural, K, out);
+  ListActiveParts<2>(x.natural, K, out);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -52,6 +52,7 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
   const hn::Repartition<int8_t, D8> dx;
   constexpr size_t kBytes = hn::MaxLanes(d8);
   constexpr size_t kOutputs = kBytes / 4;
+  constexpr size_t kParts = PartsAt(kBits);
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
   const size_t blocks = w.K / kBlock, width = end - begin;
   // A run ends at the end of every block, where the hardware's prefetching stops: ours goes on with the next block, and
@@ -70,21 +71,27 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
 
   std::fill(y + begin, y + end, 0.0f);
   for (size_t b = 0; b < blocks; ++b) {
-    const auto even = hn::LoadDup128(dx, x.even_odd + b * kBlock);
-    const auto odd = hn::LoadDup128(dx, x.even_odd + b * kBlock + 16);
+    hn::Vec<decltype(dx)> even[kParts], odd[kParts];
+    for (size_t p = 0; p < kParts; ++p) {
+      even[p] = hn::LoadDup128(dx, x.even_odd + p * w.K + b * kBlock);
+      odd[p] = hn::LoadDup128(dx, x.even_odd + p * w.K + b * kBlock + 16);
+    }
     const BlockScale<decltype(di)> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
     const auto quarter = [&](const uint8_t* base) HWY_ATTR {
       const auto packed = hn::LoadU(d8, base);
-      const auto sum = DotNibbles(di, hn::And(packed, nibble), even, hn::Zero(di));
-      return DotNibbles(di, hn::ShiftRight<4>(packed), odd, sum);
+      NibbleSum<decltype(di), kParts> sum;
+      sum.Add(hn::And(packed, nibble), even);
+      sum.Add(hn::ShiftRight<4>(packed), odd);
+      return sum.ShortTotal();
     };
     const auto dot = [&](const uint8_t* base) HWY_ATTR {
       return SumFours(di, quarter(base), quarter(base + kBytes), quarter(base + 2 * kBytes), quarter(base + 3 * kBytes));
     };
-    const auto step = [&](const BlockView& v, float* to) HWY_ATTR {
+    const Residual<kBits, D8> residual(kBits > 4 ? x.phased + b * kBlock : nullptr, w.K);
+    // Inlined into its two callers, so that the activations stay in registers.
+    const auto step = [&](const BlockView& v, float* to) HWY_ATTR __attribute__((always_inline)) {
       auto sums = dot(v.base);
       if constexpr (kBits > 4) {
-        const Residual<kBits, D8> residual(x.phased + b * kBlock);
         sums = hn::Add(hn::ShiftLeft<4>(sums), residual.Dot(v.plane1, v.plane2));
       }
       scale.Add(sums, v.scale, v.zero, to);
@@ -128,26 +135,28 @@ struct StepAhead {
 
 // The quads of one block, see ActiveQuads.
 struct BlockQuads {
-  BlockQuads(const ActiveQuads& active, size_t b)
+  BlockQuads(const ActiveQuads& active, size_t K, size_t b)
       : row(active.rows + active.begin[b] * 4), end(active.rows + active.begin[b + 1] * 4),
-        code(active.codes + active.begin[b] * 4) {}
+        code(active.codes + active.begin[b] * 4), part(K + ActiveQuads::kSlack) {}
 
   const uint8_t* row;
   const uint8_t* end;
   const int8_t* code;
+  size_t part;  // from a part's codes to the next part's
 };
 
 // One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in the block's first
 // row; with kPartial only `bytes` bytes of a row are the outputs' own.
 template <int kBits, bool kPartial, class D8>
 HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_t bytes, BlockQuads quads, StepAhead ahead,
-                                 const int8_t* phased, const BlockScale<hn::Repartition<int32_t, D8>>& scale, float* y) {
+                                 const int8_t* phased, size_t K, const BlockScale<hn::Repartition<int32_t, D8>>& scale,
+                                 float* y) {
   const hn::Repartition<int32_t, D8> di;
   const hn::Repartition<int8_t, D8> dx;
   using VI = hn::Vec<decltype(di)>;
+  constexpr size_t kParts = PartsAt(kBits);
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
-  VI even[4] = {hn::Zero(di), hn::Zero(di), hn::Zero(di), hn::Zero(di)};
-  VI odd[4] = {hn::Zero(di), hn::Zero(di), hn::Zero(di), hn::Zero(di)};
+  NibbleSum<decltype(di), kParts> even[4], odd[4];
   const auto load = [&](size_t row) HWY_ATTR {
     const uint8_t* from = v.base + row * stride;
     if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
@@ -159,23 +168,30 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
   };
   for (; quads.row != quads.end; quads.row += 4, quads.code += 4) {
     if (ahead.row != ahead.end) ask();
-    int32_t codes;
-    std::memcpy(&codes, quads.code, sizeof(codes));
-    const auto x = hn::BitCast(dx, hn::Set(di, codes));
+    hn::Vec<decltype(dx)> x[kParts];
+    for (size_t p = 0; p < kParts; ++p) {
+      int32_t codes;
+      std::memcpy(&codes, quads.code + p * quads.part, sizeof(codes));
+      x[p] = hn::BitCast(dx, hn::Set(di, codes));
+    }
     hn::Vec<D8> q0, q1, q2, q3;
     InterleaveRows(d8, load(quads.row[0]), load(quads.row[1]), load(quads.row[2]), load(quads.row[3]), q0, q1, q2, q3);
-    even[0] = DotNibbles(di, hn::And(q0, nibble), x, even[0]);
-    even[1] = DotNibbles(di, hn::And(q1, nibble), x, even[1]);
-    even[2] = DotNibbles(di, hn::And(q2, nibble), x, even[2]);
-    even[3] = DotNibbles(di, hn::And(q3, nibble), x, even[3]);
-    odd[0] = DotNibbles(di, hn::ShiftRight<4>(q0), x, odd[0]);
-    odd[1] = DotNibbles(di, hn::ShiftRight<4>(q1), x, odd[1]);
-    odd[2] = DotNibbles(di, hn::ShiftRight<4>(q2), x, odd[2]);
-    odd[3] = DotNibbles(di, hn::ShiftRight<4>(q3), x, odd[3]);
+    even[0].Add(hn::And(q0, nibble), x);
+    even[1].Add(hn::And(q1, nibble), x);
+    even[2].Add(hn::And(q2, nibble), x);
+    even[3].Add(hn::And(q3, nibble), x);
+    odd[0].Add(hn::ShiftRight<4>(q0), x);
+    odd[1].Add(hn::ShiftRight<4>(q1), x);
+    odd[2].Add(hn::ShiftRight<4>(q2), x);
+    odd[3].Add(hn::ShiftRight<4>(q3), x);
   }
   while (ahead.row != ahead.end) ask();
-  VI sums[8];
-  OrderOutputs(di, even, odd, sums);
+  VI low[4], high[4], sums[8];
+  for (size_t i = 0; i < 4; ++i) {
+    low[i] = even[i].Total();
+    high[i] = odd[i].Total();
+  }
+  OrderOutputs(di, low, high, sums);
   constexpr size_t kOutputs = hn::MaxLanes(di);
   for (size_t p = 0; p < 8; ++p) {
     const size_t at = p * kOutputs;
@@ -186,7 +202,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
       if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kOutputs * 8);
     }
     if constexpr (kBits > 4) {
-      const Residual<kBits, D8> residual(phased);
+      const Residual<kBits, D8> residual(phased, K);
       const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;
       sums[p] = hn::Add(hn::ShiftLeft<4>(sums[p]), residual.Dot(v.plane1 + at * 8, plane2));
     }
@@ -201,7 +217,7 @@ HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x
   constexpr size_t kOutputs = 2 * hn::MaxLanes(d8);
   if (n + kOutputs > end) return n;
   const BlockScale<hn::Repartition<int32_t, D8>> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
-  const BlockQuads quads(active, b);
+  const BlockQuads quads(active, w.K, b);
   const size_t row_bytes = w.N / 2;
   const size_t ahead = std::min(kOutputsAhead, end - begin);
   for (; n + kOutputs <= end; n += kOutputs) {
@@ -209,11 +225,11 @@ HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x
     const size_t later_b = same ? b : b + 1, later_n = same ? n + ahead : n + ahead - (end - begin);
     StepAhead later = {};
     if (later_b < w.K / kBlock) {
-      const BlockQuads rows(active, later_b);
+      const BlockQuads rows(active, w.K, later_b);
       later = {ViewAt<kBits>(w, w.base + later_b * kBlock * row_bytes + later_n / 2, later_b, later_n), rows.row, rows.end};
     }
     const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + n / 2, b, n);
-    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, later, x.phased + b * kBlock, scale, y + n);
+    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, later, x.phased + b * kBlock, w.K, scale, y + n);
   }
   return n;
 }
@@ -248,8 +264,8 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
       const BlockScale<hn::Repartition<int32_t, decltype(narrow)>> scale(x.step[b], x.sum[b], w.Center(),
                                                                          kBits == 4 ? 16.0f : 1.0f);
       const uint8_t* base = w.base + b * kBlock * (w.N / 2) + n / 2;
-      ChannelMajorStep<kBits, true>(narrow, {base, scales, zeros, plane1, plane2}, w.N / 2, left / 2, BlockQuads(active, b),
-                                    {}, x.phased + b * kBlock, scale, sums);
+      ChannelMajorStep<kBits, true>(narrow, {base, scales, zeros, plane1, plane2}, w.N / 2, left / 2,
+                                    BlockQuads(active, w.K, b), {}, x.phased + b * kBlock, w.K, scale, sums);
       std::memcpy(y + n, sums, left * sizeof(float));
     }
   }

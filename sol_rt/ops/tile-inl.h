@@ -243,8 +243,8 @@ class CodeSum {
 #endif
 };
 
-// sums[t][0 … 63] += one block, for kTokens tokens that lie K codes apart.
-template <size_t kTokens>
+// sums[t][0 … 63] += one block, for kTokens tokens, whose parts lie K codes apart.
+template <size_t kTokens, size_t kParts>
 HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
                           float* sums) {
   const hn::ScalableTag<int32_t> di;
@@ -256,7 +256,7 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
   // As many sums as the registers hold.
   constexpr size_t kVectors = kLanes >= 16 ? 4 : HWY_TARGET_IS_NEON ? 4 : 1;
   for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
-    CodeSum<DI> acc[kTokens][kVectors];
+    CodeSum<DI> acc[kTokens * kParts][kVectors];
 #if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
 #pragma GCC unroll 1  // unrolled, GCC puts all products before the sums and runs out of registers
 #endif
@@ -265,11 +265,11 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
       for (size_t i = 0; i < kVectors; ++i) {
         codes[i] = hn::BitCast(d8, hn::Load(di, reinterpret_cast<const int32_t*>(w.quads[quad]) + n + i * kLanes));
       }
-      for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t r = 0; r < kTokens * kParts; ++r) {
         int32_t four;
-        std::memcpy(&four, x + t * K + quad * 4, sizeof(four));
+        std::memcpy(&four, x + r * K + quad * 4, sizeof(four));
         const auto broadcast = hn::BitCast(dx, hn::Set(di, four));
-        for (size_t i = 0; i < kVectors; ++i) acc[t][i].Add(codes[i], broadcast);
+        for (size_t i = 0; i < kVectors; ++i) acc[r][i].Add(codes[i], broadcast);
       }
     }
     for (size_t i = 0; i < kVectors; ++i) {
@@ -277,7 +277,9 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
       const auto zero = hn::Load(df, w.zero + n + i * kLanes);
       for (size_t t = 0; t < kTokens; ++t) {
         float* to = sums + t * kTile + n + i * kLanes;
-        auto value = hn::Mul(hn::ConvertTo(df, acc[t][i].Total()), hn::Set(df, step[t * blocks]));
+        auto total = acc[t * kParts][i].Total();
+        if constexpr (kParts == 2) total = JoinParts(di, total, acc[2 * t + 1][i].Total());
+        auto value = hn::Mul(hn::ConvertTo(df, total), hn::Set(df, step[t * blocks]));
         value = hn::NegMulAdd(zero, hn::Set(df, sum[t * blocks]), value);
         hn::Store(hn::MulAdd(scale, value, hn::Load(df, to)), df, to);
       }
@@ -302,10 +304,10 @@ HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size
   if (w.plane2 != nullptr) lines(w.plane2 + at * 8, kTile * 8);
 }
 
-template <bool kChannelMajor>
+template <bool kChannelMajor, size_t kParts>
 HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
   const size_t blocks = w.K / kBlock;
-  const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * w.K;
+  const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * kParts * w.K;
   std::fill(sums, sums + tokens * kTile, 0.0f);
   Merged merged;
   for (size_t b = 0; b < blocks; ++b) {
@@ -317,21 +319,25 @@ HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t
       MergeBlockMajor(w, view, merged);
     }
     const auto run = [&](auto count, size_t t) HWY_ATTR {
-      TileBlock<decltype(count)::value>(merged, codes + t * w.K + b * kBlock, w.K, x.step + (first + t) * blocks + b,
-                                        x.sum + (first + t) * blocks + b, blocks, sums + t * kTile);
+      TileBlock<decltype(count)::value, kParts>(merged, codes + t * kParts * w.K + b * kBlock, w.K,
+                                                x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,
+                                                blocks, sums + t * kTile);
     };
     size_t t = 0;
-    for (; t + 4 <= tokens; t += 4) run(std::integral_constant<size_t, 4>(), t);
+    constexpr size_t kGroup = 4 / kParts;  // the registers hold the sums of four rows of codes
+    for (; t + kGroup <= tokens; t += kGroup) run(std::integral_constant<size_t, kGroup>(), t);
     for (; t < tokens; ++t) run(std::integral_constant<size_t, 1>(), t);
   }
 }
 
 inline void TileBlockMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
-  Tile<false>(w, x, first, tokens, n, sums);
+  if (w.Parts() == 1) return Tile<false, 1>(w, x, first, tokens, n, sums);
+  Tile<false, 2>(w, x, first, tokens, n, sums);
 }
 
 inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
-  Tile<true>(w, x, first, tokens, n, sums);
+  if (w.Parts() == 1) return Tile<true, 1>(w, x, first, tokens, n, sums);
+  Tile<true, 2>(w, x, first, tokens, n, sums);
 }
 
 }  // namespace HWY_NAMESPACE
