@@ -249,6 +249,14 @@ def test_auto_passes_over_a_software_adapter_and_says_so(bundle: Bundle, softwar
     assert "webgpu" in run.stderr
 
 
+def test_auto_is_quiet_where_there_is_no_device(bundle: Bundle) -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    run = _process(bundle, "auto", VK_DRIVER_FILES="/nonexistent", VK_ICD_FILENAMES="/nonexistent")
+    if not run.stdout.startswith("chose cpu"):
+        pytest.skip("a GPU is here")
+    assert run.stderr == ""
+
+
 def test_a_provider_without_a_device_is_an_error(bundle: Bundle) -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     run = _process(bundle, "webgpu", VK_DRIVER_FILES="/nonexistent", VK_ICD_FILENAMES="/nonexistent")

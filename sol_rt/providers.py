@@ -27,6 +27,7 @@ _INSTALL = {
     "cuda": "install onnxruntime-gpu in place of onnxruntime, and an NVIDIA driver",
     "webgpu": "pip install onnxruntime-ep-webgpu, and a Vulkan, D3D12 or Metal driver",
 }
+_DRIVER = "it needs a GPU with a Vulkan, D3D12 or Metal driver"
 _PROBE = Path(__file__).with_name("probe.onnx")
 _PROBE_TOLERANCE = 2e-3
 _QUIET = 4
@@ -173,7 +174,7 @@ def choose(
     """The provider that `name` means here.
 
     `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
-    over an installed one.
+    over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells.
     Raises UsageError for an unknown name, ProviderError where an explicit choice does not work.
     """
     if name not in NAMES:
@@ -188,6 +189,8 @@ def choose(
         if not _installed(candidate):
             continue
         try:
+            if candidate == "webgpu" and not _webgpu_devices():
+                continue
             provider = _gpu(candidate, pool, device)
         except ProviderError as error:
             say(f"{error} (continuing on the next provider)")
@@ -211,8 +214,9 @@ def _gpu(name: str, pool: int, device: int) -> Provider:
     if name == "webgpu":
         devices = _webgpu_devices()
         if device >= len(devices):
-            found = f"has no device number {device}, {len(devices)} in all" if devices else "finds no device"
-            raise ProviderError(f"provider webgpu: {found}; {_INSTALL[name]}")
+            if not devices:
+                raise ProviderError(f"provider webgpu: finds no device; {_DRIVER}")
+            raise ProviderError(f"provider webgpu: has no device number {device}, {len(devices)} in all")
         chosen = devices[device]
         software = chosen.device.type == ort.OrtHardwareDeviceType.CPU
         provider = Provider(name, pool, software=software, device=device, _ep_device=chosen)
