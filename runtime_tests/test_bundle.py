@@ -169,6 +169,26 @@ def test_verify_finds_a_flipped_bit_in_the_weights(bundle: Path) -> None:
     _one_line(caught.value, "weights.bin", "sha256")
 
 
+def test_verify_finds_a_graph_of_another_bundle(bundle: Path, tmp_path: Path) -> None:
+    other = write_bundle(tmp_path / "other", "qwen2", prunes=(100,), bits=(8, 4))
+    shutil.copy(other / GRAPH, bundle / GRAPH)
+    seal(bundle, _config(bundle))
+    with pytest.raises(BundleError) as caught:
+        verify_bundle(bundle)
+    _one_line(caught.value, GRAPH, "another bundle")
+
+
+def test_verify_finds_a_tokenizer_of_another_model(bundle: Path) -> None:
+    path = bundle / "tokenizer.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["model"]["vocab"] |= {f"extra{index}": 90 + index for index in range(10)}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    seal(bundle, _config(bundle))
+    with pytest.raises(BundleError) as caught:
+        verify_bundle(bundle)
+    _one_line(caught.value, "tokenizer.json", "100 tokens")
+
+
 def _prompt_and_step(engine: Engine) -> None:
     for tokens in ([1, 2, 3], [4]):
         engine.forward(tokens, engine.bundle.config.dense)

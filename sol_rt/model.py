@@ -16,7 +16,7 @@ from sol_rt.bundle import Bundle
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.cost import CostModel, load_cost_model
 from sol_rt.engine import Engine
-from sol_rt.errors import BundleError, UsageError
+from sol_rt.errors import UsageError
 from sol_rt.generation import (
     Decoder,
     Generation,
@@ -111,14 +111,7 @@ class SolModel:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer. Raises BundleError where it doesn't fit the model."""
-        tokenizer = Tokenizer.from_bundle(self.bundle)
-        vocab_size = self.bundle.config.model.vocab_size
-        if tokenizer.vocab_size > vocab_size:
-            got, expected = f"{tokenizer.vocab_size} tokens", f"at most the model's {vocab_size}"
-            raise BundleError(
-                self.bundle.path, "tokenizer.json", got, expected, "export again with the model's own tokenizer"
-            )
-        return tokenizer
+        return Tokenizer.from_bundle(self.bundle)
 
     @cached_property
     def _template(self) -> ChatTemplate:

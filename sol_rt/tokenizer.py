@@ -27,8 +27,13 @@ class Tokenizer:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
-        """Raises BundleError where the file is missing or unreadable."""
-        return cls.from_file(bundle.file(FILE))
+        """Raises BundleError where the file is missing or unreadable, or has tokens that the model doesn't know."""
+        tokenizer = cls.from_file(bundle.file(FILE))
+        vocab_size = bundle.config.model.vocab_size
+        if tokenizer.vocab_size > vocab_size:
+            got, expected = f"{tokenizer.vocab_size} tokens", f"at most the model's {vocab_size}"
+            raise BundleError(bundle.path, FILE, got, expected, "export again with the model's own tokenizer")
+        return tokenizer
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The full check of a bundle: every hash, and no non-finite number among the weights."""
+"""The full check of a bundle: every hash, graphs and tokenizer that fit the model, only finite weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from sol_rt.bundle import Bundle, check_hash, sha256
 from sol_rt.errors import BundleError
+from sol_rt.tokenizer import FILE, Tokenizer
+from sol_rt.weights import SharedWeights
 
 _CHUNK = 8 << 20
 
@@ -24,7 +26,8 @@ class VerifyReport:
 
 
 def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Checks everything Bundle.open does, the hash of the weights file, and that every float tensor is finite.
+    """Checks everything Bundle.open does, the hash of the weights file, that graphs and tokenizer are this model's, and
+    that every float tensor is finite.
 
     `progress(done, total)` is called with bytes of the weights file. Raises BundleError at the first fault.
     """
@@ -34,6 +37,13 @@ def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None 
     entry = config.files[config.weights_file]
     report = None if progress is None else lambda done: progress(done, entry.bytes)
     check_hash(weights, entry, sha256(weights, report))
+    shared = SharedWeights(bundle)
+    for file in dict.fromkeys(variant.file for variant in config.variants.values()):
+        shared.check(file)
+    if config.policy is not None:
+        shared.check(config.policy.file)
+    if FILE in config.files:
+        Tokenizer.from_bundle(bundle)
     data = np.memmap(weights, np.uint8, "r") if entry.bytes else np.zeros(0, np.uint8)
     for name, tensor in config.tensors.items():
         if tensor.dtype not in {"float16", "float32"}:
