@@ -129,3 +129,46 @@ def test_as_a_module_without_a_terminal() -> None:
     assert run.stdout == ""
     assert run.stderr.splitlines()[-1].startswith("sol-rt: error: no model")
     assert "\x1b" not in run.stderr
+
+
+def test_ctrl_c_while_the_program_starts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupt:
+        """Ctrl-C that comes while the commands are imported."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "sol_rt.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "sol_rt.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
+    try:
+        code = main(["--version"])
+    except KeyboardInterrupt:
+        pytest.fail("Ctrl-C came through")
+    assert code == 130
+    assert capsys.readouterr().err == "sol-rt: stopped by Ctrl-C\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a file descriptor of the child")
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_closed_standard_streams(closed: int) -> None:
+    script = f"""
+import os, sys
+os.close({closed})
+os.execv(sys.executable, [sys.executable, "-m", "sol_rt", "inspect", "-m", "no-such-bundle"])
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert ("no-such-bundle" in run.stderr) == (closed != 2)
+    script = script.replace('"inspect", "-m", "no-such-bundle"', '"pull"')
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert ("smollm2-135m" in run.stdout) == (closed != 1)
+
+
+def test_export_looks_at_its_target_before_it_fetches(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    target = home / "bundles" / "smollm2-135m"
+    target.mkdir(parents=True)
+    (target / "sol_config.json").write_text("{}")
+    fails(capsys, ["export", "-m", "smollm2-135m"], 2, "--force")
+    assert not (home / "checkpoints").exists()

@@ -22,6 +22,7 @@ from sol_rt.cli import main
 from sol_rt.config import CONFIG_NAME, SolConfig
 from sol_rt.generation_config import FILE
 
+STOPPED = b"sol-rt: stopped by Ctrl-C"
 PROMPT = "Once upon a time there was a small model"
 
 
@@ -82,6 +83,18 @@ def test_prompt_from_file_pipe_and_flag_are_one(
     wanted = as_json(capsys, *argv, "-p", PROMPT)["tokens"]
     assert as_json(capsys, *argv, "-f", str(tmp_path / "prompt.txt"))["tokens"] == wanted
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((PROMPT + "\n").encode())))
+    assert as_json(capsys, *argv)["tokens"] == wanted
+
+
+def test_prompts_as_windows_writes_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = ("\ufeff" + PROMPT + "\r\n" + PROMPT + "\r\n").encode()
+    (tmp_path / "prompt.txt").write_bytes(content)
+    argv = ("generate", "-n", "8", "--temperature", "0", "--json")
+    wanted = as_json(capsys, *argv, "-p", f"{PROMPT}\n{PROMPT}")["tokens"]
+    assert as_json(capsys, *argv, "-f", str(tmp_path / "prompt.txt"))["tokens"] == wanted
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert as_json(capsys, *argv)["tokens"] == wanted
 
 
@@ -221,8 +234,61 @@ def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path, endl
     assert process.returncode == 130
     assert first + rest
     assert b"achieved" in err
+    assert err.splitlines()[-1] == STOPPED
     assert b"Traceback" not in err
     assert json.loads(trace.read_text(encoding="utf-8").splitlines()[-1])["step"] >= 0
+
+
+def test_ctrl_c_keeps_the_json_of_what_came(tmp_path: Path, endless: Path) -> None:
+    trace = tmp_path / "run.jsonl"
+    argv = ("generate", "-m", str(endless), "-p", "a", "-n", "1000", "--temperature", "1", "--json")
+    with start(
+        *argv, "--trace", str(trace), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (trace.exists() and trace.stat().st_size > 1000) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == STOPPED
+    result = json.loads(out)
+    assert result["finish_reason"] == "closed"
+    assert result["tokens"]
+
+
+def test_ctrl_c_in_perplexity_keeps_the_estimate(tmp_path: Path, endless: Path) -> None:
+    (tmp_path / "text.txt").write_text((PROMPT + ". ") * 20000, encoding="utf-8")
+    argv = ("perplexity", "-m", str(endless), "-f", str(tmp_path / "text.txt"), "-c", "32")
+    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        seen = b""
+        while b"windows ..." not in seen:  # said when the first one is done
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == b""
+    estimate, stopped = err.splitlines()[-2:]
+    assert stopped == STOPPED
+    assert estimate.startswith(b"after ")
+    assert b"PPL = " in estimate
+
+
+def test_ctrl_c_in_a_piped_chat_ends_the_program(endless: Path) -> None:
+    argv = ("chat", "-m", str(endless), "-n", "1000", "--temperature", "1")
+    with start(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"Hello\nAnd then?\n")
+        process.stdin.flush()  # and stays open: the program must not wait for more
+        process.stdout.read(4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr
+        assert process.stderr.read().splitlines()[-1] == STOPPED
 
 
 def test_a_reader_that_leaves_ends_the_program_quietly(endless: Path) -> None:

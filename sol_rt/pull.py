@@ -36,16 +36,23 @@ def resolve(source: str, progress: Progress) -> tuple[Path, str]:
         UsageError: `source` is none of these.
         CheckpointError: it can't be fetched, or what came is not what the recipe says.
     """
+    name = bundle_name(source)
+    path = Path(source).expanduser()
+    return path if path.exists() else pull(source, progress), name
+
+
+def bundle_name(source: str) -> str:
+    """The name of a bundle made of `source`, which is not fetched. Raises UsageError as `resolve` does."""
     path = Path(source).expanduser()
     if path.is_dir() or path.is_file():
-        return path, (path.stem if path.is_file() else path.resolve().name).lower()
+        return (path.stem if path.is_file() else path.resolve().name).lower()
     recipes = aliases()
     if source in recipes:
-        return pull(source, progress), source
+        return source
     if path.suffix == ".gguf" or source.startswith((".", "/", "~")):
         raise UsageError(f"model {source}: no such file or folder")
     if _HUB_ID.fullmatch(source):
-        return pull(source, progress), source.split("/")[1].lower()
+        return source.split("/")[1].lower()
     raise UsageError(
         f"model {source}: no such folder, .gguf file or alias; aliases are {', '.join(recipes)}, a hub id is owner/name"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import traceback
 from typing import Annotated
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sol_rt._version import __version__
-from sol_rt.cli import options
+from sol_rt.cli import INTERRUPTED, options
 from sol_rt.cli.calibrate import calibrate
 from sol_rt.cli.chat import chat
 from sol_rt.cli.doctor import doctor
@@ -60,14 +59,16 @@ def _program(
 
 
 def run(argv: list[str]) -> int:
-    """Runs one command line. Returns the exit code; prints at most one line of error unless --debug asks for more."""
+    """Runs one command line. Returns the exit code; prints at most one line of error unless --debug asks for more.
+
+    Raises KeyboardInterrupt after Ctrl-C.
+    """
     options.debug = False
     try:
         code = app(argv, prog_name="sol-rt", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return 128 + signal.SIGINT
+    except typer.Abort:  # what older Typers make of Ctrl-C; newer ones return its exit code
+        raise KeyboardInterrupt from None
     except BrokenPipeError:
         # The reader of stdout has gone; what is left in the buffer would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -83,6 +84,9 @@ def run(argv: list[str]) -> int:
         return _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
         return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
 
 
 def _origin(error: Exception, argv: list[str]) -> str:

@@ -28,6 +28,7 @@ class Conversation:
     model: SolModel
     system: str | None
     settings: dict[str, Any]
+    interactive: bool = True
     messages: list[dict[str, str]] = field(default_factory=list)
     last: Generation | None = None
 
@@ -39,7 +40,10 @@ class Conversation:
         self.last = None
 
     def answer(self, text: str) -> None:
-        """Streams the answer to `text`. Ctrl-C ends it: what was said stays in the conversation."""
+        """Streams the answer to `text`. Ctrl-C ends it: what was said stays in the conversation.
+
+        Raises KeyboardInterrupt where nobody is there to go on.
+        """
         self.messages.append({"role": "user", "content": text})
         said: list[str] = []
         run = self.model.stream(self.messages, **self.settings)
@@ -50,6 +54,9 @@ class Conversation:
                 sys.stdout.flush()
         except KeyboardInterrupt:
             run.close()
+            if not self.interactive:
+                print(flush=True)
+                raise
             note(" (stopped)")
         except SolError:
             self.messages.pop()
@@ -140,8 +147,8 @@ def chat(
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    conversation = Conversation(load(model, **machine, ctx_size=ctx_size), system, settings)
     interactive = sys.stdin.isatty()
+    conversation = Conversation(load(model, **machine, ctx_size=ctx_size), system, settings, interactive)
     if interactive:
         import readline  # noqa: F401  importing it gives input() line editing and history
 

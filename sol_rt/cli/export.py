@@ -46,7 +46,7 @@ def export(
     """Export a checkpoint to a bundle. Ends with a parity report and prints the bundle's path."""
     from sol_rt.config import CONFIG_NAME
     from sol_rt.home import bundles_dir, remember_last_export
-    from sol_rt.pull import resolve
+    from sol_rt.pull import bundle_name
 
     levels = {
         "bits": _levels("bits", bits, 8),
@@ -58,11 +58,10 @@ def export(
         raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
     from sol_rt.export import export_bundle
 
+    target = output or bundles_dir() / bundle_name(model)
+    if (target / CONFIG_NAME).exists() and not force:
+        raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
     with progress() as report:
-        _, name = resolve(model, report)
-        target = output or bundles_dir() / name
-        if (target / CONFIG_NAME).exists() and not force:
-            raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
         result = export_bundle(
             model, target, **levels, max_context=ctx_size, policy=policy, parity=parity, progress=report
         )

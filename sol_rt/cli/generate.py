@@ -13,7 +13,6 @@ from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.generation import Generation
-    from sol_rt.model import SolModel
     from sol_rt.trace import Trace
 
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
@@ -78,34 +77,35 @@ def generate(
 
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     loaded = load(model, **settings, ctx_size=ctx_size)
-    if json:
-        result = loaded.generate(text, **arguments)
-        print_json(summary(result))
-    else:
-        result = stream(loaded, text, arguments)
-        report(result)
+    run = loaded.stream(text, **arguments)
+    try:
+        for step in run:
+            if not json:
+                sys.stdout.write(step.text)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        run.close()
+        _finish(run.result, json)
+        raise
+    result = run.result
+    assert result is not None  # a generation that ends without an error has a token
+    _finish(result, json)
     if replay is not None:
         _compare(replay, result)
     if trace is not None:
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-def stream(model: SolModel, prompt: Any, arguments: dict[str, Any]) -> Generation:
-    """Writes the text to stdout token by token. After Ctrl-C, first reports what came so far."""
-    run = model.stream(prompt, **arguments)
-    try:
-        for step in run:
-            sys.stdout.write(step.text)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        run.close()
+def _finish(result: Generation | None, json: bool) -> None:
+    """Ends the text and reports what came, also after Ctrl-C; `result` is None where nothing came."""
+    if not json:
         print(flush=True)
-        if run.result is not None:
-            report(run.result)
-        raise
-    print(flush=True)
-    assert run.result is not None
-    return run.result
+    if result is None:
+        return
+    if json:
+        print_json(summary(result))
+    else:
+        report(result)
 
 
 def sampling(
@@ -160,7 +160,7 @@ def report(result: Generation) -> None:
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt: of -p, of -f, of a pipe, or the built-in one. A file's last newline is not part of it."""
+    """The prompt: of -p, of -f, of a pipe, or the built-in one. A last newline of a file or pipe is dropped."""
     from sol_rt.cli.loading import read_text
 
     if prompt is not None and file is not None:
@@ -183,7 +183,8 @@ def _piped() -> str:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return ""
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        # as read_text does it: no byte order mark, one kind of newline
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin: byte {error.start} is not UTF-8; convert it, for example with iconv") from None
     except OSError:

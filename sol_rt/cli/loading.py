@@ -94,9 +94,9 @@ def check_schedule(name: str, config: SolConfig) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises UsageError where it can't be read or is not UTF-8."""
+    """The text of a file, without a byte order mark. Raises UsageError where it can't be read or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
     except OSError as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, progress
+
+if TYPE_CHECKING:
+    from sol_rt.perplexity import Estimate
 
 
 def perplexity(
@@ -40,16 +43,20 @@ def perplexity(
     how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
     text = read_text(file)
     engine = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
-    with progress() as report:
-        result = measure(
-            engine,
-            text,
-            size=ctx_size,
-            chunks=chunks,
-            seed=seed,
-            progress=lambda done, total, so_far: report("windows", done, total),
-            **how,
-        )
+    finished: list[Estimate] = []
+    try:
+        with progress() as report:
+
+            def window(done: int, total: int, so_far: Estimate) -> None:
+                finished.append(so_far)
+                report("windows", done, total)
+
+            result = measure(engine, text, size=ctx_size, chunks=chunks, seed=seed, progress=window, **how)
+    except KeyboardInterrupt:
+        if finished:
+            last = finished[-1]
+            note(f"after {last.chunks} windows: PPL = {last.ppl:.4f} +/- {last.stderr:.5f}")
+        raise
     summary = {key: value for key, value in asdict(result).items() if key != "actions"}
     if json or output is options.Format.json:
         print_json(summary)
