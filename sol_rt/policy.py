@@ -33,9 +33,7 @@ class PolicySession:
     ) -> None:
         spec = bundle.config.policy
         if spec is None:
-            raise UsageError(
-                f"schedule sol: {bundle.path} has no policy; choose uniform, or train one with `sol-rt train`"
-            )
+            raise UsageError(f"schedule sol: {bundle.path} has no policy; choose another schedule, such as uniform")
         self.spec = spec
         provider = providers.choose("cpu", threads=threads, native_ops=native_ops)
         self._weights = weights or SharedWeights(bundle)
