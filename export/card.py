@@ -18,7 +18,7 @@ def model_card(config: SolConfig, parity: Parity | None) -> str:
         "",
         f"# {model.name}",
         "",
-        f"A bundle for [sol_rt](https://pypi.org/project/sol-rt/), made by {config.generator} from `{model.source}`.",
+        f"A bundle for sol_rt, made by {config.generator} from `{model.source}`.",
         f"Licence of the weights: {model.license or 'not told by the source; look there'}.",
         "",
         "    sol-rt generate -m . --budget 0.4",
