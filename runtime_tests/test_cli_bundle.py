@@ -135,6 +135,15 @@ def test_trace_replay_and_page(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "https://" not in html
 
 
+def test_a_sampled_trace_is_replayed_by_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = str(tmp_path / "run.jsonl")
+    argv = ("generate", "-p", PROMPT, "-n", "20", "--budget", "0.7", "--temperature", "1.5", "--top-k", "0")
+    text, _ = run(capsys, *argv, "--trace", trace)
+    again, err = run(capsys, "generate", "--replay", trace)
+    assert again == text
+    assert "tokens are the recorded ones" in err
+
+
 def test_a_replay_that_differs_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace = tmp_path / "run.jsonl"
     run(capsys, "generate", "-p", PROMPT, "-n", "6", "--temperature", "0", "--trace", str(trace))
@@ -196,6 +205,14 @@ def test_chat_turns_the_dial_and_keeps_the_cache(
     assert len(out.splitlines()) >= 2
     assert "budget 0.7" in err
     assert "(random" in err
+
+
+@pytest.mark.parametrize("schedule", ["dense", "fixed:k100-s050-q4"])
+def test_chat_takes_a_fixed_schedule_after_a_budget(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/budget 0.5\n/schedule {schedule}\nHello\n/stats\n"))
+    assert f"({schedule}" in run(capsys, "chat", "-n", "6", "--temperature", "0")[1]
 
 
 @pytest.mark.parametrize("line", ["/budget 2", "/budget much", "/schedule nonsense", "/nonsense"])

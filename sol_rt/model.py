@@ -6,8 +6,9 @@ Opening one makes ONNX Runtime's process-wide thread pool. A program's other ses
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,8 @@ class SolModel:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
             budget, schedule, keep, prune, bits, tokens_per_second, refresh: as in `Dial`.
             trace: file to write every step to.
-            replay: a trace whose actions are run again; `Generation.first_difference` tells where tokens differ.
+            replay: a trace whose actions are run again, under its settings of `generation` where none are given;
+                `Generation.first_difference` tells where tokens differ.
             reuse_cache: keep what the cache shares with the prompt, whatever budget wrote it; by default for chat
                 messages only, so that text and tokens give the same result in every call.
             generation: settings of `GenerationConfig`, under Hugging Face's names.
@@ -157,7 +159,11 @@ class SolModel:
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
         dial = Dial(budget, schedule, keep, prune, bits, tokens_per_second, refresh, generation.get("seed"))
-        config = self._defaults.updated(**generation)
+        given = {name: value for name, value in generation.items() if value is not None}
+        recorded = {} if replay is None else replay.header.generation
+        config = self._defaults.updated(**{**recorded, **given})
+        if config.seed is None and not config.greedy:
+            config = config.updated(seed=secrets.randbits(32))  # a number that a trace can hold
         tokens = self._prompt(prompt, replay)
         if reuse_cache is None:
             reuse_cache = prompt is not None and _is_chat(prompt)
@@ -168,7 +174,7 @@ class SolModel:
             config = config.updated(max_new_tokens=max(len(replay.records), 1))
         writer = None
         if trace is not None:
-            writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder.controller))
+            writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder.controller, config))
         outcome = Outcome()
         steps = generate_steps(decoder, tokens, config, self.tokenizer, outcome, reuse=reuse_cache, trace=writer)
 
@@ -276,7 +282,11 @@ class SolModel:
         refreshes = {record.step - 1 for record in trace.records if record.refresh}
         return Decoder(self.engine, controller, schedule, refreshes)
 
-    def _header(self, prompt: Prompt | None, tokens: list[int], name: str, controller: Controller) -> TraceHeader:
+    def _header(
+        self, prompt: Prompt | None, tokens: list[int], name: str, controller: Controller, config: GenerationConfig
+    ) -> TraceHeader:
+        generation = asdict(config)
+        del generation["max_new_tokens"]  # a replay ends where the trace does
         return TraceHeader(
             bundle=self.bundle.config.model.name,
             config_sha256=self.bundle.identity,
@@ -285,6 +295,7 @@ class SolModel:
             schedule=name,
             budget=controller.requested,
             cost_model=self.cost.name,
+            generation=generation,
         )
 
 

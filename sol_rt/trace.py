@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -33,6 +33,8 @@ class TraceHeader:
         schedule: name of the schedule.
         budget: requested budget, None under axis targets.
         cost_model: "bytes" or "calibrated".
+        generation: settings of `GenerationConfig` that tokens depend on, the seed included, so that a replay draws the
+            same ones.
     """
 
     bundle: str
@@ -42,6 +44,7 @@ class TraceHeader:
     schedule: str
     budget: float | None
     cost_model: str
+    generation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def _header(path: Path, line: str) -> TraceHeader:
         raise SolError(f"trace {path}: format version {version}, expected {FORMAT_VERSION}; record the run again")
     kinds = {
         "bundle": str, "config_sha256": str, "prompt_tokens": list, "prompt": str, "schedule": str,
-        "budget": (int, float, type(None)), "cost_model": str,
+        "budget": (int, float, type(None)), "cost_model": str, "generation": dict,
     }  # fmt: skip
     problem = _problem(raw, kinds)
     if not problem and not all(_is_number(token, int) for token in raw["prompt_tokens"]):

@@ -111,6 +111,8 @@ class Conversation:
 
         check_schedule(argument, self.model.bundle.config)
         self.settings["schedule"] = argument
+        if argument == "dense" or argument.startswith("fixed:"):
+            self.settings.update(budget=1.0, tokens_per_second=None)  # the action is fixed: there is no dial
         note(f"schedule {argument}")
 
 
