@@ -1,4 +1,4 @@
-"""Resident memory: all variants of a bundle share one copy of its weights, mapped from the file."""
+"""Resident memory: an export takes that of one layer; all variants of a bundle share one mapped copy of its weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from tiny_bundle import write_bundle
 from sol_rt.bundle import Bundle
 from sol_rt.ops import library_path
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
-    pytest.mark.skipif(library_path() is None, reason="the native operators are not built"),
-]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+native = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
 
 _SESSION = 4.0
 """MB that ONNX Runtime needs for its own picture of a graph of 30 layers, whatever the size of the weights."""
@@ -69,6 +67,7 @@ def _assert_shared(bundle: Path) -> None:
     assert every.total - one.total < _SESSION * more + 0.05 * weights
 
 
+@native
 def test_variants_share_the_weights(tmp_path: Path) -> None:
     decoder = replace(
         describe("llama"),
@@ -84,5 +83,39 @@ def test_variants_share_the_weights(tmp_path: Path) -> None:
     _assert_shared(bundle)
 
 
+@native
 def test_variants_of_smollm2_share_the_weights(smollm2_bundle: Path) -> None:
     _assert_shared(smollm2_bundle)
+
+
+_EXPORT = """
+import re, sys, threading, time
+from pathlib import Path
+from sol_rt.export import export_bundle
+def own():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+def watch():
+    while True:
+        seen.append(own())
+        time.sleep(0.005)
+tiny, source, output = map(Path, sys.argv[1:])
+export_bundle(str(tiny), output, bits=(8,))  # loads libraries
+seen = [own()]
+threading.Thread(target=watch, daemon=True).start()
+export_bundle(str(source), output, bits=(8,))
+print(max(seen) - seen[0])
+"""
+
+
+@native
+def test_an_export_takes_the_memory_of_a_layer(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Comparison included: less than 1.5 times the largest layer in float32, of a model of two."""
+    from sol_rt.export.random_checkpoint import RandomCheckpoint, write_random_checkpoint
+
+    hidden, inner = 1280, 8192
+    shape = RandomCheckpoint("phi", hidden, 2, 20, 20, inner, tied=False, rotary_fraction=0.5, dtype="float16")
+    source = write_random_checkpoint(tmp_path / "checkpoint", shape)
+    command = [sys.executable, "-c", _EXPORT, llama_checkpoint, source, tmp_path / "out"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    layer = 4 * (4 * hidden * hidden + 2 * hidden * inner) / 1e6
+    assert float(run.stdout) < 1.5 * layer
