@@ -39,12 +39,21 @@ Prompt = Annotated[str | None, option("-p", "--prompt", env=False, help="The pro
 File = Annotated[Path | None, option("-f", "--file", env=False, help="Read the prompt from a file.")]
 MaxNewTokens = Annotated[
     int | None,
-    option("-n", "--max-new-tokens", "--max-tokens", min=1, help="Tokens to generate at most.", panel=DECODING),
+    option(
+        "-n",
+        "--max-new-tokens",
+        "--max-tokens",
+        min=1,
+        help="Tokens to generate at most; default: the model's, else 256.",
+        panel=DECODING,
+    ),
 ]
 ContextSize = Annotated[
     int | None, option("-c", "--ctx-size", min=2, help="Limit of prompt and text together, in tokens.", panel=DECODING)
 ]
-Temperature = Annotated[float | None, option("--temperature", "--temp", min=0.0, help="0 is greedy.", panel=DECODING)]
+Temperature = Annotated[
+    float | None, option("--temperature", "--temp", min=0.0, help="0 is greedy; default: the model's.", panel=DECODING)
+]
 TopK = Annotated[int | None, option("--top-k", min=0, help="Sample from the k likeliest tokens.", panel=DECODING)]
 TopP = Annotated[
     float | None, option("--top-p", min=0.0, max=1.0, help="Sample from this much probability mass.", panel=DECODING)
@@ -65,13 +74,22 @@ Stop = Annotated[
 
 Budget = Annotated[
     float | None,
-    option("-b", "--budget", min=0.0, max=1.0, help="Share of the full cost of a decode step.", panel=BUDGET),
+    option(
+        "-b", "--budget", min=0.0, max=1.0, help="Share of the full cost of a decode step; default: 1.", panel=BUDGET
+    ),
 ]
 TokensPerSecond = Annotated[
     float | None,
     option("--tokens-per-second", min=0.0, help="Instead of a budget: the best quality at this speed.", panel=BUDGET),
 ]
-Schedule = Annotated[str | None, option("--schedule", help="sol, uniform, random, fixed:TAG or dense.", panel=BUDGET)]
+Schedule = Annotated[
+    str | None,
+    option(
+        "--schedule",
+        help="sol, uniform, random, fixed:TAG or dense; default: sol where the bundle has a policy, else uniform.",
+        panel=BUDGET,
+    ),
+]
 Keep = Annotated[
     float | None, option("--keep", min=0.0, max=1.0, help="Instead: mean share of old KV pages to read.", panel=BUDGET)
 ]
