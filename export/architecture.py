@@ -11,7 +11,7 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.rope import Rope, make_rope
 
 BLOCK = 32  # channels of a quantization block
-_LARGEST_SIZE, _MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
+LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     return Decoder(
         family=family.model_type,
         hidden_size=hidden,
-        num_layers=_size(config, "num_hidden_layers", most=_MOST_LAYERS),
+        num_layers=_size(config, "num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -338,7 +338,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     )
 
 
-def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = _LARGEST_SIZE) -> int:
+def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
     value = config.get(key)
     value = default if value is None else value
     if value is None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.architecture import family_of_gguf
+from sol_rt.export.architecture import LARGEST_SIZE, MOST_LAYERS, family_of_gguf
 
 
 def hf_config(
@@ -33,7 +33,7 @@ def hf_config(
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_size": hidden,
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": keys.integer("block_count", most=MOST_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "intermediate_size": keys.integer("feed_forward_length"),
@@ -121,13 +121,13 @@ class _Keys:
             raise CheckpointError(f"GGUF key {self.full(key)}: got {type(value).__name__}, expected one number")
         return float(value)
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
         value = self.value(key, default)
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise CheckpointError(
-                f"GGUF key {self.full(key)}: got {str(value)[:40]}, expected one positive integer for all layers"
+                f"GGUF key {self.full(key)}: got {str(value)[:40]}, expected one number for all layers, 1 to {most}"
             )
         return value
 

@@ -405,6 +405,10 @@ def test_damaged_gguf_files_are_named(folder: Path, tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(CheckpointError, match="got 'bert', expected one of llama, qwen2, phi3, phi2"):
         open_checkpoint(path)
+    deep = GgufFile(path, folder).metadata(16).tensors()
+    deep.writer.kv_data[0]["llama.block_count"].value = 2**32 - 1
+    with pytest.raises(CheckpointError, match="block_count: got 4294967295, expected one number"):
+        open_checkpoint(deep.write())
     incomplete = GgufFile(path, folder).tensors().write()
     with pytest.raises(CheckpointError, match=r"llama\.\w+.* is missing"):
         open_checkpoint(incomplete)
