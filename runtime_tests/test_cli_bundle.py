@@ -308,6 +308,23 @@ def test_ctrl_c_in_a_piped_chat_ends_the_program(endless: Path) -> None:
         assert process.stderr.read().splitlines()[-1] == STOPPED
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_of_an_export(number: signal.Signals, llama_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundles" / "out"
+    output.parent.mkdir()
+    with start("export", "-m", str(llama_checkpoint), "-o", str(output), stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not list(output.parent.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(number)
+        assert process.stderr
+        err = process.stderr.read()
+        assert process.wait(60) == 128 + number
+    assert b"sol-rt: stopped by " in err.splitlines()[-1]
+    assert b"Traceback" not in err
+    assert not list(output.parent.iterdir())
+
+
 def test_a_reader_that_leaves_ends_the_program_quietly(endless: Path) -> None:
     argv = ("generate", "-m", str(endless), "-p", "a", "-n", "1000", "--temperature", "1")
     with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
