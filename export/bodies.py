@@ -5,9 +5,10 @@ shape arithmetic on int64 is left after constant folding: WebGPU would hand it t
 refuses. Hence positions come from CumSum in float32 (exact below 2**24) and masks from comparisons of floats.
 
 Everything that depends on weights alone folds to constants when a session is made, so a step runs MatMulNBits on the
-stored planes. Activations are rounded to int8 steps beforehand: a MatMulNBits that rounds them itself finds nothing to
-round, one that does not gives the same result. (WebGPU at accuracy level 4 rounds once more, in blocks of 128, where K
-is a multiple of that: half a percent of a product.)
+stored planes. Activations are rounded beforehand, to the int8 steps of levels 4 and 6: a MatMulNBits that rounds them
+itself finds nothing to round, one that does not gives the same result. The 16 bits of level 8 go in as two parts of 8,
+as twice the rows. (WebGPU at accuracy level 4 rounds once more, in blocks of 128, where K is a multiple of that: half a
+percent of a product, at level 8 as well.)
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ _CENTRE = {4: 128.0, 6: 129.5, 8: 130.0}
 """z at which the zero points inside MatMulNBits (8 of 4 bits, 2 of 2 bits) already give the whole offset, by level."""
 _SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
 """Middle of the codes that the planes of a level add."""
+_LARGEST_CODE = {4: 127.0, 6: 127.0, 8: 32258.0}
+"""Largest activation code, by level."""
+_COARSE = 255.0
+"""Level 8 splits a code into 255 c1 + c2. As 32258 = 255 * 127 - 127, both reach 127 in every block: what an int8
+MatMulNBits scales by, so that it rounds neither again."""
 
 
 def planes(bits: int) -> int:
@@ -227,11 +233,12 @@ def _nested_product(
 ) -> str:
     """x W at a level, W being base, scale, zero and the level's planes.
 
-    One product a plane, and block sums of x times what the planes' own zero points leave of the offset.
+    One product a plane, of both parts of x at level 8, and block sums of x times what the planes' own zero points leave
+    of the offset.
     """
     base, scale, zero, *residual = weights
     op, const = writer.op, writer.const
-    x, sums = _rounded(writer, x, scale)
+    x, sums = _rounded(writer, x, scale, bits)
     steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
     block_scale = op("Transpose", steps, perm=[1, 0])
 
@@ -259,23 +266,44 @@ def _nested_product(
     for index, plane in enumerate(residual):
         plane_scale = op("Mul", block_scale, const(0.25 ** (index + 1)))
         y = op("Add", y, product(plane, plane_scale, 2))
+    if bits == 8:
+        parts = f"parts_{len(writer.nodes)}"
+        op("Split", y, out=[f"{parts}_coarse", f"{parts}_fine"], axis=0, num_outputs=2)
+        y = op("Add", f"{parts}_coarse", f"{parts}_fine")
     left = op("Sub", const(_CENTRE[bits]), op("Cast", zero, to=TensorProto.FLOAT))
     offset = op("Mul", left, op("Mul", steps, const(1 / 16)))
     return op("Add", y, op("MatMul", sums, offset), out=out)
 
 
-def _rounded(writer: NodeWriter, x: str, scale: str) -> tuple[str, str]:
-    """x [..., K] as int8 codes of its blocks stand for it, and the sums of the blocks, [rows, KB]."""
+def _rounded(writer: NodeWriter, x: str, scale: str, bits: int) -> tuple[str, str]:
+    """x [..., K] as codes of its blocks stand for it, and the sums of the blocks, [rows, KB].
+
+    At level 8 the first axis is twice as long: first the multiples of 255 steps, then what is left.
+    """
     op, const = writer.op, writer.const
     shape = op("Concat", writer.ints(-1), op("Shape", scale, end=1), writer.ints(BLOCK), axis=0)
     blocks = op("Reshape", x, shape)
-    step = op("Mul", op("ReduceMax", op("Abs", blocks), writer.ints(2), keepdims=1), const(1 / 127))
-    codes = op("Div", blocks, op("Max", step, const(_TINY)))
-    # half to even, as WebGPU has no Round; the sum goes through memory between the two nodes, so no compiler cancels it
-    codes = op("Sub", op("Add", codes, const(_ROUNDING)), const(_ROUNDING))
-    blocks = op("Mul", codes, step)
-    sums = op("ReduceSum", blocks, writer.ints(2), keepdims=0)
-    return op("Reshape", blocks, op("Shape", x)), sums
+    largest = op("ReduceMax", op("Abs", blocks), writer.ints(2), keepdims=1)
+    step = op("Mul", largest, const(1 / _LARGEST_CODE[bits]))
+    codes = _whole(writer, op("Div", blocks, op("Max", step, const(_TINY))))
+    rounded = op("Mul", codes, step)
+    sums = op("ReduceSum", rounded, writer.ints(2), keepdims=0)
+    x_shape = op("Shape", x)
+    if bits < 8:
+        return op("Reshape", rounded, x_shape), sums
+    upper = _whole(writer, op("Mul", codes, const(1 / _COARSE)))
+    coarse = op("Mul", upper, op("Mul", step, const(_COARSE)))
+    parts = (op("Reshape", part, x_shape) for part in (coarse, op("Sub", rounded, coarse)))
+    return op("Concat", *parts, axis=0), sums
+
+
+def _whole(writer: NodeWriter, x: str) -> str:
+    """x rounded half to even, in a way for which WebGPU has operators: Round it has not.
+
+    The sum goes through memory between the two nodes, so no compiler cancels it.
+    """
+    rounding = writer.const(_ROUNDING)
+    return writer.op("Sub", writer.op("Add", x, rounding), rounding)
 
 
 def _largest(writer: NodeWriter, x: str, keep: str) -> str:

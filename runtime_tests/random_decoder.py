@@ -164,26 +164,26 @@ class RandomDecoder:
         (folder / CONFIG_NAME).write_text(json.dumps(config.to_json_dict()), encoding="utf-8")
         return folder
 
-    def logits(self, tokens: list[int], prune: int, bits: int, *, int8: bool = True) -> tuple[Array, Array]:
+    def logits(self, tokens: list[int], prune: int, bits: int) -> tuple[Array, Array]:
         """Dense attention over `tokens` from an empty cache: float64 logits [S, vocab], hidden states [S, hidden]."""
         decoder, variant = self.decoder, self.variant(prune, bits)
         x = reference.nested_gather(np.array([tokens]), self.matrices["embed"], 8)
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"
             normed = self._norm(f"{at}.attn_norm", x)
-            attention = self._attention(at, normed, bits, int8)
+            attention = self._attention(at, normed, bits)
             if not decoder.parallel_residual:
                 x = x + attention
-                x = x + self._mlp(at, self._norm(f"{at}.mlp_norm", x), variant, int8)
+                x = x + self._mlp(at, self._norm(f"{at}.mlp_norm", x), variant)
                 continue
             if not decoder.shared_norm:
                 normed = self._norm(f"{at}.mlp_norm", x)
-            x = x + attention + self._mlp(at, normed, variant, int8)
+            x = x + attention + self._mlp(at, normed, variant)
         hidden = self._norm("final_norm", x)[0]
-        return self._matmul(hidden, "embed" if decoder.tied else "head", bits, int8), hidden
+        return self._matmul(hidden, "embed" if decoder.tied else "head", bits), hidden
 
-    def _matmul(self, x: Array, name: str, bits: int, int8: bool) -> Array:
-        product = reference.nested_matmul(x, self.matrices[name], bits, int8=int8)
+    def _matmul(self, x: Array, name: str, bits: int) -> Array:
+        product = reference.nested_matmul(x, self.matrices[name], bits)
         return product + self.vectors.get(f"{name}.bias", 0.0)
 
     def _norm(self, name: str, x: Array) -> Array:
@@ -192,13 +192,13 @@ class RandomDecoder:
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.decoder.norm_eps)
         return x * self.vectors[f"{name}.weight"] + self.vectors.get(f"{name}.bias", 0.0)
 
-    def _attention(self, at: str, x: Array, bits: int, int8: bool) -> Array:
+    def _attention(self, at: str, x: Array, bits: int) -> Array:
         decoder = self.decoder
         shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
         key, value = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
         pages = np.zeros((1, decoder.num_kv_heads, decoder.max_context // 16, decoder.head_dim), np.float16)
         y, *_ = reference.sparse_attention(
-            self._matmul(x, f"{at}.qkv", bits, int8),
+            self._matmul(x, f"{at}.qkv", bits),
             key,
             value,
             pages,
@@ -212,9 +212,9 @@ class RandomDecoder:
             sinks=4,
             scale=decoder.softmax_scale,
         )
-        return self._matmul(y, f"{at}.o", bits, int8)
+        return self._matmul(y, f"{at}.o", bits)
 
-    def _mlp(self, at: str, x: Array, variant: Variant, int8: bool) -> Array:
+    def _mlp(self, at: str, x: Array, variant: Variant) -> Array:
         return reference.pruned_mlp(
             x,
             self.matrices[f"{at}.up"],
@@ -226,7 +226,6 @@ class RandomDecoder:
             keep_mid=variant.keep_mid,
             up_bias=self.vectors.get(f"{at}.up.bias", 0.0),
             down_bias=self.vectors.get(f"{at}.down.bias", 0.0),
-            int8=int8,
         )
 
 

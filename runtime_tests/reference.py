@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
 SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
+LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
 PAGE = 16
 
 
@@ -52,17 +53,17 @@ class Nested:
         return {key: np.ascontiguousarray(value) for key, value in out.items()}
 
 
-def rounded_activations(x: Array) -> Array:
-    """x [..., K] as int8 codes of each block of 32 stand for it."""
+def rounded_activations(x: Array, bits: int) -> Array:
+    """x [..., K] as codes of a level stand for each block of 32."""
     blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
-    step = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    step = np.abs(blocks).max(-1, keepdims=True) / np.float32(LARGEST_CODE[bits])
     codes = np.rint(np.divide(blocks, step, out=np.zeros_like(blocks), where=step > 0))
     return (codes.astype(np.float64) * step).reshape(x.shape)
 
 
-def nested_matmul(x: Array, weights: Nested, bits: int, *, int8: bool = True) -> Array:
-    """x [..., K] -> float64 [..., N]; with exact activations where not `int8`."""
-    return (rounded_activations(x) if int8 else x.astype(np.float64)) @ weights.weights(bits)
+def nested_matmul(x: Array, weights: Nested, bits: int) -> Array:
+    """x [..., K] -> float64 [..., N]."""
+    return rounded_activations(x, bits) @ weights.weights(bits)
 
 
 def nested_gather(ids: Array, weights: Nested, bits: int) -> Array:
@@ -100,12 +101,11 @@ def pruned_mlp(
     keep_mid: int,
     up_bias: Array | float = 0.0,
     down_bias: Array | float = 0.0,
-    int8: bool = True,
 ) -> Array:
     """x [..., K] -> float64 [..., K]."""
-    u = nested_matmul(largest(x, keep_in), up, bits, int8=int8) + up_bias
+    u = nested_matmul(largest(x, keep_in), up, bits) + up_bias
     h = activation(u[..., : u.shape[-1] // 2], act) * u[..., u.shape[-1] // 2 :] if gated else activation(u, act)
-    return nested_matmul(largest(h, keep_mid), down, bits, int8=int8) + down_bias
+    return nested_matmul(largest(h, keep_mid), down, bits) + down_bias
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -1,8 +1,10 @@
 """Function bodies: against the specification, against the native kernels, and generating without the kernels.
 
 Tolerances are relative to the largest expected magnitude. One operator: 1e-5, for both sides round activations to the
-same int8 codes and sum them exactly. A whole graph: 0.08 in root mean square, because float32 differences flip a code
-or the choice of a channel here and there, and everything after it follows.
+same codes and sum them exactly; 4e-5 for an MLP at level 8, where a float32 difference moves a code of its second
+matmul by one now and then. A whole graph: 0.08 in root mean square, because float32 differences flip a code or the
+choice of a channel here and there, and everything after it follows; 1e-3 with 8 bits and nothing pruned, where a flip
+is small.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from sol_rt.ops import library_path
 from sol_rt.tokenizer import Tokenizer
 
 ONE_OPERATOR = 1e-5
+ONE_CODE = 4e-5
 WHOLE_GRAPH = 0.08
+DENSE_GRAPH = 1e-3
 TWICE = pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.skipif(
     library_path() is None, reason="the native operators are not built"
 ))], ids=["body", "kernel"])  # fmt: skip
@@ -82,10 +86,15 @@ def run_operator(
     return [np.asarray(value) for value in session.run(None, dict(feed))]
 
 
-def assert_close(got: Array, expected: Array, tolerance: float) -> None:
+def error(got: Array, expected: Array) -> float:
+    """Largest difference, relative to the largest expected magnitude."""
     assert got.shape == expected.shape
     difference = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max()
-    assert difference <= tolerance * np.abs(expected.astype(np.float64)).max()
+    return float(difference / np.abs(expected.astype(np.float64)).max())
+
+
+def assert_close(got: Array, expected: Array, bound: float) -> None:
+    assert error(got, expected) <= bound
 
 
 def operands(nested: Nested, bits: int) -> dict[str, Array]:
@@ -98,26 +107,41 @@ def operands(nested: Nested, bits: int) -> dict[str, Array]:
 @TWICE
 @BITS
 @pytest.mark.parametrize("rows", [1, 3, 70])
-def test_nested_matmul(rows: int, bits: int, native: bool) -> None:
+@pytest.mark.parametrize("batch", [(1,), ()], ids=["3d", "2d"])
+def test_nested_matmul(batch: tuple[int, ...], rows: int, bits: int, native: bool) -> None:
     rng, k, n = np.random.default_rng(rows), 96, 80
-    nested, x = Nested.random(rng, k, n), rng.standard_normal((1, rows, k)).astype(np.float32)
-    x[0, 0, 32:64] = 0
-    x[0, -1, :32] *= 1e-12
+    nested, x = Nested.random(rng, k, n), rng.standard_normal((*batch, rows, k)).astype(np.float32)
+    x[..., 0, 32:64] = 0
+    x[..., -1, :32] *= 1e-12
     attributes = {"K": k, "N": n, "bits": bits}
     (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=native)
     assert_close(y, reference.nested_matmul(x, nested, bits), ONE_OPERATOR)
+
+
+@TWICE
+@BITS
+def test_activations_have_16_bits_at_level_8(bits: int, native: bool) -> None:
+    """Against exact activations: an error of about half a step, of 1/127 or of 1/32258 of a block's largest value."""
+    rng = np.random.default_rng(5)
+    nested, x = Nested.random(rng, 576, 80), rng.standard_normal((1, 3, 576)).astype(np.float32)
+    attributes = {"K": 576, "N": 80, "bits": bits}
+    (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=native)
+    loss = error(y, x @ nested.weights(bits))
+    assert loss < 1e-4 if bits == 8 else 1e-3 < loss < 3e-2
 
 
 @BITS
 def test_nested_matmul_body_rounds_half_to_even(bits: int) -> None:
     nested = Nested.random(np.random.default_rng(0), 32, 8)
     x = np.zeros((1, 1, 32), np.float32)
-    x[0, 0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -3.5]
+    largest = reference.LARGEST_CODE[bits]
+    x[0, 0, :6] = [largest, 0.5, 1.5, 2.5, -0.5, -3.5]
     attributes = {"K": 32, "N": 8, "bits": bits}
     (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=False)
     rounded = np.zeros(32)
-    rounded[:6] = [127, 0, 2, 2, 0, -4]
-    assert_close(y[0, 0], rounded @ nested.weights(bits), ONE_OPERATOR)
+    rounded[:6] = [largest, 0, 2, 2, 0, -4]
+    # half a step is 4e-3 of the product at levels 4 and 6, 1.5e-5 at level 8
+    assert_close(y[0, 0], rounded @ nested.weights(bits), 2e-6 if bits == 8 else ONE_OPERATOR)
 
 
 @TWICE
@@ -189,7 +213,7 @@ def test_pruned_mlp(
         keep_mid=keep_mid,
         **biases,
     )
-    assert_close(y, expected, ONE_OPERATOR)
+    assert_close(y, expected, ONE_CODE if bits == 8 else ONE_OPERATOR)
 
 
 @TWICE
@@ -197,9 +221,7 @@ def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
     """All channels are equally large; those kept have to be the first ones."""
     rng, size = np.random.default_rng(3), 64
     up, down = Nested.random(rng, size, size), Nested.random(rng, size, size)
-    body = bodies.pruned_mlp(
-        8, hidden=size, intermediate=size, gated=False, activation="relu", has_bias=False
-    )
+    body = bodies.pruned_mlp(8, hidden=size, intermediate=size, gated=False, activation="relu", has_bias=False)
     x = np.where(rng.random((1, 1, size)) < 0.5, -1, 1).astype(np.float32)
     tensors = {**up.tensors("up", channel_major=True), **down.tensors("down", channel_major=True)}
     feed = {"x": x, "keep_in": np.array([20]), "keep_mid": np.array([0])}
@@ -208,7 +230,7 @@ def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
     (y,) = run_operator(body, feed, weights, attributes, native=native)
     x[..., 20:] = 0
     h = np.maximum(reference.nested_matmul(x, up, 8), 0)
-    assert_close(y, reference.nested_matmul(h, down, 8), ONE_OPERATOR)
+    assert_close(y, reference.nested_matmul(h, down, 8), ONE_CODE)
 
 
 @TWICE
@@ -288,7 +310,8 @@ def test_kernels_and_bodies_agree_on_every_variant(family: str, tmp_path: Path) 
             step = engine.forward([3], Action(25, prune, bits)).logits
             outputs.append(np.concatenate([batch, step]))
         expected, got = outputs
-        assert np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)) <= WHOLE_GRAPH, (prune, bits)
+        bound = DENSE_GRAPH if (prune, bits) == (100, 8) else WHOLE_GRAPH
+        assert np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)) <= bound, (prune, bits)
         exact += np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
     assert exact >= 2  # some variants meet no flip at all
 

@@ -114,13 +114,17 @@ def _run(
 
 @pytest.mark.parametrize(("prune", "bits"), VARIANTS)
 def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
-    """Root mean square error within 3% of the values': float32 flips a few int8 roundings and pruning choices."""
+    """Root mean square error within 3% of the values': float32 flips a few int8 roundings and pruning choices.
+
+    Within 0.05% with 8 bits and nothing pruned: a flip of a 16-bit code is nothing.
+    """
     folder, decoder = made
     variant = decoder.variant(prune, bits)
     path = decoder.write_graph(folder, prune, bits)
     got = _run(path, decoder.decoder, TOKENS, len(TOKENS), (variant.keep_in, variant.keep_mid))
+    bound = 5e-4 if (prune, bits) == (100, 8) else 0.03
     for value, expected in zip(got, decoder.logits(TOKENS, prune, bits), strict=True):
-        assert np.sqrt(np.mean((value - expected) ** 2)) <= 0.03 * np.sqrt(np.mean(expected**2))
+        assert np.sqrt(np.mean((value - expected) ** 2)) <= bound * np.sqrt(np.mean(expected**2))
 
 
 def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) -> None:

@@ -1,7 +1,8 @@
 """Twin and runtime are one arithmetic; and the twin is the model that the checkpoint holds.
 
-Both add float32 numbers in different orders, so now and then a value on a border is rounded to the other int8 code, or
-another of two nearly equal channels or pages is kept, and that step's logits move visibly. Differences are in units of
+Both add float32 numbers in different orders, so now and then a value on a border is rounded to the other code, or
+another of two nearly equal channels or pages is kept, and that step's logits move visibly, except where codes have the
+16 bits of level 8 and no channel is chosen. Differences are in units of
 the logits' standard deviation. In single steps both read the same keys and values (the runtime's), so that one flip
 doesn't show in all later steps: nearly all steps then agree to rounding, and what disagrees does so by a flip's worth.
 """
@@ -96,7 +97,7 @@ def _check_steps(engine: Engine, twin: Twin, keeps: tuple[int, ...]) -> None:
                 logits, hidden = twin.step(torch.tensor([token]), [action], cache)
                 differences.append(max(_difference(logits, expected.logits), _difference(hidden, expected.hidden)))
         assert (np.array(differences) < EXACT).mean() >= SHARE, (variant.key, differences)
-        assert max(differences) < FLIP, (variant.key, differences)
+        assert max(differences) < (EXACT if variant.key == "s100-q8" else FLIP), (variant.key, differences)
 
 
 def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, Twin]) -> None:
@@ -120,7 +121,7 @@ def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
         expected = engine.forward(tokens, action, num_logits=40).logits
         got, _ = twin(torch.from_numpy(tokens)[None], action, twin.new_cache(1))
         error = np.sqrt(np.mean((got[0].numpy() - expected) ** 2)) / expected.std()
-        assert error < 0.05, (action.tag, error)
+        assert error < (EXACT if variant.key == "s100-q8" else 0.05), (action.tag, error)
 
 
 def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
@@ -178,7 +179,7 @@ def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
     """SmolLM2, every variant: runtime and twin are as close as the twin is to itself disturbed in the sixth digit.
 
     Through 30 layers most steps have a flip somewhere, which a model of massive activations amplifies, so no fixed
-    tolerance tells rounding from error; the dense action's does: root mean square within 10% of the logits' deviation.
+    tolerance tells rounding from error; the dense action's does: root mean square within 0.2% of the logits' deviation.
     """
     bundle = Bundle.open(smollm2_bundle)
     engine, twin = Engine(bundle, provider="cpu"), Twin(read_bundle(bundle.path))
@@ -201,12 +202,13 @@ def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
                 own.append(_rms(disturbed.step(torch.tensor([token]), [action], both)[0].numpy(), logits))
         assert np.mean(ours) < 3 * np.mean(own), (variant.key, ours, own)
         if variant.key == bundle.config.dense.variant:
-            assert np.mean(ours) < 0.1, (ours, own)
+            assert np.mean(ours) < 0.002, (ours, own)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
 def test_twin_is_the_checkpoint_s_model(family: str, request: pytest.FixtureRequest) -> None:
-    """Nothing rounded: to 1e-4. With 8-bit weights, int8 activations and float16 cache: root mean square within 5%."""
+    """Nothing rounded: to 1e-4. With 8-bit weights: root mean square within 2.5%, to which the activations of level 8
+    and the float16 cache add a tenth of a percent at most."""
     folder: Path = request.getfixturevalue(f"{family}_checkpoint")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.from_numpy(_tokens(60, model.config.vocab_size))[None]
@@ -218,4 +220,6 @@ def test_twin_is_the_checkpoint_s_model(family: str, request: pytest.FixtureRequ
     assert (got - expected).abs().max() / expected.std() < 1e-4
     twin = Twin(read_checkpoint(folder))
     rounded, _ = twin(tokens, dense, twin.new_cache(1))
-    assert (rounded - expected).square().mean().sqrt() / expected.std() < 0.05
+    assert _rms(rounded.numpy(), expected.numpy()) < 0.025
+    exact = Twin(twin.weights, UNROUNDED)
+    assert _rms(rounded.numpy(), exact(tokens, dense, exact.new_cache(1))[0].numpy()) < 1e-3

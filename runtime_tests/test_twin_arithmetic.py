@@ -146,12 +146,13 @@ def test_selected_rows_are_copies() -> None:
     assert cache.lengths.tolist() == [40, 40]
 
 
-def test_activations_round_half_to_even_in_blocks_of_32() -> None:
+@pytest.mark.parametrize(("bits", "largest"), [(4, 127.0), (6, 127.0), (8, 32258.0)])
+def test_activations_round_half_to_even_in_blocks_of_32(bits: int, largest: float) -> None:
     x = torch.zeros(2, 64)
-    x[0, :5] = torch.tensor([127.0, 0.5, 1.5, 2.5, -3.5])
-    x[0, 32:34] = torch.tensor([1.27, 0.004])
-    rounded = round_activations(x)
-    assert rounded[0, :5].tolist() == [127.0, 0.0, 2.0, 2.0, -4.0]
+    x[0, :5] = torch.tensor([largest, 0.5, 1.5, 2.5, -3.5])
+    x[0, 32:34] = torch.tensor([0.01 * largest, 0.004])
+    rounded = round_activations(x, bits)
+    assert rounded[0, :5].tolist() == [largest, 0.0, 2.0, 2.0, -4.0]
     assert rounded[0, 33] == 0.0  # 0.4 of a step of 0.01
     assert torch.equal(rounded[1], x[1])
 
@@ -172,7 +173,7 @@ def test_keep_largest_takes_the_lower_index_of_ties(count: int) -> None:
 def test_sparse_step_equals_plain_loops(name: str, length: int, keep: int) -> None:
     """Attention of one step with float16 keys and values, read page by page as section 3 of docs/bundle.md words it."""
     _, weights = _reference(name)
-    twin = Twin(weights, Arithmetic(int8_activations=False))
+    twin = Twin(weights, Arithmetic(rounded_activations=False))
     d, cache = twin.decoder, twin.new_cache(1)
     twin(_tokens(1, length), DENSE, cache)
     slots = cache.open(1)

@@ -1,8 +1,8 @@
 """The torch twin: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md, sections 2 and 3).
 
-Nested weights dequantized in float32, int8 activations in front of every nested matmul, exact top-k pruning, float16
-keys and values, pages chosen by their summaries. Runtime and twin differ only in the order of float32 additions.
-Inference only: the decoder is frozen, no gradient flows through it.
+Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
+float16 keys and values, pages chosen by their summaries. Runtime and twin differ only in the order of float32
+additions. Inference only: the decoder is frozen, no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+_LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
+"""Largest activation code, by level: what an int8 and what 254 c1 + c2 of two of them holds."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,15 @@ class Arithmetic:
     """What the twin rounds. The default is what the runtime does.
 
     Attributes:
-        int8_activations: quantize the input of every nested matmul to int8, a block of 32 channels at a time.
+        rounded_activations: round the input of every nested matmul as its level does, by blocks of 32 channels.
         kv_dtype: type of keys, values and page summaries.
     """
 
-    int8_activations: bool = True
+    rounded_activations: bool = True
     kv_dtype: torch.dtype = torch.float16
 
 
-UNROUNDED = Arithmetic(int8_activations=False, kv_dtype=torch.float32)
+UNROUNDED = Arithmetic(rounded_activations=False, kv_dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,8 @@ class Twin(nn.Module):
         return _by_group(groups, x, lambda part, group: self._linear(part, name, group.bits, bias))
 
     def _linear(self, x: Tensor, name: str, bits: int, bias: str | None = None) -> Tensor:
-        if self.arithmetic.int8_activations:
-            x = round_activations(x)
+        if self.arithmetic.rounded_activations:
+            x = round_activations(x, bits)
         return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias or f"{name}.bias"))
 
     def _mlp(self, x: Tensor, name: str, groups: list[_Group]) -> Tensor:
@@ -229,10 +231,13 @@ def _by_group(groups: list[_Group], x: Tensor, function: Callable[[Tensor, _Grou
     return out
 
 
-def round_activations(x: Tensor) -> Tensor:
-    """x [..., K] float32 rounded to int8 steps: a = max |x| / 127 a block of 32 channels, codes round half to even."""
+def round_activations(x: Tensor, bits: int) -> Tensor:
+    """x [..., K] float32 as its codes at a level stand for it: max |x| of a block of 32 channels gets the largest code.
+
+    Codes are rounded half to even; the largest is 127 at levels 4 and 6, 32258 at level 8.
+    """
     blocks = torch.unflatten(x, -1, (-1, BLOCK))
-    step = blocks.abs().amax(-1, keepdim=True) / 127
+    step = blocks.abs().amax(-1, keepdim=True) / _LARGEST_CODE[bits]
     codes = torch.where(step > 0, torch.round(blocks / step), 0.0)
     return (codes * step).flatten(-2)
 
