@@ -89,7 +89,7 @@ def export_bundle(
     output: Path,
     *,
     bits: Sequence[int] = BITS,
-    prune: Sequence[int] = (100, 75, 50, 40, 30),
+    prune: Sequence[int] = (100, 75, 50, 40, 25),
     keep: Sequence[int] = (100, 50, 25, 10),
     max_context: int | None = None,
     policy: Path | None = None,
