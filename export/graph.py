@@ -100,9 +100,7 @@ def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorPr
     return tensor
 
 
-def build_graph(
-    decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str
-) -> onnx.ModelProto:
+def build_graph(decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str) -> onnx.ModelProto:
     """The graph of docs/bundle.md section 1 that runs all variants of one width.
 
     Args:

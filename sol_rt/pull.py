@@ -19,7 +19,7 @@ Progress = Callable[[str, float, float], None]
 
 _CHUNK = 1 << 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", "LICENSE*", "README.md"]
 
 
 def resolve(source: str, progress: Progress) -> tuple[Path, str]:
