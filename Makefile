@@ -24,7 +24,7 @@ help:
 demo: $(VENV)/.export
 	$(BIN)/sol-rt pull $(MODEL)
 	$(BIN)/sol-rt export -m $(MODEL) --force
-	$(BIN)/sol-rt generate --budget $(BUDGET)
+	$(BIN)/sol-rt generate --budget $(BUDGET) --repetition-penalty 1.2 -n 128
 	@echo "Next: source $(BIN)/activate; sol-rt chat; sol-rt generate --budget 0.6 -p 'Once upon a time'" >&2
 
 export: $(VENV)/.export

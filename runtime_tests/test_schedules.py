@@ -127,7 +127,7 @@ def test_uniform_stays_on_neighbouring_settings() -> None:
     assert controller.achieved == pytest.approx(0.8, abs=0.005)
 
 
-@pytest.mark.parametrize(("context", "budget", "turned_down"), [(100, 0.45, "prune"), (7000, 0.6, "keep")])
+@pytest.mark.parametrize(("context", "budget", "turned_down"), [(100, 0.5, "prune"), (7000, 0.6, "keep")])
 def test_uniform_turns_down_bits_then_what_saves_most(context: int, budget: float, turned_down: str) -> None:
     """At short contexts channels are worth more than pages, at long ones pages are; the other axis stays full."""
     config = made_config(keeps=(100, 50, 10), prunes=(100, 75, 50), bits=(8, 6, 4), weight_bytes=70e6)
@@ -137,6 +137,15 @@ def test_uniform_turns_down_bits_then_what_saves_most(context: int, budget: floa
     assert means.pop("bits") < 4.2
     assert means.pop(turned_down) < 95
     assert min(means.values()) > 98
+
+
+def test_uniform_takes_the_lowest_levels_last() -> None:
+    """A little more than bits and the second lowest channels can save: pages go down before the lowest channels do."""
+    config = made_config(keeps=(100, 50, 10), prunes=(100, 50, 25), bits=(8, 4), weight_bytes=70e6)
+    controller = made("uniform", 0.42, config)
+    actions = follow(make_schedule("uniform", controller), controller, 200, 600)
+    assert {action.prune for action in actions} == {50}
+    assert np.mean([action.keep for action in actions]) < 95
 
 
 def test_uniform_leaves_pages_and_channels_alone_while_bits_suffice() -> None:

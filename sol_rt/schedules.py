@@ -22,7 +22,7 @@ from sol_rt.errors import UsageError
 
 NAMES = ("sol", "uniform", "random", "fixed:TAG", "dense")
 _KEEP, _PRUNE, _BITS = range(3)  # the axes
-_GRID = 128  # positions of the uniform mix between all-cheapest and dense
+_GRID = 160  # positions of the uniform mix between all-cheapest and dense
 _SPREAD_MEMORY = 0.9  # how slowly the estimate of the policy's spread follows
 
 
@@ -147,9 +147,10 @@ class UniformSchedule:
     """The hand-made mix that needs no policy: on each axis the two nearest settings in turn.
 
     A single position u in [0, 1] turns the axes down one after the other: bits, which cost least quality for what they
-    save, then pages or channels, whichever can save more at this context; reading fewer pages of a short cache would
-    save nothing. u is where the mix's expected cost is the controller's target. Under axis targets each axis is at its
-    own target instead. Error diffusion on each axis deals out the two settings around its position.
+    save, then pages or channels, whichever can save more at this context (reading fewer pages of a short cache would
+    save nothing), then the other; the lowest settings of both come last, for they cost most. u is where the mix's
+    expected cost is the controller's target. Under axis targets each axis is at its own target instead. Error diffusion
+    on each axis deals out the two settings around its position.
     """
 
     name = "uniform"
@@ -165,7 +166,8 @@ class UniformSchedule:
         fewest_pages, fewest_channels = self._levels[_KEEP][0], self._levels[_PRUNE][0]
         self._cheap_keep = self._nearest((fewest_pages, prune, bits))
         self._cheap_prune = self._nearest((keep, fewest_channels, bits))
-        self._mixes: dict[tuple[int, ...], np.ndarray] = {}
+        self._paths = {pages_first: self._path(pages_first) for pages_first in (False, True)}
+        self._mixes: dict[bool, np.ndarray] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -207,27 +209,35 @@ class UniformSchedule:
             return np.array([top if value is None else value for value, top in zip(given, self._scale, strict=True)])
         # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
         costs = controller.relative_costs(context)
-        pages_first = costs[self._cheap_keep] < costs[self._cheap_prune]
-        order = (_BITS, _KEEP, _PRUNE) if pages_first else (_BITS, _PRUNE, _KEEP)
-        if order not in self._mixes:
-            mixes = [self._mix(self._positions(index / _GRID, order)) for index in range(_GRID + 1)]
-            self._mixes[order] = np.stack(mixes)
-        expected = np.maximum.accumulate(self._mixes[order] @ costs)
+        pages_first = bool(costs[self._cheap_keep] < costs[self._cheap_prune])
+        if pages_first not in self._mixes:
+            mixes = [self._mix(self._positions(index / _GRID, pages_first)) for index in range(_GRID + 1)]
+            self._mixes[pages_first] = np.stack(mixes)
+        expected = np.maximum.accumulate(self._mixes[pages_first] @ costs)
         wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))
         above = int(np.searchsorted(expected, wanted, side="left"))
         if above == 0:
-            return self._positions(0.0, order)
+            return self._positions(0.0, pages_first)
         below, rise = expected[above - 1], expected[above] - expected[above - 1]
-        return self._positions((above - 1 + (wanted - below) / rise) / _GRID, order)
+        return self._positions((above - 1 + (wanted - below) / rise) / _GRID, pages_first)
 
-    def _positions(self, u: float, order: Sequence[int]) -> np.ndarray:
-        """Of each axis, [3]: as u falls from 1, the axes go from highest to lowest one after the other, in `order`."""
-        positions = np.empty(3)
-        for turn, axis in enumerate(order):
-            left = min(max(3 * u - 2 + turn, 0.0), 1.0)
-            levels = self._levels[axis]
-            positions[axis] = levels[0] + left * (levels[-1] - levels[0])
-        return positions
+    def _path(self, pages_first: bool) -> np.ndarray:
+        """Corners of the way from the lowest settings (first) to dense (last), [6, 3]; one axis moves between two."""
+        corner = self._scale.copy()
+        corners = [corner]
+        axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
+        for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
+            corner = corner.copy()
+            corner[axis] = self._levels[axis][min(rank, len(self._levels[axis]) - 1)]
+            corners.append(corner)
+        return np.array(corners[::-1])
+
+    def _positions(self, u: float, pages_first: bool) -> np.ndarray:
+        """Of each axis, [3]: the point at share u of the path."""
+        path = self._paths[pages_first]
+        at = u * (len(path) - 1)
+        below = min(int(at), len(path) - 2)
+        return np.asarray(path[below] + (at - below) * (path[below + 1] - path[below]))
 
     def _around(self, axis: int, position: float) -> tuple[float, float, float]:
         """(setting below, setting above, share of the one above) whose mean is `position`."""
