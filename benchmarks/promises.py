@@ -32,6 +32,7 @@ PROMPT = "The history of the steam engine begins with"
 KEEPS, PRUNES, BITS = (100, 50, 25, 10), (100, 75, 50, 40, 25), (8, 6, 4)
 
 _RESIDENT = """
+import ctypes
 import sys
 from pathlib import Path
 from sol_rt.actions import Action
@@ -44,6 +45,7 @@ engine.load(keys)
 engine.forward(list(range(3, 40)), bundle.config.dense)
 for key in keys:
     engine.forward([5], Action(100, bundle.config.variants[key].prune, bundle.config.variants[key].bits))
+ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps of freed memory comes and goes by some MB
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")))
 """
 
