@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sol_rt.config import ModelDims
 from sol_rt.errors import CheckpointError
 from sol_rt.export.rope import Rope, make_rope
 
@@ -75,6 +76,34 @@ class Decoder:
     def up_size(self) -> int:
         """Outputs of the first MLP projection, gate included."""
         return self.intermediate_size * (2 if self.gated else 1)
+
+    def dims(
+        self,
+        *,
+        name: str,
+        architecture: str,
+        source: str,
+        license: str,
+        bos_token_id: int | None,
+        eos_token_ids: tuple[int, ...],
+    ) -> ModelDims:
+        """The bundle's `model` section: this decoder's dimensions beside what only the checkpoint tells."""
+        return ModelDims(
+            name=name,
+            architecture=architecture,
+            source=source,
+            license=license,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            intermediate_size=self.intermediate_size,
+            max_context=self.max_context,
+            bos_token_id=bos_token_id,
+            eos_token_ids=eos_token_ids,
+        )
 
 
 @dataclass(frozen=True)

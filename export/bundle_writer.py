@@ -214,19 +214,11 @@ def _model_dims(
         return ids
 
     told, license_name = _provenance(checkpoint, source)
-    return ModelDims(
+    return decoder.dims(
         name=name,
         architecture=family.architecture,
         source=told,
         license=license_name,
-        vocab_size=decoder.vocab_size,
-        hidden_size=decoder.hidden_size,
-        num_layers=decoder.num_layers,
-        num_heads=decoder.num_heads,
-        num_kv_heads=decoder.num_kv_heads,
-        head_dim=decoder.head_dim,
-        intermediate_size=decoder.intermediate_size,
-        max_context=decoder.max_context,
         bos_token_id=next(iter(special("bos_token_id")), None),
         eos_token_ids=tuple(special("eos_token_id")),
     )

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -78,17 +78,14 @@ class HfCheckpoint:
         return files
 
 
-class _WeightsFile:
+class _WeightsFile(Protocol):
     """One file of tensors."""
 
-    def names(self) -> Collection[str]:
-        raise NotImplementedError
+    def names(self) -> Collection[str]: ...
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        raise NotImplementedError
+    def shape(self, name: str) -> tuple[int, ...]: ...
 
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        raise NotImplementedError
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor: ...
 
 
 class _Safetensors(_WeightsFile):

@@ -20,7 +20,6 @@ from sol_rt.config import (
     ActionEntry,
     FileEntry,
     KvLayout,
-    ModelDims,
     RefreshSpec,
     SolConfig,
     TensorEntry,
@@ -135,19 +134,11 @@ class RandomDecoder:
         names = [self.write_graph(folder, variant.prune, variant.bits).name for variant in made]
         config = SolConfig(
             generator="sol_rt test",
-            model=ModelDims(
+            model=decoder.dims(
                 name="random",
                 architecture=decoder.family,
                 source="random",
                 license="none",
-                vocab_size=decoder.vocab_size,
-                hidden_size=decoder.hidden_size,
-                num_layers=decoder.num_layers,
-                num_heads=decoder.num_heads,
-                num_kv_heads=decoder.num_kv_heads,
-                head_dim=decoder.head_dim,
-                intermediate_size=decoder.intermediate_size,
-                max_context=decoder.max_context,
                 bos_token_id=None,
                 eos_token_ids=(),
             ),

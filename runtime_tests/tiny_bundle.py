@@ -17,7 +17,6 @@ from sol_rt.config import (
     ActionEntry,
     FileEntry,
     KvLayout,
-    ModelDims,
     PolicySpec,
     RefreshSpec,
     SolConfig,
@@ -58,19 +57,11 @@ def write_bundle(
     spec = _write_policy(folder, weights, actions, seed) if policy else None
     config = SolConfig(
         generator="tests",
-        model=ModelDims(
+        model=decoder.dims(
             name="tiny",
             architecture=family,
             source="random",
             license="none",
-            vocab_size=decoder.vocab_size,
-            hidden_size=decoder.hidden_size,
-            num_layers=decoder.num_layers,
-            num_heads=decoder.num_heads,
-            num_kv_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            intermediate_size=decoder.intermediate_size,
-            max_context=decoder.max_context,
             bos_token_id=None,
             eos_token_ids=(END,),
         ),

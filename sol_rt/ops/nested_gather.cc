@@ -33,11 +33,7 @@ class NestedGather {
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
   explicit NestedGather(const Attributes& attributes) {
-    const int bits = Bits(attributes, kName);
-    const int64_t K = Channels(attributes, kName, "K");
-    const int64_t N = attributes.Int("N", 1, int64_t{1} << 30);
-    ExpectInputs(attributes, kName, bits == 4 ? 4 : bits == 6 ? 5 : 6);
-    w_ = ReadNested(attributes, kName, {1, 2, 3, 4, 5}, false, K, N, bits);
+    w_ = ReadOnlyMatrix(attributes, kName);
   }
 
   void Compute(Context& context) const {

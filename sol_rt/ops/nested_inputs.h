@@ -62,4 +62,13 @@ inline Nested ReadNested(const Attributes& attributes, const char* op, const Nes
   return w;
 }
 
+// The block-major matrix of an operator that has one input, this matrix and no more.
+inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op) {
+  const int bits = Bits(attributes, op);
+  const int64_t K = Channels(attributes, op, "K");
+  const int64_t N = attributes.Int("N", 1, int64_t{1} << 30);
+  ExpectInputs(attributes, op, bits == 4 ? 4 : bits == 6 ? 5 : 6);
+  return ReadNested(attributes, op, {1, 2, 3, 4, 5}, false, K, N, bits);
+}
+
 }  // namespace sol
