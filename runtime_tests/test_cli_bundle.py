@@ -18,9 +18,12 @@ from typing import Any
 
 import pytest
 
+from sol_rt import providers
 from sol_rt.cli import main
 from sol_rt.config import CONFIG_NAME, SolConfig
+from sol_rt.errors import SolError
 from sol_rt.generation_config import FILE
+from sol_rt.ops import library_path
 
 STOPPED = b"sol-rt: stopped by Ctrl-C"
 PROMPT = "Once upon a time there was a small model"
@@ -292,6 +295,111 @@ def test_ctrl_c_in_perplexity_keeps_the_estimate(tmp_path: Path, endless: Path) 
     assert stopped == STOPPED
     assert estimate.startswith(b"after ")
     assert b"PPL = " in estimate
+
+
+BENCH = ("bench", "-p", "24", "-n", "8", "-r", "2")
+
+
+def test_bench_json_is_a_list_of_rows_with_llama_benchs_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = as_json(
+        capsys, *BENCH, "-d", "0,40", "--budget", "1.0,0.6", "-t", str(providers.start_pool(None)), "-o", "json"
+    )
+    assert [row["test"] for row in rows] == ["pp24", "tg8", "tg8", "pp24 @ d40", "tg8 @ d40", "tg8 @ d40"]
+    assert [row["budget"] for row in rows] == [None, 1.0, 0.6] * 2
+    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows[3:5]] == [(24, 0, 40), (0, 8, 40)]
+    for row in rows:
+        known = {"n_threads", "cpu_info", "model_filename", "model_size", "test_time"}
+        figures = {"avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts"}
+        own = {"model", "provider", "version", "schedule", "achieved_budget", "gb_per_second", "bandwidth_share"}
+        assert set(row) >= known | figures | own | {"peak_rss_mb", "read_gb_per_second", "onnxruntime", "actions"}
+        assert len(row["samples_ts"]) == 2
+        assert row["peak_rss_mb"] > 0
+        assert row["n_threads"] == providers.start_pool(None)
+        if library_path() is not None:
+            assert row["read_gb_per_second"] > 0
+    assert rows[1]["achieved_budget"] == 1.0
+    assert rows[2]["achieved_budget"] < 1.0
+    assert sum(rows[1]["actions"].values()) == 16
+
+
+def test_bench_prints_a_markdown_table(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = run(capsys, *BENCH, "-n", "4", "--schedule", "fixed:k100-s100-q4", "--schedule", "dense")
+    head, blank, *table = out.splitlines()
+    assert "read bandwidth" in head
+    assert blank == ""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert len({len(row) for row in cells}) == 1
+    tests = [(row[cells[0].index("test")], row[cells[0].index("schedule")]) for row in cells]
+    assert tests[2:] == [
+        ("pp24", "dense"),
+        ("tg8", "fixed:k100-s100-q4"),
+        ("tg8", "dense"),
+        ("tg4", "fixed:k100-s100-q4"),
+        ("tg4", "dense"),
+    ]
+    assert all("±" in row[cells[0].index("t/s")] for row in cells[2:])
+    assert "tg8, fixed:k100-s100-q4 ..." in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (("-p", "some"), "--n-prompt: got 'some'"),
+        (("-p", ""), "--n-prompt"),
+        (("-n", "-1"), "--n-gen: got -1"),
+        (("-d", "1024"), "--n-depth: got 1024"),
+        (("-p", "0", "-n", "0"), "no tokens"),
+        (("--budget", "0.4,2"), "--budget: got 2"),
+        (("--budget", "half"), "--budget: got 'half'"),
+        (("--schedule", "best"), "best"),
+        (("-r", "0"), "--repetitions"),
+        (("-o", "xml"), "xml"),
+        (("-m", "no-such-bundle"), "no-such-bundle"),
+    ],
+)
+def test_bench_refuses_bad_input_in_one_line(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], part: str
+) -> None:
+    out, err = run(capsys, "bench", *argv, code=2)
+    assert out == ""
+    assert [line for line in err.splitlines() if part in line] == err.splitlines()[-1:]
+
+
+def test_bench_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = run(capsys, *BENCH, "-d", "1010", "--budget", "1.0", "--json")
+    assert [row["test"] for row in json.loads(out)] == ["tg8 @ d1010"]
+    assert "pp24 @ d1010: left out" in err
+
+
+def test_bench_without_the_library_says_why_there_is_no_bandwidth(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(threads: int) -> float:
+        raise SolError("read bandwidth not measured: no library")
+
+    monkeypatch.setattr("sol_rt.bandwidth.measure_apart", absent)
+    out, err = run(capsys, *BENCH, "--json")
+    assert {row["bandwidth_share"] for row in json.loads(out)} == {None}
+    assert "no library" in err
+
+
+@pytest.mark.parametrize("form", ["md", "json"])
+def test_ctrl_c_in_bench_keeps_finished_rows(form: str) -> None:
+    argv = ("bench", "-p", "16", "-n", "900", "--budget", "1.0", "-r", "1000", "-n", "8", "-o", form)
+    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        seen = b""
+        while b"tg900" not in seen:  # said when it begins, after the prompt's row
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == STOPPED
+    rows = json.loads(out) if form == "json" else out.splitlines()[4:]
+    assert len(rows) == 1
+    assert "pp16" in str(rows[0])
 
 
 def test_ctrl_c_in_a_piped_chat_ends_the_program(endless: Path) -> None:

@@ -296,10 +296,11 @@ def device_string(provider: str, threads: int | None, native: bool) -> str:
 
     kernels = "native kernels" if native else "ONNX Runtime kernels"
     count = f"{threads} threads" if threads else "default threads"
-    return f"{_processor()}, {count}, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
+    return f"{processor_name()}, {count}, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor's model, as the system names it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith(("model name", "hardware")):

@@ -32,7 +32,7 @@ from sol_rt.generation import (
 from sol_rt.generation_config import GenerationConfig
 from sol_rt.home import find_bundle
 from sol_rt.policy import PolicySession
-from sol_rt.schedules import Schedule, default_schedule, make_schedule, schedule_actions
+from sol_rt.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.text import ChatTemplate, Tokenizer
 from sol_rt.trace import Trace, TraceHeader, TraceWriter, first_difference
 
@@ -168,7 +168,7 @@ class SolModel:
         if reuse_cache is None:
             reuse_cache = prompt is not None and _is_chat(prompt)
         if replay is None:
-            name, decoder = self._decoder(dial)
+            name, decoder = self.decoder(dial)
         else:
             name, decoder = replay.header.schedule, self._replayer(replay)
             config = config.updated(max_new_tokens=max(len(replay.records), 1))
@@ -222,9 +222,31 @@ class SolModel:
             raise UsageError(
                 f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
             )
-        _, decoder = self._decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, refresh, seed))
+        _, decoder = self.decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, refresh, seed))
         logprobs = score_steps(decoder, [int(token) for token in tokens], context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
+
+    def decoder(self, dial: Dial) -> tuple[str, Decoder]:
+        """A fresh run of decode steps under `dial`, and the name of its schedule.
+
+        Raises UsageError for contradictory or unreachable requests, BundleError for a policy that doesn't fit.
+        """
+        config = self.bundle.config
+        name = dial.schedule or default_schedule(config)
+        axes = AxisTargets(dial.keep, dial.prune, dial.bits)
+        if is_constant(name) and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
+            raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
+        refresh = config.refresh.default if dial.refresh is None else dial.refresh
+        controller = Controller(
+            schedule_actions(config, name, axes),
+            self.cost,
+            dial.budget,
+            axis_targets=axes,
+            tokens_per_second=dial.tokens_per_second,
+            policy_cost=name == "sol",
+            refresh_every=config.refresh.episode if refresh else None,
+        )
+        return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 
     def _prompt(self, prompt: Prompt | None, replay: Trace | None) -> list[int]:
         if prompt is None:
@@ -243,25 +265,6 @@ class SolModel:
         if replay is not None and tuple(tokens) != replay.header.prompt_tokens:
             raise UsageError("replay: the prompt is not the trace's; leave it out, or record the run again")
         return tokens
-
-    def _decoder(self, dial: Dial) -> tuple[str, Decoder]:
-        config = self.bundle.config
-        name = dial.schedule or default_schedule(config)
-        axes = AxisTargets(dial.keep, dial.prune, dial.bits)
-        constant = name == "dense" or name.startswith("fixed:")
-        if constant and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
-            raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
-        refresh = config.refresh.default if dial.refresh is None else dial.refresh
-        controller = Controller(
-            schedule_actions(config, name, axes),
-            self.cost,
-            dial.budget,
-            axis_targets=axes,
-            tokens_per_second=dial.tokens_per_second,
-            policy_cost=name == "sol",
-            refresh_every=config.refresh.episode if refresh else None,
-        )
-        return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 
     def _schedule(self, name: str, controller: Controller, seed: int | None) -> Schedule:
         if name == "sol" and controller.dense_only and self.bundle.config.policy is not None:

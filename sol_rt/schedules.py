@@ -68,6 +68,11 @@ class Policy(Protocol):
         """Logits over the policy's actions, float32 [A]."""
 
 
+def is_constant(name: str) -> bool:
+    """Whether the schedule `name` takes one action whatever the budget."""
+    return name == "dense" or name.startswith("fixed:")
+
+
 def default_schedule(config: SolConfig) -> str:
     """`sol` where the bundle has a policy, else `uniform`."""
     return "uniform" if config.policy is None else "sol"

@@ -12,6 +12,7 @@ import typer
 
 from sol_rt._version import __version__
 from sol_rt.cli import INTERRUPTED, options
+from sol_rt.cli.bench import bench
 from sol_rt.cli.calibrate import calibrate
 from sol_rt.cli.chat import chat
 from sol_rt.cli.doctor import doctor
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, generate, chat, perplexity, calibrate, inspect, verify, trace, pull, doctor):
+for command in (export, generate, chat, bench, perplexity, calibrate, inspect, verify, trace, pull, doctor):
     app.command()(command)
 app.command("ppl", hidden=True)(perplexity)
 

@@ -94,24 +94,26 @@ class Conversation:
         return True
 
     def _set_budget(self, argument: str) -> None:
+        from sol_rt.schedules import is_constant
+
         try:
             budget = float(argument)
         except ValueError:
             raise UsageError(f"/budget {argument}: expected a number from 0 to 1, for example /budget 0.3") from None
         if not 0 <= budget <= 1:
             raise UsageError(f"/budget {argument}: expected a number from 0 to 1")
-        schedule = self.settings["schedule"] or ""
-        if schedule == "dense" or schedule.startswith("fixed:"):
+        if is_constant(self.settings["schedule"] or ""):
             self.settings["schedule"] = None
         self.settings.update(budget=budget, tokens_per_second=None)
         note(f"budget {budget:g}")
 
     def _set_schedule(self, argument: str) -> None:
         from sol_rt.cli.loading import check_schedule
+        from sol_rt.schedules import is_constant
 
         check_schedule(argument, self.model.bundle.config)
         self.settings["schedule"] = argument
-        if argument == "dense" or argument.startswith("fixed:"):
+        if is_constant(argument):
             self.settings.update(budget=1.0, tokens_per_second=None)  # the action is fixed: there is no dial
         note(f"schedule {argument}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -29,8 +29,8 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """The one JSON object of a command, on stdout."""
+def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """The one JSON object, or list of them, of a command, on stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
@@ -41,8 +41,12 @@ def print_table(table: Table) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[ProgressCall]:
-    """A bar for each step reported. Where stderr is no terminal, one line when a step begins."""
+def progress(timed: bool = False) -> Iterator[ProgressCall]:
+    """A bar for each step reported. Where stderr is no terminal, one line when a step begins.
+
+    With `timed` the bar is drawn only when something is reported, so that it takes no time from what is measured
+    between, and goes at the end.
+    """
     console = stderr()
     if not console.is_terminal:
         started: set[str] = set()
@@ -56,14 +60,13 @@ def progress() -> Iterator[ProgressCall]:
         return
 
     percent = TextColumn("{task.percentage:>3.0f}%")
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), percent, TimeRemainingColumn(), console=console
-    ) as bars:
+    columns = TextColumn("{task.description}"), BarColumn(), percent, TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=timed, auto_refresh=not timed) as bars:
         tasks: dict[str, Any] = {}
 
         def bar(description: str, done: float, total: float) -> None:
             if description not in tasks:
                 tasks[description] = bars.add_task(description, total=total)
-            bars.update(tasks[description], completed=done, total=total)
+            bars.update(tasks[description], completed=done, total=total, refresh=timed)
 
         yield bar

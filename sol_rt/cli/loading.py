@@ -60,10 +60,12 @@ def dial(
     refresh: bool | None,
 ) -> dict[str, Any]:
     """How decode steps are run, as arguments of `SolModel`. Raises UsageError where the dial was given twice."""
+    from sol_rt.schedules import is_constant
+
     if budget is not None and tokens_per_second is not None:
         raise UsageError("--budget and --tokens-per-second are two forms of one dial; give one")
     targets = {"keep": keep, "prune": prune, "bits": bits}
-    if schedule is not None and (schedule == "dense" or schedule.startswith("fixed:")):
+    if schedule is not None and is_constant(schedule):
         given = {"budget": budget, "tokens-per-second": tokens_per_second, **targets}
         if names := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"--schedule {schedule} fixes the action; leave out --{' --'.join(names)}")

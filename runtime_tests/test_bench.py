@@ -1,0 +1,286 @@
+"""Bench: its tests, what a repetition runs and reads, what it leaves in the cache, the figures of a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from random_decoder import describe
+from tiny_bundle import write_bundle
+
+from sol_rt import SolModel
+from sol_rt.actions import Action
+from sol_rt.bench import Bench, Case, Row, Setup, plan
+from sol_rt.cost import BytesCost
+from sol_rt.engine import StepOutput
+from sol_rt.errors import UsageError
+
+FLOOR = "k030-s050-q4"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough for the policy to cost little beside it."""
+    decoder = replace(
+        describe("llama"), hidden_size=128, num_layers=4, head_dim=32, rotary_dim=32, intermediate_size=256
+    )
+    return write_bundle(tmp_path_factory.mktemp("bench") / "small", decoder=decoder, policy=True)
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> SolModel:
+    return SolModel.from_pretrained(bundle, provider="cpu")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One `forward`: tokens in the cache before it, the tokens it appended, the action."""
+
+    start: int
+    tokens: tuple[int, ...]
+    action: Action
+
+
+@pytest.fixture
+def calls(model: SolModel, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What the engine was asked to run."""
+    made: list[Call] = []
+    forward = model.engine.forward
+
+    def noted(tokens: Any, action: Action, **settings: Any) -> StepOutput:
+        made.append(Call(model.engine.length, tuple(int(token) for token in tokens), action))
+        return forward(tokens, action, **settings)
+
+    monkeypatch.setattr(model.engine, "forward", noted)
+    model.engine.reset()
+    return made
+
+
+def test_tests_come_in_llama_benchs_order(model: SolModel) -> None:
+    planned = plan(model, n_prompt=(64, 0, 8), n_gen=(4,), n_depth=(0, 32), budgets=(1.0, 0.5))
+    assert [(test.name, test.schedule, test.budget) for test in planned.tests] == [
+        ("pp64", "dense", None),
+        ("pp8", "dense", None),
+        ("tg4", "sol", 1.0),
+        ("tg4", "sol", 0.5),
+        ("pp64 @ d32", "dense", None),
+        ("pp8 @ d32", "dense", None),
+        ("tg4 @ d32", "sol", 1.0),
+        ("tg4 @ d32", "sol", 0.5),
+    ]
+    assert planned.left_out == ()
+
+
+def test_constant_schedules_have_one_row(model: SolModel) -> None:
+    planned = plan(model, n_prompt=(0,), n_gen=(4,), schedules=("uniform", f"fixed:{FLOOR}", "dense"))
+    assert [(test.schedule, test.budget) for test in planned.tests] == [
+        ("uniform", 1.0),
+        ("uniform", 0.6),
+        ("uniform", 0.4),
+        (f"fixed:{FLOOR}", None),
+        ("dense", 1.0),
+    ]
+
+
+def test_what_the_context_cannot_hold_is_left_out_and_named(model: SolModel) -> None:
+    limit = model.engine.max_context
+    planned = plan(model, n_prompt=(16, 17), n_gen=(16, 17), n_depth=(limit - 16,), budgets=(1.0, 0.4))
+    assert [test.name for test in planned.tests] == [f"pp16 @ d{limit - 16}", *[f"tg16 @ d{limit - 16}"] * 2]
+    assert planned.left_out == (f"pp17 @ d{limit - 16}", f"tg17 @ d{limit - 16}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_prompt": (-1,)}, "--n-prompt: got -1"),
+        ({"n_gen": (8, -2)}, "--n-gen: got -2"),
+        ({"n_depth": (-3,)}, "--n-depth: got -3"),
+        ({"n_depth": (10**6,)}, "--n-depth: got 1000000, expected less than"),
+        ({"n_prompt": (0,), "n_gen": (0,)}, "no tokens to process"),
+        ({"n_prompt": (10**6,), "n_gen": ()}, "exceed the model's context"),
+        ({"budgets": (1.5,)}, "--budget: got 1.5"),
+        ({"budgets": (0.4, -0.1)}, "--budget: got -0.1"),
+        ({"budgets": (float("nan"),)}, "--budget: got nan"),
+        ({"schedules": ("best",)}, "'best'"),
+        ({"schedules": ("fixed:k100-s100-q5",)}, "no variant s100-q5"),
+        ({"schedules": ("fixed:q4",)}, "action tag"),
+        ({"schedules": ("dense",), "budgets": (0.4,)}, "leave out --budget"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(
+    model: SolModel, calls: list[Call], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(model, **settings)
+    assert calls == []
+
+
+def test_a_run_needs_a_repetition(model: SolModel) -> None:
+    with pytest.raises(UsageError, match="--repetitions"):
+        Bench(model).run(Case(0, 4, 0), 0)
+
+
+@pytest.mark.parametrize("schedule", ["sol", "uniform", "random"])
+def test_a_generation_meets_its_budget_and_returns_to_its_depth(model: SolModel, schedule: str) -> None:
+    row = Bench(model).run(Case(0, 96, 48, schedule, 0.6), 2)
+    assert row.achieved_budget == pytest.approx(0.6, abs=0.02)
+    assert sum(row.actions.values()) == 2 * 96
+    assert len(row.actions) > 1
+    assert len(row.samples_ns) == 2
+    assert min(row.samples_ns) > 0
+    assert model.engine.length == 48
+
+
+@pytest.mark.parametrize("depth", [1, 40])
+def test_the_depth_is_filled_once_and_only_densely(model: SolModel, calls: list[Call], depth: int) -> None:
+    bench = Bench(model)
+    for budget in (0.4, 0.6):
+        bench.run(Case(0, 8, depth, "uniform", budget), 2)
+    bench.run(Case(16, 0, depth), 2)
+    dense = model.bundle.config.dense
+    assert calls[0].start == 0
+    assert len(calls[0].tokens) == depth
+    assert {call.action for call in calls if call.start < depth} == {dense}
+    # but for the last token, whose distribution every generation starts from, nothing below the depth is run again
+    assert {(call.start, len(call.tokens)) for call in calls[1:] if call.start < depth} == {(depth - 1, 1)}
+    # a warm-up and two repetitions of each test, all of them from the depth
+    assert [call.start for call in calls if call.start >= depth] == [*range(depth, depth + 8)] * 6 + [depth] * 3
+    assert [len(call.tokens) for call in calls if call.start >= depth][-3:] == [16] * 3
+
+
+def test_depth_zero_decodes_from_an_empty_cache(model: SolModel, calls: list[Call]) -> None:
+    Bench(model).run(Case(0, 4, 0, f"fixed:{FLOOR}"), 1)
+    assert [call.start for call in calls if call.action == Action.parse(FLOOR)] == [0, 1, 2, 3] * 2
+
+
+def test_what_cheap_steps_wrote_reaches_no_deeper_test(model: SolModel, calls: list[Call]) -> None:
+    bench = Bench(model)
+    bench.run(Case(0, 24, 8, f"fixed:{FLOOR}"), 1)
+    calls.clear()
+    bench.run(Case(0, 4, 20, "dense", 1.0), 1)
+    assert (calls[0].start, len(calls[0].tokens)) == (8, 12)
+    assert calls[0].action == model.bundle.config.dense
+
+
+def test_the_same_tokens_from_cheap_steps_of_another_run_are_not_taken(model: SolModel, calls: list[Call]) -> None:
+    bench = Bench(model)
+    bench.run(Case(0, 4, 20, "dense", 1.0), 1)
+    model.score(calls[0].tokens, context=4, schedule=f"fixed:{FLOOR}")
+    calls.clear()
+    bench.run(Case(0, 4, 16, "dense", 1.0), 1)
+    assert (calls[0].start, len(calls[0].tokens)) == (0, 16)
+
+
+def test_an_interrupted_run_leaves_the_depth(
+    model: SolModel, calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(model)
+    forward = model.engine.forward
+
+    def interrupted(tokens: Any, action: Action, **settings: Any) -> StepOutput:
+        if model.engine.length == 25:
+            raise KeyboardInterrupt
+        return forward(tokens, action, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(Case(0, 10, 20, f"fixed:{FLOOR}"), 1)
+    assert model.engine.length == 20
+    calls.clear()
+    bench.run(Case(0, 4, 20, "dense", 1.0), 1)
+    assert {call.start for call in calls if call.start < 20} == {19}
+
+
+@pytest.mark.parametrize(("schedule", "budget"), [("sol", 0.6), ("uniform", 0.5), ("dense", 1.0)])
+def test_it_runs_the_steps_of_generation(model: SolModel, calls: list[Call], schedule: str, budget: float) -> None:
+    """The same tokens through the same actions as a greedy generation from the same prompt."""
+    Bench(model).run(Case(0, 80, 24, schedule, budget), 1)
+    prompt = list(calls[0].tokens)
+    measured = [(call.tokens, call.action) for call in calls if call.start >= 24][-80:]
+    calls.clear()
+    # as the bench does: the last token of the prompt alone
+    model.generate(prompt, schedule="dense", max_new_tokens=1, eos_token_id=[])
+    options: dict[str, Any] = {} if schedule == "dense" else {"budget": budget}
+    generated = model.generate(
+        prompt, schedule=schedule, max_new_tokens=81, do_sample=False, eos_token_id=[], reuse_cache=True, **options
+    )
+    assert [token for tokens, _ in measured for token in tokens] == generated.tokens[:-1]
+    assert [(call.tokens, call.action) for call in calls if call.start >= 24] == measured
+
+
+def test_bytes_of_a_fixed_action(model: SolModel) -> None:
+    """Against the formula of docs/bundle.md section 4, written out."""
+    config = model.bundle.config
+    dims, action = config.model, Action.parse(FLOOR)
+    row = Bench(model).run(Case(0, 5, 100, f"fixed:{FLOOR}"), 3)
+    expected = 0
+    for context in range(100, 105):
+        old_pages = -(-(context + 1) // 16) - 1
+        pages = -(-old_pages * 30 // 100)
+        tokens = 16 * (pages + 1) + config.kv.sinks
+        # a page summary is a minimum and a maximum: as many bytes as a token's key and value
+        expected += config.variants[action.variant].weight_bytes
+        expected += 4 * dims.num_layers * dims.num_kv_heads * dims.head_dim * (tokens + old_pages)
+    assert row.bytes_read == 3 * expected
+    assert row.actions == {FLOOR: 15}
+    assert row.test.budget is None
+    assert row.gb_per_second == pytest.approx(3 * expected / sum(row.samples_ns))
+
+
+def test_bytes_count_refreshes_and_the_policy(model: SolModel, calls: list[Call]) -> None:
+    config = model.bundle.config
+    bench, steps = Bench(model), 2 * config.refresh.episode
+    per_token = 4 * config.model.num_layers * config.model.num_kv_heads * config.model.head_dim
+    expected, refreshes = 0.0, 0
+    row = bench.run(Case(0, steps, 32, "sol", 0.7, True), 1)
+    for call in [call for call in calls if call.start >= 32][-(steps + 2) :]:
+        if len(call.tokens) > 1:
+            refreshes += 1
+            dense = config.variants[config.dense.variant].weight_bytes
+            expected += dense + per_token * (call.start + len(call.tokens))
+        else:
+            expected += BytesCost(config).step(call.action, call.start)
+    assert config.policy is not None
+    assert refreshes == 2
+    assert row.bytes_read == pytest.approx(expected + steps * config.files[config.policy.file].bytes)
+
+
+def test_a_prompt_is_dense_and_has_no_budget(model: SolModel) -> None:
+    row = Bench(model, read_gb_per_second=10.0).run(Case(64, 0, 16), 2)
+    result = row.as_json()
+    assert (result["test"], result["n_prompt"], result["n_gen"], result["n_depth"]) == ("pp64 @ d16", 64, 0, 16)
+    assert result["schedule"] == "dense"
+    for key in ("budget", "achieved_budget", "gb_per_second", "bandwidth_share"):
+        assert result[key] is None
+    assert result["avg_ts"] > 0
+    assert model.engine.length == 16
+
+
+def made_row(samples: tuple[int, ...], read: float | None = None, limit: float | None = None) -> Row:
+    setup = Setup("1", "1.32", "a processor", "tiny", "tiny", 1, "cpu", "native", 2, "bytes", limit)
+    return Row(setup, Case(0, 128, 0, "uniform", 0.5), 0.5, {}, "2026-01-01T00:00:00+00:00", samples, read, 1.0)
+
+
+def test_figures_of_a_row() -> None:
+    """Means and sample deviations as numpy has them; bytes a nanosecond are GB/s."""
+    samples = (10**9, 2 * 10**9, 4 * 10**9)
+    result = made_row(samples, read=21e9, limit=6.0).as_json()
+    rates = 128e9 / np.array(samples)
+    assert result["samples_ts"] == pytest.approx(rates)
+    assert result["avg_ts"] == pytest.approx(rates.mean())
+    assert result["stddev_ts"] == pytest.approx(rates.std(ddof=1))
+    assert result["avg_ns"] == pytest.approx(np.mean(samples))
+    assert result["stddev_ns"] == pytest.approx(np.std(samples, ddof=1))
+    assert result["gb_per_second"] == pytest.approx(3.0)
+    assert result["bandwidth_share"] == pytest.approx(0.5)
+
+
+def test_one_repetition_has_no_spread_and_no_limit_no_share() -> None:
+    result = made_row((10**9,), read=1e9).as_json()
+    assert result["stddev_ts"] == result["stddev_ns"] == 0
+    assert result["gb_per_second"] == pytest.approx(1.0)
+    assert result["bandwidth_share"] is None
