@@ -151,6 +151,17 @@ def test_the_depth_is_filled_once_and_only_densely(model: SolModel, calls: list[
     assert [len(call.tokens) for call in calls if call.start >= depth][-3:] == [16] * 3
 
 
+def test_tests_in_turn_take_turns_every_repetition(model: SolModel, calls: list[Call]) -> None:
+    tests = [Case(0, 3, 20, f"fixed:{FLOOR}"), Case(7, 0, 20), Case(0, 2, 20, "dense", 1.0)]
+    rows = Bench(model).run_in_turn(tests, 2)
+    assert [row.test for row in rows] == tests
+    assert [len(row.samples_ns) for row in rows] == [2, 2, 2]
+    assert [row.actions for row in rows] == [{FLOOR: 6}, {}, {model.bundle.config.dense.tag: 4}]
+    turn = [(20, 1), (21, 1), (22, 1), (20, 7), (20, 1), (21, 1)]
+    assert [(call.start, len(call.tokens)) for call in calls if call.start >= 20] == turn * 3
+    assert model.engine.length == 20
+
+
 def test_depth_zero_decodes_from_an_empty_cache(model: SolModel, calls: list[Call]) -> None:
     Bench(model).run(Case(0, 4, 0, f"fixed:{FLOOR}"), 1)
     assert [call.start for call in calls if call.action == Action.parse(FLOOR)] == [0, 1, 2, 3] * 2

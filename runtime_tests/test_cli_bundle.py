@@ -365,6 +365,12 @@ def test_bench_refuses_bad_input_in_one_line(
     assert [line for line in err.splitlines() if part in line] == err.splitlines()[-1:]
 
 
+def test_bench_in_turn_gives_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, turned = (as_json(capsys, *BENCH, "-d", "0,16", "--json", *more) for more in ((), ("--interleave",)))
+    names = ("test", "schedule", "budget", "actions", "achieved_budget")
+    assert [[row[name] for name in names] for row in turned] == [[row[name] for name in names] for row in plain]
+
+
 def test_bench_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = run(capsys, *BENCH, "-d", "1010", "--budget", "1.0", "--json")
     assert [row["test"] for row in json.loads(out)] == ["tg8 @ d1010"]

@@ -36,6 +36,9 @@ from sol_rt.schedules import default_schedule, is_constant
 
 BUDGETS = (1.0, 0.6, 0.4)
 
+ProgressCall = Callable[[str, float, float], None]
+"""Gets what is run, how much of it is done and how much there is."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -279,12 +282,7 @@ class Bench:
             read_gb_per_second=read_gb_per_second,
         )
 
-    def run(
-        self,
-        test: Case,
-        repetitions: int,
-        progress: Callable[[str, float, float], None] = lambda description, done, total: None,
-    ) -> Row:
+    def run(self, test: Case, repetitions: int, progress: ProgressCall = lambda description, done, total: None) -> Row:
         """Measures one test. The cache holds `test.n_depth` tokens afterwards.
 
         Args:
@@ -294,18 +292,34 @@ class Bench:
 
         Raises UsageError, NumericError, SolError.
         """
+        return self.run_in_turn((test,), repetitions, progress)[0]
+
+    def run_in_turn(
+        self,
+        tests: Sequence[Case],
+        repetitions: int,
+        progress: ProgressCall = lambda description, done, total: None,
+    ) -> list[Row]:
+        """Measures tests of one depth in turn, as `run` does one: a repetition of each, then the next.
+
+        What else happens on the machine then meets all of them alike, and ratios of samples of one repetition say more
+        than the figures themselves.
+        """
         if repetitions < 1:
             raise UsageError(f"--repetitions: got {repetitions}, expected 1 or more")
-        once = self._prompt if test.n_prompt else self._generation
         test_time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        samples: list[_Sample] = []
+        samples: list[list[_Sample]] = [[] for _ in tests]
         for done in range(repetitions + 1):
-            progress(test.label, done, repetitions + 1)
-            with self._at(test.n_depth):
-                sample = once(test)
-            if done:  # the first is the warm-up
-                samples.append(sample)
-        progress(test.label, repetitions + 1, repetitions + 1)
+            for test, own in zip(tests, samples, strict=True):
+                progress(test.label, done, repetitions + 1)
+                with self._at(test.n_depth):
+                    sample = self._prompt(test) if test.n_prompt else self._generation(test)
+                if done:  # the first is the warm-up
+                    own.append(sample)
+                progress(test.label, done + 1, repetitions + 1)
+        return [self._row(test, test_time, own) for test, own in zip(tests, samples, strict=True)]
+
+    def _row(self, test: Case, test_time: str, samples: Sequence[_Sample]) -> Row:
         actions: Counter[str] = Counter()
         for sample in samples:
             actions.update(sample.actions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -55,6 +56,14 @@ def bench(
     repetitions: Annotated[
         int, options.option("-r", "--repetitions", env=False, min=1, help="Timed runs of a test, after a warm-up.")
     ] = 5,
+    interleave: Annotated[
+        bool,
+        options.option(
+            "--interleave",
+            env=False,
+            help="Run the tests of a depth in turn: for ratios on a machine that isn't quiet.",
+        ),
+    ] = False,
     refresh: options.Refresh = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
@@ -94,12 +103,14 @@ def bench(
     if not as_json:
         _print_header(measuring.setup)
     try:
-        for test in planned.tests:
-            with progress(timed=True) as report:
-                row = measuring.run(test, repetitions, report)
-            rows.append(row)
-            if not as_json:  # where the bar has gone: it would catch what is printed to stdout
-                _print_row(row)
+        for _, depth in itertools.groupby(planned.tests, lambda test: test.n_depth):
+            for tests in [list(depth)] if interleave else [[test] for test in depth]:
+                with progress(timed=True) as report:
+                    measured = measuring.run_in_turn(tests, repetitions, report)
+                rows += measured
+                if not as_json:  # now that the bar has gone: it would catch what is printed to stdout
+                    for row in measured:
+                        _print_row(row)
     finally:
         if as_json and rows:
             print_json([row.as_json() for row in rows])
