@@ -1,7 +1,8 @@
 # make demo    everything from a fresh machine to text at budget 0.4
 # make test    environment, linters, type checker, test suite
 # make export MODEL=phi-2
-# make peer    speed and perplexity beside onnxruntime-genai int4 on the same weights (TEXT=file names the text)
+# make peers   speed beside llama.cpp, onnxruntime-genai and optimum on the same weights; writes docs/results/peers-MODEL.md
+#              (MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum, DEPTHS=64,512,2048,8000; TEXT=file: perplexity too)
 #
 # All of it happens in $(VENV); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
 
@@ -13,10 +14,15 @@ BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h)
 
-PEER ?= .venv-peer
+PEER ?= .venv-peers
+PEERS ?= llama.cpp,genai,optimum
+DEPTHS ?= 64,512,2048,8000
+PEERS_ARGS ?=
+MODEL_NAME := $(shell echo '$(patsubst %.gguf,%,$(notdir $(MODEL)))' | tr A-Z a-z)
+PEERS_OUT ?= docs/results/peers-$(MODEL_NAME).md
 TEXT ?=
 
-.PHONY: demo export peer test lint typecheck wheel headers clean distclean help
+.PHONY: demo export peers test lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,17 +36,22 @@ demo: $(VENV)/.export
 export: $(VENV)/.export
 	$(BIN)/sol-rt export -m $(MODEL)
 
-# The peer lives in an environment of its own, and gets the same weights in float32 to quantize.
-peer: $(PEER)/genai/genai_config.json
-	$(BIN)/python benchmarks/against_genai.py $(MODEL) $(PEER)/genai --peer-python $(PEER)/bin/python
-	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL) $(PEER)/source -f "$(TEXT)" --genai $(PEER)/genai --peer-python $(PEER)/bin/python
+# Each peer lives in an environment of its own: their requirements exclude each other.
+comma := ,
+PEER_LIST := $(subst $(comma), ,$(PEERS))
+PEER_MODELS := $(PEER)/models/$(MODEL_NAME)
+PACKAGES_llama.cpp := --no-binary=llama-cpp-python llama-cpp-python
+PACKAGES_genai := onnxruntime-genai onnx onnx-ir torch transformers
+PACKAGES_optimum := optimum-onnx[onnxruntime] accelerate
 
-$(PEER)/genai/genai_config.json: $(VENV)/.export
-	$(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/python -m pip install onnxruntime-genai onnx onnx-ir torch transformers
-	$(BIN)/python benchmarks/hf_folder.py $(MODEL) $(PEER)/source
-	$(PEER)/bin/python -m onnxruntime_genai.models.builder -m $(PEER)/source -o $(PEER)/genai -p int4 -e cpu -c $(PEER)/cache --extra_options int4_accuracy_level=4
-	$(BIN)/sol-rt export -m $(MODEL) --force
+peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
+	$(BIN)/python benchmarks/peers.py $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(PEERS_ARGS)
+	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL_NAME) $(PEER_MODELS)/source -f "$(TEXT)" --genai $(PEER_MODELS)/genai --peer-python $(PEER)/genai/bin/python
+
+$(PEER)/%/.installed: | $(VENV)/.export
+	$(PYTHON) -m venv $(PEER)/$*
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEER)/$*/bin/python -m pip install $(PACKAGES_$*)
+	@touch $@
 
 test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m

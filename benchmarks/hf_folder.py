@@ -24,7 +24,10 @@ def main() -> None:
     checkpoint = open_checkpoint(path)
     args.dest.mkdir(parents=True, exist_ok=True)
     checkpoint.write_tokenizer(args.dest)
-    (args.dest / "config.json").write_text(json.dumps({**checkpoint.config, "torch_dtype": "float32"}, indent=2))
+    config = {**checkpoint.config, "torch_dtype": "float32"}
+    # transformers before 5, which optimum pins, looks for the rotary base here, and takes 10000 without
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    (args.dest / "config.json").write_text(json.dumps(config, indent=2))
     tensors = {name: checkpoint.read(name) for name in checkpoint.names()}
     save_file(tensors, args.dest / "model.safetensors", metadata={"format": "pt"})
     print(args.dest)

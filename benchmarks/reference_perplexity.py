@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
-from against_genai import Peer
+from workers.client import WorkerProcess
 
 from sol_rt.bundle import Bundle
 from sol_rt.home import find_bundle
@@ -50,7 +51,8 @@ def main() -> None:
     cut = windows(tokens, args.ctx_size, None, args.chunks)
     rows = {"source fp32 (transformers)": source_nll(args.checkpoint, cut)}
     if args.genai:
-        answer = Peer(args.peer_python, args.genai, 2).ask(do="nll", windows=cut)
+        with WorkerProcess.start("genai", args.peer_python, args.genai, os.cpu_count() or 1) as peer:
+            answer = peer.ask(do="nll", windows=cut)
         rows["onnxruntime-genai int4"] = [x for window in answer["nll"] for x in window]
     report = {}
     for name, nll in rows.items():

@@ -13,15 +13,11 @@ import argparse
 import time
 
 import numpy as np
+from peer_report import quartiles
 
 from sol_rt.actions import Action
 from sol_rt.bench import Bench, plan
 from sol_rt.model import SolModel
-
-
-def quartiles(values: np.ndarray) -> str:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:

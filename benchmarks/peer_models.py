@@ -1,0 +1,68 @@
+"""What each peer runs, made of the file that sol_rt's bundle is exported from.
+
+llama.cpp reads a .gguf itself. onnxruntime-genai and optimum read Hugging Face folders only: they get the file's
+weights in float32 and quantize them on their own. What is there already is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sol_rt.errors import UsageError
+from sol_rt.home import bundle_names, find_bundle
+
+_HERE = Path(__file__).parent
+
+
+def bundle_of(source: str, name: str) -> Path:
+    """The folder of the bundle called `name`, exported from `source` where there is none."""
+    if name not in bundle_names():
+        _run([sys.executable, "-m", "sol_rt", "export", "-m", source])
+    return find_bundle(name)
+
+
+def model_of(peer: str, checkpoint: Path, python: Path, folder: Path) -> Path:
+    """What the worker of `peer` is to load.
+
+    Args:
+        peer: `llama.cpp`, `genai` or `optimum`.
+        checkpoint: .gguf file or Hugging Face folder.
+        python: of the peer's environment.
+        folder: where models made of this checkpoint are kept.
+
+    Raises UsageError where the peer can't read the checkpoint.
+    """
+    if peer == "llama.cpp":
+        if checkpoint.suffix != ".gguf":
+            raise UsageError(f"llama.cpp: got {checkpoint.name}, expected a .gguf; do without: --peers genai,optimum")
+        return checkpoint
+    dest = folder / peer
+    if dest.is_dir():
+        return dest
+    source, part = float32_folder(checkpoint, folder), folder / f"{peer}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    if peer == "genai":
+        how = ["-p", "int4", "-e", "cpu", "-c", folder / "cache", "--extra_options", "int4_accuracy_level=4"]
+        _run([python, "-m", "onnxruntime_genai.models.builder", "-m", source, "-o", part, *how])
+    else:
+        _run([python, _HERE / "workers" / "optimum_export.py", source, part])
+    part.rename(dest)
+    return dest
+
+
+def float32_folder(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint as a Hugging Face folder in float32."""
+    dest, part = folder / "source", folder / "source.part"
+    if not dest.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+        _run([sys.executable, _HERE / "hf_folder.py", checkpoint, part])
+        part.rename(dest)
+    return dest
+
+
+def _run(command: list[str | Path]) -> None:
+    """Runs a command whose output is not ours: all of it goes to stderr."""
+    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)

@@ -1,0 +1,61 @@
+"""Rates of several engines, taken in turn in one run, as ratios with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Test:
+    """One thing measured on all engines; entry i of every list comes from repetition i.
+
+    Attributes:
+        name: as llama-bench writes it: `pp512`, or `tg64 @ d512` for 64 steps after 512 tokens.
+        own: an action's tag to tokens/s.
+        peers: a peer's name to tokens/s.
+    """
+
+    name: str
+    own: Mapping[str, Sequence[float]]
+    peers: Mapping[str, Sequence[float]]
+
+
+def quartiles(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
+    """Median and, in brackets, the quartiles, linearly interpolated."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def best(rates: Mapping[str, Sequence[float]]) -> str:
+    """The name with the highest median."""
+    return max(rates, key=lambda name: float(np.median(rates[name])))
+
+
+def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Repetition by repetition: what slows the machine down for a while slows both."""
+    return [a / b for a, b in zip(own, other, strict=True)]
+
+
+def tables(tests: Sequence[Test], peers: Sequence[str]) -> str:
+    """Two Markdown tables: the peers' tokens/s, and sol_rt's with its ratio to each and to the test's best."""
+    lines = [_row("tokens/s", *peers), _rule(1, len(peers))]
+    lines += [_row(test.name, *(quartiles(test.peers[peer], 1) for peer in peers)) for test in tests]
+    lines += ["", _row("sol_rt", "action", "tokens/s", "× best peer", *(f"× {peer}" for peer in peers))]
+    lines += [_rule(2, 2 + len(peers))]
+    for test in tests:
+        first = best(test.peers)
+        for tag, own in test.own.items():
+            over = {peer: quartiles(ratios(own, test.peers[peer])) for peer in peers}
+            lines += [_row(test.name, f"`{tag}`", quartiles(own, 1), f"{over[first]} ({first})", *over.values())]
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(texts: int, numbers: int) -> str:
+    return f"|{'---|' * texts}{'--:|' * numbers}"

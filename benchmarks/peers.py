@@ -1,0 +1,187 @@
+"""sol_rt beside its peers on the same weights, threads and prompt, all taken in turn in one run.
+
+    python benchmarks/peers.py smollm2-135m -o docs/results/peers-smollm2-135m.md
+    python benchmarks/peers.py FILE.gguf --peers llama.cpp,genai --depths 512
+
+Measures prompts of 512 tokens (pp512) and greedy decoding after a prompt of a given depth (tg64 @ d512), and prints
+Markdown. `make peers` makes the environments first: ENVIRONMENTS/PEER/bin/python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from peer_models import bundle_of, model_of
+from peer_report import Test, tables
+from workers.client import WorkerError, WorkerProcess
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.cost import processor_name
+from sol_rt.errors import SolError
+from sol_rt.pull import bundle_name, resolve
+
+PEERS = ("llama.cpp", "genai", "optimum")
+PROMPT = 512
+DEEP = 4096  # from this depth on: half the repetitions and steps, and one more row with sparse attention
+SPARSE_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A column of a test: an engine, for sol_rt under an action."""
+
+    worker: WorkerProcess
+    tag: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.tag or self.worker.name
+
+
+def sparse_action(depth: int, page_size: int) -> Action:
+    """The 4-bit action whose number of old pages after `depth` tokens comes nearest to `SPARSE_TOKENS` tokens."""
+    wanted = SPARSE_TOKENS / page_size
+    actions = (Action(keep, 100, 4) for keep in range(1, 100))
+    return min(actions, key=lambda action: abs(action.pages(depth, page_size) - wanted))
+
+
+def measure(
+    entries: list[Entry], request: Mapping[str, object], tokens: int, repetitions: int
+) -> dict[str, list[float]]:
+    """Tokens/s of every entry, `repetitions` times in turn after one turn of warm-up; each turn starts with another."""
+    rates: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    for turn in range(repetitions + 1):
+        first = turn % len(entries)
+        for entry in entries[first:] + entries[:first]:
+            rate = tokens * 1e3 / float(entry.worker.ask(**request, action=entry.tag)["ms"])
+            if turn:
+                rates[entry.name].append(rate)
+    return rates
+
+
+def tests(
+    own: WorkerProcess, peers: list[WorkerProcess], actions: list[Action], bundle: Bundle, args: argparse.Namespace
+) -> Iterator[Test]:
+    """Measures the prompt, then each depth."""
+    longest = max([PROMPT, *args.depths])
+    words = np.random.default_rng(0).integers(0, bundle.config.model.vocab_size, longest).tolist()
+    others = [Entry(peer) for peer in peers]
+
+    def test(name: str, tags: list[str], rates: dict[str, list[float]]) -> Test:
+        return Test(name, {tag: rates[tag] for tag in tags}, {peer.name: rates[peer.name] for peer in peers})
+
+    tags = [action.tag for action in actions]
+    request: dict[str, object] = {"do": "prompt", "tokens": words[:PROMPT]}
+    entries = [Entry(own, tag) for tag in tags] + others
+    yield test(f"pp{PROMPT}", tags, measure(entries, request, PROMPT, args.repetitions))
+    for depth in args.depths:
+        deep = depth >= DEEP
+        count = args.count // 2 if deep else args.count
+        here = [*tags, sparse_action(depth, bundle.config.kv.page_size).tag] if deep else tags
+        for worker in (own, *peers):
+            worker.ask(do="prompt", tokens=words[:depth], room=count)
+        entries = [Entry(own, tag) for tag in here] + others
+        repetitions = _deep(args.repetitions) if deep else args.repetitions
+        rates = measure(entries, {"do": "decode", "count": count}, count, repetitions)
+        yield test(f"tg{count} @ d{depth}", here, rates)
+
+
+def _deep(repetitions: int) -> int:
+    return max(3, repetitions // 2)
+
+
+def report(workers: list[WorkerProcess], results: list[Test], page_size: int, args: argparse.Namespace) -> str:
+    """The whole Markdown page: what ran, on what, the tables, and what the rows are."""
+    peers = [worker.name for worker in workers[1:]]
+    depths = ",".join(map(str, args.depths))
+    command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(peers)} DEPTHS={depths}"
+    options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {args.actions}"
+    about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in workers)
+    sparse = [(test, tag) for test in results for tag in test.own if not tag.startswith("k100")]
+    notes = "".join(f"\n{_sparse_note(test, tag, page_size)}" for test, tag in sparse)
+    return f"""# {bundle_name(args.model)} beside its peers, {time.strftime("%Y-%m-%d")}
+
+```
+{command} PEERS_ARGS="{options}"
+```
+
+{processor_name()}, {args.threads} threads, Python {platform.python_version()}. Batch 1, greedy, one prompt for all.
+
+{about}
+
+{tables(results, peers)}
+
+Median [quartiles] over {args.repetitions} repetitions ({_deep(args.repetitions)} from {DEEP} tokens on), all engines in
+turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
+into an empty cache, last logits included. `tg64 @ d512`: 64 decode steps after a prompt of 512 tokens, which is not
+timed. The best peer of a row is the one with the highest median. While one engine is measured, the processes of the
+others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the file that llama.cpp
+reads; genai and optimum get it in float32 and quantize it on their own.{notes}
+"""
+
+
+def _sparse_note(test: Test, tag: str, page_size: int) -> str:
+    depth, action = int(test.name.rsplit("d", 1)[1]), Action.parse(tag)
+    pages, old = (each.pages(depth, page_size) for each in (action, replace(action, keep=100)))
+    reads = f"reads {pages} of {old} old pages of {page_size} tokens, the newest page and the first tokens"
+    return f"\n`{tag}` after {depth} tokens {reads}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
+    parser.add_argument("model", help="alias, .gguf or checkpoint folder")
+    parser.add_argument("--peers", default=",".join(PEERS), help="names separated by commas")
+    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="a subfolder a peer")
+    parser.add_argument("--depths", type=numbers, default=[64, 512, 2048, 8000], help="tokens before the steps")
+    parser.add_argument("--actions", default="k100-s100-q4,k100-s100-q8", help="sol_rt's rows")
+    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps a repetition")
+    parser.add_argument("-r", "--repetitions", type=int, default=10)
+    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("-o", "--output", type=Path, help="write the page here too")
+    args = parser.parse_args()
+    try:
+        page = run(args)
+    except (SolError, WorkerError) as error:
+        sys.exit(f"error: {error}")
+    if args.output:
+        args.output.write_text(page, encoding="utf-8")
+    print(page, end="")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Makes what is missing, measures, and returns the page. Raises SolError, WorkerError."""
+    checkpoint, name = resolve(args.model, lambda step, done, total: None)
+    bundle = Bundle.open(bundle_of(args.model, name))
+    models = args.environments / "models" / name
+    models.mkdir(parents=True, exist_ok=True)
+    pythons = {peer: args.environments / peer / "bin" / "python" for peer in args.peers.split(",")}
+    files = {peer: model_of(peer, checkpoint, python, models) for peer, python in pythons.items()}
+    limit, page_size = bundle.config.model.max_context - args.count - 2, bundle.config.kv.page_size
+    for depth in [depth for depth in args.depths if depth > limit]:
+        print(f"depth {depth} is left out: the model's context ends before it", file=sys.stderr)
+        args.depths.remove(depth)
+    with contextlib.ExitStack() as stack:
+        start = lambda *how: stack.enter_context(WorkerProcess.start(*how, args.threads))  # noqa: E731
+        own = start("sol_rt", sys.executable, bundle.path)
+        peers = [start(peer, python, files[peer]) for peer, python in pythons.items()]
+        actions = [Action.parse(tag) for tag in args.actions.split(",")]
+        results = []
+        for test in tests(own, peers, actions, bundle, args):
+            print(f"measured {test.name}", file=sys.stderr)
+            results.append(test)
+    return report([own, *peers], results, page_size, args)
+
+
+if __name__ == "__main__":
+    main()

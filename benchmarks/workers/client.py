@@ -1,0 +1,74 @@
+"""The asking end of protocol.py: one engine's process, which runs only while it is asked."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SCRIPTS = {
+    "sol_rt": "sol_rt_worker.py",
+    "llama.cpp": "llama_cpp_worker.py",
+    "genai": "genai_worker.py",
+    "optimum": "optimum_worker.py",
+}
+
+
+class WorkerError(Exception):
+    """A worker's process ended; what it said is on stderr."""
+
+
+class WorkerProcess:
+    """Starts a command that speaks the protocol; its process is stopped between requests, so that none of it spins.
+
+    Attributes:
+        name: what the engine is called in messages.
+        version, settings: what it says about itself.
+
+    Raises WorkerError where the process ends instead of answering.
+    """
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        hello = self._answer()
+        self.version, self.settings = str(hello["version"]), str(hello["settings"])
+
+    @classmethod
+    def start(cls, name: str, python: Path | str, model: Path, threads: int) -> WorkerProcess:
+        """The worker of the engine `name`, under the Python of its environment."""
+        script = Path(__file__).with_name(SCRIPTS[name])
+        return cls(name, [str(python), str(script), str(model), "--threads", str(threads)])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends one request and waits for its answer."""
+        assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(f"{self.name}: its process ended with {self._process.wait()}; its own message is above")
+        self._process.send_signal(signal.SIGSTOP)
+        return dict(json.loads(line))
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()  # a stopped process ends at once too, and has nothing to save
+        with self._process:
+            pass

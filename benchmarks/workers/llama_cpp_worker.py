@@ -1,0 +1,82 @@
+"""llama.cpp by the C interface of llama-cpp-python: flash attention, f16 KV cache, batches of 512.
+
+python llama_cpp_worker.py FILE.gguf --threads N
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+from protocol import serve
+
+_BATCH = 512
+
+
+class LlamaCpp:
+    action: str | None = None
+
+    def __init__(self, file: Path, threads: int, flash_attention: bool) -> None:
+        self.version = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')}, native build)"
+        flash = "on" if flash_attention else "off"
+        self.settings = f"{file.name} as it is, f16 KV, flash attention {flash}, batch {_BATCH}"
+        self._threads, self._flash = threads, flash_attention
+        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        if not self._model:
+            raise SystemExit(f"{file}: llama.cpp can't load it")
+        self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self._context = None
+        self._capacity = 0
+
+    def reset(self, capacity: int) -> None:
+        if self._context and self._capacity == capacity:
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+            return
+        if self._context:
+            llama_cpp.llama_free(self._context)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = capacity, _BATCH, _BATCH
+        params.n_threads = params.n_threads_batch = self._threads
+        params.flash_attn_type = int(self._flash)
+        params.no_perf = True
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._capacity = capacity
+
+    def prompt(self, tokens: Sequence[int]) -> None:
+        for start in range(0, len(tokens), _BATCH):
+            self._decode(tokens[start : start + _BATCH])
+
+    def rewind(self, length: int) -> None:
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, length, -1)
+
+    def step(self) -> None:
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (self._vocabulary,))
+        self._decode([int(logits.argmax())])
+
+    def _decode(self, tokens: Sequence[int]) -> None:
+        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
+        status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(ids, len(tokens)))
+        if status:
+            raise SystemExit(f"llama_decode: got status {status} for {len(tokens)} tokens, expected 0")
+        llama_cpp.llama_synchronize(self._context)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-flash-attention", action="store_true")
+    args = parser.parse_args()
+    serve(LlamaCpp(args.model, args.threads, not args.no_flash_attention))
+
+
+if __name__ == "__main__":
+    main()

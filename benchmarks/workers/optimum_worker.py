@@ -1,0 +1,65 @@
+"""optimum's ONNX Runtime model, ORTModelForCausalLM.
+
+python optimum_worker.py FOLDER --threads N
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+import torch
+from optimum.onnxruntime import ORTModelForCausalLM
+from protocol import serve
+
+_BATCH = 512  # its attention matrix is whole: 8000 tokens at once would take gigabytes
+
+
+class Optimum:
+    action: str | None = None
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        names = ("optimum-onnx", "onnxruntime")
+        self.version = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+        (file,) = folder.glob("*.onnx")
+        self.settings = f"ORTModelForCausalLM, {file.stem}, float32 KV"
+        torch.set_num_threads(threads)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._model = ORTModelForCausalLM.from_pretrained(folder, file_name=file.name, session_options=options)
+
+    def reset(self, capacity: int) -> None:
+        self._past: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None = None
+
+    def prompt(self, tokens: Sequence[int]) -> None:
+        for start in range(0, len(tokens), _BATCH):
+            self._forward(torch.tensor([tokens[start : start + _BATCH]]))
+
+    def rewind(self, length: int) -> None:
+        self._past = tuple((key[:, :, :length], value[:, :, :length]) for key, value in self._past or ())
+
+    def step(self) -> None:
+        self._forward(self._next)
+
+    def _forward(self, ids: torch.Tensor) -> None:
+        past = self._past[0][0].shape[2] if self._past else 0
+        mask = torch.ones((1, past + ids.shape[1]), dtype=torch.int64)
+        with torch.inference_mode():
+            out = self._model(input_ids=ids, attention_mask=mask, past_key_values=self._past, use_cache=True)
+        self._past = out.past_key_values
+        self._next = out.logits[:, -1:].argmax(-1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    serve(Optimum(args.model, args.threads))
+
+
+if __name__ == "__main__":
+    main()

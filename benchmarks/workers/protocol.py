@@ -1,0 +1,67 @@
+"""An engine behind a pipe: one JSON request a line on stdin, one JSON answer a line on stdout.
+
+Every engine runs under its own Python, because their environments don't mix. The clock is here and nowhere else, so
+that all are timed alike. The first line out is {"version": text, "settings": text}; then
+
+    {"do": "prompt", "tokens": [...], "room": n}    -> {"ms": time of the tokens into an empty cache, last logits too}
+    {"do": "decode", "count": n}                    -> {"ms": time of n greedy steps after that prompt}
+
+`room` is how many steps may follow. A decode request rewinds to the prompt first and takes one untimed step, so that
+any number of them share one prompt. "action" is the tag of an action, for engines that have them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+
+class Worker(Protocol):
+    """What an engine must be able to do; batch is 1, decoding is greedy."""
+
+    version: str
+    settings: str
+    action: str | None  # set before every request
+
+    def reset(self, capacity: int) -> None:
+        """Empties the cache and makes room for `capacity` tokens."""
+
+    def prompt(self, tokens: Sequence[int]) -> None:
+        """Appends tokens, in batches as the engine likes best, and computes the logits of the last."""
+
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first `length` tokens."""
+
+    def step(self) -> None:
+        """Appends the likeliest token by the last logits and computes the next ones."""
+
+
+def serve(worker: Worker, **more: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answers requests until stdin ends; `more` are requests that only this engine knows."""
+    print(json.dumps({"version": worker.version, "settings": worker.settings}), flush=True)
+    tokens: list[int] = []
+    for line in sys.stdin:
+        request = json.loads(line)
+        worker.action = request.get("action")
+        if request["do"] in more:
+            answer = more[request["do"]](request)
+        elif request["do"] == "prompt":
+            tokens = request["tokens"]
+            worker.reset(len(tokens) + request.get("room", 0) + 2)
+            start = time.perf_counter()
+            worker.prompt(tokens)
+            answer = {"ms": (time.perf_counter() - start) * 1e3}
+        elif request["do"] == "decode":
+            worker.rewind(len(tokens) - 1)
+            worker.prompt(tokens[-1:])
+            worker.step()
+            start = time.perf_counter()
+            for _ in range(request["count"]):
+                worker.step()
+            answer = {"ms": (time.perf_counter() - start) * 1e3}
+        else:
+            sys.exit(f"request: got {request['do']!r}, expected one of {', '.join(['prompt', 'decode', *more])}")
+        print(json.dumps(answer), flush=True)

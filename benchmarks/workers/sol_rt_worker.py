@@ -1,0 +1,57 @@
+"""sol_rt itself. A request without "action" runs the dense action.
+
+python sol_rt_worker.py BUNDLE --threads N
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+from protocol import serve
+
+from sol_rt import __version__
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+
+
+class SolRt:
+    action: str | None = None
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        bundle = Bundle.open(folder)
+        self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
+        self.settings = f"prompt by {bundle.config.dense.tag} before decode rows, {bundle.config.kv.dtype} KV"
+        self._engine = Engine(bundle, threads=threads, provider="cpu")
+        self._dense = bundle.config.dense
+
+    def reset(self, capacity: int) -> None:
+        self._engine.reset()
+
+    def prompt(self, tokens: Sequence[int]) -> None:
+        self._run(tokens)
+
+    def rewind(self, length: int) -> None:
+        self._engine.truncate(length)
+
+    def step(self) -> None:
+        self._run([self._next])
+
+    def _run(self, tokens: Sequence[int]) -> None:
+        action = Action.parse(self.action) if self.action else self._dense
+        self._next = int(self._engine.forward(tokens, action).logits[0].argmax())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    serve(SolRt(args.model, args.threads))
+
+
+if __name__ == "__main__":
+    main()

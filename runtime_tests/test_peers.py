@@ -1,0 +1,125 @@
+"""The comparison with peers: its arithmetic, which rows it takes, and the pipe that engines answer through."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import peer_report
+import peers
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from peer_report import best, quartiles, ratios, tables
+from workers.client import WorkerError, WorkerProcess
+
+from sol_rt.actions import Action
+
+RATES = st.lists(st.floats(1, 1e4), min_size=1, max_size=9)
+
+# an engine that answers a further request, `calls`, with everything it was told to do
+RECORDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from protocol import serve
+
+class Recorder:
+    version, settings, action = "1", "none", None
+    calls = []
+    def reset(self, capacity): self.calls.append(["reset", capacity])
+    def prompt(self, tokens): self.calls.append(["prompt", tokens, self.action])
+    def rewind(self, length): self.calls.append(["rewind", length])
+    def step(self): self.calls.append(["step", self.action])
+
+serve(Recorder(), calls=lambda request: {"calls": Recorder.calls})
+"""
+
+
+@pytest.fixture
+def recorder() -> WorkerProcess:
+    folder = str(Path(peers.__file__).parent / "workers")
+    return WorkerProcess("recorder", [sys.executable, "-c", RECORDER, folder])
+
+
+def test_the_spread_is_median_and_quartiles() -> None:
+    assert quartiles([5, 1, 4, 2, 3]) == "3.00 [2.00, 4.00]"
+    assert quartiles([1, 2], 1) == "1.5 [1.2, 1.8]"
+
+
+def test_the_best_peer_has_the_highest_median_not_the_highest_rate() -> None:
+    assert best({"steady": [10, 11, 12], "lucky": [9, 9, 100]}) == "steady"
+
+
+@given(RATES, st.floats(0.1, 10))
+def test_ratios_are_taken_within_a_repetition(rates: list[float], factor: float) -> None:
+    np.testing.assert_allclose(ratios([factor * rate for rate in rates], rates), factor, rtol=1e-12)
+
+
+def test_ratios_need_the_same_repetitions() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        ratios([1, 2], [1])
+
+
+def test_tables_name_the_best_peer_of_each_row() -> None:
+    first = peer_report.Test("pp512", {"k100-s100-q4": [300, 600]}, {"a": [100, 200], "b": [150, 300]})
+    second = peer_report.Test("tg64 @ d64", {"k100-s100-q4": [30, 30]}, {"a": [20, 20], "b": [10, 10]})
+    lines = tables([first, second], ["a", "b"]).splitlines()
+    assert lines[2] == "| pp512 | 150.0 [125.0, 175.0] | 225.0 [187.5, 262.5] |"
+    two, three = "2.00 [2.00, 2.00]", "3.00 [3.00, 3.00]"
+    assert lines[7] == f"| pp512 | `k100-s100-q4` | 450.0 [375.0, 525.0] | {two} (b) | {three} | {two} |"
+    assert lines[8].startswith("| tg64 @ d64 | `k100-s100-q4` | 30.0 [30.0, 30.0] | 1.50 [1.50, 1.50] (a) | 1.50")
+    assert {line.count("|") for line in lines[5:]} == {7}
+
+
+@given(st.integers(4096, 32768))
+def test_the_sparse_row_reads_as_near_512_tokens_as_a_percentage_gets(depth: int) -> None:
+    action = peers.sparse_action(depth, 16)
+    distance = abs(action.pages(depth, 16) - 32)
+    assert (action.prune, action.bits) == (100, 4)
+    assert all(abs(Action(keep, 100, 4).pages(depth, 16) - 32) >= distance for keep in range(1, 100))
+    assert distance <= depth / 1600 / 2 + 1  # half of what one percent is, and the rounding up
+
+
+def test_a_decode_request_rewinds_to_its_prompt_and_takes_one_step_more_than_it_counts(recorder: WorkerProcess) -> None:
+    with recorder:
+        recorder.ask(do="prompt", tokens=[7, 8, 9], room=2)
+        for tag in ("x", "y"):
+            assert recorder.ask(do="decode", count=2, action=tag)["ms"] > 0
+        calls = recorder.ask(do="calls")["calls"]
+    assert calls[:2] == [["reset", 7], ["prompt", [7, 8, 9], None]]
+    for index, tag in enumerate("xy"):
+        assert calls[2 + 5 * index : 7 + 5 * index] == [["rewind", 2], ["prompt", [9], tag], *[["step", tag]] * 3]
+    assert len(calls) == 12
+
+
+def test_every_entry_is_measured_in_every_turn_and_the_warm_up_is_left_out(recorder: WorkerProcess) -> None:
+    with recorder:
+        entries = [peers.Entry(recorder, tag) for tag in "xyz"]
+        rates = peers.measure(entries, {"do": "prompt", "tokens": [1]}, 1, 2)
+        calls = recorder.ask(do="calls")["calls"]
+    assert {name: len(values) for name, values in rates.items()} == {"x": 2, "y": 2, "z": 2}
+    assert [call[2] for call in calls if call[0] == "prompt"] == list("xyzyzxzxy")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to read a process's state from")
+def test_a_worker_that_is_not_asked_is_stopped(recorder: WorkerProcess) -> None:
+    def state() -> str:
+        return Path(f"/proc/{recorder.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+    with recorder:
+        for _ in range(2):
+            deadline = time.monotonic() + 10  # the signal is on its way when the answer is read
+            while state() != "T" and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert state() == "T"
+            recorder.ask(do="calls")
+    with pytest.raises(ProcessLookupError):
+        os.kill(recorder.pid, 0)
+
+
+def test_a_worker_that_ends_is_said(recorder: WorkerProcess) -> None:
+    with recorder, pytest.raises(WorkerError, match="recorder: its process ended with 1"):
+        recorder.ask(do="nonsense")
