@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.config import PAGE_SIZE, KvLayout, TensorEntry, Variant
+from sol_rt.config import KvLayout, TensorEntry, Variant
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
+from sol_rt.export.layer import decoder_layer, layer_attributes, layer_weights, nested_names, norm, norm_weights
 from sol_rt.export.nodes import NodeWriter
 
 _DTYPES = {
@@ -51,7 +52,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
             continue
         total += size
     if not decoder.tied:
-        row = nested_names(tensors, "embed", widest_bits(tensors))
+        row = nested_names("embed", widest_bits(tensors))
         total += sum(tensors[name].bytes for name in row) // decoder.vocab_size
     return total
 
@@ -59,22 +60,11 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
 def variant_tensors(decoder: Decoder, tensors: Mapping[str, TensorEntry], bits: int) -> list[str]:
     """Names of the tensors that a variant of width `bits` computes with, each once; wider planes that only the
     embedding's look-up reads are left out."""
-    names = nested_names(tensors, "embed", bits)
+    names = nested_names("embed", bits)
     for layer in range(decoder.num_layers):
-        at = f"layers.{layer}"
-        norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
-        for norm in norms:
-            names += _norm_names(decoder, f"{at}.{norm}")
-        for matrix, bias in (
-            ("qkv", decoder.qkv_bias),
-            ("o", decoder.output_bias),
-            ("up", decoder.mlp_bias),
-            ("down", decoder.mlp_bias),
-        ):
-            names += nested_names(tensors, f"{at}.{matrix}", bits)
-            names += [f"{at}.{matrix}.bias"] if bias else []
-    names += _norm_names(decoder, "final_norm")
-    names += [] if decoder.tied else nested_names(tensors, "head", bits)
+        names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, bits)]
+    names += norm_weights(decoder, "final_norm")
+    names += [] if decoder.tied else nested_names("head", bits)
     names += ["head.bias"] if decoder.head_bias else []
     return [*names, "rope.cos", "rope.sin"]
 
@@ -82,12 +72,6 @@ def variant_tensors(decoder: Decoder, tensors: Mapping[str, TensorEntry], bits: 
 def widest_bits(tensors: Mapping[str, TensorEntry]) -> int:
     """Width of the bundle's widest level."""
     return 4 + 2 * sum(f"embed.plane{index}" in tensors for index in (1, 2))
-
-
-def nested_names(tensors: Mapping[str, TensorEntry], matrix: str, bits: int) -> list[str]:
-    """The tensors of a nested matrix at a width, in the order of the operators' inputs."""
-    parts = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(bodies.planes(bits)))]
-    return [f"{matrix}.{part}" for part in parts]
 
 
 def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorProto:
@@ -122,8 +106,9 @@ class _GraphWriter:
         if decoder.embedding_scale != 1.0:
             x = op("Mul", x, self.writer.const(decoder.embedding_scale))
         for layer in range(decoder.num_layers):
-            x = self._block(layer, x)
-        hidden = self._norm("final_norm", self._last_positions(x), out="hidden_states")
+            x = self._layer(layer, x)
+        weights = [self._tensor(name) for name in norm_weights(decoder, "final_norm")]
+        hidden = norm(self.writer, decoder, self._last_positions(x), weights, out="hidden_states")
         self._project(hidden, "embed" if decoder.tied else "head", decoder.vocab_size, bias=decoder.head_bias)
         return self.writer.model(
             f"q{self.bits}",
@@ -133,64 +118,23 @@ class _GraphWriter:
             self._functions(),
         )
 
-    def _block(self, layer: int, x: str) -> str:
-        decoder, op, at = self.decoder, self.writer.op, f"layers.{layer}"
-        normed = self._norm(f"{at}.attn_norm", x)
-        attention = self._attention(layer, normed)
-        if not decoder.parallel_residual:
-            x = op("Add", x, attention)
-            return op("Add", x, self._mlp(layer, self._norm(f"{at}.mlp_norm", x)))
-        if not decoder.shared_norm:
-            normed = self._norm(f"{at}.mlp_norm", x)
-        return op("Add", x, op("Add", attention, self._mlp(layer, normed)))
-
-    def _attention(self, layer: int, x: str) -> str:
-        decoder, at = self.decoder, f"layers.{layer}"
-        qkv = self._matmul(x, f"{at}.qkv", decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
-        y = f"attention.{layer}"
-        self.writer.declare(y, [1, "S", decoder.num_heads * decoder.head_dim])
-        self.writer.op(
-            "SparseAttention",
-            qkv,
+    def _layer(self, layer: int, x: str) -> str:
+        y = f"layer.{layer}"
+        self.writer.declare(y, [1, "S", self.decoder.hidden_size])
+        weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, self.bits)]
+        return self.writer.op(
+            "DecoderLayer",
+            x,
             *_cache_names("past", layer),
             "past_length",
             "attn_keep",
-            self._tensor("rope.cos"),
-            self._tensor("rope.sin"),
-            out=[y, *_cache_names("present", layer)],
-            domain="sol",
-            num_heads=decoder.num_heads,
-            kv_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            rotary_dim=decoder.rotary_dim,
-            page_size=PAGE_SIZE,
-            sinks=KvLayout().sinks,
-            softmax_scale=decoder.softmax_scale,
-        )
-        width = decoder.num_heads * decoder.head_dim
-        return self._matmul(y, f"{at}.o", width, decoder.hidden_size, bias=decoder.output_bias)
-
-    def _mlp(self, layer: int, x: str) -> str:
-        decoder, bits, at = self.decoder, self.bits, f"layers.{layer}"
-        up, down = (nested_names(self.tensors, f"{at}.{matrix}", bits) for matrix in ("up", "down"))
-        names = up[:3] + down[:3] + [name for pair in zip(up[3:], down[3:], strict=True) for name in pair]
-        if decoder.mlp_bias:
-            names += [f"{at}.up.bias", f"{at}.down.bias"]
-        y = self.writer.op(
-            "PrunedMLP",
-            x,
             "mlp_keep_in",
             "mlp_keep_mid",
-            *map(self._tensor, names),
+            *map(self._tensor, ["rope.cos", "rope.sin", *weights]),
+            out=[y, *_cache_names("present", layer)],
             domain="sol",
-            K=decoder.hidden_size,
-            I=decoder.intermediate_size,
-            bits=bits,
-            gated=int(decoder.gated),
-            activation=decoder.activation,
-            has_bias=int(decoder.mlp_bias),
+            **layer_attributes(self.decoder, self.bits),
         )
-        return self.writer.declare(y, [1, "S", decoder.hidden_size])
 
     def _last_positions(self, x: str) -> str:
         """float [1, S, hidden] -> [num_logits, hidden]. Slicing backward spares `num_logits` arithmetic, which a strict
@@ -201,22 +145,12 @@ class _GraphWriter:
         x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
         return op("Reshape", x, ints(-1, self.decoder.hidden_size))
 
-    def _norm(self, name: str, x: str, out: str | None = None) -> str:
-        op_type = "RMSNormalization" if self.decoder.norm == "rms" else "LayerNormalization"
-        weights = map(self._tensor, _norm_names(self.decoder, name))
-        return self.writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=self.decoder.norm_eps)
-
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         out = None if bias else "logits"
         logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.bits, out=out)
         if bias:
             self.writer.declare(logits, ["M", outputs])
             self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
-
-    def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
-        y = self._nested("NestedMatMul", [x], matrix, outputs, inputs=inputs, bits=self.bits)
-        self.writer.declare(y, [1, "S", outputs])
-        return self.writer.op("Add", y, self._tensor(f"{matrix}.bias")) if bias else y
 
     def _nested(
         self,
@@ -226,11 +160,10 @@ class _GraphWriter:
         outputs: int,
         *,
         bits: int,
-        inputs: int | None = None,
         out: str | None = None,
     ) -> str:
-        weights = map(self._tensor, nested_names(self.tensors, matrix, bits))
-        k = self.decoder.hidden_size if inputs is None else inputs
+        weights = map(self._tensor, nested_names(matrix, bits))
+        k = self.decoder.hidden_size
         return self.writer.op(op_type, *x, *weights, out=out, domain="sol", K=k, N=outputs, bits=bits)
 
     def _tensor(self, name: str) -> str:
@@ -241,6 +174,7 @@ class _GraphWriter:
         decoder, bits = self.decoder, self.bits
         return [
             bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
+            decoder_layer(decoder, bits),
             bodies.nested_matmul(bits),
             bodies.sparse_attention(
                 num_heads=decoder.num_heads,
@@ -289,10 +223,6 @@ def _cache_names(side: str, layer: int) -> list[str]:
     """Names of a layer's four cache tensors, `side` being `past` or `present`."""
     keys = "past_key_values" if side == "past" else "present"
     return [f"{keys}.{layer}.key", f"{keys}.{layer}.value", f"{side}_page_min.{layer}", f"{side}_page_max.{layer}"]
-
-
-def _norm_names(decoder: Decoder, name: str) -> list[str]:
-    return [f"{name}.weight"] if decoder.norm == "rms" else [f"{name}.weight", f"{name}.bias"]
 
 
 def _ceil(value: float) -> int:

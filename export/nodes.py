@@ -67,7 +67,7 @@ class NodeWriter:
         self, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str]
     ) -> onnx.FunctionProto:
         """The nodes as the body of `sol::name`."""
-        opsets = [helper.make_opsetid(domain, OPSETS[domain]) for domain in ("", "com.microsoft")]
+        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return helper.make_function("sol", name, inputs, outputs, self.nodes, opsets, attributes)
 
     def model(

@@ -45,7 +45,8 @@ def test_graph_is_valid_and_small(made: tuple[Path, RandomDecoder], prune: int, 
     model = onnx.load(str(path), load_external_data=False)
     assert model.ir_version == 11
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 23, "com.microsoft": 1, "sol": 1}
-    operators = {node.op_type for node in model.graph.node if node.domain == "sol"}
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    operators = {node.op_type for node in nodes if node.domain == "sol"}
     assert {(function.domain, function.name) for function in model.functions} == {("sol", name) for name in operators}
 
 

@@ -90,7 +90,8 @@ struct DecodePlan {
   float* partial_max;             // [Hk, chunks, group], in units of log2
   float* partial_sum;             // [Hk, chunks, group]
   float* partial_values;          // [Hk, chunks, group, padded_dim]
-  std::atomic<int32_t>* pending;  // [Hk], tasks of the head not yet done
+  std::atomic<int32_t>* pending_scores;  // [Hk], score tasks of the head not yet done
+  std::atomic<int32_t>* pending_chunks;  // [Hk], as pending_scores
 };
 
 }  // namespace sol

@@ -62,6 +62,13 @@ inline Nested ReadNested(const Attributes& attributes, const char* op, const Nes
   return w;
 }
 
+// A vector of `length` floats.
+inline const float* ReadVector(const Attributes& attributes, const char* op, int port, const char* name, int64_t length) {
+  const Tensor tensor = attributes.Constant(static_cast<size_t>(port), name);
+  Expect(op, name, tensor, kFloat, {length});
+  return tensor.As<float>();
+}
+
 // The block-major matrix of an operator that has one input, this matrix and no more.
 inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op) {
   const int bits = Bits(attributes, op);

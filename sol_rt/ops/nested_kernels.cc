@@ -8,6 +8,7 @@
 
 #include "activate-inl.h"
 #include "nested.h"
+#include "normalize-inl.h"
 #include "quantize-inl.h"
 #include "row-inl.h"
 #include "target.h"
@@ -19,7 +20,7 @@ namespace HWY_NAMESPACE {
 
 const Kernels* KernelSet() {
   static constexpr Kernels kernels = {KeepLargest,    Quantize,        ListActive,     RowBlockMajor,
-                                      RowChannelMajor, TileBlockMajor, TileChannelMajor, Activate};
+                                      RowChannelMajor, TileBlockMajor, TileChannelMajor, Activate,       Normalize};
   return &kernels;
 }
 

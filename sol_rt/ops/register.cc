@@ -7,6 +7,7 @@ namespace sol {
 
 const OrtApi* g_api = nullptr;
 
+const OrtCustomOp* DecoderLayerOp();
 const OrtCustomOp* NestedMatMulOp();
 const OrtCustomOp* NestedGatherOp();
 const OrtCustomOp* PrunedMLPOp();
@@ -19,7 +20,7 @@ OrtStatus* Register(OrtSessionOptions* options) {
   static OrtCustomOpDomain* const domain = [] {
     OrtCustomOpDomain* made = nullptr;
     Check(Api().CreateCustomOpDomain("sol", &made));
-    for (const OrtCustomOp* op : {NestedMatMulOp(), NestedGatherOp(), PrunedMLPOp(), SparseAttentionOp()}) {
+    for (const OrtCustomOp* op : {DecoderLayerOp(), NestedMatMulOp(), NestedGatherOp(), PrunedMLPOp(), SparseAttentionOp()}) {
       Check(Api().CustomOpDomain_Add(made, op));
     }
     return made;

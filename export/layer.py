@@ -1,0 +1,170 @@
+"""The operator `DecoderLayer`: the order of its weights, its attributes, and its function body.
+
+The body is made of the other operators of domain `sol`, which have bodies of their own: a provider that has kernels for those runs
+them, one that has none gets standard operators all the way down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from sol_rt.config import PAGE_SIZE, KvLayout
+from sol_rt.export.architecture import Decoder
+from sol_rt.export.bodies import planes
+from sol_rt.export.nodes import NodeWriter
+
+CACHE = ("key", "value", "page_min", "page_max")
+_STEP = ("past_length", "attn_keep", "keep_in", "keep_mid")
+
+
+def layer_weights(decoder: Decoder, bits: int) -> list[str]:
+    """Names of a layer's tensors below `layers.{i}.`, in the order of the operator's inputs."""
+    norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
+    names = [name for norm in norms for name in norm_weights(decoder, norm)]
+    biases = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}
+    for matrix, bias in biases.items():
+        names += nested_names(matrix, bits)
+        names += [f"{matrix}.bias"] if bias else []
+    return names
+
+
+def norm_weights(decoder: Decoder, name: str) -> list[str]:
+    """The tensors of a norm."""
+    return [f"{name}.weight"] if decoder.norm == "rms" else [f"{name}.weight", f"{name}.bias"]
+
+
+def nested_names(matrix: str, bits: int) -> list[str]:
+    """The tensors of a nested matrix at a width, in the order of the operators' inputs."""
+    return [f"{matrix}.{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
+
+
+def layer_attributes(decoder: Decoder, bits: int) -> dict[str, Any]:
+    """The attributes of every `DecoderLayer` node of a graph."""
+    return {
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "bits": bits,
+        "norm": decoder.norm,
+        "epsilon": decoder.norm_eps,
+        "parallel_residual": int(decoder.parallel_residual),
+        "shared_norm": int(decoder.shared_norm),
+        **_attention_attributes(decoder),
+        "gated": int(decoder.gated),
+        "activation": decoder.activation,
+        "qkv_bias": int(decoder.qkv_bias),
+        "output_bias": int(decoder.output_bias),
+        "mlp_bias": int(decoder.mlp_bias),
+    }
+
+
+def decoder_layer(decoder: Decoder, bits: int) -> onnx.FunctionProto:
+    """`DecoderLayer` with its attributes inlined: all layers of a graph share them."""
+    body = _LayerBody(decoder, bits)
+    return body.function()
+
+
+class _LayerBody:
+    """Formal inputs are named as the tensors are, with `_` for `.`."""
+
+    def __init__(self, decoder: Decoder, bits: int) -> None:
+        self.decoder, self.bits = decoder, bits
+        self.writer = NodeWriter()
+
+    def function(self) -> onnx.FunctionProto:
+        decoder, op = self.decoder, self.writer.op
+        for base in ("up_base", "down_base"):
+            self._allow_four_bits(base)
+        normed = self._norm("attn_norm", "x")
+        attention = self._attention(normed)
+        if decoder.parallel_residual:
+            if not decoder.shared_norm:
+                normed = self._norm("mlp_norm", "x")
+            op("Add", "x", op("Add", attention, self._mlp(normed)), out="y")
+        else:
+            middle = op("Add", "x", attention)
+            op("Add", middle, self._mlp(self._norm("mlp_norm", middle)), out="y")
+        weights = [_formal(name) for name in layer_weights(decoder, self.bits)]
+        return self.writer.function(
+            "DecoderLayer",
+            ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *weights],
+            ["y", *(f"present_{part}" for part in CACHE)],
+            list(layer_attributes(decoder, self.bits)),
+        )
+
+    def _attention(self, x: str) -> str:
+        decoder = self.decoder
+        qkv = self._matmul(x, "qkv", decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
+        inputs = [qkv, *(f"past_{part}" for part in CACHE), "past_length", "attn_keep", "cos", "sin"]
+        self.writer.op(
+            "SparseAttention",
+            *inputs,
+            out=["attended", *(f"present_{part}" for part in CACHE)],
+            domain="sol",
+            **_attention_attributes(decoder),
+        )
+        width = decoder.num_heads * decoder.head_dim
+        return self._matmul(self._float("attended"), "o", width, decoder.hidden_size, bias=decoder.output_bias)
+
+    def _mlp(self, x: str) -> str:
+        decoder, bits = self.decoder, self.bits
+        up, down = (nested_names(matrix, bits) for matrix in ("up", "down"))
+        names = up[:3] + down[:3] + [name for pair in zip(up[3:], down[3:], strict=True) for name in pair]
+        names += ["up.bias", "down.bias"] if decoder.mlp_bias else []
+        y = self.writer.op(
+            "PrunedMLP",
+            x,
+            "keep_in",
+            "keep_mid",
+            *map(_formal, names),
+            domain="sol",
+            K=decoder.hidden_size,
+            I=decoder.intermediate_size,
+            bits=bits,
+            gated=int(decoder.gated),
+            activation=decoder.activation,
+            has_bias=int(decoder.mlp_bias),
+        )
+        return self._float(y)
+
+    def _norm(self, name: str, x: str) -> str:
+        return norm(self.writer, self.decoder, x, [_formal(part) for part in norm_weights(self.decoder, name)])
+
+    def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
+        weights = map(_formal, nested_names(matrix, self.bits))
+        y = self.writer.op("NestedMatMul", x, *weights, domain="sol", K=inputs, N=outputs, bits=self.bits)
+        y = self._float(y)
+        return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
+
+    def _allow_four_bits(self, x: str) -> None:
+        """States that input x may be uint4: ONNX Runtime takes an input's types from the operator that reads it first, and
+        where that is a function allows none of 4 bits. The node folds to a constant that nobody reads."""
+        self.writer.op("Shape", x)
+
+    def _float(self, x: str) -> str:
+        """States that x is float: type inference does not see through functions, and a function's values are not declared."""
+        return self.writer.op("Cast", x, to=TensorProto.FLOAT)
+
+
+def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: str | None = None) -> str:
+    """The decoder's kind of norm."""
+    op_type = "RMSNormalization" if decoder.norm == "rms" else "LayerNormalization"
+    return writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=decoder.norm_eps)
+
+
+def _attention_attributes(decoder: Decoder) -> dict[str, Any]:
+    return {
+        "num_heads": decoder.num_heads,
+        "kv_heads": decoder.num_kv_heads,
+        "head_dim": decoder.head_dim,
+        "rotary_dim": decoder.rotary_dim,
+        "page_size": PAGE_SIZE,
+        "sinks": KvLayout().sinks,
+        "softmax_scale": decoder.softmax_scale,
+    }
+
+
+def _formal(name: str) -> str:
+    return name.replace(".", "_")

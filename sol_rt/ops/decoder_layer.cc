@@ -1,0 +1,211 @@
+// DecoderLayer: a whole layer. One token goes through it by one team: threads meet between the phases, not between nodes.
+
+#include <array>
+#include <string>
+
+#include "attention.h"
+#include "matmul.h"
+#include "mlp.h"
+#include "nested_inputs.h"
+#include "norm.h"
+#include "op.h"
+
+namespace sol {
+namespace {
+
+class DecoderLayer {
+ public:
+  static constexpr const char* kName = "DecoderLayer";
+  static constexpr size_t kFirstWeight = 11;
+  static constexpr size_t kMostWeights = 4 + 4 * 6;
+  static constexpr auto kInputs = [] {
+    std::array<Port, kFirstWeight + kMostWeights> ports{{{"x", kFloat},
+                                                         {"past_key", kFloat16},
+                                                         {"past_value", kFloat16},
+                                                         {"past_page_min", kFloat16},
+                                                         {"past_page_max", kFloat16},
+                                                         {"past_length", kInt64},
+                                                         {"attn_keep", kInt64},
+                                                         {"keep_in", kInt64},
+                                                         {"keep_mid", kInt64},
+                                                         {"cos", kFloat},
+                                                         {"sin", kFloat}}};
+    // Norms, planes and biases as the attributes say: their place decides no type.
+    for (size_t i = kFirstWeight; i < ports.size(); ++i) ports[i] = {"weight", kAny, kOptional};
+    return ports;
+  }();
+  static constexpr std::array<Port, 5> kOutputs{
+      {{"y", kFloat}, {"present_key", kFloat16}, {"present_value", kFloat16}, {"present_page_min", kFloat16}, {"present_page_max", kFloat16}}};
+
+  explicit DecoderLayer(const Attributes& attributes) : DecoderLayer(attributes, WeightReader(attributes)) {}
+
+  void Compute(Context& context) const {
+    const Tensor x = context.Input(0);
+    const int64_t hidden = static_cast<int64_t>(mlp_.Channels());
+    Expect(kName, "x", x, kFloat, {1, -1, hidden});
+    if (x.dims[1] < 1) throw Error(std::string(kName) + ": input x: got no token, expected at least 1");
+    const Attention::Inputs inputs = {context.Input(1), context.Input(2), context.Input(3), context.Input(4),
+                                      context.Input(5), context.Input(6), cos_,             sin_};
+    AttentionCall call = attention_.Begin(context, inputs, x.dims[1], 1);
+    const Mlp::Keep keep = mlp_.ReadKeep(kName, context.Input(7), context.Input(8));
+    float* y = context.Output<float>(0, {1, call.tokens, hidden});
+    if (call.tokens == 1) {
+      Step(context, x.As<float>(), call, keep, y);
+    } else {
+      Rows(context, x.As<float>(), call, keep, y);
+    }
+  }
+
+ private:
+  // Reads the weights in the order of the operator's inputs.
+  class WeightReader {
+   public:
+    explicit WeightReader(const Attributes& attributes)
+        : attributes_(attributes), bits_(Bits(attributes, kName)), port_(kFirstWeight) {}
+
+    Norm ReadNorm(const char* name, int64_t n, bool has_bias) {
+      const float* weight = ReadVector(attributes_, kName, port_++, name, n);
+      const float* bias = has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
+      return Norm(weight, bias, static_cast<size_t>(n), attributes_.Float("epsilon"));
+    }
+    Nested ReadMatrix(const char* name, bool channel_major, int64_t K, int64_t N) {
+      const int first = port_;
+      port_ += 3 + (bits_ - 4) / 2;
+      return ReadNested(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, channel_major, K, N, bits_);
+    }
+    const float* ReadBias(const char* name, bool has_bias, int64_t n) {
+      return has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
+    }
+    MatMul ReadMatMul(const char* name, const char* bias, bool has_bias, int64_t K, int64_t N) {
+      const Nested w = ReadMatrix(name, false, K, N);
+      return MatMul(w, ReadBias(bias, has_bias, N));
+    }
+    Mlp ReadMlp(int64_t hidden) {
+      const int64_t I = Channels(attributes_, kName, "intermediate_size");
+      const int64_t U = attributes_.Int("gated", 0, 1) != 0 ? 2 * I : I;
+      const bool has_bias = attributes_.Int("mlp_bias", 0, 1) != 0;
+      const Nested up = ReadMatrix("DecoderLayer up", true, hidden, U);
+      const float* up_bias = ReadBias("up_bias", has_bias, U);
+      const Nested down = ReadMatrix("DecoderLayer down", true, I, hidden);
+      const float* down_bias = ReadBias("down_bias", has_bias, hidden);
+      ExpectInputs(attributes_, kName, static_cast<size_t>(port_));
+      return Mlp(attributes_, kName, up, up_bias, down, down_bias);
+    }
+
+   private:
+    const Attributes& attributes_;
+    const int bits_;
+    int port_;
+  };
+
+  // Members are read in their order below, which is that of the inputs.
+  DecoderLayer(const Attributes& attributes, WeightReader&& weights)
+      : attention_(attributes, kName),
+        cos_(attributes.Constant(9, "cos")),
+        sin_(attributes.Constant(10, "sin")),
+        hidden_(Channels(attributes, kName, "hidden_size")),
+        parallel_residual_(attributes.Int("parallel_residual", 0, 1) != 0),
+        attention_norm_(weights.ReadNorm("attention_norm", hidden_, LayerNorm(attributes))),
+        mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0 ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, LayerNorm(attributes))),
+        qkv_(weights.ReadMatMul("DecoderLayer qkv", "qkv_bias", attributes.Int("qkv_bias", 0, 1) != 0, hidden_, attention_.QkvSize())),
+        output_(weights.ReadMatMul("DecoderLayer o", "output_bias", attributes.Int("output_bias", 0, 1) != 0, attention_.OutputSize(), hidden_)),
+        mlp_(weights.ReadMlp(hidden_)) {
+    if (attention_.OutputSize() % static_cast<int64_t>(kBlock) != 0) {
+      throw Error(std::string(kName) + ": attributes num_heads * head_dim: got " + std::to_string(attention_.OutputSize()) +
+                  ", expected a multiple of 32; export the bundle again");
+    }
+  }
+
+  static bool LayerNorm(const Attributes& attributes) {
+    const std::string norm = attributes.String("norm");
+    if (norm != "rms" && norm != "layer") {
+      throw Error(std::string(kName) + ": attribute norm: got " + norm + ", expected rms or layer; export the bundle again");
+    }
+    return norm == "layer";
+  }
+
+  // Scratch memory of a member.
+  struct Own {
+    float* normed;  // [hidden]
+    TokenInput qkv, output;
+    DecodePlan attention;
+    Mlp::Own mlp;
+  };
+
+  void Step(const Context& context, const float* x, AttentionCall& call, Mlp::Keep keep, float* y) const {
+    thread_local Buffer memory;
+    const size_t members = ThreadCount::Estimate(), hidden = static_cast<size_t>(hidden_);
+    float *qkv = nullptr, *attended = nullptr, *middle = nullptr;  // middle: x + attention
+    DecodePlan plan{};
+    Mlp::Shared mlp{};
+    Own* all = nullptr;
+    Place(memory, [&](Arena& arena) {
+      qkv = arena.Take<float>(qkv_.Outputs());
+      attended = arena.Take<float>(output_.Inputs());
+      middle = arena.Take<float>(hidden);
+      plan = attention_.PlanStep(call, arena);
+      mlp = mlp_.PlaceShared(arena);
+      all = arena.Each(members, [&] {
+        return Own{arena.Take<float>(hidden), qkv_.PlaceInput(arena), output_.PlaceInput(arena), attention_.PlanOwn(call, plan, arena),
+                   mlp_.PlaceOwn(arena)};
+      });
+    });
+    call.qkv = qkv;
+    call.y = attended;
+    attention_.StartStep(call, plan);
+    const size_t qkv_tasks = qkv_.RowTasks(members), output_tasks = output_.RowTasks(members);
+    RunTeam(context, members, [&](Member& member) {
+      Own& own = all[member.Index()];
+      member.Run(
+          qkv_tasks,
+          [&] {
+            attention_norm_.Row(x, own.normed);
+            own.qkv.Read(own.normed);
+          },
+          [&](size_t task) { qkv_.Row(own.qkv, task, qkv_tasks, nullptr, qkv); });
+      attention_.Step(member, call, own.attention);
+      member.Run(
+          output_tasks, [&] { own.output.Read(attended); },
+          [&](size_t task) { output_.Row(own.output, task, output_tasks, x, middle); });
+      const auto normed = [&] {
+        mlp_norm_.Row(parallel_residual_ ? x : middle, own.normed);
+        return own.normed;
+      };
+      mlp_.Step(member, members, mlp, own.mlp, keep, normed, middle, y);
+    });
+  }
+
+  void Rows(const Context& context, const float* x, AttentionCall& call, Mlp::Keep keep, float* y) const {
+    thread_local Buffer memory;
+    const size_t tokens = static_cast<size_t>(call.tokens), hidden = static_cast<size_t>(hidden_);
+    float *normed = nullptr, *qkv = nullptr, *attended = nullptr, *middle = nullptr;
+    Place(memory, [&](Arena& arena) {
+      normed = arena.Take<float>(tokens * hidden);
+      qkv = arena.Take<float>(tokens * qkv_.Outputs());
+      attended = arena.Take<float>(tokens * output_.Inputs());
+      middle = arena.Take<float>(tokens * hidden);
+    });
+    attention_norm_.Rows(context, x, tokens, normed);
+    qkv_.Rows(context, normed, tokens, nullptr, qkv);
+    call.qkv = qkv;
+    call.y = attended;
+    attention_.Rows(context, call);
+    output_.Rows(context, attended, tokens, x, middle);
+    mlp_norm_.Rows(context, parallel_residual_ ? x : middle, tokens, normed);
+    mlp_.Rows(context, normed, tokens, keep, middle, y);
+  }
+
+  Attention attention_;
+  Tensor cos_, sin_;
+  int64_t hidden_;
+  bool parallel_residual_;
+  Norm attention_norm_, mlp_norm_;
+  MatMul qkv_, output_;
+  Mlp mlp_;
+};
+
+}  // namespace
+
+const OrtCustomOp* DecoderLayerOp() { return Define<DecoderLayer>(); }
+
+}  // namespace sol

@@ -1,0 +1,41 @@
+// y = x W + bias for a block-major matrix W: one token by a team, or many tokens in tiles.
+#pragma once
+
+#include <algorithm>
+
+#include "nested.h"
+#include "op.h"
+#include "team.h"
+#include "token_input.h"
+
+namespace sol {
+
+class MatMul {
+ public:
+  MatMul() = default;
+  // bias: [N] or null.
+  explicit MatMul(const Nested& w, const float* bias = nullptr) : w_(w), bias_(bias) {}
+
+  size_t Inputs() const { return w_.K; }
+  size_t Outputs() const { return w_.N; }
+
+  // One token. Tasks are as many as members, or more where there are many outputs: a task reads long runs of memory.
+  size_t RowTasks(size_t members) const {
+    constexpr size_t kMost = 1024;
+    return std::max((w_.N + kMost - 1) / kMost, std::min(members, (w_.N + kStep - 1) / kStep));
+  }
+  TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
+  // Writes the outputs of one task; adds `residual` [N] where it is not null.
+  void Row(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const;
+
+  // y [tokens, N] of x [tokens, K]; adds `residual` [tokens, N] where it is not null.
+  void Rows(const Context& context, const float* x, size_t tokens, const float* residual, float* y) const;
+
+ private:
+  static constexpr size_t kStep = 32;
+
+  Nested w_;
+  const float* bias_ = nullptr;
+};
+
+}  // namespace sol
