@@ -1,7 +1,7 @@
 """The operator `DecoderLayer`: the order of its weights, its attributes, and its function body.
 
-The body is made of the other operators of domain `sol`, which have bodies of their own: a provider that has kernels for those runs
-them, one that has none gets standard operators all the way down.
+The body is made of the other operators of domain `sol`, which have bodies of their own: a provider that has kernels for
+those runs them, one that has none gets standard operators all the way down.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ def layer_attributes(decoder: Decoder, bits: int) -> dict[str, Any]:
 
 def decoder_layer(decoder: Decoder, bits: int) -> onnx.FunctionProto:
     """`DecoderLayer` with its attributes inlined: all layers of a graph share them."""
-    body = _LayerBody(decoder, bits)
-    return body.function()
+    return _LayerBody(decoder, bits).function()
 
 
 class _LayerBody:
@@ -139,12 +138,15 @@ class _LayerBody:
         return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
 
     def _allow_four_bits(self, x: str) -> None:
-        """States that input x may be uint4: ONNX Runtime takes an input's types from the operator that reads it first, and
-        where that is a function allows none of 4 bits. The node folds to a constant that nobody reads."""
+        """States that input x may be uint4.
+
+        ONNX Runtime takes an input's types from the operator that reads it first, and where that is a function allows
+        none of 4 bits. The node folds to a constant that nobody reads.
+        """
         self.writer.op("Shape", x)
 
     def _float(self, x: str) -> str:
-        """States that x is float: type inference does not see through functions, and a function's values are not declared."""
+        """States that x is float: type inference does not see through functions, and in a function nothing is declared."""
         return self.writer.op("Cast", x, to=TensorProto.FLOAT)
 
 

@@ -1,0 +1,440 @@
+"""`DecoderLayer`: the native kernel against float64, against the operators of its body, and its team of threads.
+
+Tolerances, in root mean square: float32 differences flip a rounding to int8 or float16 here and there, and what comes
+after follows. At level 8 a flip is nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, inliner
+from random_decoder import CONFIGS, describe
+from reference import Array, Nested
+
+from sol_rt.export import bodies
+from sol_rt.export.architecture import Decoder
+from sol_rt.export.layer import CACHE, decoder_layer, layer_attributes, layer_weights
+from sol_rt.export.nodes import IR_VERSION, OPSETS
+from sol_rt.ops import library_path
+
+LIBRARY = library_path()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
+
+BOUND = {4: 0.02, 6: 0.02, 8: 5e-4}
+CAPACITY = 256
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of random weights and one call of it: `tokens` new ones on `past` in the cache."""
+
+    decoder: Decoder
+    bits: int
+    tokens: int
+    past: int
+    attn_keep: int = 0
+    keep_in: int = 0
+    keep_mid: int = 0
+    seed: int = 0
+
+    @cached_property
+    def matrices(self) -> dict[str, Nested]:
+        d, rng = self.decoder, np.random.default_rng(self.seed)
+        sizes = {
+            "qkv": (d.hidden_size, d.qkv_size),
+            "o": (d.num_heads * d.head_dim, d.hidden_size),
+            "up": (d.hidden_size, d.up_size),
+            "down": (d.intermediate_size, d.hidden_size),
+        }
+        return {name: Nested.random(rng, *size) for name, size in sizes.items()}
+
+    @cached_property
+    def vectors(self) -> dict[str, Array]:
+        """Norms and biases by their names in the layer, and the rope tables."""
+        d, rng = self.decoder, np.random.default_rng(self.seed + 1)
+        outputs = {"qkv.bias": d.qkv_size, "up.bias": d.up_size}
+        vectors: dict[str, Array] = {}
+        for name in layer_weights(d, self.bits):
+            if name.endswith((".weight", ".bias")):
+                middle = 1.0 if name.endswith("norm.weight") else 0.0
+                size = outputs.get(name, d.hidden_size)
+                vectors[name] = (middle + 0.2 * rng.standard_normal(size)).astype(np.float32)
+        angles = np.arange(CAPACITY)[:, None] * 100.0 ** -np.linspace(0, 1, d.rotary_dim // 2)
+        return vectors | {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
+
+    @cached_property
+    def feed(self) -> dict[str, Array]:
+        d, rng = self.decoder, np.random.default_rng(self.seed + 2)
+        shape = (1, d.num_kv_heads, CAPACITY, d.head_dim)
+        key, value = (rng.standard_normal(shape).astype(np.float16) for _ in range(2))
+        pages = key.reshape(1, d.num_kv_heads, -1, 16, d.head_dim)
+        cache = (key, value, pages.min(3), pages.max(3))
+        start = self.past // 16 * 16
+        if self.past > start:  # the page being filled summarizes its valid keys alone
+            cache[2][:, :, start // 16] = key[:, :, start : self.past].min(2)
+            cache[3][:, :, start // 16] = key[:, :, start : self.past].max(2)
+        counts = {name: getattr(self, name) for name in ("attn_keep", "keep_in", "keep_mid")}
+        x = rng.standard_normal((1, self.tokens, d.hidden_size)).astype(np.float32)
+        x[..., ::7] *= 5
+        return {
+            "x": x,
+            **{f"past_{part}": array for part, array in zip(CACHE, cache, strict=True)},
+            "past_length": np.array([self.past]),
+            **{name: np.array([count]) for name, count in counts.items()},
+        }
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """One node of the operator, with the bodies of all."""
+        d, bits = self.decoder, self.bits
+        stored = dict(self.vectors)
+        for name, nested in self.matrices.items():
+            stored |= nested.tensors(name, channel_major=name in ("up", "down"))
+        names = ["cos", "sin", *layer_weights(d, bits)]
+        initializers = []
+        for name in names:
+            array = stored[name]
+            dtype, shape = helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            if name in ("up.base", "down.base"):
+                dtype, shape = TensorProto.UINT4, (shape[0], 2 * shape[1])
+            initializers.append(helper.make_tensor(name, dtype, shape, array.tobytes(), raw=True))
+        body = decoder_layer(d, bits)
+        node = helper.make_node(
+            "DecoderLayer", [*self.feed, *names], body.output, domain="sol", **layer_attributes(d, bits)
+        )
+
+        def info(name: str, array: Array) -> onnx.ValueInfoProto:
+            shape = [1, "S", d.hidden_size] if array.ndim == 3 else array.shape
+            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape)
+
+        outputs = [info("y", self.feed["x"])]
+        outputs += [info(f"present_{part}", self.feed[f"past_{part}"]) for part in CACHE]
+        functions = [
+            body,
+            bodies.nested_matmul(bits),
+            bodies.sparse_attention(
+                num_heads=d.num_heads,
+                kv_heads=d.num_kv_heads,
+                head_dim=d.head_dim,
+                rotary_dim=d.rotary_dim,
+                sinks=4,
+                softmax_scale=d.softmax_scale,
+            ),
+            bodies.pruned_mlp(
+                bits,
+                hidden=d.hidden_size,
+                intermediate=d.intermediate_size,
+                gated=d.gated,
+                activation=d.activation,
+                has_bias=d.mlp_bias,
+            ),
+        ]
+        graph = helper.make_graph(
+            [node], "layer", [info(name, array) for name, array in self.feed.items()], outputs, initializers
+        )
+        opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=IR_VERSION)
+
+    def reference(self) -> tuple[Array, ...]:
+        """y and the cache, float64."""
+        d, v, bits = self.decoder, self.vectors, self.bits
+
+        def norm(name: str, x: Array) -> Array:
+            if d.norm == "layer":
+                x = x - x.mean(-1, keepdims=True)
+            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + d.norm_eps)
+            return x * v[f"{name}.weight"] + v.get(f"{name}.bias", 0.0)
+
+        def matmul(x: Array, name: str) -> Array:
+            return reference.nested_matmul(x, self.matrices[name], bits) + v.get(f"{name}.bias", 0.0)
+
+        x = self.feed["x"].astype(np.float64)
+        normed = norm("attn_norm", x)
+        attended, *cache = reference.sparse_attention(
+            matmul(normed, "qkv"),
+            *(self.feed[f"past_{part}"] for part in CACHE),
+            self.past,
+            self.attn_keep,
+            v["cos"],
+            v["sin"],
+            heads=d.num_heads,
+            kv_heads=d.num_kv_heads,
+            sinks=4,
+            scale=d.softmax_scale,
+        )
+        middle = x + matmul(attended, "o")
+        if not (d.parallel_residual and d.shared_norm):
+            normed = norm("mlp_norm", x if d.parallel_residual else middle)
+        mlp = reference.pruned_mlp(
+            normed,
+            self.matrices["up"],
+            self.matrices["down"],
+            bits,
+            gated=d.gated,
+            act=d.activation,
+            keep_in=self.keep_in or d.hidden_size,
+            keep_mid=self.keep_mid or d.intermediate_size,
+            up_bias=v.get("up.bias", 0.0),
+            down_bias=v.get("down.bias", 0.0),
+        )
+        return (middle + mlp, *cache)
+
+
+def run(model: onnx.ModelProto, feed: dict[str, Array], native: bool = True) -> list[Array]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if native:
+        options.register_custom_ops_library(str(LIBRARY))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(value) for value in session.run(None, feed)]
+
+
+def check(layer: Layer, got: list[Array], expected: tuple[Array, ...] | list[Array], bound: float) -> None:
+    total = layer.past + layer.tokens
+    pages = -(-total // 16)
+    assert rms(got[0] - expected[0]) <= bound * rms(expected[0])
+    for part, (array, wanted, rows) in enumerate(zip(got[1:], expected[1:], (total, total, pages, pages), strict=True)):
+        difference = array[:, :, :rows].astype(np.float64) - wanted[:, :, :rows].astype(np.float64)
+        assert rms(difference) <= bound, CACHE[part]
+        assert np.array_equal(array[:, :, rows:], layer.feed[f"past_{CACHE[part]}"][:, :, rows:])
+
+
+def rms(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(x.astype(np.float64)))))
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> Layer:
+    """Every family, in odd sizes, with and without what the others have."""
+    flag = st.booleans()
+    base = describe(draw(st.sampled_from(sorted(CONFIGS))))
+    kv_heads, head_dim = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([16, 32]))
+    heads = kv_heads * draw(st.sampled_from([2, 4]) if head_dim == 16 else st.sampled_from([1, 2, 5]))
+    heads += heads * head_dim // 16 % 2 * kv_heads  # whole blocks of 32
+    parallel = draw(flag)
+    decoder = replace(
+        base,
+        hidden_size=32 * draw(st.integers(1, 7)),
+        intermediate_size=32 * draw(st.integers(1, 9)),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dim=draw(st.sampled_from([head_dim, head_dim // 2, 6])),
+        softmax_scale=head_dim**-0.5,
+        norm=draw(st.sampled_from(["rms", "layer"])),
+        parallel_residual=parallel,
+        shared_norm=parallel and draw(flag),
+        gated=draw(flag),
+        activation=draw(st.sampled_from(["silu", "gelu", "gelu_tanh", "relu"])),
+        qkv_bias=draw(flag),
+        output_bias=draw(flag),
+        mlp_bias=draw(flag),
+    )
+    tokens = draw(st.sampled_from([1, 1, 1, 2, 17]))
+    past = draw(st.one_of(st.sampled_from([0, 15, 16, 31, CAPACITY - tokens]), st.integers(0, CAPACITY - tokens)))
+    return Layer(
+        decoder,
+        draw(st.sampled_from([4, 6, 8])),
+        tokens,
+        past,
+        draw(st.integers(0, 16)),
+        draw(st.one_of(st.just(0), st.integers(1, decoder.hidden_size))),
+        draw(st.one_of(st.just(0), st.integers(1, decoder.intermediate_size))),
+        draw(st.integers(0, 2**20)),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers())
+def test_kernel_matches_the_reference(layer: Layer) -> None:
+    check(layer, run(layer.model, layer.feed), layer.reference(), BOUND[layer.bits])
+
+
+@settings(max_examples=20, deadline=None)
+@given(layers())
+def test_kernel_matches_the_operators_it_is_made_of(layer: Layer) -> None:
+    """Inlined by one level, as a provider has it whose library lacks this operator alone."""
+    inlined = inliner.inline_selected_functions(layer.model, [("sol", "DecoderLayer")])
+    assert {node.op_type for node in inlined.graph.node} >= {"SparseAttention", "PrunedMLP", "NestedMatMul"}
+    check(layer, run(layer.model, layer.feed), run(inlined, layer.feed), BOUND[layer.bits])
+
+
+FIXED = [
+    Layer(describe(family), bits, tokens, 100, 2, keep_in, keep_mid)
+    for family in sorted(CONFIGS)
+    for bits, tokens, keep_in, keep_mid in ((4, 1, 0, 0), (6, 1, 40, 0), (8, 1, 0, 33), (8, 5, 50, 33))
+]
+
+
+@pytest.mark.parametrize("layer", FIXED, ids=lambda layer: f"{layer.decoder.family}-{layer.bits}-{layer.tokens}")
+def test_fixed_layers(layer: Layer) -> None:
+    """The same on every SIMD target, and by the bodies."""
+    expected = layer.reference()
+    check(layer, run(layer.model, layer.feed), expected, BOUND[layer.bits])
+    check(layer, run(layer.model, layer.feed, native=False), expected, BOUND[layer.bits])
+
+
+def large(bits: int, past: int, keep: int) -> Layer:
+    """Sizes at which every phase has several tasks."""
+    heads = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "rotary_dim": 64}
+    decoder = replace(describe("llama"), hidden_size=576, intermediate_size=1536, **heads)
+    return Layer(decoder, bits, 1, past, keep, 400, 900)
+
+
+THREADS = """
+import sys, numpy as np, onnxruntime as ort
+library, threads, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+options = ort.SessionOptions()
+options.intra_op_num_threads = threads
+options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 2 else "1")
+options.register_custom_ops_library(library)
+session = ort.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])
+feed = dict(np.load(f"{folder}/feed.npz"))
+first = session.run(None, feed)
+for _ in range(int(sys.argv[4])):
+    for a, b in zip(first, session.run(None, feed)):
+        assert np.array_equal(a, b), "runs differ"
+np.savez(f"{folder}/out{threads}.npz", *first)
+"""
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("keep", [3, 100])
+def test_results_are_the_same_for_any_number_of_threads(bits: int, keep: int, tmp_path: Path) -> None:
+    """1, 2 and more threads than processors, each in a process of its own: no bit differs, no run hangs."""
+    layer = large(bits, 200, keep)
+    onnx.save(layer.model, str(tmp_path / "model.onnx"))
+    np.savez(tmp_path / "feed.npz", **layer.feed)
+    counts = (1, 2, 4 * (os.cpu_count() or 1) + 1)
+    for count in counts:
+        command = [sys.executable, "-c", THREADS, str(LIBRARY), str(count), str(tmp_path), "50"]
+        done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+    results = [np.load(tmp_path / f"out{count}.npz") for count in counts]
+    for result in results[1:]:
+        for name in results[0].files:
+            assert np.array_equal(result[name], results[0][name]), name
+
+
+def test_one_session_run_by_several_threads() -> None:
+    """Teams of several calls at once share the pool, and end."""
+    layer = large(4, 200, 3)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(LIBRARY))
+    session = ort.InferenceSession(layer.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    expected = session.run(None, layer.feed)
+    wrong = []
+
+    def work() -> None:
+        for _ in range(40):
+            got = session.run(None, layer.feed)
+            if not all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True)):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+def test_append_in_place() -> None:
+    """Bound to the buffers of the inputs, the outputs are written there: only the token's rows and its page change."""
+    layer = large(4, 200, 3)
+    expected = run(layer.model, layer.feed)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(LIBRARY))
+    session = ort.InferenceSession(layer.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding, cache = session.io_binding(), {part: layer.feed[f"past_{part}"].copy() for part in CACHE}
+    values = {part: ort.OrtValue.ortvalue_from_numpy(array) for part, array in cache.items()}
+    for name, array in layer.feed.items():
+        part = name.removeprefix("past_")
+        if part in cache:
+            binding.bind_ortvalue_input(name, values[part])
+            binding.bind_ortvalue_output(f"present_{part}", values[part])
+        else:
+            binding.bind_cpu_input(name, array)
+    binding.bind_output("y")
+    session.run_with_iobinding(binding)
+    assert np.array_equal(binding.copy_outputs_to_cpu()[-1], expected[0])  # bound last
+    for part, wanted in zip(CACHE, expected[1:], strict=True):
+        assert np.array_equal(cache[part], wanted)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("hidden_size", 96),
+        ("hidden_size", 60),
+        ("intermediate_size", 64),
+        ("bits", 6),
+        ("norm", "batch"),
+        ("activation", "swish"),
+        ("num_heads", 3),
+        ("qkv_bias", 1),
+        ("mlp_bias", 1),
+        ("shared_norm", 1),
+        ("gated", 0),
+        ("page_size", 32),
+    ],
+)
+def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(Layer(describe("llama"), 4, 1, 0).model)
+    old = next(entry for entry in model.graph.node[0].attribute if entry.name == attribute)
+    old.CopyFrom(helper.make_attribute(attribute, value))
+    with pytest.raises(Exception, match="DecoderLayer") as caught:
+        run(model, Layer(describe("llama"), 4, 1, 0).feed)
+    assert "\n" not in str(caught.value).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", np.zeros((1, 0, 64), np.float32)),
+        ("x", np.zeros((1, 300, 64), np.float32)),
+        ("past_length", np.array([CAPACITY])),
+        ("past_length", np.array([-1])),
+        ("attn_keep", np.array([-1])),
+        ("keep_in", np.array([65])),
+        ("keep_mid", np.array([-1])),
+    ],
+)
+def test_bad_input_is_one_line(name: str, value: Array) -> None:
+    layer = Layer(describe("llama"), 4, 1, 100)
+    with pytest.raises(Exception, match=r"DecoderLayer: input .*(got|expected)") as caught:
+        run(layer.model, layer.feed | {name: value})
+    assert "\n" not in str(caught.value).strip()
+
+
+X86_TARGETS = {"SSE2": 1 << 14, "SSE4": 1 << 11, "AVX2": 1 << 9, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="names targets of x86")
+@pytest.mark.parametrize("mask", X86_TARGETS.values(), ids=X86_TARGETS)
+def test_every_simd_target(mask: int) -> None:
+    """A target that this processor lacks falls back to a lower one, which runs then."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_fixed_layers"],
+        env=os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
