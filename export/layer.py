@@ -146,7 +146,7 @@ class _LayerBody:
         self.writer.op("Shape", x)
 
     def _float(self, x: str) -> str:
-        """States that x is float: type inference does not see through functions, and in a function nothing is declared."""
+        """States that x is float: type inference does not see through functions."""
         return self.writer.op("Cast", x, to=TensorProto.FLOAT)
 
 
