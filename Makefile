@@ -39,14 +39,13 @@ export: $(VENV)/.export
 # Each peer lives in an environment of its own: their requirements exclude each other.
 comma := ,
 PEER_LIST := $(subst $(comma), ,$(PEERS))
-PEER_MODELS := $(PEER)/models/$(MODEL_NAME)
 PACKAGES_llama.cpp := --no-binary=llama-cpp-python llama-cpp-python
 PACKAGES_genai := onnxruntime-genai onnx onnx-ir torch transformers
 PACKAGES_optimum := optimum-onnx[onnxruntime] accelerate
 
 peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
 	$(BIN)/python benchmarks/peers.py $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(PEERS_ARGS)
-	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL_NAME) $(PEER_MODELS)/source -f "$(TEXT)" --genai $(PEER_MODELS)/genai --peer-python $(PEER)/genai/bin/python
+	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL_NAME) $(PEER)/models/$(MODEL_NAME)/source -f "$(TEXT)" --environments $(PEER) --peers $(PEERS)
 
 $(PEER)/%/.installed: | $(VENV)/.export
 	$(PYTHON) -m venv $(PEER)/$*

@@ -1,9 +1,10 @@
-"""Perplexity of the source checkpoint and of the peer on exactly the windows that `sol-rt perplexity` scores.
+"""Perplexity of the source checkpoint and of peers on exactly the windows that `sol-rt perplexity` scores.
 
     python benchmarks/reference_perplexity.py BUNDLE CHECKPOINT -f FILE -c 512 --chunks 40
-    ... --genai GENAI_FOLDER --peer-python PEER/bin/python     the peer too
+    ... --peers genai,optimum --environments .venv-peers     peers too, as `make peers` made them
 
-CHECKPOINT is a Hugging Face folder, run in float32 by transformers. Prints one JSON object.
+CHECKPOINT is a Hugging Face folder, run in float32 by transformers. Prints one JSON object. llama.cpp has a program of
+its own for this, llama-perplexity, and is left out.
 """
 
 from __future__ import annotations
@@ -43,17 +44,18 @@ def main() -> None:
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=40)
-    parser.add_argument("--genai", type=Path)
-    parser.add_argument("--peer-python", type=Path)
+    parser.add_argument("--peers", default="", help="names separated by commas")
+    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="a subfolder a peer")
     args = parser.parse_args()
     bundle = Bundle.open(find_bundle(args.bundle))
     tokens = Tokenizer.from_bundle(bundle).encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
     cut = windows(tokens, args.ctx_size, None, args.chunks)
     rows = {"source fp32 (transformers)": source_nll(args.checkpoint, cut)}
-    if args.genai:
-        with WorkerProcess.start("genai", args.peer_python, args.genai, os.cpu_count() or 1) as peer:
-            answer = peer.ask(do="nll", windows=cut)
-        rows["onnxruntime-genai int4"] = [x for window in answer["nll"] for x in window]
+    models = args.environments / "models" / bundle.config.model.name
+    for name in [name for name in args.peers.split(",") if name not in ("", "llama.cpp")]:
+        python = args.environments / name / "bin" / "python"
+        with WorkerProcess.start(name, python, models / name, os.cpu_count() or 1) as peer:
+            rows[f"{peer.version}, {peer.settings}"] = np.concatenate(peer.ask(do="nll", windows=cut)["nll"]).tolist()
     report = {}
     for name, nll in rows.items():
         result = estimate(-np.asarray(nll), len(cut), 1.0, {})

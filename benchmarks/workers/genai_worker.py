@@ -1,9 +1,6 @@
-"""onnxruntime-genai, int4 at accuracy level 4.
+"""onnxruntime-genai, int4 at accuracy level 4. Answers `nll` too (scoring.py).
 
-    python genai_worker.py FOLDER --threads N
-
-One request more: {"do": "nll", "windows": [[...], ...]} -> {"nll": [[nats of every scored token], ...]}. Scored are,
-as by llama-perplexity, a window's tokens after the first c/2 + 1.
+python genai_worker.py FOLDER --threads N
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 from protocol import serve
+from scoring import scorer
 
 
 class GenAI:
@@ -49,8 +47,8 @@ class GenAI:
     def step(self) -> None:
         self._generator.generate_next_token()
 
-    def nll(self, request: dict[str, Any]) -> dict[str, Any]:
-        """By the model's graph run directly: genai itself gives only last logits."""
+    def logits(self, window: list[int]) -> np.ndarray:
+        """Logits [c, vocab] by the model's graph run directly: genai itself gives only the last."""
         if self._session is None:
             import onnxruntime as ort
 
@@ -59,20 +57,13 @@ class GenAI:
             self._session = ort.InferenceSession(self._folder / "model.onnx", options)
             config = json.loads((self._folder / "genai_config.json").read_text())
             self._head_size = config["model"]["decoder"]["head_size"]
-        return {"nll": [self._window_nll(window) for window in request["windows"]]}
-
-    def _window_nll(self, window: list[int]) -> list[float]:
         ids = np.asarray([window], np.int64)
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         for node in self._session.get_inputs():
             if node.name.startswith("past_key_values"):
                 size = node.shape[3] if isinstance(node.shape[3], int) else self._head_size
                 feeds[node.name] = np.zeros((1, node.shape[1], 0, size), np.float32)
-        logits = self._session.run(["logits"], feeds)[0][0].astype(np.float64)
-        first = len(window) // 2
-        rows = logits[first:-1]
-        log_sum = np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1)) + rows.max(1)
-        return [float(x) for x in log_sum - rows[np.arange(len(rows)), window[first + 1 :]]]
+        return self._session.run(["logits"], feeds)[0][0]
 
 
 def main() -> None:
@@ -81,7 +72,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     worker = GenAI(args.model, args.threads)
-    serve(worker, nll=worker.nll)
+    serve(worker, nll=scorer(worker.logits))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""optimum's ONNX Runtime model, ORTModelForCausalLM.
+"""optimum's ONNX Runtime model, ORTModelForCausalLM. Answers `nll` too (scoring.py).
 
 python optimum_worker.py FOLDER --threads N
 """
@@ -10,10 +10,12 @@ import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM
 from protocol import serve
+from scoring import scorer
 
 _BATCH = 512  # its attention matrix is whole: 8000 tokens at once would take gigabytes
 
@@ -44,13 +46,20 @@ class Optimum:
     def step(self) -> None:
         self._forward(self._next)
 
-    def _forward(self, ids: torch.Tensor) -> None:
+    def logits(self, window: list[int]) -> np.ndarray:
+        """Logits [c, vocab] of a window from an empty cache."""
+        self.reset(len(window))
+        return self._forward(torch.tensor([window])).numpy()
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Appends tokens [1, S]; returns logits [S, vocab]."""
         past = self._past[0][0].shape[2] if self._past else 0
         mask = torch.ones((1, past + ids.shape[1]), dtype=torch.int64)
         with torch.inference_mode():
             out = self._model(input_ids=ids, attention_mask=mask, past_key_values=self._past, use_cache=True)
         self._past = out.past_key_values
         self._next = out.logits[:, -1:].argmax(-1)
+        return out.logits[0]
 
 
 def main() -> None:
@@ -58,7 +67,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    serve(Optimum(args.model, args.threads))
+    worker = Optimum(args.model, args.threads)
+    serve(worker, nll=scorer(worker.logits))
 
 
 if __name__ == "__main__":
