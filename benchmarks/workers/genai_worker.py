@@ -9,7 +9,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime_genai as og
@@ -21,14 +20,12 @@ class GenAI:
     action: str | None = None
 
     def __init__(self, folder: Path, threads: int) -> None:
-        self._folder, self._threads = folder, threads
         self.version = f"onnxruntime-genai {og.__version__}"
-        self.settings = "int4 in blocks of 32, accuracy level 4, float32 KV (the only one its CPU int4 models have)"
+        self.settings = "int4 in blocks of 32, accuracy level 4, prune_lm_head, float32 KV (the only one for int4)"
         config = og.Config(str(folder))
         options = {"intra_op_num_threads": threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = og.Model(config)
-        self._session: Any = None
 
     def reset(self, capacity: int) -> None:
         params = og.GeneratorParams(self._model)
@@ -47,23 +44,14 @@ class GenAI:
     def step(self) -> None:
         self._generator.generate_next_token()
 
-    def logits(self, window: list[int]) -> np.ndarray:
-        """Logits [c, vocab] by the model's graph run directly: genai itself gives only the last."""
-        if self._session is None:
-            import onnxruntime as ort
-
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = self._threads
-            self._session = ort.InferenceSession(self._folder / "model.onnx", options)
-            config = json.loads((self._folder / "genai_config.json").read_text())
-            self._head_size = config["model"]["decoder"]["head_size"]
-        ids = np.asarray([window], np.int64)
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        for node in self._session.get_inputs():
-            if node.name.startswith("past_key_values"):
-                size = node.shape[3] if isinstance(node.shape[3], int) else self._head_size
-                feeds[node.name] = np.zeros((1, node.shape[1], 0, size), np.float32)
-        return self._session.run(["logits"], feeds)[0][0]
+    def logits(self, window: list[int], first: int) -> np.ndarray:
+        """Logits of the tokens from `first` to the last but one; after `first` each is a step of its own."""
+        self.reset(len(window) + 1)
+        rows = []
+        for tokens in (window[: first + 1], *([token] for token in window[first + 1 : -1])):
+            self.prompt(tokens)
+            rows.append(np.array(self._generator.get_logits()).reshape(-1))
+        return np.stack(rows)
 
 
 def main() -> None:

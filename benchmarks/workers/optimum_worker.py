@@ -46,10 +46,10 @@ class Optimum:
     def step(self) -> None:
         self._forward(self._next)
 
-    def logits(self, window: list[int]) -> np.ndarray:
-        """Logits [c, vocab] of a window from an empty cache."""
+    def logits(self, window: list[int], first: int) -> np.ndarray:
+        """Logits of the tokens from `first` to the last but one."""
         self.reset(len(window))
-        return self._forward(torch.tensor([window])).numpy()
+        return self._forward(torch.tensor([window]))[first:-1].numpy()
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Appends tokens [1, S]; returns logits [S, vocab]."""
