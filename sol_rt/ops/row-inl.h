@@ -41,8 +41,8 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
 }
 
 // How far prefetching runs ahead of reading: memory's latency times a core's share of its bandwidth, measured.
-constexpr size_t kBytesAhead = 8192;   // block-major
-constexpr size_t kOutputsAhead = 768;  // channel-major, where reading jumps from row to row
+constexpr size_t kBytesAhead = 8192;      // block-major
+constexpr size_t kRowBytesAhead = 12288;  // channel-major, where reading jumps from row to row
 
 template <int kBits>
 HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
@@ -126,13 +126,6 @@ inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, s
   RowBlockMajorBits<8>(w, x, begin, end, y);
 }
 
-// A later step, whose weights are asked for while this one is computed: skipped rows defeat the hardware's prefetching.
-struct StepAhead {
-  BlockView view;
-  const uint8_t* row;
-  const uint8_t* end;
-};
-
 // The quads of one block, see ActiveQuads.
 struct BlockQuads {
   BlockQuads(const ActiveQuads& active, size_t K, size_t b)
@@ -143,6 +136,61 @@ struct BlockQuads {
   const uint8_t* end;
   const int8_t* code;
   size_t part;  // from a part's codes to the next part's
+};
+
+// A later step, whose weights are asked for while this one is computed: skipped rows defeat the hardware's prefetching.
+struct StepAhead {
+  BlockView view;
+  const uint8_t* row;
+  const uint8_t* end;
+};
+
+// Runs kRowBytesAhead ahead of the steps over a range of blocks, `step` outputs at a time.
+template <int kBits>
+class AheadCursor {
+ public:
+  AheadCursor(const Nested& w, const ActiveQuads& active, Range blocks, size_t begin, size_t end, size_t step)
+      : w_(w), active_(active), blocks_(blocks), begin_(begin), end_(end), step_(step), n_(begin) {
+    size_t filled = 0;
+    for (size_t b = blocks.begin; b < blocks.end; ++b) filled += Empty(b) ? 0 : 1;
+    if (filled == 0) {
+      blocks_.begin = blocks_.end;
+      return;
+    }
+    SkipEmpty();
+    const size_t rows = 4 * (active.begin[blocks.end] - active.begin[blocks.begin]);
+    constexpr size_t kRest = 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
+    const size_t bytes = step * (rows / filled / 2 + kRest);
+    for (size_t i = (kRowBytesAhead + bytes - 1) / bytes; i > 0 && blocks_.begin < blocks_.end; --i) Move();
+  }
+
+  // The step ahead of the next one of the reader.
+  StepAhead Next() {
+    if (blocks_.begin == blocks_.end) return {};
+    const size_t b = blocks_.begin, row_bytes = w_.N / 2;
+    const BlockQuads rows(active_, w_.K, b);
+    const StepAhead result = {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
+    Move();
+    return result;
+  }
+
+ private:
+  bool Empty(size_t b) const { return active_.begin[b] == active_.begin[b + 1]; }
+  void SkipEmpty() {
+    while (blocks_.begin < blocks_.end && Empty(blocks_.begin)) ++blocks_.begin;
+  }
+  void Move() {
+    n_ += step_;
+    if (n_ < end_) return;
+    n_ = begin_;
+    ++blocks_.begin;
+    SkipEmpty();
+  }
+
+  const Nested& w_;
+  const ActiveQuads& active_;
+  Range blocks_;  // the first one is where it is
+  size_t begin_, end_, step_, n_;
 };
 
 // One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in the block's first
@@ -213,23 +261,15 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
 // Steps of one vector size over [n, end), as many as fit; returns the first output that is left.
 template <int kBits, class D8>
 HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x, const ActiveQuads& active, size_t b,
-                                    size_t begin, size_t n, size_t end, float* y) {
+                                    size_t n, size_t end, AheadCursor<kBits>& ahead, float* y) {
   constexpr size_t kOutputs = 2 * hn::MaxLanes(d8);
   if (n + kOutputs > end) return n;
   const BlockScale<hn::Repartition<int32_t, D8>> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
   const BlockQuads quads(active, w.K, b);
   const size_t row_bytes = w.N / 2;
-  const size_t ahead = std::min(kOutputsAhead, end - begin);
   for (; n + kOutputs <= end; n += kOutputs) {
-    const bool same = n + ahead < end;
-    const size_t later_b = same ? b : b + 1, later_n = same ? n + ahead : n + ahead - (end - begin);
-    StepAhead later = {};
-    if (later_b < w.K / kBlock) {
-      const BlockQuads rows(active, w.K, later_b);
-      later = {ViewAt<kBits>(w, w.base + later_b * kBlock * row_bytes + later_n / 2, later_b, later_n), rows.row, rows.end};
-    }
     const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + n / 2, b, n);
-    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, later, x.phased + b * kBlock, w.K, scale, y + n);
+    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, ahead.Next(), x.phased + b * kBlock, w.K, scale, y + n);
   }
   return n;
 }
@@ -240,14 +280,15 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
   const hn::ScalableTag<uint8_t> wide;
   const hn::CappedTag<uint8_t, 32> half;
   const hn::Full128<uint8_t> narrow;
+  AheadCursor<kBits> ahead(w, active, blocks, begin, end, 2 * hn::MaxLanes(wide));
   for (size_t b = blocks.begin; b < blocks.end; ++b) {
     if (active.begin[b] == active.begin[b + 1]) continue;
-    size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, begin, end, y);
+    size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, end, ahead, y);
     if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) {
-      n = ChannelMajorSteps<kBits>(half, w, x, active, b, begin, n, end, y);
+      n = ChannelMajorSteps<kBits>(half, w, x, active, b, n, end, ahead, y);
     }
     if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) {
-      n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, begin, n, end, y);
+      n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, n, end, ahead, y);
     }
     if (n < end) {
       constexpr size_t kOutputs = 32;
