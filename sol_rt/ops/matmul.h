@@ -19,10 +19,10 @@ class MatMul {
   size_t Inputs() const { return w_.K; }
   size_t Outputs() const { return w_.N; }
 
-  // One token. Tasks are as many as members, or more where there are many outputs: a task reads long runs of memory.
+  // One token. Tasks are as wide as can be: a processor reads beyond the end of every run of memory, and what it reads there is lost.
   size_t RowTasks(size_t members) const {
-    constexpr size_t kMost = 1024;
-    return std::max((w_.N + kMost - 1) / kMost, std::min(members, (w_.N + kStep - 1) / kStep));
+    constexpr size_t kMost = 32768;  // outputs whose sums stay in a core's own cache
+    return TasksOf(w_.N, kStep, kMost, members);
   }
   TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
   // Writes the outputs of one task; adds `residual` [N] where it is not null.

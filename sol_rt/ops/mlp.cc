@@ -6,9 +6,10 @@ namespace {
 constexpr size_t kTokensAtOnce = 128;  // a task's sums stay in the core's own cache
 constexpr size_t kTokensAChunk = 512;  // bounds the scratch memory of a long prompt
 
-// One token: whole vectors of outputs, and tasks that end while their inputs are still in the core's own cache.
+// One token: whole vectors of outputs, and tasks as wide as can be: a processor reads beyond the end of every run of memory, and what
+// it reads there is lost.
 constexpr size_t kUpStep = 128;
-constexpr size_t kMostUpOutputs = 1024;
+constexpr size_t kMostUpOutputs = 16384;
 constexpr size_t kMostParts = 4;
 constexpr size_t kMostDownOutputs = 2048;
 
@@ -87,8 +88,7 @@ Mlp::Keep Mlp::ReadKeep(const char* op, const Tensor& in, const Tensor& mid) con
 }
 
 size_t Mlp::UpTasks(size_t members) const {
-  const size_t I = Inner();
-  return std::max((I + kMostUpOutputs - 1) / kMostUpOutputs, std::min(members, (I + kUpStep - 1) / kUpStep));
+  return TasksOf(Inner(), kUpStep, kMostUpOutputs, members);
 }
 
 void Mlp::Up(const TokenInput& x, size_t task, size_t tasks, float* hidden) const {

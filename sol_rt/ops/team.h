@@ -32,6 +32,12 @@ inline Range ShareOf(size_t count, size_t step, size_t task, size_t tasks) {
   return {bound(task), bound(task + 1)};
 }
 
+// How many such tasks: one a member, or as many for each as leave a task no more than `most` things.
+inline size_t TasksOf(size_t count, size_t step, size_t most, size_t members) {
+  const size_t rounds = (count + members * most - 1) / (members * most);
+  return std::min(members * rounds, (count + step - 1) / step);
+}
+
 class Team {
  public:
   static constexpr size_t kMaxPhases = 8;
