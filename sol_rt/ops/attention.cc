@@ -18,7 +18,7 @@ constexpr int64_t kMaxCapacity = int64_t{1} << 30;  // positions are counted in 
 constexpr int64_t kScoredPages = 128;
 // Below this many bytes of keys and values, waking a second thread costs more than it saves.
 constexpr int64_t kParallelBytes = 96 * 1024;
-// Fetched from memory while the step's queries are rotated.
+// Fetched from memory before attention begins.
 constexpr int64_t kEarlyBytes = 64 * 1024;
 // Decode tasks to cut a step into, where chunks do not get too small or too large.
 constexpr int64_t kDecodeTasks = 16;
@@ -27,46 +27,41 @@ constexpr int64_t kMinChunkPages = 4;
 constexpr int64_t kPrefillTasks = 8;
 constexpr int64_t kMinSplitKeys = 512;
 
-// The output that continues a cache input: the same memory where the caller bound it so, else a copy.
-hwy::float16_t* Present(const Context& context, size_t index, const Tensor& past) {
-  auto* present = context.Output<hwy::float16_t>(index, past.dims.data(), past.rank);
-  if (present != past.data) std::memcpy(present, past.data, static_cast<size_t>(past.Elements()) * sizeof(hwy::float16_t));
+// A tensor of the cache that a call appends to: the caller's own, where it is bound as input and output, else a copy.
+hwy::float16_t* Present(const Context& context, const char* op, const char* name, size_t input, size_t output, const int64_t (&dims)[4]) {
+  auto* present = context.Output<hwy::float16_t>(output, dims, 4);  // ONNX Runtime refuses a bound one of another shape
+  if (present == context.InputData(input)) return present;
+  const Tensor past = context.Input(input);
+  Expect(op, name, past, kFloat16, {dims[0], dims[1], dims[2], dims[3]});
+  std::memcpy(present, past.data, static_cast<size_t>(past.Elements()) * sizeof(hwy::float16_t));
   return present;
 }
 
-// Asks for what a step reads first.
-void FetchEarly(const AttentionCall& call, bool sparse) {
-  const int64_t row = call.RowBytes();
-  const int64_t newest = (call.pages - 1) * kPageSize;
-  const int64_t half = call.rotary_dim / 2;
+// Asks for what a member reads first of the keys and values, or of the summaries where pages are selected: `share` of all `members`.
+void FetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share, size_t members) {
+  const int64_t row = call.RowBytes(), half = call.rotary_dim / 2;
   PrefetchBytes(call.cos + call.past * half, half * static_cast<int64_t>(sizeof(float)));
   PrefetchBytes(call.sin + call.past * half, half * static_cast<int64_t>(sizeof(float)));
-  for (int64_t head = 0; head < call.kv_heads; ++head) PrefetchBytes(call.KeyRow(head, newest), (call.total - newest) * row);
-  const int64_t rows = std::min(kEarlyBytes / (2 * call.kv_heads * row), sparse ? call.pages - 1 : newest);
-  for (int64_t head = 0; head < call.kv_heads; ++head) {
-    const int64_t summaries = call.SummaryOffset(head, 0);
-    PrefetchBytes(sparse ? call.page_min + summaries : call.KeyRow(head, 0), rows * row);
-    PrefetchBytes(sparse ? call.page_max + summaries : call.ValueRow(head, 0), rows * row);
+  const int64_t rows = std::min(kEarlyBytes / (2 * call.kv_heads * row), plan.sparse ? call.pages - 1 : call.past);
+  const Range part = ShareOf(static_cast<size_t>(call.kv_heads * rows), 4, share, members);
+  for (size_t i = part.begin; i < part.end; ++i) {
+    const int64_t head = static_cast<int64_t>(i) / rows, at = static_cast<int64_t>(i) % rows;
+    const int64_t summary = plan.sparse ? call.SummaryOffset(head, at) : 0;
+    PrefetchBytes(plan.sparse ? call.page_min + summary : call.KeyRow(head, at), row);
+    PrefetchBytes(plan.sparse ? call.page_max + summary : call.ValueRow(head, at), row);
   }
 }
 
-// Of one KV head, where pages are selected.
-int64_t ScoreTasks(const AttentionCall& call) { return DivideUp(call.pages - 1, kScoredPages); }
+// Score tasks of one KV head, where pages are selected.
+int64_t ScoreParts(const AttentionCall& call) { return DivideUp(call.pages - 1, kScoredPages); }
 
-// A phase of f(kv_head, i) for i in 0 … count - 1 of every KV head; where the last of a head has ended, done(kv_head).
-template <class Prepare, class F, class Done>
-void ForEachPart(Member& member, const AttentionCall& call, std::atomic<int32_t>* pending, int64_t count, const Prepare& prepare, const F& f,
-                 const Done& done) {
-  member.Run(static_cast<size_t>(call.kv_heads * count), prepare, [&](size_t task) {
-    const int64_t head = static_cast<int64_t>(task) / count;
-    f(head, static_cast<int64_t>(task) % count);
-    if (pending[head].fetch_sub(1, std::memory_order_acq_rel) == 1) done(head);
-  });
-}
+// Whether this was the last part of its KV head.
+bool EndPart(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
 }  // namespace
 
-Attention::Attention(const Attributes& attributes, const char* op) : op_(op) {
+Attention::Attention(const Attributes& attributes, const char* op)
+    : op_(op), past_length_(attributes, op, kKeyPort + 4, "past_length"), attn_keep_(attributes, op, kKeyPort + 5, "attn_keep") {
   sizes_.heads = attributes.Int("num_heads", 1, 1024);
   sizes_.kv_heads = attributes.Int("kv_heads", 1, sizes_.heads);
   sizes_.group = sizes_.heads / sizes_.kv_heads;
@@ -85,44 +80,42 @@ Attention::Attention(const Attributes& attributes, const char* op) : op_(op) {
   if (!std::isfinite(sizes_.scale)) refuse("attribute softmax_scale: got a non-finite number");
 }
 
-AttentionCall Attention::Begin(const Context& context, const Inputs& inputs, int64_t tokens, size_t first_output) const {
+AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const Tensor& sin, int64_t tokens) const {
   AttentionCall call = sizes_;
   const int64_t dim = call.head_dim;
-  Expect(op_, "past_key", inputs.key, kFloat16, {1, call.kv_heads, -1, dim});
-  call.capacity = inputs.key.dims[2];
+  const Tensor key = context.Input(kKeyPort);
+  Expect(op_, "past_key", key, kFloat16, {1, call.kv_heads, -1, dim});
+  call.capacity = key.dims[2];
   if (call.capacity % kPageSize != 0 || call.capacity > kMaxCapacity) {
     throw Error(std::string(op_) + ": input past_key: got capacity " + std::to_string(call.capacity) + ", expected a multiple of " +
                 std::to_string(kPageSize) + " up to " + std::to_string(kMaxCapacity));
   }
-  Expect(op_, "past_value", inputs.value, kFloat16, {1, call.kv_heads, call.capacity, dim});
-  Expect(op_, "past_page_min", inputs.page_min, kFloat16, {1, call.kv_heads, call.capacity / kPageSize, dim});
-  Expect(op_, "past_page_max", inputs.page_max, kFloat16, {1, call.kv_heads, call.capacity / kPageSize, dim});
-  Expect(op_, "past_length", inputs.past_length, kInt64, {1});
-  Expect(op_, "attn_keep", inputs.attn_keep, kInt64, {1});
-  Expect(op_, "cos", inputs.cos, kFloat, {-1, call.rotary_dim / 2});
-  Expect(op_, "sin", inputs.sin, kFloat, {inputs.cos.dims[0], call.rotary_dim / 2});
+  Expect(op_, "cos", cos, kFloat, {-1, call.rotary_dim / 2});
+  Expect(op_, "sin", sin, kFloat, {cos.dims[0], call.rotary_dim / 2});
 
   call.tokens = tokens;
-  call.past = *inputs.past_length.As<int64_t>();
-  call.keep = *inputs.attn_keep.As<int64_t>();
+  call.past = past_length_.Read(context);
+  call.keep = attn_keep_.Read(context);
   if (call.past < 0 || call.past > call.capacity - call.tokens) {
     throw Error(std::string(op_) + ": input past_length: got " + std::to_string(call.past) + " with " + std::to_string(call.tokens) +
                 " new tokens, expected 0 to the capacity " + std::to_string(call.capacity) + " less the new tokens; enlarge the cache");
   }
   call.total = call.past + call.tokens;
   call.pages = DivideUp(call.total, kPageSize);
-  if (inputs.cos.dims[0] < call.total) {
-    throw Error(std::string(op_) + ": input cos: got " + std::to_string(inputs.cos.dims[0]) + " positions, expected at least " +
+  if (cos.dims[0] < call.total) {
+    throw Error(std::string(op_) + ": input cos: got " + std::to_string(cos.dims[0]) + " positions, expected at least " +
                 std::to_string(call.total) + "; the context is longer than the model's");
   }
   if (call.keep < 0) throw Error(std::string(op_) + ": input attn_keep: got " + std::to_string(call.keep) + ", expected 0 or more");
 
-  call.cos = inputs.cos.As<float>();
-  call.sin = inputs.sin.As<float>();
-  call.key = Present(context, first_output, inputs.key);
-  call.value = Present(context, first_output + 1, inputs.value);
-  call.page_min = Present(context, first_output + 2, inputs.page_min);
-  call.page_max = Present(context, first_output + 3, inputs.page_max);
+  call.cos = cos.As<float>();
+  call.sin = sin.As<float>();
+  const int64_t tokens_shape[4] = {1, call.kv_heads, call.capacity, dim};
+  const int64_t pages_shape[4] = {1, call.kv_heads, call.capacity / kPageSize, dim};
+  call.key = Present(context, op_, "past_key", kKeyPort, 1, tokens_shape);
+  call.value = Present(context, op_, "past_value", kKeyPort + 1, 2, tokens_shape);
+  call.page_min = Present(context, op_, "past_page_min", kKeyPort + 2, 3, pages_shape);
+  call.page_max = Present(context, op_, "past_page_max", kKeyPort + 3, 4, pages_shape);
   return call;
 }
 
@@ -168,9 +161,8 @@ DecodePlan Attention::PlanOwn(const AttentionCall& call, const DecodePlan& plan,
 void Attention::StartStep(const AttentionCall& call, const DecodePlan& plan) const {
   for (int64_t head = 0; head < call.kv_heads; ++head) {
     new (plan.pending_chunks + head) std::atomic<int32_t>(static_cast<int32_t>(plan.chunks));
-    if (plan.sparse) new (plan.pending_scores + head) std::atomic<int32_t>(static_cast<int32_t>(ScoreTasks(call)));
+    if (plan.sparse) new (plan.pending_scores + head) std::atomic<int32_t>(static_cast<int32_t>(ScoreParts(call)));
   }
-  FetchEarly(call, plan.sparse);
 }
 
 size_t Attention::StepMembers(const AttentionCall& call, const DecodePlan& plan) const {
@@ -179,30 +171,31 @@ size_t Attention::StepMembers(const AttentionCall& call, const DecodePlan& plan)
   return most_rows * row_bytes >= kParallelBytes ? ThreadCount::Estimate() : 1;
 }
 
-void Attention::Step(Member& member, const AttentionCall& call, const DecodePlan& own) const {
+void Attention::FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const {
+  FetchShare(call, plan, member.FirstOf(members), members);
+}
+
+void Attention::Prepare(const AttentionCall& call, const DecodePlan& own) const { BestAttentionKernels().prepare_queries(call, own); }
+
+size_t Attention::ScoreTasks(const AttentionCall& call) const { return static_cast<size_t>(call.kv_heads * ScoreParts(call)); }
+
+void Attention::Score(const AttentionCall& call, const DecodePlan& own, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
+  const int64_t parts = ScoreParts(call), head = static_cast<int64_t>(task) / parts, part = static_cast<int64_t>(task) % parts;
   const int64_t newest = call.pages - 1;
-  bool prepared = false;
-  const auto prepare = [&] {
-    if (!prepared) kernels.prepare_queries(call, own);
-    prepared = true;
-  };
-  if (own.sparse) {
-    ForEachPart(
-        member, call, own.pending_scores, ScoreTasks(call), prepare,
-        [&](int64_t head, int64_t i) {
-          if (i == 0) kernels.append_page(call, head, newest);
-          kernels.score_pages(call, own, head, i * kScoredPages, std::min(newest, (i + 1) * kScoredPages));
-        },
-        [&](int64_t head) { kernels.select_pages(call, own, head); });
-  }
-  ForEachPart(
-      member, call, own.pending_chunks, own.chunks, prepare,
-      [&](int64_t head, int64_t chunk) {
-        if (!own.sparse && chunk == own.chunks - 1) kernels.append_page(call, head, newest);  // this chunk's own page
-        kernels.decode_chunk(call, own, head, chunk);
-      },
-      [&](int64_t head) { kernels.combine_chunks(call, own, head); });
+  if (part == 0) kernels.append_page(call, head, newest);
+  kernels.score_pages(call, own, head, part * kScoredPages, std::min(newest, (part + 1) * kScoredPages));
+  if (EndPart(own.pending_scores[head])) kernels.select_pages(call, own, head);
+}
+
+size_t Attention::ChunkTasks(const AttentionCall& call, const DecodePlan& own) const { return static_cast<size_t>(call.kv_heads * own.chunks); }
+
+void Attention::Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const {
+  const AttentionKernels& kernels = BestAttentionKernels();
+  const int64_t head = static_cast<int64_t>(task) / own.chunks, chunk = static_cast<int64_t>(task) % own.chunks;
+  if (!own.sparse && chunk == own.chunks - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
+  kernels.decode_chunk(call, own, head, chunk);
+  if (EndPart(own.pending_chunks[head])) kernels.combine_chunks(call, own, head);
 }
 
 void Attention::Rows(const Context& context, const AttentionCall& call) const {

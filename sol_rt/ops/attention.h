@@ -12,19 +12,14 @@ namespace sol {
 
 class Attention {
  public:
-  // The tensors of a call besides q, k and v, as the operator has them among its inputs.
-  struct Inputs {
-    Tensor key, value, page_min, page_max, past_length, attn_keep, cos, sin;
-  };
-
   // Reads the sizes from the attributes of the operator `op`.
   Attention(const Attributes& attributes, const char* op);
 
   int64_t QkvSize() const { return (sizes_.heads + 2 * sizes_.kv_heads) * sizes_.head_dim; }
   int64_t OutputSize() const { return sizes_.heads * sizes_.head_dim; }
 
-  // Checks a call of `tokens` > 0 new tokens and makes the four outputs of the cache, from `first_output` on. The caller adds qkv and y.
-  AttentionCall Begin(const Context& context, const Inputs& inputs, int64_t tokens, size_t first_output) const;
+  // Checks a call of `tokens` > 0 new tokens and makes the outputs of the cache. The caller adds qkv and y.
+  AttentionCall Begin(const Context& context, const Tensor& cos, const Tensor& sin, int64_t tokens) const;
 
   // One token. A plan's arrays are shared by the team, but every member has queries of its own.
   DecodePlan PlanStep(const AttentionCall& call, Arena& arena) const;
@@ -33,13 +28,37 @@ class Attention {
   void StartStep(const AttentionCall& call, const DecodePlan& plan) const;
   // How many members the step has work for.
   size_t StepMembers(const AttentionCall& call, const DecodePlan& plan) const;
-  // Two phases of a team, one where all pages are read.
-  void Step(Member& member, const AttentionCall& call, const DecodePlan& own) const;
+  // Asks for what the member reads first in Step.
+  void FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const;
+  // Two phases of a team, one where all pages are read. A member with nothing left to do calls ahead().
+  template <class Ahead>
+  void Step(Member& member, const AttentionCall& call, const DecodePlan& own, const Ahead& ahead) const {
+    bool prepared = false;
+    const auto prepare = [&] {
+      if (!prepared) Prepare(call, own);
+      prepared = true;
+    };
+    if (own.sparse) member.Run(ScoreTasks(call), prepare, [&](size_t task) { Score(call, own, task); });
+    member.Run(ChunkTasks(call, own), prepare, [&](size_t task) { Attend(call, own, task); }, ahead);
+  }
 
   void Rows(const Context& context, const AttentionCall& call) const;
 
  private:
+  // Rotates a member's queries.
+  void Prepare(const AttentionCall& call, const DecodePlan& own) const;
+  // Scores some pages of a KV head; the last such task selects.
+  size_t ScoreTasks(const AttentionCall& call) const;
+  void Score(const AttentionCall& call, const DecodePlan& own, size_t task) const;
+  // Attends some pages of a KV head; the last such task adds up.
+  size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
+  void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
+
+  // Of every operator that attends: past_key, past_value, past_page_min, past_page_max, past_length, attn_keep; outputs 1 … 4.
+  static constexpr size_t kKeyPort = 1;
+
   const char* op_;
+  CountInput past_length_, attn_keep_;
   AttentionCall sizes_{};
 };
 

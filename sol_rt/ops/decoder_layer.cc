@@ -16,6 +16,7 @@ namespace {
 class DecoderLayer {
  public:
   static constexpr const char* kName = "DecoderLayer";
+  static constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
   static constexpr size_t kFirstWeight = 11;
   static constexpr size_t kMostWeights = 4 + 4 * 6;
   static constexpr auto kInputs = [] {
@@ -44,10 +45,8 @@ class DecoderLayer {
     const int64_t hidden = static_cast<int64_t>(mlp_.Channels());
     Expect(kName, "x", x, kFloat, {1, -1, hidden});
     if (x.dims[1] < 1) throw Error(std::string(kName) + ": input x: got no token, expected at least 1");
-    const Attention::Inputs inputs = {context.Input(1), context.Input(2), context.Input(3), context.Input(4),
-                                      context.Input(5), context.Input(6), cos_,             sin_};
-    AttentionCall call = attention_.Begin(context, inputs, x.dims[1], 1);
-    const Mlp::Keep keep = mlp_.ReadKeep(kName, context.Input(7), context.Input(8));
+    AttentionCall call = attention_.Begin(context, cos_, sin_, x.dims[1]);
+    const Mlp::Keep keep = mlp_.ReadKeep(context);
     float* y = context.Output<float>(0, {1, call.tokens, hidden});
     if (call.tokens == 1) {
       Step(context, x.As<float>(), call, keep, y);
@@ -89,7 +88,7 @@ class DecoderLayer {
       const Nested down = ReadMatrix("DecoderLayer down", true, I, hidden);
       const float* down_bias = ReadBias("down_bias", has_bias, hidden);
       ExpectInputs(attributes_, kName, static_cast<size_t>(port_));
-      return Mlp(attributes_, kName, up, up_bias, down, down_bias);
+      return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias);
     }
 
    private:
@@ -156,17 +155,21 @@ class DecoderLayer {
     const size_t qkv_tasks = qkv_.RowTasks(members), output_tasks = output_.RowTasks(members);
     RunTeam(context, members, [&](Member& member) {
       Own& own = all[member.Index()];
+      qkv_.Fetch(member.FirstOf(qkv_tasks), qkv_tasks, kFetchedBytes);
       member.Run(
           qkv_tasks,
           [&] {
             attention_norm_.Row(x, own.normed);
             own.qkv.Read(own.normed);
           },
-          [&](size_t task) { qkv_.Row(own.qkv, task, qkv_tasks, nullptr, qkv); });
-      attention_.Step(member, call, own.attention);
+          [&](size_t task) { qkv_.Row(own.qkv, task, qkv_tasks, nullptr, qkv); },
+          [&] { attention_.FetchStep(member, members, call, plan); });
+      attention_.Step(member, call, own.attention,
+                      [&] { output_.Fetch(member.FirstOf(output_tasks), output_tasks, kFetchedBytes); });
       member.Run(
           output_tasks, [&] { own.output.Read(attended); },
-          [&](size_t task) { output_.Row(own.output, task, output_tasks, x, middle); });
+          [&](size_t task) { output_.Row(own.output, task, output_tasks, x, middle); },
+          [&] { mlp_.FetchStep(member, members, keep); });
       const auto normed = [&] {
         mlp_norm_.Row(parallel_residual_ ? x : middle, own.normed);
         return own.normed;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "fetch.h"
 #include "nested.h"
 #include "op.h"
 #include "team.h"
@@ -25,6 +26,8 @@ class MatMul {
     return TasksOf(w_.N, kStep, kMost, members);
   }
   TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
+  // Asks for the first `bytes` that a task reads.
+  void Fetch(size_t task, size_t tasks, size_t bytes) const { FetchBlockMajor(w_, ShareOf(w_.N, kStep, task, tasks), bytes); }
   // Writes the outputs of one task; adds `residual` [N] where it is not null.
   void Row(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const;
 

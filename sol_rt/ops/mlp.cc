@@ -1,5 +1,7 @@
 #include "mlp.h"
 
+#include "fetch.h"
+
 namespace sol {
 namespace {
 
@@ -12,6 +14,7 @@ constexpr size_t kUpStep = 128;
 constexpr size_t kMostUpOutputs = 16384;
 constexpr size_t kMostParts = 4;
 constexpr size_t kMostDownOutputs = 2048;
+constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
 
 Activation ReadActivation(const Attributes& attributes, const char* op) {
   const std::string name = attributes.String("activation");
@@ -23,9 +26,7 @@ Activation ReadActivation(const Attributes& attributes, const char* op) {
               ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
 }
 
-size_t Kept(const char* op, const char* name, const Tensor& tensor, size_t channels) {
-  Expect(op, name, tensor, kInt64, {1});
-  const int64_t count = *tensor.As<int64_t>();
+size_t Kept(const char* op, const char* name, int64_t count, size_t channels) {
   if (count < 0 || count > static_cast<int64_t>(channels)) {
     throw Error(std::string(op) + ": input " + name + ": got " + std::to_string(count) + ", expected 0 to " +
                 std::to_string(channels) + " channels");
@@ -78,13 +79,24 @@ Activations PlaceRows(const Nested& w, size_t tokens, Arena& arena) {
 
 }  // namespace
 
-Mlp::Mlp(const Attributes& attributes, const char* op, const Nested& up, const float* up_bias, const Nested& down,
+Mlp::Mlp(const Attributes& attributes, const char* op, size_t keep_port, const Nested& up, const float* up_bias, const Nested& down,
          const float* down_bias)
-    : up_(up), down_(down), up_bias_(up_bias), down_bias_(down_bias), gated_(attributes.Int("gated", 0, 1) != 0),
+    : op_(op), keep_in_(attributes, op, keep_port, "keep_in"), keep_mid_(attributes, op, keep_port + 1, "keep_mid"), up_(up), down_(down), up_bias_(up_bias), down_bias_(down_bias), gated_(attributes.Int("gated", 0, 1) != 0),
       activation_(ReadActivation(attributes, op)) {}
 
-Mlp::Keep Mlp::ReadKeep(const char* op, const Tensor& in, const Tensor& mid) const {
-  return {Kept(op, "keep_in", in, up_.K), Kept(op, "keep_mid", mid, Inner())};
+Mlp::Keep Mlp::ReadKeep(const Context& context) const {
+  return {Kept(op_, "keep_in", keep_in_.Read(context), up_.K), Kept(op_, "keep_mid", keep_mid_.Read(context), Inner())};
+}
+
+void Mlp::FetchUp(size_t task, size_t tasks, Keep keep) const {
+  if (keep.in < up_.K) return;  // which rows will be read is not known yet
+  FetchChannelMajor(up_, {0, up_.K / kBlock}, ShareOf(Inner(), kUpStep, task, tasks), kFetchedBytes);
+}
+
+void Mlp::FetchDown(size_t task, size_t tasks, Keep keep) const {
+  if (keep.mid < Inner()) return;
+  const size_t ranges = tasks / Parts();
+  FetchChannelMajor(down_, BlocksOf(task / ranges), ShareOf(up_.K, kUpStep, task % ranges, ranges), kFetchedBytes);
 }
 
 size_t Mlp::UpTasks(size_t members) const {

@@ -29,12 +29,13 @@ class Mlp {
   };
 
   // Both matrices are channel-major; a bias may be null. Reads the attributes `gated` and `activation` of the operator `op`.
-  Mlp(const Attributes& attributes, const char* op, const Nested& up, const float* up_bias, const Nested& down, const float* down_bias);
+  // The counts of channels to keep, 0 meaning all, are inputs `keep_port` and the next one.
+  Mlp(const Attributes& attributes, const char* op, size_t keep_port, const Nested& up, const float* up_bias, const Nested& down,
+      const float* down_bias);
 
   size_t Channels() const { return up_.K; }
 
-  // The counts that two inputs of the operator hold, 0 meaning all channels.
-  Keep ReadKeep(const char* op, const Tensor& in, const Tensor& mid) const;
+  Keep ReadKeep(const Context& context) const;
 
   Shared PlaceShared(Arena& arena) const { return {arena.Take<float>(up_.N), arena.Take<float>(Parts() * up_.K)}; }
   Own PlaceOwn(Arena& arena) const {
@@ -47,10 +48,17 @@ class Mlp {
             float* y) const {
     const size_t up_tasks = UpTasks(members), down_tasks = DownTasks(members);
     member.Run(
-        up_tasks, [&] { own.up.Read(input(), keep.in); }, [&](size_t task) { Up(own.up, task, up_tasks, shared.hidden); });
+        up_tasks, [&] { own.up.Read(input(), keep.in); }, [&](size_t task) { Up(own.up, task, up_tasks, shared.hidden); },
+        [&] { FetchDown(member.FirstOf(down_tasks), down_tasks, keep); });
     member.Finish(
         down_tasks, [&] { own.down.Read(shared.hidden, keep.mid); },
         [&](size_t task) { Down(own.down, task, down_tasks, shared.sums); }, [&] { AddParts(shared.sums, residual, y); });
+  }
+
+  // Asks for what the member reads first in Step.
+  void FetchStep(const Member& member, size_t members, Keep keep) const {
+    const size_t tasks = UpTasks(members);
+    FetchUp(member.FirstOf(tasks), tasks, keep);
   }
 
   // y [tokens, K] of x [tokens, K]; adds `residual` [tokens, K] where it is not null.
@@ -58,6 +66,10 @@ class Mlp {
 
  private:
   size_t Inner() const { return down_.K; }
+
+  // Asks for the first bytes that a task reads.
+  void FetchUp(size_t task, size_t tasks, Keep keep) const;
+  void FetchDown(size_t task, size_t tasks, Keep keep) const;
 
   // Outputs of the first matrix are shared out among tasks.
   size_t UpTasks(size_t members) const;
@@ -73,6 +85,8 @@ class Mlp {
 
   void Chunk(const Context& context, const float* x, size_t tokens, Keep keep, const float* residual, float* y) const;
 
+  const char* op_;
+  CountInput keep_in_, keep_mid_;
   Nested up_, down_;
   const float* up_bias_;
   const float* down_bias_;

@@ -169,6 +169,21 @@ class Attributes {
     Check(Api().KernelInfo_GetInputCount(info_, &count));
     return count;
   }
+  // Whether the type of an input tells this shape: ONNX Runtime then refuses a run that gives the graph another.
+  bool InputIs(size_t index, std::initializer_list<int64_t> shape) const {
+    OrtTypeInfo* type = nullptr;
+    const OrtTensorTypeAndShapeInfo* info = nullptr;
+    std::array<int64_t, Tensor::kMaxRank> dims{};
+    size_t rank = 0;
+    Check(Api().KernelInfo_GetInputTypeInfo(info_, index, &type));
+    OrtStatus* status = Api().CastTypeInfoToTensorInfo(type, &info);
+    if (status == nullptr && info != nullptr) status = Api().GetDimensionsCount(info, &rank);
+    const bool comparable = rank == shape.size() && rank > 0 && rank <= dims.size();
+    if (status == nullptr && comparable) status = Api().GetDimensions(info, dims.data(), rank);
+    Api().ReleaseTypeInfo(type);
+    Check(status);
+    return comparable && std::equal(shape.begin(), shape.end(), dims.begin());
+  }
   // The initializer behind an input. It lives as long as the session, and is read where it lies: nothing is copied.
   Tensor Constant(size_t index, const char* name) const {
     int is_constant = 0;
@@ -223,6 +238,14 @@ class Context {
     Check(Api().KernelContext_GetInput(context_, index, &value));
     return Describe(value);
   }
+  // Where an input lies, without its shape, whose description costs several times as much.
+  const void* InputData(size_t index) const {
+    const OrtValue* value = nullptr;
+    void* data = nullptr;
+    Check(Api().KernelContext_GetInput(context_, index, &value));
+    Check(Api().GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+    return data;
+  }
   template <class T>
   T* Output(size_t index, const int64_t* dims, size_t rank) const {
     OrtValue* value = nullptr;
@@ -252,6 +275,27 @@ class Context {
 
  private:
   OrtKernelContext* context_;
+};
+
+// An input int64 [1] that holds a count.
+class CountInput {
+ public:
+  CountInput(const Attributes& attributes, const char* op, size_t port, const char* name)
+      : op_(op), port_(port), name_(name), known_(attributes.InputIs(port, {1})) {}
+
+  const char* Name() const { return name_; }
+  int64_t Read(const Context& context) const {
+    if (known_) return *static_cast<const int64_t*>(context.InputData(port_));
+    const Tensor tensor = context.Input(port_);
+    Expect(op_, name_, tensor, kInt64, {1});
+    return *tensor.As<int64_t>();
+  }
+
+ private:
+  const char* op_;
+  size_t port_;
+  const char* name_;
+  bool known_;  // that it has one element
 };
 
 // Uninitialized memory, 64-byte aligned, that grows and is kept: declare it thread_local.

@@ -39,7 +39,7 @@ class PrunedMLP {
     if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(K)) {
       throw Error(std::string(kName) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(K) + "]");
     }
-    const Mlp::Keep keep = mlp_.ReadKeep(kName, context.Input(1), context.Input(2));
+    const Mlp::Keep keep = mlp_.ReadKeep(context);
     float* y = context.Output<float>(0, x.dims.data(), x.rank);
     const size_t tokens = static_cast<size_t>(x.Elements()) / K;
     if (tokens == 1) {
@@ -61,7 +61,7 @@ class PrunedMLP {
     const Nested down = ReadNested(attributes, "PrunedMLP down", {6, 7, 8, 10, 12}, true, I, K, bits);
     const float* up_bias = has_bias ? ReadVector(attributes, kName, 9 + planes, "up_bias", U) : nullptr;
     const float* down_bias = has_bias ? ReadVector(attributes, kName, 10 + planes, "down_bias", K) : nullptr;
-    return Mlp(attributes, kName, up, up_bias, down, down_bias);
+    return Mlp(attributes, kName, 1, up, up_bias, down, down_bias);
   }
 
   void One(const Context& context, const float* x, Mlp::Keep keep, float* y) const {

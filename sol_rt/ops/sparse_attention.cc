@@ -31,9 +31,7 @@ class SparseAttention {
     const Tensor qkv = context.Input(0);
     Expect(kName, "qkv", qkv, kFloat, {1, -1, attention_.QkvSize()});
     if (qkv.dims[1] < 1) throw Error(std::string(kName) + ": input qkv: got no token, expected at least 1");
-    const Attention::Inputs inputs = {context.Input(1), context.Input(2), context.Input(3), context.Input(4),
-                                      context.Input(5), context.Input(6), context.Input(7), context.Input(8)};
-    AttentionCall call = attention_.Begin(context, inputs, qkv.dims[1], 1);
+    AttentionCall call = attention_.Begin(context, context.Input(7), context.Input(8), qkv.dims[1]);
     call.qkv = qkv.As<float>();
     call.y = context.Output<float>(0, {1, call.tokens, attention_.OutputSize()});
     if (call.tokens == 1) {
@@ -54,8 +52,11 @@ class SparseAttention {
       own = arena.Each(most, [&] { return attention_.PlanOwn(call, plan, arena); });
     });
     attention_.StartStep(call, plan);
-    RunTeam(context, std::min(most, attention_.StepMembers(call, plan)),
-            [&](Member& member) { attention_.Step(member, call, own[member.Index()]); });
+    const size_t members = std::min(most, attention_.StepMembers(call, plan));
+    RunTeam(context, members, [&](Member& member) {
+      attention_.FetchStep(member, members, call, plan);
+      attention_.Step(member, call, own[member.Index()], [] {});
+    });
   }
 
   Attention attention_;

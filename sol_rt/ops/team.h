@@ -3,7 +3,7 @@
 // Every member runs the same function, phase by phase:
 //
 //   RunTeam(context, members, [&](Member& member) {
-//     member.Run(tasks, prepare, task);      // waits for all tasks
+//     member.Run(tasks, prepare, task, ahead);      // waits for all tasks
 //     member.Finish(tasks, prepare, task, last);
 //   });
 //
@@ -85,46 +85,47 @@ class Member {
   // Nothing is left for a member that enters now.
   bool Over() const { return team_.over_.load(std::memory_order_relaxed); }
 
-  // The next phase: task(0) … task(tasks - 1), tasks > 0, each run by one member, which has called prepare() before its first one;
-  // then last(), by one of them. Returns when all of it has been done. Nothing may throw.
-  template <class Prepare, class Task, class Last>
-  void Run(size_t tasks, const Prepare& prepare, const Task& task, const Last& last) {
+  // The task that this member claims first of `tasks`, as a rule.
+  size_t FirstOf(size_t tasks) const { return FromBack() ? tasks - 1 : 0; }
+
+  // The next phase: task(0) … task(tasks - 1), tasks > 0, each run by one member, which has called prepare() before its first one.
+  // A member for whom nothing is left calls ahead(), to fetch what it reads next. Returns when all tasks have been done. Nothing may
+  // throw.
+  template <class Prepare, class Task, class Ahead>
+  void Run(size_t tasks, const Prepare& prepare, const Task& task, const Ahead& ahead) {
     Team::Phase& phase = team_.phases_[next_++];
-    if (Work(phase, tasks, prepare, task, last)) {
+    if (Work(phase, tasks, prepare, task)) {
       phase.Release();
+      ahead();
     } else {
+      ahead();
       Wait(phase);
     }
   }
+
   template <class Prepare, class Task>
   void Run(size_t tasks, const Prepare& prepare, const Task& task) {
     Run(tasks, prepare, task, [] {});
   }
 
-  // The last phase: nobody waits for its end but the caller of the team.
+  // The last phase: nobody waits for its end but the caller of the team. When all tasks have been done, one member calls last().
   template <class Prepare, class Task, class Last>
   void Finish(size_t tasks, const Prepare& prepare, const Task& task, const Last& last) {
-    Work(team_.phases_[next_++], tasks, prepare, task, last);
+    if (Work(team_.phases_[next_++], tasks, prepare, task)) last();
     team_.over_.store(true, std::memory_order_relaxed);
   }
-  template <class Prepare, class Task>
-  void Finish(size_t tasks, const Prepare& prepare, const Task& task) {
-    Finish(tasks, prepare, task, [] {});
-  }
-
  private:
+  bool FromBack() const { return index_ % 2 != 0; }
+
   // True for the member that ended the phase.
-  template <class Prepare, class Task, class Last>
-  bool Work(Team::Phase& phase, size_t tasks, const Prepare& prepare, const Task& task, const Last& last) {
+  template <class Prepare, class Task>
+  bool Work(Team::Phase& phase, size_t tasks, const Prepare& prepare, const Task& task) {
     size_t ended = 0, claimed = 0;
-    const bool from_back = index_ % 2 != 0;
-    for (; phase.Claim(tasks, from_back, claimed); ++ended) {
+    for (; phase.Claim(tasks, FromBack(), claimed); ++ended) {
       if (ended == 0) prepare();
       task(claimed);
     }
-    if (ended == 0 || !phase.End(ended, tasks)) return false;
-    last();
-    return true;
+    return ended != 0 && phase.End(ended, tasks);
   }
 
   static void Wait(const Team::Phase& phase) {
