@@ -7,6 +7,7 @@
 #endif
 
 #include <limits>
+#include <type_traits>
 
 #include "attention_math-inl.h"
 
@@ -14,17 +15,37 @@ HWY_BEFORE_NAMESPACE();
 namespace sol {
 namespace HWY_NAMESPACE {
 
-// Heads of a group that share one pass over keys and values, bounded by registers.
-inline constexpr int64_t kMaxHeads = 4;
-// How far ahead of the arithmetic old pages' summaries and attended pages are fetched.
-inline constexpr int64_t kSummariesAhead = 16;
-inline constexpr int64_t kPagesAhead = 4;
-// Vectors of a value row accumulated in registers for each of those heads.
+// Heads of a group that share one pass over keys and values, and vectors of a value row that are summed up for each of them: bounded by
+// registers.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+inline constexpr int64_t kMaxHeads = 6;
 inline constexpr int kValueVectors = 4;
 #else
+inline constexpr int64_t kMaxHeads = 3;
 inline constexpr int kValueVectors = 2;
 #endif
+// How far ahead of the arithmetic old pages' summaries and attended pages are fetched: what memory delivers to one core within its latency,
+// and not so much that the buffers for outstanding lines fill and stop the arithmetic.
+inline constexpr int64_t kSummariesAhead = 16;
+inline constexpr int64_t kBytesAhead = 8192;
+
+// Calls f with the number of heads as a constant for each pass over a group's heads: f(constant, first head in group).
+template <class F>
+HWY_INLINE void ForEachPass(int64_t group, F&& f) {
+  const int64_t share = DivideUp(group, DivideUp(group, kMaxHeads));
+  for (int64_t h = 0; h < group; h += share) {
+    switch (HWY_MIN(group - h, share)) {
+      case 1: f(std::integral_constant<int, 1>(), h); break;
+      case 2: f(std::integral_constant<int, 2>(), h); break;
+      case 3: f(std::integral_constant<int, 3>(), h); break;
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+      case 4: f(std::integral_constant<int, 4>(), h); break;
+      case 5: f(std::integral_constant<int, 5>(), h); break;
+      default: f(std::integral_constant<int, 6>(), h); break;
+#endif
+    }
+  }
+}
 
 // Rotated queries of the step, in the three forms that attention and page scores read.
 void PrepareQueries(const AttentionCall& call, const DecodePlan& plan) {
@@ -88,15 +109,9 @@ void ScorePages(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
     int64_t offset[4];
     for (int i = 0; i < 4; ++i) offset[i] = call.SummaryOffset(kv_head, HWY_MIN(page + i, end - 1));
     VQuad best = hn::Set(d, -std::numeric_limits<float>::infinity());
-    for (int64_t h = 0; h < call.group; h += kMaxHeads) {
-      const int64_t head = kv_head * call.group + h;
-      switch (HWY_MIN(call.group - h, kMaxHeads)) {
-        case 1: best = hn::Max(best, ScoreFourPages<1>(call, plan, head, offset)); break;
-        case 2: best = hn::Max(best, ScoreFourPages<2>(call, plan, head, offset)); break;
-        case 3: best = hn::Max(best, ScoreFourPages<3>(call, plan, head, offset)); break;
-        default: best = hn::Max(best, ScoreFourPages<4>(call, plan, head, offset)); break;
-      }
-    }
+    ForEachPass(call.group, [&](auto heads, int64_t h) HWY_ATTR {
+      best = hn::Max(best, ScoreFourPages<decltype(heads)::value>(call, plan, kv_head * call.group + h, offset));
+    });
     // Integers of the same order as the floats; -0 counts as 0.
     const auto bits = hn::BitCast(di, hn::Add(best, hn::Zero(d)));
     const auto magnitude = hn::And(hn::ShiftRight<31>(bits), hn::Set(di, 0x7FFFFFFF));
@@ -179,6 +194,9 @@ struct PageRuns {
   const int32_t* start;  // null: every page of the cache
   const int32_t* count;
   int64_t begin;
+  int64_t length;  // of the chunk
+  int64_t listed;  // from `begin` to the end of the head's list
+  int64_t ahead;   // runs from the arithmetic to what is fetched
   int64_t total;
   int64_t Start(int64_t i) const { return start != nullptr ? start[begin + i] : (begin + i) * kPageSize; }
   int64_t Count(int64_t i) const {
@@ -189,21 +207,25 @@ struct PageRuns {
 // scores[h][16 i + t] = query of head h times key t of run i; -infinity behind a run's end.
 template <int Heads>
 HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t first_head, const PageRuns& runs,
-                            int64_t num_runs, float (*scores)[kMaxChunkPages * kPageSize]) {
+                            float (*scores)[kMaxChunkPages * kPageSize]) {
   const F32 d;
   const Quad dq;
   const int64_t dim = call.head_dim;
   const int64_t row_step = plan.padded_dim;
   const float* query = plan.query + first_head * row_step;
   const int64_t whole = dim / kLanes * kLanes;
-  const int64_t page_bytes = kPageSize * call.RowBytes();
-  for (int64_t run = 0; run < HWY_MIN(num_runs, kPagesAhead); ++run) PrefetchBytes(call.KeyRow(kv_head, runs.Start(run)), page_bytes);
-  for (int64_t run = 0; run < num_runs; ++run) {
+  for (int64_t run = 0; run < HWY_MIN(runs.length, runs.ahead); ++run) {
+    PrefetchBytes(call.KeyRow(kv_head, runs.Start(run)), kPageSize * call.RowBytes());
+  }
+  for (int64_t run = 0; run < runs.length; ++run) {
+    // Behind the chunk's keys its values are read.
+    const int64_t next = run + runs.ahead;
+    const hwy::float16_t* ahead = next < runs.length ? call.KeyRow(kv_head, runs.Start(next))
+                                                     : call.ValueRow(kv_head, runs.Start(HWY_MIN(next - runs.length, runs.length - 1)));
     const int64_t count = runs.Count(run);
     const hwy::float16_t* keys = call.KeyRow(kv_head, runs.Start(run));
-    if (run + kPagesAhead < num_runs) PrefetchBytes(call.KeyRow(kv_head, runs.Start(run + kPagesAhead)), page_bytes);
-    PrefetchBytes(call.ValueRow(kv_head, runs.Start(run)), page_bytes);
     for (int64_t t = 0; t < count; t += 4) {
+      PrefetchBytes(ahead + t * dim, 4 * call.RowBytes());
       const int64_t left = count - t - 1;
       const hwy::float16_t* k0 = keys + t * dim;
       const hwy::float16_t* k1 = k0 + HWY_MIN(left, int64_t{1}) * dim;
@@ -240,7 +262,7 @@ HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, i
 
 // values[h][i] = sum over tokens of weights[h][token] * value[token][i] for Vectors * kLanes channels from `channel` on.
 template <int Heads, int Vectors, bool kPartial>
-HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, const PageRuns& runs, int64_t num_runs,
+HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, const PageRuns& runs,
                             const float (*weights)[kMaxChunkPages * kPageSize], int64_t channel, float* values) {
   const F32 d;
   const int64_t dim = call.head_dim;
@@ -248,10 +270,15 @@ HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, i
   for (int h = 0; h < Heads; ++h) {
     for (int i = 0; i < Vectors; ++i) sum[h][i] = hn::Zero(d);
   }
-  for (int64_t run = 0; run < num_runs; ++run) {
+  for (int64_t run = 0; run < runs.length; ++run) {
     const int64_t count = runs.Count(run);
     const hwy::float16_t* row = call.ValueRow(kv_head, runs.Start(run)) + channel;
+    // Behind the chunk's values, the next chunk's keys are read, as a rule by the same thread.
+    const int64_t next = run + runs.ahead;
+    const hwy::float16_t* ahead =
+        next < runs.length ? call.ValueRow(kv_head, runs.Start(next)) : call.KeyRow(kv_head, runs.Start(HWY_MIN(next, runs.listed - 1)));
     for (int64_t t = 0; t < count; ++t, row += dim) {
+      if (channel == 0) PrefetchBytes(ahead + t * dim, call.RowBytes());
       VF v[Vectors];
       for (int i = 0; i < Vectors; ++i) v[i] = kPartial ? LoadHalf(row, dim - channel) : LoadHalf(row + i * kLanes);
       for (int h = 0; h < Heads; ++h) {
@@ -266,12 +293,11 @@ HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, i
 }
 
 template <int Heads>
-void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t head_in_group, int64_t chunk, const PageRuns& runs,
-                int64_t num_runs) {
+void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t head_in_group, int64_t chunk, const PageRuns& runs) {
   const F32 d;
   HWY_ALIGN float scores[Heads][kMaxChunkPages * kPageSize];
-  ChunkScores<Heads>(call, plan, kv_head, kv_head * call.group + head_in_group, runs, num_runs, scores);
-  const int64_t padded = num_runs * kPageSize;
+  ChunkScores<Heads>(call, plan, kv_head, kv_head * call.group + head_in_group, runs, scores);
+  const int64_t padded = runs.length * kPageSize;
   const int64_t part = (kv_head * plan.chunks + chunk) * call.group + head_in_group;
   for (int h = 0; h < Heads; ++h) {
     VF highest = hn::Set(d, -std::numeric_limits<float>::infinity());
@@ -290,12 +316,12 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   float* values = plan.partial_values + part * plan.padded_dim;
   int64_t channel = 0;
   for (; channel + kValueVectors * kLanes <= call.head_dim; channel += kValueVectors * kLanes) {
-    ChunkValues<Heads, kValueVectors, false>(call, plan, kv_head, runs, num_runs, scores, channel, values);
+    ChunkValues<Heads, kValueVectors, false>(call, plan, kv_head, runs, scores, channel, values);
   }
   for (; channel + kLanes <= call.head_dim; channel += kLanes) {
-    ChunkValues<Heads, 1, false>(call, plan, kv_head, runs, num_runs, scores, channel, values);
+    ChunkValues<Heads, 1, false>(call, plan, kv_head, runs, scores, channel, values);
   }
-  if (channel < call.head_dim) ChunkValues<Heads, 1, true>(call, plan, kv_head, runs, num_runs, scores, channel, values);
+  if (channel < call.head_dim) ChunkValues<Heads, 1, true>(call, plan, kv_head, runs, scores, channel, values);
 }
 
 // Attention of one KV head's query heads over one chunk of its pages.
@@ -313,15 +339,16 @@ void DecodeChunk(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
     return;
   }
   const int64_t list = kv_head * (plan.max_pages + kMaxLanes);
-  const PageRuns runs{plan.sparse ? plan.page_start + list : nullptr, plan.page_count + list, begin, call.total};
-  for (int64_t h = 0; h < call.group; h += kMaxHeads) {
-    switch (HWY_MIN(call.group - h, kMaxHeads)) {
-      case 1: ChunkHeads<1>(call, plan, kv_head, h, chunk, runs, num_runs); break;
-      case 2: ChunkHeads<2>(call, plan, kv_head, h, chunk, runs, num_runs); break;
-      case 3: ChunkHeads<3>(call, plan, kv_head, h, chunk, runs, num_runs); break;
-      default: ChunkHeads<4>(call, plan, kv_head, h, chunk, runs, num_runs); break;
-    }
-  }
+  const PageRuns runs{plan.sparse ? plan.page_start + list : nullptr,
+                      plan.page_count + list,
+                      begin,
+                      num_runs,
+                      listed - begin,
+                      DivideUp(kBytesAhead, kPageSize * call.RowBytes()),
+                      call.total};
+  ForEachPass(call.group, [&](auto heads, int64_t h) HWY_ATTR {
+    ChunkHeads<decltype(heads)::value>(call, plan, kv_head, h, chunk, runs);
+  });
 }
 
 // Adds up the chunks of one KV head, in their order, and writes its query heads' outputs.
