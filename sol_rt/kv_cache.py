@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +26,7 @@ class KvCache:
         self._model, self._layout, self._place = model, layout, place
         self.capacity = 0
         self._values: dict[str, ort.OrtValue] = {}
+        self._memory: _Memory | None = None
 
     def names(self) -> Iterator[tuple[str, str, int]]:
         """(graph input, graph output, tokens one row of axis 2 stands for) of every buffer."""
@@ -52,17 +56,25 @@ class KvCache:
 
     def resize(self, capacity: int, used: int) -> None:
         """Moves the first `used` tokens into buffers of another capacity, one buffer at a time to hold little twice."""
-        for past, _, tokens in self.names():
-            grown = np.zeros(self.shape(capacity // tokens), np.float16)
+        old = self._memory
+        memory = _Memory([self.shape(capacity // tokens) for _, _, tokens in self.names()])
+        for i, (past, _, tokens) in enumerate(self.names()):
+            grown = memory.array(i)
             rows = -(-used // tokens)
             if rows:
                 grown[:, :, :rows] = self._values[past].numpy()[:, :, :rows]
-            self._values[past] = self._place(grown)
+            value = self._values[past] = self._place(grown)
+            if value.data_ptr() != grown.ctypes.data:  # copied to a device
+                memory.release(i)
+            if old is not None:
+                old.release(i)
+        self._memory = memory
         self.capacity = capacity
 
     def free(self) -> None:
         """Lets go of every buffer."""
         self._values.clear()
+        self._memory = None
         self.capacity = 0
 
     def wipe(self, start: int, stop: int) -> None:
@@ -71,6 +83,41 @@ class KvCache:
             content = self._values[past].numpy()
             content[:, :, start // tokens : -(-stop // tokens)] = 0
             self._values[past].update_inplace(content)
+
+
+class _Memory:
+    """Zeroed float16 arrays, one behind the other in a mapping of large pages where the system has them.
+
+    A step at a long context reads more small pages than the processor remembers the places of: looking them up cost a
+    seventh of the time.
+
+    Args:
+        shapes: of the arrays.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._shapes = shapes
+        self._offsets = [0]
+        for shape in shapes:
+            self._offsets.append(self._offsets[-1] + _round_up(2 * math.prod(shape), mmap.PAGESIZE))
+        try:
+            self._mapping = mmap.mmap(-1, self._offsets[-1])
+        except OSError as error:
+            raise MemoryError(str(error)) from None
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without large pages
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
+
+    def array(self, i: int) -> np.ndarray:
+        """Array `i`; the memory lives as long as any of them."""
+        shape = self._shapes[i]
+        return np.frombuffer(self._mapping, np.float16, math.prod(shape), self._offsets[i]).reshape(shape)
+
+    def release(self, i: int) -> None:
+        """Gives back the memory of array `i`, which nobody may read any more."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start, stop = self._offsets[i : i + 2]
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def _round_up(value: int, step: int) -> int:

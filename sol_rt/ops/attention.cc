@@ -58,6 +58,13 @@ int64_t ScoreParts(const AttentionCall& call) { return DivideUp(call.pages - 1, 
 // Whether this was the last part of its KV head.
 bool EndPart(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
+// Which of `parts` a task does. Tasks are claimed from both ends, but memory delivers fastest in ascending order: the upper half is turned
+// round, so that a member from the back works upwards from the middle.
+int64_t PartOfTask(int64_t task, int64_t parts) {
+  const int64_t half = parts / 2;
+  return task < half ? task : half + parts - 1 - task;
+}
+
 }  // namespace
 
 Attention::Attention(const Attributes& attributes, const char* op)
@@ -181,7 +188,8 @@ size_t Attention::ScoreTasks(const AttentionCall& call) const { return static_ca
 
 void Attention::Score(const AttentionCall& call, const DecodePlan& own, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
-  const int64_t parts = ScoreParts(call), head = static_cast<int64_t>(task) / parts, part = static_cast<int64_t>(task) % parts;
+  const int64_t parts = ScoreParts(call), at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * parts);
+  const int64_t head = at / parts, part = at % parts;
   const int64_t newest = call.pages - 1;
   if (part == 0) kernels.append_page(call, head, newest);
   kernels.score_pages(call, own, head, part * kScoredPages, std::min(newest, (part + 1) * kScoredPages));
@@ -192,7 +200,8 @@ size_t Attention::ChunkTasks(const AttentionCall& call, const DecodePlan& own) c
 
 void Attention::Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
-  const int64_t head = static_cast<int64_t>(task) / own.chunks, chunk = static_cast<int64_t>(task) % own.chunks;
+  const int64_t at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * own.chunks);
+  const int64_t head = at / own.chunks, chunk = at % own.chunks;
   if (!own.sparse && chunk == own.chunks - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
   kernels.decode_chunk(call, own, head, chunk);
   if (EndPart(own.pending_chunks[head])) kernels.combine_chunks(call, own, head);
