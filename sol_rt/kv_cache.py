@@ -101,7 +101,9 @@ class _Memory:
         for shape in shapes:
             self._offsets.append(self._offsets[-1] + _round_up(2 * math.prod(shape), mmap.PAGESIZE))
         try:
-            self._mapping = mmap.mmap(-1, self._offsets[-1])
+            # Shared memory, which is Python's default, gets no large pages and is not given back in parts.
+            private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+            self._mapping = mmap.mmap(-1, self._offsets[-1], **private)
         except OSError as error:
             raise MemoryError(str(error)) from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
