@@ -68,13 +68,14 @@ def test_a_keep_that_covers_everything_reads_no_summaries() -> None:
     assert reads(Action(10, 100, 8), 48, kv) == (36, 3)
 
 
-@given(st.integers(0, 8000), st.booleans())
-def test_the_table_is_the_steps(context: int, calibrated: bool) -> None:
+@given(st.lists(st.integers(0, 8000), min_size=1, max_size=5), st.booleans())
+def test_the_table_is_the_steps(contexts: list[int], calibrated: bool) -> None:
     config = made_config(keeps=(100, 99, 50, 33, 10, 1))
     cost: CostModel = CalibratedCost(config, table_for(config)) if calibrated else BytesCost(config)
     actions = [entry.action for entry in config.actions]
-    expected = [cost.step(action, context) for action in actions]
-    assert cost.table(actions)(context).tolist() == pytest.approx(expected, rel=1e-12)
+    for context, row in zip(contexts, cost.table(actions)(np.array(contexts)), strict=True):
+        expected = [cost.step(action, context) for action in actions]
+        assert row.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_calibrated_costs_follow_their_lines() -> None:

@@ -15,7 +15,7 @@ from sol_rt.bundle import Bundle
 from sol_rt.config import FileEntry
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.generation_config import GenerationConfig
-from sol_rt.sampling import Sampler, log_probability
+from sol_rt.sampling import Distribution, Sampler
 
 VOCAB = 300
 
@@ -78,14 +78,14 @@ def test_a_flat_nucleus_larger_than_the_first_guess() -> None:
 def test_draws_over_blocks(size: int) -> None:
     logits = np.zeros(size, np.float32)
     sampler = Sampler(GenerationConfig(do_sample=True, top_k=0, seed=0), size)
-    draws = np.array([sampler.sample(logits, ())[0] for _ in range(2000)])
+    draws = np.array([sampler.sample(Distribution(logits), ())[0] for _ in range(2000)])
     assert draws.min() >= 0
     assert draws.max() < size
     assert draws.mean() == pytest.approx((size - 1) / 2, abs=0.04 * size)
     # the only token with any weight is drawn wherever it lies
     logits[:] = -1e4
     logits[size - 1] = 0
-    assert sampler.sample(logits, ())[0] == size - 1
+    assert sampler.sample(Distribution(logits), ())[0] == size - 1
 
 
 def test_ties_at_the_edge_of_top_k_stay() -> None:
@@ -99,17 +99,17 @@ def test_draws_follow_the_distribution(seed: int) -> None:
     config = GenerationConfig(do_sample=True, temperature=1.5, top_k=4, seed=seed)
     logits = logits_of(seed, 20) / 3
     sampler = Sampler(config, 20)
-    draws = np.bincount([sampler.sample(logits, ())[0] for _ in range(3000)], minlength=20) / 3000
+    draws = np.bincount([sampler.sample(Distribution(logits), ())[0] for _ in range(3000)], minlength=20) / 3000
     assert draws == pytest.approx(distribution(config, logits), abs=0.06)
 
 
 def test_greedy_takes_the_likeliest_after_the_penalty() -> None:
     logits = np.array([1.0, 4.0, 3.5, -1.0], np.float32)
     for config in (GenerationConfig(), GenerationConfig(do_sample=True, temperature=0.0)):
-        token, logprob = Sampler(config, 4).sample(logits, [1])
+        token, logprob = Sampler(config, 4).sample(Distribution(logits), [1])
         assert token == 1
         assert logprob == pytest.approx(4.0 - np.log(np.exp(logits).sum()), rel=1e-6)
-    token, logprob = Sampler(GenerationConfig(repetition_penalty=1.5), 4).sample(logits, [1, 1, 0])
+    token, logprob = Sampler(GenerationConfig(repetition_penalty=1.5), 4).sample(Distribution(logits), [1, 1, 0])
     assert token == 2
     # the reported log-probability is the model's, before any penalty
     assert logprob == pytest.approx(3.5 - np.log(np.exp(logits).sum()), rel=1e-6)
@@ -120,19 +120,19 @@ def test_seed_repeats_and_differs() -> None:
     runs = []
     for seed in (1, 1, 2):
         sampler = Sampler(GenerationConfig(do_sample=True, top_k=0, seed=seed), VOCAB)
-        runs.append([sampler.sample(logits_of(step), ())[0] for step in range(30)])
+        runs.append([sampler.sample(Distribution(logits_of(step)), ())[0] for step in range(30)])
     assert runs[0] == runs[1] != runs[2]
 
 
 def test_log_probability_of_large_logits() -> None:
     logits = np.array([1e4, 1e4 - 1, -1e4], np.float32)
-    assert log_probability(logits, 0) == pytest.approx(-np.log1p(np.exp(-1)), rel=1e-5)
-    assert log_probability(logits, 2) == pytest.approx(-2e4, rel=1e-3)
+    assert Distribution(logits).log_probability(0) == pytest.approx(-np.log1p(np.exp(-1)), rel=1e-5)
+    assert Distribution(logits).log_probability(2) == pytest.approx(-2e4, rel=1e-3)
 
 
 def test_wrong_shape_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"\[300\]"):
-        Sampler(GenerationConfig(), VOCAB).sample(np.zeros((1, VOCAB), np.float32), ())
+        Sampler(GenerationConfig(), VOCAB).sample(Distribution(np.zeros((1, VOCAB), np.float32)), ())
 
 
 def bundle_with(tmp_path: Path, content: str | None) -> Bundle:

@@ -16,6 +16,7 @@ from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.cost import BytesCost
 from sol_rt.errors import UsageError
+from sol_rt.sampling import Distribution
 from sol_rt.schedules import (
     Schedule,
     StepContext,
@@ -26,6 +27,7 @@ from sol_rt.schedules import (
 )
 
 LOGITS = np.linspace(-3, 3, 50, dtype=np.float32)
+DISTRIBUTION = Distribution(LOGITS)
 HIDDEN = np.zeros((1, 8), np.float32)
 
 
@@ -50,7 +52,7 @@ class ScriptedPolicy:
 def follow(schedule: Schedule, controller: Controller, steps: int, context: int = 300) -> list[Action]:
     chosen = []
     for step in range(steps):
-        action = schedule.choose(StepContext(context + step, 7, HIDDEN, LOGITS, step))
+        action = schedule.choose(StepContext(context + step, 7, HIDDEN, DISTRIBUTION, step))
         controller.record(action, context + step)
         chosen.append(action)
     return chosen
@@ -183,7 +185,7 @@ def test_random_is_seeded_and_resets() -> None:
         runs.append(follow(make_schedule("random", controller, seed=seed), controller, 60))
     assert runs[0] == runs[1] != runs[2]
     schedule = make_schedule("random", made("random", 0.5), seed=3)
-    step = StepContext(300, 7, HIDDEN, LOGITS, 0)
+    step = StepContext(300, 7, HIDDEN, DISTRIBUTION, 0)
     first = [schedule.choose(step) for _ in range(20)]
     schedule.reset()
     assert [schedule.choose(step) for _ in range(20)] == first
@@ -219,7 +221,7 @@ def test_sol_spreads_a_spender_by_price() -> None:
     blocked = 0
     for step in range(300):
         blocked += step >= 100 and not controller.allowed(300 + step).all()
-        controller.record(schedule.choose(StepContext(300 + step, 7, HIDDEN, LOGITS, step)), 300 + step)
+        controller.record(schedule.choose(StepContext(300 + step, 7, HIDDEN, DISTRIBUTION, step)), 300 + step)
     assert controller.price > 0.5
     assert blocked < 60
     assert controller.achieved == pytest.approx(0.6, abs=0.02)
@@ -263,4 +265,4 @@ def test_sol_needs_the_hidden_state() -> None:
     controller = made("sol", 0.6, config)
     schedule = make_schedule("sol", controller, policy=scripted(config, np.zeros(len(controller.actions), np.float32)))
     with pytest.raises(UsageError, match="hidden"):
-        schedule.choose(StepContext(300, 7, None, LOGITS, 0))
+        schedule.choose(StepContext(300, 7, None, DISTRIBUTION, 0))

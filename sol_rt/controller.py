@@ -27,6 +27,7 @@ HORIZON = 8
 """Steps over which a deviation is to be made up."""
 PRICE_GAIN = 0.5
 PRICE_LIMIT = 100.0
+_BLOCK = 64  # contexts whose costs are worked out at once: for one of them most of it would be the calls
 _RESERVE = 1.05  # a refresh's share to save for, as growing contexts make the cheapest steps dearer meanwhile
 _CENTRE = 0.8  # share of the window inside which the targets stay
 _EPSILON = 1e-9
@@ -85,12 +86,28 @@ class _Meter:
 
 
 class _Step(NamedTuple):
-    """Costs at one context, in the cost model's unit; `costs` [A] includes the policy."""
+    """Costs at one context, in the cost model's unit; all but `dense` include the policy.
+
+    Attributes:
+        context: tokens in the cache before the step.
+        costs: float64 [A].
+        relative: `costs` in dense steps, float64 [A].
+        useful: bool [A], the dense action and what is cheaper: others have nothing to offer.
+        low, high: least and largest of `costs`.
+        dense: the dense step's cost.
+        allowance: what the step may cost on average.
+        floored: whether even the cheapest action costs more than that.
+    """
 
     context: int
     costs: np.ndarray
+    relative: np.ndarray
+    useful: np.ndarray
+    low: float
+    high: float
     dense: float
     allowance: float
+    floored: bool
 
 
 class Controller:
@@ -134,16 +151,17 @@ class Controller:
         self.floored = False
         self._policy = cost.policy() if policy_cost and not self.dense_only else 0.0
         self._table = cost.table(self.actions)
+        self._indices = {action: index for index, action in enumerate(self.actions)}
         self._is_dense = np.array([action == self.dense for action in self.actions], bool)
         self._spend = _Meter()
         self._served = 0.0
         self._axes = _axis_values(self.actions, self.dense)
-        self._axis_means = np.zeros(3)
+        self._axis_sums = [0.0, 0.0, 0.0]
         self._targets = _axis_targets(self.axis_targets, self._axes, self.dense, self.actions)
         self._meters = [_Meter() for _ in range(3)] if self.axis_targets else []
         self._since_refresh = 0
         self._cheap_since_refresh = False
-        self._step: _Step | None = None
+        self._steps: list[_Step] = []  # of the block of contexts that the run is in
 
     def _check_request(self) -> None:
         if self.dense not in self.actions:
@@ -168,27 +186,25 @@ class Controller:
     # What a schedule asks
 
     def relative_costs(self, context: int) -> np.ndarray:
-        """Cost of each action in dense steps, policy included, float64 [A]."""
-        step = self._at(context)
-        return step.costs / step.dense
+        """Cost of each action in dense steps, policy included, float64 [A]; not to be changed."""
+        return self._at(context).relative
 
     def floor(self, context: int) -> float:
         """Relative cost of the cheapest action at this context, policy included."""
         step = self._at(context)
-        return float(step.costs.min()) / step.dense
+        return step.low / step.dense
 
     def target(self, context: int) -> float:
         """Relative cost, policy included, that this step should aim for: the allowance, what makes up for the
         deviation within HORIZON steps, and the saving for the next refresh; between the cheapest and the dearest
         action."""
         step = self._at(context)
-        low, high = float(step.costs.min()), float(step.costs.max())
         if self._meters:
-            return high / step.dense
+            return step.high / step.dense
         window = self._spend.window(step.dense, 1)
         before, after = (self._centre(step, window, taken) for taken in (0, 1))
         wanted = step.allowance + (after - before) + (before - self._spend.deviation) / HORIZON
-        return min(max(wanted, low), high) / step.dense
+        return min(max(wanted, step.low), step.high) / step.dense
 
     def allowed(self, context: int) -> np.ndarray:
         """Which actions keep the promise, bool [A]; never empty. Where none does, the ones that miss it least."""
@@ -197,13 +213,11 @@ class Controller:
         if self._meters:
             return _least(self._axis_violation())
         step = self._at(context)
-        if self._is_floored(step):
-            return np.asarray(step.costs <= step.costs.min() * (1 + _EPSILON))
+        if step.floored:
+            return np.asarray(step.costs <= step.low * (1 + _EPSILON))
         after = self._spend.deviation + step.costs - step.allowance
         window = self._spend.window(step.dense, 1)
-        # an action that saves nothing over dense has nothing to offer
-        useful = (step.costs < step.costs[self._is_dense][0]) | self._is_dense
-        violation = np.where(useful, np.maximum(np.abs(after) - window, 0.0), np.inf)
+        violation = np.where(step.useful, np.maximum(np.abs(after) - window, 0.0), np.inf)
         mask = _least(violation)
         ceiling = self._ceiling(step, window)
         if ceiling < window and violation.min() == 0.0:
@@ -211,24 +225,28 @@ class Controller:
             mask = saving if saving.any() else mask & (after <= after[mask].min() + _EPSILON * step.dense)
         return mask
 
+    def allows(self, index: int, context: int) -> bool:
+        """`allowed(context)[index]`. As a rule the action keeps the promise, which takes no look at the others."""
+        return self._keeps_promise(index, context) or bool(self.allowed(context)[index])
+
     # What the loop reports
 
     def record(self, action: Action, context: int) -> Spend:
         """Charges one decode step; `context` is the cache length before it."""
         step = self._at(context)
-        cost = self.cost.step(action, context) + self._policy
-        cheapest = float(step.costs.min())
+        index = self._indices.get(action)
+        cost = self.cost.step(action, context) + self._policy if index is None else step.costs.item(index)
         if not self._meters and not self.dense_only:
-            self.floored |= self._is_floored(step)
+            self.floored |= step.floored
             error = cost / step.dense - self.target(context)
             self.price = min(max(self.price + PRICE_GAIN * error, -PRICE_LIMIT), PRICE_LIMIT)
         allowance = cost if self._meters else step.allowance
         self._spend.add(cost, allowance, step.dense)
-        self._served += max(allowance, cheapest) if not self.dense_only else allowance
-        values = _axis_values((action,), self.dense)[0]
-        self._axis_means += (values - self._axis_means) / self._spend.steps
-        for meter, value, target in zip(self._meters, values, self._targets, strict=False):
-            meter.add(float(value), float(target), 1.0)
+        self._served += max(allowance, step.low) if not self.dense_only else allowance
+        values = (_axis_values((action,), self.dense)[0] if index is None else self._axes[index]).tolist()
+        self._axis_sums = [total + value for total, value in zip(self._axis_sums, values, strict=True)]
+        for meter, value, target in zip(self._meters, values, self._targets.tolist(), strict=False):
+            meter.add(value, target, 1.0)
         self._count_for_refresh(action)
         return Spend(cost, cost / step.dense)
 
@@ -283,7 +301,7 @@ class Controller:
     @property
     def axis_means(self) -> AxisTargets:
         """Mean settings of the steps so far, in the units of AxisTargets."""
-        keep, prune, bits = (float(value) for value in self._axis_means)
+        keep, prune, bits = (total / max(self.steps, 1) for total in self._axis_sums)
         return AxisTargets(keep, prune, bits * self.dense.bits)
 
     @property
@@ -294,18 +312,37 @@ class Controller:
     # Arithmetic
 
     def _at(self, context: int) -> _Step:
-        if self._step is None or self._step.context != context:
-            dense = self.cost.dense(context)
-            allowance = self._budget * dense
-            if self._rate is not None:
-                allowance = min(dense + self._policy, 1000.0 / self._rate)
-            self._step = _Step(context, self._table(context) + self._policy, dense, allowance)
-        return self._step
+        if not self._steps or not 0 <= context - self._steps[0].context < _BLOCK:
+            self._steps = self._block(context // _BLOCK * _BLOCK)
+        return self._steps[context - self._steps[0].context]
 
-    @staticmethod
-    def _is_floored(step: _Step) -> bool:
-        """Whether even the cheapest action costs more than the step may."""
-        return step.allowance < float(step.costs.min()) * (1 - _EPSILON)
+    def _block(self, first: int) -> list[_Step]:
+        """Costs at the _BLOCK contexts from `first` on."""
+        contexts = np.arange(first, first + _BLOCK)
+        costs = self._table(contexts)
+        dense = costs[:, self._is_dense]  # [_BLOCK, 1]
+        costs = costs + self._policy
+        allowance = self._budget * dense
+        if self._rate is not None:
+            allowance = np.minimum(dense + self._policy, 1000.0 / self._rate)
+        useful = (costs < dense + self._policy) | self._is_dense
+        low, high = costs.min(axis=1, keepdims=True), costs.max(axis=1, keepdims=True)
+        floored = allowance < low * (1 - _EPSILON)
+        numbers = (column.ravel().tolist() for column in (low, high, dense, allowance, floored))
+        return [_Step(*row) for row in zip(contexts.tolist(), costs, costs / dense, useful, *numbers, strict=True)]
+
+    def _keeps_promise(self, index: int, context: int) -> bool:
+        """Whether all stays in its window after this action."""
+        if self._meters:
+            window = self._meters[0].window(1.0, 1)
+            after = zip(self._meters, self._axes[index].tolist(), self._targets.tolist(), strict=True)
+            return all(abs(meter.deviation + value - target) <= window for meter, value, target in after)
+        step = self._at(context)
+        if self.dense_only or step.floored or not step.useful[index]:
+            return False
+        deviation = self._spend.deviation + step.costs.item(index) - step.allowance
+        window = self._spend.window(step.dense, 1)
+        return abs(deviation) <= window and deviation <= self._ceiling(step, window)
 
     def _axis_violation(self) -> np.ndarray:
         after = np.array([meter.deviation for meter in self._meters]) + self._axes - self._targets
@@ -335,7 +372,7 @@ class Controller:
         if self.refresh_every is None:
             return math.inf
         left = max(self.refresh_every - self._since_refresh - 1, 0)
-        saved = left * max(step.allowance - float(step.costs.min()), 0.0)
+        saved = left * max(step.allowance - step.low, 0.0)
         return window - _RESERVE * self._lump(step) + saved
 
     def _count_for_refresh(self, action: Action) -> None:

@@ -44,8 +44,8 @@ class CostModel(Protocol):
     def step(self, action: Action, context: int) -> float:
         """Cost of one decode step, without the policy."""
 
-    def table(self, actions: Sequence[Action]) -> Callable[[int], np.ndarray]:
-        """A function context -> `step` of every action, float64 [A]; fast enough to be called at every step."""
+    def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
+        """A function contexts, int64 [n] -> `step` of every action at each of them, float64 [n, A]."""
 
     def dense(self, context: int) -> float:
         """Cost of the dense step: what relative costs are relative to."""
@@ -100,7 +100,7 @@ class _LineCost:
     def dense(self, context: int) -> float:
         return self._dense_line.at(context + 1, 0)
 
-    def table(self, actions: Sequence[Action]) -> Callable[[int], np.ndarray]:
+    def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
         lines = [self._line(action) for action in actions]
         fixed = np.array([line.fixed for line in lines], np.float64)
         per_token = np.array([line.per_token for line in lines], np.float64)
@@ -108,12 +108,13 @@ class _LineCost:
         keep = np.array([action.keep for action in actions], np.int64)
         page, sinks = self._kv.page_size, self._kv.sinks
 
-        def costs(context: int) -> np.ndarray:
-            old_pages = -(-(context + 1) // page) - 1
+        def costs(contexts: np.ndarray) -> np.ndarray:
+            held = contexts[:, None] + 1
+            old_pages = -(-held // page) - 1
             pages = -(-old_pages * keep // 100)
             sparse = pages < old_pages
-            tokens = np.where(sparse, np.minimum(context + 1, page * (pages + 1) + sinks), context + 1)
-            return fixed + per_token * tokens + per_page * (sparse * old_pages)
+            tokens = np.where(sparse, np.minimum(held, page * (pages + 1) + sinks), held)
+            return np.asarray(fixed + per_token * tokens + per_page * (sparse * old_pages))
 
         return costs
 

@@ -206,9 +206,7 @@ class Engine:
             raise ContextError(f"{what}, more than is free; shorten the prompt") from None
 
     def _require_finite(self, output: StepOutput, action: Action, appended: int) -> None:
-        with np.errstate(all="ignore"):  # a sum is finite only where all terms are, and needs no array of its own
-            total = np.add.reduce(output.logits, None) + np.add.reduce(output.hidden, None)
-        if not math.isfinite(total):
+        if not (_finite(output.logits) and _finite(output.hidden)):
             self._cache.wipe(self.length, self.length + appended)
             what = f"{self.bundle.path}: variant {action.variant} gave non-finite numbers at token {self.length}"
             raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
@@ -333,6 +331,11 @@ class _Runner:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
             raise SolError(f"{self.file}: ONNX Runtime failed: {providers.one_line(error)}") from None
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether all of them are finite: their extremes are, and NaN counts as one."""
+    return math.isfinite(np.maximum.reduce(values, None)) and math.isfinite(np.minimum.reduce(values, None))
 
 
 Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]

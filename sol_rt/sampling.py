@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,50 @@ from sol_rt.generation_config import GenerationConfig
 
 _BLOCK = 512
 _NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are smaller
+
+
+class Distribution:
+    """softmax of a step's logits. What it tells is worked out when first asked for, and once.
+
+    Args:
+        logits: float32 [vocab], finite; the object holds while they do.
+    """
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.logits = logits
+
+    @cached_property
+    def top(self) -> int:
+        """The likeliest token; the first of several."""
+        return int(self.logits.argmax())
+
+    @cached_property
+    def _centred(self) -> np.ndarray:
+        """Logits below the largest one, float32 [vocab]."""
+        return np.asarray(self.logits - self.logits[self.top])
+
+    @cached_property
+    def _exponentials(self) -> np.ndarray:
+        return np.exp(self._centred)
+
+    @cached_property
+    def _total(self) -> float:
+        return float(np.add.reduce(self._exponentials))
+
+    @property
+    def top_probability(self) -> float:
+        return 1.0 / self._total
+
+    @property
+    def entropy(self) -> float:
+        """Nats."""
+        # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
+        mean = float(np.einsum("i,i->", self._exponentials, self._centred)) / self._total
+        return math.log(self._total) - mean
+
+    def log_probability(self, token: int) -> float:
+        """Nats."""
+        return float(self._centred[token]) - math.log(self._total)
 
 
 class Sampler:
@@ -27,25 +72,26 @@ class Sampler:
         self._random = np.random.default_rng(config.seed)
         self._all = np.arange(vocab_size)
 
-    def sample(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
+    def sample(self, distribution: Distribution, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
         """Picks a token.
 
         Args:
-            logits: float32 [vocab], not changed.
+            distribution: of a step's raw logits.
             history: prompt and generated tokens so far; read only for the repetition penalty.
 
         Returns the token and its log-probability, in nats, under the raw distribution. Raises UsageError where the
         shape isn't [vocab].
         """
+        logits = distribution.logits
         if logits.shape != (self._vocab_size,):
             raise UsageError(f"sampling: got logits of shape {list(logits.shape)}, expected [{self._vocab_size}]")
         scores = self._penalised(logits, history)
-        if self._config.greedy:
-            token = int(scores.argmax())
-        else:
+        if not self._config.greedy:
             candidates, weights = self.candidates(scores)
             token = int(candidates[_draw(weights, self._random.random())])
-        return token, log_probability(logits, token)
+        else:
+            token = distribution.top if scores is logits else int(scores.argmax())
+        return token, distribution.log_probability(token)
 
     def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens that may be drawn and their unnormalised probabilities, int64 [n] and float32 [n], from `scores`
@@ -78,12 +124,6 @@ class Sampler:
         values = scores[seen]
         scores[seen] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
         return scores
-
-
-def log_probability(logits: np.ndarray, token: int) -> float:
-    """log softmax(logits)[token] in nats; `logits` float32 [vocab]."""
-    top = logits.max()
-    return float(logits[token] - top) - math.log(float(np.exp(logits - top).sum()))
 
 
 def _draw(weights: np.ndarray, share: float) -> int:

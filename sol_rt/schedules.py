@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ from sol_rt.actions import Action
 from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.errors import UsageError
+from sol_rt.sampling import Distribution
 
 NAMES = ("sol", "uniform", "random", "fixed:TAG", "dense")
 _KEEP, _PRUNE, _BITS = range(3)  # the axes
@@ -34,14 +36,14 @@ class StepContext:
         context: tokens in the cache.
         token: the token about to be processed.
         hidden: float32 [1, hidden], final hidden state of the step that produced `token`; only `sol` needs it.
-        logits: float32 [vocab] of that step.
+        distribution: of the tokens after that step; only `sol` reads it.
         step: decode steps done before this one.
     """
 
     context: int
     token: int
     hidden: np.ndarray | None
-    logits: np.ndarray
+    distribution: Distribution
     step: int
 
 
@@ -164,10 +166,11 @@ class UniformSchedule:
         self._controller = controller
         actions = controller.actions
         axes = ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions])
-        self._levels = [np.array(sorted(set(values)), np.float64) for values in axes]
+        self._levels = [sorted({float(value) for value in values}) for values in axes]
         self._scale = np.array([levels[-1] for levels in self._levels])
         self._settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self._scale
-        keep, prune, bits = self._scale
+        self._found: dict[tuple[float, float, float], int] = {}
+        keep, prune, bits = self._scale.tolist()
         fewest_pages, fewest_channels = self._levels[_KEEP][0], self._levels[_PRUNE][0]
         self._cheap_keep = self._nearest((fewest_pages, prune, bits))
         self._cheap_prune = self._nearest((keep, fewest_channels, bits))
@@ -177,22 +180,16 @@ class UniformSchedule:
 
     def reset(self) -> None:
         # thirds apart, so that the axes don't all turn cheap on the same step
-        self._carry = np.array([0.0, 1 / 3, 2 / 3])
+        self._carry = [0.0, 1 / 3, 2 / 3]
 
     def choose(self, step: StepContext) -> Action:
         controller = self._controller
         if controller.dense_only:
             return controller.dense
-        picked = []
-        for axis, position in enumerate(self._wanted(step.context)):
-            low, high, share = self._around(axis, position)
-            self._carry[axis] += share
-            up = self._carry[axis] >= 1.0 - 1e-9
-            self._carry[axis] -= up
-            picked.append(high if up else low)
-        index = self._nearest(picked)
-        allowed = controller.allowed(step.context)
-        if not allowed[index]:
+        keep, prune, bits = (self._deal(axis, at) for axis, at in enumerate(self._wanted(step.context)))
+        index = self._nearest((keep, prune, bits))
+        if not controller.allows(index, step.context):
+            allowed = controller.allowed(step.context)
             costs = controller.relative_costs(step.context)
             # nearest in cost holds a budget; nearest in setting holds axis targets
             distance = np.abs(costs - costs[index])
@@ -201,7 +198,16 @@ class UniformSchedule:
             index = int(np.argmin(np.where(allowed, distance, np.inf)))
         return controller.actions[index]
 
-    def _wanted(self, context: int) -> np.ndarray:
+    def _deal(self, axis: int, position: float) -> float:
+        """One of the two settings around `position`, so that their mean over the steps is what the positions ask."""
+        low, high, share = self._around(axis, position)
+        self._carry[axis] += share
+        if self._carry[axis] < 1.0 - 1e-9:
+            return low
+        self._carry[axis] -= 1.0
+        return high
+
+    def _wanted(self, context: int) -> list[float]:
         """Position of each axis for this step, [3], in percent, percent and bits."""
         controller = self._controller
         targets = controller.axis_targets
@@ -211,60 +217,66 @@ class UniformSchedule:
                 None if targets.prune is None else 100 * targets.prune,
                 targets.bits,
             )
-            return np.array([top if value is None else value for value, top in zip(given, self._scale, strict=True)])
+            tops = self._scale.tolist()
+            return [top if value is None else value for value, top in zip(given, tops, strict=True)]
         # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
         costs = controller.relative_costs(context)
         pages_first = bool(costs[self._cheap_keep] < costs[self._cheap_prune])
         if pages_first not in self._mixes:
             mixes = [self._mix(self._positions(index / _GRID, pages_first)) for index in range(_GRID + 1)]
             self._mixes[pages_first] = np.stack(mixes)
-        expected = np.maximum.accumulate(self._mixes[pages_first] @ costs)
+        # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
+        expected = np.maximum.accumulate(np.einsum("ja,a->j", self._mixes[pages_first], costs))
         wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))
-        above = int(np.searchsorted(expected, wanted, side="left"))
+        above = int(expected.searchsorted(wanted))
         if above == 0:
             return self._positions(0.0, pages_first)
         below, rise = expected[above - 1], expected[above] - expected[above - 1]
-        return self._positions((above - 1 + (wanted - below) / rise) / _GRID, pages_first)
+        return self._positions(float(above - 1 + (wanted - below) / rise) / _GRID, pages_first)
 
-    def _path(self, pages_first: bool) -> np.ndarray:
+    def _path(self, pages_first: bool) -> list[list[float]]:
         """Corners of the way from the lowest settings (first) to dense (last), [6, 3]; one axis moves between two."""
-        corner = self._scale.copy()
+        corner = self._scale.tolist()
         corners = [corner]
         axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
         for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
             corner = corner.copy()
             corner[axis] = self._levels[axis][min(rank, len(self._levels[axis]) - 1)]
             corners.append(corner)
-        return np.array(corners[::-1])
+        return corners[::-1]
 
-    def _positions(self, u: float, pages_first: bool) -> np.ndarray:
+    def _positions(self, u: float, pages_first: bool) -> list[float]:
         """Of each axis, [3]: the point at share u of the path."""
         path = self._paths[pages_first]
         at = u * (len(path) - 1)
         below = min(int(at), len(path) - 2)
-        return np.asarray(path[below] + (at - below) * (path[below + 1] - path[below]))
+        corners = zip(path[below], path[below + 1], strict=True)
+        return [start + (at - below) * (end - start) for start, end in corners]
 
     def _around(self, axis: int, position: float) -> tuple[float, float, float]:
         """(setting below, setting above, share of the one above) whose mean is `position`."""
         levels = self._levels[axis]
-        above = int(np.searchsorted(levels, position, side="left").clip(0, len(levels) - 1))
-        below = max(above - 1, 0)
-        low, high = float(levels[below]), float(levels[above])
+        above = min(bisect_left(levels, position), len(levels) - 1)
+        low, high = levels[max(above - 1, 0)], levels[above]
         return low, high, 1.0 if high == low else min(max((position - low) / (high - low), 0.0), 1.0)
 
-    def _nearest(self, settings: Sequence[float]) -> int:
-        """Index of the existing action nearest to these settings."""
-        return int(np.argmin(np.abs(self._settings - np.array(settings) / self._scale).sum(axis=1)))
+    def _nearest(self, settings: tuple[float, float, float]) -> int:
+        """Index of the existing action nearest to these settings, of which there are few: found once each."""
+        index = self._found.get(settings)
+        if index is None:
+            index = int(np.argmin(np.abs(self._settings - np.array(settings) / self._scale).sum(axis=1)))
+            self._found[settings] = index
+        return index
 
-    def _mix(self, positions: np.ndarray) -> np.ndarray:
+    def _mix(self, positions: Sequence[float]) -> np.ndarray:
         """Share of each action, [A], when the axes are dealt out independently around `positions`."""
         mix = np.zeros(len(self._settings))
         around = [self._around(axis, position) for axis, position in enumerate(positions)]
         for ups in itertools.product((False, True), repeat=3):
             share = math.prod(s if up else 1 - s for up, (_, _, s) in zip(ups, around, strict=True))
-            settings = [high if up else low for up, (low, high, _) in zip(ups, around, strict=True)]
+            keep, prune, bits = (high if up else low for up, (low, high, _) in zip(ups, around, strict=True))
             if share > 0:
-                mix[self._nearest(settings)] += share
+                mix[self._nearest((keep, prune, bits))] += share
         return mix
 
 
@@ -342,16 +354,19 @@ class SolSchedule:
         if position == 0:
             self._previous, self._episode_cost = -1, 0.0
         scalars = self._scalars(step, position)
-        logits = np.asarray(self._policy.decide(step.hidden, step.token, scalars, self._previous, position), np.float64)
-        spread = float(logits.std())
+        logits = self._policy.decide(step.hidden, step.token, scalars, self._previous, position).astype(np.float64)
+        spread = _standard_deviation(logits)
         self._spread = spread if not self._spread else _SPREAD_MEMORY * self._spread + (1 - _SPREAD_MEMORY) * spread
         costs = controller.relative_costs(step.context)
         # a dense action that the policy does not know follows its actions, and is taken only where nothing else is
         # allowed
+        known = len(logits)
         values = np.full(len(costs), -1e9)
-        values[: len(logits)] = logits.ravel() / max(self._spread, 1e-6) - controller.price * costs[: len(logits)]
-        index = int(np.argmax(np.where(controller.allowed(step.context), values, -np.inf)))
-        self._previous = index if index < len(logits) else -1
+        values[:known] = logits / max(self._spread, 1e-6) - controller.price * costs[:known]
+        index = int(values.argmax())
+        if not controller.allows(index, step.context):
+            index = int(np.where(controller.allowed(step.context), values, -np.inf).argmax())
+        self._previous = index if index < known else -1
         self._episode_cost += float(costs[index])
         return controller.actions[index]
 
@@ -361,16 +376,19 @@ class SolSchedule:
         """
         controller = self._controller
         budget = 1.0 if controller.requested is None else controller.requested
-        exponents = np.exp(step.logits - step.logits.max())
-        total = float(exponents.sum())
-        centred = step.logits - step.logits.max()
-        entropy = math.log(total) - float(exponents @ centred) / total
+        distribution = step.distribution
         return {
             "step_fraction": position / self._policy.spec.horizon,
             "budget": budget,
             "spend_deviation": self._episode_cost / position - budget if position else 0.0,
-            "entropy": entropy,
-            "top_probability": 1.0 / total,
-            "surprise": math.log(total) - float(centred[step.token]),
+            "entropy": distribution.entropy,
+            "top_probability": distribution.top_probability,
+            "surprise": -distribution.log_probability(step.token),
             "log_context": math.log2(max(step.context, 1) / 16),
         }
+
+
+def _standard_deviation(values: np.ndarray) -> float:
+    """As `values.std()`, without its calls."""
+    centred = values - values.sum() / len(values)
+    return math.sqrt(centred.dot(centred) / len(values))

@@ -24,6 +24,7 @@ class Tokenizer:
         # files saved for training cut and pad what they encode
         self._inner.no_truncation()
         self._inner.no_padding()
+        self._lengths: dict[tuple[int, bool], int] = {}
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Tokenizer:
@@ -60,6 +61,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`."""
         return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def length_alone(self, token: int, skip_special_tokens: bool) -> int:
+        """Characters of the text of one token that nothing precedes."""
+        key = token, skip_special_tokens
+        length = self._lengths.get(key)
+        if length is None:
+            length = self._lengths[key] = len(self.decode([token], skip_special_tokens))
+        return length
 
     def token_id(self, token: str) -> int | None:
         """Id of a token given as in the vocabulary, None where there is none."""
@@ -112,7 +121,8 @@ class TextStream:
         if piece:
             del self._ids[: self._fresh]
             self._fresh = len(self._ids)
-            self._given = len(self._decode())
+            alone = self._fresh == 1  # as a rule
+            self._given = self._tokenizer.length_alone(self._ids[0], self._skip) if alone else len(self._decode())
         return piece
 
     def _decode(self) -> str:
