@@ -18,10 +18,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime as ort
-from against_genai import cpu_name, quartiles
+from peer_report import quartiles
 
 from sol_rt import SolModel
 from sol_rt.actions import Action
+from sol_rt.cost import processor_name
 from sol_rt.engine import Engine
 
 PARTS = ("graph", "policy", "host")
@@ -124,7 +125,7 @@ def main() -> None:
                     found[name].append(part)
     dense = np.array(found["dense"])[:, 0]
     print(
-        f"{cpu_name()}, {args.threads} threads, onnxruntime {ort.__version__}, context {args.depth}, budget "
+        f"{processor_name()}, {args.threads} threads, onnxruntime {ort.__version__}, context {args.depth}, budget "
         f"{args.budget}, {args.rounds} interleaved rounds of {args.count} steps, {time.strftime('%Y-%m-%d')}\n"
     )
     print(f"dense step {quartiles(dense.tolist())} ms; switching {quartiles(1e3 * np.array(switches))} µs a step\n")

@@ -73,6 +73,7 @@ def run(controller: Controller, pick: Pick, context: int, steps: int, seed: int)
     for step in range(steps):
         allowed = controller.allowed(context)
         assert allowed.any()
+        assert [controller.allows(index, context) for index in range(len(allowed))] == allowed.tolist()
         index = pick(allowed, controller.relative_costs(context), random, step)
         assert allowed[index]
         controller.record(controller.actions[index], context)
@@ -284,6 +285,7 @@ def test_axis_targets_hold(
     seen = []
     for step in range(steps):
         allowed = controller.allowed(300 + step)
+        assert [controller.allows(index, 300 + step) for index in range(len(allowed))] == allowed.tolist()
         action = controller.actions[pick(allowed, controller.relative_costs(300 + step), random, step)]
         controller.record(action, 300 + step)
         seen.append((action.keep / 100, action.prune / 100, action.bits))

@@ -93,7 +93,7 @@ def _current_logits(model: SolModel) -> np.ndarray:
     """What the newest token was drawn from: float32 [vocab]."""
     decoder = model.engine.owner
     assert isinstance(decoder, Decoder)
-    return decoder.distribution.logits
+    return decoder.output.distribution.logits
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "random", "sol"])

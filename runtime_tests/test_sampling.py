@@ -13,9 +13,10 @@ from made_configs import made_config
 
 from sol_rt.bundle import Bundle
 from sol_rt.config import FileEntry
+from sol_rt.distribution import Distribution
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.generation_config import GenerationConfig
-from sol_rt.sampling import Distribution, Sampler
+from sol_rt.sampling import Sampler
 
 VOCAB = 300
 
@@ -132,7 +133,7 @@ def test_log_probability_of_large_logits() -> None:
 
 def test_wrong_shape_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"\[300\]"):
-        Sampler(GenerationConfig(), VOCAB).sample(Distribution(np.zeros((1, VOCAB), np.float32)), ())
+        Sampler(GenerationConfig(), VOCAB).sample(Distribution(np.zeros(VOCAB + 1, np.float32)), ())
 
 
 def bundle_with(tmp_path: Path, content: str | None) -> Bundle:

@@ -15,8 +15,8 @@ from sol_rt.actions import Action
 from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.cost import BytesCost
+from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
-from sol_rt.sampling import Distribution
 from sol_rt.schedules import (
     Schedule,
     StepContext,

@@ -371,7 +371,7 @@ class Bench:
         engine.truncate(test.n_depth)
         start = time.perf_counter_ns()
         for _ in range(test.n_gen):
-            token, _ = sampler.sample(decoder.distribution, history)
+            token, _ = sampler.sample(decoder.output.distribution, history)
             history.append(token)
             taken.append(decoder.step(token))
         elapsed = time.perf_counter_ns() - start

@@ -9,7 +9,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,7 @@ from sol_rt import providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import ModelDims, Variant
+from sol_rt.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError
 from sol_rt.kv_cache import KvCache
 from sol_rt.weights import SharedWeights
@@ -26,17 +27,18 @@ _NATIVE_CHUNK = 512
 _BODY_CHUNK = 128  # function bodies hold the attention matrix of a whole chunk
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step gives; both arrays are views that the next call overwrites.
+class StepOutput(NamedTuple):
+    """What a step gives; the arrays are views that the next call overwrites.
 
     Attributes:
         logits: float32 [num_logits, vocab].
         hidden: float32 [num_logits, hidden], the final norm's output.
+        distribution: that of the last row of logits; holds while they do.
     """
 
     logits: np.ndarray
     hidden: np.ndarray
+    distribution: Distribution
 
 
 class Engine:
@@ -73,8 +75,11 @@ class Engine:
         self._cache = KvCache(model, bundle.config.kv, self.provider.place)
         self._inputs = _StepInputs(model)
         self._runners: dict[str, _Runner] = {}
+        self._plans: dict[Action, _Plan] = {}
+        self._page_size = bundle.config.kv.page_size
         self._tokens: list[int] = []
         self.owner: object = None  # whoever last filled the cache for itself
+        self._sums = native_sums() if self.native else numpy_sums
         self._chunk = _NATIVE_CHUNK if self.native else _BODY_CHUNK
 
     @property
@@ -156,35 +161,36 @@ class Engine:
         return self._batch(ids, action, num_logits)
 
     def _step(self, token: int, action: Action) -> StepOutput:
-        runner, inputs = self._runner(action.variant), self._inputs
-        length = len(self._tokens)
+        inputs, length = self._inputs, len(self._tokens)
         inputs.token[0, 0] = token
         inputs.past_length[0] = length
-        inputs.attn_keep[0] = action.pages(length, self.bundle.config.kv.page_size)
-        self._prune(action)
-        runner.step()
-        self._require_finite(inputs.step_output, action, 1)
+        inputs.attn_keep[0] = action.pages(length, self._page_size)
+        self._prepare(action).step()
+        output = StepOutput(inputs.logits, inputs.hidden, Distribution(inputs.logits[0], self._sums))
+        # the same function for both: the step has driven all code out of the caches, and a second one would be fetched
+        if not output.distribution.finite or self._sums(inputs.hidden[0]).top is None:
+            self._refuse(action, 1)
         self._tokens.append(token)
-        return inputs.step_output
+        return output
 
     def _batch(self, ids: np.ndarray, action: Action, num_logits: int) -> StepOutput:
-        runner, model = self._runner(action.variant), self.bundle.config.model
+        runner, model = self._prepare(action), self.bundle.config.model
         logits = np.empty((num_logits, model.vocab_size), np.float32)
         hidden = np.empty((num_logits, model.hidden_size), np.float32)
         first_wanted = ids.size - num_logits
-        self._prune(action)
         for start in range(0, ids.size, self._chunk):
             chunk = ids[start : start + self._chunk]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
             self._inputs.past_length[0] = self.length
             if rows.stop > rows.start:
-                output = StepOutput(logits[rows], hidden[rows])
+                into = logits[rows], hidden[rows]
             else:  # a graph always computes one row; nobody asked for this one
-                output = self._inputs.step_output
-            runner.batch(chunk, output)
-            self._require_finite(output, action, chunk.size)
+                into = self._inputs.logits, self._inputs.hidden
+            runner.batch(chunk, *into)
+            if not all(map(_finite, into)):
+                self._refuse(action, chunk.size)
             self._tokens += chunk.tolist()
-        return StepOutput(logits, hidden)
+        return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))
 
     def _make_room(self, tokens: int) -> None:
         if tokens > self.max_context:
@@ -205,17 +211,22 @@ class Engine:
             what = f"context: a KV cache of {tokens} tokens needs {needed:.0f} MB"
             raise ContextError(f"{what}, more than is free; shorten the prompt") from None
 
-    def _require_finite(self, output: StepOutput, action: Action, appended: int) -> None:
-        if not (_finite(output.logits) and _finite(output.hidden)):
-            self._cache.wipe(self.length, self.length + appended)
-            what = f"{self.bundle.path}: variant {action.variant} gave non-finite numbers at token {self.length}"
-            raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
+    def _refuse(self, action: Action, appended: int) -> NoReturn:
+        """Raises NumericError; of the tokens that were run nothing stays in the cache."""
+        self._cache.wipe(self.length, self.length + appended)
+        what = f"{self.bundle.path}: variant {action.variant} gave non-finite numbers at token {self.length}"
+        raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
 
-    def _prune(self, action: Action) -> None:
-        """Tells the graph how many MLP channels to keep; 0 is all of them."""
-        variant, model = self._variant(action.variant), self.bundle.config.model
-        self._inputs.mlp_keep_in[0] = variant.keep_in % model.hidden_size
-        self._inputs.mlp_keep_mid[0] = variant.keep_mid % model.intermediate_size
+    def _prepare(self, action: Action) -> _Runner:
+        """Tells the graph how many MLP channels to keep; returns what runs it."""
+        plan = self._plans.get(action)
+        if plan is None:
+            variant, model = self._variant(action.variant), self.bundle.config.model
+            keep_in, keep_mid = variant.keep_in % model.hidden_size, variant.keep_mid % model.intermediate_size
+            plan = self._plans[action] = _Plan(self._runner(action.variant), keep_in, keep_mid)
+        self._inputs.mlp_keep_in[0] = plan.keep_in
+        self._inputs.mlp_keep_mid[0] = plan.keep_mid
+        return plan.runner
 
     def _variant(self, key: str) -> Variant:
         variants = self.bundle.config.variants
@@ -256,9 +267,8 @@ class _StepInputs:
         self.mlp_keep_in = np.zeros(1, np.int64)
         self.mlp_keep_mid = np.zeros(1, np.int64)
         one = np.ones(1, np.int64)
-        self.step_output = StepOutput(
-            np.zeros((1, model.vocab_size), np.float32), np.zeros((1, model.hidden_size), np.float32)
-        )
+        self.logits = np.zeros((1, model.vocab_size), np.float32)
+        self.hidden = np.zeros((1, model.hidden_size), np.float32)
         wrap = ort.OrtValue.ortvalue_from_numpy
         self.scalars = {
             "past_length": wrap(self.past_length),
@@ -267,7 +277,15 @@ class _StepInputs:
             "mlp_keep_mid": wrap(self.mlp_keep_mid),
         }
         self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(one)}
-        self.step_outputs = {"logits": wrap(self.step_output.logits), "hidden_states": wrap(self.step_output.hidden)}
+        self.step_outputs = {"logits": wrap(self.logits), "hidden_states": wrap(self.hidden)}
+
+
+class _Plan(NamedTuple):
+    """How an action runs: the counts are those of MLP channels to keep, 0 for all of them."""
+
+    runner: _Runner
+    keep_in: int
+    keep_mid: int
 
 
 class _Runner:
@@ -299,18 +317,18 @@ class _Runner:
             self._bind_inputs(binding, {**self._inputs.scalars, **self._inputs.step_inputs})
         self._run(binding)
 
-    def batch(self, ids: np.ndarray, output: StepOutput) -> None:
-        """Runs tokens int64 [S]; the last rows' results go into `output`, as many as it has."""
+    def batch(self, ids: np.ndarray, logits: np.ndarray, hidden: np.ndarray) -> None:
+        """Runs tokens int64 [S]; the last rows' results go into `logits` and `hidden`, as many as they have."""
         binding = self._batch_binding
         if binding is None:
             binding = self._batch_binding = self._bind_cache()
         elif self._rebind:
             self._bind_inputs(binding, self._inputs.scalars)
         wrap = ort.OrtValue.ortvalue_from_numpy
-        count = np.array([len(output.logits)], np.int64)
+        count = np.array([len(logits)], np.int64)
         self._bind_inputs(binding, {"input_ids": wrap(ids[None]), "num_logits": wrap(count)})
-        binding.bind_ortvalue_output("logits", wrap(output.logits))
-        binding.bind_ortvalue_output("hidden_states", wrap(output.hidden))
+        binding.bind_ortvalue_output("logits", wrap(logits))
+        binding.bind_ortvalue_output("hidden_states", wrap(hidden))
         self._run(binding)
 
     def _bind_cache(self) -> ort.IOBinding:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from sol_rt.controller import Controller
 from sol_rt.engine import Engine, StepOutput
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.generation_config import GenerationConfig
-from sol_rt.sampling import Distribution, Sampler
+from sol_rt.sampling import Sampler
 from sol_rt.schedules import Schedule, StepContext
 from sol_rt.text import StopStrings, Tokenizer
 from sol_rt.trace import Trace, TraceRecord, TraceWriter
@@ -107,8 +108,7 @@ class Scores:
     actions: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(NamedTuple):
     """What a decode step did: `cost` and `relative` include policy and refresh; `context` is the length before it."""
 
     action: Action
@@ -132,8 +132,7 @@ class Decoder:
     ) -> None:
         self.engine, self.controller, self.schedule = engine, controller, schedule
         self.actions: Counter[str] = Counter()
-        self.distribution: Distribution  # of the token after the last one that was run
-        self._output: StepOutput
+        self.output: StepOutput
         self._refreshes = refreshes
         self._steps = 0
 
@@ -147,19 +146,20 @@ class Decoder:
         cached = min(cached, len(tokens) - 1)
         self.engine.owner = self
         self.engine.truncate(cached)
-        self._take(self.engine.forward(tokens[cached:], self.controller.dense))
+        self.output = self.engine.forward(tokens[cached:], self.controller.dense)
         return len(tokens) - cached
 
     def step(self, token: int) -> Taken:
-        """Processes one token; `distribution` then is that of the next."""
+        """Processes one token; `output` then holds the distribution of the next."""
         engine, controller = self.engine, self.controller
         if engine.owner is not self:
             raise UsageError(
                 "this generation was interrupted by another one on the same model; finish or close one first"
             )
         context = engine.length
-        action = self.schedule.choose(StepContext(context, token, self._output.hidden, self.distribution, self._steps))
-        self._take(engine.forward((token,), action))
+        seen = StepContext(context, token, self.output.hidden, self.output.distribution, self._steps)
+        action = self.schedule.choose(seen)
+        self.output = engine.forward((token,), action)
         spend = controller.record(action, context)
         self.actions[action.tag] += 1
         count = self._refresh_due()
@@ -169,9 +169,6 @@ class Decoder:
         repair = self._refresh(count)
         relative = spend.relative + repair / controller.cost.dense(context)
         return Taken(action, context, spend.cost + repair, relative, True)
-
-    def _take(self, output: StepOutput) -> None:
-        self._output, self.distribution = output, Distribution(output.logits[0])
 
     def _refresh_due(self) -> int:
         if self._refreshes is None:
@@ -214,7 +211,7 @@ def generate_steps(
     taken = Taken(controller.dense, engine.length, 0.0, 0.0, False)
     finish_reason = None
     while finish_reason is None:
-        token, logprob = sampler.sample(decoder.distribution, history)
+        token, logprob = sampler.sample(decoder.output.distribution, history)
         history.append(token)
         text, finish_reason = writer.add(token)
         if finish_reason is None and len(history) - len(prompt) == limit:
@@ -284,7 +281,7 @@ def score_steps(decoder: Decoder, tokens: Sequence[int], context: int) -> np.nda
     logprobs = np.empty(len(tokens) - context, np.float64)
     decoder.prefill(tokens[:context])
     for index, token in enumerate(tokens[context:]):
-        logprobs[index] = decoder.distribution.log_probability(token)
+        logprobs[index] = decoder.output.distribution.log_probability(token)
         if index + 1 < len(logprobs):
             decoder.step(token)
     return logprobs

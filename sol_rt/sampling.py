@@ -6,61 +6,16 @@ the logits and no sort.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 
+from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.generation_config import GenerationConfig
 
 _BLOCK = 512
 _NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are smaller
-
-
-class Distribution:
-    """softmax of a step's logits. What it tells is worked out when first asked for, and once.
-
-    Args:
-        logits: float32 [vocab], finite; the object holds while they do.
-    """
-
-    def __init__(self, logits: np.ndarray) -> None:
-        self.logits = logits
-
-    @cached_property
-    def top(self) -> int:
-        """The likeliest token; the first of several."""
-        return int(self.logits.argmax())
-
-    @cached_property
-    def _centred(self) -> np.ndarray:
-        """Logits below the largest one, float32 [vocab]."""
-        return np.asarray(self.logits - self.logits[self.top])
-
-    @cached_property
-    def _exponentials(self) -> np.ndarray:
-        return np.exp(self._centred)
-
-    @cached_property
-    def _total(self) -> float:
-        return float(np.add.reduce(self._exponentials))
-
-    @property
-    def top_probability(self) -> float:
-        return 1.0 / self._total
-
-    @property
-    def entropy(self) -> float:
-        """Nats."""
-        # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
-        mean = float(np.einsum("i,i->", self._exponentials, self._centred)) / self._total
-        return math.log(self._total) - mean
-
-    def log_probability(self, token: int) -> float:
-        """Nats."""
-        return float(self._centred[token]) - math.log(self._total)
 
 
 class Sampler:

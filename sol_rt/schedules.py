@@ -11,16 +11,15 @@ import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from sol_rt.actions import Action
 from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import AxisTargets, Controller
+from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
-from sol_rt.sampling import Distribution
 
 NAMES = ("sol", "uniform", "random", "fixed:TAG", "dense")
 _KEEP, _PRUNE, _BITS = range(3)  # the axes
@@ -28,8 +27,7 @@ _GRID = 160  # positions of the uniform mix between all-cheapest and dense
 _SPREAD_MEMORY = 0.9  # how slowly the estimate of the policy's spread follows
 
 
-@dataclass(frozen=True)
-class StepContext:
+class StepContext(NamedTuple):
     """What is known when an action is picked.
 
     Attributes:

@@ -1,0 +1,94 @@
+"""softmax of a step's logits, worked out once for all who read it: the check of the numbers, sampling, the policy."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sol_rt.ops import library_path
+
+
+class SoftmaxSums(NamedTuple):
+    """Of logits x with the largest one m.
+
+    Attributes:
+        top: the likeliest token, the first of several; None where a logit is not finite, and sums then mean nothing.
+        total: sum of exp(x - m).
+        moment: sum of exp(x - m) (x - m).
+    """
+
+    top: int | None
+    total: float
+    moment: float
+
+
+def numpy_sums(logits: np.ndarray) -> SoftmaxSums:
+    """`logits` float32 [vocab]."""
+    largest, least = np.maximum.reduce(logits), np.minimum.reduce(logits)
+    if not (math.isfinite(largest) and math.isfinite(least)):  # NaN is both
+        return SoftmaxSums(None, 1.0, 0.0)
+    centred = logits - largest
+    exponentials = np.exp(centred)
+    # einsum, as BLAS may wake threads for a product of this size, which then keep a core from the next step
+    moment = float(np.einsum("i,i->", exponentials, centred))
+    return SoftmaxSums(int(logits.argmax()), float(np.add.reduce(exponentials)), moment)
+
+
+@functools.cache
+def native_sums() -> Callable[[np.ndarray], SoftmaxSums]:
+    """As `numpy_sums`, by the native library where it was built; `logits` contiguous."""
+    library = library_path()
+    if library is None:
+        return numpy_sums
+    function: Any = ctypes.CDLL(str(library)).SolOpsSoftmaxSums
+    function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    sums = (ctypes.c_float * 2)()
+    address = ctypes.addressof(sums)
+
+    def native(logits: np.ndarray) -> SoftmaxSums:
+        top = function(logits.__array_interface__["data"][0], logits.size, address)
+        return SoftmaxSums(top, *sums) if top >= 0 else SoftmaxSums(None, 1.0, 0.0)
+
+    return native
+
+
+class Distribution:
+    """The probabilities of the next token.
+
+    Args:
+        logits: float32 [vocab]; the object holds while they do.
+        sums: how they are summed.
+    """
+
+    def __init__(self, logits: np.ndarray, sums: Callable[[np.ndarray], SoftmaxSums] = numpy_sums) -> None:
+        self.logits = logits
+        self._sums = sums(logits)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all logits are; what else is told holds only then."""
+        return self._sums.top is not None
+
+    @property
+    def top(self) -> int:
+        """The likeliest token; the first of several."""
+        assert self._sums.top is not None
+        return self._sums.top
+
+    @property
+    def top_probability(self) -> float:
+        return 1.0 / self._sums.total
+
+    @property
+    def entropy(self) -> float:
+        """Nats."""
+        return math.log(self._sums.total) - self._sums.moment / self._sums.total
+
+    def log_probability(self, token: int) -> float:
+        """Nats."""
+        return self.logits.item(token) - self.logits.item(self.top) - math.log(self._sums.total)
