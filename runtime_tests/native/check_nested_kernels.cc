@@ -177,6 +177,24 @@ void CheckActivations() {
   check(sol::Activation::kRelu, [](double v) { return std::max(v, 0.0); });
 }
 
+void CheckNormalize(size_t n, bool layer) {
+  std::vector<float> x(n), weight(n), bias(n), y(n);
+  std::normal_distribution<float> normal(0.5f, 2.0f);
+  for (size_t i = 0; i < n; ++i) {
+    x[i] = normal(g_random);
+    weight[i] = normal(g_random);
+    bias[i] = normal(g_random);
+  }
+  sol::BestKernels().normalize(x.data(), n, weight.data(), layer ? bias.data() : nullptr, 1e-5f, y.data());
+  double mean = 0, square = 0;
+  for (const float value : x) mean += layer ? value / static_cast<double>(n) : 0;
+  for (const float value : x) square += (value - mean) * (value - mean) / static_cast<double>(n);
+  for (size_t i = 0; i < n; ++i) {
+    const double expected = (x[i] - mean) / std::sqrt(square + 1e-5) * weight[i] + (layer ? bias[i] : 0.0f);
+    Expect(std::abs(y[i] - expected) <= 2e-6 * (1 + std::abs(expected)), "normalize", n, layer, 0);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -191,5 +209,9 @@ int main() {
     for (const size_t keep : {size_t{1}, n / 3 + 1, n}) CheckKeepLargest(n, keep);
   }
   CheckActivations();
+  for (const size_t n : {32, 96, 133, 576}) {
+    CheckNormalize(n, false);
+    CheckNormalize(n, true);
+  }
   return 0;
 }

@@ -21,7 +21,6 @@
 #include <thread>
 
 #include "nested.h"
-#include "op.h"
 
 namespace sol {
 
@@ -145,7 +144,7 @@ class Member {
 };
 
 // Runs f(member) for up to `members` members on the session's threads and waits.
-template <class F>
+template <class Context, class F>
 void RunTeam(const Context& context, size_t members, const F& f) {
   Team team;
   context.ParallelFor(members, [&](size_t index) {
