@@ -90,9 +90,7 @@ Mlp::Keep Mlp::ReadKeep(const Context& context) const {
 
 void Mlp::FetchUp(size_t task, size_t tasks, Keep keep) const {
   if (keep.in < up_.K) return;  // which rows will be read is not known yet
-  const Range all = {0, up_.K / kBlock}, gate = ShareOf(Inner(), kUpStep, task, tasks);
-  FetchChannelMajor(up_, all, gate, kFetchedBytes);
-  if (gated_) FetchChannelMajor(up_, all, {Inner() + gate.begin, Inner() + gate.end}, kFetchedBytes);
+  FetchChannelMajor(up_, {0, up_.K / kBlock}, ShareOf(Inner(), kUpStep, task, tasks), kFetchedBytes);
 }
 
 void Mlp::FetchDown(size_t task, size_t tasks, Keep keep) const {

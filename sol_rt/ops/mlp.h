@@ -49,11 +49,7 @@ class Mlp {
     const size_t up_tasks = UpTasks(members), down_tasks = DownTasks(members);
     member.Run(
         up_tasks, [&] { own.up.Read(input(), keep.in); }, [&](size_t task) { Up(own.up, task, up_tasks, shared.hidden); },
-        [&] {
-          const size_t second = member.SecondOf(down_tasks);
-          FetchDown(member.FirstOf(down_tasks), down_tasks, keep);
-          if (second < down_tasks) FetchDown(second, down_tasks, keep);
-        });
+        [&] { FetchDown(member.FirstOf(down_tasks), down_tasks, keep); });
     member.Finish(
         down_tasks, [&] { own.down.Read(shared.hidden, keep.mid); },
         [&](size_t task) { Down(own.down, task, down_tasks, shared.sums); }, [&] { AddParts(shared.sums, residual, y); });

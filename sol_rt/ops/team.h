@@ -87,9 +87,6 @@ class Member {
   // The task that this member claims first of `tasks`, as a rule.
   size_t FirstOf(size_t tasks) const { return FromBack() ? tasks - 1 : 0; }
 
-  // And the one after it; `tasks` where there is none.
-  size_t SecondOf(size_t tasks) const { return tasks < 2 ? tasks : FromBack() ? tasks - 2 : 1; }
-
   // The next phase: task(0) … task(tasks - 1), tasks > 0, each run by one member, which has called prepare() before its first one.
   // A member for whom nothing is left calls ahead(), to fetch what it reads next. Returns when all tasks have been done. Nothing may
   // throw.
