@@ -234,7 +234,7 @@ def cases(draw: st.DrawFn) -> Case:
     head_dim = draw(st.sampled_from([16, 18, 24, 32, 40, 64, 72, 80, 128]))
     dims = Dims(
         kv_heads=draw(st.integers(1, 3)),
-        group=draw(st.sampled_from([1, 2, 3, 4, 4, 7])),
+        group=draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 12])),
         head_dim=head_dim,
         rotary_dim=draw(st.sampled_from([head_dim, head_dim // 2 // 2 * 2, 2, 0])),
         sinks=draw(st.sampled_from([0, 4, 16, 21])),
