@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peer_report import best, quartiles, ratios, tables
 from workers.client import WorkerError, WorkerProcess
+from workers.scoring import scorer
 
 from sol_rt.actions import Action
 
@@ -123,3 +125,14 @@ def test_a_worker_that_is_not_asked_is_stopped(recorder: WorkerProcess) -> None:
 def test_a_worker_that_ends_is_said(recorder: WorkerProcess) -> None:
     with recorder, pytest.raises(WorkerError, match="recorder: its process ended with 1"):
         recorder.ask(do="nonsense")
+
+
+@given(st.lists(st.integers(0, 4), min_size=4, max_size=12), st.integers(0, 99))
+def test_scored_are_the_tokens_after_the_first_half_and_one(window: list[int], seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(0, 30, (len(window), 5)).astype(np.float32)
+    (scored,) = scorer(lambda tokens, first: logits[first:-1])({"windows": [window]})["nll"]
+    assert len(scored) == len(window) - len(window) // 2 - 1
+    for position, nats in zip(range(len(window) // 2 + 1, len(window)), scored, strict=True):
+        row = [float(x) for x in logits[position - 1]]
+        expected = math.log(math.fsum(math.exp(x - max(row)) for x in row)) + max(row) - row[window[position]]
+        assert nats == pytest.approx(expected, rel=1e-12, abs=1e-12)
