@@ -42,7 +42,7 @@ class SolRt:
 
     def _run(self, tokens: Sequence[int]) -> None:
         action = Action.parse(self.action) if self.action else self._dense
-        self._next = int(self._engine.forward(tokens, action).logits[0].argmax())
+        self._next = self._engine.forward(tokens, action).distribution.top
 
 
 def main() -> None:
