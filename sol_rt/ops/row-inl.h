@@ -164,9 +164,9 @@ class AheadCursor {
     for (size_t i = (kRowBytesAhead + bytes - 1) / bytes; i > 0 && blocks_.begin < blocks_.end; --i) Move();
   }
 
-  // The step ahead of the next one of the reader.
-  StepAhead Next() {
-    if (blocks_.begin == blocks_.end) return {};
+  // The step ahead of the reader's at output `n`; none for the narrower steps that share the last one.
+  StepAhead Next(size_t n) {
+    if (blocks_.begin == blocks_.end || (n - begin_) % step_ != 0) return {};
     const size_t b = blocks_.begin, row_bytes = w_.N / 2;
     const BlockQuads rows(active_, w_.K, b);
     const StepAhead result = {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
@@ -269,7 +269,7 @@ HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x
   const size_t row_bytes = w.N / 2;
   for (; n + kOutputs <= end; n += kOutputs) {
     const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + n / 2, b, n);
-    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, ahead.Next(), x.phased + b * kBlock, w.K, scale, y + n);
+    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, ahead.Next(n), x.phased + b * kBlock, w.K, scale, y + n);
   }
   return n;
 }
