@@ -9,6 +9,7 @@ it reads, which the line's terms are.
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,18 +26,31 @@ from sol_rt.errors import UsageError
 from sol_rt.policy import PolicySession
 
 _WARM_UP = 2
+_LEAST = 3  # repeats, however long they take
+_FILL_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Lower quartile of the milliseconds of one action's step with `context` tokens in the cache before it."""
+    """One action's step with `context` tokens in the cache before it.
+
+    Attributes:
+        milliseconds: lower quartile of what was measured.
+        modelled: what the fitted line says.
+    """
 
     action: Action
     context: int
     milliseconds: float
+    modelled: float
+
+    @property
+    def error(self) -> float:
+        """Of the model, relative to what was measured."""
+        return self.modelled / self.milliseconds - 1
 
     def as_json(self) -> dict[str, Any]:
-        return {"tag": self.action.tag, "context": self.context, "ms": self.milliseconds}
+        return {"tag": self.action.tag, "context": self.context, "ms": self.milliseconds, "model_ms": self.modelled}
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ def measure(
     repeats: int,
     progress: Callable[[str, float, float], None],
     *,
-    threads: int | None = None,
+    seconds: float = math.inf,
 ) -> Calibration:
     """Times every variant at every keep of the bundle's actions.
 
@@ -64,7 +78,8 @@ def measure(
         contexts: context lengths in tokens; those beyond the model's context are left out.
         repeats: timed steps of each action at each context.
         progress: called with a step's name, how much is done and how much there is.
-        threads: what the engine was opened with.
+        seconds: how long to take, about: then there are fewer repeats, no less than _LEAST, and lengths that would take
+            more than _FILL_SHARE of it to fill the cache to are left out.
 
     Raises:
         UsageError: no context length is usable.
@@ -80,36 +95,49 @@ def measure(
     # Any tokens do: what a step costs does not depend on them.
     tokens = np.arange(lengths[-1], dtype=np.int64) % config.model.vocab_size
     engine.reset()
-    progress("filling the cache", 0, 1)
-    engine.forward(tokens, config.dense)
-    progress("filling the cache", 1, 1)
-
-    rows: list[Timing] = []
+    engine.load(config.variants)
+    begin = time.perf_counter()
+    measured: dict[tuple[Action, int], float] = {}
     refreshes: list[tuple[int, int, float]] = []
     episode = [1] * config.refresh.episode
-    total, done = len(lengths) * (repeats + _WARM_UP) * len(actions), 0
-    # From the longest down: the cache is only ever cut back.
-    for length in reversed(lengths):
-        for batch in (episode[: max(1, len(episode) // 4)], episode):
-            runs = [_timed(engine, length, batch, config.dense) for _ in range(repeats)]
-            refreshes.append((length, len(batch), _typical(runs)))
+    order = np.random.default_rng(0)
+    per_token = 0.0  # seconds to fill the cache, of the stretch before
+    for number, length in enumerate(lengths):
+        more = tokens[engine.length : length]
+        if len(more) * per_token > _FILL_SHARE * seconds:
+            break
+        progress(f"filling the cache to {length}", number, len(lengths))
+        start = time.perf_counter()
+        engine.forward(more, config.dense)
+        per_token = (time.perf_counter() - start) / len(more)
+        until = time.perf_counter() + (begin + seconds - time.perf_counter()) / (len(lengths) - number)
         times: dict[Action, list[float]] = {action: [] for action in actions}
+        repairs: dict[int, list[float]] = {max(1, len(episode) // 4): [], len(episode): []}
         for repeat in range(repeats + _WARM_UP):
-            for action in actions:
-                elapsed = _timed(engine, length, [1], action)
+            if repeat >= _LEAST + _WARM_UP and time.perf_counter() > until:
+                break
+            # in another order each time, so that no action always follows one of its own graph
+            for index in order.permutation(len(actions)):
+                elapsed = _timed(engine, length, [1], actions[index])
                 if repeat >= _WARM_UP:
-                    times[action].append(elapsed)
-                done += 1
-            progress("timing actions", done, total)
-        rows += [Timing(action, length, _typical(values)) for action, values in times.items()]
+                    times[actions[index]].append(elapsed)
+            for count, runs in repairs.items():
+                runs.append(_timed(engine, length, episode[:count], config.dense))
+            progress(f"timing at {length}", number + (repeat + 1) / (repeats + _WARM_UP), len(lengths))
+        engine.truncate(length)
+        measured |= {(action, length): _typical(values) for action, values in times.items()}
+        refreshes += [(length, count, _typical(runs[_WARM_UP:])) for count, runs in repairs.items()]
+    progress("timing done", len(lengths), len(lengths))
 
     lines: dict[str, dict[int, Line]] = {}
+    rows: list[Timing] = []
     for variant in config.variants:
-        mine = [row for row in rows if row.action.variant == variant]
-        samples = [(*reads(row.action, row.context, config.kv), row.milliseconds) for row in mine]
-        lines[variant] = dict.fromkeys(keeps, fit_line(samples))
+        mine = [(action, length, ms) for (action, length), ms in measured.items() if action.variant == variant]
+        line = fit_line([(*reads(action, length, config.kv), ms) for action, length, ms in mine])
+        lines[variant] = dict.fromkeys(keeps, line)
+        rows += [Timing(*row, line.at(*reads(row[0], row[1], config.kv))) for row in mine]
 
-    device = device_string(engine.provider_name, threads, engine.native)
+    device = device_string(engine.provider_name, engine.threads, engine.native)
     table = CalibrationTable(
         bundle=bundle.identity,
         device=device,
@@ -122,9 +150,9 @@ def measure(
     return Calibration(table, rows)
 
 
-def save(bundle: Bundle, engine: Engine, table: CalibrationTable, threads: int | None = None) -> Path:
+def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:
     """Keeps the table where models of the same bundle, provider and threads look for it. Returns its path."""
-    path = calibration_path(bundle, engine.provider_name, threads, engine.native)
+    path = calibration_path(bundle, engine.provider_name, engine.threads, engine.native)
     table.save(path)
     return path
 

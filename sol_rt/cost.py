@@ -7,6 +7,7 @@ pages_scored. The bytes model takes the three coefficients from the bundle, the 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from sol_rt.bundle import Bundle
 from sol_rt.config import KvLayout, SolConfig
 from sol_rt.errors import SolError
 from sol_rt.home import calibration_dir
+from sol_rt.ops import library_path
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
 CALIBRATION_VERSION = 1
@@ -291,13 +293,23 @@ def _fit(rows: Sequence[tuple[float, float, float, float]]) -> tuple[float, floa
     return best
 
 
-def device_string(provider: str, threads: int | None, native: bool) -> str:
-    """Names what a table's milliseconds hold for: processor, threads, provider, ONNX Runtime, native kernels or not."""
+def device_string(provider: str, threads: int, native: bool) -> str:
+    """Names what a table's milliseconds hold for: processor, threads, provider, ONNX Runtime, kernels.
+
+    Native kernels are told by their SIMD target and the library's hash.
+    """
     import onnxruntime
 
-    kernels = "native kernels" if native else "ONNX Runtime kernels"
-    count = f"{threads} threads" if threads else "default threads"
-    return f"{processor_name()}, {count}, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
+    library = library_path() if native else None
+    kernels = "ONNX Runtime kernels" if library is None else _library_name(library)
+    return f"{processor_name()}, {threads} threads, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
+
+
+def _library_name(library: Path) -> str:
+    target = ctypes.CDLL(str(library)).SolOpsTarget
+    target.restype = ctypes.c_char_p
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:12]
+    return f"native kernels {digest} ({target().decode()})"
 
 
 def processor_name() -> str:
@@ -311,20 +323,19 @@ def processor_name() -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
-def calibration_path(bundle: Bundle, provider: str, threads: int | None, native: bool) -> Path:
+def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool) -> Path:
     """Where the table of this bundle folder and these settings lies, whether or not it exists."""
-    settings = f"{bundle.path.resolve()} {provider} {threads} {native}"
+    settings = f"{bundle.path.resolve()} {provider} {native}"
     digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in bundle.config.model.name)[:80] or "model"
-    return calibration_dir() / f"{name}-{provider}-{digest}.json"
+    return calibration_dir() / f"{name}-{provider}-{digest}-{threads}.json"
 
 
-def load_cost_model(
-    bundle: Bundle, provider: str = "cpu", threads: int | None = None, native: bool = True
-) -> CostModel:
+def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = True) -> CostModel:
     """The calibrated model where a table of this very bundle and device exists, else the bytes model.
 
-    A table that is damaged, of another bundle or of another device is not used; `note` of the returned model says so.
+    A table that is damaged, of another bundle, of another device or of another number of threads is not used; `note` of
+    the returned model says so.
     """
     path = calibration_path(bundle, provider, threads, native)
     try:
@@ -338,7 +349,10 @@ def load_cost_model(
             )
         return CalibratedCost(bundle.config, table)
     except FileNotFoundError:
-        return BytesCost(bundle.config)
+        others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
+        counts = sorted(other.stem.rpartition("-")[2] for other in others)
+        wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
+        return BytesCost(bundle.config, f"{wanted}; costs are bytes" if counts else "")
     except (OSError, UnicodeDecodeError) as error:
         return BytesCost(bundle.config, f"{path}: {error}; costs are bytes")
     except SolError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sol_rt.bundle import Bundle
 from sol_rt.cost import BytesCost, load_cost_model
+from sol_rt.providers import default_threads
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     bundle = Bundle.open(path)
     config = bundle.config
     context = min(context, config.model.max_context - 1)
-    cost, size = load_cost_model(bundle, provider="cpu", threads=None), BytesCost(config)
+    cost, size = load_cost_model(bundle, "cpu", default_threads()), BytesCost(config)
     dense = cost.dense(context)
     return {
         "path": str(path),

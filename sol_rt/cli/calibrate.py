@@ -12,10 +12,14 @@ def calibrate(
     model: options.Model = None,
     contexts: Annotated[
         str, options.option("--contexts", env=False, help="Context lengths to measure at, with commas between.")
-    ] = "64,512,2048",
+    ] = "64,512,2048,8000",
     repeats: Annotated[
         int, options.option("-r", "--repeats", env=False, min=3, help="Steps of each action at each context.")
     ] = 15,
+    seconds: Annotated[
+        float,
+        options.option("--seconds", env=False, min=1, help="Take about so long: fewer repeats, shorter contexts."),
+    ] = 60,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -39,16 +43,25 @@ def calibrate(
     bundle = Bundle.open(bundle_path(model))
     engine = Engine(bundle, provider=provider, threads=threads, native_ops=native_ops, device=device)
     with progress() as report:
-        result = measure(engine, bundle, lengths, repeats, report, threads=threads)
-    path = save(bundle, engine, result.table, threads)
+        result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
+    path = save(bundle, engine, result.table)
     if json:
         rows = [row.as_json() for row in result.rows]
         print_json({"path": str(path), "provider": engine.provider_name, "rows": rows})
         return
     columns = sorted({row.context for row in result.rows})
-    table = Table("action", *(f"ms at {context}" for context in columns))
-    times = {(row.action, row.context): row.milliseconds for row in result.rows}
+    table = Table("action", *(f"ms at {context}" for context in columns), "fit, %")
+    found = {(row.action, row.context): row for row in result.rows}
     for action in sorted({row.action for row in result.rows}, reverse=True):
-        table.add_row(action.tag, *(f"{times[action, context]:.2f}" for context in columns))
+        timings = [found[action, context] for context in columns]
+        fit = " ".join(f"{100 * timing.error:+.0f}" for timing in timings)
+        table.add_row(action.tag, *(f"{timing.milliseconds:.2f}" for timing in timings), fit)
     print_table(table)
+    errors = sorted(abs(row.error) for row in result.rows)
+    worst = max(result.rows, key=lambda row: abs(row.error))
+    middle, largest = 100 * errors[len(errors) // 2], 100 * abs(worst.error)
+    at = f"{worst.action.tag} at {worst.context}"
+    note(f"error of the fitted lines: median {middle:.1f}%, largest {largest:.1f}% ({at})")
+    if left_out := sorted(set(lengths) - set(columns)):
+        note(f"not measured, beyond the model's context or the time: {', '.join(map(str, left_out))}")
     note(f"saved: {path}; sol-rt inspect shows the costs")
