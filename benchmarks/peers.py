@@ -49,10 +49,9 @@ class Entry:
 
 
 def sparse_action(depth: int, page_size: int) -> Action:
-    """The 4-bit action whose number of old pages after `depth` tokens comes nearest to `SPARSE_TOKENS` tokens."""
-    wanted = SPARSE_TOKENS / page_size
-    actions = (Action(keep, 100, 4) for keep in range(1, 100))
-    return min(actions, key=lambda action: abs(action.pages(depth, page_size) - wanted))
+    """The cheapest 4-bit action whose old pages after `depth` tokens hold `SPARSE_TOKENS` tokens or more."""
+    actions = (Action(keep, 100, 4) for keep in range(1, 101))
+    return next(action for action in actions if action.pages(depth, page_size) * page_size >= SPARSE_TOKENS)
 
 
 def measure(

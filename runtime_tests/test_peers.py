@@ -77,12 +77,11 @@ def test_tables_name_the_best_peer_of_each_row() -> None:
 
 
 @given(st.integers(4096, 32768))
-def test_the_sparse_row_reads_as_near_512_tokens_as_a_percentage_gets(depth: int) -> None:
+def test_the_sparse_row_reads_512_tokens_or_more_and_one_percent_less_would_not(depth: int) -> None:
     action = peers.sparse_action(depth, 16)
-    distance = abs(action.pages(depth, 16) - 32)
     assert (action.prune, action.bits) == (100, 4)
-    assert all(abs(Action(keep, 100, 4).pages(depth, 16) - 32) >= distance for keep in range(1, 100))
-    assert distance <= depth / 1600 / 2 + 1  # half of what one percent is, and the rounding up
+    assert action.pages(depth, 16) >= 32
+    assert action.keep == 1 or Action(action.keep - 1, 100, 4).pages(depth, 16) < 32
 
 
 def test_a_decode_request_rewinds_to_its_prompt_and_takes_one_step_more_than_it_counts(recorder: WorkerProcess) -> None:
