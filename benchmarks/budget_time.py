@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("-s", "--schedule", default="uniform")
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu")
-    prompt = np.random.default_rng(0).integers(1000, model.bundle.config.model.vocab_size // 2, args.depth).tolist()
+    prompt = np.random.default_rng(0).integers(0, model.bundle.config.model.vocab_size, args.depth).tolist()
     budgets = [1.0, *(float(part) for part in args.budgets.split(","))]
     times: dict[float, list[float]] = {budget: [] for budget in budgets}
     achieved: dict[float, float] = {}

@@ -107,7 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu")
     config = model.bundle.config
-    prompt = np.random.default_rng(0).integers(1000, config.model.vocab_size // 2, args.depth).tolist()
+    prompt = np.random.default_rng(0).integers(0, config.model.vocab_size, args.depth).tolist()
     rows: dict[str, dict[str, object]] = {"dense": {}, "uniform": {"schedule": "uniform", "budget": args.budget}}
     if config.policy is not None:
         rows["sol"] = {"schedule": "sol", "budget": args.budget}

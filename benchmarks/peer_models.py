@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sol_rt.errors import UsageError
+from sol_rt.errors import SolError, UsageError
 from sol_rt.home import bundle_names, find_bundle
 
 _HERE = Path(__file__).parent
@@ -33,7 +33,7 @@ def model_of(peer: str, checkpoint: Path, python: Path, folder: Path) -> Path:
         python: of the peer's environment.
         folder: where models made of this checkpoint are kept.
 
-    Raises UsageError where the peer can't read the checkpoint.
+    Raises UsageError where the peer can't read the checkpoint, SolError where making its model fails.
     """
     if peer == "llama.cpp":
         if checkpoint.suffix != ".gguf":
@@ -66,5 +66,7 @@ def float32_folder(checkpoint: Path, folder: Path) -> Path:
 
 
 def _run(command: list[str | Path]) -> None:
-    """Runs a command whose output is not ours: all of it goes to stderr."""
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+    """Runs a command whose output is not ours: all of it goes to stderr. Raises SolError where it fails."""
+    run = subprocess.run([str(part) for part in command], check=False, stdout=sys.stderr)
+    if run.returncode:
+        raise SolError(f"{' '.join(map(str, command))}: ended with {run.returncode}; its own message is above")

@@ -27,7 +27,7 @@ from workers.client import WorkerError, WorkerProcess
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.cost import processor_name
-from sol_rt.errors import SolError
+from sol_rt.errors import SolError, UsageError
 from sol_rt.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")
@@ -85,14 +85,21 @@ def tests(
     yield test(f"pp{PROMPT}", tags, measure(entries, request, PROMPT, args.repetitions))
     for depth in args.depths:
         deep = depth >= DEEP
-        count = args.count // 2 if deep else args.count
-        here = [*tags, sparse_action(depth, bundle.config.kv.page_size).tag] if deep else tags
+        count = max(1, args.count // 2) if deep else args.count
+        here = _with_sparse(actions, depth, bundle) if deep else tags
         for worker in (own, *peers):
             worker.ask(do="prompt", tokens=words[:depth], room=count)
         entries = [Entry(own, tag) for tag in here] + others
         repetitions = _deep(args.repetitions) if deep else args.repetitions
         rates = measure(entries, {"do": "decode", "count": count}, count, repetitions)
         yield test(f"tg{count} @ d{depth}", here, rates)
+
+
+def _with_sparse(actions: list[Action], depth: int, bundle: Bundle) -> list[str]:
+    """Tags of the actions and of the sparse one, where the bundle has its variant."""
+    sparse = sparse_action(depth, bundle.config.kv.page_size)
+    more = [sparse] if sparse.variant in bundle.config.variants else []
+    return list(dict.fromkeys(action.tag for action in actions + more))
 
 
 def _deep(repetitions: int) -> int:
@@ -104,10 +111,13 @@ def report(workers: list[WorkerProcess], results: list[Test], page_size: int, ar
     peers = [worker.name for worker in workers[1:]]
     depths = ",".join(map(str, args.depths))
     command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(peers)} DEPTHS={depths}"
-    options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {args.actions}"
+    actions = ",".join(action.tag for action in args.actions)
+    options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {actions}"
     about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in workers)
-    sparse = [(test, tag) for test in results for tag in test.own if not tag.startswith("k100")]
+    decoding = [test for test in results if "@" in test.name]
+    sparse = [(test, tag) for test in decoding for tag in test.own if not tag.startswith("k100")]
     notes = "".join(f"\n{_sparse_note(test, tag, page_size)}" for test, tag in sparse)
+    fewer = f" ({_deep(args.repetitions)} from {DEEP} tokens on)" if max(args.depths, default=0) >= DEEP else ""
     return f"""# {bundle_name(args.model)} beside its peers, {time.strftime("%Y-%m-%d")}
 
 ```
@@ -120,12 +130,12 @@ def report(workers: list[WorkerProcess], results: list[Test], page_size: int, ar
 
 {tables(results, peers)}
 
-Median [quartiles] over {args.repetitions} repetitions ({_deep(args.repetitions)} from {DEEP} tokens on), all engines in
+Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in
 turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
-into an empty cache, last logits included. `tg64 @ d512`: 64 decode steps after a prompt of 512 tokens, which is not
-timed. The best peer of a row is the one with the highest median. While one engine is measured, the processes of the
-others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the file that llama.cpp
-reads; genai and optimum get it in float32 and quantize it on their own.{notes}
+into an empty cache, last logits included. `tg{args.count} @ d512`: {args.count} decode steps after a prompt of
+512 tokens, which is not timed. The best peer of a row is the one with the highest median. While one engine is measured,
+the processes of the others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the
+file that llama.cpp reads; genai and optimum get it in float32 and quantize it on their own.{notes}
 """
 
 
@@ -136,17 +146,40 @@ def _sparse_note(test: Test, tag: str, page_size: int) -> str:
     return f"\n`{tag}` after {depth} tokens {reads}."
 
 
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 or more")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _peers(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in PEERS]:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(PEERS)}")
+    return names
+
+
+def _actions(text: str) -> list[Action]:
+    try:
+        return list(dict.fromkeys(Action.parse(tag.strip()) for tag in text.split(",")))
+    except SolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
     parser.add_argument("model", help="alias, .gguf or checkpoint folder")
-    parser.add_argument("--peers", default=",".join(PEERS), help="names separated by commas")
+    parser.add_argument("--peers", type=_peers, default=list(PEERS), help="names separated by commas")
     parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="a subfolder a peer")
-    parser.add_argument("--depths", type=numbers, default=[64, 512, 2048, 8000], help="tokens before the steps")
-    parser.add_argument("--actions", default="k100-s100-q4,k100-s100-q8", help="sol_rt's rows")
-    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps a repetition")
-    parser.add_argument("-r", "--repetitions", type=int, default=10)
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--depths", type=_counts, default=[64, 512, 2048, 8000], help="tokens before the steps")
+    parser.add_argument("--actions", type=_actions, default="k100-s100-q4,k100-s100-q8", help="sol_rt's rows")
+    parser.add_argument("-n", "--count", type=_count, default=64, help="decode steps a repetition")
+    parser.add_argument("-r", "--repetitions", type=_count, default=10)
+    parser.add_argument("-t", "--threads", type=_count, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, help="write the page here too")
     args = parser.parse_args()
     try:
@@ -162,9 +195,14 @@ def run(args: argparse.Namespace) -> str:
     """Makes what is missing, measures, and returns the page. Raises SolError, WorkerError."""
     checkpoint, name = resolve(args.model, lambda step, done, total: None)
     bundle = Bundle.open(bundle_of(args.model, name))
+    if foreign := [action for action in args.actions if action.variant not in bundle.config.variants]:
+        has = ", ".join(bundle.config.variants)
+        raise UsageError(f"--actions {foreign[0].tag}: no variant {foreign[0].variant} in this bundle; it has {has}")
     models = args.environments / "models" / name
     models.mkdir(parents=True, exist_ok=True)
-    pythons = {peer: args.environments / peer / "bin" / "python" for peer in args.peers.split(",")}
+    pythons = {peer: args.environments / peer / "bin" / "python" for peer in args.peers}
+    if missing := [python for python in pythons.values() if not python.exists()]:
+        raise UsageError(f"{missing[0]}: not there, expected a peer's environment; `make peers` makes them")
     files = {peer: model_of(peer, checkpoint, python, models) for peer, python in pythons.items()}
     limit, page_size = bundle.config.model.max_context - args.count - 2, bundle.config.kv.page_size
     for depth in [depth for depth in args.depths if depth > limit]:
@@ -174,9 +212,8 @@ def run(args: argparse.Namespace) -> str:
         start = lambda *how: stack.enter_context(WorkerProcess.start(*how, args.threads))  # noqa: E731
         own = start("sol_rt", sys.executable, bundle.path)
         peers = [start(peer, python, files[peer]) for peer, python in pythons.items()]
-        actions = [Action.parse(tag) for tag in args.actions.split(",")]
         results = []
-        for test in tests(own, peers, actions, bundle, args):
+        for test in tests(own, peers, args.actions, bundle, args):
             print(f"measured {test.name}", file=sys.stderr)
             results.append(test)
     return report([own, *peers], results, page_size, args)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
+import re
+import signal
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import peer_models
 import peer_report
 import peers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from peer_report import best, quartiles, ratios, tables
+from tiny_bundle import write_bundle
 from workers.client import WorkerError, WorkerProcess
 from workers.scoring import scorer
 
 from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.errors import SolError, UsageError
 
 RATES = st.lists(st.floats(1, 1e4), min_size=1, max_size=9)
 
@@ -124,6 +131,77 @@ def test_a_worker_that_is_not_asked_is_stopped(recorder: WorkerProcess) -> None:
 def test_a_worker_that_ends_is_said(recorder: WorkerProcess) -> None:
     with recorder, pytest.raises(WorkerError, match="recorder: its process ended with 1"):
         recorder.ask(do="nonsense")
+
+
+def test_a_worker_that_was_killed_is_said(recorder: WorkerProcess) -> None:
+    with recorder:
+        os.kill(recorder.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, recorder.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(WorkerError, match="recorder: its process ended with -9"):
+            recorder.ask(do="calls")
+
+
+def test_what_fails_on_the_way_to_a_peers_model_is_said() -> None:
+    with pytest.raises(SolError, match=r"exit\(3\): ended with 3"):
+        peer_models._run([sys.executable, "-c", "exit(3)"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--peers", "llama.cpp,vllm"],
+        ["--depths", "64,0"],
+        ["--depths", "64,many"],
+        ["-n", "0"],
+        ["-r", "0"],
+        ["-t", "-1"],
+        ["--actions", "k100-s100-q4,fast"],
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "run", lambda args: pytest.fail("ran"))
+    monkeypatch.setattr(sys, "argv", ["peers.py", "smollm2-135m", *argv])
+    with pytest.raises(SystemExit) as caught:
+        peers.main()
+    assert caught.value.code == 2
+    assert re.search(f"argument .*{argv[0]}.*: .*got .*expected", capsys.readouterr().err)
+
+
+def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(tmp_path / "tiny")
+    monkeypatch.setattr(peers, "resolve", lambda *how: (tmp_path / "tiny.gguf", "tiny"))
+    monkeypatch.setattr(peers, "bundle_of", lambda *how: bundle)
+    args = argparse.Namespace(
+        model="tiny.gguf", environments=tmp_path, peers=["genai"], actions=[Action(100, 100, 4)], depths=[64], count=8
+    )
+    with pytest.raises(UsageError, match=r"genai.bin.python: .*make peers"):
+        peers.run(args)
+    args.actions = [Action(100, 100, 5)]
+    with pytest.raises(UsageError, match="--actions k100-s100-q5: no variant s100-q5"):
+        peers.run(args)
+
+
+def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
+    """A sparse action among the rows too, which a prompt has nothing to say of."""
+    with recorder:
+        args = argparse.Namespace(
+            model="smollm2-135m", depths=[64], repetitions=2, count=32, threads=1, actions=[Action(50, 100, 4)]
+        )
+        rates = {"k050-s100-q4": [10.0, 10.0]}
+        results = [peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}) for name in ("pp512", "tg32 @ d64")]
+        page = peers.report([recorder, recorder], results, 16, args)
+    assert page.count("`k050-s100-q4` after 64 tokens reads 2 of 4 old pages") == 1
+    assert "`tg32 @ d512`: 32 decode steps" in page
+    assert "over 2 repetitions, all" in page
+
+
+def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:
+    sparse = peers.sparse_action(8000, 16)
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny"))
+    assert peers._with_sparse([Action(100, 100, 4)], 8000, bundle) == ["k100-s100-q4", sparse.tag]
+    assert peers._with_sparse([sparse], 8000, bundle) == [sparse.tag]
 
 
 @given(st.lists(st.integers(0, 4), min_size=4, max_size=12), st.integers(0, 99))
