@@ -459,6 +459,23 @@ def test_thread_count_changes_no_bit(tokens: int, bits: int) -> None:
         assert np.array_equal(run(model, x, threads=1), run(model, x, threads=2))
 
 
+@pytest.mark.parametrize(("k_blocks", "i_blocks"), [(1, 1), (1, 3), (2, 5), (5, 9)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kept_blocks", [slice(0, 1), slice(-1, None)])
+def test_parts_of_the_channels_add_up(k_blocks: int, i_blocks: int, bits: int, kept_blocks: slice) -> None:
+    """Fewer blocks than parts, parts of unequal size, parts without a kept channel, more threads than parts."""
+    rng = np.random.default_rng(9)
+    k, i = k_blocks * BLOCK, i_blocks * BLOCK
+    x = np.zeros((1, k), np.float32)
+    x.reshape(k_blocks, BLOCK)[kept_blocks] = rng.normal(size=BLOCK)
+    for bias in (True, False):
+        mlp = Mlp.random(rng, k, i, bits, bias=bias, keep_in=20, keep_mid=i)
+        got = run(mlp.model(), x, threads=1)
+        close(got, mlp.output(mlp.hidden(x)), 2e-4 if bits == 8 else 3e-2)
+        for threads in (2, 3, 9):
+            assert np.array_equal(run(mlp.model(), x, threads=threads), got)
+
+
 def test_one_session_serves_many_threads() -> None:
     rng = np.random.default_rng(8)
     session = open_session(Mlp.random(rng, 64, 256, 6, keep_in=30, keep_mid=90).model())

@@ -1,20 +1,16 @@
 #include "mlp.h"
 
-#include "fetch.h"
-
 namespace sol {
 namespace {
 
 constexpr size_t kTokensAtOnce = 128;  // a task's sums stay in the core's own cache
 constexpr size_t kTokensAChunk = 512;  // bounds the scratch memory of a long prompt
 
-// One token: whole vectors of outputs, and tasks as wide as can be: a processor reads beyond the end of every run of memory, and what
-// it reads there is lost.
-constexpr size_t kUpStep = 128;
-constexpr size_t kMostUpOutputs = 16384;
-constexpr size_t kMostParts = 4;
+// One token. The first matrix has many outputs, so few parts: two keep two members busy, and what is added up is small.
+constexpr size_t kUpParts = 2;
+constexpr size_t kMostUpOutputs = 32768;
+constexpr size_t kDownParts = 4;
 constexpr size_t kMostDownOutputs = 2048;
-constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
 
 Activation ReadActivation(const Attributes& attributes, const char* op) {
   const std::string name = attributes.String("activation");
@@ -32,14 +28,6 @@ size_t Kept(const char* op, const char* name, int64_t count, size_t channels) {
                 std::to_string(channels) + " channels");
   }
   return count == 0 ? channels : static_cast<size_t>(count);
-}
-
-void Start(const float* bias, size_t begin, size_t end, float* y) {
-  if (bias != nullptr) {
-    std::copy(bias + begin, bias + end, y + begin);
-  } else {
-    std::fill(y + begin, y + end, 0.0f);
-  }
 }
 
 // Prunes and quantizes every token.
@@ -81,74 +69,27 @@ Activations PlaceRows(const Nested& w, size_t tokens, Arena& arena) {
 
 Mlp::Mlp(const Attributes& attributes, const char* op, size_t keep_port, const Nested& up, const float* up_bias, const Nested& down,
          const float* down_bias)
-    : op_(op), keep_in_(attributes, op, keep_port, "keep_in"), keep_mid_(attributes, op, keep_port + 1, "keep_mid"), up_(up), down_(down), up_bias_(up_bias), down_bias_(down_bias), gated_(attributes.Int("gated", 0, 1) != 0),
+    : op_(op), keep_in_(attributes, op, keep_port, "keep_in"), keep_mid_(attributes, op, keep_port + 1, "keep_mid"), up_(up), down_(down),
+      up_bias_(up_bias), down_bias_(down_bias), up_row_(up, up_bias, kUpParts, kMostUpOutputs),
+      down_row_(down, down_bias, kDownParts, kMostDownOutputs), gated_(attributes.Int("gated", 0, 1) != 0),
       activation_(ReadActivation(attributes, op)) {}
 
 Mlp::Keep Mlp::ReadKeep(const Context& context) const {
   return {Kept(op_, "keep_in", keep_in_.Read(context), up_.K), Kept(op_, "keep_mid", keep_mid_.Read(context), Inner())};
 }
 
-void Mlp::FetchUp(size_t task, size_t tasks, Keep keep) const {
-  if (keep.in < up_.K) return;  // which rows will be read is not known yet
-  FetchChannelMajor(up_, {0, up_.K / kBlock}, ShareOf(Inner(), kUpStep, task, tasks), kFetchedBytes);
-}
-
-void Mlp::FetchDown(size_t task, size_t tasks, Keep keep) const {
-  if (keep.mid < Inner()) return;
-  const size_t ranges = tasks / Parts();
-  FetchChannelMajor(down_, BlocksOf(task / ranges), ShareOf(up_.K, kUpStep, task % ranges, ranges), kFetchedBytes);
-}
-
-size_t Mlp::UpTasks(size_t members) const {
-  return TasksOf(Inner(), kUpStep, kMostUpOutputs, members);
-}
-
-void Mlp::Up(const TokenInput& x, size_t task, size_t tasks, float* hidden) const {
-  const Kernels& kernels = BestKernels();
+void Mlp::Activate(Range channels, const Shared& shared) const {
   const size_t I = Inner();
-  const auto [begin, end] = ShareOf(I, kUpStep, task, tasks);
-  if (begin == end) return;
-  const Range all = {0, up_.K / kBlock};
-  Start(up_bias_, begin, end, hidden);
-  kernels.row_channel_major(up_, x.Codes(), x.Active(), all, begin, end, hidden);
-  if (gated_) {
-    Start(up_bias_, I + begin, I + end, hidden);
-    kernels.row_channel_major(up_, x.Codes(), x.Active(), all, I + begin, I + end, hidden);
-  }
-  kernels.activate(activation_, hidden + begin, gated_ ? hidden + I + begin : nullptr, end - begin, hidden + begin);
+  const auto [begin, end] = channels;
+  up_row_.AddParts(begin, end, shared.up);
+  if (gated_) up_row_.AddParts(I + begin, I + end, shared.up);
+  BestKernels().activate(activation_, shared.up + begin, gated_ ? shared.up + I + begin : nullptr, end - begin, shared.hidden + begin);
 }
 
-size_t Mlp::Parts() const {
-  const size_t blocks = Inner() / kBlock, part = (blocks + kMostParts - 1) / kMostParts;
-  return (blocks + part - 1) / part;
-}
-
-Range Mlp::BlocksOf(size_t part) const {
-  const size_t blocks = Inner() / kBlock, width = (blocks + kMostParts - 1) / kMostParts;
-  return {part * width, std::min(blocks, (part + 1) * width)};
-}
-
-size_t Mlp::DownTasks(size_t members) const {
-  const size_t parts = Parts(), K = up_.K;
-  const size_t wanted = std::min((members + parts - 1) / parts, (K + kUpStep - 1) / kUpStep);
-  return parts * std::max((K + kMostDownOutputs - 1) / kMostDownOutputs, wanted);
-}
-
-void Mlp::Down(const TokenInput& x, size_t task, size_t tasks, float* sums) const {
-  const size_t K = up_.K, parts = Parts(), ranges = tasks / parts, part = task / ranges;
-  const auto [begin, end] = ShareOf(K, kUpStep, task % ranges, ranges);
-  float* to = sums + part * K;
-  Start(part == 0 ? down_bias_ : nullptr, begin, end, to);
-  BestKernels().row_channel_major(down_, x.Codes(), x.Active(), BlocksOf(part), begin, end, to);
-}
-
-void Mlp::AddParts(const float* sums, const float* residual, float* y) const {
-  const size_t K = up_.K, parts = Parts();
-  for (size_t k = 0; k < K; ++k) {
-    float sum = sums[k];
-    for (size_t p = 1; p < parts; ++p) sum += sums[p * K + k];
-    y[k] = residual != nullptr ? residual[k] + sum : sum;
-  }
+void Mlp::Add(float* sums, const float* residual, float* y) const {
+  const size_t K = up_.K;
+  down_row_.AddParts(0, K, sums);
+  for (size_t k = 0; k < K; ++k) y[k] = residual != nullptr ? residual[k] + sums[k] : sums[k];
 }
 
 void Mlp::Rows(const Context& context, const float* x, size_t tokens, Keep keep, const float* residual, float* y) const {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string>
 
+#include "channel_product.h"
 #include "nested.h"
 #include "op.h"
 #include "team.h"
@@ -21,8 +22,9 @@ class Mlp {
 
   // Memory of one token: what the team shares and what every member has for itself.
   struct Shared {
-    float* hidden;  // [up.N]
-    float* sums;    // [parts, K]
+    float* up;      // [parts, up.N]
+    float* hidden;  // [I]
+    float* down;    // [parts, K]
   };
   struct Own {
     TokenInput up, down;
@@ -37,51 +39,50 @@ class Mlp {
 
   Keep ReadKeep(const Context& context) const;
 
-  Shared PlaceShared(Arena& arena) const { return {arena.Take<float>(up_.N), arena.Take<float>(Parts() * up_.K)}; }
+  Shared PlaceShared(Arena& arena) const {
+    return {arena.Take<float>(up_row_.Sums()), arena.Take<float>(Inner()), arena.Take<float>(down_row_.Sums())};
+  }
   Own PlaceOwn(Arena& arena) const {
     return {TokenInput::ChannelMajor(up_, arena), TokenInput::ChannelMajor(down_, arena)};
   }
 
-  // The last two phases of a team. input() gives x [K] to a member; y [K] is the product and `residual` [K] where that is not null.
+  // The last three phases of a team. input() gives x [K] to a member; y [K] is the product and `residual` [K] where that is not null.
   template <class Input>
   void Step(Member& member, size_t members, const Shared& shared, Own& own, Keep keep, const Input& input, const float* residual,
             float* y) const {
-    const size_t up_tasks = UpTasks(members), down_tasks = DownTasks(members);
+    const size_t up_tasks = up_row_.Tasks(members), down_tasks = down_row_.Tasks(members);
     member.Run(
-        up_tasks, [&] { own.up.Read(input(), keep.in); }, [&](size_t task) { Up(own.up, task, up_tasks, shared.hidden); },
-        [&] { FetchDown(member.FirstOf(down_tasks), down_tasks, keep); });
+        up_tasks, [&] { own.up.Read(input(), keep.in); }, [&](size_t task) { up_row_.Row(own.up, task, up_tasks, shared.up); },
+        [&] {
+          if (keep.mid == Inner()) down_row_.Fetch(member.FirstOf(down_tasks), down_tasks, kFetchedBytes);
+        });
+    const size_t shares = TasksOf(Inner(), kActivateStep, Inner(), members);
+    member.Run(shares, [] {}, [&](size_t task) { Activate(ShareOf(Inner(), kActivateStep, task, shares), shared); });
     member.Finish(
         down_tasks, [&] { own.down.Read(shared.hidden, keep.mid); },
-        [&](size_t task) { Down(own.down, task, down_tasks, shared.sums); }, [&] { AddParts(shared.sums, residual, y); });
+        [&](size_t task) { down_row_.Row(own.down, task, down_tasks, shared.down); }, [&] { Add(shared.down, residual, y); });
   }
 
   // Asks for what the member reads first in Step.
   void FetchStep(const Member& member, size_t members, Keep keep) const {
-    const size_t tasks = UpTasks(members);
-    FetchUp(member.FirstOf(tasks), tasks, keep);
+    const size_t tasks = up_row_.Tasks(members);
+    if (keep.in == up_.K) up_row_.Fetch(member.FirstOf(tasks), tasks, kFetchedBytes);
   }
 
   // y [tokens, K] of x [tokens, K]; adds `residual` [tokens, K] where it is not null.
   void Rows(const Context& context, const float* x, size_t tokens, Keep keep, const float* residual, float* y) const;
 
  private:
+  static constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
+  static constexpr size_t kActivateStep = 128;
+
   size_t Inner() const { return down_.K; }
 
-  // Asks for the first bytes that a task reads.
-  void FetchUp(size_t task, size_t tasks, Keep keep) const;
-  void FetchDown(size_t task, size_t tasks, Keep keep) const;
+  // Of the hidden channels.
+  void Activate(Range channels, const Shared& shared) const;
 
-  // Outputs of the first matrix are shared out among tasks.
-  size_t UpTasks(size_t members) const;
-  void Up(const TokenInput& x, size_t task, size_t tasks, float* hidden) const;
-
-  // The second has few outputs of many channels, whose rows are read whole: a task has some of the channels. The number of parts is
-  // fixed, as it decides the order of the sums.
-  size_t Parts() const;
-  Range BlocksOf(size_t part) const;
-  size_t DownTasks(size_t members) const;
-  void Down(const TokenInput& x, size_t task, size_t tasks, float* sums) const;
-  void AddParts(const float* sums, const float* residual, float* y) const;
+  // All parts, into y.
+  void Add(float* sums, const float* residual, float* y) const;
 
   void Chunk(const Context& context, const float* x, size_t tokens, Keep keep, const float* residual, float* y) const;
 
@@ -90,6 +91,7 @@ class Mlp {
   Nested up_, down_;
   const float* up_bias_;
   const float* down_bias_;
+  ChannelProduct up_row_, down_row_;
   bool gated_;
   Activation activation_;
 };
