@@ -4,7 +4,7 @@
 # make peers   speed beside llama.cpp, onnxruntime-genai and optimum on the same weights; writes docs/results/peers-MODEL.md
 #              (MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum, DEPTHS=64,512,2048,8000; TEXT=file: perplexity too)
 #
-# All of it happens in $(VENV); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
+# All of it happens in $(VENV), peers in $(PEER); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -91,4 +91,4 @@ clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEER)
