@@ -1,11 +1,12 @@
-"""What choosing costs: policy, controller, sampling and switching between variants, as a share of a dense step.
+"""What choosing costs: policy, controller and switching between variants, as a share of a dense step.
 
     python benchmarks/overhead.py BUNDLE -d 64 -n 64 -r 10
 
-Generations take turns: dense, and each schedule at the budget. Of every token the time inside ONNX Runtime is told
-from the rest, so that a row's overhead is its own run's and no machine's mood. Switching is measured apart: the dense
-variant and the cheapest one alternate, against each staying, at one context. Shares are of the dense step of the same
-round; figures are medians over the rounds, with quartiles.
+Generations take turns: dense, and each schedule at the budget. Of every token the time inside the model's graph, and
+that inside the schedule (its policy included) and the controller, are told from the rest, which is the loop's own:
+text, softmax, sampling. Switching is measured apart: the dense variant and the cheapest one alternate, against each
+staying, at one context. Shares are of the dense step of the same round; figures are medians over the rounds, with
+quartiles.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,59 +24,73 @@ from peer_report import quartiles
 
 from sol_rt import SolModel
 from sol_rt.actions import Action
+from sol_rt.controller import Controller
 from sol_rt.cost import processor_name
 from sol_rt.engine import Engine
+from sol_rt.schedules import ConstantSchedule, SolSchedule, UniformSchedule
 
-PARTS = ("graph", "policy", "host")
 
-
-class RunTimes:
-    """Milliseconds spent inside ONNX Runtime since the last `take`, the model's graphs and the policy's apart."""
+class Clock:
+    """Milliseconds spent in the model's graphs, in the policy's graph, and in schedule and controller (policy
+    included), since the last `take`.
+    """
 
     def __init__(self) -> None:
-        self.graph = self.policy = 0.0
+        self.graph = self.policy = self.choosing = 0.0
 
-    def take(self) -> tuple[float, float]:
-        taken = self.graph, self.policy
-        self.graph = self.policy = 0.0
+    def take(self) -> tuple[float, float, float]:
+        taken = self.graph, self.policy, self.choosing
+        self.graph = self.policy = self.choosing = 0.0
         return taken
 
 
 @contextmanager
-def timed_runs() -> Iterator[RunTimes]:
-    """Times every run of every session."""
-    times, run = RunTimes(), ort.InferenceSession.run_with_iobinding
-    of_policy: dict[int, bool] = {}
+def clocked() -> Iterator[Clock]:
+    """Times every run of every session, every choice and every charge."""
+    clock, policies = Clock(), {}
+    replaced: list[tuple[type, str, Any]] = []
 
-    def timed(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
-        start = time.perf_counter()
-        run(session, binding)
-        elapsed = (time.perf_counter() - start) * 1e3
-        if id(session) not in of_policy:
-            of_policy[id(session)] = session.get_outputs()[0].name == "action_logits"
-        if of_policy[id(session)]:
-            times.policy += elapsed
-        else:
-            times.graph += elapsed
+    def time_calls(owner: type, name: str, part: Callable[[Any], str]) -> None:
+        call = getattr(owner, name)
 
-    ort.InferenceSession.run_with_iobinding = timed
+        def timed(self: Any, *arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = call(self, *arguments)
+            elapsed = (time.perf_counter() - start) * 1e3
+            key = part(self)
+            setattr(clock, key, getattr(clock, key) + elapsed)
+            return result
+
+        replaced.append((owner, name, call))
+        setattr(owner, name, timed)
+
+    def graph_or_policy(session: ort.InferenceSession) -> str:
+        if id(session) not in policies:
+            policies[id(session)] = session.get_outputs()[0].name == "action_logits"
+        return "policy" if policies[id(session)] else "graph"
+
+    time_calls(ort.InferenceSession, "run_with_iobinding", graph_or_policy)
+    time_calls(Controller, "record", lambda _: "choosing")
+    for schedule in (ConstantSchedule, UniformSchedule, SolSchedule):
+        time_calls(schedule, "choose", lambda _: "choosing")
     try:
-        yield times
+        yield clock
     finally:
-        ort.InferenceSession.run_with_iobinding = run
+        for owner, name, call in replaced:
+            setattr(owner, name, call)
 
 
-def generation(model: SolModel, times: RunTimes, prompt: list[int], count: int, **dial: object) -> np.ndarray:
-    """Median milliseconds a token of each of PARTS, over `count` decode steps."""
+def generation(model: SolModel, clock: Clock, prompt: list[int], count: int, **dial: Any) -> np.ndarray:
+    """Median milliseconds a token over `count` decode steps: graph, policy, choosing (policy included), rest."""
     rows = []
     stream = model.stream(prompt, max_new_tokens=count + 1, eos_token_id=[], **dial)
     next(stream)
-    times.take()
+    clock.take()
     start = time.perf_counter()
     for _ in stream:
         elapsed = (time.perf_counter() - start) * 1e3
-        graph, policy = times.take()
-        rows.append((graph, policy, elapsed - graph - policy))
+        graph, policy, choosing = clock.take()
+        rows.append((graph, policy, choosing, elapsed - graph - choosing))
         start = time.perf_counter()
     return np.median(rows, axis=0)
 
@@ -115,9 +131,9 @@ def main() -> None:
     cheap = Action(100, cheapest.prune, cheapest.bits)
     found: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     switches = []
-    with timed_runs() as times:
+    with clocked() as clock:
         for number in range(args.rounds + 1):  # the first is the warm-up
-            parts = {name: generation(model, times, prompt, args.count, **dial) for name, dial in rows.items()}
+            parts = {name: generation(model, clock, prompt, args.count, **dial) for name, dial in rows.items()}
             switch = switching(model.engine, args.depth, config.dense, cheap, args.count)
             if number:
                 switches.append(switch)
@@ -129,14 +145,14 @@ def main() -> None:
         f"{args.budget}, {args.rounds} interleaved rounds of {args.count} steps, {time.strftime('%Y-%m-%d')}\n"
     )
     print(f"dense step {quartiles(dense.tolist())} ms; switching {quartiles(1e3 * np.array(switches))} µs a step\n")
-    print(
-        "| | graph, ms | policy, µs | host, µs | policy + host + switching, % of a dense step |\n|---|---|---|---|---|"
-    )
+    columns = ("graph, ms", "policy, µs", "policy + controller, µs", "rest of the loop, µs", "choosing, %", "all, %")
+    print(f"| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
     for name, parts in found.items():
-        graph, policy, host = np.array(parts).T
-        extra = policy + host + (0 if name == "dense" else np.array(switches))
-        cells = (graph, 1e3 * policy, 1e3 * host, 100 * extra / dense)
+        graph, policy, choosing, rest = np.array(parts).T
+        extra = choosing + (0 if name == "dense" else np.array(switches))
+        cells = (graph, 1e3 * policy, 1e3 * choosing, 1e3 * rest, 100 * extra / dense, 100 * (extra + rest) / dense)
         print(f"| {name} | {' | '.join(quartiles(cell.tolist()) for cell in cells)} |")
+    print("\nchoosing: policy + controller + switching, in % of a dense step; all: with the rest of the loop")
 
 
 if __name__ == "__main__":
