@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -113,7 +114,7 @@ class PolicySession:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
             raise SolError(f"policy: ONNX Runtime failed: {providers.one_line(error)}") from None
-        if not np.isfinite(self._logits).all():
+        if not math.isfinite(sum(self._row.tolist())):
             what = f"policy {self.spec.file}: non-finite logits at step {step}"
             raise NumericError(f"{what}; check the bundle with `sol-rt verify`, or use --schedule uniform")
         return self._row

@@ -352,15 +352,15 @@ class SolSchedule:
         if position == 0:
             self._previous, self._episode_cost = -1, 0.0
         scalars = self._scalars(step, position)
-        logits = self._policy.decide(step.hidden, step.token, scalars, self._previous, position).astype(np.float64)
+        logits = self._policy.decide(step.hidden, step.token, scalars, self._previous, position)
         spread = _standard_deviation(logits)
         self._spread = spread if not self._spread else _SPREAD_MEMORY * self._spread + (1 - _SPREAD_MEMORY) * spread
-        costs = controller.relative_costs(step.context)
-        # a dense action that the policy does not know follows its actions, and is taken only where nothing else is
-        # allowed
-        known = len(logits)
-        values = np.full(len(costs), -1e9)
-        values[:known] = logits / max(self._spread, 1e-6) - controller.price * costs[:known]
+        costs, known = controller.relative_costs(step.context), len(logits)
+        values = logits.astype(np.float64) / max(self._spread, 1e-6) - controller.price * costs[:known]
+        if known < len(costs):
+            # a dense action that the policy does not know follows its actions, and is taken only where nothing else is
+            # allowed
+            values = np.append(values, -1e9)
         index = int(values.argmax())
         if not controller.allows(index, step.context):
             index = int(np.where(controller.allowed(step.context), values, -np.inf).argmax())
@@ -387,6 +387,7 @@ class SolSchedule:
 
 
 def _standard_deviation(values: np.ndarray) -> float:
-    """As `values.std()`, without its calls."""
-    centred = values - values.sum() / len(values)
-    return math.sqrt(centred.dot(centred) / len(values))
+    """As `values.std()`; for so few, numpy's calls would take longer than plain numbers do."""
+    numbers = values.tolist()
+    mean = sum(numbers) / len(numbers)
+    return math.sqrt(sum((number - mean) ** 2 for number in numbers) / len(numbers))
