@@ -45,7 +45,7 @@ PACKAGES_optimum := optimum-onnx[onnxruntime] accelerate
 
 peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
 	$(BIN)/python benchmarks/peers.py $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(PEERS_ARGS)
-	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL_NAME) $(PEER)/models/$(MODEL_NAME)/source -f "$(TEXT)" --environments $(PEER) --peers $(PEERS)
+	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL_NAME) $(MODEL) -f "$(TEXT)" --environments $(PEER) --peers $(PEERS)
 
 $(PEER)/%/.installed: | $(VENV)/.export
 	$(PYTHON) -m venv $(PEER)/$*

@@ -3,8 +3,8 @@
     python benchmarks/reference_perplexity.py BUNDLE CHECKPOINT -f FILE -c 512 --chunks 40
     ... --peers genai,optimum --environments .venv-peers     peers too, as `make peers` made them
 
-CHECKPOINT is a Hugging Face folder, run in float32 by transformers. Prints one JSON object. llama.cpp has a program of
-its own for this, llama-perplexity, and is left out.
+CHECKPOINT is an alias, a .gguf or a Hugging Face folder, run in float32 by transformers. Prints one JSON object.
+llama.cpp has a program of its own for this, llama-perplexity, and is left out.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+from peer_models import float32_folder
 from workers.client import WorkerProcess
 
 from sol_rt.bundle import Bundle
 from sol_rt.home import find_bundle
 from sol_rt.perplexity import estimate, windows
+from sol_rt.pull import resolve
 from sol_rt.text import Tokenizer
 
 
@@ -40,7 +42,7 @@ def source_nll(folder: Path, cut: list[list[int]]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", help="alias, .gguf or checkpoint folder")
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=40)
@@ -50,8 +52,12 @@ def main() -> None:
     bundle = Bundle.open(find_bundle(args.bundle))
     tokens = Tokenizer.from_bundle(bundle).encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
     cut = windows(tokens, args.ctx_size, None, args.chunks)
-    rows = {"source fp32 (transformers)": source_nll(args.checkpoint, cut)}
     models = args.environments / "models" / bundle.config.model.name
+    checkpoint, _ = resolve(args.checkpoint, lambda step, done, total: None)
+    if checkpoint.is_file():
+        models.mkdir(parents=True, exist_ok=True)
+        checkpoint = float32_folder(checkpoint, models)
+    rows = {"source fp32 (transformers)": source_nll(checkpoint, cut)}
     for name in [name for name in args.peers.split(",") if name not in ("", "llama.cpp")]:
         python = args.environments / name / "bin" / "python"
         with WorkerProcess.start(name, python, models / name, os.cpu_count() or 1) as peer:

@@ -22,6 +22,7 @@ from sol_rt.ops import library_path
 BUFFER_BYTES = 512 << 20
 """Far more than a last-level cache holds."""
 _MEMORY_SHARE = 4  # at most a quarter of the free memory
+_LEAST_BYTES = 1 << 20
 _SECONDS = 1.0
 
 
@@ -76,13 +77,13 @@ def measure_apart(threads: int) -> float:
 
 
 def _buffer_size() -> int:
-    """`BUFFER_BYTES`, or less where memory is short; a multiple of 8."""
+    """`BUFFER_BYTES`, or less where memory is short, but never nothing; a multiple of 8."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return BUFFER_BYTES
-    return min(BUFFER_BYTES, free // _MEMORY_SHARE // 8 * 8)
+    return min(BUFFER_BYTES, max(_LEAST_BYTES, free // _MEMORY_SHARE // 8 * 8))
 
 
 if __name__ == "__main__":
