@@ -7,6 +7,7 @@ through the same code.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from bisect import bisect_left
@@ -162,18 +163,7 @@ class UniformSchedule:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        actions = controller.actions
-        axes = ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions])
-        self._levels = [sorted({float(value) for value in values}) for values in axes]
-        self._scale = np.array([levels[-1] for levels in self._levels])
-        self._settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self._scale
-        self._found: dict[tuple[float, float, float], int] = {}
-        keep, prune, bits = self._scale.tolist()
-        fewest_pages, fewest_channels = self._levels[_KEEP][0], self._levels[_PRUNE][0]
-        self._cheap_keep = self._nearest((fewest_pages, prune, bits))
-        self._cheap_prune = self._nearest((keep, fewest_channels, bits))
-        self._paths = {pages_first: self._path(pages_first) for pages_first in (False, True)}
-        self._mixes: dict[bool, np.ndarray] = {}
+        self._axes = _axes_of(controller.actions)
         self.reset()
 
     def reset(self) -> None:
@@ -185,20 +175,21 @@ class UniformSchedule:
         if controller.dense_only:
             return controller.dense
         keep, prune, bits = (self._deal(axis, at) for axis, at in enumerate(self._wanted(step.context)))
-        index = self._nearest((keep, prune, bits))
+        index = self._axes.nearest((keep, prune, bits))
         if not controller.allows(index, step.context):
             allowed = controller.allowed(step.context)
             costs = controller.relative_costs(step.context)
             # nearest in cost holds a budget; nearest in setting holds axis targets
             distance = np.abs(costs - costs[index])
             if controller.axis_targets is not None:
-                distance = np.abs(self._settings - self._settings[index]).sum(axis=1)
+                settings = self._axes.settings
+                distance = np.abs(settings - settings[index]).sum(axis=1)
             index = int(np.argmin(np.where(allowed, distance, np.inf)))
         return controller.actions[index]
 
     def _deal(self, axis: int, position: float) -> float:
         """One of the two settings around `position`, so that their mean over the steps is what the positions ask."""
-        low, high, share = self._around(axis, position)
+        low, high, share = self._axes.around(axis, position)
         self._carry[axis] += share
         if self._carry[axis] < 1.0 - 1e-9:
             return low
@@ -207,7 +198,7 @@ class UniformSchedule:
 
     def _wanted(self, context: int) -> list[float]:
         """Position of each axis for this step, [3], in percent, percent and bits."""
-        controller = self._controller
+        controller, axes = self._controller, self._axes
         targets = controller.axis_targets
         if targets is not None:
             given = (
@@ -215,35 +206,43 @@ class UniformSchedule:
                 None if targets.prune is None else 100 * targets.prune,
                 targets.bits,
             )
-            tops = self._scale.tolist()
-            return [top if value is None else value for value, top in zip(given, tops, strict=True)]
+            return [top if value is None else value for value, top in zip(given, axes.scale.tolist(), strict=True)]
         # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
         costs = controller.relative_costs(context)
-        pages_first = bool(costs[self._cheap_keep] < costs[self._cheap_prune])
-        if pages_first not in self._mixes:
-            mixes = [self._mix(self._positions(index / _GRID, pages_first)) for index in range(_GRID + 1)]
-            self._mixes[pages_first] = np.stack(mixes)
+        pages_first = bool(costs[axes.cheap_keep] < costs[axes.cheap_prune])
         # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
-        expected = np.maximum.accumulate(np.einsum("ja,a->j", self._mixes[pages_first], costs))
+        expected = np.maximum.accumulate(np.einsum("ja,a->j", axes.mixes(pages_first), costs))
         wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))
         above = int(expected.searchsorted(wanted))
         if above == 0:
-            return self._positions(0.0, pages_first)
+            return axes.positions(0.0, pages_first)
         below, rise = expected[above - 1], expected[above] - expected[above - 1]
-        return self._positions(float(above - 1 + (wanted - below) / rise) / _GRID, pages_first)
+        return axes.positions(float(above - 1 + (wanted - below) / rise) / _GRID, pages_first)
 
-    def _path(self, pages_first: bool) -> list[list[float]]:
-        """Corners of the way from the lowest settings (first) to dense (last), [6, 3]; one axis moves between two."""
-        corner = self._scale.tolist()
-        corners = [corner]
-        axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
-        for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
-            corner = corner.copy()
-            corner[axis] = self._levels[axis][min(rank, len(self._levels[axis]) - 1)]
-            corners.append(corner)
-        return corners[::-1]
 
-    def _positions(self, u: float, pages_first: bool) -> list[float]:
+class _Axes:
+    """The three axes of an action set: their levels, the way from the lowest ones to dense, and the mixes along it.
+
+    Attributes:
+        levels: of keep, prune and bits, ascending.
+        scale: [3], the highest level of each.
+        settings: [A, 3], each action's settings over `scale`.
+        cheap_keep, cheap_prune: the action of the lowest keep or prune, the other axes at their highest.
+    """
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        axes = ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions])
+        self.levels = [sorted({float(value) for value in values}) for values in axes]
+        self.scale = np.array([levels[-1] for levels in self.levels])
+        self.settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self.scale
+        self._found: dict[tuple[float, float, float], int] = {}
+        keep, prune, bits = self.scale.tolist()
+        self.cheap_keep = self.nearest((self.levels[_KEEP][0], prune, bits))
+        self.cheap_prune = self.nearest((keep, self.levels[_PRUNE][0], bits))
+        self._paths = {pages_first: self._path(pages_first) for pages_first in (False, True)}
+        self._mixes: dict[bool, np.ndarray] = {}
+
+    def positions(self, u: float, pages_first: bool) -> list[float]:
         """Of each axis, [3]: the point at share u of the path."""
         path = self._paths[pages_first]
         at = u * (len(path) - 1)
@@ -251,31 +250,55 @@ class UniformSchedule:
         corners = zip(path[below], path[below + 1], strict=True)
         return [start + (at - below) * (end - start) for start, end in corners]
 
-    def _around(self, axis: int, position: float) -> tuple[float, float, float]:
+    def around(self, axis: int, position: float) -> tuple[float, float, float]:
         """(setting below, setting above, share of the one above) whose mean is `position`."""
-        levels = self._levels[axis]
+        levels = self.levels[axis]
         above = min(bisect_left(levels, position), len(levels) - 1)
         low, high = levels[max(above - 1, 0)], levels[above]
         return low, high, 1.0 if high == low else min(max((position - low) / (high - low), 0.0), 1.0)
 
-    def _nearest(self, settings: tuple[float, float, float]) -> int:
+    def nearest(self, settings: tuple[float, float, float]) -> int:
         """Index of the existing action nearest to these settings, of which there are few: found once each."""
         index = self._found.get(settings)
         if index is None:
-            index = int(np.argmin(np.abs(self._settings - np.array(settings) / self._scale).sum(axis=1)))
+            index = int(np.argmin(np.abs(self.settings - np.array(settings) / self.scale).sum(axis=1)))
             self._found[settings] = index
         return index
 
+    def mixes(self, pages_first: bool) -> np.ndarray:
+        """Share of each action at the points of the path, [_GRID + 1, A]."""
+        if pages_first not in self._mixes:
+            points = [self.positions(index / _GRID, pages_first) for index in range(_GRID + 1)]
+            self._mixes[pages_first] = np.stack([self._mix(point) for point in points])
+        return self._mixes[pages_first]
+
+    def _path(self, pages_first: bool) -> list[list[float]]:
+        """Corners of the way from the lowest settings (first) to dense (last), [6, 3]; one axis moves between two."""
+        corner = self.scale.tolist()
+        corners = [corner]
+        axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
+        for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
+            corner = corner.copy()
+            corner[axis] = self.levels[axis][min(rank, len(self.levels[axis]) - 1)]
+            corners.append(corner)
+        return corners[::-1]
+
     def _mix(self, positions: Sequence[float]) -> np.ndarray:
         """Share of each action, [A], when the axes are dealt out independently around `positions`."""
-        mix = np.zeros(len(self._settings))
-        around = [self._around(axis, position) for axis, position in enumerate(positions)]
+        mix = np.zeros(len(self.settings))
+        around = [self.around(axis, position) for axis, position in enumerate(positions)]
         for ups in itertools.product((False, True), repeat=3):
             share = math.prod(s if up else 1 - s for up, (_, _, s) in zip(ups, around, strict=True))
             keep, prune, bits = (high if up else low for up, (low, high, _) in zip(ups, around, strict=True))
             if share > 0:
-                mix[self._nearest((keep, prune, bits))] += share
+                mix[self.nearest((keep, prune, bits))] += share
         return mix
+
+
+@functools.lru_cache(maxsize=8)
+def _axes_of(actions: tuple[Action, ...]) -> _Axes:
+    """Kept from one generation to the next: the mixes of an action set take milliseconds, a step's worth and more."""
+    return _Axes(actions)
 
 
 class RandomSchedule:
