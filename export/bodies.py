@@ -34,6 +34,7 @@ _SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
 """Middle of the codes that the planes of a level add."""
 _LARGEST_CODE = {4: 127.0, 6: 127.0, 8: 32258.0}
 """Largest activation code, by level."""
+_LARGEST_KV_CODE = 127.0
 _COARSE = 255.0
 """Level 8 splits a code into 255 c1 + c2. As 32258 = 255 * 127 - 127, both reach 127 in every block: what an int8
 MatMulNBits scales by, so that it rounds neither again."""
@@ -120,13 +121,21 @@ def pruned_mlp(
 
 
 def sparse_attention(
-    *, num_heads: int, kv_heads: int, head_dim: int, rotary_dim: int, sinks: int, softmax_scale: float
+    *,
+    num_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    rotary_dim: int,
+    sinks: int,
+    softmax_scale: float,
+    int8: bool = False,
 ) -> onnx.FunctionProto:
     """`SparseAttention` with its attributes inlined: all layers of a graph share them.
 
     Reads the whole capacity and masks: skipped pages save no time here. The ScatterND that append keys, values and page
     summaries write outputs of the function itself and nothing else reads `past_*`, so a host that binds past and
-    present to one buffer gets an append in place.
+    present to one buffer gets an append in place. With an `int8` cache it holds codes and their scales, for which
+    WebGPU has no operators.
     """
     writer = NodeWriter()
     op, const, ints = writer.op, writer.const, writer.ints
@@ -158,7 +167,12 @@ def sparse_attention(
     # append: row (0, head, position) of the cache
     rows = _scatter_rows(writer, positions, kv_heads)
     for new, side in (("k", "key"), ("v", "value")):
-        op("ScatterND", f"past_{side}", rows, op("Cast", new, to=TensorProto.FLOAT16), out=f"present_{side}")
+        if int8:
+            rounded, scale = _codes(writer, new)
+            op("ScatterND", f"past_{side}_scale", rows, scale, out=f"present_{side}_scale")
+        else:
+            rounded = op("Cast", new, to=TensorProto.FLOAT16)
+        op("ScatterND", f"past_{side}", rows, rounded, out=f"present_{side}")
 
     # summaries of the touched pages: those of every 16th new token and of the newest one
     token_pages = op("Floor", op("Mul", positions, const(1 / PAGE_SIZE)))
@@ -167,8 +181,12 @@ def sparse_attention(
     first = op("Unsqueeze", op("Mul", touched, const(float(PAGE_SIZE))), ints(1))
     in_page = const(np.arange(PAGE_SIZE))
     tokens = op("Add", first, in_page)  # [n, 16]
-    page_keys = op("Gather", "present_key", op("Cast", tokens, to=TensorProto.INT64), axis=2)
+    tokens_at = op("Cast", tokens, to=TensorProto.INT64)
+    page_keys = op("Gather", "present_key", tokens_at, axis=2)
     page_keys = op("Cast", page_keys, to=TensorProto.FLOAT)  # [1, Hk, n, 16, D]
+    if int8:
+        page_scales = op("Gather", "present_key_scale", tokens_at, axis=2)
+        page_keys = _scaled(writer, page_keys, page_scales)
     valid = op("Unsqueeze", op("LessOrEqual", tokens, newest), ints(2))
     page_rows = _scatter_rows(writer, touched, kv_heads)
     for side, reduce, outside in (("min", "ReduceMin", _FP16_MAX), ("max", "ReduceMax", -_FP16_MAX)):
@@ -205,17 +223,22 @@ def sparse_attention(
     seen = op("LessOrEqual", in_page, op("Unsqueeze", op("Sub", until, begin), ints(4)))  # [1, Hk, rows, pages, 16]
     q = op("Reshape", op("Mul", q, const(softmax_scale)), ints(1, kv_heads, -1, head_dim))
     logits = op("MatMul", q, _transposed(writer, "present_key"))
+    if int8:
+        logits = op("Mul", logits, _scale_row(writer, "present_key_scale"))
     logits = op("Where", seen, op("Reshape", logits, ints(0, 0, 0, -1, PAGE_SIZE)), const(_NEVER))
     weights = op("Softmax", op("Reshape", logits, ints(0, 0, 0, -1)), axis=-1)
+    if int8:
+        weights = op("Mul", weights, _scale_row(writer, "present_value_scale"))
     y = op("MatMul", weights, op("Cast", "present_value", to=TensorProto.FLOAT))
     y = op("Transpose", op("Reshape", y, ints(1, num_heads, -1, head_dim)), perm=[0, 2, 1, 3])
     op("Reshape", y, ints(0, 0, num_heads * head_dim), out="y")
 
-    cache = ["key", "value", "page_min", "page_max"]
+    cache, scales = ["key", "value", "page_min", "page_max"], ["key_scale", "value_scale"] if int8 else []
+    inputs = ["qkv", *(f"past_{part}" for part in cache), "past_length", "attn_keep", "cos", "sin"]
     return writer.function(
         "SparseAttention",
-        ["qkv", *(f"past_{part}" for part in cache), "past_length", "attn_keep", "cos", "sin"],
-        ["y", *(f"present_{part}" for part in cache)],
+        [*inputs, *(f"past_{part}" for part in scales)],
+        ["y", *(f"present_{part}" for part in cache + scales)],
         ["num_heads", "kv_heads", "head_dim", "rotary_dim", "page_size", "sinks", "softmax_scale"],
     )
 
@@ -335,6 +358,28 @@ def _scatter_rows(writer: NodeWriter, index: str, kv_heads: int) -> str:
     return writer.op("Cast", writer.op("Add", column, writer.const(heads)), to=TensorProto.INT64)
 
 
+def _codes(writer: NodeWriter, x: str) -> tuple[str, str]:
+    """Rows of x float [1, Hk, S, D] as int8 codes of the same shape and float16 scales [1, Hk, S]."""
+    op, const = writer.op, writer.const
+    largest = op("ReduceMax", op("Abs", x), writer.ints(3), keepdims=1)
+    scale = op("Cast", op("Div", largest, const(_LARGEST_KV_CODE)), to=TensorProto.FLOAT16)
+    step = op("Cast", scale, to=TensorProto.FLOAT)
+    steps = op("Clip", op("Div", x, op("Max", step, const(_TINY))), const(-_LARGEST_KV_CODE), const(_LARGEST_KV_CODE))
+    codes = op("Where", op("Equal", step, const(0.0)), const(0.0), op("Round", steps))
+    return op("Cast", codes, to=TensorProto.INT8), op("Squeeze", scale, writer.ints(3))
+
+
+def _scaled(writer: NodeWriter, codes: str, scale: str) -> str:
+    """Codes as floats [..., D] times a float16 scale [...]."""
+    factor = writer.op("Cast", scale, to=TensorProto.FLOAT)
+    return writer.op("Mul", codes, writer.op("Unsqueeze", factor, writer.ints(-1)))
+
+
+def _scale_row(writer: NodeWriter, scale: str) -> str:
+    """float16 [1, Hk, C] -> float [1, Hk, 1, C]."""
+    return writer.op("Unsqueeze", writer.op("Cast", scale, to=TensorProto.FLOAT), writer.ints(2))
+
+
 def _transposed(writer: NodeWriter, keys: str) -> str:
-    """float16 [1, Hk, n, D] -> float [1, Hk, D, n]."""
+    """float16 or int8 [1, Hk, n, D] -> float [1, Hk, D, n]."""
     return writer.op("Transpose", writer.op("Cast", keys, to=TensorProto.FLOAT), perm=[0, 1, 3, 2])

@@ -18,6 +18,7 @@ from sol_rt._version import __version__
 from sol_rt.actions import Action
 from sol_rt.config import (
     CONFIG_NAME,
+    KV_DTYPES,
     ActionEntry,
     FileEntry,
     KvLayout,
@@ -93,6 +94,7 @@ def export_bundle(
     keep: Sequence[int] = (100, 50, 25, 10),
     max_context: int | None = None,
     policy: Path | None = None,
+    kv: str = "float16",
     progress: Progress | None = None,
     parity: bool = True,
 ) -> ExportReport:
@@ -106,6 +108,7 @@ def export_bundle(
         keep: percent of old KV pages read, with 100 among them.
         max_context: longest context; default the model's own.
         policy: file of a trained policy.
+        kv: type of the cache's keys and values, float16 or int8.
         progress: told how far the work is.
         parity: compare with transformers at the end.
 
@@ -115,6 +118,8 @@ def export_bundle(
     """
     began, report, output = time.monotonic(), progress or silent, Path(output)
     ladders = _Ladders(_ladder("bits", bits, BITS), _ladder("prune", prune), _ladder("keep", keep))
+    if kv not in KV_DTYPES:
+        raise UsageError(f"kv: got {kv}, expected {' or '.join(KV_DTYPES)}")
     _check_output(output)
     path, name = resolve(source, report)
     checkpoint = open_checkpoint(path)
@@ -130,7 +135,7 @@ def export_bundle(
         # what can be wrong with small files is found before the minutes that the weights take
         _write_texts(folder, checkpoint, decoder)
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
-        config = _write_graphs(folder, decoder, model, tensors, ladders, policy)
+        config = _write_graphs(folder, decoder, model, tensors, ladders, policy, KvLayout(kv))
         fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, 6 in ladders.bits, report)
         digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
         config = _seal(folder, config, digest, None)
@@ -242,6 +247,7 @@ def _write_graphs(
     tensors: Mapping[str, TensorEntry],
     ladders: _Ladders,
     policy: Path | None,
+    kv: KvLayout,
 ) -> SolConfig:
     """Writes graphs and policy; the config still lacks the list of files."""
     variants = {}
@@ -249,7 +255,7 @@ def _write_graphs(
         for prune in ladders.prune:
             variant = _variant(decoder, tensors, prune, bits)
             variants[variant.key] = variant
-        graph = build_graph(decoder, bits, tensors, WEIGHTS)
+        graph = build_graph(decoder, bits, tensors, WEIGHTS, kv)
         (folder / variant.file).write_bytes(graph.SerializeToString())
     actions = tuple(
         Action(keep, prune, bits) for bits in ladders.bits for prune in ladders.prune for keep in ladders.keep
@@ -257,7 +263,7 @@ def _write_graphs(
     return SolConfig(
         generator=f"sol_rt {__version__}",
         model=model,
-        kv=KvLayout(),
+        kv=kv,
         dense=Action(100, 100, max(ladders.bits)),
         variants=variants,
         actions=tuple(ActionEntry(action, None) for action in actions),

@@ -9,6 +9,7 @@ from sol_rt.export.parity import Parity
 def model_card(config: SolConfig, parity: Parity | None) -> str:
     """README.md: what the bundle is, where it comes from, what its variants read, how close they are to the source."""
     model = config.model
+    token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
     lines = [
         "---",
         f"license: {model.license or 'other'}",
@@ -29,6 +30,7 @@ def model_card(config: SolConfig, parity: Parity | None) -> str:
         f"| layers, hidden, intermediate | {model.num_layers}, {model.hidden_size}, {model.intermediate_size} |",
         f"| heads, KV heads, head size | {model.num_heads}, {model.num_kv_heads}, {model.head_dim} |",
         f"| vocabulary, longest context | {model.vocab_size}, {model.max_context} |",
+        f"| KV cache | {config.kv.dtype}, {token_bytes} bytes a token |",
         f"| weights.bin | {config.files[config.weights_file].bytes / 1e6:.1f} MB, shared by all variants |",
         "",
         "## Variants",

@@ -12,12 +12,22 @@ from onnx import TensorProto, helper
 from sol_rt.config import KvLayout, TensorEntry, Variant
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.layer import decoder_layer, layer_attributes, layer_weights, nested_names, norm, norm_weights
+from sol_rt.export.layer import (
+    CACHE,
+    cache_parts,
+    decoder_layer,
+    layer_attributes,
+    layer_weights,
+    nested_names,
+    norm,
+    norm_weights,
+)
 from sol_rt.export.nodes import NodeWriter
 
 _DTYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
     "uint4": TensorProto.UINT4,
 }
@@ -84,19 +94,25 @@ def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorPr
     return tensor
 
 
-def build_graph(decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str) -> onnx.ModelProto:
+def build_graph(
+    decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str, kv: KvLayout | None = None
+) -> onnx.ModelProto:
     """The graph of docs/bundle.md section 1 that runs all variants of one width.
 
     Args:
         tensors: the blob's tensors by name; those of the width have to be there.
         weights_file: the blob's name; it has to lie beside the graph file.
+        kv: the cache's layout, float16 by default.
     """
-    return _GraphWriter(decoder, bits, tensors, weights_file).write()
+    return _GraphWriter(decoder, bits, tensors, weights_file, kv or KvLayout()).write()
 
 
 class _GraphWriter:
-    def __init__(self, decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str) -> None:
+    def __init__(
+        self, decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str, kv: KvLayout
+    ) -> None:
         self.decoder, self.bits, self.tensors, self.weights_file = decoder, bits, tensors, weights_file
+        self.kv, self.cache = kv, cache_parts(kv)
         self.writer = NodeWriter()
         self.used: dict[str, None] = {}  # names of tensors in order of first use
 
@@ -125,13 +141,15 @@ class _GraphWriter:
         return self.writer.op(
             "DecoderLayer",
             x,
-            *_cache_names("past", layer),
+            *(_cache_name("past", part, layer) for part in CACHE),
             "past_length",
             "attn_keep",
             "mlp_keep_in",
             "mlp_keep_mid",
-            *map(self._tensor, ["rope.cos", "rope.sin", *weights]),
-            out=[y, *_cache_names("present", layer)],
+            *map(self._tensor, ["rope.cos", "rope.sin"]),
+            *(_cache_name("past", part, layer) for part in self.cache[len(CACHE) :]),
+            *map(self._tensor, weights),
+            out=[y, *(_cache_name("present", part, layer) for part in self.cache)],
             domain="sol",
             **layer_attributes(self.decoder, self.bits),
         )
@@ -174,7 +192,7 @@ class _GraphWriter:
         decoder, bits = self.decoder, self.bits
         return [
             bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
-            decoder_layer(decoder, bits),
+            decoder_layer(decoder, bits, self.kv),
             bodies.nested_matmul(bits),
             bodies.sparse_attention(
                 num_heads=decoder.num_heads,
@@ -183,6 +201,7 @@ class _GraphWriter:
                 rotary_dim=decoder.rotary_dim,
                 sinks=KvLayout().sinks,
                 softmax_scale=decoder.softmax_scale,
+                int8=self.kv.dtype == "int8",
             ),
             bodies.pruned_mlp(
                 bits,
@@ -211,18 +230,21 @@ class _GraphWriter:
 
     def _cache_infos(self, side: str) -> list[onnx.ValueInfoProto]:
         heads, size = self.decoder.num_kv_heads, self.decoder.head_dim
-        shapes = ([1, heads, "C", size],) * 2 + ([1, heads, "P", size],) * 2
+        rows, pages = (_DTYPES[self.kv.dtype], [1, heads, "C", size]), (TensorProto.FLOAT16, [1, heads, "P", size])
+        scales = (TensorProto.FLOAT16, [1, heads, "C"])
+        types = (rows, rows, pages, pages, scales, scales)
         return [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape)
+            helper.make_tensor_value_info(_cache_name(side, part, layer), *kind)
             for layer in range(self.decoder.num_layers)
-            for name, shape in zip(_cache_names(side, layer), shapes, strict=True)
+            for part, kind in zip(self.cache, types, strict=False)
         ]
 
 
-def _cache_names(side: str, layer: int) -> list[str]:
-    """Names of a layer's four cache tensors, `side` being `past` or `present`."""
-    keys = "past_key_values" if side == "past" else "present"
-    return [f"{keys}.{layer}.key", f"{keys}.{layer}.value", f"{side}_page_min.{layer}", f"{side}_page_max.{layer}"]
+def _cache_name(side: str, part: str, layer: int) -> str:
+    """Name of a tensor of a layer's cache, `side` being `past` or `present`."""
+    if part in ("key", "value"):
+        return f"{'past_key_values' if side == 'past' else 'present'}.{layer}.{part}"
+    return f"{side}_{part}.{layer}"
 
 
 def _ceil(value: float) -> int:

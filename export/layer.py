@@ -17,6 +17,8 @@ from sol_rt.export.bodies import planes
 from sol_rt.export.nodes import NodeWriter
 
 CACHE = ("key", "value", "page_min", "page_max")
+SCALES = ("key_scale", "value_scale")
+"""What an int8 cache has besides."""
 _STEP = ("past_length", "attn_keep", "keep_in", "keep_mid")
 
 
@@ -60,16 +62,22 @@ def layer_attributes(decoder: Decoder, bits: int) -> dict[str, Any]:
     }
 
 
-def decoder_layer(decoder: Decoder, bits: int) -> onnx.FunctionProto:
+def cache_parts(kv: KvLayout) -> tuple[str, ...]:
+    """The tensors of a layer's cache, in the order of the operators' outputs."""
+    return CACHE + SCALES if kv.dtype == "int8" else CACHE
+
+
+def decoder_layer(decoder: Decoder, bits: int, kv: KvLayout) -> onnx.FunctionProto:
     """`DecoderLayer` with its attributes inlined: all layers of a graph share them."""
-    return _LayerBody(decoder, bits).function()
+    return _LayerBody(decoder, bits, kv).function()
 
 
 class _LayerBody:
     """Formal inputs are named as the tensors are, with `_` for `.`."""
 
-    def __init__(self, decoder: Decoder, bits: int) -> None:
-        self.decoder, self.bits = decoder, bits
+    def __init__(self, decoder: Decoder, bits: int, kv: KvLayout) -> None:
+        self.decoder, self.bits, self.cache = decoder, bits, cache_parts(kv)
+        self.scales = [f"past_{part}" for part in self.cache[len(CACHE) :]]
         self.writer = NodeWriter()
 
     def function(self) -> onnx.FunctionProto:
@@ -88,19 +96,20 @@ class _LayerBody:
         weights = [_formal(name) for name in layer_weights(decoder, self.bits)]
         return self.writer.function(
             "DecoderLayer",
-            ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *weights],
-            ["y", *(f"present_{part}" for part in CACHE)],
+            ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *self.scales, *weights],
+            ["y", *(f"present_{part}" for part in self.cache)],
             list(layer_attributes(decoder, self.bits)),
         )
 
     def _attention(self, x: str) -> str:
         decoder = self.decoder
         qkv = self._matmul(x, "qkv", decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
-        inputs = [qkv, *(f"past_{part}" for part in CACHE), "past_length", "attn_keep", "cos", "sin"]
+        past = [f"past_{part}" for part in CACHE]
+        inputs = [qkv, *past, "past_length", "attn_keep", "cos", "sin", *self.scales]
         self.writer.op(
             "SparseAttention",
             *inputs,
-            out=["attended", *(f"present_{part}" for part in CACHE)],
+            out=["attended", *(f"present_{part}" for part in self.cache)],
             domain="sol",
             **_attention_attributes(decoder),
         )

@@ -29,6 +29,7 @@ from sol_rt.export.architecture import Decoder, from_hf_config
 from sol_rt.export.graph import build_graph, prune_counts, weight_bytes
 
 WEIGHTS = "weights.bin"
+FLOAT16 = KvLayout()
 _COMMON = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -59,11 +60,12 @@ class RandomDecoder:
     matrices: dict[str, Nested] = field(default_factory=dict)
     vectors: dict[str, Array] = field(default_factory=dict)
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
+    kv: KvLayout = FLOAT16
 
     @classmethod
-    def write(cls, decoder: Decoder, folder: Path, seed: int = 0) -> RandomDecoder:
+    def write(cls, decoder: Decoder, folder: Path, seed: int = 0, kv: KvLayout = FLOAT16) -> RandomDecoder:
         """Makes the weights and writes the blob into `folder`."""
-        self, rng = cls(decoder), np.random.default_rng(seed)
+        self, rng = cls(decoder, kv=kv), np.random.default_rng(seed)
         hidden, width = decoder.hidden_size, decoder.num_heads * decoder.head_dim
 
         def vector(name: str, size: int, middle: float = 0.0) -> None:
@@ -123,7 +125,7 @@ class RandomDecoder:
     def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
         """Writes the graph that runs the variant beside the blob; returns its path."""
         variant = self.variant(prune, bits)
-        model = build_graph(self.decoder, bits, self.tensors, WEIGHTS)
+        model = build_graph(self.decoder, bits, self.tensors, WEIGHTS, self.kv)
         path = folder / variant.file
         path.write_bytes(model.SerializeToString())
         return path
@@ -142,7 +144,7 @@ class RandomDecoder:
                 bos_token_id=None,
                 eos_token_ids=(),
             ),
-            kv=KvLayout(),
+            kv=self.kv,
             dense=Action(100, made[0].prune, made[0].bits),
             variants={variant.key: variant for variant in made},
             actions=tuple(ActionEntry(Action(100, variant.prune, variant.bits), None) for variant in made),
@@ -186,14 +188,12 @@ class RandomDecoder:
     def _attention(self, at: str, x: Array, bits: int) -> Array:
         decoder = self.decoder
         shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
-        key, value = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
+        rows = np.zeros(shape, self.kv.dtype)
         pages = np.zeros((1, decoder.num_kv_heads, decoder.max_context // 16, decoder.head_dim), np.float16)
+        scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
         y, *_ = reference.sparse_attention(
             self._matmul(x, f"{at}.qkv", bits),
-            key,
-            value,
-            pages,
-            pages,
+            (rows, rows, pages, pages, *scales),
             0,
             0,
             self.vectors["rope.cos"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,12 +117,23 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return np.concatenate([first * c - second * s, second * c + first * s, x[..., 2 * half :]], -1)
 
 
+def quantized_rows(x: Array) -> tuple[Array, Array]:
+    """Rows [..., D] of a token's key or value as int8 codes and float16 scales [...]."""
+    x = x.astype(np.float32)
+    scale = (np.abs(x).max(-1) / np.float32(127)).astype(np.float16)
+    step = scale.astype(np.float32)[..., None]
+    steps = np.divide(x, step, out=np.zeros_like(x), where=step > 0)
+    return np.clip(np.rint(steps), -127, 127).astype(np.int8), scale
+
+
+def scaled_rows(codes: Array, scale: Array) -> Array:
+    """What codes [..., D] of scales [...] stand for, float64."""
+    return codes.astype(np.float64) * scale.astype(np.float64)[..., None]
+
+
 def sparse_attention(
     qkv: Array,
-    key: Array,
-    value: Array,
-    page_min: Array,
-    page_max: Array,
+    cache: Sequence[Array],
     past: int,
     attn_keep: int,
     cos: Array,
@@ -131,24 +143,31 @@ def sparse_attention(
     kv_heads: int,
     sinks: int,
     scale: float,
-) -> tuple[Array, Array, Array, Array, Array]:
-    """qkv [1, S, (H + 2 Hk) D], caches as in the bundle -> y float64 [1, S, H D] and the four new caches."""
+) -> tuple[Array, ...]:
+    """qkv [1, S, (H + 2 Hk) D] and a layer's cache: keys, values, minima, maxima and, where keys and values are int8,
+    the scales of both -> y float64 [1, S, H D] and the new cache.
+    """
+    key, value, page_min, page_max, *scales = (part.copy() for part in cache)
     size, count = key.shape[-1], qkv.shape[1]
     split = qkv[0].astype(np.float64).reshape(count, -1, size)
     rows = slice(past, past + count)
     cos, sin = cos[rows].astype(np.float64), sin[rows].astype(np.float64)
     q, k = rotate(split[:, :heads], cos, sin), rotate(split[:, heads : heads + kv_heads], cos, sin)
-    key, value, page_min, page_max = (cache.copy() for cache in (key, value, page_min, page_max))
-    key[0, :, rows] = k.transpose(1, 0, 2)
-    value[0, :, rows] = split[:, heads + kv_heads :].transpose(1, 0, 2)
+    k, v = k.transpose(1, 0, 2), split[:, heads + kv_heads :].transpose(1, 0, 2)
+    if scales:
+        key[0, :, rows], scales[0][0, :, rows] = quantized_rows(k)
+        value[0, :, rows], scales[1][0, :, rows] = quantized_rows(v)
+        keys, values = scaled_rows(key, scales[0])[0], scaled_rows(value, scales[1])[0]
+    else:
+        key[0, :, rows], value[0, :, rows] = k, v
+        keys, values = key[0].astype(np.float64), value[0].astype(np.float64)
     total = past + count
     pages = -(-total // PAGE)
     for page in range(past // PAGE, pages):
-        valid = key[0, :, page * PAGE : min(total, (page + 1) * PAGE)]
+        valid = keys[:, page * PAGE : min(total, (page + 1) * PAGE)]
         page_min[0, :, page], page_max[0, :, page] = valid.min(1), valid.max(1)
 
     y = np.zeros((count, heads, size))
-    keys, values = key[0].astype(np.float64), value[0].astype(np.float64)
     for head in range(kv_heads):
         group = range(head * heads // kv_heads, (head + 1) * heads // kv_heads)
         attended = np.arange(total)
@@ -163,4 +182,4 @@ def sparse_attention(
                 logits = scale * (keys[head, seen] @ q[s, g])
                 weights = np.exp(logits - logits.max())
                 y[s, g] = weights / weights.sum() @ values[head, seen]
-    return y.reshape(1, count, -1), key, value, page_min, page_max
+    return y.reshape(1, count, -1), key, value, page_min, page_max, *scales

@@ -67,6 +67,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["export"], "--model"),
         (["export", "-m", "smollm2-135m", "--bits", "eight"], "--bits"),
         (["export", "-m", "smollm2-135m", "--prune", "100,100"], "--prune"),
+        (["export", "-m", "smollm2-135m", "--kv", "int7"], "--kv int7: expected float16 or int8"),
         (["export", "-m", "no-such-model"], "no-such-model"),
         (["pull", "no-such-model"], "no-such-model"),
         (["verify"], "no model"),

@@ -77,6 +77,7 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("model/num_layers", 0, ["model.num_layers", "got 0"]),
         ("model/num_kv_heads", 3, ["num_kv_heads", "divisor"]),
         ("model/eos_token_ids", [90], ["eos_token_ids", "89"]),
+        ("kv/dtype", "int7", ["kv.dtype", '"int7"', "float16 or int8"]),
         ("kv/page_size", 32, ["kv.page_size", "16"]),
         ("kv/capacity_step", 40, ["capacity_step", "multiple of page_size"]),
         ("dense", "k100-s100-q9", ["dense", "not in the bundle"]),

@@ -13,6 +13,7 @@ from made_configs import made_config
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
+from sol_rt.config import KvLayout
 from sol_rt.cost import (
     BytesCost,
     CalibratedCost,
@@ -57,6 +58,19 @@ def test_bytes_of_a_step_by_hand() -> None:
     assert cost.refresh(500, 16) == weights + KV_BYTES * 516
     assert cost.policy() == 0
     assert BytesCost(made_config(policy_bytes=1234)).policy() == 1234
+
+
+def test_an_int8_cache_costs_a_byte_a_number_and_a_scale_a_row() -> None:
+    float16 = made_config()
+    int8 = dataclasses.replace(float16, kv=KvLayout("int8"))
+    rows = 30 * 3  # layers and KV heads; heads of 64
+    costs = [BytesCost(config) for config in (float16, int8)]
+    for cost, row in zip(costs, (128, 64 + 2), strict=True):
+        dense, sparse = Action(100, 100, 8), Action(10, 100, 8)
+        weights = float16.variants["s100-q8"].weight_bytes
+        assert cost.step(dense, 999) == weights + 1000 * 2 * rows * row
+        # 7 of 62 old pages, the newest and the sinks; float16 summaries of all old pages
+        assert cost.step(sparse, 999) == weights + (16 * 8 + 4) * 2 * rows * row + 62 * 2 * rows * 128
 
 
 def test_a_keep_that_covers_everything_reads_no_summaries() -> None:

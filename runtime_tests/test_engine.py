@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -16,8 +18,9 @@ from tiny_bundle import write_bundle
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
+from sol_rt.config import CONFIG_NAME
 from sol_rt.engine import Engine
-from sol_rt.errors import ContextError, ProviderError, UsageError
+from sol_rt.errors import BundleError, ContextError, ProviderError, UsageError
 from sol_rt.ops import library_path
 from sol_rt.providers import Provider
 
@@ -30,11 +33,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(write_bundle(tmp_path_factory.mktemp("engine") / "tiny"))
 
 
-@pytest.fixture(params=[True, False], ids=["native", "bodies"])
-def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Engine:
-    if request.param and library_path() is None:
+@pytest.fixture(scope="module")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(write_bundle(tmp_path_factory.mktemp("engine") / "int8", kv="int8"))
+
+
+@pytest.fixture(params=[("bundle", True), ("bundle", False), ("int8_bundle", True), ("int8_bundle", False)])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """With float16 and int8 caches, by kernels and bodies."""
+    name, native = request.param
+    if native and library_path() is None:
         pytest.skip("the native operators are not built")
-    return Engine(bundle, provider="cpu", native_ops=request.param)
+    return Engine(request.getfixturevalue(name), provider="cpu", native_ops=native)
 
 
 def _logits(engine: Engine, tokens: list[int], action: Action = DENSE) -> np.ndarray:
@@ -43,7 +53,8 @@ def _logits(engine: Engine, tokens: list[int], action: Action = DENSE) -> np.nda
 
 
 def test_a_prompt_gives_the_reference_logits(engine: Engine, tmp_path: Path) -> None:
-    reference, _ = RandomDecoder.write(describe("llama"), tmp_path).logits(TOKENS[:40], 100, 8)
+    decoder = RandomDecoder.write(describe("llama"), tmp_path, kv=engine.bundle.config.kv)
+    reference, _ = decoder.logits(TOKENS[:40], 100, 8)
     output = engine.forward(TOKENS[:40], DENSE, num_logits=40)
     assert output.logits.shape == (40, 90)
     assert output.hidden.shape == (40, 64)
@@ -83,21 +94,21 @@ def _pointers(engine: Engine) -> list[int]:
     return [value.data_ptr() for _, _, value in engine._cache.bindings()]
 
 
-def test_growth_changes_nothing(engine: Engine, bundle: Bundle) -> None:
-    roomy = Engine(bundle, provider="cpu", native_ops=engine.native)
+def test_growth_changes_nothing(engine: Engine) -> None:
+    roomy = Engine(engine.bundle, provider="cpu", native_ops=engine.native)
     roomy.forward(TOKENS[:200], DENSE)
     roomy.reset()
     assert np.array_equal(_logits(engine, TOKENS[:130], CHEAP), _logits(roomy, TOKENS[:130], CHEAP))
 
 
-def test_variants_continue_each_other(engine: Engine, bundle: Bundle) -> None:
+def test_variants_continue_each_other(engine: Engine) -> None:
     """Whatever ran before, a step's result depends only on the cache: two engines with equal steps stay equal."""
-    other = Engine(bundle, provider="cpu", native_ops=engine.native)
-    other.load(reversed(bundle.config.variants))
+    other = Engine(engine.bundle, provider="cpu", native_ops=engine.native)
+    other.load(reversed(engine.bundle.config.variants))
     for index, token in enumerate(TOKENS[:80]):
-        action = bundle.config.actions[index % len(bundle.config.actions)].action
+        action = engine.bundle.config.actions[index % len(engine.bundle.config.actions)].action
         assert np.array_equal(engine.forward([token], action).logits, other.forward([token], action).logits)
-    assert set(engine.loaded) == set(bundle.config.variants)
+    assert set(engine.loaded) == set(engine.bundle.config.variants)
 
 
 def test_native_operators_agree_with_the_bodies(bundle: Bundle) -> None:
@@ -136,13 +147,13 @@ def test_keep_reads_fewer_pages(engine: Engine) -> None:
     assert np.array_equal(engine.forward([5], Action(100, 100, 8)).logits, dense)
 
 
-def test_context_limits(engine: Engine, bundle: Bundle) -> None:
+def test_context_limits(engine: Engine) -> None:
     engine.forward([1] * 256, DENSE)
     assert engine.capacity == 256
     with pytest.raises(ContextError, match=r"257 tokens.*256.*MB"):
         engine.forward([1], DENSE)
     assert engine.length == 256
-    capped = Engine(bundle, provider="cpu", max_context=20)
+    capped = Engine(engine.bundle, provider="cpu", max_context=20)
     with pytest.raises(ContextError, match="21 tokens"):
         capped.forward([1] * 21, DENSE)
     assert capped.capacity == 0
@@ -160,8 +171,8 @@ def test_unknown_variant(engine: Engine) -> None:
         engine.forward([1], Action(100, 25, 8))
 
 
-def test_steps_allocate_nothing_that_grows(engine: Engine, bundle: Bundle) -> None:
-    actions = [entry.action for entry in bundle.config.actions]
+def test_steps_allocate_nothing_that_grows(engine: Engine) -> None:
+    actions = [entry.action for entry in engine.bundle.config.actions]
     engine.forward(TOKENS[:60], DENSE)
 
     def rounds(count: int) -> None:
@@ -264,6 +275,34 @@ def test_a_provider_without_a_device_is_an_error(bundle: Bundle) -> None:
         pytest.skip("a GPU is here")
     assert run.stdout.startswith("ProviderError provider webgpu")
     assert "\n" not in run.stdout.strip()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_int8_cache_is_near_a_float16_one(bundle: Bundle, int8_bundle: Bundle, native: bool) -> None:
+    """The same weights: logits differ, by a few percent of their deviation at most."""
+    if native and library_path() is None:
+        pytest.skip("the native operators are not built")
+    a, b = (Engine(made, provider="cpu", native_ops=native) for made in (bundle, int8_bundle))
+    outputs = [engine.forward(TOKENS[:200], DENSE, num_logits=200).logits.copy() for engine in (a, b)]
+    steps = [_logits(engine, TOKENS[200:220]) for engine in (a, b)]
+    for first, second in (outputs, steps):
+        assert 0 < np.sqrt(np.mean((first - second) ** 2)) < 0.03 * first.std()
+
+
+def test_webgpu_refuses_an_int8_cache_and_auto_passes_it_over(int8_bundle: Bundle) -> None:
+    with pytest.raises(ProviderError, match=r"provider webgpu: has no operators on int8.*--provider cpu"):
+        Engine(int8_bundle, provider="webgpu")
+    assert Engine(int8_bundle, provider="auto").provider_name != "webgpu"
+
+
+def test_a_graph_of_the_other_cache_is_refused(int8_bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(int8_bundle.path, folder)
+    document = json.loads((folder / CONFIG_NAME).read_text())
+    document["kv"]["dtype"] = "float16"
+    (folder / CONFIG_NAME).write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"(past|present).*the graph belongs to another bundle"):
+        Engine(Bundle.open(folder), provider="cpu").forward([1], DENSE)
 
 
 def test_the_probe_is_what_its_source_says() -> None:

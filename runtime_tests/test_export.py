@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sol_rt.actions import Action  # noqa: E402
 from sol_rt.bundle import Bundle  # noqa: E402
-from sol_rt.config import ALIGNMENT, CONFIG_NAME, KNOWN_SCALARS  # noqa: E402
+from sol_rt.config import ALIGNMENT, CONFIG_NAME, KNOWN_SCALARS, KvLayout  # noqa: E402
 from sol_rt.errors import CheckpointError, UsageError  # noqa: E402
 from sol_rt.export import bundle_writer, export_bundle, memory, parity  # noqa: E402
 from sol_rt.export.architecture import family_of, from_hf_config  # noqa: E402
@@ -330,6 +330,20 @@ def test_tokenizers_that_do_not_fit_leave_nothing(
     assert "quantizing weights" not in steps  # said at once
 
 
+@pytest.mark.parametrize("preset", FAMILY_PRESETS)
+def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
+    report = export_bundle(str(source), tmp_path / "out", kv="int8", bits=(8,))
+    config = Bundle.open(tmp_path / "out").config
+    assert config.kv == KvLayout("int8")
+    onnx.checker.check_model(str(tmp_path / "out" / "model.q8.onnx"), full_check=True)
+    model = config.model
+    size = model.num_layers * model.num_kv_heads * 2 * (model.head_dim + 2)
+    assert f"| KV cache | int8, {size} bytes a token |" in (tmp_path / "out" / "README.md").read_text()
+    assert report.parity is not None
+    assert report.parity.rows[0].kl < 2e-3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -338,6 +352,7 @@ def test_tokenizers_that_do_not_fit_leave_nothing(
         ({"prune": (75, 50)}, "prune: got .* expected 100 among them"),
         ({"keep": (100, 100)}, "keep: got .* different"),
         ({"keep": (100, 0)}, "keep: got .* 1 to 100"),
+        ({"kv": "int4"}, "kv: got int4, expected float16 or int8"),
     ],
 )
 def test_ladders_are_checked(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ import onnxruntime as ort
 import pytest
 from made_configs import made_config
 
+from sol_rt.config import KV_DTYPES, KvLayout
 from sol_rt.kv_cache import KvCache
 
 SMAPS = Path("/proc/self/smaps")
 on_linux = pytest.mark.skipif(sys.platform != "linux" or not SMAPS.exists(), reason="reads Linux's map of the process")
 
 
-def new_cache() -> KvCache:
-    config = made_config()
-    return KvCache(config.model, config.kv, ort.OrtValue.ortvalue_from_numpy)
+@pytest.fixture(params=KV_DTYPES)
+def cache(request: pytest.FixtureRequest) -> KvCache:
+    return KvCache(made_config().model, KvLayout(request.param), ort.OrtValue.ortvalue_from_numpy)
 
 
 def mapping_of(address: int) -> str:
@@ -31,26 +32,25 @@ def mapping_of(address: int) -> str:
     raise AssertionError(f"no mapping holds {address:#x}")
 
 
-def test_content_stays_where_capacity_grows_and_the_rest_is_zero() -> None:
-    cache = new_cache()
+def test_content_stays_where_capacity_grows_and_the_rest_is_zero(cache: KvCache) -> None:
     cache.resize(64, 0)
     expected = {}
     for i, (past, _, value) in enumerate(cache.bindings()):
         array = value.numpy()
-        array[:] = np.random.default_rng(i).standard_normal(array.shape)
+        array[:] = 10 * np.random.default_rng(i).standard_normal(array.shape)
         value.update_inplace(array)
         expected[past] = array.copy()
     cache.resize(192, 40)
-    for (past, _, value), (_, _, tokens) in zip(cache.bindings(), cache.names(), strict=True):
-        got, used = value.numpy(), -(-40 // tokens)
-        assert got.shape == cache.shape(192 // tokens)
+    for (past, _, value), buffer in zip(cache.bindings(), cache.buffers(), strict=True):
+        got, used = value.numpy(), -(-40 // buffer.tokens)
+        assert got.shape == cache.shape(buffer, 192)
+        assert got.dtype == buffer.dtype
         np.testing.assert_array_equal(got[:, :, :used], expected[past][:, :, :used])
         assert not got[:, :, used:].any()
 
 
 @on_linux
-def test_all_buffers_lie_in_one_private_mapping_that_asks_for_large_pages() -> None:
-    cache = new_cache()
+def test_all_buffers_lie_in_one_private_mapping_that_asks_for_large_pages(cache: KvCache) -> None:
     cache.resize(256, 0)
     entries = {mapping_of(value.data_ptr()) for _, _, value in cache.bindings()}
     assert len(entries) == 1
@@ -63,13 +63,33 @@ def test_all_buffers_lie_in_one_private_mapping_that_asks_for_large_pages() -> N
 
 
 @on_linux
-def test_old_memory_is_given_back_though_somebody_still_holds_it() -> None:
-    cache = new_cache()
+def test_old_memory_is_given_back_though_somebody_still_holds_it(cache: KvCache) -> None:
     cache.resize(256, 0)
     held = [value for _, _, value in cache.bindings()]
     for value in held:
-        value.update_inplace(np.ones(value.shape(), np.float16))
+        value.update_inplace(np.ones_like(value.numpy()))
     cache.resize(512, 256)
-    for old, (past, _, value), (_, _, tokens) in zip(held, cache.bindings(), cache.names(), strict=True):
+    for old, (past, _, value), buffer in zip(held, cache.bindings(), cache.buffers(), strict=True):
         assert not old.numpy().any(), past  # memory given back reads as zeros
-        assert value.numpy()[:, :, : 256 // tokens].all(), past
+        assert value.numpy()[:, :, : 256 // buffer.tokens].all(), past
+
+
+def test_bytes_are_those_of_the_buffers(cache: KvCache) -> None:
+    cache.resize(256, 0)
+    assert cache.bytes_at(256) == sum(value.numpy().nbytes for _, _, value in cache.bindings())
+    dtype = next(cache.buffers()).dtype
+    # 30 layers of 3 heads of 64: keys and values, and of 16 tokens a minimum and a maximum
+    assert cache.bytes_at(256) == 256 * 30 * 3 * 2 * ((64 + 2 if dtype == "int8" else 128) + 8)
+
+
+def test_wiped_tokens_are_zero_and_others_stay(cache: KvCache) -> None:
+    cache.resize(256, 0)
+    for _, _, value in cache.bindings():
+        value.update_inplace(np.ones_like(value.numpy()))
+    cache.wipe(32, 64)
+    for (past, _, value), buffer in zip(cache.bindings(), cache.buffers(), strict=True):
+        wiped = slice(32 // buffer.tokens, 64 // buffer.tokens)
+        got = value.numpy()
+        assert not got[:, :, wiped].any(), past
+        assert got[:, :, : wiped.start].all(), past
+        assert got[:, :, wiped.stop :].all(), past

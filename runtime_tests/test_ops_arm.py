@@ -22,14 +22,15 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The check program, built as the library is: one binary for every Arm target."""
+@pytest.fixture(scope="module", params=["nested", "attention"])
+def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A check program, built as the library is: one binary for every Arm target."""
     folder = tmp_path_factory.mktemp("arm")
     (folder / "include").mkdir()
     assert HIGHWAY is not None
     (folder / "include" / "hwy").symlink_to(HIGHWAY / "hwy")  # alone: the host's other headers are not the target's
-    sources = [TESTS / "native" / "check_nested_kernels.cc", OPS / "nested_kernels.cc", OPS / "target.cc"]
+    kernels = f"{request.param}_kernels.cc"
+    sources = [TESTS / "native" / f"check_{kernels}", OPS / kernels, OPS / "target.cc"]
     disabled = "-DHWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)"
     flags = ["-std=c++17", "-O2", "-DNDEBUG", "-static", disabled, f"-I{OPS}", "-isystem", str(folder / "include")]
     program = folder / "check"

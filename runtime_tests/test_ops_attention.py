@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from reference import quantized_rows, scaled_rows
 
 from sol_rt.ops import library_path
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators ar
 PAGE = 16
 TOLERANCE = 1e-3  # relative to the largest output; measured errors are below 1e-5
 CACHE = ("key", "value", "page_min", "page_max")
+SCALES = ("key_scale", "value_scale")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Dims:
     rotary_dim: int = 64
     sinks: int = 4
     capacity: int = 1024
+    int8: bool = False
+
+    @property
+    def cache(self) -> tuple[str, ...]:
+        return CACHE + SCALES if self.int8 else CACHE
 
     @property
     def heads(self) -> int:
@@ -70,9 +77,12 @@ def session(dims: Dims, threads: int = 1, **changed: int) -> ort.InferenceSessio
     }
     attributes.update(changed)
     half, integer, single = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
-    types = {"qkv": (single, 3), **{f"past_{name}": (half, 4) for name in CACHE}}
+    element = TensorProto.INT8 if dims.int8 else half
+    cache = dict(zip(dims.cache, [(element, 4)] * 2 + [(half, 4)] * 2 + [(half, 3)] * 2, strict=False))
+    types = {"qkv": (single, 3), **{f"past_{name}": cache[name] for name in CACHE}}
     types |= {"past_length": (integer, 1), "attn_keep": (integer, 1), "cos": (single, 2), "sin": (single, 2)}
-    outputs = {"y": (single, 3), **{f"present_{name}": (half, 4) for name in CACHE}}
+    types |= {f"past_{name}": cache[name] for name in dims.cache[len(CACHE) :]}
+    outputs = {"y": (single, 3), **{f"present_{name}": cache[name] for name in dims.cache}}
 
     def info(name: str, kind: tuple[int, int]) -> object:
         return helper.make_tensor_value_info(name, kind[0], [f"{name}_{i}" for i in range(kind[1])])
@@ -106,6 +116,12 @@ def summaries(dims: Dims, key: np.ndarray, length: int) -> tuple[np.ndarray, np.
     return low, high
 
 
+def attended_rows(tensors: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Keys or values as attention reads them, float64; `name` is that of their tensor."""
+    scale = tensors.get(f"{name}_scale")
+    return tensors[name].astype(np.float64) if scale is None else scaled_rows(tensors[name], scale)
+
+
 def make_inputs(case: Case) -> dict[str, np.ndarray]:
     dims, rng = case.dims, np.random.default_rng(case.seed)
     shape = (1, dims.kv_heads, dims.capacity, dims.head_dim)
@@ -113,13 +129,16 @@ def make_inputs(case: Case) -> dict[str, np.ndarray]:
     key, value = (np.full(shape, 1000.0, np.float16) for _ in range(2))
     key[:, :, : case.past] = rng.standard_normal((1, dims.kv_heads, case.past, dims.head_dim))
     value[:, :, : case.past] = rng.standard_normal((1, dims.kv_heads, case.past, dims.head_dim))
-    low, high = summaries(dims, key, case.past)
+    cache = {"past_key": key, "past_value": value}
+    if dims.int8:
+        for name in ("past_key", "past_value"):
+            cache[name], cache[f"{name}_scale"] = quantized_rows(cache[name])
+    low, high = summaries(dims, attended_rows(cache, "past_key"), case.past)
     cos, sin = rotary_tables(dims)
     width = (dims.heads + 2 * dims.kv_heads) * dims.head_dim
     return {
         "qkv": (rng.standard_normal((1, case.tokens, width)) * 1.5).astype(np.float32),
-        "past_key": key,
-        "past_value": value,
+        **cache,
         "past_page_min": low,
         "past_page_max": high,
         "past_length": np.array([case.past]),
@@ -168,18 +187,28 @@ def check(case: Case, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarr
     new_value = qkv[:, dims.heads + dims.kv_heads :]
 
     new = slice(case.past, total)
-    key, value = outputs["present_key"], outputs["present_value"]
-    for name in ("key", "value"):
+    key, value = (attended_rows(outputs, f"present_{name}") for name in ("key", "value"))
+    for name in (part for part in dims.cache if "page" not in part):
         untouched = np.ones(dims.capacity, bool)
         untouched[new] = False
         np.testing.assert_array_equal(
             outputs[f"present_{name}"][:, :, untouched], inputs[f"past_{name}"][:, :, untouched]
         )
-    # Rotation in float32 may land on the other side of a rounding boundary.
-    np.testing.assert_allclose(
-        key[0, :, new].astype(np.float64), new_key.transpose(1, 0, 2), rtol=2**-11 * 1.01, atol=1e-6
-    )
-    np.testing.assert_array_equal(value[0, :, new], new_value.astype(np.float16).transpose(1, 0, 2))
+    new_key, new_value = new_key.transpose(1, 0, 2), new_value.transpose(1, 0, 2)
+    if dims.int8:
+        codes, scale = quantized_rows(new_value)
+        np.testing.assert_array_equal(outputs["present_value"][0, :, new], codes)
+        np.testing.assert_array_equal(outputs["present_value_scale"][0, :, new], scale)
+        # Rotation in float32 may land on the other side of a rounding boundary.
+        scale = outputs["present_key_scale"][0, :, new].astype(np.float64)
+        np.testing.assert_allclose(scale, np.abs(new_key).max(-1) / 127, rtol=2**-11 * 1.01, atol=2**-25)
+        # Half a step, and where float16 rounded a scale below 2^-14 down, what lies beyond 127 steps.
+        bound = 0.5001 * scale[..., None] + np.maximum(np.abs(new_key) - 127.5 * scale[..., None], 0)
+        assert (np.abs(key[0, :, new] - new_key) <= bound + 1e-6).all()
+    else:
+        # Rotation in float32 may land on the other side of a rounding boundary.
+        np.testing.assert_allclose(key[0, :, new], new_key, rtol=2**-11 * 1.01, atol=1e-6)
+        np.testing.assert_array_equal(value[0, :, new], new_value.astype(np.float16))
 
     low, high = summaries(dims, key, total)
     touched = slice(case.past // PAGE, -(-total // PAGE))
@@ -191,7 +220,7 @@ def check(case: Case, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarr
 
     expected_y = np.empty((case.tokens, dims.heads, dims.head_dim))
     for head in range(dims.kv_heads):
-        keys, values = key[0, head].astype(np.float64), value[0, head].astype(np.float64)
+        keys, values = key[0, head], value[0, head]
         group = slice(head * dims.group, (head + 1) * dims.group)
         for token in range(case.tokens):
             seen = np.arange(case.past + token + 1)
@@ -206,7 +235,7 @@ def check(case: Case, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarr
 
 def run(case: Case, inputs: dict[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
     outputs = session(case.dims, threads).run(None, inputs)
-    return dict(zip(["y", *(f"present_{name}" for name in CACHE)], outputs, strict=True))
+    return dict(zip(["y", *(f"present_{name}" for name in case.dims.cache)], outputs, strict=True))
 
 
 def run_in_place(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -218,10 +247,12 @@ def run_in_place(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, np.ndar
     for name, value in values.items():
         binding.bind_ortvalue_input(name, value)
     binding.bind_output("y")
-    for name in CACHE:
+    for name in case.dims.cache:
         binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
     used.run_with_iobinding(binding)
-    return {"y": binding.get_outputs()[0].numpy()} | {f"present_{name}": arrays[f"past_{name}"] for name in CACHE}
+    return {"y": binding.get_outputs()[0].numpy()} | {
+        f"present_{name}": arrays[f"past_{name}"] for name in case.dims.cache
+    }
 
 
 def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -239,6 +270,7 @@ def cases(draw: st.DrawFn) -> Case:
         rotary_dim=draw(st.sampled_from([head_dim, head_dim // 2 // 2 * 2, 2, 0])),
         sinks=draw(st.sampled_from([0, 4, 16, 21])),
         capacity=PAGE * draw(st.integers(3, 20)),
+        int8=draw(st.booleans()),
     )
     tokens = draw(st.one_of(st.just(1), st.just(1), st.integers(2, 40)))
     room = dims.capacity - tokens
@@ -280,6 +312,8 @@ FIXED = [
     Case(Dims(head_dim=128, rotary_dim=64, group=5, kv_heads=1), 17, 70, 3),
     Case(Dims(head_dim=18, rotary_dim=10, group=2, kv_heads=2), 17, 70, 3),
 ]
+FIXED += [replace(case, dims=replace(case.dims, int8=True)) for case in FIXED]
+INT8 = pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
 
 
 @pytest.mark.parametrize("case", FIXED)
@@ -290,8 +324,9 @@ def test_fixed(case: Case) -> None:
     assert_same(outputs, run(case, inputs, threads=2))
 
 
-def test_long_context_splits_the_same_for_any_thread_count() -> None:
-    dims = Dims(capacity=4096)
+@INT8
+def test_long_context_splits_the_same_for_any_thread_count(int8: bool) -> None:
+    dims = Dims(capacity=4096, int8=int8)
     for case in (
         Case(dims, 4000, 1, 2**40),
         Case(dims, 4000, 1, 60),
@@ -305,31 +340,34 @@ def test_long_context_splits_the_same_for_any_thread_count() -> None:
             assert_same(outputs, run(case, inputs, threads=2))
 
 
-def test_prompt_in_chunks_equals_prompt_at_once_and_steps() -> None:
-    whole = Case(Dims(capacity=128), 0, 90, 2**40)
+@INT8
+def test_prompt_in_chunks_equals_prompt_at_once_and_steps(int8: bool) -> None:
+    whole = Case(Dims(capacity=128, int8=int8), 0, 90, 2**40)
+    parts = whole.dims.cache
     inputs = make_inputs(whole)
     expected = run(whole, inputs)
     for sizes in ([40, 50], [15, 1, 1, 73], [1] * 90):
-        state = {name: inputs[f"past_{name}"] for name in CACHE}
+        state = {name: inputs[f"past_{name}"] for name in parts}
         rows, past = [], 0
         for size in sizes:
             step = replace(whole, past=past, tokens=size)
-            feeds = inputs | {f"past_{name}": state[name] for name in CACHE}
+            feeds = inputs | {f"past_{name}": state[name] for name in parts}
             feeds |= {"qkv": inputs["qkv"][:, past : past + size], "past_length": np.array([past])}
             outputs = run(step, feeds)
-            state = {name: outputs[f"present_{name}"] for name in CACHE}
+            state = {name: outputs[f"present_{name}"] for name in parts}
             rows.append(outputs["y"])
             past += size
-        for name in CACHE:
+        for name in parts:
             np.testing.assert_array_equal(state[name], expected[f"present_{name}"])
         np.testing.assert_allclose(np.concatenate(rows, 1), expected["y"], atol=1e-5)
 
 
-def test_rewinding_recomputes_the_summary_of_a_partly_rewound_page() -> None:
-    dims = Dims(capacity=128)
+@INT8
+def test_rewinding_recomputes_the_summary_of_a_partly_rewound_page(int8: bool) -> None:
+    dims = Dims(capacity=128, int8=int8)
     first = Case(dims, 0, 75, 0)
     inputs = make_inputs(first)
-    cache = {f"past_{name}": run(first, inputs)[f"present_{name}"] for name in CACHE}
+    cache = {f"past_{name}": run(first, inputs)[f"present_{name}"] for name in dims.cache}
     for past, tokens, keep in ((37, 1, 1), (48, 1, 0), (5, 30, 0), (0, 1, 0)):
         case = Case(dims, past, tokens, keep, seed=past + 1)
         feeds = make_inputs(case) | cache
@@ -380,6 +418,29 @@ def test_one_session_run_by_several_threads() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_scales_of_all_sizes(tokens: int) -> None:
+    """Rows of zeros, of numbers that float16 has no scale for, of scales it rounds coarsely, and of large numbers."""
+    case = Case(Dims(capacity=128, int8=True), 60, tokens, 0)
+    inputs = make_inputs(case)
+    new = inputs["qkv"][0].reshape(tokens, -1, case.dims.head_dim)
+    for size in (0.0, 1e-7, 3e-6, 1e-5, 2e-3, 5e4):
+        new[:, case.dims.heads :] /= np.abs(new[:, case.dims.heads :]).max(-1, keepdims=True)
+        feeds = inputs | {"qkv": inputs["qkv"].copy()}
+        feeds["qkv"][0].reshape(new.shape)[:, case.dims.heads :] *= size
+        outputs = run(case, feeds)
+        check(case, feeds, outputs)
+        if size <= 1e-7:
+            assert not outputs["present_value"][:, :, 60 : 60 + tokens].any()
+
+
+def test_a_row_too_large_for_its_scale_gives_no_finite_result() -> None:
+    case = Case(Dims(capacity=128, int8=True), 60, 1, 2**40)
+    inputs = make_inputs(case)
+    inputs["qkv"][..., -64:] *= 1e8
+    assert not np.isfinite(run(case, inputs)["y"]).all()
 
 
 def half(*shape: int) -> np.ndarray:

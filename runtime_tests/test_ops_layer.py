@@ -25,9 +25,10 @@ from onnx import TensorProto, helper, inliner
 from random_decoder import CONFIGS, describe
 from reference import Array, Nested
 
+from sol_rt.config import KvLayout
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.layer import CACHE, decoder_layer, layer_attributes, layer_weights
+from sol_rt.export.layer import CACHE, cache_parts, decoder_layer, layer_attributes, layer_weights
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
 
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators ar
 
 BOUND = {4: 0.02, 6: 0.02, 8: 5e-4}
 CAPACITY = 256
+FLOAT16, INT8 = KvLayout(), KvLayout("int8")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Layer:
     keep_in: int = 0
     keep_mid: int = 0
     seed: int = 0
+    kv: KvLayout = FLOAT16
+
+    @property
+    def cache(self) -> tuple[str, ...]:
+        """Parts of the cache in the order of the outputs."""
+        return cache_parts(self.kv)
 
     @cached_property
     def matrices(self) -> dict[str, Nested]:
@@ -81,12 +89,17 @@ class Layer:
         d, rng = self.decoder, np.random.default_rng(self.seed + 2)
         shape = (1, d.num_kv_heads, CAPACITY, d.head_dim)
         key, value = (rng.standard_normal(shape).astype(np.float16) for _ in range(2))
-        pages = key.reshape(1, d.num_kv_heads, -1, 16, d.head_dim)
+        keys, scales = key, {}
+        if self.kv.dtype == "int8":
+            key, scales["past_key_scale"] = reference.quantized_rows(key)
+            value, scales["past_value_scale"] = reference.quantized_rows(value)
+            keys = reference.scaled_rows(key, scales["past_key_scale"]).astype(np.float16)
+        pages = keys.reshape(1, d.num_kv_heads, -1, 16, d.head_dim)
         cache = (key, value, pages.min(3), pages.max(3))
         start = self.past // 16 * 16
         if self.past > start:  # the page being filled summarizes its valid keys alone
-            cache[2][:, :, start // 16] = key[:, :, start : self.past].min(2)
-            cache[3][:, :, start // 16] = key[:, :, start : self.past].max(2)
+            cache[2][:, :, start // 16] = keys[:, :, start : self.past].min(2)
+            cache[3][:, :, start // 16] = keys[:, :, start : self.past].max(2)
         counts = {name: getattr(self, name) for name in ("attn_keep", "keep_in", "keep_mid")}
         x = rng.standard_normal((1, self.tokens, d.hidden_size)).astype(np.float32)
         x[..., ::7] *= 5
@@ -95,6 +108,7 @@ class Layer:
             **{f"past_{part}": array for part, array in zip(CACHE, cache, strict=True)},
             "past_length": np.array([self.past]),
             **{name: np.array([count]) for name, count in counts.items()},
+            **scales,
         }
 
     @cached_property
@@ -104,7 +118,8 @@ class Layer:
         stored = dict(self.vectors)
         for name, nested in self.matrices.items():
             stored |= nested.tensors(name, channel_major=name in ("up", "down"))
-        names = ["cos", "sin", *layer_weights(d, bits)]
+        weights = layer_weights(d, bits)
+        names = ["cos", "sin", *weights]
         initializers = []
         for name in names:
             array = stored[name]
@@ -112,17 +127,17 @@ class Layer:
             if name in ("up.base", "down.base"):
                 dtype, shape = TensorProto.UINT4, (shape[0], 2 * shape[1])
             initializers.append(helper.make_tensor(name, dtype, shape, array.tobytes(), raw=True))
-        body = decoder_layer(d, bits)
-        node = helper.make_node(
-            "DecoderLayer", [*self.feed, *names], body.output, domain="sol", **layer_attributes(d, bits)
-        )
+        body = decoder_layer(d, bits, self.kv)
+        scales = [name for name in self.feed if name.endswith("_scale")]
+        inputs = [*(name for name in self.feed if name not in scales), "cos", "sin", *scales, *weights]
+        node = helper.make_node("DecoderLayer", inputs, body.output, domain="sol", **layer_attributes(d, bits))
 
         def info(name: str, array: Array) -> onnx.ValueInfoProto:
-            shape = [1, "S", d.hidden_size] if array.ndim == 3 else array.shape
+            shape = [1, "S", d.hidden_size] if name in ("x", "y") else array.shape
             return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape)
 
         outputs = [info("y", self.feed["x"])]
-        outputs += [info(f"present_{part}", self.feed[f"past_{part}"]) for part in CACHE]
+        outputs += [info(f"present_{part}", self.feed[f"past_{part}"]) for part in self.cache]
         functions = [
             body,
             bodies.nested_matmul(bits),
@@ -133,6 +148,7 @@ class Layer:
                 rotary_dim=d.rotary_dim,
                 sinks=4,
                 softmax_scale=d.softmax_scale,
+                int8=self.kv.dtype == "int8",
             ),
             bodies.pruned_mlp(
                 bits,
@@ -166,7 +182,7 @@ class Layer:
         normed = norm("attn_norm", x)
         attended, *cache = reference.sparse_attention(
             matmul(normed, "qkv"),
-            *(self.feed[f"past_{part}"] for part in CACHE),
+            [self.feed[f"past_{part}"] for part in self.cache],
             self.past,
             self.attn_keep,
             v["cos"],
@@ -207,10 +223,17 @@ def check(layer: Layer, got: list[Array], expected: tuple[Array, ...] | list[Arr
     total = layer.past + layer.tokens
     pages = -(-total // 16)
     assert rms(got[0] - expected[0]) <= bound * rms(expected[0])
-    for part, (array, wanted, rows) in enumerate(zip(got[1:], expected[1:], (total, total, pages, pages), strict=True)):
+    sizes = (total, total, pages, pages, total, total)
+    got_cache, wanted_cache = (dict(zip(layer.cache, values[1:], strict=True)) for values in (got, expected))
+    for part, rows in zip(layer.cache, sizes, strict=False):
+        array, wanted = got_cache[part], wanted_cache[part]
+        assert np.array_equal(array[:, :, rows:], layer.feed[f"past_{part}"][:, :, rows:])
+        scale = f"{part}_scale"
+        if scale in got_cache:  # compared as the numbers that codes stand for
+            array = reference.scaled_rows(array, got_cache[scale])
+            wanted = reference.scaled_rows(wanted, wanted_cache[scale])
         difference = array[:, :, :rows].astype(np.float64) - wanted[:, :, :rows].astype(np.float64)
-        assert rms(difference) <= bound, CACHE[part]
-        assert np.array_equal(array[:, :, rows:], layer.feed[f"past_{CACHE[part]}"][:, :, rows:])
+        assert rms(difference) <= bound, part
 
 
 def rms(x: Array) -> float:
@@ -255,6 +278,7 @@ def layers(draw: st.DrawFn) -> Layer:
         draw(st.one_of(st.just(0), st.integers(1, decoder.hidden_size))),
         draw(st.one_of(st.just(0), st.integers(1, decoder.intermediate_size))),
         draw(st.integers(0, 2**20)),
+        draw(st.sampled_from([FLOAT16, INT8])),
     )
 
 
@@ -278,9 +302,12 @@ FIXED = [
     for family in sorted(CONFIGS)
     for bits, tokens, keep_in, keep_mid in ((4, 1, 0, 0), (6, 1, 40, 0), (8, 1, 0, 33), (8, 5, 50, 33))
 ]
+FIXED += [replace(layer, kv=INT8) for layer in FIXED]
 
 
-@pytest.mark.parametrize("layer", FIXED, ids=lambda layer: f"{layer.decoder.family}-{layer.bits}-{layer.tokens}")
+@pytest.mark.parametrize(
+    "layer", FIXED, ids=lambda layer: f"{layer.decoder.family}-{layer.bits}-{layer.tokens}-{layer.kv.dtype}"
+)
 def test_fixed_layers(layer: Layer) -> None:
     """The same on every SIMD target, and by the bodies."""
     expected = layer.reference()
@@ -288,11 +315,11 @@ def test_fixed_layers(layer: Layer) -> None:
     check(layer, run(layer.model, layer.feed, native=False), expected, BOUND[layer.bits])
 
 
-def large(bits: int, past: int, keep: int) -> Layer:
+def large(bits: int, past: int, keep: int, kv: KvLayout = FLOAT16) -> Layer:
     """Sizes at which every phase has several tasks."""
     heads = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "rotary_dim": 64}
     decoder = replace(describe("llama"), hidden_size=576, intermediate_size=1536, **heads)
-    return Layer(decoder, bits, 1, past, keep, 400, 900)
+    return Layer(decoder, bits, 1, past, keep, 400, 900, kv=kv)
 
 
 THREADS = """
@@ -312,11 +339,11 @@ np.savez(f"{folder}/out{threads}.npz", *first)
 """
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "kv"), [(4, FLOAT16), (8, FLOAT16), (4, INT8)])
 @pytest.mark.parametrize("keep", [3, 100])
-def test_results_are_the_same_for_any_number_of_threads(bits: int, keep: int, tmp_path: Path) -> None:
+def test_results_are_the_same_for_any_number_of_threads(bits: int, kv: KvLayout, keep: int, tmp_path: Path) -> None:
     """1, 2 and more threads than processors, each in a process of its own: no bit differs, no run hangs."""
-    layer = large(bits, 200, keep)
+    layer = large(bits, 200, keep, kv)
     onnx.save(layer.model, str(tmp_path / "model.onnx"))
     np.savez(tmp_path / "feed.npz", **layer.feed)
     counts = (1, 2, 4 * (os.cpu_count() or 1) + 1)
@@ -354,14 +381,15 @@ def test_one_session_run_by_several_threads() -> None:
     assert not wrong
 
 
-def test_append_in_place() -> None:
+@pytest.mark.parametrize("kv", [FLOAT16, INT8], ids=["float16", "int8"])
+def test_append_in_place(kv: KvLayout) -> None:
     """Bound to the buffers of the inputs, the outputs are written there: only the token's rows and its page change."""
-    layer = large(4, 200, 3)
+    layer = large(4, 200, 3, kv)
     expected = run(layer.model, layer.feed)
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(LIBRARY))
     session = ort.InferenceSession(layer.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    binding, cache = session.io_binding(), {part: layer.feed[f"past_{part}"].copy() for part in CACHE}
+    binding, cache = session.io_binding(), {part: layer.feed[f"past_{part}"].copy() for part in layer.cache}
     values = {part: ort.OrtValue.ortvalue_from_numpy(array) for part, array in cache.items()}
     for name, array in layer.feed.items():
         part = name.removeprefix("past_")
@@ -373,8 +401,20 @@ def test_append_in_place() -> None:
     binding.bind_output("y")
     session.run_with_iobinding(binding)
     assert np.array_equal(binding.copy_outputs_to_cpu()[-1], expected[0])  # bound last
-    for part, wanted in zip(CACHE, expected[1:], strict=True):
+    for part, wanted in zip(layer.cache, expected[1:], strict=True):
         assert np.array_equal(cache[part], wanted)
+
+
+def test_an_int8_cache_without_scales_is_refused() -> None:
+    layer = large(4, 200, 3, INT8)
+    model = onnx.ModelProto()
+    model.CopyFrom(layer.model)
+    node = model.graph.node[0]
+    for name in ("past_key_scale", "past_value_scale"):
+        node.input.remove(name)
+    with pytest.raises(Exception, match="DecoderLayer") as caught:
+        run(model, layer.feed)
+    assert "\n" not in str(caught.value).strip()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from sol_rt.bundle import Bundle  # noqa: E402
 from sol_rt.engine import Engine  # noqa: E402
 from sol_rt.tokenizer import Tokenizer  # noqa: E402
 from sol_rt.train.kv_cache import KVCache  # noqa: E402
-from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
+from sol_rt.train.twin import UNROUNDED, Arithmetic, Twin  # noqa: E402
 from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
 
 EXACT = 1e-3  # what float32 order alone explains
@@ -51,13 +51,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
+@pytest.fixture(
+    scope="module", params=[*((family, "float16") for family in sorted(CONFIGS)), ("llama", "int8"), ("phi", "int8")]
+)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Twin]:
     """A bundle of random codes and its twin."""
-    folder = tmp_path_factory.mktemp(request.param)
-    bundle = Bundle.open(write_bundle(folder, request.param, prunes=(100, 75, 50, 25)))
-    weights = read_blob(folder / bundle.config.weights_file, bundle.config.tensors, describe(request.param))
-    return bundle, Twin(weights)
+    family, kv = request.param
+    folder = tmp_path_factory.mktemp(family)
+    bundle = Bundle.open(write_bundle(folder, family, prunes=(100, 75, 50, 25), kv=kv))
+    weights = read_blob(folder / bundle.config.weights_file, bundle.config.tensors, describe(family))
+    return bundle, Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)))
 
 
 def _tokens(count: int, vocabulary: int) -> np.ndarray:
@@ -73,9 +76,11 @@ def _take_over(engine: Engine, cache: KVCache) -> None:
     cache.reserve(engine.length + 1)
     cache.lengths[:] = engine.length
     buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
+    parts = [cache.keys, cache.values, cache.page_min, cache.page_max]
+    if cache.keys.dtype == torch.int8:
+        parts += [cache.key_scales, cache.value_scales]
     for layer in range(len(cache.keys)):
-        parts = (cache.keys, cache.values, cache.page_min, cache.page_max)
-        for part, buffer in zip(parts, buffers[4 * layer :], strict=False):
+        for part, buffer in zip(parts, buffers[len(parts) * layer :], strict=False):
             rows = min(buffer.shape[2], part.shape[3])
             part[layer, 0, :, :rows] = torch.from_numpy(buffer[0, :, :rows])
 

@@ -40,12 +40,13 @@ def write_bundle(
     bits: tuple[int, ...] = (8, 6, 4),
     keeps: tuple[int, ...] = (100, 30),
     policy: bool = False,
+    kv: str = "float16",
     seed: int = 0,
 ) -> Path:
     """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     decoder = decoder or describe(family)
-    weights = RandomDecoder.write(decoder, folder, seed)
+    weights = RandomDecoder.write(decoder, folder, seed, KvLayout(kv, capacity_step=64))
     variants = {}
     for prune in prunes:
         for width in bits:
@@ -65,7 +66,7 @@ def write_bundle(
             bos_token_id=None,
             eos_token_ids=(END,),
         ),
-        kv=KvLayout(capacity_step=64),
+        kv=weights.kv,
         dense=Action(100, 100, max(bits)),
         variants=variants,
         actions=tuple(ActionEntry(action, None) for action in actions),

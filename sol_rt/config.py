@@ -23,6 +23,8 @@ FORMAT_VERSION = 1
 CONFIG_NAME = "sol_config.json"
 PAGE_SIZE = 16
 ALIGNMENT = 4096
+KV_DTYPES = ("float16", "int8")
+"""Types of keys and values; int8 has a float16 scale a token and KV head."""
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
 KNOWN_SCALARS = (
     "step_fraction",
@@ -61,12 +63,19 @@ class ModelDims:
 
 @dataclass(frozen=True)
 class KvLayout:
-    """KV cache: `page_size` tokens a page, capacity in `capacity_step`s, the first `sinks` tokens always read."""
+    """KV cache: `page_size` tokens a page, capacity in `capacity_step`s, the first `sinks` tokens always read.
+
+    `dtype` is that of keys and values, one of KV_DTYPES.
+    """
 
     dtype: str = "float16"
     page_size: int = PAGE_SIZE
     sinks: int = 4
     capacity_step: int = 256
+
+    def token_bytes(self, head_dim: int) -> int:
+        """Bytes of one token's key and value in one KV head."""
+        return 2 * (head_dim + 2 if self.dtype == "int8" else 2 * head_dim)
 
 
 @dataclass(frozen=True)
@@ -375,7 +384,7 @@ def _read_model(table: _Table) -> ModelDims:
 
 def _read_kv(table: _Table) -> KvLayout:
     layout = KvLayout(
-        dtype=table.choice("dtype", ("float16",)),
+        dtype=table.choice("dtype", KV_DTYPES),
         page_size=table.integer("page_size", PAGE_SIZE, PAGE_SIZE),
         sinks=table.integer("sinks", 0, PAGE_SIZE),
         capacity_step=table.integer("capacity_step", PAGE_SIZE, 1 << 20),

@@ -131,13 +131,15 @@ class BytesCost(_LineCost):
 
     def __init__(self, config: SolConfig, note: str = "") -> None:
         model = config.model
-        self._per_token = 4.0 * model.num_layers * model.num_kv_heads * model.head_dim
+        heads = model.num_layers * model.num_kv_heads
+        self._per_token = float(heads * config.kv.token_bytes(model.head_dim))
+        self._per_page = 4.0 * heads * model.head_dim
         self._variants = config.variants
         self._policy = 0.0 if config.policy is None else float(config.files[config.policy.file].bytes)
         super().__init__(config, self._bytes_line, note)
 
     def _bytes_line(self, action: Action) -> Line:
-        return Line(float(self._variants[action.variant].weight_bytes), self._per_token, self._per_token)
+        return Line(float(self._variants[action.variant].weight_bytes), self._per_token, self._per_page)
 
     def refresh(self, context: int, tokens: int) -> float:
         return self._dense_line.fixed + self._per_token * (context + tokens)

@@ -68,7 +68,9 @@ class Engine:
         if max_context is not None and max_context < 1:
             raise UsageError(f"context size: got {max_context}, expected 1 or more tokens")
         self.bundle = bundle
-        self.provider = providers.choose(provider, threads=threads, native_ops=native_ops, device=device)
+        self.provider = providers.choose(
+            provider, threads=threads, native_ops=native_ops, device=device, unfit=_unfit_providers(bundle)
+        )
         model = bundle.config.model
         self.max_context = min(model.max_context, max_context or model.max_context)
         self.weights = SharedWeights(bundle)
@@ -257,6 +259,14 @@ class Engine:
         return session
 
 
+def _unfit_providers(bundle: Bundle) -> dict[str, str]:
+    """Providers that cannot run the bundle, and why."""
+    if bundle.config.kv.dtype != "int8":
+        return {}
+    why = f"has no operators on int8, the type of the KV cache of {bundle.path}"
+    return {"webgpu": f"{why}; use --provider cpu, or export with --kv float16"}
+
+
 class _StepInputs:
     """The small inputs and the outputs of a decode step, allocated once and shared by all variants."""
 
@@ -374,9 +384,9 @@ def _step_signature(model: ModelDims, cache: KvCache) -> Signature:
         "logits": ("tensor(float)", [None, model.vocab_size]),
         "hidden_states": ("tensor(float)", [None, model.hidden_size]),
     }
-    for past, present, _ in cache.names():
-        shape = [1, model.num_kv_heads, None, model.head_dim]
-        inputs[past] = outputs[present] = ("tensor(float16)", shape)
+    for buffer in cache.buffers():
+        shape = [1, model.num_kv_heads, None, *([buffer.width] if buffer.width else [])]
+        inputs[buffer.past] = outputs[buffer.present] = (f"tensor({buffer.dtype})", shape)
     return inputs, outputs
 
 

@@ -19,7 +19,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         context: tokens in the cache before the step that costs are given for.
 
     Returns:
-        path, format_version, model, variants, policy (null or its description), actions and cost_model. An action's
+        path, format_version, model, kv, variants, policy (null or its description), actions and cost_model. An action's
         `cost` is its share of the dense step's cost, `bytes` what its step reads by the bytes model, `loss` nats over
         dense or null.
 
@@ -35,6 +35,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         "path": str(path),
         "format_version": config.format_version,
         "model": asdict(config.model),
+        "kv": asdict(config.kv),
         "variants": [
             {"key": key, "prune": entry.prune, "bits": entry.bits, "file": entry.file, "bytes": entry.weight_bytes}
             for key, entry in config.variants.items()

@@ -1,4 +1,4 @@
-"""The KV cache that all variants of a bundle share: float16 keys, values and page summaries, appended to in place."""
+"""The KV cache that all variants of a bundle share: keys, values and page summaries, appended to in place."""
 
 from __future__ import annotations
 
@@ -6,20 +6,39 @@ import contextlib
 import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt.config import KvLayout, ModelDims
+from sol_rt.config import KvLayout, ModelDims, tensor_bytes
+
+
+class Buffer(NamedTuple):
+    """One tensor of the cache, [1, kv_heads, rows, width] or, with a width of 0, [1, kv_heads, rows].
+
+    Attributes:
+        past, present: input and output of the graph, which share it.
+        tokens: that a row stands for.
+        dtype: int8 or float16.
+    """
+
+    past: str
+    present: str
+    tokens: int
+    width: int
+    dtype: str
 
 
 class KvCache:
-    """Per layer a key and a value [1, kv_heads, capacity, head_dim], and per page the minimum and maximum of its keys.
+    """Per layer a key and a value a token and KV head, and per page the minimum and maximum of its keys.
+
+    Keys and values are float16, or int8 with a float16 scale a token and KV head each.
 
     Args:
         model: dims.
-        layout: page size and the step in which capacity grows.
-        place: makes an OrtValue of a float16 array where the provider computes; on the CPU it shares its memory.
+        layout: type, page size and the step in which capacity grows.
+        place: makes an OrtValue of an array where the provider computes; on the CPU it shares its memory.
     """
 
     def __init__(self, model: ModelDims, layout: KvLayout, place: Callable[[np.ndarray], ort.OrtValue]) -> None:
@@ -28,26 +47,31 @@ class KvCache:
         self._values: dict[str, ort.OrtValue] = {}
         self._memory: _Memory | None = None
 
-    def names(self) -> Iterator[tuple[str, str, int]]:
-        """(graph input, graph output, tokens one row of axis 2 stands for) of every buffer."""
+    def buffers(self) -> Iterator[Buffer]:
+        """Every tensor, layer by layer."""
+        width, page, dtype = self._model.head_dim, self._layout.page_size, self._layout.dtype
         for layer in range(self._model.num_layers):
-            yield f"past_key_values.{layer}.key", f"present.{layer}.key", 1
-            yield f"past_key_values.{layer}.value", f"present.{layer}.value", 1
-            yield f"past_page_min.{layer}", f"present_page_min.{layer}", self._layout.page_size
-            yield f"past_page_max.{layer}", f"present_page_max.{layer}", self._layout.page_size
+            for part in ("key", "value"):
+                yield Buffer(f"past_key_values.{layer}.{part}", f"present.{layer}.{part}", 1, width, dtype)
+            for part in ("page_min", "page_max"):
+                yield Buffer(f"past_{part}.{layer}", f"present_{part}.{layer}", page, width, "float16")
+            if dtype == "int8":
+                for part in ("key_scale", "value_scale"):
+                    yield Buffer(f"past_{part}.{layer}", f"present_{part}.{layer}", 1, 0, "float16")
 
     def bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
         """(graph input, graph output, the one buffer to bind to both). Valid until the capacity changes."""
-        for past, present, _ in self.names():
-            yield past, present, self._values[past]
+        for buffer in self.buffers():
+            yield buffer.past, buffer.present, self._values[buffer.past]
 
-    def shape(self, rows: int) -> tuple[int, int, int, int]:
-        return (1, self._model.num_kv_heads, rows, self._model.head_dim)
+    def shape(self, buffer: Buffer, capacity: int) -> tuple[int, ...]:
+        """The shape of a tensor at a capacity in tokens."""
+        shape = (1, self._model.num_kv_heads, capacity // buffer.tokens)
+        return (*shape, buffer.width) if buffer.width else shape
 
     def bytes_at(self, capacity: int) -> int:
         """Bytes of the whole cache at a capacity in tokens."""
-        per_row = self._model.num_kv_heads * self._model.head_dim * 2
-        return sum(per_row * (capacity // tokens) for _, _, tokens in self.names())
+        return sum(tensor_bytes(buffer.dtype, self.shape(buffer, capacity)) for buffer in self.buffers())
 
     def capacity_for(self, tokens: int) -> int:
         """The capacity that holds `tokens`: a multiple of the step, and no more than the model's context needs."""
@@ -57,13 +81,13 @@ class KvCache:
     def resize(self, capacity: int, used: int) -> None:
         """Moves the first `used` tokens into buffers of another capacity, one buffer at a time to hold little twice."""
         old = self._memory
-        memory = _Memory([self.shape(capacity // tokens) for _, _, tokens in self.names()])
-        for i, (past, _, tokens) in enumerate(self.names()):
+        memory = _Memory([(self.shape(buffer, capacity), buffer.dtype) for buffer in self.buffers()])
+        for i, buffer in enumerate(self.buffers()):
             grown = memory.array(i)
-            rows = -(-used // tokens)
+            rows = -(-used // buffer.tokens)
             if rows:
-                grown[:, :, :rows] = self._values[past].numpy()[:, :, :rows]
-            value = self._values[past] = self._place(grown)
+                grown[:, :, :rows] = self._values[buffer.past].numpy()[:, :, :rows]
+            value = self._values[buffer.past] = self._place(grown)
             if value.data_ptr() != grown.ctypes.data:  # copied to a device
                 memory.release(i)
             if old is not None:
@@ -79,27 +103,27 @@ class KvCache:
 
     def wipe(self, start: int, stop: int) -> None:
         """Zeroes tokens `start` to `stop`, so that non-finite numbers a step wrote reach no later masked sum."""
-        for past, _, tokens in self.names():
-            content = self._values[past].numpy()
-            content[:, :, start // tokens : -(-stop // tokens)] = 0
-            self._values[past].update_inplace(content)
+        for buffer in self.buffers():
+            content = self._values[buffer.past].numpy()
+            content[:, :, start // buffer.tokens : -(-stop // buffer.tokens)] = 0
+            self._values[buffer.past].update_inplace(content)
 
 
 class _Memory:
-    """Zeroed float16 arrays, one behind the other in a mapping of large pages where the system has them.
+    """Zeroed arrays, one behind the other in a mapping of large pages where the system has them.
 
     A step at a long context reads more small pages than the processor remembers the places of: looking them up cost a
     seventh of the time.
 
     Args:
-        shapes: of the arrays.
+        arrays: their shapes and dtypes.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._shapes = shapes
+    def __init__(self, arrays: Sequence[tuple[tuple[int, ...], str]]) -> None:
+        self._arrays = arrays
         self._offsets = [0]
-        for shape in shapes:
-            self._offsets.append(self._offsets[-1] + _round_up(2 * math.prod(shape), mmap.PAGESIZE))
+        for shape, dtype in arrays:
+            self._offsets.append(self._offsets[-1] + _round_up(tensor_bytes(dtype, shape), mmap.PAGESIZE))
         try:
             # Shared memory, which is Python's default, gets no large pages and is not given back in parts.
             private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -112,8 +136,8 @@ class _Memory:
 
     def array(self, i: int) -> np.ndarray:
         """Array `i`; the memory lives as long as any of them."""
-        shape = self._shapes[i]
-        return np.frombuffer(self._mapping, np.float16, math.prod(shape), self._offsets[i]).reshape(shape)
+        shape, dtype = self._arrays[i]
+        return np.frombuffer(self._mapping, np.dtype(dtype), math.prod(shape), self._offsets[i]).reshape(shape)
 
     def release(self, i: int) -> None:
         """Gives back the memory of array `i`, which nobody may read any more."""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -169,12 +170,14 @@ def choose(
     threads: int | None = None,
     native_ops: bool = True,
     device: int = 0,
+    unfit: Mapping[str, str] = MappingProxyType({}),
     say: Callable[[str], None] = _say,
 ) -> Provider:
     """The provider that `name` means here.
 
     `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
-    over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells.
+    over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells. Providers that are
+    `unfit` for what they shall run, each with the reason, are no choice; auto passes over them in silence.
     Raises UsageError for an unknown name, ProviderError where an explicit choice does not work.
     """
     if name not in NAMES:
@@ -183,10 +186,12 @@ def choose(
     cpu = Provider("cpu", pool, library_path() if native_ops else None)
     if name == "cpu":
         return cpu
+    if name in unfit:
+        raise ProviderError(f"provider {name}: {unfit[name]}")
     if name != "auto":
         return _gpu(name, pool, device)
     for candidate in ("cuda", "webgpu"):
-        if not _installed(candidate):
+        if candidate in unfit or not _installed(candidate):
             continue
         try:
             if candidate == "webgpu" and not _webgpu_devices():

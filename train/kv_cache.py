@@ -38,14 +38,26 @@ class KVCache:
 
     Attributes:
         keys, values: [L, B, Hk, C, D] in the cache's dtype. Content beyond a row's length is finite and never read.
-        page_min, page_max: [L, B, Hk, C / page_size, D], per page the minimum and maximum of its keys.
+        page_min, page_max: [L, B, Hk, C / page_size, D], per page the minimum and maximum of its keys; float16 where
+            keys are int8, else of their dtype.
+        key_scales, value_scales: float16 [L, B, Hk, C], what a token's int8 codes are multiplied by; of no tokens where
+            the cache is of another dtype.
         lengths: int64 [B], tokens in each row.
     """
 
     def __init__(
-        self, keys: Tensor, values: Tensor, page_min: Tensor, page_max: Tensor, lengths: Tensor, page_size: int
+        self,
+        keys: Tensor,
+        values: Tensor,
+        page_min: Tensor,
+        page_max: Tensor,
+        key_scales: Tensor,
+        value_scales: Tensor,
+        lengths: Tensor,
+        page_size: int,
     ) -> None:
         self.keys, self.values, self.page_min, self.page_max, self.lengths = keys, values, page_min, page_max, lengths
+        self.key_scales, self.value_scales = key_scales, value_scales
         self.page_size = page_size
 
     @classmethod
@@ -55,7 +67,10 @@ class KVCache:
         """A cache without tokens and without capacity; `open` gives it some."""
         shape = (decoder.num_layers, rows, decoder.num_kv_heads, 0, decoder.head_dim)
         nothing = torch.zeros(shape, dtype=dtype, device=device)
-        return cls(nothing, nothing, nothing, nothing, torch.zeros(rows, dtype=torch.int64, device=device), page_size)
+        no_page = nothing.half() if dtype == torch.int8 else nothing
+        no_scale = torch.zeros(shape[:4], dtype=torch.float16, device=device)
+        lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        return cls(nothing, nothing, no_page, no_page, no_scale, no_scale, lengths, page_size)
 
     @property
     def capacity(self) -> int:
@@ -71,6 +86,10 @@ class KVCache:
         self.page_min, self.page_max = (
             _padded(tensor, extra // self.page_size) for tensor in (self.page_min, self.page_max)
         )
+        if self.keys.dtype == torch.int8:
+            self.key_scales, self.value_scales = (
+                _padded(tensor, extra) for tensor in (self.key_scales, self.value_scales)
+            )
 
     def open(self, count: int) -> Slots:
         """Reserves `count` tokens a row and says where they go."""
@@ -98,16 +117,26 @@ class KVCache:
             keys, values: [B, S, Hk, D] of any float dtype; rounded to the cache's.
 
         Returns:
-            The layer's keys and values [B, Hk, T, D] in the cache's dtype.
+            The layer's keys and values [B, Hk, T, D] as attention reads them: in the cache's dtype, of int8 float32.
         """
+        if self.keys.dtype == torch.int8:
+            keys, self.key_scales[layer][slots.row, :, slots.positions] = quantize(keys)
+            values, self.value_scales[layer][slots.row, :, slots.positions] = quantize(values)
         self.keys[layer][slots.row, :, slots.positions] = keys.to(self.keys.dtype)
         self.values[layer][slots.row, :, slots.positions] = values.to(self.values.dtype)
+        all_keys, all_values = self.keys[layer, :, :, : slots.longest], self.values[layer, :, :, : slots.longest]
         in_pages = self.keys[layer][slots.row.unsqueeze(2), :, slots.page_positions]  # [B, n, size, Hk, D]
+        if self.keys.dtype == torch.int8:
+            scales = self.key_scales[layer]
+            all_keys = all_keys * scales[:, :, : slots.longest, None].float()
+            all_values = all_values * self.value_scales[layer, :, :, : slots.longest, None].float()
+            in_pages = in_pages * scales[slots.row.unsqueeze(2), :, slots.page_positions].unsqueeze(-1).float()
+            in_pages = in_pages.half()
         infinite = torch.tensor(float("inf"), dtype=in_pages.dtype, device=in_pages.device)
         # A page beyond the newest gets infinities: it is never scored, and is written again when a token reaches it.
         self.page_min[layer][slots.row, :, slots.pages] = in_pages.where(slots.page_valid, infinite).amin(2)
         self.page_max[layer][slots.row, :, slots.pages] = in_pages.where(slots.page_valid, -infinite).amax(2)
-        return self.keys[layer, :, :, : slots.longest], self.values[layer, :, :, : slots.longest]
+        return all_keys, all_values
 
     def close(self, slots: Slots) -> None:
         """Counts the appended tokens into every row's length, once all layers have them."""
@@ -127,9 +156,23 @@ class KVCache:
             self.values[:, rows],
             self.page_min[:, rows],
             self.page_max[:, rows],
+            self.key_scales[:, rows],
+            self.value_scales[:, rows],
             self.lengths[rows],
             self.page_size,
         )
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows x [..., D] as int8 codes [..., D] and float16 scales [...]: max |x| / 127, and whole steps of it.
+
+    Codes are 0 where the scale is, and at most 127 where float16 rounds a small scale down.
+    """
+    x = x.float()
+    scales = (x.abs().amax(-1) / 127).half()
+    steps = scales.float().unsqueeze(-1)
+    codes = torch.where(steps > 0, torch.round(x / steps), 0.0).clamp(-127, 127)
+    return codes.to(torch.int8), scales
 
 
 def _padded(tensor: Tensor, extra: int) -> Tensor:

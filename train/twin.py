@@ -1,7 +1,7 @@
 """The torch twin: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md, sections 2 and 3).
 
 Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
-float16 keys and values, pages chosen by their summaries. Runtime and twin differ only in the order of float32
+float16 or int8 keys and values, pages chosen by their summaries. Runtime and twin differ only in the order of float32
 additions. Inference only: the decoder is frozen, no gradient flows through it.
 """
 
@@ -36,7 +36,7 @@ class Arithmetic:
 
     Attributes:
         rounded_activations: round the input of every nested matmul as its level does, by blocks of 32 channels.
-        kv_dtype: type of keys, values and page summaries.
+        kv_dtype: type of keys, values and page summaries; with int8 the summaries are float16.
     """
 
     rounded_activations: bool = True

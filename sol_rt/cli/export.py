@@ -38,13 +38,16 @@ def export(
     policy: Annotated[
         Path | None, options.option("--policy", env=False, help="Put this trained policy into the bundle.")
     ] = None,
+    kv: Annotated[
+        str, options.option("--kv", env=False, help="Type of the KV cache's keys and values: float16 or int8.")
+    ] = "float16",
     parity: Annotated[
         bool, options.option("--parity/--no-parity", env=False, help="Compare with the source at the end.")
     ] = True,
     debug: options.Debug = False,
 ) -> None:
     """Export a checkpoint to a bundle. Ends with a parity report and prints the bundle's path."""
-    from sol_rt.config import CONFIG_NAME
+    from sol_rt.config import CONFIG_NAME, KV_DTYPES
     from sol_rt.home import bundles_dir, remember_last_export
     from sol_rt.pull import bundle_name
 
@@ -53,6 +56,8 @@ def export(
         "prune": _levels("prune", prune, 100),
         "keep": _levels("keep", keep, 100),
     }
+    if kv not in KV_DTYPES:
+        raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
@@ -63,7 +68,7 @@ def export(
         raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
     with progress() as report:
         result = export_bundle(
-            model, target, **levels, max_context=ctx_size, policy=policy, parity=parity, progress=report
+            model, target, **levels, max_context=ctx_size, policy=policy, kv=kv, parity=parity, progress=report
         )
     for line in result.lines():
         note(line)

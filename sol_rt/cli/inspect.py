@@ -34,7 +34,8 @@ def _print(description: dict, context: int) -> None:
     model = description["model"]
     print(f"{description['path']}: {model['name']}, {model['architecture']}, licence {model['license']}")
     policy = description["policy"] or "none"
-    print(f"format {description['format_version']}, context {model['max_context']}, policy: {policy}")
+    kv = description["kv"]["dtype"]
+    print(f"format {description['format_version']}, context {model['max_context']}, {kv} KV cache, policy: {policy}")
 
     variants = Table("variant", "channels kept", "bits", "weights read a step, MB")
     for variant in description["variants"]:

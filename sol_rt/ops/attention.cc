@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <string>
 
@@ -28,27 +29,30 @@ constexpr int64_t kPrefillTasks = 8;
 constexpr int64_t kMinSplitKeys = 512;
 
 // A tensor of the cache that a call appends to: the caller's own, where it is bound as input and output, else a copy.
-hwy::float16_t* Present(const Context& context, const char* op, const char* name, size_t input, size_t output, const int64_t (&dims)[4]) {
-  auto* present = context.Output<hwy::float16_t>(output, dims, 4);  // ONNX Runtime refuses a bound one of another shape
+template <class T>
+T* Present(const Context& context, const char* op, const char* name, size_t input, size_t output, std::initializer_list<int64_t> shape) {
+  T* present = context.Output<T>(output, shape);  // ONNX Runtime refuses a bound one of another shape
   if (present == context.InputData(input)) return present;
   const Tensor past = context.Input(input);
-  Expect(op, name, past, kFloat16, {dims[0], dims[1], dims[2], dims[3]});
-  std::memcpy(present, past.data, static_cast<size_t>(past.Elements()) * sizeof(hwy::float16_t));
+  Expect(op, name, past, sizeof(T) == 1 ? kInt8 : kFloat16, shape);
+  std::memcpy(present, past.data, static_cast<size_t>(past.Elements()) * sizeof(T));
   return present;
 }
 
 // Asks for what a member reads first of the keys and values, or of the summaries where pages are selected: `share` of all `members`.
 void FetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share, size_t members) {
-  const int64_t row = call.RowBytes(), half = call.rotary_dim / 2;
+  const int64_t row = plan.sparse ? call.SummaryBytes() : call.RowBytes(), half = call.rotary_dim / 2;
   PrefetchBytes(call.cos + call.past * half, half * static_cast<int64_t>(sizeof(float)));
   PrefetchBytes(call.sin + call.past * half, half * static_cast<int64_t>(sizeof(float)));
+  const auto* first = static_cast<const char*>(plan.sparse ? call.page_min : call.key);
+  const auto* second = static_cast<const char*>(plan.sparse ? call.page_max : call.value);
+  const int64_t stride = plan.sparse ? call.capacity / kPageSize : call.capacity;  // rows of a head
   const int64_t rows = std::min(kEarlyBytes / (2 * call.kv_heads * row), plan.sparse ? call.pages - 1 : call.past);
   const Range part = ShareOf(static_cast<size_t>(call.kv_heads * rows), 4, share, members);
   for (size_t i = part.begin; i < part.end; ++i) {
-    const int64_t head = static_cast<int64_t>(i) / rows, at = static_cast<int64_t>(i) % rows;
-    const int64_t summary = plan.sparse ? call.SummaryOffset(head, at) : 0;
-    PrefetchBytes(plan.sparse ? call.page_min + summary : call.KeyRow(head, at), row);
-    PrefetchBytes(plan.sparse ? call.page_max + summary : call.ValueRow(head, at), row);
+    const int64_t head = static_cast<int64_t>(i) / rows, at = (head * stride + static_cast<int64_t>(i) % rows) * row;
+    PrefetchBytes(first + at, row);
+    PrefetchBytes(second + at, row);
   }
 }
 
@@ -67,8 +71,12 @@ int64_t PartOfTask(int64_t task, int64_t parts) {
 
 }  // namespace
 
-Attention::Attention(const Attributes& attributes, const char* op)
-    : op_(op), past_length_(attributes, op, kKeyPort + 4, "past_length"), attn_keep_(attributes, op, kKeyPort + 5, "attn_keep") {
+Attention::Attention(const Attributes& attributes, const char* op, bool int8, size_t scale_port)
+    : op_(op),
+      scale_port_(scale_port),
+      past_length_(attributes, op, kKeyPort + 4, "past_length"),
+      attn_keep_(attributes, op, kKeyPort + 5, "attn_keep") {
+  sizes_.int8 = int8;
   sizes_.heads = attributes.Int("num_heads", 1, 1024);
   sizes_.kv_heads = attributes.Int("kv_heads", 1, sizes_.heads);
   sizes_.group = sizes_.heads / sizes_.kv_heads;
@@ -84,6 +92,7 @@ Attention::Attention(const Attributes& attributes, const char* op)
   }
   if (sizes_.head_dim % 2 != 0) refuse("attribute head_dim: got " + std::to_string(sizes_.head_dim) + ", expected an even number");
   if (sizes_.rotary_dim % 2 != 0) refuse("attribute rotary_dim: got " + std::to_string(sizes_.rotary_dim) + ", expected an even number");
+  if (int8 && attributes.InputCount() < scale_port + 2) refuse("got an int8 cache without scales");
   if (!std::isfinite(sizes_.scale)) refuse("attribute softmax_scale: got a non-finite number");
 }
 
@@ -91,7 +100,7 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
   AttentionCall call = sizes_;
   const int64_t dim = call.head_dim;
   const Tensor key = context.Input(kKeyPort);
-  Expect(op_, "past_key", key, kFloat16, {1, call.kv_heads, -1, dim});
+  Expect(op_, "past_key", key, call.int8 ? kInt8 : kFloat16, {1, call.kv_heads, -1, dim});
   call.capacity = key.dims[2];
   if (call.capacity % kPageSize != 0 || call.capacity > kMaxCapacity) {
     throw Error(std::string(op_) + ": input past_key: got capacity " + std::to_string(call.capacity) + ", expected a multiple of " +
@@ -117,12 +126,24 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
 
   call.cos = cos.As<float>();
   call.sin = sin.As<float>();
-  const int64_t tokens_shape[4] = {1, call.kv_heads, call.capacity, dim};
-  const int64_t pages_shape[4] = {1, call.kv_heads, call.capacity / kPageSize, dim};
-  call.key = Present(context, op_, "past_key", kKeyPort, 1, tokens_shape);
-  call.value = Present(context, op_, "past_value", kKeyPort + 1, 2, tokens_shape);
-  call.page_min = Present(context, op_, "past_page_min", kKeyPort + 2, 3, pages_shape);
-  call.page_max = Present(context, op_, "past_page_max", kKeyPort + 3, 4, pages_shape);
+  const auto present = [&](auto element, const char* name, size_t input, size_t output, std::initializer_list<int64_t> shape) {
+    return Present<decltype(element)>(context, op_, name, input, output, shape);
+  };
+  const hwy::float16_t half{};
+  const std::initializer_list<int64_t> rows{1, call.kv_heads, call.capacity, dim};
+  const std::initializer_list<int64_t> pages{1, call.kv_heads, call.capacity / kPageSize, dim};
+  if (call.int8) {
+    const std::initializer_list<int64_t> scales{1, call.kv_heads, call.capacity};
+    call.key = present(int8_t{}, "past_key", kKeyPort, 1, rows);
+    call.value = present(int8_t{}, "past_value", kKeyPort + 1, 2, rows);
+    call.key_scale = present(half, "past_key_scale", scale_port_, 5, scales);
+    call.value_scale = present(half, "past_value_scale", scale_port_ + 1, 6, scales);
+  } else {
+    call.key = present(half, "past_key", kKeyPort, 1, rows);
+    call.value = present(half, "past_value", kKeyPort + 1, 2, rows);
+  }
+  call.page_min = present(half, "past_page_min", kKeyPort + 2, 3, pages);
+  call.page_max = present(half, "past_page_max", kKeyPort + 3, 4, pages);
   return call;
 }
 
@@ -173,9 +194,8 @@ void Attention::StartStep(const AttentionCall& call, const DecodePlan& plan) con
 }
 
 size_t Attention::StepMembers(const AttentionCall& call, const DecodePlan& plan) const {
-  const int64_t row_bytes = call.kv_heads * call.head_dim * 4;
-  const int64_t most_rows = std::max(plan.max_pages * kPageSize, plan.sparse ? call.pages - 1 : 0);
-  return most_rows * row_bytes >= kParallelBytes ? ThreadCount::Estimate() : 1;
+  const int64_t cache = plan.max_pages * kPageSize * call.RowBytes(), summaries = plan.sparse ? (call.pages - 1) * call.SummaryBytes() : 0;
+  return 2 * call.kv_heads * std::max(cache, summaries) >= kParallelBytes ? ThreadCount::Estimate() : 1;
 }
 
 void Attention::FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const {

@@ -12,8 +12,9 @@ namespace sol {
 
 class Attention {
  public:
-  // Reads the sizes from the attributes of the operator `op`.
-  Attention(const Attributes& attributes, const char* op);
+  // Reads the sizes from the attributes of the operator `op`. With `int8` its cache holds codes, and their scales, keys' and values', are
+  // its inputs from `scale_port` on.
+  Attention(const Attributes& attributes, const char* op, bool int8, size_t scale_port);
 
   int64_t QkvSize() const { return (sizes_.heads + 2 * sizes_.kv_heads) * sizes_.head_dim; }
   int64_t OutputSize() const { return sizes_.heads * sizes_.head_dim; }
@@ -54,10 +55,12 @@ class Attention {
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
   void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
 
-  // Of every operator that attends: past_key, past_value, past_page_min, past_page_max, past_length, attn_keep; outputs 1 … 4.
+  // Of every operator that attends: past_key, past_value, past_page_min, past_page_max, past_length, attn_keep; outputs 1 … 4, and 5 and 6
+  // for scales.
   static constexpr size_t kKeyPort = 1;
 
   const char* op_;
+  size_t scale_port_;
   CountInput past_length_, attn_keep_;
   AttentionCall sizes_{};
 };

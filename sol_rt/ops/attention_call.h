@@ -43,27 +43,35 @@ struct AttentionCall {
   int64_t pages;     // P = ceil(T / kPageSize)
   int64_t keep;      // old pages to read
 
-  const float* qkv;           // [S, (H + 2 Hk) D]
-  const float* cos;           // [>= T, rotary_dim / 2]
-  const float* sin;           // as cos
-  hwy::float16_t* key;        // [Hk, C, D]
-  hwy::float16_t* value;      // [Hk, C, D]
-  hwy::float16_t* page_min;   // [Hk, C / kPageSize, D]
-  hwy::float16_t* page_max;   // as page_min
-  float* y;                   // [S, H D]
+  const float* qkv;             // [S, (H + 2 Hk) D]
+  const float* cos;             // [>= T, rotary_dim / 2]
+  const float* sin;             // as cos
+  bool int8;                    // whether keys and values are codes of 8 bits, else float16
+  void* key;                    // [Hk, C, D]
+  void* value;                  // [Hk, C, D]
+  hwy::float16_t* key_scale;    // [Hk, C], what a token's codes are multiplied by; null for float16
+  hwy::float16_t* value_scale;  // as key_scale
+  hwy::float16_t* page_min;     // [Hk, C / kPageSize, D]
+  hwy::float16_t* page_max;     // as page_min
+  float* y;                     // [S, H D]
 
   const float* QueryRow(int64_t token, int64_t head) const {
     return qkv + (token * (heads + 2 * kv_heads) + head) * head_dim;
   }
   const float* KeySource(int64_t token, int64_t kv_head) const { return QueryRow(token, heads + kv_head); }
   const float* ValueSource(int64_t token, int64_t kv_head) const { return QueryRow(token, heads + kv_heads + kv_head); }
-  hwy::float16_t* KeyRow(int64_t kv_head, int64_t position) const {
-    return key + (kv_head * capacity + position) * head_dim;
+  // Element is that of the cache: int8_t or hwy::float16_t.
+  template <class Element>
+  Element* KeyRow(int64_t kv_head, int64_t position) const {
+    return static_cast<Element*>(key) + ScaleOffset(kv_head, position) * head_dim;
   }
-  hwy::float16_t* ValueRow(int64_t kv_head, int64_t position) const {
-    return value + (kv_head * capacity + position) * head_dim;
+  template <class Element>
+  Element* ValueRow(int64_t kv_head, int64_t position) const {
+    return static_cast<Element*>(value) + ScaleOffset(kv_head, position) * head_dim;
   }
-  int64_t RowBytes() const { return head_dim * static_cast<int64_t>(sizeof(hwy::float16_t)); }
+  int64_t ScaleOffset(int64_t kv_head, int64_t position) const { return kv_head * capacity + position; }
+  int64_t RowBytes() const { return int8 ? head_dim : SummaryBytes(); }
+  int64_t SummaryBytes() const { return head_dim * static_cast<int64_t>(sizeof(hwy::float16_t)); }
   int64_t SummaryOffset(int64_t kv_head, int64_t page) const {
     return (kv_head * (capacity / kPageSize) + page) * head_dim;
   }

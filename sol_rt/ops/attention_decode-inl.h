@@ -86,9 +86,9 @@ HWY_INLINE VQuad ScoreFourPages(const AttentionCall& call, const DecodePlan& pla
     }
   };
   int64_t i = 0;
-  for (; i + kLanes <= call.head_dim; i += kLanes) add(i, [](const hwy::float16_t* p) HWY_ATTR { return LoadHalf(p); });
+  for (; i + kLanes <= call.head_dim; i += kLanes) add(i, [](const hwy::float16_t* p) HWY_ATTR { return LoadFloats(p); });
   if (const int64_t rest = call.head_dim - i; rest > 0) {
-    add(i, [rest](const hwy::float16_t* p) HWY_ATTR { return LoadHalf(p, rest); });
+    add(i, [rest](const hwy::float16_t* p) HWY_ATTR { return LoadFloats(p, rest); });
   }
   VQuad best = SumOfEach(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
   for (int h = 1; h < Heads; ++h) best = hn::Max(best, SumOfEach(sum[h][0], sum[h][1], sum[h][2], sum[h][3]));
@@ -103,8 +103,8 @@ void ScorePages(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   for (int64_t page = begin; page < end; page += 4) {
     if (page + kSummariesAhead < end) {
       const int64_t ahead = call.SummaryOffset(kv_head, page + kSummariesAhead);
-      PrefetchBytes(call.page_min + ahead, 4 * call.RowBytes());
-      PrefetchBytes(call.page_max + ahead, 4 * call.RowBytes());
+      PrefetchBytes(call.page_min + ahead, 4 * call.SummaryBytes());
+      PrefetchBytes(call.page_max + ahead, 4 * call.SummaryBytes());
     }
     int64_t offset[4];
     for (int i = 0; i < 4; ++i) offset[i] = call.SummaryOffset(kv_head, HWY_MIN(page + i, end - 1));
@@ -204,8 +204,17 @@ struct PageRuns {
   }
 };
 
+// Asks for the scales of a page that starts at `position`.
+template <class Element>
+HWY_INLINE void PrefetchScales(const AttentionCall& call, int64_t kv_head, int64_t position) {
+  if constexpr (std::is_same_v<Element, int8_t>) {
+    hwy::Prefetch(call.key_scale + call.ScaleOffset(kv_head, position));
+    hwy::Prefetch(call.value_scale + call.ScaleOffset(kv_head, position));
+  }
+}
+
 // scores[h][16 i + t] = query of head h times key t of run i; -infinity behind a run's end.
-template <int Heads>
+template <class Element, int Heads>
 HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t first_head, const PageRuns& runs,
                             float (*scores)[kMaxChunkPages * kPageSize]) {
   const F32 d;
@@ -215,22 +224,24 @@ HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, i
   const float* query = plan.query + first_head * row_step;
   const int64_t whole = dim / kLanes * kLanes;
   for (int64_t run = 0; run < HWY_MIN(runs.length, runs.ahead); ++run) {
-    PrefetchBytes(call.KeyRow(kv_head, runs.Start(run)), kPageSize * call.RowBytes());
+    PrefetchBytes(call.KeyRow<Element>(kv_head, runs.Start(run)), kPageSize * call.RowBytes());
+    PrefetchScales<Element>(call, kv_head, runs.Start(run));
   }
   for (int64_t run = 0; run < runs.length; ++run) {
     // Behind the chunk's keys its values are read.
     const int64_t next = run + runs.ahead;
-    const hwy::float16_t* ahead = next < runs.length ? call.KeyRow(kv_head, runs.Start(next))
-                                                     : call.ValueRow(kv_head, runs.Start(HWY_MIN(next - runs.length, runs.length - 1)));
+    const Element* ahead = next < runs.length ? call.KeyRow<Element>(kv_head, runs.Start(next))
+                                              : call.ValueRow<Element>(kv_head, runs.Start(HWY_MIN(next - runs.length, runs.length - 1)));
+    if (next < runs.length) PrefetchScales<Element>(call, kv_head, runs.Start(next));
     const int64_t count = runs.Count(run);
-    const hwy::float16_t* keys = call.KeyRow(kv_head, runs.Start(run));
+    const Element* keys = call.KeyRow<Element>(kv_head, runs.Start(run));
     for (int64_t t = 0; t < count; t += 4) {
       PrefetchBytes(ahead + t * dim, 4 * call.RowBytes());
       const int64_t left = count - t - 1;
-      const hwy::float16_t* k0 = keys + t * dim;
-      const hwy::float16_t* k1 = k0 + HWY_MIN(left, int64_t{1}) * dim;
-      const hwy::float16_t* k2 = k0 + HWY_MIN(left, int64_t{2}) * dim;
-      const hwy::float16_t* k3 = k0 + HWY_MIN(left, int64_t{3}) * dim;
+      const Element* k0 = keys + t * dim;
+      const Element* k1 = k0 + HWY_MIN(left, int64_t{1}) * dim;
+      const Element* k2 = k0 + HWY_MIN(left, int64_t{2}) * dim;
+      const Element* k3 = k0 + HWY_MIN(left, int64_t{3}) * dim;
       VF sum[Heads][4];
       for (int h = 0; h < Heads; ++h) {
         for (int k = 0; k < 4; ++k) sum[h][k] = hn::Zero(d);
@@ -245,13 +256,20 @@ HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, i
         }
       };
       for (int64_t i = 0; i < whole; i += kLanes) {
-        add(i, LoadHalf(k0 + i), LoadHalf(k1 + i), LoadHalf(k2 + i), LoadHalf(k3 + i));
+        add(i, LoadFloats(k0 + i), LoadFloats(k1 + i), LoadFloats(k2 + i), LoadFloats(k3 + i));
       }
       if (const int64_t n = dim - whole; n > 0) {
-        add(whole, LoadHalf(k0 + whole, n), LoadHalf(k1 + whole, n), LoadHalf(k2 + whole, n), LoadHalf(k3 + whole, n));
+        add(whole, LoadFloats(k0 + whole, n), LoadFloats(k1 + whole, n), LoadFloats(k2 + whole, n), LoadFloats(k3 + whole, n));
+      }
+      VQuad scale = hn::Undefined(dq);  // of the tokens' keys; behind the run's end whatever the page holds
+      if constexpr (std::is_same_v<Element, int8_t>) {
+        const hn::Rebind<hwy::float16_t, Quad> half;
+        scale = hn::PromoteTo(dq, hn::LoadU(half, call.key_scale + call.ScaleOffset(kv_head, runs.Start(run) + t)));
       }
       for (int h = 0; h < Heads; ++h) {
-        hn::StoreU(SumOfEach(sum[h][0], sum[h][1], sum[h][2], sum[h][3]), dq, scores[h] + run * kPageSize + t);
+        VQuad four = SumOfEach(sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+        if constexpr (std::is_same_v<Element, int8_t>) four = hn::Mul(four, scale);
+        hn::StoreU(four, dq, scores[h] + run * kPageSize + t);
       }
     }
     for (int h = 0; h < Heads; ++h) {
@@ -261,7 +279,7 @@ HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, i
 }
 
 // values[h][i] = sum over tokens of weights[h][token] * value[token][i] for Vectors * kLanes channels from `channel` on.
-template <int Heads, int Vectors, bool kPartial>
+template <class Element, int Heads, int Vectors, bool kPartial>
 HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, const PageRuns& runs,
                             const float (*weights)[kMaxChunkPages * kPageSize], int64_t channel, float* values) {
   const F32 d;
@@ -272,15 +290,15 @@ HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, i
   }
   for (int64_t run = 0; run < runs.length; ++run) {
     const int64_t count = runs.Count(run);
-    const hwy::float16_t* row = call.ValueRow(kv_head, runs.Start(run)) + channel;
+    const Element* row = call.ValueRow<Element>(kv_head, runs.Start(run)) + channel;
     // Behind the chunk's values, the next chunk's keys are read, as a rule by the same thread.
     const int64_t next = run + runs.ahead;
-    const hwy::float16_t* ahead =
-        next < runs.length ? call.ValueRow(kv_head, runs.Start(next)) : call.KeyRow(kv_head, runs.Start(HWY_MIN(next, runs.listed - 1)));
+    const Element* ahead = next < runs.length ? call.ValueRow<Element>(kv_head, runs.Start(next))
+                                              : call.KeyRow<Element>(kv_head, runs.Start(HWY_MIN(next, runs.listed - 1)));
     for (int64_t t = 0; t < count; ++t, row += dim) {
       if (channel == 0) PrefetchBytes(ahead + t * dim, call.RowBytes());
       VF v[Vectors];
-      for (int i = 0; i < Vectors; ++i) v[i] = kPartial ? LoadHalf(row, dim - channel) : LoadHalf(row + i * kLanes);
+      for (int i = 0; i < Vectors; ++i) v[i] = kPartial ? LoadFloats(row, dim - channel) : LoadFloats(row + i * kLanes);
       for (int h = 0; h < Heads; ++h) {
         const VF weight = hn::Set(d, weights[h][run * kPageSize + t]);
         for (int i = 0; i < Vectors; ++i) sum[h][i] = hn::MulAdd(weight, v[i], sum[h][i]);
@@ -292,11 +310,11 @@ HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, i
   }
 }
 
-template <int Heads>
+template <class Element, int Heads>
 void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t head_in_group, int64_t chunk, const PageRuns& runs) {
   const F32 d;
   HWY_ALIGN float scores[Heads][kMaxChunkPages * kPageSize];
-  ChunkScores<Heads>(call, plan, kv_head, kv_head * call.group + head_in_group, runs, scores);
+  ChunkScores<Element, Heads>(call, plan, kv_head, kv_head * call.group + head_in_group, runs, scores);
   const int64_t padded = runs.length * kPageSize;
   const int64_t part = (kv_head * plan.chunks + chunk) * call.group + head_in_group;
   for (int h = 0; h < Heads; ++h) {
@@ -306,8 +324,12 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
     const VF vmax = hn::Set(d, max);
     VF sum = hn::Zero(d);
     for (int64_t i = 0; i < padded; i += kLanes) {
-      const VF weight = Exp2(hn::Sub(hn::LoadU(d, scores[h] + i), vmax));
+      VF weight = Exp2(hn::Sub(hn::LoadU(d, scores[h] + i), vmax));
       sum = hn::Add(sum, weight);
+      if constexpr (std::is_same_v<Element, int8_t>) {
+        const int64_t position = runs.Start(i / kPageSize) + i % kPageSize;
+        weight = hn::Mul(weight, LoadFloats(call.value_scale + call.ScaleOffset(kv_head, position)));
+      }
       hn::StoreU(weight, d, scores[h] + i);
     }
     plan.partial_max[part + h] = max;
@@ -316,12 +338,12 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   float* values = plan.partial_values + part * plan.padded_dim;
   int64_t channel = 0;
   for (; channel + kValueVectors * kLanes <= call.head_dim; channel += kValueVectors * kLanes) {
-    ChunkValues<Heads, kValueVectors, false>(call, plan, kv_head, runs, scores, channel, values);
+    ChunkValues<Element, Heads, kValueVectors, false>(call, plan, kv_head, runs, scores, channel, values);
   }
   for (; channel + kLanes <= call.head_dim; channel += kLanes) {
-    ChunkValues<Heads, 1, false>(call, plan, kv_head, runs, scores, channel, values);
+    ChunkValues<Element, Heads, 1, false>(call, plan, kv_head, runs, scores, channel, values);
   }
-  if (channel < call.head_dim) ChunkValues<Heads, 1, true>(call, plan, kv_head, runs, scores, channel, values);
+  if (channel < call.head_dim) ChunkValues<Element, Heads, 1, true>(call, plan, kv_head, runs, scores, channel, values);
 }
 
 // Attention of one KV head's query heads over one chunk of its pages.
@@ -346,8 +368,10 @@ void DecodeChunk(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
                       listed - begin,
                       DivideUp(kBytesAhead, kPageSize * call.RowBytes()),
                       call.total};
-  ForEachPass(call.group, [&](auto heads, int64_t h) HWY_ATTR {
-    ChunkHeads<decltype(heads)::value>(call, plan, kv_head, h, chunk, runs);
+  WithElement(call, [&](auto element) HWY_ATTR {
+    ForEachPass(call.group, [&](auto heads, int64_t h) HWY_ATTR {
+      ChunkHeads<decltype(element), decltype(heads)::value>(call, plan, kv_head, h, chunk, runs);
+    });
   });
 }
 

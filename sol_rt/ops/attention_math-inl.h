@@ -1,4 +1,4 @@
-// Vector helpers of SparseAttention: float16 rows, sums over lanes, powers of two, rotary embedding.
+// Vector helpers of SparseAttention: rows of the cache, sums over lanes, powers of two, rotary embedding.
 #if defined(SOL_RT_OPS_ATTENTION_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_RT_OPS_ATTENTION_MATH_INL_H_
 #undef SOL_RT_OPS_ATTENTION_MATH_INL_H_
@@ -21,15 +21,31 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F32 = hn::CappedTag<float, kMaxLanes>;
 using F16 = hn::Rebind<hwy::float16_t, F32>;
 using I32 = hn::RebindToSigned<F32>;
+using I8 = hn::Rebind<int8_t, F32>;
 using Quad = hn::FixedTag<float, 4>;
 using VF = hn::Vec<F32>;
 using VQuad = hn::Vec<Quad>;
 
 inline constexpr int64_t kLanes = static_cast<int64_t>(HWY_MAX_LANES_D(F32));
 
-HWY_INLINE VF LoadHalf(const hwy::float16_t* from) { return hn::PromoteTo(F32(), hn::LoadU(F16(), from)); }
-HWY_INLINE VF LoadHalf(const hwy::float16_t* from, int64_t count) {
+// Calls f with a value of the cache's element type.
+template <class F>
+HWY_INLINE void WithElement(const AttentionCall& call, F&& f) {
+  if (call.int8) {
+    f(int8_t());
+  } else {
+    f(hwy::float16_t());
+  }
+}
+
+// Numbers as floats; codes without their scale.
+HWY_INLINE VF LoadFloats(const hwy::float16_t* from) { return hn::PromoteTo(F32(), hn::LoadU(F16(), from)); }
+HWY_INLINE VF LoadFloats(const hwy::float16_t* from, int64_t count) {
   return hn::PromoteTo(F32(), hn::LoadN(F16(), from, static_cast<size_t>(count)));
+}
+HWY_INLINE VF LoadFloats(const int8_t* from) { return hn::ConvertTo(F32(), hn::PromoteTo(I32(), hn::LoadU(I8(), from))); }
+HWY_INLINE VF LoadFloats(const int8_t* from, int64_t count) {
+  return hn::ConvertTo(F32(), hn::PromoteTo(I32(), hn::LoadN(I8(), from, static_cast<size_t>(count))));
 }
 HWY_INLINE void StoreHalf(VF v, hwy::float16_t* to, int64_t count) {
   hn::StoreN(hn::DemoteTo(F16(), v), F16(), to, static_cast<size_t>(HWY_MIN(count, kLanes)));

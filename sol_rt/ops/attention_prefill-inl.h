@@ -10,6 +10,7 @@
 #endif
 
 #include <limits>
+#include <type_traits>
 
 #include "attention_math-inl.h"
 
@@ -113,22 +114,32 @@ HWY_INLINE void StartTile(const AttentionCall& call, int64_t kv_head, int64_t in
 }
 
 // Keys and values of a block as floats; rows behind the last token are zero.
+template <class Element>
 HWY_INLINE void LoadBlock(const AttentionCall& call, const PrefillScratch& scratch, int64_t kv_head, int64_t begin, int64_t end) {
   const F32 d;
   const int64_t dim = call.head_dim;
   for (int64_t k = 0; k < end - begin; ++k) {
-    const hwy::float16_t* key = call.KeyRow(kv_head, begin + k);
-    const hwy::float16_t* value = call.ValueRow(kv_head, begin + k);
+    const Element* key = call.KeyRow<Element>(kv_head, begin + k);
+    const Element* value = call.ValueRow<Element>(kv_head, begin + k);
+    VF key_scale = hn::Undefined(d), value_scale = hn::Undefined(d);
+    if constexpr (std::is_same_v<Element, int8_t>) {
+      key_scale = hn::Set(d, hwy::F32FromF16(call.key_scale[call.ScaleOffset(kv_head, begin + k)]));
+      value_scale = hn::Set(d, hwy::F32FromF16(call.value_scale[call.ScaleOffset(kv_head, begin + k)]));
+    }
+    const auto scaled = [](VF numbers, VF scale) HWY_ATTR {
+      if constexpr (std::is_same_v<Element, int8_t>) return hn::Mul(numbers, scale);
+      return numbers;
+    };
     float* key_to = scratch.keys + k * dim;
     float* value_to = scratch.values + k * scratch.columns;
     int64_t i = 0;
     for (; i + kLanes <= dim; i += kLanes) {
-      hn::StoreU(LoadHalf(key + i), d, key_to + i);
-      hn::StoreU(LoadHalf(value + i), d, value_to + i);
+      hn::StoreU(scaled(LoadFloats(key + i), key_scale), d, key_to + i);
+      hn::StoreU(scaled(LoadFloats(value + i), value_scale), d, value_to + i);
     }
     if (const int64_t n = dim - i; n > 0) {
-      hn::StoreN(LoadHalf(key + i, n), d, key_to + i, static_cast<size_t>(n));
-      hn::StoreN(LoadHalf(value + i, n), d, value_to + i, static_cast<size_t>(n));
+      hn::StoreN(scaled(LoadFloats(key + i, n), key_scale), d, key_to + i, static_cast<size_t>(n));
+      hn::StoreN(scaled(LoadFloats(value + i, n), value_scale), d, value_to + i, static_cast<size_t>(n));
     }
     for (i = dim; i < scratch.columns; ++i) value_to[i] = 0.0f;
   }
@@ -259,7 +270,7 @@ void PrefillBlock(const AttentionCall& call, int64_t kv_head, int64_t block, int
   for (int64_t b = key_blocks * split / splits; b < key_blocks * (split + 1) / splits; ++b) {
     const int64_t begin = b * kKeyBlock;
     const int64_t end = HWY_MIN(begin + kKeyBlock, end_key);
-    LoadBlock(call, scratch, kv_head, begin, end);
+    WithElement(call, [&](auto element) HWY_ATTR { LoadBlock<decltype(element)>(call, scratch, kv_head, begin, end); });
     for (int64_t i = 0; i < tiles; ++i) {
       if (begin <= tile[i].last) AttendBlock(call, scratch, tile[i], begin, end);
     }

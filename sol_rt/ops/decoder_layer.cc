@@ -13,30 +13,39 @@
 namespace sol {
 namespace {
 
+// Element: of keys and values, kFloat16 or kInt8.
+template <Type Element>
 class DecoderLayer {
  public:
   static constexpr const char* kName = "DecoderLayer";
   static constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
-  static constexpr size_t kFirstWeight = 11;
+  static constexpr bool kInt8Cache = Element == kInt8;
+  static constexpr size_t kScalePort = 11;
+  static constexpr size_t kFirstWeight = kScalePort + (kInt8Cache ? 2 : 0);
   static constexpr size_t kMostWeights = 4 + 4 * 6;
   static constexpr auto kInputs = [] {
-    std::array<Port, kFirstWeight + kMostWeights> ports{{{"x", kFloat},
-                                                         {"past_key", kFloat16},
-                                                         {"past_value", kFloat16},
-                                                         {"past_page_min", kFloat16},
-                                                         {"past_page_max", kFloat16},
-                                                         {"past_length", kInt64},
-                                                         {"attn_keep", kInt64},
-                                                         {"keep_in", kInt64},
-                                                         {"keep_mid", kInt64},
-                                                         {"cos", kFloat},
-                                                         {"sin", kFloat}}};
-    // Norms, planes and biases as the attributes say: their place decides no type.
-    for (size_t i = kFirstWeight; i < ports.size(); ++i) ports[i] = {"weight", kAny, kOptional};
+    std::array<Port, kScalePort + 2 + kMostWeights> ports{{{"x", kFloat},
+                                                          {"past_key", Element},
+                                                          {"past_value", Element},
+                                                          {"past_page_min", kFloat16},
+                                                          {"past_page_max", kFloat16},
+                                                          {"past_length", kInt64},
+                                                          {"attn_keep", kInt64},
+                                                          {"keep_in", kInt64},
+                                                          {"keep_mid", kInt64},
+                                                          {"cos", kFloat},
+                                                          {"sin", kFloat}}};
+    // Scales, norms, planes and biases as the attributes say: their place decides no type.
+    for (size_t i = kScalePort; i < ports.size(); ++i) ports[i] = {"weight", kAny, kOptional};
     return ports;
   }();
-  static constexpr std::array<Port, 5> kOutputs{
-      {{"y", kFloat}, {"present_key", kFloat16}, {"present_value", kFloat16}, {"present_page_min", kFloat16}, {"present_page_max", kFloat16}}};
+  static constexpr std::array<Port, 7> kOutputs{{{"y", kFloat},
+                                                 {"present_key", Element},
+                                                 {"present_value", Element},
+                                                 {"present_page_min", kFloat16},
+                                                 {"present_page_max", kFloat16},
+                                                 {"present_key_scale", kFloat16, kOptional},
+                                                 {"present_value_scale", kFloat16, kOptional}}};
 
   explicit DecoderLayer(const Attributes& attributes) : DecoderLayer(attributes, WeightReader(attributes)) {}
 
@@ -99,7 +108,7 @@ class DecoderLayer {
 
   // Members are read in their order below, which is that of the inputs.
   DecoderLayer(const Attributes& attributes, WeightReader&& weights)
-      : attention_(attributes, kName),
+      : attention_(attributes, kName, kInt8Cache, kScalePort),
         cos_(attributes.Constant(9, "cos")),
         sin_(attributes.Constant(10, "sin")),
         hidden_(Channels(attributes, kName, "hidden_size")),
@@ -209,6 +218,7 @@ class DecoderLayer {
 
 }  // namespace
 
-const OrtCustomOp* DecoderLayerOp() { return Define<DecoderLayer>(); }
+const OrtCustomOp* DecoderLayerOp() { return Define<DecoderLayer<kFloat16>>(); }
+const OrtCustomOp* DecoderLayerInt8Op() { return Define<DecoderLayer<kInt8>>(); }
 
 }  // namespace sol

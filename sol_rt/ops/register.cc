@@ -8,19 +8,22 @@ namespace sol {
 const OrtApi* g_api = nullptr;
 
 const OrtCustomOp* DecoderLayerOp();
+const OrtCustomOp* DecoderLayerInt8Op();
 const OrtCustomOp* NestedMatMulOp();
 const OrtCustomOp* NestedGatherOp();
 const OrtCustomOp* PrunedMLPOp();
 const OrtCustomOp* SparseAttentionOp();
+const OrtCustomOp* SparseAttentionInt8Op();
 
 namespace {
 
 OrtStatus* Register(OrtSessionOptions* options) {
-  // One domain for the life of the process: every session refers to it.
+  // One domain for the life of the process: every session refers to it. Two definitions of a name differ in the types they take.
   static OrtCustomOpDomain* const domain = [] {
     OrtCustomOpDomain* made = nullptr;
     Check(Api().CreateCustomOpDomain("sol", &made));
-    for (const OrtCustomOp* op : {DecoderLayerOp(), NestedMatMulOp(), NestedGatherOp(), PrunedMLPOp(), SparseAttentionOp()}) {
+    for (const OrtCustomOp* op : {DecoderLayerOp(), DecoderLayerInt8Op(), NestedMatMulOp(), NestedGatherOp(), PrunedMLPOp(), SparseAttentionOp(),
+                                  SparseAttentionInt8Op()}) {
       Check(Api().CustomOpDomain_Add(made, op));
     }
     return made;

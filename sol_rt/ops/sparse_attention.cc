@@ -1,4 +1,4 @@
-// SparseAttention: rotary embedding, in-place append to the float16 cache, page summaries, page selection, attention.
+// SparseAttention: rotary embedding, in-place append to the cache, page summaries, page selection, attention.
 
 #include <algorithm>
 #include <array>
@@ -10,22 +10,31 @@
 namespace sol {
 namespace {
 
+// Element: of keys and values, kFloat16 or kInt8.
+template <Type Element>
 class SparseAttention {
  public:
   static constexpr const char* kName = "SparseAttention";
-  static constexpr std::array<Port, 9> kInputs{{{"qkv", kFloat},
-                                                {"past_key", kFloat16},
-                                                {"past_value", kFloat16},
-                                                {"past_page_min", kFloat16},
-                                                {"past_page_max", kFloat16},
-                                                {"past_length", kInt64},
-                                                {"attn_keep", kInt64},
-                                                {"cos", kFloat},
-                                                {"sin", kFloat}}};
-  static constexpr std::array<Port, 5> kOutputs{
-      {{"y", kFloat}, {"present_key", kFloat16}, {"present_value", kFloat16}, {"present_page_min", kFloat16}, {"present_page_max", kFloat16}}};
+  static constexpr std::array<Port, 11> kInputs{{{"qkv", kFloat},
+                                                 {"past_key", Element},
+                                                 {"past_value", Element},
+                                                 {"past_page_min", kFloat16},
+                                                 {"past_page_max", kFloat16},
+                                                 {"past_length", kInt64},
+                                                 {"attn_keep", kInt64},
+                                                 {"cos", kFloat},
+                                                 {"sin", kFloat},
+                                                 {"past_key_scale", kFloat16, kOptional},
+                                                 {"past_value_scale", kFloat16, kOptional}}};
+  static constexpr std::array<Port, 7> kOutputs{{{"y", kFloat},
+                                                 {"present_key", Element},
+                                                 {"present_value", Element},
+                                                 {"present_page_min", kFloat16},
+                                                 {"present_page_max", kFloat16},
+                                                 {"present_key_scale", kFloat16, kOptional},
+                                                 {"present_value_scale", kFloat16, kOptional}}};
 
-  explicit SparseAttention(const Attributes& attributes) : attention_(attributes, kName) {}
+  explicit SparseAttention(const Attributes& attributes) : attention_(attributes, kName, Element == kInt8, 9) {}
 
   void Compute(Context& context) const {
     const Tensor qkv = context.Input(0);
@@ -64,6 +73,7 @@ class SparseAttention {
 
 }  // namespace
 
-const OrtCustomOp* SparseAttentionOp() { return Define<SparseAttention>(); }
+const OrtCustomOp* SparseAttentionOp() { return Define<SparseAttention<kFloat16>>(); }
+const OrtCustomOp* SparseAttentionInt8Op() { return Define<SparseAttention<kInt8>>(); }
 
 }  // namespace sol
