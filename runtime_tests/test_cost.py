@@ -150,6 +150,18 @@ def test_fit_finds_exact_lines_and_never_goes_negative() -> None:
     assert (refresh.fixed, refresh.per_token, refresh.per_pair) == pytest.approx((2.0, 0.5, 1e-4))
 
 
+def test_a_few_disturbed_timings_do_not_move_the_line() -> None:
+    random = np.random.default_rng(0)
+    samples = []
+    for number, (tokens, pages) in enumerate((t, p) for t in (64, 512, 2048, 8000) for p in (0, 4, 120, 499)):
+        clean = (3.0 + 4e-4 * tokens + 1e-3 * pages) * float(random.uniform(0.99, 1.01))
+        samples.append((tokens, pages, clean * (3.0 if number in (3, 9, 14) else 1.0)))
+    line = fit_line(samples)
+    for tokens, pages, _ in samples:
+        assert line.at(tokens, pages) == pytest.approx(3.0 + 4e-4 * tokens + 1e-3 * pages, rel=0.02)
+    assert line.error > 0.2  # and what it is off by is said
+
+
 @pytest.mark.parametrize("samples", [[], [(1, 0, 0.0)], [(1, 0, float("nan"))]])
 def test_fit_refuses_unusable_timings(samples: list[tuple[float, float, float]]) -> None:
     with pytest.raises(SolError, match="calibration"):

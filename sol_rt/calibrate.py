@@ -26,7 +26,7 @@ from sol_rt.errors import UsageError
 from sol_rt.policy import PolicySession
 
 _WARM_UP = 2
-_LEAST = 3  # repeats, however long they take
+_LEAST = 5  # repeats, however long they take
 _FILL_SHARE = 0.3
 
 
