@@ -1,6 +1,7 @@
 // Attention over the cache: one token by a team, or many tokens. docs/bundle.md section 3, SparseAttention, is its specification.
 #pragma once
 
+#include <array>
 #include <cstddef>
 
 #include "arena.h"
@@ -9,6 +10,16 @@
 #include "team.h"
 
 namespace sol {
+
+// Of an operator that attends: what it computes, and its cache, whose keys and values are of type Element.
+template <Type Element>
+inline constexpr std::array<Port, 7> kAttentionOutputs{{{"y", kFloat},
+                                                        {"present_key", Element},
+                                                        {"present_value", Element},
+                                                        {"present_page_min", kFloat16},
+                                                        {"present_page_max", kFloat16},
+                                                        {"present_key_scale", kFloat16, kOptional},
+                                                        {"present_value_scale", kFloat16, kOptional}}};
 
 class Attention {
  public:

@@ -39,13 +39,7 @@ class DecoderLayer {
     for (size_t i = kScalePort; i < ports.size(); ++i) ports[i] = {"weight", kAny, kOptional};
     return ports;
   }();
-  static constexpr std::array<Port, 7> kOutputs{{{"y", kFloat},
-                                                 {"present_key", Element},
-                                                 {"present_value", Element},
-                                                 {"present_page_min", kFloat16},
-                                                 {"present_page_max", kFloat16},
-                                                 {"present_key_scale", kFloat16, kOptional},
-                                                 {"present_value_scale", kFloat16, kOptional}}};
+  static constexpr auto kOutputs = kAttentionOutputs<Element>;
 
   explicit DecoderLayer(const Attributes& attributes) : DecoderLayer(attributes, WeightReader(attributes)) {}
 

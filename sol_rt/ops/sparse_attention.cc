@@ -26,13 +26,7 @@ class SparseAttention {
                                                  {"sin", kFloat},
                                                  {"past_key_scale", kFloat16, kOptional},
                                                  {"past_value_scale", kFloat16, kOptional}}};
-  static constexpr std::array<Port, 7> kOutputs{{{"y", kFloat},
-                                                 {"present_key", Element},
-                                                 {"present_value", Element},
-                                                 {"present_page_min", kFloat16},
-                                                 {"present_page_max", kFloat16},
-                                                 {"present_key_scale", kFloat16, kOptional},
-                                                 {"present_value_scale", kFloat16, kOptional}}};
+  static constexpr auto kOutputs = kAttentionOutputs<Element>;
 
   explicit SparseAttention(const Attributes& attributes) : attention_(attributes, kName, Element == kInt8, 9) {}
 
