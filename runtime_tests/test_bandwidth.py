@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simd_targets import BITS, run_tests
 
 from sol_rt import bandwidth
 from sol_rt.errors import SolError
@@ -35,17 +34,10 @@ def test_the_sum_is_numpys_over_a_large_buffer() -> None:
     assert bandwidth.read_bytes(words) == int(words.sum())
 
 
-@pytest.mark.parametrize("bit", [7, 8, 9, 11, 14, 26, 28, 29])
+@pytest.mark.parametrize("bit", BITS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 def test_every_target_of_this_machine(bit: int) -> None:
-    """Highway's bits; one that this processor lacks runs its baseline again."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "read_once or large"],
-        env=os.environ | {"SOL_RT_SIMD_TARGETS": str(1 << bit)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_tests(__file__, "read_once or large", 1 << bit)
     assert result.returncode == 0, result.stdout[-3000:]
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simd_targets import BITS, run_tests
 
 from sol_rt.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
 from sol_rt.ops import library_path
@@ -65,16 +64,9 @@ def test_of_equal_ones_the_first_is_the_top(sums: Sums, size: int, first: int, s
     assert Distribution(logits, sums).top == min(first % size, second % size)
 
 
-@pytest.mark.parametrize("bit", [7, 8, 9, 11, 14, 26, 28, 29])
+@pytest.mark.parametrize("bit", BITS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 @pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
 def test_every_target_of_this_machine(bit: int) -> None:
-    """Highway's bits; one that this processor lacks runs its baseline again."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "native"],
-        env=os.environ | {"SOL_RT_SIMD_TARGETS": str(1 << bit)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_tests(__file__, "native", 1 << bit)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from reference import quantized_rows, scaled_rows
+from simd_targets import BITS, run_tests, with_targets
 
 from sol_rt.ops import library_path
 
@@ -505,21 +504,15 @@ def available_targets() -> dict[str, int]:
     """Highway's targets that the library has and this processor runs: name to mask for SOL_RT_SIMD_TARGETS."""
     program = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).SolOpsTarget; f.restype = ctypes.c_char_p; print(f())"
     found: dict[str, int] = {}
-    for bit in (7, 8, 9, 11, 14, 26, 28, 29):
+    for bit in BITS:
         name = with_targets([sys.executable, "-c", program, str(LIBRARY)], 1 << bit).stdout.strip()
         found.setdefault(name, 1 << bit)
     return found
 
 
-def with_targets(command: list[str], mask: int) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)}
-    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
-
-
 def test_every_simd_target() -> None:
     targets = available_targets()
     assert "" not in targets
-    tests = [__file__, "-k", "test_fixed or equal_pages"]
     for name, mask in targets.items():
-        done = with_targets([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], mask)
+        done = run_tests(__file__, "test_fixed or equal_pages", mask)
         assert done.returncode == 0, f"{name}: {done.stdout[-3000:]}"

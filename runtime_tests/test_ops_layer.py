@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, inliner
 from random_decoder import CONFIGS, describe
 from reference import Array, Nested
+from simd_targets import X86_TARGETS, run_tests
 
 from sol_rt.config import KvLayout
 from sol_rt.export import bodies
@@ -463,18 +464,9 @@ def test_bad_input_is_one_line(name: str, value: Array) -> None:
     assert "\n" not in str(caught.value).strip()
 
 
-X86_TARGETS = {"SSE2": 1 << 14, "SSE4": 1 << 11, "AVX2": 1 << 9, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
-
-
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names targets of x86")
 @pytest.mark.parametrize("mask", X86_TARGETS.values(), ids=X86_TARGETS)
 def test_every_simd_target(mask: int) -> None:
     """A target that this processor lacks falls back to a lower one, which runs then."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_fixed_layers"],
-        env=os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)},
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    done = run_tests(__file__, "test_fixed_layers", mask)
     assert done.returncode == 0, done.stdout[-3000:]

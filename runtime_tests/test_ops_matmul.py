@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from simd_targets import X86_TARGETS, run_tests, with_targets
 
 from sol_rt.ops import library_path
 
@@ -573,7 +573,6 @@ def anonymous_bytes() -> int:
     raise AssertionError("no Anonymous line in smaps_rollup")
 
 
-X86_TARGETS = {"SSE2": 1 << 14, "SSE4": 1 << 11, "AVX2": 1 << 9, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
 CHECKED = "reference or refuse or bit or ties or largest or zeros or small"
 
 
@@ -581,20 +580,13 @@ CHECKED = "reference or refuse or bit or ties or largest or zeros or small"
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 def test_every_target_of_this_machine(target: str) -> None:
     mask = X86_TARGETS[target]
-    environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)}
     load = f"import ctypes; f = ctypes.CDLL({str(LIBRARY)!r}).SolOpsTarget"
     probe = f"{load}; f.restype = ctypes.c_char_p; print(f().decode())"
-    chosen = subprocess.run(
-        [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if chosen != target:
+    found = with_targets([sys.executable, "-c", probe], mask)
+    assert found.returncode == 0, found.stderr
+    if found.stdout.strip() != target:
         pytest.skip(f"this processor has no {target}")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", CHECKED],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    result = run_tests(__file__, CHECKED, mask)
     assert result.returncode == 0, result.stdout[-3000:]
 
 

@@ -1,0 +1,23 @@
+"""Running tests, or any program, with the native library held to one SIMD target."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+X86_TARGETS = {"SSE2": 1 << 14, "SSE4": 1 << 11, "AVX2": 1 << 9, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
+"""Highway's names and masks for SOL_RT_SIMD_TARGETS."""
+BITS = (7, 8, 9, 11, 14, 26, 28, 29)
+"""Of all targets that the library may have, x86's and Arm's; one that a processor lacks runs its baseline."""
+
+
+def with_targets(command: Sequence[str], mask: int) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)}
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+
+def run_tests(file: str, select: str, mask: int) -> subprocess.CompletedProcess[str]:
+    """Those of a file's tests that pytest's `-k` selects, in a process of their own."""
+    return with_targets([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", select], mask)
