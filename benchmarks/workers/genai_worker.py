@@ -5,14 +5,13 @@ python genai_worker.py FOLDER --threads N
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
-from protocol import serve
+from protocol import arguments, serve
 from scoring import scorer
 
 
@@ -55,10 +54,7 @@ class GenAI:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     worker = GenAI(args.model, args.threads)
     serve(worker, nll=scorer(worker.logits))
 

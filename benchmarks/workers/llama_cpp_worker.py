@@ -5,7 +5,6 @@ python llama_cpp_worker.py FILE.gguf --threads N
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib.metadata
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
-from protocol import serve
+from protocol import arguments, serve
 
 _BATCH = 512
 
@@ -70,9 +69,7 @@ class LlamaCpp:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = arguments(__doc__)
     parser.add_argument("--no-flash-attention", action="store_true")
     args = parser.parse_args()
     serve(LlamaCpp(args.model, args.threads, not args.no_flash_attention))

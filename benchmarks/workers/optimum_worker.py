@@ -5,7 +5,6 @@ python optimum_worker.py FOLDER --threads N
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM
-from protocol import serve
+from protocol import arguments, serve
 from scoring import scorer
 
 _BATCH = 512  # its attention matrix is whole: 8000 tokens at once would take gigabytes
@@ -63,10 +62,7 @@ class Optimum:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     worker = Optimum(args.model, args.threads)
     serve(worker, nll=scorer(worker.logits))
 

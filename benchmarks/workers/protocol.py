@@ -12,10 +12,12 @@ any number of them share one prompt. "action" is the tag of an action, for engin
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -37,6 +39,14 @@ class Worker(Protocol):
 
     def step(self) -> None:
         """Appends the likeliest token by the last logits and computes the next ones."""
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every worker's command line has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
 
 
 def serve(worker: Worker, **more: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -5,12 +5,11 @@ python sol_rt_worker.py BUNDLE --threads N
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime as ort
-from protocol import serve
+from protocol import arguments, serve
 
 from sol_rt import __version__
 from sol_rt.actions import Action
@@ -46,10 +45,7 @@ class SolRt:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     serve(SolRt(args.model, args.threads))
 
 
