@@ -13,6 +13,7 @@ from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.blob import BlobWriter, is_channel_major
 from sol_rt.export.checkpoint import Checkpoint, matrices, matrix_shape, vectors
 from sol_rt.export.memory import PIECE_WEIGHTS
+from sol_rt.export.own_codes import OwnCodes, nest
 from sol_rt.export.progress import Progress
 from sol_rt.export.quantize import pack_base_block_major, pack_base_channel_major, pack_plane, quantize_matrix
 from sol_rt.export.rope import tables
@@ -56,7 +57,8 @@ def fill_blob(
                 rows, columns = checkpoint.shape(tensor)
                 for start, stop in _pieces(rows, columns):
                     weights = checkpoint.read(tensor, start, stop)
-                    _write_rows(blob, matrix, tensors, first + start, weights, tensor, six_bits)
+                    own = checkpoint.codes(tensor, start, stop)
+                    _write_rows(blob, matrix, tensors, first + start, weights, own, tensor, six_bits)
                     done += weights.size
                     progress("quantizing weights", done, total)
                 first += rows
@@ -74,12 +76,16 @@ def _write_rows(
     tensors: Mapping[str, TensorEntry],
     first: int,
     weights: np.ndarray,
+    own: OwnCodes | None,
     tensor: str,
     six_bits: bool,
 ) -> None:
-    """Quantizes outputs first … of a matrix, float32 [n, K], into their places in the blob."""
+    """Quantizes outputs first … of a matrix, float32 [n, K], into their places in the blob; own 4-bit codes stay."""
     planes = sum(f"{matrix}.plane{plane}" in tensors for plane in (1, 2))
-    nested = quantize_matrix(weights, planes, tensor, six_bits)
+    if own is None:
+        nested = quantize_matrix(weights, planes, tensor, six_bits)
+    else:
+        nested = nest(own, weights, planes, tensor, six_bits)
     last = first + len(weights)
     if is_channel_major(matrix):
         blob.view(f"{matrix}.base")[:, first // 2 : last // 2] = pack_base_channel_major(nested.q)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family, TensorNames
+from sol_rt.export.own_codes import OwnCodes
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -36,6 +37,9 @@ class Checkpoint(Protocol):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         """Rows start … stop - 1 as float32; others are not read. Raises CheckpointError for types that can't be."""
+
+    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+        """Rows start … stop - 1 as the 4-bit codes that the file stores; None where it stores them in another way."""
 
     def write_tokenizer(self, folder: Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json, generation_config.json and the chat template, if any."""

@@ -17,6 +17,8 @@ from sol_rt.export import gguf_tokenizer
 from sol_rt.export.architecture import Family, TensorNames, family_of_gguf
 from sol_rt.export.checkpoint import FloatArray
 from sol_rt.export.gguf_config import hf_config
+from sol_rt.export.gguf_four_bit import FOUR_BIT
+from sol_rt.export.own_codes import OwnCodes
 
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 _TIED_SAMPLE = 256  # rows compared to see whether two quantizations hold the same matrix
@@ -30,6 +32,13 @@ class _Source:
     first: int
     shape: tuple[int, ...]
     order: npt.NDArray[np.int64] | None = None
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start … stop - 1 as the file has them: numbers of 16 bits or more, or bytes [n, bytes a row]."""
+        data: npt.NDArray[Any] = self.tensor.data
+        if self.order is not None:
+            return data[self.first + self.order[start:stop]]
+        return data[self.first + start : self.first + stop]
 
 
 class GgufCheckpoint:
@@ -65,12 +74,12 @@ class GgufCheckpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         source = self._sources[name]
-        stop = source.shape[0] if stop is None else stop
-        if source.order is not None:
-            rows = source.tensor.data[source.first + source.order[start:stop]]
-        else:
-            rows = source.tensor.data[source.first + start : source.first + stop]
-        return self._dequantized(rows, source.tensor)
+        return self._dequantized(source.rows(start, source.shape[0] if stop is None else stop), source.tensor)
+
+    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+        source = self._sources[name]
+        parse = FOUR_BIT.get(source.tensor.tensor_type)
+        return None if parse is None else parse(source.rows(start, stop))
 
     def write_tokenizer(self, folder: Path) -> None:
         gguf_tokenizer.write(self._metadata, self.config, folder)

@@ -13,6 +13,7 @@ import torch
 from sol_rt.errors import CheckpointError
 from sol_rt.export import tokenizer_files
 from sol_rt.export.checkpoint import FloatArray
+from sol_rt.export.own_codes import OwnCodes
 
 
 class HfCheckpoint:
@@ -43,6 +44,9 @@ class HfCheckpoint:
             )
         array: FloatArray = tensor.to(torch.float32).numpy()
         return array
+
+    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+        return None  # floats, of 16 bits or more
 
     def write_tokenizer(self, folder: Path) -> None:
         tokenizer_files.copy_from_folder(self.path, self.config, folder)

@@ -1,0 +1,137 @@
+"""A file's own 4-bit codes: they mean the weights that the file means, and reach the bundle as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="exporting comes with the extra export")
+gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
+from gguf_file import GgufFile, random_rows  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from sol_rt.errors import CheckpointError  # noqa: E402
+from sol_rt.export import export_bundle  # noqa: E402
+from sol_rt.export.architecture import BLOCK  # noqa: E402
+from sol_rt.export.checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.gguf_four_bit import FOUR_BIT  # noqa: E402
+from sol_rt.export.own_codes import OwnCodes, nest  # noqa: E402
+from sol_rt.export.quantize import dequantize, quantize_matrix  # noqa: E402
+from sol_rt.export.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
+
+KINDS = ("Q4_0", "Q4_1", "Q4_K")
+
+
+def meant(own: OwnCodes) -> np.ndarray:
+    """Weights of the codes by section 2 of docs/bundle.md, float64 [n, KB, 32]."""
+    q = own.q.reshape(*own.scale.shape, BLOCK).astype(np.float64)
+    return own.scale.astype(np.float64)[..., None] / 16 * (16 * q - own.zero.astype(np.float64)[..., None])
+
+
+def weights_of(rows: np.ndarray, kind: str) -> np.ndarray:
+    """What the gguf library reads, float32 [n, KB, 32]."""
+    w = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
+    return w.reshape(len(rows), -1, BLOCK)
+
+
+def own_of(rows: np.ndarray, kind: str) -> OwnCodes:
+    return FOUR_BIT[gguf.GGMLQuantizationType[kind]](rows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(0, 2**32))
+def test_held_blocks_are_the_files_weights(kind: str, seed: int) -> None:
+    rows = random_rows(kind, 3, 512, np.random.default_rng(seed))
+    own, w = own_of(rows, kind), weights_of(rows, kind)
+    sixteenth = own.scale.astype(np.float64)[..., None] / 16
+    error = np.abs(meant(own) - w) - np.abs(w) * 1e-6
+    assert (error <= 0.61 * sixteenth)[own.held].all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_symmetric_blocks_are_exact_whatever_their_sign(seed: int) -> None:
+    rows = random_rows("Q4_0", 3, 512, np.random.default_rng(seed))
+    own = own_of(rows, "Q4_0")
+    assert own.held.all()
+    assert np.array_equal(meant(own), weights_of(rows, "Q4_0"))
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q4_K"])
+def test_only_blocks_far_from_zero_are_not_held(kind: str) -> None:
+    rows = random_rows(kind, 64, 1024, np.random.default_rng(5))
+    own, w = own_of(rows, kind), weights_of(rows, kind)
+    assert 0.2 < own.held.mean() < 1
+    low, high = w.min(axis=-1), w.max(axis=-1)
+    far = (low > 0) | (high < 0)  # no zero point of this side's range, or barely
+    assert far[~own.held].mean() > 0.99
+    crossing = (w == 0).any(axis=-1)
+    assert own.held[crossing & (high > low)].all()
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_not_held(place: int, value: float) -> None:
+    rows = random_rows("Q4_1", 1, 64, np.random.default_rng(0))
+    rows[0, place : place + 2] = np.array([value], "<f2").view(np.uint8)
+    own = own_of(rows, "Q4_1")
+    assert not own.held[0, 0]
+    with np.errstate(invalid="ignore"):
+        w = weights_of(rows, "Q4_1").reshape(1, -1)
+    with pytest.raises(CheckpointError, match="tensor x: got NaN or infinite"):
+        nest(own, w, 2, "x")
+
+
+@pytest.mark.parametrize("planes", [0, 1, 2])
+def test_levels_of_own_codes(planes: int) -> None:
+    rows = random_rows("Q4_1", 16, 1024, np.random.default_rng(3))
+    own, w = own_of(rows, "Q4_1"), weights_of(rows, "Q4_1")
+    nested = nest(own, w.reshape(16, -1), planes)
+    assert (nested.b is None, nested.c is None) == (planes < 1, planes < 2)
+    blocks = nested.q.reshape(w.shape)
+    assert np.array_equal(blocks[own.held], own.q.reshape(w.shape)[own.held])
+    assert np.array_equal(nested.zero.T[own.held], own.zero[own.held])
+    sixteenth = own.scale.astype(np.float32)[..., None] / 16
+    for level, bound in ((4, 0.61), (6, 2.2), (8, 0.61))[: planes + 1]:
+        error = np.abs(dequantize(nested, level).reshape(w.shape) - w)
+        assert (error <= bound * sixteenth * 1.001)[own.held].all()
+    plain = quantize_matrix(w[~own.held], planes)
+    got = dequantize(nested, 4 + 2 * planes).reshape(w.shape)[~own.held]
+    assert np.array_equal(got, dequantize(plain, 4 + 2 * planes))
+
+
+def gguf_of(preset: RandomCheckpoint, kind: str, tmp_path: Path, rotary: int, packed_qkv: bool = False) -> Path:
+    source = write_random_checkpoint(tmp_path / "hf", preset)
+    file = GgufFile(tmp_path / "model.gguf", source).metadata(rotary)
+    return file.tensors(kind, packed_qkv=packed_qkv).write()
+
+
+@pytest.mark.parametrize(("preset", "rotary", "packed"), [("tiny-llama", 16, False), ("tiny-phi", 8, True)])
+def test_codes_follow_reordered_and_joint_rows(preset: str, rotary: int, packed: bool, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(gguf_of(PRESETS[preset], "Q4_0", tmp_path, rotary, packed))
+    for part in "qkv":
+        name = f"model.layers.1.self_attn.{part}_proj.weight"
+        own = checkpoint.codes(name, 3, 17)
+        assert own is not None
+        assert np.array_equal(meant(own).reshape(14, -1), checkpoint.read(name, 3, 17))
+
+
+def test_other_types_have_no_codes(tmp_path: Path) -> None:
+    path = gguf_of(PRESETS["tiny-llama"], "Q8_0", tmp_path, 16)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert open_checkpoint(path).codes(name, 0, 4) is None
+    assert open_checkpoint(tmp_path / "hf").codes(name, 0, 4) is None
+
+
+def test_a_bundle_has_the_files_codes(tmp_path: Path) -> None:
+    path = gguf_of(PRESETS["tiny-llama"], "Q4_0", tmp_path, 16)
+    report = export_bundle(str(path), tmp_path / "out", bits=(4,), prune=(100,), keep=(100,), parity=False)
+    entry = report.config.tensors["layers.1.down.base"]
+    packed = np.fromfile(tmp_path / "out" / "weights.bin", np.uint8, entry.bytes, offset=entry.offset)
+    own = open_checkpoint(path).codes("model.layers.1.mlp.down_proj.weight", 0, 64)
+    assert own is not None
+    assert np.array_equal(packed.reshape(96, 32) & 15, own.q[0::2].T)
+    assert np.array_equal(packed.reshape(96, 32) >> 4, own.q[1::2].T)
