@@ -3,6 +3,8 @@
 # make export MODEL=phi-2
 # make peers   speed beside llama.cpp, onnxruntime-genai and optimum on the same weights; writes docs/results/peers-MODEL.md
 #              (MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum, DEPTHS=64,512,2048,8000; TEXT=file: perplexity too)
+# make ladder TEXT=file   perplexity and speed of our fixed actions beside llama.cpp's quantization ladder, made of the same weights;
+#              writes docs/results/ladder-MODEL.md (MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py)
 #
 # All of it happens in $(VENV), peers in $(PEER); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
 
@@ -21,8 +23,9 @@ PEERS_ARGS ?=
 MODEL_NAME := $(shell echo '$(patsubst %.gguf,%,$(notdir $(MODEL)))' | tr A-Z a-z)
 PEERS_OUT ?= docs/results/peers-$(MODEL_NAME).md
 TEXT ?=
+LADDER_ARGS ?=
 
-.PHONY: demo export peers test lint typecheck wheel headers clean distclean help
+.PHONY: demo export peers ladder test lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -46,6 +49,10 @@ PACKAGES_optimum := optimum-onnx[onnxruntime] accelerate
 peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
 	$(BIN)/python benchmarks/peers.py $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(PEERS_ARGS)
 	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL_NAME) $(MODEL) -f "$(TEXT)" --environments $(PEER) --peers $(PEERS)
+
+ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
+	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }
+	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o docs/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
 
 $(PEER)/%/.installed: | $(VENV)/.export
 	$(PYTHON) -m venv $(PEER)/$*

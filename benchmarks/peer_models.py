@@ -20,7 +20,7 @@ _HERE = Path(__file__).parent
 def bundle_of(source: str, name: str) -> Path:
     """The folder of the bundle called `name`, exported from `source` where there is none."""
     if name not in bundle_names():
-        _run([sys.executable, "-m", "sol_rt", "export", "-m", source])
+        run_tool([sys.executable, "-m", "sol_rt", "export", "-m", source])
     return find_bundle(name)
 
 
@@ -48,9 +48,9 @@ def model_of(peer: str, checkpoint: Path, python: Path, folder: Path) -> Path:
         how = ["-p", "int4", "-e", "cpu", "-c", folder / "cache", "--extra_options", "int4_accuracy_level=4"]
         # logits of a prompt's last token alone: a quarter faster on the 135M than the builder's default, all of them
         how.append("prune_lm_head=true")
-        _run([python, "-m", "onnxruntime_genai.models.builder", "-m", source, "-o", part, *how])
+        run_tool([python, "-m", "onnxruntime_genai.models.builder", "-m", source, "-o", part, *how])
     else:
-        _run([python, _HERE / "workers" / "optimum_export.py", source, part])
+        run_tool([python, _HERE / "workers" / "optimum_export.py", source, part])
     part.rename(dest)
     return dest
 
@@ -60,12 +60,12 @@ def float32_folder(checkpoint: Path, folder: Path) -> Path:
     dest, part = folder / "source", folder / "source.part"
     if not dest.is_dir():
         shutil.rmtree(part, ignore_errors=True)
-        _run([sys.executable, _HERE / "hf_folder.py", checkpoint, part])
+        run_tool([sys.executable, _HERE / "hf_folder.py", checkpoint, part])
         part.rename(dest)
     return dest
 
 
-def _run(command: list[str | Path]) -> None:
+def run_tool(command: list[str | Path]) -> None:
     """Runs a command whose output is not ours: all of it goes to stderr. Raises SolError where it fails."""
     run = subprocess.run([str(part) for part in command], check=False, stdout=sys.stderr)
     if run.returncode:

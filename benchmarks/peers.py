@@ -146,14 +146,16 @@ def _sparse_note(test: Test, tag: str, page_size: int) -> str:
     return f"\n`{tag}` after {depth} tokens {reads}."
 
 
-def _count(text: str) -> int:
+def positive(text: str) -> int:
+    """An option's whole number of 1 or more. Raises ArgumentTypeError, as the two below."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 or more")
     return int(text)
 
 
-def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
+def positives(text: str) -> list[int]:
+    """Such numbers separated by commas."""
+    return [positive(part) for part in text.split(",")]
 
 
 def _peers(text: str) -> list[str]:
@@ -163,7 +165,8 @@ def _peers(text: str) -> list[str]:
     return names
 
 
-def _actions(text: str) -> list[Action]:
+def action_list(text: str) -> list[Action]:
+    """Tags of actions separated by commas, each once."""
     try:
         return list(dict.fromkeys(Action.parse(tag.strip()) for tag in text.split(",")))
     except SolError as error:
@@ -175,11 +178,11 @@ def main() -> None:
     parser.add_argument("model", help="alias, .gguf or checkpoint folder")
     parser.add_argument("--peers", type=_peers, default=list(PEERS), help="names separated by commas")
     parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="a subfolder a peer")
-    parser.add_argument("--depths", type=_counts, default=[64, 512, 2048, 8000], help="tokens before the steps")
-    parser.add_argument("--actions", type=_actions, default="k100-s100-q4,k100-s100-q8", help="sol_rt's rows")
-    parser.add_argument("-n", "--count", type=_count, default=64, help="decode steps a repetition")
-    parser.add_argument("-r", "--repetitions", type=_count, default=10)
-    parser.add_argument("-t", "--threads", type=_count, default=os.cpu_count() or 1)
+    parser.add_argument("--depths", type=positives, default=[64, 512, 2048, 8000], help="tokens before the steps")
+    parser.add_argument("--actions", type=action_list, default="k100-s100-q4,k100-s100-q8", help="sol_rt's rows")
+    parser.add_argument("-n", "--count", type=positive, default=64, help="decode steps a repetition")
+    parser.add_argument("-r", "--repetitions", type=positive, default=10)
+    parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, help="write the page here too")
     args = parser.parse_args()
     try:

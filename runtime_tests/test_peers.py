@@ -143,7 +143,7 @@ def test_a_worker_that_was_killed_is_said(recorder: WorkerProcess) -> None:
 
 def test_what_fails_on_the_way_to_a_peers_model_is_said() -> None:
     with pytest.raises(SolError, match=r"exit\(3\): ended with 3"):
-        peer_models._run([sys.executable, "-c", "exit(3)"])
+        peer_models.run_tool([sys.executable, "-c", "exit(3)"])
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp
 @given(st.lists(st.integers(0, 4), min_size=4, max_size=12), st.integers(0, 99))
 def test_scored_are_the_tokens_after_the_first_half_and_one(window: list[int], seed: int) -> None:
     logits = np.random.default_rng(seed).normal(0, 30, (len(window), 5)).astype(np.float32)
-    (scored,) = scorer(lambda tokens, first: logits[first:-1])({"windows": [window]})["nll"]
+    (scored,) = scorer(lambda tokens, first: np.array_split(logits[first:-1], 2))({"windows": [window]})["nll"]
     assert len(scored) == len(window) - len(window) // 2 - 1
     for position, nats in zip(range(len(window) // 2 + 1, len(window)), scored, strict=True):
         row = [float(x) for x in logits[position - 1]]

@@ -39,10 +39,12 @@ class WorkerProcess:
         self.version, self.settings = str(hello["version"]), str(hello["settings"])
 
     @classmethod
-    def start(cls, name: str, python: Path | str, model: Path, threads: int) -> WorkerProcess:
-        """The worker of the engine `name`, under the Python of its environment."""
-        script = Path(__file__).with_name(SCRIPTS[name])
-        return cls(name, [str(python), str(script), str(model), "--threads", str(threads)])
+    def start(
+        cls, engine: str, python: Path | str, model: Path, threads: int, name: str | None = None
+    ) -> WorkerProcess:
+        """The worker of an engine, under the Python of its environment; called `name`, else as the engine."""
+        script = Path(__file__).with_name(SCRIPTS[engine])
+        return cls(name or engine, [str(python), str(script), str(model), "--threads", str(threads)])
 
     @property
     def pid(self) -> int:

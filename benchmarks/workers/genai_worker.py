@@ -43,14 +43,14 @@ class GenAI:
     def step(self) -> None:
         self._generator.generate_next_token()
 
-    def logits(self, window: list[int], first: int) -> np.ndarray:
+    def logits(self, window: list[int], first: int) -> list[np.ndarray]:
         """Logits of the tokens from `first` to the last but one; after `first` each is a step of its own."""
         self.reset(len(window) + 1)
         rows = []
         for tokens in (window[: first + 1], *([token] for token in window[first + 1 : -1])):
             self.prompt(tokens)
             rows.append(np.array(self._generator.get_logits()).reshape(-1))
-        return np.stack(rows)
+        return [np.stack(rows)]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp by the C interface of llama-cpp-python: flash attention, f16 KV cache, batches of 512.
+"""llama.cpp by the C interface of llama-cpp-python: flash attention, f16 KV cache, batches of 512. Answers `nll` too.
 
 python llama_cpp_worker.py FILE.gguf --threads N
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 from protocol import arguments, serve
+from scoring import scorer
 
 _BATCH = 512
 
@@ -60,9 +61,23 @@ class LlamaCpp:
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (self._vocabulary,))
         self._decode([int(logits.argmax())])
 
-    def _decode(self, tokens: Sequence[int]) -> None:
+    def logits(self, window: list[int], first: int) -> Iterator[np.ndarray]:
+        """Logits [n, vocab] of the tokens from `first` to the last but one, a batch at a time; a view each."""
+        self.reset(len(window))
+        self.prompt(window[:first])
+        for start in range(first, len(window) - 1, _BATCH):
+            ids = window[start : min(start + _BATCH, len(window) - 1)]
+            wanted = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
+            self._decode(ids, wanted)
+            yield np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (len(ids), self._vocabulary))
+
+    def _decode(self, tokens: Sequence[int], wanted: ctypes.Array[ctypes.c_int8] | None = None) -> None:
+        """Appends tokens; logits are made where `wanted` is not 0, of the last alone where it is not given."""
         ids = (llama_cpp.llama_token * len(tokens))(*tokens)
-        status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(ids, len(tokens)))
+        batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
+        if wanted is not None:
+            batch.logits = wanted
+        status = llama_cpp.llama_decode(self._context, batch)
         if status:
             raise SystemExit(f"llama_decode: got status {status} for {len(tokens)} tokens, expected 0")
         llama_cpp.llama_synchronize(self._context)
@@ -72,7 +87,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--no-flash-attention", action="store_true")
     args = parser.parse_args()
-    serve(LlamaCpp(args.model, args.threads, not args.no_flash_attention))
+    worker = LlamaCpp(args.model, args.threads, not args.no_flash_attention)
+    serve(worker, nll=scorer(worker.logits))
 
 
 if __name__ == "__main__":

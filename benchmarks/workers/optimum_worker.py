@@ -45,10 +45,10 @@ class Optimum:
     def step(self) -> None:
         self._forward(self._next)
 
-    def logits(self, window: list[int], first: int) -> np.ndarray:
+    def logits(self, window: list[int], first: int) -> list[np.ndarray]:
         """Logits of the tokens from `first` to the last but one."""
         self.reset(len(window))
-        return self._forward(torch.tensor([window]))[first:-1].numpy()
+        return [self._forward(torch.tensor([window]))[first:-1].numpy()]
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Appends tokens [1, S]; returns logits [S, vocab]."""

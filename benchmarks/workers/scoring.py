@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,23 +10,31 @@ import numpy as np
 
 def nll(logits: np.ndarray, scored: Sequence[int]) -> list[float]:
     """Minus the log-probability of every token in `scored`, by the row of logits [len(scored), vocab] before it."""
-    rows = logits.astype(np.float64)
-    log_sum = np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1)) + rows.max(1)
-    return [float(x) for x in log_sum - rows[np.arange(len(rows)), scored]]
+    nats = []
+    for row, token in zip(logits, scored, strict=True):  # a row at a time: all of them in float64 may be gigabytes
+        exact = row.astype(np.float64)
+        top = exact.max()
+        nats.append(float(np.log(np.exp(exact - top).sum()) + top - exact[token]))
+    return nats
 
 
-def scorer(logits_of: Callable[[list[int], int], np.ndarray]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def scorer(logits_of: Callable[[list[int], int], Iterable[np.ndarray]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Answers {"do": "nll", "windows": [[...], ...]} with {"nll": [[nats of every scored token], ...]}.
 
     Args:
-        logits_of: gives the logits [c - 1 - first, vocab] of a window's tokens `first` to c - 2, from an empty cache.
+        logits_of: gives the logits of a window's tokens `first` to c - 2, from an empty cache, in blocks [n, vocab]:
+            all of them at once may be gigabytes.
     """
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         scored = []
         for window in request["windows"]:
             first = len(window) // 2  # its logits predict the first scored token
-            scored.append(nll(logits_of(window, first), window[first + 1 :]))
+            nats: list[float] = []
+            for rows in logits_of(window, first):
+                following = first + 1 + len(nats)
+                nats += nll(rows, window[following : following + len(rows)])
+            scored.append(nats)
         return {"nll": scored}
 
     return answer

@@ -1,0 +1,341 @@
+"""llama.cpp's quantization ladder beside our fixed actions: perplexity and speed of the same weights in one run.
+
+    python benchmarks/ladder.py smollm2-135m -f valid.tokens.txt -o docs/results/ladder-smollm2-135m.md
+    python benchmarks/ladder.py FILE.gguf -f TEXT --contexts 512 --windows 20 --actions k100-s100-q4,k100-s100-q8
+    ... --no-speed                    perplexities alone
+
+Perplexity in llama-perplexity's convention: windows of c tokens, the second half scored, the same token ids for all.
+A rung runs its whole window; an action runs as `sol-rt perplexity` does: the first half prefilled dense, then its own
+steps, in batches where it reads all pages, which computes the same. `whole window` is an action that runs the first
+half too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32, all matrices at 4 bits; RTN4-H8 has
+embedding and output matrix at 8.
+
+Results of windows are kept in the cache folder, so that a stopped run goes on; so are the files, 4 bytes a weight the
+largest. `make ladder` makes llama.cpp's environment first: ENVIRONMENTS/llama.cpp/bin/python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ladder_files import RUNGS, SOURCE, Contents, Ladder, Rounding
+from ladder_report import Row, as_json, check_table, checks, table, verdict, verdicts
+from ladder_scores import Loss, Scores
+from peer_models import bundle_of
+from peer_report import quartiles, ratios
+from peers import Entry, action_list, measure, positive, positives
+from workers.client import WorkerError, WorkerProcess
+from workers.scoring import nll
+
+from sol_rt.actions import Action
+from sol_rt.config import CONFIG_NAME
+from sol_rt.cost import processor_name
+from sol_rt.errors import SolError, UsageError
+from sol_rt.home import find_bundle
+from sol_rt.model import SolModel
+from sol_rt.perplexity import added_bos, windows
+from sol_rt.pull import resolve
+
+_BATCH = 512
+
+Score = Callable[[Sequence[int]], Sequence[float]]
+"""Nats of a window's scored tokens."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The windows of a context."""
+
+    context: int
+    windows: list[list[int]]
+
+
+def action_scorer(model: SolModel, action: Action, prefill: Action) -> Score:
+    """Scores a window's second half under `action` after its first half under `prefill`.
+
+    An action that reads all pages takes the second half in batches, which is the same as step by step but for the order
+    of float32 sums: pruning and the rounding of activations are a token's own.
+    """
+    engine, batch = model.engine, _BATCH if action.keep == 100 else 1
+
+    def score(window: Sequence[int]) -> list[float]:
+        first, last = len(window) // 2, len(window) - 1
+        engine.reset()
+        engine.forward(window[:first], prefill)
+        nats: list[float] = []
+        for start in range(first, last, batch):
+            stop = min(start + batch, last)
+            output = engine.forward(window[start:stop], action, num_logits=stop - start)
+            nats += nll(output.logits, window[start + 1 : stop + 1])
+        return nats
+
+    return score
+
+
+@contextlib.contextmanager
+def file_scorer(python: Path, file: Path, threads: int) -> Iterator[Score]:
+    """llama.cpp on a .gguf."""
+    with WorkerProcess.start("llama.cpp", python, file, threads) as worker:
+        yield lambda window: worker.ask(do="nll", windows=[list(window)])["nll"][0]
+
+
+class Run:
+    """One comparison: opens the bundle, makes files as needed, fills the scores. Raises SolError, WorkerError."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.python = args.environments / "llama.cpp" / "bin" / "python"
+        if not self.python.exists():
+            raise UsageError(f"{self.python}: not there, expected llama.cpp's environment; `make ladder` makes it")
+        checkpoint, self.name = resolve(args.model, lambda step, done, total: None)
+        self.ladder = Ladder(checkpoint, args.cache, self.python, args.threads)
+        self.scores = Scores(self.ladder.folder / "scores.json")
+        path = find_bundle(args.bundle) if args.bundle else bundle_of(args.model, self.name)
+        self.model = SolModel.from_pretrained(path, threads=args.threads, provider="cpu")
+        config = self.model.bundle.config
+        self.actions = args.actions or [entry.action for entry in config.actions]
+        if foreign := [action for action in self.actions if action.variant not in config.variants]:
+            tag, has = foreign[0].tag, ", ".join(config.variants)
+            raise UsageError(f"--actions {tag}: no variant {foreign[0].variant} in this bundle; it has {has}")
+        self.actions = list(dict.fromkeys([config.dense, *self.actions]))
+        self.revision = hashlib.sha256((self.model.bundle.path / CONFIG_NAME).read_bytes()).hexdigest()[:8]
+        self.step_bytes = {key: variant.weight_bytes for key, variant in config.variants.items()}
+        self.cuts = self._cut(args.file.read_text(encoding="utf-8"))
+
+    def _cut(self, text: str) -> list[Cut]:
+        bos = added_bos(self.model)
+        tokens = self.model.tokenizer.encode(text, add_special_tokens=False)
+        tokens = tokens if bos is None else [bos, *tokens]
+        limit = self.model.bundle.config.model.max_context - self.args.count - 2
+        if beyond := [context for context in self.args.contexts if context > limit]:
+            raise UsageError(f"--contexts {beyond[0]}: the model's context allows {limit} and {self.args.count} steps")
+        numbers = [*self.args.windows, *[self.args.windows[-1]] * len(self.args.contexts)]
+        return [
+            Cut(context, windows(tokens, context, bos, number))
+            for context, number in zip(self.args.contexts, numbers, strict=False)
+        ]
+
+    def score(self) -> None:
+        """Fills in what the scores lack; a model is opened only where something of it is missing."""
+        files: dict[str, Callable[[], Path]] = {SOURCE: self.ladder.source}
+        files |= {name: (lambda name=name: self.ladder.rung(name)) for name in self.args.rungs}
+        files |= {each.name: (lambda each=each: self.ladder.rounded(each)) for each in self.args.roundings}
+        for name, made in files.items():
+            if any(self.scores.missing(name, cut.windows) for cut in self.cuts):
+                with file_scorer(self.python, made(), self.args.threads) as scorer:
+                    self._fill(name, scorer)
+        dense = self.model.bundle.config.dense
+        for action in self.actions:
+            self._fill(self._key(action), action_scorer(self.model, action, dense))
+            if action.keep == 100:
+                self._fill(self._key(action, whole=True), action_scorer(self.model, action, action))
+
+    def _key(self, action: Action, whole: bool = False) -> str:
+        """Under which an action's losses are kept; another export of the bundle has others."""
+        return f"{action.tag} {self.revision}" + (" whole" if whole else "")
+
+    def _fill(self, key: str, scorer: Score) -> None:
+        for cut in self.cuts:
+            for left in self.scores.complete(key, cut.windows, scorer):
+                print(f"\r{key} @ {cut.context}: {left} windows left ", end="", file=sys.stderr, flush=True)
+                if not left:
+                    print(file=sys.stderr)
+
+    def speeds(self) -> dict[int, dict[str, list[float]]]:
+        """Tokens/s by context and row, all rows in turn."""
+        threads, size = self.args.threads, self.model.bundle.config.model.vocab_size
+        found = {}
+        with contextlib.ExitStack() as stack:
+            enter = stack.enter_context
+            own = enter(WorkerProcess.start("sol_rt", sys.executable, self.model.bundle.path, threads))
+            others = [
+                enter(WorkerProcess.start("llama.cpp", self.python, self.ladder.rung(name), threads, name))
+                for name in self.args.rungs
+            ]
+            entries = [*(Entry(own, action.tag) for action in self.actions), *map(Entry, others)]
+            words = np.random.default_rng(0).integers(0, size, max(self.args.contexts)).tolist()
+            for context in self.args.contexts:
+                for worker in (own, *others):
+                    worker.ask(do="prompt", tokens=words[:context], room=self.args.count)
+                request: dict[str, object] = {"do": "decode", "count": self.args.count}
+                found[context] = measure(entries, request, self.args.count, self.args.repetitions)
+                print(f"measured {len(entries)} rows at context {context}", file=sys.stderr)
+        return found
+
+    def result(self, cut: Cut, contents: Mapping[str, Contents], rates: Mapping[str, Sequence[float]]) -> Result:
+        """All rows of a context; `contents` of the source and every rung, `rates` of every row or of none."""
+
+        def loss(key: str) -> Loss:
+            return self.scores.loss(key, cut.windows)
+
+        def rung(name: str) -> Row:
+            held = contents[name]
+            return Row(name, held.bits, held.step_bytes, loss(name), rates=rates.get(name))
+
+        def own(action: Action) -> Row:
+            read = self.step_bytes[action.variant]
+            whole = loss(self._key(action, whole=True)) if action.keep == 100 else None
+            return Row(action.tag, 8 * read / weights, read, loss(self._key(action)), whole, rates.get(action.tag))
+
+        weights, head_share = contents[SOURCE].weights, contents[SOURCE].head_share
+        return Result(
+            cut,
+            Row(SOURCE, contents[SOURCE].bits, None, loss(SOURCE)),
+            [rung(name) for name in self.args.rungs],
+            [Row(each.name, each.bits_a_weight(head_share), None, loss(each.name)) for each in self.args.roundings],
+            [own(action) for action in self.actions],
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """The rows of a context; the first action is the dense one."""
+
+    cut: Cut
+    source: Row
+    rungs: list[Row]
+    references: list[Row]
+    actions: list[Row]
+
+    @property
+    def timed(self) -> bool:
+        return self.actions[0].rates is not None
+
+    def page(self) -> str:
+        """Markdown: widths, all rows, and the verdicts where speeds are known."""
+        dense, count = self.actions[0], len(self.cut.windows)
+        tokens = count * self.source.loss.tokens
+        text = f"""## Context {self.cut.context}
+
+{count} windows of {self.cut.context} tokens, {tokens} scored. The source in float32 has perplexity
+{self.source.loss.ppl:.3f} ± {self.source.loss.ppl_error:.3f}.
+
+Whole windows at a width against its bounds:
+
+{check_table(checks(self.actions, self.rungs, self.references, self.source), self.source)}
+
+{table([*self.rungs, *self.actions], self.source, dense)}
+"""
+        if self.references:
+            text += f"\nPlain rounding, in float32:\n\n{table(self.references, self.source, dense)}\n"
+        if self.timed:
+            text += f"\n{verdicts([verdict(rung, self.actions) for rung in self.rungs])}\n"
+            shares = {row.name: ratios(dense.rates or (), row.rates or ()) for row in self.actions}
+            cheapest = min(shares, key=lambda name: float(np.median(shares[name])))
+            text += f"\nThe cheapest action, `{cheapest}`, takes {quartiles(shares[cheapest], 3)} of dense.\n"
+        return text
+
+    def as_json(self) -> dict[str, Any]:
+        rows = {"rungs": self.rungs, "references": self.references, "actions": self.actions}
+        found: dict[str, Any] = {"context": self.cut.context, "source": as_json(self.source, self.source)}
+        found |= {kind: [as_json(row, self.source) for row in part] for kind, part in rows.items()}
+        if self.timed:
+            each = [verdict(rung, self.actions) for rung in self.rungs]
+            found["verdicts"] = {one.rung.name: {"held": one.held, "text": one.text} for one in each}
+        return found
+
+
+def page(run: Run, contents: Mapping[str, Contents], results: Sequence[Result], command: str) -> str:
+    """The whole Markdown page."""
+    config, args = run.model.bundle.config, run.args
+    files = "\n".join(
+        f"| `{name}` | {held.bits:.2f} | {held.file_bytes / 1e6:.0f} | "
+        f"{', '.join(f'{kind} {share:.0%}' for kind, share in held.types.items())} |"
+        for name, held in contents.items()
+    )
+    speed = f"""Speed: {args.count} greedy decode steps after a prompt of the context's length, which is not timed;
+median [quartiles] of {args.repetitions} repetitions, all rows in turn in each, after a turn of warm-up; ratios are
+taken within a repetition."""
+    return f"""# {run.name} beside llama.cpp's quantization ladder, {time.strftime("%Y-%m-%d")}
+
+```
+{command}
+```
+
+{processor_name()}, {args.threads} threads, Python {platform.python_version()}. Rungs: llama-cpp-python's
+`llama_model_quantize` on the float32 weights, no importance matrix; f16 KV, flash attention, batches of {_BATCH}.
+Ours: a bundle of the same weights, {config.kv.dtype} KV, its fixed actions.
+
+Perplexity of {args.file.name} by llama-perplexity's convention, the second half of every window scored. A rung runs the
+whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where the
+action runs the first half too. Losses are paired, ± is the standard error over windows; that of a perplexity takes
+tokens as independent. {speed if results[0].timed else ""}
+
+| file | bits a weight | MB | types by share of weights |
+|---|--:|--:|---|
+{files}
+
+{chr(10).join(result.page() for result in results)}"""
+
+
+def rung_list(text: str) -> list[str]:
+    """Names of rungs separated by commas. Raises ArgumentTypeError, as the one below."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in RUNGS]:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(RUNGS)}")
+    return names
+
+
+def rounding_list(text: str) -> list[Rounding]:
+    """Names of plain roundings separated by commas; none for an empty text."""
+    try:
+        return [Rounding.parse(name.strip()) for name in text.split(",") if name.strip()]
+    except SolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="alias or .gguf")
+    parser.add_argument("-f", "--file", type=Path, required=True, help="text to score")
+    parser.add_argument("--bundle", help="folder or name; the one called as the model by default, exported if missing")
+    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="has a subfolder llama.cpp")
+    parser.add_argument("--cache", type=Path, default=Path(".venv-peers/ladder"), help="keeps files and scores")
+    parser.add_argument("--contexts", type=positives, default="512,4096", help="tokens of windows and prompts")
+    parser.add_argument("--windows", type=positives, default="40,8", help="windows of each context at most")
+    parser.add_argument("--rungs", type=rung_list, default=",".join(RUNGS))
+    parser.add_argument("--actions", type=action_list, help="tags; all of the bundle's by default; dense comes always")
+    parser.add_argument("--roundings", type=rounding_list, default="RTN4,RTN4-H8", help="plain ones; '' for none")
+    parser.add_argument("--no-speed", action="store_true", help="perplexities alone")
+    parser.add_argument("-n", "--count", type=positive, default=32, help="decode steps a repetition")
+    parser.add_argument("-r", "--repetitions", type=positive, default=8)
+    parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
+    parser.add_argument("-o", "--output", type=Path, help="write the page here too, and its figures beside it as .json")
+    args = parser.parse_args()
+    try:
+        run = Run(args)
+        run.score()
+        rates = {} if args.no_speed else run.speeds()
+        contents = {SOURCE: Contents.of(run.ladder.source())}
+        contents |= {name: Contents.of(run.ladder.rung(name)) for name in args.rungs}
+        results = [run.result(cut, contents, rates.get(cut.context, {})) for cut in run.cuts]
+    except (SolError, WorkerError) as error:
+        sys.exit(f"error: {error}")
+    text = page(run, contents, results, shown_command(sys.argv))
+    if args.output:
+        args.output.write_text(text, encoding="utf-8")
+        figures = {"model": run.name, "file": args.file.name, "contexts": [result.as_json() for result in results]}
+        args.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(text, end="")
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """The command line with folders left out of paths: another machine has others."""
+    words = [Path(word).name if "/" in word else word for word in argv[1:]]
+    return " ".join(["python", "benchmarks/ladder.py", *words])
+
+
+if __name__ == "__main__":
+    main()

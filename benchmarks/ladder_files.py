@@ -1,0 +1,230 @@
+"""The files of llama.cpp's quantization ladder: float32 weights, rungs made of them, and plain roundings.
+
+All come from one .gguf: F32 holds exactly the weights that sol_rt's export reads, the rungs are what llama.cpp's own
+quantization makes of F32 without an importance matrix, and RTN holds F32's weights rounded, in float32, so that
+nothing but the rounding is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from peer_models import run_tool
+
+from sol_rt.errors import UsageError
+from sol_rt.export.architecture import family_of_gguf
+from sol_rt.export.checkpoint import open_checkpoint
+
+RUNGS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
+SOURCE = "F32"
+BLOCK = 32
+_QUANTIZE = Path(__file__).parent / "workers" / "llama_cpp_quantize.py"
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a .gguf holds.
+
+    Attributes:
+        file_bytes: size of the file.
+        bits: bits a weight over the matrices that a decode step reads.
+        weights: elements of all matrices that a decode step reads: all but a separate embedding.
+        head_share: part of them in the output matrix.
+        step_bytes: bytes that a decode step reads of them and of everything else.
+        types: type of tensor to its share of those weights, the largest first.
+    """
+
+    file_bytes: int
+    bits: float
+    weights: int
+    head_share: float
+    step_bytes: int
+    types: dict[str, float]
+
+    @classmethod
+    def of(cls, path: Path) -> Contents:
+        tensors = gguf.GGUFReader(str(path)).tensors
+        head = _OUTPUT if any(tensor.name == _OUTPUT for tensor in tensors) else _EMBEDDING
+        read = [tensor for tensor in tensors if tensor.name in (head, *_others(tensors))]
+        matrices = [tensor for tensor in read if len(tensor.shape) > 1]
+        weights: Counter[str] = Counter()
+        for tensor in matrices:
+            weights[tensor.tensor_type.name] += int(tensor.n_elements)
+        total = sum(weights.values())
+        return cls(
+            path.stat().st_size,
+            8 * sum(int(tensor.n_bytes) for tensor in matrices) / total,
+            total,
+            sum(int(tensor.n_elements) for tensor in matrices if tensor.name == head) / total,
+            sum(int(tensor.n_bytes) for tensor in read),
+            {name: count / total for name, count in weights.most_common()},
+        )
+
+
+def _others(tensors: Sequence[Any]) -> list[str]:
+    """Names of all tensors but embedding and output matrix."""
+    return [tensor.name for tensor in tensors if tensor.name not in (_EMBEDDING, _OUTPUT)]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Plain round-to-nearest: `bits` a weight, `head_bits` in embedding and output matrix. `RTN4` or `RTN4-H8`."""
+
+    bits: int
+    head_bits: int
+
+    @property
+    def name(self) -> str:
+        return f"RTN{self.bits}" + ("" if self.head_bits == self.bits else f"-H{self.head_bits}")
+
+    def bits_a_weight(self, head_share: float) -> float:
+        """With what a bundle has beside the codes: a float16 step and a zero point of 8 bits for 32 weights."""
+        return self.bits + (self.head_bits - self.bits) * head_share + (16 + 8) / BLOCK
+
+    @classmethod
+    def parse(cls, name: str) -> Rounding:
+        """Reads its name. Raises UsageError."""
+        match = re.fullmatch(r"RTN(\d)(?:-H(\d))?", name)
+        if not match or not all(2 <= int(bits) <= 8 for bits in match.groups() if bits):
+            raise UsageError(f"got {name!r}, expected RTN and a width of 2 to 8, as RTN4, or RTN4-H8 for the head at 8")
+        return cls(int(match[1]), int(match[2] or match[1]))
+
+
+def round_to_nearest(w: np.ndarray, bits: int) -> np.ndarray:
+    """Weights float32 [..., K] rounded in blocks of 32: asymmetric between the block's minimum and maximum.
+
+    s = (max - min) / (2^bits - 1) in float16, z = round(-min / s), w' = s (clamp(round(w / s) + z, 0, 2^bits - 1) - z);
+    the range takes in 0, so that z is one of the codes. As in GPTQ's reference implementation (Quantizer.find_params).
+    """
+    top = np.float32(2**bits - 1)
+    blocks = w.reshape(-1, BLOCK)
+    low, high = np.minimum(blocks.min(1, keepdims=True), 0), np.maximum(blocks.max(1, keepdims=True), 0)
+    step = ((high - low) / top).astype(np.float16).astype(np.float32)
+    step[step == 0] = 1
+    zero = np.clip(np.rint(-low / step), 0, top)
+    codes = np.clip(np.rint(blocks / step) + zero, 0, top)
+    return (step * (codes - zero)).astype(np.float32).reshape(w.shape)
+
+
+class Ladder:
+    """A folder with the files of one source; what is missing is made.
+
+    Args:
+        source: a .gguf.
+        cache: where folders of sources are kept.
+        python: of llama.cpp's environment.
+        threads: for llama.cpp's quantization.
+
+    Attributes:
+        folder: of this source.
+
+    Raises UsageError where the source is no .gguf.
+    """
+
+    def __init__(self, source: Path, cache: Path, python: Path, threads: int) -> None:
+        if source.suffix.lower() != ".gguf":
+            raise UsageError(
+                f"{source}: got a checkpoint folder, expected a .gguf; llama.cpp's convert_hf_to_gguf.py makes one "
+                "(--outtype f32)"
+            )
+        self.folder = cache / f"{source.stem}-{_digest(source)[:8]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._source, self._python, self._threads = source, python, threads
+
+    def path(self, name: str) -> Path:
+        """Where the file of a rung is, or will be."""
+        return self.folder / f"{name}.gguf"
+
+    def source(self) -> Path:
+        """The weights that sol_rt's export reads, in float32; metadata and tokenizer as they are."""
+        return self._made(SOURCE, self._write_source)
+
+    def rung(self, name: str) -> Path:
+        """What llama.cpp makes of the float32 weights; `name` as llama-quantize has it."""
+
+        def quantize(part: Path) -> None:
+            run_tool([self._python, _QUANTIZE, self.source(), part, name, "--threads", str(self._threads)])
+
+        return self._made(name, quantize)
+
+    def rounded(self, rounding: Rounding) -> Path:
+        """The float32 weights, every matrix rounded."""
+
+        def write(part: Path) -> None:
+            reader = gguf.GGUFReader(str(self.source()))
+
+            def values(tensor: Any) -> np.ndarray:
+                head = tensor.name in (_EMBEDDING, _OUTPUT)
+                bits = rounding.head_bits if head else rounding.bits
+                return round_to_nearest(tensor.data, bits) if tensor.data.ndim > 1 else tensor.data
+
+            _write_float32(part, reader, [(tensor, values) for tensor in reader.tensors])
+
+        return self._made(rounding.name, write)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        dest, part = self.path(name), self.folder / f"{name}.part"
+        if not dest.exists():
+            print(f"making {dest}", file=sys.stderr)
+            make(part)
+            part.rename(dest)
+        return dest
+
+    def _write_source(self, part: Path) -> None:
+        """Where export ties the output matrix to the embedding, the file has that one matrix too."""
+        reader, checkpoint = gguf.GGUFReader(str(self._source)), open_checkpoint(self._source)
+        tied = bool(checkpoint.config["tie_word_embeddings"])
+        embedding = family_of_gguf(str(reader.fields["general.architecture"].contents())).names.embed
+
+        def values(tensor: Any) -> np.ndarray:
+            if tied and tensor.name == _EMBEDDING:
+                return checkpoint.read(f"{embedding}.weight")
+            return gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+
+        kept = [tensor for tensor in reader.tensors if not (tied and tensor.name == _OUTPUT)]
+        _write_float32(part, reader, [(tensor, values) for tensor in kept])
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _write_float32(path: Path, like: gguf.GGUFReader, tensors: list[tuple[Any, Callable[[Any], np.ndarray]]]) -> None:
+    """Writes tensors, one in memory at a time, under the metadata of `like`."""
+    writer = gguf.GGUFWriter(path, str(like.fields["general.architecture"].contents()))
+    for name, kind, inner, value in _metadata(like):
+        writer.add_key_value(name, value, kind, inner)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for tensor, _ in tensors:
+        shape = [int(size) for size in reversed(tensor.shape)]
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), 4 * int(tensor.n_elements))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor, values in tensors:
+        writer.write_tensor_data(np.ascontiguousarray(values(tensor)))
+    writer.close()
+
+
+def _metadata(reader: gguf.GGUFReader) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Name, type, type of the elements and value of every key that isn't the writer's own."""
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        array = field.types[0] == gguf.GGUFValueType.ARRAY
+        yield name, field.types[0], field.types[-1] if array else None, field.contents()
