@@ -45,13 +45,15 @@ def planes(bits: int) -> int:
     return (bits - 4) // 2
 
 
-def nested_matmul(bits: int) -> onnx.FunctionProto:
+def nested_matmul(bits: int, overload: str = "") -> onnx.FunctionProto:
     """`NestedMatMul` at one width; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
     weights = ["base", "scale", "zero", *names]
     _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, out="y")
-    return writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
+    body = writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
+    body.overload = overload
+    return body
 
 
 def nested_gather(bits: int, k: int) -> onnx.FunctionProto:

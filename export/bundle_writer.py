@@ -278,7 +278,8 @@ def _write_graphs(
 def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, bits: int) -> Variant:
     key = Action(100, prune, bits).variant
     keep_in, keep_mid = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
-    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, weight_bytes=0)
+    counts = (keep_in,) * decoder.num_layers, (keep_mid,) * decoder.num_layers
+    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, weight_bytes=0, head_bits=bits)
     return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
 
 

@@ -38,7 +38,8 @@ _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward t
 
 
 def prune_counts(prune_percent: int, hidden: int, intermediate: int, gated: bool) -> tuple[int, int]:
-    """Channels that a prune level keeps at the inputs of the two MLP matmuls: (keep_in, keep_mid).
+    """Channels that a prune level keeps at the inputs of the two MLP matmuls where all layers keep the same: (keep_in,
+    keep_mid).
 
     Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
     share and the second less; the share of all MLP weights that is read stays `prune_percent`.
@@ -52,12 +53,12 @@ def prune_counts(prune_percent: int, hidden: int, intermediate: int, gated: bool
 def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
     """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
     total = 0
-    for name in variant_tensors(decoder, tensors, variant.bits):
+    for name in variant_tensors(decoder, variant.bits, variant.head_bits):
         size = tensors[name].bytes
         if name.endswith(".up.base"):
-            size = size * variant.keep_in // decoder.hidden_size
+            size = size * variant.keep_in[int(name.split(".")[1])] // decoder.hidden_size
         elif name.endswith(".down.base"):
-            size = size * variant.keep_mid // decoder.intermediate_size
+            size = size * variant.keep_mid[int(name.split(".")[1])] // decoder.intermediate_size
         elif name.startswith("rope.") or (name.startswith("embed.") and not decoder.tied):
             continue
         total += size
@@ -67,14 +68,14 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     return total
 
 
-def variant_tensors(decoder: Decoder, tensors: Mapping[str, TensorEntry], bits: int) -> list[str]:
-    """Names of the tensors that a variant of width `bits` computes with, each once; wider planes that only the
-    embedding's look-up reads are left out."""
-    names = nested_names("embed", bits)
+def variant_tensors(decoder: Decoder, bits: int, head_bits: int) -> list[str]:
+    """Names of the tensors that a variant of width `bits` computes with, its output matrix at `head_bits`, each once;
+    wider planes that only the embedding's look-up reads are left out."""
+    names = nested_names("embed", head_bits if decoder.tied else bits)
     for layer in range(decoder.num_layers):
         names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, bits)]
     names += norm_weights(decoder, "final_norm")
-    names += [] if decoder.tied else nested_names("head", bits)
+    names += [] if decoder.tied else nested_names("head", head_bits)
     names += ["head.bias"] if decoder.head_bias else []
     return [*names, "rope.cos", "rope.sin"]
 
@@ -95,7 +96,12 @@ def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorPr
 
 
 def build_graph(
-    decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str, kv: KvLayout | None = None
+    decoder: Decoder,
+    bits: int,
+    tensors: Mapping[str, TensorEntry],
+    weights_file: str,
+    kv: KvLayout | None = None,
+    head_bits: int | None = None,
 ) -> onnx.ModelProto:
     """The graph of docs/bundle.md section 1 that runs all variants of one width.
 
@@ -103,15 +109,23 @@ def build_graph(
         tensors: the blob's tensors by name; those of the width have to be there.
         weights_file: the blob's name; it has to lie beside the graph file.
         kv: the cache's layout, float16 by default.
+        head_bits: width at which the output matrix is read, by default that of all others.
     """
-    return _GraphWriter(decoder, bits, tensors, weights_file, kv or KvLayout()).write()
+    return _GraphWriter(decoder, bits, tensors, weights_file, kv or KvLayout(), head_bits or bits).write()
 
 
 class _GraphWriter:
     def __init__(
-        self, decoder: Decoder, bits: int, tensors: Mapping[str, TensorEntry], weights_file: str, kv: KvLayout
+        self,
+        decoder: Decoder,
+        bits: int,
+        tensors: Mapping[str, TensorEntry],
+        weights_file: str,
+        kv: KvLayout,
+        head_bits: int,
     ) -> None:
         self.decoder, self.bits, self.tensors, self.weights_file = decoder, bits, tensors, weights_file
+        self.head_bits = head_bits
         self.kv, self.cache = kv, cache_parts(kv)
         self.writer = NodeWriter()
         self.used: dict[str, None] = {}  # names of tensors in order of first use
@@ -151,7 +165,8 @@ class _GraphWriter:
             *map(self._tensor, weights),
             out=[y, *(_cache_name("present", part, layer) for part in self.cache)],
             domain="sol",
-            **layer_attributes(self.decoder, self.bits),
+            layer=layer,
+            **layer_attributes(self.decoder, self.bits, self.kv),
         )
 
     def _last_positions(self, x: str) -> str:
@@ -165,10 +180,16 @@ class _GraphWriter:
 
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         out = None if bias else "logits"
-        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.bits, out=out)
+        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.head_bits, out=out)
+        self.writer.nodes[-1].overload = self._head_overload
         if bias:
             self.writer.declare(logits, ["M", outputs])
             self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
+
+    @property
+    def _head_overload(self) -> str:
+        """Tells the body of the output's product from that of the layers, where their widths differ."""
+        return "" if self.head_bits == self.bits else "head"
 
     def _nested(
         self,
@@ -190,16 +211,18 @@ class _GraphWriter:
 
     def _functions(self) -> list[onnx.FunctionProto]:
         decoder, bits = self.decoder, self.bits
+        heads = [bodies.nested_matmul(self.head_bits, self._head_overload)] if self._head_overload else []
         return [
             bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
             decoder_layer(decoder, bits, self.kv),
             bodies.nested_matmul(bits),
+            *heads,
             bodies.sparse_attention(
                 num_heads=decoder.num_heads,
                 kv_heads=decoder.num_kv_heads,
                 head_dim=decoder.head_dim,
                 rotary_dim=decoder.rotary_dim,
-                sinks=KvLayout().sinks,
+                sinks=self.kv.sinks,
                 softmax_scale=decoder.softmax_scale,
                 int8=self.kv.dtype == "int8",
             ),
@@ -215,9 +238,10 @@ class _GraphWriter:
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
+        layers = self.decoder.num_layers
+        counts = {"past_length": 1, "attn_keep": layers, "mlp_keep_in": layers, "mlp_keep_mid": layers, "num_logits": 1}
         inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
-        counts = ("past_length", "attn_keep", "mlp_keep_in", "mlp_keep_mid", "num_logits")
-        inputs += [info(name, TensorProto.INT64, [1]) for name in counts]
+        inputs += [info(name, TensorProto.INT64, [size]) for name, size in counts.items()]
         return inputs + self._cache_infos("past")
 
     def _outputs(self) -> list[onnx.ValueInfoProto]:

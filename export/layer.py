@@ -14,7 +14,7 @@ from onnx import TensorProto
 from sol_rt.config import PAGE_SIZE, KvLayout
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.bodies import planes
-from sol_rt.export.nodes import NodeWriter
+from sol_rt.export.nodes import NodeWriter, Ref
 
 CACHE = ("key", "value", "page_min", "page_max")
 SCALES = ("key_scale", "value_scale")
@@ -43,8 +43,8 @@ def nested_names(matrix: str, bits: int) -> list[str]:
     return [f"{matrix}.{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
 
 
-def layer_attributes(decoder: Decoder, bits: int) -> dict[str, Any]:
-    """The attributes of every `DecoderLayer` node of a graph."""
+def layer_attributes(decoder: Decoder, bits: int, kv: KvLayout) -> dict[str, Any]:
+    """The attributes that all `DecoderLayer` nodes of a graph share: all but `layer`."""
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.intermediate_size,
@@ -53,7 +53,7 @@ def layer_attributes(decoder: Decoder, bits: int) -> dict[str, Any]:
         "epsilon": decoder.norm_eps,
         "parallel_residual": int(decoder.parallel_residual),
         "shared_norm": int(decoder.shared_norm),
-        **_attention_attributes(decoder),
+        **_attention_attributes(decoder, kv),
         "gated": int(decoder.gated),
         "activation": decoder.activation,
         "qkv_bias": int(decoder.qkv_bias),
@@ -76,7 +76,7 @@ class _LayerBody:
     """Formal inputs are named as the tensors are, with `_` for `.`."""
 
     def __init__(self, decoder: Decoder, bits: int, kv: KvLayout) -> None:
-        self.decoder, self.bits, self.cache = decoder, bits, cache_parts(kv)
+        self.decoder, self.bits, self.kv, self.cache = decoder, bits, kv, cache_parts(kv)
         self.scales = [f"past_{part}" for part in self.cache[len(CACHE) :]]
         self.writer = NodeWriter()
 
@@ -98,20 +98,20 @@ class _LayerBody:
             "DecoderLayer",
             ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *self.scales, *weights],
             ["y", *(f"present_{part}" for part in self.cache)],
-            list(layer_attributes(decoder, self.bits)),
+            ["layer", *layer_attributes(decoder, self.bits, self.kv)],
         )
 
     def _attention(self, x: str) -> str:
         decoder = self.decoder
         qkv = self._matmul(x, "qkv", decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
         past = [f"past_{part}" for part in CACHE]
-        inputs = [qkv, *past, "past_length", "attn_keep", "cos", "sin", *self.scales]
+        inputs = [qkv, *past, "past_length", self._own("attn_keep"), "cos", "sin", *self.scales]
         self.writer.op(
             "SparseAttention",
             *inputs,
             out=["attended", *(f"present_{part}" for part in self.cache)],
             domain="sol",
-            **_attention_attributes(decoder),
+            **_attention_attributes(decoder, self.kv),
         )
         width = decoder.num_heads * decoder.head_dim
         return self._matmul(self._float("attended"), "o", width, decoder.hidden_size, bias=decoder.output_bias)
@@ -124,8 +124,8 @@ class _LayerBody:
         y = self.writer.op(
             "PrunedMLP",
             x,
-            "keep_in",
-            "keep_mid",
+            self._own("keep_in"),
+            self._own("keep_mid"),
             *map(_formal, names),
             domain="sol",
             K=decoder.hidden_size,
@@ -136,6 +136,11 @@ class _LayerBody:
             has_bias=int(decoder.mlp_bias),
         )
         return self._float(y)
+
+    def _own(self, counts: str) -> str:
+        """The layer's own entry of `counts`, int64 [1]. WebGPU gathers int64 but does not slice or split it."""
+        index = self.writer.op("Reshape", self.writer.op("Constant", value_int=Ref("layer")), self.writer.ints(1))
+        return self.writer.op("Gather", counts, index)
 
     def _norm(self, name: str, x: str) -> str:
         return norm(self.writer, self.decoder, x, [_formal(part) for part in norm_weights(self.decoder, name)])
@@ -165,14 +170,14 @@ def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: 
     return writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=decoder.norm_eps)
 
 
-def _attention_attributes(decoder: Decoder) -> dict[str, Any]:
+def _attention_attributes(decoder: Decoder, kv: KvLayout) -> dict[str, Any]:
     return {
         "num_heads": decoder.num_heads,
         "kv_heads": decoder.num_kv_heads,
         "head_dim": decoder.head_dim,
         "rotary_dim": decoder.rotary_dim,
         "page_size": PAGE_SIZE,
-        "sinks": KvLayout().sinks,
+        "sinks": kv.sinks,
         "softmax_scale": decoder.softmax_scale,
     }
 

@@ -23,7 +23,8 @@ def made_config(
         for width in bits:
             size = int(weight_bytes * width / bits[0] * (0.4 + 0.6 * prune / 100))
             key = Action(100, prune, width).variant
-            variants[key] = Variant(key, f"model.q{width}.onnx", prune, width, 576, 1536, size)
+            counts = (576,) * 30, (1536,) * 30
+            variants[key] = Variant(key, f"model.q{width}.onnx", prune, width, *counts, size, width)
     product = [Action(keep, prune, width) for keep in keeps for prune in prunes for width in bits]
     chosen = product if actions is None else [Action.parse(tag) for tag in actions]
     policy = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,20 @@ class RandomDecoder:
     vectors: dict[str, Array] = field(default_factory=dict)
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
     kv: KvLayout = FLOAT16
+    head_bits: Mapping[int, int] = field(default_factory=dict)
+    """Of a width, where it reads the output matrix at another."""
 
     @classmethod
-    def write(cls, decoder: Decoder, folder: Path, seed: int = 0, kv: KvLayout = FLOAT16) -> RandomDecoder:
+    def write(
+        cls,
+        decoder: Decoder,
+        folder: Path,
+        seed: int = 0,
+        kv: KvLayout = FLOAT16,
+        head_bits: Mapping[int, int] | None = None,
+    ) -> RandomDecoder:
         """Makes the weights and writes the blob into `folder`."""
-        self, rng = cls(decoder, kv=kv), np.random.default_rng(seed)
+        self, rng = cls(decoder, kv=kv, head_bits=head_bits or {}), np.random.default_rng(seed)
         hidden, width = decoder.hidden_size, decoder.num_heads * decoder.head_dim
 
         def vector(name: str, size: int, middle: float = 0.0) -> None:
@@ -118,14 +127,16 @@ class RandomDecoder:
         """The variant's entry as an export would make it."""
         decoder = self.decoder
         keeps = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
-        key = f"s{prune:03d}-q{bits}"
-        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *keeps, 0)
-        return Variant(key, draft.file, prune, bits, *keeps, weight_bytes(decoder, self.tensors, draft))
+        key, head_bits = f"s{prune:03d}-q{bits}", self.head_bits.get(bits, bits)
+        channels = decoder.hidden_size, decoder.intermediate_size
+        counts = [_spread(count, most, decoder.num_layers) for count, most in zip(keeps, channels, strict=True)]
+        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, head_bits)
+        return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
     def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
         """Writes the graph that runs the variant beside the blob; returns its path."""
         variant = self.variant(prune, bits)
-        model = build_graph(self.decoder, bits, self.tensors, WEIGHTS, self.kv)
+        model = build_graph(self.decoder, bits, self.tensors, WEIGHTS, self.kv, variant.head_bits)
         path = folder / variant.file
         path.write_bytes(model.SerializeToString())
         return path
@@ -167,13 +178,13 @@ class RandomDecoder:
             attention = self._attention(at, normed, bits)
             if not decoder.parallel_residual:
                 x = x + attention
-                x = x + self._mlp(at, self._norm(f"{at}.mlp_norm", x), variant)
+                x = x + self._mlp(layer, self._norm(f"{at}.mlp_norm", x), variant)
                 continue
             if not decoder.shared_norm:
                 normed = self._norm(f"{at}.mlp_norm", x)
-            x = x + attention + self._mlp(at, normed, variant)
+            x = x + attention + self._mlp(layer, normed, variant)
         hidden = self._norm("final_norm", x)[0]
-        return self._matmul(hidden, "embed" if decoder.tied else "head", bits), hidden
+        return self._matmul(hidden, "embed" if decoder.tied else "head", variant.head_bits), hidden
 
     def _matmul(self, x: Array, name: str, bits: int) -> Array:
         product = reference.nested_matmul(x, self.matrices[name], bits)
@@ -205,7 +216,8 @@ class RandomDecoder:
         )
         return self._matmul(y, f"{at}.o", bits)
 
-    def _mlp(self, at: str, x: Array, variant: Variant) -> Array:
+    def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:
+        at = f"layers.{layer}"
         return reference.pruned_mlp(
             x,
             self.matrices[f"{at}.up"],
@@ -213,11 +225,18 @@ class RandomDecoder:
             variant.bits,
             gated=self.decoder.gated,
             act=self.decoder.activation,
-            keep_in=variant.keep_in,
-            keep_mid=variant.keep_mid,
+            keep_in=variant.keep_in[layer],
+            keep_mid=variant.keep_mid[layer],
             up_bias=self.vectors.get(f"{at}.up.bias", 0.0),
             down_bias=self.vectors.get(f"{at}.down.bias", 0.0),
         )
+
+
+def _spread(count: int, channels: int, layers: int) -> tuple[int, ...]:
+    """One count a layer, each another, around `count` where it prunes."""
+    if count == channels:
+        return (count,) * layers
+    return tuple(min(max(count + 5 * (-1) ** layer, 1), channels) for layer in range(layers))
 
 
 def _file_entry(path: Path) -> FileEntry:

@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("config") / "tiny", prunes=(100,), bits=(8, 4), policy=True)
+    return write_bundle(tmp_path_factory.mktemp("config") / "tiny", prunes=(100, 50), bits=(8, 4), policy=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def test_round_trip_is_exact(bundle: Path, raw: dict[str, Any]) -> None:
 def test_the_documented_example_is_read() -> None:
     text = re.search(r"```jsonc\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     assert text is not None
-    example = json.loads(re.sub(r"\s+//.*", "", text[1]))
+    every_layer = re.sub(r"\[(\d+), …\]", lambda match: str([int(match[1])] * 30), re.sub(r"\s+//.*", "", text[1]))
+    example = json.loads(every_layer)
     empty = {"bytes": 1 << 30, "sha256": "0" * 64}
     example["files"] = {"weights.bin": empty, "model.q8.onnx": empty}
     config = SolConfig.from_json_dict(example, Path("x"))
@@ -86,7 +87,15 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("variants/s100-q8/file", "../model.onnx", ["file", "plain file name"]),
         ("variants/s100-q8/file", "other.onnx", ["other.onnx", "listed under `files`"]),
         ("variants/s100-q8/prune", 50, ["s100-q8", "s050-q8"]),
-        ("variants/s100-q8/keep_in", 65, ["keep_in", "64"]),
+        ("kv/dense_layers", [2], ["kv.dense_layers", "[2]", "0 to 1"]),
+        ("kv/dense_layers", [1, 0], ["kv.dense_layers", "[1, 0]", "ascending"]),
+        ("kv/dense_layers", 0, ["kv.dense_layers", "list of integers"]),
+        ("variants/s100-q8/keep_in", [64, 65], ["s100-q8.keep_in", "[64, 65]", "1 to 64"]),
+        ("variants/s100-q8/keep_in", 64, ["s100-q8.keep_in", "list of integers"]),
+        ("variants/s100-q8/keep_mid", [96], ["s100-q8.keep_mid", "1 counts", "2, one a layer"]),
+        ("variants/s100-q8/keep_mid", [0, 96], ["s100-q8.keep_mid", "[0, 96]", "1 to 96"]),
+        ("variants/s100-q4/head_bits", 3, ["s100-q4.head_bits", "got 3", "from 4"]),
+        ("variants/s050-q4/head_bits", 8, ["s050-q4.head_bits", "4 and 4", "s100-q4"]),
         ("actions", [], ["actions", "non-empty"]),
         ("policy/scalars", ["entropi"], ["policy.scalars", "'entropy'"]),
         ("policy/state_shape", [1, 2, 4, 8, 8], ["state_shape", "16"]),
@@ -218,4 +227,4 @@ def test_any_damage_of_the_weights_is_an_error_or_works(
 
 
 def test_the_undamaged_bundle_opens(damaged: Path) -> None:
-    assert Bundle.open(damaged).config.variants.keys() == {"s100-q8", "s100-q4"}
+    assert Bundle.open(damaged).config.variants.keys() == {"s100-q8", "s100-q4", "s050-q8", "s050-q4"}

@@ -74,17 +74,31 @@ def test_an_int8_cache_costs_a_byte_a_number_and_a_scale_a_row() -> None:
 
 
 def test_a_keep_that_covers_everything_reads_no_summaries() -> None:
-    kv = made_config().kv
-    assert reads(Action(10, 100, 8), 0, kv) == (1, 0)
-    assert reads(Action(10, 100, 8), 15, kv) == (16, 0)
+    config = made_config()
+    assert reads(Action(10, 100, 8), 0, config) == (1, 0)
+    assert reads(Action(10, 100, 8), 15, config) == (16, 0)
     # one old page, and a tenth of it rounds up to it
-    assert reads(Action(10, 100, 8), 16, kv) == (17, 0)
-    assert reads(Action(10, 100, 8), 48, kv) == (36, 3)
+    assert reads(Action(10, 100, 8), 16, config) == (17, 0)
+    assert reads(Action(10, 100, 8), 48, config) == (36, 3)
 
 
-@given(st.lists(st.integers(0, 8000), min_size=1, max_size=5), st.booleans())
-def test_the_table_is_the_steps(contexts: list[int], calibrated: bool) -> None:
+def test_layers_that_stay_dense_read_every_page() -> None:
+    """3 of 30 layers: means over layers, and bytes by hand."""
+    config = made_config()
+    config = dataclasses.replace(config, kv=KvLayout(dense_layers=(0, 1, 7)))
+    # 1000 tokens, 62 old pages, a tenth of them is 7
+    assert reads(Action(10, 100, 8), 999, config) == ((27 * 132 + 3 * 1000) / 30, 27 * 62 / 30)
+    weights = config.variants["s100-q8"].weight_bytes
+    layer = KV_BYTES / 30
+    step = BytesCost(config).step(Action(10, 100, 8), 999)
+    assert step == pytest.approx(weights + layer * (27 * (132 + 62) + 3 * 1000), rel=1e-12)
+    assert BytesCost(config).dense(999) == BytesCost(made_config()).dense(999)
+
+
+@given(st.lists(st.integers(0, 8000), min_size=1, max_size=5), st.booleans(), st.sampled_from([(), (0, 29)]))
+def test_the_table_is_the_steps(contexts: list[int], calibrated: bool, dense_layers: tuple[int, ...]) -> None:
     config = made_config(keeps=(100, 99, 50, 33, 10, 1))
+    config = dataclasses.replace(config, kv=KvLayout(dense_layers=dense_layers))
     cost: CostModel = CalibratedCost(config, table_for(config)) if calibrated else BytesCost(config)
     actions = [entry.action for entry in config.actions]
     for context, row in zip(contexts, cost.table(actions)(np.array(contexts)), strict=True):

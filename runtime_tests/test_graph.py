@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto
 from random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
 from reference import Array
 
-from sol_rt.config import TensorEntry
+from sol_rt.config import TensorEntry, Variant
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.graph import prune_counts
 
@@ -56,7 +57,8 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
     shape = decoder.decoder
     half, whole, real = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[int | str]]] = {"input_ids": (whole, [1, "S"])}
-    inputs |= {name: (whole, [1]) for name in ("past_length", "attn_keep", "mlp_keep_in", "mlp_keep_mid", "num_logits")}
+    inputs |= {name: (whole, [1]) for name in ("past_length", "num_logits")}
+    inputs |= {name: (whole, [shape.num_layers]) for name in ("attn_keep", "mlp_keep_in", "mlp_keep_mid")}
     outputs: dict[str, tuple[int, list[int | str]]] = {
         "logits": (real, ["M", shape.vocab_size]),
         "hidden_states": (real, ["M", shape.hidden_size]),
@@ -94,11 +96,13 @@ def test_weights_are_references_into_the_blob(made: tuple[Path, RandomDecoder], 
 
 
 def _run(
-    path: Path, decoder: Decoder, tokens: list[int], wanted: int, keep: tuple[int, int] = (0, 0)
+    path: Path, decoder: Decoder, tokens: list[int], wanted: int, variant: Variant | None = None
 ) -> tuple[Array, Array]:
+    every = np.zeros(decoder.num_layers, np.int64)
     feed: dict[str, Array] = {"input_ids": np.array([tokens]), "num_logits": np.array([wanted])}
-    feed |= {name: np.array([0]) for name in ("past_length", "attn_keep")}
-    feed |= {name: np.array([count]) for name, count in zip(("mlp_keep_in", "mlp_keep_mid"), keep, strict=True)}
+    feed |= {"past_length": np.array([0]), "attn_keep": every}
+    feed["mlp_keep_in"] = every if variant is None else np.array(variant.keep_in)
+    feed["mlp_keep_mid"] = every if variant is None else np.array(variant.keep_mid)
     for layer in range(decoder.num_layers):
         for part in ("key", "value"):
             feed[f"past_key_values.{layer}.{part}"] = np.zeros(
@@ -113,6 +117,18 @@ def _run(
     return logits, hidden
 
 
+@pytest.mark.parametrize("head_bits", [6, 8])
+def test_the_output_matrix_at_a_width_of_its_own(made: tuple[Path, RandomDecoder], head_bits: int) -> None:
+    folder, narrow = made
+    decoder = replace(narrow, head_bits={4: head_bits})
+    path = decoder.write_graph(folder, 100, 4)
+    onnx.checker.check_model(str(path), full_check=True)
+    got = _run(path, decoder.decoder, TOKENS, len(TOKENS))
+    expected, other = (each.logits(TOKENS, 100, 4) for each in (decoder, narrow))
+    error, difference = (np.sqrt(np.mean((got[0] - logits[0]) ** 2)) for logits in (expected, other))
+    assert error <= 0.03 * np.sqrt(np.mean(expected[0] ** 2)) < difference
+
+
 @pytest.mark.parametrize(("prune", "bits"), VARIANTS)
 def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
     """Root mean square error within 3% of the values': float32 flips a few int8 roundings and pruning choices.
@@ -122,7 +138,7 @@ def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int
     folder, decoder = made
     variant = decoder.variant(prune, bits)
     path = decoder.write_graph(folder, prune, bits)
-    got = _run(path, decoder.decoder, TOKENS, len(TOKENS), (variant.keep_in, variant.keep_mid))
+    got = _run(path, decoder.decoder, TOKENS, len(TOKENS), variant)
     bound = 5e-4 if (prune, bits) == (100, 8) else 0.03
     for value, expected in zip(got, decoder.logits(TOKENS, prune, bits), strict=True):
         assert np.sqrt(np.mean((value - expected) ** 2)) <= bound * np.sqrt(np.mean(expected**2))
@@ -170,8 +186,7 @@ def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) 
         tensors, ".qkv.scale", ".o.scale", ".up.scale", ".down.scale", ".zero", ".qkv.base", ".o.base"
     )
     expected += _all_bytes(tensors, ".weight", ".bias")
-    rows = variant.keep_in * shape.up_size // 2 + variant.keep_mid * shape.hidden_size // 2
-    expected += shape.num_layers * rows
+    expected += sum(variant.keep_in) * shape.up_size // 2 + sum(variant.keep_mid) * shape.hidden_size // 2
     head = "embed" if shape.tied else "head"
     expected += sum(tensors[head + part].bytes for part in matrix)
     expected += sum(tensors[name].bytes for name in tensors if name.startswith(("final_norm", "head.bias")))
@@ -179,6 +194,8 @@ def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) 
         blocks = shape.hidden_size // 32
         expected += blocks * (16 + 8 + 8 + 2 + 1)  # one row of the embedding, all planes
     assert variant.weight_bytes == expected
+    wide = replace(decoder, head_bits={4: 8}).variant(50, 4)
+    assert wide.weight_bytes == expected + sum(tensors[f"{head}.plane{index}"].bytes for index in (1, 2))
     assert (
         decoder.variant(100, 8).weight_bytes
         > decoder.variant(100, 6).weight_bytes

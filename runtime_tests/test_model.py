@@ -60,8 +60,9 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
     tokens, tops, fed = [], [], prompt
     for _ in range(count):
         past = len(prompt) + len(tokens) - 1 if tokens else 0
-        small = {"past_length": past, "attn_keep": 10**6, "mlp_keep_in": 0, "mlp_keep_mid": 0, "num_logits": 1}
-        feed |= {name: np.array([value], np.int64) for name, value in small.items()}
+        feed |= {name: np.array([value]) for name, value in {"past_length": past, "num_logits": 1}.items()}
+        counts = {"attn_keep": 10**6, "mlp_keep_in": 0, "mlp_keep_mid": 0}
+        feed |= {name: np.full(config.model.num_layers, value) for name, value in counts.items()}
         feed["input_ids"] = np.array([fed], np.int64)
         outputs = dict(zip(names, session.run(names, feed), strict=True))
         for name, value in outputs.items():

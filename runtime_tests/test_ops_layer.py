@@ -54,6 +54,8 @@ class Layer:
     keep_mid: int = 0
     seed: int = 0
     kv: KvLayout = FLOAT16
+    layers: int = 3
+    layer: int = 1
 
     @property
     def cache(self) -> tuple[str, ...]:
@@ -108,9 +110,15 @@ class Layer:
             "x": x,
             **{f"past_{part}": array for part, array in zip(CACHE, cache, strict=True)},
             "past_length": np.array([self.past]),
-            **{name: np.array([count]) for name, count in counts.items()},
+            **{name: self._counts(count) for name, count in counts.items()},
             **scales,
         }
+
+    def _counts(self, own: int) -> Array:
+        """The counts of all layers, this one's among others that no layer of this size can have."""
+        if self.layers == 1:
+            return np.array([own])
+        return np.where(np.arange(self.layers) == self.layer, own, -7)
 
     @cached_property
     def model(self) -> onnx.ModelProto:
@@ -131,7 +139,8 @@ class Layer:
         body = decoder_layer(d, bits, self.kv)
         scales = [name for name in self.feed if name.endswith("_scale")]
         inputs = [*(name for name in self.feed if name not in scales), "cos", "sin", *scales, *weights]
-        node = helper.make_node("DecoderLayer", inputs, body.output, domain="sol", **layer_attributes(d, bits))
+        attributes = {"layer": self.layer, **layer_attributes(d, bits, self.kv)}
+        node = helper.make_node("DecoderLayer", inputs, body.output, domain="sol", **attributes)
 
         def info(name: str, array: Array) -> onnx.ValueInfoProto:
             shape = [1, "S", d.hidden_size] if name in ("x", "y") else array.shape
@@ -280,6 +289,8 @@ def layers(draw: st.DrawFn) -> Layer:
         draw(st.one_of(st.just(0), st.integers(1, decoder.intermediate_size))),
         draw(st.integers(0, 2**20)),
         draw(st.sampled_from([FLOAT16, INT8])),
+        layers := draw(st.integers(1, 5)),
+        draw(st.integers(0, layers - 1)),
     )
 
 
@@ -452,9 +463,9 @@ def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
         ("x", np.zeros((1, 300, 64), np.float32)),
         ("past_length", np.array([CAPACITY])),
         ("past_length", np.array([-1])),
-        ("attn_keep", np.array([-1])),
-        ("keep_in", np.array([65])),
-        ("keep_mid", np.array([-1])),
+        ("attn_keep", np.array([0, -1, 0])),
+        ("keep_in", np.array([0, 65, 0])),
+        ("keep_mid", np.array([0, -1, 0])),
     ],
 )
 def test_bad_input_is_one_line(name: str, value: Array) -> None:

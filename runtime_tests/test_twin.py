@@ -52,15 +52,22 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(
-    scope="module", params=[*((family, "float16") for family in sorted(CONFIGS)), ("llama", "int8"), ("phi", "int8")]
+    scope="module",
+    params=[
+        *((family, "float16", (), {}) for family in sorted(CONFIGS)),
+        ("llama", "int8", (1,), {}),
+        ("phi", "int8", (0,), {4: 6, 6: 8}),
+    ],
 )
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Twin]:
     """A bundle of random codes and its twin."""
-    family, kv = request.param
+    family, kv, dense_layers, head_bits = request.param
     folder = tmp_path_factory.mktemp(family)
-    bundle = Bundle.open(write_bundle(folder, family, prunes=(100, 75, 50, 25), kv=kv))
-    weights = read_blob(folder / bundle.config.weights_file, bundle.config.tensors, describe(family))
-    return bundle, Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)))
+    levels = {"dense_layers": dense_layers, "head_bits": head_bits}
+    bundle = Bundle.open(write_bundle(folder, family, prunes=(100, 75, 50, 25), kv=kv, **levels))
+    config = bundle.config
+    weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)
+    return bundle, Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=config.kv.dense_layers)
 
 
 def _tokens(count: int, vocabulary: int) -> np.ndarray:
@@ -159,7 +166,9 @@ def test_twin_of_a_checkpoint_is_the_twin_of_its_bundle(family: str, request: py
     for name, value in made.state().items():
         assert torch.equal(value, read.state()[name]), name
     for prune in (100, 75, 50, 25):
-        assert made.keep_counts(prune) == read.keep_counts(prune)
+        action = Action(100, prune, 8)
+        assert made.keep_counts(action) == read.keep_counts(action)
+        assert made.head_bits(action) == read.head_bits(action) == 8
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])

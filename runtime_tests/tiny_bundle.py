@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,12 +42,15 @@ def write_bundle(
     keeps: tuple[int, ...] = (100, 30),
     policy: bool = False,
     kv: str = "float16",
+    dense_layers: tuple[int, ...] = (),
+    head_bits: Mapping[int, int] | None = None,
     seed: int = 0,
 ) -> Path:
     """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     decoder = decoder or describe(family)
-    weights = RandomDecoder.write(decoder, folder, seed, KvLayout(kv, capacity_step=64))
+    layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
+    weights = RandomDecoder.write(decoder, folder, seed, layout, head_bits)
     variants = {}
     for prune in prunes:
         for width in bits:

@@ -101,13 +101,20 @@ def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
 
 
 def _check_shapes(path: Path, config: SolConfig) -> None:
-    """Compares the model's dims with tensors that repeat them: an edited dim must not misread the cache later."""
+    """Compares dims and widths with the tensors: an edited dim must not misread the cache later."""
     for name, axis, expected, key in _carried_dims(config):
         entry = config.tensors.get(name)
         if entry is not None and (len(entry.shape) <= axis or entry.shape[axis] != expected):
             got = f"{list(entry.shape)} in the weights"
             raise BundleError(
                 path, f"weights.tensors.{name}.shape", got, f"{expected} at axis {axis}, from model.{key}"
+            )
+
+    widest = 4 + 2 * sum(f"embed.plane{index}" in config.tensors for index in (1, 2))
+    for key, variant in config.variants.items():
+        if variant.head_bits > widest:
+            raise BundleError(
+                path, f"variants.{key}.head_bits", variant.head_bits, f"at most {widest}, the widest in the weights"
             )
 
 

@@ -133,9 +133,9 @@ def measure(
     rows: list[Timing] = []
     for variant in config.variants:
         mine = [(action, length, ms) for (action, length), ms in measured.items() if action.variant == variant]
-        line = fit_line([(*reads(action, length, config.kv), ms) for action, length, ms in mine])
+        line = fit_line([(*reads(action, length, config), ms) for action, length, ms in mine])
         lines[variant] = dict.fromkeys(keeps, line)
-        rows += [Timing(*row, line.at(*reads(row[0], row[1], config.kv))) for row in mine]
+        rows += [Timing(*row, line.at(*reads(row[0], row[1], config))) for row in mine]
 
     device = device_string(engine.provider_name, engine.threads, engine.native)
     table = CalibrationTable(

@@ -19,7 +19,8 @@ from sol_rt.actions import Action
 from sol_rt.errors import BundleError, UsageError
 
 FORMAT = "sol_rt.bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 CONFIG_NAME = "sol_config.json"
 PAGE_SIZE = 16
 ALIGNMENT = 4096
@@ -65,13 +66,14 @@ class ModelDims:
 class KvLayout:
     """KV cache: `page_size` tokens a page, capacity in `capacity_step`s, the first `sinks` tokens always read.
 
-    `dtype` is that of keys and values, one of KV_DTYPES.
+    `dtype` is that of keys and values, one of KV_DTYPES. Attention in `dense_layers` reads all pages under any action.
     """
 
     dtype: str = "float16"
     page_size: int = PAGE_SIZE
     sinks: int = 4
     capacity_step: int = 256
+    dense_layers: tuple[int, ...] = ()
 
     def token_bytes(self, head_dim: int) -> int:
         """Bytes of one token's key and value in one KV head."""
@@ -80,15 +82,24 @@ class KvLayout:
 
 @dataclass(frozen=True)
 class Variant:
-    """One graph. `keep_in`, `keep_mid`: MLP channels kept; `weight_bytes`: bytes of weights one decode step reads."""
+    """A width, which is a graph, and a prune level.
+
+    Attributes:
+        prune: percent of MLP weights read, the mean over layers.
+        bits: width of all matrices but the output's.
+        keep_in, keep_mid: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
+        weight_bytes: bytes of weights that one decode step reads.
+        head_bits: width at which the output matrix is read, the same for all variants of a width.
+    """
 
     key: str
     file: str
     prune: int
     bits: int
-    keep_in: int
-    keep_mid: int
+    keep_in: tuple[int, ...]
+    keep_mid: tuple[int, ...]
     weight_bytes: int
+    head_bits: int
 
 
 @dataclass(frozen=True)
@@ -174,9 +185,13 @@ class SolConfig:
         """The JSON object that `from_json` reads back to an equal config."""
         model = asdict(self.model)
         model["eos_token_ids"] = list(self.model.eos_token_ids)
-        variants = {key: asdict(variant) for key, variant in self.variants.items()}
-        for entry in variants.values():
-            del entry["key"]
+        kv = {**asdict(self.kv), "dense_layers": list(self.kv.dense_layers)}
+        variants = {key: _written(variant) for key, variant in self.variants.items()}
+        if self.format_version == 1:
+            del kv["dense_layers"]
+            for entry in variants.values():
+                entry.update(keep_in=entry["keep_in"][0], keep_mid=entry["keep_mid"][0])
+                del entry["head_bits"]
         policy = None
         if self.policy is not None:
             policy = asdict(self.policy)
@@ -189,7 +204,7 @@ class SolConfig:
             "format_version": self.format_version,
             "generator": self.generator,
             "model": model,
-            "kv": asdict(self.kv),
+            "kv": kv,
             "dense": self.dense.tag,
             "variants": variants,
             "actions": [{"tag": entry.action.tag, "loss": entry.loss} for entry in self.actions],
@@ -203,6 +218,12 @@ class SolConfig:
 def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
     """Bytes of a densely packed tensor; sub-byte types are packed, the last byte padded."""
     return (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
+
+
+def _written(variant: Variant) -> dict[str, Any]:
+    entry = {**asdict(variant), "keep_in": list(variant.keep_in), "keep_mid": list(variant.keep_mid)}
+    del entry["key"]
+    return entry
 
 
 def _short(text: object, limit: int = 80) -> str:
@@ -321,13 +342,13 @@ def _read_config(top: _Table) -> SolConfig:
             "format", _short(json.dumps(found)), f'"{FORMAT}"', "point at a folder that `sol-rt export` wrote"
         )
     version = top.integer("format_version", 0)
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
-        raise top.fail("format_version", version, f"{FORMAT_VERSION}, the only version that this sol_rt reads", hint)
+        raise top.fail("format_version", version, f"{' or '.join(map(str, READABLE_VERSIONS))}", hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))
-    kv = _read_kv(top.table("kv"))
-    variants = _read_variants(top.table("variants"), model)
+    kv = _read_kv(top.table("kv"), model, version)
+    variants = _read_variants(top.table("variants"), model, version)
     dense = _action(top, "dense", top.value("dense"), variants)
     if dense.keep != 100:
         raise top.fail("dense", dense.tag, "an action that reads all KV pages (k100)")
@@ -382,39 +403,60 @@ def _read_model(table: _Table) -> ModelDims:
     return model
 
 
-def _read_kv(table: _Table) -> KvLayout:
+def _read_kv(table: _Table, model: ModelDims, version: int) -> KvLayout:
     layout = KvLayout(
         dtype=table.choice("dtype", KV_DTYPES),
         page_size=table.integer("page_size", PAGE_SIZE, PAGE_SIZE),
         sinks=table.integer("sinks", 0, PAGE_SIZE),
         capacity_step=table.integer("capacity_step", PAGE_SIZE, 1 << 20),
+        dense_layers=() if version == 1 else table.integers("dense_layers", 0, model.num_layers - 1),
     )
+    if list(layout.dense_layers) != sorted(set(layout.dense_layers)):
+        raise table.fail("dense_layers", list(layout.dense_layers), "each layer once, in ascending order")
     if layout.capacity_step % layout.page_size:
         raise table.fail("capacity_step", layout.capacity_step, f"a multiple of page_size = {layout.page_size}")
     table.done()
     return layout
 
 
-def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
-    variants = {}
+def _read_variants(table: _Table, model: ModelDims, version: int) -> dict[str, Variant]:
+    variants: dict[str, Variant] = {}
     for key, entry in table.tables():
+        bits = entry.integer("bits", 1, 16)
         variant = Variant(
             key=key,
             file=entry.file_name("file"),
             prune=entry.integer("prune", 1, 100),
-            bits=entry.integer("bits", 1, 16),
-            keep_in=entry.integer("keep_in", 1, model.hidden_size),
-            keep_mid=entry.integer("keep_mid", 1, model.intermediate_size),
+            bits=bits,
+            keep_in=_read_counts(entry, "keep_in", model.hidden_size, model.num_layers, version),
+            keep_mid=_read_counts(entry, "keep_mid", model.intermediate_size, model.num_layers, version),
             weight_bytes=entry.integer("weight_bytes", 1),
+            head_bits=bits if version == 1 else entry.integer("head_bits", bits, 16),
         )
         entry.done()
         name = Action(100, variant.prune, variant.bits).variant
         if key != name:
             raise table.fail(_short(key), f"prune {variant.prune} and bits {variant.bits}", f"the key {name}")
+        for other in variants.values():
+            if other.file == variant.file and (other.bits, other.head_bits) != (bits, variant.head_bits):
+                raise entry.fail(
+                    "head_bits",
+                    f"bits {bits} and head_bits {variant.head_bits}",
+                    f"{other.bits} and {other.head_bits}, those of {other.key}, which runs the same graph",
+                )
         variants[key] = variant
     if not variants:
         raise BundleError(table.path, table.where, "no variants", "at least the dense one")
     return variants
+
+
+def _read_counts(entry: _Table, name: str, channels: int, layers: int, version: int) -> tuple[int, ...]:
+    if version == 1:
+        return (entry.integer(name, 1, channels),) * layers
+    counts = entry.integers(name, 1, channels)
+    if len(counts) != layers:
+        raise entry.fail(name, f"{len(counts)} counts", f"{layers}, one a layer")
+    return counts
 
 
 def _read_actions(top: _Table, variants: Mapping[str, Variant]) -> tuple[ActionEntry, ...]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import KvLayout, SolConfig
+from sol_rt.config import SolConfig
 from sol_rt.errors import SolError
 from sol_rt.home import calibration_dir
 from sol_rt.ops import library_path
@@ -76,13 +76,16 @@ class Line:
         return self.fixed + self.per_token * tokens_read + self.per_page * pages_scored
 
 
-def reads(action: Action, context: int, kv: KvLayout) -> tuple[int, int]:
-    """(tokens_read, pages_scored): cache entries and page summaries that a decode step reads in every layer."""
+def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float]:
+    """(tokens_read, pages_scored): cache entries and page summaries that a decode step reads, the mean over layers."""
+    kv, layers = config.kv, config.model.num_layers
     old_pages = -(-(context + 1) // kv.page_size) - 1
     pages = action.pages(context, kv.page_size)
     if pages >= old_pages:
         return context + 1, 0
-    return min(context + 1, kv.page_size * (pages + 1) + kv.sinks), old_pages
+    sparse, dense = layers - len(kv.dense_layers), len(kv.dense_layers)
+    tokens = min(context + 1, kv.page_size * (pages + 1) + kv.sinks)
+    return (sparse * tokens + dense * (context + 1)) / layers, sparse * old_pages / layers
 
 
 class _LineCost:
@@ -94,12 +97,12 @@ class _LineCost:
     def __init__(self, config: SolConfig, line: Callable[[Action], Line], note: str) -> None:
         self.dense_action = config.dense
         self.note = note
-        self._kv = config.kv
+        self._config = config
         self._line = line
         self._dense_line = line(config.dense)
 
     def step(self, action: Action, context: int) -> float:
-        return self._line(action).at(*reads(action, context, self._kv))
+        return self._line(action).at(*reads(action, context, self._config))
 
     def dense(self, context: int) -> float:
         return self._dense_line.at(context + 1, 0)
@@ -110,14 +113,15 @@ class _LineCost:
         per_token = np.array([line.per_token for line in lines], np.float64)
         per_page = np.array([line.per_page for line in lines], np.float64)
         keep = np.array([action.keep for action in actions], np.int64)
-        page, sinks = self._kv.page_size, self._kv.sinks
+        page, sinks, layers = self._config.kv.page_size, self._config.kv.sinks, self._config.model.num_layers
+        dense = len(self._config.kv.dense_layers) / layers
 
         def costs(contexts: np.ndarray) -> np.ndarray:
             held = contexts[:, None] + 1
             old_pages = -(-held // page) - 1
             pages = -(-old_pages * keep // 100)
-            sparse = pages < old_pages
-            tokens = np.where(sparse, np.minimum(held, page * (pages + 1) + sinks), held)
+            sparse = (pages < old_pages) * (1 - dense)
+            tokens = held + sparse * (np.minimum(held, page * (pages + 1) + sinks) - held)
             return np.asarray(fixed + per_token * tokens + per_page * (sparse * old_pages))
 
         return costs

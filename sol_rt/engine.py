@@ -17,7 +17,7 @@ import onnxruntime as ort
 from sol_rt import providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import ModelDims, Variant
+from sol_rt.config import SolConfig, Variant
 from sol_rt.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError
 from sol_rt.kv_cache import KvCache
@@ -25,6 +25,7 @@ from sol_rt.weights import SharedWeights
 
 _NATIVE_CHUNK = 512
 _BODY_CHUNK = 128  # function bodies hold the attention matrix of a whole chunk
+_ALL_PAGES = 1 << 30
 
 
 class StepOutput(NamedTuple):
@@ -75,9 +76,10 @@ class Engine:
         self.max_context = min(model.max_context, max_context or model.max_context)
         self.weights = SharedWeights(bundle)
         self._cache = KvCache(model, bundle.config.kv, self.provider.place)
-        self._inputs = _StepInputs(model)
+        self._inputs = _StepInputs(bundle.config)
         self._runners: dict[str, _Runner] = {}
         self._plans: dict[Action, _Plan] = {}
+        self._plan: _Plan | None = None
         self._page_size = bundle.config.kv.page_size
         self._tokens: list[int] = []
         self.owner: object = None  # whoever last filled the cache for itself
@@ -125,6 +127,27 @@ class Engine:
         for key in variant_keys:
             self._runner(key)
 
+    def keep_channels(self, variant_key: str, keep_in: Sequence[int], keep_mid: Sequence[int]) -> None:
+        """From now on the variant keeps these MLP channels, one count a layer, instead of the bundle's own counts.
+
+        For the search of keep levels. Raises UsageError where a graph of one count for all layers cannot hold them,
+        or a count is out of range.
+        """
+        model = self.bundle.config.model
+        for name, counts, channels in (
+            ("keep_in", keep_in, model.hidden_size),
+            ("keep_mid", keep_mid, model.intermediate_size),
+        ):
+            if len(counts) != model.num_layers or not all(1 <= count <= channels for count in counts):
+                said = f"{len(counts)} counts from {min(counts, default=0)} to {max(counts, default=0)}"
+                raise UsageError(f"{name}: got {said}, expected {model.num_layers} counts from 1 to {channels}")
+            if len(self._inputs.mlp_keep_in) < len(set(counts)):
+                raise UsageError(f"{name}: a bundle of format version 1 has one count for all layers; export it again")
+        variant = self._variant(variant_key)
+        plan = self._planned(variant, keep_in, keep_mid)
+        self._plan = None
+        self._plans.update({Action(keep, variant.prune, variant.bits): plan for keep in range(1, 101)})
+
     def reset(self) -> None:
         """Forgets all tokens; buffers stay."""
         self.truncate(0)
@@ -166,7 +189,7 @@ class Engine:
         inputs, length = self._inputs, len(self._tokens)
         inputs.token[0, 0] = token
         inputs.past_length[0] = length
-        inputs.attn_keep[0] = action.pages(length, self._page_size)
+        inputs.attn_keep[inputs.sparse_layers] = action.pages(length, self._page_size)
         self._prepare(action).step()
         output = StepOutput(inputs.logits, inputs.hidden, Distribution(inputs.logits[0], self._sums))
         # the same function for both: the step has driven all code out of the caches, and a second one would be fetched
@@ -223,12 +246,19 @@ class Engine:
         """Tells the graph how many MLP channels to keep; returns what runs it."""
         plan = self._plans.get(action)
         if plan is None:
-            variant, model = self._variant(action.variant), self.bundle.config.model
-            keep_in, keep_mid = variant.keep_in % model.hidden_size, variant.keep_mid % model.intermediate_size
-            plan = self._plans[action] = _Plan(self._runner(action.variant), keep_in, keep_mid)
-        self._inputs.mlp_keep_in[0] = plan.keep_in
-        self._inputs.mlp_keep_mid[0] = plan.keep_mid
+            variant = self._variant(action.variant)
+            plan = self._plans[action] = self._planned(variant, variant.keep_in, variant.keep_mid)
+        if plan is not self._plan:
+            self._inputs.mlp_keep_in[:] = plan.keep_in
+            self._inputs.mlp_keep_mid[:] = plan.keep_mid
+            self._plan = plan
         return plan.runner
+
+    def _planned(self, variant: Variant, keep_in: Sequence[int], keep_mid: Sequence[int]) -> _Plan:
+        model, count = self.bundle.config.model, len(self._inputs.mlp_keep_in)
+        # 0 keeps all of them, without sorting
+        counts = np.array(keep_in) % model.hidden_size, np.array(keep_mid) % model.intermediate_size
+        return _Plan(self._runner(variant.key), counts[0][:count], counts[1][:count])
 
     def _variant(self, key: str) -> Variant:
         variants = self.bundle.config.variants
@@ -255,7 +285,7 @@ class Engine:
             self.weights.check(file)
         path = self.bundle.file(file)
         session = self.provider.session(path, options)
-        check_signature(path, session, _step_signature(config.model, self._cache))
+        check_signature(path, session, _step_signature(config, self._cache))
         return session
 
 
@@ -268,14 +298,20 @@ def _unfit_providers(bundle: Bundle) -> dict[str, str]:
 
 
 class _StepInputs:
-    """The small inputs and the outputs of a decode step, allocated once and shared by all variants."""
+    """The small inputs and the outputs of a decode step, allocated once and shared by all variants.
 
-    def __init__(self, model: ModelDims) -> None:
+    `sparse_layers` indexes the layers in `attn_keep` that may skip pages.
+    """
+
+    def __init__(self, config: SolConfig) -> None:
+        model, dense = config.model, config.kv.dense_layers
+        layers = _counts(config)
         self.token = np.zeros((1, 1), np.int64)
         self.past_length = np.zeros(1, np.int64)
-        self.attn_keep = np.zeros(1, np.int64)
-        self.mlp_keep_in = np.zeros(1, np.int64)
-        self.mlp_keep_mid = np.zeros(1, np.int64)
+        self.attn_keep = np.full(layers, _ALL_PAGES, np.int64)
+        self.mlp_keep_in = np.zeros(layers, np.int64)
+        self.mlp_keep_mid = np.zeros(layers, np.int64)
+        self.sparse_layers = np.delete(np.arange(layers), dense) if dense else slice(None)
         one = np.ones(1, np.int64)
         self.logits = np.zeros((1, model.vocab_size), np.float32)
         self.hidden = np.zeros((1, model.hidden_size), np.float32)
@@ -291,11 +327,11 @@ class _StepInputs:
 
 
 class _Plan(NamedTuple):
-    """How an action runs: the counts are those of MLP channels to keep, 0 for all of them."""
+    """How an action runs: int64 counts of MLP channels to keep, as the graph takes them, 0 for all of them."""
 
     runner: _Runner
-    keep_in: int
-    keep_mid: int
+    keep_in: np.ndarray
+    keep_mid: np.ndarray
 
 
 class _Runner:
@@ -370,14 +406,20 @@ Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, 
 """Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
 
 
-def _step_signature(model: ModelDims, cache: KvCache) -> Signature:
+def _counts(config: SolConfig) -> int:
+    """Length of the inputs that tell how much to read: one count a layer; in version 1 of the format one for all."""
+    return 1 if config.format_version == 1 else config.model.num_layers
+
+
+def _step_signature(config: SolConfig, cache: KvCache) -> Signature:
     """The contract of docs/bundle.md section 1 for this model."""
+    model, layers = config.model, _counts(config)
     inputs: dict[str, tuple[str, list[int | None]]] = {
         "input_ids": ("tensor(int64)", [1, None]),
         "past_length": ("tensor(int64)", [1]),
-        "attn_keep": ("tensor(int64)", [1]),
-        "mlp_keep_in": ("tensor(int64)", [1]),
-        "mlp_keep_mid": ("tensor(int64)", [1]),
+        "attn_keep": ("tensor(int64)", [layers]),
+        "mlp_keep_in": ("tensor(int64)", [layers]),
+        "mlp_keep_mid": ("tensor(int64)", [layers]),
         "num_logits": ("tensor(int64)", [1]),
     }
     outputs: dict[str, tuple[str, list[int | None]]] = {

@@ -8,7 +8,7 @@ additions. Inference only: the decoder is frozen, no gradient flows through it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +52,9 @@ class _Group:
 
     rows: Tensor | slice
     bits: int
-    keep_in: int
-    keep_mid: int
+    head_bits: int
+    keep_in: tuple[int, ...]
+    keep_mid: tuple[int, ...]
 
 
 class Twin(nn.Module):
@@ -63,16 +64,23 @@ class Twin(nn.Module):
         weights: from `sol_rt.train.weights`.
         arithmetic: what is rounded.
         page_size, sinks: tokens a KV page, and tokens at the start that attention always reads: `kv` of the bundle.
+        dense_layers: layers whose attention always reads all pages.
     """
 
     def __init__(
-        self, weights: ModelWeights, arithmetic: Arithmetic | None = None, *, page_size: int = 16, sinks: int = 4
+        self,
+        weights: ModelWeights,
+        arithmetic: Arithmetic | None = None,
+        *,
+        page_size: int = 16,
+        sinks: int = 4,
+        dense_layers: Collection[int] = (),
     ) -> None:
         super().__init__()
         self.weights = weights
         self.decoder = weights.decoder
         self.arithmetic = arithmetic or Arithmetic()
-        self.page_size, self.sinks = page_size, sinks
+        self.page_size, self.sinks, self.dense_layers = page_size, sinks, frozenset(dense_layers)
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for `rows` sequences."""
@@ -123,7 +131,7 @@ class Twin(nn.Module):
         return logits[:, 0], hidden[:, 0]
 
     def _group(self, rows: Tensor | slice, action: Action) -> _Group:
-        return _Group(rows, action.bits, *self.weights.keep_counts(action.prune))
+        return _Group(rows, action.bits, self.weights.head_bits(action), *self.weights.keep_counts(action))
 
     def _pages(self, actions: Sequence[Action], past: KVCache) -> Tensor | None:
         """Old pages that each row reads, int64 [B]; None where every row reads all."""
@@ -146,13 +154,13 @@ class Twin(nn.Module):
             attended = self._attention(normed, layer, groups, pages, past, slots)
             if decoder.parallel_residual:
                 mlp_in = normed if decoder.shared_norm else self._norm(x, f"{name}.mlp_norm")
-                x = x + attended + self._mlp(mlp_in, name, groups)
+                x = x + attended + self._mlp(mlp_in, layer, groups)
             else:
                 x = x + attended
-                x = x + self._mlp(self._norm(x, f"{name}.mlp_norm"), name, groups)
+                x = x + self._mlp(self._norm(x, f"{name}.mlp_norm"), layer, groups)
         past.close(slots)
         hidden = self._norm(x if num_logits is None else x[:, -num_logits:], "final_norm")
-        return self._matmul(hidden, "embed" if decoder.tied else "head", groups, bias="head.bias"), hidden
+        return self._head(hidden, groups), hidden
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.weights.vector(f"{name}.weight"), self.weights.vector_or_none(f"{name}.bias")
@@ -160,27 +168,32 @@ class Twin(nn.Module):
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.decoder.norm_eps)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.norm_eps) * weight
 
-    def _matmul(self, x: Tensor, name: str, groups: list[_Group], bias: str | None = None) -> Tensor:
+    def _head(self, x: Tensor, groups: list[_Group]) -> Tensor:
+        name = "embed" if self.decoder.tied else "head"
+        return _by_group(groups, x, lambda part, group: self._linear(part, name, group.head_bits, "head.bias"))
+
+    def _matmul(self, x: Tensor, name: str, groups: list[_Group]) -> Tensor:
         """x [B, S, K] times a matrix [N, K] at each group's level, plus the bias where there is one: [B, S, N]."""
-        return _by_group(groups, x, lambda part, group: self._linear(part, name, group.bits, bias))
+        return _by_group(groups, x, lambda part, group: self._linear(part, name, group.bits))
 
     def _linear(self, x: Tensor, name: str, bits: int, bias: str | None = None) -> Tensor:
         if self.arithmetic.rounded_activations:
             x = round_activations(x, bits)
         return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias or f"{name}.bias"))
 
-    def _mlp(self, x: Tensor, name: str, groups: list[_Group]) -> Tensor:
-        return _by_group(groups, x, lambda part, group: self._pruned_mlp(part, name, group))
+    def _mlp(self, x: Tensor, layer: int, groups: list[_Group]) -> Tensor:
+        return _by_group(groups, x, lambda part, group: self._pruned_mlp(part, layer, group))
 
-    def _pruned_mlp(self, x: Tensor, name: str, group: _Group) -> Tensor:
-        up = self._linear(keep_largest(x, group.keep_in), f"{name}.up", group.bits)
+    def _pruned_mlp(self, x: Tensor, layer: int, group: _Group) -> Tensor:
+        name = f"layers.{layer}"
+        up = self._linear(keep_largest(x, group.keep_in[layer]), f"{name}.up", group.bits)
         act = _ACTIVATIONS[self.decoder.activation]
         if self.decoder.gated:
             gate, up = up.chunk(2, dim=-1)
             middle = act(gate) * up
         else:
             middle = act(up)
-        return self._linear(keep_largest(middle, group.keep_mid), f"{name}.down", group.bits)
+        return self._linear(keep_largest(middle, group.keep_mid[layer]), f"{name}.down", group.bits)
 
     def _attention(
         self, x: Tensor, layer: int, groups: list[_Group], pages: Tensor | None, past: KVCache, slots: Slots
@@ -194,7 +207,7 @@ class Twin(nn.Module):
         keys, values = keys.float(), values.float()  # [B, Hk, T, D]
         at = torch.arange(slots.longest, device=x.device)
         mask = (at <= slots.positions.unsqueeze(-1)).unsqueeze(1)  # [B, 1, S, T]
-        if pages is not None:
+        if pages is not None and layer not in self.dense_layers:
             mask = mask & self._read(q, past, layer, pages, slots).unsqueeze(2)
         y = F.scaled_dot_product_attention(
             q, keys, values, attn_mask=mask, scale=d.softmax_scale, enable_gqa=d.num_heads != d.num_kv_heads

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry
+from sol_rt.actions import Action
+from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry, Variant
 from sol_rt.export.architecture import BLOCK, FAMILIES, Decoder, from_hf_config
 from sol_rt.export.checkpoint import check_tensors, open_checkpoint
 from sol_rt.export.checkpoint import matrices as checkpoint_matrices
@@ -118,8 +119,8 @@ class ModelWeights(nn.Module):
         decoder: description of the decoder.
         matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
         vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
-        prunes: prune level -> channels kept at the inputs of the first and the second MLP matmul, where a bundle
-            says so; other levels follow the exporter's rule.
+        variants: a bundle's variants by key; others keep what the exporter's rule says, the same in all layers, and
+            read the output matrix at their own width.
     """
 
     def __init__(
@@ -127,12 +128,13 @@ class ModelWeights(nn.Module):
         decoder: Decoder,
         matrices: Mapping[str, Matrix],
         vectors: Mapping[str, Tensor],
-        prunes: Mapping[int, tuple[int, int]] | None = None,
+        variants: Mapping[str, Variant] | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self._matrices = nn.ModuleDict({_key(name): matrix for name, matrix in matrices.items()})
-        self._prunes = {100: (decoder.hidden_size, decoder.intermediate_size), **(prunes or {})}
+        self._variants = dict(variants or {})
+        self._rule = {100: (decoder.hidden_size, decoder.intermediate_size)}
         self._names = frozenset(vectors)
         for name, vector in vectors.items():
             self.register_buffer(_key(name), vector.float(), persistent=False)
@@ -148,14 +150,22 @@ class ModelWeights(nn.Module):
     def vector_or_none(self, name: str) -> Tensor | None:
         return self.vector(name) if name in self._names else None
 
-    def keep_counts(self, prune: int) -> tuple[int, int]:
-        """Channels that prune level `prune` (percent) keeps before the first and the second MLP matmul."""
-        if prune not in self._prunes:
+    def keep_counts(self, action: Action) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Channels that the action keeps before the first and the second MLP matmul, one count a layer."""
+        variant, d = self._variants.get(action.variant), self.decoder
+        if variant is not None:
+            return variant.keep_in, variant.keep_mid
+        if action.prune not in self._rule:
             from sol_rt.export.graph import prune_counts  # needs onnx, which the twin of a bundle does without
 
-            d = self.decoder
-            self._prunes[prune] = prune_counts(prune, d.hidden_size, d.intermediate_size, d.gated)
-        return self._prunes[prune]
+            self._rule[action.prune] = prune_counts(action.prune, d.hidden_size, d.intermediate_size, d.gated)
+        keep_in, keep_mid = self._rule[action.prune]
+        return (keep_in,) * d.num_layers, (keep_mid,) * d.num_layers
+
+    def head_bits(self, action: Action) -> int:
+        """Width at which the action reads the output matrix."""
+        variant = self._variants.get(action.variant)
+        return action.bits if variant is None else variant.head_bits
 
     def state(self) -> dict[str, Tensor]:
         """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""
@@ -178,17 +188,16 @@ def read_bundle(path: Path | str) -> ModelWeights:
     config = SolConfig.from_json(folder / CONFIG_NAME)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     decoder = from_hf_config(hf_config, config.model.max_context)
-    prunes = {variant.prune: (variant.keep_in, variant.keep_mid) for variant in config.variants.values()}
-    return read_blob(folder / config.weights_file, config.tensors, decoder, prunes)
+    return read_blob(folder / config.weights_file, config.tensors, decoder, config.variants)
 
 
 def read_blob(
     path: Path,
     tensors: Mapping[str, TensorEntry],
     decoder: Decoder,
-    prunes: Mapping[int, tuple[int, int]] | None = None,
+    variants: Mapping[str, Variant] | None = None,
 ) -> ModelWeights:
-    """The weights of a weights file whose tensors lie where `tensors` says; `prunes` as in ModelWeights."""
+    """The weights of a weights file whose tensors lie where `tensors` says; `variants` as in ModelWeights."""
     blob = np.memmap(path, np.uint8, "r")
     matrices = {name.removesuffix(".base") for name in tensors if name.endswith(".base")}
     parts = {f"{name}.{part}" for name in matrices for part in ("base", "scale", "zero", "plane1", "plane2")}
@@ -196,7 +205,7 @@ def read_blob(
         decoder,
         {name: _read_matrix(blob, tensors, name) for name in sorted(matrices)},
         {name: torch.from_numpy(_read(blob, entry)) for name, entry in tensors.items() if name not in parts},
-        prunes,
+        variants,
     )
 
 

@@ -71,11 +71,11 @@ int64_t PartOfTask(int64_t task, int64_t parts) {
 
 }  // namespace
 
-Attention::Attention(const Attributes& attributes, const char* op, bool int8, size_t scale_port)
+Attention::Attention(const Attributes& attributes, const char* op, bool int8, size_t scale_port, int64_t layer)
     : op_(op),
       scale_port_(scale_port),
       past_length_(attributes, op, kKeyPort + 4, "past_length"),
-      attn_keep_(attributes, op, kKeyPort + 5, "attn_keep") {
+      attn_keep_(attributes, op, kKeyPort + 5, "attn_keep", layer) {
   sizes_.int8 = int8;
   sizes_.heads = attributes.Int("num_heads", 1, 1024);
   sizes_.kv_heads = attributes.Int("kv_heads", 1, sizes_.heads);

@@ -25,7 +25,7 @@ class Attention {
  public:
   // Reads the sizes from the attributes of the operator `op`. With `int8` its cache holds codes, and their scales, keys' and values', are
   // its inputs from `scale_port` on.
-  Attention(const Attributes& attributes, const char* op, bool int8, size_t scale_port);
+  Attention(const Attributes& attributes, const char* op, bool int8, size_t scale_port, int64_t layer = CountInput::kNoLayer);
 
   int64_t QkvSize() const { return (sizes_.heads + 2 * sizes_.kv_heads) * sizes_.head_dim; }
   int64_t OutputSize() const { return sizes_.heads * sizes_.head_dim; }

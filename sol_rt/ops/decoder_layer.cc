@@ -91,7 +91,7 @@ class DecoderLayer {
       const Nested down = ReadMatrix("DecoderLayer down", true, I, hidden);
       const float* down_bias = ReadBias("down_bias", has_bias, hidden);
       ExpectInputs(attributes_, kName, static_cast<size_t>(port_));
-      return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias);
+      return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, Layer(attributes_));
     }
 
    private:
@@ -102,7 +102,7 @@ class DecoderLayer {
 
   // Members are read in their order below, which is that of the inputs.
   DecoderLayer(const Attributes& attributes, WeightReader&& weights)
-      : attention_(attributes, kName, kInt8Cache, kScalePort),
+      : attention_(attributes, kName, kInt8Cache, kScalePort, Layer(attributes)),
         cos_(attributes.Constant(9, "cos")),
         sin_(attributes.Constant(10, "sin")),
         hidden_(Channels(attributes, kName, "hidden_size")),
@@ -118,6 +118,14 @@ class DecoderLayer {
     }
   }
 
+  // Bundles of format version 1 have one count for all layers, and no such attribute.
+  static int64_t Layer(const Attributes& attributes) {
+    const int64_t layer = attributes.IntOr("layer", CountInput::kNoLayer);
+    if (layer < CountInput::kNoLayer) {
+      throw Error(std::string(kName) + ": attribute layer: got " + std::to_string(layer) + ", expected 0 or more; export the bundle again");
+    }
+    return layer;
+  }
   static bool LayerNorm(const Attributes& attributes) {
     const std::string norm = attributes.String("norm");
     if (norm != "rms" && norm != "layer") {

@@ -68,8 +68,8 @@ Activations PlaceRows(const Nested& w, size_t tokens, Arena& arena) {
 }  // namespace
 
 Mlp::Mlp(const Attributes& attributes, const char* op, size_t keep_port, const Nested& up, const float* up_bias, const Nested& down,
-         const float* down_bias)
-    : op_(op), keep_in_(attributes, op, keep_port, "keep_in"), keep_mid_(attributes, op, keep_port + 1, "keep_mid"), up_(up), down_(down),
+         const float* down_bias, int64_t layer)
+    : op_(op), keep_in_(attributes, op, keep_port, "keep_in", layer), keep_mid_(attributes, op, keep_port + 1, "keep_mid", layer), up_(up), down_(down),
       up_bias_(up_bias), down_bias_(down_bias), up_row_(up, up_bias, kUpParts, kMostUpOutputs),
       down_row_(down, down_bias, kDownParts, kMostDownOutputs), gated_(attributes.Int("gated", 0, 1) != 0),
       activation_(ReadActivation(attributes, op)) {}

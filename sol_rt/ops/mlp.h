@@ -31,9 +31,9 @@ class Mlp {
   };
 
   // Both matrices are channel-major; a bias may be null. Reads the attributes `gated` and `activation` of the operator `op`.
-  // The counts of channels to keep, 0 meaning all, are inputs `keep_port` and the next one.
+  // The counts of channels to keep, 0 meaning all, are inputs `keep_port` and the next one; of `layer`, where they hold all layers'.
   Mlp(const Attributes& attributes, const char* op, size_t keep_port, const Nested& up, const float* up_bias, const Nested& down,
-      const float* down_bias);
+      const float* down_bias, int64_t layer = CountInput::kNoLayer);
 
   size_t Channels() const { return up_.K; }
 

@@ -152,6 +152,14 @@ class Attributes {
     }
     return value;
   }
+  // The attribute, or `missing` where the node does not have it.
+  int64_t IntOr(const char* name, int64_t missing) const {
+    int64_t value = 0;
+    OrtStatus* status = Api().KernelInfoGetAttribute_int64(info_, name, &value);
+    if (status == nullptr) return value;
+    Api().ReleaseStatus(status);
+    return missing;
+  }
   float Float(const char* name) const {
     float value = 0;
     Check(Api().KernelInfoGetAttribute_float(info_, name, &value));
@@ -170,20 +178,19 @@ class Attributes {
     Check(Api().KernelInfo_GetInputCount(info_, &count));
     return count;
   }
-  // Whether the type of an input tells this shape: ONNX Runtime then refuses a run that gives the graph another.
-  bool InputIs(size_t index, std::initializer_list<int64_t> shape) const {
+  // Elements of an input of rank 1; 0 where its type does not tell.
+  int64_t InputLength(size_t index) const {
     OrtTypeInfo* type = nullptr;
     const OrtTensorTypeAndShapeInfo* info = nullptr;
-    std::array<int64_t, Tensor::kMaxRank> dims{};
+    int64_t length = 0;
     size_t rank = 0;
     Check(Api().KernelInfo_GetInputTypeInfo(info_, index, &type));
     OrtStatus* status = Api().CastTypeInfoToTensorInfo(type, &info);
     if (status == nullptr && info != nullptr) status = Api().GetDimensionsCount(info, &rank);
-    const bool comparable = rank == shape.size() && rank > 0 && rank <= dims.size();
-    if (status == nullptr && comparable) status = Api().GetDimensions(info, dims.data(), rank);
+    if (status == nullptr && rank == 1) status = Api().GetDimensions(info, &length, rank);
     Api().ReleaseTypeInfo(type);
     Check(status);
-    return comparable && std::equal(shape.begin(), shape.end(), dims.begin());
+    return std::max<int64_t>(length, 0);
   }
   // The initializer behind an input. It lives as long as the session, and is read where it lies: nothing is copied.
   Tensor Constant(size_t index, const char* name) const {
@@ -278,25 +285,41 @@ class Context {
   OrtKernelContext* context_;
 };
 
-// An input int64 [1] that holds a count.
+// An input that holds a count: int64 [1], or of a layer int64 [layers] as well.
 class CountInput {
  public:
-  CountInput(const Attributes& attributes, const char* op, size_t port, const char* name)
-      : op_(op), port_(port), name_(name), known_(attributes.InputIs(port, {1})) {}
+  static constexpr int64_t kNoLayer = -1;
+
+  CountInput(const Attributes& attributes, const char* op, size_t port, const char* name, int64_t layer = kNoLayer)
+      : op_(op), port_(port), name_(name), layer_(layer), known_(attributes.InputLength(port)) {
+    if (known_ > 0) Place(known_);
+  }
 
   const char* Name() const { return name_; }
   int64_t Read(const Context& context) const {
-    if (known_) return *static_cast<const int64_t*>(context.InputData(port_));
+    if (known_ > 0) return static_cast<const int64_t*>(context.InputData(port_))[known_ == 1 ? 0 : layer_];
     const Tensor tensor = context.Input(port_);
-    Expect(op_, name_, tensor, kInt64, {1});
-    return *tensor.As<int64_t>();
+    if (layer_ == kNoLayer || tensor.rank != 1) Expect(op_, name_, tensor, kInt64, {1});
+    Expect(op_, name_, tensor, kInt64, {-1});
+    return tensor.As<int64_t>()[Place(tensor.dims[0])];
   }
 
  private:
+  // Which of `count` elements is meant.
+  int64_t Place(int64_t count) const {
+    if (count == 1) return 0;
+    if (layer_ == kNoLayer || layer_ >= count) {
+      throw Error(std::string(op_) + ": input " + name_ + ": got " + std::to_string(count) + " counts, expected " +
+                  (layer_ == kNoLayer ? "1" : "1 or more than " + std::to_string(layer_) + ", the layer") + "; export the bundle again");
+    }
+    return layer_;
+  }
+
   const char* op_;
   size_t port_;
   const char* name_;
-  bool known_;  // that it has one element
+  int64_t layer_;
+  int64_t known_;  // elements, where the graph says how many: ONNX Runtime then refuses a run that gives others
 };
 
 // Uninitialized memory, 64-byte aligned, that grows and is kept: declare it thread_local.
