@@ -1,0 +1,86 @@
+"""Losses through the runtime: batches against steps and the reference, pairing, and engines left as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_decoder import RandomDecoder, describe
+from tiny_bundle import write_bundle
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+from sol_rt.errors import UsageError
+from sol_rt.export.losses import Candidate, paired_difference, token_losses
+
+WINDOWS = [np.random.default_rng(seed).integers(0, 90, size).tolist() for seed, size in ((1, 120), (2, 61))]
+CHEAP = Action(100, 50, 4)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine(Bundle.open(write_bundle(tmp_path_factory.mktemp("losses") / "tiny")), provider="cpu")
+
+
+def _by_steps(engine: Engine, window: list[int], action: Action) -> list[float]:
+    half = len(window) // 2
+    engine.reset()
+    engine.forward(window[:half], engine.bundle.config.dense)
+    losses = []
+    for token, target in zip(window[half:-1], window[half + 1 :], strict=True):
+        logits = engine.forward([token], action).logits[0].astype(np.float64)
+        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target])
+    return losses
+
+
+@pytest.mark.parametrize("action", [CHEAP, Action(100, 100, 8), Action(30, 100, 8), Action(30, 50, 4)])
+def test_batches_give_what_steps_give(engine: Engine, action: Action) -> None:
+    """To float32 order; a flipped code or choice of a channel shows at its own token and a little at later ones."""
+    (got,) = token_losses(engine, WINDOWS, [Candidate(action)])
+    expected = np.array([loss for window in WINDOWS for loss in _by_steps(engine, window, action)])
+    assert got.shape == expected.shape == (59 + 30,)
+    if action.keep < 100:
+        assert np.abs(got - expected).max() < 1e-4
+    assert np.mean(np.abs(got - expected) < 0.02) > 0.8
+    assert abs(float(np.mean(got - expected))) < 0.01
+
+
+def test_losses_are_those_of_the_reference(tmp_path: Path) -> None:
+    """float64 arithmetic of docs/bundle.md, dense at 8 bits."""
+    decoder = RandomDecoder.write(describe("llama"), tmp_path)
+    engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(100, 8)])), provider="cpu")
+    (got,) = token_losses(engine, WINDOWS[1:], [Candidate(Action(100, 100, 8))])
+    logits, _ = decoder.logits(WINDOWS[1], 100, 8)
+    logits = logits - logits.max(-1, keepdims=True)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    rows = np.arange(30, 60)
+    assert np.abs(got + logprobs[rows, np.array(WINDOWS[1])[rows + 1]]).max() < 2e-3
+
+
+def test_counts_of_candidates_count_and_leave_the_engine_as_it_was(engine: Engine) -> None:
+    every = Candidate(CHEAP, (64, 64), (96, 96))
+    few = Candidate(CHEAP, (64, 8), (96, 96))
+    own, whole, pruned, again, dense = token_losses(
+        engine, WINDOWS, [Candidate(CHEAP), every, few, Candidate(CHEAP), Candidate(Action(100, 100, 4))]
+    )
+    assert np.array_equal(own, again)
+    assert np.array_equal(whole, dense)
+    assert not np.array_equal(pruned, whole)
+    assert np.array_equal(token_losses(engine, WINDOWS, [Candidate(CHEAP)])[0], own)
+
+
+def test_a_difference_is_paired() -> None:
+    losses, reference = np.array([1.0, 2.0, 4.0]), np.array([0.0, 2.0, 2.0])
+    mean, error = paired_difference(losses, reference)
+    assert mean == 1.0
+    assert error == pytest.approx(1 / np.sqrt(3))
+
+
+def test_counts_out_of_range_are_refused(engine: Engine) -> None:
+    for keep_in in ((64,), (0, 64), (64, 65)):
+        with pytest.raises(UsageError, match=r"keep_in: got .* expected 2 counts from 1 to 64"):
+            token_losses(engine, WINDOWS, [Candidate(CHEAP, keep_in, (96, 96))])
+    with pytest.raises(UsageError, match="s025-q8"):
+        token_losses(engine, WINDOWS, [Candidate(Action(100, 25, 8))])
