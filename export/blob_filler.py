@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,19 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.blob import BlobWriter, is_channel_major
 from sol_rt.export.checkpoint import Checkpoint, matrices, matrix_shape, vectors
+from sol_rt.export.compensation import Metric, compensate
 from sol_rt.export.memory import PIECE_WEIGHTS
+from sol_rt.export.moments import input_moments
 from sol_rt.export.own_codes import OwnCodes, nest
 from sol_rt.export.progress import Progress
-from sol_rt.export.quantize import pack_base_block_major, pack_base_channel_major, pack_plane, quantize_matrix
+from sol_rt.export.quantize import (
+    FloatArray,
+    Nested,
+    pack_base_block_major,
+    pack_base_channel_major,
+    pack_plane,
+    quantize_matrix,
+)
 from sol_rt.export.rope import tables
 
 
@@ -25,8 +36,9 @@ def fill_blob(
     decoder: Decoder,
     family: Family,
     tensors: Mapping[str, TensorEntry],
-    six_bits: bool,
+    levels: Collection[int],
     progress: Progress,
+    windows: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Writes weights.bin from a checkpoint, a few million weights at a time.
 
@@ -36,66 +48,106 @@ def fill_blob(
         decoder: its description.
         family: names of its tensors.
         tensors: places in the file, from `layout`.
-        six_bits: the 6-bit level is going to be used.
-        progress: told the number of weights quantized.
+        levels: widths that are going to be read, of 4, 6 and 8.
+        progress: told how far the work is.
+        windows: token ids of a calibration text, each window from the start of a context. Codes then make up for each
+            other's errors on that text; without it every weight is rounded on its own.
 
     Raises:
         CheckpointError: weights are not finite, too large, or of a type that can't be read.
         OSError: the disk has no room.
     """
     sources = matrices(decoder, family.names)
-    total = sum(rows * columns for rows, columns in (matrix_shape(decoder, matrix) for matrix in sources))
-    done = 0
     with BlobWriter(path, tensors) as blob:
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
-        for matrix, modules in sources.items():
-            first = 0
-            for module in modules:
-                tensor = f"{module}.weight"
-                rows, columns = checkpoint.shape(tensor)
-                for start, stop in _pieces(rows, columns):
-                    weights = checkpoint.read(tensor, start, stop)
-                    own = checkpoint.codes(tensor, start, stop)
-                    _write_rows(blob, matrix, tensors, first + start, weights, own, tensor, six_bits)
-                    done += weights.size
-                    progress("quantizing weights", done, total)
-                first += rows
+        fill = _MatrixFiller(blob, checkpoint, tensors, levels)
+        if windows is None:
+            _fill_plain(fill, decoder, sources, progress)
+            return
+        if not decoder.tied:
+            fill.matrix("embed", sources["embed"])  # rows are read one at a time: no products, no moment
+        for matrix, moment in input_moments(checkpoint, decoder, family, windows, progress):
+            fill.matrix(matrix, sources[matrix], Metric.of(moment))
+
+
+def _fill_plain(
+    fill: _MatrixFiller, decoder: Decoder, sources: Mapping[str, tuple[str, ...]], progress: Progress
+) -> None:
+    sizes = {matrix: math.prod(matrix_shape(decoder, matrix)) for matrix in sources}
+    total, done = sum(sizes.values()), 0
+
+    def tell(weights: int) -> None:
+        progress("quantizing weights", done + weights, total)
+
+    for matrix, modules in sources.items():
+        fill.matrix(matrix, modules, told=tell)
+        done += sizes[matrix]
+
+
+@dataclass(frozen=True)
+class _MatrixFiller:
+    """Brings matrices from the checkpoint into the blob."""
+
+    blob: BlobWriter
+    checkpoint: Checkpoint
+    tensors: Mapping[str, TensorEntry]
+    levels: Collection[int]
+
+    def matrix(
+        self,
+        matrix: str,
+        modules: tuple[str, ...],
+        metric: Metric | None = None,
+        told: Callable[[int], None] = lambda weights: None,
+    ) -> None:
+        """Reads, quantizes and writes a matrix; `told` the number of its weights that are done, piece by piece."""
+        first = 0
+        for module in modules:
+            tensor = f"{module}.weight"
+            rows, columns = self.checkpoint.shape(tensor)
+            for start, stop in _pieces(rows, columns):
+                weights = self.checkpoint.read(tensor, start, stop)
+                own = self.checkpoint.codes(tensor, start, stop)
+                self._write(matrix, first + start, self._quantize(matrix, weights, own, tensor, metric))
+                told((first + stop) * columns)
+            first += rows
+
+    def _quantize(
+        self, matrix: str, weights: FloatArray, own: OwnCodes | None, tensor: str, metric: Metric | None
+    ) -> Nested:
+        """Outputs float32 [n, K] of a matrix; the source's own 4-bit codes stay."""
+        planes = sum(f"{matrix}.plane{plane}" in self.tensors for plane in (1, 2))
+        # on a 4-bit source's grid the shared shift takes from level 4 what compensation does not need for level 6
+        six_bits = 6 in self.levels and (metric is None or 4 not in self.levels)
+        if own is not None:
+            nested = nest(own, weights, planes, tensor, six_bits)
+        else:
+            importance = None if metric is None else metric.importance
+            nested = quantize_matrix(weights, planes, tensor, six_bits, importance)
+        if metric is None:
+            return nested
+        return compensate(weights, nested, metric, self.levels, None if own is None else own.held)
+
+    def _write(self, matrix: str, first: int, nested: Nested) -> None:
+        """Places outputs first … of a matrix."""
+        blob, last = self.blob, first + len(nested.q)
+        if is_channel_major(matrix):
+            blob.view(f"{matrix}.base")[:, first // 2 : last // 2] = pack_base_channel_major(nested.q)
+        else:
+            blob.view(f"{matrix}.base")[:, first:last] = pack_base_block_major(nested.q)
+        blob.view(f"{matrix}.scale")[:, first:last] = nested.scale
+        blob.view(f"{matrix}.zero")[:, first:last] = nested.zero
+        for plane, codes in ((1, nested.b), (2, nested.c)):
+            if codes is not None:
+                blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
 
 
 def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     # an even number of rows, as two outputs share a byte of a channel-major base plane
     step = max(2, PIECE_WEIGHTS // columns // 2 * 2)
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def _write_rows(
-    blob: BlobWriter,
-    matrix: str,
-    tensors: Mapping[str, TensorEntry],
-    first: int,
-    weights: np.ndarray,
-    own: OwnCodes | None,
-    tensor: str,
-    six_bits: bool,
-) -> None:
-    """Quantizes outputs first … of a matrix, float32 [n, K], into their places in the blob; own 4-bit codes stay."""
-    planes = sum(f"{matrix}.plane{plane}" in tensors for plane in (1, 2))
-    if own is None:
-        nested = quantize_matrix(weights, planes, tensor, six_bits)
-    else:
-        nested = nest(own, weights, planes, tensor, six_bits)
-    last = first + len(weights)
-    if is_channel_major(matrix):
-        blob.view(f"{matrix}.base")[:, first // 2 : last // 2] = pack_base_channel_major(nested.q)
-    else:
-        blob.view(f"{matrix}.base")[:, first:last] = pack_base_block_major(nested.q)
-    blob.view(f"{matrix}.scale")[:, first:last] = nested.scale
-    blob.view(f"{matrix}.zero")[:, first:last] = nested.zero
-    for plane, codes in ((1, nested.b), (2, nested.c)):
-        if codes is not None:
-            blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
 
 
 def _vector(checkpoint: Checkpoint, parts: tuple[str, ...]) -> np.ndarray:

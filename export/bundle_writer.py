@@ -136,7 +136,7 @@ def export_bundle(
         _write_texts(folder, checkpoint, decoder)
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy, KvLayout(kv))
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, 6 in ladders.bits, report)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report)
         digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
         config = _seal(folder, config, digest, None)
         compared: parity_report.Parity | None = None

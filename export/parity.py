@@ -1,8 +1,4 @@
-"""The parity report: the exported graphs against transformers, on a short text, from the source's own weights.
-
-transformers runs in float32 a layer at a time: its model is built without storage, one decoder layer gets its weights,
-runs all tokens and gives them back. So the reference of a 2.7B model needs the memory of one layer.
-"""
+"""The parity report: the exported graphs against transformers, on a short text, from the source's own weights."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +18,7 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.checkpoint import Checkpoint
 from sol_rt.export.progress import Progress
+from sol_rt.export.source_model import SourceModel
 from sol_rt.tokenizer import Tokenizer
 
 TEXT = (
@@ -122,45 +118,13 @@ def reference_logits(
     checkpoint: Checkpoint, decoder: Decoder, family: Family, ids: Sequence[int], progress: Progress
 ) -> npt.NDArray[np.float32]:
     """transformers' logits, float32 [T, vocab], for T token ids from the start of a context."""
-    config = _config(checkpoint, decoder)
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
-    embed = f"{family.names.embed}.weight"
-    x = torch.from_numpy(np.concatenate([checkpoint.read(embed, token, token + 1) for token in ids]))[None]
-    positions = torch.arange(len(ids))[None]
-    # its table of frequencies isn't a weight of the checkpoint, so it is made again, with storage
-    rotary = type(model.model.rotary_emb)(config=config)
-    cos_sin = rotary(x, positions)
-    mask = torch.full((len(ids), len(ids)), -math.inf).triu(1)[None, None]
-    for index, layer in enumerate(model.model.layers):
+    model = SourceModel(checkpoint, decoder, family, len(ids))
+    x = model.embed(ids)[None]
+    for index, layer in enumerate(model.layers()):
         progress("reference", index, decoder.num_layers)
-        _fill(layer, checkpoint, f"model.layers.{index}.")
-        out = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=cos_sin, use_cache=False)
-        x = out[0] if isinstance(out, tuple) else out
-        layer.to("meta")
-    norm = model.get_submodule(family.names.final_norm)
-    _fill(norm, checkpoint, f"{family.names.final_norm}.")
-    hidden = norm(x)[0]
+        x = model.run(layer, x)
     progress("reference", decoder.num_layers, decoder.num_layers)
-    return _project(checkpoint, decoder, family, hidden)
-
-
-def _config(checkpoint: Checkpoint, decoder: Decoder) -> Any:
-    from transformers import AutoConfig
-
-    config = AutoConfig.for_model(**{"model_type": decoder.family, **checkpoint.config})
-    rope = config.rope_parameters
-    if rope.get("rope_type") == "longrope" and decoder.max_context > rope["original_max_position_embeddings"]:
-        rope["short_factor"] = rope["long_factor"]  # as the bundle, whose one table is for long contexts
-    return config
-
-
-def _fill(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
-    """Gives a module without storage its weights."""
-    weights = {name: torch.from_numpy(checkpoint.read(prefix + name)) for name in module.state_dict()}
-    module.load_state_dict(weights, strict=True, assign=True)
+    return _project(checkpoint, decoder, family, model.final_norm(x)[0])
 
 
 def _project(checkpoint: Checkpoint, decoder: Decoder, family: Family, hidden: torch.Tensor) -> npt.NDArray[np.float32]:

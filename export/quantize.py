@@ -68,7 +68,9 @@ class Nested:
     zero: ByteArray
 
 
-def quantize_matrix(w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True) -> Nested:
+def quantize_matrix(
+    w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True, importance: FloatArray | None = None
+) -> Nested:
     """Quantizes a matrix on all processors, in float32, in temporaries of a few megabytes.
 
     Args:
@@ -76,6 +78,7 @@ def quantize_matrix(w: FloatArray, planes: int, name: str = "matrix", six_bits: 
         planes: residual planes wanted: 0 for 4 bits alone, 1 for up to 6, 2 for up to 8.
         name: tensor named in errors.
         six_bits: the 6-bit level is going to be used; it gets a say where planes > 0.
+        importance: factors on the squared errors of input channels, float32 [K], none negative; equal where None.
 
     Raises:
         CheckpointError: a weight is NaN or infinite, a block's range does not fit a float16 step, or K is not a
@@ -88,11 +91,16 @@ def quantize_matrix(w: FloatArray, planes: int, name: str = "matrix", six_bits: 
     codes = np.empty((rows, blocks, BLOCK), np.uint8)
     scale = np.empty((rows, blocks), np.float16)
     zero = np.empty((rows, blocks), np.uint8)
+    weights = None if importance is None else _shares(importance).reshape(blocks, BLOCK).T
 
     def work(part: slice) -> None:
         taken = w[part].reshape(-1, BLOCK).T
         block_codes, block_scale, block_zero = _quantize_blocks(
-            np.ascontiguousarray(taken, np.float32), planes, name, six_bits
+            np.ascontiguousarray(taken, np.float32),
+            planes,
+            name,
+            six_bits,
+            None if weights is None else np.tile(weights, taken.shape[1] // blocks),
         )
         codes[part] = block_codes.T.reshape(-1, blocks, BLOCK)
         scale[part] = block_scale.reshape(-1, blocks)
@@ -120,14 +128,20 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _shares(importance: FloatArray) -> FloatArray:
+    """Brought to a mean of 1, so that products with squared steps stay in float32's range."""
+    mean = importance.mean(dtype=np.float64)
+    return (importance / mean).astype(np.float32) if mean > 0 else np.ones_like(importance)
+
+
 def _quantize_blocks(
-    w: FloatArray, planes: int, name: str, six_bits: bool
+    w: FloatArray, planes: int, name: str, six_bits: bool, weights: FloatArray | None
 ) -> tuple[ByteArray, npt.NDArray[np.float16], ByteArray]:
-    """Codes uint8 [32, B], steps [B] and zero points [B] of B blocks, one a column of w [32, B]."""
+    """Codes uint8 [32, B], steps [B] and zero points [B] of B blocks, one a column of w [32, B]; weights likewise."""
     # zero is always inside the range: z has no room for a grid far from it
     low, high = np.minimum(w.min(axis=0), 0), np.maximum(w.max(axis=0), 0)
     _check(low, high, name)
-    step, zero = _search(w, low, high, planes)
+    step, zero = _search(w, low, high, planes, weights)
     if planes and six_bits:
         zero = _share_shift(w, low, high, step, zero)
     inverse = np.divide(np.float32(16), step, out=np.zeros_like(step), where=step > 0)
@@ -150,10 +164,12 @@ def _check(low: FloatArray, high: FloatArray, name: str) -> None:
     )
 
 
-def _search(w: FloatArray, low: FloatArray, high: FloatArray, planes: int) -> tuple[FloatArray, FloatArray]:
+def _search(
+    w: FloatArray, low: FloatArray, high: FloatArray, planes: int, weights: FloatArray | None
+) -> tuple[FloatArray, FloatArray]:
     """The best step and zero point a block: two float32 [B] of values that float16 and uint8 hold exactly."""
     spread = high - low
-    evaluate = _Evaluation(w)
+    evaluate = _Evaluation(w, weights)
     best = np.full(spread.shape, np.inf, np.float32)
     best_step, best_zero = np.zeros_like(spread), np.zeros_like(spread)
 
@@ -223,10 +239,10 @@ def _float16(wanted: FloatArray, least: FloatArray) -> FloatArray:
 
 
 class _Evaluation:
-    """Squared errors of the 4-bit level of blocks w [32, B] under a step and zero point a block."""
+    """Squared errors of the 4-bit level of blocks w [32, B] under a step and zero point a block, times weights."""
 
-    def __init__(self, w: FloatArray) -> None:
-        self._w = w
+    def __init__(self, w: FloatArray, weights: FloatArray | None) -> None:
+        self._w, self._weights = w, weights
         self._scaled, self._sum, self._code = np.empty_like(w), np.empty_like(w), np.empty_like(w)
 
     def set_step(self, step: FloatArray) -> None:
@@ -243,6 +259,8 @@ class _Evaluation:
         self._round(zero)
         np.subtract(self._sum, self._code, out=self._sum)
         np.multiply(self._sum, self._sum, out=self._sum)
+        if self._weights is not None:
+            self._sum *= self._weights
         total: FloatArray = self._sum.sum(axis=0)
         # steps in units of the smallest one, so that squares of tiny steps stay in float32's range
         total *= np.square(self.step * np.float32(2**12))
@@ -251,9 +269,10 @@ class _Evaluation:
     def least_squares_step(self, zero: FloatArray) -> FloatArray:
         self._round(zero)
         self._code -= zero * np.float32(1 / 16)
-        np.multiply(self._code, self._code, out=self._sum)
+        factor = self._code if self._weights is None else self._code * self._weights
+        np.multiply(self._code, factor, out=self._sum)
         weight = self._sum.sum(axis=0)
-        np.multiply(self._code, self._w, out=self._sum)
+        np.multiply(factor, self._w, out=self._sum)
         return np.divide(self._sum.sum(axis=0), weight, out=self.step.copy(), where=weight > 0)
 
 
