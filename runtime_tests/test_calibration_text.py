@@ -1,0 +1,147 @@
+"""Calibration text: windows of a file, the model's own text, and what is no text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="exporting comes with the extra export")
+from sol_rt.errors import UsageError
+from sol_rt.export import calibration_text
+from sol_rt.export.calibration_text import LONG, WINDOW, distinct_runs, generate_text, read_text
+from sol_rt.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(llama_checkpoint: Path) -> Tokenizer:
+    """Nearly a token a byte."""
+    return Tokenizer.from_file(llama_checkpoint / "tokenizer.json")
+
+
+def lines(count: int) -> str:
+    """Numbered lines: a window tells where it is from."""
+    return "".join(f"line {number} of the small model\n" for number in range(count))
+
+
+def first_line(window: tuple[int, ...], tokenizer: Tokenizer) -> int:
+    return int(tokenizer.decode(window).split("line ")[1].split()[0])
+
+
+@pytest.mark.parametrize("count", [700, 4000, 100_000])  # the last is more than is read whole
+def test_windows_are_spread_over_the_file(count: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(lines(count))
+    text = read_text(path, tokenizer, 1 << 14)
+    assert text.origin == "text.txt"
+    assert {len(window) for window in text.windows} == {WINDOW}
+    places = [first_line(window, tokenizer) for window in text.windows]
+    assert places == sorted(set(places))
+    assert places[0] <= 1
+    assert places[-1] > 0.95 * count
+    gaps = np.diff(places)
+    assert gaps.max() <= gaps.min() + 4 * len(str(count)) + 0.02 * count
+    assert len(text.long) == LONG
+    assert tokenizer.decode(text.long) in path.read_text()
+
+
+def test_windows_and_stretch_end_with_the_context(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(lines(2000))
+    assert len(read_text(path, tokenizer, 2000).long) == 2000
+    short = read_text(path, tokenizer, 96)
+    assert {len(window) for window in short.windows} == {96}
+    assert short.long == ()
+
+
+def test_characters_are_not_cut(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    line = "日本語 🎉 déjà vu"
+    path.write_text(f"{line}\n" * 200_000, encoding="utf-8-sig")
+    text = read_text(path, tokenizer, 4096)
+    assert len(text.windows) == 32
+    assert {whole for window in text.windows for whole in tokenizer.decode(window).split("\n")[1:-1]} == {line}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b" \n\t\n", "the file is empty"),
+        (b"some text\0and more" * 1000, "got binary data, expected UTF-8 text"),
+        (b"caf\xe9 " * 2000, "got binary data, expected UTF-8 text"),
+        (lines(10).encode(), r"got \d+ tokens, expected 4096 or more"),
+        (b"\x89PNG\r\n" + os.urandom(1000) * 4000, "got binary data"),
+    ],
+)
+def test_what_is_no_text_is_named(content: bytes, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"calibration .*text.txt: {message}") as caught:
+        read_text(path, tokenizer, 4096)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_and_missing_files_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Is a directory; name a file of UTF-8 text"):
+        read_text(tmp_path, tokenizer, 4096)
+    with pytest.raises(UsageError, match="No such file or directory; name a file"):
+        read_text(tmp_path / "nothing.txt", tokenizer, 4096)
+
+
+def test_a_tokenizers_first_token_begins_every_window(tmp_path: Path, llama_checkpoint: Path) -> None:
+    import tokenizers
+    from tokenizers.processors import TemplateProcessing
+
+    inner = tokenizers.Tokenizer.from_file(str(llama_checkpoint / "tokenizer.json"))
+    start = ("<|endoftext|>", 0)
+    inner.post_processor = TemplateProcessing(single="<|endoftext|> $A", pair=None, special_tokens=[start])
+    path = tmp_path / "text.txt"
+    path.write_text(lines(2000))
+    text = read_text(path, Tokenizer(inner), 4096)
+    assert all(window[0] == 0 and len(window) == WINDOW and 0 not in window[1:] for window in text.windows)
+    assert text.long[0] == 0
+    assert len(text.long) == 4096
+
+
+def test_the_models_own_text(llama_bundle: Path) -> None:
+    told: list[tuple[float, float]] = []
+    text = generate_text(llama_bundle, lambda _, done, total: told.append((done, total)), windows=6)
+    assert [len(window) for window in text.windows] == [WINDOW] * 6
+    assert len(text.long) == 1024  # the model's context
+    assert text.windows[:2] == (text.long[:WINDOW], text.long[WINDOW:])
+    assert told[-1] == (6 * WINDOW, 6 * WINDOW)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    chat = Tokenizer.from_file(llama_bundle / "tokenizer.json").encode("<|im_start|>user\n", add_special_tokens=False)
+    assert all(list(window[: len(chat)]) == chat for window in (text.windows[0], *text.windows[2:]))
+    assert len({window[len(chat) :] for window in text.windows}) == 6
+    assert generate_text(llama_bundle, windows=6) == text
+    assert generate_text(llama_bundle, windows=6, seed=1) != text
+
+
+def test_a_slow_machine_writes_less(llama_bundle: Path) -> None:
+    text = generate_text(llama_bundle, max_seconds=0)
+    assert len(text.windows) == 4
+    assert text.windows[0] == generate_text(llama_bundle, windows=1).windows[0]
+
+
+def test_text_that_goes_round_in_circles_is_drawn_again(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = generate_text(llama_bundle, windows=1).windows[0]
+    seen: list[tuple[int, ...]] = []
+
+    def judge(tokens: list[int]) -> float:
+        seen.append(tuple(tokens))
+        return 1.0 if len(seen) == 3 else 0.0
+
+    monkeypatch.setattr(calibration_text, "distinct_runs", judge)
+    assert generate_text(llama_bundle, windows=1).windows[0] == seen[2]
+    assert seen[0] == plain
+    assert len(set(seen)) == 3
+
+
+def test_repetition_is_told_from_text() -> None:
+    assert distinct_runs([1, 2, 3] * 100) < 0.05
+    assert distinct_runs(list(range(100))) == 1.0
+    assert distinct_runs([1]) == 1.0
