@@ -6,8 +6,8 @@
 
 Perplexity in llama-perplexity's convention: windows of c tokens, the second half scored, the same token ids for all.
 A rung runs its whole window; an action runs as `sol-rt perplexity` does: the first half prefilled dense, then its own
-steps, in batches where it reads all pages, which computes the same. `whole window` is an action that runs the first
-half too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32, all matrices at 4 bits; RTN4-H8 has
+steps, in batches where it reads all pages, which computes the same. `whole window` is a width that runs the first half
+too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32, all matrices at 4 bits; RTN4-H8 has
 embedding and output matrix at 8.
 
 Results of windows are kept in the cache folder, so that a stopped run goes on; so are the files, 4 bytes a weight the
@@ -37,12 +37,12 @@ from peer_models import bundle_of
 from peer_report import quartiles, ratios
 from peers import Entry, action_list, measure, positive, positives
 from workers.client import WorkerError, WorkerProcess
-from workers.scoring import nll
 
 from sol_rt.actions import Action
 from sol_rt.config import CONFIG_NAME
 from sol_rt.cost import processor_name
 from sol_rt.errors import SolError, UsageError
+from sol_rt.export.losses import Candidate, token_losses
 from sol_rt.home import find_bundle
 from sol_rt.model import SolModel
 from sol_rt.perplexity import added_bos, windows
@@ -54,34 +54,17 @@ Score = Callable[[Sequence[int]], Sequence[float]]
 """Nats of a window's scored tokens."""
 
 
+def runs_alone(action: Action) -> bool:
+    """Whether whole windows are scored under it too: what is left out is bits alone, as in a file of llama.cpp's."""
+    return (action.keep, action.prune) == (100, 100)
+
+
 @dataclass(frozen=True)
 class Cut:
     """The windows of a context."""
 
     context: int
     windows: list[list[int]]
-
-
-def action_scorer(model: SolModel, action: Action, prefill: Action) -> Score:
-    """Scores a window's second half under `action` after its first half under `prefill`.
-
-    An action that reads all pages takes the second half in batches, which is the same as step by step but for the order
-    of float32 sums: pruning and the rounding of activations are a token's own.
-    """
-    engine, batch = model.engine, _BATCH if action.keep == 100 else 1
-
-    def score(window: Sequence[int]) -> list[float]:
-        first, last = len(window) // 2, len(window) - 1
-        engine.reset()
-        engine.forward(window[:first], prefill)
-        nats: list[float] = []
-        for start in range(first, last, batch):
-            stop = min(start + batch, last)
-            output = engine.forward(window[start:stop], action, num_logits=stop - start)
-            nats += nll(output.logits, window[start + 1 : stop + 1])
-        return nats
-
-    return score
 
 
 @contextlib.contextmanager
@@ -128,30 +111,41 @@ class Run:
         ]
 
     def score(self) -> None:
-        """Fills in what the scores lack; a model is opened only where something of it is missing."""
+        """Fills in what the scores lack; a file is made and opened only where something of it is missing."""
         files: dict[str, Callable[[], Path]] = {SOURCE: self.ladder.source}
         files |= {name: (lambda name=name: self.ladder.rung(name)) for name in self.args.rungs}
         files |= {each.name: (lambda each=each: self.ladder.rounded(each)) for each in self.args.roundings}
         for name, made in files.items():
             if any(self.scores.missing(name, cut.windows) for cut in self.cuts):
                 with file_scorer(self.python, made(), self.args.threads) as scorer:
-                    self._fill(name, scorer)
-        dense = self.model.bundle.config.dense
-        for action in self.actions:
-            self._fill(self._key(action), action_scorer(self.model, action, dense))
-            if action.keep == 100:
-                self._fill(self._key(action, whole=True), action_scorer(self.model, action, action))
+                    for cut in self.cuts:
+                        for window in self._missing(name, [name], cut):
+                            self.scores.keep(name, window, scorer(window))
+        keys = {self._key(action): action for action in self.actions}
+        alone = {self._key(action, whole=True): action for action in self.actions if runs_alone(action)}
+        for cut in self.cuts:
+            for window in self._missing("actions", [*keys, *alone], cut):
+                lacking = [key for key in keys if self.scores.missing(key, [window])]
+                losses = token_losses(self.model.engine, [window], [Candidate(keys[key]) for key in lacking])
+                for key, nats in zip(lacking, losses, strict=True):
+                    self.scores.keep(key, window, nats)
+                for key in [key for key in alone if self.scores.missing(key, [window])]:
+                    one = token_losses(self.model.engine, [window], [Candidate(alone[key])], prefill=alone[key])
+                    self.scores.keep(key, window, one[0])
 
     def _key(self, action: Action, whole: bool = False) -> str:
         """Under which an action's losses are kept; another export of the bundle has others."""
+        whole = whole and action != self.model.bundle.config.dense  # whose first half is its own anyway
         return f"{action.tag} {self.revision}" + (" whole" if whole else "")
 
-    def _fill(self, key: str, scorer: Score) -> None:
-        for cut in self.cuts:
-            for left in self.scores.complete(key, cut.windows, scorer):
-                print(f"\r{key} @ {cut.context}: {left} windows left ", end="", file=sys.stderr, flush=True)
-                if not left:
-                    print(file=sys.stderr)
+    def _missing(self, name: str, keys: Sequence[str], cut: Cut) -> Iterator[Sequence[int]]:
+        """Windows that lack a result under one of the keys; counted on stderr as `name`."""
+        found = [window for window in cut.windows if any(self.scores.missing(key, [window]) for key in keys)]
+        for done, window in enumerate(found):
+            print(f"\r{name} @ {cut.context}: {done}/{len(found)} windows ", end="", file=sys.stderr, flush=True)
+            yield window
+        if found:
+            print(file=sys.stderr)
 
     def speeds(self) -> dict[int, dict[str, list[float]]]:
         """Tokens/s by context and row, all rows in turn."""
@@ -186,7 +180,7 @@ class Run:
 
         def own(action: Action) -> Row:
             read = self.step_bytes[action.variant]
-            whole = loss(self._key(action, whole=True)) if action.keep == 100 else None
+            whole = loss(self._key(action, whole=True)) if runs_alone(action) else None
             return Row(action.tag, 8 * read / weights, read, loss(self._key(action)), whole, rates.get(action.tag))
 
         weights, head_share = contents[SOURCE].weights, contents[SOURCE].head_share
@@ -269,8 +263,8 @@ taken within a repetition."""
 Ours: a bundle of the same weights, {config.kv.dtype} KV, its fixed actions.
 
 Perplexity of {args.file.name} by llama-perplexity's convention, the second half of every window scored. A rung runs the
-whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where the
-action runs the first half too. Losses are paired, ± is the standard error over windows; that of a perplexity takes
+whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where a
+width runs the first half too. Losses are paired, ± is the standard error over windows; that of a perplexity takes
 tokens as independent. {speed if results[0].timed else ""}
 
 | file | bits a weight | MB | types by share of weights |

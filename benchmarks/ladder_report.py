@@ -24,7 +24,7 @@ class Row:
         bits: bits a weight over the matrices that a step reads.
         step_bytes: bytes of weights that a step reads; None for a reference, which no engine runs.
         loss: of an action through the path of generation: the first half of a window is prefilled dense.
-        whole: of an action that reads all pages, whole windows under it; else None.
+        whole: of an action that leaves out bits alone, whole windows under it; else None.
         rates: tokens/s of every repetition; None where no speed was measured.
     """
 

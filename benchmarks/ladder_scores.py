@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def difference(first: Loss, second: Loss, share: float = 1.0, base: Loss | None 
 
 
 class Scores:
-    """The file. Every window's result is on disk before the next is asked for.
+    """The file; every result is on disk as soon as it is kept.
 
     Args:
         path: JSON; made where it is missing.
@@ -98,33 +98,25 @@ class Scores:
         kept = self._kept.get(model, {})
         return [window for window in windows if _name(window) not in kept]
 
-    def complete(
-        self, model: str, windows: Sequence[Sequence[int]], score: Callable[[Sequence[int]], Sequence[float]]
-    ) -> Iterator[int]:
-        """Scores the windows that are missing and yields after each how many are left.
+    def keep(self, model: str, window: Sequence[int], nats: Sequence[float] | np.ndarray) -> None:
+        """Puts the nats of a window's scored tokens on disk.
 
         Args:
             model: name of the model that tells it from all others.
-            windows: token ids.
-            score: nats of a window's scored tokens.
+            window: token ids.
+            nats: of every scored token.
         """
-        missing = self.missing(model, windows)
-        for done, window in enumerate(missing, 1):
-            nats = np.asarray(score(window), np.float64)
-            result = [float(nats.size), float(nats.sum()), float(np.square(nats).sum())]
-            self._kept.setdefault(model, {})[_name(window)] = result
-            self._save()
-            yield len(missing) - done
+        each = np.asarray(nats, np.float64)
+        result = [float(each.size), float(each.sum()), float(np.square(each).sum())]
+        self._kept.setdefault(model, {})[_name(window)] = result
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(self._kept))
+        part.replace(self._path)
 
     def loss(self, model: str, windows: Sequence[Sequence[int]]) -> Loss:
         """Raises KeyError where a window has no result."""
         rows = np.array([self._kept[model][_name(window)] for window in windows])
         return Loss(int(rows[0, 0]), rows[:, 1], rows[:, 2])
-
-    def _save(self) -> None:
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self._kept))
-        part.replace(self._path)
 
 
 def _name(window: Sequence[int]) -> str:

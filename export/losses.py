@@ -31,7 +31,11 @@ class Candidate:
 
 
 def token_losses(
-    engine: Engine, windows: Sequence[Sequence[int]], candidates: Sequence[Candidate], progress: Progress = silent
+    engine: Engine,
+    windows: Sequence[Sequence[int]],
+    candidates: Sequence[Candidate],
+    progress: Progress = silent,
+    prefill: Action | None = None,
 ) -> npt.NDArray[np.float64]:
     """Loss in nats of every scored token under every candidate, [candidates, tokens].
 
@@ -41,16 +45,17 @@ def token_losses(
     Args:
         engine: of the bundle; its cache is overwritten, its counts are the bundle's own afterwards.
         windows: token ids, 4 or more each.
+        prefill: runs the first halves; the bundle's dense action by default.
 
     Raises UsageError for counts that the bundle's graphs cannot hold, SolError where a run fails.
     """
-    dense = engine.bundle.config.dense
+    prefill = prefill or engine.bundle.config.dense
     losses: list[list[npt.NDArray[np.float64]]] = [[] for _ in candidates]
     try:
         for done, window in enumerate(windows):
             half = len(window) // 2
             engine.reset()
-            engine.forward(window[:half], dense)
+            engine.forward(window[:half], prefill)
             for index, candidate in enumerate(candidates):
                 progress("measuring losses", done * len(candidates) + index, len(windows) * len(candidates))
                 engine.truncate(half)

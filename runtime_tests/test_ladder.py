@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import re
 import sys
@@ -17,8 +16,10 @@ from hypothesis import strategies as st
 from tiny_bundle import write_bundle
 
 from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
 from sol_rt.errors import UsageError
-from sol_rt.model import SolModel
+from sol_rt.export.losses import Candidate, token_losses
 
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 
@@ -75,21 +76,15 @@ def test_a_single_window_tells_no_error_and_others_make_no_pair() -> None:
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     windows = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 8, 7, 6]]
-    asked: list[Sequence[int]] = []
-
-    def score(window: Sequence[int]) -> list[float]:
-        asked.append(window)
-        return [float(window[0]), 2.0]
-
     scores = Scores(tmp_path / "scores.json")
-    assert list(itertools.islice(scores.complete("m", windows, score), 2)) == [2, 1]
+    for window in windows[:2]:
+        scores.keep("m", window, [float(window[0]), 2.0])
     again = Scores(tmp_path / "scores.json")
     assert again.missing("m", windows) == [windows[2]]
     with pytest.raises(KeyError):
         again.loss("m", windows)
-    assert list(again.complete("m", windows, score)) == [0]
-    assert asked == windows
-    loss = again.loss("m", [windows[2], windows[0]])
+    again.keep("m", windows[2], np.array([9.0, 2.0]))
+    loss = Scores(tmp_path / "scores.json").loss("m", [windows[2], windows[0]])
     assert loss.tokens == 2
     assert loss.sums.tolist() == [11, 3]
     assert loss.squares.tolist() == [85, 5]
@@ -294,24 +289,6 @@ def test_a_checkpoint_folder_is_refused_with_what_makes_a_file_of_it(tmp_path: P
         Ladder(tmp_path, tmp_path / "cache", Path("python"), 1)
 
 
-@pytest.mark.parametrize("tag", ["k100-s100-q4", "k100-s050-q6", "k030-s050-q4"])
-def test_an_action_is_scored_as_perplexity_scores_it(tag: str, tmp_path: Path) -> None:
-    """In batches or step by step: the losses of the path of generation.
-
-    A pruned layer's channels of almost the same magnitude may change places with the last bit of the sums before it.
-    """
-    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny"), provider="cpu")
-    window = np.random.default_rng(0).integers(3, 80, 97).tolist()
-    dense = model.bundle.config.dense
-    got = ladder.action_scorer(model, Action.parse(tag), dense)(window)
-    expected = model.score(window, context=48, schedule=f"fixed:{tag}").logprobs[-48:]
-    apart = np.abs(got + np.array(expected))
-    assert np.mean(apart < 1e-5) > (0.8 if Action.parse(tag).prune < 100 else 0.999)
-    assert apart.max() < 0.02
-    whole = ladder.action_scorer(model, Action.parse(tag), Action.parse(tag))(window)
-    assert np.abs(np.array(whole) - got).max() > 1e-3
-
-
 @pytest.mark.parametrize(
     "argv",
     [
@@ -394,6 +371,14 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert four["ppl"] != four["whole_ppl"]
     assert "whole_ppl" not in sparse
     assert sparse["bits_per_weight"] == pytest.approx(8 * run.step_bytes["s100-q4"] / contents["F32"].weights)
+    window = run.cuts[0].windows[1]
+    engine = Engine(Bundle.open(bundle), provider="cpu")
+    for tag, whole in (("k030-s100-q4", ""), ("k100-s100-q4", ""), ("k100-s100-q4", " whole")):
+        action = Action.parse(tag)
+        expected = token_losses(engine, [window], [Candidate(action)], prefill=action if whole else None)
+        kept = run.scores.loss(f"{tag} {run.revision}{whole}", [window])
+        assert kept.sums == pytest.approx(expected.sum(), abs=1e-3)
+    monkeypatch.setattr(ladder, "token_losses", lambda *what, **how: pytest.fail("scored again"))
     ladder.Run(args).score()
     assert len(opened) == 3
     untimed = run.result(run.cuts[0], contents, {})

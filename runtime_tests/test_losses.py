@@ -59,6 +59,18 @@ def test_losses_are_those_of_the_reference(tmp_path: Path) -> None:
     assert np.abs(got + logprobs[rows, np.array(WINDOWS[1])[rows + 1]]).max() < 2e-3
 
 
+def test_first_halves_run_under_the_prefill_that_is_asked_for(engine: Engine) -> None:
+    action, window = Action(100, 100, 4), WINDOWS[0]
+    half = len(window) // 2
+    (got,) = token_losses(engine, [window], [Candidate(action)], prefill=action)
+    logits = engine.forward(window, action, num_logits=len(window)).logits.astype(np.float64)
+    log_sum = np.log(np.exp(logits).sum(1))
+    expected = (log_sum - logits[np.arange(len(window)), np.roll(window, -1)])[half:-1]
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    (dense,) = token_losses(engine, [window], [Candidate(action)])
+    assert np.abs(dense - got).max() > 1e-3
+
+
 def test_counts_of_candidates_count_and_leave_the_engine_as_it_was(engine: Engine) -> None:
     every = Candidate(CHEAP, (64, 64), (96, 96))
     few = Candidate(CHEAP, (64, 8), (96, 96))
