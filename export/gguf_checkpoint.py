@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export import gguf_tokenizer
@@ -20,6 +21,7 @@ from sol_rt.export.gguf_config import hf_config
 from sol_rt.export.gguf_four_bit import FOUR_BIT
 from sol_rt.export.own_codes import OwnCodes
 
+_READABLE = "floats of 32 or 16 bits, or one of the types Q2_K to Q8_0, IQ1 to IQ4, TQ and MXFP4"
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 _TIED_SAMPLE = 256  # rows compared to see whether two quantizations hold the same matrix
 
@@ -42,7 +44,10 @@ class _Source:
 
 
 class GgufCheckpoint:
-    """A `.gguf` file, mapped. Raises CheckpointError where it is damaged or of an unknown architecture."""
+    """A `.gguf` file, mapped.
+
+    Raises CheckpointError where it is damaged, of an unknown architecture, or has tensors of a type that can't be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,6 +56,12 @@ class GgufCheckpoint:
             self._metadata = {name: field.contents() for name, field in reader.fields.items()}
         except Exception as error:  # the reader meets damage with index, value and Unicode errors of its own
             reason = " ".join(str(error).split())[:160]
+            unknown = re.search(rf"(\d+)\W* is not a valid {GGMLQuantizationType.__name__}", reason)
+            if unknown:
+                raise CheckpointError(
+                    f"{path}: got a tensor of type {unknown[1]}, which the package gguf does not know, "
+                    f"expected {_READABLE}; update the package, or take another file"
+                ) from error
             raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         family = family_of_gguf(str(self._metadata.get("general.architecture")))
@@ -65,6 +76,8 @@ class GgufCheckpoint:
         self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
         self.license = str(self._metadata.get("general.license", ""))
         self._sources = self._locate(family, tied)
+        for source in self._sources.values():
+            self._dequantized(source.tensor.data[:1], source.tensor)  # a type that can't be read is named at once
 
     def names(self) -> Collection[str]:
         return self._sources.keys()
@@ -89,8 +102,8 @@ class GgufCheckpoint:
             values = gguf.quants.dequantize(rows, tensor.tensor_type)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{self.path}: tensor {tensor.name}: type {tensor.tensor_type.name} can't be read; "
-                "take a file of type F16, Q8_0 or a K quantization"
+                f"{self.path}: tensor {tensor.name}: got type {tensor.tensor_type.name}, expected {_READABLE}; "
+                "take another file of the model"
             ) from error
         return np.require(values, np.float32, "W")  # float32 tensors come as views of the read-only mapping
 

@@ -54,9 +54,11 @@ class GgufFile:
         w.add_chat_template("{{ messages[0]['content'] }}")
         return self
 
-    def tensors(self, kind: str | None = None, packed_qkv: bool = False) -> GgufFile:
+    def tensors(self, kind: str | None = None, packed_qkv: bool = False, leave_out: tuple[str, ...] = ()) -> GgufFile:
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
         for name, module in self._pairs(self.family.names, self.family.gguf_names):
+            if module.rsplit(".", 1)[0] in leave_out:
+                continue
             values = self.source.read(name)
             part = module.split(".")[-2][-1]
             if self.family.gguf_permuted and "attn_" in module and part in heads and "norm" not in module:
@@ -111,6 +113,7 @@ _FLOAT16_AT = {
     "IQ4_XS": (0,),
     "TQ1_0": (52,),
     "TQ2_0": (64,),
+    "MXFP4": (),
 }
 
 
@@ -121,4 +124,6 @@ def random_rows(kind: str, rows: int, channels: int, rng: np.random.Generator) -
     for place in _FLOAT16_AT[kind]:
         numbers = rng.standard_normal(data.shape[:2]) * 10.0 ** rng.integers(-4, 3, data.shape[:2])
         data[..., place : place + 2] = numbers.astype("<f2")[..., None].view(np.uint8)
+    if kind == "MXFP4":  # scales are powers of two, of 8 bits
+        data[..., 0] = rng.integers(110, 135, data.shape[:2])
     return data.reshape(rows, -1)

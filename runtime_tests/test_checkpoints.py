@@ -15,14 +15,14 @@ torch = pytest.importorskip("torch", reason="exporting comes with the extra expo
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 import tokenizers  # noqa: E402
 import transformers  # noqa: E402
-from gguf_file import GgufFile  # noqa: E402
+from gguf_file import GgufFile, interleave, random_rows  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import gguf_tokenizer  # noqa: E402
 from sol_rt.export.architecture import FAMILIES, family_of, from_hf_config  # noqa: E402
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint  # noqa: E402
-from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from sol_rt.export.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from sol_rt.export.rope import make_rope, tables  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
@@ -286,13 +286,74 @@ def test_gguf_biases_of_llamas_are_seen(tmp_path: Path) -> None:
     assert from_hf_config(file.config).qkv_bias
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("F16", 1e-3), ("Q8_0", 1e-2), ("Q4_1", 0.1)])
-def test_gguf_types_are_dequantized(kind: str, tolerance: float, folder: Path, tmp_path: Path) -> None:
-    path = GgufFile(tmp_path / "model.gguf", folder).metadata(16).tensors(kind).write()
-    one, other = open_checkpoint(folder), open_checkpoint(path)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    wanted = one.read(name)
-    np.testing.assert_allclose(other.read(name), wanted, atol=tolerance * np.abs(wanted).max() * 2)
+QUANTIZED = [
+    ("F16", 5e-4),
+    ("BF16", 4e-3),
+    ("Q8_0", 5e-3),
+    ("Q5_1", 0.05),
+    ("Q5_0", 0.07),
+    ("Q4_1", 0.1),
+    ("Q4_0", 0.15),
+    ("MXFP4", 0.3),
+    ("TQ2_0", 1.0),
+    ("TQ1_0", 1.0),
+]
+STORED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", *(kind for kind, _ in QUANTIZED[2:]))
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose rows hold whole blocks of 256."""
+    shape = RandomCheckpoint("llama", hidden_size=256, intermediate_size=512)
+    return write_random_checkpoint(tmp_path_factory.mktemp("wide"), shape)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), QUANTIZED)
+def test_gguf_types_come_back_as_they_were_quantized(
+    kind: str, tolerance: float, wide_folder: Path, tmp_path: Path
+) -> None:
+    path = GgufFile(tmp_path / "model.gguf", wide_folder).metadata(64).tensors(kind).write()
+    one, other = open_checkpoint(wide_folder), open_checkpoint(path)
+    for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"):
+        wanted = one.read(f"model.layers.1.{part}.weight")
+        # of the largest weight nearby
+        error = np.abs(other.read(f"model.layers.1.{part}.weight") - wanted).reshape(-1, 32)
+        assert (error.max(axis=1) <= tolerance * np.abs(wanted).max()).all()
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_gguf_types_are_read_bit_by_bit(kind: str, wide_folder: Path, tmp_path: Path) -> None:
+    file = (
+        GgufFile(tmp_path / "model.gguf", wide_folder)
+        .metadata(64)
+        .tensors(leave_out=("blk.1.attn_q", "blk.1.ffn_down"))
+    )
+    quantized_type, rng = gguf.GGMLQuantizationType[kind], np.random.default_rng(0)
+    rows = {module: random_rows(kind, 256, size, rng) for module, size in (("attn_q", 256), ("ffn_down", 512))}
+    for module, stored in rows.items():
+        file.writer.add_tensor(f"blk.1.{module}.weight", stored, raw_dtype=quantized_type)
+    checkpoint = open_checkpoint(file.write())
+    wanted = {module: gguf.quants.dequantize(stored, quantized_type) for module, stored in rows.items()}
+    assert np.array_equal(checkpoint.read("model.layers.1.mlp.down_proj.weight", 7, 20), wanted["ffn_down"][7:20])
+    query = checkpoint.read("model.layers.1.self_attn.q_proj.weight")
+    assert np.array_equal(interleave(query, 4), wanted["attn_q"])
+
+
+def test_gguf_types_that_cannot_be_read_are_named_at_once(wide_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    file = GgufFile(path, wide_folder).metadata(64).tensors(leave_out=("blk.1.ffn_down",))
+    kind = gguf.GGMLQuantizationType.Q8_K
+    file.writer.add_tensor("blk.1.ffn_down.weight", np.zeros((256, 2 * 292), np.uint8), raw_dtype=kind)
+    file.write()
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight: got type Q8_K, expected floats .*; take"):
+        open_checkpoint(path)
+    data = path.read_bytes()
+    name = b"blk.1.ffn_down.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8  # number of axes, the axes, then the type
+    assert int.from_bytes(data[at : at + 4], "little") == kind
+    path.write_bytes(data[:at] + (99).to_bytes(4, "little") + data[at + 4 :])
+    with pytest.raises(CheckpointError, match=r"model\.gguf: got a tensor of type 99, .* expected floats .*; update"):
+        open_checkpoint(path)
 
 
 def test_gguf_with_an_output_that_repeats_the_embedding_is_tied(folder: Path, tmp_path: Path) -> None:
