@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
+import gguf  # noqa: E402
 import onnx  # noqa: E402
 import transformers  # noqa: E402
+from gguf_file import GgufFile  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sol_rt.actions import Action  # noqa: E402
@@ -34,6 +36,13 @@ from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # 
 from sol_rt.verify import verify_bundle  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
+GGUF_PARTS = [
+    ("blk.1.ffn_down.weight", "model.layers.1.mlp.fc2.weight"),
+    ("blk.1.attn_q.weight", "model.layers.1.self_attn.q_proj.weight"),
+    ("blk.1.ffn_up.bias", "model.layers.1.mlp.fc1.bias"),
+    ("output_norm.weight", "model.final_layernorm.weight"),
+    ("output.weight", "lm_head.weight"),
+]
 
 
 @pytest.fixture
@@ -211,6 +220,29 @@ def test_non_finite_weights_leave_nothing(name: str, folder: Path, tmp_path: Pat
     weights[name].view(-1)[17] = float("nan")
     save_file(weights, folder / "model.safetensors")
     fails(folder, tmp_path / "out", CheckpointError, f"tensor {name}: got NaN or infinite")
+
+
+@pytest.mark.parametrize("name", ["self_attn.v_proj.bias", "mlp.fc2.bias", "input_layernorm.bias"])
+def test_non_finite_biases_leave_nothing(name: str, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "checkpoint", PRESETS["tiny-phi"])
+    weights = load_file(source / "model.safetensors")
+    weights[f"model.layers.1.{name}"][3] = -float("inf")
+    save_file(weights, source / "model.safetensors")
+    fails(source, tmp_path / "out", CheckpointError, rf"tensor model\.layers\.1\.{name}: got NaN or infinite")
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize(("module", "name"), GGUF_PARTS)
+def test_non_finite_numbers_of_gguf_files_leave_nothing(module: str, name: str, kind: str, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "checkpoint", PRESETS["tiny-phi"])
+    path = GgufFile(tmp_path / "model.gguf", source).metadata(8).tensors(kind).write()
+    tensor = next(t for t in gguf.GGUFReader(str(path)).tensors if t.name == module)
+    # the first number of a tensor of floats, the first block's scale of others
+    damage = (np.float32 if tensor.tensor_type.name == "F32" else np.float16)("nan").tobytes()
+    data = bytearray(path.read_bytes())
+    data[tensor.data_offset : tensor.data_offset + len(damage)] = damage
+    path.write_bytes(data)
+    fails(path, tmp_path / "out", CheckpointError, rf"tensor {name}: got NaN or infinite")
 
 
 def test_interruption_leaves_nothing(folder: Path, tmp_path: Path) -> None:
