@@ -7,18 +7,23 @@ time; actions that skip pages are run step by step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sol_rt.actions import Action
-from sol_rt.distribution import Distribution, native_sums, numpy_sums
+from sol_rt.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
 from sol_rt.engine import Engine
 from sol_rt.export.progress import Progress, silent
 
+Losses = npt.NDArray[np.float64]
+
 _ROWS = 128  # of logits at once: those of a large vocabulary take half a megabyte each
+_TOP = 256  # tokens of the reference that count each for itself
+_LEAST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ def token_losses(
     candidates: Sequence[Candidate],
     progress: Progress = silent,
     prefill: Action | None = None,
-) -> npt.NDArray[np.float64]:
+) -> Losses:
     """Loss in nats of every scored token under every candidate, [candidates, tokens].
 
     The tokens are the same for all candidates, so that differences between rows are paired. A window of c tokens scores
@@ -49,30 +54,96 @@ def token_losses(
 
     Raises UsageError for counts that the bundle's graphs cannot hold, SolError where a run fails.
     """
-    prefill = prefill or engine.bundle.config.dense
-    losses: list[list[npt.NDArray[np.float64]]] = [[] for _ in candidates]
+    sums = _sums(engine)
+
+    def score(window: Sequence[int]) -> Callable[[Action], Losses]:
+        targets = window[len(window) // 2 + 1 :]
+
+        def losses(action: Action) -> Losses:
+            rows = zip(_rows(engine, window, action), targets, strict=True)
+            return np.array([-Distribution(row, sums).log_probability(target) for row, target in rows])
+
+        return losses
+
+    return _measure(engine, windows, candidates, score, progress, prefill)
+
+
+def token_divergences(
+    engine: Engine,
+    windows: Sequence[Sequence[int]],
+    reference: Action,
+    candidates: Sequence[Candidate],
+    progress: Progress = silent,
+) -> Losses:
+    """Kullback-Leibler divergence of every candidate from `reference` at the positions that `token_losses` scores, in
+    nats, [candidates, tokens].
+
+    What the loss rises by where the reference's probabilities are true, without the luck of the tokens read: small
+    differences show in a few hundred positions. The reference's likeliest tokens count each for itself, all others
+    together as one.
+
+    Args and errors as of `token_losses`; the reference keeps the bundle's counts.
+    """
+    sums = _sums(engine)
+
+    def score(window: Sequence[int]) -> Callable[[Action], Losses]:
+        tokens, logprobs = [], []
+        for row in _rows(engine, window, reference):
+            tokens.append(np.argpartition(row, -_TOP)[-_TOP:] if row.size > _TOP else np.arange(row.size))
+            logprobs.append(_logprobs(row, tokens[-1], sums))
+        expected = np.array(logprobs)
+        shares, rest = np.exp(expected), _rest(expected)
+
+        def divergences(action: Action) -> Losses:
+            rows = zip(_rows(engine, window, action), tokens, strict=True)
+            got = np.array([_logprobs(row, at, sums) for row, at in rows])
+            return np.asarray((shares * (expected - got)).sum(-1) + rest * np.log(rest / _rest(got)))
+
+        return divergences
+
+    return _measure(engine, windows, candidates, score, progress)
+
+
+def _rest(logprobs: Losses) -> Losses:
+    """Probability of all tokens but those of `logprobs` [positions, tokens]."""
+    return np.asarray(np.maximum(1 - np.exp(logprobs).sum(-1), _LEAST))
+
+
+def paired_difference(losses: Losses, reference: Losses) -> tuple[float, float]:
+    """Mean of losses - reference, [tokens] each, and its standard error, in nats."""
+    difference = losses - reference
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
+
+
+def _measure(
+    engine: Engine,
+    windows: Sequence[Sequence[int]],
+    candidates: Sequence[Candidate],
+    score: Callable[[Sequence[int]], Callable[[Action], Losses]],
+    progress: Progress,
+    prefill: Action | None = None,
+) -> Losses:
+    """Calls what `score` gives for a window with every candidate's action, after the window's first half."""
+    prefill, total = prefill or engine.bundle.config.dense, len(windows) * len(candidates)
+    losses: list[list[Losses]] = [[] for _ in candidates]
     try:
         for done, window in enumerate(windows):
             half = len(window) // 2
             engine.reset()
             engine.forward(window[:half], prefill)
+            measure = score(window)
             for index, candidate in enumerate(candidates):
-                progress("measuring losses", done * len(candidates) + index, len(windows) * len(candidates))
+                progress("measuring losses", done * len(candidates) + index, total)
                 engine.truncate(half)
                 _set_counts(engine, candidate)
-                losses[index].append(_window_losses(engine, window[half:], candidate.action))
+                losses[index].append(measure(candidate.action))
+                _set_counts(engine, Candidate(candidate.action))
     finally:
         for candidate in candidates:
             _set_counts(engine, Candidate(candidate.action))
         engine.reset()
-    progress("measuring losses", 1, 1)
+    progress("measuring losses", total, total)
     return np.array([np.concatenate(rows) for rows in losses])
-
-
-def paired_difference(losses: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Mean of losses - reference, [tokens] each, and its standard error, in nats."""
-    difference = losses - reference
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
 
 
 def _set_counts(engine: Engine, candidate: Candidate) -> None:
@@ -82,14 +153,23 @@ def _set_counts(engine: Engine, candidate: Candidate) -> None:
         engine.keep_channels(variant.key, keep_in, keep_mid)
 
 
-def _window_losses(engine: Engine, tokens: Sequence[int], action: Action) -> npt.NDArray[np.float64]:
-    """Of all tokens but the first, each predicted by a step over the one before."""
-    losses = np.empty(len(tokens) - 1)
+def _rows(engine: Engine, window: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
+    """Logits [vocab] after every token of the window's second half but the last."""
+    tokens = window[len(window) // 2 : -1]
     rows = _ROWS if action.keep == 100 else 1
-    sums = native_sums() if engine.native else numpy_sums
-    for start in range(0, len(losses), rows):
-        part = tokens[start : start + min(rows, len(losses) - start)]
-        logits = engine.forward(part, action, num_logits=len(part)).logits
-        for row, target in enumerate(tokens[start + 1 : start + 1 + len(part)]):
-            losses[start + row] = -Distribution(logits[row], sums).log_probability(target)
-    return losses
+    for start in range(0, len(tokens), rows):
+        part = tokens[start : start + rows]
+        yield from engine.forward(part, action, num_logits=len(part)).logits
+
+
+def _sums(engine: Engine) -> Callable[[np.ndarray], SoftmaxSums]:
+    return native_sums() if engine.native else numpy_sums
+
+
+def _logprobs(
+    logits: npt.NDArray[np.float32], at: npt.NDArray[np.int64], sums: Callable[[np.ndarray], SoftmaxSums]
+) -> Losses:
+    """Log-probabilities of some tokens by logits [vocab]."""
+    found = sums(logits)
+    assert found.top is not None  # the engine refuses logits that are not finite
+    return logits[at].astype(np.float64) - (logits.item(found.top) + math.log(found.total))

@@ -1,0 +1,242 @@
+"""MLP channels to keep in every layer and matrix, for target shares of the MLP weights read: a search by measurement.
+
+Divergence from the unpruned graph, through the runtime, on calibration text. First every matrix is pruned alone at a
+few levels, which gives a power law each: divergence = a * (1 - kept share)^p. The convex sum of these is least, at a
+given share of weights read, where all matrices' slopes a byte are equal. Pruned together they do more harm than the sum
+says, and not in proportion: so mixtures of that split with one that is equal in all layers are measured, and the
+best is improved greedily, a group of neighbouring layers' matrices at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.actions import Action
+from sol_rt.config import SolConfig
+from sol_rt.engine import Engine
+from sol_rt.errors import UsageError
+from sol_rt.export.graph import prune_counts
+from sol_rt.export.losses import Candidate, token_divergences
+from sol_rt.export.progress import Progress, silent
+
+_PROBES = (0.6, 0.3)  # kept shares at which every matrix is measured alone
+_PROBE_WINDOWS, _WINDOWS = 2, 3
+_EXPONENTS = (1.3, 6.0)
+_LEAST_SHARE = 1 / 32  # of a matrix's channels
+_MIXTURES = (0.0, 0.35, 0.7, 1.0, 1.3)  # weight of the law's split, the rest that of the equal one
+_GROUPS = 5  # of neighbouring layers, each twice: of first and of second matrices
+_STEP = 1.25  # factor on what a group prunes
+_ROUNDS = 2
+_TINY = 1e-7
+
+_Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PruneLevels:
+    """Channels kept at the inputs of the first and the second MLP matmul, one count a layer."""
+
+    keep_in: tuple[int, ...]
+    keep_mid: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MlpSizes:
+    """Of every layer: input channels of the first and the second MLP matrix, and weights that a channel of each has."""
+
+    layers: int
+    channels_in: int
+    channels_mid: int
+    weights_in: int
+    weights_mid: int
+
+    @classmethod
+    def of(cls, config: SolConfig) -> MlpSizes:
+        (hidden, width), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
+        return cls(config.model.num_layers, hidden, inner, width, outputs)
+
+    @property
+    def channels(self) -> _Array:
+        """Of all first matrices, then of all second ones, [2 layers]: the order of all arrays here."""
+        return np.repeat([float(self.channels_in), float(self.channels_mid)], self.layers)
+
+    @property
+    def weights(self) -> _Array:
+        """Share of all MLP weights that each matrix has, [2 layers]."""
+        sizes = np.array([self.channels_in * self.weights_in, self.channels_mid * self.weights_mid], np.float64)
+        return np.repeat(sizes / (sizes.sum() * self.layers), self.layers)
+
+    def equal(self, share: float) -> _Array:
+        """Kept shares that are the same in all layers, by the exporter's rule without calibration."""
+        counts = prune_counts(
+            round(100 * share), self.channels_in, self.channels_mid, self.weights_in == 2 * self.channels_mid
+        )
+        return np.repeat(np.array(counts, np.float64), self.layers) / self.channels
+
+    def levels(self, counts: Sequence[int]) -> PruneLevels:
+        return PruneLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
+
+    def share(self, levels: PruneLevels) -> float:
+        """Share of all MLP weights that these levels read."""
+        return float((np.array(levels.keep_in + levels.keep_mid) / self.channels * self.weights).sum())
+
+
+def find_levels(
+    engine: Engine,
+    windows: Sequence[Sequence[int]],
+    targets: Sequence[int],
+    bits: int,
+    progress: Progress = silent,
+) -> dict[int, PruneLevels]:
+    """Keep levels for every target, a percentage of the MLP weights.
+
+    A lower target keeps nowhere more than a higher one. The same input gives the same levels.
+
+    Args:
+        engine: of the bundle, with an unpruned variant of width `bits`; its counts stay.
+        windows: calibration text as token ids; the first few windows are used.
+        targets: percentages; 100 prunes nothing.
+        bits: width of the graph to measure with. The levels serve all widths; the narrowest is the fastest.
+
+    Raises UsageError for a target that cannot be met.
+    """
+    sizes = MlpSizes.of(engine.bundle.config)
+    for target in targets:
+        if not 100 * _LEAST_SHARE < target <= 100:
+            raise UsageError(f"prune: got {target}, expected {int(100 * _LEAST_SHARE) + 1} to 100 percent")
+    search = _Search(engine, windows, bits, sizes, progress)
+    counts = sizes.channels.astype(int)
+    found = {}
+    for target in sorted(set(targets), reverse=True):
+        if target < 100:
+            counts = search.run(target / 100, counts)
+        found[target] = sizes.levels(counts.tolist())
+    return {target: found[target] for target in targets}
+
+
+@dataclass(frozen=True)
+class PowerLaws:
+    """Divergence of every matrix pruned alone: scale * (1 - kept share)^exponent, arrays [matrices]."""
+
+    scale: _Array
+    exponent: _Array
+
+    @classmethod
+    def fit(cls, measured: Mapping[float, _Array]) -> PowerLaws:
+        """Through divergences [matrices] at two kept shares."""
+        (one, first), (other, second) = ((share, np.maximum(values, _TINY)) for share, values in measured.items())
+        exponent = np.clip(np.log(first / second) / np.log((1 - one) / (1 - other)), *_EXPONENTS)
+        middle = np.sqrt(first * second) / ((1 - one) * (1 - other)) ** (exponent / 2)
+        return cls(middle, exponent)
+
+    def split(self, weights: _Array, share: float, most: _Array) -> _Array:
+        """Kept shares that give the least sum where weights * kept shares sum to `share`, none above `most`."""
+
+        def kept(slope: float) -> _Array:
+            pruned = (slope * weights / (self.scale * self.exponent)) ** (1 / (self.exponent - 1))
+            return np.clip(1 - pruned, _LEAST_SHARE, most)
+
+        low, high = -60.0, 60.0  # of the logarithm of the slope
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (weights * kept(np.exp(middle))).sum() > share else (low, middle)
+        return kept(np.exp(low))
+
+
+def scaled_to(kept: _Array, weights: _Array, share: float, most: _Array) -> _Array:
+    """What is pruned, 1 - kept, times the one factor at which weights * kept sum to `share`, within the bounds."""
+
+    def at(factor: float) -> _Array:
+        return np.clip(1 - factor * np.maximum(1 - kept, _TINY), _LEAST_SHARE, most)
+
+    low, high = 0.0, 1 / _TINY
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (weights * at(middle)).sum() > share else (low, middle)
+    return at(low)
+
+
+def whole_counts(kept: _Array, sizes: MlpSizes, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Channel counts near `kept` that read `share` of the weights or at most one channel more, none above `most`."""
+    exact = kept * sizes.channels
+    counts = np.clip(np.floor(exact + 1e-9).astype(np.int64), 1, most)
+    each = sizes.weights / sizes.channels
+    # those cut most by rounding first; again from the start where all of them do not suffice
+    order = np.argsort(-(exact - counts), kind="stable")
+    place = 0
+    while (counts * each).sum() < share - 1e-12:
+        matrix = order[place % len(order)]
+        counts[matrix] += counts[matrix] < most[matrix]
+        place += 1
+    return counts
+
+
+class _Search:
+    def __init__(
+        self, engine: Engine, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
+    ) -> None:
+        self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
+        self.action = Action(100, 100, bits)
+        self.laws: PowerLaws | None = None
+
+    def run(self, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Counts [matrices] that read `share` of the weights, none above `most`."""
+        if self.laws is None:
+            self.laws = self._probe()
+        sizes = self.sizes
+        weights, bound = sizes.weights, most / sizes.channels
+        equal = scaled_to(np.minimum(sizes.equal(share), bound), weights, share, bound)
+        split = self.laws.split(weights, share, bound)
+        starts = [scaled_to((1 - part) * equal + part * split, weights, share, bound) for part in _MIXTURES]
+        best, least = self._best(starts, share, most)
+        for _ in range(_ROUNDS):
+            moves = [
+                scaled_to(1 - (1 - best) * np.where(group, factor, 1.0), weights, share, bound)
+                for group in self._groups()
+                for factor in (_STEP, 1 / _STEP)
+            ]
+            gains = least - self._divergences(moves, share, most)
+            helpful = [(move, gain) for move, gain in zip(moves, gains, strict=True) if gain > 0]
+            if not helpful:
+                break
+            # all helpful moves together, some of the way and all of it, beside the best alone
+            total = sum(gain / max(gains) * (move - best) for move, gain in helpful)
+            together = [scaled_to(best + part * total, weights, share, bound) for part in (0.5, 1.0)]
+            found, divergence = self._best([moves[int(np.argmax(gains))], *together], share, most)
+            if divergence < least:
+                best, least = found, divergence
+        return whole_counts(best, sizes, share, most)
+
+    def _probe(self) -> PowerLaws:
+        matrices = len(self.sizes.channels)
+        every = self.sizes.channels.astype(np.int64)
+        measured = {}
+        for share in _PROBES:
+            counts = np.where(np.eye(matrices, dtype=bool), np.ceil(share * every).astype(np.int64), every)
+            measured[share] = self._measure(counts, _PROBE_WINDOWS)
+        return PowerLaws.fit(measured)
+
+    def _groups(self) -> list[npt.NDArray[np.bool_]]:
+        layers = np.arange(self.sizes.layers)
+        near = layers * min(_GROUPS, self.sizes.layers) // self.sizes.layers
+        none = np.zeros_like(layers, bool)
+        masks = [near == group for group in range(int(near[-1]) + 1)]
+        return [np.concatenate(pair) for mask in masks for pair in ((mask, none), (none, mask))]
+
+    def _best(self, kept: Sequence[_Array], share: float, most: npt.NDArray[np.int64]) -> tuple[_Array, float]:
+        divergences = self._divergences(kept, share, most)
+        return kept[int(divergences.argmin())], float(divergences.min())
+
+    def _divergences(self, kept: Sequence[_Array], share: float, most: npt.NDArray[np.int64]) -> _Array:
+        return self._measure(np.array([whole_counts(each, self.sizes, share, most) for each in kept]), _WINDOWS)
+
+    def _measure(self, counts: npt.NDArray[np.int64], windows: int) -> _Array:
+        """Mean divergence of every row of counts [rows, matrices]."""
+        levels = [self.sizes.levels(row.tolist()) for row in counts]
+        candidates = [Candidate(self.action, each.keep_in, each.keep_mid) for each in levels]
+        used = self.windows[:windows]
+        return token_divergences(self.engine, used, self.action, candidates, self.progress).mean(1)

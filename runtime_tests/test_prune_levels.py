@@ -1,0 +1,157 @@
+"""The search of keep levels: shares met, counts in range, nested levels, and a split that beats the equal one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_bundle import write_bundle
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+from sol_rt.errors import UsageError
+from sol_rt.export import prune_levels
+from sol_rt.export.losses import Candidate, token_divergences, token_losses
+from sol_rt.export.prune_levels import MlpSizes, PowerLaws, PruneLevels, find_levels, scaled_to, whole_counts
+
+WINDOWS = [np.random.default_rng(seed).integers(0, 90, 96).tolist() for seed in range(4)]
+DENSE = Action(100, 100, 4)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine(Bundle.open(write_bundle(tmp_path_factory.mktemp("levels") / "tiny")), provider="cpu")
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> MlpSizes:
+    hidden, inner = 32 * draw(st.integers(1, 20)), 32 * draw(st.integers(1, 60))
+    return MlpSizes(draw(st.integers(1, 12)), hidden, inner, inner * draw(st.sampled_from([1, 2])), hidden)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[MlpSizes, PowerLaws, list[float]]:
+    size = draw(sizes())
+    positive = st.floats(1e-6, 1.0)
+    scale = np.array(draw(st.lists(positive, min_size=2 * size.layers, max_size=2 * size.layers)))
+    exponent = np.array(draw(st.lists(st.floats(1.3, 6.0), min_size=2 * size.layers, max_size=2 * size.layers)))
+    shares = sorted(draw(st.lists(st.floats(0.06, 0.99), min_size=1, max_size=4)), reverse=True)
+    return size, PowerLaws(scale, exponent), shares
+
+
+@settings(deadline=None)
+@given(problems())
+def test_splits_meet_the_share_within_bounds(problem: tuple[MlpSizes, PowerLaws, list[float]]) -> None:
+    """Every target reads its share or at most a channel more; a lower target keeps nowhere more than a higher one."""
+    size, laws, shares = problem
+    most = size.channels.astype(np.int64)
+    one_channel = (size.weights / size.channels).max()
+    for share in shares:
+        bound = most / size.channels
+        kept = laws.split(size.weights, share, bound)
+        assert (kept <= bound + 1e-12).all()
+        for split in (kept, scaled_to(size.equal(share), size.weights, share, bound)):
+            assert abs((split * size.weights).sum() - share) < 1e-6
+        counts = whole_counts(kept, size, share, most)
+        assert (counts >= 1).all()
+        assert (counts <= most).all()
+        reads = size.share(size.levels(counts.tolist()))
+        assert share - 1e-9 <= reads <= share + one_channel + 1e-6
+        most = counts
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(0, 2**31))
+def test_no_other_split_has_a_smaller_sum(problem: tuple[MlpSizes, PowerLaws, list[float]], seed: int) -> None:
+    size, laws, (share, *_) = problem
+    whole = np.ones_like(size.channels)
+
+    def total(kept: np.ndarray) -> float:
+        return float((laws.scale * (1 - kept) ** laws.exponent).sum())
+
+    best = laws.split(size.weights, share, whole)
+    noise = np.random.default_rng(seed).uniform(0.7, 1.4, best.size)
+    other = scaled_to(1 - (1 - best) * noise, size.weights, share, whole)
+    assert total(best) <= total(other) * (1 + 1e-6) + 1e-9
+
+
+def test_laws_go_through_what_was_measured() -> None:
+    scale, exponent = np.array([0.5, 0.01]), np.array([2.0, 3.5])
+    laws = PowerLaws.fit({share: scale * (1 - share) ** exponent for share in (0.6, 0.3)})
+    np.testing.assert_allclose(laws.scale, scale, rtol=1e-9)
+    np.testing.assert_allclose(laws.exponent, exponent, rtol=1e-9)
+
+
+def test_levels_are_nested_repeatable_and_no_worse_than_equal_ones(engine: Engine) -> None:
+    size = MlpSizes.of(engine.bundle.config)
+    targets = (50, 100, 75, 30)
+    levels = find_levels(engine, WINDOWS, targets, 4)
+    assert list(levels) == list(targets)
+    assert levels == find_levels(engine, WINDOWS, targets, 4)
+    assert levels[100] == PruneLevels((64, 64), (96, 96))
+    for target, found in levels.items():
+        assert -1e-9 < size.share(found) - target / 100 < 0.01
+    for more, fewer in itertools.pairwise(levels[target] for target in (100, 75, 50, 30)):
+        for one, other in ((more.keep_in, fewer.keep_in), (more.keep_mid, fewer.keep_mid)):
+            assert all(a >= b >= 1 for a, b in zip(one, other, strict=True))
+    equal = whole_counts(
+        scaled_to(size.equal(0.75), size.weights, 0.75, np.ones(4)), size, 0.75, size.channels.astype(np.int64)
+    )
+    rows = [levels[75], size.levels(equal.tolist())]
+    found, rule = token_divergences(
+        engine, WINDOWS[:3], DENSE, [Candidate(DENSE, row.keep_in, row.keep_mid) for row in rows]
+    ).mean(1)
+    assert 0 < found <= rule
+
+
+def test_matrices_that_do_not_matter_are_pruned_first(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made up: squares of what is pruned, the first layer's a hundred times the second's. Equal slopes a weight then
+    prune twice as much of the second layer's first matrix, which has twice the weights, as of its second: 0.6, 0.3.
+    """
+
+    def made_up(_: Any, windows: Any, reference: Any, candidates: Sequence[Candidate], progress: Any) -> np.ndarray:
+        channels = np.array([64, 64, 96, 96])
+        counts = np.array([(*(each.keep_in or ()), *(each.keep_mid or ())) for each in candidates])
+        return np.asarray(((1 - counts / channels) ** 2 * np.array([1.0, 0.01, 1.0, 0.01])).sum(1, keepdims=True))
+
+    monkeypatch.setattr(prune_levels, "token_divergences", made_up)
+    found = find_levels(engine, WINDOWS, (75,), 4)[75]
+    assert min(found.keep_in[0] / 64, found.keep_mid[0] / 96) > 0.9
+    assert found.keep_in[1] / 64 == pytest.approx(0.4, abs=0.03)
+    assert found.keep_mid[1] / 96 == pytest.approx(0.7, abs=0.03)
+
+
+def test_divergences_are_those_of_whole_distributions(engine: Engine) -> None:
+    """Fewer words than are counted one by one, so the coarse divergence is the whole one; float64 from logits."""
+    candidate = Candidate(Action(100, 50, 4))
+    got = token_divergences(engine, WINDOWS[:1], DENSE, [candidate, Candidate(DENSE)])
+    rows = {}
+    for action in (DENSE, candidate.action):
+        engine.reset()
+        engine.forward(WINDOWS[0][:48], engine.bundle.config.dense)
+        logits = engine.forward(WINDOWS[0][48:95], action, num_logits=47).logits.astype(np.float64)
+        rows[action] = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = (np.exp(rows[DENSE]) * (rows[DENSE] - rows[candidate.action])).sum(-1)
+    np.testing.assert_allclose(got[0], expected, atol=1e-5)
+    np.testing.assert_allclose(got[1], 0, atol=1e-9)
+    assert token_losses(engine, WINDOWS[:1], [candidate]).shape == got[:1].shape
+
+
+@pytest.mark.parametrize("target", [0, 3, 101, -5])
+def test_targets_out_of_reach_are_refused(engine: Engine, target: int) -> None:
+    with pytest.raises(UsageError, match=rf"prune: got {target}, expected 4 to 100 percent"):
+        find_levels(engine, WINDOWS, (75, target), 4)
+
+
+def test_the_format_holds_what_is_found(engine: Engine, tmp_path: Path) -> None:
+    levels = find_levels(engine, WINDOWS, (50,), 4)[50]
+    engine.keep_channels("s050-q4", levels.keep_in, levels.keep_mid)
+    assert np.isfinite(engine.forward(WINDOWS[0], Action(100, 50, 4)).logits).all()
+    engine.reset()
