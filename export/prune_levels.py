@@ -10,16 +10,19 @@ best is improved greedily, a group of neighbouring layers' matrices at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
 from sol_rt.config import SolConfig
 from sol_rt.engine import Engine
 from sol_rt.errors import UsageError
-from sol_rt.export.graph import prune_counts
+from sol_rt.export.architecture import Decoder
+from sol_rt.export.graph import prune_counts, weight_bytes
 from sol_rt.export.losses import Candidate, token_divergences
 from sol_rt.export.progress import Progress, silent
 
@@ -116,6 +119,24 @@ def find_levels(
             counts = search.run(target / 100, counts)
         found[target] = sizes.levels(counts.tolist())
     return {target: found[target] for target in targets}
+
+
+def with_levels(
+    folder: Path, config: SolConfig, decoder: Decoder, windows: Sequence[Sequence[int]], progress: Progress = silent
+) -> SolConfig:
+    """The config of the bundle in `folder` with counts that `find_levels` found for its prune levels.
+
+    The same for all widths, measured at the narrowest. Raises BundleError, UsageError.
+    """
+    targets = sorted({variant.prune for variant in config.variants.values()}, reverse=True)
+    bits = min(variant.bits for variant in config.variants.values() if variant.prune == 100)
+    levels = find_levels(Engine(Bundle.open(folder), provider="cpu"), windows, targets, bits, progress)
+    variants = {}
+    for key, variant in config.variants.items():
+        found = levels[variant.prune]
+        pruned = replace(variant, keep_in=found.keep_in, keep_mid=found.keep_mid)
+        variants[key] = replace(pruned, weight_bytes=weight_bytes(decoder, config.tensors, pruned))
+    return replace(config, variants=variants)
 
 
 @dataclass(frozen=True)

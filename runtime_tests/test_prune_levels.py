@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bundle import write_bundle
+from random_decoder import describe
+from tiny_bundle import seal, write_bundle
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
@@ -19,7 +21,15 @@ from sol_rt.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export import prune_levels
 from sol_rt.export.losses import Candidate, token_divergences, token_losses
-from sol_rt.export.prune_levels import MlpSizes, PowerLaws, PruneLevels, find_levels, scaled_to, whole_counts
+from sol_rt.export.prune_levels import (
+    MlpSizes,
+    PowerLaws,
+    PruneLevels,
+    find_levels,
+    scaled_to,
+    whole_counts,
+    with_levels,
+)
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 90, 96).tolist() for seed in range(4)]
 DENSE = Action(100, 100, 4)
@@ -150,8 +160,17 @@ def test_targets_out_of_reach_are_refused(engine: Engine, target: int) -> None:
         find_levels(engine, WINDOWS, (75, target), 4)
 
 
-def test_the_format_holds_what_is_found(engine: Engine, tmp_path: Path) -> None:
-    levels = find_levels(engine, WINDOWS, (50,), 4)[50]
-    engine.keep_channels("s050-q4", levels.keep_in, levels.keep_mid)
-    assert np.isfinite(engine.forward(WINDOWS[0], Action(100, 50, 4)).logits).all()
-    engine.reset()
+def test_a_bundle_gets_the_levels_that_are_found(engine: Engine, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(engine.bundle.path, tmp_path / "tiny"))
+    before = engine.bundle.config
+    config = with_levels(folder, before, describe("llama"), WINDOWS)
+    found = find_levels(engine, WINDOWS, (50,), 4)[50]
+    for key, variant in config.variants.items():
+        if variant.prune == 50:
+            assert (variant.keep_in, variant.keep_mid) == (found.keep_in, found.keep_mid)
+            assert abs(variant.weight_bytes / before.variants[key].weight_bytes - 1) < 0.05
+        else:
+            assert variant == before.variants[key]
+    seal(folder, config)
+    opened = Engine(Bundle.open(folder), provider="cpu")
+    assert np.isfinite(opened.forward(WINDOWS[0], Action(100, 50, 8)).logits).all()
