@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -308,6 +309,7 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
     parser.add_argument("-o", "--output", type=Path, help="write the page here too, and its figures beside it as .json")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workers too, of which all but one are stopped
     try:
         run = Run(args)
         run.score()
@@ -315,7 +317,7 @@ def main() -> None:
         contents = {SOURCE: Contents.of(run.ladder.source())}
         contents |= {name: Contents.of(run.ladder.rung(name)) for name in args.rungs}
         results = [run.result(cut, contents, rates.get(cut.context, {})) for cut in run.cuts]
-    except (SolError, WorkerError) as error:
+    except (SolError, WorkerError, OSError, UnicodeDecodeError) as error:
         sys.exit(f"error: {error}")
     text = page(run, contents, results, shown_command(sys.argv))
     if args.output:
