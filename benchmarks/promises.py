@@ -64,6 +64,7 @@ def export_with_random_policy(source: str, folder: Path) -> Path:
         prune=PRUNES,
         keep=KEEPS,
         policy=folder / "policy.safetensors",
+        calibration="none",
         parity=False,
     )
     return folder / "bundle"

@@ -30,11 +30,12 @@ from sol_rt.config import (
     Variant,
 )
 from sol_rt.errors import CheckpointError, UsageError
-from sol_rt.export import memory, tokenizer_files
+from sol_rt.export import action_set, calibration_text, memory, tokenizer_files
 from sol_rt.export import parity as parity_report
 from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config
 from sol_rt.export.blob import blob_bytes, layout
 from sol_rt.export.blob_filler import fill_blob
+from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.card import model_card
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from sol_rt.export.graph import build_graph, prune_counts, weight_bytes
@@ -44,9 +45,16 @@ from sol_rt.export.progress import Progress, silent
 from sol_rt.home import checkpoints_dir
 from sol_rt.pull import resolve
 from sol_rt.recipes import aliases
+from sol_rt.selection_file import Selection
+from sol_rt.tokenizer import FILE as TOKENIZER
+from sol_rt.tokenizer import Tokenizer
 
+OWN_TEXT, NO_TEXT = "self", "none"
+"""Where the calibration text comes from: the model generates it, or there is none."""
+MAX_ACTIONS = 12
 BITS = (8, 6, 4)
 WEIGHTS = "weights.bin"
+_HELD_OUT = 4  # every so manieth window is left to measure losses on
 _SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
 
 
@@ -59,13 +67,15 @@ class ExportReport:
         config: its sol_config.json.
         seconds: wall-clock time.
         parity: comparison with the source, None where it was not wanted.
-        dropped: variants left out, and why.
+        selection: what was measured of the candidate actions, None without calibration.
+        dropped: variants left out without that, and why.
     """
 
     path: Path
     config: SolConfig
     seconds: float
     parity: parity_report.Parity | None
+    selection: Selection | None
     dropped: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -82,6 +92,8 @@ class ExportReport:
                 f"same top token {row.top1:.0%}"
                 for row in self.parity.rows
             ]
+        if self.selection is not None:
+            lines += action_set.report_lines(self.selection)
         return [*lines, *self.dropped]
 
 
@@ -95,6 +107,8 @@ def export_bundle(
     max_context: int | None = None,
     policy: Path | None = None,
     kv: str = "float16",
+    calibration: str | Path = OWN_TEXT,
+    max_actions: int | None = None,
     progress: Progress | None = None,
     parity: bool = True,
 ) -> ExportReport:
@@ -109,6 +123,9 @@ def export_bundle(
         max_context: longest context; default the model's own.
         policy: file of a trained policy.
         kv: type of the cache's keys and values, float16 or int8.
+        calibration: OWN_TEXT, NO_TEXT or a text file. On the text, errors of quantization are compensated and the
+            actions are chosen; without it all actions of the levels stay, and their losses are not known.
+        max_actions: how many actions to choose at most, by default MAX_ACTIONS; only with calibration.
         progress: told how far the work is.
         parity: compare with transformers at the end.
 
@@ -120,6 +137,13 @@ def export_bundle(
     ladders = _Ladders(_ladder("bits", bits, BITS), _ladder("prune", prune), _ladder("keep", keep))
     if kv not in KV_DTYPES:
         raise UsageError(f"kv: got {kv}, expected {' or '.join(KV_DTYPES)}")
+    if max_actions is not None and (max_actions < 1 or calibration == NO_TEXT):
+        raise UsageError(
+            f"max actions: got {max_actions}, expected 1 or more, and a calibration text: without one nothing says "
+            "which actions to drop"
+        )
+    if calibration not in (OWN_TEXT, NO_TEXT) and not Path(calibration).is_file():
+        raise UsageError(f"calibration {calibration}: no such file, expected a text file, {OWN_TEXT} or {NO_TEXT}")
     _check_output(output)
     path, name = resolve(source, report)
     checkpoint = open_checkpoint(path)
@@ -135,17 +159,42 @@ def export_bundle(
         # what can be wrong with small files is found before the minutes that the weights take
         _write_texts(folder, checkpoint, decoder)
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
+        text = _given_text(calibration, folder, decoder)
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy, KvLayout(kv))
         fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report)
-        digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
-        config = _seal(folder, config, digest, None)
+        unhashed = FileEntry(size, "0" * 64)  # while the weights may still change
+        config = _seal(folder, config, unhashed, None, None)
+        selection: Selection | None = None
+        if calibration != NO_TEXT:
+            text = text or calibration_text.generate_text(folder, report)
+            fitted, held_out = _split(text)
+            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report, fitted)
+            chosen = action_set.choose_actions(folder, config, held_out, max_actions or MAX_ACTIONS, report)
+            config, selection = _seal(folder, chosen.config, unhashed, None, None), chosen.selection
         compared: parity_report.Parity | None = None
         dropped: tuple[str, ...] = ()
         if parity:
-            compared = parity_report.measure(checkpoint, decoder, family, folder, ladders.bits, report)
-            config, dropped = _without_dominated(folder, config, compared)
-            config = _seal(folder, config, digest, compared)
-    return ExportReport(output, config, time.monotonic() - began, compared, dropped)
+            widths = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
+            compared = parity_report.measure(checkpoint, decoder, family, folder, widths, report)
+            if selection is None:
+                config, dropped = _without_dominated(folder, config, compared)
+        digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
+        config = _seal(folder, config, digest, compared, selection)
+    return ExportReport(output, config, time.monotonic() - began, compared, selection, dropped)
+
+
+def _given_text(calibration: str | Path, folder: Path, decoder: Decoder) -> CalibrationText | None:
+    """The text of a file that the caller named, None otherwise: what is wrong with it is said before the long work."""
+    if calibration in (OWN_TEXT, NO_TEXT):
+        return None
+    return calibration_text.read_text(Path(calibration), Tokenizer.from_file(folder / TOKENIZER), decoder.max_context)
+
+
+def _split(text: CalibrationText) -> tuple[list[Sequence[int]], CalibrationText]:
+    """(windows to fit weights to, the text with the other windows): losses on fitted windows would flatter."""
+    held_out = text.windows[::_HELD_OUT]
+    fitted = [window for index, window in enumerate(text.windows) if index % _HELD_OUT]
+    return fitted, replace(text, windows=held_out)
 
 
 @dataclass(frozen=True)
@@ -328,10 +377,16 @@ def _without_dominated(
     return replace(config, variants=variants, actions=actions), tuple(said)
 
 
-def _seal(folder: Path, config: SolConfig, weights: FileEntry, compared: parity_report.Parity | None) -> SolConfig:
+def _seal(
+    folder: Path,
+    config: SolConfig,
+    weights: FileEntry,
+    compared: parity_report.Parity | None,
+    selection: Selection | None,
+) -> SolConfig:
     """Writes the card and, last, sol_config.json with the size and hash of every other file."""
     config = replace(config, files={WEIGHTS: weights})
-    (folder / "README.md").write_text(model_card(config, compared), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, compared, selection), encoding="utf-8")
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != CONFIG_NAME:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from sol_rt.config import SolConfig
 from sol_rt.export.parity import Parity
+from sol_rt.selection_file import Selection
 
 
-def model_card(config: SolConfig, parity: Parity | None) -> str:
-    """README.md: what the bundle is, where it comes from, what its variants read, how close they are to the source."""
+def model_card(config: SolConfig, parity: Parity | None, selection: Selection | None) -> str:
+    """README.md: what the bundle is, where it comes from, what its variants read, what its actions cost and lose, how
+    close they are to the source.
+    """
     model = config.model
     token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
     lines = [
@@ -43,6 +46,7 @@ def model_card(config: SolConfig, parity: Parity | None) -> str:
     dense = config.variants[config.dense.variant].weight_bytes
     for variant in config.variants.values():
         lines.append(f"| {variant.key} | {variant.weight_bytes / 1e6:.1f} | {variant.weight_bytes / dense:.0%} |")
+    lines += _actions(config, selection)
     lines += ["", "## Against the source", ""]
     if parity is None:
         return "\n".join([*lines, "Not compared when it was exported.", ""])
@@ -57,3 +61,31 @@ def model_card(config: SolConfig, parity: Parity | None) -> str:
     for row in parity.rows:
         lines.append(f"| {row.variant} | {row.max_difference:.3g} | {row.kl:.3g} | {row.top1:.0%} |")
     return "\n".join([*lines, ""])
+
+
+def _actions(config: SolConfig, selection: Selection | None) -> list[str]:
+    """Quality and speed of every action, as measured when they were chosen."""
+    lines = ["", "## Actions", "", "`kKKK` is the share of old cache pages read."]
+    if selection is None:
+        tags = ", ".join(f"`{entry.action.tag}`" for entry in config.actions)
+        return [*lines, "What they lose was not measured when the bundle was exported.", "", tags]
+    found = {candidate.action: candidate for candidate in selection.candidates}
+    contexts = selection.contexts
+    scored = " and ".join(f"{setting.tokens} tokens at {context}" for context, setting in contexts.items())
+    lines += [
+        f"Loss is in nats a token over dense, over {scored}, ± standard error; text: {selection.text}.",
+        f"Milliseconds of a decode step on {selection.device}.",
+        "",
+        "| action |" + "".join(f" loss at {context} | ms at {context} | of dense |" for context in contexts),
+        "|---|" + "--:|--:|--:|" * len(contexts),
+    ]
+    for entry in config.actions:
+        cells = []
+        for context in contexts:
+            point, dense = found[entry.action].at.get(context), found[config.dense].at[context]
+            if point is None:
+                cells += ["", "", ""]
+            else:
+                cells += [f"{point.loss:.4f} ± {point.stderr:.4f}", f"{point.ms:.2f}", f"{point.ms / dense.ms:.2f}"]
+        lines.append(f"| {entry.action.tag} | " + " | ".join(cells) + " |")
+    return lines

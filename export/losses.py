@@ -41,31 +41,34 @@ def token_losses(
     candidates: Sequence[Candidate],
     progress: Progress = silent,
     prefill: Action | None = None,
+    context: int | None = None,
 ) -> Losses:
     """Loss in nats of every scored token under every candidate, [candidates, tokens].
 
     The tokens are the same for all candidates, so that differences between rows are paired. A window of c tokens scores
-    c - c // 2 - 1 of them.
+    c - context - 1 of them.
 
     Args:
         engine: of the bundle; its cache is overwritten, its counts are the bundle's own afterwards.
         windows: token ids, 4 or more each.
-        prefill: runs the first halves; the bundle's dense action by default.
+        progress: told how many windows are done under how many candidates.
+        prefill: runs the first part of each window; the bundle's dense action by default.
+        context: length of that part in tokens; default: half of the window.
 
     Raises UsageError for counts that the bundle's graphs cannot hold, SolError where a run fails.
     """
     sums = _sums(engine)
 
     def score(window: Sequence[int]) -> Callable[[Action], Losses]:
-        targets = window[len(window) // 2 + 1 :]
+        scored = window[_prefilled(window, context) :]
 
         def losses(action: Action) -> Losses:
-            rows = zip(_rows(engine, window, action), targets, strict=True)
+            rows = zip(_rows(engine, scored, action), scored[1:], strict=True)
             return np.array([-Distribution(row, sums).log_probability(target) for row, target in rows])
 
         return losses
 
-    return _measure(engine, windows, candidates, score, progress, prefill)
+    return _measure(engine, windows, candidates, score, progress, prefill, context)
 
 
 def token_divergences(
@@ -87,15 +90,16 @@ def token_divergences(
     sums = _sums(engine)
 
     def score(window: Sequence[int]) -> Callable[[Action], Losses]:
+        scored = window[_prefilled(window) :]
         tokens, logprobs = [], []
-        for row in _rows(engine, window, reference):
+        for row in _rows(engine, scored, reference):
             tokens.append(np.argpartition(row, -_TOP)[-_TOP:] if row.size > _TOP else np.arange(row.size))
             logprobs.append(_logprobs(row, tokens[-1], sums))
         expected = np.array(logprobs)
         shares, rest = np.exp(expected), _rest(expected)
 
         def divergences(action: Action) -> Losses:
-            rows = zip(_rows(engine, window, action), tokens, strict=True)
+            rows = zip(_rows(engine, scored, action), tokens, strict=True)
             got = np.array([_logprobs(row, at, sums) for row, at in rows])
             return np.asarray((shares * (expected - got)).sum(-1) + rest * np.log(rest / _rest(got)))
 
@@ -122,19 +126,20 @@ def _measure(
     score: Callable[[Sequence[int]], Callable[[Action], Losses]],
     progress: Progress,
     prefill: Action | None = None,
+    context: int | None = None,
 ) -> Losses:
-    """Calls what `score` gives for a window with every candidate's action, after the window's first half."""
+    """Calls what `score` gives for a window with every candidate's action, after the window's first part."""
     prefill, total = prefill or engine.bundle.config.dense, len(windows) * len(candidates)
     losses: list[list[Losses]] = [[] for _ in candidates]
     try:
         for done, window in enumerate(windows):
-            half = len(window) // 2
+            length = _prefilled(window, context)
             engine.reset()
-            engine.forward(window[:half], prefill)
+            engine.forward(window[:length], prefill)
             measure = score(window)
             for index, candidate in enumerate(candidates):
                 progress("measuring losses", done * len(candidates) + index, total)
-                engine.truncate(half)
+                engine.truncate(length)
                 _set_counts(engine, candidate)
                 losses[index].append(measure(candidate.action))
                 _set_counts(engine, Candidate(candidate.action))
@@ -153,9 +158,14 @@ def _set_counts(engine: Engine, candidate: Candidate) -> None:
         engine.keep_channels(variant.key, keep_in, keep_mid)
 
 
-def _rows(engine: Engine, window: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
-    """Logits [vocab] after every token of the window's second half but the last."""
-    tokens = window[len(window) // 2 : -1]
+def _prefilled(window: Sequence[int], context: int | None = None) -> int:
+    """Tokens of the window that are prefilled."""
+    return len(window) // 2 if context is None else context
+
+
+def _rows(engine: Engine, scored: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
+    """Logits [vocab] after every one of the tokens but the last."""
+    tokens = scored[:-1]
     rows = _ROWS if action.keep == 100 else 1
     for start in range(0, len(tokens), rows):
         part = tokens[start : start + rows]

@@ -54,7 +54,7 @@ def _export(factory: pytest.TempPathFactory, source: Path, name: str) -> Path:
     from sol_rt.export import export_bundle
 
     output = factory.mktemp("bundle") / name
-    export_bundle(str(source), output)
+    export_bundle(str(source), output, calibration="none")
     return output
 
 

@@ -52,8 +52,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def export(source: Path, output: Path, **options: Any) -> ExportReport:
-    """A small export without the comparison."""
-    given = {"bits": (8, 4), "prune": (100, 50), "keep": (100, 25), "parity": False, **options}
+    """A small export without calibration and comparison."""
+    levels = {"bits": (8, 4), "prune": (100, 50), "keep": (100, 25)}
+    given = {**levels, "calibration": "none", "parity": False, **options}
     return export_bundle(str(source), output, **given)
 
 
@@ -70,7 +71,7 @@ def tensor(bundle: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("preset", FAMILY_PRESETS)
 def test_export_is_complete_and_close_to_its_source(preset: str, tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
-    report = export_bundle(str(source), tmp_path / "out")
+    report = export_bundle(str(source), tmp_path / "out", calibration="none")
     config = Bundle.open(tmp_path / "out").config
     assert config == report.config
     assert len(config.variants) == 15
@@ -365,7 +366,7 @@ def test_tokenizers_that_do_not_fit_leave_nothing(
 @pytest.mark.parametrize("preset", FAMILY_PRESETS)
 def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
-    report = export_bundle(str(source), tmp_path / "out", kv="int8", bits=(8,))
+    report = export_bundle(str(source), tmp_path / "out", kv="int8", bits=(8,), calibration="none")
     config = Bundle.open(tmp_path / "out").config
     assert config.kv == KvLayout("int8")
     onnx.checker.check_model(str(tmp_path / "out" / "model.q8.onnx"), full_check=True)
@@ -385,6 +386,11 @@ def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) ->
         ({"keep": (100, 100)}, "keep: got .* different"),
         ({"keep": (100, 0)}, "keep: got .* 1 to 100"),
         ({"kv": "int4"}, "kv: got int4, expected float16 or int8"),
+        ({"bits": (3,)}, r"bits: got \[3\], expected different numbers of 8, 6, 4"),
+        ({"keep": (100, 101)}, "keep: got .* 1 to 100"),
+        ({"max_actions": 0, "calibration": "self"}, "max actions: got 0, expected 1 or more"),
+        ({"max_actions": 5}, "max actions: got 5, .* without one nothing says which actions to drop"),
+        ({"calibration": "no-such-file"}, "calibration no-such-file: no such file"),
     ],
 )
 def test_ladders_are_checked(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:

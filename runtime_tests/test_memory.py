@@ -102,10 +102,10 @@ def watch():
         seen.append(own())
         time.sleep(0.005)
 tiny, source, output = map(Path, sys.argv[1:])
-export_bundle(str(tiny), output, bits=(8,))  # loads libraries
+export_bundle(str(tiny), output, bits=(8,), calibration="none")  # loads libraries
 seen = [own()]
 threading.Thread(target=watch, daemon=True).start()
-export_bundle(str(source), output, bits=(8,))
+export_bundle(str(source), output, bits=(8,), calibration="none")
 print(max(seen) - seen[0])
 """
 

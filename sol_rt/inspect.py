@@ -9,6 +9,7 @@ from typing import Any
 from sol_rt.bundle import Bundle
 from sol_rt.cost import BytesCost, load_cost_model
 from sol_rt.providers import default_threads
+from sol_rt.selection_file import Candidate, Selection
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:
@@ -19,9 +20,10 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         context: tokens in the cache before the step that costs are given for.
 
     Returns:
-        path, format_version, model, kv, variants, policy (null or its description), actions and cost_model. An action's
-        `cost` is its share of the dense step's cost, `bytes` what its step reads by the bytes model, `loss` nats over
-        dense or null.
+        path, format_version, model, kv, variants, policy (null or its description), actions, cost_model and selection.
+        An action's `cost` is its share of the dense step's cost, `bytes` what its step reads by the bytes model, `loss`
+        nats over dense or null, `measured` what selection.json tells of it by context. `selection` is null where
+        nothing was measured at export, else how it was measured and every candidate with why it was kept or not.
 
     Raises:
         BundleError: no sound bundle is there.
@@ -31,6 +33,8 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     context = min(context, config.model.max_context - 1)
     cost, size = load_cost_model(bundle, "cpu", default_threads()), BytesCost(config)
     dense = cost.dense(context)
+    selection = Selection.of(bundle)
+    candidates = {} if selection is None else {candidate.action: candidate for candidate in selection.candidates}
     return {
         "path": str(path),
         "format_version": config.format_version,
@@ -47,8 +51,34 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
                 "cost": cost.step(entry.action, context) / dense,
                 "loss": entry.loss,
                 "bytes": round(size.step(entry.action, context)),
+                "measured": _measured(candidates.get(entry.action)),
             }
             for entry in config.actions
         ],
         "cost_model": cost.name,
+        "selection": None if selection is None else _selection(selection),
+    }
+
+
+def _measured(candidate: Candidate | None) -> dict[str, Any]:
+    return {} if candidate is None else {str(context): asdict(point) for context, point in candidate.at.items()}
+
+
+def _selection(selection: Selection) -> dict[str, Any]:
+    return {
+        "text": selection.text,
+        "device": selection.device,
+        "busy": selection.busy,
+        "limit": selection.limit,
+        "gone": selection.gone,
+        "contexts": {str(context): asdict(setting) for context, setting in selection.contexts.items()},
+        "candidates": [
+            {
+                "tag": candidate.action.tag,
+                "kept": candidate.kept,
+                "reason": candidate.reason,
+                "measured": _measured(candidate),
+            }
+            for candidate in selection.candidates
+        ],
     }

@@ -41,12 +41,28 @@ def export(
     kv: Annotated[
         str, options.option("--kv", env=False, help="Type of the KV cache's keys and values: float16 or int8.")
     ] = "float16",
+    calibration: Annotated[
+        str,
+        options.option(
+            "--calibration",
+            env=False,
+            help="Text file to calibrate on; self: the model writes the text; none: plain rounding, all actions.",
+        ),
+    ] = "self",
+    max_actions: Annotated[
+        int | None,
+        options.option(
+            "--max-actions", env=False, min=1, help="Actions to choose by measurement at most; default: 12."
+        ),
+    ] = None,
     parity: Annotated[
         bool, options.option("--parity/--no-parity", env=False, help="Compare with the source at the end.")
     ] = True,
     debug: options.Debug = False,
 ) -> None:
-    """Export a checkpoint to a bundle. Ends with a parity report and prints the bundle's path."""
+    """Export a checkpoint to a bundle: calibrate its weights, choose its actions by measurement, compare it with the
+    source. Prints the bundle's path.
+    """
     from sol_rt.config import CONFIG_NAME, KV_DTYPES
     from sol_rt.home import bundles_dir, remember_last_export
     from sol_rt.pull import bundle_name
@@ -68,7 +84,16 @@ def export(
         raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
     with progress() as report:
         result = export_bundle(
-            model, target, **levels, max_context=ctx_size, policy=policy, kv=kv, parity=parity, progress=report
+            model,
+            target,
+            **levels,
+            max_context=ctx_size,
+            policy=policy,
+            kv=kv,
+            calibration=calibration,
+            max_actions=max_actions,
+            parity=parity,
+            progress=report,
         )
     for line in result.lines():
         note(line)

@@ -1,0 +1,223 @@
+"""Which of the measured candidate actions a bundle keeps.
+
+At each context, a candidate is dropped when another one makes it unnecessary: that one is faster and not measurably
+worse, or as fast and measurably better, or no different and simpler. "Measurably" means by more than SIGNIFICANCE
+standard errors of the paired differences of loss, token by token; times are the same within TIE. What is left at any
+context is kept. If that is more than the limit, those actions stay that hold the lower convex hull of (time, loss)
+down: a schedule that mixes two actions reaches every point between them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sol_rt.actions import Action
+from sol_rt.frontier import lower_hull
+
+SIGNIFICANCE = 2.0
+TIE = 0.02
+"""Relative difference of times that a repeated timing of the same actions shows as well."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One action measured at one context.
+
+    Attributes:
+        ms: milliseconds of a decode step.
+        added: nats over dense of each scored token, float64 [n]; the same tokens for all actions of a context.
+    """
+
+    ms: float
+    added: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean nats over dense."""
+        return float(self.added.mean())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `loss`."""
+        return _stderr(self.added)
+
+
+Front = Mapping[Action, Point]
+"""What was measured at one context; the dense action is among it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an action is kept, and why or why not in a few words."""
+
+    kept: bool
+    reason: str
+
+
+def choose(
+    fronts: Mapping[int, Front],
+    dense: Action,
+    limit: int,
+    *,
+    gone: float = math.inf,
+    required: Collection[Action] = (),
+) -> dict[Action, Verdict]:
+    """Decides on every action measured.
+
+    Args:
+        fronts: by context in tokens, what was measured there.
+        dense: the dense action, always kept.
+        limit: how many actions to keep, 1 or more; required ones and, if it is 2 or more, the fastest at each context
+            are kept even beyond it.
+        gone: loss in nats from which a text counts as gone: such actions are dropped.
+        required: actions that are kept whatever they cost.
+
+    Returns:
+        A verdict on every action of `fronts`, in descending order of the actions.
+    """
+    verdicts = {dense: Verdict(True, "dense")}
+    verdicts |= {action: Verdict(True, "the policy picks it") for action in required if action != dense}
+    dropped: dict[Action, str] = {}
+    useful: dict[int, dict[Action, Point]] = {}
+    for context, front in fronts.items():
+        useful[context] = {}
+        for action, point in front.items():
+            if action != dense and point.loss > gone:
+                dropped[action] = (
+                    f"the text is gone at {context}: {point.loss:.3g} nats over dense, {gone:.3g} are half of what the "
+                    "context tells"
+                )
+            else:
+                useful[context][action] = point
+    pareto: dict[int, set[Action]] = {}
+    for context, front in useful.items():
+        pareto[context], reasons = _undominated(front, dense, context)
+        dropped |= {action: reason for action, reason in reasons.items() if action not in dropped}
+    found = {action for front in pareto.values() for action in front} | set(required) | {dense}
+    kept, costs = _within_limit({c: useful[c] for c in pareto}, found, dense, limit, set(required), pareto)
+    for action in found - set(verdicts):
+        if action in kept:
+            at = [str(context) for context in fronts if action in pareto[context]]
+            verdicts[action] = Verdict(True, f"best of its speed at {' and '.join(at)}")
+        else:
+            verdicts[action] = Verdict(False, f"over the limit of {limit}: without it {costs[action]}")
+    for action, reason in dropped.items():
+        verdicts.setdefault(action, Verdict(False, reason))
+    return dict(sorted(verdicts.items(), reverse=True))
+
+
+def worth_keeping(front: Front, dense: Action, gone: float) -> set[Action]:
+    """The actions measured at one context that no other makes unnecessary and whose text is not gone."""
+    return _undominated({a: p for a, p in front.items() if a == dense or p.loss <= gone}, dense, 0)[0]
+
+
+def makes_unnecessary(one: Point, other: Point, one_is_simpler: bool) -> bool:
+    """Whether an action makes another one unnecessary at a context."""
+    if one.ms > other.ms * (1 + TIE):
+        return False
+    gain, error = float((other.added - one.added).mean()), _stderr(other.added - one.added)
+    better = gain > SIGNIFICANCE * error
+    worse = -gain > SIGNIFICANCE * error
+    if one.ms < other.ms / (1 + TIE):
+        return not worse
+    return better or (not worse and one_is_simpler)
+
+
+def _simplicity(action: Action) -> tuple[int, int, int, int]:
+    """Sorts actions: the fewer axes below full first, then the cheaper ones."""
+    below = (action.keep < 100) + (action.prune < 100)
+    return below, action.bits, action.prune, action.keep
+
+
+def _undominated(front: Front, dense: Action, context: int) -> tuple[set[Action], dict[Action, str]]:
+    """The actions that no kept one makes unnecessary, and of the others what does."""
+    left = dict(front)
+    kept: set[Action] = set()
+    reasons: dict[Action, str] = {}
+
+    def beaten(action: Action, by: Action) -> bool:
+        if action in (by, dense):
+            return False
+        return makes_unnecessary(front[by], front[action], _simplicity(by) < _simplicity(action))
+
+    while left:
+        # where noise makes a circle of them, the simplest of it
+        free = [action for action in left if not any(beaten(action, by) for by in left)]
+        winner = min(free or left, key=_simplicity)
+        kept.add(winner)
+        del left[winner]
+        for action in [action for action in left if beaten(action, winner)]:
+            reasons[action] = _why(front, winner, action, context)
+            del left[action]
+    return kept, reasons
+
+
+def _why(front: Front, winner: Action, action: Action, context: int) -> str:
+    one, other = front[winner], front[action]
+    difference = one.added - other.added
+    return (
+        f"{winner.tag} does as well at {context}: {one.ms:.3g} ms for {other.ms:.3g}, "
+        f"{difference.mean():+.2g} ± {_stderr(difference):.1g} nats"
+    )
+
+
+def _within_limit(
+    fronts: Mapping[int, Front],
+    found: set[Action],
+    dense: Action,
+    limit: int,
+    required: set[Action],
+    pareto: Mapping[int, set[Action]],
+) -> tuple[set[Action], dict[Action, str]]:
+    """Takes away, one by one, what raises the hulls least. Returns what stays and what each loss of one came to."""
+    bound = required | {dense}
+    if limit > 1:
+        for context, front in fronts.items():
+            candidates = [action for action in found if action in pareto[context] and action != dense]
+            bound |= {min(candidates, key=lambda action: front[action].ms)} if candidates else set()
+    kept, costs = set(found), {}
+    while len(kept) > limit and kept - bound:
+        rises = {action: _rise(fronts, kept, action, dense) for action in kept - bound}
+        least = min(rises, key=lambda action: (rises[action], action))
+        kept.remove(least)
+        area, height = rises[least]
+        costs[least] = (
+            f"the frontier rises by {area:.2g} nats" if area > 0 else f"nothing rises, it is {-height:.2g} nats above"
+        )
+    return kept, costs
+
+
+def _rise(fronts: Mapping[int, Front], kept: set[Action], without: Action, dense: Action) -> tuple[float, float]:
+    """(mean rise of the hulls in nats over the range of relative costs when `without` goes, minus its height above).
+
+    Both are sums over the contexts where it was measured.
+    """
+    area = height = 0.0
+    for front in fronts.values():
+        if without not in front:
+            continue
+        points = {
+            action: (front[action].ms / front[dense].ms, front[action].loss) for action in kept if action in front
+        }
+        rest = lower_hull(point for action, point in points.items() if action != without)
+        x, y = points[without]
+        with_it = lower_hull(points.values())
+        low, high = with_it[0][0], with_it[-1][0]
+        if high > low:
+            grid = sorted({min(max(at, low), high) for hull in (rest, with_it) for at, _ in hull})
+            rise = _height(rest, grid) - _height(with_it, grid)
+            area += float(((rise[1:] + rise[:-1]) / 2 * np.diff(grid)).sum()) / (high - low)
+        height += max(0.0, y - float(_height(rest, [x])[0]))
+    return area, -height
+
+
+def _height(hull: Sequence[tuple[float, float]], at: Sequence[float]) -> np.ndarray:
+    return np.interp(at, [x for x, _ in hull], [y for _, y in hull])
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf

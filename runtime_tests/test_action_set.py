@@ -1,0 +1,230 @@
+"""Actions measured and chosen through the real runtime, on tiny bundles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="exporting comes with the extra export")
+from test_export import export, fails, policy_for
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.config import CONFIG_NAME, SolConfig
+from sol_rt.errors import BundleError, UsageError
+from sol_rt.export import action_set, bundle_writer, measuring
+from sol_rt.export.calibration_text import CalibrationText
+from sol_rt.export.policy_file import write_policy
+from sol_rt.export.progress import silent
+from sol_rt.export.selection import Verdict
+from sol_rt.selection_file import SELECTION, Selection
+from sol_rt.verify import verify_bundle
+
+TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay. "
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few timings: what is tested here does not depend on how exact they are."""
+    monkeypatch.setattr(measuring, "_MOST_REPEATS", 7)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    words = TEXT.split()
+    order = np.random.default_rng(0).integers(0, len(words), 6000)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(words[index] for index in order), encoding="utf-8")
+    return path
+
+
+def random_text(windows: int = 2, long: int = 900) -> CalibrationText:
+    draw = np.random.default_rng(0)
+    made = tuple(tuple(draw.integers(3, 300, 512).tolist()) for _ in range(windows))
+    return CalibrationText(made, tuple(draw.integers(3, 300, long).tolist()), "drawn tokens")
+
+
+def copied(bundle: Path, tmp_path: Path) -> tuple[Path, SolConfig]:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    return folder, Bundle.open(folder).config
+
+
+def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
+    steps: list[str] = []
+    report = export(
+        llama_checkpoint, tmp_path / "out", calibration=text_file, progress=lambda step, *_: steps.append(step)
+    )
+    bundle = Bundle.open(tmp_path / "out")
+    verify_bundle(tmp_path / "out")
+    config, selection = bundle.config, Selection.of(bundle)
+    assert selection == report.selection
+    assert selection is not None
+    assert selection.text == "text.txt"
+    assert SELECTION in config.files
+    assert len(selection.candidates) == 8
+    kept = {candidate.action for candidate in selection.candidates if candidate.kept}
+    assert {entry.action for entry in config.actions} == kept
+    assert config.dense in kept
+    assert set(config.variants) == {action.variant for action in kept}
+    graphs = {path.name for path in (tmp_path / "out").glob("*.onnx")}
+    assert graphs == {variant.file for variant in config.variants.values()}
+    card = (tmp_path / "out" / "README.md").read_text()
+    for entry in config.actions:
+        assert entry.loss is not None
+        assert f"| {entry.action.tag} |" in card
+    for stage in ("losses at 512", "timing at 512", "hashing weights.bin"):
+        assert stage in steps
+    assert str(tmp_path) not in (tmp_path / "out" / SELECTION).read_text()
+
+
+def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
+    """Against steps one by one and a softmax in float64."""
+    from sol_rt.engine import Engine
+
+    bundle, text = Bundle.open(llama_bundle), random_text()
+    measured = measuring.measure(bundle, text, (100, 10), silent)
+    engine, dense = Engine(bundle, provider="cpu"), bundle.config.dense
+
+    def losses(window: Sequence[int], context: int, action: Action) -> np.ndarray:
+        engine.reset()
+        engine.forward(window[:context], dense)
+        found = []
+        for token, target in zip(window[context:-1], window[context + 1 :], strict=True):
+            logits = np.array(engine.forward([token], action).logits[0], np.float64)
+            found.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target])
+        return np.array(found)
+
+    long = max(measured.fronts)
+    assert long == 640
+    for context, action in ((512, Action(100, 25, 4)), (long, Action(10, 100, 8))):
+        windows, at = (text.windows, 256) if context == 512 else ((text.long,), context)
+        wanted = np.concatenate([losses(window, at, action) - losses(window, at, dense) for window in windows])
+        got = measured.fronts[context][action].added
+        # a batch sums in another order, which now and then turns the rounding of an activation
+        assert np.quantile(np.abs(got - wanted), 0.95) < 1e-2
+        assert abs(got.mean() - wanted.mean()) < 1e-3
+    assert all(action.keep == 100 for action in measured.fronts[512])
+
+
+def test_without_a_long_text_pages_are_not_measured(llama_bundle: Path, tmp_path: Path) -> None:
+    folder, config = copied(llama_bundle, tmp_path)
+    chosen = action_set.choose_actions(folder, config, random_text(long=0), 12, silent)
+    assert {entry.action.keep for entry in chosen.config.actions} == {100}
+    dropped = [candidate for candidate in chosen.selection.candidates if candidate.action.keep < 100]
+    assert dropped
+    assert all(candidate.reason.startswith("not measured: text or model") for candidate in dropped)
+    assert list(chosen.selection.contexts) == [512]
+
+
+def test_the_choice_is_what_the_bundle_has(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = copied(llama_bundle, tmp_path)
+    wanted = {config.dense, Action(25, 50, 4)}
+
+    def choose(fronts: object, dense: Action, limit: int, **how: object) -> dict[Action, Verdict]:
+        assert limit == 2
+        return {entry.action: Verdict(entry.action in wanted, "made up") for entry in config.actions}
+
+    monkeypatch.setattr(action_set, "choose", choose)
+    chosen = action_set.choose_actions(folder, config, random_text(), 2, silent)
+    assert {entry.action for entry in chosen.config.actions} == wanted
+    assert set(chosen.config.variants) == {"s100-q8", "s050-q4"}
+    assert {path.name for path in folder.glob("*.onnx")} == {"model.q8.onnx", "model.q4.onnx"}
+
+
+def test_a_policy_keeps_its_actions(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
+    """One of them with a keep that is no level of the export."""
+    wanted = ("k100-s100-q8", "k060-s050-q8", "k025-s050-q4")
+    write_policy(tmp_path / "policy.safetensors", policy_for(wanted))
+    given = {"policy": tmp_path / "policy.safetensors", "calibration": text_file, "max_actions": 1}
+    report = export(llama_checkpoint, tmp_path / "out", **given)
+    assert {entry.action.tag for entry in report.config.actions} == set(wanted)
+    assert report.selection is not None
+    found = {candidate.action.tag: candidate for candidate in report.selection.candidates}
+    assert found["k060-s050-q8"].reason == "the policy picks it"
+    assert Bundle.open(tmp_path / "out").config.policy is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "the file is empty"), (b"\x00\x01\x02" * 9000, "binary"), (TEXT.encode() * 3, "got .* tokens, expected")],
+)
+def test_texts_that_nothing_can_be_learned_from(
+    content: bytes, message: str, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    steps: list[str] = []
+    progress = lambda step, *_: steps.append(step)  # noqa: E731
+    given = {"calibration": tmp_path / "text.txt", "progress": progress}
+    fails(llama_checkpoint, tmp_path / "out", UsageError, message, **given)
+    assert not steps  # said at once
+
+
+def test_losses_are_measured_on_windows_that_nothing_was_fitted_to() -> None:
+    text = random_text(windows=9)
+    fitted, held_out = bundle_writer._split(text)
+    assert set(fitted).isdisjoint(held_out.windows)
+    assert set(fitted) | set(held_out.windows) == set(text.windows)
+    # the ninth is the last of a long stretch of 4608 tokens, where losses behind 4096 are measured
+    assert text.windows[8] in held_out.windows
+
+
+def test_long_contexts() -> None:
+    assert measuring.long_context(4608, 8192) == 4096
+    assert measuring.long_context(100_000, 2048) == 1776
+    assert measuring.long_context(700, 8192) is None
+    assert measuring.long_context(0, 8192) is None
+
+
+def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
+    folder, config = copied(llama_bundle, tmp_path)
+    chosen = action_set.choose_actions(folder, config, random_text(), 12, silent)
+    bundle_writer._seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
+    bundle = Bundle.open(folder)
+    assert Selection.of(bundle) == chosen.selection
+    document = json.loads((folder / SELECTION).read_text())
+    for damage in ({"format_version": 2}, {"gone": "nan"}, {"candidates": [{"tag": "fast"}]}, {"contexts": None}):
+        (folder / SELECTION).write_text(json.dumps({**document, **damage}))
+        with pytest.raises(BundleError, match=r"selection\.json: got a file that is not readable"):
+            Selection.of(bundle)
+
+
+def test_a_busy_machine_is_told() -> None:
+    selection = Selection(Action(100, 100, 8), "a", "b", 0.01, 12, None, {}, ())
+    assert len(action_set.report_lines(selection)) == 1
+    assert "this machine was busy" in action_set.report_lines(replace(selection, busy=0.5))[1]
+
+
+def test_inspect_of_a_bundle_with_a_selection(
+    llama_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sol_rt.cli import main
+
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    folder, config = copied(llama_bundle, tmp_path)
+    chosen = action_set.choose_actions(folder, config, random_text(), 12, silent)
+    bundle_writer._seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
+    assert main(["inspect", "-m", str(folder), "-o", "json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"path", "format_version", "variants", "policy", "actions", "cost_model"} <= set(result)
+    assert all(action["loss"] is not None for action in result["actions"])
+    assert {candidate["tag"] for candidate in result["selection"]["candidates"] if candidate["kept"]} == {
+        action["tag"] for action in result["actions"]
+    }
+    page = tmp_path / "page.html"
+    assert main(["inspect", "-m", str(folder), "--all", "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "k010-s025-q4" in out
+    assert "dropped: " in out
+    assert "Loss against time of the kept actions at context 512" in out
+    text = page.read_text(encoding="utf-8")
+    assert "http" not in text.replace("http-equiv", "")
+    assert all(candidate.action.tag in text for candidate in chosen.selection.candidates)
+    assert main(["inspect", "-m", str(llama_bundle), "--html", str(page)]) == 2
+    assert "has no measured losses" in capsys.readouterr().err
+    assert (folder / CONFIG_NAME).exists()
