@@ -152,7 +152,8 @@ def export_bundle(
     check_tensors(checkpoint, decoder, family)
     tensors = layout(decoder, family.names, planes=(max(ladders.bits) - 4) // 2)
     size = blob_bytes(tensors.values())
-    needed = memory.needed_memory(decoder, parity, size, native=ops.library_path() is not None)
+    native = ops.library_path() is not None
+    needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
     memory.require_memory(needed, memory.available_memory())
     memory.require_disk(output.parent, size + _SMALL_FILES)
     with _aside(output) as folder:

@@ -14,10 +14,12 @@ PIECE_WEIGHTS = 1 << 23  # weights quantized at once
 _MB = 1 << 20
 _LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime
 _PIECE_BYTES = 16  # a weight of the piece: float32 twice, codes, planes and what is packed
+_TEXT_TOKENS, _TOKENS_AT_ONCE, _LONG_TOKENS, _LOGIT_ROWS = 1 << 14, 2048, 4608, 128  # of calibration
+_SQUARES = 6  # matrices [K, K] of the widest input held at once
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: bool) -> int:
+def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: bool, calibration: bool = False) -> int:
     """Bytes of memory that is not a mapped file, at the peak.
 
     Args:
@@ -25,12 +27,18 @@ def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: boo
         parity: the report at the end is wanted: one layer in float32, and the exported graph loaded.
         weight_bytes: size of weights.bin.
         native: operators read the mapped weights as they are; function bodies unpack them into memory.
+        calibration: weights are fitted to a text, and actions measured on it.
     """
     quantizing = min(PIECE_WEIGHTS, _largest_matrix(decoder)) * _PIECE_BYTES
-    if not parity:
-        return _LIBRARIES + quantizing
-    reference = _layer_weights(decoder) * 4 * 3 // 2
-    return _LIBRARIES + max(quantizing, reference, 0 if native else 3 * weight_bytes)
+    layer = _layer_weights(decoder) * 4 * 3 // 2
+    stages = [quantizing]
+    if parity:
+        stages.append(layer)
+    if parity or calibration:
+        stages.append(0 if native else 3 * weight_bytes)
+    if calibration:
+        stages += [quantizing + layer + _moments(decoder), _measuring(decoder)]
+    return _LIBRARIES + max(stages)
 
 
 def require_memory(needed: int, available: int | None) -> None:
@@ -38,7 +46,7 @@ def require_memory(needed: int, available: int | None) -> None:
     if available is not None and needed > available:
         raise CheckpointError(
             f"memory: this export needs {_size(needed)}, available are {_size(available)}; "
-            "close other programs, or leave out the comparison at the end with --no-parity"
+            "close other programs, or leave out parts with --calibration none and --no-parity"
         )
 
 
@@ -99,6 +107,19 @@ def _room(limit: Path, used: Path, stat: Path, key: str) -> int | None:
 
 def _largest_matrix(decoder: Decoder) -> int:
     return decoder.hidden_size * max(decoder.vocab_size, decoder.up_size, decoder.qkv_size)
+
+
+def _moments(decoder: Decoder) -> int:
+    """Second moments of a layer's inputs, what the largest is factorised in, and the hidden states of the text."""
+    channels = max(decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim)
+    states = 2 * _TEXT_TOKENS * decoder.hidden_size + _TOKENS_AT_ONCE * (decoder.up_size + decoder.intermediate_size)
+    return 4 * (_SQUARES * channels * channels + states)
+
+
+def _measuring(decoder: Decoder) -> int:
+    """The cache of a long context, and logits of a batch."""
+    cache = _LONG_TOKENS * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * 4
+    return cache + _LOGIT_ROWS * decoder.vocab_size * 4
 
 
 def _layer_weights(decoder: Decoder) -> int:

@@ -307,7 +307,7 @@ def test_too_little_memory_or_disk_is_said_before_anything_starts(
 
 
 def test_memory_needs_grow_with_the_model_not_with_its_depth() -> None:
-    def needed(**changes: int) -> int:
+    def needed(calibration: bool = False, **changes: int) -> int:
         sizes = {"num_hidden_layers": 32, "hidden_size": 2560, "intermediate_size": 10240, **changes}
         decoder = from_hf_config(
             {
@@ -318,9 +318,11 @@ def test_memory_needs_grow_with_the_model_not_with_its_depth() -> None:
                 **sizes,
             }
         )
-        return memory.needed_memory(decoder, True, 3_000_000_000, native=True)
+        return memory.needed_memory(decoder, True, 3_000_000_000, native=True, calibration=calibration)
 
     assert needed() < 2_000_000_000
+    assert needed() < needed(calibration=True) < 5_000_000_000
+    assert needed(calibration=True, num_hidden_layers=64) == needed(calibration=True)
     assert needed(num_hidden_layers=64) == needed()
     assert needed(hidden_size=5120, intermediate_size=20480) > needed()
 

@@ -166,6 +166,51 @@ def test_uniform_without_some_combinations() -> None:
     assert controller.achieved == pytest.approx(0.6, abs=0.02)
 
 
+CHOSEN = (
+    "k100-s100-q8 k100-s100-q6 k050-s100-q6 k100-s100-q4 k025-s100-q4 k100-s075-q4 k010-s075-q4 k100-s040-q4 "
+    "k010-s040-q4"
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(["uniform", "random", "sol"]),
+    share=st.floats(0.0, 1.0),
+    context=st.sampled_from([300, 4000]),
+    refresh=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_schedule_holds_its_budget_with_chosen_actions(
+    name: str, share: float, context: int, refresh: bool, seed: int
+) -> None:
+    """Actions that are no grid: widths without most prune levels, prune levels without most keeps."""
+    tags = CHOSEN.split()
+    config = made_config(prunes=(100, 75, 40), bits=(8, 6, 4), policy_bytes=1000, actions=tags, policy_actions=tags)
+    for key in set(config.variants) - {Action.parse(tag).variant for tag in tags}:
+        del config.variants[key]
+    actions, cost = schedule_actions(config, name), BytesCost(config)
+    assert {action.variant for action in actions} <= set(config.variants)
+    floor = max(cost.step(Action(10, 40, 4), at) / cost.dense(at) for at in (context, context + 70))
+    budget = floor + 0.05 + share * (0.95 - floor)
+    controller = Controller(
+        actions, cost, min(budget, 1.0), policy_cost=name == "sol", refresh_every=16 if refresh else None
+    )
+    policy = scripted(config, np.random.default_rng(seed).normal(size=len(tags)).astype(np.float32))
+    follow(make_schedule(name, controller, seed=seed, policy=policy), controller, 70, context)
+    assert controller.achieved == pytest.approx(min(budget, 1.0), abs=0.02)
+
+
+def test_uniform_of_chosen_actions_mixes_neighbours() -> None:
+    """Between two widths it deals out those two, though prune levels are there for the narrowest alone."""
+    config = made_config(prunes=(100, 75, 40), bits=(8, 6, 4), actions=CHOSEN.split(), weight_bytes=70e6)
+    for key in set(config.variants) - {Action.parse(tag).variant for tag in CHOSEN.split()}:
+        del config.variants[key]
+    controller = made("uniform", 0.85, config)
+    chosen = follow(make_schedule("uniform", controller), controller, 100)
+    assert {action.tag for action in chosen[10:]} == {"k100-s100-q8", "k100-s100-q6"}
+    assert controller.achieved == pytest.approx(0.85, abs=0.005)
+
+
 @pytest.mark.parametrize("name", ["uniform", "random", "sol"])
 def test_axis_targets(name: str) -> None:
     config = made_config(policy_bytes=1)
