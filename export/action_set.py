@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,5 +111,5 @@ def _with_actions(folder: Path, config: SolConfig, selection: Selection) -> SolC
     return replace(config, actions=tuple(actions), variants=variants)
 
 
-def _order(action: Action) -> Sequence[int]:
+def _order(action: Action) -> tuple[int, int, int]:
     return -action.bits, -action.prune, -action.keep

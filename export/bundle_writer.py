@@ -191,7 +191,7 @@ def _given_text(calibration: str | Path, folder: Path, decoder: Decoder) -> Cali
     return calibration_text.read_text(Path(calibration), Tokenizer.from_file(folder / TOKENIZER), decoder.max_context)
 
 
-def _split(text: CalibrationText) -> tuple[list[Sequence[int]], CalibrationText]:
+def _split(text: CalibrationText) -> tuple[list[tuple[int, ...]], CalibrationText]:
     """(windows to fit weights to, the text with the other windows): losses on fitted windows would flatter."""
     held_out = text.windows[::_HELD_OUT]
     fitted = [window for index, window in enumerate(text.windows) if index % _HELD_OUT]

@@ -127,7 +127,8 @@ def _losses(
 
     Of the windows as many are taken as fit into _LOSS_SECONDS, one at least.
     """
-    candidates, found = [LossCandidate(action) for action in actions], []
+    candidates = [LossCandidate(action) for action in actions]
+    found: list[np.ndarray] = []
     until = time.perf_counter() + _LOSS_SECONDS
     for number, window in enumerate(windows):
         if found and time.perf_counter() > until:
@@ -136,7 +137,7 @@ def _losses(
         def report(step: str, done: float, total: float, number: int = number) -> None:
             progress(stage, number + done / total, len(windows))
 
-        found.append(token_losses(engine, [window], candidates, report, context))
+        found.append(token_losses(engine, [window], candidates, report, context=context))
     progress(stage, 1, 1)
     return dict(zip(actions, np.concatenate(found, axis=1), strict=True))
 
