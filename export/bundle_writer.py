@@ -30,7 +30,7 @@ from sol_rt.config import (
     Variant,
 )
 from sol_rt.errors import CheckpointError, UsageError
-from sol_rt.export import action_set, calibration_text, memory, tokenizer_files
+from sol_rt.export import action_set, calibration_text, memory, prune_levels, tokenizer_files
 from sol_rt.export import parity as parity_report
 from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config
 from sol_rt.export.blob import blob_bytes, layout
@@ -144,6 +144,8 @@ def export_bundle(
         )
     if calibration not in (OWN_TEXT, NO_TEXT) and not Path(calibration).is_file():
         raise UsageError(f"calibration {calibration}: no such file, expected a text file, {OWN_TEXT} or {NO_TEXT}")
+    if calibration != NO_TEXT:
+        prune_levels.check_targets(ladders.prune)
     _check_output(output)
     path, name = resolve(source, report)
     checkpoint = open_checkpoint(path)
@@ -162,14 +164,18 @@ def export_bundle(
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
         text = _given_text(calibration, folder, decoder)
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy, KvLayout(kv))
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report)
         unhashed = FileEntry(size, "0" * 64)  # while the weights may still change
+        if calibration == OWN_TEXT:  # written by the model with weights rounded plainly
+            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report)
+            _seal(folder, config, unhashed, None, None)
+            text = calibration_text.generate_text(folder, report)
+        fitted, held_out = (None, None) if text is None else _split(text)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report, fitted)
         config = _seal(folder, config, unhashed, None, None)
         selection: Selection | None = None
-        if calibration != NO_TEXT:
-            text = text or calibration_text.generate_text(folder, report)
-            fitted, held_out = _split(text)
-            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report, fitted)
+        if fitted is not None and held_out is not None:
+            pruned = prune_levels.with_levels(folder, config, decoder, fitted, report)
+            config = _seal(folder, pruned, unhashed, None, None)
             chosen = action_set.choose_actions(folder, config, held_out, max_actions or MAX_ACTIONS, report)
             config, selection = _seal(folder, chosen.config, unhashed, None, None), chosen.selection
         compared: parity_report.Parity | None = None

@@ -108,9 +108,7 @@ def find_levels(
     Raises UsageError for a target that cannot be met.
     """
     sizes = MlpSizes.of(engine.bundle.config)
-    for target in targets:
-        if not 100 * _LEAST_SHARE < target <= 100:
-            raise UsageError(f"prune: got {target}, expected {int(100 * _LEAST_SHARE) + 1} to 100 percent")
+    check_targets(targets)
     search = _Search(engine, windows, bits, sizes, progress)
     counts = sizes.channels.astype(int)
     found = {}
@@ -119,6 +117,13 @@ def find_levels(
             counts = search.run(target / 100, counts)
         found[target] = sizes.levels(counts.tolist())
     return {target: found[target] for target in targets}
+
+
+def check_targets(targets: Sequence[int]) -> None:
+    """Raises UsageError for a target that cannot be met."""
+    for target in targets:
+        if not 100 * _LEAST_SHARE < target <= 100:
+            raise UsageError(f"prune: got {target}, expected {int(100 * _LEAST_SHARE) + 1} to 100 percent")
 
 
 def with_levels(

@@ -391,6 +391,7 @@ def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) ->
         ({"bits": (3,)}, r"bits: got \[3\], expected different numbers of 8, 6, 4"),
         ({"keep": (100, 101)}, "keep: got .* 1 to 100"),
         ({"max_actions": 0, "calibration": "self"}, "max actions: got 0, expected 1 or more"),
+        ({"prune": (100, 3), "calibration": "self"}, "prune: got 3, expected 4 to 100 percent"),
         ({"max_actions": 5}, "max actions: got 5, .* without one nothing says which actions to drop"),
         ({"calibration": "no-such-file"}, "calibration no-such-file: no such file"),
     ],
