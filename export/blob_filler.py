@@ -17,7 +17,7 @@ from sol_rt.export.checkpoint import Checkpoint, matrices, matrix_shape, vectors
 from sol_rt.export.compensation import Metric, compensate
 from sol_rt.export.memory import PIECE_WEIGHTS
 from sol_rt.export.moments import input_moments
-from sol_rt.export.own_codes import OwnCodes, choose_zeros, nest
+from sol_rt.export.own_codes import OwnCodes, nest
 from sol_rt.export.progress import Progress
 from sol_rt.export.quantize import (
     FloatArray,
@@ -119,17 +119,23 @@ class _MatrixFiller:
     ) -> Nested:
         """Outputs float32 [n, K] of a matrix; the source's own 4-bit codes stay."""
         planes = sum(f"{matrix}.plane{plane}" in self.tensors for plane in (1, 2))
+        levels = self.levels if metric is None else self._levels(matrix, planes)
         # on a 4-bit source's grid the shared shift takes from level 4 what compensation does not need for level 6
-        six_bits = 6 in self.levels and (metric is None or 4 not in self.levels)
+        six_bits = 6 in levels and (metric is None or 4 not in levels)
         if own is not None:
-            own = own if metric is None else choose_zeros(own, weights, metric)
             nested = nest(own, weights, planes, tensor, six_bits)
         else:
             importance = None if metric is None else metric.importance
             nested = quantize_matrix(weights, planes, tensor, six_bits, importance)
         if metric is None:
             return nested
-        return compensate(weights, nested, metric, self.levels, None if own is None else own.held)
+        return compensate(weights, nested, metric, levels, None if own is None else own.held)
+
+    def _levels(self, matrix: str, planes: int) -> Collection[int]:
+        """Widths at which a matrix may be read: the output matrix at wider ones than its variant as well."""
+        if matrix not in ("embed", "head"):
+            return self.levels
+        return range(min(self.levels), 4 + 2 * planes + 1, 2)
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:
         """Places outputs first … of a matrix."""

@@ -39,6 +39,7 @@ from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.card import model_card
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from sol_rt.export.graph import build_graph, prune_counts, weight_bytes
+from sol_rt.export.head_width import choose_head_widths
 from sol_rt.export.policy_file import read_policy
 from sol_rt.export.policy_graph import build_policy
 from sol_rt.export.progress import Progress, silent
@@ -174,6 +175,8 @@ def export_bundle(
         config = _seal(folder, config, unhashed, None, None)
         selection: Selection | None = None
         if fitted is not None and held_out is not None:
+            config = choose_head_widths(folder, config, decoder, held_out.windows, report)
+            config = _seal(folder, config, unhashed, None, None)
             pruned = prune_levels.with_levels(folder, config, decoder, fitted, report)
             config = _seal(folder, pruned, unhashed, None, None)
             chosen = action_set.choose_actions(folder, config, held_out, max_actions or MAX_ACTIONS, report)

@@ -32,7 +32,7 @@ LEVELS = (4, 6, 8)
 # than without compensation. Equal weights take another fifth off the error of level 4 and treble that of level 8.
 _LEVEL_WEIGHTS = {4: 1.0, 6: 2.0, 8: 16.0}
 _DAMPING = 0.01  # of the mean diagonal, added to the diagonal of H: a sample's moment is not quite the population's
-_VALUES_AT_ONCE = 1 << 22  # weights whose three errors are held: 50 MB
+_VALUES_AT_ONCE = 1 << 24  # weights whose three errors are held: 200 MB
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from sol_rt.export.progress import Progress
 from sol_rt.export.source_model import SourceModel
 
 _TOKENS_AT_ONCE = 2048
+_MOST_TOKENS = 1 << 14  # ten times the channels of small models; more improves little and takes its time
 
 
 @torch.inference_mode()
@@ -33,7 +34,8 @@ def input_moments(
 
     Args:
         checkpoint, decoder, family: the model.
-        windows: token ids, each window from the start of a context; all cut to the shortest one's length.
+        windows: token ids, each window from the start of a context; all cut to the shortest one's length. The first
+            16384 tokens are used.
         progress: told the number of layers run.
 
     Yields:
@@ -44,6 +46,7 @@ def input_moments(
         CheckpointError: the model's activations are not finite.
     """
     tokens = min(map(len, windows))
+    windows = windows[: max(1, _MOST_TOKENS // tokens)]
     model = SourceModel(checkpoint, decoder, family, tokens)
     x = model.embed([token for window in windows for token in window[:tokens]]).view(len(windows), tokens, -1)
     batches = torch.split(x, max(1, _TOKENS_AT_ONCE // tokens))

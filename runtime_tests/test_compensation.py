@@ -42,7 +42,7 @@ def test_outputs_are_closer_than_of_weights_rounded_alone(seed: int, levels: tup
     plain = quantize_matrix(w, planes, six_bits=False)
     found = compensate(w, plain, metric, levels)
     for level in levels:
-        limit = 0.8 if level == min(levels) else 1.0
+        limit = 0.3 if len(levels) == 1 else 1.0  # a level of its own has no other's wishes to heed
         assert output_error(found, level, w, moment) < limit * output_error(plain, level, w, moment)
 
 

@@ -1,0 +1,106 @@
+"""At which width a variant reads the output matrix: a matter of its own, as that is up to a third of a small model.
+
+Reading more of the output matrix takes loss away for bytes; so does going to a wider variant. The width chosen is
+the one that lies furthest below the line between variants: it takes away more for its bytes than they do. Loss here is
+divergence from the dense action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.config import FileEntry, SolConfig
+from sol_rt.engine import Engine
+from sol_rt.export.architecture import Decoder
+from sol_rt.export.graph import build_graph, weight_bytes, widest_bits
+from sol_rt.export.losses import Candidate, token_divergences
+from sol_rt.export.progress import Progress
+
+_WINDOWS = 4
+
+
+@dataclass(frozen=True)
+class HeadPoint:
+    """A variant with the output matrix at some width: bytes of weights a step, nats a token over dense."""
+
+    weight_bytes: int
+    loss: float
+
+
+def furthest_below(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint]) -> int:
+    """The head width that takes away most loss for its bytes.
+
+    Args:
+        points: of one variant, by the width of its output matrix; the narrowest is what it has without a choice.
+        wider: variants of more bits as they are.
+    """
+    narrowest = min(points)
+    start = points[narrowest]
+    price = max(((start.loss - other.loss) / (other.weight_bytes - start.weight_bytes) for other in wider), default=0.0)
+    if price <= 0:  # more bits bring nothing here at all
+        return narrowest
+    return min(sorted(points), key=lambda width: points[width].loss + price * points[width].weight_bytes)
+
+
+def choose_head_widths(
+    folder: Path, config: SolConfig, decoder: Decoder, windows: Sequence[Sequence[int]], progress: Progress
+) -> SolConfig:
+    """Measures the narrower variants with their output matrix at every width, and gives each the best one.
+
+    Args:
+        folder: a bundle whose weights are final; graphs are written into it, in place of those there.
+        config: its config, nothing pruned among its variants.
+        decoder: the model.
+        windows: token ids; divergence is measured on the first four.
+        progress: told how far it is.
+
+    Returns:
+        The config with `head_bits` and `weight_bytes` of all variants. The bundle's sol_config.json is not written, nor
+        are the graphs' hashes.
+    """
+    widths = sorted({variant.bits for variant in config.variants.values()})
+    widest = widest_bits(config.tensors)
+    plain = {width: width for width in widths}
+    points: dict[int, dict[int, HeadPoint]] = {width: {} for width in widths}
+    trials = range(0, widest - widths[0] + 1, 2) if len(widths) > 1 else ()
+    for wider in trials:
+        progress("output matrix", wider, len(trials) * 2)
+        heads = {**plain, **{width: min(width + wider, widest) for width in widths[:-1]}}
+        for width, point in _measure(folder, _with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
+            points[width].setdefault(heads[width], point)
+    progress("output matrix", 1, 1)
+    chosen = {
+        width: furthest_below(points[width], [points[other][other] for other in widths if other > width])
+        for width in widths[:-1]
+    }
+    return _with_heads(folder, config, decoder, {**plain, **chosen})
+
+
+def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) -> dict[int, HeadPoint]:
+    """Of every width with nothing pruned."""
+    unpruned = [variant for variant in config.variants.values() if variant.prune == 100]
+    engine = Engine(Bundle(folder, config, identity=""), provider="cpu")
+    candidates = [Candidate(Action(100, 100, variant.bits)) for variant in unpruned]
+    losses = token_divergences(engine, windows, config.dense, candidates).mean(axis=1)
+    return {
+        variant.bits: HeadPoint(variant.weight_bytes, float(loss))
+        for variant, loss in zip(unpruned, losses, strict=True)
+    }
+
+
+def _with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, int]) -> SolConfig:
+    """The config with variants of every width reading the output matrix at its width in `heads`, graphs written."""
+    variants, files = {}, dict(config.files)
+    for key, variant in config.variants.items():
+        changed = replace(variant, head_bits=heads[variant.bits])
+        variants[key] = replace(changed, weight_bytes=weight_bytes(decoder, config.tensors, changed))
+    for file, bits in {variant.file: variant.bits for variant in config.variants.values()}.items():
+        graph = build_graph(decoder, bits, config.tensors, config.weights_file, config.kv, heads[bits])
+        content = graph.SerializeToString()
+        (folder / file).write_bytes(content)
+        files[file] = FileEntry(len(content), "")
+    return replace(config, variants=variants, files=files)

@@ -1,0 +1,97 @@
+"""The output matrix's own width: the rule by hand, and the choice made and written for a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="exporting comes with the extra export")
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.config import SolConfig
+from sol_rt.engine import Engine
+from sol_rt.export import head_width
+from sol_rt.export.architecture import Decoder, from_hf_config
+from sol_rt.export.checkpoint import open_checkpoint
+from sol_rt.export.head_width import HeadPoint, choose_head_widths, furthest_below
+from sol_rt.export.progress import silent
+from sol_rt.train.weights import read_bundle
+
+WINDOWS = [np.random.default_rng(seed).integers(0, 320, 64).tolist() for seed in range(2)]
+
+
+def points(**given: tuple[int, float]) -> dict[int, HeadPoint]:
+    return {int(name[1:]): HeadPoint(*values) for name, values in given.items()}
+
+
+def test_the_width_is_the_one_furthest_below_the_line() -> None:
+    """From (80, 0.5) to the wider variant at (120, 0.1), 0.01 nats a byte."""
+    wider = [HeadPoint(120, 0.1)]
+    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.45), h8=(100, 0.4)), wider) == 4
+    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.35), h8=(100, 0.28)), wider) == 6
+    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.35), h8=(100, 0.2)), wider) == 8
+
+
+def test_the_steepest_line_counts() -> None:
+    """6 bits that bring nothing are no measure of what bytes are worth: 8 bits are."""
+    head = points(h4=(80, 0.5), h6=(90, 0.45))
+    assert furthest_below(head, [HeadPoint(100, 0.5), HeadPoint(120, 0.1)]) == 4
+    assert furthest_below(head, [HeadPoint(100, 0.5), HeadPoint(120, 0.4)]) == 6
+
+
+def test_nothing_is_spent_where_more_bits_bring_nothing() -> None:
+    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.499)), [HeadPoint(120, 0.5)]) == 4
+    assert furthest_below(points(h6=(90, 0.5), h8=(100, 0.4)), []) == 6
+
+
+@pytest.fixture
+def exported(llama_checkpoint: Path, llama_bundle: Path, tmp_path: Path) -> tuple[Path, SolConfig, Decoder]:
+    """A bundle to be changed: folder, config and decoder."""
+    folder = shutil.copytree(llama_bundle, tmp_path / "tiny")
+    return folder, Bundle.open(folder).config, from_hf_config(open_checkpoint(llama_checkpoint).config)
+
+
+@pytest.mark.parametrize("chosen", [4, 6, 8])
+def test_a_bundle_with_its_choice_runs(
+    chosen: int, exported: tuple[Path, SolConfig, Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config, decoder = exported
+    monkeypatch.setattr(head_width, "furthest_below", lambda points, wider: max(chosen, min(points)))
+    found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
+    for variant in found.variants.values():
+        assert variant.head_bits == max(chosen, variant.bits)
+        more = variant.weight_bytes - config.variants[variant.key].weight_bytes
+        assert more == 64 * 320 * (variant.head_bits - variant.bits) // 8
+    step = Engine(Bundle(folder, found, identity=""), provider="cpu").forward(WINDOWS[0], Action(100, 100, 4))
+    head = read_bundle(folder).matrix("embed")
+    off = {level: np.abs(step.logits[0] - step.hidden[0] @ head.at(level).numpy().T).mean() for level in (4, 6, 8)}
+    assert min(off, key=lambda level: off[level]) == chosen
+
+
+def test_every_width_is_measured_and_the_widest_stays(
+    exported: tuple[Path, SolConfig, Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config, decoder = exported
+    asked = []
+
+    def choose(points: dict[int, HeadPoint], wider: list[HeadPoint]) -> int:
+        asked.append((sorted(points), len(wider)))
+        sizes = [points[width].weight_bytes for width in sorted(points)]
+        assert sizes == sorted(set(sizes))
+        losses = [points[width].loss for width in sorted(points)]
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] > 0
+        return min(points)
+
+    monkeypatch.setattr(head_width, "furthest_below", choose)
+    found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
+    assert asked == [([4, 6, 8], 2), ([6, 8], 1)]  # widths of the output matrix, and wider variants
+    assert replace(found, files={}) == replace(config, files={})
+    for variant in config.variants.values():
+        graph = (folder / variant.file).read_bytes()
+        assert hashlib.sha256(graph).hexdigest() == config.files[variant.file].sha256
