@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,6 @@ class Run:
             raise UsageError(f"{self.python}: not there, expected llama.cpp's environment; `make ladder` makes it")
         checkpoint, self.name = resolve(args.model, lambda step, done, total: None)
         self.ladder = Ladder(checkpoint, args.cache, self.python, args.threads)
-        self.scores = Scores(self.ladder.folder / "scores.json")
         path = find_bundle(args.bundle) if args.bundle else bundle_of(args.model, self.name)
         self.model = SolModel.from_pretrained(path, threads=args.threads, provider="cpu")
         config = self.model.bundle.config
@@ -110,6 +110,11 @@ class Run:
             Cut(context, windows(tokens, context, bos, number))
             for context, number in zip(self.args.contexts, numbers, strict=False)
         ]
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Read when first asked for, with the folder locked: a run before this one may have added to them."""
+        return Scores(self.ladder.folder / "scores.json")
 
     def score(self) -> None:
         """Fills in what the scores lack; a file is made and opened only where something of it is missing."""
@@ -312,8 +317,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workers too, of which all but one are stopped
     try:
         run = Run(args)
-        run.score()
-        rates = {} if args.no_speed else run.speeds()
+        with run.ladder.locked():
+            run.score()
+            rates = {} if args.no_speed else run.speeds()
         contents = {SOURCE: Contents.of(run.ladder.source())}
         contents |= {name: Contents.of(run.ladder.rung(name)) for name in args.rungs}
         results = [run.result(cut, contents, rates.get(cut.context, {})) for cut in run.cuts]

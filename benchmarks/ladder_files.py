@@ -7,6 +7,8 @@ nothing but the rounding is measured.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import re
 import sys
@@ -140,6 +142,18 @@ class Ladder:
         self.folder = cache / f"{source.stem}-{_digest(source)[:8]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._source, self._python, self._threads = source, python, threads
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out of the folder: two would write the same files. Raises UsageError where one is there."""
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{self.folder}: in use by another run, expected to be alone; wait for it, or give another --cache"
+                ) from None
+            yield
 
     def path(self, name: str) -> Path:
         """Where the file of a rung is, or will be."""

@@ -17,7 +17,7 @@ from sol_rt.export.checkpoint import Checkpoint, matrices, matrix_shape, vectors
 from sol_rt.export.compensation import Metric, compensate
 from sol_rt.export.memory import PIECE_WEIGHTS
 from sol_rt.export.moments import input_moments
-from sol_rt.export.own_codes import OwnCodes, nest
+from sol_rt.export.own_codes import OwnCodes, choose_zeros, nest
 from sol_rt.export.progress import Progress
 from sol_rt.export.quantize import (
     FloatArray,
@@ -123,6 +123,7 @@ class _MatrixFiller:
         # on a 4-bit source's grid the shared shift takes from level 4 what compensation does not need for level 6
         six_bits = 6 in levels and (metric is None or 4 not in levels)
         if own is not None:
+            own = own if metric is None else choose_zeros(own, weights, metric)
             nested = nest(own, weights, planes, tensor, six_bits)
         else:
             importance = None if metric is None else metric.importance

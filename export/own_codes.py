@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from sol_rt.export.compensation import Metric
 from sol_rt.export.quantize import BLOCK, ByteArray, FloatArray, Nested, quantize_matrix
 
 # An offset in sixteenths of a step is off by half of one at most; float16 steps add a little at the outermost codes.
 _LARGEST_ERROR = np.float32(0.6)
+_FARTHEST = 1  # sixteenths that a zero point may go from the nearest one to make up for others
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,38 @@ def own_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> OwnCodes:
         for code in (0, 15):
             held &= np.abs(drift * (16 * code - zero) - (16 * code - exact_zero)) <= _LARGEST_ERROR
     return OwnCodes(q.reshape(len(q), -1), scale, zero.astype(np.uint8), held)
+
+
+def choose_zeros(own: OwnCodes, w: FloatArray, metric: Metric) -> OwnCodes:
+    """Rounds zero points anew, each making up for those before it.
+
+    A rounded zero point shifts a whole block by up to half a sixteenth of a step, and what a row loses by its shifts e
+    is e^T S e, S being the second moment of the sums of the inputs over blocks: compensation of one number a block.
+
+    Args:
+        own: the source's codes.
+        w: the same weights, float32 [n, K].
+        metric: of the matrix's inputs.
+    """
+    n, blocks = own.scale.shape
+    sums = torch.zeros(blocks, metric.factor.shape[1]).index_add_(0, metric.order // BLOCK, metric.factor)
+    of_blocks = Metric.of(sums @ sums.T)
+    # in sixteenths of a step; where nothing is held any number will do, and there is no error
+    sixteenth = torch.from_numpy(np.where(own.held, own.scale, np.float16(0)).astype(np.float32).T.copy()) / 16
+    inverse = torch.where(sixteenth > 0, 1 / sixteenth, 0)
+    codes = torch.from_numpy(own.q.reshape(n, blocks, BLOCK)).sum(2, dtype=torch.float32).T * (16 / BLOCK)
+    means = torch.from_numpy(np.where(own.held, w.reshape(n, blocks, BLOCK).mean(2), 0).T.copy())
+    exact = codes - means * inverse
+    zero = torch.from_numpy(own.zero.T.astype(np.float32))
+    errors = torch.zeros(blocks, n)
+    for place, block in enumerate(of_blocks.order.tolist()):
+        owed = of_blocks.factor[:place, place] @ errors[:place] / of_blocks.factor[place, place]
+        wanted = (exact[block] + owed * inverse[block]).round_()
+        nearest = exact[block].round()
+        wanted = torch.minimum(torch.maximum(wanted, nearest - _FARTHEST), nearest + _FARTHEST).clamp_(0, 255)
+        zero[block] = torch.where(sixteenth[block] > 0, wanted, zero[block])
+        errors[place] = (exact[block] - zero[block]) * sixteenth[block]
+    return replace(own, zero=np.ascontiguousarray(zero.T.to(torch.uint8).numpy()))
 
 
 def nest(own: OwnCodes, w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True) -> Nested:

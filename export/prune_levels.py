@@ -30,7 +30,7 @@ _PROBES = (0.6, 0.3)  # kept shares at which every matrix is measured alone
 _PROBE_WINDOWS, _WINDOWS = 2, 3
 _EXPONENTS = (1.3, 6.0)
 _LEAST_SHARE = 1 / 32  # of a matrix's channels
-_MIXTURES = (0.0, 0.35, 0.7, 1.0, 1.3)  # weight of the law's split, the rest that of the equal one
+_MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weight of the law's split, the rest that of the equal one
 _GROUPS = 5  # of neighbouring layers, each twice: of first and of second matrices
 _STEP = 1.25  # factor on what a group prunes
 _ROUNDS = 2
@@ -160,11 +160,15 @@ class PowerLaws:
         return cls(middle, exponent)
 
     def split(self, weights: _Array, share: float, most: _Array) -> _Array:
-        """Kept shares that give the least sum where weights * kept shares sum to `share`, none above `most`."""
+        """Kept shares that give the least sum where weights * kept shares sum to `share`, none above `most`.
+
+        None below half of `share`: there the laws say too little about the harm.
+        """
+        least = np.minimum(max(_LEAST_SHARE, share / 2), most)
 
         def kept(slope: float) -> _Array:
             pruned = (slope * weights / (self.scale * self.exponent)) ** (1 / (self.exponent - 1))
-            return np.clip(1 - pruned, _LEAST_SHARE, most)
+            return np.clip(1 - pruned, least, most)
 
         low, high = -60.0, 60.0  # of the logarithm of the slope
         for _ in range(100):

@@ -284,6 +284,16 @@ def test_a_rung_that_was_not_finished_is_made_again(tmp_path: Path, monkeypatch:
     assert commands[1][2:] == [str(made.source()), str(made.folder / "Q4_K_M.part"), "Q4_K_M", "--threads", "3"]
 
 
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", False)
+    one, two = (Ladder(tmp_path / "tiny.gguf", tmp_path / "cache", Path("python"), 1) for _ in range(2))
+    with one.locked(), pytest.raises(UsageError, match="in use by another run"):
+        with two.locked():
+            pytest.fail("both")
+    with two.locked():
+        pass
+
+
 def test_a_checkpoint_folder_is_refused_with_what_makes_a_file_of_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"expected a .gguf; .*convert_hf_to_gguf"):
         Ladder(tmp_path, tmp_path / "cache", Path("python"), 1)

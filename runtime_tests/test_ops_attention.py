@@ -385,6 +385,35 @@ def test_among_equal_pages_the_lower_ones_are_kept(keep: int) -> None:
     check(case, inputs, run(case, inputs))
 
 
+@INT8
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_needle_is_found_with_one_page(int8: bool, data: st.DataObject) -> None:
+    """One key that answers one head's query, anywhere among old pages: one kept page is enough to read its value."""
+    dims = Dims(group=data.draw(st.integers(1, 4)), int8=int8)
+    past = data.draw(st.integers(2 * PAGE, dims.capacity - 1))
+    at = data.draw(st.integers(0, past // PAGE * PAGE - 1))
+    kv_head, member = data.draw(st.integers(0, dims.kv_heads - 1)), data.draw(st.integers(0, dims.group - 1))
+    case = Case(dims, past, 1, 1, data.draw(st.integers(0, 2**32 - 1)))
+    inputs = make_inputs(case)
+    head = kv_head * dims.group + member
+    tables = [inputs[name][past : past + 1] for name in ("cos", "sin")]
+    query = rotate(inputs["qkv"][0].reshape(1, -1, dims.head_dim)[:, : dims.heads], *tables)[0, head]
+    needle = 60 / (dims.scale * query @ query) * query  # its logit is 60, those of random keys are within 6 or so
+    inputs["qkv"][:, :, dims.heads * dims.head_dim :] *= 0.01  # so that the newest token is no rival
+    if int8:
+        codes, scales = quantized_rows(needle)
+        inputs["past_key"][0, kv_head, at], inputs["past_key_scale"][0, kv_head, at] = codes, scales
+    else:
+        inputs["past_key"][0, kv_head, at] = needle
+    keys = attended_rows(inputs, "past_key")
+    inputs["past_page_min"], inputs["past_page_max"] = summaries(dims, keys, past)
+    outputs = run(case, inputs)
+    value = attended_rows(outputs, "present_value")[0, kv_head, at]
+    np.testing.assert_allclose(outputs["y"].reshape(dims.heads, -1)[head], value, atol=1e-3)
+    check(case, inputs, outputs)
+
+
 def test_huge_logits_stay_finite() -> None:
     case = Case(Dims(), 400, 1, 10)
     inputs = make_inputs(case)

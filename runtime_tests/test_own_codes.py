@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="exporting comes with the extra export")
+torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 from gguf_file import GgufFile, random_rows  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
@@ -17,8 +17,9 @@ from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import export_bundle  # noqa: E402
 from sol_rt.export.architecture import BLOCK  # noqa: E402
 from sol_rt.export.checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.compensation import Metric  # noqa: E402
 from sol_rt.export.gguf_four_bit import FOUR_BIT  # noqa: E402
-from sol_rt.export.own_codes import OwnCodes, nest  # noqa: E402
+from sol_rt.export.own_codes import OwnCodes, choose_zeros, nest, own_codes  # noqa: E402
 from sol_rt.export.quantize import dequantize, quantize_matrix  # noqa: E402
 from sol_rt.export.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 
@@ -101,6 +102,28 @@ def test_levels_of_own_codes(planes: int) -> None:
     plain = quantize_matrix(w[~own.held], planes)
     got = dequantize(nested, 4 + 2 * planes).reshape(w.shape)[~own.held]
     assert np.array_equal(got, dequantize(plain, 4 + 2 * planes))
+
+
+def test_zero_points_make_up_for_each_other() -> None:
+    rng = np.random.default_rng(2)
+    rows, channels = 48, 512
+    step = (0.01 + 0.02 * rng.random((rows, channels // BLOCK))).astype(np.float16).astype(np.float32)
+    offset = -step * rng.uniform(1, 14, step.shape).astype(np.float32)
+    own = own_codes(rng.integers(0, 16, (rows, channels // BLOCK, BLOCK)).astype(np.uint8), step, offset)
+    own.held[3, 4] = False
+    w = (step[..., None] * own.q.reshape(rows, -1, BLOCK) + offset[..., None]).reshape(rows, channels)
+    x = rng.standard_normal((4096, channels)) + 0.5  # sums over blocks go together, as those of real inputs do
+    moment = x.T @ x / len(x)
+    chosen = choose_zeros(own, w, Metric.of(torch.from_numpy(moment).float()))
+
+    def loss(codes: OwnCodes) -> float:
+        lost = np.where(codes.held[..., None], meant(codes) - w.reshape(rows, -1, BLOCK), 0).reshape(rows, channels)
+        return float(np.einsum("nk,kj,nj->", lost, moment, lost))
+
+    assert loss(chosen) < 0.4 * loss(own)
+    assert np.abs(chosen.zero.astype(int) - own.zero).max() == 1
+    assert chosen.zero[3, 4] == own.zero[3, 4]
+    assert np.array_equal(chosen.q, own.q)
 
 
 def gguf_of(preset: RandomCheckpoint, kind: str, tmp_path: Path, rotary: int, packed_qkv: bool = False) -> Path:

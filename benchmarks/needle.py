@@ -1,0 +1,133 @@
+"""A needle in book text: a fact planted deep in a long context, asked for at its end under every attention keep.
+
+    python benchmarks/needle.py BUNDLE -f BOOK [-f BOOK …] -c 2048,4096,8000
+    ... --keep 100,25,10        percent of old pages that attention reads
+    ... --depths 0.1,0.5,0.9    where the fact stands, 0 the beginning and 1 the end
+    ... --trials 4              haystacks a book, context and depth
+
+A haystack is a stretch of a book with one sentence in it, "The secret code of Lisbon is 48213.", town and code drawn
+anew each time. It is prefilled densely. The sentence's beginning then is fed again, one decode step of the action a
+token, and the greedy answer is decoded under the action too: right where all digits are. So every step has to find the
+planted page by its keys among the pages of a book. The words are the sentence's own because a model of 135M parameters
+answers in no other form.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sol_rt.actions import Action
+from sol_rt.model import SolModel
+from sol_rt.perplexity import added_bos
+from sol_rt.tokenizer import Tokenizer
+
+TOWNS = ("Lisbon", "Vienna", "Cairo", "Dublin", "Athens", "Madrid", "Moscow", "Berlin", "Oslo")
+DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A fact: `question` is the beginning of its sentence, `answer` the digits that follow."""
+
+    question: str
+    answer: str
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Needle:
+        code = "".join(map(str, rng.integers(0, 10, DIGITS)))
+        return cls(f"\nThe secret code of {rng.choice(TOWNS)} is", code)
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.question} {self.answer}.\n"
+
+
+def haystacks(
+    book: Sequence[int], size: int, depths: Sequence[float], tokenizer: Tokenizer, rng: np.random.Generator
+) -> Iterator[tuple[list[int], Needle]]:
+    """(`size` tokens, the needle in them) for every depth, all from one stretch of the book: the deepest first, so
+    that each shares the longest possible beginning with the one before.
+
+    Raises SystemExit where the book is shorter than a haystack.
+    """
+    if len(book) < size:
+        raise SystemExit(
+            f"needle.py: a book has {len(book)} tokens, a context of {size} needs as many; use a longer one"
+        )
+    begin = int(rng.integers(0, len(book) - size + 1))
+    for depth in sorted(depths, reverse=True):
+        needle = Needle.random(rng)
+        planted = tokenizer.encode(needle.sentence, add_special_tokens=False)
+        text = book[begin : begin + size - len(planted)]
+        place = round(depth * len(text))
+        yield [*text[:place], *planted, *text[place:]], needle
+
+
+def prefill(model: SolModel, tokens: Sequence[int]) -> None:
+    """Makes the cache hold `tokens`, written densely; what it shares with them stays."""
+    engine = model.engine
+    held = engine.tokens
+    pairs = zip(held, tokens, strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(tokens)))
+    engine.truncate(shared)
+    if shared < len(tokens):
+        engine.forward(tokens[shared:], model.bundle.config.dense)
+
+
+def answers(model: SolModel, needle: Needle, action: Action) -> bool:
+    """Whether greedy decoding after the question gives the code; the cache is left as it was found."""
+    engine, tokenizer = model.engine, model.tokenizer
+    length = engine.length
+    for token in tokenizer.encode(needle.question, add_special_tokens=False):
+        output = engine.forward([token], action)
+    told: list[int] = []
+    for _ in range(2 * DIGITS):  # a digit a token, or several, and perhaps a blank before them
+        told.append(int(output.logits[-1].argmax()))
+        if len(tokenizer.decode(told).strip()) >= DIGITS:
+            break
+        output = engine.forward([told[-1]], action)
+    engine.truncate(length)
+    return tokenizer.decode(told).strip().startswith(needle.answer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
+    parser.add_argument("-f", "--file", type=Path, action="append", required=True, help="a book; may be repeated")
+    parser.add_argument("-c", "--ctx-size", default="2048,4096,8000", help="tokens of a haystack")
+    parser.add_argument("--keep", default="100,25,10", help="percent of old KV pages, separated by commas")
+    parser.add_argument("--depths", default="0.1,0.3,0.5,0.7,0.9")
+    parser.add_argument("--trials", type=int, default=1, help="haystacks a book, context and depth")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-t", "--threads", type=int)
+    args = parser.parse_args()
+    keeps = [int(keep) for keep in args.keep.split(",")]
+    depths = sorted(map(float, args.depths.split(",")), reverse=True)
+    model = SolModel.from_pretrained(args.bundle, threads=args.threads)
+    dense, bos = model.bundle.config.dense, added_bos(model)
+    start = [] if bos is None else [bos]
+    books = [model.tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in args.file]
+    rng = np.random.default_rng(args.seed)
+    shown = " ".join(f"{depth:g}" for depth in depths)
+    print(f"{model.bundle.config.model.name}, variant {dense.variant}: needles found, and their share by depth\n")
+    print(f"| context | keep | found | {shown} |\n|--:|--:|--:|---|")
+    for size in [int(size) for size in args.ctx_size.split(",")]:
+        found: dict[int, list[bool]] = {keep: [] for keep in keeps}  # trial by trial, in each depth by depth
+        for book in books * args.trials:
+            for tokens, needle in haystacks(book, size - len(start), depths, model.tokenizer, rng):
+                prefill(model, start + tokens)
+                for keep in keeps:
+                    found[keep].append(answers(model, needle, Action(keep, dense.prune, dense.bits)))
+        for keep in keeps:
+            table = np.array(found[keep]).reshape(-1, len(depths))
+            by_depth = " ".join(f"{share:.2f}" for share in table.mean(0))
+            print(f"| {size} | {keep}% | {table.sum()} of {table.size} | {by_depth} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
