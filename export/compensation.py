@@ -16,6 +16,7 @@ least weighted sum of the levels' squared errors.
 from __future__ import annotations
 
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +33,7 @@ LEVELS = (4, 6, 8)
 # than without compensation. Equal weights take another fifth off the error of level 4 and treble that of level 8.
 _LEVEL_WEIGHTS = {4: 1.0, 6: 2.0, 8: 16.0}
 _DAMPING = 0.01  # of the mean diagonal, added to the diagonal of H: a sample's moment is not quite the population's
-_VALUES_AT_ONCE = 1 << 24  # weights whose three errors are held: 200 MB
+_ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,8 @@ def compensate(
     """
     rows, channels = w.shape
     codes = np.empty((rows, channels), np.uint8)
-    step = max(1, _VALUES_AT_ONCE // channels)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
+
+    def work(part: slice) -> None:
         base = None if kept is None else _Base(_columns(nested.q[part], metric), torch.from_numpy(kept[part].T.copy()))
         found = _codes(
             _columns(w[part], metric),
@@ -98,6 +98,16 @@ def compensate(
             base,
         )
         codes[part] = found.T.numpy()
+
+    # thousands of small steps: threads that meet after each of them would mostly wait
+    threads = torch.get_num_threads()
+    parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, rows, _ROWS_AT_ONCE)]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, parts):
+                pass
+    finally:
+        torch.set_num_threads(threads)
     return replace(
         nested,
         q=np.right_shift(codes, 4, dtype=np.uint8),

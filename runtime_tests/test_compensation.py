@@ -109,7 +109,7 @@ def test_pieces_and_repetition_do_not_show(monkeypatch: pytest.MonkeyPatch) -> N
     w, moment = made(2)
     metric, plain = metric_of(moment), quantize_matrix(w, 2)
     whole = compensate(w, plain, metric, (8, 6, 4))
-    monkeypatch.setattr("sol_rt.export.compensation._VALUES_AT_ONCE", 5 * w.shape[1])
+    monkeypatch.setattr("sol_rt.export.compensation._ROWS_AT_ONCE", 5)
     pieces = compensate(w, plain, metric, (8, 6, 4))
     for part in ("q", "b", "c"):
         assert np.array_equal(getattr(whole, part), getattr(pieces, part))
