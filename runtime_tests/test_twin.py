@@ -174,7 +174,7 @@ def test_twin_of_a_checkpoint_is_the_twin_of_its_bundle(family: str, request: py
 @pytest.mark.parametrize("family", ["llama", "phi"])
 def test_exported_bundle_runs_as_its_twin(family: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle.open(request.getfixturevalue(f"{family}_bundle"))
-    _check_steps(Engine(bundle, provider="cpu"), Twin(read_bundle(bundle.path)), KEEPS)
+    _check_steps(Engine(bundle, provider="cpu"), Twin.from_bundle(bundle.path), KEEPS)
 
 
 class _Disturbed(Twin):
@@ -196,8 +196,8 @@ def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
     tolerance tells rounding from error; the dense action's does: root mean square within 0.2% of the logits' deviation.
     """
     bundle = Bundle.open(smollm2_bundle)
-    engine, twin = Engine(bundle, provider="cpu"), Twin(read_bundle(bundle.path))
-    disturbed = _Disturbed(twin.weights)
+    engine, twin = Engine(bundle, provider="cpu"), Twin.from_bundle(bundle.path)
+    disturbed = _Disturbed.from_bundle(bundle.path)
     tokens = Tokenizer.from_bundle(bundle).encode(TEXT, add_special_tokens=False)
     context = len(tokens) - STEPS
     engine.forward(tokens[:context], bundle.config.dense)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sol_rt.actions import Action
+from sol_rt.config import CONFIG_NAME, SolConfig
 from sol_rt.export.architecture import BLOCK
 from sol_rt.train.kv_cache import KVCache, Slots
-from sol_rt.train.weights import ModelWeights
+from sol_rt.train.weights import ModelWeights, read_bundle
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -81,6 +83,14 @@ class Twin(nn.Module):
         self.decoder = weights.decoder
         self.arithmetic = arithmetic or Arithmetic()
         self.page_size, self.sinks, self.dense_layers = page_size, sinks, frozenset(dense_layers)
+
+    @classmethod
+    def from_bundle(cls, path: Path | str) -> Twin:
+        """The twin of a bundle folder, its cache and attention as the bundle has them. Raises BundleError."""
+        kv = SolConfig.from_json(Path(path) / CONFIG_NAME).kv
+        arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
+        levels = {"page_size": kv.page_size, "sinks": kv.sinks}
+        return cls(read_bundle(path), arithmetic, **levels, dense_layers=kv.dense_layers)
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for `rows` sequences."""
