@@ -222,23 +222,24 @@ class _Search:
         equal = scaled_to(np.minimum(sizes.equal(share), bound), weights, share, bound)
         split = self.laws.split(weights, share, bound)
         starts = [scaled_to((1 - part) * equal + part * split, weights, share, bound) for part in _MIXTURES]
-        best, least = self._best(starts, share, most)
+        rows = self._divergences(starts, share, most)
+        best, current = self._best(starts, rows, equal, rows[0])
         for _ in range(_ROUNDS):
             moves = [
                 scaled_to(1 - (1 - best) * np.where(group, factor, 1.0), weights, share, bound)
                 for group in self._groups()
                 for factor in (_STEP, 1 / _STEP)
             ]
-            gains = least - self._divergences(moves, share, most)
-            helpful = [(move, gain) for move, gain in zip(moves, gains, strict=True) if gain > 0]
-            if not helpful:
+            rows = self._divergences(moves, share, most)
+            gains = _sure_gains(rows, current)
+            if not gains.any():
                 break
             # all helpful moves together, some of the way and all of it, beside the best alone
-            total = sum(gain / max(gains) * (move - best) for move, gain in helpful)
+            total = sum(gain / gains.max() * (move - best) for move, gain in zip(moves, gains, strict=True))
             together = [scaled_to(best + part * total, weights, share, bound) for part in (0.5, 1.0)]
-            found, divergence = self._best([moves[int(np.argmax(gains))], *together], share, most)
-            if divergence < least:
-                best, least = found, divergence
+            choices = [moves[int(gains.argmax())], *together]
+            rows = np.stack([rows[int(gains.argmax())], *self._divergences(together, share, most)])
+            best, current = self._best(choices, rows, best, current)
         return whole_counts(best, sizes, share, most)
 
     def _probe(self) -> PowerLaws:
@@ -247,7 +248,7 @@ class _Search:
         measured = {}
         for share in _PROBES:
             counts = np.where(np.eye(matrices, dtype=bool), np.ceil(share * every).astype(np.int64), every)
-            measured[share] = self._measure(counts, _PROBE_WINDOWS)
+            measured[share] = self._measure(counts, _PROBE_WINDOWS).mean(1)
         return PowerLaws.fit(measured)
 
     def _groups(self) -> list[npt.NDArray[np.bool_]]:
@@ -257,16 +258,26 @@ class _Search:
         masks = [near == group for group in range(int(near[-1]) + 1)]
         return [np.concatenate(pair) for mask in masks for pair in ((mask, none), (none, mask))]
 
-    def _best(self, kept: Sequence[_Array], share: float, most: npt.NDArray[np.int64]) -> tuple[_Array, float]:
-        divergences = self._divergences(kept, share, most)
-        return kept[int(divergences.argmin())], float(divergences.min())
+    @staticmethod
+    def _best(kept: Sequence[_Array], rows: _Array, best: _Array, current: _Array) -> tuple[_Array, _Array]:
+        """What gains most on `best`, with its divergences [tokens]; `best` itself where nothing does for sure."""
+        gains = _sure_gains(rows, current)
+        return (kept[int(gains.argmax())], rows[int(gains.argmax())]) if gains.any() else (best, current)
 
     def _divergences(self, kept: Sequence[_Array], share: float, most: npt.NDArray[np.int64]) -> _Array:
         return self._measure(np.array([whole_counts(each, self.sizes, share, most) for each in kept]), _WINDOWS)
 
     def _measure(self, counts: npt.NDArray[np.int64], windows: int) -> _Array:
-        """Mean divergence of every row of counts [rows, matrices]."""
+        """Divergences of every row of counts [rows, matrices], [rows, tokens]."""
         levels = [self.sizes.levels(row.tolist()) for row in counts]
         candidates = [Candidate(self.action, each.keep_in, each.keep_mid) for each in levels]
         used = self.windows[:windows]
-        return token_divergences(self.engine, used, self.action, candidates, self.progress).mean(1)
+        return token_divergences(self.engine, used, self.action, candidates, self.progress)
+
+
+def _sure_gains(rows: _Array, current: _Array) -> _Array:
+    """Mean of current [tokens] less each of rows [rows, tokens], 0 where it is within its standard error: a few hundred
+    tokens must not decide by luck."""
+    gains = current - rows
+    mean, error = gains.mean(1), gains.std(1) / np.sqrt(gains.shape[1])
+    return np.asarray(np.where(mean > error, mean, 0.0))
