@@ -34,6 +34,7 @@ def choose_actions(
     limit: int,
     progress: Progress,
     *,
+    own_text: bool = False,
     threads: int | None = None,
 ) -> ActionSet:
     """Measures the actions of the bundle in `folder`, keeps the best, and writes selection.json.
@@ -44,6 +45,7 @@ def choose_actions(
         text: what losses are measured on.
         limit: how many actions to keep at most.
         progress: told how far it is.
+        own_text: the model wrote the text, see `measure`.
         threads: of the runtime; default: all cores.
 
     Returns:
@@ -52,7 +54,8 @@ def choose_actions(
     """
     required = () if config.policy is None else config.policy.actions
     keeps = sorted({entry.action.keep for entry in config.actions}, reverse=True)
-    measured = measure(Bundle.open(folder), text, keeps, progress, required=required, threads=threads)
+    bundle = Bundle.open(folder)
+    measured = measure(bundle, text, keeps, progress, own_text=own_text, required=required, threads=threads)
     verdicts = choose(measured.fronts, config.dense, limit, gone=measured.gone, required=required)
     candidates = sorted({entry.action for entry in config.actions} | set(required), reverse=True)
     selection = Selection(

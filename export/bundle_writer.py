@@ -179,7 +179,9 @@ def export_bundle(
             config = _seal(folder, config, unhashed, None, None)
             pruned = prune_levels.with_levels(folder, config, decoder, fitted, report)
             config = _seal(folder, pruned, unhashed, None, None)
-            chosen = action_set.choose_actions(folder, config, held_out, max_actions or MAX_ACTIONS, report)
+            chosen = action_set.choose_actions(
+                folder, config, held_out, max_actions or MAX_ACTIONS, report, own_text=calibration == OWN_TEXT
+            )
             config, selection = _seal(folder, chosen.config, unhashed, None, None), chosen.selection
         compared: parity_report.Parity | None = None
         dropped: tuple[str, ...] = ()

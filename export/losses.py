@@ -77,6 +77,7 @@ def token_divergences(
     reference: Action,
     candidates: Sequence[Candidate],
     progress: Progress = silent,
+    context: int | None = None,
 ) -> Losses:
     """Kullback-Leibler divergence of every candidate from `reference` at the positions that `token_losses` scores, in
     nats, [candidates, tokens].
@@ -90,7 +91,7 @@ def token_divergences(
     sums = _sums(engine)
 
     def score(window: Sequence[int]) -> Callable[[Action], Losses]:
-        scored = window[_prefilled(window) :]
+        scored = window[_prefilled(window, context) :]
         tokens, logprobs = [], []
         for row in _rows(engine, scored, reference):
             tokens.append(np.argpartition(row, -_TOP)[-_TOP:] if row.size > _TOP else np.arange(row.size))
@@ -105,7 +106,7 @@ def token_divergences(
 
         return divergences
 
-    return _measure(engine, windows, candidates, score, progress)
+    return _measure(engine, windows, candidates, score, progress, None, context)
 
 
 def _rest(logprobs: Losses) -> Losses:

@@ -24,7 +24,7 @@ from sol_rt.cost import device_string
 from sol_rt.engine import Engine
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.losses import Candidate as LossCandidate
-from sol_rt.export.losses import token_losses
+from sol_rt.export.losses import token_divergences, token_losses
 from sol_rt.export.progress import Progress
 from sol_rt.export.selection import Point, worth_keeping
 
@@ -70,6 +70,7 @@ def measure(
     keeps: Sequence[int],
     progress: Progress,
     *,
+    own_text: bool = False,
     required: Iterable[Action] = (),
     threads: int | None = None,
 ) -> Measurements:
@@ -80,16 +81,17 @@ def measure(
         text: windows of SHORT tokens, and a longer stretch where there is one.
         keeps: percent of old KV pages read, 100 among them.
         progress: told how far each of four stages is.
+        own_text: the text was drawn from the dense action's distribution. What an action then loses over dense is, in
+            expectation over the token drawn, its divergence from dense: that is taken, without the luck of the draw.
         required: actions that have to be measured, their variants those of the bundle.
         threads: of the runtime; default: all cores.
     """
     engine = Engine(bundle, provider="cpu", threads=threads)
     required, dense = tuple(required), bundle.config.dense
     variants = [Action(100, variant.prune, variant.bits) for variant in bundle.config.variants.values()]
-    short = _losses(engine, text.windows, None, variants, f"losses at {SHORT}", progress)
+    added, loss = _losses(engine, text.windows, None, variants, own_text, f"losses at {SHORT}", progress)
     times, busy = _times(engine, variants, dense, SHORT, progress)
-    fronts = {SHORT: _front(short, times, dense)}
-    dense_loss = {SHORT: float(short[dense].mean())}
+    fronts, dense_loss = {SHORT: _front(added, times)}, {SHORT: loss}
     gone = max(_frequency_entropy(text.windows) - dense_loss[SHORT], 0.0) / 2 or math.inf
 
     context = long_context(len(text.long), engine.max_context)
@@ -103,8 +105,9 @@ def measure(
         room = min(len(text.long), engine.max_context) - context - 1
         steps = min(room, max(_FEWEST_STEPS, int(_LOSS_SECONDS * 1e3 / by_step))) if by_step else room
         window = text.long[: context + steps + 1]
-        found = _losses(engine, [window], context, candidates, f"losses at {context}", progress)
-        fronts[context], dense_loss[context] = _front(found, times, dense), float(found[dense].mean())
+        stage = f"losses at {context}"
+        added, dense_loss[context] = _losses(engine, [window], context, candidates, own_text, stage, progress)
+        fronts[context] = _front(added, times)
     device = device_string(engine.provider_name, engine.threads, engine.native)
     return Measurements(fronts, dense_loss, gone, device, busy)
 
@@ -120,13 +123,16 @@ def _losses(
     windows: Sequence[Sequence[int]],
     context: int | None,
     actions: Sequence[Action],
+    own_text: bool,
     stage: str,
     progress: Progress,
-) -> dict[Action, np.ndarray]:
-    """Nats a token, float64 [n], of every action on the same tokens.
+) -> tuple[dict[Action, np.ndarray], float]:
+    """(nats over dense at each token, float64 [n], of every action on the same tokens, the dense action's mean loss).
 
     Of the windows as many are taken as fit into _LOSS_SECONDS, one at least.
     """
+    dense = engine.bundle.config.dense
+    dense_losses: list[np.ndarray] = []
     candidates = [LossCandidate(action) for action in actions]
     found: list[np.ndarray] = []
     until = time.perf_counter() + _LOSS_SECONDS
@@ -137,9 +143,15 @@ def _losses(
         def report(step: str, done: float, total: float, number: int = number) -> None:
             progress(stage, number + done / total, len(windows))
 
-        found.append(token_losses(engine, [window], candidates, report, context=context))
+        dense_losses.append(token_losses(engine, [window], [LossCandidate(dense)], context=context))
+        if own_text:
+            found.append(token_divergences(engine, [window], dense, candidates, report, context))
+        else:
+            losses = token_losses(engine, [window], candidates, report, context=context)
+            found.append(losses - dense_losses[-1])
     progress(stage, 1, 1)
-    return dict(zip(actions, np.concatenate(found, axis=1), strict=True))
+    added = dict(zip(actions, np.concatenate(found, axis=1), strict=True))
+    return added, float(np.concatenate(dense_losses, axis=1).mean())
 
 
 def _times(
@@ -169,8 +181,8 @@ def _times(
     return typical, float(np.median(times[dense][_WARM_UP:])) / typical[dense] - 1
 
 
-def _front(losses: Mapping[Action, np.ndarray], times: Mapping[Action, float], dense: Action) -> dict[Action, Point]:
-    return {action: Point(times[action], values - losses[dense]) for action, values in losses.items()}
+def _front(added: Mapping[Action, np.ndarray], times: Mapping[Action, float]) -> dict[Action, Point]:
+    return {action: Point(times[action], values) for action, values in added.items()}
 
 
 def _frequency_entropy(windows: Sequence[Sequence[int]]) -> float:

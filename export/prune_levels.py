@@ -109,13 +109,19 @@ def find_levels(
     """
     sizes = MlpSizes.of(engine.bundle.config)
     check_targets(targets)
-    search = _Search(engine, windows, bits, sizes, progress)
+    passes = len(_PROBES) + (1 + 2 * _ROUNDS) * sum(target < 100 for target in set(targets))
+
+    def report(step: str, done: float, total: float) -> None:
+        progress("searching prune levels", min(search.passes + done / total, passes), passes)
+
+    search = _Search(engine, windows, bits, sizes, report)
     counts = sizes.channels.astype(int)
     found = {}
     for target in sorted(set(targets), reverse=True):
         if target < 100:
             counts = search.run(target / 100, counts)
         found[target] = sizes.levels(counts.tolist())
+    progress("searching prune levels", passes, passes)
     return {target: found[target] for target in targets}
 
 
@@ -212,6 +218,7 @@ class _Search:
         self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
         self.action = Action(100, 100, bits)
         self.laws: PowerLaws | None = None
+        self.passes = 0  # over the text, each with a set of counts
 
     def run(self, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Counts [matrices] that read `share` of the weights, none above `most`."""
@@ -272,7 +279,9 @@ class _Search:
         levels = [self.sizes.levels(row.tolist()) for row in counts]
         candidates = [Candidate(self.action, each.keep_in, each.keep_mid) for each in levels]
         used = self.windows[:windows]
-        return token_divergences(self.engine, used, self.action, candidates, self.progress)
+        found = token_divergences(self.engine, used, self.action, candidates, self.progress)
+        self.passes += 1
+        return found
 
 
 def _sure_gains(rows: _Array, current: _Array) -> _Array:

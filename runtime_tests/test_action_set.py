@@ -112,6 +112,29 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     assert all(action.keep == 100 for action in measured.fronts[512])
 
 
+def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
+    """None is below zero, dense has none, and they agree with losses of drawn tokens as far as those can tell."""
+    from sol_rt.engine import Engine
+
+    bundle = Bundle.open(llama_bundle)
+    engine, dense, draw = Engine(bundle, provider="cpu"), bundle.config.dense, np.random.default_rng(0)
+    window = [5]
+    while len(window) < 512:
+        logits = np.array(engine.forward([window[-1]], dense).logits[0], np.float64)
+        shares = np.exp(logits - logits.max())
+        window.append(int(draw.choice(len(shares), p=shares / shares.sum())))
+    text = CalibrationText((tuple(window),), (), "drawn from the model")
+    divergences = measuring.measure(bundle, text, (100,), silent, own_text=True).fronts[512]
+    losses = measuring.measure(bundle, text, (100,), silent).fronts[512]
+    assert abs(divergences[dense].loss) < 1e-6
+    for action, found in divergences.items():
+        assert found.added.min() > -1e-6
+        assert abs(found.loss - losses[action].loss) < 4 * losses[action].stderr + 1e-6
+    cheap = Action(100, 25, 4)
+    assert divergences[cheap].loss > 0
+    assert divergences[cheap].stderr < losses[cheap].stderr
+
+
 def test_without_a_long_text_pages_are_not_measured(llama_bundle: Path, tmp_path: Path) -> None:
     folder, config = copied(llama_bundle, tmp_path)
     chosen = action_set.choose_actions(folder, config, random_text(long=0), 12, silent)
