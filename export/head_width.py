@@ -1,8 +1,8 @@
 """At which width a variant reads the output matrix: a matter of its own, as that is up to a third of a small model.
 
-Reading more of the output matrix takes loss away for bytes; so does going to a wider variant. The width chosen is
-the one that lies furthest below the line between variants: it takes away more for its bytes than they do. Loss here is
-divergence from the dense action.
+Reading more of the output matrix takes loss away for bytes; so does going to a wider variant. A step of the output
+matrix is taken where it takes away twice as much for its bytes: the graph is that of pruned variants as well, which are
+there to read little. Loss here is divergence from the dense action.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sol_rt.export.losses import Candidate, token_divergences
 from sol_rt.export.progress import Progress
 
 _WINDOWS = 4
+_TIMES = 2.0  # what the output matrix has to take away for a byte, of what a wider variant does
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class HeadPoint:
     loss: float
 
 
-def furthest_below(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint]) -> int:
-    """The head width that takes away most loss for its bytes.
+def worth_reading(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint]) -> int:
+    """The output matrix's width that takes away enough loss for its bytes, and of these the one with most beyond that.
 
     Args:
         points: of one variant, by the width of its output matrix; the narrowest is what it has without a choice.
@@ -43,7 +44,7 @@ def furthest_below(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint]
     price = max(((start.loss - other.loss) / (other.weight_bytes - start.weight_bytes) for other in wider), default=0.0)
     if price <= 0:  # more bits bring nothing here at all
         return narrowest
-    return min(sorted(points), key=lambda width: points[width].loss + price * points[width].weight_bytes)
+    return min(sorted(points), key=lambda width: points[width].loss + _TIMES * price * points[width].weight_bytes)
 
 
 def choose_head_widths(
@@ -74,7 +75,7 @@ def choose_head_widths(
             points[width].setdefault(heads[width], point)
     progress("output matrix", 1, 1)
     chosen = {
-        width: furthest_below(points[width], [points[other][other] for other in widths if other > width])
+        width: worth_reading(points[width], [points[other][other] for other in widths if other > width])
         for width in widths[:-1]
     }
     return _with_heads(folder, config, decoder, {**plain, **chosen})

@@ -18,7 +18,7 @@ from sol_rt.engine import Engine
 from sol_rt.export import head_width
 from sol_rt.export.architecture import Decoder, from_hf_config
 from sol_rt.export.checkpoint import open_checkpoint
-from sol_rt.export.head_width import HeadPoint, choose_head_widths, furthest_below
+from sol_rt.export.head_width import HeadPoint, choose_head_widths, worth_reading
 from sol_rt.export.progress import silent
 from sol_rt.train.weights import read_bundle
 
@@ -29,24 +29,24 @@ def points(**given: tuple[int, float]) -> dict[int, HeadPoint]:
     return {int(name[1:]): HeadPoint(*values) for name, values in given.items()}
 
 
-def test_the_width_is_the_one_furthest_below_the_line() -> None:
-    """From (80, 0.5) to the wider variant at (120, 0.1), 0.01 nats a byte."""
+def test_a_width_is_taken_at_twice_the_wider_variants_price() -> None:
+    """From (80, 0.5) to the wider variant at (120, 0.1) it is 0.01 nats a byte."""
     wider = [HeadPoint(120, 0.1)]
-    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.45), h8=(100, 0.4)), wider) == 4
-    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.35), h8=(100, 0.28)), wider) == 6
-    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.35), h8=(100, 0.2)), wider) == 8
+    assert worth_reading(points(h4=(80, 0.5), h6=(90, 0.35), h8=(100, 0.2)), wider) == 4
+    assert worth_reading(points(h4=(80, 0.5), h6=(90, 0.28), h8=(100, 0.2)), wider) == 6
+    assert worth_reading(points(h4=(80, 0.5), h6=(90, 0.28), h8=(100, 0.05)), wider) == 8
 
 
 def test_the_steepest_line_counts() -> None:
     """6 bits that bring nothing are no measure of what bytes are worth: 8 bits are."""
     head = points(h4=(80, 0.5), h6=(90, 0.45))
-    assert furthest_below(head, [HeadPoint(100, 0.5), HeadPoint(120, 0.1)]) == 4
-    assert furthest_below(head, [HeadPoint(100, 0.5), HeadPoint(120, 0.4)]) == 6
+    assert worth_reading(head, [HeadPoint(100, 0.5), HeadPoint(120, 0.1)]) == 4
+    assert worth_reading(head, [HeadPoint(100, 0.5), HeadPoint(120, 0.45)]) == 6
 
 
 def test_nothing_is_spent_where_more_bits_bring_nothing() -> None:
-    assert furthest_below(points(h4=(80, 0.5), h6=(90, 0.499)), [HeadPoint(120, 0.5)]) == 4
-    assert furthest_below(points(h6=(90, 0.5), h8=(100, 0.4)), []) == 6
+    assert worth_reading(points(h4=(80, 0.5), h6=(90, 0.499)), [HeadPoint(120, 0.5)]) == 4
+    assert worth_reading(points(h6=(90, 0.5), h8=(100, 0.4)), []) == 6
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_bundle_with_its_choice_runs(
     chosen: int, exported: tuple[Path, SolConfig, Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config, decoder = exported
-    monkeypatch.setattr(head_width, "furthest_below", lambda points, wider: max(chosen, min(points)))
+    monkeypatch.setattr(head_width, "worth_reading", lambda points, wider: max(chosen, min(points)))
     found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
     for variant in found.variants.values():
         assert variant.head_bits == max(chosen, variant.bits)
@@ -88,7 +88,7 @@ def test_every_width_is_measured_and_the_widest_stays(
         assert losses[-1] > 0
         return min(points)
 
-    monkeypatch.setattr(head_width, "furthest_below", choose)
+    monkeypatch.setattr(head_width, "worth_reading", choose)
     found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
     assert asked == [([4, 6, 8], 2), ([6, 8], 1)]  # widths of the output matrix, and wider variants
     assert replace(found, files={}) == replace(config, files={})
