@@ -254,9 +254,9 @@ class _GraphWriter:
 
     def _cache_infos(self, side: str) -> list[onnx.ValueInfoProto]:
         heads, size = self.decoder.num_kv_heads, self.decoder.head_dim
-        rows, pages = (_DTYPES[self.kv.dtype], [1, heads, "C", size]), (TensorProto.FLOAT16, [1, heads, "P", size])
-        scales = (TensorProto.FLOAT16, [1, heads, "C"])
-        types = (rows, rows, pages, pages, scales, scales)
+        rows, scales = (_DTYPES[self.kv.dtype], [1, heads, "C", size]), (TensorProto.FLOAT16, [1, heads, "C"])
+        codes = (TensorProto.UINT8, [1, heads, "C", size // 2])
+        types = (rows, rows, codes, (TensorProto.FLOAT16, [1, heads, "C", 2]), scales, scales)
         return [
             helper.make_tensor_value_info(_cache_name(side, part, layer), *kind)
             for layer in range(self.decoder.num_layers)

@@ -16,7 +16,7 @@ from sol_rt.export.architecture import Decoder
 from sol_rt.export.bodies import planes
 from sol_rt.export.nodes import NodeWriter, Ref
 
-CACHE = ("key", "value", "page_min", "page_max")
+CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
 """What an int8 cache has besides."""
 _STEP = ("past_length", "attn_keep", "keep_in", "keep_mid")

@@ -200,11 +200,11 @@ class RandomDecoder:
         decoder = self.decoder
         shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
         rows = np.zeros(shape, self.kv.dtype)
-        pages = np.zeros((1, decoder.num_kv_heads, decoder.max_context // 16, decoder.head_dim), np.float16)
+        codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)
         scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
         y, *_ = reference.sparse_attention(
             self._matmul(x, f"{at}.qkv", bits),
-            (rows, rows, pages, pages, *scales),
+            (rows, rows, *codes, *scales),
             0,
             0,
             self.vectors["rope.cos"],

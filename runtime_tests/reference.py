@@ -12,7 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.generic]
 SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
 LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
-PAGE = 16
+PAGE = 4
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,40 @@ def scaled_rows(codes: Array, scale: Array) -> Array:
     return codes.astype(np.float64) * scale.astype(np.float64)[..., None]
 
 
+def key_codes(keys: Array) -> tuple[Array, Array]:
+    """Codes uint8 [..., D / 2] and ranges float16 [..., 2], minimum and step, of keys [..., D] as the cache holds them:
+    the specification's float32 arithmetic.
+    """
+    keys = keys.astype(np.float32)
+    low, high = keys.min(-1), keys.max(-1)
+    ranges = np.stack([low, (high - low) / np.float32(15)], -1).astype(np.float16)
+    least, step = (ranges[..., i : i + 1].astype(np.float32) for i in (0, 1))
+    steps = np.divide(keys - least, step, out=np.zeros_like(keys), where=step > 0)
+    codes = np.clip(np.rint(steps), 0, 15).astype(np.uint8)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, ranges
+
+
+def unpacked(codes: Array) -> Array:
+    """Codes [..., D / 2] -> float64 [..., D]."""
+    return np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], -1).astype(np.float64)
+
+
+def query_codes(query: Array) -> tuple[Array, Array]:
+    """Query [..., D] as whole numbers within -127 … 127, float64, and steps [..., 1]."""
+    step = np.abs(query).max(-1, keepdims=True) / 127
+    return np.rint(np.divide(query, step, out=np.zeros_like(query), where=step > 0)), step
+
+
+def page_scores(query: Array, codes: Array, ranges: Array) -> Array:
+    """Scores of whole pages for a KV head's queries [group, D], from codes [tokens, D / 2] and ranges [tokens, 2]:
+    float64 [tokens / 4].
+    """
+    whole, step = query_codes(query)
+    least, key_step = ranges.astype(np.float64).T
+    scores = step * (key_step * (whole @ unpacked(codes).T) + least * whole.sum(-1, keepdims=True))
+    return scores.reshape(len(query), -1, PAGE).max((0, 2))
+
+
 def sparse_attention(
     qkv: Array,
     cache: Sequence[Array],
@@ -144,10 +178,10 @@ def sparse_attention(
     sinks: int,
     scale: float,
 ) -> tuple[Array, ...]:
-    """qkv [1, S, (H + 2 Hk) D] and a layer's cache: keys, values, minima, maxima and, where keys and values are int8,
-    the scales of both -> y float64 [1, S, H D] and the new cache.
+    """qkv [1, S, (H + 2 Hk) D] and a layer's cache: keys, values, codes and ranges of the keys and, where keys and
+    values are int8, the scales of both -> y float64 [1, S, H D] and the new cache.
     """
-    key, value, page_min, page_max, *scales = (part.copy() for part in cache)
+    key, value, codes, ranges, *scales = (part.copy() for part in cache)
     size, count = key.shape[-1], qkv.shape[1]
     split = qkv[0].astype(np.float64).reshape(count, -1, size)
     rows = slice(past, past + count)
@@ -162,19 +196,16 @@ def sparse_attention(
         key[0, :, rows], value[0, :, rows] = k, v
         keys, values = key[0].astype(np.float64), value[0].astype(np.float64)
     total = past + count
-    pages = -(-total // PAGE)
-    for page in range(past // PAGE, pages):
-        valid = keys[:, page * PAGE : min(total, (page + 1) * PAGE)]
-        page_min[0, :, page], page_max[0, :, page] = valid.min(1), valid.max(1)
+    codes[0, :, rows], ranges[0, :, rows] = key_codes(keys[:, rows])
+    old = -(-total // PAGE) - 1
 
     y = np.zeros((count, heads, size))
     for head in range(kv_heads):
         group = range(head * heads // kv_heads, (head + 1) * heads // kv_heads)
         attended = np.arange(total)
-        if count == 1 and attn_keep < pages - 1:
-            low, high = (bound[0, head, : pages - 1].astype(np.float64) for bound in (page_min, page_max))
-            scores = np.max([np.maximum(q[0, g] * low, q[0, g] * high).sum(-1) for g in group], axis=0)
-            kept = {pages - 1, *np.argsort(-scores, kind="stable")[:attn_keep].tolist()}
+        if count == 1 and attn_keep < old:
+            scores = page_scores(q[0, group], codes[0, head, : old * PAGE], ranges[0, head, : old * PAGE])
+            kept = {old, *np.argsort(-scores, kind="stable")[:attn_keep].tolist()}
             attended = np.array([t for t in range(total) if t < sinks or t // PAGE in kept])
         for g in group:
             for s in range(count):
@@ -182,4 +213,4 @@ def sparse_attention(
                 logits = scale * (keys[head, seen] @ q[s, g])
                 weights = np.exp(logits - logits.max())
                 y[s, g] = weights / weights.sum() @ values[head, seen]
-    return y.reshape(1, count, -1), key, value, page_min, page_max, *scales
+    return y.reshape(1, count, -1), key, value, codes, ranges, *scales

@@ -20,9 +20,8 @@ from sol_rt.errors import BundleError, UsageError
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
 CONFIG_NAME = "sol_config.json"
-PAGE_SIZE = 16
+PAGE_SIZE = 4
 ALIGNMENT = 4096
 KV_DTYPES = ("float16", "int8")
 """Types of keys and values; int8 has a float16 scale a token and KV head."""
@@ -163,7 +162,6 @@ class SolConfig:
     weights_file: str
     tensors: dict[str, TensorEntry]
     files: dict[str, FileEntry]
-    format_version: int = FORMAT_VERSION
 
     @classmethod
     def from_json(cls, path: Path) -> SolConfig:
@@ -187,11 +185,6 @@ class SolConfig:
         model["eos_token_ids"] = list(self.model.eos_token_ids)
         kv = {**asdict(self.kv), "dense_layers": list(self.kv.dense_layers)}
         variants = {key: _written(variant) for key, variant in self.variants.items()}
-        if self.format_version == 1:
-            del kv["dense_layers"]
-            for entry in variants.values():
-                entry.update(keep_in=entry["keep_in"][0], keep_mid=entry["keep_mid"][0])
-                del entry["head_bits"]
         policy = None
         if self.policy is not None:
             policy = asdict(self.policy)
@@ -201,7 +194,7 @@ class SolConfig:
         tensors = {name: {**asdict(entry), "shape": list(entry.shape)} for name, entry in self.tensors.items()}
         return {
             "format": FORMAT,
-            "format_version": self.format_version,
+            "format_version": FORMAT_VERSION,
             "generator": self.generator,
             "model": model,
             "kv": kv,
@@ -342,13 +335,13 @@ def _read_config(top: _Table) -> SolConfig:
             "format", _short(json.dumps(found)), f'"{FORMAT}"', "point at a folder that `sol-rt export` wrote"
         )
     version = top.integer("format_version", 0)
-    if version not in READABLE_VERSIONS:
+    if version != FORMAT_VERSION:
         hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
-        raise top.fail("format_version", version, f"{' or '.join(map(str, READABLE_VERSIONS))}", hint)
+        raise top.fail("format_version", version, FORMAT_VERSION, hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))
-    kv = _read_kv(top.table("kv"), model, version)
-    variants = _read_variants(top.table("variants"), model, version)
+    kv = _read_kv(top.table("kv"), model)
+    variants = _read_variants(top.table("variants"), model)
     dense = _action(top, "dense", top.value("dense"), variants)
     if dense.keep != 100:
         raise top.fail("dense", dense.tag, "an action that reads all KV pages (k100)")
@@ -372,9 +365,7 @@ def _read_config(top: _Table) -> SolConfig:
     if policy is not None and policy.file not in files:
         raise top.fail("policy.file", policy.file, "a file listed under `files`")
     top.done()
-    return SolConfig(
-        generator, model, kv, dense, variants, actions, policy, refresh, weights_file, tensors, files, version
-    )
+    return SolConfig(generator, model, kv, dense, variants, actions, policy, refresh, weights_file, tensors, files)
 
 
 def _read_model(table: _Table) -> ModelDims:
@@ -403,13 +394,13 @@ def _read_model(table: _Table) -> ModelDims:
     return model
 
 
-def _read_kv(table: _Table, model: ModelDims, version: int) -> KvLayout:
+def _read_kv(table: _Table, model: ModelDims) -> KvLayout:
     layout = KvLayout(
         dtype=table.choice("dtype", KV_DTYPES),
         page_size=table.integer("page_size", PAGE_SIZE, PAGE_SIZE),
         sinks=table.integer("sinks", 0, PAGE_SIZE),
         capacity_step=table.integer("capacity_step", PAGE_SIZE, 1 << 20),
-        dense_layers=() if version == 1 else table.integers("dense_layers", 0, model.num_layers - 1),
+        dense_layers=table.integers("dense_layers", 0, model.num_layers - 1),
     )
     if list(layout.dense_layers) != sorted(set(layout.dense_layers)):
         raise table.fail("dense_layers", list(layout.dense_layers), "each layer once, in ascending order")
@@ -419,7 +410,7 @@ def _read_kv(table: _Table, model: ModelDims, version: int) -> KvLayout:
     return layout
 
 
-def _read_variants(table: _Table, model: ModelDims, version: int) -> dict[str, Variant]:
+def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
     variants: dict[str, Variant] = {}
     for key, entry in table.tables():
         bits = entry.integer("bits", 1, 16)
@@ -428,10 +419,10 @@ def _read_variants(table: _Table, model: ModelDims, version: int) -> dict[str, V
             file=entry.file_name("file"),
             prune=entry.integer("prune", 1, 100),
             bits=bits,
-            keep_in=_read_counts(entry, "keep_in", model.hidden_size, model.num_layers, version),
-            keep_mid=_read_counts(entry, "keep_mid", model.intermediate_size, model.num_layers, version),
+            keep_in=_read_counts(entry, "keep_in", model.hidden_size, model.num_layers),
+            keep_mid=_read_counts(entry, "keep_mid", model.intermediate_size, model.num_layers),
             weight_bytes=entry.integer("weight_bytes", 1),
-            head_bits=bits if version == 1 else entry.integer("head_bits", bits, 16),
+            head_bits=entry.integer("head_bits", bits, 16),
         )
         entry.done()
         name = Action(100, variant.prune, variant.bits).variant
@@ -450,9 +441,7 @@ def _read_variants(table: _Table, model: ModelDims, version: int) -> dict[str, V
     return variants
 
 
-def _read_counts(entry: _Table, name: str, channels: int, layers: int, version: int) -> tuple[int, ...]:
-    if version == 1:
-        return (entry.integer(name, 1, channels),) * layers
+def _read_counts(entry: _Table, name: str, channels: int, layers: int) -> tuple[int, ...]:
     counts = entry.integers(name, 1, channels)
     if len(counts) != layers:
         raise entry.fail(name, f"{len(counts)} counts", f"{layers}, one a layer")

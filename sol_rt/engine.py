@@ -130,8 +130,7 @@ class Engine:
     def keep_channels(self, variant_key: str, keep_in: Sequence[int], keep_mid: Sequence[int]) -> None:
         """From now on the variant keeps these MLP channels, one count a layer, instead of the bundle's own counts.
 
-        For the search of keep levels. Raises UsageError where a graph of one count for all layers cannot hold them,
-        or a count is out of range.
+        For the search of keep levels. Raises UsageError where a count is out of range or one is missing.
         """
         model = self.bundle.config.model
         for name, counts, channels in (
@@ -141,8 +140,6 @@ class Engine:
             if len(counts) != model.num_layers or not all(1 <= count <= channels for count in counts):
                 said = f"{len(counts)} counts from {min(counts, default=0)} to {max(counts, default=0)}"
                 raise UsageError(f"{name}: got {said}, expected {model.num_layers} counts from 1 to {channels}")
-            if len(self._inputs.mlp_keep_in) < len(set(counts)):
-                raise UsageError(f"{name}: a bundle of format version 1 has one count for all layers; export it again")
         variant = self._variant(variant_key)
         plan = self._planned(variant, keep_in, keep_mid)
         self._plan = None
@@ -255,10 +252,10 @@ class Engine:
         return plan.runner
 
     def _planned(self, variant: Variant, keep_in: Sequence[int], keep_mid: Sequence[int]) -> _Plan:
-        model, count = self.bundle.config.model, len(self._inputs.mlp_keep_in)
+        model = self.bundle.config.model
         # 0 keeps all of them, without sorting
         counts = np.array(keep_in) % model.hidden_size, np.array(keep_mid) % model.intermediate_size
-        return _Plan(self._runner(variant.key), counts[0][:count], counts[1][:count])
+        return _Plan(self._runner(variant.key), *counts)
 
     def _variant(self, key: str) -> Variant:
         variants = self.bundle.config.variants
@@ -305,7 +302,7 @@ class _StepInputs:
 
     def __init__(self, config: SolConfig) -> None:
         model, dense = config.model, config.kv.dense_layers
-        layers = _counts(config)
+        layers = model.num_layers
         self.token = np.zeros((1, 1), np.int64)
         self.past_length = np.zeros(1, np.int64)
         self.attn_keep = np.full(layers, _ALL_PAGES, np.int64)
@@ -406,14 +403,9 @@ Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, 
 """Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
 
 
-def _counts(config: SolConfig) -> int:
-    """Length of the inputs that tell how much to read: one count a layer; in version 1 of the format one for all."""
-    return 1 if config.format_version == 1 else config.model.num_layers
-
-
 def _step_signature(config: SolConfig, cache: KvCache) -> Signature:
     """The contract of docs/bundle.md section 1 for this model."""
-    model, layers = config.model, _counts(config)
+    model, layers = config.model, config.model.num_layers
     inputs: dict[str, tuple[str, list[int | None]]] = {
         "input_ids": ("tensor(int64)", [1, None]),
         "past_length": ("tensor(int64)", [1]),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.bundle import Bundle
+from sol_rt.config import FORMAT_VERSION
 from sol_rt.cost import BytesCost, load_cost_model
 from sol_rt.providers import default_threads
 from sol_rt.selection_file import Candidate, Selection
@@ -37,7 +38,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     candidates = {} if selection is None else {candidate.action: candidate for candidate in selection.candidates}
     return {
         "path": str(path),
-        "format_version": config.format_version,
+        "format_version": FORMAT_VERSION,
         "model": asdict(config.model),
         "kv": asdict(config.kv),
         "variants": [

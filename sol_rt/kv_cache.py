@@ -1,4 +1,4 @@
-"""The KV cache that all variants of a bundle share: keys, values and page summaries, appended to in place."""
+"""The KV cache that all variants of a bundle share: keys, values and codes of the keys, appended to in place."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from sol_rt.config import KvLayout, ModelDims, tensor_bytes
 
 
 class Buffer(NamedTuple):
-    """One tensor of the cache, [1, kv_heads, rows, width] or, with a width of 0, [1, kv_heads, rows].
+    """One tensor of the cache, [1, kv_heads, tokens, width] or, with a width of 0, [1, kv_heads, tokens].
 
     Attributes:
         past, present: input and output of the graph, which share it.
-        tokens: that a row stands for.
-        dtype: int8 or float16.
+        dtype: uint8, int8 or float16.
     """
 
     past: str
     present: str
-    tokens: int
     width: int
     dtype: str
 
 
 class KvCache:
-    """Per layer a key and a value a token and KV head, and per page the minimum and maximum of its keys.
+    """Per layer, token and KV head a key and a value, and 4-bit codes of the key, by which pages are chosen.
 
     Keys and values are float16, or int8 with a float16 scale a token and KV head each.
 
@@ -49,15 +47,15 @@ class KvCache:
 
     def buffers(self) -> Iterator[Buffer]:
         """Every tensor, layer by layer."""
-        width, page, dtype = self._model.head_dim, self._layout.page_size, self._layout.dtype
+        width, dtype = self._model.head_dim, self._layout.dtype
         for layer in range(self._model.num_layers):
             for part in ("key", "value"):
-                yield Buffer(f"past_key_values.{layer}.{part}", f"present.{layer}.{part}", 1, width, dtype)
-            for part in ("page_min", "page_max"):
-                yield Buffer(f"past_{part}.{layer}", f"present_{part}.{layer}", page, width, "float16")
+                yield Buffer(f"past_key_values.{layer}.{part}", f"present.{layer}.{part}", width, dtype)
+            others = [("key_codes", width // 2, "uint8"), ("key_range", 2, "float16")]
             if dtype == "int8":
-                for part in ("key_scale", "value_scale"):
-                    yield Buffer(f"past_{part}.{layer}", f"present_{part}.{layer}", 1, 0, "float16")
+                others += [("key_scale", 0, "float16"), ("value_scale", 0, "float16")]
+            for part, size, kind in others:
+                yield Buffer(f"past_{part}.{layer}", f"present_{part}.{layer}", size, kind)
 
     def bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
         """(graph input, graph output, the one buffer to bind to both). Valid until the capacity changes."""
@@ -66,7 +64,7 @@ class KvCache:
 
     def shape(self, buffer: Buffer, capacity: int) -> tuple[int, ...]:
         """The shape of a tensor at a capacity in tokens."""
-        shape = (1, self._model.num_kv_heads, capacity // buffer.tokens)
+        shape = (1, self._model.num_kv_heads, capacity)
         return (*shape, buffer.width) if buffer.width else shape
 
     def bytes_at(self, capacity: int) -> int:
@@ -84,9 +82,8 @@ class KvCache:
         memory = _Memory([(self.shape(buffer, capacity), buffer.dtype) for buffer in self.buffers()])
         for i, buffer in enumerate(self.buffers()):
             grown = memory.array(i)
-            rows = -(-used // buffer.tokens)
-            if rows:
-                grown[:, :, :rows] = self._values[buffer.past].numpy()[:, :, :rows]
+            if used:
+                grown[:, :, :used] = self._values[buffer.past].numpy()[:, :, :used]
             value = self._values[buffer.past] = self._place(grown)
             if value.data_ptr() != grown.ctypes.data:  # copied to a device
                 memory.release(i)
@@ -105,7 +102,7 @@ class KvCache:
         """Zeroes tokens `start` to `stop`, so that non-finite numbers a step wrote reach no later masked sum."""
         for buffer in self.buffers():
             content = self._values[buffer.past].numpy()
-            content[:, :, start // buffer.tokens : -(-stop // buffer.tokens)] = 0
+            content[:, :, start:stop] = 0
             self._values[buffer.past].update_inplace(content)
 
 
