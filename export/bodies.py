@@ -17,14 +17,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from sol_rt.config import PAGE_SIZE
 from sol_rt.export.nodes import END, NodeWriter, Ref
 
-PAGE_SIZE = 16
 BLOCK = 32
 _ACCURACY = 4  # int8 activations, as in the kernels; the float paths of the CPU provider are 10 to 100 times slower
 _NEVER = -1e30  # score of a key that is not attended: finite, so that no NaN arises
 _ALL = 1e9  # beyond every position
-_FP16_MAX = 65504.0
 _ROUNDING = 1.5 * 2.0**23  # float32 numbers of this size are whole
 _TINY = 1e-30  # instead of a step of zero
 
@@ -35,6 +34,8 @@ _SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
 _LARGEST_CODE = {4: 127.0, 6: 127.0, 8: 32258.0}
 """Largest activation code, by level."""
 _LARGEST_KV_CODE = 127.0
+_LARGEST_KEY_CODE = 15.0
+_LARGEST_QUERY_CODE = 127.0
 _COARSE = 255.0
 """Level 8 splits a code into 255 c1 + c2. As 32258 = 255 * 127 - 127, both reach 127 in every block: what an int8
 MatMulNBits scales by, so that it rounds neither again."""
@@ -134,10 +135,11 @@ def sparse_attention(
 ) -> onnx.FunctionProto:
     """`SparseAttention` with its attributes inlined: all layers of a graph share them.
 
-    Reads the whole capacity and masks: skipped pages save no time here. The ScatterND that append keys, values and page
-    summaries write outputs of the function itself and nothing else reads `past_*`, so a host that binds past and
-    present to one buffer gets an append in place. With an `int8` cache it holds codes and their scales, for which
-    WebGPU has no operators.
+    Reads the whole capacity and masks: skipped pages save no time here. The ScatterND that append keys and values write
+    outputs of the function itself and nothing else reads `past_*`, so a host that binds past and present to one buffer
+    gets an append in place. Codes of the keys are made of all keys where they are used: WebGPU has no operators that
+    would store them, and their tensors pass through unread. An `int8` cache holds codes and scales of keys and values,
+    for which WebGPU has no operators at all.
     """
     writer = NodeWriter()
     op, const, ints = writer.op, writer.const, writer.ints
@@ -176,36 +178,18 @@ def sparse_attention(
             rounded = op("Cast", new, to=TensorProto.FLOAT16)
         op("ScatterND", f"past_{side}", rows, rounded, out=f"present_{side}")
 
-    # summaries of the touched pages: those of every 16th new token and of the newest one
-    token_pages = op("Floor", op("Mul", positions, const(1 / PAGE_SIZE)))
-    stride = op("Slice", token_pages, ints(0), ints(END), ints(0), ints(PAGE_SIZE))
-    touched = op("Concat", stride, newest_page, axis=0)
-    first = op("Unsqueeze", op("Mul", touched, const(float(PAGE_SIZE))), ints(1))
-    in_page = const(np.arange(PAGE_SIZE))
-    tokens = op("Add", first, in_page)  # [n, 16]
-    tokens_at = op("Cast", tokens, to=TensorProto.INT64)
-    page_keys = op("Gather", "present_key", tokens_at, axis=2)
-    page_keys = op("Cast", page_keys, to=TensorProto.FLOAT)  # [1, Hk, n, 16, D]
-    if int8:
-        page_scales = op("Gather", "present_key_scale", tokens_at, axis=2)
-        page_keys = _scaled(writer, page_keys, page_scales)
-    valid = op("Unsqueeze", op("LessOrEqual", tokens, newest), ints(2))
-    page_rows = _scatter_rows(writer, touched, kv_heads)
-    for side, reduce, outside in (("min", "ReduceMin", _FP16_MAX), ("max", "ReduceMax", -_FP16_MAX)):
-        summary = op(reduce, op("Where", valid, page_keys, const(outside)), ints(3), keepdims=0)
-        summary = op("Cast", summary, to=TensorProto.FLOAT16)
-        op("ScatterND", f"past_page_{side}", page_rows, summary, out=f"present_page_{side}")
-
-    # scores of the pages for the newest query, float [1, Hk, 1, pages]: max(q min, q max) = relu(q) max - relu(-q) min
+    # scores of the pages for the newest query, float [1, Hk, 1, pages]
+    for part in ("key_codes", "key_range"):  # WebGPU passes uint8 through this, but not through Identity
+        op("Reshape", f"past_{part}", ints(0, 0, 0, -1), out=f"present_{part}")
     last = op("Slice", q, ints(-1), ints(END), ints(2))
     last = op("Reshape", last, ints(1, kv_heads, group, head_dim))
-    positive = op("Relu", last)
-    highest = op("MatMul", positive, _transposed(writer, "present_page_max"))
-    lowest = op("MatMul", op("Sub", last, positive), _transposed(writer, "present_page_min"))
-    scores = op("ReduceMax", op("Add", highest, lowest), ints(2), keepdims=1)
+    keys = op("Cast", "present_key", to=TensorProto.FLOAT)
+    scores = _token_scores(writer, last, _scaled(writer, keys, "present_key_scale") if int8 else keys)
+    scores = op("ReduceMax", op("Reshape", scores, ints(0, 0, 0, -1, PAGE_SIZE)), ints(4), keepdims=0)
+    scores = op("ReduceMax", scores, ints(2), keepdims=1)
 
     # last position that each page gives to attention: all of it where kept, the sinks alone where not
-    page_count = op("Shape", "present_page_min", start=2, end=3)
+    page_count = op("Shape", scores, start=3, end=4)
     page = op("CumSum", op("Expand", const(1.0), page_count), const(0, np.int64))  # 1-based, [pages]
     is_old = op("LessOrEqual", page, newest_page)
     scores = op("Where", is_old, scores, const(_NEVER))
@@ -220,11 +204,12 @@ def sparse_attention(
     # attention: query rows are grouped by KV head, [1, Hk, group * S, D]; row g * S + s is at position s
     if group > 1:
         positions = op("Reshape", op("Mul", positions, const(np.ones((group, 1)))), ints(-1))
+    in_page = const(np.arange(PAGE_SIZE))
     until = op("Min", op("Unsqueeze", positions, ints(1)), limit)  # [1, Hk, rows, pages]
     begin = op("Mul", op("Sub", page, const(1.0)), const(float(PAGE_SIZE)))
-    seen = op("LessOrEqual", in_page, op("Unsqueeze", op("Sub", until, begin), ints(4)))  # [1, Hk, rows, pages, 16]
+    seen = op("LessOrEqual", in_page, op("Unsqueeze", op("Sub", until, begin), ints(4)))  # [1, Hk, rows, pages, 4]
     q = op("Reshape", op("Mul", q, const(softmax_scale)), ints(1, kv_heads, -1, head_dim))
-    logits = op("MatMul", q, _transposed(writer, "present_key"))
+    logits = op("MatMul", q, _transposed(writer, keys))
     if int8:
         logits = op("Mul", logits, _scale_row(writer, "present_key_scale"))
     logits = op("Where", seen, op("Reshape", logits, ints(0, 0, 0, -1, PAGE_SIZE)), const(_NEVER))
@@ -235,7 +220,7 @@ def sparse_attention(
     y = op("Transpose", op("Reshape", y, ints(1, num_heads, -1, head_dim)), perm=[0, 2, 1, 3])
     op("Reshape", y, ints(0, 0, num_heads * head_dim), out="y")
 
-    cache, scales = ["key", "value", "page_min", "page_max"], ["key_scale", "value_scale"] if int8 else []
+    cache, scales = ["key", "value", "key_codes", "key_range"], ["key_scale", "value_scale"] if int8 else []
     inputs = ["qkv", *(f"past_{part}" for part in cache), "past_length", "attn_keep", "cos", "sin"]
     return writer.function(
         "SparseAttention",
@@ -382,6 +367,23 @@ def _scale_row(writer: NodeWriter, scale: str) -> str:
     return writer.op("Unsqueeze", writer.op("Cast", scale, to=TensorProto.FLOAT), writer.ints(2))
 
 
-def _transposed(writer: NodeWriter, keys: str) -> str:
-    """float16 or int8 [1, Hk, n, D] -> float [1, Hk, D, n]."""
-    return writer.op("Transpose", writer.op("Cast", keys, to=TensorProto.FLOAT), perm=[0, 1, 3, 2])
+def _token_scores(writer: NodeWriter, query: str, keys: str) -> str:
+    """Scores float [1, Hk, group, C] of keys [1, Hk, C, D] for queries [1, Hk, group, D], both rounded to codes."""
+    op, const, ints = writer.op, writer.const, writer.ints
+    low, high = (op(reduce, keys, ints(3), keepdims=1) for reduce in ("ReduceMin", "ReduceMax"))
+    step = op("Div", op("Sub", high, low), const(_LARGEST_KEY_CODE))
+    low, step = (op("Cast", op("Cast", x, to=TensorProto.FLOAT16), to=TensorProto.FLOAT) for x in (low, step))
+    # where the step is 0 the codes count nothing, whatever they are
+    codes = _whole(writer, op("Div", op("Sub", keys, low), op("Max", step, const(_TINY))))
+    codes = op("Clip", codes, const(0.0), const(_LARGEST_KEY_CODE))
+    unit = op("Div", op("ReduceMax", op("Abs", query), ints(3), keepdims=1), const(_LARGEST_QUERY_CODE))
+    whole = _whole(writer, op("Div", query, op("Max", unit, const(_TINY))))
+    low, step = (op("Reshape", x, ints(0, 0, 1, -1)) for x in (low, step))
+    products = op("Mul", step, op("MatMul", whole, _transposed(writer, codes)))
+    offsets = op("Mul", low, op("ReduceSum", whole, ints(3), keepdims=1))
+    return op("Mul", unit, op("Add", products, offsets))
+
+
+def _transposed(writer: NodeWriter, x: str) -> str:
+    """[1, Hk, n, D] -> [1, Hk, D, n]."""
+    return writer.op("Transpose", x, perm=[0, 1, 3, 2])

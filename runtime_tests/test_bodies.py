@@ -24,7 +24,7 @@ from reference import Array, Nested
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import Variant
+from sol_rt.config import PAGE_SIZE, Variant
 from sol_rt.engine import Engine
 from sol_rt.export import bodies
 from sol_rt.export.nodes import IR_VERSION, OPSETS
@@ -39,7 +39,7 @@ TWICE = pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytes
     library_path() is None, reason="the native operators are not built"
 ))], ids=["body", "kernel"])  # fmt: skip
 BITS = pytest.mark.parametrize("bits", [4, 6, 8])
-CACHE = ("key", "value", "page_min", "page_max")
+CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
 
 
@@ -239,13 +239,13 @@ def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "rotary_dim", "tokens", "past", "keep"),
     [
-        (4, 2, 16, 16, 1, 100, 3),
-        (4, 2, 16, 16, 1, 100, 6),  # all old pages but none more
-        (4, 2, 16, 16, 1, 100, 5),
+        (4, 2, 16, 16, 1, 100, 12),
+        (4, 2, 16, 16, 1, 100, 25),  # all old pages but none more
+        (4, 2, 16, 16, 1, 100, 24),
         (3, 1, 16, 16, 1, 127, 0),
         (4, 4, 32, 12, 1, 0, 0),
-        (6, 2, 16, 16, 1, 111, 2),  # the last token of a page
-        (6, 2, 16, 16, 1, 112, 2),  # the first token of a page
+        (6, 2, 16, 16, 1, 111, 8),  # the last token of a page
+        (6, 2, 16, 16, 1, 112, 8),  # the first token of a page
         (4, 2, 16, 8, 40, 70, 1),
         (3, 1, 16, 16, 16, 15, 0),
         (4, 2, 16, 16, 100, 0, 0),
@@ -272,16 +272,11 @@ def test_sparse_attention(
     keys = key
     if int8:
         (key, key_scale), (value, value_scale) = reference.quantized_rows(key), reference.quantized_rows(value)
-        scales, keys = (key_scale, value_scale), reference.scaled_rows(key, key_scale).astype(np.float16)
-    pages = keys.reshape(1, kv_heads, -1, 16, head_dim)
-    page_min, page_max = pages.min(3), pages.max(3)
-    partial, start = past // 16, past // 16 * 16
-    if past > start:  # the page being filled summarizes its valid keys alone
-        page_min[:, :, partial] = keys[:, :, start:past].min(2)
-        page_max[:, :, partial] = keys[:, :, start:past].max(2)
+        scales, keys = (key_scale, value_scale), reference.scaled_rows(key, key_scale)
+    codes = reference.key_codes(keys)
     qkv = (1.5 * rng.standard_normal((1, tokens, (heads + 2 * kv_heads) * head_dim))).astype(np.float32)
     parts = CACHE + SCALES if int8 else CACHE
-    cache = dict(zip((f"past_{part}" for part in parts), (key, value, page_min, page_max, *scales), strict=True))
+    cache = dict(zip((f"past_{part}" for part in parts), (key, value, *codes, *scales), strict=True))
     feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "attn_keep": np.array([keep])}
     settings = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rotary_dim": rotary_dim}
     body = bodies.sparse_attention(
@@ -293,7 +288,7 @@ def test_sparse_attention(
         softmax_scale=scale,
         int8=int8,
     )
-    attributes = {**settings, "page_size": 16, "sinks": sinks, "softmax_scale": scale}
+    attributes = {**settings, "page_size": PAGE_SIZE, "sinks": sinks, "softmax_scale": scale}
     got = run_operator(body, feed, tables, attributes, native=native)
     expected = reference.sparse_attention(
         qkv,
@@ -306,12 +301,16 @@ def test_sparse_attention(
         sinks=sinks,
         scale=scale,
     )
-    total = past + tokens
-    sizes = (total, total, -(-total // 16), -(-total // 16), total, total)
-    flips = 0
-    for part, found, wanted, rows in zip(parts, got[1:], expected[1:], sizes, strict=False):
-        found, wanted = found[:, :, :rows].astype(np.float32), wanted[:, :, :rows].astype(np.float32)
-        if int8 and part in ("key", "value"):  # float32 may round to the neighbouring code
+    total, flips = past + tokens, 0
+    for part, found, wanted in zip(parts, got[1:], expected[1:], strict=True):
+        if part.startswith("key_") and part in CACHE and not native:  # a body stores no codes
+            np.testing.assert_array_equal(found, cache[f"past_{part}"])
+            continue
+        found, wanted = found[:, :, :total], wanted[:, :, :total]
+        if part == "key_codes":
+            found, wanted = reference.unpacked(found), reference.unpacked(wanted)
+        found, wanted = found.astype(np.float32), wanted.astype(np.float32)
+        if part == "key_codes" or (int8 and part in ("key", "value")):  # float32 may round to the neighbouring code
             assert np.abs(found - wanted).max() <= 1
             flips += int((found != wanted).sum())
         else:  # one unit in the last place of float16, where float32 rounds to the other side
