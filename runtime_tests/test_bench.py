@@ -230,12 +230,12 @@ def test_bytes_of_a_fixed_action(model: SolModel) -> None:
     row = Bench(model).run(Case(0, 5, 100, f"fixed:{FLOOR}"), 3)
     expected = 0
     for context in range(100, 105):
-        old_pages = -(-(context + 1) // 16) - 1
+        old_pages = -(-(context + 1) // 4) - 1
         pages = -(-old_pages * 30 // 100)
-        tokens = 16 * (pages + 1) + config.kv.sinks
-        # a page summary is a minimum and a maximum: as many bytes as a token's key and value
+        tokens = 4 * (pages + 1) + config.kv.sinks
+        codes = 4 * old_pages * (dims.head_dim // 2 + 4)
         expected += config.variants[action.variant].weight_bytes
-        expected += 4 * dims.num_layers * dims.num_kv_heads * dims.head_dim * (tokens + old_pages)
+        expected += dims.num_layers * dims.num_kv_heads * (4 * dims.head_dim * tokens + codes)
     assert row.bytes_read == 3 * expected
     assert row.actions == {FLOOR: 15}
     assert row.test.budget is None

@@ -30,7 +30,8 @@ from sol_rt.cost import (
 )
 from sol_rt.errors import SolError
 
-KV_BYTES = 4 * 30 * 3 * 64  # per token and per page summary
+KV_BYTES = 4 * 30 * 3 * 64  # per token
+CODE_BYTES = 30 * 3 * 4 * (32 + 4)  # per page of 4 tokens
 
 
 def table_for(config, **changes) -> CalibrationTable:  # type: ignore[no-untyped-def]
@@ -50,10 +51,10 @@ def test_bytes_of_a_step_by_hand() -> None:
     config = made_config()
     cost = BytesCost(config)
     weights = config.variants["s100-q8"].weight_bytes
-    # context 999: 1000 tokens, 63 pages, 62 of them old
+    # context 999: 1000 tokens, 250 pages, 249 of them old
     assert cost.step(Action(100, 100, 8), 999) == weights + KV_BYTES * 1000
-    # a tenth of 62 pages is 7; with the newest page and 4 sinks 132 tokens are read, and 62 summaries
-    assert cost.step(Action(10, 100, 8), 999) == weights + KV_BYTES * 132 + KV_BYTES * 62
+    # a tenth of 249 pages is 25; with the newest page and 4 sinks 108 tokens are read, and the codes of 249 pages
+    assert cost.step(Action(10, 100, 8), 999) == weights + KV_BYTES * 108 + CODE_BYTES * 249
     assert cost.dense(999) == cost.step(config.dense, 999)
     assert cost.refresh(500, 16) == weights + KV_BYTES * 516
     assert cost.policy() == 0
@@ -69,29 +70,30 @@ def test_an_int8_cache_costs_a_byte_a_number_and_a_scale_a_row() -> None:
         dense, sparse = Action(100, 100, 8), Action(10, 100, 8)
         weights = float16.variants["s100-q8"].weight_bytes
         assert cost.step(dense, 999) == weights + 1000 * 2 * rows * row
-        # 7 of 62 old pages, the newest and the sinks; float16 summaries of all old pages
-        assert cost.step(sparse, 999) == weights + (16 * 8 + 4) * 2 * rows * row + 62 * 2 * rows * 128
+        # 25 of 249 old pages, the newest and the sinks; codes of all old pages
+        assert cost.step(sparse, 999) == weights + (4 * 26 + 4) * 2 * rows * row + 249 * CODE_BYTES
 
 
-def test_a_keep_that_covers_everything_reads_no_summaries() -> None:
+def test_a_keep_that_covers_everything_reads_no_codes() -> None:
     config = made_config()
     assert reads(Action(10, 100, 8), 0, config) == (1, 0)
-    assert reads(Action(10, 100, 8), 15, config) == (16, 0)
+    assert reads(Action(10, 100, 8), 3, config) == (4, 0)
     # one old page, and a tenth of it rounds up to it
-    assert reads(Action(10, 100, 8), 16, config) == (17, 0)
-    assert reads(Action(10, 100, 8), 48, config) == (36, 3)
+    assert reads(Action(10, 100, 8), 4, config) == (5, 0)
+    assert reads(Action(10, 100, 8), 12, config) == (12, 3)
+    assert reads(Action(10, 100, 8), 48, config) == (16, 12)
 
 
 def test_layers_that_stay_dense_read_every_page() -> None:
     """3 of 30 layers: means over layers, and bytes by hand."""
     config = made_config()
     config = dataclasses.replace(config, kv=KvLayout(dense_layers=(0, 1, 7)))
-    # 1000 tokens, 62 old pages, a tenth of them is 7
-    assert reads(Action(10, 100, 8), 999, config) == ((27 * 132 + 3 * 1000) / 30, 27 * 62 / 30)
+    # 1000 tokens, 249 old pages, a tenth of them is 25
+    assert reads(Action(10, 100, 8), 999, config) == ((27 * 108 + 3 * 1000) / 30, 27 * 249 / 30)
     weights = config.variants["s100-q8"].weight_bytes
-    layer = KV_BYTES / 30
+    cache = 27 * (KV_BYTES * 108 + CODE_BYTES * 249) + 3 * KV_BYTES * 1000
     step = BytesCost(config).step(Action(10, 100, 8), 999)
-    assert step == pytest.approx(weights + layer * (27 * (132 + 62) + 3 * 1000), rel=1e-12)
+    assert step == pytest.approx(weights + cache / 30, rel=1e-12)
     assert BytesCost(config).dense(999) == BytesCost(made_config()).dense(999)
 
 
@@ -111,7 +113,7 @@ def test_calibrated_costs_follow_their_lines() -> None:
     cost = CalibratedCost(config, table_for(config))
     weights = config.variants["s050-q4"].weight_bytes / 1e7
     assert cost.step(Action(100, 50, 4), 999) == pytest.approx(weights + 1.0)
-    assert cost.step(Action(50, 50, 4), 999) == pytest.approx(weights + 0.001 * (16 * 32 + 4) + 0.002 * 62)
+    assert cost.step(Action(50, 50, 4), 999) == pytest.approx(weights + 0.001 * (4 * 126 + 4) + 0.002 * 249)
     # 30 was not measured: 50 and 10 are as near, the lower one counts
     assert cost.step(Action(30, 50, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (16 * 20 + 4) + 0.002 * 62)
     assert cost.refresh(1000, 16) == pytest.approx(10 + 16 + 16)

@@ -67,9 +67,9 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
         for part in ("key", "value"):
             cache = (half, [1, shape.num_kv_heads, "C", shape.head_dim])
             inputs[f"past_key_values.{layer}.{part}"] = outputs[f"present.{layer}.{part}"] = cache
-        for part in ("min", "max"):
-            pages = (half, [1, shape.num_kv_heads, "P", shape.head_dim])
-            inputs[f"past_page_{part}.{layer}"] = outputs[f"present_page_{part}.{layer}"] = pages
+        codes = (TensorProto.UINT8, [1, shape.num_kv_heads, "C", shape.head_dim // 2])
+        for part, kind in (("codes", codes), ("range", (half, [1, shape.num_kv_heads, "C", 2]))):
+            inputs[f"past_key_{part}.{layer}"] = outputs[f"present_key_{part}.{layer}"] = kind
     assert _signature(graph.input) == inputs
     assert _signature(graph.output) == outputs
 
@@ -108,8 +108,8 @@ def _run(
             feed[f"past_key_values.{layer}.{part}"] = np.zeros(
                 (1, decoder.num_kv_heads, 64, decoder.head_dim), np.float16
             )
-        for part in ("min", "max"):
-            feed[f"past_page_{part}.{layer}"] = np.zeros((1, decoder.num_kv_heads, 4, decoder.head_dim), np.float16)
+        feed[f"past_key_codes.{layer}"] = np.zeros((1, decoder.num_kv_heads, 64, decoder.head_dim // 2), np.uint8)
+        feed[f"past_key_range.{layer}"] = np.zeros((1, decoder.num_kv_heads, 64, 2), np.float16)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -48,11 +48,8 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
     options = providers.choose("cpu").options()
     file = bundle / config.variants[config.dense.variant].file
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    rows = {"past_key_values": 256, "past_page_min": 16, "past_page_max": 16}
     feed = {
-        node.name: np.zeros(
-            (1, config.model.num_kv_heads, rows[node.name.split(".")[0]], config.model.head_dim), np.float16
-        )
+        node.name: np.zeros((*node.shape[:2], 256, node.shape[3]), node.type[len("tensor(") : -1])
         for node in session.get_inputs()
         if node.name.startswith("past_") and node.name != "past_length"
     }
@@ -67,7 +64,7 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
         outputs = dict(zip(names, session.run(names, feed), strict=True))
         for name, value in outputs.items():
             if name.startswith("present"):
-                feed[name.replace("present_page", "past_page").replace("present.", "past_key_values.")] = value
+                feed[name.replace("present_key", "past_key").replace("present.", "past_key_values.")] = value
         tokens.append(int(outputs["logits"][0].argmax()))
         tops.append(float(outputs["logits"][0].max()))
         fed = [tokens[-1]]

@@ -96,13 +96,8 @@ class Layer:
         if self.kv.dtype == "int8":
             key, scales["past_key_scale"] = reference.quantized_rows(key)
             value, scales["past_value_scale"] = reference.quantized_rows(value)
-            keys = reference.scaled_rows(key, scales["past_key_scale"]).astype(np.float16)
-        pages = keys.reshape(1, d.num_kv_heads, -1, 16, d.head_dim)
-        cache = (key, value, pages.min(3), pages.max(3))
-        start = self.past // 16 * 16
-        if self.past > start:  # the page being filled summarizes its valid keys alone
-            cache[2][:, :, start // 16] = keys[:, :, start : self.past].min(2)
-            cache[3][:, :, start // 16] = keys[:, :, start : self.past].max(2)
+            keys = reference.scaled_rows(key, scales["past_key_scale"])
+        cache = (key, value, *reference.key_codes(keys))
         counts = {name: getattr(self, name) for name in ("attn_keep", "keep_in", "keep_mid")}
         x = rng.standard_normal((1, self.tokens, d.hidden_size)).astype(np.float32)
         x[..., ::7] *= 5
@@ -231,19 +226,25 @@ def run(model: onnx.ModelProto, feed: dict[str, Array], native: bool = True) -> 
 
 def check(layer: Layer, got: list[Array], expected: tuple[Array, ...] | list[Array], bound: float) -> None:
     total = layer.past + layer.tokens
-    pages = -(-total // 16)
     assert rms(got[0] - expected[0]) <= bound * rms(expected[0])
-    sizes = (total, total, pages, pages, total, total)
     got_cache, wanted_cache = (dict(zip(layer.cache, values[1:], strict=True)) for values in (got, expected))
-    for part, rows in zip(layer.cache, sizes, strict=False):
+    for part in layer.cache:
         array, wanted = got_cache[part], wanted_cache[part]
-        assert np.array_equal(array[:, :, rows:], layer.feed[f"past_{part}"][:, :, rows:])
+        assert np.array_equal(array[:, :, total:], layer.feed[f"past_{part}"][:, :, total:])
         scale = f"{part}_scale"
         if scale in got_cache:  # compared as the numbers that codes stand for
             array = reference.scaled_rows(array, got_cache[scale])
             wanted = reference.scaled_rows(wanted, wanted_cache[scale])
-        difference = array[:, :, :rows].astype(np.float64) - wanted[:, :, :rows].astype(np.float64)
+        elif part == "key_codes":
+            array, wanted = (_decoded(cache) for cache in (got_cache, wanted_cache))
+        difference = array[:, :, :total].astype(np.float64) - wanted[:, :, :total].astype(np.float64)
         assert rms(difference) <= bound, part
+
+
+def _decoded(cache: dict[str, Array]) -> Array:
+    """The keys that codes stand for, float64."""
+    least, step = (cache["key_range"][..., i : i + 1].astype(np.float64) for i in (0, 1))
+    return step * reference.unpacked(cache["key_codes"]) + least
 
 
 def rms(x: Array) -> float:
@@ -395,7 +396,7 @@ def test_one_session_run_by_several_threads() -> None:
 
 @pytest.mark.parametrize("kv", [FLOAT16, INT8], ids=["float16", "int8"])
 def test_append_in_place(kv: KvLayout) -> None:
-    """Bound to the buffers of the inputs, the outputs are written there: only the token's rows and its page change."""
+    """Bound to the buffers of the inputs, the outputs are written there: only the token's rows change."""
     layer = large(4, 200, 3, kv)
     expected = run(layer.model, layer.feed)
     options = ort.SessionOptions()
@@ -443,7 +444,7 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
         ("mlp_bias", 1),
         ("shared_norm", 1),
         ("gated", 0),
-        ("page_size", 32),
+        ("page_size", 16),
     ],
 )
 def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:

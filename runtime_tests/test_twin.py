@@ -18,6 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import reference  # noqa: E402
 from random_decoder import CONFIGS, describe  # noqa: E402
 from tiny_bundle import write_bundle  # noqa: E402
 
@@ -79,17 +80,19 @@ def _difference(got: torch.Tensor, expected: np.ndarray) -> float:
 
 
 def _take_over(engine: Engine, cache: KVCache) -> None:
-    """Copies the engine's cache into a row of the twin's."""
+    """Copies the engine's cache into a row of the twin's; codes of the keys anew, for function bodies store none."""
     cache.reserve(engine.length + 1)
     cache.lengths[:] = engine.length
     buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
-    parts = [cache.keys, cache.values, cache.page_min, cache.page_max]
-    if cache.keys.dtype == torch.int8:
-        parts += [cache.key_scales, cache.value_scales]
+    int8 = cache.keys.dtype == torch.int8
+    of_layer = 6 if int8 else 4
     for layer in range(len(cache.keys)):
-        for part, buffer in zip(parts, buffers[len(parts) * layer :], strict=False):
-            rows = min(buffer.shape[2], part.shape[3])
-            part[layer, 0, :, :rows] = torch.from_numpy(buffer[0, :, :rows])
+        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * layer :][:of_layer])
+        keys = reference.scaled_rows(key, scales[0]) if int8 else key
+        packed, ranges = reference.key_codes(keys)
+        parts = [cache.keys, cache.values, cache.key_codes, cache.key_ranges, cache.key_scales, cache.value_scales]
+        for part, held in zip(parts, (key, value, reference.unpacked(packed), ranges, *scales), strict=False):
+            part[layer, 0, :, : engine.length] = torch.from_numpy(held[0])
 
 
 def _check_steps(engine: Engine, twin: Twin, keeps: tuple[int, ...]) -> None:

@@ -10,7 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import reference  # noqa: E402
+
 from sol_rt.actions import Action  # noqa: E402
+from sol_rt.config import PAGE_SIZE  # noqa: E402
 from sol_rt.export.architecture import from_hf_config  # noqa: E402
 from sol_rt.train.twin import (  # noqa: E402
     UNROUNDED,
@@ -82,7 +85,7 @@ def test_chunks_give_what_one_pass_gives_and_truncate_rewinds() -> None:
     whole, _ = twin(tokens, DENSE, twin.new_cache(1))
     cache = twin.new_cache(1)
     twin(tokens[:, :21], DENSE, cache)
-    twin(_tokens(1, 30, seed=5), DENSE, cache)  # to be rewound, across page borders
+    twin(_tokens(1, 30, seed=5), DENSE, cache)  # to be rewound
     cache.truncate(21)
     rest, _ = twin(tokens[:, 21:], DENSE, cache, num_logits=3)
     assert rest.shape == (1, 3, VOCAB)
@@ -91,18 +94,22 @@ def test_chunks_give_what_one_pass_gives_and_truncate_rewinds() -> None:
         cache.truncate(41)
 
 
-def test_summaries_after_a_rewind_are_those_of_the_keys_then_held() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.float32])
+def test_codes_are_those_of_the_keys_that_are_held(dtype: torch.dtype) -> None:
+    """After a rewind as well; unrounded keys are coded as they are."""
     _, weights = _reference("phi")
-    twin, tokens = Twin(weights, UNROUNDED), _tokens(2, 52)
+    twin, tokens = Twin(weights, Arithmetic(kv_dtype=dtype)), _tokens(2, 52)
     cache = twin.new_cache(2)
     twin(tokens, DENSE, cache)
     cache.truncate(torch.tensor([35, 20]))
     twin(_tokens(2, 8, seed=5), DENSE, cache)
     for row, length in enumerate((43, 28)):
-        for page in range(math.ceil(length / 16)):
-            keys = cache.keys[:, row, :, 16 * page : min(16 * page + 16, length)]
-            assert torch.equal(cache.page_min[:, row, :, page], keys.amin(2))
-            assert torch.equal(cache.page_max[:, row, :, page], keys.amax(2))
+        keys = cache.keys[:, row, :, :length].numpy()
+        if dtype == torch.int8:
+            keys = reference.scaled_rows(keys, cache.key_scales[:, row, :, :length].numpy())
+        codes, ranges = reference.key_codes(keys)
+        assert np.array_equal(cache.key_codes[:, row, :, :length].numpy(), reference.unpacked(codes))
+        assert np.array_equal(cache.key_ranges[:, row, :, :length].numpy(), ranges)
 
 
 def test_batched_step_equals_each_row_alone() -> None:
@@ -169,7 +176,7 @@ def test_keep_largest_takes_the_lower_index_of_ties(count: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "phi"])
-@pytest.mark.parametrize(("length", "keep"), [(15, 10), (16, 10), (95, 10), (95, 50), (100, 25), (112, 99)])
+@pytest.mark.parametrize(("length", "keep"), [(3, 10), (4, 10), (8, 10), (95, 10), (95, 50), (100, 25), (112, 99)])
 def test_sparse_step_equals_plain_loops(name: str, length: int, keep: int) -> None:
     """Attention of one step with float16 keys and values, read page by page as section 3 of docs/bundle.md words it."""
     _, weights = _reference(name)
@@ -180,21 +187,31 @@ def test_sparse_step_equals_plain_loops(name: str, length: int, keep: int) -> No
     q = torch.randn(1, d.num_heads, 1, d.head_dim, generator=torch.Generator().manual_seed(3))
     k = torch.randn(1, 1, d.num_kv_heads, d.head_dim, generator=torch.Generator().manual_seed(4))
     keys, _ = cache.append(slots, 0, k, k)
-    pages = Action(keep, 100, 8).pages(length, 16)
+    pages = Action(keep, 100, 8).pages(length, PAGE_SIZE)
     read = twin._read(q, cache, 0, torch.tensor([pages]), slots)[0]
 
     total = length + 1
-    newest = math.ceil(total / 16) - 1
+    newest = math.ceil(total / 4) - 1
     group = d.num_heads // d.num_kv_heads
     for kv in range(d.num_kv_heads):
-        scores = []
-        for page in range(newest):
-            tokens = keys[0, kv, 16 * page : 16 * page + 16].float()
-            low, high = tokens.min(0).values, tokens.max(0).values
-            heads = q[0, kv * group : (kv + 1) * group, 0]
-            scores.append(max(float(torch.maximum(head * low, head * high).sum()) for head in heads))
+        old = [_score(q[0, kv * group : (kv + 1) * group, 0], key) for key in keys[0, kv, : 4 * newest]]
+        scores = [max(old[4 * page : 4 * page + 4]) for page in range(newest)]
         kept = sorted(range(newest), key=lambda page: (-scores[page], page))[:pages]
-        expected = {token for page in [*kept, newest] for token in range(16 * page, min(16 * page + 16, total))}
+        expected = {token for page in [*kept, newest] for token in range(4 * page, min(4 * page + 4, total))}
         expected |= set(range(min(4, total)))
         for head in range(kv * group, (kv + 1) * group):
             assert set(read[head].nonzero().flatten().tolist()) == expected
+
+
+def _score(queries: torch.Tensor, key: torch.Tensor) -> float:
+    """The best score of a float16 key [D] for queries [group, D], number by number in float64."""
+    numbers = [float(x) for x in key]
+    least, step = min(numbers), float(np.float16(np.float32(max(numbers) - min(numbers)) / np.float32(15)))
+    codes = [min(max(round((x - least) / step), 0), 15) for x in numbers]
+    scores = []
+    for query in queries.tolist():
+        unit = max(map(abs, query)) / 127
+        whole = [round(x / unit) for x in query]
+        product = sum(code * c for code, c in zip(codes, whole, strict=True))
+        scores.append(unit * (step * product + least * sum(whole)))
+    return max(scores)

@@ -126,7 +126,7 @@ class Row:
         actions: decode steps of every action tag, all repetitions together.
         test_time: when it began, ISO 8601.
         samples_ns: nanoseconds of every repetition.
-        bytes_read: weights, cache entries and page summaries that the decode steps of all repetitions read by the
+        bytes_read: weights, cache entries and codes of keys that the decode steps of all repetitions read by the
             bundle's bytes model (docs/bundle.md section 4), refresh and policy included; None for a prompt.
         peak_rss_mb: largest resident size of the process so far, 10^6 bytes.
     """

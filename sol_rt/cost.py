@@ -77,7 +77,7 @@ class Line:
 
 
 def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float]:
-    """(tokens_read, pages_scored): cache entries and page summaries that a decode step reads, the mean over layers."""
+    """(tokens_read, pages_scored): cache entries, and pages whose codes a decode step reads, the mean over layers."""
     kv, layers = config.kv, config.model.num_layers
     old_pages = -(-(context + 1) // kv.page_size) - 1
     pages = action.pages(context, kv.page_size)
@@ -139,7 +139,7 @@ class BytesCost(_LineCost):
         model = config.model
         heads = model.num_layers * model.num_kv_heads
         self._per_token = float(heads * config.kv.token_bytes(model.head_dim))
-        self._per_page = 4.0 * heads * model.head_dim
+        self._per_page = float(heads * config.kv.page_size * (model.head_dim // 2 + 4))  # codes and range of a token
         self._variants = config.variants
         self._policy = 0.0 if config.policy is None else float(config.files[config.policy.file].bytes)
         super().__init__(config, self._bytes_line, note)

@@ -19,27 +19,21 @@ class Slots:
         longest: T, tokens of the longest row with its new ones.
         row: int64 [B, 1].
         positions: int64 [B, S], position of each new token.
-        pages: int64 [B, n], the pages that may get one.
-        page_positions: int64 [B, n, page_size], positions of these pages' tokens.
-        page_valid: bool [B, n, page_size, 1, 1], whether a token is there after the append.
     """
 
     count: int
     longest: int
     row: Tensor
     positions: Tensor
-    pages: Tensor
-    page_positions: Tensor
-    page_valid: Tensor
 
 
 class KVCache:
-    """Keys, values and page summaries of every layer for B rows.
+    """Keys, values and codes of the keys of every layer for B rows.
 
     Attributes:
         keys, values: [L, B, Hk, C, D] in the cache's dtype. Content beyond a row's length is finite and never read.
-        page_min, page_max: [L, B, Hk, C / page_size, D], per page the minimum and maximum of its keys; float16 where
-            keys are int8, else of their dtype.
+        key_codes: uint8 [L, B, Hk, C, D], 0 to 15, by which pages are chosen; not packed as the runtime's are.
+        key_ranges: float16 [L, B, Hk, C, 2], minimum and step of a token's key, which its codes count.
         key_scales, value_scales: float16 [L, B, Hk, C], what a token's int8 codes are multiplied by; of no tokens where
             the cache is of another dtype.
         lengths: int64 [B], tokens in each row.
@@ -49,28 +43,25 @@ class KVCache:
         self,
         keys: Tensor,
         values: Tensor,
-        page_min: Tensor,
-        page_max: Tensor,
+        key_codes: Tensor,
+        key_ranges: Tensor,
         key_scales: Tensor,
         value_scales: Tensor,
         lengths: Tensor,
-        page_size: int,
     ) -> None:
-        self.keys, self.values, self.page_min, self.page_max, self.lengths = keys, values, page_min, page_max, lengths
+        self.keys, self.values, self.lengths = keys, values, lengths
+        self.key_codes, self.key_ranges = key_codes, key_ranges
         self.key_scales, self.value_scales = key_scales, value_scales
-        self.page_size = page_size
 
     @classmethod
-    def empty(
-        cls, decoder: Decoder, rows: int, page_size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> KVCache:
+    def empty(cls, decoder: Decoder, rows: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> KVCache:
         """A cache without tokens and without capacity; `open` gives it some."""
         shape = (decoder.num_layers, rows, decoder.num_kv_heads, 0, decoder.head_dim)
         nothing = torch.zeros(shape, dtype=dtype, device=device)
-        no_page = nothing.half() if dtype == torch.int8 else nothing
+        no_range = torch.zeros((*shape[:4], 2), dtype=torch.float16, device=device)
         no_scale = torch.zeros(shape[:4], dtype=torch.float16, device=device)
         lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        return cls(nothing, nothing, no_page, no_page, no_scale, no_scale, lengths, page_size)
+        return cls(nothing, nothing, nothing.to(torch.uint8), no_range, no_scale, no_scale, lengths)
 
     @property
     def capacity(self) -> int:
@@ -78,13 +69,12 @@ class KVCache:
         return self.keys.shape[3]
 
     def reserve(self, tokens: int, step: int = 256) -> None:
-        """Makes room for `tokens` tokens a row, in steps of `step` (a multiple of the page size); content stays."""
+        """Makes room for `tokens` tokens a row, in steps of `step`; content stays."""
         if tokens <= self.capacity:
             return
         extra = -(-tokens // step) * step - self.capacity
-        self.keys, self.values = (_padded(tensor, extra) for tensor in (self.keys, self.values))
-        self.page_min, self.page_max = (
-            _padded(tensor, extra // self.page_size) for tensor in (self.page_min, self.page_max)
+        self.keys, self.values, self.key_codes, self.key_ranges = (
+            _padded(tensor, extra) for tensor in (self.keys, self.values, self.key_codes, self.key_ranges)
         )
         if self.keys.dtype == torch.int8:
             self.key_scales, self.value_scales = (
@@ -95,23 +85,16 @@ class KVCache:
         """Reserves `count` tokens a row and says where they go."""
         longest = int(self.lengths.max()) + count
         self.reserve(longest)
-        device, size = self.keys.device, self.page_size
-        touched = (count + 2 * size - 2) // size  # pages that `count` tokens can reach from any place in a page
-        last = self.capacity // size - 1
-        pages = (self.lengths.unsqueeze(1) // size + torch.arange(touched, device=device)).clamp(max=last)
-        page_positions = pages.unsqueeze(2) * size + torch.arange(size, device=device)
+        device = self.keys.device
         return Slots(
             count=count,
             longest=longest,
             row=torch.arange(len(self.lengths), device=device).unsqueeze(1),
             positions=self.lengths.unsqueeze(1) + torch.arange(count, device=device),
-            pages=pages,
-            page_positions=page_positions,
-            page_valid=(page_positions < (self.lengths + count)[:, None, None])[..., None, None],
         )
 
     def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes a layer's new tokens and recomputes the summaries of their pages.
+        """Writes a layer's new tokens and the codes of their keys.
 
         Args:
             keys, values: [B, S, Hk, D] of any float dtype; rounded to the cache's.
@@ -119,23 +102,21 @@ class KVCache:
         Returns:
             The layer's keys and values [B, Hk, T, D] as attention reads them: in the cache's dtype, of int8 float32.
         """
+        at = slots.row, slice(None), slots.positions
         if self.keys.dtype == torch.int8:
-            keys, self.key_scales[layer][slots.row, :, slots.positions] = quantize(keys)
-            values, self.value_scales[layer][slots.row, :, slots.positions] = quantize(values)
-        self.keys[layer][slots.row, :, slots.positions] = keys.to(self.keys.dtype)
-        self.values[layer][slots.row, :, slots.positions] = values.to(self.values.dtype)
+            keys, scales = quantize(keys)
+            values, self.value_scales[layer][at] = quantize(values)
+            self.key_scales[layer][at] = scales
+            held = keys * scales.float().unsqueeze(-1)
+        else:
+            held = keys = keys.to(self.keys.dtype)
+        self.keys[layer][at] = keys
+        self.values[layer][at] = values.to(self.values.dtype)
+        self.key_codes[layer][at], self.key_ranges[layer][at] = four_bit_codes(held)
         all_keys, all_values = self.keys[layer, :, :, : slots.longest], self.values[layer, :, :, : slots.longest]
-        in_pages = self.keys[layer][slots.row.unsqueeze(2), :, slots.page_positions]  # [B, n, size, Hk, D]
         if self.keys.dtype == torch.int8:
-            scales = self.key_scales[layer]
-            all_keys = all_keys * scales[:, :, : slots.longest, None].float()
+            all_keys = all_keys * self.key_scales[layer, :, :, : slots.longest, None].float()
             all_values = all_values * self.value_scales[layer, :, :, : slots.longest, None].float()
-            in_pages = in_pages * scales[slots.row.unsqueeze(2), :, slots.page_positions].unsqueeze(-1).float()
-            in_pages = in_pages.half()
-        infinite = torch.tensor(float("inf"), dtype=in_pages.dtype, device=in_pages.device)
-        # A page beyond the newest gets infinities: it is never scored, and is written again when a token reaches it.
-        self.page_min[layer][slots.row, :, slots.pages] = in_pages.where(slots.page_valid, infinite).amin(2)
-        self.page_max[layer][slots.row, :, slots.pages] = in_pages.where(slots.page_valid, -infinite).amax(2)
         return all_keys, all_values
 
     def close(self, slots: Slots) -> None:
@@ -154,12 +135,11 @@ class KVCache:
         return KVCache(
             self.keys[:, rows],
             self.values[:, rows],
-            self.page_min[:, rows],
-            self.page_max[:, rows],
+            self.key_codes[:, rows],
+            self.key_ranges[:, rows],
             self.key_scales[:, rows],
             self.value_scales[:, rows],
             self.lengths[rows],
-            self.page_size,
         )
 
 
@@ -173,6 +153,19 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     steps = scales.float().unsqueeze(-1)
     codes = torch.where(steps > 0, torch.round(x / steps), 0.0).clamp(-127, 127)
     return codes.to(torch.int8), scales
+
+
+def four_bit_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows x [..., D] as codes uint8 [..., D], 0 to 15, and float16 ranges [..., 2]: minimum, and step of the codes.
+
+    Codes are 0 where the step is, and within 0 to 15 where float16 rounds minimum or step away.
+    """
+    x = x.float()
+    low, high = x.aminmax(dim=-1)
+    ranges = torch.stack([low, (high - low) / 15], dim=-1).half()
+    least, step = ranges.float().split(1, dim=-1)
+    codes = torch.where(step > 0, torch.round((x - least) / step), 0.0).clamp(0, 15)
+    return codes.to(torch.uint8), ranges
 
 
 def _padded(tensor: Tensor, extra: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The torch twin: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md, sections 2 and 3).
 
 Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
-float16 or int8 keys and values, pages chosen by their summaries. Runtime and twin differ only in the order of float32
-additions. Inference only: the decoder is frozen, no gradient flows through it.
+float16 or int8 keys and values, pages chosen by 4-bit codes of their keys. Runtime and twin differ only in the order of
+float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sol_rt.actions import Action
-from sol_rt.config import CONFIG_NAME, SolConfig
+from sol_rt.config import CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.export.architecture import BLOCK
 from sol_rt.train.kv_cache import KVCache, Slots
 from sol_rt.train.weights import ModelWeights, read_bundle
@@ -38,7 +38,7 @@ class Arithmetic:
 
     Attributes:
         rounded_activations: round the input of every nested matmul as its level does, by blocks of 32 channels.
-        kv_dtype: type of keys, values and page summaries; with int8 the summaries are float16.
+        kv_dtype: type of keys and values.
     """
 
     rounded_activations: bool = True
@@ -74,7 +74,7 @@ class Twin(nn.Module):
         weights: ModelWeights,
         arithmetic: Arithmetic | None = None,
         *,
-        page_size: int = 16,
+        page_size: int = PAGE_SIZE,
         sinks: int = 4,
         dense_layers: Collection[int] = (),
     ) -> None:
@@ -95,7 +95,7 @@ class Twin(nn.Module):
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for `rows` sequences."""
         device = self.weights.vector("rope.cos").device
-        return KVCache.empty(self.decoder, rows, self.page_size, self.arithmetic.kv_dtype, device)
+        return KVCache.empty(self.decoder, rows, self.arithmetic.kv_dtype, device)
 
     @torch.no_grad()
     def forward(
@@ -229,9 +229,10 @@ class Twin(nn.Module):
         d, size = self.decoder, self.page_size
         count = math.ceil(slots.longest / size)
         newest = slots.positions // size  # [B, 1], page P - 1 of each row
-        group = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1)).unsqueeze(3)  # [B, Hk, H / Hk, 1, D]
-        low, high = (p[layer, :, :, :count].float().unsqueeze(2) for p in (past.page_min, past.page_max))
-        score = torch.maximum(group * low, group * high).sum(-1).amax(2)  # [B, Hk, pages]
+        query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]
+        codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (past.key_codes, past.key_ranges))
+        score = token_scores(query, codes, ranges).amax(2)  # [B, Hk, T]
+        score = F.pad(score, (0, count * size - slots.longest)).unflatten(-1, (count, size)).amax(-1)
         page = torch.arange(count, device=q.device)
         old = (page < newest).unsqueeze(1)  # [B, 1, pages]
         score = score.masked_fill(~old, -math.inf)
@@ -263,6 +264,17 @@ def round_activations(x: Tensor, bits: int) -> Tensor:
     step = blocks.abs().amax(-1, keepdim=True) / _LARGEST_CODE[bits]
     codes = torch.where(step > 0, torch.round(blocks / step), 0.0)
     return (codes * step).flatten(-2)
+
+
+def token_scores(query: Tensor, codes: Tensor, ranges: Tensor) -> Tensor:
+    """Scores [..., G, T] of tokens for queries [..., G, D], from codes [..., T, D] and ranges [..., T, 2] of keys.
+
+    The query is rounded to whole steps of 1 / 127 of its largest number; all float32.
+    """
+    step = query.abs().amax(-1, keepdim=True) / 127
+    whole = torch.where(step > 0, torch.round(query / step), 0.0)
+    least, key_step = ranges.unsqueeze(-3).unbind(-1)
+    return step * (key_step * (whole @ codes.transpose(-1, -2)) + least * whole.sum(-1, keepdim=True))
 
 
 def keep_largest(x: Tensor, count: int) -> Tensor:
