@@ -33,7 +33,7 @@ class Checker {
  public:
   Checker(int64_t kv_heads, int64_t group, int64_t head_dim)
       : rows_(kv_heads * kCapacity), key_(rows_ * head_dim), value_(rows_ * head_dim), key_scale_(rows_), value_scale_(rows_),
-        page_min_(rows_ / sol::kPageSize * head_dim), page_max_(page_min_.size()), cos_(kCapacity * head_dim / 2), sin_(cos_.size()) {
+        key_range_(rows_ * 2), key_codes_(rows_ * (head_dim / 2)), cos_(kCapacity * head_dim / 2), sin_(cos_.size()) {
     for (size_t i = 0; i < cos_.size(); ++i) {
       cos_[i] = std::cos(static_cast<float>(i % 97));
       sin_[i] = std::sin(static_cast<float>(i % 97));
@@ -51,8 +51,8 @@ class Checker {
     call_.value = value_.data();
     call_.key_scale = kInt8 ? key_scale_.data() : nullptr;
     call_.value_scale = kInt8 ? value_scale_.data() : nullptr;
-    call_.page_min = page_min_.data();
-    call_.page_max = page_max_.data();
+    call_.key_codes = key_codes_.data();
+    call_.key_range = key_range_.data();
   }
 
   void Run() {
@@ -102,19 +102,30 @@ class Checker {
           Expect(std::abs(Value(head, position, i) - value[i]) <= bound, "value", call_.head_dim, kInt8, position);
         }
       }
-      for (int64_t page = 0; page < call_.pages; ++page) {
+      for (int64_t position = 0; position < call_.total; ++position) {
+        double low = 1e9, high = -1e9;
         for (int64_t i = 0; i < call_.head_dim; ++i) {
-          double low = 1e9, high = -1e9;
-          for (int64_t t = page * sol::kPageSize; t < std::min(call_.total, (page + 1) * sol::kPageSize); ++t) {
-            low = std::min(low, Key(head, t, i));
-            high = std::max(high, Key(head, t, i));
-          }
-          const int64_t at = call_.SummaryOffset(head, page) + i;
-          Expect(std::abs(hwy::F32FromF16(page_min_[at]) - low) <= 5e-4 * std::abs(low), "page_min", call_.head_dim, kInt8, page);
-          Expect(std::abs(hwy::F32FromF16(page_max_[at]) - high) <= 5e-4 * std::abs(high), "page_max", call_.head_dim, kInt8, page);
+          low = std::min(low, Key(head, position, i));
+          high = std::max(high, Key(head, position, i));
+        }
+        const double step = (high - low) / 15;
+        for (int64_t i = 0; i < call_.head_dim; ++i) {
+          // half a step, and the rounding of minimum and step
+          const double bound = 0.51 * step + 2e-3 * (std::abs(low) + std::abs(high));
+          Expect(std::abs(Coded(head, position, i) - Key(head, position, i)) <= bound, "key code", call_.head_dim, kInt8, position);
         }
       }
     }
+  }
+
+  // A number as its code of 4 bits says it.
+  double Coded(int64_t head, int64_t position, int64_t i) const {
+    const int64_t page = position / sol::kPageSize, t = position % sol::kPageSize, bytes = call_.CodeBytes(), byte = i / 2;
+    const int64_t whole = bytes / 4 * 4, rest = bytes - whole;
+    const int64_t at = byte < whole ? byte / 4 * 16 + 4 * t + byte % 4 : 4 * whole + rest * t + byte - whole;
+    const int code = call_.PageCodes(head, page)[at] >> (i % 2 * 4) & 15;
+    const hwy::float16_t* range = call_.PageRange(head, page);
+    return double{hwy::F32FromF16(range[t])} + code * double{hwy::F32FromF16(range[4 + t])};
   }
 
   void CheckOutput(const char* what) const {
@@ -174,7 +185,8 @@ class Checker {
 
   int64_t rows_;
   std::vector<Element> key_, value_;
-  std::vector<hwy::float16_t> key_scale_, value_scale_, page_min_, page_max_;
+  std::vector<hwy::float16_t> key_scale_, value_scale_, key_range_;
+  std::vector<uint8_t> key_codes_;
   std::vector<float> cos_, sin_, qkv_, y_;
   sol::AttentionCall call_{};
 };

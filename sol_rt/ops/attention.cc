@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <new>
 #include <string>
+#include <type_traits>
 
 #include "attention_kernels.h"
 
@@ -16,14 +17,14 @@ namespace {
 constexpr int64_t kMaxCapacity = int64_t{1} << 30;  // positions are counted in 32 bits
 
 // Old pages scored by one task; a multiple of 4.
-constexpr int64_t kScoredPages = 128;
+constexpr int64_t kScoredPages = 512;
 // Below this many bytes of keys and values, waking a second thread costs more than it saves.
 constexpr int64_t kParallelBytes = 96 * 1024;
 // Fetched from memory before attention begins.
 constexpr int64_t kEarlyBytes = 64 * 1024;
 // Decode tasks to cut a step into, where chunks do not get too small or too large.
 constexpr int64_t kDecodeTasks = 16;
-constexpr int64_t kMinChunkPages = 4;
+constexpr int64_t kMinChunkPages = 16;
 // Prefill tasks wanted: where queries are few, keys are split as well, into shares of at least so many.
 constexpr int64_t kPrefillTasks = 8;
 constexpr int64_t kMinSplitKeys = 512;
@@ -34,25 +35,28 @@ T* Present(const Context& context, const char* op, const char* name, size_t inpu
   T* present = context.Output<T>(output, shape);  // ONNX Runtime refuses a bound one of another shape
   if (present == context.InputData(input)) return present;
   const Tensor past = context.Input(input);
-  Expect(op, name, past, sizeof(T) == 1 ? kInt8 : kFloat16, shape);
+  Expect(op, name, past, std::is_same_v<T, uint8_t> ? kUInt8 : sizeof(T) == 1 ? kInt8 : kFloat16, shape);
   std::memcpy(present, past.data, static_cast<size_t>(past.Elements()) * sizeof(T));
   return present;
 }
 
-// Asks for what a member reads first of the keys and values, or of the summaries where pages are selected: `share` of all `members`.
+// Asks for what a member reads first of the keys and values, or of the key codes where pages are selected: `share` of all `members`.
 void FetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share, size_t members) {
-  const int64_t row = plan.sparse ? call.SummaryBytes() : call.RowBytes(), half = call.rotary_dim / 2;
+  const int64_t half = call.rotary_dim / 2;
   PrefetchBytes(call.cos + call.past * half, half * static_cast<int64_t>(sizeof(float)));
   PrefetchBytes(call.sin + call.past * half, half * static_cast<int64_t>(sizeof(float)));
-  const auto* first = static_cast<const char*>(plan.sparse ? call.page_min : call.key);
-  const auto* second = static_cast<const char*>(plan.sparse ? call.page_max : call.value);
+  // Rows of a page where codes are read, of a token else.
+  const int64_t row = plan.sparse ? kPageSize * call.CodeBytes() : call.RowBytes();
+  const int64_t other_row = plan.sparse ? kPageSize * 2 * static_cast<int64_t>(sizeof(hwy::float16_t)) : row;
+  const auto* first = static_cast<const char*>(plan.sparse ? static_cast<const void*>(call.key_codes) : call.key);
+  const auto* second = static_cast<const char*>(plan.sparse ? static_cast<const void*>(call.key_range) : call.value);
   const int64_t stride = plan.sparse ? call.capacity / kPageSize : call.capacity;  // rows of a head
-  const int64_t rows = std::min(kEarlyBytes / (2 * call.kv_heads * row), plan.sparse ? call.pages - 1 : call.past);
+  const int64_t rows = std::min(kEarlyBytes / ((row + other_row) * call.kv_heads), plan.sparse ? call.pages - 1 : call.past);
   const Range part = ShareOf(static_cast<size_t>(call.kv_heads * rows), 4, share, members);
   for (size_t i = part.begin; i < part.end; ++i) {
-    const int64_t head = static_cast<int64_t>(i) / rows, at = (head * stride + static_cast<int64_t>(i) % rows) * row;
-    PrefetchBytes(first + at, row);
-    PrefetchBytes(second + at, row);
+    const int64_t head = static_cast<int64_t>(i) / rows, at = head * stride + static_cast<int64_t>(i) % rows;
+    PrefetchBytes(first + at * row, row);
+    PrefetchBytes(second + at * other_row, other_row);
   }
 }
 
@@ -131,7 +135,6 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
   };
   const hwy::float16_t half{};
   const std::initializer_list<int64_t> rows{1, call.kv_heads, call.capacity, dim};
-  const std::initializer_list<int64_t> pages{1, call.kv_heads, call.capacity / kPageSize, dim};
   if (call.int8) {
     const std::initializer_list<int64_t> scales{1, call.kv_heads, call.capacity};
     call.key = present(int8_t{}, "past_key", kKeyPort, 1, rows);
@@ -142,8 +145,8 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
     call.key = present(half, "past_key", kKeyPort, 1, rows);
     call.value = present(half, "past_value", kKeyPort + 1, 2, rows);
   }
-  call.page_min = present(half, "past_page_min", kKeyPort + 2, 3, pages);
-  call.page_max = present(half, "past_page_max", kKeyPort + 3, 4, pages);
+  call.key_codes = present(uint8_t{}, "past_key_codes", kKeyPort + 2, 3, {1, call.kv_heads, call.capacity, dim / 2});
+  call.key_range = present(half, "past_key_range", kKeyPort + 3, 4, {1, call.kv_heads, call.capacity, 2});
   return call;
 }
 
@@ -151,6 +154,7 @@ DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
   DecodePlan plan{};
   plan.sparse = call.keep < call.pages - 1;
   plan.padded_dim = RoundUp(call.head_dim, kMaxLanes);
+  plan.code_stride = RoundUp(kPageSize * RoundUp(call.CodeBytes(), 4), 4 * kMaxLanes);
   plan.max_pages = plan.sparse ? std::min(call.pages, call.keep + 1 + DivideUp(std::min(call.sinks, call.total), kPageSize)) : call.pages;
   plan.chunk_pages = std::clamp(DivideUp(plan.max_pages * call.kv_heads, kDecodeTasks), kMinChunkPages, kMaxChunkPages);
   plan.chunks = DivideUp(plan.max_pages, plan.chunk_pages);
@@ -180,8 +184,10 @@ DecodePlan Attention::PlanOwn(const AttentionCall& call, const DecodePlan& plan,
   const size_t count = static_cast<size_t>(call.heads * plan.padded_dim);
   own.query = arena.Take<float>(count);
   if (plan.sparse) {
-    own.query_upper = arena.Take<float>(count);
-    own.query_lower = arena.Take<float>(count);
+    own.query_low = arena.Take<int8_t>(static_cast<size_t>(call.heads * plan.code_stride));
+    own.query_high = arena.Take<int8_t>(static_cast<size_t>(call.heads * plan.code_stride));
+    own.query_step = arena.Take<float>(static_cast<size_t>(call.heads));
+    own.query_sum = arena.Take<float>(static_cast<size_t>(call.heads));
   }
   return own;
 }
@@ -194,8 +200,9 @@ void Attention::StartStep(const AttentionCall& call, const DecodePlan& plan) con
 }
 
 size_t Attention::StepMembers(const AttentionCall& call, const DecodePlan& plan) const {
-  const int64_t cache = plan.max_pages * kPageSize * call.RowBytes(), summaries = plan.sparse ? (call.pages - 1) * call.SummaryBytes() : 0;
-  return 2 * call.kv_heads * std::max(cache, summaries) >= kParallelBytes ? ThreadCount::Estimate() : 1;
+  const int64_t cache = plan.max_pages * kPageSize * 2 * call.RowBytes();
+  const int64_t codes = plan.sparse ? (call.pages - 1) * kPageSize * call.CodeBytes() : 0;
+  return call.kv_heads * std::max(cache, codes) >= kParallelBytes ? ThreadCount::Estimate() : 1;
 }
 
 void Attention::FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const {

@@ -16,8 +16,8 @@ template <Type Element>
 inline constexpr std::array<Port, 7> kAttentionOutputs{{{"y", kFloat},
                                                         {"present_key", Element},
                                                         {"present_value", Element},
-                                                        {"present_page_min", kFloat16},
-                                                        {"present_page_max", kFloat16},
+                                                        {"present_key_codes", kUInt8},
+                                                        {"present_key_range", kFloat16},
                                                         {"present_key_scale", kFloat16, kOptional},
                                                         {"present_value_scale", kFloat16, kOptional}}};
 
@@ -66,7 +66,7 @@ class Attention {
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
   void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
 
-  // Of every operator that attends: past_key, past_value, past_page_min, past_page_max, past_length, attn_keep; outputs 1 … 4, and 5 and 6
+  // Of every operator that attends: past_key, past_value, past_key_codes, past_key_range, past_length, attn_keep; outputs 1 … 4, and 5 and 6
   // for scales.
   static constexpr size_t kKeyPort = 1;
 

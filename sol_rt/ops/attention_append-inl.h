@@ -1,4 +1,4 @@
-// Appending to the cache: rotary on k, rounding of k and v to the cache's type, page summaries.
+// Appending to the cache: rotary on k, rounding of k and v to the cache's type, codes that pages are selected by.
 #if defined(SOL_RT_OPS_ATTENTION_APPEND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_RT_OPS_ATTENTION_APPEND_INL_H_
 #undef SOL_RT_OPS_ATTENTION_APPEND_INL_H_
@@ -39,10 +39,63 @@ HWY_INLINE void RoundRow(const float* from, int64_t dim, int8_t* to, hwy::float1
   }
 }
 
-// Writes the new tokens of one page of one KV head and recomputes the page's summary from all its valid keys.
+// Codes of 4 bits of a key of `dim` floats, two a byte, and the minimum and the step that they count from.
+HWY_INLINE void CodeKey(const float* key, int64_t dim, uint8_t* codes, hwy::float16_t* minimum, hwy::float16_t* step) {
+  const F32 d;
+  const hn::Rebind<uint8_t, F32> d8;
+  const hn::Repartition<uint16_t, decltype(d8)> d16;
+  const hn::Rebind<uint8_t, decltype(d16)> packed;
+  float low = key[0], high = key[0];
+  for (int64_t i = 1; i < dim; ++i) {
+    low = HWY_MIN(low, key[i]);
+    high = HWY_MAX(high, key[i]);
+  }
+  *minimum = hwy::F16FromF32(low);
+  *step = hwy::F16FromF32((high - low) / 15.0f);
+  const VF from = hn::Set(d, hwy::F32FromF16(*minimum)), by = hn::Set(d, hwy::F32FromF16(*step));
+  const auto none = hn::Eq(by, hn::Zero(d));
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    const VF steps = hn::IfThenZeroElse(none, hn::Div(hn::Sub(hn::LoadU(d, key + i), from), by));
+    const VF clamped = hn::Max(hn::Min(steps, hn::Set(d, 15.0f)), hn::Zero(d));
+    const auto pairs = hn::BitCast(d16, hn::DemoteTo(d8, hn::NearestInt(clamped)));
+    const auto bytes = hn::TruncateTo(packed, hn::Or(pairs, hn::ShiftRight<4>(pairs)));
+    hn::StoreN(bytes, packed, codes + i / 2, static_cast<size_t>(HWY_MIN(kLanes, dim - i) / 2));
+  }
+}
+
+// Codes of a page's first `count` keys: within the page the tokens' bytes lie in turn, four of each, so that a vector of sums has a token a
+// lane. Those of tokens that are not there are 0.
+template <class Element>
+HWY_INLINE void CodePage(const AttentionCall& call, int64_t kv_head, int64_t page, int64_t count) {
+  const int64_t dim = call.head_dim, bytes = call.CodeBytes(), whole = bytes / 4 * 4, rest = bytes - whole;
+  uint8_t* codes = call.PageCodes(kv_head, page);
+  hwy::float16_t* range = call.PageRange(kv_head, page);
+  HWY_ALIGN float key[kMaxHeadDim + kMaxLanes];
+  HWY_ALIGN uint8_t row[kMaxHeadDim / 2];
+  for (int64_t t = 0; t < kPageSize; ++t) {
+    if (t < count) {
+      const int64_t position = page * kPageSize + t;
+      const Element* from = call.KeyRow<Element>(kv_head, position);
+      for (int64_t i = 0; i < dim; i += kLanes) {
+        VF numbers = LoadFloats(from + i, HWY_MIN(kLanes, dim - i));
+        if constexpr (std::is_same_v<Element, int8_t>) {
+          numbers = hn::Mul(numbers, hn::Set(F32(), hwy::F32FromF16(call.key_scale[call.ScaleOffset(kv_head, position)])));
+        }
+        hn::StoreU(numbers, F32(), key + i);
+      }
+      CodeKey(key, dim, row, range + t, range + kPageSize + t);
+    } else {
+      std::fill_n(row, bytes, uint8_t{0});
+      range[t] = range[kPageSize + t] = hwy::F16FromF32(0.0f);
+    }
+    for (int64_t i = 0; i < whole; i += 4) std::copy_n(row + i, 4, codes + kPageSize * i + 4 * t);
+    std::copy_n(row + whole, rest, codes + kPageSize * whole + rest * t);
+  }
+}
+
+// Writes the new tokens of one page of one KV head and codes all its valid keys, so that a page that was partly rewound is right again.
 template <class Element>
 HWY_INLINE void AppendPageOf(const AttentionCall& call, int64_t kv_head, int64_t page) {
-  const F32 d;
   const int64_t dim = call.head_dim;
   const int64_t page_begin = page * kPageSize;
   const int64_t end = HWY_MIN(page_begin + kPageSize, call.total);
@@ -62,27 +115,7 @@ HWY_INLINE void AppendPageOf(const AttentionCall& call, int64_t kv_head, int64_t
       RoundRow(value, dim, value_row);
     }
   }
-  hwy::float16_t* low_row = call.page_min + call.SummaryOffset(kv_head, page);
-  hwy::float16_t* high_row = call.page_max + call.SummaryOffset(kv_head, page);
-  for (int64_t i = 0; i < dim; i += kLanes) {
-    const int64_t n = HWY_MIN(kLanes, dim - i);
-    const auto load = [&](int64_t position) HWY_ATTR {
-      const VF key = LoadFloats(call.KeyRow<Element>(kv_head, position) + i, n);
-      if constexpr (std::is_same_v<Element, int8_t>) {
-        return hn::Mul(key, hn::Set(d, hwy::F32FromF16(call.key_scale[call.ScaleOffset(kv_head, position)])));
-      }
-      return key;
-    };
-    VF low = load(page_begin);
-    VF high = low;
-    for (int64_t position = page_begin + 1; position < end; ++position) {
-      const VF key = load(position);
-      low = hn::Min(low, key);
-      high = hn::Max(high, key);
-    }
-    StoreHalf(low, low_row + i, n);
-    StoreHalf(high, high_row + i, n);
-  }
+  CodePage<Element>(call, kv_head, page, end - page_begin);
 }
 
 void AppendPage(const AttentionCall& call, int64_t kv_head, int64_t page) {

@@ -9,13 +9,13 @@
 
 namespace sol {
 
-inline constexpr int64_t kPageSize = 16;
+inline constexpr int64_t kPageSize = 4;
 inline constexpr int64_t kMaxHeadDim = 256;
 inline constexpr int64_t kMaxGroup = 128;
 // Rows of queries are padded to this many floats, the widest vector of any target.
 inline constexpr int64_t kMaxLanes = 16;
 // Upper limit of a decode task. Its scores for 4 heads stay in the first-level cache.
-inline constexpr int64_t kMaxChunkPages = 16;
+inline constexpr int64_t kMaxChunkPages = 64;
 inline constexpr float kLog2E = 1.44269504088896341f;
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -51,8 +51,8 @@ struct AttentionCall {
   void* value;                  // [Hk, C, D]
   hwy::float16_t* key_scale;    // [Hk, C], what a token's codes are multiplied by; null for float16
   hwy::float16_t* value_scale;  // as key_scale
-  hwy::float16_t* page_min;     // [Hk, C / kPageSize, D]
-  hwy::float16_t* page_max;     // as page_min
+  uint8_t* key_codes;           // [Hk, C, D / 2], 4 bits a number, interleaved within a page: docs/bundle.md section 3
+  hwy::float16_t* key_range;    // [Hk, C, 2], of a page its tokens' minima, then their steps
   float* y;                     // [S, H D]
 
   const float* QueryRow(int64_t token, int64_t head) const {
@@ -70,11 +70,11 @@ struct AttentionCall {
     return static_cast<Element*>(value) + ScaleOffset(kv_head, position) * head_dim;
   }
   int64_t ScaleOffset(int64_t kv_head, int64_t position) const { return kv_head * capacity + position; }
-  int64_t RowBytes() const { return int8 ? head_dim : SummaryBytes(); }
-  int64_t SummaryBytes() const { return head_dim * static_cast<int64_t>(sizeof(hwy::float16_t)); }
-  int64_t SummaryOffset(int64_t kv_head, int64_t page) const {
-    return (kv_head * (capacity / kPageSize) + page) * head_dim;
-  }
+  int64_t RowBytes() const { return int8 ? head_dim : head_dim * static_cast<int64_t>(sizeof(hwy::float16_t)); }
+  // Of one token.
+  int64_t CodeBytes() const { return head_dim / 2; }
+  uint8_t* PageCodes(int64_t kv_head, int64_t page) const { return key_codes + (kv_head * capacity + page * kPageSize) * CodeBytes(); }
+  hwy::float16_t* PageRange(int64_t kv_head, int64_t page) const { return key_range + (kv_head * capacity + page * kPageSize) * 2; }
 };
 
 // One decode step (S = 1). Every KV head's attended pages form a list, cut into chunks; a chunk is one task, whose partial result
@@ -83,14 +83,17 @@ struct AttentionCall {
 struct DecodePlan {
   bool sparse;
   int64_t padded_dim;    // D rounded up to kMaxLanes
+  int64_t code_stride;   // bytes of a head's query codes of one nibble
   int64_t max_pages;     // upper limit of a head's list
   int64_t chunk_pages;   // at most kMaxChunkPages
   int64_t chunks;        // a KV head
   int64_t score_stride;  // of page_scores
 
   float* query;                   // [H, padded_dim], rotated, times softmax scale and log2(e)
-  float* query_upper;             // [H, padded_dim], max(q, 0): multiplies a page's maximum
-  float* query_lower;             // [H, padded_dim], min(q, 0): multiplies a page's minimum
+  int8_t* query_low;              // [H, code_stride], codes of q's even channels, those of 4 in turn for each token of a page
+  int8_t* query_high;             // as query_low, odd channels
+  float* query_step;              // [H], what the codes are multiplied by
+  float* query_sum;               // [H], sum of the codes
   int32_t* page_scores;           // [Hk, score_stride], as integers of the same order
   int32_t* page_start;            // [Hk, max_pages + kMaxLanes], first token of each listed page
   int32_t* page_count;            // as page_start, tokens to read of it

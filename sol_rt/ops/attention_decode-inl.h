@@ -6,10 +6,13 @@
 #define SOL_RT_OPS_ATTENTION_DECODE_INL_H_
 #endif
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
 #include "attention_math-inl.h"
+#include "dot-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
@@ -24,9 +27,9 @@ inline constexpr int kValueVectors = 4;
 inline constexpr int64_t kMaxHeads = 3;
 inline constexpr int kValueVectors = 2;
 #endif
-// How far ahead of the arithmetic old pages' summaries and attended pages are fetched: what memory delivers to one core within its latency,
+// How far ahead of the arithmetic old pages' codes and attended pages are fetched: what memory delivers to one core within its latency,
 // and not so much that the buffers for outstanding lines fill and stop the arithmetic.
-inline constexpr int64_t kSummariesAhead = 16;
+inline constexpr int64_t kPagesAhead = 32;
 inline constexpr int64_t kBytesAhead = 8192;
 
 // Calls f with the number of heads as a constant for each pass over a group's heads: f(constant, first head in group).
@@ -47,73 +50,102 @@ HWY_INLINE void ForEachPass(int64_t group, F&& f) {
   }
 }
 
-// Rotated queries of the step, in the three forms that attention and page scores read.
-void PrepareQueries(const AttentionCall& call, const DecodePlan& plan) {
-  const F32 d;
-  for (int64_t head = 0; head < call.heads; ++head) {
-    const int64_t at = head * plan.padded_dim;
-    const float* from = call.QueryRow(0, head);
-    RotateRow(call, from, call.past, call.scale * kLog2E, plan.query + at);
-    if (!plan.sparse) continue;
-    RotateRow(call, from, call.past, 1.0f, plan.query_upper + at);
-    for (int64_t i = 0; i < plan.padded_dim; i += kLanes) {
-      const VF q = hn::LoadU(d, plan.query_upper + at + i);
-      hn::StoreU(hn::Max(q, hn::Zero(d)), d, plan.query_upper + at + i);
-      hn::StoreU(hn::Min(q, hn::Zero(d)), d, plan.query_lower + at + i);
+// The nibbles of a page's codes that lie in the same place of `query`: 8 bits a channel, four channels of the page's four tokens in turn.
+HWY_INLINE void CodeQuery(const AttentionCall& call, const DecodePlan& plan, int64_t head, const float* query) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < call.head_dim; ++i) largest = HWY_MAX(largest, std::abs(query[i]));
+  const float step = largest / 127.0f;
+  int8_t* low = plan.query_low + head * plan.code_stride;
+  int8_t* high = plan.query_high + head * plan.code_stride;
+  std::fill_n(low, plan.code_stride, int8_t{0});
+  std::fill_n(high, plan.code_stride, int8_t{0});
+  int32_t sum = 0;
+  for (int64_t i = 0; i < call.CodeBytes() && step > 0.0f; ++i) {
+    const auto even = static_cast<int8_t>(std::nearbyint(query[2 * i] / step));
+    const auto odd = static_cast<int8_t>(std::nearbyint(query[2 * i + 1] / step));
+    sum += even + odd;
+    for (int64_t t = 0; t < kPageSize; ++t) {
+      low[i / 4 * 4 * kPageSize + 4 * t + i % 4] = even;
+      high[i / 4 * 4 * kPageSize + 4 * t + i % 4] = odd;
     }
+  }
+  plan.query_step[head] = step;
+  plan.query_sum[head] = static_cast<float>(sum);
+}
+
+// Rotated queries of the step: floats for attention, codes for the scores of pages.
+void PrepareQueries(const AttentionCall& call, const DecodePlan& plan) {
+  HWY_ALIGN float rotated[kMaxHeadDim + kMaxLanes];
+  for (int64_t head = 0; head < call.heads; ++head) {
+    const float* from = call.QueryRow(0, head);
+    RotateRow(call, from, call.past, call.scale * kLog2E, plan.query + head * plan.padded_dim);
+    if (!plan.sparse) continue;
+    RotateRow(call, from, call.past, 1.0f, rotated);
+    CodeQuery(call, plan, head, rotated);
   }
 }
 
-// Maximum over `Heads` query heads of the scores of 4 pages, whose summaries start at the given offsets.
+// Scores of a page's four tokens under `Heads` query heads: the highest of each.
 template <int Heads>
-HWY_INLINE VQuad ScoreFourPages(const AttentionCall& call, const DecodePlan& plan, int64_t first_head, const int64_t (&offset)[4]) {
-  const F32 d;
-  VF sum[Heads][4];
-  for (int h = 0; h < Heads; ++h) {
-    for (int p = 0; p < 4; ++p) sum[h][p] = hn::Zero(d);
-  }
-  const float* upper = plan.query_upper + first_head * plan.padded_dim;
-  const float* lower = plan.query_lower + first_head * plan.padded_dim;
-  const auto add = [&](int64_t i, auto load) HWY_ATTR {
-    for (int p = 0; p < 4; ++p) {
-      const VF low = load(call.page_min + offset[p] + i);
-      const VF high = load(call.page_max + offset[p] + i);
-      for (int h = 0; h < Heads; ++h) {
-        // max(q low, q high) is q high where q > 0, else q low.
-        sum[h][p] = hn::MulAdd(hn::LoadU(d, upper + h * plan.padded_dim + i), high, sum[h][p]);
-        sum[h][p] = hn::MulAdd(hn::LoadU(d, lower + h * plan.padded_dim + i), low, sum[h][p]);
-      }
+HWY_INLINE VQuad ScoreTokens(const AttentionCall& call, const DecodePlan& plan, int64_t first_head, const uint8_t* codes, VQuad minimum, VQuad step) {
+  const Quad d;
+  const I32 di;
+  const hn::Repartition<uint8_t, I32> d8;
+  const hn::Repartition<int8_t, I32> ds;
+  constexpr int64_t kBytes = 4 * kLanes;
+  const auto nibble = hn::Set(d8, uint8_t{15});
+  const int64_t rest = call.CodeBytes() % 4, whole = kPageSize * (call.CodeBytes() - rest);
+  NibbleSum<I32, 1> sum[Heads];
+  const auto add = [&](auto bytes, int64_t at) HWY_ATTR {
+    const auto low = hn::And(bytes, nibble), high = hn::ShiftRight<4>(bytes);
+    for (int h = 0; h < Heads; ++h) {
+      const int64_t query = (first_head + h) * plan.code_stride + at;
+      sum[h].Add(low, {hn::LoadU(ds, plan.query_low + query)});
+      sum[h].Add(high, {hn::LoadU(ds, plan.query_high + query)});
     }
   };
-  int64_t i = 0;
-  for (; i + kLanes <= call.head_dim; i += kLanes) add(i, [](const hwy::float16_t* p) HWY_ATTR { return LoadFloats(p); });
-  if (const int64_t rest = call.head_dim - i; rest > 0) {
-    add(i, [rest](const hwy::float16_t* p) HWY_ATTR { return LoadFloats(p, rest); });
+  int64_t at = 0;
+  for (; at + kBytes <= whole; at += kBytes) add(hn::LoadU(d8, codes + at), at);
+  if (at < whole) add(hn::LoadN(d8, codes + at, static_cast<size_t>(whole - at)), at);
+  if (rest != 0) {
+    HWY_ALIGN uint8_t padded[kBytes] = {};
+    for (int64_t i = 0; i < kPageSize * rest; ++i) padded[i / rest * 4 + i % rest] = codes[whole + i];
+    add(hn::Load(d8, padded), whole);
   }
-  VQuad best = SumOfEach(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
-  for (int h = 1; h < Heads; ++h) best = hn::Max(best, SumOfEach(sum[h][0], sum[h][1], sum[h][2], sum[h][3]));
+  VQuad best = hn::Set(d, -std::numeric_limits<float>::infinity());
+  for (int h = 0; h < Heads; ++h) {
+    const int64_t head = first_head + h;
+    const VQuad dot = hn::ConvertTo(d, AddBlocks(di, sum[h].Total()));
+    const VQuad score = hn::MulAdd(step, dot, hn::Mul(minimum, hn::Set(d, plan.query_sum[head])));
+    best = hn::Max(best, hn::Mul(score, hn::Set(d, plan.query_step[head])));
+  }
   return best;
 }
 
 // Scores of the old pages [begin, end) of one KV head; `begin` is a multiple of 4.
 void ScorePages(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t begin, int64_t end) {
   const Quad d;
+  const hn::Rebind<hwy::float16_t, Quad> half;
   const hn::RebindToSigned<Quad> di;
   int32_t* scores = plan.page_scores + kv_head * plan.score_stride;
+  HWY_ALIGN float four[4] = {};
   for (int64_t page = begin; page < end; page += 4) {
-    if (page + kSummariesAhead < end) {
-      const int64_t ahead = call.SummaryOffset(kv_head, page + kSummariesAhead);
-      PrefetchBytes(call.page_min + ahead, 4 * call.SummaryBytes());
-      PrefetchBytes(call.page_max + ahead, 4 * call.SummaryBytes());
+    if (page + kPagesAhead < end) {
+      PrefetchBytes(call.PageCodes(kv_head, page + kPagesAhead), 4 * kPageSize * call.CodeBytes());
+      hwy::Prefetch(call.PageRange(kv_head, page + kPagesAhead));
     }
-    int64_t offset[4];
-    for (int i = 0; i < 4; ++i) offset[i] = call.SummaryOffset(kv_head, HWY_MIN(page + i, end - 1));
-    VQuad best = hn::Set(d, -std::numeric_limits<float>::infinity());
-    ForEachPass(call.group, [&](auto heads, int64_t h) HWY_ATTR {
-      best = hn::Max(best, ScoreFourPages<decltype(heads)::value>(call, plan, kv_head * call.group + h, offset));
-    });
+    for (int64_t i = 0; i < HWY_MIN(end - page, int64_t{4}); ++i) {
+      const hwy::float16_t* range = call.PageRange(kv_head, page + i);
+      const VQuad minimum = hn::PromoteTo(d, hn::LoadU(half, range)), step = hn::PromoteTo(d, hn::LoadU(half, range + kPageSize));
+      VQuad best = hn::Set(d, -std::numeric_limits<float>::infinity());
+      ForEachPass(call.group, [&](auto heads, int64_t h) HWY_ATTR {
+        constexpr int kHeads = decltype(heads)::value;
+        best = hn::Max(best, ScoreTokens<kHeads>(call, plan, kv_head * call.group + h, call.PageCodes(kv_head, page + i), minimum, step));
+      });
+      four[i] = hn::ReduceMax(d, best);
+    }
     // Integers of the same order as the floats; -0 counts as 0.
-    const auto bits = hn::BitCast(di, hn::Add(best, hn::Zero(d)));
+    const auto bits = hn::BitCast(di, hn::Add(hn::Load(d, four), hn::Zero(d)));
     const auto magnitude = hn::And(hn::ShiftRight<31>(bits), hn::Set(di, 0x7FFFFFFF));
     hn::StoreU(hn::Xor(bits, magnitude), di, scores + page);
   }
@@ -172,9 +204,9 @@ void SelectPages(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
     if (call.keep == 0) kept = none;
     kept = hn::Or(kept, hn::Lt(index, sink_end));
     kept = hn::And(kept, hn::Lt(index, hn::Set(d, static_cast<int32_t>(old_pages))));
-    listed += static_cast<int64_t>(hn::CompressStore(hn::ShiftLeft<4>(index), kept, d, start + listed));
+    listed += static_cast<int64_t>(hn::CompressStore(hn::ShiftLeft<2>(index), kept, d, start + listed));
   }
-  static_assert(kPageSize == 1 << 4);
+  static_assert(kPageSize == 1 << 2);
   for (int64_t i = 0; i < listed; ++i) count[i] = kPageSize;
   if (sink_rest > 0) {
     const int64_t first = full_sinks * kPageSize;
@@ -315,7 +347,12 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   const F32 d;
   HWY_ALIGN float scores[Heads][kMaxChunkPages * kPageSize];
   ChunkScores<Element, Heads>(call, plan, kv_head, kv_head * call.group + head_in_group, runs, scores);
-  const int64_t padded = runs.length * kPageSize;
+  for (int h = 0; h < Heads; ++h) {
+    for (int64_t i = runs.length * kPageSize; i < RoundUp(runs.length * kPageSize, kLanes); ++i) {
+      scores[h][i] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  const int64_t padded = RoundUp(runs.length * kPageSize, kLanes);
   const int64_t part = (kv_head * plan.chunks + chunk) * call.group + head_in_group;
   for (int h = 0; h < Heads; ++h) {
     VF highest = hn::Set(d, -std::numeric_limits<float>::infinity());
@@ -327,8 +364,11 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
       VF weight = Exp2(hn::Sub(hn::LoadU(d, scores[h] + i), vmax));
       sum = hn::Add(sum, weight);
       if constexpr (std::is_same_v<Element, int8_t>) {
-        const int64_t position = runs.Start(i / kPageSize) + i % kPageSize;
-        weight = hn::Mul(weight, LoadFloats(call.value_scale + call.ScaleOffset(kv_head, position)));
+        HWY_ALIGN hwy::float16_t scales[HWY_MAX(kLanes, kPageSize)] = {};
+        for (int64_t t = 0; t < kLanes && i + t < runs.length * kPageSize; t += kPageSize) {
+          std::copy_n(call.value_scale + call.ScaleOffset(kv_head, runs.Start((i + t) / kPageSize)), kPageSize, scales + t);
+        }
+        weight = hn::Mul(weight, LoadFloats(scales));
       }
       hn::StoreU(weight, d, scores[h] + i);
     }

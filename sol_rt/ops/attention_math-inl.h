@@ -52,11 +52,11 @@ HWY_INLINE void StoreHalf(VF v, hwy::float16_t* to, int64_t count) {
 }
 
 template <class D, HWY_IF_V_SIZE_D(D, 16)>
-HWY_INLINE VQuad AddBlocks(D, hn::Vec<D> v) {
+HWY_INLINE hn::Vec<D> AddBlocks(D, hn::Vec<D> v) {
   return v;
 }
 template <class D, HWY_IF_V_SIZE_GT_D(D, 16)>
-HWY_INLINE VQuad AddBlocks(D d, hn::Vec<D> v) {
+HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromD<D>, 4>> AddBlocks(D d, hn::Vec<D> v) {
   const hn::Half<D> half;
   return AddBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
 }

@@ -9,6 +9,8 @@
 
 #include <hwy/highway.h>
 
+#include <cstring>
+
 #include "nested.h"
 
 HWY_BEFORE_NAMESPACE();
