@@ -149,6 +149,30 @@ def unpacked(codes: Array) -> Array:
     return np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], -1).astype(np.float64)
 
 
+def in_pages(codes: Array, ranges: Array) -> tuple[Array, Array]:
+    """Codes [..., T, D / 2] and ranges [..., T, 2] in the order of the cache, T a multiple of 4: in a page four bytes of
+    each token in turn, then what is left of each; minima of a page's tokens, then their steps.
+    """
+    paged = codes.reshape(*codes.shape[:-2], -1, PAGE, codes.shape[-1])
+    whole = codes.shape[-1] // 4 * 4
+    fours = paged[..., :whole].reshape(*paged.shape[:-1], -1, 4).swapaxes(-3, -2)
+    parts = [part.reshape(*paged.shape[:-2], -1) for part in (fours, paged[..., whole:])]
+    turned = ranges.reshape(*ranges.shape[:-2], -1, PAGE, 2).swapaxes(-2, -1)
+    return np.concatenate(parts, -1).reshape(codes.shape), turned.reshape(ranges.shape)
+
+
+def by_token(codes: Array, ranges: Array) -> tuple[Array, Array]:
+    """The inverse of `in_pages`."""
+    width = codes.shape[-1]
+    whole = width // 4 * 4
+    paged = codes.reshape(*codes.shape[:-2], -1, PAGE * width)
+    fours = paged[..., : PAGE * whole].reshape(*paged.shape[:-1], -1, PAGE, 4).swapaxes(-3, -2)
+    rest = paged[..., PAGE * whole :].reshape(*paged.shape[:-1], PAGE, -1)
+    rows = np.concatenate([fours.reshape(*paged.shape[:-1], PAGE, -1), rest], -1)
+    turned = ranges.reshape(*ranges.shape[:-2], -1, 2, PAGE).swapaxes(-2, -1)
+    return rows.reshape(codes.shape), turned.reshape(ranges.shape)
+
+
 def query_codes(query: Array) -> tuple[Array, Array]:
     """Query [..., D] as whole numbers within -127 … 127, float64, and steps [..., 1]."""
     step = np.abs(query).max(-1, keepdims=True) / 127
@@ -182,6 +206,7 @@ def sparse_attention(
     values are int8, the scales of both -> y float64 [1, S, H D] and the new cache.
     """
     key, value, codes, ranges, *scales = (part.copy() for part in cache)
+    codes, ranges = by_token(codes, ranges)
     size, count = key.shape[-1], qkv.shape[1]
     split = qkv[0].astype(np.float64).reshape(count, -1, size)
     rows = slice(past, past + count)
@@ -213,4 +238,4 @@ def sparse_attention(
                 logits = scale * (keys[head, seen] @ q[s, g])
                 weights = np.exp(logits - logits.max())
                 y[s, g] = weights / weights.sum() @ values[head, seen]
-    return y.reshape(1, count, -1), key, value, codes, ranges, *scales
+    return y.reshape(1, count, -1), key, value, *in_pages(codes, ranges), *scales

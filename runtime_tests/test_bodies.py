@@ -273,7 +273,7 @@ def test_sparse_attention(
     if int8:
         (key, key_scale), (value, value_scale) = reference.quantized_rows(key), reference.quantized_rows(value)
         scales, keys = (key_scale, value_scale), reference.scaled_rows(key, key_scale)
-    codes = reference.key_codes(keys)
+    codes = reference.in_pages(*reference.key_codes(keys))
     qkv = (1.5 * rng.standard_normal((1, tokens, (heads + 2 * kv_heads) * head_dim))).astype(np.float32)
     parts = CACHE + SCALES if int8 else CACHE
     cache = dict(zip((f"past_{part}" for part in parts), (key, value, *codes, *scales), strict=True))
@@ -302,7 +302,10 @@ def test_sparse_attention(
         scale=scale,
     )
     total, flips = past + tokens, 0
-    for part, found, wanted in zip(parts, got[1:], expected[1:], strict=True):
+    by_token = [
+        (*values[1:3], *reference.by_token(*values[3:5]), *values[5:]) for values in (got, expected) if native
+    ] or [got[1:], expected[1:]]
+    for part, found, wanted in zip(parts, *by_token, strict=True):
         if part.startswith("key_") and part in CACHE and not native:  # a body stores no codes
             np.testing.assert_array_equal(found, cache[f"past_{part}"])
             continue

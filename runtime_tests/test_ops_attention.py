@@ -13,7 +13,17 @@ import pytest
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from reference import PAGE, key_codes, page_scores, quantized_rows, query_codes, scaled_rows, unpacked
+from reference import (
+    PAGE,
+    by_token,
+    in_pages,
+    key_codes,
+    page_scores,
+    quantized_rows,
+    query_codes,
+    scaled_rows,
+    unpacked,
+)
 from simd_targets import BITS, run_tests, with_targets
 
 from sol_rt.ops import library_path
@@ -141,7 +151,13 @@ def make_codes(inputs: dict[str, np.ndarray]) -> None:
     codes, ranges = key_codes(attended_rows(inputs, "past_key"))
     beyond = int(inputs["past_length"][0])
     codes[:, :, beyond:], ranges[:, :, beyond:] = 0xAB, 1000.0
-    inputs |= {"past_key_codes": codes, "past_key_range": ranges}
+    inputs |= dict(zip(("past_key_codes", "past_key_range"), in_pages(codes, ranges), strict=True))
+
+
+def with_rows(tensors: dict[str, np.ndarray], when: str) -> dict[str, np.ndarray]:
+    """The tensors with codes and ranges in the order of tokens; `when` is past or present."""
+    names = (f"{when}_key_codes", f"{when}_key_range")
+    return tensors | dict(zip(names, by_token(*(tensors[name] for name in names)), strict=True))
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
@@ -188,6 +204,7 @@ def float32_error(query: np.ndarray, codes: np.ndarray, ranges: np.ndarray) -> f
 def check(case: Case, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
     """Asserts that the outputs are what the specification says."""
     dims, total = case.dims, case.past + case.tokens
+    inputs, outputs = with_rows(inputs, "past"), with_rows(outputs, "present")
     qkv = inputs["qkv"][0].astype(np.float64).reshape(case.tokens, -1, dims.head_dim)
     tables = [inputs[name][case.past : total].astype(np.float64) for name in ("cos", "sin")]
     query = rotate(qkv[:, : dims.heads], *tables)

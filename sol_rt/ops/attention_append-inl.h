@@ -64,7 +64,7 @@ HWY_INLINE void CodeKey(const float* key, int64_t dim, uint8_t* codes, hwy::floa
 }
 
 // Codes of a page's first `count` keys: within the page the tokens' bytes lie in turn, four of each, so that a vector of sums has a token a
-// lane. Those of tokens that are not there are 0.
+// lane.
 template <class Element>
 HWY_INLINE void CodePage(const AttentionCall& call, int64_t kv_head, int64_t page, int64_t count) {
   const int64_t dim = call.head_dim, bytes = call.CodeBytes(), whole = bytes / 4 * 4, rest = bytes - whole;
@@ -72,22 +72,17 @@ HWY_INLINE void CodePage(const AttentionCall& call, int64_t kv_head, int64_t pag
   hwy::float16_t* range = call.PageRange(kv_head, page);
   HWY_ALIGN float key[kMaxHeadDim + kMaxLanes];
   HWY_ALIGN uint8_t row[kMaxHeadDim / 2];
-  for (int64_t t = 0; t < kPageSize; ++t) {
-    if (t < count) {
-      const int64_t position = page * kPageSize + t;
-      const Element* from = call.KeyRow<Element>(kv_head, position);
-      for (int64_t i = 0; i < dim; i += kLanes) {
-        VF numbers = LoadFloats(from + i, HWY_MIN(kLanes, dim - i));
-        if constexpr (std::is_same_v<Element, int8_t>) {
-          numbers = hn::Mul(numbers, hn::Set(F32(), hwy::F32FromF16(call.key_scale[call.ScaleOffset(kv_head, position)])));
-        }
-        hn::StoreU(numbers, F32(), key + i);
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t position = page * kPageSize + t;
+    const Element* from = call.KeyRow<Element>(kv_head, position);
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      VF numbers = LoadFloats(from + i, HWY_MIN(kLanes, dim - i));
+      if constexpr (std::is_same_v<Element, int8_t>) {
+        numbers = hn::Mul(numbers, hn::Set(F32(), hwy::F32FromF16(call.key_scale[call.ScaleOffset(kv_head, position)])));
       }
-      CodeKey(key, dim, row, range + t, range + kPageSize + t);
-    } else {
-      std::fill_n(row, bytes, uint8_t{0});
-      range[t] = range[kPageSize + t] = hwy::F16FromF32(0.0f);
+      hn::StoreU(numbers, F32(), key + i);
     }
+    CodeKey(key, dim, row, range + t, range + kPageSize + t);
     for (int64_t i = 0; i < whole; i += 4) std::copy_n(row + i, 4, codes + kPageSize * i + 4 * t);
     std::copy_n(row + whole, rest, codes + kPageSize * whole + rest * t);
   }
