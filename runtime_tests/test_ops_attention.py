@@ -348,9 +348,9 @@ def test_long_context_splits_the_same_for_any_thread_count(int8: bool) -> None:
     dims = Dims(capacity=4096, int8=int8)
     for case in (
         Case(dims, 4000, 1, 2**40),
-        Case(dims, 4000, 1, 240),
+        Case(dims, 4000, 1, 240, seed=2),
         Case(dims, 3900, 24, 0),
-        Case(dims, 3071, 1, 400),
+        Case(dims, 3071, 1, 400, seed=2),
     ):
         inputs = make_inputs(case)
         outputs = run(case, inputs)
