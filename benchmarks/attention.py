@@ -17,12 +17,12 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper
 
+from sol_rt.config import PAGE_SIZE
 from sol_rt.ops import library_path
 
-PAGE = 16
-CACHE = ("key", "value", "page_min", "page_max")
 EVICTED_BYTES = 96 << 20
-FLOAT, HALF, INTEGER = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
+FLOAT, HALF, BYTE, INTEGER = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT64
+CACHE = {"key": HALF, "value": HALF, "key_codes": BYTE, "key_range": HALF}
 
 
 def build(args: argparse.Namespace) -> ModelProto:
@@ -39,8 +39,9 @@ def build(args: argparse.Namespace) -> ModelProto:
     for layer in range(args.layers):
         past = [f"past_{name}.{layer}" for name in CACHE]
         present = [f"present_{name}.{layer}" for name in CACHE]
-        ranks |= dict.fromkeys(past, (HALF, 4))
-        outputs |= {f"y.{layer}": (FLOAT, 3)} | dict.fromkeys(present, (HALF, 4))
+        kinds = [(kind, 4) for kind in CACHE.values()]
+        ranks |= dict(zip(past, kinds, strict=True))
+        outputs |= {f"y.{layer}": (FLOAT, 3)} | dict(zip(present, kinds, strict=True))
         nodes.append(
             helper.make_node(
                 "SparseAttention",
@@ -51,7 +52,7 @@ def build(args: argparse.Namespace) -> ModelProto:
                 kv_heads=args.kv_heads,
                 head_dim=args.head_dim,
                 rotary_dim=args.head_dim,
-                page_size=PAGE,
+                page_size=PAGE_SIZE,
                 sinks=4,
                 softmax_scale=args.head_dim**-0.5,
             )
@@ -83,11 +84,12 @@ class Layers:
         self.layers = args.layers
         rng = np.random.default_rng(0)
         cache = rng.standard_normal((1, args.kv_heads, capacity, args.head_dim)).astype(np.float16)
-        pages = cache.reshape(1, args.kv_heads, capacity // PAGE, PAGE, args.head_dim)
+        codes = rng.integers(0, 256, (*cache.shape[:3], args.head_dim // 2), np.uint8)
+        ranges = np.full((*cache.shape[:3], 2), (-3.0, 0.4), np.float16)
         self.arrays: list[np.ndarray] = []
         self.weights = np.ones(EVICTED_BYTES // 4, np.float32)
         for layer in range(args.layers):
-            for name, array in zip(CACHE, (cache, cache, pages.min(3), pages.max(3)), strict=True):
+            for name, array in zip(CACHE, (cache, cache, codes, ranges), strict=True):
                 value = self.keep(array.copy())
                 self.binding.bind_ortvalue_input(f"past_{name}.{layer}", value)
                 self.binding.bind_ortvalue_output(f"present_{name}.{layer}", value)
@@ -136,18 +138,19 @@ def main() -> None:
     parser.add_argument("--keeps", type=numbers, default=[100, 50, 25, 10], help="percent of old pages")
     parser.add_argument("--prompts", type=numbers, default=[16, 128, 512, 2048])
     args = parser.parse_args()
-    capacity = -(-(max(args.contexts + args.prompts) + 32) // PAGE) * PAGE
+    capacity = -(-(max(args.contexts + args.prompts) + 32) // PAGE_SIZE) * PAGE_SIZE
     token_bytes = 4 * args.kv_heads * args.head_dim
+    page_bytes = PAGE_SIZE * args.kv_heads * (args.head_dim // 2 + 4)
 
     layers = Layers(args, capacity, max([1, *args.prompts]))
     print("| decode, context | keep % | us a layer | GB/s read |\n|---:|---:|---:|---:|")
     for context in args.contexts:
-        old = -(-(context + 1) // PAGE) - 1
+        old = -(-(context + 1) // PAGE_SIZE) - 1
         for percent in args.keeps:
             keep = -(-old * percent // 100)
             seconds = layers.seconds(context, 1, keep, args.repetitions)
             sparse = keep < old
-            read = token_bytes * (min(context + 1, PAGE * (keep + 1) + 4) + (old if sparse else 0))
+            read = token_bytes * min(context + 1, PAGE_SIZE * (keep + 1) + 4) + (page_bytes * old if sparse else 0)
             print(f"| {context} | {percent} | {seconds * 1e6:.2f} | {read / seconds / 1e9:.1f} |", flush=True)
     print("\n| prefill, tokens | after | ms a layer | GFLOP/s |\n|---:|---:|---:|---:|")
     for tokens in args.prompts:

@@ -115,7 +115,7 @@ def test_calibrated_costs_follow_their_lines() -> None:
     assert cost.step(Action(100, 50, 4), 999) == pytest.approx(weights + 1.0)
     assert cost.step(Action(50, 50, 4), 999) == pytest.approx(weights + 0.001 * (4 * 126 + 4) + 0.002 * 249)
     # 30 was not measured: 50 and 10 are as near, the lower one counts
-    assert cost.step(Action(30, 50, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (16 * 20 + 4) + 0.002 * 62)
+    assert cost.step(Action(30, 50, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (4 * 76 + 4) + 0.002 * 249)
     assert cost.refresh(1000, 16) == pytest.approx(10 + 16 + 16)
     assert cost.policy() == 0.25
     assert (cost.unit, cost.name) == ("milliseconds", "calibrated")
