@@ -163,7 +163,7 @@ def four_bit_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     low, high = x.aminmax(dim=-1)
     ranges = torch.stack([low, (high - low) / 15], dim=-1).half()
-    least, step = ranges.float().split(1, dim=-1)
+    least, step = ranges.float().unsqueeze(-2).unbind(-1)
     codes = torch.where(step > 0, torch.round((x - least) / step), 0.0).clamp(0, 15)
     return codes.to(torch.uint8), ranges
 

@@ -232,7 +232,7 @@ class Twin(nn.Module):
         query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]
         codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (past.key_codes, past.key_ranges))
         score = token_scores(query, codes, ranges).amax(2)  # [B, Hk, T]
-        score = F.pad(score, (0, count * size - slots.longest)).unflatten(-1, (count, size)).amax(-1)
+        score = torch.unflatten(F.pad(score, (0, count * size - slots.longest)), -1, (count, size)).amax(-1)
         page = torch.arange(count, device=q.device)
         old = (page < newest).unsqueeze(1)  # [B, 1, pages]
         score = score.masked_fill(~old, -math.inf)
