@@ -85,7 +85,9 @@ class Layers:
         rng = np.random.default_rng(0)
         cache = rng.standard_normal((1, args.kv_heads, capacity, args.head_dim)).astype(np.float16)
         codes = rng.integers(0, 256, (*cache.shape[:3], args.head_dim // 2), np.uint8)
-        ranges = np.full((*cache.shape[:3], 2), (-3.0, 0.4), np.float16)
+        minima, steps = np.full(PAGE_SIZE, -3.0), np.full(PAGE_SIZE, 0.4)
+        page = np.concatenate([minima, steps]).astype(np.float16)
+        ranges = np.tile(page, capacity * args.kv_heads // PAGE_SIZE).reshape(*cache.shape[:3], 2)
         self.arrays: list[np.ndarray] = []
         self.weights = np.ones(EVICTED_BYTES // 4, np.float32)
         for layer in range(args.layers):

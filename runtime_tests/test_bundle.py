@@ -111,7 +111,11 @@ def test_a_graph_of_a_bundle_with_other_weights(bundle: Path, tmp_path: Path) ->
 
 def test_a_graph_of_a_bundle_with_other_dims(bundle: Path) -> None:
     config = _config(bundle)
-    seal(bundle, replace(config, model=replace(config.model, num_layers=3)))
+    variants = {
+        key: replace(variant, keep_in=variant.keep_in[:1] * 3, keep_mid=variant.keep_mid[:1] * 3)
+        for key, variant in config.variants.items()
+    }
+    seal(bundle, replace(config, model=replace(config.model, num_layers=3), variants=variants))
     with pytest.raises(BundleError) as caught:
         Engine(Bundle.open(bundle), provider="cpu").load(["s100-q8"])
     _one_line(caught.value, GRAPH, ".2", "got nothing", "another bundle")

@@ -99,7 +99,11 @@ class KvCache:
         self.capacity = 0
 
     def wipe(self, start: int, stop: int) -> None:
-        """Zeroes tokens `start` to `stop`, so that non-finite numbers a step wrote reach no later masked sum."""
+        """Zeroes tokens `start` to `stop`, so that non-finite numbers a step wrote reach no later masked sum.
+
+        Codes of a page's tokens lie interleaved, so that of earlier tokens as well some are zeroed: they are made again
+        when the page next gets a token, which is before it is chosen by them.
+        """
         for buffer in self.buffers():
             content = self._values[buffer.past].numpy()
             content[:, :, start:stop] = 0
