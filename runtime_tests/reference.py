@@ -150,8 +150,8 @@ def unpacked(codes: Array) -> Array:
 
 
 def in_pages(codes: Array, ranges: Array) -> tuple[Array, Array]:
-    """Codes [..., T, D / 2] and ranges [..., T, 2] in the order of the cache, T a multiple of 4: in a page four bytes of
-    each token in turn, then what is left of each; minima of a page's tokens, then their steps.
+    """Codes [..., T, D / 2] and ranges [..., T, 2] in the order of the cache, T a multiple of 4: in a page four bytes
+    of each token in turn, then what is left of each; minima of a page's tokens, then their steps.
     """
     paged = codes.reshape(*codes.shape[:-2], -1, PAGE, codes.shape[-1])
     whole = codes.shape[-1] // 4 * 4
