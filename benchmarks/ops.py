@@ -60,6 +60,15 @@ def matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int) -> Node:
     return node, tensors, k * n * bits / 8 + k / 32 * n * 3
 
 
+def pruned_matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int, keep: float = 1) -> Node:
+    tensors = [onnx.numpy_helper.from_array(np.array([round(keep * k)]), f"keep{i}")]
+    tensors += matrix(rng, f"w{i}.", k, n, bits, True).values()
+    node = helper.make_node(
+        "PrunedMatMul", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", K=k, N=n, bits=bits
+    )
+    return node, tensors, k * n * (keep / 2 + (bits - 4) / 8 + 3 / 32)
+
+
 def mlp(rng: np.random.Generator, i: int, bits: int, keep_in: float, keep_mid: float) -> Node:
     up = matrix(rng, f"u{i}.", HIDDEN, 2 * INNER, bits, True)
     down = matrix(rng, f"d{i}.", INNER, HIDDEN, bits, True)
@@ -121,14 +130,22 @@ def main() -> None:
     rng = np.random.default_rng(0)
     bits = args.bits
     total = 0.0
-    total += measure("qkv", [matmul(rng, i, HIDDEN, QKV, bits) for i in range(LAYERS)], HIDDEN, args)
-    total += measure("attention output", [matmul(rng, i, HIDDEN, HIDDEN, bits) for i in range(LAYERS)], HIDDEN, args)
+    total += measure("qkv", [pruned_matmul(rng, i, HIDDEN, QKV, bits) for i in range(LAYERS)], HIDDEN, args)
+    output = [pruned_matmul(rng, i, HIDDEN, HIDDEN, bits) for i in range(LAYERS)]
+    total += measure("attention output", output, HIDDEN, args)
     total += measure("mlp, all", [mlp(rng, i, bits, 1, 1) for i in range(LAYERS)], HIDDEN, args)
     if args.tokens == 1:
         total += measure("head", [matmul(rng, i, HIDDEN, VOCAB, bits) for i in range(2)], HIDDEN, args) / 2
         for keep_in, keep_mid in ((0.83, 0.59), (0.58, 0.34), (0.3, 0.15)):
             name = f"mlp, {keep_in:.0%} and {keep_mid:.0%}"
             measure(name, [mlp(rng, i, bits, keep_in, keep_mid) for i in range(LAYERS)], HIDDEN, args)
+        for keep in (0.8, 0.56):
+            measure(
+                f"qkv, {keep:.0%}",
+                [pruned_matmul(rng, i, HIDDEN, QKV, bits, keep) for i in range(LAYERS)],
+                HIDDEN,
+                args,
+            )
     print(f"matrices of a step: {total * 1e3:.2f} ms, {args.tokens / total:.0f} tokens/s")
 
 

@@ -52,8 +52,8 @@ def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, Tenso
 
 
 def is_channel_major(matrix: str) -> bool:
-    """Base planes of MLP matrices have one contiguous row a channel, so that a pruned channel is not read."""
-    return matrix.endswith((".up", ".down"))
+    """Base planes of a layer's matrices have one contiguous row a channel, so that a pruned channel is not read."""
+    return matrix.startswith("layers.")
 
 
 def blob_bytes(entries: Iterable[TensorEntry]) -> int:

@@ -46,15 +46,22 @@ def planes(bits: int) -> int:
     return (bits - 4) // 2
 
 
-def nested_matmul(bits: int, overload: str = "") -> onnx.FunctionProto:
+def nested_matmul(bits: int) -> onnx.FunctionProto:
     """`NestedMatMul` at one width; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
     weights = ["base", "scale", "zero", *names]
     _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, out="y")
-    body = writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
-    body.overload = overload
-    return body
+    return writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
+
+
+def pruned_matmul(bits: int) -> onnx.FunctionProto:
+    """`PrunedMatMul` at one width; K and N stay attributes of the node. x: float [1, rows, K]."""
+    writer = NodeWriter()
+    weights = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(planes(bits)))]
+    x = _largest(writer, "x", "keep")
+    _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, out="y")
+    return writer.function("PrunedMatMul", ["x", "keep", *weights], ["y"], ["K", "N", "bits"])
 
 
 def nested_gather(bits: int, k: int) -> onnx.FunctionProto:

@@ -38,7 +38,7 @@ from sol_rt.export.blob_filler import fill_blob
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.card import model_card
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from sol_rt.export.graph import build_graph, prune_counts, weight_bytes
+from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_bytes
 from sol_rt.export.head_width import choose_head_widths
 from sol_rt.export.policy_file import read_policy
 from sol_rt.export.policy_graph import build_policy
@@ -119,7 +119,7 @@ def export_bundle(
         source: checkpoint folder, `.gguf` file, alias or hub id.
         output: the bundle's folder; a bundle that is there already is replaced.
         bits: weight widths, of 8, 6 and 4.
-        prune: percent of MLP channels kept, with 100 among them.
+        prune: percent of the layers' base-plane weights read, with 100 among them.
         keep: percent of old KV pages read, with 100 among them.
         max_context: longest context; default the model's own.
         policy: file of a trained policy.
@@ -338,9 +338,9 @@ def _write_graphs(
 
 def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, bits: int) -> Variant:
     key = Action(100, prune, bits).variant
-    keep_in, keep_mid = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
-    counts = (keep_in,) * decoder.num_layers, (keep_mid,) * decoder.num_layers
-    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, weight_bytes=0, head_bits=bits)
+    counts = ((count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder)))
+    keep_in, keep_mid, keep_qkv, keep_o = counts
+    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, keep_qkv, keep_o, 0, bits)
     return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
 
 

@@ -38,7 +38,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         "",
         "## Variants",
         "",
-        "`sPPP` is the share of MLP channels kept, `qB` the weight bits; megabytes are what a step reads of weights.",
+        "`sPPP` is the share of the layers' base weights read, `qB` the weight bits; megabytes are what a step reads.",
         "",
         "| variant | MB a step | of dense |",
         "|---|---|---|",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -31,34 +32,72 @@ _DTYPES = {
     "uint8": TensorProto.UINT8,
     "uint4": TensorProto.UINT4,
 }
-_SPREAD_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_KEPT_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
+_KEPT_O = (0.0, 0.22, 0.42, 0.64, 1.0)
+"""Shares of their input channels that the attention's projections keep, at the shares of all weights of _SHARES."""
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
-"""By gated or not: how much more than its share of channels the first matmul keeps, at the shares of _SPREAD_AT."""
+"""By gated or not: how much more than the MLP's share its first matmul keeps, at the MLP's shares of _SHARES."""
 _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
 
 
-def prune_counts(prune_percent: int, hidden: int, intermediate: int, gated: bool) -> tuple[int, int]:
-    """Channels that a prune level keeps at the inputs of the two MLP matmuls where all layers keep the same: (keep_in,
-    keep_mid).
+@dataclass(frozen=True)
+class LayerShapes:
+    """(K, N), input channels and outputs, of a layer's matrices."""
 
-    Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
-    share and the second less; the share of all MLP weights that is read stays `prune_percent`.
+    up: tuple[int, int]
+    down: tuple[int, int]
+    qkv: tuple[int, int]
+    o: tuple[int, int]
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> LayerShapes:
+        """Those of a decoder."""
+        hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
+        return cls(
+            (hidden, decoder.up_size),
+            (decoder.intermediate_size, hidden),
+            (hidden, decoder.qkv_size),
+            (attended, hidden),
+        )
+
+
+def prune_counts(prune_percent: int, shapes: LayerShapes) -> tuple[int, int, int, int]:
+    """Channels that a prune level keeps at the inputs of a layer's matrices where all layers keep the same: (keep_in,
+    keep_mid, keep_qkv, keep_o).
+
+    The share of all the layer's weights that is read is `prune_percent`. Attention's output bears more pruning than its
+    input, and the MLP takes what these two leave.
     """
     share = prune_percent / 100
-    spread = float(np.interp(share, _SPREAD_AT, _SPREAD[gated]))
+    qkv, o = (float(np.interp(share, _SHARES, kept)) for kept in (_KEPT_QKV, _KEPT_O))
+    sizes = {name: float(math.prod(shape)) for name, shape in vars(shapes).items()}
+    mlp = sizes["up"] + sizes["down"]
+    rest = (share * sum(sizes.values()) - qkv * sizes["qkv"] - o * sizes["o"]) / mlp
+    return *mlp_counts(rest, shapes.up, shapes.down), _ceil(qkv * shapes.qkv[0]), _ceil(o * shapes.o[0])
+
+
+def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tuple[int, int]:
+    """(keep_in, keep_mid) that read `share` of the weights of MLP matrices of shapes (K, N).
+
+    Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
+    share and the second less.
+    """
+    gated = up[1] == 2 * down[0]
+    spread = float(np.interp(share, _SHARES, _SPREAD[gated]))
     first, second = share + spread, share - spread * (2 if gated else 1)
-    return _ceil(first * hidden), _ceil(second * intermediate)
+    return _ceil(first * up[0]), _ceil(second * down[0])
 
 
 def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
     """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
     total = 0
+    counts = {"up": variant.keep_in, "down": variant.keep_mid, "qkv": variant.keep_qkv, "o": variant.keep_o}
     for name in variant_tensors(decoder, variant.bits, variant.head_bits):
         size = tensors[name].bytes
-        if name.endswith(".up.base"):
-            size = size * variant.keep_in[int(name.split(".")[1])] // decoder.hidden_size
-        elif name.endswith(".down.base"):
-            size = size * variant.keep_mid[int(name.split(".")[1])] // decoder.intermediate_size
+        if name.startswith("layers.") and name.endswith(".base"):
+            _, layer, matrix, _ = name.split(".")
+            size = size * counts[matrix][int(layer)] // tensors[name].shape[0]
         elif name.startswith("rope.") or (name.startswith("embed.") and not decoder.tied):
             continue
         total += size
@@ -160,6 +199,8 @@ class _GraphWriter:
             "attn_keep",
             "mlp_keep_in",
             "mlp_keep_mid",
+            "attn_keep_qkv",
+            "attn_keep_o",
             *map(self._tensor, ["rope.cos", "rope.sin"]),
             *(_cache_name("past", part, layer) for part in self.cache[len(CACHE) :]),
             *map(self._tensor, weights),
@@ -181,15 +222,9 @@ class _GraphWriter:
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         out = None if bias else "logits"
         logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.head_bits, out=out)
-        self.writer.nodes[-1].overload = self._head_overload
         if bias:
             self.writer.declare(logits, ["M", outputs])
             self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
-
-    @property
-    def _head_overload(self) -> str:
-        """Tells the body of the output's product from that of the layers, where their widths differ."""
-        return "" if self.head_bits == self.bits else "head"
 
     def _nested(
         self,
@@ -211,12 +246,11 @@ class _GraphWriter:
 
     def _functions(self) -> list[onnx.FunctionProto]:
         decoder, bits = self.decoder, self.bits
-        heads = [bodies.nested_matmul(self.head_bits, self._head_overload)] if self._head_overload else []
         return [
             bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
             decoder_layer(decoder, bits, self.kv),
-            bodies.nested_matmul(bits),
-            *heads,
+            bodies.nested_matmul(self.head_bits),
+            bodies.pruned_matmul(bits),
             bodies.sparse_attention(
                 num_heads=decoder.num_heads,
                 kv_heads=decoder.num_kv_heads,
@@ -238,8 +272,8 @@ class _GraphWriter:
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
-        layers = self.decoder.num_layers
-        counts = {"past_length": 1, "attn_keep": layers, "mlp_keep_in": layers, "mlp_keep_mid": layers, "num_logits": 1}
+        by_layer = ("attn_keep", "mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+        counts = {"past_length": 1, **dict.fromkeys(by_layer, self.decoder.num_layers), "num_logits": 1}
         inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
         inputs += [info(name, TensorProto.INT64, [size]) for name, size in counts.items()]
         return inputs + self._cache_infos("past")

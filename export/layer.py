@@ -19,7 +19,7 @@ from sol_rt.export.nodes import NodeWriter, Ref
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
 """What an int8 cache has besides."""
-_STEP = ("past_length", "attn_keep", "keep_in", "keep_mid")
+_STEP = ("past_length", "attn_keep", "keep_in", "keep_mid", "keep_qkv", "keep_o")
 
 
 def layer_weights(decoder: Decoder, bits: int) -> list[str]:
@@ -82,8 +82,8 @@ class _LayerBody:
 
     def function(self) -> onnx.FunctionProto:
         decoder, op = self.decoder, self.writer.op
-        for base in ("up_base", "down_base"):
-            self._allow_four_bits(base)
+        for matrix in ("qkv", "o", "up", "down"):
+            self._allow_four_bits(f"{matrix}_base")
         normed = self._norm("attn_norm", "x")
         attention = self._attention(normed)
         if decoder.parallel_residual:
@@ -147,7 +147,16 @@ class _LayerBody:
 
     def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
         weights = map(_formal, nested_names(matrix, self.bits))
-        y = self.writer.op("NestedMatMul", x, *weights, domain="sol", K=inputs, N=outputs, bits=self.bits)
+        y = self.writer.op(
+            "PrunedMatMul",
+            x,
+            self._own(f"keep_{matrix}"),
+            *weights,
+            domain="sol",
+            K=inputs,
+            N=outputs,
+            bits=self.bits,
+        )
         y = self._float(y)
         return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
 

@@ -28,11 +28,19 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run every step: an action, with MLP channel counts, one a layer, instead of the bundle's where given."""
+    """A way to run every step: an action, with channel counts, one a layer, instead of the bundle's where given."""
 
     action: Action
     keep_in: tuple[int, ...] | None = None
     keep_mid: tuple[int, ...] | None = None
+    keep_qkv: tuple[int, ...] | None = None
+    keep_o: tuple[int, ...] | None = None
+
+    @property
+    def counts(self) -> dict[str, tuple[int, ...]]:
+        """Those given, by name."""
+        named = {name: getattr(self, name) for name in ("keep_in", "keep_mid", "keep_qkv", "keep_o")}
+        return {name: counts for name, counts in named.items() if counts is not None}
 
 
 def token_losses(
@@ -155,8 +163,7 @@ def _measure(
 def _set_counts(engine: Engine, candidate: Candidate) -> None:
     variant = engine.bundle.config.variants.get(candidate.action.variant)
     if variant is not None:  # the engine names those that the bundle has
-        keep_in, keep_mid = candidate.keep_in or variant.keep_in, candidate.keep_mid or variant.keep_mid
-        engine.keep_channels(variant.key, keep_in, keep_mid)
+        engine.keep_channels(variant.key, candidate.counts)
 
 
 def _prefilled(window: Sequence[int], context: int | None = None) -> int:

@@ -22,7 +22,7 @@ from sol_rt.config import SolConfig
 from sol_rt.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.graph import prune_counts, weight_bytes
+from sol_rt.export.graph import mlp_counts, weight_bytes
 from sol_rt.export.losses import Candidate, token_divergences
 from sol_rt.export.progress import Progress, silent
 
@@ -75,9 +75,8 @@ class MlpSizes:
 
     def equal(self, share: float) -> _Array:
         """Kept shares that are the same in all layers, by the exporter's rule without calibration."""
-        counts = prune_counts(
-            round(100 * share), self.channels_in, self.channels_mid, self.weights_in == 2 * self.channels_mid
-        )
+        first, second = (self.channels_in, self.weights_in), (self.channels_mid, self.weights_mid)
+        counts = mlp_counts(round(100 * share) / 100, first, second)
         return np.repeat(np.array(counts, np.float64), self.layers) / self.channels
 
     def levels(self, counts: Sequence[int]) -> PruneLevels:
@@ -91,10 +90,10 @@ class MlpSizes:
 def find_levels(
     engine: Engine,
     windows: Sequence[Sequence[int]],
-    targets: Sequence[int],
+    targets: Sequence[float],
     bits: int,
     progress: Progress = silent,
-) -> dict[int, PruneLevels]:
+) -> dict[float, PruneLevels]:
     """Keep levels for every target, a percentage of the MLP weights.
 
     A lower target keeps nowhere more than a higher one. The same input gives the same levels.
@@ -125,7 +124,7 @@ def find_levels(
     return {target: found[target] for target in targets}
 
 
-def check_targets(targets: Sequence[int]) -> None:
+def check_targets(targets: Sequence[float]) -> None:
     """Raises UsageError for a target that cannot be met."""
     for target in targets:
         if not 100 * _LEAST_SHARE < target <= 100:
@@ -137,14 +136,17 @@ def with_levels(
 ) -> SolConfig:
     """The config of the bundle in `folder` with counts that `find_levels` found for its prune levels.
 
-    The same for all widths, measured at the narrowest. Raises BundleError, UsageError.
+    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. Raises
+    BundleError, UsageError.
     """
-    targets = sorted({variant.prune for variant in config.variants.values()}, reverse=True)
+    sizes = MlpSizes.of(config)
+    shares = {key: 100 * sizes.share(PruneLevels(v.keep_in, v.keep_mid)) for key, v in config.variants.items()}
+    targets = sorted(set(shares.values()), reverse=True)
     bits = min(variant.bits for variant in config.variants.values() if variant.prune == 100)
     levels = find_levels(Engine(Bundle.open(folder), provider="cpu"), windows, targets, bits, progress)
     variants = {}
     for key, variant in config.variants.items():
-        found = levels[variant.prune]
+        found = levels[shares[key]]
         pruned = replace(variant, keep_in=found.keep_in, keep_mid=found.keep_mid)
         variants[key] = replace(pruned, weight_bytes=weight_bytes(decoder, config.tensors, pruned))
     return replace(config, variants=variants)

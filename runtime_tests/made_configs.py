@@ -23,7 +23,7 @@ def made_config(
         for width in bits:
             size = int(weight_bytes * width / bits[0] * (0.4 + 0.6 * prune / 100))
             key = Action(100, prune, width).variant
-            counts = (576,) * 30, (1536,) * 30
+            counts = (576,) * 30, (1536,) * 30, (576,) * 30, (576,) * 30
             variants[key] = Variant(key, f"model.q{width}.onnx", prune, width, *counts, size, width)
     product = [Action(keep, prune, width) for keep in keeps for prune in prunes for width in bits]
     chosen = product if actions is None else [Action.parse(tag) for tag in actions]

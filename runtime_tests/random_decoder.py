@@ -26,7 +26,7 @@ from sol_rt.config import (
     Variant,
 )
 from sol_rt.export.architecture import Decoder, from_hf_config
-from sol_rt.export.graph import build_graph, prune_counts, weight_bytes
+from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_bytes
 
 WEIGHTS = "weights.bin"
 FLOAT16 = KvLayout()
@@ -112,7 +112,7 @@ class RandomDecoder:
             for name, array in self._stored().items():
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))
                 dtype, shape = str(array.dtype), array.shape
-                if name.endswith((".up.base", ".down.base")):
+                if name.startswith("layers.") and name.endswith(".base"):
                     dtype, shape = "uint4", (shape[0], 2 * shape[1])
                 self.tensors[name] = TensorEntry(dtype, shape, file.tell(), array.nbytes)
                 file.write(array.tobytes())
@@ -120,15 +120,16 @@ class RandomDecoder:
     def _stored(self) -> dict[str, Array]:
         stored = dict(self.vectors)
         for name, nested in self.matrices.items():
-            stored |= nested.tensors(name, channel_major=name.endswith((".up", ".down")))
+            stored |= nested.tensors(name, channel_major=name.startswith("layers."))
         return stored
 
     def variant(self, prune: int, bits: int) -> Variant:
         """The variant's entry as an export would make it."""
         decoder = self.decoder
-        keeps = prune_counts(prune, decoder.hidden_size, decoder.intermediate_size, decoder.gated)
+        shapes = LayerShapes.of(decoder)
+        keeps = prune_counts(prune, shapes)
         key, head_bits = f"s{prune:03d}-q{bits}", self.head_bits.get(bits, bits)
-        channels = decoder.hidden_size, decoder.intermediate_size
+        channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(keeps, channels, strict=True)]
         draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, head_bits)
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
@@ -175,7 +176,7 @@ class RandomDecoder:
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"
             normed = self._norm(f"{at}.attn_norm", x)
-            attention = self._attention(at, normed, bits)
+            attention = self._attention(layer, normed, variant)
             if not decoder.parallel_residual:
                 x = x + attention
                 x = x + self._mlp(layer, self._norm(f"{at}.mlp_norm", x), variant)
@@ -196,14 +197,14 @@ class RandomDecoder:
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.decoder.norm_eps)
         return x * self.vectors[f"{name}.weight"] + self.vectors.get(f"{name}.bias", 0.0)
 
-    def _attention(self, at: str, x: Array, bits: int) -> Array:
-        decoder = self.decoder
+    def _attention(self, layer: int, x: Array, variant: Variant) -> Array:
+        decoder, at, bits = self.decoder, f"layers.{layer}", variant.bits
         shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
         rows = np.zeros(shape, self.kv.dtype)
         codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)
         scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
         y, *_ = reference.sparse_attention(
-            self._matmul(x, f"{at}.qkv", bits),
+            self._matmul(reference.largest(x, variant.keep_qkv[layer]), f"{at}.qkv", bits),
             (rows, rows, *codes, *scales),
             0,
             0,
@@ -214,7 +215,7 @@ class RandomDecoder:
             sinks=4,
             scale=decoder.softmax_scale,
         )
-        return self._matmul(y, f"{at}.o", bits)
+        return self._matmul(reference.largest(y, variant.keep_o[layer]), f"{at}.o", bits)
 
     def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:
         at = f"layers.{layer}"

@@ -61,7 +61,7 @@ def run_operator(
 
     def initializer(name: str, array: Array) -> onnx.TensorProto:
         dtype, shape = helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-        if name in ("up_base", "down_base"):
+        if name in ("up_base", "down_base") or (body.name == "PrunedMatMul" and name == "base"):
             dtype, shape = TensorProto.UINT4, (shape[0], 2 * shape[1])
         return helper.make_tensor(name, dtype, shape, array.tobytes(), raw=True)
 
@@ -154,6 +154,22 @@ def test_nested_gather(bits: int, native: bool) -> None:
     body = bodies.nested_gather(bits, 64)
     (y,) = run_operator(body, {"ids": ids}, operands(nested, bits), attributes, native=native)
     assert_close(y, reference.nested_gather(ids, nested, bits), 1e-6)
+
+
+@TWICE
+@BITS
+@pytest.mark.parametrize("keep", [0, 1, 40, 96])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_pruned_matmul(rows: int, keep: int, bits: int, native: bool) -> None:
+    rng, k, n = np.random.default_rng(2), 96, 70
+    nested, x = Nested.random(rng, k, n), rng.standard_normal((1, rows, k)).astype(np.float32)
+    tensors = nested.tensors("w", channel_major=True)
+    body = bodies.pruned_matmul(bits)
+    weights = {name: tensors[f"w.{name}"] for name in body.input if name not in ("x", "keep")}
+    attributes = {"K": k, "N": n, "bits": bits}
+    (y,) = run_operator(body, {"x": x, "keep": np.array([keep])}, weights, attributes, native=native)
+    expected = reference.nested_matmul(reference.largest(x, keep or k), nested, bits)
+    assert_close(y, expected, ONE_CODE if bits == 8 else ONE_OPERATOR)
 
 
 @TWICE

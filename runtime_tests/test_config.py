@@ -94,6 +94,8 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("variants/s100-q8/keep_in", 64, ["s100-q8.keep_in", "list of integers"]),
         ("variants/s100-q8/keep_mid", [96], ["s100-q8.keep_mid", "1 counts", "2, one a layer"]),
         ("variants/s100-q8/keep_mid", [0, 96], ["s100-q8.keep_mid", "[0, 96]", "1 to 96"]),
+        ("variants/s100-q8/keep_qkv", [64, 65], ["s100-q8.keep_qkv", "[64, 65]", "1 to 64"]),
+        ("variants/s100-q8/keep_o", [64], ["s100-q8.keep_o", "1 counts", "2, one a layer"]),
         ("variants/s100-q4/head_bits", 3, ["s100-q4.head_bits", "got 3", "from 4"]),
         ("variants/s050-q4/head_bits", 8, ["s050-q4.head_bits", "4 and 4", "s100-q4"]),
         ("actions", [], ["actions", "non-empty"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,15 @@ from reference import Array
 
 from sol_rt.config import TensorEntry, Variant
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.graph import prune_counts
+from sol_rt.export.graph import LayerShapes, prune_counts
 
+COUNTS = {
+    "mlp_keep_in": "keep_in",
+    "mlp_keep_mid": "keep_mid",
+    "attn_keep_qkv": "keep_qkv",
+    "attn_keep_o": "keep_o",
+}
+"""Of a variant, by the graph's input."""
 VARIANTS = ((100, 8), (100, 4), (75, 6), (50, 4), (25, 8))
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 90, 40)]
 
@@ -58,7 +66,7 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
     half, whole, real = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[int | str]]] = {"input_ids": (whole, [1, "S"])}
     inputs |= {name: (whole, [1]) for name in ("past_length", "num_logits")}
-    inputs |= {name: (whole, [shape.num_layers]) for name in ("attn_keep", "mlp_keep_in", "mlp_keep_mid")}
+    inputs |= {name: (whole, [shape.num_layers]) for name in ("attn_keep", *COUNTS)}
     outputs: dict[str, tuple[int, list[int | str]]] = {
         "logits": (real, ["M", shape.vocab_size]),
         "hidden_states": (real, ["M", shape.hidden_size]),
@@ -101,8 +109,7 @@ def _run(
     every = np.zeros(decoder.num_layers, np.int64)
     feed: dict[str, Array] = {"input_ids": np.array([tokens]), "num_logits": np.array([wanted])}
     feed |= {"past_length": np.array([0]), "attn_keep": every}
-    feed["mlp_keep_in"] = every if variant is None else np.array(variant.keep_in)
-    feed["mlp_keep_mid"] = every if variant is None else np.array(variant.keep_mid)
+    feed |= {name: every if variant is None else np.array(getattr(variant, count)) for name, count in COUNTS.items()}
     for layer in range(decoder.num_layers):
         for part in ("key", "value"):
             feed[f"past_key_values.{layer}.{part}"] = np.zeros(
@@ -154,23 +161,31 @@ def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) ->
             np.testing.assert_allclose(value, whole[-wanted:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("percent", [100, 90, 75, 60, 50, 40, 25, 10, 1])
-def test_prune_counts_keep_the_share(percent: int, gated: bool) -> None:
-    hidden, intermediate = 576, 1536
-    keep_in, keep_mid = prune_counts(percent, hidden, intermediate, gated)
-    assert 1 <= keep_in <= hidden
-    assert 1 <= keep_mid <= intermediate
-    first = 2 if gated else 1
-    share = (first * keep_in / hidden + keep_mid / intermediate) / (first + 1)
+SHAPES = [
+    LayerShapes((576, 3072), (1536, 576), (576, 960), (576, 576)),  # gated, two queries a key
+    LayerShapes((1536, 17920), (8960, 1536), (1536, 2048), (1536, 1536)),
+    LayerShapes((2560, 10240), (10240, 2560), (2560, 7680), (2560, 2560)),  # neither
+]
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("percent", [100, 99, 90, 75, 60, 50, 40, 25, 10, 1])
+def test_prune_counts_keep_the_share(percent: int, shapes: LayerShapes) -> None:
+    counts = prune_counts(percent, shapes)
+    matrices = (shapes.up, shapes.down, shapes.qkv, shapes.o)
+    for count, (channels, _) in zip(counts, matrices, strict=True):
+        assert 1 <= count <= channels
+        assert percent < 100 or count == channels
+    reads = sum(count * outputs for count, (_, outputs) in zip(counts, matrices, strict=True))
+    share = reads / sum(channels * outputs for channels, outputs in matrices)
     assert percent / 100 <= share < percent / 100 + 0.002
-    assert (keep_in == hidden) == (percent == 100)
 
 
-def test_prune_counts_of_the_named_levels() -> None:
-    assert prune_counts(75, 576, 1536, True) == (479, 907)
-    assert prune_counts(50, 576, 1536, True) == (335, 523)
-    assert prune_counts(50, 2560, 10240, False) == (1588, 3892)
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_a_lower_level_keeps_no_channel_more(shapes: LayerShapes) -> None:
+    levels = [prune_counts(percent, shapes) for percent in range(100, 0, -1)]
+    for more, fewer in itertools.pairwise(levels):
+        assert all(a >= b for a, b in zip(more, fewer, strict=True))
 
 
 def _all_bytes(tensors: dict[str, TensorEntry], *parts: str) -> int:
@@ -182,11 +197,10 @@ def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) 
     shape, tensors = decoder.decoder, decoder.tensors
     variant = decoder.variant(50, 4)
     matrix = (".base", ".scale", ".zero")
-    expected = _all_bytes(
-        tensors, ".qkv.scale", ".o.scale", ".up.scale", ".down.scale", ".zero", ".qkv.base", ".o.base"
-    )
+    expected = _all_bytes(tensors, ".qkv.scale", ".o.scale", ".up.scale", ".down.scale", ".zero")
     expected += _all_bytes(tensors, ".weight", ".bias")
     expected += sum(variant.keep_in) * shape.up_size // 2 + sum(variant.keep_mid) * shape.hidden_size // 2
+    expected += sum(variant.keep_qkv) * shape.qkv_size // 2 + sum(variant.keep_o) * shape.hidden_size // 2
     head = "embed" if shape.tied else "head"
     expected += sum(tensors[head + part].bytes for part in matrix)
     expected += sum(tensors[name].bytes for name in tensors if name.startswith(("final_norm", "head.bias")))

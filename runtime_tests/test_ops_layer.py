@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators ar
 
 BOUND = {4: 0.02, 6: 0.02, 8: 5e-4}
 CAPACITY = 256
+KEEPS = ("keep_in", "keep_mid", "keep_qkv", "keep_o")
 FLOAT16, INT8 = KvLayout(), KvLayout("int8")
 
 
@@ -52,6 +53,8 @@ class Layer:
     attn_keep: int = 0
     keep_in: int = 0
     keep_mid: int = 0
+    keep_qkv: int = 0
+    keep_o: int = 0
     seed: int = 0
     kv: KvLayout = FLOAT16
     layers: int = 3
@@ -98,7 +101,7 @@ class Layer:
             value, scales["past_value_scale"] = reference.quantized_rows(value)
             keys = reference.scaled_rows(key, scales["past_key_scale"])
         cache = (key, value, *reference.in_pages(*reference.key_codes(keys)))
-        counts = {name: getattr(self, name) for name in ("attn_keep", "keep_in", "keep_mid")}
+        counts = {name: getattr(self, name) for name in ("attn_keep", *KEEPS)}
         x = rng.standard_normal((1, self.tokens, d.hidden_size)).astype(np.float32)
         x[..., ::7] *= 5
         return {
@@ -121,14 +124,14 @@ class Layer:
         d, bits = self.decoder, self.bits
         stored = dict(self.vectors)
         for name, nested in self.matrices.items():
-            stored |= nested.tensors(name, channel_major=name in ("up", "down"))
+            stored |= nested.tensors(name, channel_major=True)
         weights = layer_weights(d, bits)
         names = ["cos", "sin", *weights]
         initializers = []
         for name in names:
             array = stored[name]
             dtype, shape = helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-            if name in ("up.base", "down.base"):
+            if name.endswith(".base"):
                 dtype, shape = TensorProto.UINT4, (shape[0], 2 * shape[1])
             initializers.append(helper.make_tensor(name, dtype, shape, array.tobytes(), raw=True))
         body = decoder_layer(d, bits, self.kv)
@@ -145,7 +148,7 @@ class Layer:
         outputs += [info(f"present_{part}", self.feed[f"past_{part}"]) for part in self.cache]
         functions = [
             body,
-            bodies.nested_matmul(bits),
+            bodies.pruned_matmul(bits),
             bodies.sparse_attention(
                 num_heads=d.num_heads,
                 kv_heads=d.num_kv_heads,
@@ -180,13 +183,14 @@ class Layer:
             x = x / np.sqrt((x**2).mean(-1, keepdims=True) + d.norm_eps)
             return x * v[f"{name}.weight"] + v.get(f"{name}.bias", 0.0)
 
-        def matmul(x: Array, name: str) -> Array:
+        def matmul(x: Array, name: str, keep: int) -> Array:
+            x = reference.largest(x, keep or x.shape[-1])
             return reference.nested_matmul(x, self.matrices[name], bits) + v.get(f"{name}.bias", 0.0)
 
         x = self.feed["x"].astype(np.float64)
         normed = norm("attn_norm", x)
         attended, *cache = reference.sparse_attention(
-            matmul(normed, "qkv"),
+            matmul(normed, "qkv", self.keep_qkv),
             [self.feed[f"past_{part}"] for part in self.cache],
             self.past,
             self.attn_keep,
@@ -197,7 +201,7 @@ class Layer:
             sinks=4,
             scale=d.softmax_scale,
         )
-        middle = x + matmul(attended, "o")
+        middle = x + matmul(attended, "o", self.keep_o)
         if not (d.parallel_residual and d.shared_norm):
             normed = norm("mlp_norm", x if d.parallel_residual else middle)
         mlp = reference.pruned_mlp(
@@ -299,6 +303,8 @@ def layers(draw: st.DrawFn) -> Layer:
         draw(st.integers(0, 16)),
         draw(st.one_of(st.just(0), st.integers(1, decoder.hidden_size))),
         draw(st.one_of(st.just(0), st.integers(1, decoder.intermediate_size))),
+        draw(st.one_of(st.just(0), st.integers(1, decoder.hidden_size))),
+        draw(st.one_of(st.just(0), st.integers(1, heads * head_dim))),
         draw(st.integers(0, 2**20)),
         draw(st.sampled_from([FLOAT16, INT8])),
         layers := draw(st.integers(1, 5)),
@@ -317,14 +323,19 @@ def test_kernel_matches_the_reference(layer: Layer) -> None:
 def test_kernel_matches_the_operators_it_is_made_of(layer: Layer) -> None:
     """Inlined by one level, as a provider has it whose library lacks this operator alone."""
     inlined = inliner.inline_selected_functions(layer.model, [("sol", "DecoderLayer")])
-    assert {node.op_type for node in inlined.graph.node} >= {"SparseAttention", "PrunedMLP", "NestedMatMul"}
+    assert {node.op_type for node in inlined.graph.node} >= {"SparseAttention", "PrunedMLP", "PrunedMatMul"}
     check(layer, run(layer.model, layer.feed), run(inlined, layer.feed), BOUND[layer.bits])
 
 
 FIXED = [
-    Layer(describe(family), bits, tokens, 100, 2, keep_in, keep_mid)
+    Layer(describe(family), bits, tokens, 100, 2, *keeps)
     for family in sorted(CONFIGS)
-    for bits, tokens, keep_in, keep_mid in ((4, 1, 0, 0), (6, 1, 40, 0), (8, 1, 0, 33), (8, 5, 50, 33))
+    for bits, tokens, *keeps in (
+        (4, 1, 0, 0, 0, 0),
+        (6, 1, 40, 0, 0, 20),
+        (8, 1, 0, 33, 45, 0),
+        (8, 5, 50, 33, 37, 31),
+    )
 ]
 FIXED += [replace(layer, kv=INT8) for layer in FIXED]
 
@@ -343,7 +354,7 @@ def large(bits: int, past: int, keep: int, kv: KvLayout = FLOAT16) -> Layer:
     """Sizes at which every phase has several tasks."""
     heads = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "rotary_dim": 64}
     decoder = replace(describe("llama"), hidden_size=576, intermediate_size=1536, **heads)
-    return Layer(decoder, bits, 1, past, keep, 400, 900, kv=kv)
+    return Layer(decoder, bits, 1, past, keep, 400, 900, 430, 370, kv=kv)
 
 
 THREADS = """
@@ -478,6 +489,8 @@ def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
         ("attn_keep", np.array([0, -1, 0])),
         ("keep_in", np.array([0, 65, 0])),
         ("keep_mid", np.array([0, -1, 0])),
+        ("keep_qkv", np.array([0, 65, 0])),
+        ("keep_o", np.array([0, -1, 0])),
     ],
 )
 def test_bad_input_is_one_line(name: str, value: Array) -> None:

@@ -165,10 +165,13 @@ def test_a_bundle_gets_the_levels_that_are_found(engine: Engine, tmp_path: Path)
     folder = Path(shutil.copytree(engine.bundle.path, tmp_path / "tiny"))
     before = engine.bundle.config
     config = with_levels(folder, before, describe("llama"), WINDOWS)
-    found = find_levels(engine, WINDOWS, (50,), 4)[50]
+    rule = next(variant for variant in before.variants.values() if variant.prune == 50)
+    share = 100 * MlpSizes.of(before).share(PruneLevels(rule.keep_in, rule.keep_mid))
+    found = find_levels(engine, WINDOWS, (share,), 4)[share]
     for key, variant in config.variants.items():
         if variant.prune == 50:
             assert (variant.keep_in, variant.keep_mid) == (found.keep_in, found.keep_mid)
+            assert (variant.keep_qkv, variant.keep_o) == (rule.keep_qkv, rule.keep_o)
             assert abs(variant.weight_bytes / before.variants[key].weight_bytes - 1) < 0.05
         else:
             assert variant == before.variants[key]

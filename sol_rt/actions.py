@@ -17,7 +17,7 @@ class Action:
 
     Attributes:
         keep: percent of old KV pages that attention reads, 1 to 100.
-        prune: percent of MLP channels that are kept, 1 to 100.
+        prune: percent of the layers' base-plane weights that are read, 1 to 100.
         bits: weight bits.
     """
 

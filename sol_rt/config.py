@@ -60,6 +60,17 @@ class ModelDims:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
+    @property
+    def channels(self) -> dict[str, int]:
+        """Input channels of a layer's matrices, by the name of a variant's count of those that it keeps."""
+        attended = self.num_heads * self.head_dim
+        return {
+            "keep_in": self.hidden_size,
+            "keep_mid": self.intermediate_size,
+            "keep_qkv": self.hidden_size,
+            "keep_o": attended,
+        }
+
 
 @dataclass(frozen=True)
 class KvLayout:
@@ -84,9 +95,10 @@ class Variant:
     """A width, which is a graph, and a prune level.
 
     Attributes:
-        prune: percent of MLP weights read, the mean over layers.
+        prune: percent of the layers' base-plane weights read, the mean over layers.
         bits: width of all matrices but the output's.
         keep_in, keep_mid: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
+        keep_qkv, keep_o: the same of the attention's projections.
         weight_bytes: bytes of weights that one decode step reads.
         head_bits: width at which the output matrix is read, the same for all variants of a width.
     """
@@ -97,6 +109,8 @@ class Variant:
     bits: int
     keep_in: tuple[int, ...]
     keep_mid: tuple[int, ...]
+    keep_qkv: tuple[int, ...]
+    keep_o: tuple[int, ...]
     weight_bytes: int
     head_bits: int
 
@@ -214,7 +228,7 @@ def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
 
 
 def _written(variant: Variant) -> dict[str, Any]:
-    entry = {**asdict(variant), "keep_in": list(variant.keep_in), "keep_mid": list(variant.keep_mid)}
+    entry = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(variant).items()}
     del entry["key"]
     return entry
 
@@ -419,8 +433,7 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             file=entry.file_name("file"),
             prune=entry.integer("prune", 1, 100),
             bits=bits,
-            keep_in=_read_counts(entry, "keep_in", model.hidden_size, model.num_layers),
-            keep_mid=_read_counts(entry, "keep_mid", model.intermediate_size, model.num_layers),
+            **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
             weight_bytes=entry.integer("weight_bytes", 1),
             head_bits=entry.integer("head_bits", bits, 16),
         )

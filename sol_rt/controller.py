@@ -39,7 +39,7 @@ class AxisTargets:
 
     Attributes:
         keep: mean share of old KV pages, 0 to 1.
-        prune: mean share of MLP channels kept, 0 to 1.
+        prune: mean share of the layers' base-plane weights read, 0 to 1.
         bits: mean weight bits.
     """
 

@@ -9,7 +9,8 @@ import ctypes
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from dataclasses import replace
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -26,6 +27,8 @@ from sol_rt.weights import SharedWeights
 _NATIVE_CHUNK = 512
 _BODY_CHUNK = 128  # function bodies hold the attention matrix of a whole chunk
 _ALL_PAGES = 1 << 30
+_CHANNEL_INPUTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+"""In the order of `ModelDims.channels`."""
 
 
 class StepOutput(NamedTuple):
@@ -127,21 +130,21 @@ class Engine:
         for key in variant_keys:
             self._runner(key)
 
-    def keep_channels(self, variant_key: str, keep_in: Sequence[int], keep_mid: Sequence[int]) -> None:
-        """From now on the variant keeps these MLP channels, one count a layer, instead of the bundle's own counts.
+    def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
+        """From now on the variant keeps these channels, one count a layer; where a name is left out, the bundle's own.
 
-        For the search of keep levels. Raises UsageError where a count is out of range or one is missing.
+        For the search of keep levels. Args: counts by `keep_in`, `keep_mid`, `keep_qkv`, `keep_o`.
+        Raises UsageError where a count is out of range or one is missing.
         """
         model = self.bundle.config.model
-        for name, counts, channels in (
-            ("keep_in", keep_in, model.hidden_size),
-            ("keep_mid", keep_mid, model.intermediate_size),
-        ):
+        for name, counts in counts_by_name.items():
+            channels = model.channels[name]
             if len(counts) != model.num_layers or not all(1 <= count <= channels for count in counts):
                 said = f"{len(counts)} counts from {min(counts, default=0)} to {max(counts, default=0)}"
                 raise UsageError(f"{name}: got {said}, expected {model.num_layers} counts from 1 to {channels}")
         variant = self._variant(variant_key)
-        plan = self._planned(variant, keep_in, keep_mid)
+        given: dict[str, Any] = {name: tuple(counts) for name, counts in counts_by_name.items()}
+        plan = self._planned(replace(variant, **given))
         self._plan = None
         self._plans.update({Action(keep, variant.prune, variant.bits): plan for keep in range(1, 101)})
 
@@ -240,22 +243,20 @@ class Engine:
         raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
 
     def _prepare(self, action: Action) -> _Runner:
-        """Tells the graph how many MLP channels to keep; returns what runs it."""
+        """Tells the graph how many channels to keep; returns what runs it."""
         plan = self._plans.get(action)
         if plan is None:
             variant = self._variant(action.variant)
-            plan = self._plans[action] = self._planned(variant, variant.keep_in, variant.keep_mid)
+            plan = self._plans[action] = self._planned(variant)
         if plan is not self._plan:
-            self._inputs.mlp_keep_in[:] = plan.keep_in
-            self._inputs.mlp_keep_mid[:] = plan.keep_mid
+            self._inputs.channels[:] = plan.channels
             self._plan = plan
         return plan.runner
 
-    def _planned(self, variant: Variant, keep_in: Sequence[int], keep_mid: Sequence[int]) -> _Plan:
-        model = self.bundle.config.model
+    def _planned(self, variant: Variant) -> _Plan:
         # 0 keeps all of them, without sorting
-        counts = np.array(keep_in) % model.hidden_size, np.array(keep_mid) % model.intermediate_size
-        return _Plan(self._runner(variant.key), *counts)
+        counts = [np.array(getattr(variant, name)) % most for name, most in self.bundle.config.model.channels.items()]
+        return _Plan(self._runner(variant.key), np.array(counts))
 
     def _variant(self, key: str) -> Variant:
         variants = self.bundle.config.variants
@@ -306,8 +307,7 @@ class _StepInputs:
         self.token = np.zeros((1, 1), np.int64)
         self.past_length = np.zeros(1, np.int64)
         self.attn_keep = np.full(layers, _ALL_PAGES, np.int64)
-        self.mlp_keep_in = np.zeros(layers, np.int64)
-        self.mlp_keep_mid = np.zeros(layers, np.int64)
+        self.channels = np.zeros((len(_CHANNEL_INPUTS), layers), np.int64)
         self.sparse_layers = np.delete(np.arange(layers), dense) if dense else slice(None)
         one = np.ones(1, np.int64)
         self.logits = np.zeros((1, model.vocab_size), np.float32)
@@ -316,19 +316,17 @@ class _StepInputs:
         self.scalars = {
             "past_length": wrap(self.past_length),
             "attn_keep": wrap(self.attn_keep),
-            "mlp_keep_in": wrap(self.mlp_keep_in),
-            "mlp_keep_mid": wrap(self.mlp_keep_mid),
+            **dict(zip(_CHANNEL_INPUTS, map(wrap, self.channels), strict=True)),
         }
         self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(one)}
         self.step_outputs = {"logits": wrap(self.logits), "hidden_states": wrap(self.hidden)}
 
 
 class _Plan(NamedTuple):
-    """How an action runs: int64 counts of MLP channels to keep, as the graph takes them, 0 for all of them."""
+    """How an action runs: int64 counts of channels to keep [4, layers], as the graph takes them, 0 for all of them."""
 
     runner: _Runner
-    keep_in: np.ndarray
-    keep_mid: np.ndarray
+    channels: np.ndarray
 
 
 class _Runner:
@@ -410,8 +408,7 @@ def _step_signature(config: SolConfig, cache: KvCache) -> Signature:
         "input_ids": ("tensor(int64)", [1, None]),
         "past_length": ("tensor(int64)", [1]),
         "attn_keep": ("tensor(int64)", [layers]),
-        "mlp_keep_in": ("tensor(int64)", [layers]),
-        "mlp_keep_mid": ("tensor(int64)", [layers]),
+        **dict.fromkeys(_CHANNEL_INPUTS, ("tensor(int64)", [layers])),
         "num_logits": ("tensor(int64)", [1]),
     }
     outputs: dict[str, tuple[str, list[int | None]]] = {

@@ -47,7 +47,7 @@ class Dial:
     Attributes:
         budget: share of the dense cost.
         schedule: `sol`, `uniform`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
-        keep, prune: mean share of old KV pages, of MLP channels.
+        keep, prune: mean share of old KV pages, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
         refresh: whether cheap cache entries are repaired after every episode; None for the bundle's default.

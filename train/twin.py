@@ -57,6 +57,8 @@ class _Group:
     head_bits: int
     keep_in: tuple[int, ...]
     keep_mid: tuple[int, ...]
+    keep_qkv: tuple[int, ...]
+    keep_o: tuple[int, ...]
 
 
 class Twin(nn.Module):
@@ -182,9 +184,15 @@ class Twin(nn.Module):
         name = "embed" if self.decoder.tied else "head"
         return _by_group(groups, x, lambda part, group: self._linear(part, name, group.head_bits, "head.bias"))
 
-    def _matmul(self, x: Tensor, name: str, groups: list[_Group]) -> Tensor:
-        """x [B, S, K] times a matrix [N, K] at each group's level, plus the bias where there is one: [B, S, N]."""
-        return _by_group(groups, x, lambda part, group: self._linear(part, name, group.bits))
+    def _projected(
+        self, x: Tensor, layer: int, matrix: str, groups: list[_Group], keep: Callable[[_Group], tuple[int, ...]]
+    ) -> Tensor:
+        """The kept channels of x [B, S, K] times a matrix [N, K] at each group's level, plus its bias: [B, S, N]."""
+
+        def product(part: Tensor, group: _Group) -> Tensor:
+            return self._linear(keep_largest(part, keep(group)[layer]), f"layers.{layer}.{matrix}", group.bits)
+
+        return _by_group(groups, x, product)
 
     def _linear(self, x: Tensor, name: str, bits: int, bias: str | None = None) -> Tensor:
         if self.arithmetic.rounded_activations:
@@ -208,8 +216,9 @@ class Twin(nn.Module):
     def _attention(
         self, x: Tensor, layer: int, groups: list[_Group], pages: Tensor | None, past: KVCache, slots: Slots
     ) -> Tensor:
-        d, name = self.decoder, f"layers.{layer}"
-        heads = torch.unflatten(self._matmul(x, f"{name}.qkv", groups), -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
+        d = self.decoder
+        qkv = self._projected(x, layer, "qkv", groups, lambda group: group.keep_qkv)
+        heads = torch.unflatten(qkv, -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
         q, k, v = torch.split(heads, [d.num_heads, d.num_kv_heads, d.num_kv_heads], dim=2)
         cos, sin = (self.weights.vector(f"rope.{part}")[slots.positions].unsqueeze(2) for part in ("cos", "sin"))
         q = rotate(q, cos, sin).transpose(1, 2)  # [B, H, S, D]
@@ -222,7 +231,7 @@ class Twin(nn.Module):
         y = F.scaled_dot_product_attention(
             q, keys, values, attn_mask=mask, scale=d.softmax_scale, enable_gqa=d.num_heads != d.num_kv_heads
         )
-        return self._matmul(y.transpose(1, 2).flatten(2), f"{name}.o", groups)
+        return self._projected(y.transpose(1, 2).flatten(2), layer, "o", groups, lambda group: group.keep_o)
 
     def _read(self, q: Tensor, past: KVCache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
         """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""

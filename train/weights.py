@@ -134,7 +134,8 @@ class ModelWeights(nn.Module):
         self.decoder = decoder
         self._matrices = nn.ModuleDict({_key(name): matrix for name, matrix in matrices.items()})
         self._variants = dict(variants or {})
-        self._rule = {100: (decoder.hidden_size, decoder.intermediate_size)}
+        attended = decoder.num_heads * decoder.head_dim
+        self._rule = {100: (decoder.hidden_size, decoder.intermediate_size, decoder.hidden_size, attended)}
         self._names = frozenset(vectors)
         for name, vector in vectors.items():
             self.register_buffer(_key(name), vector.float(), persistent=False)
@@ -150,17 +151,17 @@ class ModelWeights(nn.Module):
     def vector_or_none(self, name: str) -> Tensor | None:
         return self.vector(name) if name in self._names else None
 
-    def keep_counts(self, action: Action) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Channels that the action keeps before the first and the second MLP matmul, one count a layer."""
+    def keep_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
+        """Channels that the action keeps, one count a layer: keep_in, keep_mid, keep_qkv and keep_o of a variant."""
         variant, d = self._variants.get(action.variant), self.decoder
         if variant is not None:
-            return variant.keep_in, variant.keep_mid
+            return variant.keep_in, variant.keep_mid, variant.keep_qkv, variant.keep_o
         if action.prune not in self._rule:
-            from sol_rt.export.graph import prune_counts  # needs onnx, which the twin of a bundle does without
+            # needs onnx, which the twin of a bundle does without
+            from sol_rt.export.graph import LayerShapes, prune_counts
 
-            self._rule[action.prune] = prune_counts(action.prune, d.hidden_size, d.intermediate_size, d.gated)
-        keep_in, keep_mid = self._rule[action.prune]
-        return (keep_in,) * d.num_layers, (keep_mid,) * d.num_layers
+            self._rule[action.prune] = prune_counts(action.prune, LayerShapes.of(d))
+        return tuple((count,) * d.num_layers for count in self._rule[action.prune])
 
     def head_bits(self, action: Action) -> int:
         """Width at which the action reads the output matrix."""

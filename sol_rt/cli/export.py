@@ -23,7 +23,7 @@ def export(
     ] = None,
     bits: Annotated[str, options.option("--bits", env=False, help="Weight widths, of 8, 6 and 4.")] = "8,6,4",
     prune: Annotated[
-        str, options.option("--prune", env=False, help="Shares of MLP channels kept, percent.")
+        str, options.option("--prune", env=False, help="Shares of the layers' base weights read, percent.")
     ] = "100,75,50,40,25",
     keep: Annotated[
         str, options.option("--keep", env=False, help="Shares of old KV pages read, percent.")

@@ -60,7 +60,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     kv = description["kv"]["dtype"]
     print(f"format {description['format_version']}, context {model['max_context']}, {kv} KV cache, policy: {policy}")
 
-    variants = Table("variant", "MLP weights read", "bits", "weights read a step, MB")
+    variants = Table("variant", "base weights read", "bits", "weights read a step, MB")
     for variant in description["variants"]:
         variants.add_row(variant["key"], f"{variant['prune']}%", str(variant["bits"]), f"{variant['bytes'] / 1e6:.1f}")
     print_table(variants)

@@ -94,7 +94,7 @@ Keep = Annotated[
     float | None, option("--keep", min=0.0, max=1.0, help="Instead: mean share of old KV pages to read.", panel=BUDGET)
 ]
 Prune = Annotated[
-    float | None, option("--prune", min=0.0, max=1.0, help="Instead: mean share of MLP channels to keep.", panel=BUDGET)
+    float | None, option("--prune", min=0.0, max=1.0, help="Instead: mean share of base weights to read.", panel=BUDGET)
 ]
 Bits = Annotated[float | None, option("--bits", min=1, max=16, help="Instead: mean weight bits.", panel=BUDGET)]
 Refresh = Annotated[

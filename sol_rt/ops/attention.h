@@ -42,12 +42,15 @@ class Attention {
   size_t StepMembers(const AttentionCall& call, const DecodePlan& plan) const;
   // Asks for what the member reads first in Step.
   void FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const;
-  // Two phases of a team, one where all pages are read. A member with nothing left to do calls ahead().
-  template <class Ahead>
-  void Step(Member& member, const AttentionCall& call, const DecodePlan& own, const Ahead& ahead) const {
+  // Two phases of a team, one where all pages are read. A member makes its own qkv by input() before it reads it; one with nothing left
+  // to do calls ahead().
+  template <class Input, class Ahead>
+  void Step(Member& member, const AttentionCall& call, const DecodePlan& own, const Input& input, const Ahead& ahead) const {
     bool prepared = false;
     const auto prepare = [&] {
-      if (!prepared) Prepare(call, own);
+      if (prepared) return;
+      input();
+      Prepare(call, own);
       prepared = true;
     };
     if (own.sparse) member.Run(ScoreTasks(call), prepare, [&](size_t task) { Score(call, own, task); });

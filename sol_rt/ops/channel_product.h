@@ -20,6 +20,7 @@ class ChannelProduct {
   ChannelProduct(const Nested& w, const float* bias, size_t most_parts, size_t most_outputs)
       : w_(w), bias_(bias), parts_(std::min(most_parts, w.K / kBlock)), most_outputs_(most_outputs) {}
 
+  size_t Parts() const { return parts_; }
   // Size of the sums, [parts, N].
   size_t Sums() const { return parts_ * w_.N; }
 

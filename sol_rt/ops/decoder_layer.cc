@@ -4,7 +4,7 @@
 #include <string>
 
 #include "attention.h"
-#include "matmul.h"
+#include "channel_matmul.h"
 #include "mlp.h"
 #include "nested_inputs.h"
 #include "norm.h"
@@ -18,9 +18,8 @@ template <Type Element>
 class DecoderLayer {
  public:
   static constexpr const char* kName = "DecoderLayer";
-  static constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
   static constexpr bool kInt8Cache = Element == kInt8;
-  static constexpr size_t kScalePort = 11;
+  static constexpr size_t kScalePort = 13;
   static constexpr size_t kFirstWeight = kScalePort + (kInt8Cache ? 2 : 0);
   static constexpr size_t kMostWeights = 4 + 4 * 6;
   static constexpr auto kInputs = [] {
@@ -33,6 +32,8 @@ class DecoderLayer {
                                                           {"attn_keep", kInt64},
                                                           {"keep_in", kInt64},
                                                           {"keep_mid", kInt64},
+                                                          {"keep_qkv", kInt64},
+                                                          {"keep_o", kInt64},
                                                           {"cos", kFloat},
                                                           {"sin", kFloat}}};
     // Scales, norms, planes and biases as the attributes say: their place decides no type.
@@ -49,7 +50,7 @@ class DecoderLayer {
     Expect(kName, "x", x, kFloat, {1, -1, hidden});
     if (x.dims[1] < 1) throw Error(std::string(kName) + ": input x: got no token, expected at least 1");
     AttentionCall call = attention_.Begin(context, cos_, sin_, x.dims[1]);
-    const Mlp::Keep keep = mlp_.ReadKeep(context);
+    const Keep keep{qkv_.ReadKeep(context), output_.ReadKeep(context), mlp_.ReadKeep(context)};
     float* y = context.Output<float>(0, {1, call.tokens, hidden});
     if (call.tokens == 1) {
       Step(context, x.As<float>(), call, keep, y);
@@ -59,6 +60,15 @@ class DecoderLayer {
   }
 
  private:
+  // One token's products: what is added up of parts is small.
+  static constexpr ChannelMatMul::Cut kQkvCut{2, 32768}, kOutputCut{2, 2048};
+
+  // Channels kept at the inputs of the matrices.
+  struct Keep {
+    size_t qkv, output;
+    Mlp::Keep mlp;
+  };
+
   // Reads the weights in the order of the operator's inputs.
   class WeightReader {
    public:
@@ -70,25 +80,27 @@ class DecoderLayer {
       const float* bias = has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
       return Norm(weight, bias, static_cast<size_t>(n), attributes_.Float("epsilon"));
     }
-    Nested ReadMatrix(const char* name, bool channel_major, int64_t K, int64_t N) {
+    Nested ReadMatrix(const char* name, int64_t K, int64_t N) {
       const int first = port_;
       port_ += 3 + (bits_ - 4) / 2;
-      return ReadNested(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, channel_major, K, N, bits_);
+      return ReadNested(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits_);
     }
     const float* ReadBias(const char* name, bool has_bias, int64_t n) {
       return has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
     }
-    MatMul ReadMatMul(const char* name, const char* bias, bool has_bias, int64_t K, int64_t N) {
-      const Nested w = ReadMatrix(name, false, K, N);
-      return MatMul(w, ReadBias(bias, has_bias, N));
+    ChannelMatMul ReadMatMul(const char* name, const char* bias, size_t keep_port, const char* keep_name, ChannelMatMul::Cut cut, int64_t K,
+                             int64_t N) {
+      const Nested w = ReadMatrix(name, K, N);
+      const float* added = ReadBias(bias, attributes_.Int(bias, 0, 1) != 0, N);
+      return ChannelMatMul(attributes_, kName, keep_port, keep_name, w, added, cut, Layer(attributes_));
     }
     Mlp ReadMlp(int64_t hidden) {
       const int64_t I = Channels(attributes_, kName, "intermediate_size");
       const int64_t U = attributes_.Int("gated", 0, 1) != 0 ? 2 * I : I;
       const bool has_bias = attributes_.Int("mlp_bias", 0, 1) != 0;
-      const Nested up = ReadMatrix("DecoderLayer up", true, hidden, U);
+      const Nested up = ReadMatrix("DecoderLayer up", hidden, U);
       const float* up_bias = ReadBias("up_bias", has_bias, U);
-      const Nested down = ReadMatrix("DecoderLayer down", true, I, hidden);
+      const Nested down = ReadMatrix("DecoderLayer down", I, hidden);
       const float* down_bias = ReadBias("down_bias", has_bias, hidden);
       ExpectInputs(attributes_, kName, static_cast<size_t>(port_));
       return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, Layer(attributes_));
@@ -103,14 +115,14 @@ class DecoderLayer {
   // Members are read in their order below, which is that of the inputs.
   DecoderLayer(const Attributes& attributes, WeightReader&& weights)
       : attention_(attributes, kName, kInt8Cache, kScalePort, Layer(attributes)),
-        cos_(attributes.Constant(9, "cos")),
-        sin_(attributes.Constant(10, "sin")),
+        cos_(attributes.Constant(11, "cos")),
+        sin_(attributes.Constant(12, "sin")),
         hidden_(Channels(attributes, kName, "hidden_size")),
         parallel_residual_(attributes.Int("parallel_residual", 0, 1) != 0),
         attention_norm_(weights.ReadNorm("attention_norm", hidden_, LayerNorm(attributes))),
         mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0 ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, LayerNorm(attributes))),
-        qkv_(weights.ReadMatMul("DecoderLayer qkv", "qkv_bias", attributes.Int("qkv_bias", 0, 1) != 0, hidden_, attention_.QkvSize())),
-        output_(weights.ReadMatMul("DecoderLayer o", "output_bias", attributes.Int("output_bias", 0, 1) != 0, attention_.OutputSize(), hidden_)),
+        qkv_(weights.ReadMatMul("DecoderLayer qkv", "qkv_bias", 9, "keep_qkv", kQkvCut, hidden_, attention_.QkvSize())),
+        output_(weights.ReadMatMul("DecoderLayer o", "output_bias", 10, "keep_o", kOutputCut, attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
     if (attention_.OutputSize() % static_cast<int64_t>(kBlock) != 0) {
       throw Error(std::string(kName) + ": attributes num_heads * head_dim: got " + std::to_string(attention_.OutputSize()) +
@@ -137,59 +149,68 @@ class DecoderLayer {
   // Scratch memory of a member.
   struct Own {
     float* normed;  // [hidden]
-    TokenInput qkv, output;
+    float* qkv;     // [QkvSize]
+    float* middle;  // [hidden], x + attention
+    TokenInput qkv_input, output_input;
     DecodePlan attention;
     Mlp::Own mlp;
   };
 
-  void Step(const Context& context, const float* x, AttentionCall& call, Mlp::Keep keep, float* y) const {
+  void Step(const Context& context, const float* x, const AttentionCall& call, Keep keep, float* y) const {
     thread_local Buffer memory;
     const size_t members = ThreadCount::Estimate(), hidden = static_cast<size_t>(hidden_);
-    float *qkv = nullptr, *attended = nullptr, *middle = nullptr;  // middle: x + attention
+    float *qkv_sums = nullptr, *attended = nullptr, *output_sums = nullptr;
     DecodePlan plan{};
     Mlp::Shared mlp{};
     Own* all = nullptr;
     Place(memory, [&](Arena& arena) {
-      qkv = arena.Take<float>(qkv_.Outputs());
+      qkv_sums = qkv_.PlaceSums(arena);
       attended = arena.Take<float>(output_.Inputs());
-      middle = arena.Take<float>(hidden);
+      output_sums = output_.PlaceSums(arena);
       plan = attention_.PlanStep(call, arena);
       mlp = mlp_.PlaceShared(arena);
       all = arena.Each(members, [&] {
-        return Own{arena.Take<float>(hidden), qkv_.PlaceInput(arena), output_.PlaceInput(arena), attention_.PlanOwn(call, plan, arena),
-                   mlp_.PlaceOwn(arena)};
+        return Own{arena.Take<float>(hidden), arena.Take<float>(qkv_.Outputs()), arena.Take<float>(hidden), qkv_.PlaceInput(arena),
+                   output_.PlaceInput(arena), attention_.PlanOwn(call, plan, arena), mlp_.PlaceOwn(arena)};
       });
     });
-    call.qkv = qkv;
-    call.y = attended;
     attention_.StartStep(call, plan);
-    const size_t qkv_tasks = qkv_.RowTasks(members), output_tasks = output_.RowTasks(members);
+    const size_t qkv_tasks = qkv_.Tasks(members), output_tasks = output_.Tasks(members);
     RunTeam(context, members, [&](Member& member) {
       Own& own = all[member.Index()];
-      qkv_.Fetch(member.FirstOf(qkv_tasks), qkv_tasks, kFetchedBytes);
+      AttentionCall mine = call;
+      mine.qkv = own.qkv;
+      mine.y = attended;
+      qkv_.Fetch(member, members, keep.qkv);
       member.Run(
           qkv_tasks,
           [&] {
             attention_norm_.Row(x, own.normed);
-            own.qkv.Read(own.normed);
+            own.qkv_input.Read(own.normed, keep.qkv);
           },
-          [&](size_t task) { qkv_.Row(own.qkv, task, qkv_tasks, nullptr, qkv); },
-          [&] { attention_.FetchStep(member, members, call, plan); });
-      attention_.Step(member, call, own.attention,
-                      [&] { output_.Fetch(member.FirstOf(output_tasks), output_tasks, kFetchedBytes); });
+          [&](size_t task) { qkv_.Row(own.qkv_input, task, qkv_tasks, qkv_sums); },
+          [&] { attention_.FetchStep(member, members, mine, plan); });
+      // Every member adds up what it reads: that is less work than to wait for one that does.
+      attention_.Step(
+          member, mine, own.attention, [&] { qkv_.Total(qkv_sums, nullptr, own.qkv); },
+          [&] { output_.Fetch(member, members, keep.output); });
       member.Run(
-          output_tasks, [&] { own.output.Read(attended); },
-          [&](size_t task) { output_.Row(own.output, task, output_tasks, x, middle); },
-          [&] { mlp_.FetchStep(member, members, keep); });
+          output_tasks, [&] { own.output_input.Read(attended, keep.output); },
+          [&](size_t task) { output_.Row(own.output_input, task, output_tasks, output_sums); },
+          [&] { mlp_.FetchStep(member, members, keep.mlp); });
+      const auto middle = [&] {
+        output_.Total(output_sums, x, own.middle);
+        return static_cast<const float*>(own.middle);
+      };
       const auto normed = [&] {
-        mlp_norm_.Row(parallel_residual_ ? x : middle, own.normed);
+        mlp_norm_.Row(parallel_residual_ ? x : middle(), own.normed);
         return own.normed;
       };
-      mlp_.Step(member, members, mlp, own.mlp, keep, normed, middle, y);
+      mlp_.Step(member, members, mlp, own.mlp, keep.mlp, normed, middle, y);
     });
   }
 
-  void Rows(const Context& context, const float* x, AttentionCall& call, Mlp::Keep keep, float* y) const {
+  void Rows(const Context& context, const float* x, AttentionCall& call, Keep keep, float* y) const {
     thread_local Buffer memory;
     const size_t tokens = static_cast<size_t>(call.tokens), hidden = static_cast<size_t>(hidden_);
     float *normed = nullptr, *qkv = nullptr, *attended = nullptr, *middle = nullptr;
@@ -200,13 +221,13 @@ class DecoderLayer {
       middle = arena.Take<float>(tokens * hidden);
     });
     attention_norm_.Rows(context, x, tokens, normed);
-    qkv_.Rows(context, normed, tokens, nullptr, qkv);
+    qkv_.Rows(context, normed, tokens, keep.qkv, nullptr, qkv);
     call.qkv = qkv;
     call.y = attended;
     attention_.Rows(context, call);
-    output_.Rows(context, attended, tokens, x, middle);
+    output_.Rows(context, attended, tokens, keep.output, x, middle);
     mlp_norm_.Rows(context, parallel_residual_ ? x : middle, tokens, normed);
-    mlp_.Rows(context, normed, tokens, keep, middle, y);
+    mlp_.Rows(context, normed, tokens, keep.mlp, middle, y);
   }
 
   Attention attention_;
@@ -214,7 +235,7 @@ class DecoderLayer {
   int64_t hidden_;
   bool parallel_residual_;
   Norm attention_norm_, mlp_norm_;
-  MatMul qkv_, output_;
+  ChannelMatMul qkv_, output_;
   Mlp mlp_;
 };
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <string>
 
-#include "channel_product.h"
+#include "channel_matmul.h"
 #include "nested.h"
 #include "op.h"
 #include "team.h"
@@ -22,9 +22,9 @@ class Mlp {
 
   // Memory of one token: what the team shares and what every member has for itself.
   struct Shared {
-    float* up;      // [parts, up.N]
+    float* up;      // sums
     float* hidden;  // [I]
-    float* down;    // [parts, K]
+    float* down;    // sums
   };
   struct Own {
     TokenInput up, down;
@@ -35,63 +35,45 @@ class Mlp {
   Mlp(const Attributes& attributes, const char* op, size_t keep_port, const Nested& up, const float* up_bias, const Nested& down,
       const float* down_bias, int64_t layer = CountInput::kNoLayer);
 
-  size_t Channels() const { return up_.K; }
+  size_t Channels() const { return up_.Inputs(); }
 
-  Keep ReadKeep(const Context& context) const;
+  Keep ReadKeep(const Context& context) const { return {up_.ReadKeep(context), down_.ReadKeep(context)}; }
 
-  Shared PlaceShared(Arena& arena) const {
-    return {arena.Take<float>(up_row_.Sums()), arena.Take<float>(Inner()), arena.Take<float>(down_row_.Sums())};
-  }
-  Own PlaceOwn(Arena& arena) const {
-    return {TokenInput::ChannelMajor(up_, arena), TokenInput::ChannelMajor(down_, arena)};
-  }
+  Shared PlaceShared(Arena& arena) const { return {up_.PlaceSums(arena), arena.Take<float>(Inner()), down_.PlaceSums(arena)}; }
+  Own PlaceOwn(Arena& arena) const { return {up_.PlaceInput(arena), down_.PlaceInput(arena)}; }
 
-  // The last three phases of a team. input() gives x [K] to a member; y [K] is the product and `residual` [K] where that is not null.
-  template <class Input>
-  void Step(Member& member, size_t members, const Shared& shared, Own& own, Keep keep, const Input& input, const float* residual,
+  // The last three phases of a team. input() gives x [K] to a member; y [K] is the product and residual() [K] where that is not null.
+  template <class Input, class Residual>
+  void Step(Member& member, size_t members, const Shared& shared, Own& own, Keep keep, const Input& input, const Residual& residual,
             float* y) const {
-    const size_t up_tasks = up_row_.Tasks(members), down_tasks = down_row_.Tasks(members);
+    const size_t up_tasks = up_.Tasks(members), down_tasks = down_.Tasks(members);
     member.Run(
-        up_tasks, [&] { own.up.Read(input(), keep.in); }, [&](size_t task) { up_row_.Row(own.up, task, up_tasks, shared.up); },
-        [&] {
-          if (keep.mid == Inner()) down_row_.Fetch(member.FirstOf(down_tasks), down_tasks, kFetchedBytes);
-        });
+        up_tasks, [&] { own.up.Read(input(), keep.in); }, [&](size_t task) { up_.Row(own.up, task, up_tasks, shared.up); },
+        [&] { down_.Fetch(member, members, keep.mid); });
     const size_t shares = TasksOf(Inner(), kActivateStep, Inner(), members);
     member.Run(shares, [] {}, [&](size_t task) { Activate(ShareOf(Inner(), kActivateStep, task, shares), shared); });
     member.Finish(
         down_tasks, [&] { own.down.Read(shared.hidden, keep.mid); },
-        [&](size_t task) { down_row_.Row(own.down, task, down_tasks, shared.down); }, [&] { Add(shared.down, residual, y); });
+        [&](size_t task) { down_.Row(own.down, task, down_tasks, shared.down); }, [&] { down_.Total(shared.down, residual(), y); });
   }
 
   // Asks for what the member reads first in Step.
-  void FetchStep(const Member& member, size_t members, Keep keep) const {
-    const size_t tasks = up_row_.Tasks(members);
-    if (keep.in == up_.K) up_row_.Fetch(member.FirstOf(tasks), tasks, kFetchedBytes);
-  }
+  void FetchStep(const Member& member, size_t members, Keep keep) const { up_.Fetch(member, members, keep.in); }
 
   // y [tokens, K] of x [tokens, K]; adds `residual` [tokens, K] where it is not null.
   void Rows(const Context& context, const float* x, size_t tokens, Keep keep, const float* residual, float* y) const;
 
  private:
-  static constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
   static constexpr size_t kActivateStep = 128;
 
-  size_t Inner() const { return down_.K; }
+  size_t Inner() const { return down_.Inputs(); }
 
   // Of the hidden channels.
   void Activate(Range channels, const Shared& shared) const;
 
-  // All parts, into y.
-  void Add(float* sums, const float* residual, float* y) const;
-
   void Chunk(const Context& context, const float* x, size_t tokens, Keep keep, const float* residual, float* y) const;
 
-  const char* op_;
-  CountInput keep_in_, keep_mid_;
-  Nested up_, down_;
-  const float* up_bias_;
-  const float* down_bias_;
-  ChannelProduct up_row_, down_row_;
+  ChannelMatMul up_, down_;
   bool gated_;
   Activation activation_;
 };

@@ -74,7 +74,8 @@ class PrunedMLP {
       own = arena.Each(members, [&] { return mlp_.PlaceOwn(arena); });
     });
     RunTeam(context, members, [&](Member& member) {
-      mlp_.Step(member, members, shared, own[member.Index()], keep, [x] { return x; }, nullptr, y);
+      mlp_.Step(member, members, shared, own[member.Index()], keep, [x] { return x; },
+                [] { return static_cast<const float*>(nullptr); }, y);
     });
   }
 

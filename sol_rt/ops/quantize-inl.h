@@ -177,7 +177,7 @@ inline void Quantize(const float* x, size_t K, size_t token, const Activations& 
 }
 
 template <size_t kParts>
-HWY_INLINE void ListActiveParts(const int8_t* natural, size_t K, const ActiveQuads& out) {
+HWY_INLINE void ListActiveParts(const int8_t* natural, const float* step, size_t K, const ActiveQuads& out) {
   const hn::CappedTag<int8_t, kBlock> d;
   const hn::RebindToUnsigned<decltype(d)> du;
   constexpr size_t kLanes = hn::MaxLanes(d);
@@ -198,7 +198,11 @@ HWY_INLINE void ListActiveParts(const int8_t* natural, size_t K, const ActiveQua
       const auto rows = hn::Iota(du, static_cast<uint8_t>(i));
       count += hn::CompressStore(rows, hn::RebindMask(du, nonzero), du, out.rows + count);
     }
-    if (count == first) continue;
+    if (count == first) {
+      if (step[b] == step[b]) continue;
+      out.rows[count++] = 0;  // NaN is no block to skip: it spoils the outputs as it should
+      for (size_t p = 0; p < kParts; ++p) out.codes[p * part + first] = 0;
+    }
     // Zeros to the full quad, for the last row once more: no other row is touched.
     for (size_t p = 0; p < kParts; ++p) std::memset(out.codes + p * part + count, 0, 4);
     std::memset(out.rows + count, out.rows[count - 1], 4);
@@ -208,8 +212,8 @@ HWY_INLINE void ListActiveParts(const int8_t* natural, size_t K, const ActiveQua
 }
 
 inline void ListActive(const Activations& x, size_t K, const ActiveQuads& out) {
-  if (x.parts == 1) return ListActiveParts<1>(x.natural, K, out);
-  ListActiveParts<2>(x.natural, K, out);
+  if (x.parts == 1) return ListActiveParts<1>(x.natural, x.step, K, out);
+  ListActiveParts<2>(x.natural, x.step, K, out);
 }
 
 }  // namespace HWY_NAMESPACE

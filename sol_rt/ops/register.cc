@@ -11,6 +11,7 @@ const OrtCustomOp* DecoderLayerOp();
 const OrtCustomOp* DecoderLayerInt8Op();
 const OrtCustomOp* NestedMatMulOp();
 const OrtCustomOp* NestedGatherOp();
+const OrtCustomOp* PrunedMatMulOp();
 const OrtCustomOp* PrunedMLPOp();
 const OrtCustomOp* SparseAttentionOp();
 const OrtCustomOp* SparseAttentionInt8Op();
@@ -22,8 +23,8 @@ OrtStatus* Register(OrtSessionOptions* options) {
   static OrtCustomOpDomain* const domain = [] {
     OrtCustomOpDomain* made = nullptr;
     Check(Api().CreateCustomOpDomain("sol", &made));
-    for (const OrtCustomOp* op : {DecoderLayerOp(), DecoderLayerInt8Op(), NestedMatMulOp(), NestedGatherOp(), PrunedMLPOp(), SparseAttentionOp(),
-                                  SparseAttentionInt8Op()}) {
+    for (const OrtCustomOp* op : {DecoderLayerOp(), DecoderLayerInt8Op(), NestedMatMulOp(), NestedGatherOp(), PrunedMatMulOp(), PrunedMLPOp(),
+                                  SparseAttentionOp(), SparseAttentionInt8Op()}) {
       Check(Api().CustomOpDomain_Add(made, op));
     }
     return made;

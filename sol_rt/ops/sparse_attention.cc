@@ -58,7 +58,7 @@ class SparseAttention {
     const size_t members = std::min(most, attention_.StepMembers(call, plan));
     RunTeam(context, members, [&](Member& member) {
       attention_.FetchStep(member, members, call, plan);
-      attention_.Step(member, call, own[member.Index()], [] {});
+      attention_.Step(member, call, own[member.Index()], [] {}, [] {});
     });
   }
 

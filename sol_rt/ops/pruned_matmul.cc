@@ -1,0 +1,80 @@
+// PrunedMatMul(x, keep, base, scale, zero[, plane1[, plane2]]) -> y: the `keep` largest channels of x [..., K] times a channel-major
+// matrix.
+
+#include <array>
+#include <string>
+
+#include "channel_matmul.h"
+#include "nested_inputs.h"
+#include "op.h"
+
+namespace sol {
+namespace {
+
+class PrunedMatMul {
+ public:
+  static constexpr const char* kName = "PrunedMatMul";
+  static constexpr std::array<Port, 7> kInputs{{{"x", kFloat},
+                                                {"keep", kInt64},
+                                                {"base", kUInt4},
+                                                {"scale", kFloat16},
+                                                {"zero", kUInt8},
+                                                {"plane1", kUInt8, kOptional},
+                                                {"plane2", kUInt8, kOptional}}};
+  static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
+
+  explicit PrunedMatMul(const Attributes& attributes) : product_(Read(attributes)) {}
+
+  void Compute(Context& context) const {
+    const Tensor x = context.Input(0);
+    const size_t K = product_.Inputs();
+    if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(K)) {
+      throw Error(std::string(kName) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(K) + "]");
+    }
+    const size_t keep = product_.ReadKeep(context);
+    auto shape = x.dims;
+    shape[x.rank - 1] = static_cast<int64_t>(product_.Outputs());
+    float* y = context.Output<float>(0, shape.data(), x.rank);
+    const size_t tokens = static_cast<size_t>(x.Elements()) / K;
+    if (tokens == 0) return;
+    if (tokens == 1) {
+      One(context, x.As<float>(), keep, y);
+    } else {
+      product_.Rows(context, x.As<float>(), tokens, keep, nullptr, y);
+    }
+  }
+
+ private:
+  static ChannelMatMul Read(const Attributes& attributes) {
+    const int bits = Bits(attributes, kName);
+    const int64_t K = Channels(attributes, kName, "K"), N = attributes.Int("N", 2, int64_t{1} << 30);
+    if (N % 2 != 0) {
+      throw Error(std::string(kName) + ": attribute N: got " + std::to_string(N) + ", expected an even number; export the bundle again");
+    }
+    ExpectInputs(attributes, kName, bits == 4 ? 5 : bits == 6 ? 6 : 7);
+    const Nested w = ReadNested(attributes, kName, {2, 3, 4, 5, 6}, true, K, N, bits);
+    return ChannelMatMul(attributes, kName, 1, "keep", w, nullptr, {2, 2048});
+  }
+
+  void One(const Context& context, const float* x, size_t keep, float* y) const {
+    thread_local Buffer memory;
+    TokenInput input;
+    float* sums = nullptr;
+    Place(memory, [&](Arena& arena) {
+      input = product_.PlaceInput(arena);
+      sums = product_.PlaceSums(arena);
+    });
+    input.Read(x, keep);
+    const size_t tasks = product_.Tasks(ThreadCount::Estimate());
+    context.ParallelFor(tasks, [&](size_t task) { product_.Row(input, task, tasks, sums); });
+    product_.Total(sums, nullptr, y);
+  }
+
+  ChannelMatMul product_;
+};
+
+}  // namespace
+
+const OrtCustomOp* PrunedMatMulOp() { return Define<PrunedMatMul>(); }
+
+}  // namespace sol
