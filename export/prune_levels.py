@@ -35,6 +35,8 @@ _GROUPS = 5  # of neighbouring layers, each twice: of first and of second matric
 _STEP = 1.25  # factor on what a group prunes
 _ROUNDS = 2
 _TINY = 1e-7
+_MOST_WEIGHTS = 500_000_000
+"""Of the layers' MLPs: for larger models the search takes half an hour and more."""
 
 _Array = npt.NDArray[np.float64]
 
@@ -61,6 +63,11 @@ class MlpSizes:
     def of(cls, config: SolConfig) -> MlpSizes:
         (hidden, width), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
         return cls(config.model.num_layers, hidden, inner, width, outputs)
+
+    @property
+    def total(self) -> int:
+        """Weights of all MLP matrices."""
+        return self.layers * (self.channels_in * self.weights_in + self.channels_mid * self.weights_mid)
 
     @property
     def channels(self) -> _Array:
@@ -136,10 +143,12 @@ def with_levels(
 ) -> SolConfig:
     """The config of the bundle in `folder` with counts that `find_levels` found for its prune levels.
 
-    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. Raises
-    BundleError, UsageError.
+    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. A model of more
+    than _MOST_WEIGHTS keeps the counts that it has, equal in all layers. Raises BundleError, UsageError.
     """
     sizes = MlpSizes.of(config)
+    if sizes.total > _MOST_WEIGHTS:
+        return config
     shares = {key: 100 * sizes.share(PruneLevels(v.keep_in, v.keep_mid)) for key, v in config.variants.items()}
     targets = sorted(set(shares.values()), reverse=True)
     bits = min(variant.bits for variant in config.variants.values() if variant.prune == 100)

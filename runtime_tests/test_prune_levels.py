@@ -161,9 +161,14 @@ def test_targets_out_of_reach_are_refused(engine: Engine, target: int) -> None:
         find_levels(engine, WINDOWS, (75, target), 4)
 
 
-def test_a_bundle_gets_the_levels_that_are_found(engine: Engine, tmp_path: Path) -> None:
+def test_a_bundle_gets_the_levels_that_are_found(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(engine.bundle.path, tmp_path / "tiny"))
     before = engine.bundle.config
+    with monkeypatch.context() as patch:
+        patch.setattr(prune_levels, "_MOST_WEIGHTS", MlpSizes.of(before).total - 1)
+        assert with_levels(folder, before, describe("llama"), WINDOWS) == before
     config = with_levels(folder, before, describe("llama"), WINDOWS)
     rule = next(variant for variant in before.variants.values() if variant.prune == 50)
     share = 100 * MlpSizes.of(before).share(PruneLevels(rule.keep_in, rule.keep_mid))
