@@ -143,8 +143,8 @@ def with_levels(
 ) -> SolConfig:
     """The config of the bundle in `folder` with counts that `find_levels` found for its prune levels.
 
-    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. A model of more
-    than _MOST_WEIGHTS keeps the counts that it has, equal in all layers. Raises BundleError, UsageError.
+    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. A model of
+    more than _MOST_WEIGHTS keeps the counts that it has, equal in all layers. Raises BundleError, UsageError.
     """
     sizes = MlpSizes.of(config)
     if sizes.total > _MOST_WEIGHTS:
