@@ -62,7 +62,7 @@ class LayerShapes:
         )
 
 
-def prune_counts(prune_percent: int, shapes: LayerShapes) -> tuple[int, int, int, int]:
+def prune_counts(prune_percent: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
     """Channels that a prune level keeps at the inputs of a layer's matrices where all layers keep the same: (keep_in,
     keep_mid, keep_qkv, keep_o).
 

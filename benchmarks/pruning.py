@@ -1,0 +1,68 @@
+"""What pruning loses at equal weights read: the MLP's channels alone, and with those of the attention's projections.
+
+    python benchmarks/pruning.py BUNDLE -f TEXT
+    ... --shares 75,64,56.5     percent of the layers' base-plane weights read; by default 67, 52, 42% of an MLP
+    ... --bits 4 --windows 40   width, and windows of 512 tokens from the beginning of the text
+
+Both ways run on one bundle, whose own counts don't matter. Losses are nats a token over nothing pruned, of the second
+half of each window behind a dense first half; every earlier token of the half was pruned too. ± is the standard error
+of the paired differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from sol_rt.actions import Action
+from sol_rt.export.graph import LayerShapes, mlp_counts, prune_counts
+from sol_rt.export.losses import Candidate, paired_difference, token_losses
+from sol_rt.model import SolModel
+from sol_rt.perplexity import windows
+
+
+def both(share: float, shapes: LayerShapes, layers: int, action: Action) -> tuple[Candidate, Candidate]:
+    """(MLP alone, all matrices) at `share` of the layers' weights, the same counts in all layers."""
+    sizes = {name: math.prod(shape) for name, shape in vars(shapes).items()}
+    attention = sizes["qkv"] + sizes["o"]
+    alone = (share * sum(sizes.values()) - attention) / (sizes["up"] + sizes["down"])
+    counts = (
+        (*mlp_counts(alone, shapes.up, shapes.down), shapes.qkv[0], shapes.o[0]),
+        prune_counts(100 * share, shapes),
+    )
+    one, other = (Candidate(action, *((count,) * layers for count in each)) for each in counts)
+    return one, other
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
+    parser.add_argument("-f", "--file", type=Path, required=True, help="text to score")
+    parser.add_argument("--shares", default="75,64,56.5", help="percent of the layers' weights read")
+    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("-t", "--threads", type=int)
+    args = parser.parse_args()
+
+    model = SolModel.from_pretrained(args.bundle, provider="cpu", threads=args.threads)
+    config = model.bundle.config
+    shapes = LayerShapes(*(config.tensors[f"layers.0.{name}.base"].shape[:2] for name in ("up", "down", "qkv", "o")))
+    ids = model.tokenizer.encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
+    cut = windows(ids, 512, None, args.windows)
+    shares = [float(share) / 100 for share in args.shares.split(",")]
+    action = Action(100, 100, args.bits)
+    pairs = [both(share, shapes, config.model.num_layers, action) for share in shares]
+    rows = token_losses(model.engine, cut, [Candidate(action), *(candidate for pair in pairs for candidate in pair)])
+
+    print(
+        f"{config.model.name}, {args.file.name}, {len(cut)} windows of 512, {rows.shape[1]} tokens, {args.bits} bits\n"
+    )
+    print("| layers' weights read | MLP alone, nats | all matrices, nats |\n|--:|--:|--:|")
+    for index, share in enumerate(shares):
+        lost = [paired_difference(rows[1 + 2 * index + which], rows[0]) for which in (0, 1)]
+        print(f"| {share:.1%} | " + " | ".join(f"{mean:+.4f} ± {error:.4f}" for mean, error in lost) + " |")
+
+
+if __name__ == "__main__":
+    main()
