@@ -11,14 +11,13 @@ import onnxruntime as ort
 import pytest
 
 from sol_rt.config import CONFIG_NAME
-from sol_rt.home import bundles_dir, checkpoints_dir
+from sol_rt.home import checkpoints_dir
 from sol_rt.providers import start_pool
 
 _SMOLLM2 = "smollm2-135m"
 # before any test points SOL_RT_HOME elsewhere
 _SMOLLM2_PLACES = (
     os.environ.get("SOL_RT_TEST_SMOLLM2"),
-    bundles_dir() / _SMOLLM2,
     checkpoints_dir() / f"{_SMOLLM2}.gguf",
     checkpoints_dir() / _SMOLLM2,
 )
@@ -90,7 +89,9 @@ def tiny_bundle(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct: the bundle or checkpoint that $SOL_RT_TEST_SMOLLM2 names or the home folder holds."""
+    """SmolLM2-135M-Instruct: the bundle or checkpoint that $SOL_RT_TEST_SMOLLM2 names, or the checkpoint that the home
+    folder holds; a bundle there may be of another format, and has the actions that its export chose.
+    """
     for place in _SMOLLM2_PLACES:
         if place and Path(place).exists():
             found = Path(place)
