@@ -51,10 +51,16 @@ class Resident(NamedTuple):
 
 
 def _resident(bundle: Path, which: str) -> Resident:
+    """The least of three processes: arenas of the threads that happen to allocate add up to 3 MB to one of them."""
+    return Resident(*map(min, zip(*(_one_process(bundle, which) for _ in range(3)), strict=True)))
+
+
+def _one_process(bundle: Path, which: str) -> list[float]:
     run = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(bundle), which], capture_output=True, text=True, check=True, timeout=300
     )
-    return Resident(*json.loads(run.stdout))
+    numbers: list[float] = json.loads(run.stdout)
+    return numbers
 
 
 def _assert_shared(bundle: Path) -> tuple[Resident, Resident]:
