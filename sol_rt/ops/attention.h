@@ -11,6 +11,15 @@
 
 namespace sol {
 
+// What an operator that attends is given of its cache, and how far to read it.
+template <Type Element>
+inline constexpr std::array<Port, 6> kAttentionInputs{{{"past_key", Element},
+                                                       {"past_value", Element},
+                                                       {"past_key_codes", kUInt8},
+                                                       {"past_key_range", kFloat16},
+                                                       {"past_length", kInt64},
+                                                       {"attn_keep", kInt64}}};
+
 // Of an operator that attends: what it computes, and its cache, whose keys and values are of type Element.
 template <Type Element>
 inline constexpr std::array<Port, 7> kAttentionOutputs{{{"y", kFloat},
@@ -69,8 +78,7 @@ class Attention {
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
   void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
 
-  // Of every operator that attends: past_key, past_value, past_key_codes, past_key_range, past_length, attn_keep; outputs 1 … 4, and 5 and 6
-  // for scales.
+  // Where kAttentionInputs begin in every operator that attends; outputs of the cache are 1 … 4, and 5 and 6 for scales.
   static constexpr size_t kKeyPort = 1;
 
   const char* op_;

@@ -45,11 +45,13 @@ HWY_INLINE void CodeKey(const float* key, int64_t dim, uint8_t* codes, hwy::floa
   const hn::Rebind<uint8_t, F32> d8;
   const hn::Repartition<uint16_t, decltype(d8)> d16;
   const hn::Rebind<uint8_t, decltype(d16)> packed;
-  float low = key[0], high = key[0];
-  for (int64_t i = 1; i < dim; ++i) {
-    low = HWY_MIN(low, key[i]);
-    high = HWY_MAX(high, key[i]);
+  VF lows = hn::Set(d, key[0]), highs = lows;
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    const VF numbers = hn::LoadNOr(hn::Set(d, key[0]), d, key + i, static_cast<size_t>(HWY_MIN(kLanes, dim - i)));
+    lows = hn::Min(lows, numbers);
+    highs = hn::Max(highs, numbers);
   }
+  const float low = hn::ReduceMin(d, lows), high = hn::ReduceMax(d, highs);
   *minimum = hwy::F16FromF32(low);
   *step = hwy::F16FromF32((high - low) / 15.0f);
   const VF from = hn::Set(d, hwy::F32FromF16(*minimum)), by = hn::Set(d, hwy::F32FromF16(*step));

@@ -7,9 +7,10 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "attention_math-inl.h"
 #include "dot-inl.h"
@@ -52,25 +53,40 @@ HWY_INLINE void ForEachPass(int64_t group, F&& f) {
 
 // The nibbles of a page's codes that lie in the same place of `query`: 8 bits a channel, four channels of the page's four tokens in turn.
 HWY_INLINE void CodeQuery(const AttentionCall& call, const DecodePlan& plan, int64_t head, const float* query) {
-  float largest = 0.0f;
-  for (int64_t i = 0; i < call.head_dim; ++i) largest = HWY_MAX(largest, std::abs(query[i]));
-  const float step = largest / 127.0f;
+  const F32 d;
+  const I32 di;
+  const I8 d8;
+  const hn::Repartition<uint16_t, I8> pairs;
+  const hn::Rebind<uint8_t, decltype(pairs)> halves;
+  const hn::FixedTag<uint32_t, kPageSize> page;
+  VF largest = hn::Zero(d);
+  for (int64_t i = 0; i < plan.padded_dim; i += kLanes) largest = hn::Max(largest, hn::Abs(hn::LoadU(d, query + i)));
+  const float step = hn::ReduceMax(d, largest) / 127.0f;
+  const VF steps = hn::Set(d, step);
+  const auto none = hn::Eq(steps, hn::Zero(d));
+  auto sum = hn::Zero(di);
+  HWY_ALIGN uint8_t even[kMaxHeadDim / 2], odd[kMaxHeadDim / 2];
+  for (int64_t i = 0; i < plan.padded_dim; i += kLanes) {
+    const auto codes = hn::NearestInt(hn::IfThenZeroElse(none, hn::Div(hn::LoadU(d, query + i), steps)));
+    sum = hn::Add(sum, codes);
+    const auto both = hn::BitCast(pairs, hn::DemoteTo(d8, codes));
+    hn::StoreU(hn::TruncateTo(halves, both), halves, even + i / 2);
+    hn::StoreU(hn::TruncateTo(halves, hn::ShiftRight<8>(both)), halves, odd + i / 2);
+  }
   int8_t* low = plan.query_low + head * plan.code_stride;
   int8_t* high = plan.query_high + head * plan.code_stride;
-  std::fill_n(low, plan.code_stride, int8_t{0});
-  std::fill_n(high, plan.code_stride, int8_t{0});
-  int32_t sum = 0;
-  for (int64_t i = 0; i < call.CodeBytes() && step > 0.0f; ++i) {
-    const auto even = static_cast<int8_t>(std::nearbyint(query[2 * i] / step));
-    const auto odd = static_cast<int8_t>(std::nearbyint(query[2 * i + 1] / step));
-    sum += even + odd;
-    for (int64_t t = 0; t < kPageSize; ++t) {
-      low[i / 4 * 4 * kPageSize + 4 * t + i % 4] = even;
-      high[i / 4 * 4 * kPageSize + 4 * t + i % 4] = odd;
+  int64_t at = 0;  // of four channels' codes, the same for all tokens of a page; behind the last ones the padding's zeros follow
+  for (; at < call.CodeBytes(); at += 4) {
+    for (const auto& [from, to] : {std::pair{even, low}, std::pair{odd, high}}) {
+      uint32_t four;
+      std::memcpy(&four, from + at, sizeof(four));
+      hn::StoreU(hn::Set(page, four), page, reinterpret_cast<uint32_t*>(to + kPageSize * at));
     }
   }
+  std::fill(low + kPageSize * at, low + plan.code_stride, int8_t{0});
+  std::fill(high + kPageSize * at, high + plan.code_stride, int8_t{0});
   plan.query_step[head] = step;
-  plan.query_sum[head] = static_cast<float>(sum);
+  plan.query_sum[head] = static_cast<float>(hn::ReduceSum(di, sum));
 }
 
 // Rotated queries of the step: floats for attention, codes for the scores of pages.

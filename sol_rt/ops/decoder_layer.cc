@@ -23,22 +23,17 @@ class DecoderLayer {
   static constexpr size_t kFirstWeight = kScalePort + (kInt8Cache ? 2 : 0);
   static constexpr size_t kMostWeights = 4 + 4 * 6;
   static constexpr auto kInputs = [] {
-    std::array<Port, kScalePort + 2 + kMostWeights> ports{{{"x", kFloat},
-                                                          {"past_key", Element},
-                                                          {"past_value", Element},
-                                                          {"past_key_codes", kUInt8},
-                                                          {"past_key_range", kFloat16},
-                                                          {"past_length", kInt64},
-                                                          {"attn_keep", kInt64},
-                                                          {"keep_in", kInt64},
-                                                          {"keep_mid", kInt64},
-                                                          {"keep_qkv", kInt64},
-                                                          {"keep_o", kInt64},
-                                                          {"cos", kFloat},
-                                                          {"sin", kFloat}}};
     // Scales, norms, planes and biases as the attributes say: their place decides no type.
-    for (size_t i = kScalePort; i < ports.size(); ++i) ports[i] = {"weight", kAny, kOptional};
-    return ports;
+    std::array<Port, 2 + kMostWeights> rest{};
+    for (Port& port : rest) port = {"weight", kAny, kOptional};
+    return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
+                std::array<Port, 6>{{{"keep_in", kInt64},
+                                     {"keep_mid", kInt64},
+                                     {"keep_qkv", kInt64},
+                                     {"keep_o", kInt64},
+                                     {"cos", kFloat},
+                                     {"sin", kFloat}}},
+                rest);
   }();
   static constexpr auto kOutputs = kAttentionOutputs<Element>;
 

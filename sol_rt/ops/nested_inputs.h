@@ -24,6 +24,13 @@ inline int64_t Channels(const Attributes& attributes, const char* op, const char
   return value;
 }
 
+// Whether the input x has `channels` in its last axis.
+inline void ExpectChannels(const char* op, const Tensor& x, size_t channels) {
+  if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(channels)) {
+    throw Error(std::string(op) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(channels) + "]");
+  }
+}
+
 inline int Bits(const Attributes& attributes, const char* op) {
   const int64_t bits = attributes.Int("bits");
   if (bits != 4 && bits != 6 && bits != 8) {

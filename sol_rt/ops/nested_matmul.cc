@@ -26,9 +26,7 @@ class NestedMatMul {
   void Compute(Context& context) const {
     const Tensor x = context.Input(0);
     const size_t K = product_.Inputs();
-    if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(K)) {
-      throw Error(std::string(kName) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(K) + "]");
-    }
+    ExpectChannels(kName, x, K);
     auto shape = x.dims;
     shape[x.rank - 1] = static_cast<int64_t>(product_.Outputs());
     float* y = context.Output<float>(0, shape.data(), x.rank);

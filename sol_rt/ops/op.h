@@ -70,6 +70,18 @@ struct Port {
   bool optional = false;
 };
 
+// Lists of ports as one.
+template <size_t... kSizes>
+constexpr std::array<Port, (kSizes + ...)> Join(const std::array<Port, kSizes>&... lists) {
+  std::array<Port, (kSizes + ...)> joined{};
+  size_t at = 0;
+  const auto add = [&](const auto& list) {
+    for (const Port& port : list) joined[at++] = port;
+  };
+  (add(lists), ...);
+  return joined;
+}
+
 // A view of a tensor; `data` is null where an optional input is absent.
 struct Tensor {
   static constexpr size_t kMaxRank = 8;

@@ -28,9 +28,7 @@ class PrunedMatMul {
   void Compute(Context& context) const {
     const Tensor x = context.Input(0);
     const size_t K = product_.Inputs();
-    if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(K)) {
-      throw Error(std::string(kName) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(K) + "]");
-    }
+    ExpectChannels(kName, x, K);
     const size_t keep = product_.ReadKeep(context);
     auto shape = x.dims;
     shape[x.rank - 1] = static_cast<int64_t>(product_.Outputs());

@@ -36,9 +36,7 @@ class PrunedMLP {
   void Compute(Context& context) const {
     const Tensor x = context.Input(0);
     const size_t K = mlp_.Channels();
-    if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(K)) {
-      throw Error(std::string(kName) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(K) + "]");
-    }
+    ExpectChannels(kName, x, K);
     const Mlp::Keep keep = mlp_.ReadKeep(context);
     float* y = context.Output<float>(0, x.dims.data(), x.rank);
     const size_t tokens = static_cast<size_t>(x.Elements()) / K;

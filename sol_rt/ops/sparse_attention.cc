@@ -15,17 +15,11 @@ template <Type Element>
 class SparseAttention {
  public:
   static constexpr const char* kName = "SparseAttention";
-  static constexpr std::array<Port, 11> kInputs{{{"qkv", kFloat},
-                                                 {"past_key", Element},
-                                                 {"past_value", Element},
-                                                 {"past_key_codes", kUInt8},
-                                                 {"past_key_range", kFloat16},
-                                                 {"past_length", kInt64},
-                                                 {"attn_keep", kInt64},
-                                                 {"cos", kFloat},
-                                                 {"sin", kFloat},
-                                                 {"past_key_scale", kFloat16, kOptional},
-                                                 {"past_value_scale", kFloat16, kOptional}}};
+  static constexpr auto kInputs = Join(std::array<Port, 1>{{{"qkv", kFloat}}}, kAttentionInputs<Element>,
+                                       std::array<Port, 4>{{{"cos", kFloat},
+                                                            {"sin", kFloat},
+                                                            {"past_key_scale", kFloat16, kOptional},
+                                                            {"past_value_scale", kFloat16, kOptional}}});
   static constexpr auto kOutputs = kAttentionOutputs<Element>;
 
   explicit SparseAttention(const Attributes& attributes) : attention_(attributes, kName, Element == kInt8, 9) {}
