@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -108,12 +108,7 @@ def compensate(
                 pass
     finally:
         torch.set_num_threads(threads)
-    return replace(
-        nested,
-        q=np.right_shift(codes, 4, dtype=np.uint8),
-        b=None if nested.b is None else np.right_shift(codes, 2, dtype=np.uint8) & np.uint8(3),
-        c=None if nested.c is None else codes & np.uint8(3),
-    )
+    return Nested.of_codes(codes, nested.planes, nested.scale, nested.zero)
 
 
 @dataclass(frozen=True)

@@ -123,15 +123,6 @@ def nest(own: OwnCodes, w: FloatArray, planes: int, name: str = "matrix", six_bi
     if not own.held.all():
         rest = ~own.held
         plain = quantize_matrix(blocks[rest], planes, name, six_bits)
-        code[rest] = (plain.q << 4) + np.uint8(8)
-        if plain.b is not None:
-            code[rest] = (plain.q << 4) + (plain.b << 2) + (np.uint8(2) if plain.c is None else plain.c)
+        code[rest] = plain.codes
         scale[rest], zero[rest] = plain.scale[0], plain.zero[0]
-    flat = code.reshape(rows, channels)
-    return Nested(
-        q=np.right_shift(flat, 4, dtype=np.uint8),
-        b=np.right_shift(flat, 2, dtype=np.uint8) & np.uint8(3) if planes >= 1 else None,
-        c=flat & np.uint8(3) if planes >= 2 else None,
-        scale=np.ascontiguousarray(scale.T),
-        zero=np.ascontiguousarray(zero.T),
-    )
+    return Nested.of_codes(code.reshape(rows, channels), planes, scale.T, zero.T)

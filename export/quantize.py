@@ -67,6 +67,31 @@ class Nested:
     scale: npt.NDArray[np.float16]
     zero: ByteArray
 
+    @classmethod
+    def of_codes(cls, codes: ByteArray, planes: int, scale: npt.NDArray[np.float16], zero: ByteArray) -> Nested:
+        """Splits code8, uint8 [N, K], into the base and `planes` residual planes; scale and zero are those [KB, N]."""
+        return cls(
+            q=np.right_shift(codes, 4, dtype=np.uint8),
+            b=np.right_shift(codes, 2, dtype=np.uint8) & np.uint8(3) if planes >= 1 else None,
+            c=codes & np.uint8(3) if planes >= 2 else None,
+            scale=np.ascontiguousarray(scale),
+            zero=np.ascontiguousarray(zero),
+        )
+
+    @property
+    def planes(self) -> int:
+        """Residual planes: 0, 1 or 2."""
+        return (self.b is not None) + (self.c is not None)
+
+    @property
+    def codes(self) -> ByteArray:
+        """code8, uint8 [N, K], with 0 in the bits of planes that are absent."""
+        codes = self.q << 4
+        for plane, shift in ((self.b, 2), (self.c, 0)):
+            if plane is not None:
+                codes |= plane << shift
+        return codes
+
 
 def quantize_matrix(
     w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True, importance: FloatArray | None = None
@@ -110,14 +135,7 @@ def quantize_matrix(
     with ThreadPoolExecutor(_processors()) as pool:
         for _ in pool.map(work, parts):
             pass
-    flat = codes.reshape(rows, channels)
-    return Nested(
-        q=np.right_shift(flat, 4, dtype=np.uint8),
-        b=np.right_shift(flat, 2, dtype=np.uint8) & np.uint8(3) if planes >= 1 else None,
-        c=flat & np.uint8(3) if planes >= 2 else None,
-        scale=np.ascontiguousarray(scale.T),
-        zero=np.ascontiguousarray(zero.T),
-    )
+    return Nested.of_codes(codes.reshape(rows, channels), planes, scale.T, zero.T)
 
 
 def _row_parts(rows: int, size: int) -> Iterator[slice]:

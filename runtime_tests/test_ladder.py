@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_options import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import write_bundle
@@ -314,12 +313,7 @@ def test_a_checkpoint_folder_is_refused_with_what_makes_a_file_of_it(tmp_path: P
 def test_bad_options_are_refused_before_anything_runs(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ladder, "Run", lambda args: pytest.fail("ran"))
-    monkeypatch.setattr(sys, "argv", ["ladder.py", "smollm2-135m", "-f", "text", *argv])
-    with pytest.raises(SystemExit) as caught:
-        ladder.main()
-    assert caught.value.code == 2
-    assert re.search(f"argument .*{argv[0]}.*: .*got .*expected", capsys.readouterr().err)
+    assert_refused(ladder, "Run", ["-f", "text", *argv], argv[0], monkeypatch, capsys)
 
 
 def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ import peer_models
 import peer_report
 import peers
 import pytest
+from bad_options import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from peer_report import best, quartiles, ratios, tables
@@ -161,12 +161,7 @@ def test_what_fails_on_the_way_to_a_peers_model_is_said() -> None:
 def test_bad_options_are_refused_before_anything_runs(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(peers, "run", lambda args: pytest.fail("ran"))
-    monkeypatch.setattr(sys, "argv", ["peers.py", "smollm2-135m", *argv])
-    with pytest.raises(SystemExit) as caught:
-        peers.main()
-    assert caught.value.code == 2
-    assert re.search(f"argument .*{argv[0]}.*: .*got .*expected", capsys.readouterr().err)
+    assert_refused(peers, "run", argv, argv[0], monkeypatch, capsys)
 
 
 def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

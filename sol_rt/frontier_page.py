@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from sol_rt.frontier import FrontierPoint, frontier, lower_hull
+from sol_rt.page_style import STYLE
 from sol_rt.selection_file import Selection
 
 _WIDTH, _HEIGHT = 880, 340
@@ -28,6 +29,7 @@ def render_frontier_html(name: str, selection: Selection) -> str:
     ]
     sections = "".join(_section(selection, context) for context in selection.contexts)
     return _PAGE.format(
+        style=STYLE,
         title=html.escape(f"{name}: actions"),
         heading=html.escape(f"{name}: what its actions cost and lose"),
         tiles="".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in tiles),
@@ -136,20 +138,7 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --page:#fff; --ink:#1c2128; --quiet:#59636e; --line:#d5dbe1; --panel:#f6f8fa;
- --blue:#0a5bbd; --dot:#8b949e; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --page:#0f141a; --ink:#e8ecf1; --quiet:#9aa6b2; --line:#2c3641;
- --panel:#161d25; --blue:#6cb0ff; --dot:#6b7683; }} }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; max-width: 60rem; padding: 2rem 1.25rem 3rem; background: var(--page); color: var(--ink);
- font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }}
-h1 {{ font-size: 1.5rem; margin: 0 0 1rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1rem; margin: 2.25rem 0 .6rem; }}
-dl {{ display: flex; flex-wrap: wrap; gap: .75rem; margin: 0; }}
-dl div {{ background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .9rem;
- min-width: 7rem; }}
-dt {{ color: var(--quiet); font-size: .8rem; }}
-dd {{ margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
+{style}
 .key {{ display: flex; flex-wrap: wrap; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem; margin: 0 0 .6rem; }}
 .key span {{ display: inline-flex; align-items: center; }}
 .key b {{ width: 1.4rem; margin-right: .4rem; border-top: 2.5px solid var(--blue); }}

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from sol_rt.page_style import STYLE
 from sol_rt.trace import Trace, TraceRecord
 
 SHADES = 12
@@ -30,6 +31,7 @@ def render_trace_html(trace: Trace) -> str:
     scale = (min(costs, default=0.0), max(costs, default=1.0))
     title = html.escape(f"{header.bundle}: {header.schedule}")
     return _PAGE.format(
+        style=STYLE,
         title=title,
         light_shades=_shade_rules(_LIGHT_RAMP),
         dark_shades=_shade_rules(_DARK_RAMP),
@@ -215,20 +217,9 @@ _PAGE = """<!doctype html>
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --page:#fff; --ink:#1c2128; --quiet:#59636e; --line:#d5dbe1; --panel:#f6f8fa;
- --blue:#0a5bbd; --dot:#8b949e; --tip:#1c2128; --tip-ink:#fff; {light_shades} }}
-@media (prefers-color-scheme: dark) {{ :root {{ --page:#0f141a; --ink:#e8ecf1; --quiet:#9aa6b2; --line:#2c3641;
- --panel:#161d25; --blue:#6cb0ff; --dot:#6b7683; --tip:#e8ecf1; --tip-ink:#0f141a; {dark_shades} }} }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; max-width: 60rem; padding: 2rem 1.25rem 3rem; background: var(--page); color: var(--ink);
- font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }}
-h1 {{ font-size: 1.5rem; margin: 0 0 1rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1rem; margin: 2.25rem 0 .6rem; }}
-dl {{ display: flex; flex-wrap: wrap; gap: .75rem; margin: 0; }}
-dl div {{ background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .9rem;
- min-width: 7rem; }}
-dt {{ color: var(--quiet); font-size: .8rem; }}
-dd {{ margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
+{style}
+:root {{ --tip:#1c2128; --tip-ink:#fff; {light_shades} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --tip:#e8ecf1; --tip-ink:#0f141a; {dark_shades} }} }}
 .key {{ display: flex; flex-wrap: wrap; align-items: center; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem;
  margin: 0 0 .6rem; }}
 .key > span {{ display: inline-flex; align-items: center; }}

@@ -104,12 +104,8 @@ class NestedMatrix(Matrix):
 def quantized(values: Tensor, planes: int = 2) -> NestedMatrix:
     """A float32 matrix [N, K] quantized as the exporter does it, with `planes` residual planes (0, 1 or 2)."""
     nested = quantize_matrix(values.numpy(), planes)
-    codes = nested.q << 4
-    for plane, shift in ((nested.b, 2), (nested.c, 0)):
-        if plane is not None:
-            codes |= plane << shift
     scale, zero = (torch.from_numpy(part.T.copy()) for part in (nested.scale, nested.zero))
-    return NestedMatrix(torch.from_numpy(codes), scale, zero, 4 + 2 * planes)
+    return NestedMatrix(torch.from_numpy(nested.codes), scale, zero, 4 + 2 * planes)
 
 
 class ModelWeights(nn.Module):

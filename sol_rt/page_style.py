@@ -1,0 +1,19 @@
+"""What the pages that sol_rt draws look like alike: their colours, text, headings and tiles."""
+
+from __future__ import annotations
+
+STYLE = """\
+:root { color-scheme: light dark; --page:#fff; --ink:#1c2128; --quiet:#59636e; --line:#d5dbe1; --panel:#f6f8fa;
+ --blue:#0a5bbd; --dot:#8b949e; }
+@media (prefers-color-scheme: dark) { :root { --page:#0f141a; --ink:#e8ecf1; --quiet:#9aa6b2; --line:#2c3641;
+ --panel:#161d25; --blue:#6cb0ff; --dot:#6b7683; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.25rem 3rem; background: var(--page); color: var(--ink);
+ font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1rem; margin: 2.25rem 0 .6rem; }
+dl { display: flex; flex-wrap: wrap; gap: .75rem; margin: 0; }
+dl div { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .9rem;
+ min-width: 7rem; }
+dt { color: var(--quiet); font-size: .8rem; }
+dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }"""
