@@ -10,7 +10,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import ActionEntry, SolConfig
 from sol_rt.export.calibration_text import CalibrationText
-from sol_rt.export.measuring import SHORT, Measurements, measure
+from sol_rt.export.measuring import Measurements, measure
 from sol_rt.export.progress import Progress
 from sol_rt.export.selection import Verdict, choose
 from sol_rt.selection_file import SELECTION, Candidate, Measured, Selection, Setting
@@ -90,13 +90,13 @@ def _candidate(action: Action, verdicts: dict[Action, Verdict], measured: Measur
         for context, front in measured.fronts.items()
         if action in front
     }
-    verdict = verdicts.get(action)
+    verdict, short = verdicts.get(action), min(measured.fronts)
     if verdict is None and len(measured.fronts) == 1:
         verdict = Verdict(
-            False, f"not measured: text or model have no more than the {SHORT} tokens that few pages hold"
+            False, f"not measured: text or model have no more than the {short} tokens that few pages hold"
         )
     elif verdict is None:
-        verdict = Verdict(False, f"not measured: {action.variant} was dropped at {SHORT}")
+        verdict = Verdict(False, f"not measured: {action.variant} was dropped at {short}")
     return Candidate(action, verdict.kept, verdict.reason, at)
 
 

@@ -28,7 +28,7 @@ from sol_rt.export.losses import token_divergences, token_losses
 from sol_rt.export.progress import Progress
 from sol_rt.export.selection import Point, worth_keeping
 
-SHORT = 512
+SHORT = 512  # or what the model has room for
 LONG = 4096
 _STEPS = 256  # that the text has behind a long context, at least
 _FEWEST_STEPS = 32  # scored there, however long they take
@@ -78,7 +78,7 @@ def measure(
 
     Args:
         bundle: the bundle as far as it is; its actions don't matter.
-        text: windows of SHORT tokens, and a longer stretch where there is one.
+        text: windows of SHORT tokens or the model's context, and a longer stretch where there is one.
         keeps: percent of old KV pages read, 100 among them.
         progress: told how far each of four stages is.
         own_text: the text was drawn from the dense action's distribution. What an action then loses over dense is, in
@@ -89,14 +89,15 @@ def measure(
     engine = Engine(bundle, provider="cpu", threads=threads)
     required, dense = tuple(required), bundle.config.dense
     variants = [Action(100, variant.prune, variant.bits) for variant in bundle.config.variants.values()]
-    added, loss = _losses(engine, text.windows, None, variants, own_text, f"losses at {SHORT}", progress)
-    times, busy = _times(engine, variants, dense, SHORT, progress)
-    fronts, dense_loss = {SHORT: _front(added, times)}, {SHORT: loss}
-    gone = max(_frequency_entropy(text.windows) - dense_loss[SHORT], 0.0) / 2 or math.inf
+    short = min(SHORT, engine.max_context - 1)
+    added, loss = _losses(engine, text.windows, None, variants, own_text, f"losses at {short}", progress)
+    times, busy = _times(engine, variants, dense, short, progress)
+    fronts, dense_loss = {short: _front(added, times)}, {short: loss}
+    gone = max(_frequency_entropy(text.windows) - loss, 0.0) / 2 or math.inf
 
     context = long_context(len(text.long), engine.max_context)
     if context is not None and (len(set(keeps)) > 1 or required):
-        useful = worth_keeping(fronts[SHORT], dense, gone) | {replace(action, keep=100) for action in required}
+        useful = worth_keeping(fronts[short], dense, gone) | {replace(action, keep=100) for action in required}
         grid = [replace(action, keep=keep) for action in sorted(useful, reverse=True) for keep in keeps]
         candidates = list(dict.fromkeys([*grid, *required]))
         times, spread = _times(engine, candidates, dense, context, progress)

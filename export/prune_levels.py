@@ -90,8 +90,8 @@ class MlpSizes:
         return PruneLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
 
     def share(self, levels: PruneLevels) -> float:
-        """Share of all MLP weights that these levels read."""
-        return float((np.array(levels.keep_in + levels.keep_mid) / self.channels * self.weights).sum())
+        """Share of all MLP weights that these levels read, exactly 1 where nothing is pruned."""
+        return (sum(levels.keep_in) * self.weights_in + sum(levels.keep_mid) * self.weights_mid) / self.total
 
 
 def find_levels(

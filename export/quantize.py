@@ -86,10 +86,10 @@ class Nested:
     @property
     def codes(self) -> ByteArray:
         """code8, uint8 [N, K], with 0 in the bits of planes that are absent."""
-        codes = self.q << 4
+        codes = np.left_shift(self.q, 4, dtype=np.uint8)
         for plane, shift in ((self.b, 2), (self.c, 0)):
             if plane is not None:
-                codes |= plane << shift
+                codes |= np.left_shift(plane, shift, dtype=np.uint8)
         return codes
 
 

@@ -73,7 +73,7 @@ def choose(
         dense: the dense action, always kept.
         limit: how many actions to keep, 1 or more; required ones and, if it is 2 or more, the fastest at each context
             are kept even beyond it.
-        gone: loss in nats from which a text counts as gone: such actions are dropped.
+        gone: loss in nats from which a text counts as gone: such an action is not kept for that context.
         required: actions that are kept whatever they cost.
 
     Returns:

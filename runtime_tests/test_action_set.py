@@ -83,6 +83,16 @@ def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_fi
     assert str(tmp_path) not in (tmp_path / "out" / SELECTION).read_text()
 
 
+@pytest.mark.parametrize("room", [64, 256, 512, 513])
+def test_a_context_that_holds_no_whole_window(
+    room: int, llama_checkpoint: Path, text_file: Path, tmp_path: Path
+) -> None:
+    export(llama_checkpoint, tmp_path / "out", calibration=text_file, max_context=room)
+    selection = Selection.of(Bundle.open(tmp_path / "out"))
+    assert selection is not None
+    assert list(selection.contexts) == [min(512, room - 1)]
+
+
 def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     """Against steps one by one and a softmax in float64."""
     from sol_rt.engine import Engine
@@ -211,7 +221,13 @@ def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(folder)
     assert Selection.of(bundle) == chosen.selection
     document = json.loads((folder / SELECTION).read_text())
-    for damage in ({"format_version": 2}, {"gone": "nan"}, {"candidates": [{"tag": "fast"}]}, {"contexts": None}):
+    for damage in (
+        {"format_version": 2},
+        {"gone": "nan"},
+        {"candidates": [{"tag": "fast"}]},
+        {"candidates": []},
+        {"contexts": None},
+    ):
         (folder / SELECTION).write_text(json.dumps({**document, **damage}))
         with pytest.raises(BundleError, match=r"selection\.json: got a file that is not readable"):
             Selection.of(bundle)

@@ -56,6 +56,13 @@ def problems(draw: st.DrawFn) -> tuple[MlpSizes, PowerLaws, list[float]]:
     return size, PowerLaws(scale, exponent), shares
 
 
+@pytest.mark.parametrize("layers", range(1, 81))
+def test_all_channels_are_the_whole_share(layers: int) -> None:
+    """Exactly: an unpruned variant is no target of the search, and more than 100% is refused."""
+    size = MlpSizes(layers, 576, 1536, 3072, 576)
+    assert size.share(size.levels(size.channels.astype(int).tolist())) == 1.0
+
+
 @settings(deadline=None)
 @given(problems())
 def test_splits_meet_the_share_within_bounds(problem: tuple[MlpSizes, PowerLaws, list[float]]) -> None:

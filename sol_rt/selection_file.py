@@ -116,8 +116,13 @@ def _read(raw: Any) -> Selection:
         )
         for entry in raw["candidates"]
     ]
+    dense = Action.parse(raw["dense"])
+    measured = next((candidate.at for candidate in candidates if candidate.action == dense), {})
+    for context in map(int, raw["contexts"]):
+        if context not in measured:
+            raise ValueError(f"{dense.tag} is not measured at {context}")
     return Selection(
-        dense=Action.parse(raw["dense"]),
+        dense=dense,
         text=str(raw["text"]),
         device=str(raw["device"]),
         busy=_finite(raw["busy"]),

@@ -1,4 +1,4 @@
-// SparseAttention: rotary embedding, in-place append to the cache, page summaries, page selection, attention.
+// SparseAttention: rotary embedding, in-place append to the cache, key codes, page selection, attention.
 
 #include <algorithm>
 #include <array>
