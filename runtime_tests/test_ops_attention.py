@@ -430,7 +430,10 @@ def test_a_needle_is_found_with_one_page(int8: bool, data: st.DataObject) -> Non
     outputs = run(case, inputs)
     value = attended_rows(outputs, "present_value")[0, kv_head, at]
     np.testing.assert_allclose(outputs["y"].reshape(dims.heads, -1)[head], value, atol=1e-3)
-    check(case, inputs, outputs)
+    try:
+        check(case, inputs, outputs)
+    except TooCloseError:  # pages of another head, whose keys are random
+        reject()
 
 
 def test_huge_logits_stay_finite() -> None:
