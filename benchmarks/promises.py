@@ -20,12 +20,12 @@ import numpy as np
 from sol_rt import SolModel
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import KNOWN_SCALARS
 from sol_rt.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.checkpoint import open_checkpoint
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
+from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.pull import resolve
 
 PROMPT = "The history of the steam engine begins with"

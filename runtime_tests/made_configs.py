@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sol_rt.actions import Action
 from sol_rt.config import ActionEntry, FileEntry, KvLayout, ModelDims, PolicySpec, RefreshSpec, SolConfig, Variant
+from sol_rt.policy_inputs import KNOWN_SCALARS
 
 
 def made_config(
@@ -31,7 +32,7 @@ def made_config(
     files = {"weights.bin": FileEntry(1, "0" * 64)}
     if policy_bytes is not None:
         known = chosen if policy_actions is None else [Action.parse(tag) for tag in policy_actions]
-        policy = PolicySpec("policy.onnx", 16, ("budget",), tuple(known), (1, 2, 4, 16, 32), "made up")
+        policy = PolicySpec("policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), "made up")
         files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense = Action(100, 100, bits[0])

@@ -42,6 +42,8 @@ def test_against_float64(sums: Sums, size: int, scale: float, offset: float, see
     log_total = np.log(np.exp(centred).sum())
     probabilities = np.exp(centred - log_total)
     assert distribution.top_probability == pytest.approx(probabilities.max(), rel=1e-5)
+    second = np.partition(probabilities, -2)[-2] if size > 1 else 0.0
+    assert distribution.margin == pytest.approx(probabilities.max() - second, rel=1e-5, abs=1e-6)
     entropy = -(probabilities * (centred - log_total)).sum()
     assert distribution.entropy == pytest.approx(entropy, rel=1e-5, abs=1e-5)
     token = int(random.integers(size))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sol_rt.actions import Action  # noqa: E402
 from sol_rt.bundle import Bundle  # noqa: E402
-from sol_rt.config import ALIGNMENT, CONFIG_NAME, KNOWN_SCALARS, KvLayout  # noqa: E402
+from sol_rt.config import ALIGNMENT, CONFIG_NAME, KvLayout  # noqa: E402
 from sol_rt.errors import CheckpointError, UsageError  # noqa: E402
 from sol_rt.export import bundle_writer, export_bundle, memory, parity  # noqa: E402
 from sol_rt.export.architecture import family_of, from_hf_config  # noqa: E402
@@ -33,6 +33,7 @@ from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters  # 
 from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.quantize import quantize_matrix  # noqa: E402
 from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from sol_rt.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.verify import verify_bundle  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")

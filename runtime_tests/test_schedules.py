@@ -17,6 +17,7 @@ from sol_rt.controller import AxisTargets, Controller
 from sol_rt.cost import BytesCost
 from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
+from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.schedules import (
     Schedule,
     StepContext,
@@ -284,15 +285,22 @@ def test_sol_tells_the_policy_how_things_stand() -> None:
     assert scalars["top_probability"] == pytest.approx(probabilities.max(), rel=1e-5)
     assert scalars["surprise"] == pytest.approx(-np.log(probabilities[7]), rel=1e-5)
     assert scalars["log_context"] == 5.0
+    assert scalars["margin"] == pytest.approx(probabilities[-1] - probabilities[-2], rel=1e-4)
     assert (scalars["budget"], scalars["spend_deviation"], scalars["step_fraction"]) == (0.6, 0.0, 0.0)
+    assert (scalars["previous_cost"], scalars["recent_spend"]) == (1.0, 1.0)
     scalars, previous, step = policy.asked[5]
     assert (step, scalars["step_fraction"]) == (5, 5 / 16)
     assert controller.actions[previous] == chosen[4]
-    spent = np.mean([controller.relative_costs(512 + i)[controller.actions.index(chosen[i])] for i in range(5)])
-    assert scalars["spend_deviation"] == pytest.approx(spent - 0.6)
+    spent = [controller.relative_costs(512 + i)[controller.actions.index(chosen[i])] for i in range(40)]
+    assert scalars["spend_deviation"] == pytest.approx(np.mean(spent[:5]) - 0.6)
+    assert scalars["previous_cost"] == pytest.approx(spent[4])
+    assert scalars["recent_spend"] == pytest.approx((sum(spent[:5]) + 11) / 16)
     # a new episode begins with step 16
     assert policy.asked[16][1:] == (-1, 0)
     assert policy.asked[16][0]["spend_deviation"] == 0.0
+    # but the run goes on
+    assert policy.asked[20][0]["recent_spend"] == pytest.approx(np.mean(spent[4:20]))
+    assert set(scalars) == set(KNOWN_SCALARS)
     assert len(policy.asked) == 40
 
 

@@ -14,7 +14,6 @@ from random_decoder import WEIGHTS, RandomDecoder, describe
 from sol_rt.actions import Action
 from sol_rt.config import (
     CONFIG_NAME,
-    KNOWN_SCALARS,
     ActionEntry,
     FileEntry,
     KvLayout,
@@ -24,6 +23,7 @@ from sol_rt.config import (
 )
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.policy_graph import PolicyShape, build_policy, random_policy_parameters
+from sol_rt.policy_inputs import KNOWN_SCALARS
 
 END = 2
 CHAT_TEMPLATE = (

@@ -17,6 +17,7 @@ from typing import Any
 
 from sol_rt.actions import Action
 from sol_rt.errors import BundleError, UsageError
+from sol_rt.policy_inputs import KNOWN_SCALARS
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 2
@@ -26,16 +27,6 @@ ALIGNMENT = 4096
 KV_DTYPES = ("float16", "int8")
 """Types of keys and values; int8 has a float16 scale a token and KV head."""
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
-KNOWN_SCALARS = (
-    "step_fraction",
-    "budget",
-    "spend_deviation",
-    "entropy",
-    "top_probability",
-    "surprise",
-    "log_context",
-)
-"""Scalars that a policy may ask for (docs/bundle.md section 5)."""
 
 _LARGEST = 1 << 48  # bytes and counts beyond this are damage, not models
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

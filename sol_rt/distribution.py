@@ -85,6 +85,13 @@ class Distribution:
         return 1.0 / self._sums.total
 
     @property
+    def margin(self) -> float:
+        """Probability of the likeliest token less that of the second likeliest; of a single token 1."""
+        others = self.logits[: self.top], self.logits[self.top + 1 :]
+        second = max(float(np.maximum.reduce(part, initial=-math.inf)) for part in others)
+        return -math.expm1(second - self.logits.item(self.top)) / self._sums.total
+
+    @property
     def entropy(self) -> float:
         """Nats."""
         return math.log(self._sums.total) - self._sums.moment / self._sums.total

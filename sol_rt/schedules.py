@@ -21,6 +21,7 @@ from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
+from sol_rt.policy_inputs import Moment, PolicyInputs
 
 NAMES = ("sol", "uniform", "random", "fixed:TAG", "dense")
 _KEEP, _PRUNE, _BITS = range(3)  # the axes
@@ -357,13 +358,13 @@ class SolSchedule:
     def __init__(self, controller: Controller, policy: Policy) -> None:
         self._controller = controller
         self._policy = policy
+        self._inputs = PolicyInputs(policy.spec.scalars, policy.spec.horizon)
         self.reset()
 
     def reset(self) -> None:
         self._policy.reset()
+        self._inputs.reset()
         self._spread = 0.0
-        self._previous = -1
-        self._episode_cost = 0.0
 
     def choose(self, step: StepContext) -> Action:
         controller = self._controller
@@ -371,11 +372,9 @@ class SolSchedule:
             return controller.dense
         if step.hidden is None:
             raise UsageError("schedule sol: needs the hidden state of the last step")
-        position = step.step % self._policy.spec.horizon
-        if position == 0:
-            self._previous, self._episode_cost = -1, 0.0
-        scalars = self._scalars(step, position)
-        logits = self._policy.decide(step.hidden, step.token, scalars, self._previous, position)
+        inputs, budget = self._inputs, 1.0 if controller.requested is None else controller.requested
+        scalars = inputs.at(step.step, Moment(step.context, step.token, step.distribution, budget))
+        logits = self._policy.decide(step.hidden, step.token, scalars, inputs.previous, inputs.position)
         spread = _standard_deviation(logits)
         self._spread = spread if not self._spread else _SPREAD_MEMORY * self._spread + (1 - _SPREAD_MEMORY) * spread
         costs, known = controller.relative_costs(step.context), len(logits)
@@ -387,26 +386,8 @@ class SolSchedule:
         index = int(values.argmax())
         if not controller.allows(index, step.context):
             index = int(np.where(controller.allowed(step.context), values, -np.inf).argmax())
-        self._previous = index if index < known else -1
-        self._episode_cost += float(costs[index])
+        inputs.record(index if index < known else -1, float(costs[index]))
         return controller.actions[index]
-
-    def _scalars(self, step: StepContext, position: int) -> dict[str, float]:
-        """Every scalar of docs/bundle.md section 5. `spend_deviation` is that of the running episode, as in
-        training.
-        """
-        controller = self._controller
-        budget = 1.0 if controller.requested is None else controller.requested
-        distribution = step.distribution
-        return {
-            "step_fraction": position / self._policy.spec.horizon,
-            "budget": budget,
-            "spend_deviation": self._episode_cost / position - budget if position else 0.0,
-            "entropy": distribution.entropy,
-            "top_probability": distribution.top_probability,
-            "surprise": -distribution.log_probability(step.token),
-            "log_context": math.log2(max(step.context, 1) / 16),
-        }
 
 
 def _standard_deviation(values: np.ndarray) -> float:

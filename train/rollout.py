@@ -28,7 +28,7 @@ class RolloutSpec:
     Attributes:
         actions: in the order of the policy's outputs.
         cost: the cost model; its dense action fills the cache before an episode.
-        scalars: names out of `sol_rt.config.KNOWN_SCALARS`, in the order of the policy's inputs.
+        scalars: names out of `sol_rt.policy_inputs.KNOWN_SCALARS`, in the order of the policy's inputs.
         policy_cost: of one run of the policy, in the cost model's unit.
     """
 

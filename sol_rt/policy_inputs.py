@@ -1,0 +1,111 @@
+"""The scalars that a policy sees: one definition, for the decode loop and for training."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+_RECENT = 16  # decode steps that `recent_spend` looks back on
+
+
+class NextToken(Protocol):
+    """The probabilities of the next token, in so far as policies read them (distribution.py)."""
+
+    @property
+    def entropy(self) -> float: ...
+
+    @property
+    def top_probability(self) -> float: ...
+
+    @property
+    def margin(self) -> float: ...
+
+    def log_probability(self, token: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is known before a decode step.
+
+    Attributes:
+        context: tokens in the cache.
+        token: the token about to be processed.
+        distribution: of the tokens after the last step.
+        budget: requested share of the dense cost.
+    """
+
+    context: int
+    token: int
+    distribution: NextToken
+    budget: float
+
+
+class PolicyInputs:
+    """What a policy is told, from what it was told and did before: one run of decode steps.
+
+    Args:
+        names: the scalars wanted, of KNOWN_SCALARS.
+        horizon: steps of an episode.
+
+    Attributes:
+        position: of the step within its episode, 0 to horizon - 1.
+        previous: index of the last step's action; -1 at the start of an episode, and where the policy doesn't know it.
+        episode_cost: relative costs of the episode's steps so far, added up.
+        previous_cost: relative cost of the last step; 1 at the start of the run, for prompts run dense.
+    """
+
+    def __init__(self, names: Sequence[str], horizon: int) -> None:
+        self.horizon = horizon
+        self._scalars = {name: _SCALARS[name] for name in names}
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins another run."""
+        self.position, self.previous = 0, -1
+        self.episode_cost, self.previous_cost = 0.0, 1.0
+        self._recent = deque([1.0] * _RECENT, _RECENT)
+
+    @property
+    def recent_spend(self) -> float:
+        """Mean relative cost of the last 16 steps, whatever the episode; steps before the first one count as dense."""
+        return sum(self._recent) / _RECENT
+
+    def at(self, step: int, moment: Moment) -> dict[str, float]:
+        """The scalars before decode step `step` of the run; every `horizon` steps an episode begins."""
+        self.position = step % self.horizon
+        if self.position == 0:
+            self.previous, self.episode_cost = -1, 0.0
+        return {name: scalar(self, moment) for name, scalar in self._scalars.items()}
+
+    def record(self, action: int, relative_cost: float) -> None:
+        """Notes what the step did: index of its action, -1 where the policy doesn't know it, and cost in dense steps,
+        policy included.
+        """
+        self.previous = action
+        self.episode_cost += relative_cost
+        self.previous_cost = relative_cost
+        self._recent.append(relative_cost)
+
+
+def _spend_deviation(inputs: PolicyInputs, moment: Moment) -> float:
+    return inputs.episode_cost / inputs.position - moment.budget if inputs.position else 0.0
+
+
+_SCALARS: dict[str, Callable[[PolicyInputs, Moment], float]] = {
+    "step_fraction": lambda inputs, moment: inputs.position / inputs.horizon,
+    "budget": lambda inputs, moment: moment.budget,
+    "spend_deviation": _spend_deviation,
+    "entropy": lambda inputs, moment: moment.distribution.entropy,
+    "top_probability": lambda inputs, moment: moment.distribution.top_probability,
+    "surprise": lambda inputs, moment: -moment.distribution.log_probability(moment.token),
+    "log_context": lambda inputs, moment: math.log2(max(moment.context, 1) / 16),
+    "margin": lambda inputs, moment: moment.distribution.margin,
+    "previous_cost": lambda inputs, moment: inputs.previous_cost,
+    "recent_spend": lambda inputs, moment: inputs.recent_spend,
+}
+
+KNOWN_SCALARS = tuple(_SCALARS)
+"""Scalars that a policy may ask for (docs/bundle.md section 5)."""
