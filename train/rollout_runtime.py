@@ -1,0 +1,172 @@
+"""Episodes run by the ONNX Runtime engine, one schedule after the other, the cache rewound between them.
+
+On a CPU the fast way, and for models whose float32 weights don't fit into memory the only one. Policies are trained on
+the very steps that they will decide on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sol_rt.actions import Action
+from sol_rt.distribution import Distribution
+from sol_rt.engine import Engine, StepOutput
+from sol_rt.errors import ContextError, UsageError
+from sol_rt.train.observation import (
+    RowDistribution,
+    StepResult,
+    check_range,
+    dense_scalars,
+    follow,
+    joined,
+    relative_costs,
+    spread_budget,
+)
+from sol_rt.train.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
+
+_BLOCK = 128  # rows of logits at once: those of a large vocabulary take half a megabyte each
+
+
+class RuntimeRollouts:
+    """`Rollouts` of an engine, whose cache is taken over.
+
+    The text is run dense as far as calls need it, so calls at rising positions cost least.
+
+    Args:
+        engine: of the bundle.
+        spec: what is chosen from and seen.
+        kl: whether episodes have `kl`, which takes another dense pass over each.
+    """
+
+    def __init__(self, engine: Engine, spec: RolloutSpec, *, kl: bool = False) -> None:
+        self.spec, self.columns = spec, spec.scalars
+        self._engine, self._kl = engine, kl
+        self._tokens: list[int] = []
+        self._dense = 0  # tokens of the text that the cache holds, dense
+
+    def open(self, tokens: Sequence[int]) -> None:
+        vocabulary, most = self._engine.bundle.config.model.vocab_size, self._engine.max_context
+        if len(tokens) > most:
+            raise ContextError(f"text: got {len(tokens)} tokens, expected at most {most}; cut it into shorter ones")
+        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < vocabulary:
+            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+            raise UsageError(f"token {wrong}: expected 0 to {vocabulary - 1}; tokenize the text for this model")
+        self._tokens, self._dense = [int(token) for token in tokens], 0
+
+    def run(self, start: int, horizon: int, budget: float | Tensor, choose: Choose, schedules: int) -> Episode:
+        check_range(start, horizon, self._tokens)
+        engine, tokens, after = self._engine, self._tokens[start : start + horizon], start + horizon
+        budgets = spread_budget(budget, schedules)
+        before = self._result(self._run_dense(start - 1, start), tokens[0])
+        references = None
+        if self._kl:
+            references = [_Reference(row) for row in self._run_dense(start, after).logits]
+
+        def step(t: int, actions: Sequence[int]) -> StepResult:
+            output = engine.forward((tokens[t],), self.spec.actions[actions[0]])
+            return self._result(output, self._tokens[start + t + 1], references[t] if references else None)
+
+        episodes = []
+        for row in range(schedules):
+            self._rewind(start)
+            one = slice(row, row + 1)
+            episodes.append(follow(self.spec, start, tokens, budgets[one], one, before, choose, step))
+        return joined(episodes)
+
+    def losses(self, start: int, length: int, action: Action) -> StepLosses:
+        check_range(start, length, self._tokens)
+        blocks = [(first, min(first + _BLOCK, start + length)) for first in range(start, start + length, _BLOCK)]
+        pairs = np.concatenate([self._block_losses(first, stop, action) for first, stop in blocks])
+        spec = RolloutSpec((action,), self.spec.cost, (), self.spec.policy_cost)
+        cost = relative_costs(spec, range(start, start + length))[:, 0]
+        loss, kl, costs = (torch.tensor(values, dtype=torch.float32) for values in (*pairs.T, cost))
+        return StepLosses(loss, kl, costs)
+
+    def view(self, start: int, length: int, budget: float) -> DenseView:
+        check_range(start, length, self._tokens)
+        hidden: list[np.ndarray] = []
+        before: list[RowDistribution] = []
+        for first in range(start - 1, start + length - 1, _BLOCK):
+            stop = min(first + _BLOCK, start + length - 1)
+            output = self._run_dense(first, stop)
+            hidden.append(output.hidden.copy())
+            nexts = self._tokens[first + 1 : stop + 1]
+            before += [_row(Distribution(row), token) for row, token in zip(output.logits, nexts, strict=True)]
+        tokens = self._tokens[start : start + length]
+        scalars = dense_scalars(self.spec, start, tokens, before, budget)
+        return DenseView(torch.tensor(tokens), torch.from_numpy(np.concatenate(hidden)), scalars)
+
+    def _block_losses(self, first: int, stop: int, action: Action) -> np.ndarray:
+        """Loss and divergence at each position, float64 [n, 2]."""
+        dense = self._run_dense(first, stop).logits
+        pairs = np.zeros((stop - first, 2))
+        if action == self.spec.cost.dense_action:
+            targets = self._tokens[first + 1 : stop + 1]
+            pairs[:, 0] = [-Distribution(row).log_probability(token) for row, token in zip(dense, targets, strict=True)]
+            return pairs
+        references = [_Reference(row) for row in dense]
+        # backwards: what a step leaves at its position no other one reads
+        for position in range(stop - 1, first - 1, -1):
+            self._rewind(position)
+            output = self._engine.forward((self._tokens[position],), action)
+            target = self._tokens[position + 1]
+            loss = -output.distribution.log_probability(target)
+            pairs[position - first] = loss, references[position - first].divergence(output.distribution)
+        return pairs
+
+    def _run_dense(self, first: int, stop: int) -> StepOutput:
+        """Runs positions `first` … `stop` - 1 dense, behind dense ones; the output has a row for each."""
+        self._rewind(first)
+        output = self._engine.forward(self._tokens[first:stop], self.spec.cost.dense_action, num_logits=stop - first)
+        self._dense = stop
+        return output
+
+    def _rewind(self, length: int) -> None:
+        """Leaves the first `length` tokens in the cache, all of them dense."""
+        engine = self._engine
+        if engine.owner is not self or engine.length < self._dense:
+            engine.owner, self._dense = self, 0
+        self._dense = min(self._dense, length)
+        engine.truncate(self._dense)
+        if self._dense < length:
+            engine.forward(self._tokens[self._dense : length], self.spec.cost.dense_action)
+            self._dense = length
+
+    def _result(self, output: StepOutput, target: int, reference: _Reference | None = None) -> StepResult:
+        """A step's output, copied: the next step overwrites it."""
+        kl = None if reference is None else torch.tensor([reference.divergence(output.distribution)])
+        return StepResult(torch.from_numpy(output.hidden.copy()), [_row(output.distribution, target)], kl)
+
+
+class _Reference:
+    """A row of dense logits, float32 [vocab], that others are compared with."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        distribution = Distribution(logits)
+        self._entropy = distribution.entropy
+        self._shares = np.exp(logits.astype(np.float64) - _log_total(distribution))
+
+    def divergence(self, other: Distribution) -> float:
+        """KL(reference || other) in nats."""
+        # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
+        expected = float(np.einsum("i,i->", self._shares, other.logits.astype(np.float64)))
+        return _log_total(other) - expected - self._entropy
+
+
+def _log_total(distribution: Distribution) -> float:
+    """log of the sum of exp(logits)."""
+    top = distribution.top
+    return distribution.logits.item(top) - distribution.log_probability(top)
+
+
+def _row(distribution: Distribution, target: int) -> RowDistribution:
+    return RowDistribution(
+        distribution.entropy,
+        distribution.top_probability,
+        distribution.margin,
+        distribution.log_probability(target),
+    )
