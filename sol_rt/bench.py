@@ -207,7 +207,7 @@ def plan(
         n_prompt, n_gen: tokens of prompts and of generations; 0 for none.
         n_depth: tokens in the cache before.
         budgets: of every schedule that isn't constant; BUDGETS by default.
-        schedules: `sol`, `uniform`, `random`, `fixed:TAG` or `dense`; the bundle's default where there is none.
+        schedules: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: the bundle's.
         refresh: as in `Dial`.
 
     Raises UsageError for counts below 0, a depth that fills the context, budgets out of range or without a schedule

@@ -264,6 +264,10 @@ class Controller:
                 return 0
         return tokens
 
+    def begin_sequence(self) -> None:
+        """Tells that the cache now holds another text: nothing in it is to be repaired. The spend so far stays."""
+        self._since_refresh, self._cheap_since_refresh = 0, False
+
     def record_refresh(self, context: int, tokens: int) -> float:
         """Charges a refresh of `tokens` tokens on top of `context` older ones; returns its cost."""
         cost = self.cost.refresh(context, tokens)

@@ -96,6 +96,15 @@ class Distribution:
         """Nats."""
         return math.log(self._sums.total) - self._sums.moment / self._sums.total
 
+    @property
+    def log_sum(self) -> float:
+        """log of the sum of exp(logits): what a logit exceeds its log-probability by."""
+        return self.logits.item(self.top) + math.log(self._sums.total)
+
     def log_probability(self, token: int) -> float:
         """Nats."""
-        return self.logits.item(token) - self.logits.item(self.top) - math.log(self._sums.total)
+        return self.logits.item(token) - self.log_sum
+
+    def log_probability_under(self, probabilities: np.ndarray) -> float:
+        """Mean log-probability in nats where tokens come with `probabilities`, float32 [vocab], which sum to one."""
+        return float(np.einsum("i,i->", probabilities, self.logits)) - self.log_sum

@@ -66,10 +66,10 @@ def _chart(points: Sequence[FrontierPoint], context: int) -> str:
         return _TOP + (top - loss) / (top - bottom) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = []
-    for tick in _ticks(bottom, top):
+    for tick in ticks(bottom, top):
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>')
-    for tick in _ticks(left, right):
+    for tick in ticks(left, right):
         parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{tick:.3g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">time of a step, dense = 1</text>')
@@ -92,7 +92,7 @@ def _mark(point: FrontierPoint, x: float, y: float, error: float) -> str:
     return f'{bar}<circle class="one" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{title}</title></circle>'
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers from low to high, four to nine."""
     for power in range(-6, 6):
         for factor in (1, 2, 5):

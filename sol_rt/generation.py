@@ -149,6 +149,17 @@ class Decoder:
         self.output = self.engine.forward(tokens[cached:], self.controller.dense)
         return len(tokens) - cached
 
+    def rewind(self, length: int, output: StepOutput) -> None:
+        """Goes on behind the first `length` tokens in the cache, whoever ran them; `output` is what the last gave.
+
+        The account goes on, too: what was spent before counts towards the budget. Episodes begin anew.
+        """
+        self.engine.owner = self
+        self.engine.truncate(length)
+        self.output = output
+        self._steps = 0
+        self.controller.begin_sequence()
+
     def step(self, token: int) -> Taken:
         """Processes one token; `output` then holds the distribution of the next."""
         engine, controller = self.engine, self.controller

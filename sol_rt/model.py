@@ -46,7 +46,7 @@ class Dial:
 
     Attributes:
         budget: share of the dense cost.
-        schedule: `sol`, `uniform`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
+        schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
         keep, prune: mean share of old KV pages, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.

@@ -1,8 +1,8 @@
 """Schedules: who picks the action of each decode step.
 
-`sol` asks the bundle's policy; `uniform` and `random` are what it is compared with; `fixed:TAG` and `dense` are
-constant. All but the constant ones choose only what the controller allows, so all of them hold the same budget
-through the same code.
+`sol` asks the bundle's policy; `uniform`, `random` and the hand-made rule `entropy` are what it is compared with;
+`fixed:TAG` and `dense` are constant. All but the constant ones choose only what the controller allows, so all of them
+hold the same budget through the same code.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.policy_inputs import Moment, PolicyInputs
 
-NAMES = ("sol", "uniform", "random", "fixed:TAG", "dense")
+NAMES = ("sol", "uniform", "entropy", "random", "fixed:TAG", "dense")
 _KEEP, _PRUNE, _BITS = range(3)  # the axes
 _GRID = 160  # positions of the uniform mix between all-cheapest and dense
 _SPREAD_MEMORY = 0.9  # how slowly the estimate of the policy's spread follows
+_DOUBT_MEMORY = 0.95  # how slowly what is usual follows
+_DOUBT_GAIN = 0.5  # turns that a doubt of one standard deviation is worth
 
 
 class StepContext(NamedTuple):
@@ -83,12 +85,12 @@ def default_schedule(config: SolConfig) -> str:
 def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | None = None) -> tuple[Action, ...]:
     """The actions that the controller and the schedule `name` work with; the dense one is always among them.
 
-    `sol`: the policy's, in its order. `random`: the bundle's action set. `uniform`, and every schedule but `sol`
-    under axis targets: every keep of the action set with every variant.
+    `sol`: the policy's, in its order. `random`: the bundle's action set. `uniform` and `entropy`, and every schedule
+    but `sol` under axis targets: every keep of the action set with every variant.
     """
     if name == "sol" and config.policy is not None:
         actions = config.policy.actions
-    elif name == "uniform" or (axis_targets is not None and axis_targets.any()):
+    elif name in ("uniform", "entropy") or (axis_targets is not None and axis_targets.any()):
         keeps = sorted({entry.action.keep for entry in config.actions} | {100}, reverse=True)
         variants = sorted(config.variants.values(), key=lambda variant: (-variant.bits, -variant.prune))
         actions = tuple(Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps)
@@ -108,7 +110,7 @@ def make_schedule(
     """Builds the schedule `name` over the controller's actions.
 
     Args:
-        name: `sol`, `uniform`, `random`, `fixed:TAG` or `dense`.
+        name: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`.
         controller: gives actions, limits, target and price.
         seed: of `random`; None draws a fresh one.
         policy: of `sol`.
@@ -127,6 +129,8 @@ def make_schedule(
         return ConstantSchedule(name, action)
     if name == "uniform":
         return UniformSchedule(controller)
+    if name == "entropy":
+        return EntropySchedule(controller)
     if name == "random":
         return RandomSchedule(controller, seed)
     if name == "sol":
@@ -170,6 +174,7 @@ class UniformSchedule:
     def reset(self) -> None:
         # thirds apart, so that the axes don't all turn cheap on the same step
         self._carry = [0.0, 1 / 3, 2 / 3]
+        self._forward = 0.0  # how much of a turn the higher settings come early
 
     def choose(self, step: StepContext) -> Action:
         controller = self._controller
@@ -191,8 +196,10 @@ class UniformSchedule:
     def _deal(self, axis: int, position: float) -> float:
         """One of the two settings around `position`, so that their mean over the steps is what the positions ask."""
         low, high, share = self._axes.around(axis, position)
+        if share >= 1.0:
+            return high
         self._carry[axis] += share
-        if self._carry[axis] < 1.0 - 1e-9:
+        if self._carry[axis] < 1.0 - self._forward - 1e-9:
             return low
         self._carry[axis] -= 1.0
         return high
@@ -219,6 +226,47 @@ class UniformSchedule:
             return axes.positions(0.0, pages_first)
         below, rise = expected[above - 1], expected[above] - expected[above - 1]
         return axes.positions(float(above - 1 + (wanted - below) / rise) / _GRID, pages_first)
+
+
+class EntropySchedule(UniformSchedule):
+    """A hand-made rule: the mix of `uniform`, its dearer settings on the steps where the model was in doubt before.
+
+    Doubt is the entropy of the last step's distribution in nats, and one minus the margin between its two likeliest
+    tokens; each in standard deviations from what is usual in this text, and the mean of both, from -2 to 2. It brings
+    an axis' turn to take its higher setting forward or puts it off; how often each setting comes is as in `uniform`.
+    """
+
+    name = "entropy"
+
+    def reset(self) -> None:
+        super().reset()
+        self._usual = (_Usual(), _Usual())
+
+    def choose(self, step: StepContext) -> Action:
+        entropy, margin = self._usual
+        distribution = step.distribution
+        doubt = (entropy.standing(distribution.entropy) + margin.standing(1.0 - distribution.margin)) / 2
+        self._forward = _DOUBT_GAIN * doubt
+        return super().choose(step)
+
+
+class _Usual:
+    """Running mean and variance of a number."""
+
+    def __init__(self) -> None:
+        self._mean = self._variance = self._weight = 0.0
+
+    def standing(self, value: float) -> float:
+        """How many standard deviations `value` is over the mean of those before it, -2 to 2; it then counts itself."""
+        deviation = math.sqrt(self._variance)
+        found = (value - self._mean) / deviation if deviation > 0 else 0.0
+        # the first values weigh alike, later ones fade
+        self._weight = _DOUBT_MEMORY * self._weight + 1.0
+        share = 1.0 / self._weight
+        step = value - self._mean
+        self._mean += share * step
+        self._variance = (1 - share) * (self._variance + share * step * step)
+        return min(max(found, -2.0), 2.0)
 
 
 class _Axes:

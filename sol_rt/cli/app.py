@@ -16,6 +16,7 @@ from sol_rt.cli.bench import bench
 from sol_rt.cli.calibrate import calibrate
 from sol_rt.cli.chat import chat
 from sol_rt.cli.doctor import doctor
+from sol_rt.cli.eval import evaluate
 from sol_rt.cli.export import export
 from sol_rt.cli.generate import generate
 from sol_rt.cli.inspect import inspect
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for command in (export, generate, chat, bench, perplexity, calibrate, inspect, verify, trace, pull, doctor):
     app.command()(command)
+app.command("eval")(evaluate)
 app.command("ppl", hidden=True)(perplexity)
 
 # Newer Typers carry their own copy of click: the base of its errors is found through the one name that both export.

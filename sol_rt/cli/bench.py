@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, progress
-from sol_rt.errors import SolError, UsageError
+from sol_rt.cli.lists import numbers, parts
+from sol_rt.errors import SolError
 
 if TYPE_CHECKING:
     from sol_rt.bench import Row, Setup
-
-Number = TypeVar("Number", int, float)
 
 
 class Format(str, Enum):
@@ -49,7 +47,7 @@ def bench(
         list[str] | None,
         options.option(
             "--schedule",
-            help="sol, uniform, random, fixed:TAG, dense. Default: sol where the bundle has a policy, else uniform.",
+            help="sol, uniform, entropy, random, fixed:TAG, dense. Default: sol where there is a policy, else uniform.",
             panel=COUNTS,
         ),
     ] = None,
@@ -77,10 +75,10 @@ def bench(
 
     Generation is timed with all it takes but making text: schedule, controller, decode steps, choice of the token.
     """
-    prompts = _numbers("--n-prompt", n_prompt, int) or [512]
-    generations = _numbers("--n-gen", n_gen, int) or [128]
-    depths = _numbers("--n-depth", n_depth, int) or [0]
-    budgets = _numbers("--budget", budget, float) or None
+    prompts = numbers("--n-prompt", n_prompt, int) or [512]
+    generations = numbers("--n-gen", n_gen, int) or [128]
+    depths = numbers("--n-depth", n_depth, int) or [0]
+    budgets = numbers("--budget", budget, float) or None
 
     from sol_rt.bench import Bench, plan
     from sol_rt.cli.loading import load
@@ -92,7 +90,7 @@ def bench(
         n_gen=generations,
         n_depth=depths,
         budgets=budgets,
-        schedules=_parts(schedule),
+        schedules=parts(schedule),
         refresh=refresh,
     )
     for name in planned.left_out:
@@ -114,21 +112,6 @@ def bench(
     finally:
         if as_json and rows:
             print_json([row.as_json() for row in rows])
-
-
-def _parts(values: Sequence[str] | None) -> list[str]:
-    """What an option holds, given several times or with commas between."""
-    return [part.strip() for value in values or () for part in value.split(",")]
-
-
-def _numbers(flag: str, values: Sequence[str] | None, kind: type[Number]) -> list[Number]:
-    """The same as numbers. Raises UsageError for anything else."""
-    try:
-        return [kind(part) for part in _parts(values)]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        got = ",".join(values or ())
-        raise UsageError(f"{flag}: got {got!r}, expected {what} with commas between") from None
 
 
 def _read_bandwidth(provider: str, threads: int) -> float | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sol_rt.model import SolModel
 
 _HELP = """/budget 0.3     share of the full cost from now on
-/schedule NAME  sol, uniform, random, fixed:TAG or dense
+/schedule NAME  sol, uniform, entropy, random, fixed:TAG or dense
 /stats          budget, speed and actions of the last answer
 /reset          forget the conversation
 /exit           leave; Ctrl-D does too, Ctrl-C stops an answer"""

@@ -86,7 +86,7 @@ Schedule = Annotated[
     str | None,
     option(
         "--schedule",
-        help="sol, uniform, random, fixed:TAG or dense; default: sol where the bundle has a policy, else uniform.",
+        help="sol, uniform, entropy, random, fixed:TAG or dense; default: sol where there is a policy, else uniform.",
         panel=BUDGET,
     ),
 ]

@@ -1,0 +1,64 @@
+"""What an evaluation has measured so far, as a file of JSON lines, so that a stopped one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sol_rt.errors import UsageError
+
+FORMAT = "sol_rt.evaluation_state"
+VERSION = 1
+
+
+class State:
+    """Results by key, in memory, and in a file where one is named.
+
+    The first line says what the results hold for; each other one is `{"key": …, "result": …}`. Results are added to
+    the file as they come; a line that was cut off by a kill is dropped when the file is opened again.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        """Opens or makes the file. Raises UsageError where it is no such file or holds results of other settings."""
+        self._path = path
+        self._results: dict[str, Any] = {}
+        header = {"format": FORMAT, "format_version": VERSION, **settings}
+        if path is None:
+            return
+        if path.is_dir():
+            raise UsageError(f"--state {path}: got a folder, expected a file")
+        text = path.read_bytes() if path.exists() else b""
+        if not text:
+            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            return
+        whole = text[: text.rfind(b"\n") + 1]
+        try:
+            found, *lines = (json.loads(line) for line in whole.splitlines())
+            if found["format"] != FORMAT:
+                raise ValueError
+            results = {line["key"]: line["result"] for line in lines}
+        except (ValueError, KeyError, TypeError):
+            hint = "expected one that `sol-rt eval --state` wrote; name another file"
+            raise UsageError(f"--state {path}: got another kind of file, {hint}") from None
+        other = [name for name in header if found.get(name) != header[name]]
+        if other:
+            name = other[0]
+            what = f"{name} is {found.get(name)}, here it is {header[name]}"
+            raise UsageError(f"--state {path}: its {what}; name another file, or the same settings")
+        self._results = results
+        if len(whole) != len(text):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def get(self, key: str) -> Any:
+        """The result of this key, None where there is none yet."""
+        return self._results.get(key)
+
+    def put(self, key: str, result: Any) -> None:
+        """Keeps a result, which is JSON."""
+        self._results[key] = result
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "result": result}, allow_nan=False) + "\n")
