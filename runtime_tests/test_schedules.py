@@ -73,7 +73,7 @@ def scripted(config: SolConfig, logits: np.ndarray) -> ScriptedPolicy:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    name=st.sampled_from(["uniform", "random", "sol"]),
+    name=st.sampled_from(["uniform", "entropy", "random", "sol"]),
     budget=st.floats(0.4, 1.0),
     refresh=st.booleans(),
     seed=st.integers(0, 99),
@@ -89,7 +89,7 @@ def test_every_schedule_holds_its_budget(name: str, budget: float, refresh: bool
     assert controller.achieved == pytest.approx(budget, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["uniform", "random", "sol", "dense"])
+@pytest.mark.parametrize("name", ["uniform", "entropy", "random", "sol", "dense"])
 def test_full_budget_is_dense(name: str) -> None:
     config = made_config(policy_bytes=1000)
     controller = made(name, 1.0, config)
@@ -119,6 +119,28 @@ def test_unknown_schedule_and_missing_policy() -> None:
         make_schedule("sol", made("random"))
     assert default_schedule(made_config()) == "uniform"
     assert default_schedule(made_config(policy_bytes=1)) == "sol"
+
+
+@pytest.mark.parametrize("budget", [0.45, 0.7])
+def test_entropy_spends_where_the_model_was_in_doubt(budget: float) -> None:
+    config = made_config()
+    controller = made("entropy", budget, config)
+    schedule = make_schedule("entropy", controller)
+    random = np.random.default_rng(0)
+    sure, unsure = Distribution(8 * LOGITS), Distribution(LOGITS / 4)
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    for step in range(300):
+        doubt = bool(random.random() < 0.5)
+        action = schedule.choose(StepContext(300 + step, 7, HIDDEN, unsure if doubt else sure, step))
+        spent[doubt].append(controller.record(action, 300 + step).relative)
+    assert np.mean(spent[True]) > np.mean(spent[False]) + 0.05
+    assert controller.achieved == pytest.approx(budget, abs=0.005)
+
+
+def test_entropy_is_uniform_where_doubt_stays_the_same() -> None:
+    config = made_config()
+    one, other = made("entropy", 0.6, config), made("uniform", 0.6, config)
+    assert follow(make_schedule("entropy", one), one, 100) == follow(make_schedule("uniform", other), other, 100)
 
 
 def test_uniform_stays_on_neighbouring_settings() -> None:
@@ -175,7 +197,7 @@ CHOSEN = (
 
 @settings(max_examples=30, deadline=None)
 @given(
-    name=st.sampled_from(["uniform", "random", "sol"]),
+    name=st.sampled_from(["uniform", "entropy", "random", "sol"]),
     share=st.floats(0.0, 1.0),
     context=st.sampled_from([300, 4000]),
     refresh=st.booleans(),

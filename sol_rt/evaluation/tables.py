@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sol_rt.evaluation.bootstrap import Figure
 from sol_rt.evaluation.report import Comparison, Evaluation, Result, SizeReport
@@ -34,17 +34,15 @@ def _size_lines(report: SizeReport) -> Iterator[str]:
     if report.units < FEW_WINDOWS:
         yield f"Intervals of {report.units} units only are narrower than they should be: score more windows."
     yield ""
-    heads = ("schedule", "budget", "achieved", "perplexity", "95%", "over dense", "KL to dense", "top-1 as dense", "")
-    yield from _table(heads, [_result(each, report.dense) for each in (report.dense, *report.results)])
+    heads = ["budget", "achieved", "perplexity", "95%", "over dense", "KL to dense", "top-1 as dense", ""]
+    yield from _table(["schedule", *heads], [_result(each, report.dense) for each in (report.dense, *report.results)])
     if report.static:
         yield ""
-        heads = ("action", "budget", "cost", "perplexity", "95%", "over dense", "KL to dense", "top-1 as dense", "")
-        yield from _table(heads, [_result(each, report.dense) for each in report.static])
+        yield from _table(["action", *heads], [_result(each, report.dense) for each in report.static])
     if report.comparisons:
         yield ""
-        ours = report.comparisons[0].schedule
-        heads = (f"{ours} against", "budget", "cost", "rival's cost", "perplexity", "95%", "added loss avoided", "95%")
-        yield from _table(heads, [_comparison(each) for each in report.comparisons])
+        heads = ["budget", "cost", "rival's cost", "perplexity", "95%", "added loss avoided", "95%"]
+        yield from _table([f"{report.comparisons[0].schedule} against", *heads], map(_comparison, report.comparisons))
 
 
 def _result(result: Result, dense: Result) -> list[str]:
@@ -79,15 +77,16 @@ def interval(figure: Figure, form: str) -> str:
     return "" if figure.low is None or figure.high is None else f"[{figure.low:{form}}, {figure.high:{form}}]"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _table(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:
     """A markdown table; the first column to the left, numbers to the right, words in a last one to the left."""
+    rows = list(cells)
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     left = {0} | ({len(heads) - 1} if not heads[-1] else set())
 
-    def line(cells: Sequence[str]) -> str:
+    def line(row: Sequence[str]) -> str:
         padded = [
             cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         return f"| {' | '.join(padded)} |"
 
