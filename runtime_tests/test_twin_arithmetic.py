@@ -186,7 +186,8 @@ def test_sparse_step_equals_plain_loops(name: str, length: int, keep: int) -> No
     slots = cache.open(1)
     q = torch.randn(1, d.num_heads, 1, d.head_dim, generator=torch.Generator().manual_seed(3))
     k = torch.randn(1, 1, d.num_kv_heads, d.head_dim, generator=torch.Generator().manual_seed(4))
-    keys, _ = cache.append(slots, 0, k, k)
+    cache.append(slots, 0, k, k)
+    keys, _ = cache.held(0, slots.longest)
     pages = Action(keep, 100, 8).pages(length, PAGE_SIZE)
     read = twin._read(q, cache, 0, torch.tensor([pages]), slots)[0]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sol_rt.export.architecture import Decoder
+from sol_rt.train.left_out import LeftOut
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,33 @@ class Slots:
     longest: int
     row: Tensor
     positions: Tensor
+
+
+class Cache(Protocol):
+    """What the twin asks of a cache of B rows."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [B], tokens in each row."""
+
+    def open(self, count: int) -> Slots:
+        """Reserves `count` tokens a row and says where they go."""
+
+    def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Writes a layer's new tokens: keys and values [B, S, Hk, D] of any float dtype, and codes of the keys."""
+
+    def close(self, slots: Slots) -> None:
+        """Counts the appended tokens into every row's length, once all layers have them."""
+
+    def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
+        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
+
+    def attend(
+        self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None
+    ) -> Tensor:
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
+        `read`, bool [B, H, T], says; all where it is None. `left_out` is told what that left out.
+        """
 
 
 class KVCache:
@@ -93,14 +123,11 @@ class KVCache:
             positions=self.lengths.unsqueeze(1) + torch.arange(count, device=device),
         )
 
-    def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
         """Writes a layer's new tokens and the codes of their keys.
 
         Args:
             keys, values: [B, S, Hk, D] of any float dtype; rounded to the cache's.
-
-        Returns:
-            The layer's keys and values [B, Hk, T, D] as attention reads them: in the cache's dtype, of int8 float32.
         """
         at = slots.row, slice(None), slots.positions
         if self.keys.dtype == torch.int8:
@@ -113,11 +140,37 @@ class KVCache:
         self.keys[layer][at] = keys
         self.values[layer][at] = values.to(self.values.dtype)
         self.key_codes[layer][at], self.key_ranges[layer][at] = four_bit_codes(held)
-        all_keys, all_values = self.keys[layer, :, :, : slots.longest], self.values[layer, :, :, : slots.longest]
+
+    def held(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """A layer's first `length` keys and values as attention reads them, float32 [B, Hk, length, D]."""
+        keys, values = (part[layer, :, :, :length].float() for part in (self.keys, self.values))
         if self.keys.dtype == torch.int8:
-            all_keys = all_keys * self.key_scales[layer, :, :, : slots.longest, None].float()
-            all_values = all_values * self.value_scales[layer, :, :, : slots.longest, None].float()
-        return all_keys, all_values
+            keys = keys * self.key_scales[layer, :, :, :length, None].float()
+            values = values * self.value_scales[layer, :, :, :length, None].float()
+        return keys, values
+
+    def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
+        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
+        codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (self.key_codes, self.key_ranges))
+        return token_scores(query, codes, ranges)
+
+    def attend(
+        self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None
+    ) -> Tensor:
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
+        `read`, bool [B, H, T], says; all where it is None. `left_out` is told what that left out.
+        """
+        keys, values = self.held(layer, slots.longest)
+        at = torch.arange(slots.longest, device=q.device)
+        mask = (at <= slots.positions.unsqueeze(-1)).unsqueeze(1)  # [B, 1, S, T]
+        grouped = q.shape[1] != keys.shape[1]
+        if read is not None:
+            if left_out is not None:
+                of_heads = keys.repeat_interleave(q.shape[1] // keys.shape[1], dim=1)
+                logits = (scale * q @ of_heads.mT).masked_fill(~mask, -torch.inf)
+                left_out.add_attention(logits[:, :, 0], read)
+            mask = mask & read.unsqueeze(2)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
     def close(self, slots: Slots) -> None:
         """Counts the appended tokens into every row's length, once all layers have them."""
@@ -166,6 +219,17 @@ def four_bit_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     least, step = ranges.float().unsqueeze(-2).unbind(-1)
     codes = torch.where(step > 0, torch.round((x - least) / step), 0.0).clamp(0, 15)
     return codes.to(torch.uint8), ranges
+
+
+def token_scores(query: Tensor, codes: Tensor, ranges: Tensor) -> Tensor:
+    """Scores [..., G, T] of tokens for queries [..., G, D], from codes [..., T, D] and ranges [..., T, 2] of keys.
+
+    The query is rounded to whole steps of 1 / 127 of its largest number; all float32.
+    """
+    step = query.abs().amax(-1, keepdim=True) / 127
+    whole = torch.where(step > 0, torch.round(query / step), 0.0)
+    least, key_step = ranges.unsqueeze(-3).unbind(-1)
+    return step * (key_step * (whole @ codes.transpose(-1, -2)) + least * whole.sum(-1, keepdim=True))
 
 
 def _padded(tensor: Tensor, extra: int) -> Tensor:

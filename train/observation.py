@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sol_rt.errors import UsageError
+from sol_rt.actions import Action
+from sol_rt.errors import ContextError, UsageError
 from sol_rt.policy_inputs import Moment, PolicyInputs
 from sol_rt.train.rollout import Choose, Episode, Observation, RolloutSpec
 
@@ -64,11 +65,22 @@ def row_distributions(logits: Tensor, tokens: Tensor) -> list[RowDistribution]:
     return [RowDistribution(*row) for row in torch.stack([entropy, first, first - second, likelihood], dim=-1).tolist()]
 
 
-def relative_costs(spec: RolloutSpec, contexts: Sequence[int]) -> np.ndarray:
+def relative_costs(spec: RolloutSpec, actions: Sequence[Action], contexts: Sequence[int]) -> np.ndarray:
     """Cost of every action and the policy in dense steps, float64 [n, A], as `Controller.relative_costs` has it."""
     dense = np.array([spec.cost.dense(context) for context in contexts])
-    costs = spec.cost.table(spec.actions)(np.asarray(contexts, np.int64)) + spec.policy_cost
+    costs = spec.cost.table(actions)(np.asarray(contexts, np.int64)) + spec.policy_cost
     return np.asarray(costs / dense[:, None])
+
+
+def checked_text(tokens: Sequence[int], vocabulary: int, max_context: int) -> list[int]:
+    """The tokens. Raises ContextError where they are more than the context, UsageError where one is no token."""
+    if len(tokens) > max_context:
+        got, expected = f"got {len(tokens)} tokens", f"expected at most {max_context}"
+        raise ContextError(f"text: {got}, {expected}; cut it into shorter ones")
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise UsageError(f"token {token}: expected 0 to {vocabulary - 1}; tokenize the text for this model")
+    return [int(token) for token in tokens]
 
 
 def check_range(start: int, length: int, tokens: Sequence[int]) -> None:
@@ -118,7 +130,7 @@ def follow(
     horizon, device = len(tokens), before.hidden.device
     inputs = [PolicyInputs(spec.scalars, horizon) for _ in range(len(budgets))]
     wanted = [float(budget) for budget in budgets]
-    costs = relative_costs(spec, range(start, start + horizon))
+    costs = relative_costs(spec, spec.actions, range(start, start + horizon))
     seen: list[Observation] = []
     done: list[StepResult] = []
     chosen: list[list[int]] = []

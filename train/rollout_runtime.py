@@ -15,11 +15,11 @@ from torch import Tensor
 from sol_rt.actions import Action
 from sol_rt.distribution import Distribution
 from sol_rt.engine import Engine, StepOutput
-from sol_rt.errors import ContextError, UsageError
 from sol_rt.train.observation import (
     RowDistribution,
     StepResult,
     check_range,
+    checked_text,
     dense_scalars,
     follow,
     joined,
@@ -49,13 +49,9 @@ class RuntimeRollouts:
         self._dense = 0  # tokens of the text that the cache holds, dense
 
     def open(self, tokens: Sequence[int]) -> None:
-        vocabulary, most = self._engine.bundle.config.model.vocab_size, self._engine.max_context
-        if len(tokens) > most:
-            raise ContextError(f"text: got {len(tokens)} tokens, expected at most {most}; cut it into shorter ones")
-        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < vocabulary:
-            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
-            raise UsageError(f"token {wrong}: expected 0 to {vocabulary - 1}; tokenize the text for this model")
-        self._tokens, self._dense = [int(token) for token in tokens], 0
+        engine = self._engine
+        self._tokens = checked_text(tokens, engine.bundle.config.model.vocab_size, engine.max_context)
+        self._dense = 0
 
     def run(self, start: int, horizon: int, budget: float | Tensor, choose: Choose, schedules: int) -> Episode:
         check_range(start, horizon, self._tokens)
@@ -81,8 +77,7 @@ class RuntimeRollouts:
         check_range(start, length, self._tokens)
         blocks = [(first, min(first + _BLOCK, start + length)) for first in range(start, start + length, _BLOCK)]
         pairs = np.concatenate([self._block_losses(first, stop, action) for first, stop in blocks])
-        spec = RolloutSpec((action,), self.spec.cost, (), self.spec.policy_cost)
-        cost = relative_costs(spec, range(start, start + length))[:, 0]
+        cost = relative_costs(self.spec, (action,), range(start, start + length))[:, 0]
         loss, kl, costs = (torch.tensor(values, dtype=torch.float32) for values in (*pairs.T, cost))
         return StepLosses(loss, kl, costs)
 

@@ -8,9 +8,10 @@ float32 additions. Inference only: the decoder is frozen, no gradient flows thro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from sol_rt.actions import Action
 from sol_rt.config import CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.export.architecture import BLOCK
-from sol_rt.train.kv_cache import KVCache, Slots
+from sol_rt.train.kv_cache import Cache, KVCache, Slots
+from sol_rt.train.left_out import LeftOut
 from sol_rt.train.weights import ModelWeights, read_bundle
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -28,6 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+_KEEP_IN, _KEEP_MID, _KEEP_QKV, _KEEP_O = range(4)
 _LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
 """Largest activation code, by level: what an int8 and what 254 c1 + c2 of two of them holds."""
 
@@ -48,17 +51,43 @@ class Arithmetic:
 UNROUNDED = Arithmetic(rounded_activations=False, kv_dtype=torch.float32)
 
 
+class _Rows(Protocol):
+    @property
+    def rows(self) -> Tensor | slice:
+        """Which rows of a batch these are."""
+
+
 @dataclass(frozen=True)
-class _Group:
-    """Rows of a batch that run the same variant."""
+class _Width:
+    """Rows that read the same weights."""
 
     rows: Tensor | slice
     bits: int
     head_bits: int
-    keep_in: tuple[int, ...]
-    keep_mid: tuple[int, ...]
-    keep_qkv: tuple[int, ...]
-    keep_o: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Prune:
+    """Rows that keep the same numbers of channels, one a layer: keep_in, keep_mid, keep_qkv and keep_o of a variant."""
+
+    rows: Tensor | slice
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """How the rows of a pass are run.
+
+    Attributes:
+        widths, prunes: each covers all rows, so that a matrix is read once a width, whatever the prune levels.
+        pages: old pages that each row reads, int64 [B]; None where every row reads all.
+        left_out: is told what a step leaves out, None where nobody asks.
+    """
+
+    widths: Sequence[_Width]
+    prunes: Sequence[_Prune]
+    pages: Tensor | None
+    left_out: LeftOut | None = None
 
 
 class Twin(nn.Module):
@@ -101,7 +130,7 @@ class Twin(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, tokens: Tensor, action: Action, past: KVCache, num_logits: int | None = None
+        self, tokens: Tensor, action: Action, past: Cache, num_logits: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Appends S tokens to every row under one action.
 
@@ -115,37 +144,47 @@ class Twin(nn.Module):
             Logits float32 [B, n, vocab] and final norm output float32 [B, n, hidden].
         """
         pages = None if tokens.shape[1] > 1 else self._pages([action] * len(tokens), past)
-        return self._run(tokens, [self._group(slice(None), action)], pages, past, num_logits)
+        return self._run(tokens, self._batch([action], pages), past, num_logits)
 
     @torch.no_grad()
-    def step(self, tokens: Tensor, actions: Sequence[Action], past: KVCache) -> tuple[Tensor, Tensor]:
-        """One decode step of every row, each under its own action; rows of one variant run together.
+    def step(
+        self, tokens: Tensor, actions: Sequence[Action], past: Cache, left_out: LeftOut | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One decode step of every row, each under its own action; rows of one width run together.
 
         Args:
             tokens: int64 [B].
             actions: B actions.
             past: cache of B rows, appended to in place.
+            left_out: is told what the rows leave out.
 
         Returns:
             Logits float32 [B, vocab] and final norm output float32 [B, hidden].
         """
         if len(actions) != len(tokens):
             raise ValueError(f"step: got {len(actions)} actions for {len(tokens)} rows")
-        rows: dict[str, list[int]] = {}
-        for row, action in enumerate(actions):
-            rows.setdefault(action.variant, []).append(row)
-        groups = [
-            self._group(torch.tensor(members, device=tokens.device), actions[members[0]]) for members in rows.values()
-        ]
-        if len(groups) == 1:
-            groups = [self._group(slice(None), actions[0])]
-        logits, hidden = self._run(tokens.unsqueeze(1), groups, self._pages(actions, past), past, None)
+        batch = self._batch(actions, self._pages(actions, past), left_out)
+        logits, hidden = self._run(tokens.unsqueeze(1), batch, past, None)
         return logits[:, 0], hidden[:, 0]
 
-    def _group(self, rows: Tensor | slice, action: Action) -> _Group:
-        return _Group(rows, action.bits, self.weights.head_bits(action), *self.weights.keep_counts(action))
+    @torch.no_grad()
+    def logits(self, hidden: Tensor, action: Action) -> Tensor:
+        """The output matrix's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
+        return self._head(hidden, self._batch([action], None))
 
-    def _pages(self, actions: Sequence[Action], past: KVCache) -> Tensor | None:
+    def _batch(self, actions: Sequence[Action], pages: Tensor | None, left_out: LeftOut | None = None) -> _Batch:
+        """Of one action a row, or of a single one for all rows."""
+        device, weights = self.weights.vector("rope.cos").device, self.weights
+        widths = _alike([(action.bits, weights.head_bits(action)) for action in actions], device)
+        prunes = _alike([weights.keep_counts(action) for action in actions], device)
+        return _Batch(
+            [_Width(rows, *bits) for bits, rows in widths],
+            [_Prune(rows, counts) for counts, rows in prunes],
+            pages,
+            left_out,
+        )
+
+    def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
         """Old pages that each row reads, int64 [B]; None where every row reads all."""
         if all(action.keep == 100 for action in actions):
             return None
@@ -153,9 +192,7 @@ class Twin(nn.Module):
         counts = [action.pages(length, self.page_size) for action, length in zip(actions, lengths, strict=True)]
         return torch.tensor(counts, device=past.lengths.device)
 
-    def _run(
-        self, tokens: Tensor, groups: list[_Group], pages: Tensor | None, past: KVCache, num_logits: int | None
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, tokens: Tensor, batch: _Batch, past: Cache, num_logits: int | None) -> tuple[Tensor, Tensor]:
         decoder, slots = self.decoder, past.open(tokens.shape[1])
         if slots.longest > self.weights.vector("rope.cos").shape[0]:
             raise ValueError(f"{slots.longest} tokens exceed the model's context of {decoder.max_context}")
@@ -163,16 +200,16 @@ class Twin(nn.Module):
         for layer in range(decoder.num_layers):
             name = f"layers.{layer}"
             normed = self._norm(x, f"{name}.attn_norm")
-            attended = self._attention(normed, layer, groups, pages, past, slots)
+            attended = self._attention(normed, layer, batch, past, slots)
             if decoder.parallel_residual:
                 mlp_in = normed if decoder.shared_norm else self._norm(x, f"{name}.mlp_norm")
-                x = x + attended + self._mlp(mlp_in, layer, groups)
+                x = x + attended + self._mlp(mlp_in, layer, batch)
             else:
                 x = x + attended
-                x = x + self._mlp(self._norm(x, f"{name}.mlp_norm"), layer, groups)
+                x = x + self._mlp(self._norm(x, f"{name}.mlp_norm"), layer, batch)
         past.close(slots)
         hidden = self._norm(x if num_logits is None else x[:, -num_logits:], "final_norm")
-        return self._head(hidden, groups), hidden
+        return self._head(hidden, batch), hidden
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.weights.vector(f"{name}.weight"), self.weights.vector_or_none(f"{name}.bias")
@@ -180,67 +217,57 @@ class Twin(nn.Module):
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.decoder.norm_eps)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.norm_eps) * weight
 
-    def _head(self, x: Tensor, groups: list[_Group]) -> Tensor:
+    def _head(self, x: Tensor, batch: _Batch) -> Tensor:
         name = "embed" if self.decoder.tied else "head"
-        return _by_group(groups, x, lambda part, group: self._linear(part, name, group.head_bits, "head.bias"))
+        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.head_bits, "head.bias"))
 
-    def _projected(
-        self, x: Tensor, layer: int, matrix: str, groups: list[_Group], keep: Callable[[_Group], tuple[int, ...]]
-    ) -> Tensor:
-        """The kept channels of x [B, S, K] times a matrix [N, K] at each group's level, plus its bias: [B, S, N]."""
+    def _kept(self, x: Tensor, layer: int, matrix: int, batch: _Batch) -> Tensor:
+        """x [B, S, K] with the channels zeroed that each row prunes at the input of a matrix (_KEEP_IN …)."""
+        kept = _by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
+        if batch.left_out is not None:
+            batch.left_out.add_pruned(x, kept)
+        return kept
 
-        def product(part: Tensor, group: _Group) -> Tensor:
-            return self._linear(keep_largest(part, keep(group)[layer]), f"layers.{layer}.{matrix}", group.bits)
+    def _linear(self, x: Tensor, name: str, batch: _Batch) -> Tensor:
+        """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
+        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.bits, f"{name}.bias"))
 
-        return _by_group(groups, x, product)
-
-    def _linear(self, x: Tensor, name: str, bits: int, bias: str | None = None) -> Tensor:
+    def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:
         if self.arithmetic.rounded_activations:
             x = round_activations(x, bits)
-        return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias or f"{name}.bias"))
+        return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias))
 
-    def _mlp(self, x: Tensor, layer: int, groups: list[_Group]) -> Tensor:
-        return _by_group(groups, x, lambda part, group: self._pruned_mlp(part, layer, group))
-
-    def _pruned_mlp(self, x: Tensor, layer: int, group: _Group) -> Tensor:
+    def _mlp(self, x: Tensor, layer: int, batch: _Batch) -> Tensor:
         name = f"layers.{layer}"
-        up = self._linear(keep_largest(x, group.keep_in[layer]), f"{name}.up", group.bits)
+        up = self._linear(self._kept(x, layer, _KEEP_IN, batch), f"{name}.up", batch)
         act = _ACTIVATIONS[self.decoder.activation]
         if self.decoder.gated:
             gate, up = up.chunk(2, dim=-1)
             middle = act(gate) * up
         else:
             middle = act(up)
-        return self._linear(keep_largest(middle, group.keep_mid[layer]), f"{name}.down", group.bits)
+        return self._linear(self._kept(middle, layer, _KEEP_MID, batch), f"{name}.down", batch)
 
-    def _attention(
-        self, x: Tensor, layer: int, groups: list[_Group], pages: Tensor | None, past: KVCache, slots: Slots
-    ) -> Tensor:
-        d = self.decoder
-        qkv = self._projected(x, layer, "qkv", groups, lambda group: group.keep_qkv)
+    def _attention(self, x: Tensor, layer: int, batch: _Batch, past: Cache, slots: Slots) -> Tensor:
+        d, name = self.decoder, f"layers.{layer}"
+        qkv = self._linear(self._kept(x, layer, _KEEP_QKV, batch), f"{name}.qkv", batch)
         heads = torch.unflatten(qkv, -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
         q, k, v = torch.split(heads, [d.num_heads, d.num_kv_heads, d.num_kv_heads], dim=2)
         cos, sin = (self.weights.vector(f"rope.{part}")[slots.positions].unsqueeze(2) for part in ("cos", "sin"))
         q = rotate(q, cos, sin).transpose(1, 2)  # [B, H, S, D]
-        keys, values = past.append(slots, layer, rotate(k, cos, sin), v)
-        keys, values = keys.float(), values.float()  # [B, Hk, T, D]
-        at = torch.arange(slots.longest, device=x.device)
-        mask = (at <= slots.positions.unsqueeze(-1)).unsqueeze(1)  # [B, 1, S, T]
-        if pages is not None and layer not in self.dense_layers:
-            mask = mask & self._read(q, past, layer, pages, slots).unsqueeze(2)
-        y = F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=mask, scale=d.softmax_scale, enable_gqa=d.num_heads != d.num_kv_heads
-        )
-        return self._projected(y.transpose(1, 2).flatten(2), layer, "o", groups, lambda group: group.keep_o)
+        past.append(slots, layer, rotate(k, cos, sin), v)
+        pages = None if layer in self.dense_layers else batch.pages
+        read = None if pages is None else self._read(q, past, layer, pages, slots)
+        y = past.attend(layer, q, slots, read, d.softmax_scale, batch.left_out).transpose(1, 2).flatten(2)
+        return self._linear(self._kept(y, layer, _KEEP_O, batch), f"{name}.o", batch)
 
-    def _read(self, q: Tensor, past: KVCache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
+    def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
         """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""
         d, size = self.decoder, self.page_size
         count = math.ceil(slots.longest / size)
         newest = slots.positions // size  # [B, 1], page P - 1 of each row
         query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]
-        codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (past.key_codes, past.key_ranges))
-        score = token_scores(query, codes, ranges).amax(2)  # [B, Hk, T]
+        score = past.token_scores(layer, query, slots).amax(2)  # [B, Hk, T]
         score = torch.unflatten(F.pad(score, (0, count * size - slots.longest)), -1, (count, size)).amax(-1)
         page = torch.arange(count, device=q.device)
         old = (page < newest).unsqueeze(1)  # [B, 1, pages]
@@ -253,7 +280,21 @@ class Twin(nn.Module):
         return tokens.repeat_interleave(d.num_heads // d.num_kv_heads, dim=1)
 
 
-def _by_group(groups: list[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
+_Setting = TypeVar("_Setting", bound=Hashable)
+_Group = TypeVar("_Group", bound=_Rows)
+
+
+def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Setting, Tensor | slice]]:
+    """Each setting that occurs, and the rows that have it."""
+    rows: dict[_Setting, list[int]] = {}
+    for row, setting in enumerate(settings):
+        rows.setdefault(setting, []).append(row)
+    if len(rows) == 1:
+        return [(settings[0], slice(None))]
+    return [(setting, torch.tensor(members, device=device)) for setting, members in rows.items()]
+
+
+def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
     """Applies `function` to every group's rows of x [B, ...] and puts the results back in place."""
     if len(groups) == 1:
         return function(x, groups[0])
@@ -273,17 +314,6 @@ def round_activations(x: Tensor, bits: int) -> Tensor:
     step = blocks.abs().amax(-1, keepdim=True) / _LARGEST_CODE[bits]
     codes = torch.where(step > 0, torch.round(blocks / step), 0.0)
     return (codes * step).flatten(-2)
-
-
-def token_scores(query: Tensor, codes: Tensor, ranges: Tensor) -> Tensor:
-    """Scores [..., G, T] of tokens for queries [..., G, D], from codes [..., T, D] and ranges [..., T, 2] of keys.
-
-    The query is rounded to whole steps of 1 / 127 of its largest number; all float32.
-    """
-    step = query.abs().amax(-1, keepdim=True) / 127
-    whole = torch.where(step > 0, torch.round(query / step), 0.0)
-    least, key_step = ranges.unsqueeze(-3).unbind(-1)
-    return step * (key_step * (whole @ codes.transpose(-1, -2)) + least * whole.sum(-1, keepdim=True))
 
 
 def keep_largest(x: Tensor, count: int) -> Tensor:
