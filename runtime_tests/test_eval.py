@@ -182,7 +182,7 @@ def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path
         if done > 0.4 * total:
             raise Stopped
 
-    settings = state_settings(model, QUICK)
+    settings = state_settings(model, QUICK.refresh, QUICK.block)
     with pytest.raises(Stopped):
         list(measure(model, {"text": text}, QUICK, State(path, settings), stop))
     done = path.read_text(encoding="utf-8").splitlines()
@@ -197,10 +197,10 @@ def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path
 
 def test_a_state_of_other_settings_is_refused(model: SolModel, tmp_path: Path) -> None:
     path = tmp_path / "state.jsonl"
-    State(path, state_settings(model, QUICK)).put("one", {"a": 1})
-    assert State(path, state_settings(model, QUICK)).get("one") == {"a": 1}
+    State(path, state_settings(model, QUICK.refresh, QUICK.block)).put("one", {"a": 1})
+    assert State(path, state_settings(model, QUICK.refresh, QUICK.block)).get("one") == {"a": 1}
     with pytest.raises(UsageError, match="its refresh is False, here it is True"):
-        State(path, {**state_settings(model, QUICK), "refresh": True})
+        State(path, {**state_settings(model, QUICK.refresh, QUICK.block), "refresh": True})
     path.write_text("not a state\n", encoding="utf-8")
     with pytest.raises(UsageError, match="another kind of file"):
         State(path, {})
@@ -231,7 +231,8 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ([], ("--file: got none",)),
+        ([], ("either --file",)),
+        (["--mmlu", "."], ("either --file",)),
         (["-f", "no-such-file"], ("no-such-file",)),
         (["-c", "half"], ("--ctx-size", "whole numbers")),
         (["-c", "3"], ("--ctx-size: got 3, expected 4",)),

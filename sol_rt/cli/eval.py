@@ -1,15 +1,22 @@
-"""`sol-rt eval`: schedules side by side on held-out text, at matched cost."""
+"""`sol-rt eval`: schedules side by side, on held-out text at matched cost, or on MMLU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, progress
 from sol_rt.cli.lists import numbers, parts
 from sol_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from sol_rt.evaluation.held_out import Plan
+    from sol_rt.evaluation.mmlu import Exam
+    from sol_rt.evaluation.report import Resampling
+    from sol_rt.model import SolModel
 
 
 class Format(str, Enum):
@@ -19,7 +26,7 @@ class Format(str, Enum):
     json = "json"
 
 
-WHAT, HOW = "What is measured", "Intervals"
+WHAT, EXAM, HOW = "What is measured", "MMLU instead of text", "Intervals"
 
 
 def evaluate(
@@ -48,7 +55,11 @@ def evaluate(
     budget: Annotated[
         list[str] | None,
         options.option(
-            "-b", "--budget", env=False, help="Shares of the dense cost. Default: 0.4,0.5,0.6,0.7.", panel=WHAT
+            "-b",
+            "--budget",
+            env=False,
+            help="Shares of the dense cost. Default: 0.4,0.5,0.6,0.7; MMLU: 0.4,0.6.",
+            panel=WHAT,
         ),
     ] = None,
     schedules: Annotated[
@@ -56,7 +67,8 @@ def evaluate(
         options.option(
             "--schedules",
             env=False,
-            help="dense, static, uniform, random, entropy, sol. Default: all that the bundle has.",
+            help="dense, static, uniform, random, entropy, sol; MMLU: dense, uniform, entropy, random, sol, fixed:TAG. "
+            "Default: all that the bundle has; MMLU: dense, uniform and, with a policy, sol.",
             panel=WHAT,
         ),
     ] = None,
@@ -69,6 +81,30 @@ def evaluate(
         options.option(
             "--search-chunks", env=False, min=1, help="Windows that the best of them is chosen on.", panel=WHAT
         ),
+    ] = 1,
+    mmlu: Annotated[
+        Path | None,
+        options.option("--mmlu", env=False, help="Folder with test/SUBJECT_test.csv and dev/.", panel=EXAM),
+    ] = None,
+    subjects: Annotated[
+        list[str] | None, options.option("--subjects", env=False, help="Default: all in the folder.", panel=EXAM)
+    ] = None,
+    questions: Annotated[
+        int | None,
+        options.option("--questions", env=False, min=1, help="At most so many, from all subjects in turn.", panel=EXAM),
+    ] = None,
+    form: Annotated[
+        str,
+        options.option(
+            "--form", env=False, help="continuation: the answers' texts are scored; letter: A to D.", panel=EXAM
+        ),
+    ] = "continuation",
+    shots: Annotated[
+        int, options.option("--shots", env=False, min=0, max=5, help="Examples before a question.", panel=EXAM)
+    ] = 0,
+    tail: Annotated[
+        int,
+        options.option("--tail", env=False, min=1, help="Last tokens of the prompt that are decode steps.", panel=EXAM),
     ] = 1,
     refresh: options.Refresh = None,
     state: Annotated[
@@ -93,50 +129,130 @@ def evaluate(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Compare schedules on held-out text at matched cost: perplexity, divergence from dense, 95% intervals."""
+    """Compare schedules at matched cost, on held-out text (-f) or on MMLU (--mmlu), with 95% intervals."""
     from sol_rt.cli.loading import load, read_text
-    from sol_rt.evaluation.held_out import BUDGETS, SCHEDULES, SIZES, Plan, measure, state_settings
-    from sol_rt.evaluation.report import RESAMPLED, Resampling, report_of, size_report
-    from sol_rt.evaluation.state import State
-    from sol_rt.evaluation.tables import table_lines
+    from sol_rt.evaluation.report import RESAMPLED, Resampling
 
-    if not file:
-        raise UsageError("--file: got none, expected a text that the policy was not trained on")
+    if bool(file) == (mmlu is not None):
+        raise UsageError("eval: expected either --file, texts that no policy was trained on, or --mmlu, a folder")
     if resample not in RESAMPLED:
         raise UsageError(f"--resample: got {resample!r}, expected one of {', '.join(RESAMPLED)}")
-    texts = {str(path): read_text(path) for path in file}
-    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
-    config = loaded.bundle.config
-    given = tuple(dict.fromkeys(parts(schedules)))
-    possible = tuple(name for name in SCHEDULES if name != "sol" or config.policy is not None)
-    plan = Plan(
-        sizes=tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int))) or SIZES,
-        budgets=tuple(sorted(set(numbers("--budget", budget, float)))) or BUDGETS,
-        schedules=given or possible,
-        chunks=chunks,
-        scored=scored,
-        refresh=config.refresh.default if refresh is None else refresh,
-        random=random,
-        searched=search,
-    )
-    plan.check(config)
+    if mmlu is not None and html is not None:
+        raise UsageError("--html: draws held-out text; leave it out with --mmlu")
     resampling = Resampling(resample, draws, seed)
-    results = State(state, state_settings(loaded, plan))
+    names = tuple(dict.fromkeys(parts(schedules)))
+    budgets = tuple(sorted(set(numbers("--budget", budget, float))))
+    as_json = json or output is Format.json
+    exam = None
+    if mmlu is not None:
+        from sol_rt.evaluation.mmlu import read_exam
+
+        exam = read_exam(mmlu, subjects=parts(subjects), questions=questions, form=form, shots=shots, tail=tail)
+    texts = {str(path): read_text(path) for path in file or ()}
+    sizes = tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int)))
+    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    repair = loaded.bundle.config.refresh.default if refresh is None else refresh
     try:
-        with progress() as report:
-            sizes = [size_report(runs, plan, resampling) for runs in measure(loaded, texts, plan, results, report)]
+        if exam is not None:
+            _mmlu(loaded, exam, names, budgets, repair, resampling, state, as_json)
+        else:
+            _held_out(
+                loaded,
+                texts,
+                _plan(loaded, sizes, budgets, names, chunks, scored, repair, random, search),
+                resampling,
+                state,
+                html,
+                as_json,
+            )
     except KeyboardInterrupt:
         if state is not None:
             note(f"{state}: holds what was measured; the same command goes on from there")
         raise
-    evaluation = report_of(loaded, list(texts), plan, resampling, sizes)
-    if html is not None:
-        from sol_rt.evaluation.page import render_evaluation_html
 
+
+def _plan(
+    model: SolModel,
+    sizes: tuple[int, ...],
+    budgets: tuple[float, ...],
+    schedules: tuple[str, ...],
+    chunks: int | None,
+    scored: int | None,
+    refresh: bool,
+    random: int,
+    searched: int,
+) -> Plan:
+    from sol_rt.evaluation.held_out import BUDGETS, SCHEDULES, SIZES, Plan
+
+    config = model.bundle.config
+    possible = tuple(name for name in SCHEDULES if name != "sol" or config.policy is not None)
+    plan = Plan(
+        sizes=sizes or SIZES,
+        budgets=budgets or BUDGETS,
+        schedules=schedules or possible,
+        chunks=chunks,
+        scored=scored,
+        refresh=refresh,
+        random=random,
+        searched=searched,
+    )
+    plan.check(config)
+    return plan
+
+
+def _held_out(
+    model: SolModel,
+    texts: dict[str, str],
+    plan: Plan,
+    resampling: Resampling,
+    state: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    from sol_rt.evaluation.held_out import measure, state_settings
+    from sol_rt.evaluation.page import render_evaluation_html
+    from sol_rt.evaluation.report import report_of, size_report
+    from sol_rt.evaluation.state import State
+    from sol_rt.evaluation.tables import table_lines
+
+    results = State(state, state_settings(model, plan.refresh, plan.block))
+    with progress() as report:
+        sizes = [size_report(runs, plan, resampling) for runs in measure(model, texts, plan, results, report)]
+    evaluation = report_of(model, list(texts), plan, resampling, sizes)
+    if html is not None:
         html.write_text(render_evaluation_html(evaluation), encoding="utf-8")
         note(f"{html}: written")
-    if json or output is Format.json:
-        print_json(evaluation.as_json())
-    else:
-        for line in table_lines(evaluation):
-            print(line)
+    _print(evaluation.as_json() if as_json else table_lines(evaluation))
+
+
+def _mmlu(
+    model: SolModel,
+    exam: Exam,
+    schedules: tuple[str, ...],
+    budgets: tuple[float, ...],
+    refresh: bool,
+    resampling: Resampling,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    from sol_rt.evaluation.held_out import state_settings
+    from sol_rt.evaluation.mmlu import BUDGETS, exam_report, settings_of, sit
+    from sol_rt.evaluation.state import State
+    from sol_rt.evaluation.tables import exam_lines
+
+    config = model.bundle.config
+    default = ("dense", "uniform", "sol") if config.policy is not None else ("dense", "uniform")
+    settings = settings_of(config, schedules or default, budgets or BUDGETS)
+    results = State(state, state_settings(model, refresh))
+    with progress() as report:
+        answered = sit(model, exam, settings, refresh, results, report)
+    found = exam_report(model, exam, settings, answered, refresh, resampling)
+    _print(found.as_json() if as_json else exam_lines(found))
+
+
+def _print(result: dict[str, Any] | Iterator[str]) -> None:
+    if isinstance(result, dict):
+        print_json(result)
+        return
+    for line in result:
+        print(line)

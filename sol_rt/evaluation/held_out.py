@@ -118,7 +118,7 @@ def measure(
         yield _Measuring(model, plan, state, progress, size, windows[size]).run()
 
 
-def state_settings(model: SolModel, plan: Plan) -> dict[str, object]:
+def state_settings(model: SolModel, refresh: bool, block: int | None = None) -> dict[str, object]:
     """What the results in a state file hold for. A policy is not of it: its own runs name it."""
     document = model.bundle.config.to_json_dict()
     policy = document.pop("policy", None)
@@ -131,8 +131,8 @@ def state_settings(model: SolModel, plan: Plan) -> dict[str, object]:
         "bundle": digest[:16],
         "cost": f"{model.cost.unit} {hashlib.sha256(json.dumps(costs).encode()).hexdigest()[:16]}",
         "kernels": kernels,
-        "refresh": plan.refresh,
-        "block": plan.block,
+        "refresh": refresh,
+        "block": block,
     }
 
 

@@ -153,13 +153,11 @@ def report_of(
     model: SolModel, texts: Sequence[str], plan: Plan, resampling: Resampling, sizes: Sequence[SizeReport]
 ) -> Evaluation:
     """Puts the figures of all sizes together with how they were made."""
-    engine = model.engine
-    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
     return Evaluation(
         model=model.bundle.config.model.name,
         bundle=model.bundle.identity,
         cost_model=model.cost.name,
-        device=f"{processor_name()}, {engine.threads} threads, {engine.provider_name}, {kernels}",
+        device=device_words(model),
         texts=list(texts),
         refresh=plan.refresh,
         random_schedules=plan.random if "random" in plan.schedules else 0,
@@ -168,6 +166,13 @@ def report_of(
         subject=subject(plan.schedules),
         sizes=list(sizes),
     )
+
+
+def device_words(model: SolModel) -> str:
+    """Processor, threads, provider and kernels."""
+    engine = model.engine
+    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
+    return f"{processor_name()}, {engine.threads} threads, {engine.provider_name}, {kernels}"
 
 
 def size_report(runs: SizeRuns, plan: Plan, resampling: Resampling) -> SizeReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from sol_rt.evaluation.bootstrap import Figure
+from sol_rt.evaluation.mmlu import Duel, ExamReport, Score
 from sol_rt.evaluation.report import Comparison, Evaluation, Result, SizeReport
 
 FEW_WINDOWS = 10
@@ -26,6 +27,52 @@ def table_lines(evaluation: Evaluation) -> Iterator[str]:
     for size in evaluation.sizes:
         yield ""
         yield from _size_lines(size)
+
+
+def exam_lines(report: ExamReport) -> Iterator[str]:
+    """The lines of an MMLU report."""
+    resampling = report.resampling
+    yield f"{report.model}; {report.device}; costs in {report.cost_model}, over dense"
+    yield (
+        f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, {report.tail} of the prompt's "
+        f"tokens as decode steps; refresh {'on' if report.refresh else 'off'}"
+    )
+    yield f"intervals: 95%, paired bootstrap of questions, {resampling.draws} draws, seed {resampling.seed}"
+    yield ""
+    heads = ["schedule", "budget", "achieved", "accuracy", "95%", "by the character", "95%", "nats of the right one"]
+    yield from _table([*heads, "decode steps"], map(_score, report.scores))
+    if report.duels:
+        yield ""
+        heads = ["against", "budget", "", "difference", "95%", "won", "lost", "p (McNemar)"]
+        yield from _table([f"{report.duels[0].schedule} {heads[0]}", *heads[1:]], map(_duel, report.duels))
+
+
+def _score(score: Score) -> list[str]:
+    normalised = score.normalised
+    return [
+        score.schedule,
+        "" if score.budget is None else f"{score.budget:g}",
+        f"{score.achieved:.3f}",
+        f"{score.accuracy.value:.1%}",
+        interval(score.accuracy, ".1%"),
+        "" if normalised is None else f"{normalised.value:.1%}",
+        "" if normalised is None else interval(normalised, ".1%"),
+        f"{score.right.value:.3f}",
+        f"{score.steps}",
+    ]
+
+
+def _duel(duel: Duel) -> list[str]:
+    return [
+        duel.rival,
+        f"{duel.budget:g}",
+        "accuracy" if duel.metric == "accuracy" else "by the character",
+        f"{duel.difference.value:+.1%}",
+        interval(duel.difference, "+.1%"),
+        f"{duel.won}",
+        f"{duel.lost}",
+        f"{duel.p_value:.3f}",
+    ]
 
 
 def _size_lines(report: SizeReport) -> Iterator[str]:
