@@ -43,6 +43,7 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
 // How far prefetching runs ahead of reading: memory's latency times a core's share of its bandwidth, measured.
 constexpr size_t kBytesAhead = 8192;      // block-major
 constexpr size_t kRowBytesAhead = 12288;  // channel-major, where reading jumps from row to row
+constexpr size_t kSparseBytesAhead = 6144;  // channel-major with rows left out: the hardware fetches little by itself, and its queue fills
 
 template <int kBits>
 HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
@@ -145,7 +146,7 @@ struct StepAhead {
   const uint8_t* end;
 };
 
-// Runs kRowBytesAhead ahead of the steps over a range of blocks, `step` outputs at a time.
+// Runs a constant number of bytes ahead of the steps over a range of blocks, `step` outputs at a time.
 template <int kBits>
 class AheadCursor {
  public:
@@ -158,23 +159,38 @@ class AheadCursor {
       return;
     }
     SkipEmpty();
-    const size_t rows = 4 * (active.begin[blocks.end] - active.begin[blocks.begin]);
+    const size_t rows = 4 * (active.begin[blocks.end] - active.begin[blocks.begin]) / filled;
     constexpr size_t kRest = 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
-    const size_t bytes = step * (rows / filled / 2 + kRest);
-    for (size_t i = (kRowBytesAhead + bytes - 1) / bytes; i > 0 && blocks_.begin < blocks_.end; --i) Move();
+    const bool sparse = rows < kBlock * 3 / 4;
+    const size_t bytes = step * (rows / 2 + kRest), distance = sparse ? kSparseBytesAhead : kRowBytesAhead;
+    for (size_t i = (distance + bytes - 1) / bytes; i > 0 && blocks_.begin < blocks_.end; --i) {
+      if (sparse) AskAll();  // nobody could ask for these before: Fetch knows no active rows
+      Move();
+    }
   }
 
   // The step ahead of the reader's at output `n`; none for the narrower steps that share the last one.
   StepAhead Next(size_t n) {
     if (blocks_.begin == blocks_.end || (n - begin_) % step_ != 0) return {};
-    const size_t b = blocks_.begin, row_bytes = w_.N / 2;
-    const BlockQuads rows(active_, w_.K, b);
-    const StepAhead result = {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
+    const StepAhead result = Here();
     Move();
     return result;
   }
 
  private:
+  StepAhead Here() const {
+    const size_t b = blocks_.begin, row_bytes = w_.N / 2;
+    const BlockQuads rows(active_, w_.K, b);
+    return {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
+  }
+  void AskAll() const {
+    const StepAhead here = Here();
+    for (const uint8_t* row = here.row; row != here.end; ++row) __builtin_prefetch(here.view.base + *row * (w_.N / 2));
+    PrefetchLines(here.view.scale, step_ * 2);
+    PrefetchLines(here.view.zero, step_);
+    if constexpr (kBits > 4) PrefetchLines(here.view.plane1, step_ * 8);
+    if constexpr (kBits > 6) PrefetchLines(here.view.plane2, step_ * 8);
+  }
   bool Empty(size_t b) const { return active_.begin[b] == active_.begin[b + 1]; }
   void SkipEmpty() {
     while (blocks_.begin < blocks_.end && Empty(blocks_.begin)) ++blocks_.begin;
