@@ -1,6 +1,8 @@
 # make demo    everything from a fresh machine to text at budget 0.4
 # make test    environment, linters, type checker, test suite
 # make export MODEL=phi-2
+# make train DATA="folder file.txt"   a policy for MODEL's bundle, which is exported where it is missing; CONFIG=, TRAIN_ARGS='--minutes 60';
+#              writes TRAIN_OUT/policy.safetensors and gives it to the bundle
 # make peers   speed beside llama.cpp, onnxruntime-genai and optimum on the same weights; writes docs/results/peers-MODEL.md
 #              (MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum, DEPTHS=64,512,2048,8000; TEXT=file: perplexity too)
 # make ladder TEXT=file   perplexity and speed of our fixed actions beside llama.cpp's quantization ladder, made of the same weights;
@@ -23,9 +25,13 @@ PEERS_ARGS ?=
 MODEL_NAME := $(shell echo '$(patsubst %.gguf,%,$(notdir $(MODEL)))' | tr A-Z a-z)
 PEERS_OUT ?= docs/results/peers-$(MODEL_NAME).md
 TEXT ?=
+DATA ?=
+CONFIG ?= default
+TRAIN_OUT ?= build/policies/$(MODEL_NAME)
+TRAIN_ARGS ?=
 LADDER_ARGS ?=
 
-.PHONY: demo export peers ladder test lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder test lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +44,11 @@ demo: $(VENV)/.export
 
 export: $(VENV)/.export
 	$(BIN)/sol-rt export -m $(MODEL)
+
+train: $(VENV)/.train
+	@test -n "$(DATA)" || { echo "error: make train needs text to train on: DATA=folder" >&2; exit 2; }
+	$(BIN)/sol-rt train -m $(MODEL) $(DATA:%=--data %) --config $(CONFIG) -o $(TRAIN_OUT) $(TRAIN_ARGS)
+	$(BIN)/sol-rt export -m $(MODEL) --policy $(TRAIN_OUT)/policy.safetensors
 
 # Each peer lives in an environment of its own: their requirements exclude each other.
 comma := ,
@@ -88,10 +99,15 @@ $(VENV)/.export: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install -e '.[export]'
 	@touch $@
 
+$(VENV)/.train: $(BIN)/python $(SOURCES)
+	@scripts/install-headers.sh
+	$(BIN)/python -m pip install -e '.[export,train]'
+	@touch $@ $(VENV)/.export
+
 $(VENV)/.dev: $(BIN)/python $(SOURCES)
 	@scripts/install-headers.sh
 	$(BIN)/python -m pip install -e '.[dev]'
-	@touch $@ $(VENV)/.export
+	@touch $@ $(VENV)/.export $(VENV)/.train
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,6 @@ from sol_rt.config import (
     FileEntry,
     KvLayout,
     ModelDims,
-    PolicySpec,
     RefreshSpec,
     SolConfig,
     TensorEntry,
@@ -38,10 +37,9 @@ from sol_rt.export.blob_filler import fill_blob
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.card import model_card
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from sol_rt.export.given_policy import write_policy_graph
 from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_bytes
 from sol_rt.export.head_width import choose_head_widths
-from sol_rt.export.policy_file import read_policy
-from sol_rt.export.policy_graph import build_policy
 from sol_rt.export.progress import Progress, silent
 from sol_rt.home import checkpoints_dir
 from sol_rt.pull import resolve
@@ -55,6 +53,7 @@ OWN_TEXT, NO_TEXT = "self", "none"
 MAX_ACTIONS = 12
 BITS = (8, 6, 4)
 WEIGHTS = "weights.bin"
+POLICY = "policy.onnx"
 _HELD_OUT = 4  # every so manieth window is left to measure losses on
 _SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
 
@@ -321,19 +320,20 @@ def _write_graphs(
     actions = tuple(
         Action(keep, prune, bits) for bits in ladders.bits for prune in ladders.prune for keep in ladders.keep
     )
-    return SolConfig(
+    config = SolConfig(
         generator=f"sol_rt {__version__}",
         model=model,
         kv=kv,
         dense=Action(100, 100, max(ladders.bits)),
         variants=variants,
         actions=tuple(ActionEntry(action, None) for action in actions),
-        policy=None if policy is None else _write_policy(folder, policy, tensors, variants),
+        policy=None,
         refresh=RefreshSpec(),
         weights_file=WEIGHTS,
         tensors=dict(tensors),
         files={},
     )
+    return config if policy is None else replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
 
 
 def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, bits: int) -> Variant:
@@ -342,28 +342,6 @@ def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, b
     keep_in, keep_mid, keep_qkv, keep_o = counts
     variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, keep_qkv, keep_o, 0, bits)
     return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
-
-
-def _write_policy(
-    folder: Path, source: Path, tensors: Mapping[str, TensorEntry], variants: Mapping[str, Variant]
-) -> PolicySpec:
-    policy = read_policy(source)
-    foreign = [action.tag for action in policy.actions if action.variant not in variants]
-    if foreign:
-        raise CheckpointError(
-            f"{source}: the policy picks {foreign[0]}, expected variants of this export: {', '.join(variants)}; "
-            "export with the levels it was trained for"
-        )
-    graph = build_policy(policy.shape, policy.parameters, tensors, WEIGHTS)
-    (folder / "policy.onnx").write_bytes(graph.SerializeToString())
-    return PolicySpec(
-        "policy.onnx",
-        policy.shape.horizon,
-        policy.scalars,
-        policy.actions,
-        policy.shape.state_shape,
-        policy.description,
-    )
 
 
 def _without_dominated(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sol_rt.actions import Action
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export.policy_graph import PolicyShape
+from sol_rt.policy_inputs import KNOWN_SCALARS
 
 _SIZES = ("hidden_size", "horizon", "width", "heads", "scalar_size", "action_size")
 
@@ -27,6 +28,7 @@ class TrainedPolicy:
         actions: what it chooses among, in order.
         description: how it was trained, one line.
         parameters: float32 arrays by the names of `PolicyShape.parameters`.
+        model: name of the model that it was trained on; empty where nobody said.
     """
 
     shape: PolicyShape
@@ -34,6 +36,7 @@ class TrainedPolicy:
     actions: tuple[Action, ...]
     description: str
     parameters: Mapping[str, npt.NDArray[np.float32]]
+    model: str = ""
 
 
 def write_policy(path: Path, policy: TrainedPolicy) -> None:
@@ -45,6 +48,7 @@ def write_policy(path: Path, policy: TrainedPolicy) -> None:
         "scalars": json.dumps(policy.scalars),
         "actions": json.dumps([action.tag for action in policy.actions]),
         "description": policy.description,
+        "model": policy.model,
     }
     save_file({name: np.ascontiguousarray(value) for name, value in policy.parameters.items()}, str(path), metadata)
 
@@ -63,4 +67,38 @@ def read_policy(path: Path) -> TrainedPolicy:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise CheckpointError(f"{path}: got no policy ({error}), expected a file that sol-rt train wrote") from error
     shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes)
-    return TrainedPolicy(shape, scalars, actions, metadata.get("description", ""), parameters)
+    told = metadata.get("description", ""), metadata.get("model", "")
+    return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1])
+
+
+def check_fits(
+    path: Path,
+    policy: TrainedPolicy,
+    model: str,
+    hidden_size: int,
+    variants: Collection[str],
+    actions: Collection[Action],
+) -> None:
+    """Raises CheckpointError where a policy is of another model, or picks what a bundle can't run; says all of it.
+
+    Args:
+        path: the policy's file, for the message.
+        model, hidden_size: of the bundle's model.
+        variants: keys of the bundle's variants.
+        actions: the bundle's, for the message.
+    """
+    differs = []
+    if policy.model and policy.model != model:
+        differs.append(f"model: trained on {policy.model}, the bundle has {model}")
+    if policy.shape.hidden_size != hidden_size:
+        differs.append(f"made for hidden size {policy.shape.hidden_size}, the bundle's model has {hidden_size}")
+    missing = [action.tag for action in policy.actions if action.variant not in variants]
+    if missing:
+        extra = [action.tag for action in actions if action not in policy.actions]
+        unknown = f" and has {', '.join(extra)}, which the policy doesn't know" if extra else ""
+        differs.append(f"the policy picks {', '.join(missing)}, which the bundle can't run{unknown}")
+    unread = [name for name in policy.scalars if name not in KNOWN_SCALARS]
+    if unread:
+        differs.append(f"scalars: it reads {', '.join(unread)}, expected some of {', '.join(KNOWN_SCALARS)}")
+    if differs:
+        raise CheckpointError(f"{path}: {'; '.join(differs)}; train a policy for this bundle with sol-rt train -m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ torch = pytest.importorskip("torch")
 
 from random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 
+from sol_rt.actions import Action  # noqa: E402
 from sol_rt.export.policy_graph import PolicyShape, build_policy  # noqa: E402
-from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
+from sol_rt.train.policy_network import PolicyNetwork, axis_levels  # noqa: E402
 from sol_rt.train.weights import read_blob  # noqa: E402
 
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=6, width=32, heads=4)
+ACTIONS = [Action(*settings) for settings in ((100, 100, 8), (30, 100, 8), (100, 50, 8), (30, 50, 8), (30, 50, 4))]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -29,9 +32,42 @@ def _network() -> PolicyNetwork:
     return network
 
 
-def test_state_dict_has_the_graph_s_parameters() -> None:
-    shapes = {name: tuple(value.shape) for name, value in PolicyNetwork(SHAPE).state_dict().items()}
+def _factorised() -> PolicyNetwork:
+    """One with standardised inputs and logits by axis."""
+    torch.manual_seed(1)
+    network = PolicyNetwork(SHAPE, axis_levels(ACTIONS), use_embedding=False)
+    for parameter in network.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    network.standardise(3 * torch.randn(50, 64) + 1, torch.randn(50, 64), 2 * torch.randn(50, 7) - 1)
+    return network
+
+
+@pytest.mark.parametrize("made", [_network, _factorised])
+def test_exported_parameters_are_the_graph_s(made: Callable[[], PolicyNetwork]) -> None:
+    shapes = {name: value.shape for name, value in made().exported().items()}
     assert shapes == SHAPE.parameters()
+
+
+def test_logits_of_axes_add_up() -> None:
+    """Actions that differ in one axis alone differ by the same everywhere."""
+    network = _factorised()
+    with torch.no_grad():
+        logits = network(torch.randn(2, 3, 64), torch.randn(2, 3, 64), torch.randn(2, 3, 7), torch.zeros(2, 3).long())
+    at = {action: logits[..., index] for index, action in enumerate(ACTIONS)}
+    keep = at[Action(100, 100, 8)] - at[Action(30, 100, 8)]
+    torch.testing.assert_close(keep, at[Action(100, 50, 8)] - at[Action(30, 50, 8)], **TOLERANCE)
+    assert float(keep.abs().max()) > 0.1
+
+
+def test_standardised_inputs_have_mean_0_and_deviation_1() -> None:
+    network, examples = PolicyNetwork(SHAPE), torch.randn(500, 64) * 5 + 2
+    examples[:, 3] = 7.0  # constant: stays as it is
+    network.standardise(examples, torch.randn(500, 64), torch.randn(500, 7))
+    seen = network._standardised("observed", torch.cat([examples, torch.randn(500, 64)], -1))[:, :64]
+    varying = [channel for channel in range(64) if channel != 3]
+    torch.testing.assert_close(seen[:, varying].mean(0), torch.zeros(63), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[:, varying].std(0), torch.ones(63), atol=1e-4, rtol=0)
+    assert torch.equal(seen[:, 3], examples[:, 3])
 
 
 def test_whole_episodes_equal_single_steps() -> None:
@@ -49,12 +85,12 @@ def test_whole_episodes_equal_single_steps() -> None:
     torch.testing.assert_close(shorter, together[:, :2], **TOLERANCE)
 
 
-def test_network_equals_the_graph_over_an_episode(tmp_path: Path) -> None:
-    network, rng = _network(), np.random.default_rng(3)
+@pytest.mark.parametrize("made", [_network, _factorised])
+def test_network_equals_the_graph_over_an_episode(made: Callable[[], PolicyNetwork], tmp_path: Path) -> None:
+    network, rng = made(), np.random.default_rng(3)
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
-    parameters = {name: value.numpy() for name, value in network.state_dict().items()}
     (tmp_path / "policy.onnx").write_bytes(
-        build_policy(SHAPE, parameters, decoder.tensors, WEIGHTS).SerializeToString()
+        build_policy(SHAPE, network.exported(), decoder.tensors, WEIGHTS).SerializeToString()
     )
     session = ort.InferenceSession(str(tmp_path / "policy.onnx"), providers=["CPUExecutionProvider"])
     embed = read_blob(tmp_path / WEIGHTS, decoder.tensors, decoder.decoder).matrix("embed")

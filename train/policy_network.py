@@ -1,16 +1,24 @@
 """The policy as a torch module: the network of `sol_rt.export.policy_graph`, its parameters under the same names.
 
-`network.state_dict()` as NumPy arrays is what `build_policy` takes. A whole episode runs in one call (`forward`, for
-updates) or step by step with a state (`step`, for rollouts); both give the same logits.
+A whole episode runs in one call (`forward`, for updates) or step by step with a state (`step`, for rollouts); both give
+the same logits. What only training needs, standardised inputs and logits by axis, is linear in front of or behind a
+matrix of the graph: `exported` multiplies it in, so that the graph is the same for all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sol_rt.actions import Action
 from sol_rt.export.policy_graph import PolicyShape
+
+_LEAST_DEVIATION = 1e-3  # an input that varies less says nothing
 
 
 class PolicyNetwork(nn.Module):
@@ -24,12 +32,23 @@ class PolicyNetwork(nn.Module):
 
     Args:
         shape: sizes. Parameters are drawn by torch; the action heads start small, so that a new policy is near uniform.
+        factors: float32 [levels, A], 1 where an action has an axis' level (`axis_levels`): its logit is then the sum of
+            its levels' logits. None: each action has a logit of its own.
+        use_hidden, use_embedding: whether these inputs count.
     """
 
-    def __init__(self, shape: PolicyShape) -> None:
+    def __init__(
+        self,
+        shape: PolicyShape,
+        factors: Tensor | None = None,
+        *,
+        use_hidden: bool = True,
+        use_embedding: bool = True,
+    ) -> None:
         super().__init__()
         self.shape = shape
         width, small = shape.width, shape.scalar_size
+        outputs = shape.num_actions if factors is None else factors.shape[0]
         self.scalars = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, small))
         self.previous = nn.Embedding(shape.num_actions + 1, shape.action_size)
         self.input = nn.Linear(2 * shape.hidden_size + small + shape.action_size, width)
@@ -41,16 +60,57 @@ class PolicyNetwork(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
         self.norm = nn.LayerNorm(width)
-        self.actions = nn.Linear(width, shape.num_actions)
-        self.direct = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, shape.num_actions))
+        self.actions = nn.Linear(width, outputs)
+        self.direct = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, outputs))
         for name in ("actions", "direct.2"):
             nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.01)
             nn.init.zeros_(self.get_parameter(f"{name}.bias"))
+        self.factors: Tensor | None
+        self.register_buffer("factors", factors, persistent=False)
+        used = torch.tensor([float(use_hidden), float(use_embedding)]).repeat_interleave(shape.hidden_size)
+        for name, used_inputs in (("observed", used), ("told", torch.ones(shape.num_scalars))):
+            self.register_buffer(f"{name}_used", used_inputs, persistent=False)
+            self.register_buffer(f"{name}_mean", torch.zeros_like(used_inputs))
+            self.register_buffer(f"{name}_scale", used_inputs.clone())
 
-    def forward(self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor) -> Tensor:
-        """Action logits float32 [B, T, A] of the first T steps of B episodes, T at most the horizon."""
+    @torch.no_grad()
+    def standardise(self, hidden: Tensor, embedding: Tensor, scalars: Tensor) -> None:
+        """Takes mean and deviation of each input from examples [n, hidden], [n, hidden], [n, scalars]: from then on
+        inputs are measured from that mean in that deviation. One that hardly varies among them stays as it is.
+        """
+        for name, examples in (("observed", torch.cat([hidden, embedding], dim=-1)), ("told", scalars)):
+            deviation = examples.std(dim=0)
+            varies = deviation > _LEAST_DEVIATION
+            self.get_buffer(f"{name}_mean").copy_(torch.where(varies, examples.mean(dim=0), 0.0))
+            scale = torch.where(varies, 1 / deviation, 1.0)
+            self.get_buffer(f"{name}_scale").copy_(scale * self.get_buffer(f"{name}_used"))
+
+    @torch.no_grad()
+    def exported(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The parameters of the graph, as `build_policy` takes them, in float64 until the end."""
+        values = {name: self.get_parameter(name).double() for name, _ in self.named_parameters()}
+        for name, inputs in (("input", "observed"), ("scalars.0", "told"), ("direct.0", "told")):
+            mean, scale = (self.get_buffer(f"{inputs}_{part}").double() for part in ("mean", "scale"))
+            weight = values[f"{name}.weight"]
+            scaled = weight[:, : scale.numel()] * scale
+            values[f"{name}.bias"] = values[f"{name}.bias"] - scaled @ mean
+            values[f"{name}.weight"] = torch.cat([scaled, weight[:, scaled.shape[1] :]], dim=1)
+        if self.factors is not None:
+            for name in ("actions", "direct.2"):
+                values[f"{name}.weight"] = self.factors.T.double() @ values[f"{name}.weight"]
+                values[f"{name}.bias"] = self.factors.T.double() @ values[f"{name}.bias"]
+        return {name: value.float().cpu().numpy() for name, value in values.items()}
+
+    def forward(
+        self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, shown: Tensor | None = None
+    ) -> Tensor:
+        """Action logits float32 [B, T, A] of the first T steps of B episodes, T at most the horizon.
+
+        `shown`, broadcast over [B, T, 2 hidden], multiplies hidden state and embedding: dropout.
+        """
         steps = torch.arange(hidden.shape[1], device=hidden.device)
-        x = self._observe(hidden, embedding, scalars, previous) + self.position(steps)
+        scalars = self._standardised("told", scalars)
+        x = self._observe(hidden, embedding, scalars, previous, shown) + self.position(steps)
         q, k, v = self._heads(x)  # [B, heads, T, size]
         x = x + self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         return self._decide(x, scalars)
@@ -63,6 +123,7 @@ class PolicyNetwork(nn.Module):
         self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, step: int, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Step `step` (0 … horizon - 1) of B episodes: action logits float32 [B, A] and the state after it."""
+        scalars = self._standardised("told", scalars)
         x = self._observe(hidden, embedding, scalars, previous) + self.position.weight[step]
         q, k, v = self._heads(x.unsqueeze(1))  # [B, heads, 1, size]
         state = state.clone()
@@ -71,9 +132,16 @@ class PolicyNetwork(nn.Module):
         x = x + self._merge(F.scaled_dot_product_attention(q, keys, values)).squeeze(1)
         return self._decide(x, scalars), state
 
-    def _observe(self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor) -> Tensor:
-        parts = [hidden, embedding, self.scalars(scalars), self.previous(previous + 1)]
-        x: Tensor = self.input(torch.cat(parts, dim=-1))
+    def _standardised(self, name: str, inputs: Tensor) -> Tensor:
+        return (inputs - self.get_buffer(f"{name}_mean")) * self.get_buffer(f"{name}_scale")
+
+    def _observe(
+        self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, shown: Tensor | None = None
+    ) -> Tensor:
+        observed = self._standardised("observed", torch.cat([hidden, embedding], dim=-1))
+        if shown is not None:
+            observed = observed * shown
+        x: Tensor = self.input(torch.cat([observed, self.scalars(scalars), self.previous(previous + 1)], dim=-1))
         return x
 
     def _heads(self, x: Tensor) -> list[Tensor]:
@@ -88,4 +156,12 @@ class PolicyNetwork(nn.Module):
     def _decide(self, x: Tensor, scalars: Tensor) -> Tensor:
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         logits: Tensor = self.actions(self.norm(x)) + self.direct(scalars)
-        return logits
+        return logits if self.factors is None else logits @ self.factors
+
+
+def axis_levels(actions: Sequence[Action]) -> Tensor:
+    """float32 [levels, A]: 1 where the action has the level, for the levels of keep, then prune, then bits."""
+    rows = []
+    for settings in ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions]):
+        rows += [[float(setting == level) for setting in settings] for level in sorted(set(settings))]
+    return torch.tensor(rows)

@@ -206,6 +206,11 @@ def read_blob(
     )
 
 
+def read_matrix(path: Path, tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
+    """One matrix of a weights file, such as `embed`."""
+    return _read_matrix(np.memmap(path, np.uint8, "r"), tensors, name)
+
+
 def _read(blob: npt.NDArray[np.uint8], entry: TensorEntry) -> npt.NDArray[Any]:
     """A copy of a tensor in its own shape; uint4 comes packed, with half the last axis."""
     data = np.array(blob[entry.offset : entry.offset + entry.bytes])

@@ -23,6 +23,7 @@ from sol_rt.cli.inspect import inspect
 from sol_rt.cli.perplexity import perplexity
 from sol_rt.cli.pull import pull
 from sol_rt.cli.trace import trace
+from sol_rt.cli.train import train
 from sol_rt.cli.verify import verify
 from sol_rt.errors import SolError
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, generate, chat, bench, perplexity, calibrate, inspect, verify, trace, pull, doctor):
+for command in (export, generate, chat, bench, perplexity, train, calibrate, inspect, verify, trace, pull, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("ppl", hidden=True)(perplexity)

@@ -16,7 +16,12 @@ _NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors")
 def export(
     model: Annotated[
         str,
-        options.option("-m", "--model", env=False, help="Checkpoint folder, .gguf file, alias or hub id."),
+        options.option(
+            "-m",
+            "--model",
+            env=False,
+            help="Checkpoint folder, .gguf file, alias or hub id; with --policy also a bundle.",
+        ),
     ],
     output: Annotated[
         Path | None, options.option("-o", "--output", env=False, help="Bundle folder; default: under $SOL_RT_HOME.")
@@ -36,7 +41,10 @@ def export(
         bool, options.option("--force", env=False, help="Replace a bundle that is already there.")
     ] = False,
     policy: Annotated[
-        Path | None, options.option("--policy", env=False, help="Put this trained policy into the bundle.")
+        Path | None,
+        options.option(
+            "--policy", env=False, help="Put this trained policy into the bundle; one that is there is not made again."
+        ),
     ] = None,
     kv: Annotated[
         str, options.option("--kv", env=False, help="Type of the KV cache's keys and values: float16 or int8.")
@@ -61,7 +69,8 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Export a checkpoint to a bundle: calibrate its weights, choose its actions by measurement, compare it with the
-    source. Prints the bundle's path.
+    source. With --policy and a bundle that is there already, give it the policy and leave the rest. Prints the
+    bundle's path.
     """
     from sol_rt.config import CONFIG_NAME, KV_DTYPES
     from sol_rt.home import bundles_dir, remember_last_export
@@ -74,9 +83,13 @@ def export(
     }
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
+    bundle = None if policy is None else _existing(model, output, force)
+    _need(("onnx", "safetensors") if bundle else _NEEDED)
+    if policy is not None and bundle is not None:
+        from sol_rt.export.given_policy import give_policy
+
+        print(give_policy(bundle, policy).path)
+        return
     from sol_rt.export import export_bundle
 
     target = output or bundles_dir() / bundle_name(model)
@@ -99,6 +112,26 @@ def export(
         note(line)
     remember_last_export(target)
     print(target)
+
+
+def _existing(model: str, output: Path | None, force: bool) -> Path | None:
+    """The bundle that a policy is for, where there is one already and it is not to be exported anew."""
+    from sol_rt.config import CONFIG_NAME
+    from sol_rt.home import bundles_dir
+
+    given = Path(model).expanduser()
+    if (given / CONFIG_NAME).is_file():
+        if output is not None:
+            raise UsageError(f"-o {output}: {model} is a bundle and gets the policy itself; leave out -o")
+        return given
+    target = output or bundles_dir() / (model if given.name == model else given.stem).lower()
+    return target if (target / CONFIG_NAME).is_file() and not force else None
+
+
+def _need(packages: tuple[str, ...]) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
 
 
 def _levels(name: str, text: str, top: int) -> tuple[int, ...]:

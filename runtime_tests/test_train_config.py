@@ -1,0 +1,78 @@
+"""Configs of `sol-rt train`: YAML to dataclasses and back, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("yaml")
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sol_rt.errors import UsageError
+from sol_rt.train.config import SHIPPED, GrpoConfig, PolicyConfig, TrainConfig, read_config
+
+
+@given(
+    seed=st.integers(0, 2**40),
+    rate=st.floats(1e-9, 1.0),
+    windows=st.lists(st.integers(200, 9000), min_size=1, max_size=4),
+    head=st.sampled_from(["flat", "factorised"]),
+    use_hidden=st.booleans(),
+)
+def test_yaml_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, rate: float, windows: list[int], head: str, use_hidden: bool
+) -> None:
+    config = TrainConfig(
+        seed=seed, policy=PolicyConfig(head=head, use_hidden=use_hidden), grpo=GrpoConfig(learning_rate=rate)
+    )
+    config = replace(config, data=replace(config.data, windows=tuple(windows)))
+    path = tmp_path_factory.mktemp("config") / "made.yaml"
+    path.write_text(config.to_yaml())
+    assert read_config(path) == config
+
+
+def test_the_shipped_default_is_the_default() -> None:
+    assert read_config("default") == TrainConfig() == read_config(None)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    assert read_config(path.stem) == read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("grpo: {temprature: 1}", "unknown key grpo.temprature; did you mean grpo.temperature?"),
+        ("polcy: {}", "unknown key polcy; did you mean policy?"),
+        ("zzz: 1", "unknown key zzz; expected one of seed"),
+        ("grpo: {updates: many}", "grpo.updates: got 'many', expected a whole number"),
+        ("grpo: {clip: true}", "grpo.clip: got True, expected a number"),
+        ("grpo: {gamma: .nan}", "grpo.gamma: got nan"),
+        ("grpo: 3", "grpo: got 3, expected keys"),
+        ("policy: {head: round}", "policy.head: got round, expected flat or factorised"),
+        ("policy: {width: 30}", "policy.width: got 30, expected a multiple of 4"),
+        ("policy: {scalars: [entropi]}", "policy.scalars: got entropi, expected entropy"),
+        ("grpo: {cost: nominal}", "grpo.penalty: got (1.0,), expected 3 numbers"),
+        ("warm_start: {positions: 4}", "warm_start.positions: got 4"),
+        ("[1", "expected a YAML file"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+        read_config(path)
+    assert "\n" not in str(caught.value)
+    assert "--config" in str(caught.value)
+
+
+def test_a_config_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"No such file.*default"):
+        read_config("nothing")

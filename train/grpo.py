@@ -1,0 +1,151 @@
+"""Stage 2: group-relative policy optimization (GRPO) on schedules sampled by the policy itself.
+
+K schedules run over the same tokens from the same dense cache. A step's reward is the log-likelihood of the true next
+token, less `kl` times the divergence from dense and, with prices, less price * cost. How this follows and departs from
+the reference of the method (arXiv 2605.10875):
+
+    as there     discounted sums of rewards backwards, minus penalty * max(0, |mean cost - budget| - tolerance)^2 at
+                 every step; advantages centred over the K schedules at each step, then scaled over the whole batch;
+                 PPO's clipped ratio; entropy bonus; one budget drawn an episode; sampling at a temperature
+    prices       a budget's price (prices.py) times the step's cost is taken from the logits when an action is chosen,
+                 as the controller does at run time, so that the network learns what a step is worth, not how to save
+    measured     costs are those of the bundle's cost model; `cost: nominal` has kept shares and three budgets instead
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sol_rt.train.config import GrpoConfig
+from sol_rt.train.distributed import Group
+from sol_rt.train.policy_network import PolicyNetwork
+from sol_rt.train.rollout import Episode, Observation
+
+Embed = Callable[[Tensor], Tensor]
+"""Rows of the model's embedding, float32 [..., hidden], of tokens int64 [...]."""
+
+_LEAST_SPREAD = 1e-8
+
+
+class SampledChoice:
+    """Draws K schedules' actions from the policy: softmax((logits - charge) / temperature).
+
+    Args:
+        network, embed: the policy.
+        charge: float32 [T, A], what each step's actions are charged, in the logits' unit.
+        temperature: of sampling.
+        noise: float32 [K, T, A], Gumbel noise; the same noise draws the same actions, whatever runs beside.
+    """
+
+    def __init__(self, network: PolicyNetwork, embed: Embed, charge: Tensor, temperature: float, noise: Tensor) -> None:
+        self._network, self._embed = network, embed
+        self._charge, self._temperature, self._noise = charge, temperature, noise
+        self._state = network.new_state(0)
+
+    @torch.no_grad()
+    def __call__(self, seen: Observation) -> Tensor:
+        rows = len(seen.previous)
+        if seen.step == 0:
+            self._state = self._network.new_state(rows)
+        embedding = self._embed(torch.tensor([seen.token])).expand(rows, -1)
+        logits, self._state = self._network.step(
+            seen.hidden.float().cpu(), embedding, seen.scalars.cpu(), seen.previous.cpu(), seen.step, self._state
+        )
+        logits = (logits - self._charge[seen.step]) / self._temperature
+        return (logits + self._noise[seen.rows, seen.step]).argmax(-1).to(seen.previous.device)
+
+
+def gumbel(random: np.random.Generator, *shape: int) -> Tensor:
+    """Standard Gumbel noise, float32."""
+    return torch.from_numpy(random.gumbel(size=shape)).float()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N schedules of T steps with what they came to. As in Episode, and:
+
+    Attributes:
+        charge: float32 [N, T, A], as in SampledChoice.
+        advantage: float32 [N, T].
+    """
+
+    token: Tensor
+    hidden: Tensor
+    scalars: Tensor
+    previous: Tensor
+    action: Tensor
+    charge: Tensor
+    advantage: Tensor
+
+
+def discounted(rewards: Tensor, gamma: float) -> Tensor:
+    """Sum of the rewards from each step on, [K, T], a step later counting gamma times as much."""
+    sums = torch.zeros_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for step in range(rewards.shape[1] - 1, -1, -1):
+        following = rewards[:, step] + gamma * following
+        sums[:, step] = following
+    return sums
+
+
+def penalties(means: Tensor, budgets: Tensor, weights: Sequence[float], tolerances: Sequence[float]) -> Tensor:
+    """[K]: the sum over axes of weight * max(0, |mean - budget| - tolerance)^2; `means` and `budgets` [K, axes]."""
+    beyond = ((means - budgets).abs() - torch.tensor(tolerances)).clamp_min(0)
+    return (torch.tensor(weights) * beyond.square()).sum(-1)
+
+
+def centred_returns(episode: Episode, means: Tensor, budgets: Tensor, price: float, config: GrpoConfig) -> Tensor:
+    """Returns of K schedules less their mean at each step, [K, T]: what of them is the schedule's own doing.
+
+    `means`, `budgets` [K, axes]: what the penalty compares.
+    """
+    rewards = episode.log_likelihood - price * episode.cost
+    if config.kl:
+        assert episode.kl is not None
+        rewards = rewards - config.kl * episode.kl
+    penalty = penalties(means, budgets, config.penalty, config.tolerance)
+    returns = discounted(rewards, config.gamma) - penalty[:, None]
+    return returns - returns.mean(dim=0, keepdim=True)
+
+
+def scaled(centred: Sequence[Tensor], group: Group) -> list[Tensor]:
+    """Centred returns over their deviation in the whole batch, that of all processes."""
+    flat = torch.cat([part.double().flatten() for part in centred])
+    count, total, squares = group.sum(
+        torch.stack([torch.tensor(float(len(flat)), dtype=torch.float64), flat.sum(), flat.square().sum()])
+    ).tolist()
+    mean = total / count
+    deviation = max(squares / count - mean**2, 0.0) ** 0.5 + _LEAST_SPREAD
+    return [((part - mean) / deviation).float() for part in centred]
+
+
+def log_probabilities(network: torch.nn.Module, embed: Embed, batch: Batch, temperature: float) -> Tensor:
+    """Of every action at every step, [N, T, A]."""
+    logits = network(batch.hidden, embed(batch.token), batch.scalars, batch.previous)
+    return torch.log_softmax((logits - batch.charge) / temperature, dim=-1)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one update: what is minimised, and what is told of it."""
+
+    total: Tensor
+    entropy: Tensor
+    clipped: Tensor
+
+
+def ppo_losses(logprobs: Tensor, old: Tensor, batch: Batch, config: GrpoConfig) -> Losses:
+    """PPO's clipped objective less the entropy bonus, means over the batch; `old` [N, T]: log-probabilities of the
+    actions when they were drawn."""
+    taken = logprobs.gather(-1, batch.action[..., None]).squeeze(-1)
+    ratio = (taken - old).exp()
+    within = ratio.clamp(1 - config.clip, 1 + config.clip)
+    gain = torch.minimum(ratio * batch.advantage, within * batch.advantage).mean()
+    entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
+    clipped = ((ratio - 1).abs() > config.clip).float().mean()
+    return Losses(-gain - config.entropy * entropy, entropy, clipped)

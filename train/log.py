@@ -1,0 +1,60 @@
+"""What a training tells while it runs: a line of JSON a record, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+LOG = "train.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class TrainLog:
+    """Appends records to `train.jsonl` and, where the package is installed, TensorBoard's event files.
+
+    Args:
+        folder: of the training. size: bytes of the file that count; what a killed run wrote after its last checkpoint
+            is dropped. step: of the first record to come, for TensorBoard to drop what a killed run wrote.
+    """
+
+    def __init__(self, folder: Path, size: int = 0, step: int = 0) -> None:
+        path = folder / LOG
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(size)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.note = "no TensorBoard logs: the package tensorboard is missing; pip install 'sol-rt[train]'"
+        else:
+            self.note = ""
+            self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step)
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        self._file.flush()
+        return self._file.tell()
+
+    def write(self, stage: str, step: int, values: Mapping[str, float | str], part: str = "") -> None:
+        """A record; numbers that are not finite are written as null. `part`: under which TensorBoard files it, where a
+        stage writes several a step."""
+        kept = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        self._file.write(json.dumps({"stage": stage, "step": step, **kept}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in kept.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{stage}/{part}{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()

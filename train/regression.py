@@ -1,0 +1,204 @@
+"""Stage 1: learning from counterfactuals, every action's loss known at every position.
+
+The Lagrangian of the budget at price p (nats a dense step) is loss + p * cost. A policy that chooses with probability
+softmax(logits - p * cost / unit) is trained, at prices drawn anew for each episode, to
+
+    decision     minimise, over all positions, sum_a prob_a (added loss_a + p * cost_a + unit * log prob_a)
+    regression   make logits - mean logit equal to -(added loss - mean over actions) / unit, by squares
+
+Both have their optimum at logits = -E[added loss | what the policy sees] / unit up to a constant; the first puts its
+effort where a choice hangs on it. At run time the controller's price takes the place of p / unit, so the choice of
+`sol`, argmax of logits / spread - price * cost, is the Lagrangian's. Nothing is sampled, so nothing has the variance of
+a sampled reward.
+
+The added loss of an action is mixed of what it lost on the true token, and its divergence from dense: the expectation
+of the same where dense is calibrated, without the luck of one token.
+
+What episodes see besides is made up as a run at that price would have it: previous actions are drawn from the mix of
+actions that the window's mean losses ask for, `budget` is that mix's mean cost, and what was spent so far follows from
+the drawn costs; before the episode the mix was run as well. Hidden state and scalars are those behind dense steps; GRPO
+sees those behind its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sol_rt.frontier import lower_hull
+from sol_rt.train.config import WarmStartConfig
+from sol_rt.train.counterfactuals import Counterfactuals
+from sol_rt.train.observation import relative_costs
+from sol_rt.train.policy_network import PolicyNetwork
+from sol_rt.train.rollout import RolloutSpec
+
+_LEAST_PRICE = 1e-3
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The counterfactuals of W windows of n positions, as stage 1 uses them.
+
+    Attributes:
+        token, hidden, scalars: as in Counterfactuals, [W, n, ...].
+        cost: float32 [W, n, A], in dense steps at the same context.
+        added: float32 [W, n, A], the mixed added loss in nats.
+    """
+
+    token: Tensor
+    hidden: Tensor
+    scalars: Tensor
+    cost: Tensor
+    added: Tensor
+
+    @classmethod
+    def of(cls, windows: Sequence[Counterfactuals], spec: RolloutSpec, divergence: float) -> Examples:
+        """`spec` has the costs; `divergence`: weight of the divergence in the added loss."""
+        dense = spec.actions.index(spec.cost.dense_action)
+        token, hidden, scalars, loss, kl = (
+            torch.stack([getattr(window, name) for window in windows])
+            for name in ("token", "hidden", "scalars", "loss", "kl")
+        )
+        cost = torch.stack([costs_of(window, spec) for window in windows])
+        added = (1 - divergence) * (loss - loss[..., dense : dense + 1]) + divergence * kl
+        return cls(token, hidden, scalars, cost, added)
+
+
+def costs_of(window: Counterfactuals, spec: RolloutSpec) -> Tensor:
+    """Relative cost of every action at every position, float32 [n, A]."""
+    return torch.from_numpy(relative_costs(spec, range(window.context, window.context + len(window)))).float()
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """B episodes of T steps out of Examples, and a price for each: float32 [B]. Others as the network takes them."""
+
+    token: Tensor
+    hidden: Tensor
+    scalars: Tensor
+    previous: Tensor
+    cost: Tensor
+    added: Tensor
+    price: Tensor
+
+
+def price_range(examples: Examples) -> tuple[float, float]:
+    """From half the flattest slope of the lower hull of mean (cost, added loss) to twice its steepest, nats a dense
+    step: what lies beyond chooses as its ends do."""
+    means = torch.stack([examples.cost, examples.added], -1).mean(dim=(0, 1)).double()
+    corners = lower_hull((cost, loss) for cost, loss in means.tolist())
+    slopes = [(a[1] - b[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(corners)]
+    falling = [slope for slope in slopes if slope > _LEAST_PRICE]
+    return (min(falling) / 2, max(falling) * 2) if falling else (_LEAST_PRICE, 1.0)
+
+
+def draw_episodes(
+    examples: Examples,
+    count: int,
+    horizon: int,
+    prices: tuple[float, float],
+    unit: float,
+    columns: Sequence[str],
+    random: np.random.Generator,
+) -> EpisodeBatch:
+    """`count` episodes from random places, prices log-uniform in `prices`."""
+    windows, positions = examples.token.shape
+    window = torch.from_numpy(random.integers(0, windows, count))
+    begin = torch.from_numpy(random.integers(0, positions - horizon + 1, count))
+    price = random_prices(random, prices, count)
+    return episodes_at(examples, window, begin, horizon, price, unit, columns, random)
+
+
+def random_prices(random: np.random.Generator, prices: tuple[float, float], count: int) -> Tensor:
+    """float32 [count], log-uniform."""
+    low, high = np.log(prices).tolist()
+    return torch.from_numpy(np.exp(random.uniform(low, high, count))).float()
+
+
+def episodes_at(
+    examples: Examples,
+    window: Tensor,
+    begin: Tensor,
+    horizon: int,
+    price: Tensor,
+    unit: float,
+    columns: Sequence[str],
+    random: np.random.Generator,
+) -> EpisodeBatch:
+    """The episodes that begin at position `begin` [B] of `window` [B], at `price` [B]."""
+    count = len(window)
+    at = (window[:, None], begin[:, None] + torch.arange(horizon))
+    cost, scalars = examples.cost[at], examples.scalars[at].clone()
+    means = torch.stack([examples.added[window].mean(1), examples.cost[window].mean(1)])  # [2, B, A]
+    mix = torch.softmax(-(means[0] + price[:, None] * means[1]) / unit, dim=-1)
+    noise = torch.from_numpy(random.gumbel(size=(count, horizon, mix.shape[-1]))).float()
+    drawn = (mix.clamp_min(1e-12).log()[:, None] + noise).argmax(-1)  # [B, T]
+    previous = torch.cat([torch.full((count, 1), -1), drawn[:, :-1]], dim=1)
+    budget = (mix * means[1]).sum(-1, keepdim=True)
+    step = torch.arange(horizon)
+    paid = cost.gather(-1, drawn[..., None]).squeeze(-1)
+    spent = F.pad(paid.cumsum(1), (1, -1))  # before each step
+    told = {
+        "step_fraction": (step / horizon).expand(count, -1),
+        "budget": budget.expand(-1, horizon),
+        "spend_deviation": torch.where(step > 0, spent / step.clamp_min(1) - budget, 0.0),
+        "previous_cost": torch.cat([paid[:, -1:], paid[:, :-1]], dim=1),
+        "recent_spend": (spent + (horizon - step) * budget) / horizon,
+    }
+    for column, name in enumerate(columns):
+        if name in told:
+            scalars[..., column] = told[name]
+    return EpisodeBatch(examples.token[at], examples.hidden[at], scalars, previous, cost, examples.added[at], price)
+
+
+def objective(logits: Tensor, batch: EpisodeBatch, config: WarmStartConfig) -> Tensor:
+    """The mean of what stage 1 minimises, in units of `config.unit`; logits [B, T, A]."""
+    if config.objective == "regression":
+        target = -(batch.added - batch.added.mean(-1, keepdim=True)) / config.unit
+        return (logits - logits.mean(-1, keepdim=True) - target).square().mean()
+    price = batch.price[:, None, None] * batch.cost / config.unit
+    logprob = F.log_softmax(logits - price, dim=-1)
+    return (logprob.exp() * (batch.added / config.unit + price + logprob)).sum(-1).mean()
+
+
+def shown_features(shape: tuple[int, int, int], dropout: float, random: np.random.Generator) -> Tensor | None:
+    """The dropout of an update, one choice of features an episode: float32 [B, 1, features], None without dropout."""
+    if not dropout:
+        return None
+    kept = torch.from_numpy(random.random((shape[0], 1, shape[2])) >= dropout)
+    return kept.float() / (1 - dropout)
+
+
+@torch.no_grad()
+def lagrangian_gain(
+    network: PolicyNetwork,
+    embedding: Tensor,
+    batch: EpisodeBatch,
+    prices: Sequence[float],
+    unit: float,
+    groups: Tensor,
+) -> float:
+    """What the network's choices gain over static ones: nats a step, the mean over `prices` of (best static action's
+    loss + price * cost) - (the network's); static actions are chosen for each group of episodes apart.
+
+    Args:
+        embedding: float32 [B, T, hidden].
+        groups: int64 [B], such as the context's class, of each episode.
+    """
+    logits = network(batch.hidden, embedding, batch.scalars, batch.previous)
+    gains = []
+    for price in prices:
+        value = batch.added + price * batch.cost
+        chosen = (logits - price * batch.cost / unit).argmax(-1, keepdim=True)
+        own = value.gather(-1, chosen).mean(dim=(1, 2))
+        for group in set(groups.tolist()):
+            members = groups == group
+            static = value[members].mean(dim=(0, 1)).min()
+            gains.append(float(static - own[members].mean()) * float(members.float().mean()))
+    return sum(gains) / len(prices)

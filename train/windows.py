@@ -1,0 +1,69 @@
+"""Windows of text: what training and measuring take up, in an order that is the same for every training on a text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.errors import UsageError
+from sol_rt.train.config import DataConfig
+
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """`length` tokens of a document from `begin` on; `kind` numbers the length among the config's."""
+
+    document: int
+    begin: int
+    length: int
+    kind: int
+
+
+class Windows:
+    """The windows of some documents that don't overlap, shuffled, some of them held out.
+
+    Args:
+        documents: token ids of each, int64 [n].
+        config: lengths, and how many are held out. longest: cuts the lengths, the model's context.
+
+    Attributes:
+        training, held_out: the windows.
+        digest: sha256 of the documents' tokens.
+
+    Raises UsageError where the text is too short for one window to train on and one to measure on.
+    """
+
+    def __init__(self, documents: Sequence[Tokens], config: DataConfig, longest: int) -> None:
+        self._documents = documents
+        self.digest = hashlib.sha256(b"".join(document.tobytes() + b"/" for document in documents)).hexdigest()
+        lengths = [min(length, longest) for length in config.windows]
+        windows: list[Window] = []
+        for number, document in enumerate(documents):
+            begin = turn = 0
+            # lengths take turns, those that no longer fit leave
+            while fitting := [kind for kind, length in enumerate(lengths) if begin + length <= len(document)]:
+                kind = fitting[turn % len(fitting)]
+                windows.append(Window(number, begin, lengths[kind], kind))
+                begin, turn = begin + lengths[kind], turn + 1
+        order = np.random.default_rng(len(windows)).permutation(len(windows)).tolist()
+        self.held_out = [windows[at] for at in order[:: config.held_out]]
+        self.training = [windows[at] for place, at in enumerate(order) if place % config.held_out]
+        if not self.training or not self.held_out:
+            total = sum(map(len, documents))
+            raise UsageError(
+                f"--data: got {total} tokens, {len(windows)} windows of {', '.join(map(str, lengths))}, expected at "
+                "least two; give more text, or set shorter data.windows"
+            )
+
+    def tokens(self, window: Window) -> list[int]:
+        return self._documents[window.document][window.begin : window.begin + window.length].tolist()
+
+    def trained_on(self, number: int) -> Window:
+        """Training window `number`; after the last the first follows."""
+        return self.training[number % len(self.training)]
