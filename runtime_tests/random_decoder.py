@@ -47,9 +47,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+def hf_config(family: str) -> dict[str, Any]:
+    """config.json of a tiny decoder of the family."""
+    return {**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **CONFIGS[family]}
+
+
 def describe(family: str) -> Decoder:
     """A tiny decoder of the family."""
-    return from_hf_config({**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **CONFIGS[family]})
+    return from_hf_config(hf_config(family))
 
 
 @dataclass

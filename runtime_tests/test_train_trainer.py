@@ -203,6 +203,17 @@ def test_a_damaged_checkpoint_is_refused(
     _fails(capsys, arguments(place, tmp_path, "--resume"), "checkpoint.pt: not readable", "-o")
 
 
+def test_the_twin_gives_the_same_counterfactuals(trained: Path, place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "short.yaml"
+    config.write_text(CONFIG.replace("updates: 4", "updates: 1"))
+    assert run(arguments(place, tmp_path / "out", "--rollouts", "twin", config=config)) == 0
+    for path in sorted((trained / "counterfactuals").glob("*.safetensors")):
+        one, two = load_file(path), load_file(tmp_path / "out" / "counterfactuals" / path.name)
+        assert np.array_equal(one["token"], two["token"])
+        # all but where pages or channels are tied within float32
+        assert np.quantile(np.abs(one["loss"] - two["loss"]), 0.95) < 2e-3
+
+
 def test_counterfactuals_are_shared(trained: Path, place: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()

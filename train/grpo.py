@@ -15,7 +15,8 @@ the reference of the method (arXiv 2605.10875):
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,12 @@ class SampledChoice:
         )
         logits = (logits - self._charge[seen.step]) / self._temperature
         return (logits + self._noise[seen.rows, seen.step]).argmax(-1).to(seen.previous.device)
+
+
+def on_cpu(episode: Episode) -> Episode:
+    """The episode where the policy is."""
+    moved: dict[str, Any] = {name: value.cpu() for name, value in vars(episode).items() if isinstance(value, Tensor)}
+    return replace(episode, **moved)
 
 
 def gumbel(random: np.random.Generator, *shape: int) -> Tensor:

@@ -72,7 +72,9 @@ class Examples:
 
 def costs_of(window: Counterfactuals, spec: RolloutSpec) -> Tensor:
     """Relative cost of every action at every position, float32 [n, A]."""
-    return torch.from_numpy(relative_costs(spec, range(window.context, window.context + len(window)))).float()
+    return torch.from_numpy(
+        relative_costs(spec, spec.actions, range(window.context, window.context + len(window)))
+    ).float()
 
 
 @dataclass(frozen=True)

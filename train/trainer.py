@@ -361,14 +361,14 @@ class Trainer:
         if episode == 0:
             rollouts.open(tokens)
         start = int(random.integers(min(len(tokens) // 2, len(tokens) - horizon - 1), len(tokens) - horizon))
-        costs = torch.from_numpy(relative_costs(spec, range(start, start + horizon))).float()
+        costs = torch.from_numpy(relative_costs(spec, spec.actions, range(start, start + horizon))).float()
         low = max(config.budget[0], float(costs.min(1).values.max()))
         budget = float(random.uniform(min(low, config.budget[1]), config.budget[1]))
         price = self.prices.at(budget) if config.price else 0.0
         charge = price * costs / self.config.warm_start.unit
         noise = grpo.gumbel(random, config.schedules, horizon, len(spec.actions))
         choose = grpo.SampledChoice(self.network, self.setup.embed, charge, config.temperature, noise)
-        ran = rollouts.run(start, horizon, budget, choose, config.schedules)
+        ran = grpo.on_cpu(rollouts.run(start, horizon, budget, choose, config.schedules))
         means = ran.cost.mean(1, keepdim=True)
         budgets = torch.full_like(means, budget)
         return _Sampled(
@@ -421,7 +421,7 @@ class Trainer:
                     table[number, row, column] = torch.tensor(score, dtype=torch.float64)
         table = self.group.sum(table)
         middle = round(sum(window.length for window in held) / len(held) - settings.positions / 2)
-        points = self._points(torch.from_numpy(relative_costs(rollouts.spec, [middle])[0]))
+        points = self._points(torch.from_numpy(relative_costs(rollouts.spec, self.actions, [middle])[0]))
         gains: list[float] = []
         for row, budget in enumerate(budgets):
             scores = [
@@ -524,7 +524,7 @@ class Trainer:
     def _made_for(self) -> dict[str, str]:
         """What has to be the same when a training goes on."""
         spec = self.setup.rollouts.spec
-        costs = relative_costs(spec, [64, 512, 4096]).tobytes()
+        costs = relative_costs(spec, spec.actions, [64, 512, 4096]).tobytes()
         return {
             "model weights": self.setup.identity,
             "text": self.setup.windows.digest,

@@ -56,6 +56,14 @@ def train(
             "--counterfactuals", env=False, help="Folder of stage 1's measurements, to share them between trainings."
         ),
     ] = None,
+    rollouts: Annotated[
+        str,
+        options.option(
+            "--rollouts",
+            env=False,
+            help="runtime, twin (torch), or auto: the twin where torch has a GPU, else the runtime.",
+        ),
+    ] = "auto",
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
@@ -79,6 +87,8 @@ def train(
     from sol_rt.train.trainer import Trainer, TrainSetup
     from sol_rt.train.windows import Windows
 
+    if rollouts not in ("auto", "runtime", "twin"):
+        raise UsageError(f"--rollouts {rollouts}: expected auto, runtime or twin")
     settings = read_config(config)
     if seed is not None:
         settings = replace(settings, seed=seed)
@@ -101,7 +111,8 @@ def train(
         windows = Windows(documents, settings.data, bundle.config.model.max_context)
         engine = Engine(bundle, provider="cpu", threads=threads)
         torch.set_num_threads(engine.threads)
-        source = _source(engine, settings.policy.scalars, kl=settings.grpo.kl > 0)
+        twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())
+        source = _source(engine, settings.policy.scalars, twin=twin, kl=settings.grpo.kl > 0)
         setup = TrainSetup(
             rollouts=source,
             embed=_embedding(bundle),
@@ -155,7 +166,7 @@ def _identity(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _source(engine: Engine, scalars: tuple[str, ...], *, kl: bool) -> Rollouts:
+def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool) -> Rollouts:
     """Where episodes come from, over the bundle's own actions and costs."""
     from sol_rt.cost import load_cost_model
     from sol_rt.train.rollout import RolloutSpec
@@ -167,7 +178,15 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, kl: bool) -> Rollouts:
         note(cost.note)
     actions = tuple(entry.action for entry in bundle.config.actions)
     spec = RolloutSpec(actions, cost, scalars)
-    return RuntimeRollouts(engine, spec, kl=kl)
+    if not twin:
+        return RuntimeRollouts(engine, spec, kl=kl)
+    import torch
+
+    from sol_rt.train.rollout_twin import TwinRollouts
+    from sol_rt.train.twin import Twin
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TwinRollouts(Twin.from_bundle(bundle.path).to(device), spec, kl=kl)
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
