@@ -18,7 +18,9 @@ import numpy as np
 from sol_rt.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
+    from sol_rt.config import ModelDims
     from sol_rt.model import SolModel
+    from sol_rt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,12 @@ def perplexity(
 
 def added_bos(model: SolModel) -> int | None:
     """The token that the tokenizer puts before a text, None where it adds none."""
-    bare = model.tokenizer.encode("a", add_special_tokens=False)
-    full = model.tokenizer.encode("a", add_special_tokens=True)
-    bos = model.bundle.config.model.bos_token_id
+    return starting_token(model.tokenizer, model.bundle.config.model)
+
+
+def starting_token(tokenizer: Tokenizer, model: ModelDims) -> int | None:
+    """The same, before a model is opened."""
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    full = tokenizer.encode("a", add_special_tokens=True)
+    bos = model.bos_token_id
     return bos if bos is not None and len(full) > len(bare) and full[0] == bos else None

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sol_rt.errors import UsageError
 from sol_rt.train.config import DataConfig
-
-Tokens = npt.NDArray[np.int64]
+from sol_rt.train.corpus import Tokens
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,9 @@ class Windows:
 
     Args:
         documents: token ids of each, int64 [n].
-        config: lengths, and how many are held out. longest: cuts the lengths, the model's context.
+        config: lengths, and how many are held out.
+        longest: cuts the lengths, the model's context.
+        bos: what the first token of every window is replaced by, as where perplexity is measured; None: nothing.
 
     Attributes:
         training, held_out: the windows.
@@ -39,8 +39,8 @@ class Windows:
     Raises UsageError where the text is too short for one window to train on and one to measure on.
     """
 
-    def __init__(self, documents: Sequence[Tokens], config: DataConfig, longest: int) -> None:
-        self._documents = documents
+    def __init__(self, documents: Sequence[Tokens], config: DataConfig, longest: int, bos: int | None = None) -> None:
+        self._documents, self._bos = documents, bos
         self.digest = hashlib.sha256(b"".join(document.tobytes() + b"/" for document in documents)).hexdigest()
         lengths = [min(length, longest) for length in config.windows]
         windows: list[Window] = []
@@ -55,14 +55,15 @@ class Windows:
         self.held_out = [windows[at] for at in order[:: config.held_out]]
         self.training = [windows[at] for place, at in enumerate(order) if place % config.held_out]
         if not self.training or not self.held_out:
-            total = sum(map(len, documents))
+            total, shortest = sum(map(len, documents)), min(lengths)
             raise UsageError(
                 f"--data: got {total} tokens, {len(windows)} windows of {', '.join(map(str, lengths))}, expected at "
-                "least two; give more text, or set shorter data.windows"
+                f"least two, so a text of {2 * shortest} tokens; give more text, or set shorter data.windows"
             )
 
     def tokens(self, window: Window) -> list[int]:
-        return self._documents[window.document][window.begin : window.begin + window.length].tolist()
+        tokens: list[int] = self._documents[window.document][window.begin : window.begin + window.length].tolist()
+        return tokens if self._bos is None else [self._bos, *tokens[1:]]
 
     def trained_on(self, number: int) -> Window:
         """Training window `number`; after the last the first follows."""

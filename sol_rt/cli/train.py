@@ -80,10 +80,11 @@ def train(
     from sol_rt.bundle import Bundle
     from sol_rt.engine import Engine
     from sol_rt.home import home
+    from sol_rt.perplexity import starting_token
     from sol_rt.tokenizer import Tokenizer
     from sol_rt.train.config import read_config
+    from sol_rt.train.corpus import read_documents
     from sol_rt.train.distributed import joined
-    from sol_rt.train.text import read_documents
     from sol_rt.train.trainer import Trainer, TrainSetup
     from sol_rt.train.windows import Windows
 
@@ -108,7 +109,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = Tokenizer.from_bundle(bundle)
         documents = read_documents(data, tokenizer, lambda done, total: quiet("reading text", done, total))
-        windows = Windows(documents, settings.data, bundle.config.model.max_context)
+        bos = starting_token(tokenizer, bundle.config.model)
+        windows = Windows(documents, settings.data, bundle.config.model.max_context, bos)
         engine = Engine(bundle, provider="cpu", threads=threads)
         torch.set_num_threads(engine.threads)
         twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())

@@ -1,0 +1,101 @@
+"""Text to train on: files and folders become token sequences, one a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.errors import UsageError
+from sol_rt.tokenizer import Tokenizer
+
+Tokens = npt.NDArray[np.int64]
+
+_SUFFIXES = (".txt", ".md", ".jsonl")
+_FIELDS = (("text",), ("question", "answer"))
+"""What a line of a .jsonl file may hold: the first set of fields that it has counts."""
+_PIECE = 1 << 18  # characters encoded at once
+
+
+def read_documents(paths: Sequence[Path], tokenizer: Tokenizer, told: Callable[[int, int], None]) -> list[Tokens]:
+    """The tokens of every file, int64 [n] each, in the order given; of folders every .txt, .md and .jsonl file inside,
+    sorted by path.
+
+    A line of a .jsonl file is an object with a field `text`, or with `question` and `answer`; a blank line parts them.
+
+    Args:
+        paths: files and folders.
+        tokenizer: the model's; special tokens are not added.
+        told: called with files done and files in total.
+
+    Raises UsageError for a path that isn't there, a folder without text, a file that is no UTF-8 text, holds none, or
+    is a .jsonl file with other lines.
+    """
+    files = [file for path in paths for file in _files(path)]
+    documents = []
+    for done, file in enumerate(files):
+        told(done, len(files))
+        pieces = _pieces(_text(file))
+        ids = [token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False)]
+        documents.append(np.array(ids, np.int64))
+    told(len(files), len(files))
+    return documents
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(entry for entry in path.rglob("*") if entry.suffix in _SUFFIXES and entry.is_file())
+    if not files:
+        raise UsageError(f"--data {path}: no {', '.join(_SUFFIXES)} file inside; name files, or another folder")
+    return files
+
+
+def _text(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--data {file}: {error.strerror}; name a text file or a folder of them") from None
+    try:
+        if (zero := data.find(b"\0")) >= 0:
+            raise UnicodeDecodeError("utf-8", data, zero, zero + 1, "no text has it")
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        got = f"got binary data at byte {error.start}, expected UTF-8 text"
+        raise UsageError(f"--data {file}: {got}; name another file, or convert it") from None
+    if file.suffix == ".jsonl":
+        lines = enumerate(text.splitlines(), 1)
+        text = "\n\n".join(_record(line, f"--data {file}: line {number}") for number, line in lines if line.strip())
+    if not text.strip():
+        raise UsageError(f"--data {file}: the file is empty; leave it out, or name another one")
+    return text
+
+
+def _record(line: str, where: str) -> str:
+    expected = " or ".join(" and ".join(names) for names in _FIELDS)
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UsageError(f"{where}: got no JSON object, expected one with {expected}; see that each line is whole")
+    for names in _FIELDS:
+        values = [record.get(name) for name in names]
+        if all(isinstance(value, str) for value in values):
+            return "\n".join(map(str, values))
+    found = ", ".join(map(str, record))[:80] or "none"
+    raise UsageError(f"{where}: got the fields {found}, expected texts under {expected}; rename the fields")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces that end with lines, where there are any, as a word is not to be cut."""
+    start = 0
+    while start < len(text):
+        stop = start + _PIECE
+        if stop < len(text):
+            stop = text.rfind("\n", start, stop) + 1 or stop
+        yield text[start:stop]
+        start = stop
