@@ -146,15 +146,19 @@ def test_figures_of_the_report(model: SolModel, runs: SizeRuns) -> None:
     assert {each.rival for each in report.comparisons} == {"static", "mix", "uniform", "random", "entropy"}
 
 
-def made_run(nll: float, cost: float, windows: int) -> list[WindowRun]:
+def made_run(nll: float, cost: float, windows: int, *tags: str) -> list[WindowRun]:
     """Windows of ten tokens, the text's own losses different from window to window."""
-    return [WindowRun([10], [10 * nll + index], [0.0], [9], [10 * cost], [10.0]) for index in range(windows)]
+    actions = dict.fromkeys(tags, 5)
+    return [WindowRun([10], [10 * nll + index], [0.0], [9], [10 * cost], [10.0], actions) for index in range(windows)]
+
+
+MIXED = ("k100-s100-q8", "k100-s100-q4")
 
 
 def test_rivals_are_compared_at_the_same_cost() -> None:
     curve = {0.4: (0.41, 4.0), 0.6: (0.6, 3.0)}
-    budgeted = {("uniform", budget): made_run(nll, cost, 4) for budget, (cost, nll) in curve.items()}
-    budgeted |= {("sol", budget): made_run(nll - 0.3, budget, 4) for budget, (_, nll) in curve.items()}
+    budgeted = {("uniform", budget): made_run(nll, cost, 4, *MIXED) for budget, (cost, nll) in curve.items()}
+    budgeted |= {("sol", budget): made_run(nll - 0.3, budget, 4, *MIXED) for budget, (_, nll) in curve.items()}
     window = Window("", 0, tuple(range(12)), 1)
     runs = SizeRuns(12, [window] * 4, made_run(2.0, 1.0, 4), {}, budgeted, {})
     report = size_report(runs, Plan(budgets=(0.4, 0.6)), Resampling("windows", 200, 0))
@@ -170,6 +174,16 @@ def test_rivals_are_compared_at_the_same_cost() -> None:
     assert high.avoided.value == pytest.approx(0.3)
     # the windows' own losses differ by up to 0.3 nats, but all schedules meet the same ones
     assert high.nll.low == pytest.approx(-0.3)
+
+
+def test_a_rival_of_one_action_stays_at_its_cost() -> None:
+    budgeted = {("mix", 0.6): made_run(3.0, 0.5, 4, MIXED[1]), ("sol", 0.6): made_run(2.9, 0.6, 4, *MIXED)}
+    window = Window("", 0, tuple(range(12)), 1)
+    runs = SizeRuns(12, [window] * 4, made_run(2.0, 1.0, 4, MIXED[0]), {}, budgeted, {})
+    (found,) = size_report(runs, Plan(budgets=(0.6,)), Resampling("windows", 200, 0)).comparisons
+    assert not found.matched
+    assert (found.cost, found.rival_cost) == (pytest.approx(0.6), pytest.approx(0.5))
+    assert found.nll.value == pytest.approx(-0.1)
 
 
 def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path, runs: SizeRuns) -> None:
@@ -243,6 +257,7 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
         (["-c", "64", "--scored", "63"], ("--scored: got 63",)),
         (["-c", "200"], ("has 100 tokens, expected 200 for a window",)),
         (["-c", "64", "--resample", "days"], ("--resample: got 'days'",)),
+        (["-c", "64", "--html", "no-such-folder/page.html"], ("--html no-such-folder/page.html: no folder",)),
         (["-c", "64", "--state", "."], ("--state .: got a folder",)),
     ],
 )

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
+from sol_rt.actions import Action
 from sol_rt.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.continuations import PromptScorer
 from sol_rt.model import Dial, SolModel
+from sol_rt.schedules import StepContext
 
 PROMPT = "w5 w9 w13 w7"
 
@@ -85,6 +87,37 @@ def test_one_account_runs_over_all_prompts(model: SolModel) -> None:
     assert decoder.controller.steps == 120
     assert spent / full == pytest.approx(decoder.controller.achieved)
     assert spent / full == pytest.approx(0.7, abs=0.02)
+
+
+def test_nothing_of_the_prompt_before_is_repaired(model: SolModel) -> None:
+    """A refresh replays the newest 16 tokens: prompt and answer together have fewer, the answers before don't count."""
+    scorer, (_, decoder) = PromptScorer(model.engine), model.decoder(Dial(0.8, "uniform", refresh=True))
+    for first in range(3, 13):
+        scorer.open([first, 4, 5])
+        result = scorer.score(decoder, list(range(20, 30)))
+        assert len(result.logprobs) == 10
+    assert decoder.controller.achieved == pytest.approx(0.8, abs=0.02)
+
+
+def test_every_answer_begins_an_episode(model: SolModel) -> None:
+    scorer, (_, decoder) = PromptScorer(model.engine), model.decoder(Dial(0.8, "uniform"))
+    inner, steps = decoder.schedule, []
+
+    class Recorded:
+        name = inner.name
+
+        def choose(self, step: StepContext) -> Action:
+            steps.append(step.step)
+            return inner.choose(step)
+
+        def reset(self) -> None:
+            inner.reset()
+
+    decoder.schedule = Recorded()
+    for first in (3, 4):
+        scorer.open([first, 4, 5])
+        scorer.score(decoder, [20, 21, 22])
+    assert steps == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.fixture

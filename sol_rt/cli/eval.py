@@ -139,6 +139,8 @@ def evaluate(
         raise UsageError(f"--resample: got {resample!r}, expected one of {', '.join(RESAMPLED)}")
     if mmlu is not None and html is not None:
         raise UsageError("--html: draws held-out text; leave it out with --mmlu")
+    if html is not None and not html.parent.is_dir():
+        raise UsageError(f"--html {html}: no folder {html.parent}; make it first")
     resampling = Resampling(resample, draws, seed)
     names = tuple(dict.fromkeys(parts(schedules)))
     budgets = tuple(sorted(set(numbers("--budget", budget, float))))

@@ -134,7 +134,7 @@ def _results(report: SizeReport) -> str:
             f"{result.perplexity.value:.3f}",
             f"{result.added.value:.4f}",
             interval(result.added, ".4f"),
-            f"{result.kl.value:.4f}",
+            f"{max(result.kl.value, 0.0):.4f}",
             f"{result.agreement.value:.1%}",
         )
         for result in (report.dense, *report.results)

@@ -69,7 +69,7 @@ class Comparison:
     Attributes:
         schedule, rival: names.
         budget: asked of both.
-        matched: whether the rival's loss was moved to the schedule's cost; not for `static`, which is one action.
+        matched: whether the rival's loss was moved to the schedule's cost; not where it ran one action throughout.
         cost: achieved by the schedule, over dense.
         rival_cost: achieved by the rival.
         nll: of the schedule less the rival's, nats a token: below 0 the schedule is better.
@@ -254,7 +254,8 @@ class _Reporter:
         budgets = [each for each in self._plan.budgets if (rival, each) in self._budgeted]
         curve = [self._point(self._sample(self._budgeted[rival, each])) for each in budgets]
         index = budgets.index(budget)
-        matched = rival != "static"
+        # one action is what it is: spending more on it, or less, is no choice that it has
+        matched = len({tag for run in self._budgeted[rival, budget] for tag in run.actions}) != 1
         theirs = at_cost([*curve, self._dense_point], index, mine.cost) if matched else curve[index].nll
         figure = self._bootstrap.figure
         added = theirs - self._dense_point.nll

@@ -100,7 +100,7 @@ def _result(result: Result, dense: Result) -> list[str]:
         f"{result.perplexity.value:.3f}",
         interval(result.perplexity, ".3f"),
         f"{result.perplexity.value / dense.perplexity.value - 1:+.2%}",
-        f"{result.kl.value:.4f}",
+        f"{max(result.kl.value, 0.0):.4f}",
         f"{result.agreement.value:.1%}",
         "below the cheapest action" if result.floored else result.chosen,
     ]
