@@ -23,6 +23,7 @@ from sol_rt.export.nodes import END, NodeWriter, Ref
 BLOCK = 32
 _ACCURACY = 4  # int8 activations, as in the kernels; the float paths of the CPU provider are 10 to 100 times slower
 _NEVER = -1e30  # score of a key that is not attended: finite, so that no NaN arises
+_LOWEST_SCORE = 2.0**-100  # smaller scores of tokens count as 0
 _ALL = 1e9  # beyond every position
 _ROUNDING = 1.5 * 2.0**23  # float32 numbers of this size are whole
 _TINY = 1e-30  # instead of a step of zero
@@ -142,8 +143,8 @@ def sparse_attention(
 ) -> onnx.FunctionProto:
     """`SparseAttention` with its attributes inlined: all layers of a graph share them.
 
-    Reads the whole capacity and masks: skipped pages save no time here. The ScatterND that append keys and values write
-    outputs of the function itself and nothing else reads `past_*`, so a host that binds past and present to one buffer
+    Reads the whole capacity and masks: what is left out saves no time here. The ScatterND that append keys and values
+    write outputs of the function itself and nothing else reads `past_*`, so a host that binds past and present to one buffer
     gets an append in place. Codes of the keys are made of all keys where they are used: WebGPU has no operators that
     would store them, and their tensors pass through unread. An `int8` cache holds codes and scales of keys and values,
     for which WebGPU has no operators at all.
@@ -185,42 +186,41 @@ def sparse_attention(
             rounded = op("Cast", new, to=TensorProto.FLOAT16)
         op("ScatterND", f"past_{side}", rows, rounded, out=f"present_{side}")
 
-    # scores of the pages for the newest query, float [1, Hk, 1, pages]
+    # scores of all tokens for the newest query, float [1, Hk, 1, C]: what the group's softmaxes give each in sum
     for part in ("key_codes", "key_range"):  # WebGPU passes uint8 through this, but not through Identity
         op("Reshape", f"past_{part}", ints(0, 0, 0, -1), out=f"present_{part}")
     last = op("Slice", q, ints(-1), ints(END), ints(2))
     last = op("Reshape", last, ints(1, kv_heads, group, head_dim))
     keys = op("Cast", "present_key", to=TensorProto.FLOAT)
     scores = _token_scores(writer, last, _scaled(writer, keys, "present_key_scale") if int8 else keys)
-    scores = op("ReduceMax", op("Reshape", scores, ints(0, 0, 0, -1, PAGE_SIZE)), ints(4), keepdims=0)
-    scores = op("ReduceMax", scores, ints(2), keepdims=1)
+    token_count = op("Shape", scores, start=3, end=4)
+    token = op("CumSum", op("Expand", const(1.0), token_count), const(0, np.int64))  # 1-based, [C]
+    is_old = op("LessOrEqual", token, op("Mul", newest_page, const(float(PAGE_SIZE))))
+    scores = op("Where", is_old, op("Mul", scores, const(softmax_scale)), const(_NEVER))
+    scores = op("ReduceSum", op("Softmax", scores, axis=-1), ints(2), keepdims=1)
+    scores = op("Where", op("LessOrEqual", const(_LOWEST_SCORE), scores), scores, const(0.0))
+    scores = op("Reshape", op("Where", is_old, scores, const(-1.0)), ints(1, -1))  # [1, Hk C]
 
-    # last position that each page gives to attention: all of it where kept, the sinks alone where not
-    page_count = op("Shape", scores, start=3, end=4)
-    page = op("CumSum", op("Expand", const(1.0), page_count), const(0, np.int64))  # 1-based, [pages]
-    is_old = op("LessOrEqual", page, newest_page)
-    scores = op("Where", is_old, scores, const(_NEVER))
-    several = op("Mul", op("Sub", newest, past), const(_ALL))  # 0 with one new token; otherwise every page is kept
-    keep = op("Add", op("Cast", "attn_keep", to=TensorProto.FLOAT), several)
-    every_head = const(np.full((1, kv_heads, 1, 1), _ALL))
-    by_rank = op("Where", op("LessOrEqual", page, keep), every_head, const(sinks - 1.0))  # [1, Hk, 1, pages]
-    op("TopK", scores, page_count, out=["page_scores", "order"], axis=-1)
-    limit = op("ScatterElements", scores, "order", by_rank, axis=3)
-    limit = op("Where", is_old, limit, const(_ALL))
+    # last position that each token is given to attention for: any where kept, the sinks alone where not
+    pair_count = op("Shape", scores, start=1, end=2)
+    rank = op("CumSum", op("Expand", const(1.0), pair_count), const(0, np.int64))  # 1-based, [Hk C]
+    several = op("Mul", op("Sub", newest, past), const(_ALL))  # 0 with one new token; otherwise every token is kept
+    keep = op("Mul", op("Cast", "attn_keep", to=TensorProto.FLOAT), const(float(PAGE_SIZE * kv_heads)))
+    by_rank = op("Where", op("LessOrEqual", rank, op("Add", keep, several)), const(_ALL), const(sinks - 1.0))
+    op("TopK", scores, pair_count, out=["token_scores", "order"], axis=-1)
+    limit = op("ScatterElements", scores, "order", op("Unsqueeze", by_rank, ints(0)), axis=1)
+    limit = op("Where", is_old, op("Reshape", limit, ints(1, kv_heads, 1, -1)), const(_ALL))  # [1, Hk, 1, C]
 
     # attention: query rows are grouped by KV head, [1, Hk, group * S, D]; row g * S + s is at position s
     if group > 1:
         positions = op("Reshape", op("Mul", positions, const(np.ones((group, 1)))), ints(-1))
-    in_page = const(np.arange(PAGE_SIZE))
-    until = op("Min", op("Unsqueeze", positions, ints(1)), limit)  # [1, Hk, rows, pages]
-    begin = op("Mul", op("Sub", page, const(1.0)), const(float(PAGE_SIZE)))
-    seen = op("LessOrEqual", in_page, op("Unsqueeze", op("Sub", until, begin), ints(4)))  # [1, Hk, rows, pages, 4]
+    until = op("Min", op("Unsqueeze", positions, ints(1)), limit)  # [1, Hk, rows, C]
+    seen = op("LessOrEqual", op("Sub", token, const(1.0)), until)
     q = op("Reshape", op("Mul", q, const(softmax_scale)), ints(1, kv_heads, -1, head_dim))
     logits = op("MatMul", q, _transposed(writer, keys))
     if int8:
         logits = op("Mul", logits, _scale_row(writer, "present_key_scale"))
-    logits = op("Where", seen, op("Reshape", logits, ints(0, 0, 0, -1, PAGE_SIZE)), const(_NEVER))
-    weights = op("Softmax", op("Reshape", logits, ints(0, 0, 0, -1)), axis=-1)
+    weights = op("Softmax", op("Where", seen, logits, const(_NEVER)), axis=-1)
     if int8:
         weights = op("Mul", weights, _scale_row(writer, "present_value_scale"))
     y = op("MatMul", weights, op("Cast", "present_value", to=TensorProto.FLOAT))

@@ -179,14 +179,23 @@ def query_codes(query: Array) -> tuple[Array, Array]:
     return np.rint(np.divide(query, step, out=np.zeros_like(query), where=step > 0)), step
 
 
-def page_scores(query: Array, codes: Array, ranges: Array) -> Array:
-    """Scores of whole pages for a KV head's queries [group, D], from codes [tokens, D / 2] and ranges [tokens, 2]:
-    float64 [tokens / 4].
+def token_scores(query: Array, codes: Array, ranges: Array, scale: float) -> Array:
+    """Scores of old tokens for a KV head's rotated queries [group, D], from codes [tokens, D / 2] and ranges
+    [tokens, 2]: float64 [tokens], what the group's softmaxes give each in sum.
     """
     whole, step = query_codes(query)
     least, key_step = ranges.astype(np.float64).T
-    scores = step * (key_step * (whole @ unpacked(codes).T) + least * whole.sum(-1, keepdims=True))
-    return scores.reshape(len(query), -1, PAGE).max((0, 2))
+    logits = scale * step * (key_step * (whole @ unpacked(codes).T) + least * whole.sum(-1, keepdims=True))
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    scores = (weights / weights.sum(-1, keepdims=True)).sum(0)
+    return np.where(scores < 2.0**-100, 0.0, scores)
+
+
+def best_tokens(scores: Array, count: int) -> Array:
+    """The `count` pairs of KV head and old token with the highest scores [Hk, tokens], as bool of the same shape."""
+    kept = np.zeros(scores.size, bool)
+    kept[np.argsort(-scores.ravel(), kind="stable")[:count]] = True
+    return kept.reshape(scores.shape)
 
 
 def sparse_attention(
@@ -224,17 +233,19 @@ def sparse_attention(
     codes[0, :, rows], ranges[0, :, rows] = key_codes(keys[:, rows])
     old = -(-total // PAGE) - 1
 
+    attended = np.ones((kv_heads, total), bool)
+    if count == 1 and attn_keep < old:
+        queries = q[0].reshape(kv_heads, heads // kv_heads, size)
+        rows = slice(0, old * PAGE)
+        scores = [token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale) for h in range(kv_heads)]
+        attended[:, rows] = best_tokens(np.array(scores), kv_heads * attn_keep * PAGE)
+        attended[:, :sinks] = True
     y = np.zeros((count, heads, size))
     for head in range(kv_heads):
         group = range(head * heads // kv_heads, (head + 1) * heads // kv_heads)
-        attended = np.arange(total)
-        if count == 1 and attn_keep < old:
-            scores = page_scores(q[0, group], codes[0, head, : old * PAGE], ranges[0, head, : old * PAGE])
-            kept = {old, *np.argsort(-scores, kind="stable")[:attn_keep].tolist()}
-            attended = np.array([t for t in range(total) if t < sinks or t // PAGE in kept])
         for g in group:
             for s in range(count):
-                seen = attended[attended <= past + s]
+                seen = np.flatnonzero(attended[head, : past + s + 1])
                 logits = scale * (keys[head, seen] @ q[s, g])
                 weights = np.exp(logits - logits.max())
                 y[s, g] = weights / weights.sum() @ values[head, seen]

@@ -178,7 +178,7 @@ def test_keep_largest_takes_the_lower_index_of_ties(count: int) -> None:
 @pytest.mark.parametrize("name", ["llama-tied", "phi"])
 @pytest.mark.parametrize(("length", "keep"), [(3, 10), (4, 10), (8, 10), (95, 10), (95, 50), (100, 25), (112, 99)])
 def test_sparse_step_equals_plain_loops(name: str, length: int, keep: int) -> None:
-    """Attention of one step with float16 keys and values, read page by page as section 3 of docs/bundle.md words it."""
+    """Attention of one step with float16 keys and values, chosen as section 3 of docs/bundle.md words it."""
     _, weights = _reference(name)
     twin = Twin(weights, Arithmetic(rounded_activations=False))
     d, cache = twin.decoder, twin.new_cache(1)
@@ -192,27 +192,28 @@ def test_sparse_step_equals_plain_loops(name: str, length: int, keep: int) -> No
     read = twin._read(q, cache, 0, torch.tensor([pages]), slots)[0]
 
     total = length + 1
-    newest = math.ceil(total / 4) - 1
+    old = 4 * (math.ceil(total / 4) - 1)
     group = d.num_heads // d.num_kv_heads
+    scores = {}
     for kv in range(d.num_kv_heads):
-        old = [_score(q[0, kv * group : (kv + 1) * group, 0], key) for key in keys[0, kv, : 4 * newest]]
-        scores = [max(old[4 * page : 4 * page + 4]) for page in range(newest)]
-        kept = sorted(range(newest), key=lambda page: (-scores[page], page))[:pages]
-        expected = {token for page in [*kept, newest] for token in range(4 * page, min(4 * page + 4, total))}
-        expected |= set(range(min(4, total)))
+        for query in q[0, kv * group : (kv + 1) * group, 0]:
+            logits = [d.softmax_scale * _score(query, key) for key in keys[0, kv, :old]]
+            weights = [math.exp(logit - max(logits)) for logit in logits]
+            for token, weight in enumerate(weights):
+                scores[kv, token] = scores.get((kv, token), 0.0) + weight / sum(weights)
+    kept = sorted(scores, key=lambda pair: (-scores[pair], pair))[: 4 * pages * d.num_kv_heads]
+    for kv in range(d.num_kv_heads):
+        expected = {token for head, token in kept if head == kv} | set(range(min(4, total))) | set(range(old, total))
         for head in range(kv * group, (kv + 1) * group):
             assert set(read[head].nonzero().flatten().tolist()) == expected
 
 
-def _score(queries: torch.Tensor, key: torch.Tensor) -> float:
-    """The best score of a float16 key [D] for queries [group, D], number by number in float64."""
+def _score(query: torch.Tensor, key: torch.Tensor) -> float:
+    """The product of a query [D] and a float16 key [D] as their codes stand for them, in float64."""
     numbers = [float(x) for x in key]
     least, step = min(numbers), float(np.float16(np.float32(max(numbers) - min(numbers)) / np.float32(15)))
     codes = [min(max(round((x - least) / step), 0), 15) for x in numbers]
-    scores = []
-    for query in queries.tolist():
-        unit = max(map(abs, query)) / 127
-        whole = [round(x / unit) for x in query]
-        product = sum(code * c for code, c in zip(codes, whole, strict=True))
-        scores.append(unit * (step * product + least * sum(whole)))
-    return max(scores)
+    unit = max(map(abs, query.tolist())) / 127
+    whole = [round(x / unit) for x in query.tolist()]
+    product = sum(code * c for code, c in zip(codes, whole, strict=True))
+    return unit * (step * product + least * sum(whole))

@@ -1,13 +1,12 @@
 """The torch twin: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md, sections 2 and 3).
 
 Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
-float16 or int8 keys and values, pages chosen by 4-bit codes of their keys. Runtime and twin differ only in the order of
-float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
+float16 or int8 keys and values, old tokens chosen by 4-bit codes of their keys. Runtime and twin differ only in the
+order of float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _KEEP_IN, _KEEP_MID, _KEEP_QKV, _KEEP_O = range(4)
 _LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
 """Largest activation code, by level: what an int8 and what 254 c1 + c2 of two of them holds."""
+_NEVER = -1e30
+"""Logit of a token that is not to be chosen: finite, so that no NaN arises where a row has no old token."""
+_LOWEST_SCORE = 2.0**-100
+"""Smaller scores of tokens count as 0."""
 
 
 @dataclass(frozen=True)
@@ -263,20 +266,19 @@ class Twin(nn.Module):
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
         """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""
-        d, size = self.decoder, self.page_size
-        count = math.ceil(slots.longest / size)
-        newest = slots.positions // size  # [B, 1], page P - 1 of each row
+        d = self.decoder
+        newest = slots.positions // self.page_size * self.page_size  # [B, 1], first token of each row's newest page
         query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]
-        score = past.token_scores(layer, query, slots).amax(2)  # [B, Hk, T]
-        score = torch.unflatten(F.pad(score, (0, count * size - slots.longest)), -1, (count, size)).amax(-1)
-        page = torch.arange(count, device=q.device)
-        old = (page < newest).unsqueeze(1)  # [B, 1, pages]
-        score = score.masked_fill(~old, -math.inf)
+        at = torch.arange(slots.longest, device=q.device)
+        old = (at < newest).unsqueeze(1)  # [B, 1, T]
+        logits = d.softmax_scale * past.token_scores(layer, query, slots)  # [B, Hk, H / Hk, T]
+        score = logits.masked_fill(~old.unsqueeze(2), _NEVER).softmax(-1).sum(2)
+        score = score.where(score >= _LOWEST_SCORE, 0.0).masked_fill(~old, -1.0).flatten(1)
         order = score.argsort(dim=-1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(-1, order, page.expand_as(order))
-        kept = (rank < pages[:, None, None]) & old | (page == newest).unsqueeze(1)
-        tokens = kept.repeat_interleave(size, dim=-1)[..., : slots.longest]
-        tokens = tokens | (torch.arange(slots.longest, device=q.device) < self.sinks)
+        ranks = torch.arange(order.shape[-1], device=q.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(-1, order, ranks)
+        best = (rank < (pages * self.page_size * d.num_kv_heads).unsqueeze(1)).unflatten(-1, (d.num_kv_heads, -1))
+        tokens = best & old | (at >= newest).unsqueeze(1) | (at < self.sinks)
         return tokens.repeat_interleave(d.num_heads // d.num_kv_heads, dim=1)
 
 

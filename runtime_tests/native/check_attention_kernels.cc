@@ -166,10 +166,12 @@ class Checker {
     const sol::AttentionKernels& kernels = sol::BestAttentionKernels();
     sol::DecodePlan plan{};
     plan.padded_dim = sol::RoundUp(call_.head_dim, sol::kMaxLanes);
-    plan.max_pages = call_.pages;
-    plan.chunk_pages = 2;
-    plan.chunks = sol::DivideUp(call_.pages, plan.chunk_pages);
-    const size_t parts = static_cast<size_t>(call_.heads * plan.chunks);
+    plan.chunk_tokens = sol::kMaxLanes;
+    const auto chunks = static_cast<int32_t>(sol::DivideUp(call_.total, plan.chunk_tokens));
+    std::vector<int32_t> first_chunk(call_.kv_heads + 1);
+    for (int64_t head = 0; head <= call_.kv_heads; ++head) first_chunk[head] = static_cast<int32_t>(head) * chunks;
+    plan.first_chunk = first_chunk.data();
+    const size_t parts = static_cast<size_t>(call_.heads * chunks);
     std::vector<float> query(call_.heads * plan.padded_dim), max(parts), sum(parts), values(parts * plan.padded_dim);
     plan.query = query.data();
     plan.partial_max = max.data();
@@ -177,7 +179,7 @@ class Checker {
     plan.partial_values = values.data();
     kernels.prepare_queries(call_, plan);
     for (int64_t head = 0; head < call_.kv_heads; ++head) {
-      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) kernels.decode_chunk(call_, plan, head, chunk);
+      for (int64_t chunk = first_chunk[head]; chunk < first_chunk[head + 1]; ++chunk) kernels.decode_chunk(call_, plan, head, chunk);
       kernels.combine_chunks(call_, plan, head);
     }
     CheckOutput("decode");

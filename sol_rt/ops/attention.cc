@@ -16,15 +16,13 @@ namespace {
 
 constexpr int64_t kMaxCapacity = int64_t{1} << 30;  // positions are counted in 32 bits
 
-// Old pages scored by one task; a multiple of 4.
-constexpr int64_t kScoredPages = 512;
 // Below this many bytes of keys and values, waking a second thread costs more than it saves.
 constexpr int64_t kParallelBytes = 96 * 1024;
 // Fetched from memory before attention begins.
 constexpr int64_t kEarlyBytes = 64 * 1024;
 // Decode tasks to cut a step into, where chunks do not get too small or too large.
 constexpr int64_t kDecodeTasks = 16;
-constexpr int64_t kMinChunkPages = 16;
+constexpr int64_t kMinChunkTokens = 64;
 // Prefill tasks wanted: where queries are few, keys are split as well, into shares of at least so many.
 constexpr int64_t kPrefillTasks = 8;
 constexpr int64_t kMinSplitKeys = 512;
@@ -40,7 +38,7 @@ T* Present(const Context& context, const char* op, const char* name, size_t inpu
   return present;
 }
 
-// Asks for what a member reads first of the keys and values, or of the key codes where pages are selected: `share` of all `members`.
+// Asks for what a member reads first of the keys and values, or of the key codes where tokens are selected: `share` of all `members`.
 void FetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share, size_t members) {
   const int64_t half = call.rotary_dim / 2;
   PrefetchBytes(call.cos + call.past * half, half * static_cast<int64_t>(sizeof(float)));
@@ -60,10 +58,7 @@ void FetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share,
   }
 }
 
-// Score tasks of one KV head, where pages are selected.
-int64_t ScoreParts(const AttentionCall& call) { return DivideUp(call.pages - 1, kScoredPages); }
-
-// Whether this was the last part of its KV head.
+// Whether this was the last part.
 bool EndPart(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
 // Which of `parts` a task does. Tasks are claimed from both ends, but memory delivers fastest in ascending order: the upper half is turned
@@ -155,26 +150,32 @@ DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
   plan.sparse = call.keep < call.pages - 1;
   plan.padded_dim = RoundUp(call.head_dim, kMaxLanes);
   plan.code_stride = RoundUp(kPageSize * RoundUp(call.CodeBytes(), 4), 4 * kMaxLanes);
-  plan.max_pages = plan.sparse ? std::min(call.pages, call.keep + 1 + DivideUp(std::min(call.sinks, call.total), kPageSize)) : call.pages;
-  plan.chunk_pages = std::clamp(DivideUp(plan.max_pages * call.kv_heads, kDecodeTasks), kMinChunkPages, kMaxChunkPages);
-  plan.chunks = DivideUp(plan.max_pages, plan.chunk_pages);
-  // Four scores are stored at a time, and whole vectors are read.
-  plan.score_stride = RoundUp(call.pages, kMaxLanes);
+  plan.old_tokens = (call.pages - 1) * kPageSize;
+  const int64_t kept = call.keep * kPageSize + std::min(call.sinks, plan.old_tokens) + call.total - plan.old_tokens;
+  plan.most_tokens = call.kv_heads * (plan.sparse ? kept : call.total);
+  plan.chunk_tokens = std::clamp(RoundUp(DivideUp(plan.most_tokens, kDecodeTasks), kMaxLanes), kMinChunkTokens, kMaxChunkTokens);
+  plan.most_chunks = plan.most_tokens / plan.chunk_tokens + call.kv_heads;
+  plan.score_parts = DivideUp(plan.old_tokens, kScoredTokens);
+  plan.score_stride = RoundUp(plan.old_tokens, kMaxLanes);
+  plan.list_stride = plan.score_stride + kPageSize + kMaxLanes;
 
   const auto take = [&arena](int64_t count, auto*& array) {
     array = arena.Take<std::remove_reference_t<decltype(*array)>>(static_cast<size_t>(count));
   };
-  const int64_t parts = call.kv_heads * plan.chunks * call.group;
-  take(parts, plan.partial_max);
-  take(parts, plan.partial_sum);
-  take(parts * plan.padded_dim, plan.partial_values);
+  take(plan.most_chunks * call.group, plan.partial_max);
+  take(plan.most_chunks * call.group, plan.partial_sum);
+  take(plan.most_chunks * call.group * plan.padded_dim, plan.partial_values);
+  take(call.kv_heads + 1, plan.first_chunk);
   take(call.kv_heads, plan.pending_chunks);
   if (plan.sparse) {
-    take(call.kv_heads * plan.score_stride, plan.page_scores);
-    take(call.kv_heads * (plan.max_pages + kMaxLanes), plan.page_start);
-    take(call.kv_heads * (plan.max_pages + kMaxLanes), plan.page_count);
+    take(call.heads * plan.score_stride, plan.token_weights);
+    take(call.heads * plan.score_parts, plan.part_max);
+    take(call.heads * plan.score_parts, plan.part_sum);
+    take(call.kv_heads * plan.score_stride, plan.token_scores);
+    take(call.kv_heads * plan.score_stride + kMaxLanes, plan.candidates);
+    take(call.kv_heads * plan.list_stride, plan.tokens);
     take(call.kv_heads, plan.listed);
-    take(call.kv_heads, plan.pending_scores);
+    take(1, plan.pending_parts);
   }
   return plan;
 }
@@ -193,16 +194,22 @@ DecodePlan Attention::PlanOwn(const AttentionCall& call, const DecodePlan& plan,
 }
 
 void Attention::StartStep(const AttentionCall& call, const DecodePlan& plan) const {
-  for (int64_t head = 0; head < call.kv_heads; ++head) {
-    new (plan.pending_chunks + head) std::atomic<int32_t>(static_cast<int32_t>(plan.chunks));
-    if (plan.sparse) new (plan.pending_scores + head) std::atomic<int32_t>(static_cast<int32_t>(ScoreParts(call)));
+  if (plan.sparse) {
+    new (plan.pending_parts) std::atomic<int32_t>(static_cast<int32_t>(call.kv_heads * plan.score_parts));
+    return;
   }
+  const auto chunks = static_cast<int32_t>(DivideUp(call.total, plan.chunk_tokens));
+  for (int64_t head = 0; head < call.kv_heads; ++head) {
+    plan.first_chunk[head] = static_cast<int32_t>(head) * chunks;
+    new (plan.pending_chunks + head) std::atomic<int32_t>(chunks);
+  }
+  plan.first_chunk[call.kv_heads] = static_cast<int32_t>(call.kv_heads) * chunks;
 }
 
 size_t Attention::StepMembers(const AttentionCall& call, const DecodePlan& plan) const {
-  const int64_t cache = plan.max_pages * kPageSize * 2 * call.RowBytes();
-  const int64_t codes = plan.sparse ? (call.pages - 1) * kPageSize * call.CodeBytes() : 0;
-  return call.kv_heads * std::max(cache, codes) >= kParallelBytes ? ThreadCount::Estimate() : 1;
+  const int64_t cache = plan.most_tokens * 2 * call.RowBytes();
+  const int64_t codes = plan.sparse ? call.kv_heads * plan.old_tokens * call.CodeBytes() : 0;
+  return std::max(cache, codes) >= kParallelBytes ? ThreadCount::Estimate() : 1;
 }
 
 void Attention::FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const {
@@ -211,25 +218,33 @@ void Attention::FetchStep(const Member& member, size_t members, const AttentionC
 
 void Attention::Prepare(const AttentionCall& call, const DecodePlan& own) const { BestAttentionKernels().prepare_queries(call, own); }
 
-size_t Attention::ScoreTasks(const AttentionCall& call) const { return static_cast<size_t>(call.kv_heads * ScoreParts(call)); }
+size_t Attention::ScoreTasks(const AttentionCall& call, const DecodePlan& own) const {
+  return static_cast<size_t>(call.kv_heads * own.score_parts);
+}
+
+void Attention::Weigh(const AttentionCall& call, const DecodePlan& own, size_t task) const {
+  const AttentionKernels& kernels = BestAttentionKernels();
+  const int64_t at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * own.score_parts);
+  const int64_t head = at / own.score_parts, part = at % own.score_parts;
+  if (part == 0) kernels.append_page(call, head, call.pages - 1);
+  kernels.weigh_tokens(call, own, head, part);
+}
 
 void Attention::Score(const AttentionCall& call, const DecodePlan& own, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
-  const int64_t parts = ScoreParts(call), at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * parts);
-  const int64_t head = at / parts, part = at % parts;
-  const int64_t newest = call.pages - 1;
-  if (part == 0) kernels.append_page(call, head, newest);
-  kernels.score_pages(call, own, head, part * kScoredPages, std::min(newest, (part + 1) * kScoredPages));
-  if (EndPart(own.pending_scores[head])) kernels.select_pages(call, own, head);
+  const int64_t at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * own.score_parts);
+  kernels.score_tokens(call, own, at / own.score_parts, at % own.score_parts);
+  if (EndPart(*own.pending_parts)) kernels.select_tokens(call, own);
 }
 
-size_t Attention::ChunkTasks(const AttentionCall& call, const DecodePlan& own) const { return static_cast<size_t>(call.kv_heads * own.chunks); }
+size_t Attention::ChunkTasks(const AttentionCall& call, const DecodePlan& own) const { return static_cast<size_t>(own.first_chunk[call.kv_heads]); }
 
 void Attention::Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
-  const int64_t at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * own.chunks);
-  const int64_t head = at / own.chunks, chunk = at % own.chunks;
-  if (!own.sparse && chunk == own.chunks - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
+  const int64_t chunk = PartOfTask(static_cast<int64_t>(task), own.first_chunk[call.kv_heads]);
+  int64_t head = 0;
+  while (own.first_chunk[head + 1] <= chunk) ++head;
+  if (!own.sparse && chunk == own.first_chunk[head + 1] - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
   kernels.decode_chunk(call, own, head, chunk);
   if (EndPart(own.pending_chunks[head])) kernels.combine_chunks(call, own, head);
 }

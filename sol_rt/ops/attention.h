@@ -51,7 +51,7 @@ class Attention {
   size_t StepMembers(const AttentionCall& call, const DecodePlan& plan) const;
   // Asks for what the member reads first in Step.
   void FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const;
-  // Two phases of a team, one where all pages are read. A member makes its own qkv by input() before it reads it; one with nothing left
+  // Three phases of a team, one where all tokens are read. A member makes its own qkv by input() before it reads it; one with nothing left
   // to do calls ahead().
   template <class Input, class Ahead>
   void Step(Member& member, const AttentionCall& call, const DecodePlan& own, const Input& input, const Ahead& ahead) const {
@@ -62,7 +62,10 @@ class Attention {
       Prepare(call, own);
       prepared = true;
     };
-    if (own.sparse) member.Run(ScoreTasks(call), prepare, [&](size_t task) { Score(call, own, task); });
+    if (own.sparse) {
+      member.Run(ScoreTasks(call, own), prepare, [&](size_t task) { Weigh(call, own, task); });
+      member.Run(ScoreTasks(call, own), [] {}, [&](size_t task) { Score(call, own, task); });
+    }
     member.Run(ChunkTasks(call, own), prepare, [&](size_t task) { Attend(call, own, task); }, ahead);
   }
 
@@ -71,10 +74,12 @@ class Attention {
  private:
   // Rotates a member's queries.
   void Prepare(const AttentionCall& call, const DecodePlan& own) const;
-  // Scores some pages of a KV head; the last such task selects.
-  size_t ScoreTasks(const AttentionCall& call) const;
+  // Weighs some old tokens of a KV head for each of its query heads; when all are weighed, adds the heads' weights up. The last such task
+  // selects.
+  size_t ScoreTasks(const AttentionCall& call, const DecodePlan& own) const;
+  void Weigh(const AttentionCall& call, const DecodePlan& own, size_t task) const;
   void Score(const AttentionCall& call, const DecodePlan& own, size_t task) const;
-  // Attends some pages of a KV head; the last such task adds up.
+  // Attends some tokens of a KV head; the last such task adds up.
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
   void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
 

@@ -15,7 +15,9 @@ inline constexpr int64_t kMaxGroup = 128;
 // Rows of queries are padded to this many floats, the widest vector of any target.
 inline constexpr int64_t kMaxLanes = 16;
 // Upper limit of a decode task. Its scores for 4 heads stay in the first-level cache.
-inline constexpr int64_t kMaxChunkPages = 64;
+inline constexpr int64_t kMaxChunkTokens = 256;
+// Old tokens that one task scores, a multiple of kMaxLanes. Their weights for 4 heads stay in the first-level cache.
+inline constexpr int64_t kScoredTokens = 1024;
 inline constexpr float kLog2E = 1.44269504088896341f;
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -41,7 +43,7 @@ struct AttentionCall {
   int64_t tokens;    // S
   int64_t total;     // T = past + S
   int64_t pages;     // P = ceil(T / kPageSize)
-  int64_t keep;      // old pages to read
+  int64_t keep;      // old pages to read; where there are more, as many tokens instead, chosen one by one
 
   const float* qkv;             // [S, (H + 2 Hk) D]
   const float* cos;             // [>= T, rotary_dim / 2]
@@ -77,32 +79,39 @@ struct AttentionCall {
   hwy::float16_t* PageRange(int64_t kv_head, int64_t page) const { return key_range + (kv_head * capacity + page * kPageSize) * 2; }
 };
 
-// One decode step (S = 1). Every KV head's attended pages form a list, cut into chunks; a chunk is one task, whose partial result
-// (maximum, sum, weighted values) the last task of the head combines. The cut depends on sizes only, so that results are the same
-// for any number of threads.
+// One decode step (S = 1). Every KV head's attended tokens form a list, cut into chunks; a chunk is one task, whose partial result
+// (maximum, sum, weighted values) the last task of the head combines. Old tokens are scored in parts. All cuts depend on sizes and
+// scores only, so that results are the same for any number of threads.
 struct DecodePlan {
   bool sparse;
   int64_t padded_dim;    // D rounded up to kMaxLanes
   int64_t code_stride;   // bytes of a head's query codes of one nibble
-  int64_t max_pages;     // upper limit of a head's list
-  int64_t chunk_pages;   // at most kMaxChunkPages
-  int64_t chunks;        // a KV head
-  int64_t score_stride;  // of page_scores
+  int64_t old_tokens;    // of a KV head, those before the newest page
+  int64_t most_tokens;   // upper limit of all lists together
+  int64_t chunk_tokens;  // a multiple of kMaxLanes, at most kMaxChunkTokens
+  int64_t most_chunks;   // upper limit, of all KV heads
+  int64_t score_parts;   // a KV head
+  int64_t score_stride;  // old_tokens rounded up to kMaxLanes
+  int64_t list_stride;
 
   float* query;                   // [H, padded_dim], rotated, times softmax scale and log2(e)
   int8_t* query_low;              // [H, code_stride], codes of q's even channels, those of 4 in turn for each token of a page
   int8_t* query_high;             // as query_low, odd channels
-  float* query_step;              // [H], what the codes are multiplied by
+  float* query_step;              // [H], what the codes are multiplied by, times softmax scale and log2(e)
   float* query_sum;               // [H], sum of the codes
-  int32_t* page_scores;           // [Hk, score_stride], as integers of the same order
-  int32_t* page_start;            // [Hk, max_pages + kMaxLanes], first token of each listed page
-  int32_t* page_count;            // as page_start, tokens to read of it
+  float* token_weights;           // [H, score_stride], 2^(score - the part's maximum), scores in units of log2
+  float* part_max;                // [H, score_parts], in units of log2
+  float* part_sum;                // [H, score_parts], of token_weights
+  int32_t* token_scores;          // [Hk, score_stride], the bits of floats >= 0; -1 behind the last old token
+  int32_t* candidates;            // [Hk * score_stride + kMaxLanes], scores near the lowest one kept
+  int32_t* tokens;                // [Hk, list_stride], positions to read, ascending
   int32_t* listed;                // [Hk], length of the list
-  float* partial_max;             // [Hk, chunks, group], in units of log2
-  float* partial_sum;             // [Hk, chunks, group]
-  float* partial_values;          // [Hk, chunks, group, padded_dim]
-  std::atomic<int32_t>* pending_scores;  // [Hk], score tasks of the head not yet done
-  std::atomic<int32_t>* pending_chunks;  // [Hk], as pending_scores
+  int32_t* first_chunk;           // [Hk + 1], of each KV head; the last is the number of chunks
+  float* partial_max;             // [chunks, group], in units of log2
+  float* partial_sum;             // [chunks, group]
+  float* partial_values;          // [chunks, group, padded_dim]
+  std::atomic<int32_t>* pending_parts;   // parts of all KV heads whose token_scores are not yet made
+  std::atomic<int32_t>* pending_chunks;  // [Hk], chunks of the head not yet done
 };
 
 }  // namespace sol
