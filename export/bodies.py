@@ -144,10 +144,10 @@ def sparse_attention(
     """`SparseAttention` with its attributes inlined: all layers of a graph share them.
 
     Reads the whole capacity and masks: what is left out saves no time here. The ScatterND that append keys and values
-    write outputs of the function itself and nothing else reads `past_*`, so a host that binds past and present to one buffer
-    gets an append in place. Codes of the keys are made of all keys where they are used: WebGPU has no operators that
-    would store them, and their tensors pass through unread. An `int8` cache holds codes and scales of keys and values,
-    for which WebGPU has no operators at all.
+    write outputs of the function itself and nothing else reads `past_*`, so a host that binds past and present to one
+    buffer gets an append in place. Codes of the keys are made of all keys where they are used: WebGPU has no operators
+    that would store them, and their tensors pass through unread. An `int8` cache holds codes and scales of keys and
+    values, for which WebGPU has no operators at all.
     """
     writer = NodeWriter()
     op, const, ints = writer.op, writer.const, writer.ints
