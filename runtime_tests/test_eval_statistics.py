@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_configs import made_config
 
 from sol_rt.actions import Action
+from sol_rt.controller import Controller
+from sol_rt.cost import BytesCost
+from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.bootstrap import Bootstrap, CurvePoint, at_cost
-from sol_rt.evaluation.mix import hull_pair
+from sol_rt.evaluation.mix import MixSchedule, hull_pair
 from sol_rt.evaluation.windows import SCORED, spread_windows
+from sol_rt.schedules import StepContext
 
 ONE = np.ones(1)
 
@@ -88,6 +93,24 @@ def test_the_mix_is_the_lower_hulls() -> None:
     assert hull_pair(points, 0.7) == (B, A)
     assert hull_pair(points, 0.35) is None
     assert hull_pair({**points, B: (0.6, 2.9)}, 0.7) == (B, B)  # nothing dearer is better
+
+
+@pytest.mark.parametrize("budget", [0.55, 0.75, 0.9])
+def test_a_mix_of_two_actions_holds_the_budget_and_takes_them_in_turn(budget: float) -> None:
+    config = made_config()
+    cost = BytesCost(config)
+    low, high = Action(100, 50, 4), config.dense
+    controller = Controller((low, high), cost, budget)
+    schedule = MixSchedule(controller)
+    chosen = []
+    for step in range(200):
+        chosen.append(schedule.choose(StepContext(300 + step, 7, None, Distribution(np.zeros(4, np.float32)), step)))
+        controller.record(chosen[-1], 300 + step)
+    assert set(chosen) == {low, high}
+    assert controller.achieved == pytest.approx(budget, abs=0.01)
+    # evenly dealt: two stretches of 20 steps differ by a step or two
+    counts = [chosen[start : start + 20].count(high) for start in range(20, 200, 20)]
+    assert max(counts) - min(counts) <= 2
 
 
 @given(
