@@ -210,7 +210,7 @@ def test_the_twin_gives_the_same_counterfactuals(trained: Path, place: Path, tmp
     for path in sorted((trained / "counterfactuals").glob("*.safetensors")):
         one, two = load_file(path), load_file(tmp_path / "out" / "counterfactuals" / path.name)
         assert np.array_equal(one["token"], two["token"])
-        # the same but where float32's last bit moves an activation's code, a channel or a page; another action's is 0.1 off
+        # the same but where float32's last bit moves a code, a channel or a page; another action's is 0.1 off
         assert np.median(np.abs(one["loss"] - two["loss"])) < 1e-3
 
 
