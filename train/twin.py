@@ -277,7 +277,8 @@ class Twin(nn.Module):
         order = score.argsort(dim=-1, descending=True, stable=True)
         ranks = torch.arange(order.shape[-1], device=q.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(-1, order, ranks)
-        best = (rank < (pages * self.page_size * d.num_kv_heads).unsqueeze(1)).unflatten(-1, (d.num_kv_heads, -1))
+        count = pages * self.page_size * d.num_kv_heads  # [B]
+        best = torch.unflatten(rank < count.unsqueeze(1), -1, (d.num_kv_heads, -1))
         tokens = best & old | (at >= newest).unsqueeze(1) | (at < self.sinks)
         return tokens.repeat_interleave(d.num_heads // d.num_kv_heads, dim=1)
 
