@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_refused(
 def test_the_twin_gives_the_same_counterfactuals(trained: Path, place: Path, tmp_path: Path) -> None:
     config = tmp_path / "short.yaml"
     config.write_text(CONFIG.replace("updates: 4", "updates: 1"))
-    assert run(arguments(place, tmp_path / "out", "--rollouts", "twin", config=config)) == 0
+    program(arguments(place, tmp_path / "out", "--rollouts", "twin", config=config))
     for path in sorted((trained / "counterfactuals").glob("*.safetensors")):
         one, two = load_file(path), load_file(tmp_path / "out" / "counterfactuals" / path.name)
         assert np.array_equal(one["token"], two["token"])
@@ -223,7 +223,7 @@ def test_counterfactuals_are_shared(trained: Path, place: Path, tmp_path: Path) 
     config = tmp_path / "other.yaml"
     config.write_text(CONFIG.replace("action_size: 8", "action_size: 8, head: factorised, use_hidden: false"))
     argv = arguments(place, tmp_path / "out", "--counterfactuals", str(shared), "--seed", "3", config=config)
-    assert run(argv) == 0
+    program(argv)
     assert times == {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}
     policy = read_policy(tmp_path / "out" / "policy.safetensors")
     assert not policy.parameters["input.weight"][:, : policy.shape.hidden_size].any()
