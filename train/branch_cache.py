@@ -83,6 +83,15 @@ class BranchCache:
         old = token_scores(_gathered(query), codes, ranges)
         return self._placed(old, mine, slots).transpose(0, 1)
 
+    def read_keys(self, layer: int, slots: Slots) -> Tensor:
+        """As of KVCache."""
+        prefix = self._prefix.keys[layer, :, : self._width]
+        own = self._own.held(layer, slots.longest - self._width)[0]  # [B, Hk, t, D]
+        keys = own.new_zeros(*own.shape[:2], slots.longest, own.shape[-1])
+        keys[:, :, : self._width] = prefix
+        at = self._starts.unsqueeze(1) + torch.arange(own.shape[2], device=own.device)
+        return keys.scatter_(2, at[:, None, :, None].expand_as(own), own)
+
     def attend(
         self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None
     ) -> Tensor:

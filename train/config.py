@@ -63,10 +63,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Stage 1, learning from every action's loss at every position (regression.py). `windows` 0 leaves it out.
+    """Stage 1, learning from every action's loss at every position (regression.py). `updates` 0 leaves it out.
 
     Attributes:
-        windows: how many windows are measured.
+        windows: how many windows are measured, which prices and the static mixes of comparisons come from as well.
         positions: scored at the end of each.
         share: of `--minutes`, at most how much goes into measuring.
         updates, batch: optimizer steps, and episodes a step.
@@ -103,7 +103,8 @@ class GrpoConfig:
         temperature: of sampling.
         gamma: discount of later rewards.
         kl: weight of the divergence from dense in the reward.
-        budget: lowest and highest budget drawn, as shares of the dense cost.
+        budget: lowest and highest budget drawn, as shares of the dense cost; for `nominal` costs of keep, of prune and
+            of bits in turn.
         cost: `measured`, the relative cost of the bundle's cost model, or `nominal`, three budgets in kept shares.
         penalty, tolerance: minus penalty * max(0, |mean - budget| - tolerance)^2 at every step; three numbers for
             `nominal` costs (keep, prune, bits), else one.
@@ -132,6 +133,17 @@ class GrpoConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     grad_norm: float = 2.0
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The levels of the reference's action grid (reference.py): percent, percent and bits. With them the training runs
+    on the reference's arithmetic instead of the bundle's actions; `grpo.cost` is then `nominal`.
+    """
+
+    keep: tuple[int, ...] = ()
+    prune: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,7 @@ class TrainConfig:
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
     def to_yaml(self) -> str:
         """The file that `read_config` reads back to an equal config."""
@@ -301,9 +314,17 @@ def _check(config: TrainConfig, where: str) -> None:
     need(grpo.schedules >= 2, "grpo.schedules", grpo.schedules, "2 or more, to be judged against each other")
     need(0 <= grpo.gamma <= 1, "grpo.gamma", grpo.gamma, "0 to 1")
     need(grpo.cost in COSTS, "grpo.cost", grpo.cost, " or ".join(COSTS))
-    low_high = len(grpo.budget) == 2 and 0 <= grpo.budget[0] <= grpo.budget[1] <= 1
-    need(low_high, "grpo.budget", grpo.budget, "the lowest and the highest, from 0 to 1")
-    axes = 3 if grpo.cost == "nominal" else 1
+    axes, grid = (3 if grpo.cost == "nominal" else 1), config.reference
+    pairs = list(zip(grpo.budget[::2], grpo.budget[1::2], strict=False))
+    ordered = len(grpo.budget) == 2 * axes and all(0 < low <= high <= 1 for low, high in pairs)
+    need(ordered, "grpo.budget", grpo.budget, f"the lowest and the highest, over 0 to 1, of {axes} costs in turn")
+    for name, levels, most in (("keep", grid.keep, 100), ("prune", grid.prune, 100), ("bits", grid.bits, 16)):
+        right = all(1 < level <= most for level in levels) and (most in levels) == (axes == 3)
+        need(right, f"reference.{name}", levels, f"levels to {most}, with it where grpo.cost is nominal, else none")
+    said = "over 0: static mixes and prices come from them" if axes == 1 else "0, as the reference has one stage"
+    need((warm.windows > 0) == (axes == 1), "warm_start.windows", warm.windows, said)
+    if axes == 3:
+        need(not grpo.price, "grpo.price", grpo.price, "false, as there are three budgets")
     for name, values in (("grpo.penalty", grpo.penalty), ("grpo.tolerance", grpo.tolerance)):
         need(len(values) == axes and min(values, default=-1) >= 0, name, values, f"{axes} numbers from 0")
     for budget in evaluation.budgets:

@@ -25,6 +25,7 @@ from torch import Tensor
 from sol_rt.train.config import GrpoConfig
 from sol_rt.train.distributed import Group
 from sol_rt.train.policy_network import PolicyNetwork
+from sol_rt.train.reference import axis_scalars
 from sol_rt.train.rollout import Episode, Observation
 
 Embed = Callable[[Tensor], Tensor]
@@ -41,21 +42,37 @@ class SampledChoice:
         charge: float32 [T, A], what each step's actions are charged, in the logits' unit.
         temperature: of sampling.
         noise: float32 [K, T, A], Gumbel noise; the same noise draws the same actions, whatever runs beside.
+        axes: shares of the actions [A, 3] and the budgets [3], where the policy is told of them (`axis_scalars`).
     """
 
-    def __init__(self, network: PolicyNetwork, embed: Embed, charge: Tensor, temperature: float, noise: Tensor) -> None:
-        self._network, self._embed = network, embed
+    def __init__(
+        self,
+        network: PolicyNetwork,
+        embed: Embed,
+        charge: Tensor,
+        temperature: float,
+        noise: Tensor,
+        axes: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._network, self._embed, self._axes = network, embed, axes
         self._charge, self._temperature, self._noise = charge, temperature, noise
         self._state = network.new_state(0)
+        self._previous: list[Tensor] = []
 
     @torch.no_grad()
     def __call__(self, seen: Observation) -> Tensor:
         rows = len(seen.previous)
         if seen.step == 0:
-            self._state = self._network.new_state(rows)
+            self._state, self._previous = self._network.new_state(rows), []
+        scalars = seen.scalars.cpu()
+        if self._axes is not None:
+            self._previous.append(seen.previous.cpu())
+            kept, budgets = self._axes
+            told = axis_scalars(kept, budgets.expand(rows, -1), torch.stack(self._previous, dim=1))
+            scalars = torch.cat([scalars, told[:, -1]], dim=-1)
         embedding = self._embed(torch.tensor([seen.token])).expand(rows, -1)
         logits, self._state = self._network.step(
-            seen.hidden.float().cpu(), embedding, seen.scalars.cpu(), seen.previous.cpu(), seen.step, self._state
+            seen.hidden.float().cpu(), embedding, scalars, seen.previous.cpu(), seen.step, self._state
         )
         logits = (logits - self._charge[seen.step]) / self._temperature
         return (logits + self._noise[seen.rows, seen.step]).argmax(-1).to(seen.previous.device)

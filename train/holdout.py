@@ -19,14 +19,14 @@ from torch import Tensor
 
 from sol_rt.actions import Action
 from sol_rt.config import PolicySpec
-from sol_rt.controller import Controller
+from sol_rt.controller import AxisTargets, Controller
 from sol_rt.distribution import Distribution
 from sol_rt.frontier import lower_hull
 from sol_rt.schedules import Schedule, SolSchedule, StepContext, UniformSchedule
 from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.grpo import Embed
 from sol_rt.train.policy_network import PolicyNetwork
-from sol_rt.train.rollout import Observation, Rollouts, RolloutSpec
+from sol_rt.train.rollout import Episode, Observation, Rollouts, RolloutSpec
 
 SCHEDULES = ("sol", "uniform", "static")
 
@@ -229,18 +229,31 @@ def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor, dense: int)
     return Score(loss / len(measured), cost / len(measured))
 
 
+def uniform_at(spec: RolloutSpec, means: Tensor, columns: Sequence[str]) -> Steps:
+    """`uniform` that holds mean kept shares [3] of keep, prune and bits, the last one of the dense action's bits."""
+    keep, prune, bits = means.tolist()
+    targets = AxisTargets(keep, prune, bits * spec.cost.dense_action.bits)
+    controller = Controller(spec.actions, spec.cost, axis_targets=targets)
+    return Steps(UniformSchedule(controller), controller, columns[: len(spec.scalars)])
+
+
+def episode(steps: Steps, rollouts: Rollouts, start: int, horizon: int, budget: float) -> Episode:
+    """The next steps of a schedule as an episode of the open text."""
+
+    def choose(seen: Observation) -> Tensor:
+        return torch.tensor([steps.choose(start + seen.step, seen.token, seen.hidden, seen.scalars[0])])
+
+    return rollouts.run(start, horizon, budget, choose, 1)
+
+
 def run(
     steps: Steps, rollouts: Rollouts, start: int, episodes: int, horizon: int, budget: float, dense_loss: Tensor
 ) -> Score:
     """A schedule over `episodes` episodes in a row of the open text; `dense_loss` [episodes * horizon] from dense."""
     losses, costs = [], []
     for context in range(start, start + episodes * horizon, horizon):
-
-        def choose(seen: Observation, context: int = context) -> Tensor:
-            return torch.tensor([steps.choose(context + seen.step, seen.token, seen.hidden, seen.scalars[0])])
-
-        episode = rollouts.run(context, horizon, budget, choose, 1)
-        losses.append(-episode.log_likelihood[0].cpu())
-        costs.append(episode.cost[0].cpu())
+        ran = episode(steps, rollouts, context, horizon, budget)
+        losses.append(-ran.log_likelihood[0].cpu())
+        costs.append(ran.cost[0].cpu())
     added = torch.cat(losses).double() - dense_loss.double().cpu()
     return Score(float(added.mean()), float(torch.cat(costs).double().mean()))

@@ -49,6 +49,9 @@ class Cache(Protocol):
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
         """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
 
+    def read_keys(self, layer: int, slots: Slots) -> Tensor:
+        """Keys as attention reads them, float32 [B, Hk, T, D]; those of tokens to come are open."""
+
     def attend(
         self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None
     ) -> Tensor:
@@ -153,6 +156,10 @@ class KVCache:
         """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
         codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (self.key_codes, self.key_ranges))
         return token_scores(query, codes, ranges)
+
+    def read_keys(self, layer: int, slots: Slots) -> Tensor:
+        """As of Cache."""
+        return self.held(layer, slots.longest)[0]
 
     def attend(
         self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None

@@ -33,6 +33,7 @@ from sol_rt.train.log import TrainLog
 from sol_rt.train.observation import relative_costs
 from sol_rt.train.policy_network import PolicyNetwork, axis_levels
 from sol_rt.train.prices import Prices
+from sol_rt.train.reference import AXIS_COLUMNS, axis_scalars, shares
 from sol_rt.train.rollout import Rollouts
 from sol_rt.train.windows import Windows
 
@@ -98,11 +99,14 @@ class Trainer:
                 raise UsageError(f"{name}: got {count}, expected a multiple of the {group.size} processes")
         self.actions, self.columns = spec.actions, setup.rollouts.columns
         self.dense = self.actions.index(spec.cost.dense_action)
+        self.kept = shares(self.actions) if self.config.grpo.cost == "nominal" else None
+        if self.kept is not None:
+            self.columns = (*self.columns, *AXIS_COLUMNS)
         self.network = new_network(self.config, len(self.columns), setup)
         self.parallel: nn.Module = self.network
         if group.size > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.network)
-        self.prices = Prices(*self.config.grpo.budget)
+        self.prices = Prices(*self.config.grpo.budget[:2])
         self.stage, self.update, self.step, self.seconds = _WARM, 0, 0, 0.0
         self.best = self._nothing_yet()
         self.measured = 0  # windows that stage 1 learns from
@@ -242,7 +246,8 @@ class Trainer:
             self._checkpoint()
         self.network.load_state_dict(self.best["network"])
         self._fit_prices(examples)
-        self.note(f"stage 1: {self.best['gain']:.4f} nats a step over static actions on held-out windows")
+        if warm.updates:
+            self.note(f"stage 1: {self.best['gain']:.4f} nats a step over static actions on held-out windows")
         self._begin(_GRPO)
         self._evaluate_replayed(held, kinds[len(training) :])
         self._checkpoint(now=True)
@@ -362,19 +367,26 @@ class Trainer:
             rollouts.open(tokens)
         start = int(random.integers(min(len(tokens) // 2, len(tokens) - horizon - 1), len(tokens) - horizon))
         costs = torch.from_numpy(relative_costs(spec, spec.actions, range(start, start + horizon))).float()
-        low = max(config.budget[0], float(costs.min(1).values.max()))
-        budget = float(random.uniform(min(low, config.budget[1]), config.budget[1]))
+        lows, highs = np.array(config.budget[::2]), np.array(config.budget[1::2])
+        if self.kept is None:  # what the cheapest action doesn't reach is no budget
+            lows = np.clip(lows, costs.min(1).values.max(), highs)
+        wanted = torch.from_numpy(random.uniform(lows, highs)).float()
+        budget = float(wanted.mean())
         price = self.prices.at(budget) if config.price else 0.0
         charge = price * costs / self.config.warm_start.unit
         noise = grpo.gumbel(random, config.schedules, horizon, len(spec.actions))
-        choose = grpo.SampledChoice(self.network, self.setup.embed, charge, config.temperature, noise)
+        axes = None if self.kept is None else (self.kept, wanted)
+        choose = grpo.SampledChoice(self.network, self.setup.embed, charge, config.temperature, noise, axes)
         ran = grpo.on_cpu(rollouts.run(start, horizon, budget, choose, config.schedules))
+        budgets, scalars = wanted.expand(config.schedules, -1), ran.scalars
         means = ran.cost.mean(1, keepdim=True)
-        budgets = torch.full_like(means, budget)
+        if self.kept is not None:
+            means = self.kept[ran.action].mean(1)
+            scalars = torch.cat([scalars, axis_scalars(self.kept, budgets, ran.previous)], dim=-1)
         return _Sampled(
             token=ran.token.expand(config.schedules, -1),
             hidden=ran.hidden.float(),
-            scalars=ran.scalars,
+            scalars=scalars,
             previous=ran.previous,
             action=ran.action,
             charge=charge.expand(config.schedules, -1, -1),
@@ -404,6 +416,9 @@ class Trainer:
     def _evaluate_run(self, when: str) -> None:
         """Episodes on the held-out windows under each schedule. The policy that gains most over both rivals, the mean
         over budgets, is what the training ends with."""
+        if self.kept is not None:
+            self._evaluate_axes(when, self.kept)
+            return
         settings, horizon = self.config.evaluation, self.network.shape.horizon
         held, rollouts = self.setup.windows.held_out[: settings.windows], self.setup.rollouts
         names, budgets = holdout.SCHEDULES, settings.budgets
@@ -432,6 +447,44 @@ class Trainer:
             gains += found.gain.values()
             self._tell_comparison(f"{_GRPO} {when}", found)
         self._remember_best(sum(gains) / len(gains))
+
+    def _evaluate_axes(self, when: str, kept: Tensor) -> None:
+        """As the reference compares: the policy's likeliest actions at three budgets, then `uniform` at the means that
+        these come to."""
+        settings, horizon = self.config.evaluation, self.network.shape.horizon
+        held, rollouts = self.setup.windows.held_out[: settings.windows], self.setup.rollouts
+        table = torch.zeros(len(held), len(settings.budgets), 5, dtype=torch.float64)
+        for number in self.group.mine(len(held)):
+            self.report("measuring on held-out windows", number, len(held))
+            tokens = self.setup.windows.tokens(held[number])
+            start = len(tokens) - 1 - horizon
+            rollouts.open(tokens)
+            for row, budget in enumerate(settings.budgets):
+                wanted = torch.tensor([budget] * 3).clamp_min(torch.tensor(self.config.grpo.budget[::2]))
+                still = torch.zeros(1, horizon, len(self.actions))
+                choose = grpo.SampledChoice(self.network, self.setup.embed, still[0], 1.0, still, (kept, wanted))
+                ran = rollouts.run(start, horizon, budget, choose, 1)
+                means = kept[ran.action[0].cpu()].mean(0)
+                uniform = holdout.uniform_at(rollouts.spec, means, self.columns)
+                rival = holdout.episode(uniform, rollouts, start, horizon, budget)
+                found = [float(run.log_likelihood.mean()) for run in (ran, rival)]
+                table[number, row] = torch.tensor([*found, *means.tolist()], dtype=torch.float64)
+        table = self.group.sum(table)
+        for row, budget in enumerate(settings.budgets):
+            gain = table[:, row, 0] - table[:, row, 1]
+            likelihood, other, keep, prune, bits = table[:, row].mean(0).tolist()
+            values: dict[str, float | str] = {
+                "budget": budget,
+                "sol_log_likelihood": likelihood,
+                "uniform_log_likelihood": other,
+                "gain_over_uniform": float(gain.mean()),
+                "gain_over_uniform_stderr": float(gain.std() / len(held) ** 0.5) if len(held) > 1 else 0.0,
+                "keep": keep,
+                "prune": prune,
+                "bits": bits,
+            }
+            self._tell(f"{_GRPO} {when}", values, f"budget {budget:g}/")
+        self._remember_best(float((table[:, :, 0] - table[:, :, 1]).mean()))
 
     def _schedules(self, budget: float, kind: int) -> Iterator[tuple[str, holdout.Steps]]:
         spec, losses = self.setup.rollouts.spec, self.losses[kind].numpy()

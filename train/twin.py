@@ -78,7 +78,7 @@ class _Prune:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """How the rows of a pass are run.
 
     Attributes:
@@ -175,12 +175,12 @@ class Twin(nn.Module):
         """The output matrix's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
         return self._head(hidden, self._batch([action], None))
 
-    def _batch(self, actions: Sequence[Action], pages: Tensor | None, left_out: LeftOut | None = None) -> _Batch:
+    def _batch(self, actions: Sequence[Action], pages: Tensor | None, left_out: LeftOut | None = None) -> Batch:
         """Of one action a row, or of a single one for all rows."""
         device, weights = self.weights.vector("rope.cos").device, self.weights
         widths = _alike([(action.bits, weights.head_bits(action)) for action in actions], device)
         prunes = _alike([weights.keep_counts(action) for action in actions], device)
-        return _Batch(
+        return Batch(
             [_Width(rows, *bits) for bits, rows in widths],
             [_Prune(rows, counts) for counts, rows in prunes],
             pages,
@@ -195,7 +195,7 @@ class Twin(nn.Module):
         counts = [action.pages(length, self.page_size) for action, length in zip(actions, lengths, strict=True)]
         return torch.tensor(counts, device=past.lengths.device)
 
-    def _run(self, tokens: Tensor, batch: _Batch, past: Cache, num_logits: int | None) -> tuple[Tensor, Tensor]:
+    def _run(self, tokens: Tensor, batch: Batch, past: Cache, num_logits: int | None) -> tuple[Tensor, Tensor]:
         decoder, slots = self.decoder, past.open(tokens.shape[1])
         if slots.longest > self.weights.vector("rope.cos").shape[0]:
             raise ValueError(f"{slots.longest} tokens exceed the model's context of {decoder.max_context}")
@@ -220,27 +220,27 @@ class Twin(nn.Module):
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.decoder.norm_eps)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.norm_eps) * weight
 
-    def _head(self, x: Tensor, batch: _Batch) -> Tensor:
+    def _head(self, x: Tensor, batch: Batch) -> Tensor:
         name = "embed" if self.decoder.tied else "head"
-        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.head_bits, "head.bias"))
+        return by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.head_bits, "head.bias"))
 
-    def _kept(self, x: Tensor, layer: int, matrix: int, batch: _Batch) -> Tensor:
+    def _kept(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
         """x [B, S, K] with the channels zeroed that each row prunes at the input of a matrix (_KEEP_IN …)."""
-        kept = _by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
+        kept = by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
         if batch.left_out is not None:
             batch.left_out.add_pruned(x, kept)
         return kept
 
-    def _linear(self, x: Tensor, name: str, batch: _Batch) -> Tensor:
+    def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
         """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
-        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.bits, f"{name}.bias"))
+        return by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.bits, f"{name}.bias"))
 
     def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:
         if self.arithmetic.rounded_activations:
             x = round_activations(x, bits)
         return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias))
 
-    def _mlp(self, x: Tensor, layer: int, batch: _Batch) -> Tensor:
+    def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:
         name = f"layers.{layer}"
         up = self._linear(self._kept(x, layer, _KEEP_IN, batch), f"{name}.up", batch)
         act = _ACTIVATIONS[self.decoder.activation]
@@ -251,7 +251,7 @@ class Twin(nn.Module):
             middle = act(up)
         return self._linear(self._kept(middle, layer, _KEEP_MID, batch), f"{name}.down", batch)
 
-    def _attention(self, x: Tensor, layer: int, batch: _Batch, past: Cache, slots: Slots) -> Tensor:
+    def _attention(self, x: Tensor, layer: int, batch: Batch, past: Cache, slots: Slots) -> Tensor:
         d, name = self.decoder, f"layers.{layer}"
         qkv = self._linear(self._kept(x, layer, _KEEP_QKV, batch), f"{name}.qkv", batch)
         heads = torch.unflatten(qkv, -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
@@ -297,7 +297,7 @@ def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Se
     return [(setting, torch.tensor(members, device=device)) for setting, members in rows.items()]
 
 
-def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
+def by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
     """Applies `function` to every group's rows of x [B, ...] and puts the results back in place."""
     if len(groups) == 1:
         return function(x, groups[0])
