@@ -59,6 +59,19 @@ def test_logits_of_axes_add_up() -> None:
     assert float(keep.abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("factorised", [False, True])
+def test_a_network_begins_at_given_logits(factorised: bool) -> None:
+    torch.manual_seed(0)
+    levels = axis_levels(ACTIONS)
+    network = PolicyNetwork(SHAPE, levels if factorised else None)
+    wanted = torch.tensor([0.5, -1.0, 2.0, 0.1, 0.4, -0.3][: len(levels)]) @ levels  # a sum over the axes
+    network.begin_at(wanted)
+    with torch.no_grad():
+        logits = network(torch.randn(2, 3, 64), torch.randn(2, 3, 64), torch.randn(2, 3, 7), torch.zeros(2, 3).long())
+    logits = logits - logits.mean(-1, keepdim=True)
+    torch.testing.assert_close(logits, (wanted - wanted.mean()).expand_as(logits), atol=0.3, rtol=0)
+
+
 def test_standardised_inputs_have_mean_0_and_deviation_1() -> None:
     network, examples = PolicyNetwork(SHAPE), torch.randn(500, 64) * 5 + 2
     examples[:, 3] = 7.0  # constant: stays as it is

@@ -66,7 +66,7 @@ def _trained(objective: str) -> tuple[PolicyNetwork, Callable[[regression.Episod
     shape = PolicyShape(HIDDEN, len(KNOWN_SCALARS), 2, horizon=4, width=16, heads=2, scalar_size=8, action_size=8)
     network, config = PolicyNetwork(shape), WarmStartConfig(objective=objective, unit=UNIT)
     examples = _examples(range(WINDOWS))
-    prices, optimizer = regression.price_range(examples), torch.optim.AdamW(network.parameters(), lr=3e-3)
+    prices, optimizer = (0.05, 0.5), torch.optim.AdamW(network.parameters(), lr=3e-3)
     for update in range(150):
         random = np.random.default_rng(update)
         batch = regression.draw_episodes(examples, 64, 4, prices, UNIT, KNOWN_SCALARS, random)
@@ -131,9 +131,10 @@ def test_episodes_tell_what_a_run_would() -> None:
                 assert float(batch.scalars[row, t, column[name]]) == pytest.approx(told[name], abs=1e-5)
 
 
-def test_price_range_covers_the_hull() -> None:
+def test_prices_are_those_that_the_budgets_ask_for() -> None:
     examples = _examples(range(WINDOWS))
-    low, high = regression.price_range(examples)
-    means = torch.stack([examples.cost, examples.added], -1).mean(dim=(0, 1))
-    slope = float((means[1, 1] - means[0, 1]) / (means[0, 0] - means[1, 0]))
-    assert (low, high) == pytest.approx((slope / 2, slope * 2), rel=1e-3)
+    low, high = regression.price_range(examples, UNIT, (0.75, 0.9))
+    added, cost = examples.added.mean(1), examples.cost.mean(1)
+    for price, budget in ((low, 0.9), (high, 0.75)):
+        cheap = 1 / (1 + torch.exp((added[:, 1] - added[:, 0] + price * (cost[:, 1] - cost[:, 0])) / UNIT))
+        assert float((cost[:, 0] * (1 - cheap) + cost[:, 1] * cheap).mean()) == pytest.approx(budget, abs=1e-3)

@@ -83,11 +83,11 @@ class WarmStartConfig:
     share: float = 0.6
     updates: int = 2000
     batch: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     weight_decay: float = 0.1
-    dropout: float = 0.3
+    dropout: float = 0.8
     objective: str = "decision"
-    divergence: float = 0.5
+    divergence: float = 1.0
     unit: float = 0.05
     patience: int = 8
 

@@ -86,6 +86,15 @@ class PolicyNetwork(nn.Module):
             self.get_buffer(f"{name}_scale").copy_(scale * self.get_buffer(f"{name}_used"))
 
     @torch.no_grad()
+    def begin_at(self, logits: Tensor) -> None:
+        """Sets the last bias so that, other parameters still near 0, every step's logits are about these [A]; by axis
+        as near as sums over the axes come."""
+        centred = logits - logits.mean()
+        if self.factors is not None:
+            centred = torch.linalg.lstsq(self.factors.T, centred.unsqueeze(1)).solution.squeeze(1)
+        self.actions.bias.copy_(centred)
+
+    @torch.no_grad()
     def exported(self) -> dict[str, npt.NDArray[np.float32]]:
         """The parameters of the graph, as `build_policy` takes them, in float64 until the end."""
         values = {name: self.get_parameter(name).double() for name, _ in self.named_parameters()}

@@ -22,7 +22,6 @@ sees those behind its own.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,11 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sol_rt.frontier import lower_hull
 from sol_rt.train.config import WarmStartConfig
 from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.observation import relative_costs
 from sol_rt.train.policy_network import PolicyNetwork
+from sol_rt.train.prices import Prices
 from sol_rt.train.rollout import RolloutSpec
 
 _LEAST_PRICE = 1e-3
@@ -90,14 +89,18 @@ class EpisodeBatch:
     price: Tensor
 
 
-def price_range(examples: Examples) -> tuple[float, float]:
-    """From half the flattest slope of the lower hull of mean (cost, added loss) to twice its steepest, nats a dense
-    step: what lies beyond chooses as its ends do."""
-    means = torch.stack([examples.cost, examples.added], -1).mean(dim=(0, 1)).double()
-    corners = lower_hull((cost, loss) for cost, loss in means.tolist())
-    slopes = [(a[1] - b[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(corners)]
-    falling = [slope for slope in slopes if slope > _LEAST_PRICE]
-    return (min(falling) / 2, max(falling) * 2) if falling else (_LEAST_PRICE, 1.0)
+def price_range(examples: Examples, unit: float, budgets: tuple[float, float]) -> tuple[float, float]:
+    """The prices, nats a dense step, at which choices by the windows' mean losses come to the highest and to the lowest
+    of `budgets`, so that what is learned is what budgets between them ask for."""
+    added, cost = examples.added.mean(1), examples.cost.mean(1)  # [W, A]
+
+    def mean_cost(price: float) -> float:
+        return float((torch.softmax(-(added + price * cost) / unit, -1) * cost).sum(-1).mean())
+
+    ends = Prices(*budgets)
+    ends.fit(mean_cost)
+    low, high = ends.at(budgets[1]), ends.at(budgets[0])
+    return max(low, _LEAST_PRICE), max(high, 2 * _LEAST_PRICE, 2 * low)
 
 
 def draw_episodes(

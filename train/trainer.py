@@ -219,7 +219,7 @@ class Trainer:
         examples, held_out = (
             regression.Examples.of(part, self.setup.rollouts.spec, warm.divergence) for part in (training, held)
         )
-        prices = regression.price_range(examples)
+        prices = self._price_range(examples)
         grid = np.geomspace(*prices, _PRICES).tolist()
         check = self._held_out_episodes(held_out, prices)
         groups = torch.tensor(kinds[len(training) :]).repeat_interleave(len(check.price) // len(held))
@@ -229,6 +229,7 @@ class Trainer:
             self.network.standardise(
                 shown.hidden.flatten(0, 1), self.setup.embed(shown.token).flatten(0, 1), shown.scalars.flatten(0, 1)
             )
+            self.network.begin_at(-examples.added.mean(dim=(0, 1)) / warm.unit)
         every = max(warm.updates // _MEASURES, 1)
         while self.update < warm.updates and self.best["since"] < warm.patience:
             rate = 0.5 * warm.learning_rate * (1 + math.cos(math.pi * self.update / warm.updates))
@@ -280,12 +281,17 @@ class Trainer:
             held, window, begins.repeat(windows), horizon, price, self.config.warm_start.unit, self.columns, random
         )
 
+    def _price_range(self, examples: regression.Examples) -> tuple[float, float]:
+        low, high = self.config.grpo.budget
+        reached = float(examples.cost.mean(dim=(0, 1)).min())
+        return regression.price_range(examples, self.config.warm_start.unit, (max(low, min(reached, high)), high))
+
     @torch.no_grad()
     def _fit_prices(self, examples: regression.Examples) -> None:
         """Prices at which the network's own sampled choices come to each budget."""
         warm, horizon = self.config.warm_start, self.network.shape.horizon
         random = np.random.default_rng([self.config.seed, _SEED_OF[_GRPO]])
-        prices = regression.price_range(examples)
+        prices = self._price_range(examples)
         batch = regression.draw_episodes(examples, _FITTED, horizon, prices, warm.unit, self.columns, random)
         logits = self.network(batch.hidden, self.setup.embed(batch.token), batch.scalars, batch.previous)
 
