@@ -165,7 +165,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "wild.yaml"
-    config.write_text(CONFIG.replace("batch: 8", "batch: 8, learning_rate: 1e30"))
+    config.write_text(CONFIG.replace("patience: 100", "patience: 100, learning_rate: 1e30"))
     _fails(
         capsys,
         arguments(place, tmp_path / "out", config=config),

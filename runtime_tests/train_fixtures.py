@@ -13,7 +13,7 @@ CONFIG = """
 checkpoint_every: 2
 policy: {horizon: 4, width: 16, heads: 2, scalar_size: 8, action_size: 8}
 data: {windows: [40, 60], held_out: 8}
-warm_start: {windows: 10, positions: 16, updates: 12, batch: 8}
+warm_start: {windows: 10, positions: 16, updates: 12, batch: 8, patience: 100}
 grpo: {updates: 4, windows: 2, episodes: 2, schedules: 4, learning_rate: 1e-3}
 evaluation: {every: 2, windows: 3, positions: 16, budgets: [0.6]}
 """
