@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from importlib import resources
+from pathlib import Path
 
 from sol_rt.errors import SolError
 
@@ -21,6 +22,7 @@ class Recipe:
         package: requirement of a Python package that carries the weights.
         member: name of the weights file inside the package.
         sha256: of that file, lower-case hex.
+        policy: name of a trained policy's file beside the recipes, which exports of the alias get.
     """
 
     name: str
@@ -30,6 +32,16 @@ class Recipe:
     package: str | None = None
     member: str | None = None
     sha256: str | None = None
+    policy: str | None = None
+
+    def policy_path(self) -> Path | None:
+        """The policy's file. Raises SolError where the recipe names one that is not installed."""
+        if self.policy is None:
+            return None
+        path = Path(str(resources.files("sol_rt.models") / self.policy))
+        if not path.is_file():
+            raise SolError(f"recipe {self.name}: {path} is missing; install sol_rt again, or export with --policy none")
+        return path
 
 
 def aliases() -> dict[str, Recipe]:

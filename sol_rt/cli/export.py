@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from sol_rt.cli import options
 from sol_rt.cli.console import note, progress
 from sol_rt.errors import SolError, UsageError
 
+_NO_POLICY = "none"
 _NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors")
 
 
@@ -41,9 +43,12 @@ def export(
         bool, options.option("--force", env=False, help="Replace a bundle that is already there.")
     ] = False,
     policy: Annotated[
-        Path | None,
+        str | None,
         options.option(
-            "--policy", env=False, help="Put this trained policy into the bundle; one that is there is not made again."
+            "--policy",
+            env=False,
+            help="Put this trained policy into the bundle; one that is there is not made again. none: no policy; "
+            "default: that of the alias, where it has one.",
         ),
     ] = None,
     kv: Annotated[
@@ -83,13 +88,16 @@ def export(
     }
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
-    bundle = None if policy is None else _existing(model, output, force)
+    given = None if policy in (None, _NO_POLICY) else Path(str(policy))
+    bundle = None if given is None else _existing(model, output, force)
     _need(("onnx", "safetensors") if bundle else _NEEDED)
-    if policy is not None and bundle is not None:
+    if given is not None and bundle is not None:
         from sol_rt.export.given_policy import give_policy
 
-        print(give_policy(bundle, policy).path)
+        print(give_policy(bundle, given).path)
         return
+    if policy is None:
+        given = _policy_of_alias(model, levels)
     from sol_rt.export import export_bundle
 
     target = output or bundles_dir() / bundle_name(model)
@@ -101,7 +109,7 @@ def export(
             target,
             **levels,
             max_context=ctx_size,
-            policy=policy,
+            policy=given,
             kv=kv,
             calibration=calibration,
             max_actions=max_actions,
@@ -126,6 +134,23 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
         return given
     target = output or bundles_dir() / (model if given.name == model else given.stem).lower()
     return target if (target / CONFIG_NAME).is_file() and not force else None
+
+
+def _policy_of_alias(model: str, levels: Mapping[str, Sequence[int]]) -> Path | None:
+    """The policy that the alias comes with, where the levels asked for have all its actions."""
+    from sol_rt.export.policy_file import read_policy
+    from sol_rt.recipes import aliases
+
+    recipe = aliases().get(model)
+    path = None if recipe is None else recipe.policy_path()
+    if path is None:
+        return None
+    for action in read_policy(path).actions:
+        for axis, level in (("keep", action.keep), ("prune", action.prune), ("bits", action.bits)):
+            if level not in levels[axis]:
+                note(f"no policy: that of {model} picks {action.tag}, which --{axis} leaves out")
+                return None
+    return path
 
 
 def _need(packages: tuple[str, ...]) -> None:

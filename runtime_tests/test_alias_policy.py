@@ -1,0 +1,56 @@
+"""The policy that an alias comes with, on export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sol_rt import recipes
+from sol_rt.actions import Action
+from sol_rt.cli import export as command
+from sol_rt.errors import SolError
+from sol_rt.export.policy_file import TrainedPolicy, write_policy
+from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
+
+LEVELS = {"bits": (8, 6, 4), "prune": (100, 50), "keep": (100, 10)}
+TAGS = ("k100-s100-q8", "k010-s100-q4", "k010-s050-q4")
+
+
+@pytest.fixture
+def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "known.policy.safetensors"
+    shape = PolicyShape(32, 1, len(TAGS), 4, 8, 2, 4, 4)
+    actions = tuple(Action.parse(tag) for tag in TAGS)
+    write_policy(path, TrainedPolicy(shape, ("budget",), actions, "", random_policy_parameters(0, shape), "known"))
+    known = recipes.Recipe("known", "", "", hub="someone/known", policy=str(path))
+    monkeypatch.setattr(recipes, "aliases", lambda: {"known": known})
+    return path
+
+
+def test_an_alias_brings_its_policy(policy: Path) -> None:
+    assert command._policy_of_alias("known", LEVELS) == policy
+    assert command._policy_of_alias("someone/else", LEVELS) is None
+
+
+@pytest.mark.parametrize(
+    ("axis", "levels", "tag"), [("bits", (8, 6), TAGS[1]), ("prune", (100, 75), TAGS[2]), ("keep", (100, 25), TAGS[1])]
+)
+def test_not_where_the_levels_lack_one_of_its_actions(
+    policy: Path, axis: str, levels: tuple[int, ...], tag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command._policy_of_alias("known", {**LEVELS, axis: levels}) is None
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"no policy: that of known picks {tag}, which --{axis} leaves out" in said
+
+
+def test_a_recipe_whose_policy_is_not_installed(policy: Path) -> None:
+    policy.unlink()
+    with pytest.raises(SolError, match=r"known\.policy\.safetensors is missing; install sol_rt again"):
+        command._policy_of_alias("known", LEVELS)
+
+
+def test_every_recipe_has_the_policy_that_it_names() -> None:
+    for recipe in recipes.aliases().values():
+        path = recipe.policy_path()
+        assert path is None or path.is_file()
