@@ -53,7 +53,7 @@ def _episode(seed: int = 0) -> Episode:
 
 def test_centred_returns_by_definition() -> None:
     episode = _episode()
-    config = GrpoConfig(gamma=0.8, kl=0.3, penalty=(7.0,), tolerance=(0.05,))
+    config = GrpoConfig(gamma=0.8, divergence=0.3, penalty=(7.0,), tolerance=(0.05,))
     means = episode.cost.mean(1, keepdim=True)
     got = grpo.centred_returns(episode, means, torch.full_like(means, 0.4), 0.9, config)
     assert episode.kl is not None
@@ -62,7 +62,7 @@ def test_centred_returns_by_definition() -> None:
     for k in range(K):
         beyond = max(0.0, abs(cost[k].mean() - 0.4) - 0.05)
         for t in range(T):
-            reward = [likelihood[k, s] - 0.3 * kl[k, s] - 0.9 * cost[k, s] for s in range(t, T)]
+            reward = [0.7 * likelihood[k, s] - 0.3 * kl[k, s] - 0.9 * cost[k, s] for s in range(t, T)]
             returns[k, t] = sum(0.8**ahead * value for ahead, value in enumerate(reward)) - 7.0 * beyond**2
     expected = returns - returns.mean(0)
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
@@ -136,7 +136,7 @@ def test_sampling_follows_the_charged_distribution_whatever_runs_beside() -> Non
 
 def test_updates_find_the_rewarded_action() -> None:
     """Where the token says which action is rewarded, a few updates learn it."""
-    network, config, rows = _network(), GrpoConfig(gamma=0.0, entropy=0.0, penalty=(0.0,)), 24
+    network, config, rows = _network(), GrpoConfig(gamma=0.0, entropy=0.0, penalty=(0.0,), divergence=0.0), 24
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     right = []
     for update in range(200):

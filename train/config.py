@@ -102,7 +102,7 @@ class GrpoConfig:
         schedules: sampled an episode, against whose mean each is judged.
         temperature: of sampling.
         gamma: discount of later rewards.
-        kl: weight of the divergence from dense in the reward.
+        divergence: weight of the divergence from dense in the reward; the rest is the log-likelihood of the true token.
         budget: lowest and highest budget drawn, as shares of the dense cost; for `nominal` costs of keep, of prune and
             of bits in turn.
         cost: `measured`, the relative cost of the bundle's cost model, or `nominal`, three budgets in kept shares.
@@ -120,7 +120,7 @@ class GrpoConfig:
     schedules: int = 16
     temperature: float = 1.3
     gamma: float = 0.85
-    kl: float = 0.0
+    divergence: float = 1.0
     budget: tuple[float, ...] = (0.4, 0.9)
     cost: str = "measured"
     penalty: tuple[float, ...] = (1.0,)
@@ -287,7 +287,6 @@ def _check(config: TrainConfig, where: str) -> None:
         "warm_start.learning_rate": warm.learning_rate,
         "warm_start.weight_decay": warm.weight_decay,
         "grpo.updates": grpo.updates,
-        "grpo.kl": grpo.kl,
         "grpo.price_rate": grpo.price_rate,
         "grpo.clip": grpo.clip,
         "grpo.entropy": grpo.entropy,
@@ -306,6 +305,7 @@ def _check(config: TrainConfig, where: str) -> None:
     need(data.held_out >= 2, "data.held_out", data.held_out, "2 or more")
     need(0 < warm.share <= 1, "warm_start.share", warm.share, "over 0 to 1")
     need(0 <= warm.divergence <= 1, "warm_start.divergence", warm.divergence, "0 to 1")
+    need(0 <= grpo.divergence <= 1, "grpo.divergence", grpo.divergence, "0 to 1")
     need(0 <= warm.dropout < 1, "warm_start.dropout", warm.dropout, "0 to below 1")
     need(warm.objective in OBJECTIVES, "warm_start.objective", warm.objective, " or ".join(OBJECTIVES))
     most = min(data.windows) - 2

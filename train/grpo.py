@@ -1,14 +1,16 @@
 """Stage 2: group-relative policy optimization (GRPO) on schedules sampled by the policy itself.
 
-K schedules run over the same tokens from the same dense cache. A step's reward is the log-likelihood of the true next
-token, less `kl` times the divergence from dense and, with prices, less price * cost. How this follows and departs from
-the reference of the method (arXiv 2605.10875):
+K schedules run over the same tokens from the same dense cache. A step's reward is minus its divergence from dense,
+mixed with the log-likelihood of the true next token as `divergence` says, and with prices less price * cost. How this
+follows and departs from the reference of the method (arXiv 2605.10875):
 
     as there     discounted sums of rewards backwards, minus penalty * max(0, |mean cost - budget| - tolerance)^2 at
                  every step; advantages centred over the K schedules at each step, then scaled over the whole batch;
                  PPO's clipped ratio; entropy bonus; one budget drawn an episode; sampling at a temperature
     prices       a budget's price (prices.py) times the step's cost is taken from the logits when an action is chosen,
                  as the controller does at run time, so that the network learns what a step is worth, not how to save
+    divergence   what a step's likelihood falls by where dense is right about the next token, without the luck of the
+                 one token read, which is most of a likelihood's spread between schedules
     measured     costs are those of the bundle's cost model; `cost: nominal` has kept shares and three budgets instead
 """
 
@@ -128,10 +130,10 @@ def centred_returns(episode: Episode, means: Tensor, budgets: Tensor, price: flo
 
     `means`, `budgets` [K, axes]: what the penalty compares.
     """
-    rewards = episode.log_likelihood - price * episode.cost
-    if config.kl:
+    rewards = (1 - config.divergence) * episode.log_likelihood - price * episode.cost
+    if config.divergence:
         assert episode.kl is not None
-        rewards = rewards - config.kl * episode.kl
+        rewards = rewards - config.divergence * episode.kl
     penalty = penalties(means, budgets, config.penalty, config.tolerance)
     returns = discounted(rewards, config.gamma) - penalty[:, None]
     return returns - returns.mean(dim=0, keepdim=True)

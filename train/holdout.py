@@ -218,9 +218,10 @@ def all_steps(
         yield name, Steps(schedule, controller, columns)
 
 
-def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor, dense: int) -> Score:
-    """A schedule over a window's counterfactuals, whose relative costs are `costs` [n, A]."""
-    added = (measured.loss - measured.loss[:, dense : dense + 1]).double()
+def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor, added: Tensor) -> Score:
+    """A schedule over a window's counterfactuals, whose relative costs and added losses are `costs` and `added`, both
+    [n, A]."""
+    added = added.double()
     loss = cost = 0.0
     for position, (token, scalars) in enumerate(zip(measured.token.tolist(), measured.scalars, strict=True)):
         hidden = measured.hidden[position : position + 1]
@@ -247,13 +248,29 @@ def episode(steps: Steps, rollouts: Rollouts, start: int, horizon: int, budget: 
 
 
 def run(
-    steps: Steps, rollouts: Rollouts, start: int, episodes: int, horizon: int, budget: float, dense_loss: Tensor
+    steps: Steps,
+    rollouts: Rollouts,
+    start: int,
+    episodes: int,
+    horizon: int,
+    budget: float,
+    dense_loss: Tensor,
+    divergence: float,
 ) -> Score:
-    """A schedule over `episodes` episodes in a row of the open text; `dense_loss` [episodes * horizon] from dense."""
-    losses, costs = [], []
+    """A schedule over `episodes` episodes in a row of the open text.
+
+    Args:
+        dense_loss: [episodes * horizon] from dense.
+        divergence: weight of a step's divergence from dense in its added loss.
+    """
+    added, costs = [], []
     for context in range(start, start + episodes * horizon, horizon):
         ran = episode(steps, rollouts, context, horizon, budget)
-        losses.append(-ran.log_likelihood[0].cpu())
+        dense = dense_loss[context - start : context - start + horizon]
+        lost = -ran.log_likelihood[0].cpu().double() - dense.cpu().double()
+        if divergence:
+            assert ran.kl is not None
+            lost = (1 - divergence) * lost + divergence * ran.kl[0].cpu().double()
+        added.append(lost)
         costs.append(ran.cost[0].cpu())
-    added = torch.cat(losses).double() - dense_loss.double().cpu()
-    return Score(float(added.mean()), float(torch.cat(costs).double().mean()))
+    return Score(float(torch.cat(added).mean()), float(torch.cat(costs).double().mean()))

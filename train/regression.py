@@ -60,12 +60,11 @@ class Examples:
     def of(cls, windows: Sequence[Counterfactuals], spec: RolloutSpec, divergence: float) -> Examples:
         """`spec` has the costs; `divergence`: weight of the divergence in the added loss."""
         dense = spec.actions.index(spec.cost.dense_action)
-        token, hidden, scalars, loss, kl = (
-            torch.stack([getattr(window, name) for window in windows])
-            for name in ("token", "hidden", "scalars", "loss", "kl")
+        token, hidden, scalars = (
+            torch.stack([getattr(window, name) for window in windows]) for name in ("token", "hidden", "scalars")
         )
         cost = torch.stack([costs_of(window, spec) for window in windows])
-        added = (1 - divergence) * (loss - loss[..., dense : dense + 1]) + divergence * kl
+        added = torch.stack([window.added(dense, divergence) for window in windows])
         return cls(token, hidden, scalars, cost, added)
 
 

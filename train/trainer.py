@@ -199,7 +199,7 @@ class Trainer:
         for kind in range(len(self.losses)):  # static mixes know the context's class, too
             members = [row for row, of in zip(measured[count:], kinds[count:], strict=True) if of == kind]
             for row in members or measured[count:]:
-                added = row.loss - row.loss[:, self.dense : self.dense + 1]
+                added = row.added(self.dense, warm.divergence)
                 self.losses[kind] += added.double().mean(0) / len(members or measured[count:])
         return measured[count:], measured[:count], kinds[count:] + kinds[:count]
 
@@ -414,8 +414,9 @@ class Trainer:
             scores = []
             for number, (measured, kind) in enumerate(zip(held, kinds, strict=True)):
                 row = {}
+                added = measured.added(self.dense, self.config.warm_start.divergence)
                 for name, steps in self._schedules(budget, kind):
-                    row[name] = holdout.replayed(steps, measured, costs[number], self.dense)
+                    row[name] = holdout.replayed(steps, measured, costs[number], added)
                 scores.append(row)
             self._tell_comparison(f"{_WARM} replayed", holdout.compare(scores, budget, self._points(middle)))
 
@@ -438,7 +439,9 @@ class Trainer:
             dense = rollouts.losses(start, episodes * horizon, self.actions[self.dense]).loss
             for row, budget in enumerate(budgets):
                 for column, (_, steps) in enumerate(self._schedules(budget, held[number].kind)):
-                    score = holdout.run(steps, rollouts, start, episodes, horizon, budget, dense)
+                    score = holdout.run(
+                        steps, rollouts, start, episodes, horizon, budget, dense, self.config.grpo.divergence
+                    )
                     table[number, row, column] = torch.tensor(score, dtype=torch.float64)
         table = self.group.sum(table)
         middle = round(sum(window.length for window in held) / len(held) - settings.positions / 2)

@@ -118,7 +118,7 @@ def train(
             source = _reference(bundle, settings)
         else:
             twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())
-            source = _source(engine, settings.policy.scalars, twin=twin, kl=settings.grpo.kl > 0)
+            source = _source(engine, settings.policy.scalars, twin=twin, kl=settings.grpo.divergence > 0)
         setup = TrainSetup(
             rollouts=source,
             embed=_embedding(bundle),
@@ -207,7 +207,7 @@ def _reference(bundle: Bundle, settings: TrainConfig) -> Rollouts:
     actions = grid(levels.keep, levels.prune, levels.bits)
     spec = RolloutSpec(actions, NominalCost(actions[0]), settings.policy.scalars)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TwinRollouts(ReferenceTwin.from_bundle(bundle.path).to(device), spec, kl=settings.grpo.kl > 0)
+    return TwinRollouts(ReferenceTwin.from_bundle(bundle.path).to(device), spec, kl=settings.grpo.divergence > 0)
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
