@@ -44,6 +44,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
         "sol_rt/cli/app.py",
         "sol_rt/export/__init__.py",
         "sol_rt/train/__init__.py",
+        "sol_rt/train/configs/default.yaml",
         "sol_rt/models/smollm2-135m.json",
         "sol_rt/ops/libsol_ops_cpu.so",
     ):
