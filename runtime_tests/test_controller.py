@@ -210,20 +210,6 @@ def test_actions_that_save_nothing_are_not_offered() -> None:
     assert allowed[config.dense]
 
 
-def test_price_rises_on_a_spender_and_falls_on_a_saver() -> None:
-    config = made_config()
-    prices = []
-    for pick in (dearest, cheapest):
-        controller = Controller(actions_of(config), BytesCost(config), 0.6)
-        for context in range(300, 303):
-            mask = np.ones(len(controller.actions), bool)
-            index = pick(mask, controller.relative_costs(context), np.random.default_rng(0), 0)
-            controller.record(controller.actions[index], context)
-        prices.append(controller.price)
-    assert prices[0] > 0.1
-    assert prices[1] < -0.1
-
-
 def test_target_makes_up_for_what_was_spent() -> None:
     config = made_config()
     controller = Controller(actions_of(config), BytesCost(config), 0.6)

@@ -290,7 +290,6 @@ def test_sol_spreads_a_spender_by_price() -> None:
     for step in range(300):
         blocked += step >= 100 and not controller.allowed(300 + step).all()
         controller.record(schedule.choose(StepContext(300 + step, 7, HIDDEN, DISTRIBUTION, step)), 300 + step)
-    assert controller.price > 0.5
     assert blocked < 60
     assert controller.achieved == pytest.approx(0.6, abs=0.02)
 

@@ -1,4 +1,4 @@
-"""The controller: turns a budget into limits and prices for single steps, in closed loop.
+"""The controller: turns a budget into limits and targets for single steps, in closed loop.
 
 Whatever a schedule prefers, the controller allows only actions after which the total spend is still close to what was
 asked for, so that |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the
@@ -25,8 +25,6 @@ WINDOW_GROWTH = 0.0075
 """Dense steps that the window grows by with each further step: less than 0.02, so long runs end closer."""
 HORIZON = 8
 """Steps over which a deviation is to be made up."""
-PRICE_GAIN = 0.5
-PRICE_LIMIT = 100.0
 _BLOCK = 64  # contexts whose costs are worked out at once: for one of them most of it would be the calls
 _RESERVE = 1.05  # a refresh's share to save for, as growing contexts make the cheapest steps dearer meanwhile
 _CENTRE = 0.8  # share of the window inside which the targets stay
@@ -147,7 +145,6 @@ class Controller:
         self._check_request()
         self.dense_only = self._budget == 1.0 and self.axis_targets is None and self._rate is None
         self.refresh_every = refresh_every
-        self.price = 0.0
         self.floored = False
         self._policy = cost.policy() if policy_cost and not self.dense_only else 0.0
         self._table = cost.table(self.actions)
@@ -238,8 +235,6 @@ class Controller:
         cost = self.cost.step(action, context) + self._policy if index is None else step.costs.item(index)
         if not self._meters and not self.dense_only:
             self.floored |= step.floored
-            error = cost / step.dense - self.target(context)
-            self.price = min(max(self.price + PRICE_GAIN * error, -PRICE_LIMIT), PRICE_LIMIT)
         allowance = cost if self._meters else step.allowance
         self._spend.add(cost, allowance, step.dense)
         self._served += max(allowance, step.low) if not self.dense_only else allowance

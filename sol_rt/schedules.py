@@ -22,11 +22,11 @@ from sol_rt.controller import AxisTargets, Controller
 from sol_rt.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.policy_inputs import Moment, PolicyInputs
+from sol_rt.price import Price
 
 NAMES = ("sol", "uniform", "entropy", "random", "fixed:TAG", "dense")
 _KEEP, _PRUNE, _BITS = range(3)  # the axes
 _GRID = 160  # positions of the uniform mix between all-cheapest and dense
-_SPREAD_MEMORY = 0.9  # how slowly the estimate of the policy's spread follows
 _DOUBT_MEMORY = 0.95  # how slowly what is usual follows
 _DOUBT_GAIN = 0.5  # turns that a doubt of one standard deviation is worth
 
@@ -111,7 +111,7 @@ def make_schedule(
 
     Args:
         name: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`.
-        controller: gives actions, limits, target and price.
+        controller: gives actions, limits and target.
         seed: of `random`; None draws a fresh one.
         policy: of `sol`.
         variants: variant keys of the bundle, which `fixed:TAG` is checked against.
@@ -394,12 +394,7 @@ def tilted(costs: np.ndarray, target: float) -> np.ndarray:
 
 
 class SolSchedule:
-    """The policy's choice at the controller's price: argmax over allowed actions of logits / spread - price *
-    relative cost.
-
-    `spread` is a running mean of the logits' standard deviation, which makes the price independent of the policy's
-    scale.
-    """
+    """The policy's choice at a price: argmax over allowed actions of logits - price * relative cost (price.py)."""
 
     name = "sol"
 
@@ -412,7 +407,7 @@ class SolSchedule:
     def reset(self) -> None:
         self._policy.reset()
         self._inputs.reset()
-        self._spread = 0.0
+        self._price = Price()
 
     def choose(self, step: StepContext) -> Action:
         controller = self._controller
@@ -423,10 +418,11 @@ class SolSchedule:
         inputs, budget = self._inputs, 1.0 if controller.requested is None else controller.requested
         scalars = inputs.at(step.step, Moment(step.context, step.token, step.distribution, budget))
         logits = self._policy.decide(step.hidden, step.token, scalars, inputs.previous, inputs.position)
-        spread = _standard_deviation(logits)
-        self._spread = spread if not self._spread else _SPREAD_MEMORY * self._spread + (1 - _SPREAD_MEMORY) * spread
+        values = logits.astype(np.float64)
         costs, known = controller.relative_costs(step.context), len(logits)
-        values = logits.astype(np.float64) / max(self._spread, 1e-6) - controller.price * costs[:known]
+        target = controller.target(step.context)
+        if controller.axis_targets is None:
+            values -= self._price.at(values, costs[:known], target) * costs[:known]
         if known < len(costs):
             # a dense action that the policy does not know follows its actions, and is taken only where nothing else is
             # allowed
@@ -434,12 +430,6 @@ class SolSchedule:
         index = int(values.argmax())
         if not controller.allows(index, step.context):
             index = int(np.where(controller.allowed(step.context), values, -np.inf).argmax())
-        inputs.record(index if index < known else -1, float(costs[index]))
+        cost = float(costs[index])
+        inputs.record(index if index < known else -1, cost)
         return controller.actions[index]
-
-
-def _standard_deviation(values: np.ndarray) -> float:
-    """As `values.std()`; for so few, numpy's calls would take longer than plain numbers do."""
-    numbers = values.tolist()
-    mean = sum(numbers) / len(numbers)
-    return math.sqrt(sum((number - mean) ** 2 for number in numbers) / len(numbers))
