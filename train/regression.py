@@ -7,9 +7,9 @@ softmax(logits - p * cost / unit) is trained, at prices drawn anew for each epis
     regression   make logits - mean logit equal to -(added loss - mean over actions) / unit, by squares
 
 Both have their optimum at logits = -E[added loss | what the policy sees] / unit up to a constant; the first puts its
-effort where a choice hangs on it. At run time the controller's price takes the place of p / unit, so the choice of
-`sol`, argmax of logits / spread - price * cost, is the Lagrangian's. Nothing is sampled, so nothing has the variance of
-a sampled reward.
+effort where a choice hangs on it. At run time a price that holds the budget takes the place of p / unit, so the choice
+of `sol`, argmax of logits - price * cost, is the Lagrangian's. Nothing is sampled, so nothing has the variance of a
+sampled reward.
 
 The added loss of an action is mixed of what it lost on the true token, and its divergence from dense: the expectation
 of the same where dense is calibrated, without the luck of one token.
