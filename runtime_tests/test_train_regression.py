@@ -109,25 +109,28 @@ def test_the_gain_is_that_of_knowing_the_token() -> None:
     assert gain > 0.01
 
 
-def test_episodes_tell_what_a_run_would() -> None:
+@pytest.mark.parametrize("horizon", [4, 16, 20])
+def test_episodes_tell_what_a_run_would(horizon: int) -> None:
     """Scalars that follow from earlier choices are those of the decode loop's own code."""
-    from sol_rt.policy_inputs import Moment, PolicyInputs
+    from sol_rt.policy_inputs import RECENT, Moment, PolicyInputs
     from sol_rt.train.observation import RowDistribution
 
     examples = _examples(range(3))
     random = np.random.default_rng(5)
-    batch = regression.draw_episodes(examples, 20, 4, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
+    batch = regression.draw_episodes(examples, 20, horizon, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
     column = {name: index for index, name in enumerate(KNOWN_SCALARS)}
     for row in range(20):
-        inputs = PolicyInputs(KNOWN_SCALARS, 4)
+        inputs = PolicyInputs(KNOWN_SCALARS, horizon)
         budget = float(batch.scalars[row, 0, column["budget"]])
-        for t in range(4):
+        for _ in range(RECENT):  # before the episode the budget was held
+            inputs.record(-1, budget)
+        for t in range(horizon):
             if t:
                 action = int(batch.previous[row, t])
                 inputs.record(action, float(batch.cost[row, t - 1, action]))
             told = inputs.at(t, Moment(100, 0, RowDistribution(0.0, 0.0, 0.0, 0.0), budget))
             assert int(batch.previous[row, t]) == inputs.previous
-            for name in ("step_fraction", "spend_deviation", *(["previous_cost"] if t else [])):
+            for name in ("step_fraction", "spend_deviation", "recent_spend", *(["previous_cost"] if t else [])):
                 assert float(batch.scalars[row, t, column[name]]) == pytest.approx(told[name], abs=1e-5)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_RECENT = 16  # decode steps that `recent_spend` looks back on
+RECENT = 16
+"""Decode steps that `recent_spend` looks back on."""
 
 
 class NextToken(Protocol):
@@ -66,12 +67,12 @@ class PolicyInputs:
         """Begins another run."""
         self.position, self.previous = 0, -1
         self.episode_cost, self.previous_cost = 0.0, 1.0
-        self._recent = deque([1.0] * _RECENT, _RECENT)
+        self._recent = deque([1.0] * RECENT, RECENT)
 
     @property
     def recent_spend(self) -> float:
         """Mean relative cost of the last 16 steps, whatever the episode; steps before the first one count as dense."""
-        return sum(self._recent) / _RECENT
+        return sum(self._recent) / RECENT
 
     def at(self, step: int, moment: Moment) -> dict[str, float]:
         """The scalars before decode step `step` of the run; every `horizon` steps an episode begins."""

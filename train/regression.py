@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sol_rt.policy_inputs import RECENT
 from sol_rt.train.config import WarmStartConfig
 from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.observation import relative_costs
@@ -148,12 +149,13 @@ def episodes_at(
     step = torch.arange(horizon)
     paid = cost.gather(-1, drawn[..., None]).squeeze(-1)
     spent = F.pad(paid.cumsum(1), (1, -1))  # before each step
+    of_mix = (RECENT - step).clamp_min(0) * budget  # of the last steps, those before the episode
     told = {
         "step_fraction": (step / horizon).expand(count, -1),
         "budget": budget.expand(-1, horizon),
         "spend_deviation": torch.where(step > 0, spent / step.clamp_min(1) - budget, 0.0),
         "previous_cost": torch.cat([paid[:, -1:], paid[:, :-1]], dim=1),
-        "recent_spend": (spent + (horizon - step) * budget) / horizon,
+        "recent_spend": (spent - F.pad(spent, (RECENT, 0))[:, :horizon] + of_mix) / RECENT,
     }
     for column, name in enumerate(columns):
         if name in told:
