@@ -50,6 +50,8 @@ def test_lines_of_json(tmp_path: Path, tokenizer: Tokenizer) -> None:
     records = [{"id": "7", "question": "How?", "answer": "So."}, {"text": "Plain.", "question": "no"}]
     path.write_text("\n\n".join(map(json.dumps, records)) + "\n")
     assert texts([path], tokenizer) == ["How?\nSo.\n\nPlain."]
+    path.write_bytes('{"text": "a\x85b"}\r\n{"text": "c"}\r\n'.encode())  # a line end only to str.splitlines
+    assert texts([path], tokenizer) == ["a\x85b\n\nc"]
 
 
 def test_pieces_end_with_lines(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

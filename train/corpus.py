@@ -67,7 +67,7 @@ def _text(file: Path) -> str:
         got = f"got binary data at byte {error.start}, expected UTF-8 text"
         raise UsageError(f"--data {file}: {got}; name another file, or convert it") from None
     if file.suffix == ".jsonl":
-        lines = enumerate(text.splitlines(), 1)
+        lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON strings may hold other line ends
         text = "\n\n".join(_record(line, f"--data {file}: line {number}") for number, line in lines if line.strip())
     if not text.strip():
         raise UsageError(f"--data {file}: the file is empty; leave it out, or name another one")
