@@ -38,7 +38,7 @@ class StepContext(NamedTuple):
         context: tokens in the cache.
         token: the token about to be processed.
         hidden: float32 [1, hidden], final hidden state of the step that produced `token`; only `sol` needs it.
-        distribution: of the tokens after that step; only `sol` reads it.
+        distribution: of the tokens after that step; only `sol` and `entropy` read it.
         step: decode steps done before this one.
     """
 

@@ -301,7 +301,8 @@ def _check(config: TrainConfig, where: str) -> None:
         near = difflib.get_close_matches(scalar, KNOWN_SCALARS, 1)
         need(scalar in KNOWN_SCALARS, "policy.scalars", scalar, near[0] if near else ", ".join(KNOWN_SCALARS))
     need(len(set(policy.scalars)) == len(policy.scalars) > 0, "policy.scalars", policy.scalars, "different names")
-    need(min(data.windows, default=0) > policy.horizon, "data.windows", data.windows, f"over {policy.horizon} tokens")
+    least = policy.horizon + 2  # a token before an episode, and one after it
+    need(min(data.windows, default=0) >= least, "data.windows", data.windows, f"{least} tokens or more")
     need(data.held_out >= 2, "data.held_out", data.held_out, "2 or more")
     need(0 < warm.share <= 1, "warm_start.share", warm.share, "over 0 to 1")
     need(0 <= warm.divergence <= 1, "warm_start.divergence", warm.divergence, "0 to 1")
