@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from sol_rt.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
 from sol_rt.export.policy_file import read_policy  # noqa: E402
-from sol_rt.train.checkpoints import load_checkpoint  # noqa: E402
+from sol_rt.train.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from sol_rt.train.config import read_config  # noqa: E402
 
 
@@ -153,6 +154,18 @@ def test_two_processes_train_as_one(place: Path, trained: Path, tmp_path: Path) 
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
+def test_a_training_goes_on_with_the_windows_that_it_began_with(place: Path, trained: Path, tmp_path: Path) -> None:
+    """Where time ended the measuring after 8 windows, more time later doesn't add to them."""
+    folder = shutil.copytree(trained, tmp_path / "out")
+    save_checkpoint(folder, {**load_checkpoint(folder), "stage": "grpo", "measured": 8})
+    left = [folder / "counterfactuals" / f"train-{number:06d}.safetensors" for number in (8, 9)]
+    for path in left:
+        path.unlink()
+    program(arguments(place, folder, "--resume"))
+    assert not any(path.exists() for path in left)
+    assert "warm start on 8 windows" in read_policy(folder / "policy.safetensors").description
+
+
 def _fails(capsys: pytest.CaptureFixture[str], argv: list[str], *said: str) -> None:
     capsys.readouterr()
     assert run(argv) != 0
@@ -198,6 +211,11 @@ def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pyt
     other = tmp_path / "other.yaml"
     other.write_text(CONFIG.replace("updates: 4", "updates: 5"))
     _fails(capsys, arguments(place, trained, "--resume", config=other), "updates: 4", "updates: 5")
+    state = load_checkpoint(trained)
+    longer = tmp_path / "longer"
+    longer.mkdir()
+    save_checkpoint(longer, {**state, "config": state["config"] + "more: 1\n"})
+    _fails(capsys, arguments(place, longer, "--resume"), "trained with more: 1, got nothing more")
     short = make_text(tmp_path / "short.txt", 50)
     argv = ["train", "-m", str(place / "tiny"), "--config", str(place / "config.yaml"), "-o", str(tmp_path / "x")]
     _fails(capsys, [*argv, "--data", str(short)], "--data: got 51 tokens, 1 windows of 40, 60, expected at least two")

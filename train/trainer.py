@@ -8,6 +8,7 @@ run goes on from its last checkpoint with the same numbers, bit by bit.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import time
@@ -119,6 +120,7 @@ class Trainer:
             log_bytes = self._restore(load_checkpoint(setup.folder))
         elif (setup.folder / CHECKPOINT).exists():
             raise UsageError(f"{setup.folder} has a training already; go on with --resume, or choose another -o")
+        group.wait()  # the first process writes a checkpoint as soon as it runs
         self.log = TrainLog(setup.folder, log_bytes, self.step) if self.first else None
         if self.log is not None:
             if self.log.note:
@@ -170,10 +172,14 @@ class Trainer:
     # Stage 1
 
     def _counterfactuals(self) -> tuple[list[Counterfactuals], list[Counterfactuals], list[int]]:
-        """(to train on, to measure on, window kinds of both in a row); measured where they are not there yet."""
+        """(to train on, to measure on, window kinds of both in a row); measured where they are not there yet.
+
+        What has learned from some windows goes on with these, however much time there is now or others have measured.
+        """
         warm, windows, group = self.config.warm_start, self.setup.windows, self.group
+        begun = self.stage != _WARM or self.update > 0
         held = windows.held_out[: self.config.evaluation.windows]
-        wanted = held + windows.training[: warm.windows]
+        wanted = held + windows.training[: self.measured if begun else warm.windows]
         names = [f"held-{i:06d}" for i in range(len(held))]
         names += [f"train-{i:06d}" for i in range(len(wanted) - len(held))]
         store = CounterfactualStore(self.setup.counterfactuals, self._about(), create=self.first)
@@ -181,14 +187,15 @@ class Trainer:
         missing = [number for number in range(len(wanted)) if not store.has(names[number])]
         group.wait()  # nobody writes before all have looked
         for done, number in enumerate(missing):
-            if number > len(held) and self._spent(warm.share):
+            if number > len(held) and not begun and self._spent(warm.share):
                 break
             self.report("measuring every action", len(wanted) - len(missing) + done, len(wanted))
-            self._checkpoint(now=done % self.config.checkpoint_every == 0)
+            if done % self.config.checkpoint_every == 0:
+                self._checkpoint(now=True)
             if number % group.size == group.rank:
                 store.write(names[number], measure(self.setup.rollouts, windows.tokens(wanted[number]), warm.positions))
         group.wait()
-        there = [number for number in range(len(wanted)) if store.has(names[number])]
+        there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
         self.report("measuring every action", len(wanted), len(wanted))
         measured = [store.read(names[number]) for number in there]
         count = sum(number < len(held) for number in there)
@@ -601,7 +608,8 @@ class Trainer:
                 raise UsageError(f"--resume: {self.setup.folder} was trained with other {name}; choose another -o")
         before, after = state["config"].splitlines(), self.config.to_yaml().splitlines()
         if before != after:
-            had, has = next((a, b) for a, b in zip(before, after, strict=False) if a != b)
+            pairs = itertools.zip_longest(before, after, fillvalue="nothing more")
+            had, has = next((a, b) for a, b in pairs if a != b)
             raise UsageError(
                 f"--resume: {self.setup.folder} was trained with {had.strip()}, got {has.strip()}; give the config it "
                 f"had, {self.setup.folder / CONFIG}, or choose another -o"
