@@ -12,6 +12,8 @@ from sol_rt.cli import export as command
 from sol_rt.errors import SolError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
+from sol_rt.home import bundles_dir
+from sol_rt.pull import bundle_name
 
 LEVELS = {"bits": (8, 6, 4), "prune": (100, 50), "keep": (100, 10)}
 TAGS = ("k100-s100-q8", "k010-s100-q4", "k010-s050-q4")
@@ -48,6 +50,21 @@ def test_a_recipe_whose_policy_is_not_installed(policy: Path) -> None:
     policy.unlink()
     with pytest.raises(SolError, match=r"known\.policy\.safetensors is missing; install sol_rt again"):
         command._policy_of_alias("known", LEVELS)
+
+
+@pytest.mark.parametrize("model", ["own", "someone/Known-2.5-0.5B", "checkpoints/known-2.5-0.5b", "known-2.gguf"])
+def test_the_bundle_that_a_model_was_exported_to(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name under the home, or whatever the export of a checkpoint is named."""
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints", "known-2.5-0.5b").mkdir(parents=True)
+    Path("known-2.gguf").touch()
+    target = bundles_dir() / (model if model == "own" else bundle_name(model))
+    assert command._existing("smollm2-135m", None, False) is None
+    target.mkdir(parents=True)
+    (target / "sol_config.json").touch()
+    assert command._existing(model, None, False) == target
+    assert command._existing(model, None, True) is None
 
 
 def test_every_recipe_has_the_policy_that_it_names() -> None:

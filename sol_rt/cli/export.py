@@ -126,13 +126,18 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     """The bundle that a policy is for, where there is one already and it is not to be exported anew."""
     from sol_rt.config import CONFIG_NAME
     from sol_rt.home import bundles_dir
+    from sol_rt.pull import bundle_name
 
     given = Path(model).expanduser()
     if (given / CONFIG_NAME).is_file():
         if output is not None:
             raise UsageError(f"-o {output}: {model} is a bundle and gets the policy itself; leave out -o")
         return given
-    target = output or bundles_dir() / (model if given.name == model else given.stem).lower()
+    if output is not None:
+        target = output
+    else:
+        named = given.name == model and (bundles_dir() / model / CONFIG_NAME).is_file()
+        target = bundles_dir() / (model if named else bundle_name(model))
     return target if (target / CONFIG_NAME).is_file() and not force else None
 
 
