@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from test_cli import fails
 from tiny_bundle import write_bundle
 
 from sol_rt.cli import main
+from sol_rt.cli.eval import _plan
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.bootstrap import Figure
-from sol_rt.evaluation.held_out import Plan, SizeRuns, cost_of, measure, nll_of, state_settings
+from sol_rt.evaluation.held_out import SIZES, Plan, SizeRuns, cost_of, measure, nll_of, state_settings
+from sol_rt.evaluation.page import render_evaluation_html
 from sol_rt.evaluation.report import Resampling, report_of, size_report
 from sol_rt.evaluation.runs import DENSE, Setting, WindowRun, WindowScorer
 from sol_rt.evaluation.state import State
@@ -258,6 +262,7 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
         (["-c", "200"], ("has 100 tokens, expected 200 for a window",)),
         (["-c", "64", "--resample", "days"], ("--resample: got 'days'",)),
         (["-c", "64", "--html", "no-such-folder/page.html"], ("--html no-such-folder/page.html: no folder",)),
+        (["-c", "64", "--html", "."], ("--html .: got a folder",)),
         (["-c", "64", "--state", "."], ("--state .: got a folder",)),
     ],
 )
@@ -281,6 +286,21 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """A bundle without a policy."""
     folder = write_bundle(tmp_path_factory.mktemp("plain") / "tiny", bits=(8, 4))
     return lambda: folder
+
+
+def test_sizes_by_default_are_within_the_context(model: SolModel) -> None:
+    config = model.bundle.config
+    assert _plan(model, (), (), (), None, None, False, 1, 1).sizes == (config.model.max_context,) == (256,)
+    longer = replace(config, model=replace(config.model, max_context=4096))
+    opened = SimpleNamespace(bundle=SimpleNamespace(config=longer))
+    assert _plan(cast(SolModel, opened), (), (), (), None, None, False, 1, 1).sizes == SIZES[:-1]
+
+
+def test_a_page_of_the_dense_model_alone(model: SolModel, text: str) -> None:
+    plan, resampling = Plan(sizes=(SIZE,), schedules=("dense",), chunks=2), Resampling("windows", 100, 0)
+    (runs,) = measure(model, {"text": text}, plan, State(None, {}), lambda *_: None)
+    report = report_of(model, ["text"], plan, resampling, [size_report(runs, plan, resampling)])
+    assert render_evaluation_html(report).count("<svg") == 1
 
 
 def test_few_windows_are_said(model: SolModel, runs: SizeRuns) -> None:

@@ -184,6 +184,8 @@ def test_budget_and_what_it_came_to_are_in_the_results(bundle: Path) -> None:
     assert info["decode_steps"] == 120
     with pytest.raises(UsageError, match="budgett: unknown"):
         SolLM(str(bundle), budgett=0.7)
+    with pytest.raises(UsageError, match="budget=half: expected a number"):
+        SolLM(str(bundle), budget="half")
 
 
 def test_the_harness_runs_a_local_task(bundle: Path, tmp_path: Path) -> None:

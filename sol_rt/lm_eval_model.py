@@ -66,7 +66,7 @@ class SolLM(TemplateLM):
         self.model = SolModel.from_pretrained(
             pretrained, provider=provider, threads=threads, native_ops=native_ops, max_context=max_length
         )
-        self._dial = Dial(float(budget), schedule, refresh=refresh, seed=seed)
+        self._dial = Dial(_number("budget", budget), schedule, refresh=refresh, seed=seed)
         self._max_new_tokens = max_gen_toks
         self._name, self._decoder = self.model.decoder(self._dial)
         self._scorer = PromptScorer(self.model.engine)
@@ -179,3 +179,11 @@ class SolLM(TemplateLM):
             **given,
         )
         return result.text
+
+
+def _number(name: str, value: float | str) -> float:
+    """An argument as a number: the harness hands over what is none as text."""
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"--model_args {name}={value}: expected a number") from None

@@ -37,7 +37,13 @@ def evaluate(
     model: options.Model = None,
     ctx_size: Annotated[
         list[str] | None,
-        options.option("-c", "--ctx-size", env=False, help="Tokens a window. Default: 512,2048,4096,8000.", panel=WHAT),
+        options.option(
+            "-c",
+            "--ctx-size",
+            env=False,
+            help="Tokens a window. Default: of 512,2048,4096,8000 those within the model's context.",
+            panel=WHAT,
+        ),
     ] = None,
     chunks: Annotated[
         int | None, options.option("--chunks", env=False, min=1, help="Windows of each size at most.", panel=WHAT)
@@ -141,6 +147,8 @@ def evaluate(
         raise UsageError("--html: draws held-out text; leave it out with --mmlu")
     if html is not None and not html.parent.is_dir():
         raise UsageError(f"--html {html}: no folder {html.parent}; make it first")
+    if html is not None and html.is_dir():
+        raise UsageError(f"--html {html}: got a folder, expected a file")
     resampling = Resampling(resample, draws, seed)
     names = tuple(dict.fromkeys(parts(schedules)))
     budgets = tuple(sorted(set(numbers("--budget", budget, float))))
@@ -187,9 +195,10 @@ def _plan(
     from sol_rt.evaluation.held_out import BUDGETS, SCHEDULES, SIZES, Plan
 
     config = model.bundle.config
+    limit = config.model.max_context
     possible = tuple(name for name in SCHEDULES if name != "sol" or config.policy is not None)
     plan = Plan(
-        sizes=sizes or SIZES,
+        sizes=sizes or tuple(size for size in SIZES if size <= limit) or (limit,),
         budgets=budgets or BUDGETS,
         schedules=schedules or possible,
         chunks=chunks,

@@ -66,7 +66,7 @@ def _names(report: SizeReport) -> list[str]:
 def _chart(report: SizeReport) -> str:
     """Loss over dense, on a logarithmic axis, against cost; single actions outside are left out."""
     lines = {name: _line(report, name) for name in _names(report)}
-    drawn = [result for line in lines.values() for result in line] or report.static
+    drawn = [result for line in lines.values() for result in line] or report.static or [report.dense]
     losses = [result.added.value for result in drawn if result.added.value > _LEAST]
     bottom = 10 ** math.floor(math.log10(min(losses, default=_LEAST)))
     top = max(*(result.added.high or result.added.value for result in drawn), 10 * bottom) * _HEADROOM
