@@ -197,6 +197,23 @@ def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
     np.testing.assert_allclose(episode.hidden[0], policy.hidden, rtol=1e-4, atol=1e-4)
 
 
+def test_episodes_midway_are_told_that_the_budget_was_held(tiny: Tiny) -> None:
+    """Of a run with even spending, every episode but the first."""
+    table, budget = drawn(6, 2), torch.tensor([0.4, 0.7])
+    plain, midway = (RuntimeRollouts(tiny.engine, replace(tiny.spec, midway=midway)) for midway in (False, True))
+    got, column = [], {name: i for i, name in enumerate(plain.columns)}
+    for rollouts in (plain, midway):
+        rollouts.open(tiny.tokens)
+        got.append(rollouts.run(START, HORIZON, budget, Script(table), 2))
+    dense_steps = (16 - torch.arange(HORIZON)) / 16 * (1 - budget[:, None])
+    recent = [episode.scalars[..., column["recent_spend"]] for episode in got]
+    torch.testing.assert_close(recent[1], recent[0] - dense_steps)
+    torch.testing.assert_close(got[1].scalars[:, 0, column["previous_cost"]], budget)
+    same = [name not in ("recent_spend", "previous_cost") for name in plain.columns]
+    torch.testing.assert_close(got[1].scalars[..., same], got[0].scalars[..., same], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[1].scalars[:, 1:, column["previous_cost"]], got[1].cost[:, :-1])
+
+
 def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
     rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)

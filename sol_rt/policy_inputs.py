@@ -50,28 +50,29 @@ class PolicyInputs:
     Args:
         names: the scalars wanted, of KNOWN_SCALARS.
         horizon: steps of an episode.
+        before: relative cost of the steps before the run; 1 for prompts run dense.
 
     Attributes:
         position: of the step within its episode, 0 to horizon - 1.
         previous: index of the last step's action; -1 at the start of an episode, and where the policy doesn't know it.
         episode_cost: relative costs of the episode's steps so far, added up.
-        previous_cost: relative cost of the last step; 1 at the start of the run, for prompts run dense.
+        previous_cost: relative cost of the last step; `before` at the start of the run.
     """
 
-    def __init__(self, names: Sequence[str], horizon: int) -> None:
-        self.horizon = horizon
+    def __init__(self, names: Sequence[str], horizon: int, before: float = 1.0) -> None:
+        self.horizon, self._before = horizon, before
         self._scalars = {name: _SCALARS[name] for name in names}
         self.reset()
 
     def reset(self) -> None:
         """Begins another run."""
         self.position, self.previous = 0, -1
-        self.episode_cost, self.previous_cost = 0.0, 1.0
-        self._recent = deque([1.0] * RECENT, RECENT)
+        self.episode_cost, self.previous_cost = 0.0, self._before
+        self._recent = deque([self._before] * RECENT, RECENT)
 
     @property
     def recent_spend(self) -> float:
-        """Mean relative cost of the last 16 steps, whatever the episode; steps before the first one count as dense."""
+        """Mean relative cost of the last 16 steps, whatever the episode; steps before the first one cost `before`."""
         return sum(self._recent) / RECENT
 
     def at(self, step: int, moment: Moment) -> dict[str, float]:

@@ -128,8 +128,8 @@ def follow(
         step: runs step t, under one action (an index) a row.
     """
     horizon, device = len(tokens), before.hidden.device
-    inputs = [PolicyInputs(spec.scalars, horizon) for _ in range(len(budgets))]
     wanted = [float(budget) for budget in budgets]
+    inputs = [PolicyInputs(spec.scalars, horizon, budget if spec.midway else 1.0) for budget in wanted]
     costs = relative_costs(spec, spec.actions, range(start, start + horizon))
     seen: list[Observation] = []
     done: list[StepResult] = []

@@ -30,12 +30,15 @@ class RolloutSpec:
         cost: the cost model; its dense action fills the cache before an episode.
         scalars: names out of `sol_rt.policy_inputs.KNOWN_SCALARS`, in the order of the policy's inputs.
         policy_cost: of one run of the policy, in the cost model's unit.
+        midway: whether policies are told that the steps before an episode held its budget, as those of a long run have,
+            instead of having been dense, as before a run's first episode.
     """
 
     actions: tuple[Action, ...]
     cost: CostModel
     scalars: tuple[str, ...]
     policy_cost: float = 0.0
+    midway: bool = False
 
 
 @dataclass(frozen=True)

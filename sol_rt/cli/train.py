@@ -183,7 +183,7 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool) -
     if cost.note:
         note(cost.note)
     actions = tuple(entry.action for entry in bundle.config.actions)
-    spec = RolloutSpec(actions, cost, scalars)
+    spec = RolloutSpec(actions, cost, scalars, midway=True)
     if not twin:
         return RuntimeRollouts(engine, spec, kl=kl)
     import torch
