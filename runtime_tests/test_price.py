@@ -1,59 +1,71 @@
-"""The price that `sol` pays: the edge of the hull, the share that it leaves to the dearer action."""
+"""The price that `sol` pays: what the last steps' choices cost at it, and that no other choices gain more."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sol_rt.price import MEMORY, Price, between, edge_at
+from sol_rt.price import MEMORY, Price, between, hull
 
-NUMBERS = st.floats(-20, 20, width=32)
+LOGITS = st.floats(-5, 5, width=32)
+COSTS = st.lists(st.integers(20, 100), min_size=2, max_size=6, unique=True).map(lambda each: np.array(each) / 100)
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 1.0), NUMBERS), min_size=2, max_size=12), st.floats(0.0, 1.2))
-def test_no_mix_of_actions_with_the_targets_cost_is_worth_more_than_the_edge(
-    points: list[tuple[float, float]], target: float
+@settings(max_examples=60, deadline=None)
+@given(COSTS, st.integers(1, 150), st.floats(0.1, 1.1), st.floats(0.01, 100), st.integers(0, 2**32))
+def test_the_last_steps_choices_cost_the_target(
+    costs: np.ndarray, steps: int, target: float, scale: float, seed: int
 ) -> None:
-    costs, values = (np.array(column) for column in zip(*points, strict=True))
-    assume(costs.max() - costs.min() > 1e-2)
-    target = float(np.clip(target, costs.min() + 1e-6, costs.max() - 1e-6))
-    low, high = edge_at(costs.tolist(), values.tolist(), target)
-    assert costs[low] <= target < costs[high]
-    share = (target - costs[low]) / (costs[high] - costs[low])
-    # the dual: what no price, however chosen, brings below
-    below, above = -1e5, 1e5
-    for _ in range(200):
-        left, right = below + (above - below) / 3, above - (above - below) / 3
-        bounds = [float((values - price * (costs - target)).max()) for price in (left, right)]
-        below, above = (below, right) if bounds[0] <= bounds[1] else (left, above)
-    assert (1 - share) * values[low] + share * values[high] == pytest.approx(min(bounds), abs=1e-6)
+    """But for half an edge, whatever the scale; the nearest that there is where no choices cost so little or much."""
+    logits = scale * np.random.default_rng(seed).standard_normal((steps, len(costs)))
+    price = Price()
+    for row in logits:
+        found = price.at(row, costs, target)
+    last = logits[-MEMORY:]
+    cost = costs[(last - found * costs).argmax(1)].sum()
+    wanted = len(last) * min(max(target, costs.min()), costs.max())
+    assert cost == pytest.approx(wanted, abs=np.ptp(costs) / 2 + 1e-6)
+
+
+@given(arrays(np.float64, (3, 3), elements=LOGITS), st.floats(0.2, 1.0))
+def test_no_other_choices_of_that_cost_gain_more(logits: np.ndarray, target: float) -> None:
+    costs, price = np.array([0.2, 0.5, 1.0]), Price()
+    for row in logits:
+        found = price.at(row, costs, target)
+    chosen = (logits - found * costs).argmax(1)
+    cost, gain = costs[chosen].sum(), logits[range(3), chosen].sum()
+    for other in itertools.product(range(3), repeat=3):
+        if (costs[list(other)].sum() - cost) * np.sign(found) <= 1e-9:
+            assert logits[range(3), other].sum() <= gain + 1e-6
+
+
+def test_costs_may_change_from_step_to_step() -> None:
+    """As contexts grow: each step's choice is counted at its own costs."""
+    random, price, rows = np.random.default_rng(1), Price(), []
+    for step in range(100):
+        costs = np.array([0.3, 0.6, 1.0]) + 0.001 * step * np.array([1, 0.5, 0])
+        rows.append((random.standard_normal(3), costs))
+        found = price.at(*rows[-1], 0.55)
+    cost = np.mean([costs[(logits - found * costs).argmax()] for logits, costs in rows[-MEMORY:]])
+    assert cost == pytest.approx(0.55, abs=0.35 / MEMORY)
 
 
 def test_equal_costs_have_no_price() -> None:
-    assert edge_at([0.5, 0.5], [1.0, 2.0], 0.5) == (0, 0)
     assert Price().at(np.array([1.0, 2.0]), np.array([0.5, 0.5]), 0.7) == 0.0
 
 
-@given(st.lists(NUMBERS, min_size=1, max_size=20, unique=True), st.data())
+def test_edges_of_a_hull() -> None:
+    least, edges = hull([1.0, 0.25, 0.5, 0.75], [3.0, 0.0, 2.0, 2.0])
+    assert (least, edges) == (0.25, [(-8.0, 0.25), (-2.0, 0.5)])  # the last lies below the line
+
+
+@given(st.lists(LOGITS, min_size=1, max_size=20, unique=True), st.data())
 def test_between_has_as_many_below_as_asked(numbers: list[float], data: st.DataObject) -> None:
     ascending = sorted(numbers)
     count = data.draw(st.integers(0, len(ascending)))
     assert sum(number < between(ascending, count) for number in ascending) == count
-
-
-@given(arrays(np.float64, (200, 2), elements=st.floats(-5, 5)), st.sampled_from([0.3, 0.45, 0.7]), st.floats(0.01, 100))
-def test_the_dear_action_goes_to_the_steps_that_gain_most_by_it(noise: np.ndarray, target: float, scale: float) -> None:
-    """Of the last 64 steps, whatever the scale, the share that the target asks for would choose it at the price."""
-    costs, price = np.array([0.2, 1.0]), Price()
-    logits = scale * (noise + np.arange(200)[:, None] * np.array([0.0, 1e-3]))  # no two steps gain alike for long
-    for step in range(len(logits)):
-        got = price.at(logits[step], costs, target)
-        last = logits[max(0, step + 1 - MEMORY) : step + 1]
-        gains = last[:, 1] - last[:, 0]
-        taken = np.count_nonzero(gains > got * 0.8)
-        wanted = len(last) - round((1 - (target - 0.2) / 0.8) * len(last))
-        ties = np.count_nonzero(np.isclose(gains, got * 0.8, atol=1e-9 * scale))
-        assert wanted - ties <= taken <= wanted + ties

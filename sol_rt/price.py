@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+
+from sol_rt.frontier import lower_hull
 
 MEMORY = 64
 """Steps that the price goes by."""
 _EPSILON = 1e-9
 
+Edge = tuple[float, float]
+"""Of a step's hull: minus what a dense step's cost gains there, in logits, and how much of it the edge spans."""
+
 
 class Price:
     """The price of a dense step, in the policy's logits, that the next choice pays.
 
-    Two actions can be mixed to the target with the largest mean logit over the last steps: the ends of an edge of the
-    hull of (cost, mean logit). The dearer of them has to get a certain share of the steps; the price is where those of
-    the last steps that would gain most by it turn to it. So it needs no time to settle, whatever the scale of the
-    logits, and the dear action goes to the steps that gain.
+    At a price, a step takes the action at the corner of the upper hull of its points (cost, logit) where the edges
+    begin to gain less than the price. So the price at which the last steps come to the target on average is found by
+    taking all their edges, those that gain most first, until what the target leaves over the cheapest actions is spent.
+    It needs no time to settle, whatever the scale of the logits, and cost goes to the steps that gain most by it.
     """
 
     def __init__(self) -> None:
-        self._steps = 0
-        self._logits = np.empty((MEMORY, 0))
+        self._steps: deque[tuple[float, list[Edge]]] = deque()
+        self._edges: list[Edge] = []  # of all these steps, those that gain most first
 
     def at(self, logits: np.ndarray, costs: np.ndarray, target: float) -> float:
         """The price for a step, whose logits [A] count from now on. `costs` [A] and `target` are relative."""
-        if not self._steps:
-            self._logits = np.empty((MEMORY, len(logits)))
-        self._logits[self._steps % MEMORY] = logits
-        self._steps += 1
-        last = self._logits[: self._steps]
-        cost = costs.tolist()
-        low, high = edge_at(cost, last.mean(0).tolist(), target)
-        width = cost[high] - cost[low]
-        if width <= 0:
+        if len(self._steps) == MEMORY:
+            for edge in self._steps.popleft()[1]:
+                del self._edges[bisect_left(self._edges, edge)]
+        least, edges = hull(costs.tolist(), logits.tolist())
+        self._steps.append((least, edges))
+        for edge in edges:
+            insort(self._edges, edge)
+        if not self._edges:
             return 0.0
-        share = min(max((target - cost[low]) / width, 0.0), 1.0)
-        gains = sorted(((last[:, high] - last[:, low]) / width).tolist())
-        return between(gains, round((1 - share) * len(gains)))
+        room = sum(target - cheapest for cheapest, _ in self._steps)
+        taken = 0
+        for _, width in self._edges:
+            if width / 2 > room:
+                break
+            room -= width
+            taken += 1
+        return -between([slope for slope, _ in self._edges], taken)
 
 
-def edge_at(costs: Sequence[float], values: Sequence[float], target: float) -> tuple[int, int]:
-    """The ends, cheaper one first, of the edge at cost `target` of the upper hull of the points (cost, value); of the
-    nearest edge beyond its ends, the same point twice where all costs are equal."""
-    least, most = min(costs), max(costs)
-    reach = _EPSILON * (most - least)
-    target = min(max(target, least + reach), most - reach)
-    best, ends = -math.inf, (0, 0)
-    for low, (low_cost, low_value) in enumerate(zip(costs, values, strict=True)):
-        if low_cost > target:
-            continue
-        for high, (high_cost, high_value) in enumerate(zip(costs, values, strict=True)):
-            if high_cost > target:
-                share = (target - low_cost) / (high_cost - low_cost)
-                value = (1 - share) * low_value + share * high_value
-                if value > best:
-                    best, ends = value, (low, high)
-    return ends
+def hull(costs: Sequence[float], values: Sequence[float]) -> tuple[float, list[Edge]]:
+    """The least cost, and the edges of the upper hull of the points (cost, value) from there on."""
+    corners = lower_hull((cost, -value) for cost, value in zip(costs, values, strict=True))
+    return corners[0][0], [
+        ((high[1] - low[1]) / (high[0] - low[0]), high[0] - low[0]) for low, high in itertools.pairwise(corners)
+    ]
 
 
 def between(ascending: Sequence[float], count: int) -> float:
