@@ -33,8 +33,8 @@ def give_policy(path: Path, source: Path) -> Bundle:
     """Gives the bundle in the folder `path` the policy in `source`, in place of the one that it has, if any.
 
     The graph is written under a name of its own before the config, which is replaced as a whole: whenever this is
-    interrupted, the bundle is the old one or the new one. Raises BundleError where `path` is no whole bundle, and what
-    `write_policy_graph` does.
+    interrupted, the bundle is the old one or the new one. Raises BundleError where `path` is no whole bundle or the
+    policy would make it none, and what `write_policy_graph` does.
     """
     bundle = Bundle.open(path)
     folder, config = bundle.path.resolve(), bundle.config
@@ -52,6 +52,7 @@ def give_policy(path: Path, source: Path) -> Bundle:
         given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
         text = json.dumps(given.to_json_dict(), indent=2, ensure_ascii=False)
         config_aside.write_text(text + "\n", encoding="utf-8")
+        SolConfig.from_json(config_aside)  # a wrong one is not to replace a right one
         aside.replace(folder / name)
         config_aside.replace(folder / CONFIG_NAME)
     except OSError as error:

@@ -202,6 +202,14 @@ def test_rows_that_are_no_questions(tmp_path: Path, row: str) -> None:
         read_exam(tmp_path, subjects=[], questions=None, form="letter", shots=0)
 
 
+@pytest.mark.parametrize("content", ["", HEAD])
+def test_a_file_without_questions(tmp_path: Path, content: str) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "law_test.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"law_test\.csv: has no question; leave law out"):
+        read_exam(tmp_path, subjects=[], questions=None, form="letter", shots=0)
+
+
 def test_a_folder_without_questions(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no test/SUBJECT_test\.csv in it"):
         read_exam(tmp_path, subjects=[], questions=None, form="letter", shots=0)

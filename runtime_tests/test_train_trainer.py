@@ -286,6 +286,8 @@ def test_policies_for_something_else_are_refused(
         "k030-s040-q4, which the bundle can't run",
         "has k030-s050-q4, which the policy",
     )
+    twice = (*policy.actions[:-1], policy.actions[0])
+    refused(replace(policy, actions=twice), "8 tags, 7 of them distinct")
     shape = PolicyShape(96, len(policy.scalars), len(policy.actions), horizon=4)
     larger = replace(policy, shape=shape, parameters=random_policy_parameters(0, shape))
     refused(larger, "made for hidden size 96, the bundle's model has 64")

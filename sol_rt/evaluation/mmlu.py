@@ -146,6 +146,8 @@ def _read(path: Path, subject: str) -> list[Question]:
         "answer",
     ]:
         rows = rows[1:]
+    if not rows:
+        raise UsageError(f"{path}: has no question; leave {subject} out, or get the whole file")
     return [_question(row, path, subject) for row in rows]
 
 
