@@ -108,7 +108,7 @@ class GrpoConfig:
         cost: `measured`, the relative cost of the bundle's cost model, or `nominal`, three budgets in kept shares.
         penalty, tolerance: minus penalty * max(0, |mean - budget| - tolerance)^2 at every step; three numbers for
             `nominal` costs (keep, prune, bits), else one.
-        price: whether costs have a price that follows from the budget, as the controller's at run time, which the
+        price: whether costs have a price that follows from the budget, as that of `sol` at run time, which the
             reward pays and the choice sees; without it the network alone has to meet budgets.
         price_rate: how fast prices follow.
         clip, epochs, entropy, learning_rate, weight_decay, grad_norm: of PPO's update by AdamW.
