@@ -67,6 +67,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("reference: {keep: [100, 50]}", "reference.keep: got (100, 50)"),
         ("warm_start: {windows: 0}", "warm_start.windows: got 0, expected over 0"),
         ("warm_start: {positions: 4}", "warm_start.positions: got 4"),
+        ("data: {windows: [17]}", "data.windows: got (17,), expected 18 tokens or more"),
         ("[1", "expected a YAML file"),
     ],
 )
