@@ -106,5 +106,29 @@ class Distribution:
         return self.logits.item(token) - self.log_sum
 
     def log_probability_under(self, probabilities: np.ndarray) -> float:
-        """Mean log-probability in nats where tokens come with `probabilities`, float32 [vocab], which sum to one."""
+        """Mean log-probability in nats where tokens come with `probabilities`, floats [vocab], which sum to one."""
         return float(np.einsum("i,i->", probabilities, self.logits)) - self.log_sum
+
+
+class Reference:
+    """A distribution that others are compared with, kept when its logits are gone.
+
+    Args:
+        distribution: of the dense model, for one.
+        dtype: of the probabilities that are kept, [vocab], and so of the sums with them.
+
+    Attributes:
+        top: its likeliest token.
+    """
+
+    def __init__(self, distribution: Distribution, dtype: type[np.floating[Any]]) -> None:
+        exact = distribution.logits.astype(np.float64) - distribution.log_sum
+        probabilities = np.exp(exact)
+        self.top = distribution.top
+        self._probabilities = probabilities.astype(dtype)
+        # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
+        self._negative_entropy = float(np.einsum("i,i->", probabilities, exact))
+
+    def divergence(self, other: Distribution) -> float:
+        """KL(reference || other) in nats: sum p (log p - log q), where log q is the logit less that of the sum."""
+        return self._negative_entropy - other.log_probability_under(self._probabilities)

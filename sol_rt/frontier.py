@@ -58,6 +58,14 @@ def lower_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float
     return corners
 
 
+def falling_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the lower hull of (cost, loss) from the cheapest to the best: what costs more than the best is left
+    out."""
+    corners = lower_hull(points)
+    best = min(range(len(corners)), key=lambda index: corners[index][1])
+    return corners[: best + 1]
+
+
 def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
     """Above 0 where the way from a over b to c turns left."""
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

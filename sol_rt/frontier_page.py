@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from sol_rt.frontier import FrontierPoint, frontier, lower_hull
-from sol_rt.page_style import STYLE
+from sol_rt.page_style import CHART_STYLE, STYLE
 from sol_rt.selection_file import Selection
 
 _WIDTH, _HEIGHT = 880, 340
@@ -29,7 +29,7 @@ def render_frontier_html(name: str, selection: Selection) -> str:
     ]
     sections = "".join(_section(selection, context) for context in selection.contexts)
     return _PAGE.format(
-        style=STYLE,
+        style=f"{STYLE}\n{CHART_STYLE}",
         title=html.escape(f"{name}: actions"),
         heading=html.escape(f"{name}: what its actions cost and lose"),
         tiles="".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in tiles),
@@ -139,27 +139,15 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 {style}
-.key {{ display: flex; flex-wrap: wrap; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem; margin: 0 0 .6rem; }}
-.key span {{ display: inline-flex; align-items: center; }}
 .key b {{ width: 1.4rem; margin-right: .4rem; border-top: 2.5px solid var(--blue); }}
 .key .one, .key .two {{ width: .6rem; height: .6rem; border: 0; border-radius: 50%; background: var(--blue); }}
 .key .two {{ background: var(--dot); }}
-svg {{ display: block; width: 100%; min-width: 36rem; height: auto; font-size: 12px; }}
-svg text {{ fill: var(--quiet); font-variant-numeric: tabular-nums; }}
-.grid {{ stroke: var(--line); }}
 .got {{ fill: none; stroke: var(--blue); stroke-width: 2; stroke-linejoin: round; opacity: .6; }}
 circle.one {{ fill: var(--blue); stroke: var(--page); stroke-width: 1.5; }}
 circle.two {{ fill: var(--dot); opacity: .75; }}
 .error {{ stroke: var(--blue); stroke-width: 1.5; opacity: .6; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
- margin: .8rem 0; }}
-th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }}
 th, td:last-child {{ white-space: nowrap; }}
-th:first-child {{ text-align: left; padding-left: 0; }}
-thead th {{ color: var(--quiet); font-size: .8rem; }}
 th.why, td.why {{ text-align: left; white-space: normal; }}
-footer {{ color: var(--quiet); font-size: .8rem; margin-top: 2rem; overflow-wrap: anywhere; }}
 </style>
 </head>
 <body>

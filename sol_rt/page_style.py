@@ -17,3 +17,18 @@ dl div { background: var(--panel); border: 1px solid var(--line); border-radius:
  min-width: 7rem; }
 dt { color: var(--quiet); font-size: .8rem; }
 dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }"""
+
+CHART_STYLE = """\
+.key { display: flex; flex-wrap: wrap; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem; margin: 0 0 .6rem; }
+.key span { display: inline-flex; align-items: center; }
+svg { display: block; width: 100%; min-width: 36rem; height: auto; font-size: 12px; }
+svg text { fill: var(--quiet); font-variant-numeric: tabular-nums; }
+.grid { stroke: var(--line); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
+ margin: .8rem 0; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }
+th:first-child { text-align: left; padding-left: 0; }
+thead th { color: var(--quiet); font-size: .8rem; }
+footer { color: var(--quiet); font-size: .8rem; margin-top: 2rem; overflow-wrap: anywhere; }"""
+"""Of the pages with charts and tables: their keys, axes, tables and feet."""

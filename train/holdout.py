@@ -21,7 +21,7 @@ from sol_rt.actions import Action
 from sol_rt.config import PolicySpec
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.distribution import Distribution
-from sol_rt.frontier import lower_hull
+from sol_rt.frontier import falling_hull
 from sol_rt.schedules import Schedule, SolSchedule, StepContext, UniformSchedule
 from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.grpo import Embed
@@ -65,14 +65,6 @@ class StaticMix:
             allowed = controller.allowed(step.context)
             index = int(np.argmin(np.where(allowed, np.abs(costs - costs[index]), np.inf)))
         return controller.actions[index]
-
-
-def falling_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the lower hull of (cost, loss) from the cheapest to the best: what costs more than the best is left
-    out."""
-    corners = lower_hull(points)
-    best = min(range(len(corners)), key=lambda index: corners[index][1])
-    return corners[: best + 1]
 
 
 class Told:

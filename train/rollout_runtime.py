@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sol_rt.actions import Action
-from sol_rt.distribution import Distribution
+from sol_rt.distribution import Distribution, Reference
 from sol_rt.engine import Engine, StepOutput
 from sol_rt.train.observation import (
     RowDistribution,
@@ -60,7 +60,7 @@ class RuntimeRollouts:
         before = self._result(self._run_dense(start - 1, start), tokens[0])
         references = None
         if self._kl:
-            references = [_Reference(row) for row in self._run_dense(start, after).logits]
+            references = _references(self._run_dense(start, after))
 
         def step(t: int, actions: Sequence[int]) -> StepResult:
             output = engine.forward((tokens[t],), self.spec.actions[actions[0]])
@@ -97,20 +97,21 @@ class RuntimeRollouts:
 
     def _block_losses(self, first: int, stop: int, action: Action) -> np.ndarray:
         """Loss and divergence at each position, float64 [n, 2]."""
-        dense = self._run_dense(first, stop).logits
+        output = self._run_dense(first, stop)
         pairs = np.zeros((stop - first, 2))
         if action == self.spec.cost.dense_action:
             targets = self._tokens[first + 1 : stop + 1]
-            pairs[:, 0] = [-Distribution(row).log_probability(token) for row, token in zip(dense, targets, strict=True)]
+            pairs[:, 0] = [
+                -Distribution(row).log_probability(token) for row, token in zip(output.logits, targets, strict=True)
+            ]
             return pairs
-        references = [_Reference(row) for row in dense]
+        references = _references(output)
         # backwards: what a step leaves at its position no other one reads
         for position in range(stop - 1, first - 1, -1):
             self._rewind(position)
-            output = self._engine.forward((self._tokens[position],), action)
-            target = self._tokens[position + 1]
-            loss = -output.distribution.log_probability(target)
-            pairs[position - first] = loss, references[position - first].divergence(output.distribution)
+            seen = self._engine.forward((self._tokens[position],), action).distribution
+            loss = -seen.log_probability(self._tokens[position + 1])
+            pairs[position - first] = loss, references[position - first].divergence(seen)
         return pairs
 
     def _run_dense(self, first: int, stop: int) -> StepOutput:
@@ -131,31 +132,15 @@ class RuntimeRollouts:
             engine.forward(self._tokens[self._dense : length], self.spec.cost.dense_action)
             self._dense = length
 
-    def _result(self, output: StepOutput, target: int, reference: _Reference | None = None) -> StepResult:
+    def _result(self, output: StepOutput, target: int, reference: Reference | None = None) -> StepResult:
         """A step's output, copied: the next step overwrites it."""
         kl = None if reference is None else torch.tensor([reference.divergence(output.distribution)])
         return StepResult(torch.from_numpy(output.hidden.copy()), [_row(output.distribution, target)], kl)
 
 
-class _Reference:
-    """A row of dense logits, float32 [vocab], that others are compared with."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        distribution = Distribution(logits)
-        self._entropy = distribution.entropy
-        self._shares = np.exp(logits.astype(np.float64) - _log_total(distribution))
-
-    def divergence(self, other: Distribution) -> float:
-        """KL(reference || other) in nats."""
-        # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
-        expected = float(np.einsum("i,i->", self._shares, other.logits.astype(np.float64)))
-        return _log_total(other) - expected - self._entropy
-
-
-def _log_total(distribution: Distribution) -> float:
-    """log of the sum of exp(logits)."""
-    top = distribution.top
-    return distribution.logits.item(top) - distribution.log_probability(top)
+def _references(output: StepOutput) -> list[Reference]:
+    """Each row of dense logits, for others to be compared with."""
+    return [Reference(Distribution(row), np.float64) for row in output.logits]
 
 
 def _row(distribution: Distribution, target: int) -> RowDistribution:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sol_rt.actions import Action
 from sol_rt.controller import Controller
-from sol_rt.frontier import lower_hull
+from sol_rt.frontier import falling_hull
 from sol_rt.schedules import StepContext
 
 
@@ -42,9 +42,7 @@ def hull_pair(points: Mapping[Action, tuple[float, float]], budget: float) -> tu
     At or over the cost of the one that loses least, that action itself, twice.
     """
     at = {point: action for action, point in points.items()}
-    corners = lower_hull(points.values())
-    best = min(range(len(corners)), key=lambda index: corners[index][1])
-    corners = corners[: best + 1]
+    corners = falling_hull(points.values())
     if budget >= corners[-1][0]:
         return at[corners[-1]], at[corners[-1]]
     for low, high in itertools.pairwise(corners):

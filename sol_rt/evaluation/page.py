@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sol_rt.evaluation.report import Comparison, Evaluation, Result, SizeReport
 from sol_rt.evaluation.tables import interval
 from sol_rt.frontier_page import ticks
-from sol_rt.page_style import STYLE
+from sol_rt.page_style import CHART_STYLE, STYLE
 
 _WIDTH, _HEIGHT = 880, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 18, 42
@@ -34,7 +34,7 @@ def render_evaluation_html(evaluation: Evaluation) -> str:
             f"random: best of {evaluation.random_schedules}, chosen on {evaluation.random_searched} of the windows"
         )
     return _PAGE.format(
-        style=STYLE,
+        style=f"{STYLE}\n{CHART_STYLE}",
         title=html.escape(f"{evaluation.model}: schedules"),
         heading=html.escape(f"{evaluation.model}: what schedules lose at what cost"),
         tiles="".join(f"<div><dt>{html.escape(label)}</dt><dd>{value}</dd></div>" for label, value in tiles),
@@ -184,29 +184,17 @@ _PAGE = """<!doctype html>
  --grey:#9aa6b2; }} }}
 .sol {{ --own: var(--blue); }} .uniform {{ --own: var(--orange); }} .entropy {{ --own: var(--green); }}
 .random {{ --own: var(--purple); }} .mix {{ --own: var(--grey); }} .dot {{ --own: var(--dot); }}
-.key {{ display: flex; flex-wrap: wrap; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem; margin: 0 0 .6rem; }}
-.key span {{ display: inline-flex; align-items: center; }}
 .key b {{ width: 1.4rem; margin-right: .4rem; border-top: 3px solid var(--own); }}
 .key .mix {{ border-top-style: dashed; }}
 .key .random {{ border-top-style: dotted; }}
 .key .dot {{ width: .6rem; height: .6rem; border: 0; border-radius: 50%; background: var(--own); }}
-svg {{ display: block; width: 100%; min-width: 36rem; height: auto; font-size: 12px; }}
-svg text {{ fill: var(--quiet); font-variant-numeric: tabular-nums; }}
-.grid {{ stroke: var(--line); }}
 polyline {{ fill: none; stroke: var(--own); stroke-width: 2; stroke-linejoin: round; }}
 polyline.mix {{ stroke-dasharray: 7 4; }}
 polyline.random {{ stroke-dasharray: 2 4; }}
 circle {{ fill: var(--own); stroke: var(--page); stroke-width: 1.5; }}
 circle.dot {{ opacity: .75; }}
 .error {{ stroke: var(--own); stroke-width: 1.5; opacity: .6; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
- margin: .8rem 0; }}
-th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400;
- white-space: nowrap; }}
-th:first-child {{ text-align: left; padding-left: 0; }}
-thead th {{ color: var(--quiet); font-size: .8rem; }}
-footer {{ color: var(--quiet); font-size: .8rem; margin-top: 2rem; overflow-wrap: anywhere; }}
+th, td {{ white-space: nowrap; }}
 </style>
 </head>
 <body>

@@ -10,6 +10,7 @@ import numpy as np
 
 from sol_rt.actions import Action
 from sol_rt.controller import Controller
+from sol_rt.distribution import Reference
 from sol_rt.engine import StepOutput
 from sol_rt.evaluation.mix import MixSchedule
 from sol_rt.evaluation.windows import Window
@@ -71,15 +72,6 @@ class WindowRun:
     floored: bool = False
 
 
-@dataclass(frozen=True)
-class _DenseRow:
-    """A dense step's distribution: probabilities float32 [vocab], its negative entropy in nats, likeliest token."""
-
-    probabilities: np.ndarray
-    negative_entropy: float
-    top: int
-
-
 class WindowScorer:
     """Runs schedules over one window after another, all from the same dense prefill.
 
@@ -93,7 +85,7 @@ class WindowScorer:
         self._model, self._refresh, self._block = model, refresh, block
         self._window: Window
         self._prefilled: StepOutput
-        self._dense: list[_DenseRow]
+        self._dense: list[Reference]
 
     def open(self, window: Window) -> WindowRun:
         """Prefills the window's context and runs its scored part dense, which later runs are compared with."""
@@ -118,10 +110,9 @@ class WindowScorer:
             taken = decoder.step(token)
             distribution = decoder.output.distribution
             if first:
-                dense.append(_dense_row(decoder.output))
+                dense.append(Reference(distribution, np.float32))
             row = dense[index]
-            # sum p (log p - log q), where log q is the logit less that of the sum
-            kl = row.negative_entropy - distribution.log_probability_under(row.probabilities)
+            kl = row.divergence(distribution)
             agreed = distribution.top == row.top
             spent, full = taken.cost, decoder.controller.cost.dense(context)
             rows[index] = -distribution.log_probability(target), kl, agreed, spent, full
@@ -160,12 +151,3 @@ def detached(output: StepOutput) -> StepOutput:
     """The same output, in arrays of its own that no later step overwrites."""
     logits = output.logits[-1:].copy()
     return StepOutput(logits, output.hidden[-1:].copy(), type(output.distribution)(logits[0]))
-
-
-def _dense_row(output: StepOutput) -> _DenseRow:
-    distribution = output.distribution
-    exact = distribution.logits.astype(np.float64) - distribution.log_sum
-    probabilities = np.exp(exact)
-    return _DenseRow(
-        probabilities.astype(np.float32), float(np.einsum("i,i->", probabilities, exact)), distribution.top
-    )
