@@ -32,10 +32,11 @@ def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     kernels = f"{request.param}_kernels.cc"
     sources = [TESTS / "native" / f"check_{kernels}", OPS / kernels, OPS / "target.cc"]
     disabled = "-DHWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)"
-    flags = ["-std=c++17", "-O2", "-DNDEBUG", "-static", disabled, f"-I{OPS}", "-isystem", str(folder / "include")]
+    flags = ["-std=c++17", "-O2", "-DNDEBUG", "-static", "-pthread", disabled]
+    include = [f"-I{OPS}", "-isystem", str(folder / "include")]
     program = folder / "check"
     built = subprocess.run(
-        [str(COMPILER), *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True
+        [str(COMPILER), *flags, *include, *map(str, sources), "-o", str(program)], capture_output=True, text=True
     )
     assert built.returncode == 0, built.stderr[-3000:]
     return program

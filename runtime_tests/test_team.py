@@ -1,4 +1,4 @@
-"""The team of threads behind a decode step, without ONNX Runtime: under the thread sanitizer and on an emulated Arm."""
+"""The threads of a decode step, without ONNX Runtime: under the thread sanitizer, and their team on an emulated Arm."""
 
 from __future__ import annotations
 
@@ -9,29 +9,50 @@ from pathlib import Path
 import pytest
 from test_ops_arm import COMPILER, EMULATOR, HIGHWAY, OPS
 
-CHECK = Path(__file__).parent / "native" / "check_team.cc"
+CHECKS = Path(__file__).parent / "native"
 HOST = shutil.which("c++") or shutil.which("g++")
+SANITIZER = ["-fsanitize=thread", "-g"]
 BUILDS = {
     "host": (HOST, [], []),
-    "sanitizer": (HOST, ["-fsanitize=thread", "-g"], []),
+    "sanitizer": (HOST, SANITIZER, []),
     "arm": (COMPILER, ["-static"], [EMULATOR]),
 }
 
 
-@pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers")
-@pytest.mark.parametrize("build", BUILDS)
-def test_members_go_through_phases_in_step(build: str, tmp_path: Path) -> None:
-    compiler, flags, run = BUILDS[build]
-    if compiler is None or None in run:
-        pytest.skip("no compiler, or no emulator")
-    (tmp_path / "hwy").symlink_to(f"{HIGHWAY}/hwy")  # alone: the host's other headers are not the target's
-    program = tmp_path / "check"
-    command = [compiler, "-std=c++17", "-O2", "-pthread", *flags, f"-I{OPS}", "-isystem", str(tmp_path), str(CHECK)]
-    built = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
-    if build == "sanitizer" and "tsan" in built.stderr:
+def build(compiler: str | None, flags: list[str], sources: list[Path], folder: Path) -> Path:
+    """The program of the sources. Skips the test where there is no such compiler, or no sanitizer."""
+    if compiler is None:
+        pytest.skip("no compiler")
+    (folder / "hwy").symlink_to(f"{HIGHWAY}/hwy")  # alone: the host's other headers are not the target's
+    program = folder / "check"
+    command = [compiler, "-std=c++17", "-O2", "-DNDEBUG", "-pthread", *flags, f"-I{OPS}", "-isystem", str(folder)]
+    built = subprocess.run(
+        [*command, *map(str, sources), "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    if SANITIZER[0] in flags and "tsan" in built.stderr:
         pytest.skip("no thread sanitizer")
     assert built.returncode == 0, built.stderr[-3000:]
+    return program
+
+
+@pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers")
+@pytest.mark.parametrize("name", BUILDS)
+def test_members_go_through_phases_in_step(name: str, tmp_path: Path) -> None:
+    compiler, flags, run = BUILDS[name]
+    if None in run:
+        pytest.skip("no emulator")
+    program = build(compiler, flags, [CHECKS / "check_team.cc"], tmp_path)
     command = [*(str(part) for part in run), str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout == "300 teams\n"
+
+
+@pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers")
+def test_tasks_of_attention_write_apart(tmp_path: Path) -> None:
+    """No task of a phase writes what another one does. For the baseline target alone, which is soon compiled."""
+    sources = [CHECKS / "check_attention_kernels.cc", OPS / "attention_kernels.cc", OPS / "target.cc"]
+    flags = ["-DHWY_COMPILE_ONLY_STATIC", "-DHWY_IS_DEBUG_BUILD=0"]  # the debug build's checks need Highway's library
+    program = build(HOST, [*SANITIZER, *flags], sources, tmp_path)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -343,7 +343,7 @@ void ScoreTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
     for (int64_t h = 0; h < call.group; ++h) sum = hn::MulAdd(hn::Set(d, share[h]), hn::LoadU(d, weights + h * plan.score_stride), sum);
     hn::StoreU(hn::BitCast(di, hn::IfThenElseZero(hn::Ge(sum, lowest), sum)), di, scores + i);
   }
-  for (int64_t i = plan.old_tokens; i < plan.score_stride; ++i) scores[i] = -1;
+  if (end == plan.old_tokens) std::fill(scores + end, scores + plan.score_stride, -1);
 }
 
 HWY_INLINE int64_t CountAtLeast(const int32_t* scores, int64_t count, int32_t threshold) {
