@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import example, given, reject, settings
@@ -73,8 +74,8 @@ class Case:
     seed: int = 0
 
 
-@functools.cache
-def session(dims: Dims, threads: int = 1, **changed: int) -> ort.InferenceSession:
+def model_of(dims: Dims, **changed: int) -> onnx.ModelProto:
+    """A graph of one node; `changed`: its attributes."""
     attributes: dict[str, int | float] = {
         "num_heads": dims.heads,
         "kv_heads": dims.kv_heads,
@@ -102,7 +103,15 @@ def session(dims: Dims, threads: int = 1, **changed: int) -> ort.InferenceSessio
         [node], "attention", [info(*item) for item in types.items()], [info(*item) for item in outputs.items()]
     )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+
+@functools.cache
+def session(dims: Dims, threads: int = 1, **changed: int) -> ort.InferenceSession:
+    return open_session(model_of(dims, **changed), threads)
+
+
+def open_session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -561,6 +570,20 @@ def test_bad_input_is_one_line(name: str, value: np.ndarray) -> None:
 def test_bad_attribute_is_refused_at_load(attribute: str, value: float) -> None:
     with pytest.raises(Exception, match=r"SparseAttention: attribute .*got"):
         session(Dims(), **{attribute: value})
+
+
+@pytest.mark.parametrize("name", ["past_key_scale", "past_value_scale", "present_key_scale", "present_value_scale"])
+def test_an_int8_cache_without_its_scales_is_refused_at_load(name: str) -> None:
+    """Scales are optional to ONNX Runtime, as a float16 cache has none."""
+    model = model_of(Dims(int8=True))
+    node, graph = model.graph.node[0], model.graph
+    for names, values in ((node.input, graph.input), (node.output, graph.output)):
+        if name in names:
+            names[list(names).index(name)] = ""
+            values.remove(next(value for value in values if value.name == name))
+    with pytest.raises(Exception, match=f"SparseAttention: .*without {name}.*export the bundle again") as caught:
+        open_session(model)
+    assert "\n" not in str(caught.value).strip()
 
 
 def available_targets() -> dict[str, int]:

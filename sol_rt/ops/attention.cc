@@ -91,7 +91,11 @@ Attention::Attention(const Attributes& attributes, const char* op, bool int8, si
   }
   if (sizes_.head_dim % 2 != 0) refuse("attribute head_dim: got " + std::to_string(sizes_.head_dim) + ", expected an even number");
   if (sizes_.rotary_dim % 2 != 0) refuse("attribute rotary_dim: got " + std::to_string(sizes_.rotary_dim) + ", expected an even number");
-  if (int8 && attributes.InputCount() < scale_port + 2) refuse("got an int8 cache without scales");
+  for (const size_t part : {0, 1}) {
+    const std::string name = part == 0 ? "key_scale" : "value_scale";
+    if (int8 && !attributes.HasInput(scale_port + part)) refuse("got an int8 cache without past_" + name);
+    if (int8 && !attributes.HasOutput(kScaleOutput + part)) refuse("got an int8 cache without present_" + name);
+  }
   if (!std::isfinite(sizes_.scale)) refuse("attribute softmax_scale: got a non-finite number");
 }
 
@@ -134,8 +138,8 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
     const std::initializer_list<int64_t> scales{1, call.kv_heads, call.capacity};
     call.key = present(int8_t{}, "past_key", kKeyPort, 1, rows);
     call.value = present(int8_t{}, "past_value", kKeyPort + 1, 2, rows);
-    call.key_scale = present(half, "past_key_scale", scale_port_, 5, scales);
-    call.value_scale = present(half, "past_value_scale", scale_port_ + 1, 6, scales);
+    call.key_scale = present(half, "past_key_scale", scale_port_, kScaleOutput, scales);
+    call.value_scale = present(half, "past_value_scale", scale_port_ + 1, kScaleOutput + 1, scales);
   } else {
     call.key = present(half, "past_key", kKeyPort, 1, rows);
     call.value = present(half, "past_value", kKeyPort + 1, 2, rows);

@@ -83,8 +83,8 @@ class Attention {
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
   void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
 
-  // Where kAttentionInputs begin in every operator that attends; outputs of the cache are 1 … 4, and 5 and 6 for scales.
-  static constexpr size_t kKeyPort = 1;
+  // Where kAttentionInputs begin in every operator that attends; outputs of the cache are 1 … 4, and those of an int8 cache's scales follow.
+  static constexpr size_t kKeyPort = 1, kScaleOutput = 5;
 
   const char* op_;
   size_t scale_port_;

@@ -190,6 +190,17 @@ class Attributes {
     Check(Api().KernelInfo_GetInputCount(info_, &count));
     return count;
   }
+  // Whether the node has this optional input or output: one may end before it, or leave its name empty.
+  bool HasInput(size_t index) const {
+    size_t count = 0;
+    Check(Api().KernelInfo_GetInputCount(info_, &count));
+    return index < count && HasName(Api().KernelInfo_GetInputName, index);
+  }
+  bool HasOutput(size_t index) const {
+    size_t count = 0;
+    Check(Api().KernelInfo_GetOutputCount(info_, &count));
+    return index < count && HasName(Api().KernelInfo_GetOutputName, index);
+  }
   // Elements of an input of rank 1; 0 where its type does not tell.
   int64_t InputLength(size_t index) const {
     OrtTypeInfo* type = nullptr;
@@ -216,6 +227,13 @@ class Attributes {
   }
 
  private:
+  template <class Function>
+  bool HasName(Function name_of, size_t index) const {
+    size_t size = 0;  // with the zero behind it
+    Check(name_of(info_, index, nullptr, &size));
+    return size > 1;
+  }
+
   const char* op_;
   const OrtKernelInfo* info_;
 };
