@@ -21,14 +21,17 @@ HWY_INLINE void RoundRow(const float* from, int64_t dim, hwy::float16_t* to) {
 }
 
 // Codes are whole steps of the scale, max |x| / 127 as float16; where that is 0, so are they. A scale that float16 rounds down a lot, below
-// 2^-14, leaves the largest numbers beyond 127 steps: they get 127. One beyond float16 is infinite, and what attends it is not finite.
+// 2^-14, leaves the largest numbers beyond 127 steps: they get 127. One beyond float16 is infinite, that of a row with NaN is NaN, and
+// what attends it is not finite.
 HWY_INLINE void RoundRow(const float* from, int64_t dim, int8_t* to, hwy::float16_t* scale) {
   const F32 d;
-  VF largest = hn::Zero(d);
+  const I32 di;
+  auto largest = hn::Zero(di);  // by its bits, which are in the order of magnitudes, NaN above all
   for (int64_t i = 0; i < dim; i += kLanes) {
-    largest = hn::Max(largest, hn::Abs(hn::LoadN(d, from + i, static_cast<size_t>(HWY_MIN(kLanes, dim - i)))));
+    largest = hn::Max(largest, hn::BitCast(di, hn::Abs(hn::LoadN(d, from + i, static_cast<size_t>(HWY_MIN(kLanes, dim - i))))));
   }
-  StoreHalf(hn::Div(hn::Set(d, hn::ReduceMax(d, largest)), hn::Set(d, 127.0f)), scale, 1);
+  const VF most_of_row = hn::BitCast(d, hn::Set(di, hn::ReduceMax(di, largest)));
+  StoreHalf(hn::Div(most_of_row, hn::Set(d, 127.0f)), scale, 1);
   const VF step = hn::Set(d, hn::GetLane(LoadFloats(scale, 1)));
   const auto none = hn::Eq(step, hn::Zero(d));
   const VF most = hn::Set(d, 127.0f);
