@@ -142,6 +142,36 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   }
 }
 
+// One channel that is not finite leaves no output that is.
+void CheckSpoiled(float one, int bits) {
+  const sol::Kernels& kernels = sol::BestKernels();
+  constexpr size_t K = 96, N = 70;
+  const Matrix matrix(K, N);
+  std::vector<float> x(K, 1.0f), step(K / kBlock), sum(K / kBlock), y(N);
+  x[40] = one;
+  const size_t parts = sol::PartsAt(bits);
+  std::vector<int8_t> natural(parts * K), even_odd(parts * K), phased(parts * K), codes(parts * (K + sol::ActiveQuads::kSlack));
+  std::vector<uint8_t> rows(K + sol::ActiveQuads::kSlack);
+  std::vector<uint32_t> begin(K / kBlock + 1);
+  const sol::Activations q = {parts, natural.data(), even_odd.data(), phased.data(), step.data(), sum.data()};
+  const sol::ActiveQuads active = {rows.data(), codes.data(), begin.data()};
+  kernels.quantize(x.data(), K, 0, q);
+  kernels.list_active(q, K, active);
+  const auto check = [&](const float* outputs, size_t count, const char* what) {
+    for (size_t n = 0; n < count; ++n) Expect(!std::isfinite(outputs[n]), what, K, N, bits);
+  };
+  kernels.row_block_major(matrix.View(false, bits), q, 0, N, y.data());
+  check(y.data(), N, "row_block_major of what is not finite");
+  std::fill(y.begin(), y.end(), 0.0f);
+  kernels.row_channel_major(matrix.View(true, bits), q, active, {0, K / kBlock}, 0, N, y.data());
+  check(y.data(), N, "row_channel_major of what is not finite");
+  alignas(64) float sums[kTile];
+  kernels.tile_block_major(matrix.View(false, bits), q, 0, 1, 0, sums);
+  check(sums, kTile, "tile_block_major of what is not finite");
+  kernels.tile_channel_major(matrix.View(true, bits), q, 0, 1, 0, sums);
+  check(sums, kTile, "tile_channel_major of what is not finite");
+}
+
 void CheckKeepLargest(size_t n, size_t keep) {
   std::vector<float> x(n), before;
   for (float& value : x) value = static_cast<float>(Uniform(40) - 20);
@@ -204,6 +234,7 @@ int main() {
     CheckProducts(96, 64, bits, 5);
     CheckProducts(64, 202, bits, 9);
     CheckProducts(160, 390, bits, 4);
+    for (const float one : {NAN, INFINITY, -INFINITY}) CheckSpoiled(one, bits);
   }
   for (const size_t n : {1, 31, 96, 333}) {
     for (const size_t keep : {size_t{1}, n / 3 + 1, n}) CheckKeepLargest(n, keep);

@@ -68,7 +68,7 @@ struct Kernels {
   // Quantizes one token into row `token` of `out`.
   void (*quantize)(const float* x, size_t K, size_t token, const Activations& out);
 
-  // Lists the nonzero natural codes of one token, and something of every block whose step is NaN.
+  // Lists the nonzero natural codes of one token, and something of every block whose step is not finite.
   void (*list_active)(const Activations& x, size_t K, const ActiveQuads& out);
 
   // y[n] = x W[:, n] for begin <= n < end, one token, block-major base.

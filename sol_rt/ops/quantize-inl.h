@@ -10,6 +10,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "nested.h"
@@ -199,8 +200,8 @@ HWY_INLINE void ListActiveParts(const int8_t* natural, const float* step, size_t
       count += hn::CompressStore(rows, hn::RebindMask(du, nonzero), du, out.rows + count);
     }
     if (count == first) {
-      if (step[b] == step[b]) continue;
-      out.rows[count++] = 0;  // NaN is no block to skip: it spoils the outputs as it should
+      if (std::isfinite(step[b])) continue;
+      out.rows[count++] = 0;  // NaN or, on Arm, infinity: no block to skip, it spoils the outputs as it should
       for (size_t p = 0; p < kParts; ++p) out.codes[p * part + first] = 0;
     }
     // Zeros to the full quad, for the last row once more: no other row is touched.
