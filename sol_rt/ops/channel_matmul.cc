@@ -65,13 +65,14 @@ Activations ChannelMatMul::PlaceRows(size_t tokens, Arena& arena) const {
 
 void ChannelMatMul::Quantize(const Context& context, const float* x, size_t tokens, size_t keep, const Activations& q) const {
   constexpr size_t kRows = 16;
-  const size_t K = w_.K;
-  context.ParallelFor((tokens + kRows - 1) / kRows, [&](size_t task) {
-    thread_local Buffer pruned;
-    float* copy = pruned.Get<float>(K);
+  const size_t K = w_.K, tasks = (tokens + kRows - 1) / kRows;
+  thread_local Buffer memory;  // the caller's: a task has no way to say that there is none
+  float* copies = keep < K ? memory.Get<float>(tasks * K) : nullptr;
+  context.ParallelFor(tasks, [&](size_t task) {
     for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
       const float* from = x + t * K;
       if (keep < K) {
+        float* copy = copies + task * K;
         std::copy_n(from, K, copy);
         BestKernels().keep_largest(copy, K, keep);
         from = copy;
