@@ -589,6 +589,14 @@ def test_bad_attribute_is_refused_at_load(attribute: str, value: float) -> None:
         session(Dims(), **{attribute: value})
 
 
+def test_a_missing_attribute_is_named_at_load() -> None:
+    model = model_of(Dims())
+    attributes = model.graph.node[0].attribute
+    attributes.remove(next(attribute for attribute in attributes if attribute.name == "sinks"))
+    with pytest.raises(Exception, match=r"SparseAttention: attribute sinks: .*export the bundle again"):
+        open_session(model)
+
+
 @pytest.mark.parametrize("name", ["past_key_scale", "past_value_scale", "present_key_scale", "present_value_scale"])
 def test_an_int8_cache_without_its_scales_is_refused_at_load(name: str) -> None:
     """Scales are optional to ONNX Runtime, as a float16 cache has none."""

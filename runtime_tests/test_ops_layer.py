@@ -455,6 +455,8 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
+        ("layer", -1),
+        ("layer", 3),
         ("hidden_size", 96),
         ("hidden_size", 60),
         ("intermediate_size", 64),

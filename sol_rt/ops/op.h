@@ -153,7 +153,7 @@ class Attributes {
 
   int64_t Int(const char* name) const {
     int64_t value = 0;
-    Check(Api().KernelInfoGetAttribute_int64(info_, name, &value));
+    CheckRead(name, Api().KernelInfoGetAttribute_int64(info_, name, &value));
     return value;
   }
   int64_t Int(const char* name, int64_t least, int64_t most) const {
@@ -164,24 +164,16 @@ class Attributes {
     }
     return value;
   }
-  // The attribute, or `missing` where the node does not have it.
-  int64_t IntOr(const char* name, int64_t missing) const {
-    int64_t value = 0;
-    OrtStatus* status = Api().KernelInfoGetAttribute_int64(info_, name, &value);
-    if (status == nullptr) return value;
-    Api().ReleaseStatus(status);
-    return missing;
-  }
   float Float(const char* name) const {
     float value = 0;
-    Check(Api().KernelInfoGetAttribute_float(info_, name, &value));
+    CheckRead(name, Api().KernelInfoGetAttribute_float(info_, name, &value));
     return value;
   }
   std::string String(const char* name) const {
     size_t size = 0;
-    Check(Api().KernelInfoGetAttribute_string(info_, name, nullptr, &size));
+    CheckRead(name, Api().KernelInfoGetAttribute_string(info_, name, nullptr, &size));
     std::string value(size, '\0');
-    Check(Api().KernelInfoGetAttribute_string(info_, name, value.data(), &size));
+    CheckRead(name, Api().KernelInfoGetAttribute_string(info_, name, value.data(), &size));
     while (!value.empty() && value.back() == '\0') value.pop_back();
     return value;
   }
@@ -191,11 +183,7 @@ class Attributes {
     return count;
   }
   // Whether the node has this optional input or output: one may end before it, or leave its name empty.
-  bool HasInput(size_t index) const {
-    size_t count = 0;
-    Check(Api().KernelInfo_GetInputCount(info_, &count));
-    return index < count && HasName(Api().KernelInfo_GetInputName, index);
-  }
+  bool HasInput(size_t index) const { return index < InputCount() && HasName(Api().KernelInfo_GetInputName, index); }
   bool HasOutput(size_t index) const {
     size_t count = 0;
     Check(Api().KernelInfo_GetOutputCount(info_, &count));
@@ -227,6 +215,14 @@ class Attributes {
   }
 
  private:
+  // Names the attribute that could not be read.
+  void CheckRead(const char* name, OrtStatus* status) const {
+    try {
+      Check(status);
+    } catch (const Error& error) {
+      throw Error(std::string(op_) + ": attribute " + name + ": " + error.what() + "; export the bundle again");
+    }
+  }
   template <class Function>
   bool HasName(Function name_of, size_t index) const {
     size_t size = 0;  // with the zero behind it
@@ -315,34 +311,35 @@ class Context {
   OrtKernelContext* context_;
 };
 
-// An input that holds a count: int64 [1], or of a layer int64 [layers] as well.
+// An input that holds a count, int64 [1], or those of all layers, int64 [layers], of which one counts.
 class CountInput {
  public:
   static constexpr int64_t kNoLayer = -1;
 
   CountInput(const Attributes& attributes, const char* op, size_t port, const char* name, int64_t layer = kNoLayer)
       : op_(op), port_(port), name_(name), layer_(layer), known_(attributes.InputLength(port)) {
-    if (known_ > 0) Place(known_);
+    if (known_ > 0) ExpectCounts(known_);
   }
 
   const char* Name() const { return name_; }
   int64_t Read(const Context& context) const {
-    if (known_ > 0) return static_cast<const int64_t*>(context.InputData(port_))[known_ == 1 ? 0 : layer_];
+    if (known_ > 0) return static_cast<const int64_t*>(context.InputData(port_))[Place()];
     const Tensor tensor = context.Input(port_);
-    if (layer_ == kNoLayer || tensor.rank != 1) Expect(op_, name_, tensor, kInt64, {1});
-    Expect(op_, name_, tensor, kInt64, {-1});
-    return tensor.As<int64_t>()[Place(tensor.dims[0])];
+    if (layer_ == kNoLayer) {
+      Expect(op_, name_, tensor, kInt64, {1});
+    } else {
+      Expect(op_, name_, tensor, kInt64, {-1});
+      ExpectCounts(tensor.dims[0]);
+    }
+    return tensor.As<int64_t>()[Place()];
   }
 
  private:
-  // Which of `count` elements is meant.
-  int64_t Place(int64_t count) const {
-    if (count == 1) return 0;
-    if (layer_ == kNoLayer || layer_ >= count) {
-      throw Error(std::string(op_) + ": input " + name_ + ": got " + std::to_string(count) + " counts, expected " +
-                  (layer_ == kNoLayer ? "1" : "1 or more than " + std::to_string(layer_) + ", the layer") + "; export the bundle again");
-    }
-    return layer_;
+  int64_t Place() const { return std::max<int64_t>(layer_, 0); }
+  void ExpectCounts(int64_t count) const {
+    if (layer_ == kNoLayer ? count == 1 : count > layer_) return;
+    throw Error(std::string(op_) + ": input " + name_ + ": got " + std::to_string(count) + " counts, expected " +
+                (layer_ == kNoLayer ? "1" : "more than " + std::to_string(layer_) + ", the layer") + "; export the bundle again");
   }
 
   const char* op_;
