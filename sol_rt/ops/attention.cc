@@ -155,8 +155,8 @@ DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
   plan.padded_dim = RoundUp(call.head_dim, kMaxLanes);
   plan.code_stride = RoundUp(kPageSize * RoundUp(call.CodeBytes(), 4), 4 * kMaxLanes);
   plan.old_tokens = (call.pages - 1) * kPageSize;
-  const int64_t kept = call.keep * kPageSize + std::min(call.sinks, plan.old_tokens) + call.total - plan.old_tokens;
-  plan.most_tokens = call.kv_heads * (plan.sparse ? kept : call.total);
+  const int64_t always = std::min(call.sinks, plan.old_tokens) + call.total - plan.old_tokens;
+  plan.most_tokens = call.kv_heads * (plan.sparse ? call.keep * kPageSize + always : call.total);
   plan.chunk_tokens = std::clamp(RoundUp(DivideUp(plan.most_tokens, kDecodeTasks), kMaxLanes), kMinChunkTokens, kMaxChunkTokens);
   plan.most_chunks = plan.most_tokens / plan.chunk_tokens + call.kv_heads;
   plan.score_parts = DivideUp(plan.old_tokens, kScoredTokens);

@@ -1,4 +1,4 @@
-// Appending to the cache: rotary on k, rounding of k and v to the cache's type, codes that pages are selected by.
+// Appending to the cache: rotary on k, rounding of k and v to the cache's type, key codes, by which old tokens are chosen.
 #if defined(SOL_RT_OPS_ATTENTION_APPEND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_RT_OPS_ATTENTION_APPEND_INL_H_
 #undef SOL_RT_OPS_ATTENTION_APPEND_INL_H_

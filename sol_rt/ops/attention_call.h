@@ -24,7 +24,7 @@ inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t RoundUp(int64_t a, int64_t b) { return DivideUp(a, b) * b; }
 
 // Keys and values come from memory: between two steps the weights of the whole model pass through the caches. The hardware foresees neither
-// the first lines of a stream nor where the next selected page lies.
+// the first lines of a stream nor where the next chosen token lies.
 inline void PrefetchBytes(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(static_cast<const char*>(from) + i);
 }

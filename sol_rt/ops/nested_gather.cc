@@ -1,8 +1,9 @@
 // NestedGather(ids, base, scale, zero[, plane1[, plane2]]) -> y: rows of an embedding whose outputs are the vocabulary.
 
+#include <hwy/base.h>
+
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <string>
 
 #include "nested.h"
@@ -11,15 +12,6 @@
 
 namespace sol {
 namespace {
-
-float FromHalf(uint16_t half) {
-  const float sign = half & 0x8000 ? -1.0f : 1.0f;
-  const int exponent = half >> 10 & 0x1F;
-  const int fraction = half & 0x3FF;
-  if (exponent == 0x1F) return fraction != 0 ? std::nanf("") : sign * INFINITY;
-  if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
-  return sign * std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-}
 
 class NestedGather {
  public:
@@ -78,7 +70,7 @@ class NestedGather {
   void Row(size_t n, float* y) const {
     for (size_t b = 0; b < w_.K / kBlock; ++b) {
       const size_t at = b * w_.N + n;
-      const float scale = FromHalf(w_.scale[at]) / 16.0f;
+      const float scale = hwy::F32FromF16(hwy::float16_t::FromBits(w_.scale[at])) / 16.0f;
       const float zero = static_cast<float>(w_.zero[at]) + w_.Center();
       for (size_t k = 0; k < kBlock; ++k) {
         const int shift = static_cast<int>(k % 4 * 2);

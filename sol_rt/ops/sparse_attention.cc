@@ -1,4 +1,4 @@
-// SparseAttention: rotary embedding, in-place append to the cache, key codes, page selection, attention.
+// SparseAttention as an operator of its own: attention over the cache, without the layer's matrices.
 
 #include <algorithm>
 #include <array>

@@ -113,6 +113,7 @@ class Member {
     if (Work(team_.phases_[next_++], tasks, prepare, task)) last();
     team_.over_.store(true, std::memory_order_relaxed);
   }
+
  private:
   bool FromBack() const { return index_ % 2 != 0; }
 
