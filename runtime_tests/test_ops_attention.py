@@ -6,6 +6,7 @@ import functools
 import sys
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ from reference import (
     unpacked,
 )
 from simd_targets import BITS, run_tests, with_targets
+from thread_counts import assert_same_for_any_thread_count
 
 from sol_rt.ops import library_path
 
@@ -107,13 +109,12 @@ def model_of(dims: Dims, **changed: int) -> onnx.ModelProto:
 
 
 @functools.cache
-def session(dims: Dims, threads: int = 1, **changed: int) -> ort.InferenceSession:
-    return open_session(model_of(dims, **changed), threads)
+def session(dims: Dims, **changed: int) -> ort.InferenceSession:
+    return open_session(model_of(dims, **changed))
 
 
-def open_session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
+def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
     options.log_severity_level = 4
     options.register_custom_ops_library(str(LIBRARY))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -273,8 +274,8 @@ def check(case: Case, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarr
     assert error <= TOLERANCE * np.abs(expected_y).max()
 
 
-def run(case: Case, inputs: dict[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
-    outputs = session(case.dims, threads).run(None, inputs)
+def run(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    outputs = session(case.dims).run(None, inputs)
     return dict(zip(["y", *(f"present_{name}" for name in case.dims.cache)], outputs, strict=True))
 
 
@@ -359,23 +360,22 @@ def test_fixed(case: Case) -> None:
     inputs = make_inputs(case)
     outputs = run(case, inputs)
     check(case, inputs, outputs)
-    assert_same(outputs, run(case, inputs, threads=2))
+    assert_same(outputs, run(case, inputs))
 
 
 @INT8
-def test_long_context_splits_the_same_for_any_thread_count(int8: bool) -> None:
+def test_long_context_splits_the_same_for_any_thread_count(int8: bool, tmp_path: Path) -> None:
     dims = Dims(capacity=4096, int8=int8)
-    for case in (
+    cases = [
         Case(dims, 4000, 1, 2**40),
         Case(dims, 4000, 1, 240, seed=2),
         Case(dims, 3900, 24, 0),
         Case(dims, 3071, 1, 400, seed=2),
-    ):
-        inputs = make_inputs(case)
-        outputs = run(case, inputs)
-        check(case, inputs, outputs)
-        for _ in range(3):
-            assert_same(outputs, run(case, inputs, threads=2))
+    ]
+    inputs = [make_inputs(case) for case in cases]
+    for case, feeds in zip(cases, inputs, strict=True):
+        check(case, feeds, run(case, feeds))
+    assert_same_for_any_thread_count(model_of(dims), inputs, 3, tmp_path)
 
 
 @INT8
@@ -473,12 +473,12 @@ def test_one_session_run_by_several_threads() -> None:
         Case(Dims(), 30 * i, 60, 0, seed=i) for i in range(4)
     ]
     inputs = [make_inputs(case) for case in steps]
-    expected = [run(case, feeds, threads=2) for case, feeds in zip(steps, inputs, strict=True)]
+    expected = [run(case, feeds) for case, feeds in zip(steps, inputs, strict=True)]
     wrong: list[int] = []
 
     def work(i: int) -> None:
         for _ in range(20):
-            if not np.array_equal(run(steps[i], inputs[i], threads=2)["y"], expected[i]["y"]):
+            if not np.array_equal(run(steps[i], inputs[i])["y"], expected[i]["y"]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(steps))]

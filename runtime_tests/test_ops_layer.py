@@ -7,8 +7,6 @@ after follows. At level 8 a flip is nothing.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +23,7 @@ from onnx import TensorProto, helper, inliner
 from random_decoder import CONFIGS, describe
 from reference import Array, Nested
 from simd_targets import X86_TARGETS, run_tests
+from thread_counts import assert_same_for_any_thread_count
 
 from sol_rt.config import KvLayout
 from sol_rt.export import bodies
@@ -357,39 +356,12 @@ def large(bits: int, past: int, keep: int, kv: KvLayout = FLOAT16) -> Layer:
     return Layer(decoder, bits, 1, past, keep, 400, 900, 430, 370, kv=kv)
 
 
-THREADS = """
-import sys, numpy as np, onnxruntime as ort
-library, threads, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-options = ort.SessionOptions()
-options.intra_op_num_threads = threads
-options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 2 else "1")
-options.register_custom_ops_library(library)
-session = ort.InferenceSession(f"{folder}/model.onnx", options, providers=["CPUExecutionProvider"])
-feed = dict(np.load(f"{folder}/feed.npz"))
-first = session.run(None, feed)
-for _ in range(int(sys.argv[4])):
-    for a, b in zip(first, session.run(None, feed)):
-        assert np.array_equal(a, b), "runs differ"
-np.savez(f"{folder}/out{threads}.npz", *first)
-"""
-
-
 @pytest.mark.parametrize(("bits", "kv"), [(4, FLOAT16), (8, FLOAT16), (4, INT8)])
 @pytest.mark.parametrize("keep", [3, 100])
 def test_results_are_the_same_for_any_number_of_threads(bits: int, kv: KvLayout, keep: int, tmp_path: Path) -> None:
-    """1, 2 and more threads than processors, each in a process of its own: no bit differs, no run hangs."""
+    """No bit differs, no run hangs."""
     layer = large(bits, 200, keep, kv)
-    onnx.save(layer.model, str(tmp_path / "model.onnx"))
-    np.savez(tmp_path / "feed.npz", **layer.feed)
-    counts = (1, 2, 4 * (os.cpu_count() or 1) + 1)
-    for count in counts:
-        command = [sys.executable, "-c", THREADS, str(LIBRARY), str(count), str(tmp_path), "50"]
-        done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=120)
-        assert done.returncode == 0, done.stderr
-    results = [np.load(tmp_path / f"out{count}.npz") for count in counts]
-    for result in results[1:]:
-        for name in results[0].files:
-            assert np.array_equal(result[name], results[0][name]), name
+    assert_same_for_any_thread_count(layer.model, [layer.feed], 50, tmp_path)
 
 
 def test_one_session_run_by_several_threads() -> None:
