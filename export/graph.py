@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from sol_rt.config import KvLayout, TensorEntry, Variant
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
+from sol_rt.export.attention_body import AttentionShape, sparse_attention
 from sol_rt.export.layer import (
     CACHE,
     cache_parts,
@@ -32,6 +33,8 @@ _DTYPES = {
     "uint8": TensorProto.UINT8,
     "uint4": TensorProto.UINT4,
 }
+CHOOSING, PRUNING = "choosing_layers", "pruning_layers"
+"""Dims of the inputs that choose tokens and channels: the number of layers, or 0 for all tokens or all channels."""
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _KEPT_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
 _KEPT_O = (0.0, 0.22, 0.42, 0.64, 1.0)
@@ -204,6 +207,7 @@ class _GraphWriter:
             *map(self._tensor, ["rope.cos", "rope.sin"]),
             *(_cache_name("past", part, layer) for part in self.cache[len(CACHE) :]),
             *map(self._tensor, weights),
+            "total_length",
             out=[y, *(_cache_name("present", part, layer) for part in self.cache)],
             domain="sol",
             layer=layer,
@@ -251,15 +255,7 @@ class _GraphWriter:
             decoder_layer(decoder, bits, self.kv),
             bodies.nested_matmul(self.head_bits),
             bodies.pruned_matmul(bits),
-            bodies.sparse_attention(
-                num_heads=decoder.num_heads,
-                kv_heads=decoder.num_kv_heads,
-                head_dim=decoder.head_dim,
-                rotary_dim=decoder.rotary_dim,
-                sinks=self.kv.sinks,
-                softmax_scale=decoder.softmax_scale,
-                int8=self.kv.dtype == "int8",
-            ),
+            sparse_attention(self._attention_shape(), int8=self.kv.dtype == "int8"),
             bodies.pruned_mlp(
                 bits,
                 hidden=decoder.hidden_size,
@@ -270,12 +266,24 @@ class _GraphWriter:
             ),
         ]
 
+    def _attention_shape(self) -> AttentionShape:
+        decoder = self.decoder
+        return AttentionShape(
+            decoder.num_heads,
+            decoder.num_kv_heads,
+            decoder.head_dim,
+            decoder.rotary_dim,
+            self.kv.sinks,
+            decoder.softmax_scale,
+        )
+
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
-        by_layer = ("attn_keep", "mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
-        counts = {"past_length": 1, **dict.fromkeys(by_layer, self.decoder.num_layers), "num_logits": 1}
+        pruning = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+        sizes: dict[str, int | str] = {"past_length": 1, "attn_keep": CHOOSING, **dict.fromkeys(pruning, PRUNING)}
         inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
-        inputs += [info(name, TensorProto.INT64, [size]) for name, size in counts.items()]
+        inputs += [info(name, TensorProto.INT64, [size]) for name, size in {**sizes, "num_logits": 1}.items()]
+        inputs.append(info("total_length", TensorProto.INT32, [1]))
         return inputs + self._cache_infos("past")
 
     def _outputs(self) -> list[onnx.ValueInfoProto]:

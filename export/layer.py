@@ -91,12 +91,12 @@ class _LayerBody:
                 normed = self._norm("mlp_norm", "x")
             op("Add", "x", op("Add", attention, self._mlp(normed)), out="y")
         else:
-            middle = op("Add", "x", attention)
-            op("Add", middle, self._mlp(self._norm("mlp_norm", middle)), out="y")
+            normed, middle = self._norm_of_sum("mlp_norm", "x", attention)
+            op("Add", middle, self._mlp(normed), out="y")
         weights = [_formal(name) for name in layer_weights(decoder, self.bits)]
         return self.writer.function(
             "DecoderLayer",
-            ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *self.scales, *weights],
+            ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *self.scales, *weights, "total_length"],
             ["y", *(f"present_{part}" for part in self.cache)],
             ["layer", *layer_attributes(decoder, self.bits, self.kv)],
         )
@@ -105,7 +105,7 @@ class _LayerBody:
         decoder = self.decoder
         qkv = self._matmul(x, "qkv", decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
         past = [f"past_{part}" for part in CACHE]
-        inputs = [qkv, *past, "past_length", self._own("attn_keep"), "cos", "sin", *self.scales]
+        inputs = [qkv, *past, "past_length", self._own("attn_keep"), "cos", "sin", *self.scales, "total_length"]
         self.writer.op(
             "SparseAttention",
             *inputs,
@@ -138,12 +138,27 @@ class _LayerBody:
         return self._float(y)
 
     def _own(self, counts: str) -> str:
-        """The layer's own entry of `counts`, int64 [1]. WebGPU gathers int64 but does not slice or split it."""
+        """The layer's own entry of `counts`, int64 [1], nothing where they are empty. WebGPU gathers int64 but does not
+        slice or split it."""
         index = self.writer.op("Reshape", self.writer.op("Constant", value_int=Ref("layer")), self.writer.ints(1))
-        return self.writer.op("Gather", counts, index)
+        return self.writer.where_any(
+            counts, lambda inner: inner.op("Gather", counts, index), lambda inner: inner.op("Identity", counts)
+        )
 
     def _norm(self, name: str, x: str) -> str:
         return norm(self.writer, self.decoder, x, [_formal(part) for part in norm_weights(self.decoder, name)])
+
+    def _norm_of_sum(self, name: str, x: str, added: str) -> tuple[str, str]:
+        """The norm of x + added, and that sum, in one node."""
+        normed, middle = self.writer.name("normed"), self.writer.name("middle")
+        self.writer.op(
+            "SkipSimplifiedLayerNormalization" if self.decoder.norm == "rms" else "SkipLayerNormalization",
+            *(x, added, *map(_formal, norm_weights(self.decoder, name))),
+            out=[normed, "", "", middle],
+            domain="com.microsoft",
+            epsilon=self.decoder.norm_eps,
+        )
+        return normed, middle
 
     def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
         weights = map(_formal, nested_names(matrix, self.bits))

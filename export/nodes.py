@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,10 @@ class Ref:
 
 
 class NodeWriter:
-    """Nodes in execution order; names of intermediate values are made here."""
+    """Nodes in execution order; names of intermediate values are made here, each beginning with `prefix`."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.value_infos: list[onnx.ValueInfoProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -35,7 +36,7 @@ class NodeWriter:
         self, op_type: str, *inputs: str, out: str | Sequence[str] | None = None, domain: str = "", **attributes: Any
     ) -> str:
         """Appends a node; returns the name of its first output, made up where `out` does not give it."""
-        outputs = [out] if isinstance(out, str) else list(out or [f"{op_type.lower()}_{len(self.nodes)}"])
+        outputs = [out] if isinstance(out, str) else list(out or [self.name(op_type.lower())])
         refs = {key: value for key, value in attributes.items() if isinstance(value, Ref)}
         plain = {key: value for key, value in attributes.items() if key not in refs}
         node = helper.make_node(op_type, inputs, outputs, domain=domain, **plain)
@@ -44,12 +45,41 @@ class NodeWriter:
         self.nodes.append(node)
         return outputs[0]
 
+    def name(self, stem: str) -> str:
+        """A name that no node has given to an output before."""
+        return f"{self.prefix}{stem}_{len(self.nodes)}"
+
+    def where_any(
+        self,
+        counts: str,
+        then: Callable[[NodeWriter], str],
+        otherwise: Callable[[NodeWriter], str],
+        out: str | None = None,
+    ) -> str:
+        """The value that `then` writes where the tensor `counts` of one dim has an element, else that of `otherwise`.
+
+        The condition depends on a shape alone: where that is known when a session is made, ONNX Runtime leaves the
+        branch that is not taken out of the graph.
+        """
+        size = self.op("Shape", counts)
+        branches = {}
+        for key, write in (("then_branch", then), ("else_branch", otherwise)):
+            inner = NodeWriter(f"{self.name(key[:4])}_")
+            result = onnx.ValueInfoProto(name=write(inner))
+            branches[key] = helper.make_graph(inner.nodes, key, [], [result])
+        return self.op("If", self.op("Cast", size, to=onnx.TensorProto.BOOL), out=out, **branches)
+
+    def count(self, counts: str) -> str:
+        """An int64 count [1] as float [1]. Of an empty tensor too, so that the shapes of a branch that is not taken
+        pass inference."""
+        return self.op("ReduceSum", self.op("Cast", counts, to=onnx.TensorProto.FLOAT), self.ints(0), keepdims=1)
+
     def const(self, value: Any, dtype: Any = np.float32) -> str:
         """A constant of `dtype`; equal ones share a node."""
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            name = f"c{len(self._constants)}"
+            name = f"{self.prefix}c{len(self._constants)}"
             self.op("Constant", out=name, value=numpy_helper.from_array(array))
             self._constants[key] = name
         return self._constants[key]

@@ -185,7 +185,11 @@ def token_scores(query: Array, codes: Array, ranges: Array, scale: float) -> Arr
     """
     whole, step = query_codes(query)
     least, key_step = ranges.astype(np.float64).T
-    logits = scale * step * (key_step * (whole @ unpacked(codes).T) + least * whole.sum(-1, keepdims=True))
+    return _shares(scale * step * (key_step * (whole @ unpacked(codes).T) + least * whole.sum(-1, keepdims=True)))
+
+
+def _shares(logits: Array) -> Array:
+    """Sums over a group [group, tokens] of its softmaxes."""
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     scores = (weights / weights.sum(-1, keepdims=True)).sum(0)
     return np.where(scores < 2.0**-100, 0.0, scores)
@@ -210,9 +214,11 @@ def sparse_attention(
     kv_heads: int,
     sinks: int,
     scale: float,
+    by_keys: bool = False,
 ) -> tuple[Array, ...]:
     """qkv [1, S, (H + 2 Hk) D] and a layer's cache: keys, values, codes and ranges of the keys and, where keys and
-    values are int8, the scales of both -> y float64 [1, S, H D] and the new cache.
+    values are int8, the scales of both -> y float64 [1, S, H D] and the new cache. Tokens are chosen by the codes or,
+    as function bodies do, by the keys themselves.
     """
     key, value, codes, ranges, *scales = (part.copy() for part in cache)
     codes, ranges = by_token(codes, ranges)
@@ -237,7 +243,10 @@ def sparse_attention(
     if count == 1 and attn_keep < old:
         queries = q[0].reshape(kv_heads, heads // kv_heads, size)
         rows = slice(0, old * PAGE)
-        scores = [token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale) for h in range(kv_heads)]
+        if by_keys:
+            scores = [_shares(scale * queries[h] @ keys[h, rows].T) for h in range(kv_heads)]
+        else:
+            scores = [token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale) for h in range(kv_heads)]
         attended[:, rows] = best_tokens(np.array(scores), kv_heads * attn_keep * PAGE)
         attended[:, :sinks] = True
     y = np.zeros((count, heads, size))

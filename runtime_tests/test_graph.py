@@ -66,7 +66,8 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
     half, whole, real = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[int | str]]] = {"input_ids": (whole, [1, "S"])}
     inputs |= {name: (whole, [1]) for name in ("past_length", "num_logits")}
-    inputs |= {name: (whole, [shape.num_layers]) for name in ("attn_keep", *COUNTS)}
+    inputs |= {"attn_keep": (whole, ["choosing_layers"]), **dict.fromkeys(COUNTS, (whole, ["pruning_layers"]))}
+    inputs["total_length"] = (TensorProto.INT32, [1])
     outputs: dict[str, tuple[int, list[int | str]]] = {
         "logits": (real, ["M", shape.vocab_size]),
         "hidden_states": (real, ["M", shape.hidden_size]),
@@ -108,7 +109,7 @@ def _run(
 ) -> tuple[Array, Array]:
     every = np.zeros(decoder.num_layers, np.int64)
     feed: dict[str, Array] = {"input_ids": np.array([tokens]), "num_logits": np.array([wanted])}
-    feed |= {"past_length": np.array([0]), "attn_keep": every}
+    feed |= {"past_length": np.array([0]), "attn_keep": every, "total_length": np.array([len(tokens)], np.int32)}
     feed |= {name: every if variant is None else np.array(getattr(variant, count)) for name, count in COUNTS.items()}
     for layer in range(decoder.num_layers):
         for part in ("key", "value"):
@@ -119,6 +120,8 @@ def _run(
         feed[f"past_key_range.{layer}"] = np.zeros((1, decoder.num_kv_heads, 64, 2), np.float16)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    if "q8" in path.name:  # see docs/bundle.md, section 3
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     logits, hidden = session.run(["logits", "hidden_states"], feed)
     return logits, hidden
@@ -138,15 +141,15 @@ def test_the_output_matrix_at_a_width_of_its_own(made: tuple[Path, RandomDecoder
 
 @pytest.mark.parametrize(("prune", "bits"), VARIANTS)
 def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
-    """Root mean square error within 3% of the values': float32 flips a few int8 roundings and pruning choices.
-
-    Within 0.05% with 8 bits and nothing pruned: a flip of a 16-bit code is nothing.
+    """Root mean square error within 3% of the values', for bodies round activations otherwise than kernels do; 20% where
+    that flips choices of channels, in a random network of two narrow layers; 0.3% with 8 bits and nothing pruned, where
+    attention's float16 is all that is left.
     """
     folder, decoder = made
     variant = decoder.variant(prune, bits)
     path = decoder.write_graph(folder, prune, bits)
     got = _run(path, decoder.decoder, TOKENS, len(TOKENS), variant)
-    bound = 5e-4 if (prune, bits) == (100, 8) else 0.03
+    bound = 0.2 if prune < 100 else 0.003 if bits == 8 else 0.03
     for value, expected in zip(got, decoder.logits(TOKENS, prune, bits), strict=True):
         assert np.sqrt(np.mean((value - expected) ** 2)) <= bound * np.sqrt(np.mean(expected**2))
 

@@ -62,6 +62,7 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
         counts = {"attn_keep": 10**6, **dict.fromkeys(CHANNEL_COUNTS, 0)}
         feed |= {name: np.full(config.model.num_layers, value) for name, value in counts.items()}
         feed["input_ids"] = np.array([fed], np.int64)
+        feed["total_length"] = np.array([past + len(fed)], np.int32)
         outputs = dict(zip(names, session.run(names, feed), strict=True))
         for name, value in outputs.items():
             if name.startswith("present"):

@@ -27,6 +27,7 @@ from thread_counts import assert_same_for_any_thread_count
 
 from sol_rt.config import KvLayout
 from sol_rt.export import bodies
+from sol_rt.export.attention_body import AttentionShape, sparse_attention
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.layer import CACHE, cache_parts, decoder_layer, layer_attributes, layer_weights
 from sol_rt.export.nodes import IR_VERSION, OPSETS
@@ -109,6 +110,7 @@ class Layer:
             "past_length": np.array([self.past]),
             **{name: self._counts(count) for name, count in counts.items()},
             **scales,
+            "total_length": np.array([self.past + self.tokens], np.int32),
         }
 
     def _counts(self, own: int) -> Array:
@@ -135,7 +137,8 @@ class Layer:
             initializers.append(helper.make_tensor(name, dtype, shape, array.tobytes(), raw=True))
         body = decoder_layer(d, bits, self.kv)
         scales = [name for name in self.feed if name.endswith("_scale")]
-        inputs = [*(name for name in self.feed if name not in scales), "cos", "sin", *scales, *weights]
+        last = "total_length"
+        inputs = [*(name for name in self.feed if name not in (*scales, last)), "cos", "sin", *scales, *weights, last]
         attributes = {"layer": self.layer, **layer_attributes(d, bits, self.kv)}
         node = helper.make_node("DecoderLayer", inputs, body.output, domain="sol", **attributes)
 
@@ -148,13 +151,8 @@ class Layer:
         functions = [
             body,
             bodies.pruned_matmul(bits),
-            bodies.sparse_attention(
-                num_heads=d.num_heads,
-                kv_heads=d.num_kv_heads,
-                head_dim=d.head_dim,
-                rotary_dim=d.rotary_dim,
-                sinks=4,
-                softmax_scale=d.softmax_scale,
+            sparse_attention(
+                AttentionShape(d.num_heads, d.num_kv_heads, d.head_dim, d.rotary_dim, 4, d.softmax_scale),
                 int8=self.kv.dtype == "int8",
             ),
             bodies.pruned_mlp(

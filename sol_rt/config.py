@@ -20,7 +20,7 @@ from sol_rt.errors import BundleError, UsageError
 from sol_rt.policy_inputs import KNOWN_SCALARS
 
 FORMAT = "sol_rt.bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CONFIG_NAME = "sol_config.json"
 PAGE_SIZE = 4
 ALIGNMENT = 4096

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,17 +18,20 @@ import onnxruntime as ort
 from sol_rt import providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import SolConfig, Variant
+from sol_rt.config import ModelDims, SolConfig, Variant
 from sol_rt.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError
 from sol_rt.kv_cache import KvCache
 from sol_rt.weights import SharedWeights
 
-_NATIVE_CHUNK = 512
-_BODY_CHUNK = 128  # function bodies hold the attention matrix of a whole chunk
+_CHUNK = 512
+_CPU_BODY_CHUNK = 128  # function bodies on the CPU hold the attention matrix of a whole chunk
+_SOFTWARE_CHUNK = 16  # Mesa's software Vulkan gives wrong numbers in ONNX Runtime's attention of 32 and more new tokens
 _ALL_PAGES = 1 << 30
 _CHANNEL_INPUTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
 """In the order of `ModelDims.channels`."""
+_CHOICE_DIMS = ("choosing_layers", "pruning_layers")
+"""Dims of `attn_keep` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
 
 
 class StepOutput(NamedTuple):
@@ -80,14 +83,16 @@ class Engine:
         self.weights = SharedWeights(bundle)
         self._cache = KvCache(model, bundle.config.kv, self.provider.place)
         self._inputs = _StepInputs(bundle.config)
-        self._runners: dict[str, _Runner] = {}
+        self._runners: dict[tuple[str, _Choices], _Runner] = {}
+        self._sessions: dict[tuple[str, _Choices], ort.InferenceSession] = {}
         self._plans: dict[Action, _Plan] = {}
         self._plan: _Plan | None = None
         self._page_size = bundle.config.kv.page_size
         self._tokens: list[int] = []
         self.owner: object = None  # whoever last filled the cache for itself
         self._sums = native_sums() if self.native else numpy_sums
-        self._chunk = _NATIVE_CHUNK if self.native else _BODY_CHUNK
+        on_cpu = not self.native and self.provider.name == "cpu"
+        self._chunk = _SOFTWARE_CHUNK if self.provider.software else _CPU_BODY_CHUNK if on_cpu else _CHUNK
 
     @property
     def provider_name(self) -> str:
@@ -120,7 +125,8 @@ class Engine:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Keys of the variants whose graph has a session."""
-        return tuple(key for key, variant in self.bundle.config.variants.items() if variant.file in self._runners)
+        files = {file for file, _ in self._runners}
+        return tuple(key for key, variant in self.bundle.config.variants.items() if variant.file in files)
 
     def load(self, variant_keys: Iterable[str]) -> None:
         """Makes the sessions of these variants now; others are made when first used.
@@ -128,7 +134,8 @@ class Engine:
         Raises BundleError, ProviderError.
         """
         for key in variant_keys:
-            self._runner(key)
+            variant = self._variant(key)
+            self._runner(variant, _Choices(False, _channels(variant, self.bundle.config.model).any()))
 
     def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """From now on the variant keeps these channels, one count a layer; where a name is left out, the bundle's own.
@@ -144,9 +151,10 @@ class Engine:
                 raise UsageError(f"{name}: got {said}, expected {model.num_layers} counts from 1 to {channels}")
         variant = self._variant(variant_key)
         given: dict[str, Any] = {name: tuple(counts) for name, counts in counts_by_name.items()}
-        plan = self._planned(replace(variant, **given))
         self._plan = None
-        self._plans.update({Action(keep, variant.prune, variant.bits): plan for keep in range(1, 101)})
+        for keep in range(1, 101):
+            action = Action(keep, variant.prune, variant.bits)
+            self._plans[action] = self._planned(action, replace(variant, **given))
 
     def reset(self) -> None:
         """Forgets all tokens; buffers stay."""
@@ -188,9 +196,9 @@ class Engine:
     def _step(self, token: int, action: Action) -> StepOutput:
         inputs, length = self._inputs, len(self._tokens)
         inputs.token[0, 0] = token
-        inputs.past_length[0] = length
+        inputs.past_length[0], inputs.total_length[0] = length, length + 1
         inputs.attn_keep[inputs.sparse_layers] = action.pages(length, self._page_size)
-        self._prepare(action).step()
+        self._prepare(action).step().step()
         output = StepOutput(inputs.logits, inputs.hidden, Distribution(inputs.logits[0], self._sums))
         # the same function for both: the step has driven all code out of the caches, and a second one would be fetched
         if not output.distribution.finite or self._sums(inputs.hidden[0]).top is None:
@@ -199,14 +207,14 @@ class Engine:
         return output
 
     def _batch(self, ids: np.ndarray, action: Action, num_logits: int) -> StepOutput:
-        runner, model = self._prepare(action), self.bundle.config.model
+        runner, model = self._prepare(action).batch(), self.bundle.config.model
         logits = np.empty((num_logits, model.vocab_size), np.float32)
         hidden = np.empty((num_logits, model.hidden_size), np.float32)
         first_wanted = ids.size - num_logits
         for start in range(0, ids.size, self._chunk):
             chunk = ids[start : start + self._chunk]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
-            self._inputs.past_length[0] = self.length
+            self._inputs.past_length[0], self._inputs.total_length[0] = self.length, self.length + chunk.size
             if rows.stop > rows.start:
                 into = logits[rows], hidden[rows]
             else:  # a graph always computes one row; nobody asked for this one
@@ -242,21 +250,21 @@ class Engine:
         what = f"{self.bundle.path}: variant {action.variant} gave non-finite numbers at token {self.length}"
         raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
 
-    def _prepare(self, action: Action) -> _Runner:
+    def _prepare(self, action: Action) -> _Plan:
         """Tells the graph how many channels to keep; returns what runs it."""
         plan = self._plans.get(action)
         if plan is None:
-            variant = self._variant(action.variant)
-            plan = self._plans[action] = self._planned(variant)
+            plan = self._plans[action] = self._planned(action, self._variant(action.variant))
         if plan is not self._plan:
             self._inputs.channels[:] = plan.channels
             self._plan = plan
-        return plan.runner
+        return plan
 
-    def _planned(self, variant: Variant) -> _Plan:
-        # 0 keeps all of them, without sorting
-        counts = [np.array(getattr(variant, name)) % most for name, most in self.bundle.config.model.channels.items()]
-        return _Plan(self._runner(variant.key), np.array(counts))
+    def _planned(self, action: Action, variant: Variant) -> _Plan:
+        channels = _channels(variant, self.bundle.config.model)
+        pruning = bool(channels.any())
+        step, batch = _Choices(action.keep < 100, pruning), _Choices(False, pruning)
+        return _Plan(lambda: self._runner(variant, step), lambda: self._runner(variant, batch), channels)
 
     def _variant(self, key: str) -> Variant:
         variants = self.bundle.config.variants
@@ -264,27 +272,53 @@ class Engine:
             raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(variants)}")
         return variants[key]
 
-    def _runner(self, key: str) -> _Runner:
-        file = self._variant(key).file
-        runner = self._runners.get(file)
+    def _runner(self, variant: Variant, choices: _Choices) -> _Runner:
+        if self.native:  # kernels choose where they are told to, at no cost where they are not
+            choices = _Choices(True, True)
+        key = variant.file, choices
+        runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[file] = _Runner(
-                file, self._session(file), self._cache, self._inputs, self.provider.copies_inputs
-            )
+            session = self._session(variant, choices)
+            rebind = self.provider.copies_inputs
+            runner = self._runners[key] = _Runner(variant.file, session, self._cache, self._inputs, choices, rebind)
             _return_freed_memory()
         return runner
 
-    def _session(self, file: str) -> ort.InferenceSession:
-        config = self.bundle.config
+    def _session(self, variant: Variant, choices: _Choices) -> ort.InferenceSession:
+        """One a graph file. Of function bodies on a GPU one for every set of choices, without what the others need."""
+        config, file = self.bundle.config, variant.file
+        specialised = not self.native and self.provider.name != "cpu"
+        key = file, choices if specialised else _Choices(True, True)
+        session = self._sessions.get(key)
+        if session is not None:
+            return session
         options = self.provider.options()
+        layers = config.model.num_layers
         if self.native:
             self.weights.attach(options, file)
         else:
             self.weights.check(file)
+            if variant.bits == 8:  # 8 bits of activations would cost it more than its weights do
+                options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if self.native or specialised:
+            for name, chosen in zip(_CHOICE_DIMS, key[1], strict=True):
+                options.add_free_dimension_override_by_name(name, layers if chosen else 0)
         path = self.bundle.file(file)
-        session = self.provider.session(path, options)
+        session = self._sessions[key] = self.provider.session(path, options)
         check_signature(path, session, _step_signature(config, self._cache))
         return session
+
+
+class _Choices(NamedTuple):
+    """What a session can do: choose old tokens to attend to, and channels to multiply."""
+
+    tokens: bool
+    channels: bool
+
+
+def _channels(variant: Variant, model: ModelDims) -> np.ndarray:
+    """int64 [4, layers]: channels to keep as the graph takes them, 0 for all of them, which spares sorting."""
+    return np.array([np.array(getattr(variant, name)) % most for name, most in model.channels.items()])
 
 
 def _unfit_providers(bundle: Bundle) -> dict[str, str]:
@@ -306,6 +340,7 @@ class _StepInputs:
         layers = model.num_layers
         self.token = np.zeros((1, 1), np.int64)
         self.past_length = np.zeros(1, np.int64)
+        self.total_length = np.zeros(1, np.int32)
         self.attn_keep = np.full(layers, _ALL_PAGES, np.int64)
         self.channels = np.zeros((len(_CHANNEL_INPUTS), layers), np.int64)
         self.sparse_layers = np.delete(np.arange(layers), dense) if dense else slice(None)
@@ -313,19 +348,25 @@ class _StepInputs:
         self.logits = np.zeros((1, model.vocab_size), np.float32)
         self.hidden = np.zeros((1, model.hidden_size), np.float32)
         wrap = ort.OrtValue.ortvalue_from_numpy
-        self.scalars = {
-            "past_length": wrap(self.past_length),
-            "attn_keep": wrap(self.attn_keep),
-            **dict(zip(_CHANNEL_INPUTS, map(wrap, self.channels), strict=True)),
-        }
+        self._lengths = {"past_length": wrap(self.past_length), "total_length": wrap(self.total_length)}
+        self._attn_keep, self._channel_values = wrap(self.attn_keep), [wrap(counts) for counts in self.channels]
+        self._nothing = wrap(np.zeros(0, np.int64))
         self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(one)}
         self.step_outputs = {"logits": wrap(self.logits), "hidden_states": wrap(self.hidden)}
 
 
-class _Plan(NamedTuple):
-    """How an action runs: int64 counts of channels to keep [4, layers], as the graph takes them, 0 for all of them."""
+    def scalars(self, choices: _Choices) -> dict[str, ort.OrtValue]:
+        """What changes from step to step but the token; counts are empty where nothing is chosen by them."""
+        attn_keep = self._attn_keep if choices.tokens else self._nothing
+        channels = self._channel_values if choices.channels else [self._nothing] * len(_CHANNEL_INPUTS)
+        return {**self._lengths, "attn_keep": attn_keep, **dict(zip(_CHANNEL_INPUTS, channels, strict=True))}
 
-    runner: _Runner
+
+class _Plan(NamedTuple):
+    """How an action runs: what makes the runners of a step and of a batch, and the channels to keep, as `_channels`."""
+
+    step: Callable[[], _Runner]
+    batch: Callable[[], _Runner]
     channels: np.ndarray
 
 
@@ -333,10 +374,17 @@ class _Runner:
     """A graph's session and its two bindings: a fixed one for steps, one whose token buffers change for batches."""
 
     def __init__(
-        self, file: str, session: ort.InferenceSession, cache: KvCache, inputs: _StepInputs, rebind: bool
+        self,
+        file: str,
+        session: ort.InferenceSession,
+        cache: KvCache,
+        inputs: _StepInputs,
+        choices: _Choices,
+        rebind: bool,
     ) -> None:
         self.file = file
         self._rebind = rebind
+        self._scalars = inputs.scalars(choices)
         self._session, self._cache, self._inputs = session, cache, inputs
         self._step_binding: ort.IOBinding | None = None
         self._batch_binding: ort.IOBinding | None = None
@@ -355,7 +403,7 @@ class _Runner:
                 binding.bind_ortvalue_output(name, value)
             self._step_binding = binding
         elif self._rebind:
-            self._bind_inputs(binding, {**self._inputs.scalars, **self._inputs.step_inputs})
+            self._bind_inputs(binding, {**self._scalars, **self._inputs.step_inputs})
         self._run(binding)
 
     def batch(self, ids: np.ndarray, logits: np.ndarray, hidden: np.ndarray) -> None:
@@ -364,7 +412,7 @@ class _Runner:
         if binding is None:
             binding = self._batch_binding = self._bind_cache()
         elif self._rebind:
-            self._bind_inputs(binding, self._inputs.scalars)
+            self._bind_inputs(binding, self._scalars)
         wrap = ort.OrtValue.ortvalue_from_numpy
         count = np.array([len(logits)], np.int64)
         self._bind_inputs(binding, {"input_ids": wrap(ids[None]), "num_logits": wrap(count)})
@@ -377,7 +425,7 @@ class _Runner:
         for past, present, value in self._cache.bindings():
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
-        self._bind_inputs(binding, self._inputs.scalars)
+        self._bind_inputs(binding, self._scalars)
         return binding
 
     @staticmethod
@@ -403,13 +451,13 @@ Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, 
 
 def _step_signature(config: SolConfig, cache: KvCache) -> Signature:
     """The contract of docs/bundle.md section 1 for this model."""
-    model, layers = config.model, config.model.num_layers
+    model = config.model
     inputs: dict[str, tuple[str, list[int | None]]] = {
         "input_ids": ("tensor(int64)", [1, None]),
         "past_length": ("tensor(int64)", [1]),
-        "attn_keep": ("tensor(int64)", [layers]),
-        **dict.fromkeys(_CHANNEL_INPUTS, ("tensor(int64)", [layers])),
+        **dict.fromkeys(("attn_keep", *_CHANNEL_INPUTS), ("tensor(int64)", [None])),
         "num_logits": ("tensor(int64)", [1]),
+        "total_length": ("tensor(int32)", [1]),
     }
     outputs: dict[str, tuple[str, list[int | None]]] = {
         "logits": ("tensor(float)", [None, model.vocab_size]),

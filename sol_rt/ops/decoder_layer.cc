@@ -23,8 +23,9 @@ class DecoderLayer {
   static constexpr size_t kFirstWeight = kScalePort + (kInt8Cache ? 2 : 0);
   static constexpr size_t kMostWeights = 4 + 4 * 6;
   static constexpr auto kInputs = [] {
-    // Scales, norms, planes and biases as the attributes say: their place decides no type.
-    std::array<Port, 2 + kMostWeights> rest{};
+    // Scales, norms, planes and biases as the attributes say, at last total_length, which only the function body reads: their place decides
+    // no type.
+    std::array<Port, 3 + kMostWeights> rest{};
     for (Port& port : rest) port = {"weight", kAny, kOptional};
     return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
                 std::array<Port, 6>{{{"keep_in", kInt64},
@@ -97,7 +98,7 @@ class DecoderLayer {
       const float* up_bias = ReadBias("up_bias", has_bias, U);
       const Nested down = ReadMatrix("DecoderLayer down", I, hidden);
       const float* down_bias = ReadBias("down_bias", has_bias, hidden);
-      ExpectInputs(attributes_, kName, static_cast<size_t>(port_));
+      ExpectInputs(attributes_, kName, static_cast<size_t>(port_) + 1);
       return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, Layer(attributes_));
     }
 
