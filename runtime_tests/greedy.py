@@ -12,8 +12,8 @@ from sol_rt.engine import Engine
 
 TIE = {4: 0.1, 6: 0.1, 8: 0.01}
 """Two ways of computing an unpruned step may choose apart where the best two logits are this close, relative to the
-best, by bits. Rounding is not continuous: float32 differences flip a code here and there, and a tiny random model has
-no preferences that would drown a flip of 8 bits.
+best, by bits: kernels and each provider's MatMulNBits round activations of levels 4 and 6 in their own ways, and a tiny
+random model has no preferences that would drown a flip of 8 bits.
 """
 
 
@@ -39,18 +39,13 @@ def greedy(engine: Engine, prompt: Sequence[int], action: Action, count: int) ->
 
 
 def assert_same_choices(got: Mapping[str, Run], expected: Mapping[str, Run]) -> None:
-    """Runs by variant: most are equal token by token, a quarter at most parts, the unpruned ones only at a near tie.
+    """Runs of unpruned variants, by variant: token by token the same, or parting at a near tie.
 
-    A channel chosen differently changes a pruned step of a tiny random model by more than any tie.
+    Pruned ones are no test: a channel chosen differently changes a step of a tiny random model by more than any tie.
     """
     assert got.keys() == expected.keys()
-    apart = 0
     for key, run in expected.items():
-        variant = Action.parse(f"k100-{key}")
         equal = [a == b for a, b in zip(got[key].tokens, run.tokens, strict=True)]
         if not all(equal):
-            first = equal.index(False)
-            near = variant.prune < 100 or run.margins[first] <= TIE[variant.bits]
+            near = run.margins[equal.index(False)] <= TIE[Action.parse(f"k100-{key}").bits]
             assert near, f"{key}: {got[key].tokens} instead of {run.tokens}"
-            apart += 1
-    assert apart <= (len(expected) + 3) // 4, f"{apart} of {len(expected)} variants choose other tokens"

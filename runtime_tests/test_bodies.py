@@ -1,10 +1,11 @@
 """Function bodies: against the specification, against the native kernels, and generating without the kernels.
 
-Tolerances are relative to the largest expected magnitude. One operator: 1e-5, for both sides round activations to the
-same codes and sum them exactly; 4e-5 for an MLP at level 8, where a float32 difference moves a code of its second
-matmul by one now and then. A whole graph: 0.08 in root mean square, because float32 differences flip a code or the
-choice of a channel here and there, and everything after it follows; 1e-3 with 8 bits and nothing pruned, where a flip
-is small.
+Tolerances are relative to the largest expected magnitude. One kernel: 1e-5, for it rounds activations to the same codes
+as the specification and sums them exactly; 4e-5 for an MLP at level 8, where a float32 difference moves a code of its
+second matmul by one now and then. One body: 0.5% at levels 4 and 6, where a provider rounds activations in its own way,
+and 0.1% at level 8, four times that for an MLP; 0.3% for attention in float16. A whole graph: 0.08 in root mean square, 0.35
+where channels are chosen, because differences flip the choice of one here and there, and everything after it follows;
+3e-3 with 8 bits and nothing chosen.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from reference import Array, Nested
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import PAGE_SIZE, Variant
+from sol_rt.config import PAGE_SIZE, KvLayout
 from sol_rt.engine import Engine
 from sol_rt.export import bodies
 from sol_rt.export.attention_body import AttentionShape, sparse_attention
@@ -35,12 +36,17 @@ from sol_rt.tokenizer import Tokenizer
 ONE_OPERATOR = 1e-5
 ONE_CODE = 4e-5
 HALF = 3e-3
+BODY = {4: 5e-3, 6: 5e-3, 8: 1e-3}
+"""By level."""
 WHOLE_GRAPH = 0.08
-DENSE_GRAPH = 1e-3
+PRUNED_GRAPH = 0.35
+DENSE_GRAPH = 3e-3
 TWICE = pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.skipif(
     library_path() is None, reason="the native operators are not built"
 ))], ids=["body", "kernel"])  # fmt: skip
 BITS = pytest.mark.parametrize("bits", [4, 6, 8])
+NOTHING = np.array([], np.int64)
+"""Counts where nothing is chosen."""
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
 
@@ -85,6 +91,8 @@ def run_operator(
     options.log_severity_level = 4
     if native:
         options.register_custom_ops_library(str(library_path()))
+    elif attributes.get("bits") == 8:
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [np.asarray(value) for value in session.run(None, dict(feed))]
 
@@ -118,33 +126,22 @@ def test_nested_matmul(batch: tuple[int, ...], rows: int, bits: int, native: boo
     x[..., -1, :32] *= 1e-12
     attributes = {"K": k, "N": n, "bits": bits}
     (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=native)
-    assert_close(y, reference.nested_matmul(x, nested, bits), ONE_OPERATOR)
+    assert_close(y, reference.nested_matmul(x, nested, bits), ONE_OPERATOR if native else BODY[bits])
 
 
 @TWICE
 @BITS
 def test_activations_have_16_bits_at_level_8(bits: int, native: bool) -> None:
-    """Against exact activations: an error of about half a step, of 1/127 or of 1/32258 of a block's largest value."""
+    """Against exact activations: an error of about half a step, of 1/127 or of 1/32258 of a block's largest value.
+
+    At level 8 a body reads the base with float32 activations, and its fine planes with those of 1/127.
+    """
     rng = np.random.default_rng(5)
     nested, x = Nested.random(rng, 576, 80), rng.standard_normal((1, 3, 576)).astype(np.float32)
     attributes = {"K": 576, "N": 80, "bits": bits}
     (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=native)
     loss = error(y, x @ nested.weights(bits))
-    assert loss < 1e-4 if bits == 8 else 1e-3 < loss < 3e-2
-
-
-@BITS
-def test_nested_matmul_body_rounds_half_to_even(bits: int) -> None:
-    nested = Nested.random(np.random.default_rng(0), 32, 8)
-    x = np.zeros((1, 1, 32), np.float32)
-    largest = reference.LARGEST_CODE[bits]
-    x[0, 0, :6] = [largest, 0.5, 1.5, 2.5, -0.5, -3.5]
-    attributes = {"K": 32, "N": 8, "bits": bits}
-    (y,) = run_operator(bodies.nested_matmul(bits), {"x": x}, operands(nested, bits), attributes, native=False)
-    rounded = np.zeros(32)
-    rounded[:6] = [largest, 0, 2, 2, 0, -4]
-    # half a step is 4e-3 of the product at levels 4 and 6, 1.5e-5 at level 8
-    assert_close(y[0, 0], rounded @ nested.weights(bits), 2e-6 if bits == 8 else ONE_OPERATOR)
+    assert loss < (1e-4 if native else BODY[8]) if bits == 8 else 1e-3 < loss < 3e-2
 
 
 @TWICE
@@ -171,7 +168,10 @@ def test_pruned_matmul(rows: int, keep: int, bits: int, native: bool) -> None:
     attributes = {"K": k, "N": n, "bits": bits}
     (y,) = run_operator(body, {"x": x, "keep": np.array([keep])}, weights, attributes, native=native)
     expected = reference.nested_matmul(reference.largest(x, keep or k), nested, bits)
-    assert_close(y, expected, ONE_CODE if bits == 8 else ONE_OPERATOR)
+    assert_close(y, expected, (ONE_CODE if bits == 8 else ONE_OPERATOR) if native else BODY[bits])
+    if not native and keep == 0:
+        (same,) = run_operator(body, {"x": x, "keep": NOTHING}, weights, attributes, native=False)
+        np.testing.assert_array_equal(same, y)
 
 
 @TWICE
@@ -232,7 +232,7 @@ def test_pruned_mlp(
         keep_mid=keep_mid,
         **biases,
     )
-    assert_close(y, expected, ONE_CODE if bits == 8 else ONE_OPERATOR)
+    assert_close(y, expected, (ONE_CODE if bits == 8 else ONE_OPERATOR) if native else 4 * BODY[bits])
 
 
 @TWICE
@@ -249,7 +249,7 @@ def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
     (y,) = run_operator(body, feed, weights, attributes, native=native)
     x[..., 20:] = 0
     h = np.maximum(reference.nested_matmul(x, up, 8), 0)
-    assert_close(y, reference.nested_matmul(h, down, 8), ONE_CODE)
+    assert_close(y, reference.nested_matmul(h, down, 8), ONE_CODE if native else 2 * BODY[8])
 
 
 @TWICE
@@ -335,6 +335,9 @@ def test_sparse_attention(
             np.testing.assert_allclose(found, wanted, rtol=1e-3 if flips == 0 else 2e-2, err_msg=part)
     assert flips <= 1 + key.size // 10000
     assert_close(got[0], expected[0], HALF if halves else ONE_OPERATOR if flips == 0 else 1e-2)
+    if not native and (tokens > 1 or keep >= -(-total // PAGE_SIZE) - 1):
+        dense = run_operator(body, {**feed, "attn_keep": NOTHING}, tables, attributes, native=False)
+        assert_close(dense[0], expected[0], HALF)
 
 
 NATIVE = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
@@ -348,41 +351,53 @@ def test_kernels_and_bodies_agree_on_every_variant(family: str, tmp_path: Path) 
     bundle = Bundle.open(decoder.write_bundle(tmp_path, variants))
     prompt = [int(token) for token in np.random.default_rng(7).integers(0, 90, 75)]
     kernel, body = (Engine(bundle, provider="cpu", native_ops=native) for native in (True, False))
-    exact = 0
     for prune, bits in variants:
         outputs = []
         for engine in (kernel, body):
             engine.reset()
             batch = engine.forward(prompt, Action(100, prune, bits), num_logits=75).logits.copy()
-            step = engine.forward([3], Action(25, prune, bits)).logits
-            outputs.append(np.concatenate([batch, step]))
+            outputs.append(np.concatenate([batch, engine.forward([3], Action(100, prune, bits)).logits]))
         expected, got = outputs
-        bound = DENSE_GRAPH if (prune, bits) == (100, 8) else WHOLE_GRAPH
+        bound = PRUNED_GRAPH if prune < 100 else DENSE_GRAPH if bits == 8 else WHOLE_GRAPH
         assert np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)) <= bound, (prune, bits)
-        exact += np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
-    assert exact >= 2  # some variants meet no flip at all
+
+
+@pytest.mark.parametrize("kv", ["float16", "int8"])
+def test_bodies_choose_tokens_and_keep_all_where_told(kv: str, tmp_path: Path) -> None:
+    """A keep that covers the context is as dense as none given, and a small one is not."""
+    decoder = RandomDecoder.write(describe("llama"), tmp_path, kv=KvLayout(kv))
+    engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(100, 8)])), provider="cpu", native_ops=False)
+    prompt = [int(token) for token in np.random.default_rng(7).integers(0, 90, 75)]
+    logits = {}
+    for keep in (100, 99, 10):  # 99 percent of 18 old pages are all of them, but the session chooses
+        engine.reset()
+        engine.forward(prompt, Action(keep, 100, 8))
+        logits[keep] = engine.forward([3], Action(keep, 100, 8)).logits.copy()
+    assert_close(logits[99], logits[100], DENSE_GRAPH)
+    assert error(logits[10], logits[100]) > 3 * DENSE_GRAPH
 
 
 @NATIVE
 def test_a_bundle_generates_the_same_without_the_library(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    _same_without_the_library(bundle, list(bundle.config.variants.values()), list(range(20, 80)))
+    _same_without_the_library(bundle, list(range(20, 80)))
 
 
 @NATIVE
 def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) -> None:
-    """Unpruned variants, on text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits,
-    between the kernels' own prefill and decode as well, and to several times that where channels are chosen."""
+    """On text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits, between the kernels'
+    own prefill and decode as well, and to several times that where channels are chosen."""
     bundle = Bundle.open(smollm2_bundle)
     prompt = Tokenizer.from_bundle(bundle).encode("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,", False)
-    _same_without_the_library(bundle, [v for v in bundle.config.variants.values() if v.prune == 100], prompt)
+    _same_without_the_library(bundle, prompt)
 
 
-def _same_without_the_library(bundle: Bundle, variants: list[Variant], prompt: list[int]) -> None:
+def _same_without_the_library(bundle: Bundle, prompt: list[int]) -> None:
+    variants = [variant for variant in bundle.config.variants.values() if variant.prune == 100]
     runs = []
     for native in (True, False):
         engine = Engine(bundle, provider="cpu", native_ops=native)
         assert engine.native is native
-        runs.append({v.key: greedy(engine, prompt, Action(50, v.prune, v.bits), 32) for v in variants})
+        runs.append({v.key: greedy(engine, prompt, Action(100, v.prune, v.bits), 32) for v in variants})
     kernel, body = runs
     assert_same_choices(body, kernel)

@@ -164,6 +164,59 @@ def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) ->
             np.testing.assert_allclose(value, whole[-wanted:], rtol=1e-5, atol=1e-5)
 
 
+_CHOOSERS = {"If", "TopK", "Softmax", "ScatterElements", "CumSum"}
+
+
+def _optimized(path: Path, choosing: int, pruning: int) -> onnx.GraphProto:
+    """What ONNX Runtime makes of a graph whose session chooses for so many layers."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    options.add_free_dimension_override_by_name("choosing_layers", choosing)
+    options.add_free_dimension_override_by_name("pruning_layers", pruning)
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnx.load(options.optimized_model_filepath).graph
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_a_session_that_chooses_nothing_reads_the_planes_of_its_width_and_no_more(
+    made: tuple[Path, RandomDecoder], bits: int
+) -> None:
+    folder, decoder = made
+    graph = _optimized(decoder.write_graph(folder, 100, bits), 0, 0)
+    layers = decoder.decoder.num_layers
+    operators = [node.op_type for node in graph.node]
+    assert not _CHOOSERS & set(operators)
+    assert operators.count("GroupQueryAttention") == layers
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert len(products) == (4 * layers + 1) * (1 + (bits - 4) // 2)
+    assert "DequantizeLinear" not in operators and operators.count("MatMul") == 0
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    matrices = [name for name in decoder.matrices if decoder.decoder.tied or name != "embed"]
+    weights = sum(decoder.matrices[name].q.size for name in matrices)
+    assert sum(np.prod(sizes[node.input[1]]) for node in products) == weights * bits // 8
+    # beside them a float of scale a plane and one of offset for every 32 weights
+    assert sum(np.prod(sizes[node.input[2]]) for node in products) == weights // 32 * (1 + (bits - 4) // 2)
+    gemms = [node for node in graph.node if node.op_type == "Gemm"]
+    assert sum(np.prod(sizes[node.input[1]]) for node in gemms) == weights // 32
+
+
+def test_a_layer_that_chooses_nothing_has_few_nodes(made: tuple[Path, RandomDecoder]) -> None:
+    """Nodes that move data: on a GPU each is a dispatch or more, and most of a step's time on a small model."""
+    folder, decoder = made
+    views = {"Reshape", "Shape", "Unsqueeze", "Squeeze", "Constant", "Identity"}
+
+    def moving(choosing: int, pruning: int) -> int:
+        graph = _optimized(decoder.write_graph(folder, 100, 4), choosing, pruning)
+        return sum(node.op_type not in views for node in graph.node)
+
+    layers, beside = decoder.decoder.num_layers, 40
+    dense = moving(0, 0)
+    assert dense <= 28 * layers + beside
+    assert moving(layers, 0) > dense + 20 * layers
+    assert moving(0, layers) > dense + 20 * layers
+
+
 SHAPES = [
     LayerShapes((576, 3072), (1536, 576), (576, 960), (576, 576)),  # gated, two queries a key
     LayerShapes((1536, 17920), (8960, 1536), (1536, 2048), (1536, 1536)),

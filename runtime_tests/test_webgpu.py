@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from greedy import Run, assert_same_choices, greedy
 from random_decoder import RandomDecoder, describe
+from reference import Array
 from webgpu_tokens import NO_ADAPTER
 
 from sol_rt.actions import Action
@@ -27,8 +28,13 @@ PROMPT = list(range(20, 80))
 TOKENS = 16
 
 
+ERRORS = {(True, 8): 0.005, (True, 6): 0.08, (True, 4): 0.08, (False, 8): 0.35, (False, 6): 0.35, (False, 4): 0.35}
+"""Root mean square differences of logits from the CPU's bodies, by unpruned or not and bits: as in test_bodies.py."""
+
+
 def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
-    """Results by variant: greedy `tokens` and their `margins`, and the prompt's last `logits`."""
+    """Results by variant: greedy `tokens` and their `margins`, one token of a pruned variant; the prompt's last
+    `logits`, and those of a `step` behind it that reads half the old tokens."""
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra dev")
     script = Path(__file__).with_name("webgpu_tokens.py")
     run = subprocess.run(
@@ -45,26 +51,38 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
     return dict(json.loads(run.stdout))
 
 
-def test_every_variant_chooses_the_tokens_of_the_cpu(tiny_bundle: Path) -> None:
-    got = {key: Run(result["tokens"], result["margins"]) for key, result in _on_webgpu(tiny_bundle, TOKENS).items()}
+def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
+    results = _on_webgpu(tiny_bundle, TOKENS)
     bundle = Bundle.open(tiny_bundle)
     engine = Engine(bundle, provider="cpu", native_ops=False)
-    expected = {
-        variant.key: greedy(engine, PROMPT, Action(50, variant.prune, variant.bits), TOKENS)
-        for variant in bundle.config.variants.values()
-    }
+    got, expected = {}, {}
+    for key, variant in bundle.config.variants.items():
+        dense, sparse = (Action(keep, variant.prune, variant.bits) for keep in (100, 50))
+        engine.reset()
+        logits = engine.forward(PROMPT, dense).logits[0].copy()
+        step = engine.forward(PROMPT[:1], sparse).logits[0].copy()
+        assert _error(results[key]["logits"], logits) <= ERRORS[variant.prune == 100, variant.bits], key
+        if variant.prune == 100:
+            assert _error(results[key]["step"], step) <= ERRORS[True, 4], key
+            got[key] = Run(results[key]["tokens"], results[key]["margins"])
+            expected[key] = greedy(engine, PROMPT, dense, TOKENS)
     assert_same_choices(got, expected)
 
 
-def test_sizes_at_which_webgpu_rounds_activations_itself(tmp_path: Path) -> None:
-    """Sizes of 128: root mean square error of the logits within 8%."""
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_sizes_of_128(family: str, tmp_path: Path) -> None:
+    """Where WebGPU multiplies activations of 8 bits in blocks of 128, but for level 8."""
     decoder = RandomDecoder.write(
-        replace(describe("llama"), hidden_size=128, intermediate_size=256, head_dim=32), tmp_path
+        replace(describe(family), hidden_size=128, intermediate_size=256, head_dim=32), tmp_path
     )
     folder = decoder.write_bundle(tmp_path, [(100, 8), (100, 6), (100, 4)])
     engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
     for key, result in _on_webgpu(folder, 1).items():
         engine.reset()
         expected = engine.forward(PROMPT, Action.parse(f"k100-{key}")).logits[0]
-        difference = np.array(result["logits"]) - expected
-        assert np.sqrt(np.mean(difference**2) / np.mean(expected**2)) <= 0.08, key
+        assert _error(result["logits"], expected) <= ERRORS[True, int(key[-1])], key
+
+
+def _error(got: list[float], expected: Array) -> float:
+    """Root mean square difference, relative to what was expected."""
+    return float(np.sqrt(np.mean((np.array(got) - expected) ** 2) / np.mean(expected**2)))

@@ -30,11 +30,12 @@ def main() -> int:
         return NO_ADAPTER
     results = {}
     for variant in bundle.config.variants.values():
-        action = Action(50, variant.prune, variant.bits)
-        run = greedy(engine, prompt, action, count)
+        dense, sparse = (Action(keep, variant.prune, variant.bits) for keep in (100, 50))
+        logits = engine.forward(prompt, dense).logits[0].tolist()
+        step = engine.forward(prompt[:1], sparse).logits[0].tolist()
+        run = greedy(engine, prompt, dense, count if variant.prune == 100 else 1)
         engine.reset()
-        logits = engine.forward(prompt, action).logits[0]
-        results[variant.key] = {"tokens": run.tokens, "margins": run.margins, "logits": logits.tolist()}
+        results[variant.key] = {"tokens": run.tokens, "margins": run.margins, "logits": logits, "step": step}
     json.dump(results, sys.stdout)
     return 0
 

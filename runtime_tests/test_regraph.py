@@ -1,0 +1,40 @@
+"""Graphs written anew from a bundle's config and weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+from random_decoder import hf_config
+
+from sol_rt.bundle import Bundle
+from sol_rt.config import CONFIG_NAME
+from sol_rt.export.regraph import regraph
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_a_bundle_of_version_3_gets_the_graphs_of_today(family: str, tmp_path: Path) -> None:
+    folder = tiny_bundle.write_bundle(tmp_path / "bundle", family, bits=(8, 4), head_bits={4: 6})
+    (folder / "config.json").write_text(json.dumps(hf_config(family)), encoding="utf-8")
+    tiny_bundle.seal(folder, Bundle.open(folder).config)
+    expected = {name: (folder / name).read_bytes() for name in ("model.q8.onnx", "model.q4.onnx")}
+    for name in expected:
+        (folder / name).write_bytes(b"graph of another version")
+    config = folder / CONFIG_NAME
+    document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 3}
+    config.write_text(json.dumps(document), encoding="utf-8")
+    assert sorted(regraph(folder)) == sorted(expected)
+    Bundle.open(folder)  # compares sizes and hashes
+    assert {name: (folder / name).read_bytes() for name in expected} == expected
+
+
+def test_weights_of_an_older_format_are_refused(tmp_path: Path) -> None:
+    folder = tiny_bundle.write_bundle(tmp_path / "bundle", prunes=(100,), bits=(4,))
+    config = folder / CONFIG_NAME
+    document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 2}
+    config.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"format_version: got 2, expected 3 to 4; export again"):
+        regraph(folder)
+    assert json.loads(config.read_text(encoding="utf-8")) == document
