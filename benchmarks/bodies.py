@@ -37,13 +37,19 @@ from sol_rt import providers
 
 SIZES = {
     "smollm2-135m": {"hidden_size": 576, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "intermediate_size": 1536},
-    "qwen2.5-1.5b": {"hidden_size": 1536, "num_heads": 12, "num_kv_heads": 2, "head_dim": 128, "intermediate_size": 8960},
+    "qwen2.5-1.5b": {
+        "hidden_size": 1536,
+        "num_heads": 12,
+        "num_kv_heads": 2,
+        "head_dim": 128,
+        "intermediate_size": 8960,
+    },
 }
 CHOICES = {"dense": (0, 0), "choosing tokens": (1, 0), "pruning channels": (0, 1)}
 """Whether the session chooses tokens, and channels."""
 _VIEWS = {"Reshape", "Unsqueeze", "Squeeze", "Shape", "Identity", "MemcpyFromHost"}
 _ITEM_BYTES = {"float": 4, "float16": 2, "uint8": 1, "int64": 8, "int32": 4, "bool": 1}
-_TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_TYPES = {f"tensor({name})": np.dtype(name) for name in ("float16", "uint8", "int64", "int32")}
 _DIMS = ("choosing_layers", "pruning_layers")
 
 

@@ -3,9 +3,9 @@
 Tolerances are relative to the largest expected magnitude. One kernel: 1e-5, for it rounds activations to the same codes
 as the specification and sums them exactly; 4e-5 for an MLP at level 8, where a float32 difference moves a code of its
 second matmul by one now and then. One body: 0.5% at levels 4 and 6, where a provider rounds activations in its own way,
-and 0.1% at level 8, four times that for an MLP; 0.3% for attention in float16. A whole graph: 0.08 in root mean square, 0.35
-where channels are chosen, because differences flip the choice of one here and there, and everything after it follows;
-3e-3 with 8 bits and nothing chosen.
+and 0.1% at level 8, four times that for an MLP; 0.3% for attention in float16. A whole graph: 0.08 in root mean square,
+0.35 where channels are chosen, because differences flip the choice of one here and there, and everything after it
+follows; 3e-3 with 8 bits and nothing chosen.
 """
 
 from __future__ import annotations
@@ -385,8 +385,8 @@ def test_a_bundle_generates_the_same_without_the_library(tiny_bundle: Path) -> N
 
 @NATIVE
 def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) -> None:
-    """On text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits, between the kernels'
-    own prefill and decode as well, and to several times that where channels are chosen."""
+    """On text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits, between the
+    kernels' own prefill and decode as well, and to several times that where channels are chosen."""
     bundle = Bundle.open(smollm2_bundle)
     prompt = Tokenizer.from_bundle(bundle).encode("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,", False)
     _same_without_the_library(bundle, prompt)

@@ -118,11 +118,11 @@ def test_native_operators_agree_with_the_bodies(bundle: Bundle) -> None:
     assert (native.native, bodies.native) == (True, False)
     for tokens, action in (
         (TOKENS[:60], DENSE),
-        (TOKENS[60:61], Action(30, 100, 8)),
+        (TOKENS[60:61], DENSE),
         (TOKENS[61:62], Action(100, 100, 4)),
     ):
         a, b = (engine.forward(tokens, action) for engine in (native, bodies))
-        assert np.abs(a.logits - b.logits).max() < 0.1
+        assert np.abs(a.logits - b.logits).max() < (0.3 if action.bits == 4 else 0.05)
 
 
 def test_rewinding_repeats_exactly(engine: Engine) -> None:
@@ -217,8 +217,9 @@ try:
     print("chose", engine.provider_name, engine.provider.software, end=";")
     engine.forward([1, 2, 3, 4], engine.bundle.config.dense)
     for index in range(70):
-        unpruned = [entry.action for entry in engine.bundle.config.actions if entry.action.prune == 100]
-        output = engine.forward([index % 90], unpruned[index % len(unpruned)])
+        widths = [entry.action for entry in engine.bundle.config.actions if entry.action.variant.startswith("s100")]
+        widths = [action for action in widths if action.keep == 100]
+        output = engine.forward([index % 90], widths[-index % len(widths)])
     print(" ".join(f"{value:.4f}" for value in output.logits[0]))
 except SolError as error:
     print(type(error).__name__, error)
@@ -251,7 +252,7 @@ def test_an_asked_for_provider_runs_with_its_own_cache(bundle: Bundle, software_
     assert chosen == "chose webgpu True"
     on_cpu = _process(bundle, "cpu").stdout.partition(";")[2]
     difference = np.array(logits.split(), float) - np.array(on_cpu.split(), float)
-    assert np.abs(difference).max() < 0.1
+    assert np.abs(difference).max() < 0.2
 
 
 def test_auto_passes_over_a_software_adapter_and_says_so(bundle: Bundle, software_vulkan: dict[str, str]) -> None:

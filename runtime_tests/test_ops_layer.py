@@ -27,8 +27,8 @@ from thread_counts import assert_same_for_any_thread_count
 
 from sol_rt.config import KvLayout
 from sol_rt.export import bodies
-from sol_rt.export.attention_body import AttentionShape, sparse_attention
 from sol_rt.export.architecture import Decoder
+from sol_rt.export.attention_body import AttentionShape, sparse_attention
 from sol_rt.export.layer import CACHE, cache_parts, decoder_layer, layer_attributes, layer_weights
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
@@ -37,6 +37,8 @@ LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
 
 BOUND = {4: 0.02, 6: 0.02, 8: 5e-4}
+BODY_BOUND = {4: 0.15, 6: 0.15, 8: 0.02}
+"""Bodies round otherwise, and then keep another channel of the 20 to 45 here and there."""
 CAPACITY = 256
 KEEPS = ("keep_in", "keep_mid", "keep_qkv", "keep_o")
 FLOAT16, INT8 = KvLayout(), KvLayout("int8")
@@ -170,8 +172,8 @@ class Layer:
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=IR_VERSION)
 
-    def reference(self) -> tuple[Array, ...]:
-        """y and the cache, float64."""
+    def reference(self, *, by_keys: bool = False) -> tuple[Array, ...]:
+        """y and the cache, float64; tokens chosen by codes, or by keys as bodies do."""
         d, v, bits = self.decoder, self.vectors, self.bits
 
         def norm(name: str, x: Array) -> Array:
@@ -197,6 +199,7 @@ class Layer:
             kv_heads=d.num_kv_heads,
             sinks=4,
             scale=d.softmax_scale,
+            by_keys=by_keys,
         )
         middle = x + matmul(attended, "o", self.keep_o)
         if not (d.parallel_residual and d.shared_norm):
@@ -221,6 +224,9 @@ def run(model: onnx.ModelProto, feed: dict[str, Array], native: bool = True) -> 
     options.log_severity_level = 4
     if native:
         options.register_custom_ops_library(str(LIBRARY))
+    else:
+        bits = next(attribute.i for attribute in model.graph.node[0].attribute if attribute.name == "bits")
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if bits == 8 else "4")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [np.asarray(value) for value in session.run(None, feed)]
 
@@ -228,7 +234,7 @@ def run(model: onnx.ModelProto, feed: dict[str, Array], native: bool = True) -> 
 def check(
     layer: Layer, got: list[Array], expected: tuple[Array, ...] | list[Array], bound: float, *, codes: bool = True
 ) -> None:
-    """`codes`: key codes are among what was computed; bodies store none."""
+    """`codes`: key codes are among what was computed; bodies store none, and leave nothing beyond the tokens."""
     total = layer.past + layer.tokens
     assert rms(got[0] - expected[0]) <= bound * rms(expected[0])
     got_cache, wanted_cache = (_by_token(dict(zip(layer.cache, values[1:], strict=True))) for values in (got, expected))
@@ -237,7 +243,7 @@ def check(
         if not codes and part in ("key_codes", "key_range"):
             continue
         array, wanted = got_cache[part], wanted_cache[part]
-        assert np.array_equal(array[:, :, total:], past[part][:, :, total:])
+        assert not codes or np.array_equal(array[:, :, total:], past[part][:, :, total:])
         scale = f"{part}_scale"
         if scale in got_cache:  # compared as the numbers that codes stand for
             array = reference.scaled_rows(array, got_cache[scale])
@@ -344,7 +350,8 @@ def test_fixed_layers(layer: Layer) -> None:
     """The same on every SIMD target, and by the bodies."""
     expected = layer.reference()
     check(layer, run(layer.model, layer.feed), expected, BOUND[layer.bits])
-    check(layer, run(layer.model, layer.feed, native=False), expected, BOUND[layer.bits], codes=False)
+    expected = layer.reference(by_keys=True)
+    check(layer, run(layer.model, layer.feed, native=False), expected, BODY_BOUND[layer.bits], codes=False)
 
 
 def large(bits: int, past: int, keep: int, kv: KvLayout = FLOAT16) -> Layer:

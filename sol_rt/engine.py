@@ -135,7 +135,7 @@ class Engine:
         """
         for key in variant_keys:
             variant = self._variant(key)
-            self._runner(variant, _Choices(False, _channels(variant, self.bundle.config.model).any()))
+            self._runner(variant, _Choices(False, bool(_channels(variant, self.bundle.config.model).any())))
 
     def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """From now on the variant keeps these channels, one count a layer; where a name is left out, the bundle's own.
@@ -353,7 +353,6 @@ class _StepInputs:
         self._nothing = wrap(np.zeros(0, np.int64))
         self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(one)}
         self.step_outputs = {"logits": wrap(self.logits), "hidden_states": wrap(self.hidden)}
-
 
     def scalars(self, choices: _Choices) -> dict[str, ort.OrtValue]:
         """What changes from step to step but the token; counts are empty where nothing is chosen by them."""
