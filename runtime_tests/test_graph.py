@@ -116,8 +116,9 @@ def _run(
             feed[f"past_key_values.{layer}.{part}"] = np.zeros(
                 (1, decoder.num_kv_heads, 64, decoder.head_dim), np.float16
             )
-        feed[f"past_key_codes.{layer}"] = np.zeros((1, decoder.num_kv_heads, 64, decoder.head_dim // 2), np.uint8)
-        feed[f"past_key_range.{layer}"] = np.zeros((1, decoder.num_kv_heads, 64, 2), np.float16)
+        # bodies pass codes through, of whatever capacity
+        feed[f"past_key_codes.{layer}"] = np.zeros((1, decoder.num_kv_heads, 4, decoder.head_dim // 2), np.uint8)
+        feed[f"past_key_range.{layer}"] = np.zeros((1, decoder.num_kv_heads, 4, 2), np.float16)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if "q8" in path.name:  # see docs/bundle.md, section 3

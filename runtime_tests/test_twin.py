@@ -31,6 +31,7 @@ from sol_rt.train.twin import UNROUNDED, Arithmetic, Twin  # noqa: E402
 from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
 
 EXACT = 1e-3  # what float32 order alone explains
+NEAR = 0.02  # what float16 attention and coarser rounding of the fine planes explain
 FLIP = 0.5  # what a flip in a model of 64 channels explains
 SHARE = 0.75  # of the steps have no flip
 KEEPS = (100, 30, 10)
@@ -120,9 +121,19 @@ def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, Twin]) -> No
     _check_steps(Engine(bundle, provider="cpu"), twin, KEEPS)
 
 
-def test_steps_equal_the_function_bodies_of_the_runtime(tiny: tuple[Bundle, Twin]) -> None:
+def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, Twin]) -> None:
+    """Bodies round otherwise and choose by the keys themselves, so only steps that choose nothing are compared."""
     bundle, twin = tiny
-    _check_steps(Engine(bundle, provider="cpu", native_ops=False), twin, (30,))
+    engine = Engine(bundle, provider="cpu", native_ops=False)
+    tokens = _tokens(CONTEXT + 1, bundle.config.model.vocab_size)
+    for bits, most in ((8, NEAR), (4, FLIP)):
+        engine.reset()
+        engine.forward(tokens[:CONTEXT], bundle.config.dense)
+        cache = twin.new_cache(1)
+        _take_over(engine, cache)
+        action = Action(100, 100, bits)
+        logits, _ = twin.step(torch.tensor(tokens[CONTEXT:]), [action], cache)
+        assert _difference(logits, engine.forward(tokens[CONTEXT:], action).logits) < most, bits
 
 
 def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
