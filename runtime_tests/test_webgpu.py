@@ -28,8 +28,9 @@ PROMPT = list(range(20, 80))
 TOKENS = 16
 
 
-ERRORS = {(True, 8): 0.005, (True, 6): 0.08, (True, 4): 0.08, (False, 8): 0.35, (False, 6): 0.35, (False, 4): 0.35}
-"""Root mean square differences of logits from the CPU's bodies, by unpruned or not and bits: as in test_bodies.py."""
+ERRORS = {(True, 8): 0.005, (True, 6): 0.08, (True, 4): 0.08, (False, 8): 0.35, (False, 6): 1.0, (False, 4): 1.0}
+"""Root mean square differences of the last logits from the CPU's bodies, by unpruned or not and bits. Unlike networks
+differ by 1.4: where activations are rounded otherwise and channels chosen, a tiny random network is half way there."""
 
 
 def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
