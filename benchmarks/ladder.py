@@ -42,9 +42,9 @@ from workers.client import WorkerError, WorkerProcess
 
 from sol_rt.actions import Action
 from sol_rt.config import CONFIG_NAME
-from sol_rt.cost import processor_name
 from sol_rt.errors import SolError, UsageError
 from sol_rt.export.losses import Candidate, token_losses
+from sol_rt.hardware import processor_name
 from sol_rt.home import find_bundle
 from sol_rt.model import SolModel
 from sol_rt.perplexity import added_bos, windows

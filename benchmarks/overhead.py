@@ -25,8 +25,8 @@ from peer_report import quartiles
 from sol_rt import SolModel
 from sol_rt.actions import Action
 from sol_rt.controller import Controller
-from sol_rt.cost import processor_name
 from sol_rt.engine import Engine
+from sol_rt.hardware import processor_name
 from sol_rt.schedules import ConstantSchedule, SolSchedule, UniformSchedule
 
 

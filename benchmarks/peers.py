@@ -26,8 +26,8 @@ from workers.client import WorkerError, WorkerProcess
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.cost import processor_name
 from sol_rt.errors import SolError, UsageError
+from sol_rt.hardware import processor_name
 from sol_rt.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")

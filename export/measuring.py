@@ -109,7 +109,7 @@ def measure(
         stage = f"losses at {context}"
         added, dense_loss[context] = _losses(engine, [window], context, candidates, own_text, stage, progress)
         fronts[context] = _front(added, times)
-    device = device_string(engine.provider_name, engine.threads, engine.native)
+    device = device_string(*engine.machine)
     return Measurements(fronts, dense_loss, gone, device, busy)
 
 

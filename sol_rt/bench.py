@@ -26,10 +26,11 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt._version import __version__
-from sol_rt.cost import BytesCost, processor_name
+from sol_rt.cost import BytesCost
 from sol_rt.errors import UsageError
 from sol_rt.generation import Decoder, Taken, peak_rss_mb
 from sol_rt.generation_config import GenerationConfig
+from sol_rt.hardware import processor_name
 from sol_rt.model import Dial, SolModel
 from sol_rt.sampling import Sampler
 from sol_rt.schedules import default_schedule, is_constant
@@ -97,6 +98,7 @@ class Setup:
         model_filename: the bundle folder.
         model_size: bytes of the weights file.
         provider: `cpu`, `cuda` or `webgpu`.
+        device: the GPU's name, on the CPU the processor's.
         kernels: `native`, or `onnxruntime` where the graphs' standard operators ran.
         n_threads: CPU threads.
         cost_model: `calibrated` (milliseconds) or `bytes`: what budgets are shares of.
@@ -110,6 +112,7 @@ class Setup:
     model_filename: str
     model_size: int
     provider: str
+    device: str
     kernels: str
     n_threads: int
     cost_model: str
@@ -275,7 +278,7 @@ class Bench:
             model=config.model.name,
             model_filename=str(model.bundle.path),
             model_size=config.files[config.weights_file].bytes,
-            provider=engine.provider_name,
+            **engine.provider.as_json(),
             kernels="native" if engine.native else "onnxruntime",
             n_threads=engine.threads,
             cost_model=model.cost.name,

@@ -137,7 +137,7 @@ def measure(
         lines[variant] = dict.fromkeys(keeps, line)
         rows += [Timing(*row, line.at(*reads(row[0], row[1], config))) for row in mine]
 
-    device = device_string(engine.provider_name, engine.threads, engine.native)
+    device = device_string(*engine.machine)
     table = CalibrationTable(
         bundle=bundle.identity,
         device=device,
@@ -152,7 +152,7 @@ def measure(
 
 def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:
     """Keeps the table where models of the same bundle, provider and threads look for it. Returns its path."""
-    path = calibration_path(bundle, engine.provider_name, engine.threads, engine.native)
+    path = calibration_path(bundle, *engine.machine)
     table.save(path)
     return path
 

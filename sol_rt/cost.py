@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import SolConfig
 from sol_rt.errors import SolError
+from sol_rt.hardware import processor_name
 from sol_rt.home import calibration_dir
 from sol_rt.ops import library_path
 
@@ -311,56 +311,49 @@ def _least_absolute(features: np.ndarray) -> np.ndarray:
     return np.asarray(found)
 
 
-def device_string(provider: str, threads: int, native: bool) -> str:
-    """Names what a table's milliseconds hold for: processor, threads, provider, ONNX Runtime, kernels.
+def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> str:
+    """Names what a table's milliseconds hold for: GPU, processor, threads, provider, ONNX Runtime, kernels.
 
-    Native kernels are told by their SIMD target and the library's hash.
+    Native kernels are told by the library's hash and, on the CPU, their SIMD target.
     """
     import onnxruntime
 
-    library = library_path() if native else None
-    kernels = "ONNX Runtime kernels" if library is None else _library_name(library)
-    return f"{processor_name()}, {threads} threads, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
+    library = library_path(provider) if native else None
+    kernels = "ONNX Runtime kernels" if library is None else _library_name(library, provider)
+    machine = f"{gpu}, {processor_name()}" if gpu else processor_name()
+    return f"{machine}, {threads} threads, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
 
 
-def _library_name(library: Path) -> str:
+def _library_name(library: Path, provider: str) -> str:
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:12]
+    if provider != "cpu":
+        return f"native kernels {digest}"
     target = ctypes.CDLL(str(library)).SolOpsTarget
     target.restype = ctypes.c_char_p
-    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:12]
     return f"native kernels {digest} ({target().decode()})"
 
 
-def processor_name() -> str:
-    """The processor's model, as the system names it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return " ".join(line.partition(":")[2].split())
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown processor"
-
-
-def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool) -> Path:
+def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:
     """Where the table of this bundle folder and these settings lies, whether or not it exists."""
-    settings = f"{bundle.path.resolve()} {provider} {native}"
+    settings = f"{bundle.path.resolve()} {provider} {native}" + (f" {gpu}" if gpu else "")
     digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in bundle.config.model.name)[:80] or "model"
     return calibration_dir() / f"{name}-{provider}-{digest}-{threads}.json"
 
 
-def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = True) -> CostModel:
+def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "") -> CostModel:
     """The calibrated model where a table of this very bundle and device exists, else the bytes model.
 
+    `gpu` is the name of the GPU that computes, empty on the CPU.
     A table that is damaged, of another bundle, of another device or of another number of threads is not used; `note` of
     the returned model says so.
     """
-    path = calibration_path(bundle, provider, threads, native)
+    path = calibration_path(bundle, provider, threads, native, gpu)
     try:
         table = CalibrationTable.from_json(path.read_text(encoding="utf-8"))
         if table.bundle != bundle.identity:
             raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
-        device = device_string(provider, threads, native)
+        device = device_string(provider, threads, native, gpu)
         if table.device != device:
             raise SolError(
                 f"calibration table: made on {table.device!r}, this is {device!r}; run `sol-rt calibrate` again"

@@ -110,8 +110,10 @@ def _gpu(name: str) -> Finding:
     except Exception as error:
         return Finding("broken", name, " ".join(str(error).split()))
     if provider.software:
-        return Finding("ok", name, "a software adapter gives the CPU's numbers; only --provider webgpu uses it")
-    return Finding("ok", name, "gives the CPU's numbers")
+        detail = f"{provider.device_name}, a software adapter, gives the CPU's numbers; only --provider {name} uses it"
+        return Finding("ok", name, detail)
+    kernels = "" if name == "webgpu" else ", native operators" if provider.native else ", no native operators built"
+    return Finding("ok", name, f"{provider.device_name} gives the CPU's numbers{kernels}")
 
 
 def _extras() -> list[Finding]:

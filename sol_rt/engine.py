@@ -20,7 +20,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import ModelDims, SolConfig, Variant
 from sol_rt.distribution import Distribution, native_sums, numpy_sums
-from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError
+from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError, one_line
 from sol_rt.kv_cache import KvCache
 from sol_rt.weights import SharedWeights
 
@@ -106,6 +106,12 @@ class Engine:
     @property
     def threads(self) -> int:
         return self.provider.threads
+
+    @property
+    def machine(self) -> tuple[str, int, bool, str]:
+        """What costs depend on: provider, threads, native operators or not, and the GPU's name, empty on the CPU."""
+        gpu = self.provider.gpu
+        return self.provider.name, self.threads, self.native, "" if gpu is None else gpu.name
 
     @property
     def length(self) -> int:
@@ -436,7 +442,7 @@ class _Runner:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
-            raise SolError(f"{self.file}: ONNX Runtime failed: {providers.one_line(error)}") from None
+            raise SolError(f"{self.file}: ONNX Runtime failed: {one_line(error)}") from None
 
 
 def _finite(values: np.ndarray) -> bool:

@@ -46,3 +46,9 @@ class ProviderError(SolError):
 
 class NumericError(SolError):
     """The model produced non-finite logits: weights are damaged or the arithmetic overflowed."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line, short enough to read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

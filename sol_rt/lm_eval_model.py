@@ -34,7 +34,7 @@ class SolLM(TemplateLM):
         schedule: as of `sol-rt generate`; the bundle's default.
         refresh: whether cheap cache entries are repaired after every episode; the bundle's default.
         seed: of the schedule `random`.
-        provider, threads, native_ops: as of `SolModel.from_pretrained`.
+        provider, gpu, threads, native_ops: as of `SolModel.from_pretrained`.
         max_length: tokens of context; the model's own by default. Longer prompts lose their beginning.
         max_gen_toks: tokens to generate where a task doesn't say.
         others: what the harness gives to every model and this one has no use for.
@@ -50,6 +50,7 @@ class SolLM(TemplateLM):
         refresh: bool | None = None,
         seed: int | None = 0,
         provider: str = "auto",
+        gpu: int = 0,
         threads: int | None = None,
         native_ops: bool = True,
         max_length: int | None = None,
@@ -59,12 +60,16 @@ class SolLM(TemplateLM):
         super().__init__()
         unknown = sorted(set(others) - _IGNORED)
         if unknown:
-            names = (
-                "pretrained, budget, schedule, refresh, seed, provider, threads, native_ops, max_length, max_gen_toks"
-            )
+            names = "pretrained, budget, schedule, refresh, seed, provider, gpu, threads, native_ops, max_length"
+            names += ", max_gen_toks"
             raise UsageError(f"--model_args {unknown[0]}: unknown, expected some of {names}")
         self.model = SolModel.from_pretrained(
-            pretrained, provider=provider, threads=threads, native_ops=native_ops, max_context=max_length
+            pretrained,
+            provider=provider,
+            device=gpu,
+            threads=threads,
+            native_ops=native_ops,
+            max_context=max_length,
         )
         self._dial = Dial(_number("budget", budget), schedule, refresh=refresh, seed=seed)
         self._max_new_tokens = max_gen_toks

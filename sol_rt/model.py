@@ -107,7 +107,7 @@ class SolModel:
         engine = Engine(
             bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
         )
-        return cls(engine, cost or load_cost_model(bundle, engine.provider_name, engine.threads, engine.native))
+        return cls(engine, cost or load_cost_model(bundle, *engine.machine))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

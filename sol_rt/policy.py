@@ -11,7 +11,7 @@ import onnxruntime as ort
 from sol_rt import providers
 from sol_rt.bundle import Bundle
 from sol_rt.engine import check_signature
-from sol_rt.errors import NumericError, SolError, UsageError
+from sol_rt.errors import NumericError, SolError, UsageError, one_line
 from sol_rt.weights import SharedWeights
 
 
@@ -113,7 +113,7 @@ class PolicySession:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
-            raise SolError(f"policy: ONNX Runtime failed: {providers.one_line(error)}") from None
+            raise SolError(f"policy: ONNX Runtime failed: {one_line(error)}") from None
         if not math.isfinite(sum(self._row.tolist())):
             what = f"policy {self.spec.file}: non-finite logits at step {step}"
             raise NumericError(f"{what}; check the bundle with `sol-rt verify`, or use --schedule uniform")

@@ -7,7 +7,6 @@ providers that have no device and computes on the CPU without a word.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +18,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt.errors import BundleError, ProviderError, UsageError
+from sol_rt import cuda, webgpu
+from sol_rt.errors import BundleError, ProviderError, UsageError, one_line
+from sol_rt.hardware import Gpu, processor_name
 from sol_rt.ops import library_path
 
 NAMES = ("auto", "cpu", "cuda", "webgpu")
-_ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "webgpu": "WebGpuExecutionProvider"}
-_INSTALL = {
-    "cuda": "install onnxruntime-gpu in place of onnxruntime, and an NVIDIA driver",
-    "webgpu": "pip install onnxruntime-ep-webgpu, and a Vulkan, D3D12 or Metal driver",
-}
-_DRIVER = "it needs a GPU with a Vulkan, D3D12 or Metal driver"
+_CPU = "CPUExecutionProvider"
+_GPUS = {"cuda": cuda, "webgpu": webgpu}
+"""In the order in which `auto` tries them."""
 _PROBE = Path(__file__).with_name("probe.onnx")
 _PROBE_TOLERANCE = 2e-3
 _QUIET = 4
@@ -44,14 +42,15 @@ class Provider:
         name: `cpu`, `cuda` or `webgpu`.
         threads: threads of the process-wide pool.
         library: native operators to register, None where the function bodies run.
-        software: a GPU interface that a CPU emulates; it is never chosen by `auto`.
+        device: number of the GPU.
+        gpu: the GPU, None on the CPU.
     """
 
     name: str
     threads: int
     library: Path | None = None
-    software: bool = False
     device: int = 0
+    gpu: Gpu | None = None
     _ep_device: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -62,6 +61,20 @@ class Provider:
     def copies_inputs(self) -> bool:
         """Whether binding an input copies it to the device, so that changed inputs have to be bound again."""
         return self.name != "cpu"
+
+    @property
+    def software(self) -> bool:
+        """Whether the GPU is one that a processor plays; `auto` never chooses it."""
+        return self.gpu is not None and self.gpu.software
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name as its driver has it, on the CPU the processor's."""
+        return processor_name() if self.gpu is None else self.gpu.name
+
+    def as_json(self) -> dict[str, str]:
+        """What every command's JSON says of where it ran."""
+        return {"provider": self.name, "device": self.device_name}
 
     def options(self) -> ort.SessionOptions:
         """Session options for a bundle's graph: quiet, on the global pool, no memory kept between runs."""
@@ -85,13 +98,21 @@ class Provider:
             what = f"native operators {library}: {one_line(error)}"
             raise ProviderError(f"{what}; install sol-rt again, or go without them (--no-native-ops)") from None
 
-    def session(self, path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    def session(
+        self, path: Path, options: ort.SessionOptions, graph: bytes | None = None, *, capture: bool = False
+    ) -> ort.InferenceSession:
         """A session on this provider alone.
+
+        Args:
+            path: the graph's file.
+            options: made by `options`.
+            graph: what to run instead of the file's content.
+            capture: record the first run's commands and send them again in every later one.
 
         Raises BundleError where ONNX Runtime refuses the graph, ProviderError on a GPU.
         """
         try:
-            return self._session(path, options)
+            return self._session(path if graph is None else graph, options, capture=capture)
         except (
             Exception
         ) as error:  # ONNX Runtime's exceptions share no useful base, and their text is for its developers
@@ -102,16 +123,22 @@ class Provider:
                 path, "", f"a graph that ONNX Runtime refuses ({reason})", "a graph of this bundle"
             ) from None
 
-    def _session(self, model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _session(
+        self, model: Path | bytes, options: ort.SessionOptions, *, strict: bool = False, capture: bool = False
+    ) -> ort.InferenceSession:
         source = model if isinstance(model, bytes) else str(model)
-        if self._ep_device is not None:
-            options.add_provider_for_devices([self._ep_device], {"enableInt64": "1"})
+        if self.name == "webgpu":
+            settings = {**webgpu.STRICT, **(webgpu.CAPTURE if capture else {})}
+            options.add_provider_for_devices([self._ep_device], settings)
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             return ort.InferenceSession(source, options, enable_fallback=0)
-        providers: Sequence[Any] = [_ORT_NAMES["cpu"]]
+        providers: Sequence[Any] = [_CPU]
         if self.name == "cuda":
+            named = (cuda.ORT_NAME, cuda.options(self.device, capture=capture))
             # shape arithmetic stays on the CPU by ONNX Runtime's own choice, so graphs cannot be strict here
-            providers = [(_ORT_NAMES["cuda"], {"device_id": self.device}), *providers]
+            providers = [named] if strict else [named, _CPU]
+        if strict:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
     def place(self, array: np.ndarray) -> ort.OrtValue:
@@ -124,12 +151,6 @@ class Provider:
         if self.name == "cuda":
             return ort.OrtValue.ortvalue_from_numpy(array, "cuda", self.device)
         return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text on one line, short enough to read."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def default_threads() -> int:
@@ -178,68 +199,61 @@ def choose(
     `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
     over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells. Providers that are
     `unfit` for what they shall run, each with the reason, are no choice; auto passes over them in silence.
-    Raises UsageError for an unknown name, ProviderError where an explicit choice does not work.
+    Raises UsageError for an unknown name or a device of a provider that has none, ProviderError where an explicit
+    choice does not work.
     """
     if name not in NAMES:
         raise UsageError(f"provider: got {name!r}, expected one of {', '.join(NAMES)}")
     pool = start_pool(threads)
     cpu = Provider("cpu", pool, library_path() if native_ops else None)
     if name == "cpu":
+        if device:
+            raise UsageError(f"device: got {device}, but the cpu provider has one device; leave it out or name a GPU's")
         return cpu
     if name in unfit:
         raise ProviderError(f"provider {name}: {unfit[name]}")
     if name != "auto":
-        return _gpu(name, pool, device)
-    for candidate in ("cuda", "webgpu"):
-        if candidate in unfit or not _installed(candidate):
+        return _gpu(name, pool, device, native_ops)
+    for candidate in _GPUS:
+        if candidate in unfit or not _has_device(candidate, say):
             continue
         try:
-            if candidate == "webgpu" and not _webgpu_devices():
-                continue
-            provider = _gpu(candidate, pool, device)
+            provider = _gpu(candidate, pool, device, native_ops)
         except ProviderError as error:
             say(f"{error} (continuing on the next provider)")
             continue
         if not provider.software:
             return provider
         say(f"provider {candidate}: only a software adapter is here, slower than the cpu provider, which is used")
+    if device:
+        say(f"device {device}: no GPU provider works here; the cpu provider is used")
     return cpu
 
 
-def _installed(name: str) -> bool:
-    if name == "cuda":
-        return _ORT_NAMES["cuda"] in ort.get_available_providers()
-    return importlib.util.find_spec("onnxruntime_ep_webgpu") is not None
+def _has_device(name: str, say: Callable[[str], None]) -> bool:
+    """Whether a GPU provider is installed and the machine has something for it."""
+    if not _GPUS[name].installed():
+        return False
+    try:
+        return cuda.present() if name == "cuda" else bool(webgpu.devices())
+    except ProviderError as error:
+        say(f"{error} (continuing on the next provider)")
+        return False
 
 
 @functools.cache
-def _gpu(name: str, pool: int, device: int) -> Provider:
-    if not _installed(name):
-        raise ProviderError(f"provider {name}: not installed; {_INSTALL[name]}")
+def _gpu(name: str, pool: int, device: int, native_ops: bool) -> Provider:
+    if not _GPUS[name].installed():
+        raise ProviderError(f"provider {name}: not installed; {_GPUS[name].INSTALL}")
     if name == "webgpu":
-        devices = _webgpu_devices()
-        if device >= len(devices):
-            if not devices:
-                raise ProviderError(f"provider webgpu: finds no device; {_DRIVER}")
-            raise ProviderError(f"provider webgpu: has no device number {device}, {len(devices)} in all")
-        chosen = devices[device]
-        software = chosen.device.type == ort.OrtHardwareDeviceType.CPU
-        provider = Provider(name, pool, software=software, device=device, _ep_device=chosen)
+        # no native operators: ONNX Runtime would not inline them, and there they would run on the CPU
+        entry = webgpu.device(device)
+        provider = Provider(name, pool, device=device, gpu=webgpu.gpu(entry), _ep_device=entry)
     else:
-        provider = Provider(name, pool, device=device)
+        provider = Provider(name, pool, library_path(name) if native_ops else None, device, cuda.gpu(device))
+        cuda.load_libraries()
     probe(provider)
     return provider
-
-
-@functools.cache
-def _webgpu_devices() -> list[Any]:
-    import onnxruntime_ep_webgpu
-
-    try:
-        ort.register_execution_provider_library("webgpu", onnxruntime_ep_webgpu.get_library_path())
-    except Exception as error:
-        raise ProviderError(f"provider webgpu: {one_line(error)}; {_INSTALL['webgpu']}") from None
-    return [entry for entry in ort.get_ep_devices() if entry.ep_name == _ORT_NAMES["webgpu"]]
 
 
 def probe(provider: Provider) -> None:
@@ -250,10 +264,11 @@ def probe(provider: Provider) -> None:
     feed = {"ids": np.arange(8, dtype=np.int64)[None]}
     model = _PROBE.read_bytes()
     expected = _probe_run(Provider("cpu", provider.threads), model, feed)
+    install = _GPUS[provider.name].INSTALL
     try:
         got = _probe_run(provider, model, feed)
     except Exception as error:
-        raise ProviderError(f"provider {provider.name}: {one_line(error)}; {_INSTALL[provider.name]}") from None
+        raise ProviderError(f"provider {provider.name}: {one_line(error)}; {install}") from None
     difference = float(np.abs(got - expected).max())
     if not difference <= _PROBE_TOLERANCE:
         text = f"numbers that differ from the CPU's by {difference:.3g}"
@@ -261,11 +276,5 @@ def probe(provider: Provider) -> None:
 
 
 def _probe_run(provider: Provider, model: bytes, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-    options = provider.options()
-    if provider.name == "cuda":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        named = [(_ORT_NAMES["cuda"], {"device_id": provider.device})]
-        session = ort.InferenceSession(model, options, providers=named, enable_fallback=0)
-    else:
-        session = provider._session(model, options)
+    session = provider._session(model, provider.options(), strict=provider.name != "cpu")
     return np.asarray(session.run(None, dict(feed))[0])

@@ -32,7 +32,7 @@ def calibrate(
 
     from sol_rt.bundle import Bundle
     from sol_rt.calibrate import measure, save
-    from sol_rt.cli.loading import bundle_path
+    from sol_rt.cli.loading import bundle_path, name_device
     from sol_rt.engine import Engine
     from sol_rt.errors import UsageError
 
@@ -42,12 +42,13 @@ def calibrate(
         raise UsageError(f"--contexts {contexts}: expected whole numbers with commas, for example 64,512") from None
     bundle = Bundle.open(bundle_path(model))
     engine = Engine(bundle, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    name_device(engine.provider)
     with progress() as report:
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
     if json:
         rows = [row.as_json() for row in result.rows]
-        print_json({"path": str(path), "provider": engine.provider_name, "rows": rows})
+        print_json({"path": str(path), **engine.provider.as_json(), "rows": rows})
         return
     columns = sorted({row.context for row in result.rows})
     table = Table("action", *(f"ms at {context}" for context in columns), "fit, %")

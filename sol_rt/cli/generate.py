@@ -13,6 +13,7 @@ from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.generation import Generation
+    from sol_rt.providers import Provider
     from sol_rt.trace import Trace
 
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
@@ -85,25 +86,25 @@ def generate(
                 sys.stdout.flush()
     except KeyboardInterrupt:
         run.close()
-        _finish(run.result, json)
+        _finish(run.result, loaded.engine.provider, json)
         raise
     result = run.result
     assert result is not None  # a generation that ends without an error has a token
-    _finish(result, json)
+    _finish(result, loaded.engine.provider, json)
     if replay is not None:
         _compare(replay, result)
     if trace is not None:
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-def _finish(result: Generation | None, json: bool) -> None:
+def _finish(result: Generation | None, provider: Provider, json: bool) -> None:
     """Ends the text and reports what came, also after Ctrl-C; `result` is None where nothing came."""
     if not json:
         print(flush=True)
     if result is None:
         return
     if json:
-        print_json(summary(result))
+        print_json({**summary(result), **provider.as_json()})
     else:
         report(result)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from sol_rt.config import SolConfig
     from sol_rt.model import SolModel
+    from sol_rt.providers import Provider
 
 
 def bundle_path(model: str | None) -> Path:
@@ -45,9 +46,16 @@ def load(
         device=device,
         max_context=ctx_size,
     )
+    name_device(loaded.engine.provider)
     if loaded.cost.note:
         note(loaded.cost.note)
     return loaded
+
+
+def name_device(provider: Provider) -> None:
+    """Says on stderr which GPU computes; nothing on the CPU."""
+    if provider.name != "cpu":
+        note(f"device: {provider.device_name} ({provider.name})")
 
 
 def dial(

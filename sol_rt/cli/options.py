@@ -102,8 +102,8 @@ Refresh = Annotated[
     option("--refresh/--no-refresh", help="Repair cheap KV entries after every episode.", panel=BUDGET),
 ]
 
-Provider = Annotated[str, option("--provider", help="auto, cpu, cuda or webgpu.", panel=MACHINE)]
-Device = Annotated[int, option("--device", min=0, help="Which GPU.", panel=MACHINE)]
+Provider = Annotated[str, option("--provider", help="Where to compute: auto, cpu, cuda or webgpu.", panel=MACHINE)]
+Device = Annotated[int, option("--device", min=0, help="Which GPU, counted from 0.", panel=MACHINE)]
 Threads = Annotated[
     int | None, option("-t", "--threads", min=1, help="CPU threads; default: all cores.", panel=MACHINE)
 ]

@@ -42,7 +42,7 @@ def perplexity(
 
     how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
     text = read_text(file)
-    engine = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
     finished: list[Estimate] = []
     try:
         with progress() as report:
@@ -51,13 +51,14 @@ def perplexity(
                 finished.append(so_far)
                 report("windows", done, total)
 
-            result = measure(engine, text, size=ctx_size, chunks=chunks, seed=seed, progress=window, **how)
+            result = measure(loaded, text, size=ctx_size, chunks=chunks, seed=seed, progress=window, **how)
     except KeyboardInterrupt:
         if finished:
             last = finished[-1]
             note(f"after {last.chunks} windows: PPL = {last.ppl:.4f} +/- {last.stderr:.5f}")
         raise
     summary = {key: value for key, value in asdict(result).items() if key != "actions"}
+    summary |= loaded.engine.provider.as_json()
     if json or output is options.Format.json:
         print_json(summary)
         return

@@ -179,7 +179,7 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool) -
     from sol_rt.train.rollout_runtime import RuntimeRollouts
 
     bundle = engine.bundle
-    cost = load_cost_model(bundle, engine.provider_name, engine.threads, engine.native)
+    cost = load_cost_model(bundle, *engine.machine)
     if cost.note:
         note(cost.note)
     actions = tuple(entry.action for entry in bundle.config.actions)

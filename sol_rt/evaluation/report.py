@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.cost import processor_name
 from sol_rt.evaluation.bootstrap import Bootstrap, CurvePoint, Figure, Sample, at_cost
 from sol_rt.evaluation.held_out import Plan, SizeRuns, cost_of, nll_of
 from sol_rt.evaluation.runs import WindowRun
@@ -169,10 +168,10 @@ def report_of(
 
 
 def device_words(model: SolModel) -> str:
-    """Processor, threads, provider and kernels."""
+    """GPU or processor, threads, provider and kernels."""
     engine = model.engine
     kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
-    return f"{processor_name()}, {engine.threads} threads, {engine.provider_name}, {kernels}"
+    return f"{engine.provider.device_name}, {engine.threads} threads, {engine.provider_name}, {kernels}"
 
 
 def size_report(runs: SizeRuns, plan: Plan, resampling: Resampling) -> SizeReport:

@@ -1,9 +1,10 @@
-"""The native CPU operators of the domain `sol`: one shared library that ONNX Runtime loads."""
+"""The native operators of the domain `sol`: one shared library a provider, which ONNX Runtime loads."""
 
 from pathlib import Path
 
 
-def library_path() -> Path | None:
-    """Path of the shared library to register with ONNX Runtime, or None where the package was built without it."""
-    path = Path(__file__).with_name("libsol_ops_cpu.so")
+def library_path(provider: str = "cpu") -> Path | None:
+    """Path of a provider's shared library to register with ONNX Runtime, or None where the package was built without
+    it."""
+    path = Path(__file__).with_name(f"libsol_ops_{provider}.so")
     return path if path.is_file() else None

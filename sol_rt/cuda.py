@@ -1,0 +1,94 @@
+"""The CUDA provider: whether the GPU build of ONNX Runtime is here and whole, and which GPU it would run on."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+from collections.abc import Mapping
+
+import onnxruntime as ort
+
+from sol_rt import hardware
+from sol_rt.errors import ProviderError
+from sol_rt.versions import release
+
+ORT_NAME = "CUDAExecutionProvider"
+INSTALL = (
+    "pip install 'sol-rt[cuda]', then pip uninstall -y onnxruntime, then pip install --force-reinstall --no-deps "
+    "onnxruntime-gpu"
+)
+_WHEELS = ("onnxruntime", "onnxruntime-gpu")
+_CUDA_13_SINCE = (1, 27)
+"""The wheels of onnxruntime-gpu are built for CUDA 13 from here on, for CUDA 12 before."""
+
+
+def installed() -> bool:
+    return ORT_NAME in ort.get_available_providers()
+
+
+def present() -> bool:
+    """Whether an NVIDIA driver is here with a GPU."""
+    return bool(hardware.cuda_gpus())
+
+
+def load_libraries() -> None:
+    """Loads CUDA's own libraries from their wheels, where they came with the extra; else the system's are found.
+
+    What it prints of missing ones is dropped: the probe fails for it and says so.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
+def options(device: int, *, capture: bool) -> dict[str, str]:
+    """Provider options: numbers of full precision, and memory taken as it is needed, as other sessions share it."""
+    given = {"device_id": str(device), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    return {**given, "enable_cuda_graph": "1"} if capture else given
+
+
+def gpu(number: int) -> hardware.Gpu:
+    """GPU `number` in CUDA's order.
+
+    Raises ProviderError where the wheel is mixed with another, or there is no driver, a driver that is too old or no
+    such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
+    """
+    check_wheels(wheel_versions(), ort.__version__)
+    driver = hardware.cuda_driver_version()
+    if driver is None:
+        raise ProviderError("provider cuda: no NVIDIA driver is here; install one, or use --provider cpu")
+    needed = 13 if release(ort.__version__) >= _CUDA_13_SINCE else 12
+    if driver[0] < needed:
+        has = f"the NVIDIA driver runs CUDA {driver[0]}.{driver[1]}"
+        raise ProviderError(f"provider cuda: {has}, onnxruntime {ort.__version__} needs {needed}; update the driver")
+    found = hardware.cuda_gpus()
+    if not found:
+        raise ProviderError("provider cuda: the NVIDIA driver finds no GPU; check CUDA_VISIBLE_DEVICES and nvidia-smi")
+    if number >= len(found):
+        names = ", ".join(f"{index}: {one.name}" for index, one in enumerate(found))
+        raise ProviderError(f"provider cuda: has no device number {number}; there are {names}")
+    return found[number]
+
+
+def wheel_versions() -> dict[str, str]:
+    """Versions of the wheels that hold ONNX Runtime, of those that are installed."""
+    versions = {}
+    for name in _WHEELS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def check_wheels(versions: Mapping[str, str], running: str) -> None:
+    """Raises ProviderError where two wheels have written into one folder: the provider's library of one version
+    crashes in a runtime of another.
+    """
+    if any(release(version) != release(running) for version in versions.values()):
+        both = " and ".join(f"{name} {version}" for name, version in versions.items())
+        what = f"{both} are installed over each other, {running} runs"
+        raise ProviderError(
+            f"provider cuda: {what}; pip uninstall -y {' '.join(versions)}, then pip install onnxruntime-gpu"
+        )
