@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from made_configs import made_config
 
@@ -20,7 +19,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux" or not SMAPS.exists(), rea
 
 @pytest.fixture(params=KV_DTYPES)
 def cache(request: pytest.FixtureRequest) -> KvCache:
-    return KvCache(made_config().model, KvLayout(request.param), ort.OrtValue.ortvalue_from_numpy)
+    return KvCache(made_config().model, KvLayout(request.param))
 
 
 def mapping_of(address: int) -> str:

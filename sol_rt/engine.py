@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -20,18 +20,20 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import ModelDims, SolConfig, Variant
 from sol_rt.distribution import Distribution, native_sums, numpy_sums
-from sol_rt.errors import BundleError, ContextError, NumericError, SolError, UsageError, one_line
+from sol_rt.errors import ContextError, NumericError, ProviderError, SolError, UsageError, one_line
 from sol_rt.kv_cache import KvCache
+from sol_rt.ops import library_path
+from sol_rt.providers import Provider
+from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS, check_signature, step_signature
 from sol_rt.weights import SharedWeights
+
+if TYPE_CHECKING:
+    from sol_rt.device_runner import DeviceGraphs, DeviceRunner, Kind
 
 _CHUNK = 512
 _CPU_BODY_CHUNK = 128  # function bodies on the CPU hold the attention matrix of a whole chunk
 _SOFTWARE_CHUNK = 16  # Mesa's software Vulkan gives wrong numbers in ONNX Runtime's attention of 32 and more new tokens
 _ALL_PAGES = 1 << 30
-_CHANNEL_INPUTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
-"""In the order of `ModelDims.channels`."""
-_CHOICE_DIMS = ("choosing_layers", "pruning_layers")
-"""Dims of `attn_keep` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
 
 
 class StepOutput(NamedTuple):
@@ -75,24 +77,60 @@ class Engine:
         if max_context is not None and max_context < 1:
             raise UsageError(f"context size: got {max_context}, expected 1 or more tokens")
         self.bundle = bundle
-        self.provider = providers.choose(
-            provider, threads=threads, native_ops=native_ops, device=device, unfit=_unfit_providers(bundle)
-        )
         model = bundle.config.model
         self.max_context = min(model.max_context, max_context or model.max_context)
         self.weights = SharedWeights(bundle)
-        self._cache = KvCache(model, bundle.config.kv, self.provider.place)
         self._inputs = _StepInputs(bundle.config)
         self._runners: dict[tuple[str, _Choices], _Runner] = {}
-        self._sessions: dict[tuple[str, _Choices], ort.InferenceSession] = {}
+        self._device_runners: dict[Kind, DeviceRunner] = {}
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._loaded: set[str] = set()  # keys of variants
+        self._start(provider, threads=threads, native_ops=native_ops, device=device)
         self._plans: dict[Action, _Plan] = {}
         self._plan: _Plan | None = None
         self._page_size = bundle.config.kv.page_size
         self._tokens: list[int] = []
         self.owner: object = None  # whoever last filled the cache for itself
-        self._sums = native_sums() if self.native else numpy_sums
+        self._sums = native_sums() if native_ops and library_path() else numpy_sums
         on_cpu = not self.native and self.provider.name == "cpu"
         self._chunk = _SOFTWARE_CHUNK if self.provider.software else _CPU_BODY_CHUNK if on_cpu else _CHUNK
+
+    def _start(self, name: str, **how: Any) -> None:
+        """Chooses the provider and takes the memory there that every run needs.
+
+        Where that memory is short, `auto` goes on to the next provider and says so.
+        """
+        unfit = _unfit_providers(self.bundle)
+        while True:
+            self.provider = providers.choose(name, unfit=unfit, **how)
+            try:
+                self._start_on(self.provider)
+                return
+            except ProviderError as error:
+                if name != "auto" or self.provider.gpu is None:
+                    raise
+                providers.tell(f"{error} (continuing on the next provider)")
+                unfit[self.provider.name] = str(error)
+
+    def _start_on(self, provider: Provider) -> None:
+        config = self.bundle.config
+        self._graphs: DeviceGraphs | None = None
+        if provider.gpu is None:
+            self._cache = KvCache(config.model, config.kv)
+            return
+        memory = provider.memory()
+        from sol_rt import device_runner  # with onnx, which only the extras of GPUs bring
+
+        self._cache = KvCache(config.model, config.kv, memory)
+        self._device_inputs = device_runner.DeviceInputs(memory, self._inputs.arrays, self._inputs.results)
+        signature = step_signature(config, self._cache)
+        self._graphs = device_runner.DeviceGraphs(self.bundle, provider, memory, self.weights, signature)
+        self.load([config.dense.variant])
+
+    @property
+    def device_weight_bytes(self) -> int:
+        """Size of the weights on the GPU; 0 on the CPU."""
+        return 0 if self._graphs is None else self._graphs.weights.size_bytes
 
     @property
     def provider_name(self) -> str:
@@ -131,8 +169,9 @@ class Engine:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Keys of the variants whose graph has a session."""
-        files = {file for file, _ in self._runners}
-        return tuple(key for key, variant in self.bundle.config.variants.items() if variant.file in files)
+        files = {file for file, _ in self._runners}  # on the CPU all variants of a width share one
+        variants = self.bundle.config.variants.items()
+        return tuple(key for key, variant in variants if variant.file in files or key in self._loaded)
 
     def load(self, variant_keys: Iterable[str]) -> None:
         """Makes the sessions of these variants now; others are made when first used.
@@ -141,7 +180,8 @@ class Engine:
         """
         for key in variant_keys:
             variant = self._variant(key)
-            self._runner(variant, _Choices(False, bool(_channels(variant, self.bundle.config.model).any())))
+            counts = _channels(variant, self.bundle.config.model)
+            self._runner(variant, counts, _Choices(False, bool(counts.any()))).open()
 
     def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """From now on the variant keeps these channels, one count a layer; where a name is left out, the bundle's own.
@@ -239,7 +279,7 @@ class Engine:
         if tokens <= self.capacity:
             return
         capacity = self._cache.capacity_for(tokens)
-        for runner in self._runners.values():
+        for runner in (*self._runners.values(), *self._device_runners.values()):
             runner.release()
         try:
             self._cache.resize(capacity, self.length)
@@ -270,7 +310,8 @@ class Engine:
         channels = _channels(variant, self.bundle.config.model)
         pruning = bool(channels.any())
         step, batch = _Choices(action.keep < 100, pruning), _Choices(False, pruning)
-        return _Plan(lambda: self._runner(variant, step), lambda: self._runner(variant, batch), channels)
+        runner = self._runner
+        return _Plan(lambda: runner(variant, channels, step), lambda: runner(variant, channels, batch), channels)
 
     def _variant(self, key: str) -> Variant:
         variants = self.bundle.config.variants
@@ -278,40 +319,56 @@ class Engine:
             raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(variants)}")
         return variants[key]
 
-    def _runner(self, variant: Variant, choices: _Choices) -> _Runner:
+    def _runner(self, variant: Variant, channels: np.ndarray, choices: _Choices) -> _Runner | DeviceRunner:
+        """What runs a variant that keeps these channels, as `_channels`."""
+        if self._graphs is not None:
+            self._loaded.add(variant.key)
+            return self._device_runner(self._graphs, variant, channels, choices)
         if self.native:  # kernels choose where they are told to, at no cost where they are not
             choices = _Choices(True, True)
         key = variant.file, choices
         runner = self._runners.get(key)
         if runner is None:
-            session = self._session(variant, choices)
-            rebind = self.provider.copies_inputs
-            runner = self._runners[key] = _Runner(variant.file, session, self._cache, self._inputs, choices, rebind)
+            session = self._session(variant)
+            runner = self._runners[key] = _Runner(variant.file, session, self._cache, self._inputs, choices)
             _return_freed_memory()
         return runner
 
-    def _session(self, variant: Variant, choices: _Choices) -> ort.InferenceSession:
-        """One a graph file. Of function bodies on a GPU one for every set of choices, without what the others need."""
+    def _device_runner(
+        self, graphs: DeviceGraphs, variant: Variant, channels: np.ndarray, choices: _Choices
+    ) -> DeviceRunner:
+        """One for every set of choices: function bodies leave out what others need, and know the counts beforehand,
+        for which they would have to ask the GPU and wait."""
+        from sol_rt.device_runner import DeviceRunner, Kind
+
+        counts, dense = (b"", False) if self.native else (channels.tobytes(), not choices.tokens)
+        step = Kind(variant.file, variant.bits, counts, dense, one_token=True)
+        runner = self._device_runners.get(step)
+        if runner is None:
+            where = f"provider {self.provider.name}: {self.provider.device_name}"
+            batch = Kind(variant.file, variant.bits, counts, not self.native, one_token=False)
+            runner = DeviceRunner(graphs, step, batch, self._cache, self._device_inputs, where)
+            self._device_runners[step] = runner
+        return runner
+
+    def _session(self, variant: Variant) -> ort.InferenceSession:
+        """One a graph file, on the CPU."""
         config, file = self.bundle.config, variant.file
-        specialised = not self.native and self.provider.name != "cpu"
-        key = file, choices if specialised else _Choices(True, True)
-        session = self._sessions.get(key)
+        session = self._sessions.get(file)
         if session is not None:
             return session
         options = self.provider.options()
-        layers = config.model.num_layers
         if self.native:
             self.weights.attach(options, file)
+            for name in CHOICE_DIMS:
+                options.add_free_dimension_override_by_name(name, config.model.num_layers)
         else:
             self.weights.check(file)
             if variant.bits == 8:  # 8 bits of activations would cost it more than its weights do
                 options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        if self.native or specialised:
-            for name, chosen in zip(_CHOICE_DIMS, key[1], strict=True):
-                options.add_free_dimension_override_by_name(name, layers if chosen else 0)
         path = self.bundle.file(file)
-        session = self._sessions[key] = self.provider.session(path, options)
-        check_signature(path, session, _step_signature(config, self._cache))
+        session = self._sessions[file] = self.provider.session(path, options)
+        check_signature(path, session, step_signature(config, self._cache))
         return session
 
 
@@ -348,30 +405,39 @@ class _StepInputs:
         self.past_length = np.zeros(1, np.int64)
         self.total_length = np.zeros(1, np.int32)
         self.attn_keep = np.full(layers, _ALL_PAGES, np.int64)
-        self.channels = np.zeros((len(_CHANNEL_INPUTS), layers), np.int64)
+        self.channels = np.zeros((len(CHANNEL_INPUTS), layers), np.int64)
         self.sparse_layers = np.delete(np.arange(layers), dense) if dense else slice(None)
-        one = np.ones(1, np.int64)
+        self.num_logits = np.ones(1, np.int64)
         self.logits = np.zeros((1, model.vocab_size), np.float32)
         self.hidden = np.zeros((1, model.hidden_size), np.float32)
+        self.arrays = {
+            "input_ids": self.token,
+            "past_length": self.past_length,
+            "attn_keep": self.attn_keep,
+            **dict(zip(CHANNEL_INPUTS, self.channels, strict=True)),
+            "num_logits": self.num_logits,
+            "total_length": self.total_length,
+        }
+        self.results = {"logits": self.logits, "hidden_states": self.hidden}
         wrap = ort.OrtValue.ortvalue_from_numpy
         self._lengths = {"past_length": wrap(self.past_length), "total_length": wrap(self.total_length)}
         self._attn_keep, self._channel_values = wrap(self.attn_keep), [wrap(counts) for counts in self.channels]
         self._nothing = wrap(np.zeros(0, np.int64))
-        self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(one)}
+        self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(self.num_logits)}
         self.step_outputs = {"logits": wrap(self.logits), "hidden_states": wrap(self.hidden)}
 
     def scalars(self, choices: _Choices) -> dict[str, ort.OrtValue]:
         """What changes from step to step but the token; counts are empty where nothing is chosen by them."""
         attn_keep = self._attn_keep if choices.tokens else self._nothing
-        channels = self._channel_values if choices.channels else [self._nothing] * len(_CHANNEL_INPUTS)
-        return {**self._lengths, "attn_keep": attn_keep, **dict(zip(_CHANNEL_INPUTS, channels, strict=True))}
+        channels = self._channel_values if choices.channels else [self._nothing] * len(CHANNEL_INPUTS)
+        return {**self._lengths, "attn_keep": attn_keep, **dict(zip(CHANNEL_INPUTS, channels, strict=True))}
 
 
 class _Plan(NamedTuple):
     """How an action runs: what makes the runners of a step and of a batch, and the channels to keep, as `_channels`."""
 
-    step: Callable[[], _Runner]
-    batch: Callable[[], _Runner]
+    step: Callable[[], _Runner | DeviceRunner]
+    batch: Callable[[], _Runner | DeviceRunner]
     channels: np.ndarray
 
 
@@ -385,14 +451,15 @@ class _Runner:
         cache: KvCache,
         inputs: _StepInputs,
         choices: _Choices,
-        rebind: bool,
     ) -> None:
         self.file = file
-        self._rebind = rebind
         self._scalars = inputs.scalars(choices)
         self._session, self._cache, self._inputs = session, cache, inputs
         self._step_binding: ort.IOBinding | None = None
         self._batch_binding: ort.IOBinding | None = None
+
+    def open(self) -> None:
+        """Its session is made already."""
 
     def release(self) -> None:
         """Lets go of the cache's buffers, before they are replaced."""
@@ -407,8 +474,6 @@ class _Runner:
             for name, value in self._inputs.step_outputs.items():
                 binding.bind_ortvalue_output(name, value)
             self._step_binding = binding
-        elif self._rebind:
-            self._bind_inputs(binding, {**self._scalars, **self._inputs.step_inputs})
         self._run(binding)
 
     def batch(self, ids: np.ndarray, logits: np.ndarray, hidden: np.ndarray) -> None:
@@ -416,8 +481,6 @@ class _Runner:
         binding = self._batch_binding
         if binding is None:
             binding = self._batch_binding = self._bind_cache()
-        elif self._rebind:
-            self._bind_inputs(binding, self._scalars)
         wrap = ort.OrtValue.ortvalue_from_numpy
         count = np.array([len(logits)], np.int64)
         self._bind_inputs(binding, {"input_ids": wrap(ids[None]), "num_logits": wrap(count)})
@@ -448,52 +511,6 @@ class _Runner:
 def _finite(values: np.ndarray) -> bool:
     """Whether all of them are finite: their extremes are, and NaN counts as one."""
     return math.isfinite(np.maximum.reduce(values, None)) and math.isfinite(np.minimum.reduce(values, None))
-
-
-Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]
-"""Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
-
-
-def _step_signature(config: SolConfig, cache: KvCache) -> Signature:
-    """The contract of docs/bundle.md section 1 for this model."""
-    model = config.model
-    inputs: dict[str, tuple[str, list[int | None]]] = {
-        "input_ids": ("tensor(int64)", [1, None]),
-        "past_length": ("tensor(int64)", [1]),
-        **dict.fromkeys(("attn_keep", *_CHANNEL_INPUTS), ("tensor(int64)", [None])),
-        "num_logits": ("tensor(int64)", [1]),
-        "total_length": ("tensor(int32)", [1]),
-    }
-    outputs: dict[str, tuple[str, list[int | None]]] = {
-        "logits": ("tensor(float)", [None, model.vocab_size]),
-        "hidden_states": ("tensor(float)", [None, model.hidden_size]),
-    }
-    for buffer in cache.buffers():
-        shape = [1, model.num_kv_heads, None, *([buffer.width] if buffer.width else [])]
-        inputs[buffer.past] = outputs[buffer.present] = (f"tensor({buffer.dtype})", shape)
-    return inputs, outputs
-
-
-def check_signature(path: object, session: ort.InferenceSession, expected: Signature) -> None:
-    """Compares a session's inputs and outputs with what the config implies.
-
-    Raises BundleError at the first difference.
-    """
-    for found, wanted in zip((session.get_inputs(), session.get_outputs()), expected, strict=True):
-        got = {node.name: (node.type, list(node.shape)) for node in found}
-        for name in wanted.keys() | got.keys():
-            text = [
-                f"{kind} {shape}" if (kind, shape) != ("", []) else "nothing"
-                for kind, shape in (got.get(name, ("", [])), wanted.get(name, ("", [])))
-            ]
-            if name not in got or name not in wanted or not _fits(got[name], wanted[name]):
-                raise BundleError(path, name, text[0], text[1], "the graph belongs to another bundle: export again")
-
-
-def _fits(got: tuple[str, list[object]], wanted: tuple[str, list[int | None]]) -> bool:
-    if got[0] != wanted[0] or len(got[1]) != len(wanted[1]):
-        return False
-    return all(not isinstance(a, int) or b is None or a == b for a, b in zip(got[1], wanted[1], strict=True))
 
 
 def _return_freed_memory() -> None:

@@ -44,6 +44,18 @@ class ProviderError(SolError):
     """An execution provider that was asked for does not work here."""
 
 
+class DeviceError(SolError):
+    """A GPU failed while it computed: it was lost, ran out of memory, or its driver gave up. The process lives on.
+
+    Args:
+        where: provider and GPU.
+        reason: what the provider said.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where} failed: {reason}; run again, or use --provider cpu")
+
+
 class NumericError(SolError):
     """The model produced non-finite logits: weights are damaged or the arithmetic overflowed."""
 

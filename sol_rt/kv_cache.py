@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
 from sol_rt.config import KvLayout, ModelDims, tensor_bytes
+
+if TYPE_CHECKING:
+    from sol_rt.device_memory import DeviceMemory
 
 
 class Buffer(NamedTuple):
@@ -36,11 +39,11 @@ class KvCache:
     Args:
         model: dims.
         layout: type, page size and the step in which capacity grows.
-        place: makes an OrtValue of an array where the provider computes; on the CPU it shares its memory.
+        device: the memory of the GPU that computes; without it the cache lies in main memory.
     """
 
-    def __init__(self, model: ModelDims, layout: KvLayout, place: Callable[[np.ndarray], ort.OrtValue]) -> None:
-        self._model, self._layout, self._place = model, layout, place
+    def __init__(self, model: ModelDims, layout: KvLayout, device: DeviceMemory | None = None) -> None:
+        self._model, self._layout, self._device = model, layout, device
         self.capacity = 0
         self._values: dict[str, ort.OrtValue] = {}
         self._memory: _Memory | None = None
@@ -78,18 +81,31 @@ class KvCache:
 
     def resize(self, capacity: int, used: int) -> None:
         """Moves the first `used` tokens into buffers of another capacity, one buffer at a time to hold little twice."""
+        if self._device is not None:
+            self._resize_on(self._device, capacity, used)
+            return
         old = self._memory
         memory = _Memory([(self.shape(buffer, capacity), buffer.dtype) for buffer in self.buffers()])
         for i, buffer in enumerate(self.buffers()):
             grown = memory.array(i)
             if used:
                 grown[:, :, :used] = self._values[buffer.past].numpy()[:, :, :used]
-            value = self._values[buffer.past] = self._place(grown)
-            if value.data_ptr() != grown.ctypes.data:  # copied to a device
-                memory.release(i)
+            self._values[buffer.past] = ort.OrtValue.ortvalue_from_numpy(grown)
             if old is not None:
                 old.release(i)
         self._memory = memory
+        self.capacity = capacity
+
+    def _resize_on(self, device: DeviceMemory, capacity: int, used: int) -> None:
+        device.require(self.bytes_at(capacity), f"a KV cache of {capacity} tokens")
+        for buffer in self.buffers():
+            shape = self.shape(buffer, capacity)
+            if used:
+                grown = device.grown(self._values[buffer.past], shape, buffer.dtype)
+            else:
+                self._values.pop(buffer.past, None)
+                grown = device.zeros(shape, buffer.dtype)
+            self._values[buffer.past] = grown
         self.capacity = capacity
 
     def free(self) -> None:
@@ -105,6 +121,9 @@ class KvCache:
         when the page next gets a token, which is before it is chosen by them.
         """
         for buffer in self.buffers():
+            if self._device is not None:
+                self._device.wipe(self._values[buffer.past], buffer.dtype, start, stop)
+                continue
             content = self._values[buffer.past].numpy()
             content[:, :, start:stop] = 0
             self._values[buffer.past].update_inplace(content)

@@ -10,8 +10,8 @@ import onnxruntime as ort
 
 from sol_rt import providers
 from sol_rt.bundle import Bundle
-from sol_rt.engine import check_signature
 from sol_rt.errors import NumericError, SolError, UsageError, one_line
+from sol_rt.signature import check_signature
 from sol_rt.weights import SharedWeights
 
 

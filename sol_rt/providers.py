@@ -7,13 +7,14 @@ providers that have no device and computes on the CPU without a word.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,6 +23,9 @@ from sol_rt import cuda, webgpu
 from sol_rt.errors import BundleError, ProviderError, UsageError, one_line
 from sol_rt.hardware import Gpu, processor_name
 from sol_rt.ops import library_path
+
+if TYPE_CHECKING:
+    from sol_rt.device_memory import DeviceMemory
 
 NAMES = ("auto", "cpu", "cuda", "webgpu")
 _CPU = "CPUExecutionProvider"
@@ -56,11 +60,6 @@ class Provider:
     @property
     def native(self) -> bool:
         return self.library is not None
-
-    @property
-    def copies_inputs(self) -> bool:
-        """Whether binding an input copies it to the device, so that changed inputs have to be bound again."""
-        return self.name != "cpu"
 
     @property
     def software(self) -> bool:
@@ -141,16 +140,31 @@ class Provider:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
-    def place(self, array: np.ndarray) -> ort.OrtValue:
-        """The array as a tensor in the provider's memory; on the CPU it shares the array's own."""
-        if self._ep_device is not None:
-            memory = self._ep_device.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
-            value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, memory_info=memory)
-            value.update_inplace(array)
-            return value
+    def memory(self) -> DeviceMemory:
+        """The GPU's memory. Raises ProviderError where the package is missing that prepares graphs for it."""
+        if importlib.util.find_spec("onnx") is None:
+            raise ProviderError(f"provider {self.name}: needs the package onnx; pip install 'sol-rt[{self.name}]'")
+        from sol_rt.device_memory import CudaMemory, WebGpuMemory
+
+        common = (f"provider {self.name}: {self.device_name}", self._made_there, self._free_bytes)
         if self.name == "cuda":
-            return ort.OrtValue.ortvalue_from_numpy(array, "cuda", self.device)
-        return ort.OrtValue.ortvalue_from_numpy(array)
+            return CudaMemory(self.device, *common)
+        return WebGpuMemory(self._ep_device, *common)
+
+    def _made_there(self, model: bytes) -> ort.InferenceSession:
+        return self._session(model, self.options())
+
+    def _free_bytes(self) -> int | None:
+        """Free memory of the GPU now."""
+        now = cuda.gpu(self.device) if self.name == "cuda" else webgpu.gpu(self._ep_device)
+        return now.free_bytes
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether runs can be captured here: it takes a runtime that lets go of captured buffers again."""
+        if self.name == "webgpu":
+            return hasattr(ort.InferenceSession, "release_captured_graph")
+        return self.name == "cuda"
 
 
 def default_threads() -> int:
@@ -181,7 +195,8 @@ def start_pool(threads: int | None) -> int:
     return _pool_threads
 
 
-def _say(message: str) -> None:
+def tell(message: str) -> None:
+    """One line about the choice of a provider, on stderr."""
     print(f"sol-rt: {message}", file=sys.stderr)
 
 
@@ -192,7 +207,7 @@ def choose(
     native_ops: bool = True,
     device: int = 0,
     unfit: Mapping[str, str] = MappingProxyType({}),
-    say: Callable[[str], None] = _say,
+    say: Callable[[str], None] = tell,
 ) -> Provider:
     """The provider that `name` means here.
 

@@ -61,9 +61,19 @@ class SharedWeights:
     def attach(self, options: ort.SessionOptions, file: str) -> None:
         """Gives the weights of one graph file to the session that `options` will make. Raises BundleError."""
         for tensor in self.check(file):
-            options.add_initializer(tensor.name, self._value(tensor.name))
+            options.add_initializer(tensor.name, self.value(tensor.name))
 
-    def _value(self, name: str) -> ort.OrtValue:
+    def entry(self, name: str) -> TensorEntry:
+        """Where and what a tensor is."""
+        return self._bundle.config.tensors[name]
+
+    def raw(self, name: str) -> np.ndarray:
+        """A tensor's bytes, uint8, in the mapping itself."""
+        entry = self.entry(name)
+        return self._bytes[entry.offset : entry.offset + entry.bytes]
+
+    def value(self, name: str) -> ort.OrtValue:
+        """A tensor as ONNX Runtime has it, in the mapping itself."""
         if name not in self._values:
             self._values[name] = _as_ort_value(self._bytes, self._bundle.config.tensors[name])
         return self._values[name]

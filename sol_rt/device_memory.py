@@ -1,0 +1,186 @@
+"""Tensors in a GPU's memory, the same for every GPU provider: made, written, read, resized and wiped there."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from sol_rt.errors import ProviderError, one_line
+
+_FLOATS = ("float16", "float32")
+_OPSETS = [helper.make_opsetid("", 21)]
+
+
+class DeviceMemory(ABC):
+    """The memory of one GPU.
+
+    Args:
+        where: the provider and the GPU, for messages.
+        session: makes a session there of a serialized model.
+        free_bytes: how much memory is free now, None where nobody knows.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        session: Callable[[bytes], ort.InferenceSession],
+        free_bytes: Callable[[], int | None],
+    ) -> None:
+        self._where, self._make_session, self._free_bytes = where, session, free_bytes
+        self._sessions: dict[bytes, ort.InferenceSession] = {}
+
+    @abstractmethod
+    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        """A tensor of a NumPy type. Raises whatever ONNX Runtime does where it cannot be had."""
+
+    @abstractmethod
+    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        """Copies tensors into tensors in main memory, and waits for it."""
+
+    def bind_four_bits(
+        self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
+    ) -> None:
+        """Binds the bytes of a tensor of 4-bit numbers to a graph's input. Raises ProviderError where none are read."""
+        raise ProviderError(f"{self._where}: reads no 4-bit tensors, as {name} is; use --provider cpu")
+
+    def require(self, needed_bytes: int, what: str) -> None:
+        """Raises ProviderError where so much memory is known not to be free. Some drivers find out only later."""
+        free = self._free_bytes()
+        if free is not None and needed_bytes > free:
+            raise ProviderError(self._too_little(needed_bytes, what, free))
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        """A tensor of a NumPy dtype, its content undefined. Raises ProviderError where there is no room."""
+        try:
+            return self._allocate(shape, np.dtype(dtype).type)
+        except Exception as error:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            why = self._too_little(size, "a tensor", self._free_bytes())
+            raise ProviderError(f"{why} ({one_line(error)})") from None
+
+    def place(self, array: np.ndarray) -> ort.OrtValue:
+        """A copy of an array there."""
+        value = self.empty(array.shape, array.dtype)
+        value.update_inplace(np.ascontiguousarray(array))
+        return value
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> ort.OrtValue:
+        """A tensor of zeros."""
+        return self.place(np.zeros(shape, dtype))
+
+    def grown(self, value: ort.OrtValue, shape: Sequence[int], dtype: str) -> ort.OrtValue:
+        """A tensor of a shape that is larger in the third axis, with the old content first and zeros behind."""
+        new = self.empty(shape, dtype)
+        if dtype in _FLOATS:
+            pads = np.zeros(2 * len(shape), np.int64)
+            pads[len(shape) + 2] = shape[2] - value.shape()[2]
+            self._run(_pad(dtype, len(shape)), {"x": value, "pads": ort.OrtValue.ortvalue_from_numpy(pads)}, new)
+        else:  # WebGPU pads no bytes
+            array = np.zeros(shape, dtype)
+            array[:, :, : value.shape()[2]] = value.numpy()
+            new.update_inplace(array)
+        return new
+
+    def wipe(self, value: ort.OrtValue, dtype: str, start: int, stop: int) -> None:
+        """Zeroes places `start` to `stop` of the third axis of a tensor [1, heads, …], where it holds floats."""
+        if dtype not in _FLOATS:
+            return
+        shape = value.shape()
+        index = np.zeros((1, shape[1], stop - start, 3), np.int64)
+        index[0, :, :, 1] = np.arange(shape[1])[:, None]
+        index[0, :, :, 2] = np.arange(start, stop)
+        rows = np.zeros((1, shape[1], stop - start, *shape[3:]), dtype)
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        self._run(_scatter(dtype, len(shape)), {"x": value, "index": wrap(index), "rows": wrap(rows)}, value)
+
+    def _run(self, model: bytes, inputs: Mapping[str, ort.OrtValue], output: ort.OrtValue) -> None:
+        if model not in self._sessions:
+            self._sessions[model] = self._make_session(model)
+        session = self._sessions[model]
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("y", output)
+        session.run_with_iobinding(binding)
+
+    def _too_little(self, needed_bytes: int, what: str, free_bytes: int | None) -> str:
+        free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e6:.0f} MB"
+        return (
+            f"{self._where}: {what} needs {needed_bytes / 1e6:.0f} MB of GPU memory, {free} is free; "
+            "close other programs, use a smaller model or --provider cpu"
+        )
+
+
+class WebGpuMemory(DeviceMemory):
+    """Buffers of the plug-in's own device, which all its sessions share.
+
+    Args:
+        entry: ONNX Runtime's entry of the device.
+        others: as of DeviceMemory.
+    """
+
+    def __init__(self, entry: Any, *others: Any) -> None:
+        super().__init__(*others)
+        self._info = entry.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
+
+    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, memory_info=self._info)
+
+    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        ort.copy_tensors(values, into)
+
+
+class CudaMemory(DeviceMemory):
+    """Memory of a CUDA device.
+
+    Args:
+        device: number of the GPU.
+        others: as of DeviceMemory.
+    """
+
+    def __init__(self, device: int, *others: Any) -> None:
+        super().__init__(*others)
+        self._device = device
+
+    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", self._device)
+
+    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        for value, target in zip(values, into, strict=True):
+            np.copyto(target.numpy(), value.numpy())
+
+    def bind_four_bits(
+        self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
+    ) -> None:
+        binding.bind_input(name, "cuda", self._device, onnx_type, shape, packed.data_ptr())
+
+
+@functools.cache
+def _pad(dtype: str, rank: int) -> bytes:
+    """y = x and zeros around it, as `pads` says."""
+    node = helper.make_node("Pad", ["x", "pads"], ["y"])
+    return _model(node, dtype, rank, {"pads": [2 * rank]})
+
+
+@functools.cache
+def _scatter(dtype: str, rank: int) -> bytes:
+    """y = x with rows at `index`; in place where y is x."""
+    node = helper.make_node("ScatterND", ["x", "index", "rows"], ["y"])
+    return _model(node, dtype, rank, {"index": [1, "h", "n", 3]}, rows=True)
+
+
+def _model(node: Any, dtype: str, rank: int, integers: dict[str, list[Any]], rows: bool = False) -> bytes:
+    kind = TensorProto.FLOAT16 if dtype == "float16" else TensorProto.FLOAT
+    info = helper.make_tensor_value_info
+    inputs = [info("x", kind, [f"x{axis}" for axis in range(rank)])]
+    inputs += [info(name, TensorProto.INT64, shape) for name, shape in integers.items()]
+    if rows:
+        inputs.append(info("rows", kind, [f"r{axis}" for axis in range(rank)]))
+    graph = helper.make_graph([node], "memory", inputs, [info("y", kind, [f"y{axis}" for axis in range(rank)])])
+    return bytes(helper.make_model(graph, opset_imports=_OPSETS, ir_version=10).SerializeToString())

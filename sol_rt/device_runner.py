@@ -1,0 +1,296 @@
+"""Steps and batches on a GPU: sessions that read one copy of the weights and one cache, and the small tensors between.
+
+Small inputs and the results lie on the GPU at fixed addresses, so that a captured graph finds them there. They are
+written before a step where they changed, and only logits and the hidden state are read after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from sol_rt.bundle import Bundle
+from sol_rt.device_graph import Value, device_graph
+from sol_rt.device_memory import DeviceMemory
+from sol_rt.device_weights import DeviceWeights
+from sol_rt.errors import DeviceError, ProviderError, one_line
+from sol_rt.kv_cache import KvCache
+from sol_rt.providers import Provider
+from sol_rt.signature import CHANNEL_INPUTS, Signature, check_signature
+from sol_rt.weights import SharedWeights
+
+_CAPTURE_ERROR = 1e-5
+"""Of the largest logit: by how much a captured run may differ from a plain one."""
+
+
+def _uncaptured() -> ort.RunOptions:
+    """Options of a run that is neither captured nor a captured one's repetition."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
+
+
+class DeviceInputs:
+    """Small inputs and results of steps, on the GPU and in main memory.
+
+    Args:
+        memory: of the GPU.
+        inputs: arrays in main memory by the names of the graph's inputs; a step takes what they hold then.
+        results: float32 arrays in main memory by the names of the graph's outputs; a step fills them.
+    """
+
+    def __init__(
+        self, memory: DeviceMemory, inputs: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray]
+    ) -> None:
+        self._memory = memory
+        self._arrays = dict(inputs)
+        self._sent = {name: array.copy() for name, array in inputs.items()}
+        self.inputs = {name: memory.place(array) for name, array in inputs.items()}
+        self.host_inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        self.results = {name: memory.place(array) for name, array in results.items()}
+        self._host_results = [ort.OrtValue.ortvalue_from_numpy(array) for array in results.values()]
+
+    def send(self) -> None:
+        """Writes what changed in main memory since the last time."""
+        for name, array in self._arrays.items():
+            if not np.array_equal(array, self._sent[name]):
+                self.inputs[name].update_inplace(array)
+                self._sent[name][:] = array
+
+    def receive(self) -> None:
+        """Reads the results of the step before, and waits for them."""
+        self._memory.read(list(self.results.values()), self._host_results)
+
+    def received(self) -> np.ndarray:
+        """`receive`; returns a copy of the first result."""
+        self.receive()
+        return np.array(self._host_results[0].numpy())
+
+
+class Kind(NamedTuple):
+    """What a session is made for.
+
+    Attributes:
+        file: the graph file.
+        bits: width of its weights.
+        channels: int64 [4, L] as bytes, counts of channels that it keeps; empty where it reads them at every step.
+        dense: whether every token is attended.
+        one_token: whether it takes one token and gives one row of logits.
+    """
+
+    file: str
+    bits: int
+    channels: bytes
+    dense: bool
+    one_token: bool
+
+
+class DeviceGraphs:
+    """The sessions of a bundle on one GPU, made when first used.
+
+    Args:
+        bundle: the bundle.
+        provider: the GPU's provider.
+        memory: its memory.
+        stored: the weights file.
+        signature: what a graph's inputs and outputs are.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        memory: DeviceMemory,
+        stored: SharedWeights,
+        signature: Signature,
+    ) -> None:
+        self._bundle, self._provider, self._stored = bundle, provider, stored
+        self._signature = signature
+        self.weights = DeviceWeights(stored, memory)
+        self.captures = provider.can_capture
+        self._opened: dict[Kind, OpenGraph] = {}
+
+    def open(self, kind: Kind) -> OpenGraph:
+        """Raises BundleError, ProviderError."""
+        if kind not in self._opened:
+            self._opened[kind] = self._make(kind)
+        return self._opened[kind]
+
+    def _make(self, kind: Kind) -> OpenGraph:
+        self._stored.check(kind.file)
+        path = self._bundle.file(kind.file)
+        constants: dict[str, np.ndarray] = {}
+        if kind.channels:
+            counts = np.frombuffer(kind.channels, np.int64).reshape(len(CHANNEL_INPUTS), -1)
+            for name, count in zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True):
+                constants[name] = count
+        if kind.dense:
+            constants["attn_keep"] = np.zeros(0, np.int64)
+        if kind.one_token:
+            constants["num_logits"] = np.ones(1, np.int64)
+        graph = device_graph(
+            path, inline=not self._provider.native, bits=kind.bits, constants=constants, one_token=kind.one_token
+        )
+        self.weights.place(graph.values)
+        capture = self.captures and kind.one_token
+        try:
+            session = self._session(kind, graph.model, capture)
+        except ProviderError:
+            if not capture:
+                raise
+            # what the provider does not capture, another graph of the bundle will not let it either
+            capture = self.captures = False
+            session = self._session(kind, graph.model, capture)
+        bound = {value.name for value in graph.values}
+        inputs, outputs = self._signature
+        inputs = {name: wanted for name, wanted in inputs.items() if name not in constants}
+        check_signature(path, session, (inputs, outputs), ignored=bound)
+        return OpenGraph(kind.file, session, graph.values, self.weights, capture)
+
+    def _session(self, kind: Kind, model: bytes, capture: bool) -> ort.InferenceSession:
+        options = self._provider.options()
+        return self._provider.session(self._bundle.file(kind.file), options, model, capture=capture)
+
+
+class OpenGraph:
+    """A session on the GPU and its weights.
+
+    Attributes:
+        captured: whether a run is captured and sent again; None where that has to be tried.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        session: ort.InferenceSession,
+        values: tuple[Value, ...],
+        weights: DeviceWeights,
+        capture: bool,
+    ) -> None:
+        self.file, self.session = file, session
+        self.captured = None if capture else False
+        self._uncaptured = _uncaptured() if capture else None
+        self._values, self._weights = values, weights
+        mine = {value.name for value in values}
+        self._small = {node.name for node in session.get_inputs()} - mine
+        self._on_host = set()
+        if not capture:
+            places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+            self._on_host = {node.name for node, place in places if place.name.lower().startswith("cpu")}
+
+    def bound(self, cache: KvCache, inputs: DeviceInputs) -> ort.IOBinding:
+        """A binding of weights, cache and small inputs; those that the kernels want in main memory are bound there."""
+        binding = self.session.io_binding()
+        self._weights.bind(binding, self._values)
+        for past, present, value in cache.bindings():
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        for name in self._small.intersection(inputs.inputs):
+            source = inputs.host_inputs if name in self._on_host else inputs.inputs
+            binding.bind_ortvalue_input(name, source[name])
+        return binding
+
+    def run(self, binding: ort.IOBinding) -> None:
+        """Runs once, captured where that was found to be right."""
+        if self.captured or self._uncaptured is None:
+            self.session.run_with_iobinding(binding)
+        else:
+            self.session.run_with_iobinding(binding, self._uncaptured)
+
+    def try_capture(self, binding: ort.IOBinding, result: Callable[[], np.ndarray]) -> None:
+        """Runs a step plainly, captured and repeated, and has runs captured from now on where all give one result.
+
+        A provider may record less than its kernels do: WebGPU leaves out copies between buffers. Repeating a step is
+        safe, since it writes the same entries of the cache.
+        """
+        self.captured = False
+        self.run(binding)
+        expected = result()
+        self.captured = True
+        for _ in range(2):
+            self.run(binding)
+            got = result()
+            if not np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True):
+                self.release_capture()
+                self.captured = False
+                self.run(binding)
+                result()
+                return
+
+    def release_capture(self) -> None:
+        """Forgets the captured run, whose buffers are about to go."""
+        if self.captured and hasattr(self.session, "release_captured_graph"):
+            self.session.release_captured_graph(0)
+
+
+class DeviceRunner:
+    """An action's graphs on the GPU: one for steps, captured where the provider can, and one for batches.
+
+    Args:
+        graphs: the sessions.
+        step, batch: what they are made for.
+        cache: the KV cache on the GPU.
+        inputs: small tensors there.
+        where: the provider and GPU, for messages.
+    """
+
+    def __init__(
+        self, graphs: DeviceGraphs, step: Kind, batch: Kind, cache: KvCache, inputs: DeviceInputs, where: str
+    ) -> None:
+        self._graphs, self._kinds = graphs, (step, batch)
+        self._cache, self._inputs, self._where = cache, inputs, where
+        self._step: tuple[OpenGraph, ort.IOBinding] | None = None
+        self._batch: tuple[OpenGraph, ort.IOBinding] | None = None
+
+    def open(self) -> None:
+        """Makes the session of steps now."""
+        self._graphs.open(self._kinds[0])
+
+    def release(self) -> None:
+        """Lets go of the cache's buffers, before they are replaced."""
+        if self._step is not None:
+            self._step[0].release_capture()
+        self._step = self._batch = None
+
+    def step(self) -> None:
+        """Runs the one token that the shared inputs hold."""
+        if self._step is None:
+            graph = self._graphs.open(self._kinds[0])
+            binding = graph.bound(self._cache, self._inputs)
+            for name, value in self._inputs.results.items():
+                binding.bind_ortvalue_output(name, value)
+            self._step = graph, binding
+        graph, binding = self._step
+        with self._errors(graph):
+            self._inputs.send()
+            if graph.captured is None:
+                graph.try_capture(binding, self._inputs.received)
+            else:
+                graph.run(binding)
+                self._inputs.receive()
+
+    def batch(self, ids: np.ndarray, logits: np.ndarray, hidden: np.ndarray) -> None:
+        """Runs tokens int64 [S]; the last rows' results go into `logits` and `hidden`, as many as they have."""
+        if self._batch is None:
+            graph = self._graphs.open(self._kinds[1])
+            self._batch = graph, graph.bound(self._cache, self._inputs)
+        graph, binding = self._batch
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        binding.bind_ortvalue_input("input_ids", wrap(ids[None]))
+        binding.bind_ortvalue_input("num_logits", wrap(np.array([len(logits)], np.int64)))
+        binding.bind_ortvalue_output("logits", wrap(logits))
+        binding.bind_ortvalue_output("hidden_states", wrap(hidden))
+        with self._errors(graph):
+            self._inputs.send()
+            graph.run(binding)
+
+    @contextmanager
+    def _errors(self, graph: OpenGraph) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's exceptions share no useful base
+            raise DeviceError(self._where, f"{graph.file}: {one_line(error)}") from None
