@@ -71,6 +71,7 @@ def device_graph(
     inline: bool,
     bits: int,
     constants: Mapping[str, np.ndarray] | None = None,
+    dims: Mapping[str, int] | None = None,
     one_token: bool = False,
 ) -> DeviceGraph:
     """Reads a graph file of a bundle.
@@ -80,16 +81,24 @@ def device_graph(
         inline: whether the function bodies run; else the operators' kernels do, and weights stay as they are stored.
         bits: width of its weights.
         constants: graph inputs that always have these values; what depends on them alone is decided here.
+        dims: sizes of dims of inputs that the file leaves open.
         one_token: whether `input_ids` always holds one token.
     """
     model = onnx.load(path, load_external_data=False)
     if inline:
         model = onnx.inliner.inline_local_functions(model)
-    return _Rewriter(model, bits, dict(constants or {}), one_token).write()
+    return _Rewriter(model, bits, dict(constants or {}), dict(dims or {}), one_token).write()
 
 
 class _Rewriter:
-    def __init__(self, model: onnx.ModelProto, bits: int, constants: dict[str, np.ndarray], one_token: bool) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        bits: int,
+        constants: dict[str, np.ndarray],
+        dims: dict[str, int],
+        one_token: bool,
+    ) -> None:
         self.model, self.graph = model, model.graph
         # 8 bits of activations would cost 8-bit weights more than theirs do
         self.accuracy_level = 1 if bits == 8 else 4
@@ -97,30 +106,38 @@ class _Rewriter:
         self.values: dict[str, Value] = {}
         self._graph_outputs = {item.name for item in self.graph.output}
         self._splices = 0
-        self._fix_inputs(constants, one_token)
+        self._fix_inputs(constants, dims, one_token)
 
     def write(self) -> DeviceGraph:
+        self._fold_shapes()
         self._take_branches()
         self._take_sides()
-        self._fold_weight_shapes()
         self._multiply_by_nibbles()
         self._take_out_weights()
         self._drop_unused()
         return DeviceGraph(self.model.SerializeToString(), tuple(self.values.values()))
 
-    def _fix_inputs(self, constants: dict[str, np.ndarray], one_token: bool) -> None:
+    def _fix_inputs(self, constants: dict[str, np.ndarray], dims: Mapping[str, int], one_token: bool) -> None:
         kept = [item for item in self.graph.input if item.name not in constants]
         for item in kept:
             if one_token and item.name == "input_ids":
                 item.type.tensor_type.shape.dim[1].dim_value = 1
+            for dim in item.type.tensor_type.shape.dim:
+                if dim.dim_param in dims:
+                    dim.dim_value = dims[dim.dim_param]
         self._replace(self.graph.input, kept)
         self.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
 
-    def _fold_weight_shapes(self) -> None:
-        """Shapes of weights are numbers, not something made of weights."""
+    def _fold_shapes(self) -> None:
+        """Shapes of weights are numbers, not something made of weights; so are those of inputs where they are fixed."""
+        shapes = {name: list(tensor.dims) for name, tensor in self.weights.items()}
+        for item in self.graph.input:
+            shape = item.type.tensor_type.shape.dim
+            if all(dim.HasField("dim_value") for dim in shape):
+                shapes[item.name] = [dim.dim_value for dim in shape]
         for node in self.graph.node:
-            if node.op_type == "Shape" and node.input[0] in self.weights:
-                dims = list(self.weights[node.input[0]].dims)
+            if node.op_type == "Shape" and node.input[0] in shapes:
+                dims = shapes[node.input[0]]
                 given = {attribute.name: attribute.i for attribute in node.attribute}
                 part = np.array(dims[given.get("start", 0) : given.get("end", len(dims))], np.int64)
                 node.CopyFrom(helper.make_node("Constant", [], node.output, value=numpy_helper.from_array(part)))
@@ -283,7 +300,7 @@ class _Rewriter:
         """Nodes whose results nobody reads, and inputs and initializers that nobody reads then."""
         outputs = [item.name for item in self.graph.output]
         self._replace(self.graph.node, _needed(list(self.graph.node), outputs))
-        read = {name for node in self.graph.node for name in node.input}
+        read = set().union(*map(_read, self.graph.node))
         self._replace(self.graph.initializer, [tensor for tensor in self.graph.initializer if tensor.name in read])
         dead = {name for name in self.values if name not in read}
         self.values = {name: value for name, value in self.values.items() if name not in dead}
@@ -413,9 +430,18 @@ def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onn
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(_read(node))
             kept.append(node)
     return kept[::-1]
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """Names of all values that a node reads, in its subgraphs too."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        names.update(item.name for item in attribute.g.output)
+        names.update(*(_read(inner) for inner in attribute.g.node))
+    return names
 
 
 def _external(tensor: onnx.TensorProto) -> bool:

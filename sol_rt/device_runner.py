@@ -6,7 +6,7 @@ written before a step where they changed, and only logits and the hidden state a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from sol_rt.device_weights import DeviceWeights
 from sol_rt.errors import DeviceError, ProviderError, one_line
 from sol_rt.kv_cache import KvCache
 from sol_rt.providers import Provider
-from sol_rt.signature import CHANNEL_INPUTS, Signature, check_signature
+from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS, Signature, check_signature
 from sol_rt.weights import SharedWeights
 
 _CAPTURE_ERROR = 1e-5
@@ -65,9 +65,28 @@ class DeviceInputs:
         """Reads the results of the step before, and waits for them."""
         self._memory.read(list(self.results.values()), self._host_results)
 
-    def received(self) -> np.ndarray:
-        """`receive`; returns a copy of the first result."""
-        self.receive()
+    def bind_results(self, binding: ort.IOBinding) -> None:
+        """Binds the results to a graph's outputs."""
+        for name, value in self.results.items():
+            binding.bind_ortvalue_output(name, value)
+
+    def pretend(self, length: int) -> None:
+        """Makes the next step one behind `length` tokens."""
+        self._arrays["past_length"][0], self._arrays["total_length"][0] = length, length + 1
+        self.send()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts the inputs back to what they were, afterwards."""
+        before = {name: array.copy() for name, array in self._arrays.items()}
+        try:
+            yield
+        finally:
+            for name, array in self._arrays.items():
+                array[:] = before[name]
+
+    def first_result(self) -> np.ndarray:
+        """A copy of the first result as it was read last."""
         return np.array(self._host_results[0].numpy())
 
 
@@ -132,8 +151,10 @@ class DeviceGraphs:
             constants["attn_keep"] = np.zeros(0, np.int64)
         if kind.one_token:
             constants["num_logits"] = np.ones(1, np.int64)
+        layers = dict.fromkeys(CHOICE_DIMS, self._bundle.config.model.num_layers)
+        inline = not self._provider.native
         graph = device_graph(
-            path, inline=not self._provider.native, bits=kind.bits, constants=constants, one_token=kind.one_token
+            path, inline=inline, bits=kind.bits, constants=constants, dims=layers, one_token=kind.one_token
         )
         self.weights.place(graph.values)
         capture = self.captures and kind.one_token
@@ -160,7 +181,7 @@ class OpenGraph:
     """A session on the GPU and its weights.
 
     Attributes:
-        captured: whether a run is captured and sent again; None where that has to be tried.
+        captured: whether the provider repeats a recorded run.
     """
 
     def __init__(
@@ -172,7 +193,8 @@ class OpenGraph:
         capture: bool,
     ) -> None:
         self.file, self.session = file, session
-        self.captured = None if capture else False
+        self.captured = False
+        self._tried_capacity = 0
         self._uncaptured = _uncaptured() if capture else None
         self._values, self._weights = values, weights
         mine = {value.name for value in values}
@@ -182,11 +204,11 @@ class OpenGraph:
             places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
             self._on_host = {node.name for node, place in places if place.name.lower().startswith("cpu")}
 
-    def bound(self, cache: KvCache, inputs: DeviceInputs) -> ort.IOBinding:
+    def bound(self, cache: Iterable[tuple[str, str, ort.OrtValue]], inputs: DeviceInputs) -> ort.IOBinding:
         """A binding of weights, cache and small inputs; those that the kernels want in main memory are bound there."""
         binding = self.session.io_binding()
         self._weights.bind(binding, self._values)
-        for past, present, value in cache.bindings():
+        for past, present, value in cache:
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
         for name in self._small.intersection(inputs.inputs):
@@ -201,25 +223,33 @@ class OpenGraph:
         else:
             self.session.run_with_iobinding(binding, self._uncaptured)
 
-    def try_capture(self, binding: ort.IOBinding, result: Callable[[], np.ndarray]) -> None:
-        """Runs a step plainly, captured and repeated, and has runs captured from now on where all give one result.
+    def try_capture(self, cache: KvCache, inputs: DeviceInputs) -> None:
+        """Finds out whether captured runs give what plain ones do, and has later runs captured if so.
 
-        A provider may record less than its kernels do: WebGPU leaves out copies between buffers. Repeating a step is
-        safe, since it writes the same entries of the cache.
+        A provider may record less than its kernels do: WebGPU leaves out copies between buffers, and sizes that a
+        kernel computes in main memory. So a warm-up, the run that is captured and repetitions with other lengths are
+        compared with plain runs, in a cache of which all layers share the buffers of one. What is right with a short
+        cache need not be with a long one: it is tried again where the capacity has doubled.
         """
-        self.captured = False
-        self.run(binding)
-        expected = result()
-        self.captured = True
-        for _ in range(2):
-            self.run(binding)
-            got = result()
-            if not np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True):
-                self.release_capture()
-                self.captured = False
+        if self._uncaptured is None or cache.capacity < 2 * self._tried_capacity:
+            return
+        self._tried_capacity = cache.capacity
+        size = cache.capacity
+        lengths = (size // 2, size // 2 + 1, size // 2 + 2, size // 4, size - 1)
+        outcomes = []
+        # one after the other: what a plain run leaves in buffers, a repetition must not find there
+        for self.captured in (False, True):
+            binding = self.bound(cache.scratch_bindings(), inputs)
+            inputs.bind_results(binding)
+            for length in lengths:
+                inputs.pretend(length)
                 self.run(binding)
-                result()
-                return
+                inputs.receive()
+                outcomes.append(inputs.first_result())
+        expected, got = np.split(np.array(outcomes), 2)
+        right = np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True)
+        self.release_capture()
+        self.captured = right
 
     def release_capture(self) -> None:
         """Forgets the captured run, whose buffers are about to go."""
@@ -260,24 +290,22 @@ class DeviceRunner:
         """Runs the one token that the shared inputs hold."""
         if self._step is None:
             graph = self._graphs.open(self._kinds[0])
-            binding = graph.bound(self._cache, self._inputs)
-            for name, value in self._inputs.results.items():
-                binding.bind_ortvalue_output(name, value)
+            with self._errors(graph), self._inputs.kept():
+                graph.try_capture(self._cache, self._inputs)
+            binding = graph.bound(self._cache.bindings(), self._inputs)
+            self._inputs.bind_results(binding)
             self._step = graph, binding
         graph, binding = self._step
         with self._errors(graph):
             self._inputs.send()
-            if graph.captured is None:
-                graph.try_capture(binding, self._inputs.received)
-            else:
-                graph.run(binding)
-                self._inputs.receive()
+            graph.run(binding)
+            self._inputs.receive()
 
     def batch(self, ids: np.ndarray, logits: np.ndarray, hidden: np.ndarray) -> None:
         """Runs tokens int64 [S]; the last rows' results go into `logits` and `hidden`, as many as they have."""
         if self._batch is None:
             graph = self._graphs.open(self._kinds[1])
-            self._batch = graph, graph.bound(self._cache, self._inputs)
+            self._batch = graph, graph.bound(self._cache.bindings(), self._inputs)
         graph, binding = self._batch
         wrap = ort.OrtValue.ortvalue_from_numpy
         binding.bind_ortvalue_input("input_ids", wrap(ids[None]))

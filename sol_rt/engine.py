@@ -279,8 +279,10 @@ class Engine:
         if tokens <= self.capacity:
             return
         capacity = self._cache.capacity_for(tokens)
-        for runner in (*self._runners.values(), *self._device_runners.values()):
+        for runner in self._runners.values():
             runner.release()
+        for device_runner in self._device_runners.values():
+            device_runner.release()
         try:
             self._cache.resize(capacity, self.length)
         except MemoryError:  # some buffers have grown, some have not
@@ -410,7 +412,7 @@ class _StepInputs:
         self.num_logits = np.ones(1, np.int64)
         self.logits = np.zeros((1, model.vocab_size), np.float32)
         self.hidden = np.zeros((1, model.hidden_size), np.float32)
-        self.arrays = {
+        self.arrays: dict[str, np.ndarray] = {
             "input_ids": self.token,
             "past_length": self.past_length,
             "attn_keep": self.attn_keep,

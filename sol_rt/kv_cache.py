@@ -65,6 +65,16 @@ class KvCache:
         for buffer in self.buffers():
             yield buffer.past, buffer.present, self._values[buffer.past]
 
+    def scratch_bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
+        """As `bindings`, but buffers of zeros on the GPU, one for all layers, for runs whose results nobody uses."""
+        assert self._device is not None
+        values: dict[str, ort.OrtValue] = {}
+        for buffer in self.buffers():
+            part = "".join(c for c in buffer.past if not c.isdigit())
+            if part not in values:
+                values[part] = self._device.zeros(self.shape(buffer, self.capacity), buffer.dtype)
+            yield buffer.past, buffer.present, values[part]
+
     def shape(self, buffer: Buffer, capacity: int) -> tuple[int, ...]:
         """The shape of a tensor at a capacity in tokens."""
         shape = (1, self._model.num_kv_heads, capacity)
