@@ -25,8 +25,10 @@ _CODES, _FLOATS = 4, 1
 CPU provider are 10 to 100 times slower at 2 bits, at 4 bits they are not."""
 _ALL = 1e9  # beyond every count of channels
 
-_CENTRE = {4: 128.0, 6: 129.5, 8: 130.0}
-"""z at which the zero points inside MatMulNBits (8 of 4 bits, 2 of 2 bits) already give the whole offset, by level."""
+_CENTRE = 128.0
+"""z at which the base's zero point inside MatMulNBits, 8, already gives the whole offset, at levels 4 and 8."""
+_LEFT_AT_6 = 1.5 / 16
+"""What the first plane's zero point, 2, leaves of it at level 6, in steps."""
 _SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
 """Middle of the codes that the planes of a level add."""
 
@@ -133,20 +135,22 @@ def _nested_product(
 ) -> str:
     """x W at a level, [1, rows, N] or [rows, N] as x is; W is base, scale, zero and the level's planes.
 
-    One product a plane, and block sums of x times what the planes' own zero points leave of the offset.
+    One product a plane, and block sums of x times what the planes' own zero points leave of the offset. Scales and
+    offsets are the same values at every level: a host that shares them holds them once.
     """
     base, scale, zero, *residual = weights
     op, const = writer.op, writer.const
     steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
     block_scale = op("Transpose", steps, perm=[1, 0])
 
-    def product(codes: str, code_scale: str, width: int, accuracy: int) -> str:
+    def product(codes: str, width: int, accuracy: int, *zero_points: str) -> str:
         """x times a block-major plane, which MatMulNBits wants outputs first."""
         return op(
             "MatMulNBits",
             x,
             op("Transpose", codes, perm=[1, 0, 2]),
-            code_scale,
+            block_scale,
+            *zero_points,
             domain="com.microsoft",
             K=k,
             N=n,
@@ -160,17 +164,29 @@ def _nested_product(
         eight = op("Cast", eight, to=TensorProto.UINT4)
         y = op("MatMul", x, op("DequantizeLinear", base, steps, eight, axis=0, block_size=BLOCK))
     else:
-        y = product(base, block_scale, 4, _FLOATS if bits == 8 else _CODES)
+        y = product(base, 4, _FLOATS if bits == 8 else _CODES)
+    # 4 * 2 + 0 are the 8 in the middle of the codes that the planes of level 8 add
+    zero_points = [(), (_no_zero_points(writer, scale),)] if bits == 8 else [()]
     for index, plane in enumerate(residual):
-        plane_scale = op("Mul", block_scale, const(0.25 ** (index + 1)))
-        y = op("Add", y, product(plane, plane_scale, 2, _CODES))
+        part = product(plane, 2, _CODES, *zero_points[index])
+        y = op("Add", y, op("Mul", part, const(0.25 ** (index + 1))))
     blocks = op("Concat", writer.ints(-1), op("Shape", scale, end=1), writer.ints(BLOCK), axis=0)
     sums = op("ReduceSum", op("Reshape", x, blocks), writer.ints(2), keepdims=0)  # [rows, KB]
-    left = op("Sub", const(_CENTRE[bits]), op("Cast", zero, to=TensorProto.FLOAT))
+    left = op("Sub", const(_CENTRE), op("Cast", zero, to=TensorProto.FLOAT))
     offset = op("Mul", left, op("Mul", steps, const(1 / 16)))
     flat = op("Concat", writer.ints(-1), op("Shape", scale, start=1), axis=0)
     total = op("Gemm", sums, offset, op("Reshape", y, flat))
+    if bits == 6:
+        total = op("Gemm", sums, block_scale, total, alpha=_LEFT_AT_6, transB=1)
     return op("Reshape", total, op("Shape", y), out=out)
+
+
+def _no_zero_points(writer: NodeWriter, scale: str) -> str:
+    """Zero points of 2 bits that are all 0, uint8 [N, KB / 4], for a scale [KB, N]."""
+    op, const = writer.op, writer.const
+    blocks, outputs = op("Shape", scale, end=1), op("Shape", scale, start=1)
+    size = op("Div", op("Add", blocks, writer.ints(3)), writer.ints(4))
+    return op("Expand", const(0, np.uint8), op("Concat", outputs, size, axis=0))
 
 
 def _largest(writer: NodeWriter, x: str, keep: str) -> str:
