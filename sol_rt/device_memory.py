@@ -110,9 +110,9 @@ class DeviceMemory(ABC):
         session.run_with_iobinding(binding)
 
     def _too_little(self, needed_bytes: int, what: str, free_bytes: int | None) -> str:
-        free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e6:.0f} MB"
+        free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e6:.1f} MB"
         return (
-            f"{self._where}: {what} needs {needed_bytes / 1e6:.0f} MB of GPU memory, {free} is free; "
+            f"{self._where}: {what} needs {needed_bytes / 1e6:.1f} MB of GPU memory, {free} is free; "
             "close other programs, use a smaller model or --provider cpu"
         )
 

@@ -1,0 +1,203 @@
+"""Graphs made ready for a GPU, run on the CPU: the same numbers as the bundle's own, and weights that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_decoder import CONFIGS
+from reference import Nested
+from tiny_bundle import write_bundle
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.config import Variant
+from sol_rt.device_graph import DeviceGraph, device_graph, repacked
+from sol_rt.device_memory import DeviceMemory
+from sol_rt.device_weights import DeviceWeights
+from sol_rt.engine import Engine
+from sol_rt.errors import ProviderError
+from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS
+from sol_rt.weights import SharedWeights
+
+PROMPT = list(range(20, 50))
+ROUNDED = {4: 0.03, 6: 0.03, 8: 0.003}
+"""Relative error of the logits: on the CPU MatMulNBits rounds activations only where the weights are constants."""
+FLIPPED = 0.4
+"""The same where that changes a choice of channels, in a random network of two narrow layers."""
+
+
+class MainMemory(DeviceMemory):
+    """Main memory in the place of a GPU's."""
+
+    def __init__(self, free_bytes: int | None = None) -> None:
+        super().__init__("provider cpu: main memory", _cpu_session, lambda: free_bytes)
+
+    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype)
+
+    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        for value, target in zip(values, into, strict=True):
+            np.copyto(target.numpy(), value.numpy())
+
+
+def _cpu_session(model: bytes) -> ort.InferenceSession:
+    return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(write_bundle(tmp_path_factory.mktemp("device") / "tiny", request.param))
+
+
+def _counts(bundle: Bundle, variant: Variant) -> dict[str, np.ndarray]:
+    """Channels that a variant keeps; nothing where it keeps all."""
+    channels = bundle.config.model.channels.items()
+    counts = np.array([np.array(getattr(variant, name)) % most for name, most in channels], np.int64)
+    return dict(zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True))
+
+
+def _graph(bundle: Bundle, variant: Variant, *, dense: bool = True, one_token: bool = True) -> DeviceGraph:
+    constants = _counts(bundle, variant)
+    if dense:
+        constants["attn_keep"] = np.zeros(0, np.int64)
+    if one_token:
+        constants["num_logits"] = np.ones(1, np.int64)
+    return device_graph(
+        bundle.file(variant.file),
+        inline=True,
+        bits=variant.bits,
+        constants=constants,
+        dims=dict.fromkeys(CHOICE_DIMS, bundle.config.model.num_layers),
+        one_token=one_token,
+    )
+
+
+@pytest.mark.parametrize("keep", [100, 30])
+def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int) -> None:
+    engine = Engine(bundle, provider="cpu", native_ops=False)
+    weights = DeviceWeights(SharedWeights(bundle), MainMemory())
+    for variant in bundle.config.variants.values():
+        action = Action(keep, variant.prune, variant.bits)
+        graph = _graph(bundle, variant, dense=keep == 100)
+        weights.place(graph.values)
+        session = _cpu_session(graph.model)
+        binding = session.io_binding()
+        weights.bind(binding, graph.values)
+        engine.reset()
+        engine.forward(PROMPT, bundle.config.dense)
+        small = {
+            "input_ids": np.array([[7]]),
+            "past_length": np.array([len(PROMPT)]),
+            "total_length": np.array([len(PROMPT) + 1], np.int32),
+            "attn_keep": np.full(bundle.config.model.num_layers, action.pages(len(PROMPT), 4)),
+        }
+        names = {node.name for node in session.get_inputs()}
+        for name in names & small.keys():
+            binding.bind_cpu_input(name, small[name])
+        for past, _, value in engine._cache.bindings():
+            binding.bind_cpu_input(past, value.numpy().copy())
+        for node in session.get_outputs():
+            binding.bind_output(node.name)
+        session.run_with_iobinding(binding)
+        got = dict(zip((node.name for node in session.get_outputs()), binding.copy_outputs_to_cpu(), strict=True))
+        expected = engine.forward([7], action)
+        bound = FLIPPED if variant.prune < 100 else ROUNDED[variant.bits]
+        assert _error(got["logits"], expected.logits) <= bound, action.tag
+        assert _error(got["hidden_states"], expected.hidden) <= bound, action.tag
+
+
+def _error(got: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square, relative."""
+    return float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
+
+
+def test_all_graphs_share_what_the_widest_one_holds(bundle: Bundle) -> None:
+    variants = bundle.config.variants.values()
+    values = {
+        variant.key: {value.name: value.bytes for value in _graph(bundle, variant, one_token=False).values}
+        for variant in variants
+    }
+    widest = sum(values[bundle.config.dense.variant].values())
+    together = sum({name: size for each in values.values() for name, size in each.items()}.values())
+    assert together <= 1.05 * widest
+
+
+def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
+    for variant in bundle.config.variants.values():
+        model = onnx.load_from_string(_graph(bundle, variant).model)
+        assert max(tensor.ByteSize() for tensor in model.graph.initializer) < 1024
+        assert not model.functions
+        assert not {"If", "DequantizeLinear"} & {node.op_type for node in model.graph.node}
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_a_base_is_repacked_block_by_block(blocks: int, pairs: int, seed: int) -> None:
+    rows, columns = 32 * blocks, 2 * pairs
+    nested = Nested.random(np.random.default_rng(seed), rows, columns)
+    packed = nested.tensors("w", channel_major=True)["w.base"]
+    wanted = nested.tensors("w", channel_major=False)["w.base"]  # [KB, N, 16]
+    got = repacked(np.frombuffer(_bytes(packed), np.uint8), rows, columns)
+    np.testing.assert_array_equal(got, np.asarray(wanted).transpose(1, 0, 2))
+
+
+def _bytes(packed: Any) -> bytes:
+    """The bytes of a channel-major base, however the tests hold it."""
+    codes = np.asarray(packed).astype(np.uint8)
+    return (codes.reshape(-1)[::2] | codes.reshape(-1)[1::2] << 4).tobytes() if codes.max() < 16 else codes.tobytes()
+
+
+@pytest.fixture
+def value() -> Iterator[ort.OrtValue]:
+    yield MainMemory().place(np.arange(2 * 3 * 4 * 5, dtype=np.float16).reshape(2, 3, 4, 5)[:1])
+
+
+def test_a_tensor_grows_with_its_content_and_zeros(value: ort.OrtValue) -> None:
+    grown = MainMemory().grown(value, (1, 3, 9, 5), "float16").numpy()
+    np.testing.assert_array_equal(grown[:, :, :4], value.numpy())
+    assert not grown[:, :, 4:].any()
+
+
+def test_a_tensor_of_bytes_grows_too() -> None:
+    value = MainMemory().place(np.full((1, 2, 3, 4), 7, np.uint8))
+    grown = MainMemory().grown(value, (1, 2, 5, 4), "uint8").numpy()
+    assert (grown[:, :, :3] == 7).all()
+    assert not grown[:, :, 3:].any()
+
+
+def test_wiping_zeroes_places_and_nothing_else(value: ort.OrtValue) -> None:
+    before = value.numpy().copy()
+    MainMemory().wipe(value, "float16", 1, 3)
+    before[:, :, 1:3] = 0
+    np.testing.assert_array_equal(value.numpy(), before)
+
+
+def test_short_memory_is_an_error_with_both_sizes(bundle: Bundle) -> None:
+    weights = DeviceWeights(SharedWeights(bundle), MainMemory(free_bytes=10_000))
+    variant = bundle.config.variants[bundle.config.dense.variant]
+    with pytest.raises(ProviderError, match=r"weights needs 0\.1 MB of GPU memory, 0\.0 MB is free") as caught:
+        weights.place(_graph(bundle, variant).values)
+    assert "\n" not in str(caught.value)
+    assert weights.size_bytes == 0
+
+
+def test_a_file_without_weights_of_its_own_has_none(tmp_path: Path) -> None:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1])],
+        [onnx.helper.make_tensor_value_info("y", 1, [1])],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
+    made = device_graph(path, inline=True, bits=4)
+    assert made.values == ()
+    (y,) = _cpu_session(made.model).run(None, {"x": np.ones(1, np.float32)})
+    assert y == 1
