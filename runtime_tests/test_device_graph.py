@@ -1,8 +1,8 @@
-"""Graphs made ready for a GPU, run on the CPU: the same numbers as the bundle's own, and weights that all of them share."""
+"""Graphs made ready for a GPU, run on the CPU: the numbers of the bundle's own, and weights that all of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,8 @@ def _bytes(packed: Any) -> bytes:
 
 
 @pytest.fixture
-def value() -> Iterator[ort.OrtValue]:
-    yield MainMemory().place(np.arange(2 * 3 * 4 * 5, dtype=np.float16).reshape(2, 3, 4, 5)[:1])
+def value() -> ort.OrtValue:
+    return MainMemory().place(np.arange(2 * 3 * 4 * 5, dtype=np.float16).reshape(2, 3, 4, 5)[:1])
 
 
 def test_a_tensor_grows_with_its_content_and_zeros(value: ort.OrtValue) -> None:

@@ -1,0 +1,156 @@
+"""Run by test_device.py in a process of its own: an engine on WebGPU put through its paces, JSON on stdout.
+
+A driver that crashes takes only this process with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+from greedy import greedy
+
+from sol_rt import hardware, providers
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
+from sol_rt.errors import DeviceError, NumericError, ProviderError, SolError
+
+NO_ADAPTER = 3
+"""Exit code where there is no WebGPU device."""
+PROMPT = list(range(20, 50))
+
+
+def unpruned(bundle: Bundle) -> list[Action]:
+    """Every width at every keep."""
+    keeps = sorted({entry.action.keep for entry in bundle.config.actions})
+    return [
+        Action(keep, 100, bits) for keep in keeps for bits in sorted({v.bits for v in bundle.config.variants.values()})
+    ]
+
+
+def steps(engine: Engine, count: int) -> list[np.ndarray]:
+    """Logits of steps, each under another action; they pass the first capacity of the cache."""
+    actions = unpruned(engine.bundle)
+    engine.reset()
+    engine.forward(PROMPT, engine.bundle.config.dense)
+    return [engine.forward([5 + index], actions[index % len(actions)]).logits[0].copy() for index in range(count)]
+
+
+def _load(engine: Engine) -> dict[str, Any]:
+    one = engine.device_weight_bytes
+    engine.load(engine.bundle.config.variants)
+    return {
+        "loaded": engine.loaded,
+        "one_bytes": one,
+        "all_bytes": engine.device_weight_bytes,
+        "provider": engine.provider.as_json(),
+    }
+
+
+def _greedy(engine: Engine) -> dict[str, Any]:
+    runs = {}
+    for action in unpruned(engine.bundle):
+        run = greedy(engine, PROMPT, action, 32)
+        runs[action.tag] = {"tokens": run.tokens, "margins": run.margins}
+    return runs
+
+
+def _broken(engine: Engine) -> dict[str, Any]:
+    """What a run that ONNX Runtime refuses becomes, and whether the engine works afterwards."""
+    dense = engine.bundle.config.dense
+    engine.reset()
+    before = engine.forward([1, 2, 3], dense).logits.copy()
+    engine.forward([4], dense)
+    runner = engine._prepare(dense).step()
+    graph, binding = runner._step  # type: ignore[union-attr]
+    whole = runner._step
+    empty = graph.session.io_binding()
+    runner._step = graph, empty  # type: ignore[union-attr]
+    try:
+        engine.forward([5], dense)
+        error = ""
+    except DeviceError as caught:
+        error = str(caught)
+    runner._step = whole  # type: ignore[union-attr]
+    engine.reset()
+    same = bool(np.array_equal(engine.forward([1, 2, 3], dense).logits, before))
+    del binding
+    return {"error": error, "same_afterwards": same, "length": engine.length}
+
+
+def _wiped(engine: Engine) -> dict[str, Any]:
+    """A step whose numbers are not finite leaves nothing of them in the cache."""
+    dense = engine.bundle.config.dense
+    engine.reset()
+    engine.forward([1, 2, 3], dense)
+    values = {past: value for past, _, value in engine._cache.bindings()}
+    key = values["past_key_values.0.key"]
+    content = key.numpy().copy()
+    content[:, :, 1] = np.nan
+    key.update_inplace(content)
+    try:
+        engine.forward([4], dense)
+        error = ""
+    except NumericError as caught:
+        error = str(caught)
+    left = {
+        past: bool(np.isfinite(value.numpy()[:, :, 3]).all()) for past, value in values.items() if "key_values" in past
+    }
+    return {"error": error, "finite": all(left.values())}
+
+
+def _short_of_memory(folder: str) -> dict[str, Any]:
+    """What happens where the driver reports 1000 free bytes: asked for, and under auto."""
+    adapter = hardware.vulkan_gpus()[0]
+    short = hardware.Gpu(adapter.name, adapter.vendor_id, adapter.device_id, False, adapter.total_bytes, 1000)
+    report = hardware.vulkan_gpus
+    hardware.vulkan_gpus = lambda: [short]
+    providers.webgpu.is_software = lambda entry: False  # type: ignore[assignment]
+    providers.webgpu.gpu = lambda entry: short  # type: ignore[assignment]
+    providers._gpu.cache_clear()
+    try:
+        Engine(Bundle.open(folder), provider="webgpu")
+        error = ""
+    except ProviderError as caught:
+        error = str(caught)
+    told: list[str] = []
+    providers.tell = told.append  # type: ignore[assignment]
+    chosen = Engine(Bundle.open(folder), provider="auto").provider_name
+    hardware.vulkan_gpus = report
+    return {"error": error, "auto": chosen, "told": told}
+
+
+def main() -> int:
+    bundle = Bundle.open(sys.argv[1])
+    try:
+        engine = Engine(bundle, provider="webgpu")
+    except ProviderError as error:
+        print(error, file=sys.stderr)
+        return NO_ADAPTER
+    what = sys.argv[2:]
+    result: dict[str, Any] = {}
+    try:
+        if "load" in what:
+            result["load"] = _load(engine)
+        if "greedy" in what:
+            result["greedy"] = _greedy(engine)
+        if "steps" in what:
+            result["steps"] = [logits.tolist() for logits in steps(engine, 60)]
+        if "broken" in what:
+            result["broken"] = _broken(engine)
+        if "wiped" in what:
+            result["wiped"] = _wiped(engine)
+        if "memory" in what:
+            result["memory"] = _short_of_memory(sys.argv[1])
+    except SolError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    json.dump(result, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

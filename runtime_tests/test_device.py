@@ -1,0 +1,241 @@
+"""A bundle on a GPU: on software Vulkan where there is none, and what becomes of a machine without either."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from device_run import NO_ADAPTER, PROMPT, steps, unpruned
+from greedy import TIE
+from tiny_bundle import write_bundle
+
+from sol_rt import cuda, hardware, providers, webgpu
+from sol_rt.bundle import Bundle
+from sol_rt.cost import calibration_path, device_string
+from sol_rt.engine import Engine
+from sol_rt.errors import ProviderError, UsageError
+
+_NO_DRIVER = {"VK_DRIVER_FILES": "/dev/null", "VK_ICD_FILENAMES": "/dev/null"}
+_SOFTWARE = {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
+_ALLOWED = 0.05
+"""Relative root mean square error of a step's logits: WebGPU rounds activations otherwise than the CPU."""
+
+
+def _python(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ORT_WEBGPU")}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**environment, **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    if process.returncode == NO_ADAPTER:
+        pytest.skip(f"no WebGPU adapter, not even software Vulkan: {err.strip()}")
+    assert process.returncode == 0, err
+    return dict(json.loads(out))
+
+
+def _device(folder: Path, *what: str) -> subprocess.Popen[str]:
+    pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra webgpu")
+    return _python(str(Path(__file__).with_name("device_run.py")), str(folder), *what, **_SOFTWARE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("device") / "tiny", "phi", policy=True)
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> dict[str, Any]:
+    return _answer(_device(folder, "greedy", "steps", "broken", "wiped"))
+
+
+def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path) -> None:
+    load = _answer(_device(llama_bundle, "load"))["load"]
+    assert load["loaded"] == list(Bundle.open(llama_bundle).config.variants)
+    assert 0 < load["one_bytes"] <= load["all_bytes"] <= 1.05 * load["one_bytes"]
+    assert load["provider"]["provider"] == "webgpu"
+    assert load["provider"]["device"] in [gpu.name for gpu in hardware.vulkan_gpus()]
+
+
+def test_thirty_two_greedy_tokens_are_the_cpus(folder: Path, answers: dict[str, Any]) -> None:
+    """Each is what the CPU chooses after the ones before it, but where its two best are nearly equal."""
+    bundle = Bundle.open(folder)
+    engine = Engine(bundle, provider="cpu", native_ops=False)
+    for action in unpruned(bundle):
+        tokens = answers["greedy"][action.tag]["tokens"]
+        assert len(tokens) == 32
+        engine.reset()
+        logits = engine.forward(PROMPT, action).logits[0]
+        equal = 0
+        for token in tokens:
+            best = logits.max()
+            assert best - logits[token] <= TIE[action.bits] * abs(best), action.tag
+            equal += token == logits.argmax()
+            logits = engine.forward([token], action).logits[0]
+        assert equal >= 29, action.tag
+
+
+def test_variants_take_turns_on_one_cache_that_grows(folder: Path, answers: dict[str, Any]) -> None:
+    engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
+    expected = steps(engine, len(answers["steps"]))
+    assert engine.capacity > 64
+    for step, (got, wanted) in enumerate(zip(answers["steps"], expected, strict=True)):
+        error = np.sqrt(np.mean((np.array(got) - wanted) ** 2) / np.mean(wanted**2))
+        assert error <= _ALLOWED, step
+
+
+def test_a_failed_run_is_one_line_and_the_engine_goes_on(answers: dict[str, Any]) -> None:
+    broken = answers["broken"]
+    assert broken["error"].startswith("provider webgpu: ")
+    assert " failed: " in broken["error"]
+    assert "\n" not in broken["error"]
+    assert broken["same_afterwards"]
+    assert broken["length"] == 3
+
+
+def test_numbers_that_are_not_finite_do_not_stay_in_the_cache(answers: dict[str, Any]) -> None:
+    assert "non-finite numbers at token 3" in answers["wiped"]["error"]
+    assert answers["wiped"]["finite"]
+
+
+def test_short_memory_is_told_and_auto_goes_on(folder: Path) -> None:
+    memory = _answer(_device(folder, "memory"))["memory"]
+    assert "weights needs 0.1 MB of GPU memory, 0.0 MB is free" in memory["error"]
+    assert memory["auto"] == "cpu"
+    assert any("GPU memory" in line and "next provider" in line for line in memory["told"])
+
+
+def test_two_processes_share_a_device(folder: Path) -> None:
+    both = [_device(folder, "load") for _ in range(2)]
+    loads = [_answer(process)["load"] for process in both]
+    assert loads[0] == loads[1]
+
+
+def _generate(folder: Path, *options: str, **variables: str) -> tuple[int, str, str]:
+    run = _python("-m", "sol_rt", "generate", "-m", str(folder), "-p", "w1 w2", "-n", "3", *options, **variables)
+    out, err = run.communicate(timeout=300)
+    return run.returncode, out, err
+
+
+def test_the_command_line_names_the_device(folder: Path) -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    code, out, err = _generate(folder, "--provider", "webgpu", "--json", **_SOFTWARE)
+    if "finds no device" in err:
+        pytest.skip("no WebGPU adapter, not even software Vulkan")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["provider"] == "webgpu"
+    assert f"device: {result['device']} (webgpu)" in err.splitlines()
+
+
+def test_on_the_cpu_the_json_names_the_processor(folder: Path) -> None:
+    code, out, err = _generate(folder, "--provider", "cpu", "--json")
+    assert code == 0
+    assert json.loads(out)["provider"] == "cpu"
+    assert json.loads(out)["device"] == hardware.processor_name()
+    assert "device:" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--provider", "wgpu"), 2, "got 'wgpu', expected one of auto, cpu, cuda, webgpu"),
+        (("--provider", "cpu", "--device", "1"), 2, "the cpu provider has one device"),
+        (("--provider", "webgpu"), 1, "finds no device"),
+        (("--provider", "cuda"), 1, "provider cuda: "),
+    ],
+)
+def test_a_provider_that_does_not_work_is_one_line(
+    folder: Path, options: tuple[str, ...], code: int, said: str
+) -> None:
+    if "webgpu" in options:
+        pytest.importorskip("onnxruntime_ep_webgpu")
+    if "cuda" in options and hardware.cuda_gpus():
+        pytest.skip("a CUDA device is here")
+    got, out, err = _generate(folder, *options, **_NO_DRIVER)
+    if got == 0 and "webgpu" in options:
+        pytest.skip("a GPU without Vulkan is here")
+    assert (got, out) == (code, "")
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_doctor_says_what_each_provider_lacks(folder: Path) -> None:
+    out, _ = _python("-m", "sol_rt", "doctor", "--json", **_NO_DRIVER).communicate(timeout=300)
+    findings = {finding["what"]: finding for finding in json.loads(out)["findings"]}
+    for name in ("webgpu", "cuda"):
+        assert findings[name]["state"] in ("ok", "missing")
+        if findings[name]["state"] == "missing":
+            assert any(word in findings[name]["detail"] for word in ("pip install", "driver", "install one"))
+
+
+def test_a_runtime_that_the_plugin_cannot_use_is_refused() -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    webgpu.check_runtime("1.24.4")
+    webgpu.check_runtime("1.100.0")
+    with pytest.raises(ProviderError, match=r"needs onnxruntime 1\.24\.4 or newer, this is 1\.24\.3"):
+        webgpu.check_runtime("1.24.3")
+
+
+def test_an_option_that_the_plugin_does_not_know_is_refused() -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    library = webgpu._library()
+    webgpu.check_options(library, [*webgpu.STRICT, *webgpu.CAPTURE])
+    with pytest.raises(ProviderError, match="knows no option enableInt46; did you mean enableInt64"):
+        webgpu.check_options(library, ["enableInt46"])
+
+
+def test_wheels_over_each_other_are_refused() -> None:
+    cuda.check_wheels({"onnxruntime-gpu": "1.31.1"}, "1.31.1")
+    cuda.check_wheels({"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}, "1.31.1")
+    with pytest.raises(ProviderError, match=r"1\.32\.0 and onnxruntime-gpu 1\.31\.1 are installed over each other"):
+        cuda.check_wheels({"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}, "1.32.0")
+
+
+def test_cuda_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    if hardware.cuda_driver_version() is not None:
+        pytest.skip("an NVIDIA driver is here")
+    monkeypatch.setattr(cuda, "wheel_versions", dict)
+    with pytest.raises(ProviderError, match="no NVIDIA driver is here"):
+        cuda.gpu(0)
+
+
+def test_a_device_of_the_cpu_provider_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="device: got 3"):
+        providers.choose("cpu", device=3)
+
+
+def test_tables_of_two_gpus_are_two_files(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    paths = {calibration_path(bundle, "webgpu", 2, False, gpu) for gpu in ("one", "other")}
+    assert len(paths) == 2
+    assert device_string("webgpu", 2, False, "one").startswith("one, ")
+    assert calibration_path(bundle, "cpu", 2, True) not in paths
+
+
+@pytest.mark.skipif(not hardware.cuda_gpus(), reason="no CUDA device is here")
+def test_cuda_gives_the_cpus_logits(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    try:
+        engine = Engine(bundle, provider="cuda")
+    except ProviderError as error:
+        pytest.skip(str(error))
+    expected = steps(Engine(bundle, provider="cpu"), 60)
+    for got, wanted in zip(steps(engine, 60), expected, strict=True):
+        assert np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)) <= _ALLOWED
+    one = engine.device_weight_bytes
+    engine.load(bundle.config.variants)
+    assert engine.device_weight_bytes <= 1.05 * one
