@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.cost import CostModel, load_cost_model
@@ -31,6 +32,7 @@ from sol_rt.generation import (
 )
 from sol_rt.generation_config import GenerationConfig
 from sol_rt.home import find_bundle
+from sol_rt.paying import PayingSchedule, replacements, without_unpaying
 from sol_rt.policy import PolicySession
 from sol_rt.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.text import ChatTemplate, Tokenizer
@@ -123,6 +125,14 @@ class SolModel:
         engine = self.engine
         native = engine.native or engine.provider_name != "cpu"
         return PolicySession(self.bundle, native_ops=native, weights=engine.weights)
+
+    @cached_property
+    def unpaying(self) -> dict[Action, Action]:
+        """Actions that a calibrated GPU saves nothing by, each with the one used instead; none on the CPU, for which
+        the export has looked already."""
+        if self.engine.provider.gpu is None or self.cost.name != "calibrated":
+            return {}
+        return replacements(self.bundle.config, self.cost)
 
     @cached_property
     def _defaults(self) -> GenerationConfig:
@@ -237,8 +247,11 @@ class SolModel:
         if is_constant(name) and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
             raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
         refresh = config.refresh.default if dial.refresh is None else dial.refresh
+        actions = schedule_actions(config, name, axes)
+        if name != "sol" and not axes.any():  # a policy's actions have places, and means of settings need all of them
+            actions = without_unpaying(actions, self.unpaying)
         controller = Controller(
-            schedule_actions(config, name, axes),
+            actions,
             self.cost,
             dial.budget,
             axis_targets=axes,
@@ -270,7 +283,9 @@ class SolModel:
         if name == "sol" and controller.dense_only and self.bundle.config.policy is not None:
             name = "dense"  # the policy would not be asked
         policy = self._policy if name == "sol" else None
-        return make_schedule(name, controller, seed=seed, policy=policy, variants=tuple(self.bundle.config.variants))
+        variants = tuple(self.bundle.config.variants)
+        schedule = make_schedule(name, controller, seed=seed, policy=policy, variants=variants)
+        return PayingSchedule(schedule, self.unpaying) if name == "sol" and self.unpaying else schedule
 
     def _replayer(self, trace: Trace) -> Decoder:
         config, header = self.bundle.config, trace.header

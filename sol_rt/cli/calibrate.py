@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from sol_rt.actions import Action
 
 
 def calibrate(
@@ -33,8 +36,10 @@ def calibrate(
     from sol_rt.bundle import Bundle
     from sol_rt.calibrate import measure, save
     from sol_rt.cli.loading import bundle_path, name_device
+    from sol_rt.cost import CalibratedCost
     from sol_rt.engine import Engine
     from sol_rt.errors import UsageError
+    from sol_rt.paying import describe, replacements
 
     try:
         lengths = [int(part) for part in contexts.split(",")]
@@ -46,9 +51,13 @@ def calibrate(
     with progress() as report:
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
+    unpaying: dict[Action, Action] = {}
+    if engine.provider.gpu is not None:
+        unpaying = replacements(bundle.config, CalibratedCost(bundle.config, result.table))
     if json:
         rows = [row.as_json() for row in result.rows]
-        print_json({"path": str(path), **engine.provider.as_json(), "rows": rows})
+        instead = {action.tag: other.tag for action, other in unpaying.items()}
+        print_json({"path": str(path), **engine.provider.as_json(), "rows": rows, "unpaying": instead})
         return
     columns = sorted({row.context for row in result.rows})
     table = Table("action", *(f"ms at {context}" for context in columns), "fit, %")
@@ -65,4 +74,6 @@ def calibrate(
     note(f"error of the fitted lines: median {middle:.1f}%, largest {largest:.1f}% ({at})")
     if left_out := sorted(set(lengths) - set(columns)):
         note(f"not measured, beyond the model's context or the time: {', '.join(map(str, left_out))}")
+    if unpaying:
+        note(describe(unpaying, engine.provider_name))
     note(f"saved: {path}; sol-rt inspect shows the costs")

@@ -37,6 +37,7 @@ def load(
 ) -> SolModel:
     """Opens the bundle of `-m` with its sessions' settings."""
     from sol_rt.model import SolModel
+    from sol_rt.paying import describe
 
     loaded = SolModel.from_pretrained(
         bundle_path(model),
@@ -49,6 +50,8 @@ def load(
     name_device(loaded.engine.provider)
     if loaded.cost.note:
         note(loaded.cost.note)
+    if loaded.unpaying:
+        note(describe(loaded.unpaying, provider=loaded.engine.provider_name))
     return loaded
 
 

@@ -1,0 +1,89 @@
+"""Actions that save nothing on a device: another of better quality costs no more there, at every context.
+
+The export drops such actions by what it measured on its own processor. On a GPU other things pay: function bodies may
+read as much for fewer bits or tokens as for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sol_rt.actions import Action
+from sol_rt.config import SolConfig
+from sol_rt.cost import CostModel
+from sol_rt.schedules import Schedule, StepContext
+
+_NOISE = 0.01
+"""Relative: savings below it are none."""
+_CONTEXTS = 24
+
+
+def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
+    """For every action but the dense one that saves nothing, the one of best quality that costs no more.
+
+    Looked at are all keeps of the action set with all variants, at contexts up to the model's.
+    """
+    keeps = {entry.action.keep for entry in config.actions} | {100}
+    actions = [Action(keep, variant.prune, variant.bits) for variant in config.variants.values() for keep in keeps]
+    losses = {entry.action: entry.loss for entry in config.actions if entry.loss is not None}
+    contexts = np.unique(np.geomspace(1, max(config.model.max_context - 1, 2), _CONTEXTS).astype(np.int64))
+    costs = dict(zip(actions, cost.table(actions)(contexts).T, strict=True))
+    found: dict[Action, Action] = {}
+    for action in actions:
+        if action == config.dense:  # what budgets are shares of, and a budget of 1 promises
+            continue
+        no_dearer = [
+            other
+            for other in actions
+            if _better(other, action, losses) and (costs[other] <= costs[action] * (1 + _NOISE)).all()
+        ]
+        # the action that none of the others betters
+        best = [other for other in no_dearer if not any(_better(third, other, losses) for third in no_dearer)]
+        if best:
+            found[action] = min(best, key=lambda other: (float(costs[other].sum()), other.tag))
+    return found
+
+
+def _better(one: Action, other: Action, losses: Mapping[Action, float]) -> bool:
+    """Whether `one` has the better quality: by what the export measured, else where it leaves out less."""
+    if one == other:
+        return False
+    if one in losses and other in losses:
+        return losses[one] < losses[other]
+    return one.keep >= other.keep and one.prune >= other.prune and one.bits >= other.bits
+
+
+def describe(found: Mapping[Action, Action], provider: str) -> str:
+    """One line that names the actions of `replacements`; empty where there is none."""
+    if not found:
+        return ""
+    named = [f"{action.tag} (over {found[action].tag})" for action in sorted(found, reverse=True)]
+    shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
+    return f"on {provider} {len(named)} actions save nothing and are not used: {shown}"
+
+
+class PayingSchedule:
+    """A schedule whose choices that save nothing are replaced.
+
+    Args:
+        schedule: chooses.
+        found: of `replacements`.
+    """
+
+    def __init__(self, schedule: Schedule, found: Mapping[Action, Action]) -> None:
+        self.name = schedule.name
+        self._schedule, self._found = schedule, found
+
+    def choose(self, step: StepContext) -> Action:
+        action = self._schedule.choose(step)
+        return self._found.get(action, action)
+
+    def reset(self) -> None:
+        self._schedule.reset()
+
+
+def without_unpaying(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:
+    """The actions that pay."""
+    return tuple(action for action in actions if action not in found)
