@@ -8,6 +8,9 @@
 # make ladder TEXT=file   perplexity and speed of our fixed actions beside llama.cpp's quantization ladder, made of the same weights;
 #              writes docs/results/ladder-MODEL.md (MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py)
 #
+# make bench-gpu BUNDLES="folder folder" PROVIDER=cuda   decode and prefill on this machine's GPU; writes docs/results/gpu.md. Needs no network
+#              once the package is there: python benchmarks/gpu.py does it without make (GPU_ARGS=its options)
+#
 # All of it happens in $(VENV), peers in $(PEER); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
 
 PYTHON ?= python3
@@ -30,8 +33,11 @@ CONFIG ?= default
 TRAIN_OUT ?= build/policies/$(MODEL_NAME)
 TRAIN_ARGS ?=
 LADDER_ARGS ?=
+BUNDLES ?= $(MODEL)
+PROVIDER ?= cuda
+GPU_ARGS ?=
 
-.PHONY: demo export train peers ladder test lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder bench-gpu test lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -64,6 +70,10 @@ peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
 ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }
 	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o docs/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
+
+bench-gpu:
+	@test -x $(BIN)/python || { echo "error: no environment; make $(VENV)/.export, or python benchmarks/gpu.py with your own" >&2; exit 2; }
+	$(BIN)/python benchmarks/gpu.py $(BUNDLES) --provider $(PROVIDER) -o docs/results/gpu.md $(GPU_ARGS)
 
 $(PEER)/%/.installed: | $(VENV)/.export
 	$(PYTHON) -m venv $(PEER)/$*

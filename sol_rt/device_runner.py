@@ -27,10 +27,10 @@ _CAPTURE_ERROR = 1e-5
 """Of the largest logit: by how much a captured run may differ from a plain one."""
 
 
-def _uncaptured() -> ort.RunOptions:
-    """Options of a run that is neither captured nor a captured one's repetition."""
+def _graph_options(number: int) -> ort.RunOptions:
+    """Options of a run that is captured as graph `number`, or repeats it; of -1 neither."""
     options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "-1")
+    options.add_run_config_entry("gpu_graph_id", str(number))
     return options
 
 
@@ -133,11 +133,22 @@ class DeviceGraphs:
         self.captures = provider.can_capture
         self._opened: dict[Kind, OpenGraph] = {}
 
+    @property
+    def captured(self) -> int:
+        """Sessions whose runs are captured."""
+        return sum(graph.captured for graph in self._opened.values())
+
     def open(self, kind: Kind) -> OpenGraph:
         """Raises BundleError, ProviderError."""
         if kind not in self._opened:
             self._opened[kind] = self._make(kind)
         return self._opened[kind]
+
+    def open_plain(self, kind: Kind) -> OpenGraph:
+        """Replaces a session by one that captures nothing, which no later one shall then either."""
+        self.captures = False
+        del self._opened[kind]
+        return self.open(kind)
 
     def _make(self, kind: Kind) -> OpenGraph:
         self._stored.check(kind.file)
@@ -182,6 +193,7 @@ class OpenGraph:
 
     Attributes:
         captured: whether the provider repeats a recorded run.
+        refused: whether that gave other numbers.
     """
 
     def __init__(
@@ -193,9 +205,11 @@ class OpenGraph:
         capture: bool,
     ) -> None:
         self.file, self.session = file, session
-        self.captured = False
+        self.captured = self.refused = False
         self._tried_capacity = 0
-        self._uncaptured = _uncaptured() if capture else None
+        self._uncaptured = _graph_options(-1) if capture else None
+        self._graph_number = 0
+        self._captured_options: ort.RunOptions | None = None  # graph 0 takes none, which spares time
         self._values, self._weights = values, weights
         mine = {value.name for value in values}
         self._small = {node.name for node in session.get_inputs()} - mine
@@ -216,12 +230,15 @@ class OpenGraph:
             binding.bind_ortvalue_input(name, source[name])
         return binding
 
+    @property
+    def may_capture(self) -> bool:
+        """Whether the session was made for captured runs."""
+        return self._uncaptured is not None
+
     def run(self, binding: ort.IOBinding) -> None:
         """Runs once, captured where that was found to be right."""
-        if self.captured or self._uncaptured is None:
-            self.session.run_with_iobinding(binding)
-        else:
-            self.session.run_with_iobinding(binding, self._uncaptured)
+        plain = not self.captured and self._uncaptured is not None
+        self.session.run_with_iobinding(binding, self._uncaptured if plain else self._captured_options)
 
     def try_capture(self, cache: KvCache, inputs: DeviceInputs) -> None:
         """Finds out whether captured runs give what plain ones do, and has later runs captured if so.
@@ -234,6 +251,14 @@ class OpenGraph:
         if self._uncaptured is None or cache.capacity < 2 * self._tried_capacity:
             return
         self._tried_capacity = cache.capacity
+        try:
+            right = self._captures_right(cache, inputs)
+        except Exception:  # ONNX Runtime's exceptions share no useful base; kernels that cannot be captured raise here
+            right = False
+        self.release_capture()
+        self.captured, self.refused = right, not right
+
+    def _captures_right(self, cache: KvCache, inputs: DeviceInputs) -> bool:
         size = cache.capacity
         lengths = (size // 2, size // 2 + 1, size // 2 + 2, size // 4, size - 1)
         outcomes = []
@@ -247,14 +272,17 @@ class OpenGraph:
                 inputs.receive()
                 outcomes.append(inputs.first_result())
         expected, got = np.split(np.array(outcomes), 2)
-        right = np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True)
-        self.release_capture()
-        self.captured = right
+        return bool(np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True))
 
     def release_capture(self) -> None:
         """Forgets the captured run, whose buffers are about to go."""
-        if self.captured and hasattr(self.session, "release_captured_graph"):
+        if not self.captured:
+            return
+        if "WebGpuExecutionProvider" in self.session.get_providers():
             self.session.release_captured_graph(0)
+        else:  # CUDA keeps what it captured: the next one gets another number
+            self._graph_number += 1
+            self._captured_options = _graph_options(self._graph_number)
 
 
 class DeviceRunner:
@@ -290,8 +318,13 @@ class DeviceRunner:
         """Runs the one token that the shared inputs hold."""
         if self._step is None:
             graph = self._graphs.open(self._kinds[0])
-            with self._errors(graph), self._inputs.kept():
-                graph.try_capture(self._cache, self._inputs)
+            if self._graphs.captures:
+                with self._errors(graph), self._inputs.kept():
+                    graph.try_capture(self._cache, self._inputs)
+            if graph.refused or (
+                graph.may_capture and not self._graphs.captures and not graph.captured
+            ):  # a session that captures keeps more memory, captured or not
+                graph = self._graphs.open_plain(self._kinds[0])
             binding = graph.bound(self._cache.bindings(), self._inputs)
             self._inputs.bind_results(binding)
             self._step = graph, binding

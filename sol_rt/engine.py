@@ -133,6 +133,11 @@ class Engine:
         return 0 if self._graphs is None else self._graphs.weights.size_bytes
 
     @property
+    def captured_graphs(self) -> int:
+        """Graphs whose commands the GPU repeats as they were recorded; 0 on the CPU."""
+        return 0 if self._graphs is None else self._graphs.captured
+
+    @property
     def provider_name(self) -> str:
         return self.provider.name
 
