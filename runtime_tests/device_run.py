@@ -16,7 +16,7 @@ from sol_rt import hardware, providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
-from sol_rt.errors import DeviceError, NumericError, ProviderError, SolError
+from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError
 
 NO_ADAPTER = 3
 """Exit code where there is no WebGPU device."""
@@ -102,6 +102,28 @@ def _wiped(engine: Engine) -> dict[str, Any]:
     return {"error": error, "finite": all(left.values())}
 
 
+def _short_of_cache(engine: Engine) -> dict[str, Any]:
+    """What happens where the cache cannot grow, and whether the engine works afterwards."""
+    dense = engine.bundle.config.dense
+    engine.reset()
+    before = engine.forward(PROMPT, dense).logits.copy()
+    memory = engine._cache._device
+    assert memory is not None
+    asked, memory._free_bytes = memory._free_bytes, lambda: 1000
+    try:
+        engine.forward(list(range(80)) * 2, dense)
+        error = ""
+    except ContextError as caught:
+        error = str(caught)
+    memory._free_bytes = asked
+    length = engine.length
+    return {
+        "error": error,
+        "length": length,
+        "same": bool(np.array_equal(engine.forward(PROMPT, dense).logits, before)),
+    }
+
+
 def _short_of_memory(folder: str) -> dict[str, Any]:
     """What happens where the driver reports 1000 free bytes: asked for, and under auto."""
     adapter = hardware.vulkan_gpus()[0]
@@ -143,6 +165,8 @@ def main() -> int:
             result["broken"] = _broken(engine)
         if "wiped" in what:
             result["wiped"] = _wiped(engine)
+        if "cache" in what:
+            result["cache"] = _short_of_cache(engine)
         if "memory" in what:
             result["memory"] = _short_of_memory(sys.argv[1])
     except SolError as error:

@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> dict[str, Any]:
-    return _answer(_device(folder, "greedy", "steps", "broken", "wiped"))
+    return _answer(_device(folder, "cache", "greedy", "steps", "broken", "wiped"))
 
 
 def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path) -> None:
@@ -109,6 +109,14 @@ def test_a_failed_run_is_one_line_and_the_engine_goes_on(answers: dict[str, Any]
 def test_numbers_that_are_not_finite_do_not_stay_in_the_cache(answers: dict[str, Any]) -> None:
     assert "non-finite numbers at token 3" in answers["wiped"]["error"]
     assert answers["wiped"]["finite"]
+
+
+def test_a_cache_that_cannot_grow_is_one_line_and_the_engine_goes_on(answers: dict[str, Any]) -> None:
+    cache = answers["cache"]
+    assert "a KV cache of 190 tokens needs" in cache["error"]
+    assert "more than is free on " in cache["error"]
+    assert cache["length"] == 0
+    assert cache["same"]
 
 
 def test_short_memory_is_told_and_auto_goes_on(folder: Path) -> None:

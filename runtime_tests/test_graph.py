@@ -196,7 +196,7 @@ def test_a_session_that_chooses_nothing_reads_the_planes_of_its_width_and_no_mor
     matrices = [name for name in decoder.matrices if decoder.decoder.tied or name != "embed"]
     weights = sum(decoder.matrices[name].q.size for name in matrices)
     assert sum(np.prod(sizes[node.input[1]]) for node in products) == weights * bits // 8
-    # beside them a float of scale a plane and one of offset for every 32 weights; level 6 reads scales for its offset, too
+    # beside them a float of scale a plane and one of offset for every 32 weights; level 6 makes its offset of the scale
     assert sum(np.prod(sizes[node.input[2]]) for node in products) == weights // 32 * (1 + (bits - 4) // 2)
     gemms = [node for node in graph.node if node.op_type == "Gemm"]
     assert sum(np.prod(sizes[node.input[1]]) for node in gemms) == weights // 32 * (2 if bits == 6 else 1)

@@ -290,12 +290,13 @@ class Engine:
             device_runner.release()
         try:
             self._cache.resize(capacity, self.length)
-        except MemoryError:  # some buffers have grown, some have not
+        except (MemoryError, ProviderError):  # some buffers have grown, some have not
             self._cache.free()
             self.reset()
             needed = self._cache.bytes_at(capacity) / 1e6
+            where = "" if self.provider.gpu is None else f" on {self.provider.device_name}"
             what = f"context: a KV cache of {tokens} tokens needs {needed:.0f} MB"
-            raise ContextError(f"{what}, more than is free; shorten the prompt") from None
+            raise ContextError(f"{what}, more than is free{where}; shorten the prompt") from None
 
     def _refuse(self, action: Action, appended: int) -> NoReturn:
         """Raises NumericError; of the tokens that were run nothing stays in the cache."""

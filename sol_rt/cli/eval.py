@@ -233,7 +233,8 @@ def _held_out(
     if html is not None:
         html.write_text(render_evaluation_html(evaluation), encoding="utf-8")
         note(f"{html}: written")
-    _print(evaluation.as_json() if as_json else table_lines(evaluation))
+    provider = {"provider": model.engine.provider_name}
+    _print({**evaluation.as_json(), **provider} if as_json else table_lines(evaluation))
 
 
 def _mmlu(
@@ -258,7 +259,7 @@ def _mmlu(
     with progress() as report:
         answered = sit(model, exam, settings, refresh, results, report)
     found = exam_report(model, exam, settings, answered, refresh, resampling)
-    _print(found.as_json() if as_json else exam_lines(found))
+    _print({**found.as_json(), "provider": model.engine.provider_name} if as_json else exam_lines(found))
 
 
 def _print(result: dict[str, Any] | Iterator[str]) -> None:
