@@ -192,10 +192,10 @@ def test_doctor_says_what_each_provider_lacks(folder: Path) -> None:
 
 def test_a_runtime_that_the_plugin_cannot_use_is_refused() -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
-    webgpu.check_runtime("1.24.4")
+    webgpu.check_runtime("1.28.0")
     webgpu.check_runtime("1.100.0")
-    with pytest.raises(ProviderError, match=r"needs onnxruntime 1\.24\.4 or newer, this is 1\.24\.3"):
-        webgpu.check_runtime("1.24.3")
+    with pytest.raises(ProviderError, match=r"needs onnxruntime 1\.28 or newer, this is 1\.27\.9"):
+        webgpu.check_runtime("1.27.9")
 
 
 def test_an_option_that_the_plugin_does_not_know_is_refused() -> None:

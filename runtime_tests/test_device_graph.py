@@ -24,6 +24,7 @@ from sol_rt.device_memory import DeviceMemory
 from sol_rt.device_weights import DeviceWeights
 from sol_rt.engine import Engine
 from sol_rt.errors import ProviderError
+from sol_rt.graph_file import external_tensors
 from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS
 from sol_rt.weights import SharedWeights
 
@@ -136,6 +137,18 @@ def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
         assert max(tensor.ByteSize() for tensor in model.graph.initializer) < 1024
         assert not model.functions
         assert not {"If", "DequantizeLinear"} & {node.op_type for node in model.graph.node}
+
+
+def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) -> None:
+    for variant in bundle.config.variants.values():
+        path = bundle.file(variant.file)
+        graph = device_graph(path, inline=False, bits=variant.bits, constants={"num_logits": np.ones(1, np.int64)})
+        assert {value.name for value in graph.values} == {tensor.name for tensor in external_tensors(path)}
+        entries = bundle.config.tensors
+        assert all(value.weights == (value.name,) and value.recipe is None for value in graph.values)
+        assert all(value.bytes == entries[value.name].bytes for value in graph.values)
+        operators = [node.op_type for node in onnx.load_from_string(graph.model).graph.node]
+        assert operators.count("DecoderLayer") == bundle.config.model.num_layers
 
 
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 2**32 - 1))

@@ -21,8 +21,8 @@ ORT_NAME = "WebGpuExecutionProvider"
 INSTALL = "pip install 'sol-rt[webgpu]', and a Vulkan, D3D12 or Metal driver"
 _NEEDS_DRIVER = "finds no device; it needs a GPU with a Vulkan, D3D12 or Metal driver"
 _DISTRIBUTION = "onnxruntime-ep-webgpu"
-_OLDEST_RUNTIME = (1, 24, 4)
-"""Older ONNX Runtimes lack what the plug-in calls."""
+_OLDEST_RUNTIME = (1, 28)
+"""Older ONNX Runtimes make no tensors in a plug-in's memory from Python; before 1.24.4 they cannot load it at all."""
 _OPTION_PREFIX = "ep.webgpuexecutionprovider."
 STRICT = {"enableInt64": "1"}
 CAPTURE = {"enableGraphCapture": "1"}
