@@ -14,8 +14,6 @@
 namespace sol {
 namespace {
 
-constexpr int64_t kMaxCapacity = int64_t{1} << 30;  // positions are counted in 32 bits
-
 // Below this many bytes of keys and values, waking a second thread costs more than it saves.
 constexpr int64_t kParallelBytes = 96 * 1024;
 // Fetched from memory before attention begins.
@@ -75,28 +73,15 @@ Attention::Attention(const Attributes& attributes, const char* op, bool int8, si
       scale_port_(scale_port),
       past_length_(attributes, op, kKeyPort + 4, "past_length"),
       attn_keep_(attributes, op, kKeyPort + 5, "attn_keep", layer) {
+  const AttentionSizes read = ReadAttentionSizes(attributes, op, int8, scale_port);
   sizes_.int8 = int8;
-  sizes_.heads = attributes.Int("num_heads", 1, 1024);
-  sizes_.kv_heads = attributes.Int("kv_heads", 1, sizes_.heads);
-  sizes_.group = sizes_.heads / sizes_.kv_heads;
-  sizes_.head_dim = attributes.Int("head_dim", 2, kMaxHeadDim);
-  sizes_.rotary_dim = attributes.Int("rotary_dim", 0, sizes_.head_dim);
-  attributes.Int("page_size", kPageSize, kPageSize);
-  sizes_.sinks = attributes.Int("sinks", 0, kMaxCapacity);
-  sizes_.scale = attributes.Float("softmax_scale");
-  const auto refuse = [&](const std::string& what) { throw Error(std::string(op) + ": " + what + "; export the bundle again"); };
-  if (sizes_.heads % sizes_.kv_heads != 0 || sizes_.group > kMaxGroup) {
-    refuse("attribute num_heads: got " + std::to_string(sizes_.heads) + ", expected a multiple of kv_heads " +
-           std::to_string(sizes_.kv_heads) + ", at most " + std::to_string(kMaxGroup) + " times it");
-  }
-  if (sizes_.head_dim % 2 != 0) refuse("attribute head_dim: got " + std::to_string(sizes_.head_dim) + ", expected an even number");
-  if (sizes_.rotary_dim % 2 != 0) refuse("attribute rotary_dim: got " + std::to_string(sizes_.rotary_dim) + ", expected an even number");
-  for (const size_t part : {0, 1}) {
-    const std::string name = part == 0 ? "key_scale" : "value_scale";
-    if (int8 && !attributes.HasInput(scale_port + part)) refuse("got an int8 cache without past_" + name);
-    if (int8 && !attributes.HasOutput(kScaleOutput + part)) refuse("got an int8 cache without present_" + name);
-  }
-  if (!std::isfinite(sizes_.scale)) refuse("attribute softmax_scale: got a non-finite number");
+  sizes_.heads = read.heads;
+  sizes_.kv_heads = read.kv_heads;
+  sizes_.group = read.heads / read.kv_heads;
+  sizes_.head_dim = read.head_dim;
+  sizes_.rotary_dim = read.rotary_dim;
+  sizes_.sinks = read.sinks;
+  sizes_.scale = read.scale;
 }
 
 AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const Tensor& sin, int64_t tokens) const {

@@ -6,29 +6,11 @@
 
 #include "arena.h"
 #include "attention_call.h"
+#include "attention_inputs.h"
 #include "op.h"
 #include "team.h"
 
 namespace sol {
-
-// What an operator that attends is given of its cache, and how far to read it.
-template <Type Element>
-inline constexpr std::array<Port, 6> kAttentionInputs{{{"past_key", Element},
-                                                       {"past_value", Element},
-                                                       {"past_key_codes", kUInt8},
-                                                       {"past_key_range", kFloat16},
-                                                       {"past_length", kInt64},
-                                                       {"attn_keep", kInt64}}};
-
-// Of an operator that attends: what it computes, and its cache, whose keys and values are of type Element.
-template <Type Element>
-inline constexpr std::array<Port, 7> kAttentionOutputs{{{"y", kFloat},
-                                                        {"present_key", Element},
-                                                        {"present_value", Element},
-                                                        {"present_key_codes", kUInt8},
-                                                        {"present_key_range", kFloat16},
-                                                        {"present_key_scale", kFloat16, kOptional},
-                                                        {"present_value_scale", kFloat16, kOptional}}};
 
 class Attention {
  public:
@@ -82,9 +64,6 @@ class Attention {
   // Attends some tokens of a KV head; the last such task adds up.
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
   void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
-
-  // Where kAttentionInputs begin in every operator that attends; outputs of the cache are 1 … 4, and those of an int8 cache's scales follow.
-  static constexpr size_t kKeyPort = 1, kScaleOutput = 5;
 
   const char* op_;
   size_t scale_port_;

@@ -7,11 +7,10 @@
 #include <atomic>
 #include <cstdint>
 
+#include "attention_limits.h"
+
 namespace sol {
 
-inline constexpr int64_t kPageSize = 4;
-inline constexpr int64_t kMaxHeadDim = 256;
-inline constexpr int64_t kMaxGroup = 128;
 // Rows of queries are padded to this many floats, the widest vector of any target.
 inline constexpr int64_t kMaxLanes = 16;
 // Upper limit of a decode task. Its scores for 4 heads stay in the first-level cache.

@@ -33,6 +33,11 @@
 #include <thread>
 #include <type_traits>
 
+// The execution provider that a library's operators are for.
+#ifndef SOL_PROVIDER
+#define SOL_PROVIDER "CPUExecutionProvider"
+#endif
+
 namespace sol {
 
 // The host's function table; set once by RegisterCustomOps before any operator runs.
@@ -203,6 +208,23 @@ class Attributes {
     Check(status);
     return std::max<int64_t>(length, 0);
   }
+  // Type and shape of an input as far as the graph tells them, without data: -1 for an unknown length, type kAny where nothing is known.
+  Tensor InputType(size_t index) const {
+    OrtTypeInfo* type = nullptr;
+    const OrtTensorTypeAndShapeInfo* info = nullptr;
+    Tensor tensor;
+    Check(Api().KernelInfo_GetInputTypeInfo(info_, index, &type));
+    OrtStatus* status = Api().CastTypeInfoToTensorInfo(type, &info);
+    if (status == nullptr && info != nullptr) {
+      status = Api().GetTensorElementType(info, &tensor.type);
+      if (status == nullptr) status = Api().GetDimensionsCount(info, &tensor.rank);
+      tensor.rank = std::min(tensor.rank, Tensor::kMaxRank);
+      if (status == nullptr) status = Api().GetDimensions(info, tensor.dims.data(), tensor.rank);
+    }
+    Api().ReleaseTypeInfo(type);
+    Check(status);
+    return tensor;
+  }
   // The initializer behind an input. It lives as long as the session, and is read where it lies: nothing is copied.
   Tensor Constant(size_t index, const char* name) const {
     int is_constant = 0;
@@ -260,6 +282,8 @@ class ThreadCount {
 class Context {
  public:
   explicit Context(OrtKernelContext* context) : context_(context) {}
+
+  OrtKernelContext* Raw() const { return context_; }
 
   size_t InputCount() const {
     size_t count = 0;
@@ -322,8 +346,10 @@ class CountInput {
   }
 
   const char* Name() const { return name_; }
-  int64_t Read(const Context& context) const {
-    if (known_ > 0) return static_cast<const int64_t*>(context.InputData(port_))[Place()];
+  int64_t Read(const Context& context) const { return *Where(context); }
+  // Where the count lies, in the provider's memory.
+  const int64_t* Where(const Context& context) const {
+    if (known_ > 0) return static_cast<const int64_t*>(context.InputData(port_)) + Place();
     const Tensor tensor = context.Input(port_);
     if (layer_ == kNoLayer) {
       Expect(op_, name_, tensor, kInt64, {1});
@@ -331,7 +357,7 @@ class CountInput {
       Expect(op_, name_, tensor, kInt64, {-1});
       ExpectCounts(tensor.dims[0]);
     }
-    return tensor.As<int64_t>()[Place()];
+    return tensor.As<int64_t>() + Place();
   }
 
  private:
@@ -399,7 +425,7 @@ const OrtCustomOp* Define() {
     OrtCustomOp op{};
     op.version = ORT_API_VERSION;
     op.GetName = [](Op) { return Kernel::kName; };
-    op.GetExecutionProviderType = [](Op) -> const char* { return "CPUExecutionProvider"; };
+    op.GetExecutionProviderType = [](Op) -> const char* { return SOL_PROVIDER; };
     op.GetInputTypeCount = [](Op) { return Kernel::kInputs.size(); };
     op.GetInputType = [](Op, size_t i) { return Kernel::kInputs[i].type; };
     op.GetInputCharacteristic = [](Op, size_t i) -> Characteristic {

@@ -1,7 +1,6 @@
 // The library's one entry point: registers the operators of the domain `sol`.
 
 #include "op.h"
-#include "target.h"
 
 namespace sol {
 
@@ -45,7 +44,7 @@ SOL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
     // Old enough for every release that has custom operator libraries at all.
     const OrtApi* old = base->GetApi(12);
     return old == nullptr ? nullptr
-                          : old->CreateStatus(ORT_FAIL, "sol_ops_cpu needs ONNX Runtime 1.21 or newer; upgrade it or run "
+                          : old->CreateStatus(ORT_FAIL, "the native operators need ONNX Runtime 1.21 or newer; upgrade it or run "
                                                         "without native operators");
   }
   sol::g_api = api;
@@ -53,7 +52,4 @@ SOL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
   OrtStatus* failure = sol::Guard([&] { status = sol::Register(options); });
   return failure != nullptr ? failure : status;
 }
-
-// Highway's name of the instruction set in use, for diagnostics.
-SOL_EXPORT const char* SolOpsTarget() { return sol::BestTargetName(); }
 }

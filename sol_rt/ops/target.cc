@@ -56,3 +56,6 @@ const char* BestTargetName() {
 }
 
 }  // namespace sol
+
+// Highway's name of the instruction set in use, for diagnostics.
+extern "C" __attribute__((visibility("default"))) const char* SolOpsTarget() { return sol::BestTargetName(); }

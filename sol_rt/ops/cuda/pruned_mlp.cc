@@ -1,0 +1,75 @@
+// PrunedMLP: the MLP of a layer as an operator of its own.
+
+#include <array>
+
+#include "../op.h"
+#include "mlp.h"
+#include "run.h"
+#include "weights_input.h"
+
+namespace sol {
+namespace {
+
+class PrunedMLP {
+ public:
+  static constexpr const char* kName = "PrunedMLP";
+  static constexpr std::array<Port, 15> kInputs{{{"x", kFloat},
+                                                 {"keep_in", kInt64},
+                                                 {"keep_mid", kInt64},
+                                                 {"up_base", kUInt4},
+                                                 {"up_scale", kFloat16},
+                                                 {"up_zero", kUInt8},
+                                                 {"down_base", kUInt4},
+                                                 {"down_scale", kFloat16},
+                                                 {"down_zero", kUInt8},
+                                                 // Planes and biases as the attributes say: their place decides no type.
+                                                 {"extra0", kAny, kOptional},
+                                                 {"extra1", kAny, kOptional},
+                                                 {"extra2", kAny, kOptional},
+                                                 {"extra3", kAny, kOptional},
+                                                 {"extra4", kAny, kOptional},
+                                                 {"extra5", kAny, kOptional}}};
+  static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
+
+  explicit PrunedMLP(const Attributes& attributes) : mlp_(ReadMlp(attributes)) {}
+
+  void Compute(Context& context) const {
+    const Tensor x = context.Input(0);
+    ExpectChannels(kName, x, static_cast<size_t>(mlp_.Channels()));
+    float* y = context.Output<float>(0, x.dims.data(), x.rank);
+    const int64_t rows = x.Elements() / mlp_.Channels();
+    if (rows == 0) return;
+    cuda::Source source;
+    source.x = x.As<float>();
+    cuda::Mlp::Memory memory;
+    const cuda::Run run(context, kName);
+    run.WithScratch([&](cuda::Scratch& scratch) { memory = mlp_.Place(rows, scratch); },
+                    [&] { mlp_.Launch(run, source, rows, memory, nullptr, y); });
+  }
+
+ private:
+  static cuda::Mlp ReadMlp(const Attributes& attributes) {
+    const int bits = Bits(attributes, kName);
+    const int64_t K = Channels(attributes, kName, "K"), I = Channels(attributes, kName, "I");
+    const int64_t U = attributes.Int("gated", 0, 1) != 0 ? 2 * I : I;
+    const bool has_bias = attributes.Int("has_bias", 0, 1) != 0;
+    const int planes = bits == 4 ? 0 : bits == 6 ? 2 : 4;
+    ExpectInputs(attributes, kName, static_cast<size_t>(9 + planes + (has_bias ? 2 : 0)));
+    const cuda::MatrixInput up(attributes, "PrunedMLP up", {3, 4, 5, 9, 11}, true, K, U, bits);
+    const cuda::MatrixInput down(attributes, "PrunedMLP down", {6, 7, 8, 10, 12}, true, I, K, bits);
+    cuda::WeightInput up_bias, down_bias;
+    if (has_bias) {
+      up_bias = cuda::WeightInput(attributes, kName, static_cast<size_t>(9 + planes), "up_bias", kFloat, {U});
+      down_bias = cuda::WeightInput(attributes, kName, static_cast<size_t>(10 + planes), "down_bias", kFloat, {K});
+    }
+    return cuda::Mlp(attributes, kName, 1, up, up_bias, down, down_bias);
+  }
+
+  cuda::Mlp mlp_;
+};
+
+}  // namespace
+
+const OrtCustomOp* PrunedMLPOp() { return Define<PrunedMLP>(); }
+
+}  // namespace sol
