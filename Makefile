@@ -19,7 +19,7 @@ MODEL ?= smollm2-135m
 BUDGET ?= 0.4
 BIN := $(VENV)/bin
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h sol_rt/ops/cuda/*)
 
 PEER ?= .venv-peers
 PEERS ?= llama.cpp,genai,optimum
@@ -95,7 +95,7 @@ typecheck: $(VENV)/.dev
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
 
 wheel: headers $(VENV)/.export
-	$(BIN)/python -m pip wheel --no-deps -w dist .
+	SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} $(BIN)/python -m pip wheel --no-deps -w dist .
 
 headers:
 	@scripts/install-headers.sh
