@@ -97,7 +97,6 @@ test_an_old_runtime_is_told_so = matmul.test_an_old_runtime_is_told_so
 
 test_any_attention = attention.test_any_shape
 test_fixed_attention = attention.test_fixed
-test_long_context = attention.test_long_context_splits_the_same_for_any_thread_count
 test_prompt_in_chunks = attention.test_prompt_in_chunks_equals_prompt_at_once_and_steps
 test_rewinding_into_a_page = attention.test_rewinding_into_a_page
 test_among_equal_tokens = attention.test_among_equal_tokens_the_lower_ones_are_kept
@@ -106,6 +105,24 @@ test_huge_logits_stay_finite = attention.test_huge_logits_stay_finite
 test_scales_of_all_sizes = attention.test_scales_of_all_sizes
 test_a_row_too_large_for_its_scale = attention.test_a_row_too_large_for_its_scale_gives_no_finite_result
 test_bad_attribute = attention.test_bad_attribute_is_refused_at_load
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
+def test_long_context(int8: bool) -> None:
+    """Many parts and chunks, whose blocks come in another order every time: no bit differs."""
+    dims = attention.Dims(capacity=4096, int8=int8)
+    for case in (
+        attention.Case(dims, 4000, 1, 2**40),
+        attention.Case(dims, 4000, 1, 240, seed=2),
+        attention.Case(dims, 2900, 9, 0),
+    ):
+        inputs = attention.make_inputs(case)
+        outputs = attention.run(case, inputs)
+        attention.check(case, inputs, outputs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SOL_CUDA_EMULATION_ORDER", "shuffled")
+            attention.assert_same(outputs, attention.run(case, inputs))
+
 
 test_layer = layer.test_kernel_matches_the_reference
 test_layer_of_operators = layer.test_kernel_matches_the_operators_it_is_made_of

@@ -250,12 +250,43 @@ T Read(const unsigned char (*slots)[64], unsigned lane) {
   return value;
 }
 
+// What the lanes of a warp bring to a matrix instruction of eight words of depth, as PTX lays it out: 16 rows of four registers on the left,
+// eight columns of two on the right. A lane's results are those of two columns in its row and in the eighth after it.
+class Fragments {
+ public:
+  Fragments(const uint32_t (&a)[4], const uint32_t (&b)[2]) : lane_(Machine::Get().Lane()) {
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    slots_ = Machine::Get().Exchange(mine);
+  }
+  // Word `word` of the row, or column, of a lane's result i.
+  uint32_t Left(unsigned word, unsigned i) const { return Register(lane_ / 4 * 4 + word % 4, i / 2 + word / 4 * 2); }
+  uint32_t Right(unsigned word, unsigned i) const { return Register((lane_ % 4 * 2 + i % 2) * 4 + word % 4, 4 + word / 4); }
+
+ private:
+  uint32_t Register(unsigned lane, unsigned index) const {
+    uint32_t value;
+    std::memcpy(&value, slots_[lane] + 4 * index, sizeof(value));
+    return value;
+  }
+
+  unsigned lane_;
+  const unsigned char (*slots_)[64];
+};
+
 inline float FloatOfHalf(uint16_t half) {
-  const float sign = half & 0x8000 ? -1.0f : 1.0f;
-  const int exponent = half >> 10 & 0x1F, fraction = half & 0x3FF;
-  if (exponent == 0x1F) return fraction != 0 ? std::nanf("") : sign * INFINITY;
-  if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
-  return sign * std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+  static const std::vector<float> all = [] {
+    std::vector<float> numbers(65536);
+    for (int bits = 0; bits < 65536; ++bits) {
+      const float sign = bits & 0x8000 ? -1.0f : 1.0f;
+      const int exponent = bits >> 10 & 0x1F, fraction = bits & 0x3FF;
+      float number = sign * std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+      if (exponent == 0) number = sign * std::ldexp(static_cast<float>(fraction), -24);
+      if (exponent == 0x1F) number = fraction != 0 ? std::nanf("") : sign * INFINITY;
+      numbers[static_cast<size_t>(bits)] = number;
+    }
+    return numbers;
+  }();
+  return all[half];
 }
 
 // Rounds to nearest, ties to even; beyond float16 to infinity.

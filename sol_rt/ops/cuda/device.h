@@ -40,18 +40,23 @@ inline int DotBytes(uint32_t a, uint32_t b, int c) {
 
 // The matrix instruction m16n8k32 on fragments as PTX lays them out: c += a b, a of signed bytes, b of unsigned ones.
 inline void MultiplyTile(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Fragments {
-    uint32_t a[4], b[2];
-  } mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  auto& machine = emulation::Machine::Get();
-  const auto* slots = machine.Exchange(mine);
-  const unsigned group = machine.Lane() / 4, member = machine.Lane() % 4;
+  const emulation::Fragments all(a, b);
   for (unsigned i = 0; i < 4; ++i) {
-    const unsigned upper = i / 2, column = member * 2 + i % 2;
-    for (unsigned k = 0; k < 8; ++k) {
-      const auto left = emulation::Read<Fragments>(slots, group * 4 + k % 4), right = emulation::Read<Fragments>(slots, column * 4 + k % 4);
-      c[i] = DotBytes(right.b[k / 4], left.a[upper + k / 4 * 2], c[i]);
+    for (unsigned word = 0; word < 8; ++word) c[i] = DotBytes(all.Right(word, i), all.Left(word, i), c[i]);
+  }
+}
+
+// m16n8k16 of float16: c += a b in float32.
+inline void MultiplyHalves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const emulation::Fragments all(a, b);
+  for (unsigned i = 0; i < 4; ++i) {
+    float sum = 0.0f;
+    for (unsigned word = 0; word < 8; ++word) {
+      const uint32_t left = all.Left(word, i), right = all.Right(word, i);
+      sum += HalfToFloat(static_cast<uint16_t>(left)) * HalfToFloat(static_cast<uint16_t>(right));
+      sum += HalfToFloat(static_cast<uint16_t>(left >> 16)) * HalfToFloat(static_cast<uint16_t>(right >> 16));
     }
+    c[i] += sum;
   }
 }
 
@@ -87,6 +92,20 @@ __device__ __forceinline__ void MultiplyTile(int (&c)[4], const uint32_t (&a)[4]
           : "+r"(c[2 * upper]), "+r"(c[2 * upper + 1])
           : "r"(a[upper + 2 * k]), "r"(b[k]));
     }
+  }
+#endif
+}
+
+__device__ __forceinline__ void MultiplyHalves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  for (int k = 0; k < 2; ++k) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[2 * k]), "r"(a[2 * k + 1]), "r"(b[k]));
   }
 #endif
 }

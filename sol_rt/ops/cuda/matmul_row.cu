@@ -13,7 +13,7 @@ constexpr int kMostBlocks = kWarps * kMostBlocksAWarp;
 constexpr int kQuadsAtOnce = 4;                 // rows of channels that are on their way from memory at once, in fours
 
 struct ChannelShared {
-  uint32_t rows[kMostBlocks][8];
+  uint4 offsets[kMostBlocks][8];  // of a quad's rows of base bytes, within their block
   uint32_t codes[2][kMostBlocks][8];
   uint32_t phased[2][kMostBlocks][8];
   int quads[kMostBlocks];
@@ -25,32 +25,32 @@ struct ChannelSums {
   float sums[kWarps][kRowOutputs];
 };
 
-// Eight codes of a channel, from output n on, of which `count` are there. Rows of a whole number of words are read as words.
+// Eight codes of a channel, from `at` on. Rows of a whole number of words are read as words; of others `count` codes are there.
 template <bool kWords>
-__device__ __forceinline__ uint32_t LoadOctet(const uint8_t* row, int n, int count) {
+__device__ __forceinline__ uint32_t LoadOctet(const uint8_t* at, int count) {
   if constexpr (kWords) {
-    return count > 0 ? __ldg(reinterpret_cast<const uint32_t*>(row + n / 2)) : 0u;
+    return __ldg(reinterpret_cast<const uint32_t*>(at));
   } else {
     uint32_t word = 0;
 #pragma unroll 1
-    for (int i = 0; i < count / 2; ++i) word |= static_cast<uint32_t>(__ldg(row + n / 2 + i)) << 8 * i;
+    for (int i = 0; i < count / 2; ++i) word |= static_cast<uint32_t>(__ldg(at + i)) << 8 * i;
     return word;
   }
 }
 
-// What a block of channels adds to the eight outputs from n on by its base plane, and by scales and zeros, which are read whole.
+// What a block of channels adds to the eight outputs from n on by its base plane, and by scales and zeros, which are read whole. With
+// kWords, n is one that has eight outputs.
 template <int kBits, bool kWords>
 __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n, float (&sums)[kOctet]) {
   constexpr int kParts = kPartsOf<kBits>;
-  const int count = w.N - n < kOctet ? w.N - n : kOctet;
-  const int64_t at = block * w.N + n, pitch = w.N / 2;
-  const uint8_t* base = w.base + block * kBlock * pitch;
+  const int count = kWords || w.N - n > kOctet ? kOctet : w.N - n;
+  const int64_t at = block * w.N + n;
+  const uint8_t* base = w.base + block * kBlock * static_cast<int64_t>(w.N / 2) + n / 2;
   uint16_t scale[kOctet];
   uint8_t zero[kOctet];
   if constexpr (kWords) {
-    const bool there = count > 0;
-    const uint4 scales = there ? __ldg(reinterpret_cast<const uint4*>(w.scale + at)) : make_uint4(0, 0, 0, 0);
-    const uint2 zeros = there ? __ldg(reinterpret_cast<const uint2*>(w.zero + at)) : make_uint2(0, 0);
+    const uint4 scales = __ldg(reinterpret_cast<const uint4*>(w.scale + at));
+    const uint2 zeros = __ldg(reinterpret_cast<const uint2*>(w.zero + at));
     const uint32_t halves[4] = {scales.x, scales.y, scales.z, scales.w};
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) {
@@ -73,10 +73,12 @@ __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x
     uint32_t words[kQuadsAtOnce][4];
 #pragma unroll
     for (int q = 0; q < kQuadsAtOnce; ++q) {
-      const bool some = first + q < quads;
-      const uint32_t rows = some ? x.rows[slot][first + q] : 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) words[q][i] = LoadOctet<kWords>(base + (rows >> 8 * i & 0xff) * pitch, n, some ? count : 0);
+      if (first + q >= quads) break;
+      const uint4 offsets = x.offsets[slot][first + q];
+      words[q][0] = LoadOctet<kWords>(base + offsets.x, count);
+      words[q][1] = LoadOctet<kWords>(base + offsets.y, count);
+      words[q][2] = LoadOctet<kWords>(base + offsets.z, count);
+      words[q][3] = LoadOctet<kWords>(base + offsets.w, count);
     }
 #pragma unroll
     for (int q = 0; q < kQuadsAtOnce; ++q) {
@@ -125,7 +127,7 @@ __device__ __forceinline__ float ResidualPart(const Weights& w, const ChannelSha
 // A block has kRowOutputs outputs and a share of the channels; its warps divide the channels. The last block of a group of outputs
 // adds the shares up, always in the same order.
 template <int kBits, bool kWords>
-__global__ void __launch_bounds__(kRowOutputs) ChannelRowKernel(Weights w, Codes x, int blocks_a_warp, const float* bias, const float* residual,
+__global__ void __launch_bounds__(kRowOutputs, 3) ChannelRowKernel(Weights w, Codes x, int blocks_a_warp, const float* bias, const float* residual,
                                                                 float* y) {
   constexpr int kParts = kPartsOf<kBits>;
   SOL_SHARED(ChannelShared, shared);
@@ -139,7 +141,8 @@ __global__ void __launch_bounds__(kRowOutputs) ChannelRowKernel(Weights w, Codes
   for (int i = thread; i < mine * 8; i += kRowOutputs) {
     const int slot = i / 8, word = i % 8;
     const int64_t at = (first + slot) * int64_t{8} + word;
-    shared.rows[slot][word] = x.quad_rows[at];
+    const uint32_t rows = x.quad_rows[at], pitch = static_cast<uint32_t>(w.N / 2);
+    shared.offsets[slot][word] = make_uint4((rows & 0xff) * pitch, (rows >> 8 & 0xff) * pitch, (rows >> 16 & 0xff) * pitch, (rows >> 24) * pitch);
     for (int p = 0; p < kParts; ++p) {
       const int64_t part = p * int64_t{8} * blocks;
       shared.codes[p][slot][word] = x.quad_codes[part + at];
@@ -153,13 +156,15 @@ __global__ void __launch_bounds__(kRowOutputs) ChannelRowKernel(Weights w, Codes
   }
   __syncthreads();
 
+  // Lanes past the last output read the last ones once more.
+  const int octet = kWords && n0 + lane * kOctet > w.N - kOctet ? w.N - kOctet : n0 + lane * kOctet;
   float sums[kOctet] = {};
   float residuals[kOctet] = {};  // of the outputs lane, lane + 32, …
 #pragma unroll 1
   for (int i = 0; i < blocks_a_warp; ++i) {
     const int slot = i * kWarps + warp;
     if (slot >= mine || shared.step[slot] == 0.0f) continue;
-    AddBase<kBits, kWords>(w, shared, slot, first + slot, n0 + lane * kOctet, sums);
+    AddBase<kBits, kWords>(w, shared, slot, first + slot, octet, sums);
     if constexpr (kBits > 4) {
 #pragma unroll
       for (int j = 0; j < kOctet; ++j) {
