@@ -1,6 +1,6 @@
-"""The CUDA operators' kernels on the host, through ONNX Runtime, by the tests of the CPU's operators: against float64 references.
+"""The CUDA operators' kernels on the host, through ONNX Runtime, by the tests of the CPU's operators.
 
-The host's compiler builds the kernels as they are; runtime_tests/native/cuda_emulation.h stands in for the device.
+They compare with float64 references. The host's compiler builds the kernels as they are; runtime_tests/native/cuda_emulation.h stands in for the device.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"

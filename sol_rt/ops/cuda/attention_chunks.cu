@@ -104,6 +104,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
   const uint16_t* key_scale = call.key_scale + (kInt8 ? static_cast<int64_t>(kv_head) * call.capacity : 0);
   const uint16_t* value_scale = call.value_scale + (kInt8 ? static_cast<int64_t>(kv_head) * call.capacity : 0);
   const int part = lane % kLanesAToken;
+#pragma unroll(kRows == 4 ? 4 : 2)
   for (int first = 0; first < count; first += kTokensAtOnce) {
     const int index = first + thread / kLanesAToken;
     const int token = shared.tokens[index < count ? index : count - 1];
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
   __syncthreads();
 
   float sums[kRows][kPairs][2] = {};
-#pragma unroll 2
+#pragma unroll 8
   for (int i = warp; i < count; i += kWarps) {
     const Element* value = values + static_cast<int64_t>(shared.tokens[i]) * dim;
 #pragma unroll

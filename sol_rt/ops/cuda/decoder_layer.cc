@@ -23,8 +23,9 @@ class DecoderLayer {
   static constexpr size_t kFirstWeight = kScalePort + (kInt8Cache ? 2 : 0);
   static constexpr size_t kMostWeights = 4 + 4 * 6;
   static constexpr auto kInputs = [] {
-    // Scales, norms, planes and biases as the attributes say: their place decides no type.
-    std::array<Port, 2 + kMostWeights> rest{};
+    // Scales, norms, planes and biases as the attributes say, at last total_length, which only the function body reads: their place decides
+    // no type.
+    std::array<Port, 3 + kMostWeights> rest{};
     for (Port& port : rest) port = {"weight", kAny, kOptional};
     return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
                 std::array<Port, 6>{{{"keep_in", kInt64},
@@ -135,7 +136,8 @@ class DecoderLayer {
       if (has_bias) up_bias = Vector("up_bias", U);
       const cuda::MatrixInput down = Matrix("DecoderLayer down", I, hidden);
       if (has_bias) down_bias = Vector("down_bias", hidden);
-      ExpectInputs(attributes_, kName, static_cast<size_t>(port_));
+      const auto read = static_cast<size_t>(port_);
+      ExpectInputs(attributes_, kName, attributes_.InputCount() == read + 1 ? read + 1 : read);
       return cuda::Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, Layer(attributes_));
     }
 

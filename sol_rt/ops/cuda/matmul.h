@@ -57,7 +57,7 @@ struct Codes {
   uint32_t* quad_rows = nullptr;   // [K/32, 8], four channels within the block, a byte each
   uint32_t* quad_codes = nullptr;  // [parts, K/32, 8]
   int32_t* quads = nullptr;        // [K/32], how many
-  float* values = nullptr;         // [rows, K], where a block's shared memory does not hold a row
+  float* values = nullptr;         // [blocks, K], where a block's shared memory does not hold a row
   // What parts of one output's sum are added up by.
   float* partial = nullptr;        // [splits, rows, N]
   uint32_t* counters = nullptr;    // zero before the product

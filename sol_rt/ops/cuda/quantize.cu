@@ -1,4 +1,5 @@
-// Rows on their way into a product: norm or activation, the channels of largest magnitude, codes. One block a row.
+// Rows on their way into a product: norm or activation, the channels of largest magnitude, codes. A block a row; of a single row several,
+// which all find out what is kept and divide the codes.
 
 #include "block.h"
 #include "matmul_kernels.h"
@@ -6,7 +7,9 @@
 namespace sol::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kMostShares = 8;
 constexpr int kMostShared = 48 * 1024 - 10 * 1024;  // bytes of a row's values beside what the selection needs
 constexpr int kPartStep = 254;
 
@@ -84,13 +87,13 @@ struct QuantizeShared {
 };
 
 template <int kParts>
-__global__ void __launch_bounds__(kThreads) QuantizeKernel(Source source, Keep keep, int K, Codes out) {
+__global__ void __launch_bounds__(kThreads, 1) QuantizeKernel(Source source, Keep keep, int K, Codes out) {
   SOL_SHARED(QuantizeShared, shared);
   SOL_DYNAMIC_SHARED(dynamic);
   const int64_t row = blockIdx.x;
-  const int thread = static_cast<int>(threadIdx.x);
-  float* values = out.values != nullptr ? out.values + row * K : reinterpret_cast<float*>(dynamic);
-  if (blockIdx.x == 0) {
+  const int thread = static_cast<int>(threadIdx.x), share = static_cast<int>(blockIdx.y), shares = static_cast<int>(gridDim.y);
+  float* values = out.values != nullptr ? out.values + (row * shares + share) * K : reinterpret_cast<float*>(dynamic);
+  if (row == 0 && share == 0) {
     for (int i = thread; i < out.count_of_counters; i += kThreads) out.counters[i] = 0;
   }
 
@@ -147,16 +150,22 @@ __global__ void __launch_bounds__(kThreads) QuantizeKernel(Source source, Keep k
     }
   }
   __syncthreads();
-  for (int block = WarpOfBlock(); block < K / kBlock; block += kThreads / kWarp) {
+  for (int block = share * kWarps + WarpOfBlock(); block < K / kBlock; block += shares * kWarps) {
     QuantizeBlock<kParts>(values[block * kBlock + Lane()], poison, row, block, K, out);
   }
+}
+
+// Blocks for a row: each warp of a single row's has one block of channels to code, or few.
+int Shares(const Weights& w, int64_t rows) {
+  const int shares = static_cast<int>(DivideUp(w.K / kBlock, kWarps));
+  return rows > 1 ? 1 : shares > kMostShares ? kMostShares : shares;
 }
 
 }  // namespace
 
 void Quantize(Stream stream, const Weights& w, const Source& source, Keep keep, int64_t rows, const Codes& codes) {
   const size_t shared = codes.values != nullptr ? 0 : static_cast<size_t>(w.K) * sizeof(float);
-  const dim3 grid(static_cast<unsigned>(rows));
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(Shares(w, rows)));
   Launch(Parts(w.bits) == 2 ? QuantizeKernel<2> : QuantizeKernel<1>, grid, kThreads, shared, stream, source, keep, w.K, codes);
 }
 
@@ -173,7 +182,7 @@ Codes PlaceCodes(const Weights& w, int64_t rows, Scratch& scratch) {
     codes.quads = scratch.Take<int32_t>(blocks);
   }
   if (rows == 1 && !w.channel_major) codes.even_odd = scratch.Take<int8_t>(parts * K);
-  if (K * sizeof(float) > kMostShared) codes.values = scratch.Take<float>(count * K);
+  if (K * sizeof(float) > kMostShared) codes.values = scratch.Take<float>(static_cast<size_t>(rows > kMostShares ? rows : kMostShares) * K);
   const Cut cut = CutOf(w, rows);
   codes.splits = cut.splits;
   codes.count_of_counters = cut.counters;
