@@ -1,6 +1,7 @@
 """The CUDA operators' kernels on the host, through ONNX Runtime, by the tests of the CPU's operators.
 
-They compare with float64 references. The host's compiler builds the kernels as they are; runtime_tests/native/cuda_emulation.h stands in for the device.
+They compare with float64 references. The host's compiler builds the kernels as they
+are; native/cuda_emulation.h stands in for the device.
 """
 
 from __future__ import annotations
