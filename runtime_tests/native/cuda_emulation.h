@@ -29,6 +29,9 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct int2 {
+  int x, y;
+};
 struct uint2 {
   uint32_t x, y;
 };

@@ -48,7 +48,7 @@ __device__ __forceinline__ void Split(float a, float b, uint32_t& most, uint32_t
 }
 
 template <class Element, int kDim>
-__global__ void __launch_bounds__(PromptSizes<kDim>::kThreads) PromptKernel(AttentionCall call) {
+__global__ void __launch_bounds__(PromptSizes<kDim>::kThreads, kDim > 128 ? 1 : 3) PromptKernel(AttentionCall call) {
   using Sizes = PromptSizes<kDim>;
   using Shared = PromptShared<kDim>;
   constexpr int kKeys = Sizes::kKeys, kPitch = Sizes::kPitch, kValuePitch = Sizes::kValuePitch, kThreads = Sizes::kThreads;

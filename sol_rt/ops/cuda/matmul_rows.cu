@@ -17,8 +17,8 @@ constexpr int kMostRowTiles = 4;
 
 struct TileShared {
   alignas(16) uint32_t codes[8][kPitch];  // word 2 i + w of an output: channels i + 16 w + {0, 4, 8, 12}
-  float scale[kOutputs];
-  int zero[kOutputs];
+  alignas(8) float scale[kOutputs];
+  alignas(8) int zero[kOutputs];
   bool last;
 };
 
@@ -159,46 +159,49 @@ __global__ void __launch_bounds__(kThreads) TileKernel(Weights w, Codes x, int64
       int dots[kParts][4] = {};
 #pragma unroll
       for (int p = 0; p < kParts; ++p) MultiplyTile(dots[p], a[p], b);
+      const float2 scales = *reinterpret_cast<const float2*>(&shared.scale[column + 2 * member]);
+      const int2 zeros = *reinterpret_cast<const int2*>(&shared.zero[column + 2 * member]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int n = column + 2 * member + i % 2, r = i / 2;
+        const int r = i / 2;
         int whole = dots[0][i];
         if constexpr (kParts == 2) whole = 254 * whole + dots[1][i];
-        sums[tile][i] += step[r] * shared.scale[n] * static_cast<float>(2 * whole - shared.zero[n] * sum[r]);
+        const float scale = i % 2 == 0 ? scales.x : scales.y;
+        const int zero = i % 2 == 0 ? zeros.x : zeros.y;
+        sums[tile][i] += step[r] * scale * static_cast<float>(2 * whole - zero * sum[r]);
       }
     }
   }
 
-  const bool split = gridDim.z > 1;
-  if (split) {
+  // Where a lane's results go: f(result, place in [rows, N], output).
+  const auto each = [&](const auto& f) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int n = n0 + (first_tile + tile) * kTileOutputs + 2 * member + i % 2;
         const int64_t row = row0 + group + 8 * (i / 2);
-        if (n < w.N && row < rows) x.partial[(blockIdx.z * rows + row) * w.N + n] = sums[tile][i];
+        if (n < w.N && row < rows) f(sums[tile][i], row * w.N + n, n);
       }
     }
+  };
+  if (gridDim.z > 1) {
+    float* mine = x.partial + blockIdx.z * rows * w.N;
+    each([&](float& result, int64_t at, int) { mine[at] = result; });
     if (!LastBlock(x.counters + blockIdx.y * gridDim.x + blockIdx.x, gridDim.z, shared.last)) return;
-  }
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int n = n0 + (first_tile + tile) * kTileOutputs + 2 * member + i % 2;
-      const int64_t row = row0 + group + 8 * (i / 2);
-      if (n >= w.N || row >= rows) continue;
-      float total = sums[tile][i];
-      if (split) {
-        total = 0.0f;
-        for (unsigned s = 0; s < gridDim.z; ++s) total += __ldcg(x.partial + (s * rows + row) * w.N + n);
-      }
-      if (bias != nullptr) total += bias[n];
-      if (residual != nullptr) total += residual[row * w.N + n];
-      y[row * w.N + n] = total;
+    each([](float& result, int64_t, int) { result = 0.0f; });
+#pragma unroll 1
+    for (unsigned s = 0; s < gridDim.z; ++s) {
+      const float* part = x.partial + s * rows * w.N;
+      each([&](float& result, int64_t at, int) { result += __ldcg(part + at); });
     }
   }
+  each([&](float& result, int64_t at, int n) {
+    float total = result;
+    if (bias != nullptr) total += bias[n];
+    if (residual != nullptr) total += residual[at];
+    y[at] = total;
+  });
 }
 
 int RowTiles(int64_t rows) { return rows <= kTileRows ? 1 : kMostRowTiles; }
