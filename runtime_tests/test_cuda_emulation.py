@@ -14,8 +14,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import helper
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"
@@ -120,6 +125,58 @@ def test_long_context(int8: bool) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SOL_CUDA_EMULATION_ORDER", "shuffled")
             attention.assert_same(outputs, attention.run(case, inputs))
+
+
+def test_weights_may_be_inputs_of_the_graph() -> None:
+    """A host with several graphs binds one copy of the weights to all of them, by address."""
+    case = layer.FIXED[3]
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    weights = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    model.graph.input.extend(helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in weights)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(layer.LIBRARY))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    arrays = [np.frombuffer(w.raw_data, np.uint8).copy() for w in weights]
+    for w, array in zip(weights, arrays, strict=True):
+        binding.bind_input(w.name, "cpu", 0, w.data_type, list(w.dims), array.ctypes.data)
+    for name, array in case.feed.items():
+        binding.bind_cpu_input(name, array)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    session.run_with_iobinding(binding)
+    expected = layer.run(case.model, case.feed)
+    for got, wanted in zip(binding.copy_outputs_to_cpu(), expected, strict=True):
+        assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("past_length", 256), ("past_length", -1), ("attn_keep", -1), ("keep_qkv", -1), ("keep_mid", 97)],
+)
+@pytest.mark.parametrize("case", [layer.FIXED[1], layer.FIXED[3]], ids=["step", "batch"])
+def test_counts_out_of_range_give_nan(case: Any, name: str, count: int) -> None:
+    """They are read on the device, where nothing can be refused; a length that is wrong leaves the cache as it is."""
+    feed = dict(case.feed)
+    counts = feed[name].copy()
+    counts[case.layer if counts.size > 1 else 0] = count
+    y, *cache = layer.run(case.model, feed | {name: counts})
+    assert np.isnan(y).all()
+    if name == "past_length":
+        for part, array in zip(case.cache, cache, strict=True):
+            assert np.array_equal(array, feed[f"past_{part}"])
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_ids_out_of_range_give_nan(bits: int) -> None:
+    w = matmul.Nested.random(np.random.default_rng(4), 64, 8, bits)
+    tensors = list(w.tensors("w.", channel_major=False).values())
+    model = matmul.model_of("NestedGather", [1, "S"], onnx.TensorProto.INT64, tensors, K=64, N=8, bits=bits)
+    got = matmul.run(model, np.array([[0, -1, 8, 7]]))
+    assert np.isnan(got[0, 1:3]).all()
+    assert np.isfinite(got[0, [0, 3]]).all()
 
 
 test_layer = layer.test_kernel_matches_the_reference
