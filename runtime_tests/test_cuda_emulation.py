@@ -20,7 +20,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from greedy import assert_same_choices, greedy
 from onnx import helper
+from random_decoder import RandomDecoder, describe
+
+from sol_rt import providers
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.engine import Engine
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"
@@ -167,6 +174,30 @@ def test_counts_out_of_range_give_nan(case: Any, name: str, count: int) -> None:
     if name == "past_length":
         for part, array in zip(case.cache, cache, strict=True):
             assert np.array_equal(array, feed[f"past_{part}"])
+
+
+def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole model through the engine, every width, with and without pruning and selection of tokens."""
+    bundle = Bundle.open(
+        RandomDecoder.write(describe("llama"), tmp_path).write_bundle(tmp_path, [(100, 8), (100, 6), (100, 4), (50, 8)])
+    )
+    runs = []
+    for library in (None, layer.LIBRARY):
+        if library is not None:
+            monkeypatch.setattr(providers, "library_path", lambda *_, library=library: library)
+        engine = Engine(bundle, provider="cpu")
+        runs.append(
+            {
+                f"{keep}": {
+                    key: greedy(engine, list(range(20, 60)), Action(keep, variant.prune, variant.bits), 10)
+                    for key, variant in bundle.config.variants.items()
+                }
+                for keep in (100, 30)
+            }
+        )
+    assert runs[0] != runs[1]  # margins are: another library has added up
+    for keep, expected in runs[0].items():
+        assert_same_choices(runs[1][keep], expected)
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
