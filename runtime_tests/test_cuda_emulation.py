@@ -134,6 +134,32 @@ def test_long_context(int8: bool) -> None:
             attention.assert_same(outputs, attention.run(case, inputs))
 
 
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize(("k", "n", "rows"), [(1056, 300, 1), (1056, 300, 3), (544, 130, 17), (32, 20, 513)])
+def test_many_channels_are_shared_by_blocks(bits: int, k: int, n: int, rows: int) -> None:
+    """And many rows come in parts, the last of one row."""
+    rng = np.random.default_rng(bits)
+    w = matmul.Nested.random(rng, k, n, bits)
+    x = rng.normal(size=(rows, k)).astype(np.float32)
+    matmul.close(matmul.run(matmul.matmul_model(w), x), matmul.quantized_product(x, w))
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("k", "inner"), [(544, 1056), (32, 9760)])
+def test_pruned_rows_of_many_channels(bits: int, rows: int, k: int, inner: int) -> None:
+    """Several blocks for one row's codes, and rows that shared memory does not hold."""
+    rng = np.random.default_rng(bits)
+    mlp = matmul.Mlp.random(rng, k, inner, bits, keep_in=k // 2, keep_mid=inner // 3, bias=True)
+    x = rng.normal(size=(rows, k)).astype(np.float32)
+    hidden = mlp.hidden(x)
+    magnitudes = np.sort(np.abs(hidden), axis=1)[:, ::-1]
+    clear = magnitudes[:, mlp.keep_mid - 1] - magnitudes[:, mlp.keep_mid] > 1e-6 * magnitudes[:, 0]
+    assert clear.any()
+    got, expected = matmul.run(mlp.model(), x), mlp.output(hidden)
+    matmul.close(got[clear], expected[clear], 2e-4 if bits == 8 else 3e-2)
+
+
 def test_weights_may_be_inputs_of_the_graph() -> None:
     """A host with several graphs binds one copy of the weights to all of them, by address."""
     case = layer.FIXED[3]

@@ -60,7 +60,7 @@ void Gather(Stream stream, const Weights& w, const int64_t* ids, int64_t tokens,
 
 int Multiprocessors() {
 #ifdef SOL_CUDA_EMULATION
-  return 2;
+  return 8;
 #else
   int device = 0, count = 0;
   if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
