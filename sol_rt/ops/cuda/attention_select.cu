@@ -183,15 +183,19 @@ __global__ void __launch_bounds__(kThreads) ScoreKernel(AttentionCall call, Atte
   __syncthreads();
   FindBin<kThreads>(kFirstBins, wanted, shared.select);
   const uint32_t bin = shared.select.bin, left = wanted - shared.select.above;
-  for (int head = 0; head < call.kv_heads; ++head) {
-    const uint32_t* scores = scratch.scores + static_cast<int64_t>(head) * call.capacity;
+  // Four at once: one block reads what all have written.
+  const int fours = step.old / 4;
 #pragma unroll 4
-    for (int i = thread; i < step.old; i += kThreads) {
-      const uint32_t bits = __ldcg(scores + i);
-      if (bits >> kFirstShift != bin) continue;
+  for (int i = thread; i < call.kv_heads * fours; i += kThreads) {
+    const int head = i / fours, token = i % fours * 4;
+    const uint4 loaded = __ldcg(reinterpret_cast<const uint4*>(scratch.scores + static_cast<int64_t>(head) * call.capacity + token));
+    const uint32_t four[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (four[j] >> kFirstShift != bin) continue;
       const uint32_t at = atomicAdd(&shared.candidates, 1u);  // in any order: they are only counted
-      scratch.candidates[at] = bits;
-      scratch.places[at] = static_cast<uint32_t>(head * step.old + i);
+      scratch.candidates[at] = four[j];
+      scratch.places[at] = static_cast<uint32_t>(head * step.old + token + j);
     }
   }
   __syncthreads();
