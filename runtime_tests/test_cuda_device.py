@@ -90,7 +90,7 @@ test_mlp_ties_keep_the_lower_index = matmul.test_ties_keep_the_lower_index
 test_mlp_parts_of_the_channels_add_up = matmul.test_parts_of_the_channels_add_up
 test_attention_of_any_shape = attention.test_any_shape
 test_attention_fixed = attention.test_fixed
-test_attention_long_context = attention.test_long_context_splits_the_same_for_any_thread_count
+test_attention_nan_is_not_hidden = attention.test_nan_is_not_hidden
 test_attention_rewinding = attention.test_rewinding_into_a_page
 test_attention_among_equal_tokens = attention.test_among_equal_tokens_the_lower_ones_are_kept
 test_attention_needle = attention.test_a_needle_is_found_with_one_page
@@ -111,7 +111,7 @@ def test_one_captured_step_serves_any_length_and_count() -> None:
     options.register_custom_ops_library(str(LIBRARY))
     options.use_per_session_threads = False
     session = ort.InferenceSession(
-        attention.model(dims).SerializeToString(), options, providers=[(PROVIDER, {"enable_cuda_graph": "1"})]
+        attention.model_of(dims).SerializeToString(), options, providers=[(PROVIDER, {"enable_cuda_graph": "1"})]
     )
     binding = session.io_binding()
     values = {name: ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in inputs.items()}

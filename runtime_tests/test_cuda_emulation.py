@@ -115,6 +115,9 @@ test_huge_logits_stay_finite = attention.test_huge_logits_stay_finite
 test_scales_of_all_sizes = attention.test_scales_of_all_sizes
 test_a_row_too_large_for_its_scale = attention.test_a_row_too_large_for_its_scale_gives_no_finite_result
 test_bad_attribute = attention.test_bad_attribute_is_refused_at_load
+test_a_missing_attribute = attention.test_a_missing_attribute_is_named_at_load
+test_an_int8_cache_without_its_scales = attention.test_an_int8_cache_without_its_scales_is_refused_at_load
+test_nan_in_attention = attention.test_nan_is_not_hidden
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])

@@ -61,8 +61,8 @@ class AttentionOp {
     if (int8_) {
       call.key = Present<int8_t>(run, "past_key", kKeyPort, 1, kInt8, rows);
       call.value = Present<int8_t>(run, "past_value", kKeyPort + 1, 2, kInt8, rows);
-      call.key_scale = Present<uint16_t>(run, "past_key_scale", scale_port_, 5, kFloat16, scales);
-      call.value_scale = Present<uint16_t>(run, "past_value_scale", scale_port_ + 1, 6, kFloat16, scales);
+      call.key_scale = Present<uint16_t>(run, "past_key_scale", scale_port_, kScaleOutput, kFloat16, scales);
+      call.value_scale = Present<uint16_t>(run, "past_value_scale", scale_port_ + 1, kScaleOutput + 1, kFloat16, scales);
     } else {
       call.key = Present<uint16_t>(run, "past_key", kKeyPort, 1, kFloat16, rows);
       call.value = Present<uint16_t>(run, "past_value", kKeyPort + 1, 2, kFloat16, rows);
@@ -73,9 +73,6 @@ class AttentionOp {
   }
 
  private:
-  // Where kAttentionInputs begin in every operator that attends; outputs of the cache are 1 … 4, and 5 and 6 for scales.
-  static constexpr size_t kKeyPort = 1;
-
   // A tensor of the cache that a call appends to: the caller's own, where it is bound as input and output, else a copy.
   template <class T>
   T* Present(const Run& run, const char* name, size_t input, size_t output, Type type, std::initializer_list<int64_t> shape) const {

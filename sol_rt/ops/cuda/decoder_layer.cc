@@ -183,13 +183,7 @@ class DecoderLayer {
     }
   }
 
-  static int64_t Layer(const Attributes& attributes) {
-    const int64_t layer = attributes.IntOr("layer", CountInput::kNoLayer);
-    if (layer < CountInput::kNoLayer) {
-      throw Error(std::string(kName) + ": attribute layer: got " + std::to_string(layer) + ", expected 0 or more; export the bundle again");
-    }
-    return layer;
-  }
+  static int64_t Layer(const Attributes& attributes) { return attributes.Int("layer", 0, int64_t{1} << 20); }
   static bool LayerNorm(const Attributes& attributes) {
     const std::string norm = attributes.String("norm");
     if (norm != "rms" && norm != "layer") {
