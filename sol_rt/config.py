@@ -21,6 +21,8 @@ from sol_rt.policy_inputs import KNOWN_SCALARS
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 4
+SAME_WEIGHTS_SINCE = 3
+"""The first format whose bundles need only new graphs."""
 CONFIG_NAME = "sol_config.json"
 PAGE_SIZE = 4
 ALIGNMENT = 4096
@@ -342,6 +344,8 @@ def _read_config(top: _Table) -> SolConfig:
     version = top.integer("format_version", 0)
     if version != FORMAT_VERSION:
         hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
+        if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION:
+            hint = f"python -m sol_rt.export.regraph '{Path(top.path).parent}' (extra export) writes its graphs anew"
         raise top.fail("format_version", version, FORMAT_VERSION, hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))
