@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +12,18 @@ from tiny_bundle import write_bundle
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import SolConfig
+from sol_rt.config import PolicySpec, SolConfig
+from sol_rt.controller import Controller
 from sol_rt.cost import CalibratedCost, CalibrationTable, Line, RefreshLine
-from sol_rt.paying import PayingSchedule, describe, replacements, without_unpaying
-from sol_rt.schedules import StepContext
+from sol_rt.distribution import Distribution
+from sol_rt.paying import describe, paying, replacements
+from sol_rt.schedules import StepContext, make_schedule
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SolConfig:
     """Prune 100 and 50, 8, 6 and 4 bits, keep 100 and 30; nothing measured."""
-    return Bundle.open(write_bundle(tmp_path_factory.mktemp("paying") / "tiny")).config
+    return Bundle.open(write_bundle(tmp_path_factory.mktemp("paying") / "tiny", policy=True)).config
 
 
 def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> CalibratedCost:
@@ -72,30 +74,50 @@ def test_measured_losses_say_which_is_better(config: SolConfig) -> None:
     assert "k100-s100-q8" not in found
 
 
-class _Always:
-    name = "sol"
+def test_what_is_used_instead_is_itself_used(config: SolConfig) -> None:
+    """6 bits cost less than 1% more than 4, 8 less than 1% more than 6, but 8 cost more than 1% more than 4."""
+    cost = _cost(config, lambda prune, bits: Line(prune / 10 * {4: 1.0, 6: 1.008, 8: 1.016}[bits], 0.0, 0.01))
+    found = replacements(config, cost)
+    assert _tags(found)["k100-s100-q6"] == "k100-s100-q8"
+    assert set(found.values()).isdisjoint(found)
 
-    def __init__(self, action: Action) -> None:
-        self.action, self.resets = action, 0
 
-    def choose(self, step: StepContext) -> Action:
-        return self.action
+class _Policy:
+    """Likes the later actions best."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        self.spec = spec
 
     def reset(self) -> None:
-        self.resets += 1
+        pass
+
+    def decide(
+        self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
+    ) -> np.ndarray:
+        return np.linspace(0, 3, len(self.spec.actions), dtype=np.float32)
 
 
-def test_a_schedules_choice_is_replaced(config: SolConfig) -> None:
-    four, eight = Action(100, 100, 4), Action(100, 100, 8)
-    inner = _Always(four)
-    schedule = PayingSchedule(inner, {four: eight})
-    step = StepContext(0, 3, 1, None, None)  # type: ignore[arg-type]
-    assert schedule.choose(step) == eight
-    inner.action = Action(30, 100, 6)
-    assert schedule.choose(step) == inner.action
-    schedule.reset()
-    assert inner.resets == 1
-    assert without_unpaying((four, eight), {four: eight}) == (eight,)
+@pytest.mark.parametrize("budget", [0.75, 0.2])
+def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget: float) -> None:
+    """Bits save nothing, and half the channels 40%: places of 4 bits and dense ones are the same action then."""
+    cost = _cost(config, lambda prune, bits: Line({100: 10.0, 50: 6.0}[prune] + 0.02 * (8 - bits), 0.0, 0.01))
+    found = replacements(config, cost)
+    assert config.policy is not None
+    actions = paying(config.policy.actions, found)
+    assert [actions[config.policy.actions.index(action)] for action in found] == list(found.values())
+    controller = Controller(actions, cost, budget)
+    schedule = make_schedule("sol", controller, policy=_Policy(config.policy))
+    distribution, hidden = Distribution(np.linspace(-3, 3, 50, dtype=np.float32)), np.zeros((1, 8), np.float32)
+    spent = full = 0.0
+    for step in range(150):
+        action = schedule.choose(StepContext(step, 7, hidden, distribution, step))
+        assert action not in found
+        charged = controller.record(action, step)
+        assert charged.cost == pytest.approx(cost.step(action, step))
+        spent, full = spent + charged.cost, full + cost.dense(step)
+    assert controller.achieved == pytest.approx(spent / full)
+    assert controller.floored == (budget < 0.6)
+    assert controller.achieved == pytest.approx(max(budget, 0.6), abs=0.02)
 
 
 def test_the_description_is_one_line_and_names_a_few(config: SolConfig, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ class Controller:
     contradictory or unreachable requests, and for a rate without calibrated costs.
 
     Args:
-        actions: what schedules choose from, in the order of every [A] array here; the dense action is among them.
+        actions: what schedules choose from, in the order of every [A] array here; the dense action is among them. One
+            may come twice.
         cost: the cost model.
         budget: sum of costs / sum of dense costs to hold. 1.0 means dense only, without the policy.
         axis_targets: means to hold on the axes.
@@ -319,7 +320,7 @@ class Controller:
         """Costs at the _BLOCK contexts from `first` on."""
         contexts = np.arange(first, first + _BLOCK)
         costs = self._table(contexts)
-        dense = costs[:, self._is_dense]  # [_BLOCK, 1]
+        dense = costs[:, self._is_dense][:, :1]
         costs = costs + self._policy
         allowance = self._budget * dense
         if self._rate is not None:

@@ -32,7 +32,7 @@ from sol_rt.generation import (
 )
 from sol_rt.generation_config import GenerationConfig
 from sol_rt.home import find_bundle
-from sol_rt.paying import PayingSchedule, replacements, without_unpaying
+from sol_rt.paying import paying, replacements
 from sol_rt.policy import PolicySession
 from sol_rt.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.text import ChatTemplate, Tokenizer
@@ -248,8 +248,10 @@ class SolModel:
             raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
         refresh = config.refresh.default if dial.refresh is None else dial.refresh
         actions = schedule_actions(config, name, axes)
-        if name != "sol" and not axes.any():  # a policy's actions have places, and means of settings need all of them
-            actions = without_unpaying(actions, self.unpaying)
+        if not axes.any():  # means of settings need all of them
+            actions = paying(actions, self.unpaying)
+            if name != "sol":  # a policy's actions have places
+                actions = tuple(dict.fromkeys(actions))
         controller = Controller(
             actions,
             self.cost,
@@ -283,9 +285,7 @@ class SolModel:
         if name == "sol" and controller.dense_only and self.bundle.config.policy is not None:
             name = "dense"  # the policy would not be asked
         policy = self._policy if name == "sol" else None
-        variants = tuple(self.bundle.config.variants)
-        schedule = make_schedule(name, controller, seed=seed, policy=policy, variants=variants)
-        return PayingSchedule(schedule, self.unpaying) if name == "sol" and self.unpaying else schedule
+        return make_schedule(name, controller, seed=seed, policy=policy, variants=tuple(self.bundle.config.variants))
 
     def _replayer(self, trace: Trace) -> Decoder:
         config, header = self.bundle.config, trace.header

@@ -13,7 +13,6 @@ import numpy as np
 from sol_rt.actions import Action
 from sol_rt.config import SolConfig
 from sol_rt.cost import CostModel
-from sol_rt.schedules import Schedule, StepContext
 
 _NOISE = 0.01
 """Relative: savings below it are none."""
@@ -37,13 +36,22 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
         no_dearer = [
             other
             for other in actions
-            if _better(other, action, losses) and (costs[other] <= costs[action] * (1 + _NOISE)).all()
+            if other not in found
+            and _better(other, action, losses)
+            and (costs[other] <= costs[action] * (1 + _NOISE)).all()
         ]
         # the action that none of the others betters
         best = [other for other in no_dearer if not any(_better(third, other, losses) for third in no_dearer)]
         if best:
             found[action] = min(best, key=lambda other: (float(costs[other].sum()), other.tag))
-    return found
+    return {action: _last(found, action) for action in found}
+
+
+def _last(found: Mapping[Action, Action], action: Action) -> Action:
+    """What stands for an action in the end: its replacement may itself have been replaced later."""
+    while action in found:
+        action = found[action]
+    return action
 
 
 def _better(one: Action, other: Action, losses: Mapping[Action, float]) -> bool:
@@ -64,26 +72,6 @@ def describe(found: Mapping[Action, Action], provider: str) -> str:
     return f"on {provider} {len(named)} actions save nothing and are not used: {shown}"
 
 
-class PayingSchedule:
-    """A schedule whose choices that save nothing are replaced.
-
-    Args:
-        schedule: chooses.
-        found: of `replacements`.
-    """
-
-    def __init__(self, schedule: Schedule, found: Mapping[Action, Action]) -> None:
-        self.name = schedule.name
-        self._schedule, self._found = schedule, found
-
-    def choose(self, step: StepContext) -> Action:
-        action = self._schedule.choose(step)
-        return self._found.get(action, action)
-
-    def reset(self) -> None:
-        self._schedule.reset()
-
-
-def without_unpaying(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:
-    """The actions that pay."""
-    return tuple(action for action in actions if action not in found)
+def paying(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:
+    """The actions with those that save nothing replaced, each in its place; some may come twice then."""
+    return tuple(found.get(action, action) for action in actions)
