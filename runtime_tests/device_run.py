@@ -140,9 +140,10 @@ def _short_of_memory(folder: str) -> dict[str, Any]:
         error = str(caught)
     told: list[str] = []
     providers.tell = told.append  # type: ignore[assignment]
-    chosen = Engine(Bundle.open(folder), provider="auto").provider_name
+    chosen = Engine(Bundle.open(folder), provider="auto")
     hardware.vulkan_gpus = report
-    return {"error": error, "auto": chosen, "told": told}
+    left = [*chosen.loaded, *chosen._device_runners]
+    return {"error": error, "auto": chosen.provider_name, "told": told, "left": left}
 
 
 def main() -> int:

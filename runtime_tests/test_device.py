@@ -123,6 +123,7 @@ def test_short_memory_is_told_and_auto_goes_on(folder: Path) -> None:
     memory = _answer(_device(folder, "memory"))["memory"]
     assert "weights needs 0.1 MB of GPU memory, 0.0 MB is free" in memory["error"]
     assert memory["auto"] == "cpu"
+    assert memory["left"] == []
     assert any("GPU memory" in line and "next provider" in line for line in memory["told"])
 
 

@@ -12,19 +12,21 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_configs import made_config
 from random_decoder import CONFIGS
 from reference import Nested
 from tiny_bundle import write_bundle
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import Variant
+from sol_rt.config import KvLayout, Variant
 from sol_rt.device_graph import DeviceGraph, device_graph, repacked
 from sol_rt.device_memory import DeviceMemory
 from sol_rt.device_weights import DeviceWeights
 from sol_rt.engine import Engine
-from sol_rt.errors import ProviderError
+from sol_rt.errors import DeviceError, ProviderError
 from sol_rt.graph_file import external_tensors
+from sol_rt.kv_cache import KvCache
 from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS
 from sol_rt.weights import SharedWeights
 
@@ -190,6 +192,38 @@ def test_wiping_zeroes_places_and_nothing_else(value: ort.OrtValue) -> None:
     MainMemory().wipe(value, "float16", 1, 3)
     before[:, :, 1:3] = 0
     np.testing.assert_array_equal(value.numpy(), before)
+
+
+def test_a_device_that_fails_is_one_typed_line(value: ort.OrtValue, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MainMemory()
+
+    def fail(*_: object) -> ort.InferenceSession:
+        raise RuntimeError("device\nlost")
+
+    monkeypatch.setattr(memory, "_make_session", fail)
+    for use in (
+        lambda: memory.grown(value, (1, 3, 9, 5), "float16"),
+        lambda: memory.wipe(value, "float16", 1, 3),
+    ):
+        with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
+            use()
+    monkeypatch.setattr(ort.OrtValue, "update_inplace", fail)
+    with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
+        memory.place(np.zeros(3, np.float32))
+
+
+def test_a_cache_grows_where_there_is_room_for_what_is_added() -> None:
+    model, layout = made_config().model, KvLayout("float16", capacity_step=64)
+    memory = MainMemory()
+    cache = KvCache(model, layout, memory)
+    cache.resize(64, 0)
+    added = cache.bytes_at(128) - cache.bytes_at(64)
+    memory._free_bytes = lambda: added - 1
+    with pytest.raises(ProviderError, match="a KV cache of 128 tokens"):
+        cache.resize(128, 64)
+    memory._free_bytes = lambda: added
+    cache.resize(128, 64)
+    assert cache.capacity == 128
 
 
 def test_short_memory_is_an_error_with_both_sizes(bundle: Bundle) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from sol_rt.errors import ProviderError, one_line
+from sol_rt.errors import DeviceError, ProviderError, one_line
 
 _FLOATS = ("float16", "float32")
 _OPSETS = [helper.make_opsetid("", 21)]
@@ -65,9 +66,10 @@ class DeviceMemory(ABC):
             raise ProviderError(f"{why} ({one_line(error)})") from None
 
     def place(self, array: np.ndarray) -> ort.OrtValue:
-        """A copy of an array there."""
+        """A copy of an array there. Raises ProviderError where there is no room, DeviceError where copying fails."""
         value = self.empty(array.shape, array.dtype)
-        value.update_inplace(np.ascontiguousarray(array))
+        with self._errors():
+            value.update_inplace(np.ascontiguousarray(array))
         return value
 
     def zeros(self, shape: Sequence[int], dtype: str) -> ort.OrtValue:
@@ -75,7 +77,10 @@ class DeviceMemory(ABC):
         return self.place(np.zeros(shape, dtype))
 
     def grown(self, value: ort.OrtValue, shape: Sequence[int], dtype: str) -> ort.OrtValue:
-        """A tensor of a shape that is larger in the third axis, with the old content first and zeros behind."""
+        """A tensor of a shape that is larger in the third axis, with the old content first and zeros behind.
+
+        Raises as `place`.
+        """
         new = self.empty(shape, dtype)
         if dtype in _FLOATS:
             pads = np.zeros(2 * len(shape), np.int64)
@@ -83,8 +88,9 @@ class DeviceMemory(ABC):
             self._run(_pad(dtype, len(shape)), {"x": value, "pads": ort.OrtValue.ortvalue_from_numpy(pads)}, new)
         else:  # WebGPU pads no bytes
             array = np.zeros(shape, dtype)
-            array[:, :, : value.shape()[2]] = value.numpy()
-            new.update_inplace(array)
+            with self._errors():
+                array[:, :, : value.shape()[2]] = value.numpy()
+                new.update_inplace(array)
         return new
 
     def wipe(self, value: ort.OrtValue, dtype: str, start: int, stop: int) -> None:
@@ -100,14 +106,22 @@ class DeviceMemory(ABC):
         self._run(_scatter(dtype, len(shape)), {"x": value, "index": wrap(index), "rows": wrap(rows)}, value)
 
     def _run(self, model: bytes, inputs: Mapping[str, ort.OrtValue], output: ort.OrtValue) -> None:
-        if model not in self._sessions:
-            self._sessions[model] = self._make_session(model)
-        session = self._sessions[model]
-        binding = session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output("y", output)
-        session.run_with_iobinding(binding)
+        with self._errors():
+            if model not in self._sessions:
+                self._sessions[model] = self._make_session(model)
+            session = self._sessions[model]
+            binding = session.io_binding()
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output("y", output)
+            session.run_with_iobinding(binding)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's exceptions share no useful base
+            raise DeviceError(self._where, one_line(error)) from None
 
     def _too_little(self, needed_bytes: int, what: str, free_bytes: int | None) -> str:
         free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e6:.1f} MB"

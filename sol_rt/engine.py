@@ -20,7 +20,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import ModelDims, SolConfig, Variant
 from sol_rt.distribution import Distribution, native_sums, numpy_sums
-from sol_rt.errors import ContextError, NumericError, ProviderError, SolError, UsageError, one_line
+from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError, UsageError, one_line
 from sol_rt.kv_cache import KvCache
 from sol_rt.ops import library_path
 from sol_rt.providers import Provider
@@ -106,11 +106,13 @@ class Engine:
             try:
                 self._start_on(self.provider)
                 return
-            except ProviderError as error:
+            except (ProviderError, DeviceError) as error:
                 if name != "auto" or self.provider.gpu is None:
                     raise
                 providers.tell(f"{error} (continuing on the next provider)")
                 unfit[self.provider.name] = str(error)
+                self._device_runners.clear()  # they hold what was placed on that GPU
+                self._loaded.clear()
 
     def _start_on(self, provider: Provider) -> None:
         config = self.bundle.config
@@ -297,6 +299,10 @@ class Engine:
             where = "" if self.provider.gpu is None else f" on {self.provider.device_name}"
             what = f"context: a KV cache of {tokens} tokens needs {needed:.0f} MB"
             raise ContextError(f"{what}, more than is free{where}; shorten the prompt") from None
+        except DeviceError:
+            self._cache.free()
+            self.reset()
+            raise
 
     def _refuse(self, action: Action, appended: int) -> NoReturn:
         """Raises NumericError; of the tokens that were run nothing stays in the cache."""

@@ -107,7 +107,9 @@ class KvCache:
         self.capacity = capacity
 
     def _resize_on(self, device: DeviceMemory, capacity: int, used: int) -> None:
-        device.require(self.bytes_at(capacity), f"a KV cache of {capacity} tokens")
+        # old buffers go one by one as new ones come
+        added = self.bytes_at(capacity) - self.bytes_at(self.capacity)
+        device.require(added, f"a KV cache of {capacity} tokens")
         for buffer in self.buffers():
             shape = self.shape(buffer, capacity)
             if used:
