@@ -84,7 +84,7 @@ def main() -> int:
 def report(bundle: Bundle, args: argparse.Namespace, limit: float) -> Iterator[str]:
     """The lines of one bundle. Raises SolError."""
     config = bundle.config
-    contexts = [context for context in args.contexts if context + args.prefill < config.model.max_context]
+    contexts = [context for context in sorted(args.contexts) if context + args.prefill < config.model.max_context]
     left_out = sorted(set(args.contexts) - set(contexts))
     yield f"## {config.model.name}"
     yield ""

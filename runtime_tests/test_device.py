@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tiny_bundle import write_bundle
 
 from sol_rt import cuda, hardware, providers, webgpu
 from sol_rt.bundle import Bundle
-from sol_rt.cost import calibration_path, device_string
+from sol_rt.cost import calibration_path, device_string, load_cost_model
 from sol_rt.engine import Engine
 from sol_rt.errors import ProviderError, UsageError
 
@@ -233,6 +234,19 @@ def test_tables_of_two_gpus_are_two_files(folder: Path) -> None:
     assert len(paths) == 2
     assert device_string("webgpu", 2, False, "one").startswith("one, ")
     assert calibration_path(bundle, "cpu", 2, True) not in paths
+
+
+def test_a_gpu_that_was_not_calibrated_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
+    bundle = Bundle.open(folder)
+    note = load_cost_model(bundle, "webgpu", 2, False, "A GPU").note
+    assert note == "not calibrated on A GPU; costs are bytes: run `sol-rt calibrate --provider webgpu`"
+    assert load_cost_model(bundle, "cpu", 2).note == ""
+
+
+def test_a_management_library_that_knows_a_part_tells_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_load", lambda *_: SimpleNamespace(nvmlInit_v2=lambda: 0))
+    assert hardware._nvml_free_bytes(b"0000:01:00.0") is None
 
 
 @pytest.mark.skipif(not hardware.cuda_gpus(), reason="no CUDA device is here")

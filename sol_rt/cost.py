@@ -362,8 +362,12 @@ def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = 
     except FileNotFoundError:
         others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
         counts = sorted(other.stem.rpartition("-")[2] for other in others)
-        wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
-        return BytesCost(bundle.config, f"{wanted}; costs are bytes" if counts else "")
+        if counts:
+            wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
+            return BytesCost(bundle.config, f"{wanted}; costs are bytes")
+        # a processor's kernels spare what the bytes say; a GPU's may not
+        hint = f"not calibrated on {gpu}; costs are bytes: run `sol-rt calibrate --provider {provider}`" if gpu else ""
+        return BytesCost(bundle.config, hint)
     except (OSError, UnicodeDecodeError) as error:
         return BytesCost(bundle.config, f"{path}: {error}; costs are bytes")
     except SolError as error:

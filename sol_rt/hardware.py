@@ -79,8 +79,7 @@ def cuda_gpus() -> list[Gpu]:
         return []
     count = ctypes.c_int()
     library.cuDeviceGetCount(ctypes.byref(count))
-    memory = _Nvml()
-    return [_cuda_gpu(library, number, memory) for number in range(count.value)]
+    return [_cuda_gpu(library, number) for number in range(count.value)]
 
 
 def cuda_driver_version() -> tuple[int, int] | None:
@@ -144,7 +143,7 @@ def _vulkan_gpu(library: Any, device: ctypes.c_void_p) -> Gpu:
     return Gpu(name, vendor, number, kind == _VK_SOFTWARE, int(found[largest][0]), free)
 
 
-def _cuda_gpu(library: Any, number: int, memory: _Nvml) -> Gpu:
+def _cuda_gpu(library: Any, number: int) -> Gpu:
     name, total, address = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.create_string_buffer(64)
     device = ctypes.c_int()
     library.cuDeviceGet(ctypes.byref(device), number)
@@ -155,23 +154,24 @@ def _cuda_gpu(library: Any, number: int, memory: _Nvml) -> Gpu:
         name.value.decode("utf-8", "replace"),
         0x10DE,
         total_bytes=total.value,
-        free_bytes=memory.free_bytes(address.value),
+        free_bytes=_nvml_free_bytes(address.value),
     )
 
 
-class _Nvml:
-    """NVIDIA's management library; Jetsons have none that tells memory."""
-
-    def __init__(self) -> None:
-        self._library = _load("nvml.dll", "libnvidia-ml.so.1")
-        if self._library is not None and self._library.nvmlInit_v2() != 0:
-            self._library = None
-
-    def free_bytes(self, address: bytes) -> int | None:
-        """Free memory of the GPU at a PCI address."""
-        if self._library is None:
+def _nvml_free_bytes(address: bytes) -> int | None:
+    """Free memory of the GPU at a PCI address; None where NVIDIA's management library is missing or, as on Jetsons,
+    knows only a part.
+    """
+    library = _load("nvml.dll", "libnvidia-ml.so.1")
+    handle, sizes = ctypes.c_void_p(), (ctypes.c_uint64 * 3)()
+    try:
+        if (
+            library is None
+            or library.nvmlInit_v2() != 0
+            or library.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(handle)) != 0
+            or library.nvmlDeviceGetMemoryInfo(handle, sizes) != 0
+        ):
             return None
-        handle, sizes = ctypes.c_void_p(), (ctypes.c_uint64 * 3)()
-        if self._library.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(handle)) != 0:
-            return None
-        return int(sizes[1]) if self._library.nvmlDeviceGetMemoryInfo(handle, sizes) == 0 else None
+    except AttributeError:
+        return None
+    return int(sizes[1])

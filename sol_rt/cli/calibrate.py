@@ -76,4 +76,5 @@ def calibrate(
         note(f"not measured, beyond the model's context or the time: {', '.join(map(str, left_out))}")
     if unpaying:
         note(describe(unpaying, engine.provider_name))
-    note(f"saved: {path}; sol-rt inspect shows the costs")
+    shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""
+    note(f"saved: {path}{shown}")
