@@ -5,6 +5,8 @@ A driver that crashes takes only this process with it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from typing import Any
@@ -138,12 +140,11 @@ def _short_of_memory(folder: str) -> dict[str, Any]:
         error = ""
     except ProviderError as caught:
         error = str(caught)
-    told: list[str] = []
-    providers.tell = told.append  # type: ignore[assignment]
-    chosen = Engine(Bundle.open(folder), provider="auto")
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        chosen = Engine(Bundle.open(folder), provider="auto")
     hardware.vulkan_gpus = report
     left = [*chosen.loaded, *chosen._device_runners]
-    return {"error": error, "auto": chosen.provider_name, "told": told, "left": left}
+    return {"error": error, "auto": chosen.provider_name, "told": told.getvalue().splitlines(), "left": left}
 
 
 def main() -> int:

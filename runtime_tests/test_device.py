@@ -125,7 +125,21 @@ def test_short_memory_is_told_and_auto_goes_on(folder: Path) -> None:
     assert "weights needs 0.1 MB of GPU memory, 0.0 MB is free" in memory["error"]
     assert memory["auto"] == "cpu"
     assert memory["left"] == []
-    assert any("GPU memory" in line and "next provider" in line for line in memory["told"])
+    (told,) = memory["told"]
+    assert told.startswith("sol-rt: provider webgpu: ")
+    assert "GPU memory" in told
+    assert told.endswith("(continuing on the next provider)")
+
+
+def test_auto_says_why_it_passes_a_gpu_over(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    folder = write_bundle(tmp_path / "int8", kv="int8")
+    code, out, err = _generate(folder, "--provider", "auto", "--json", **_SOFTWARE)
+    assert code == 0, err
+    if json.loads(out)["provider"] == "cuda" or not hardware.vulkan_gpus():
+        pytest.skip("WebGPU was not to be chosen")
+    assert "provider webgpu: has no operators on int8" in err
+    assert "(continuing on the next provider)" in err
 
 
 def test_two_processes_share_a_device(folder: Path) -> None:

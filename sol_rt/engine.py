@@ -98,7 +98,7 @@ class Engine:
     def _start(self, name: str, **how: Any) -> None:
         """Chooses the provider and takes the memory there that every run needs.
 
-        Where that memory is short, `auto` goes on to the next provider and says so.
+        Where that memory is short, `auto` goes on to the next provider.
         """
         unfit = _unfit_providers(self.bundle)
         while True:
@@ -109,8 +109,7 @@ class Engine:
             except (ProviderError, DeviceError) as error:
                 if name != "auto" or self.provider.gpu is None:
                     raise
-                providers.tell(f"{error} (continuing on the next provider)")
-                unfit[self.provider.name] = str(error)
+                unfit[self.provider.name] = str(error).removeprefix(f"provider {self.provider.name}: ")
                 self._device_runners.clear()  # they hold what was placed on that GPU
                 self._loaded.clear()
 

@@ -213,7 +213,7 @@ def choose(
 
     `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
     over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells. Providers that are
-    `unfit` for what they shall run, each with the reason, are no choice; auto passes over them in silence.
+    `unfit` for what they shall run, each with the reason, are no choice.
     Raises UsageError for an unknown name or a device of a provider that has none, ProviderError where an explicit
     choice does not work.
     """
@@ -230,9 +230,11 @@ def choose(
     if name != "auto":
         return _gpu(name, pool, device, native_ops)
     for candidate in _GPUS:
-        if candidate in unfit or not _has_device(candidate, say):
+        if not _has_device(candidate, say):
             continue
         try:
+            if candidate in unfit:
+                raise ProviderError(f"provider {candidate}: {unfit[candidate]}")
             provider = _gpu(candidate, pool, device, native_ops)
         except ProviderError as error:
             say(f"{error} (continuing on the next provider)")
