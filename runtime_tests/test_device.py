@@ -206,6 +206,19 @@ def test_doctor_says_what_each_provider_lacks(folder: Path) -> None:
             assert any(word in findings[name]["detail"] for word in ("pip install", "driver", "install one"))
 
 
+def test_doctor_misses_what_prepares_graphs() -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    program = (
+        "import importlib.util as util; find = util.find_spec; "
+        "util.find_spec = lambda name, *rest: None if name == 'onnx' else find(name, *rest); "
+        "from sol_rt.doctor import _gpu; found = _gpu('webgpu'); print(found.state, found.detail)"
+    )
+    out, err = _python("-c", program, **_SOFTWARE).communicate(timeout=300)
+    if "finds no device" in out:
+        pytest.skip("no WebGPU adapter, not even software Vulkan")
+    assert out.startswith("missing needs the package onnx; pip install 'sol-rt[webgpu]'"), err
+
+
 def test_a_runtime_that_the_plugin_cannot_use_is_refused() -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     webgpu.check_runtime("1.28.0")

@@ -105,6 +105,7 @@ def _gpu(name: str) -> Finding:
 
     try:
         provider = choose(name)
+        provider.memory()
     except SolError as error:
         return Finding("missing", name, str(error).removeprefix(f"provider {name}: "))
     except Exception as error:
