@@ -31,11 +31,12 @@ def main() -> int:
     results = {}
     for variant in bundle.config.variants.values():
         dense, sparse = (Action(keep, variant.prune, variant.bits) for keep in (100, 50))
-        logits = engine.forward(prompt, dense).logits[0].tolist()
-        step = engine.forward(prompt[:1], sparse).logits[0].tolist()
-        run = greedy(engine, prompt, dense, count if variant.prune == 100 else 1)
         engine.reset()
-        results[variant.key] = {"tokens": run.tokens, "margins": run.margins, "logits": logits, "step": step}
+        found = results[variant.key] = {"logits": engine.forward(prompt, dense, num_logits=len(prompt)).logits.tolist()}
+        if variant.prune == 100:
+            found["step"] = engine.forward(prompt[:1], sparse).logits[0].tolist()
+            run = greedy(engine, prompt, dense, count)
+            found |= {"tokens": run.tokens, "margins": run.margins}
     json.dump(results, sys.stdout)
     return 0
 
