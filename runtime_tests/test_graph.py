@@ -151,8 +151,11 @@ def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int
     path = decoder.write_graph(folder, prune, bits)
     got = _run(path, decoder.decoder, TOKENS, len(TOKENS), variant)
     bound = 0.2 if prune < 100 else 0.003 if bits == 8 else 0.03
-    for value, expected in zip(got, decoder.logits(TOKENS, prune, bits), strict=True):
+    unpruned = decoder.logits(TOKENS, 100, bits)
+    for value, expected, whole in zip(got, decoder.logits(TOKENS, prune, bits), unpruned, strict=True):
         assert np.sqrt(np.mean((value - expected) ** 2)) <= bound * np.sqrt(np.mean(expected**2))
+        error, pruning = (np.median(np.sqrt(np.mean((found - expected) ** 2, -1))) for found in (value, whole))
+        assert prune == 100 or error < pruning / 2
 
 
 def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) -> None:
