@@ -204,9 +204,10 @@ class Engine:
         variant = self._variant(variant_key)
         given: dict[str, Any] = {name: tuple(counts) for name, counts in counts_by_name.items()}
         self._plan = None
+        changed = replace(variant, **given)
+        sparse, dense = (self._planned(Action(keep, variant.prune, variant.bits), changed) for keep in (1, 100))
         for keep in range(1, 101):
-            action = Action(keep, variant.prune, variant.bits)
-            self._plans[action] = self._planned(action, replace(variant, **given))
+            self._plans[Action(keep, variant.prune, variant.bits)] = dense if keep == 100 else sparse
 
     def reset(self) -> None:
         """Forgets all tokens; buffers stay."""
