@@ -13,12 +13,14 @@ from test_lm_eval import full_logprobs
 from tiny_bundle import write_bundle
 
 from sol_rt.cli import main
-from sol_rt.errors import UsageError
+from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
 from sol_rt.evaluation.report import Resampling
 from sol_rt.evaluation.runs import DENSE, Setting
 from sol_rt.evaluation.state import State
+from sol_rt.evaluation.tables import exam_lines
 from sol_rt.model import SolModel
+from sol_rt.perplexity import added_bos
 
 HEAD = "question,choice0,choice1,choice2,choice3,answer\n"
 
@@ -161,6 +163,32 @@ def test_a_stopped_exam_goes_on(model: SolModel, folder: Path, tmp_path: Path) -
     assert after.startswith(before)
     assert len(after.splitlines()) == 1 + 6
     assert answered == sit(model, exam, [DENSE], False, State(None, {}), lambda *_: None)[0]
+
+
+def test_prompts_that_are_too_long_lose_their_beginning(model: SolModel, bundle: Path, folder: Path) -> None:
+    exam = read_exam(folder, subjects=["maths"], questions=3, form="continuation", shots=2)
+    small = SolModel.from_pretrained(bundle, max_context=24)
+    answered = sit(small, exam, [DENSE], False, State(None, {}), lambda *_: None)
+    report = exam_report(small, exam, [DENSE], answered, False, Resampling())
+    assert report.cut == 3
+    assert "3 prompts were longer than the context" in "\n".join(exam_lines(report))
+    for question, each in zip(exam.questions, answered[0], strict=True):
+        tokens = small.tokenizer.encode(exam.prompt(question))
+        answers = [small.tokenizer.encode(text) for text in exam.answers(question)]
+        room = 24 - (max(map(len, answers)) - 1)
+        assert each.cut == len(tokens) - room
+        bos = added_bos(small)
+        kept = tokens[each.cut :] if bos is None else [bos, *tokens[each.cut + 1 :]]
+        # the long context's engine: the last token of an answer takes no room, yet this reads it
+        expected = [full_logprobs(model.engine, [*kept, *answer])[-len(answer) :].sum() for answer in answers]
+        np.testing.assert_allclose(each.scores, expected, atol=6e-3)
+
+
+def test_an_answer_longer_than_the_context_is_refused(bundle: Path, folder: Path) -> None:
+    exam = read_exam(folder, subjects=["maths"], questions=1, form="continuation", shots=0)
+    small = SolModel.from_pretrained(bundle, max_context=3)
+    with pytest.raises(ContextError, match="an answer has 3 tokens, the context 3"):
+        sit(small, exam, [DENSE], False, State(None, {}), lambda *_: None)
 
 
 def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

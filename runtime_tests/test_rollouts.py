@@ -360,7 +360,7 @@ def test_left_out_follows_the_scalars(tiny: Tiny) -> None:
     plain.open(tiny.tokens)
     again = plain.run(START, 3, BUDGET, Script(table), 3)
     assert torch.equal(again.scalars, episode.scalars[..., :-2])
-    assert rollouts.view(START, 4, BUDGET).scalars.shape == (4, len(rollouts.columns))
+    assert rollouts.view(START, 4, BUDGET).scalars.shape == (4, len(rollouts.viewed))
 
 
 def _unrounded() -> Twin:

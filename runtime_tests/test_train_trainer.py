@@ -25,6 +25,7 @@ from train_fixtures import CONFIG, PAPER, make_bundle, make_text  # noqa: E402
 
 from sol_rt.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
+from sol_rt.cost import CalibrationTable, Line, RefreshLine, calibration_path  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
 from sol_rt.export.policy_file import read_policy  # noqa: E402
 from sol_rt.train.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
@@ -106,6 +107,25 @@ def test_a_bundle_is_given_the_policy(trained: Path, tmp_path: Path, capsys: pyt
     generate = ["generate", "-m", str(folder), "-p", "w1 w2 w3 w4", "-n", "20", "--json", "--schedule", "sol"]
     assert run([*generate, "--budget", "0.7"]) == 0
     assert json.loads(capsys.readouterr().out)["schedule"] == "sol"
+
+
+def test_a_calibration_that_no_longer_holds_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    folder = make_bundle(tmp_path / "given")
+    give = ["export", "-m", str(folder), "--policy", str(trained / "policy.safetensors")]
+    bundle = Bundle.open(folder)
+    lines = {name: {keep: Line(1.0, 0.0, 0.0) for keep in (30, 100)} for name in bundle.config.variants}
+    table = CalibrationTable(bundle.identity, "a device", "2026-01-01", 0.0, RefreshLine(1.0, 0.0, 0.0), lines)
+    path = calibration_path(bundle, "cpu", 1, True)
+    path.parent.mkdir(parents=True)
+    path.write_text(table.to_json())
+    said = []
+    for _ in range(2):  # the second time there is none that held
+        assert run(give) == 0
+        said.append("run sol-rt calibrate again" in capsys.readouterr().err)
+    assert said == [True, False]
 
 
 def test_a_killed_training_goes_on_bit_by_bit(place: Path, tmp_path: Path) -> None:
@@ -253,12 +273,15 @@ def test_counterfactuals_are_shared(trained: Path, place: Path, tmp_path: Path) 
         (shared / entry.name).write_bytes(entry.read_bytes())
     times = {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}
     config = tmp_path / "other.yaml"
-    config.write_text(CONFIG.replace("action_size: 8", "action_size: 8, head: factorised, use_hidden: false"))
+    config.write_text(
+        CONFIG.replace("action_size: 8", "action_size: 8, head: factorised, use_hidden: false, scalars: [log_context]")
+    )
     argv = arguments(place, tmp_path / "out", "--counterfactuals", str(shared), "--seed", "3", config=config)
     program(argv)
     assert times == {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}
     policy = read_policy(tmp_path / "out" / "policy.safetensors")
     assert not policy.parameters["input.weight"][:, : policy.shape.hidden_size].any()
+    assert policy.scalars == ("log_context",)
 
 
 def test_policies_for_something_else_are_refused(

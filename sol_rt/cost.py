@@ -341,6 +341,17 @@ def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, 
     return calibration_dir() / f"{name}-{provider}-{digest}-{threads}.json"
 
 
+def has_table(bundle: Bundle) -> bool:
+    """Whether any table was made for this very bundle, whatever the device."""
+    for path in calibration_dir().glob("*.json"):
+        try:
+            if CalibrationTable.from_json(path.read_text(encoding="utf-8")).bundle == bundle.identity:
+                return True
+        except (OSError, UnicodeDecodeError, SolError):
+            continue
+    return False
+
+
 def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "") -> CostModel:
     """The calibrated model where a table of this very bundle and device exists, else the bytes model.
 

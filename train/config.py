@@ -53,7 +53,8 @@ class DataConfig:
     """The text.
 
     Attributes:
-        windows: lengths in tokens, taken in turn; those beyond the model's context are cut to it.
+        windows: lengths in tokens, taken in turn, so that one named twice comes twice as often; those beyond the
+            model's context are cut to it.
         held_out: every so manieth window is kept for measuring and never trained on.
     """
 

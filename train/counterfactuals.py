@@ -31,7 +31,8 @@ class Counterfactuals:
     Attributes:
         token: int64 [n], about to be processed.
         hidden: float32 [n, hidden], of the dense step before.
-        scalars: float32 [n, columns], as step 0 of an episode.
+        scalars: float32 [n, columns], as step 0 of an episode: `Rollouts.viewed` as measured, what was asked for as
+            read from a store.
         loss: float32 [n, A], nats of the true next token under each action.
         kl: float32 [n, A], divergence of each action from dense, nats.
         context: tokens before the first of them.
@@ -67,13 +68,18 @@ def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counte
 
 
 class CounterfactualStore:
-    """The folder. `about` says what the files are measured with; `create` whether this process may begin it.
+    """The folder. All known scalars are kept, so that trainings that see different ones can share it.
+
+    Args:
+        folder: where. about: what the files are measured with. stored: names of the columns of scalars in the files.
+        create: whether this process may begin the folder.
 
     Raises UsageError where the folder holds files of something else.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, object], *, create: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, about: Mapping[str, object], stored: Sequence[str], *, create: bool) -> None:
+        self.folder, self._stored = folder, tuple(stored)
+        about = {**about, "scalars": list(stored)}
         path = folder / ABOUT
         if path.exists():
             try:
@@ -107,15 +113,17 @@ class CounterfactualStore:
         save_file(tensors, str(aside))
         aside.replace(self.path(window))
 
-    def read(self, window: str) -> Counterfactuals:
-        """Raises CheckpointError where the file is damaged."""
+    def read(self, window: str, columns: Sequence[str]) -> Counterfactuals:
+        """A window's, its scalars those named. Raises CheckpointError where the file is damaged."""
         path = self.path(window)
+        wanted = [self._stored.index(name) for name in columns]
         try:
             with safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             tensors["hidden"] = tensors["hidden"].float()
+            tensors["scalars"] = tensors["scalars"][:, wanted]
             return Counterfactuals(**{**tensors, "context": int(tensors["context"])})
-        except (SafetensorError, OSError, TypeError, KeyError) as error:
+        except (SafetensorError, OSError, TypeError, KeyError, IndexError) as error:
             problem = " ".join(str(error).split())[:120]
             raise CheckpointError(
                 f"{path}: not readable ({problem}), expected a window's counterfactuals; delete it and run again"

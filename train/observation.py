@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sol_rt.actions import Action
 from sol_rt.errors import ContextError, UsageError
-from sol_rt.policy_inputs import Moment, PolicyInputs
+from sol_rt.policy_inputs import KNOWN_SCALARS, Moment, PolicyInputs
 from sol_rt.train.rollout import Choose, Episode, Observation, RolloutSpec
 
 
@@ -90,16 +90,15 @@ def check_range(start: int, length: int, tokens: Sequence[int]) -> None:
         raise UsageError(f"episode: got {got}, expected them within 1 to {most}, as the text has {len(tokens)} tokens")
 
 
-def dense_scalars(
-    spec: RolloutSpec, start: int, tokens: Sequence[int], before: Sequence[RowDistribution], budget: float
-) -> Tensor:
-    """Scalars float32 [n, n_scalars] at positions `start` … of a text, each as step 0 of an episode behind dense steps.
+def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistribution], budget: float) -> Tensor:
+    """KNOWN_SCALARS, float32 [n, all of them], at positions `start` … of a text, each as step 0 of an episode behind
+    dense steps.
 
     Args:
         tokens: n of them, those about to be processed.
         before: n distributions, each that of the step before.
     """
-    inputs = PolicyInputs(spec.scalars, 1)
+    inputs = PolicyInputs(KNOWN_SCALARS, 1)
     moments = (
         Moment(start + i, token, seen, budget) for i, (token, seen) in enumerate(zip(tokens, before, strict=True))
     )

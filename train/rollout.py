@@ -107,7 +107,7 @@ class DenseView:
     Attributes:
         token: int64 [n], the tokens about to be processed.
         hidden: float32 [n, hidden].
-        scalars: float32 [n, columns].
+        scalars: float32 [n, columns], all known ones, in the order of `Rollouts.viewed`.
     """
 
     token: Tensor
@@ -136,6 +136,8 @@ class Rollouts(Protocol):
     spec: RolloutSpec
     columns: tuple[str, ...]
     """Names of the columns of `scalars`: those of the spec, then LEFT_OUT where asked for."""
+    viewed: tuple[str, ...]
+    """Names of the columns of a DenseView's scalars: KNOWN_SCALARS, then LEFT_OUT where asked for."""
 
     def open(self, tokens: Sequence[int]) -> None:
         """Takes up a text; a dense pass over it serves every call until the next text.

@@ -15,6 +15,7 @@ from torch import Tensor
 from sol_rt.actions import Action
 from sol_rt.distribution import Distribution, Reference
 from sol_rt.engine import Engine, StepOutput
+from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train.observation import (
     RowDistribution,
     StepResult,
@@ -43,7 +44,7 @@ class RuntimeRollouts:
     """
 
     def __init__(self, engine: Engine, spec: RolloutSpec, *, kl: bool = False) -> None:
-        self.spec, self.columns = spec, spec.scalars
+        self.spec, self.columns, self.viewed = spec, spec.scalars, KNOWN_SCALARS
         self._engine, self._kl = engine, kl
         self._tokens: list[int] = []
         self._dense = 0  # tokens of the text that the cache holds, dense
@@ -92,7 +93,7 @@ class RuntimeRollouts:
             nexts = self._tokens[first + 1 : stop + 1]
             before += [_row(Distribution(row), token) for row, token in zip(output.logits, nexts, strict=True)]
         tokens = self._tokens[start : start + length]
-        scalars = dense_scalars(self.spec, start, tokens, before, budget)
+        scalars = dense_scalars(start, tokens, before, budget)
         return DenseView(torch.tensor(tokens), torch.from_numpy(np.concatenate(hidden)), scalars)
 
     def _block_losses(self, first: int, stop: int, action: Action) -> np.ndarray:

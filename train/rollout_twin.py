@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sol_rt.actions import Action
+from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train.branch_cache import BranchCache, Prefix
 from sol_rt.train.left_out import LeftOut
 from sol_rt.train.observation import (
@@ -35,12 +36,13 @@ class TwinRollouts:
         twin: of the bundle; what lies on its device stays there.
         spec: what is chosen from and seen.
         kl: whether episodes have `kl`.
-        left_out: whether `columns` end with LEFT_OUT.
+        left_out: whether `columns` and `viewed` end with LEFT_OUT.
     """
 
     def __init__(self, twin: Twin, spec: RolloutSpec, *, kl: bool = False, left_out: bool = False) -> None:
         self.spec = spec
-        self.columns = (*spec.scalars, *LEFT_OUT) if left_out else spec.scalars
+        more = LEFT_OUT if left_out else ()
+        self.columns, self.viewed = (*spec.scalars, *more), (*KNOWN_SCALARS, *more)
         self._twin, self._kl, self._left_out = twin, kl, left_out
         table = twin.weights.vector("rope.cos")
         self._device, self._longest = table.device, len(table)
@@ -104,7 +106,7 @@ class TwinRollouts:
     def view(self, start: int, length: int, budget: float) -> DenseView:
         check_range(start, length, self._tokens)
         tokens = self._tokens[start : start + length]
-        scalars = dense_scalars(self.spec, start, tokens, self._before[start - 1 : start - 1 + length], budget)
+        scalars = dense_scalars(start, tokens, self._before[start - 1 : start - 1 + length], budget)
         if self._left_out:
             scalars = torch.cat([scalars, scalars.new_zeros(length, len(LEFT_OUT))], dim=-1)
         return DenseView(

@@ -111,7 +111,7 @@ class Trainer:
         self.stage, self.update, self.step, self.seconds = _WARM, 0, 0, 0.0
         self.best = self._nothing_yet()
         self.measured = 0  # windows that stage 1 learns from
-        self.losses = torch.zeros(len(setup.config.data.windows), len(self.actions), dtype=torch.float64)
+        self.losses = torch.zeros(len(setup.windows.lengths), len(self.actions), dtype=torch.float64)
         self.optimizer = self._new_optimizer()
         self.began = time.monotonic()
         self.first = group.rank == 0
@@ -182,7 +182,8 @@ class Trainer:
         wanted = held + windows.training[: self.measured if begun else warm.windows]
         names = [f"held-{i:06d}" for i in range(len(held))]
         names += [f"train-{i:06d}" for i in range(len(wanted) - len(held))]
-        store = CounterfactualStore(self.setup.counterfactuals, self._about(), create=self.first)
+        viewed = self.setup.rollouts.viewed
+        store = CounterfactualStore(self.setup.counterfactuals, self._about(), viewed, create=self.first)
         group.wait()
         missing = [number for number in range(len(wanted)) if not store.has(names[number])]
         group.wait()  # nobody writes before all have looked
@@ -197,7 +198,7 @@ class Trainer:
         group.wait()
         there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
         self.report("measuring every action", len(wanted), len(wanted))
-        measured = [store.read(names[number]) for number in there]
+        measured = [store.read(names[number], self.columns) for number in there]
         count = sum(number < len(held) for number in there)
         self.measured = len(measured) - count
         if not self.measured:
@@ -214,7 +215,6 @@ class Trainer:
         return {
             "identity": self.setup.identity,
             "actions": [action.tag for action in self.actions],
-            "scalars": list(self.columns),
             "positions": self.config.warm_start.positions,
             "windows": list(self.config.data.windows),
             "held_out": self.config.data.held_out,

@@ -15,7 +15,7 @@ from sol_rt.train.corpus import Tokens
 
 @dataclass(frozen=True)
 class Window:
-    """`length` tokens of a document from `begin` on; `kind` numbers the length among the config's."""
+    """`length` tokens of a document from `begin` on; `kind`: index of the length in `Windows.lengths`."""
 
     document: int
     begin: int
@@ -28,12 +28,13 @@ class Windows:
 
     Args:
         documents: token ids of each, int64 [n].
-        config: lengths, and how many are held out.
+        config: lengths, which take turns (one named twice comes twice as often), and how many are held out.
         longest: cuts the lengths, the model's context.
         bos: what the first token of every window is replaced by, as where perplexity is measured; None: nothing.
 
     Attributes:
         training, held_out: the windows.
+        lengths: the different ones, in the config's order.
         digest: sha256 of the documents' tokens.
 
     Raises UsageError where the text is too short for one window to train on and one to measure on.
@@ -43,14 +44,15 @@ class Windows:
         self._documents, self._bos = documents, bos
         self.digest = hashlib.sha256(b"".join(document.tobytes() + b"/" for document in documents)).hexdigest()
         lengths = [min(length, longest) for length in config.windows]
+        self.lengths = tuple(dict.fromkeys(lengths))
         windows: list[Window] = []
         for number, document in enumerate(documents):
             begin = turn = 0
             # lengths take turns, those that no longer fit leave
-            while fitting := [kind for kind, length in enumerate(lengths) if begin + length <= len(document)]:
-                kind = fitting[turn % len(fitting)]
-                windows.append(Window(number, begin, lengths[kind], kind))
-                begin, turn = begin + lengths[kind], turn + 1
+            while fitting := [length for length in lengths if begin + length <= len(document)]:
+                length = fitting[turn % len(fitting)]
+                windows.append(Window(number, begin, length, self.lengths.index(length)))
+                begin, turn = begin + length, turn + 1
         order = np.random.default_rng(len(windows)).permutation(len(windows)).tolist()
         self.held_out = [windows[at] for at in order[:: config.held_out]]
         self.training = [windows[at] for place, at in enumerate(order) if place % config.held_out]

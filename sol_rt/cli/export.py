@@ -92,9 +92,14 @@ def export(
     bundle = None if given is None else _existing(model, output, force)
     _need(("onnx", "safetensors") if bundle else _NEEDED)
     if given is not None and bundle is not None:
+        from sol_rt.bundle import Bundle
+        from sol_rt.cost import has_table
         from sol_rt.export.given_policy import give_policy
 
+        calibrated = has_table(Bundle.open(bundle))
         print(give_policy(bundle, given).path)
+        if calibrated:
+            note("the bundle's calibration was made without this policy: costs are bytes; run sol-rt calibrate again")
         return
     if policy is None:
         given = _policy_of_alias(model, levels)

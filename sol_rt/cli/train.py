@@ -99,6 +99,7 @@ def train(
             threads = max((os.cpu_count() or 1) // group.size, 1)
         first = group.rank == 0
         quiet: Progress = report if first else lambda step, done, total: None
+        say: Callable[[str], None] = note if first else lambda text: None
         if first:
             path = _bundle(model, quiet)
         group.wait()
@@ -118,7 +119,7 @@ def train(
             source = _reference(bundle, settings)
         else:
             twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())
-            source = _source(engine, settings.policy.scalars, twin=twin, kl=settings.grpo.divergence > 0)
+            source = _source(engine, settings.policy.scalars, twin=twin, kl=settings.grpo.divergence > 0, say=say)
         setup = TrainSetup(
             rollouts=source,
             embed=_embedding(bundle),
@@ -130,7 +131,6 @@ def train(
             identity=_identity(bundle),
             minutes=minutes,
         )
-        say: Callable[[str], None] = note if first else lambda text: None
         trained = Trainer(setup, group, resume=resume, report=quiet, note=say).run()
     if first:
         print(trained)
@@ -172,7 +172,7 @@ def _identity(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool) -> Rollouts:
+def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool, say: Callable[[str], None]) -> Rollouts:
     """Where episodes come from, over the bundle's own actions and costs."""
     from sol_rt.cost import load_cost_model
     from sol_rt.train.rollout import RolloutSpec
@@ -180,8 +180,8 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool) -
 
     bundle = engine.bundle
     cost = load_cost_model(bundle, *engine.machine)
-    if cost.note:
-        note(cost.note)
+    unit = "bytes; to train on this device's milliseconds run sol-rt calibrate first"
+    say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, of the calibration'}")
     actions = tuple(entry.action for entry in bundle.config.actions)
     spec = RolloutSpec(actions, cost, scalars, midway=True)
     if not twin:

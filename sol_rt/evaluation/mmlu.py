@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sol_rt.config import SolConfig
-from sol_rt.errors import UsageError
+from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.bootstrap import Bootstrap, Figure
 from sol_rt.evaluation.continuations import PromptScorer
 from sol_rt.evaluation.report import Resampling, device_words
@@ -27,6 +27,7 @@ from sol_rt.evaluation.runs import DENSE, Setting
 from sol_rt.evaluation.state import State
 from sol_rt.generation import Decoder
 from sol_rt.model import Dial, SolModel
+from sol_rt.perplexity import added_bos
 from sol_rt.schedules import NAMES, is_constant
 
 FORMAT, VERSION = "sol_rt.evaluation_mmlu", 1
@@ -170,6 +171,7 @@ class Answered:
         tokens: scored, of all choices together.
         spent, full: cost of the decode steps, and dense cost of the same.
         actions: decode steps of every action tag.
+        cut: tokens of the prompt's beginning that the context had no room for.
     """
 
     scores: list[float]
@@ -178,6 +180,7 @@ class Answered:
     spent: float
     full: float
     actions: dict[str, int]
+    cut: int = 0
 
     @property
     def choice(self) -> int:
@@ -219,7 +222,10 @@ def sit(
     """Asks every question under every setting: [settings][questions].
 
     Each setting keeps one account from question to question, as a server's stream would; a run that goes on from a
-    state file begins a new one.
+    state file begins a new one. Of a prompt that doesn't fit into the context beside its longest answer, the beginning
+    is left out, as lm-evaluation-harness does.
+
+    Raises ContextError where an answer alone doesn't fit.
     """
     encode = model.tokenizer.encode
     scorer = PromptScorer(model.engine, exam.tail)
@@ -234,12 +240,13 @@ def sit(
     ]
     decoders = [model.decoder(dial)[1] for dial in dials]
     found: list[list[Answered]] = [[] for _ in settings]
-    total = len(exam.questions)
+    total, bos = len(exam.questions), added_bos(model)
     for done, question in enumerate(exam.questions):
         progress("questions", done, total)
         prompt = exam.prompt(question)
         tokens = encode(prompt, add_special_tokens=True)
         answers = [encode(prompt + answer, add_special_tokens=True)[len(tokens) :] for answer in exam.answers(question)]
+        tokens, cut = _fitting(tokens, max(map(len, answers)), model.engine.max_context, bos)
         # characters as lm-evaluation-harness counts them: without the space before
         lengths = [len(choice) for choice in (LETTERS if exam.form == "letter" else question.choices)]
         for setting, decoder, results in zip(settings, decoders, found, strict=True):
@@ -247,15 +254,27 @@ def sit(
             held = state.get(key)
             if held is None:
                 scorer.open(tokens)
-                held = asdict(_answered(scorer, decoder, answers, lengths))
+                held = asdict(_answered(scorer, decoder, answers, lengths, cut))
                 state.put(key, held)
             results.append(Answered(**held))
     progress("questions", total, total)
     return found
 
 
+def _fitting(prompt: list[int], answer: int, limit: int, bos: int | None) -> tuple[list[int], int]:
+    """The prompt's last tokens that fit beside `answer` more, behind the BOS where there is one, and how many were left
+    out. The last token of an answer takes no room: it is predicted, not read."""
+    room = limit - (answer - 1)
+    if room < 2:
+        raise ContextError(f"--mmlu: an answer has {answer} tokens, the context {limit}; use another model or subject")
+    cut = max(len(prompt) - room, 0)
+    if not cut:
+        return prompt, 0
+    return (prompt[cut:] if bos is None else [bos, *prompt[cut + 1 :]]), cut
+
+
 def _answered(
-    scorer: PromptScorer, decoder: Decoder, answers: Sequence[Sequence[int]], lengths: Sequence[int]
+    scorer: PromptScorer, decoder: Decoder, answers: Sequence[Sequence[int]], lengths: Sequence[int], cut: int
 ) -> Answered:
     before = Counter(decoder.actions)
     if all(len(answer) == 1 for answer in answers):
@@ -273,6 +292,7 @@ def _answered(
         sum(result.spent for result in results),
         sum(result.full for result in results),
         dict(decoder.actions - before),
+        cut,
     )
 
 
@@ -334,7 +354,8 @@ class Duel:
 
 @dataclass(frozen=True)
 class ExamReport:
-    """All of it, and how it was made; the JSON that docs/evaluation.md describes."""
+    """All of it, and how it was made; the JSON that docs/evaluation.md describes. `cut`: questions whose prompt was too
+    long for the context and lost its beginning."""
 
     model: str
     bundle: str
@@ -344,6 +365,7 @@ class ExamReport:
     shots: int
     tail: int
     questions: int
+    cut: int
     refresh: bool
     resampling: Resampling
     scores: list[Score]
@@ -373,6 +395,7 @@ def exam_report(
         shots=exam.shots,
         tail=exam.tail,
         questions=len(exam.questions),
+        cut=sum(each.cut > 0 for each in answered[0]),
         refresh=refresh,
         resampling=resampling,
         scores=[

@@ -37,6 +37,8 @@ def exam_lines(report: ExamReport) -> Iterator[str]:
         f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, {report.tail} of the prompt's "
         f"tokens as decode steps; refresh {'on' if report.refresh else 'off'}"
     )
+    if report.cut:
+        yield f"{report.cut} prompts were longer than the context: their beginning was left out"
     yield f"intervals: 95%, paired bootstrap of questions, {resampling.draws} draws, seed {resampling.seed}"
     yield ""
     heads = ["schedule", "budget", "achieved", "accuracy", "95%", "by the character", "95%", "nats of the right one"]
