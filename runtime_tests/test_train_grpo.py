@@ -88,17 +88,20 @@ def test_ppo_losses_by_definition() -> None:
     action = torch.randint(0, A, (K, T), generator=draw)
     old, advantage = torch.randn(K, T, generator=draw) - 1, torch.randn(K, T, generator=draw)
     nothing = torch.zeros(0)
-    batch = grpo.Batch(nothing, nothing, nothing, nothing, action, nothing, advantage)
+    temperature = torch.tensor([config.temperature, config.temperature / 50] * K)[:K]
+    batch = grpo.Batch(nothing, nothing, nothing, nothing, action, nothing, temperature, advantage)
     got = grpo.ppo_losses(logprobs, old, batch, config)
     p = logprobs.double().numpy()
-    gain = entropy = 0.0
+    gain = entropy = bonus = 0.0
     for k in range(K):
         for t in range(T):
             ratio = np.exp(p[k, t, action[k, t]] - float(old[k, t]))
             a = float(advantage[k, t])
             gain += min(ratio * a, np.clip(ratio, 0.8, 1.2) * a) / (K * T)
-            entropy -= (np.exp(p[k, t]) * p[k, t]).sum() / (K * T)
-    assert float(got.total) == pytest.approx(-gain - 0.03 * entropy, abs=1e-5)
+            own = -(np.exp(p[k, t]) * p[k, t]).sum() / (K * T)
+            entropy += own
+            bonus += own if k % 2 == 0 else own / 50
+    assert float(got.total) == pytest.approx(-gain - 0.03 * bonus, abs=1e-5)
     assert float(got.entropy) == pytest.approx(entropy, abs=1e-5)
 
 
@@ -157,8 +160,8 @@ def test_updates_find_the_rewarded_action() -> None:
         centred = grpo.centred_returns(ran, torch.ones(rows, 1), torch.ones(rows, 1), 0.0, config)
         (advantage,) = grpo.scaled([centred], Group())
         charge = torch.zeros(rows, T, A)
-        batch = grpo.Batch(token.expand(rows, -1), hidden, scalars, before, action, charge, advantage)
-        logprobs = grpo.log_probabilities(network, _embed, batch, 1.0)
+        batch = grpo.Batch(token.expand(rows, -1), hidden, scalars, before, action, charge, torch.ones(rows), advantage)
+        logprobs = grpo.log_probabilities(network, _embed, batch)
         old = logprobs.detach().gather(-1, action[..., None]).squeeze(-1)
         optimizer.zero_grad()
         grpo.ppo_losses(logprobs, old, batch, config).total.backward()

@@ -76,6 +76,8 @@ class WarmStartConfig:
         objective: `decision` or `regression`.
         divergence: weight of an action's divergence from dense in its loss; the rest is its loss on the true token.
         unit: nats that a logit of 1 stands for.
+        temperature: of the choices learned from, as a share of the price (regression.py): two actions that lose the
+            same and are so far apart in cost are chosen e : 1.
         patience: measurements on the held-out windows without gain after which the stage ends.
     """
 
@@ -90,6 +92,7 @@ class WarmStartConfig:
     objective: str = "decision"
     divergence: float = 1.0
     unit: float = 0.05
+    temperature: float = 0.05
     patience: int = 8
 
 
@@ -269,6 +272,7 @@ def _check(config: TrainConfig, where: str) -> None:
         "warm_start.positions": warm.positions,
         "warm_start.batch": warm.batch,
         "warm_start.unit": warm.unit,
+        "warm_start.temperature": warm.temperature,
         "warm_start.patience": warm.patience,
         "grpo.windows": grpo.windows,
         "grpo.episodes": grpo.episodes,

@@ -8,7 +8,8 @@ follows and departs from the reference of the method (arXiv 2605.10875):
                  every step; advantages centred over the K schedules at each step, then scaled over the whole batch;
                  PPO's clipped ratio; entropy bonus; one budget drawn an episode; sampling at a temperature
     prices       a budget's price (prices.py) times the step's cost is taken from the logits when an action is chosen,
-                 as `sol` does at run time, so that the network learns what a step is worth, not how to save
+                 as `sol` does at run time, so that the network learns what a step is worth, not how to save; the
+                 temperature goes with the price, as in stage 1
     divergence   what a step's likelihood falls by where dense is right about the next token, without the luck of the
                  one token read, which is most of a likelihood's spread between schedules
     measured     costs are those of the bundle's cost model; `cost: nominal` has kept shares and three budgets instead
@@ -96,7 +97,7 @@ class Batch:
     """N schedules of T steps with what they came to. As in Episode, and:
 
     Attributes:
-        charge: float32 [N, T, A], as in SampledChoice.
+        charge: float32 [N, T, A], temperature: float32 [N], as in SampledChoice.
         advantage: float32 [N, T].
     """
 
@@ -106,6 +107,7 @@ class Batch:
     previous: Tensor
     action: Tensor
     charge: Tensor
+    temperature: Tensor
     advantage: Tensor
 
 
@@ -150,10 +152,10 @@ def scaled(centred: Sequence[Tensor], group: Group) -> list[Tensor]:
     return [((part - mean) / deviation).float() for part in centred]
 
 
-def log_probabilities(network: torch.nn.Module, embed: Embed, batch: Batch, temperature: float) -> Tensor:
+def log_probabilities(network: torch.nn.Module, embed: Embed, batch: Batch) -> Tensor:
     """Of every action at every step, [N, T, A]."""
     logits = network(batch.hidden, embed(batch.token), batch.scalars, batch.previous)
-    return torch.log_softmax((logits - batch.charge) / temperature, dim=-1)
+    return torch.log_softmax((logits - batch.charge) / batch.temperature[:, None, None], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ def ppo_losses(logprobs: Tensor, old: Tensor, batch: Batch, config: GrpoConfig) 
     ratio = (taken - old).exp()
     within = ratio.clamp(1 - config.clip, 1 + config.clip)
     gain = torch.minimum(ratio * batch.advantage, within * batch.advantage).mean()
-    entropy = -(logprobs.exp() * logprobs).sum(-1).mean()
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
     clipped = ((ratio - 1).abs() > config.clip).float().mean()
-    return Losses(-gain - config.entropy * entropy, entropy, clipped)
+    # the finer the temperature, the more of a logit's change is entropy: weighted back to the bonus of one temperature
+    bonus = (batch.temperature[:, None] / config.temperature * entropy).mean()
+    return Losses(-gain - config.entropy * bonus, entropy.mean(), clipped)

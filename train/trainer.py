@@ -7,6 +7,7 @@ run goes on from its last checkpoint with the same numbers, bit by bit.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -44,9 +45,8 @@ COUNTERFACTUALS = "counterfactuals"
 _WARM, _GRPO, _DONE = "warm start", "grpo", "done"
 _SEED_OF = {_WARM: 1, _GRPO: 2, "held out": 3}
 _MEASURES = 40  # times that stage 1 looks at the held-out windows
-_PRICES = 12  # at which it does
-_FITTED = 512  # episodes that prices are set on
-_TRIES = 64  # sampled actions a step, likewise
+_BUDGETS = 7  # at which it does
+_FITTED = 256  # episodes that prices are set on, for each length of window
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,12 @@ class Trainer:
         self.parallel: nn.Module = self.network
         if group.size > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.network)
-        self.prices = Prices(*self.config.grpo.budget[:2])
+        self.prices = [Prices(*self.config.grpo.budget[:2]) for _ in setup.windows.lengths]  # by length of window
         self.stage, self.update, self.step, self.seconds = _WARM, 0, 0, 0.0
         self.best = self._nothing_yet()
         self.measured = 0  # windows that stage 1 learns from
         self.losses = torch.zeros(len(setup.windows.lengths), len(self.actions), dtype=torch.float64)
+        self.costs = torch.zeros_like(self.losses)
         self.optimizer = self._new_optimizer()
         self.began = time.monotonic()
         self.first = group.rank == 0
@@ -207,8 +208,9 @@ class Trainer:
         for kind in range(len(self.losses)):  # static mixes know the context's class, too
             members = [row for row, of in zip(measured[count:], kinds[count:], strict=True) if of == kind]
             for row in members or measured[count:]:
-                added = row.added(self.dense, warm.divergence)
-                self.losses[kind] += added.double().mean(0) / len(members or measured[count:])
+                added, cost = row.added(self.dense, warm.divergence), regression.costs_of(row, self.setup.rollouts.spec)
+                for table, values in ((self.losses, added), (self.costs, cost)):
+                    table[kind] += values.double().mean(0) / len(members or measured[count:])
         return measured[count:], measured[:count], kinds[count:] + kinds[:count]
 
     def _about(self) -> dict[str, object]:
@@ -226,13 +228,13 @@ class Trainer:
         examples, held_out = (
             regression.Examples.of(part, self.setup.rollouts.spec, warm.divergence) for part in (training, held)
         )
-        prices = self._price_range(examples)
-        grid = np.geomspace(*prices, _PRICES).tolist()
-        check = self._held_out_episodes(held_out, prices)
-        groups = torch.tensor(kinds[len(training) :]).repeat_interleave(len(check.price) // len(held))
+        prices = self._prices_of(examples.added.mean(1), examples.cost.mean(1))
+        check, groups = self._held_out_episodes(held_out, torch.tensor(kinds[len(training) :]))
         if self.update == 0:
             random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM]])
-            shown = regression.draw_episodes(examples, 2048, shape.horizon, prices, warm.unit, self.columns, random)
+            shown = regression.draw_episodes(
+                examples, 2048, shape.horizon, prices, warm.temperature, self.columns, random
+            )
             self.network.standardise(
                 shown.hidden.flatten(0, 1), self.setup.embed(shown.token).flatten(0, 1), shown.scalars.flatten(0, 1)
             )
@@ -244,26 +246,29 @@ class Trainer:
             self.update, self.step = self.update + 1, self.step + 1
             values: dict[str, float | str] = {"loss": loss, "learning_rate": rate}
             if self.update % every == 0 or self.update == warm.updates:
-                gain = regression.lagrangian_gain(
-                    self.network, self.setup.embed(check.token), check, grid, warm.unit, groups
+                gains = regression.lagrangian_gain(
+                    self.network, self.setup.embed(check.token), check, warm.unit, groups
                 )
+                gain = float((gains * torch.bincount(groups) / len(groups)).sum())
                 values["held_out_gain"] = gain
                 self._remember_best(gain)
             self._tell(_WARM, values)
             self.report("stage 1: regression", self.update, warm.updates)
             self._checkpoint()
         self.network.load_state_dict(self.best["network"])
-        self._fit_prices(examples)
+        self._fit_prices(examples, kinds[: len(training)])
         if warm.updates:
             self.note(f"stage 1: {self.best['gain']:.4f} nats a step over static actions on held-out windows")
         self._begin(_GRPO)
         self._evaluate_replayed(held, kinds[len(training) :])
         self._checkpoint(now=True)
 
-    def _warm_update(self, examples: regression.Examples, prices: tuple[float, float], rate: float) -> float:
+    def _warm_update(self, examples: regression.Examples, prices: regression.BudgetPrices, rate: float) -> float:
         warm, shape = self.config.warm_start, self.network.shape
         random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM], self.update])
-        whole = regression.draw_episodes(examples, warm.batch, shape.horizon, prices, warm.unit, self.columns, random)
+        whole = regression.draw_episodes(
+            examples, warm.batch, shape.horizon, prices, warm.temperature, self.columns, random
+        )
         shown = regression.shown_features((warm.batch, shape.horizon, 2 * shape.hidden_size), warm.dropout, random)
         mine = slice(self.group.rank, None, self.group.size)
         batch = regression.EpisodeBatch(**{name: value[mine] for name, value in vars(whole).items()})
@@ -277,36 +282,59 @@ class Trainer:
         self._descend(loss, 1.0)
         return float(self.group.sum(loss.detach()) / self.group.size)
 
-    def _held_out_episodes(self, held: regression.Examples, prices: tuple[float, float]) -> regression.EpisodeBatch:
-        """All episodes of the held-out windows, one behind the other."""
+    def _prices_of(self, added: Tensor, cost: Tensor) -> regression.BudgetPrices:
+        """Of groups with these mean losses and costs, [G, A] each."""
+        low, high = self.config.grpo.budget
+        share = self.config.warm_start.temperature
+        return regression.BudgetPrices(added.float(), cost.float(), (low, high), share)
+
+    def _held_out_episodes(self, held: regression.Examples, kinds: Tensor) -> tuple[regression.EpisodeBatch, Tensor]:
+        """All episodes of the held-out windows, one behind the other, at each of _BUDGETS budgets, and which budget of
+        which kind of window each is of. Prices are those of the training windows of the kind."""
         horizon, (windows, positions) = self.network.shape.horizon, held.token.shape
         begins = torch.arange(0, positions - horizon + 1, horizon)
-        window = torch.arange(windows).repeat_interleave(len(begins))
+        window = torch.arange(windows).repeat_interleave(len(begins)).repeat(_BUDGETS)
+        level = torch.arange(_BUDGETS).repeat_interleave(windows * len(begins))
+        prices, kind = self._prices_of(self.losses, self.costs), kinds[window]
+        budget = torch.lerp(prices.low[kind], prices.high[kind], level / (_BUDGETS - 1))
         random = np.random.default_rng([self.config.seed, _SEED_OF["held out"]])
-        price = regression.random_prices(random, prices, len(window))
-        return regression.episodes_at(
-            held, window, begins.repeat(windows), horizon, price, self.config.warm_start.unit, self.columns, random
+        batch = regression.episodes_at(
+            held,
+            window,
+            begins.repeat(windows * _BUDGETS),
+            horizon,
+            budget,
+            prices.at(kind, budget),
+            self.config.warm_start.temperature,
+            self.columns,
+            random,
         )
-
-    def _price_range(self, examples: regression.Examples) -> tuple[float, float]:
-        low, high = self.config.grpo.budget
-        reached = float(examples.cost.mean(dim=(0, 1)).min())
-        return regression.price_range(examples, self.config.warm_start.unit, (max(low, min(reached, high)), high))
+        return batch, torch.unique(level * len(self.losses) + kind, return_inverse=True)[1]
 
     @torch.no_grad()
-    def _fit_prices(self, examples: regression.Examples) -> None:
-        """Prices at which the network's own sampled choices come to each budget."""
+    def _fit_prices(self, examples: regression.Examples, kinds: Sequence[int]) -> None:
+        """Prices at which the network's own sampled choices come to each budget, for each kind of window."""
         warm, horizon = self.config.warm_start, self.network.shape.horizon
         random = np.random.default_rng([self.config.seed, _SEED_OF[_GRPO]])
-        prices = self._price_range(examples)
-        batch = regression.draw_episodes(examples, _FITTED, horizon, prices, warm.unit, self.columns, random)
-        logits = self.network(batch.hidden, self.setup.embed(batch.token), batch.scalars, batch.previous)
+        for kind, fitted in enumerate(self.prices):
+            members = [row for row, of in enumerate(kinds) if of == kind] or list(range(len(kinds)))
+            part = regression.Examples(**{name: value[members] for name, value in vars(examples).items()})
+            prices = self._prices_of(part.added.mean(1), part.cost.mean(1))
+            batch = regression.draw_episodes(part, _FITTED, horizon, prices, warm.temperature, self.columns, random)
+            logits = self.network(batch.hidden, self.setup.embed(batch.token), batch.scalars, batch.previous)
+            fitted.fit(functools.partial(self._mean_cost, warm.unit * logits, batch.cost))
 
-        def mean_cost(price: float) -> float:
-            charged = (logits - price * batch.cost / warm.unit) / self.config.grpo.temperature
-            return float((torch.softmax(charged, -1) * batch.cost).sum(-1).mean())
+    def _mean_cost(self, values: Tensor, cost: Tensor, price: float) -> float:
+        """Of sampled choices; values, nats, and costs [..., A]."""
+        temperature = self._sampling_temperature(price) * self.config.warm_start.unit
+        return float((torch.softmax((values - price * cost) / temperature, -1) * cost).sum(-1).mean())
 
-        self.prices.fit(mean_cost)
+    def _sampling_temperature(self, price: float) -> float:
+        """Of GRPO's choices, in logits; as stage 1's it goes with the price."""
+        warm, sampling = self.config.warm_start, self.config.grpo.temperature
+        if not self.config.grpo.price:
+            return sampling
+        return sampling * float(regression.temperatures(torch.tensor(price), warm.temperature)) / warm.unit
 
     # Stage 2
 
@@ -335,29 +363,30 @@ class Trainer:
             for number in self.group.mine(config.windows)
             for episode in range(config.episodes)
         ]
-        names = ("token", "hidden", "scalars", "previous", "action", "charge")
+        names = ("token", "hidden", "scalars", "previous", "action", "charge", "temperature")
         batch = grpo.Batch(
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
             advantage=torch.cat(grpo.scaled([part.centred for part in parts], self.group)),
         )
         sampled = time.monotonic()
         with torch.no_grad():
-            logprobs = grpo.log_probabilities(self.network, self.setup.embed, batch, config.temperature)
+            logprobs = grpo.log_probabilities(self.network, self.setup.embed, batch)
             old = logprobs.gather(-1, batch.action[..., None]).squeeze(-1)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = config.learning_rate, config.weight_decay
         for _ in range(config.epochs):
-            logprobs = grpo.log_probabilities(self.parallel, self.setup.embed, batch, config.temperature)
+            logprobs = grpo.log_probabilities(self.parallel, self.setup.embed, batch)
             losses = grpo.ppo_losses(logprobs, old, batch, config)
             norm = self._descend(losses.total, config.grad_norm)
-        told = torch.tensor([(part.budget, part.cost, part.likelihood) for part in parts], dtype=torch.float64)
-        everyone = torch.zeros(config.windows * config.episodes, 3, dtype=torch.float64)
+        rows = [(part.kind, part.budget, part.cost, part.likelihood) for part in parts]
+        everyone = torch.zeros(config.windows * config.episodes, 4, dtype=torch.float64)
         places = [n * config.episodes + e for n in self.group.mine(config.windows) for e in range(config.episodes)]
-        everyone[places] = told
+        everyone[places] = torch.tensor(rows, dtype=torch.float64)
         everyone = self.group.sum(everyone)
-        if config.price:
-            self.prices.follow(everyone[:, 0].tolist(), everyone[:, 1].tolist(), config.price_rate)
-        budget, cost, likelihood = everyone.mean(0).tolist()
+        for kind, prices in enumerate(self.prices if config.price else ()):
+            budgets, means = everyone[everyone[:, 0] == kind, 1:3].T.tolist()
+            prices.follow(budgets, means, config.price_rate)
+        budget, cost, likelihood = everyone[:, 1:].mean(0).tolist()
         return {
             "loss": float(self.group.sum(losses.total.detach()) / self.group.size),
             "log_likelihood": likelihood,
@@ -375,7 +404,8 @@ class Trainer:
         rollouts, spec = self.setup.rollouts, self.setup.rollouts.spec
         random = np.random.default_rng([self.config.seed, _SEED_OF[_GRPO], self.update, number, episode])
         at = self.config.warm_start.windows + self.update * config.windows + number
-        tokens = windows.tokens(windows.trained_on(at))
+        window = windows.trained_on(at)
+        tokens = windows.tokens(window)
         if episode == 0:
             rollouts.open(tokens)
         start = int(random.integers(min(len(tokens) // 2, len(tokens) - horizon - 1), len(tokens) - horizon))
@@ -385,11 +415,12 @@ class Trainer:
             lows = np.clip(lows, costs.min(1).values.max(), highs)
         wanted = torch.from_numpy(random.uniform(lows, highs)).float()
         budget = float(wanted.mean())
-        price = self.prices.at(budget) if config.price else 0.0
+        price = self.prices[window.kind].at(budget) if config.price else 0.0
+        temperature = self._sampling_temperature(price)
         charge = price * costs / self.config.warm_start.unit
         noise = grpo.gumbel(random, config.schedules, horizon, len(spec.actions))
         axes = None if self.kept is None else (self.kept, wanted)
-        choose = grpo.SampledChoice(self.network, self.setup.embed, charge, config.temperature, noise, axes)
+        choose = grpo.SampledChoice(self.network, self.setup.embed, charge, temperature, noise, axes)
         ran = grpo.on_cpu(rollouts.run(start, horizon, budget, choose, config.schedules))
         budgets, scalars = wanted.expand(config.schedules, -1), ran.scalars
         means = ran.cost.mean(1, keepdim=True)
@@ -403,7 +434,9 @@ class Trainer:
             previous=ran.previous,
             action=ran.action,
             charge=charge.expand(config.schedules, -1, -1),
+            temperature=torch.full((config.schedules,), temperature),
             centred=grpo.centred_returns(ran, means, budgets, price, config),
+            kind=window.kind,
             budget=budget,
             cost=float(means.mean()),
             likelihood=float(ran.log_likelihood.mean()),
@@ -584,7 +617,7 @@ class Trainer:
                 "log_bytes": self.log.size,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "prices": torch.from_numpy(self.prices.logarithms.copy()),
+                "prices": torch.from_numpy(np.stack([prices.logarithms for prices in self.prices])),
                 "best": self.best,
                 "measured": self.measured,
             },
@@ -622,7 +655,8 @@ class Trainer:
                 f"{self.setup.folder / CHECKPOINT}: of another network ({' '.join(str(error).split())[:120]}); begin "
                 "anew with another -o"
             ) from None
-        self.prices.logarithms[:] = state["prices"].numpy()
+        for prices, logarithms in zip(self.prices, state["prices"].numpy(), strict=True):
+            prices.logarithms[:] = logarithms
         self.stage, self.update, self.step = state["stage"], state["update"], state["step"]
         self.seconds, self.best, self.measured = state["seconds"], state["best"], state["measured"]
         return int(state["log_bytes"])
@@ -638,7 +672,9 @@ class _Sampled:
     previous: Tensor
     action: Tensor
     charge: Tensor
+    temperature: Tensor
     centred: Tensor
+    kind: int
     budget: float
     cost: float
     likelihood: float
