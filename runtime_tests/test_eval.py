@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -246,6 +247,32 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
     assert "| sol against" in out
 
 
+def test_a_picture(bundle: Path, text: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file, sizes = tmp_path / "held-out.txt", []
+    file.write_text(text, encoding="utf-8")
+    argv = ["eval", "-m", str(bundle), "-f", str(file), "--chunks", "2", "--budget", "0.6,0.8", "--scored", "16"]
+    argv += ["--schedules", "dense,static,uniform,sol", "--state", str(tmp_path / "state")]
+    for lengths in ("64", "64,40"):
+        assert main([*argv, "-c", lengths, "--png", str(tmp_path / "drawn.png")]) == 0
+        picture = (tmp_path / "drawn.png").read_bytes()
+        assert picture.startswith(b"\x89PNG\r\n")
+        sizes.append(int.from_bytes(picture[20:24], "big"))
+    assert sizes[1] == 2 * sizes[0]  # a chart for each length
+
+
+def test_a_picture_needs_a_package(
+    plain: Callable[[], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, found = tmp_path / "text.txt", importlib.util.find_spec
+    file.write_text("w5 " * 100, encoding="utf-8")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: found(name, *more) if name != "matplotlib" else None
+    )
+    argv = ["eval", "-m", str(plain()), "-f", str(file), "-c", "64", "--png", str(tmp_path / "x.png")]
+    fails(capsys, argv, 1, "--png needs matplotlib", "sol-rt[plot]")
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -263,6 +290,7 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
         (["-c", "64", "--resample", "days"], ("--resample: got 'days'",)),
         (["-c", "64", "--html", "no-such-folder/page.html"], ("--html no-such-folder/page.html: no folder",)),
         (["-c", "64", "--html", "."], ("--html .: got a folder",)),
+        (["-c", "64", "--png", "no-such-folder/page.png"], ("--png no-such-folder/page.png: no folder",)),
         (["-c", "64", "--state", "."], ("--state .: got a folder",)),
     ],
 )

@@ -171,13 +171,17 @@ class Comparison:
         return rows
 
 
-def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequence[tuple[float, float]]) -> Comparison:
-    """Scores of each window at a budget; `points` (cost, mean added loss) of the actions give the exchange rate."""
-    corners = falling_hull(points)
-    costs, losses = (np.array(column) for column in zip(*corners, strict=True))
+def exchange_rate(points: Sequence[tuple[float, float]], budget: float) -> float:
+    """Nats that the mix on the lower hull of (cost, mean added loss) loses less for a dense step more, at a budget."""
+    costs, losses = (np.array(column) for column in zip(*falling_hull(points), strict=True))
     step = 0.02
     low, high = (float(np.interp(budget + side * step, costs, losses)) for side in (-1, 1))
-    rate = (low - high) / (2 * step)
+    return (low - high) / (2 * step)
+
+
+def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequence[tuple[float, float]]) -> Comparison:
+    """Scores of each window at a budget; `points` (cost, mean added loss) of the actions give the exchange rate."""
+    rate = exchange_rate(points, budget)
     matched = {
         name: np.array([row[name].loss + rate * (row[name].cost - budget) for row in scores]) for name in SCHEDULES
     }
@@ -192,6 +196,12 @@ def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequen
             for name, values in gains.items()
         },
     )
+
+
+def static_steps(spec: RolloutSpec, columns: Sequence[str], budget: float, losses: np.ndarray) -> tuple[str, Steps]:
+    """The static mix alone, as of `all_steps`."""
+    controller = Controller(spec.actions, spec.cost, budget)
+    return StaticMix.name, Steps(StaticMix(controller, losses), controller, columns)
 
 
 def all_steps(

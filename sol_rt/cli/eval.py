@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, progress
 from sol_rt.cli.lists import numbers, parts
-from sol_rt.errors import UsageError
+from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.evaluation.held_out import Plan
@@ -133,6 +133,7 @@ def evaluate(
     html: Annotated[
         Path | None, options.option("--html", env=False, help="Draw quality against cost on a page.")
     ] = None,
+    png: Annotated[Path | None, options.option("--png", env=False, help="Draw the same as a picture.")] = None,
     debug: options.Debug = False,
 ) -> None:
     """Compare schedules at matched cost, on held-out text (-f) or on MMLU (--mmlu), with 95% intervals."""
@@ -143,12 +144,9 @@ def evaluate(
         raise UsageError("eval: expected either --file, texts that no policy was trained on, or --mmlu, a folder")
     if resample not in RESAMPLED:
         raise UsageError(f"--resample: got {resample!r}, expected one of {', '.join(RESAMPLED)}")
-    if mmlu is not None and html is not None:
-        raise UsageError("--html: draws held-out text; leave it out with --mmlu")
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"--html {html}: no folder {html.parent}; make it first")
-    if html is not None and html.is_dir():
-        raise UsageError(f"--html {html}: got a folder, expected a file")
+    for option, path in (("--html", html), ("--png", png)):
+        if path is not None:
+            _check_drawing(option, path, mmlu is not None)
     resampling = Resampling(resample, draws, seed)
     names = tuple(dict.fromkeys(parts(schedules)))
     budgets = tuple(sorted(set(numbers("--budget", budget, float))))
@@ -173,12 +171,27 @@ def evaluate(
                 resampling,
                 state,
                 html,
+                png,
                 as_json,
             )
     except KeyboardInterrupt:
         if state is not None:
             note(f"{state}: holds what was measured; the same command goes on from there")
         raise
+
+
+def _check_drawing(option: str, path: Path, of_mmlu: bool) -> None:
+    """Raises before anything is measured, so that no result is lost for want of a place to draw it."""
+    import importlib.util
+
+    if of_mmlu:
+        raise UsageError(f"{option}: draws held-out text; leave it out with --mmlu")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: got a folder, expected a file")
+    if option == "--png" and importlib.util.find_spec("matplotlib") is None:
+        raise SolError("--png needs matplotlib; run pip install 'sol-rt[plot]', or use --html, which needs nothing")
 
 
 def _plan(
@@ -218,6 +231,7 @@ def _held_out(
     resampling: Resampling,
     state: Path | None,
     html: Path | None,
+    png: Path | None,
     as_json: bool,
 ) -> None:
     from sol_rt.evaluation.held_out import measure, state_settings
@@ -233,6 +247,11 @@ def _held_out(
     if html is not None:
         html.write_text(render_evaluation_html(evaluation), encoding="utf-8")
         note(f"{html}: written")
+    if png is not None:
+        from sol_rt.evaluation.picture import write_picture
+
+        write_picture(evaluation, png)
+        note(f"{png}: written")
     provider = {"provider": model.engine.provider_name}
     _print({**evaluation.as_json(), **provider} if as_json else table_lines(evaluation))
 

@@ -14,9 +14,9 @@ from sol_rt.page_style import CHART_STYLE, STYLE
 _WIDTH, _HEIGHT = 880, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 18, 42
 _HEADROOM = 1.08
-_LEAST = 1e-3  # nats: less than this isn't told apart
+LEAST = 1e-3  # nats: less than this isn't told apart
 _MARGIN = 0.02  # of cost beside the lines
-_LINES = ("mix", "random", "uniform", "entropy", "sol")  # drawn in this order, the last on top
+LINES = ("mix", "random", "uniform", "entropy", "sol")  # drawn in this order, the last on top
 
 
 def render_evaluation_html(evaluation: Evaluation) -> str:
@@ -60,15 +60,15 @@ def _section(report: SizeReport) -> str:
 
 def _names(report: SizeReport) -> list[str]:
     found = {result.schedule for result in report.results}
-    return [name for name in _LINES if name in found]
+    return [name for name in LINES if name in found]
 
 
 def _chart(report: SizeReport) -> str:
     """Loss over dense, on a logarithmic axis, against cost; single actions outside are left out."""
     lines = {name: _line(report, name) for name in _names(report)}
     drawn = [result for line in lines.values() for result in line] or report.static or [report.dense]
-    losses = [result.added.value for result in drawn if result.added.value > _LEAST]
-    bottom = 10 ** math.floor(math.log10(min(losses, default=_LEAST)))
+    losses = [result.added.value for result in drawn if result.added.value > LEAST]
+    bottom = 10 ** math.floor(math.log10(min(losses, default=LEAST)))
     top = max(*(result.added.high or result.added.value for result in drawn), 10 * bottom) * _HEADROOM
     left = min(result.achieved.value for result in drawn) - _MARGIN
     right = max(result.achieved.value for result in drawn) + _MARGIN

@@ -1,0 +1,170 @@
+"""How much of the loss could any policy avoid, and how much does one: replayed from a training's counterfactuals.
+
+    python benchmarks/policy_bound.py BUNDLE counterfactuals --policy policy.safetensors -b 0.45,0.5,0.55,0.6
+
+On the held-out windows of the folder, every action's loss at every position is known. At each budget it compares
+
+    static    the two actions of the lower hull around the budget in turn, by mean losses of the training windows
+    uniform   the decode loop's own schedule, over the same actions
+    sol       the policy, through the decode loop's schedule and controller
+    oracle    for every token the action of least divergence + price * cost, in hindsight, at the price at which a
+              window's mean cost is the budget: no policy can avoid more of the divergence at that cost
+
+Losses are divergences from dense in nats a step, each behind a dense cache, and at the budget's cost exactly, what
+was spent beside it counted at the static mix' exchange rate. `true token` has the same choices judged by the true next
+token, whose luck a policy can't foresee. Intervals: standard errors over windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sol_rt.actions import Action
+from sol_rt.bundle import Bundle
+from sol_rt.cost import BytesCost, load_cost_model
+from sol_rt.export.policy_file import TrainedPolicy, read_policy
+from sol_rt.policy_inputs import KNOWN_SCALARS
+from sol_rt.train import holdout, regression
+from sol_rt.train.counterfactuals import ABOUT, Counterfactuals, CounterfactualStore
+from sol_rt.train.policy_network import PolicyNetwork
+from sol_rt.train.rollout import RolloutSpec
+from sol_rt.train.weights import read_matrix
+
+Measured = list[tuple[int, Counterfactuals]]
+"""Windows with the length that they belong to."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("counterfactuals", type=Path)
+    parser.add_argument("--policy", type=Path, help="policy.safetensors; default: none, static and oracle alone")
+    parser.add_argument("-b", "--budget", default="0.45,0.5,0.55,0.6")
+    parser.add_argument("-t", "--threads", type=int, help="with a calibration of so many costs are milliseconds")
+    parser.add_argument("--by-length", action="store_true", help="a row for each length of window, too")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    bundle = Bundle.open(given.bundle)
+    policy = None if given.policy is None else read_policy(given.policy)
+    about = json.loads((given.counterfactuals / ABOUT).read_text(encoding="utf-8"))
+    actions = tuple(map(Action.parse, about["actions"]))
+    cost = BytesCost(bundle.config) if given.threads is None else load_cost_model(bundle, "cpu", given.threads)
+    spec = RolloutSpec(actions, cost, KNOWN_SCALARS, midway=True)
+    if policy is not None and policy.actions != actions:
+        parser.error(f"{given.policy}: made for {policy.actions}, the counterfactuals have {actions}")
+    store = CounterfactualStore(given.counterfactuals, about, about["scalars"], create=False)
+    training, held = (list(windows_of(store, name, policy, about["windows"])) for name in ("train", "held"))
+    if not training or not held:
+        parser.error(f"{given.counterfactuals}: no windows of both kinds; `sol-rt train` measures them")
+    bound = Bound(bundle, spec, policy, training)
+    print(f"{len(held)} held-out windows, {len(training)} for the mix; costs in {cost.name}\n")
+    names = ["static", "uniform", "sol", "oracle"] if policy is not None else ["static", "oracle"]
+    heads = ["windows", "budget", *(f"{name}" for name in names), *(f"{name} avoids" for name in names[1:])]
+    print("| " + " | ".join([*heads, *(f"true token: {name}" for name in names)]) + " |")
+    print("|---|" + "--:|" * (len(heads) + len(names) - 1))
+    groups = [("all", held)]
+    if given.by_length:
+        lengths = sorted({length for length, _ in held})
+        groups += [(str(length), [row for row in held if row[0] == length]) for length in lengths]
+    for budget in map(float, given.budget.split(",")):
+        scored = {id(row): bound.scores(*row, budget) for _, row in enumerate(held)}
+        for label, rows in groups:
+            print(line(label, budget, [scored[id(row)] for row in rows], names))
+
+
+def windows_of(
+    store: CounterfactualStore, part: str, policy: TrainedPolicy | None, lengths: Sequence[int]
+) -> Iterator[tuple[int, Counterfactuals]]:
+    columns = KNOWN_SCALARS if policy is None else policy.scalars
+    for path in sorted(store.folder.glob(f"{part}-*.safetensors")):
+        window = store.read(path.stem, columns)
+        tokens = window.context + len(window) + 1
+        yield min(lengths, key=lambda length: abs(length - tokens)), window
+
+
+Scores = dict[str, tuple[float, float]]
+"""By schedule: divergence and true token's added loss, nats a step at the budget's cost."""
+
+
+class Bound:
+    """Scores of a window; `training` gives the static mix of each length."""
+
+    def __init__(self, bundle: Bundle, spec: RolloutSpec, policy: TrainedPolicy | None, training: Measured) -> None:
+        self._spec, self._policy, self._training = spec, policy, training
+        self._dense = spec.actions.index(spec.cost.dense_action)
+        self._embed = read_matrix(bundle.file(bundle.config.weights_file), bundle.config.tensors, "embed").rows
+        self._network = None if policy is None else network_of(policy)
+
+    def scores(self, length: int, window: Counterfactuals, budget: float) -> Scores:
+        costs, kl = regression.costs_of(window, self._spec).double(), window.kl.double()
+        true = window.added(self._dense, 0.0).double()
+        alike = [row for of, row in self._training if of == length] or [row for _, row in self._training]
+        losses = torch.stack([row.kl.double().mean(0) for row in alike]).mean(0)
+        chosen = {"oracle": hindsight(kl, costs, budget)}
+        for name, steps in self._schedules(budget, losses):
+            chosen[name] = torch.tensor(
+                [
+                    steps.choose(window.context + at, token, window.hidden[at : at + 1], window.scalars[at])
+                    for at, token in enumerate(window.token.tolist())
+                ]
+            )
+        points = list(zip(costs.mean(0).tolist(), losses.tolist(), strict=True))
+        rate = holdout.exchange_rate(points, budget)
+        found = {}
+        for name, actions in chosen.items():
+            at = actions[:, None]
+            beside = rate * (float(costs.gather(1, at).mean()) - budget)
+            found[name] = float(kl.gather(1, at).mean()) + beside, float(true.gather(1, at).mean()) + beside
+        return found
+
+    def _schedules(self, budget: float, losses: Tensor) -> Iterator[tuple[str, holdout.Steps]]:
+        if self._network is None or self._policy is None:
+            yield holdout.static_steps(self._spec, KNOWN_SCALARS, budget, losses.numpy())
+            return
+        columns = self._policy.scalars
+        yield from holdout.all_steps(self._network, self._embed, self._spec, columns, budget, losses.numpy())
+
+
+def hindsight(losses: Tensor, costs: Tensor, budget: float) -> Tensor:
+    """The actions [n] that lose least, of losses and costs [n, A], at a mean cost of the budget or just below it."""
+    low, high = 0.0, 1e3
+    for _ in range(60):
+        price = (low + high) / 2
+        chosen = (losses + price * costs).argmin(1)
+        if float(costs.gather(1, chosen[:, None]).mean()) > budget:
+            low = price
+        else:
+            high = price
+    return (losses + high * costs).argmin(1)
+
+
+def network_of(policy: TrainedPolicy) -> PolicyNetwork:
+    network = PolicyNetwork(policy.shape)
+    values = {name: torch.from_numpy(value) for name, value in policy.parameters.items()}
+    missing = network.load_state_dict(values, strict=False).unexpected_keys
+    assert not missing
+    return network
+
+
+def line(label: str, budget: float, rows: Sequence[Scores], names: Sequence[str]) -> str:
+    table = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}
+    means = {name: values.mean(0).tolist() for name, values in table.items()}
+    cells = [f"{label} ({len(rows)})", f"{budget:g}"]
+    for name in names:
+        less = table[name][:, 0] - table["static"][:, 0]
+        error = float(less.std() / len(rows) ** 0.5) if len(rows) > 1 else 0.0
+        cells.append(f"{means[name][0]:.4f}" + ("" if name == "static" else f" ±{error:.4f}"))
+    static = means["static"][0]
+    cells += [f"{1 - means[name][0] / static:.0%}" if static > 0 else "" for name in names[1:]]
+    cells += [f"{means[name][1]:+.4f}" for name in names]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
