@@ -21,7 +21,7 @@ from sol_rt.train.counterfactuals import Counterfactuals  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.rollout import RolloutSpec  # noqa: E402
 
-HIDDEN, POSITIONS, WINDOWS, UNIT, SHARE = 32, 48, 12, 0.1, 0.4
+HIDDEN, POSITIONS, WINDOWS, UNIT = 32, 48, 12, 0.1
 KINDS = torch.tensor([[0.0, 0.3], [0.0, 0.05]])
 """Expected added loss of the two actions behind tokens of either kind: the token tells which."""
 
@@ -61,19 +61,15 @@ def _examples(windows: Sequence[int]) -> regression.Examples:
     return regression.Examples.of([_window(seed) for seed in windows], _spec(), 0.5)
 
 
-def _prices(examples: regression.Examples) -> regression.BudgetPrices:
-    return regression.BudgetPrices(examples.added.mean(1), examples.cost.mean(1), (0.7, 0.95), SHARE)
-
-
 def _trained(objective: str) -> tuple[PolicyNetwork, Callable[[regression.EpisodeBatch], torch.Tensor]]:
     torch.manual_seed(0)
     shape = PolicyShape(HIDDEN, len(KNOWN_SCALARS), 2, horizon=4, width=16, heads=2, scalar_size=8, action_size=8)
-    network, config = PolicyNetwork(shape), WarmStartConfig(objective=objective, unit=UNIT, temperature=SHARE)
+    network, config = PolicyNetwork(shape), WarmStartConfig(objective=objective, unit=UNIT)
     examples = _examples(range(WINDOWS))
-    prices, optimizer = _prices(examples), torch.optim.AdamW(network.parameters(), lr=3e-3)
+    prices, optimizer = (0.05, 0.5), torch.optim.AdamW(network.parameters(), lr=3e-3)
     for update in range(150):
         random = np.random.default_rng(update)
-        batch = regression.draw_episodes(examples, 64, 4, prices, SHARE, KNOWN_SCALARS, random)
+        batch = regression.draw_episodes(examples, 64, 4, prices, UNIT, KNOWN_SCALARS, random)
         logits = network(0 * batch.hidden, _embed(batch.token), batch.scalars, batch.previous)
         optimizer.zero_grad()
         regression.objective(logits, batch, config).backward()
@@ -86,7 +82,7 @@ def test_logits_become_minus_the_expected_added_loss(objective: str) -> None:
     _, logits_of = _trained(objective)
     random = np.random.default_rng(99)
     examples = _examples(range(100, 104))
-    batch = regression.draw_episodes(examples, 200, 4, _prices(examples), SHARE, KNOWN_SCALARS, random)
+    batch = regression.draw_episodes(examples, 200, 4, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
     with torch.no_grad():
         logits = logits_of(batch)
     found = UNIT * (logits[..., 0] - logits[..., 1])  # how much more the cheap action is thought to lose
@@ -101,18 +97,16 @@ def test_the_gain_is_that_of_knowing_the_token() -> None:
     begin = torch.arange(0, POSITIONS, 4).repeat(12)
     prices = torch.full((len(window),), price)
     random = np.random.default_rng(0)
-    budget = torch.full((len(window),), 0.8)
-    batch = regression.episodes_at(examples, window, begin, 4, budget, prices, SHARE, KNOWN_SCALARS, random)
+    batch = regression.episodes_at(examples, window, begin, 4, prices, UNIT, KNOWN_SCALARS, random)
     batch = regression.EpisodeBatch(**{**vars(batch), "hidden": 0 * batch.hidden})
-    groups = torch.arange(len(window)) % 2
-    gains = regression.lagrangian_gain(network, _embed(batch.token), batch, UNIT, groups)
+    gain = regression.lagrangian_gain(
+        network, _embed(batch.token), batch, [price], UNIT, torch.zeros(len(window), dtype=torch.int64)
+    )
     value = batch.added + price * batch.cost
     best = torch.where(batch.token == 0, value[..., 0], value[..., 1])  # dense only behind tokens that need it
-    for group, gain in enumerate(gains.tolist()):
-        members = groups == group
-        static = min(float(value[members][..., action].mean()) for action in range(2))
-        assert gain == pytest.approx(static - float(best[members].mean()), abs=0.01)
-        assert gain > 0.01
+    static = min(float(value[..., action].mean()) for action in range(2))
+    assert gain == pytest.approx(static - float(best.mean()), abs=0.01)
+    assert gain > 0.01
 
 
 @pytest.mark.parametrize("horizon", [4, 16, 20])
@@ -123,7 +117,7 @@ def test_episodes_tell_what_a_run_would(horizon: int) -> None:
 
     examples = _examples(range(3))
     random = np.random.default_rng(5)
-    batch = regression.draw_episodes(examples, 20, horizon, _prices(examples), SHARE, KNOWN_SCALARS, random)
+    batch = regression.draw_episodes(examples, 20, horizon, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
     column = {name: index for index, name in enumerate(KNOWN_SCALARS)}
     for row in range(20):
         inputs = PolicyInputs(KNOWN_SCALARS, horizon)
@@ -141,32 +135,9 @@ def test_episodes_tell_what_a_run_would(horizon: int) -> None:
 
 
 def test_prices_are_those_that_the_budgets_ask_for() -> None:
-    examples, budgets = _examples(range(WINDOWS)), torch.tensor([0.75, 0.8, 0.83, 0.9])
+    examples = _examples(range(WINDOWS))
+    low, high = regression.price_range(examples, UNIT, (0.75, 0.9))
     added, cost = examples.added.mean(1), examples.cost.mean(1)
-    prices = regression.BudgetPrices(added, cost, (0.75, 0.9), SHARE)
-    for budget in budgets:
-        price = prices.at(torch.arange(WINDOWS), budget.expand(WINDOWS))
-        gap = added[:, 1] - added[:, 0] + price * (cost[:, 1] - cost[:, 0])
-        cheap = 1 / (1 + torch.exp(gap / (SHARE * price)))
-        spent = cost[:, 0] * (1 - cheap) + cost[:, 1] * cheap
-        torch.testing.assert_close(spent, budget.expand(WINDOWS), atol=2e-3, rtol=0)
-
-
-def test_prices_end_where_actions_do() -> None:
-    """Neither dearer than the dearest action nor cheaper than the cheapest, and in their order."""
-    added, cost = torch.tensor([[0.0, 0.1, 0.4]]), torch.tensor([[1.0, 0.6, 0.5]])
-    prices = regression.BudgetPrices(added, cost, (0.1, 1.0), 0.01)
-    assert float(prices.low) == pytest.approx(0.5, abs=1e-3)
-    assert float(prices.high) == pytest.approx(1.0, abs=1e-3)
-    found = [float(prices.at(torch.tensor([0]), torch.tensor([budget]))) for budget in (0.55, 0.8)]
-    # midway between two actions the price is the slope between them
-    assert found == [pytest.approx(value, rel=0.05) for value in (3.0, 0.25)]
-
-
-def test_at_low_prices_small_differences_count() -> None:
-    """Two actions of nearly one cost that lose 0.002 nats apart: told apart where a dense step is worth 0.02 nats,
-    not where it is worth 2."""
-    added, cost = torch.tensor([0.004, 0.002]), torch.tensor([0.50, 0.51])
-    fine, coarse = (regression.choices(added, cost, torch.tensor(price), 0.05) for price in (0.02, 2.0))
-    assert float(fine[1]) > 0.8
-    assert float(coarse[1]) < 0.5
+    for price, budget in ((low, 0.9), (high, 0.75)):
+        cheap = 1 / (1 + torch.exp((added[:, 1] - added[:, 0] + price * (cost[:, 1] - cost[:, 0])) / UNIT))
+        assert float((cost[:, 0] * (1 - cheap) + cost[:, 1] * cheap).mean()) == pytest.approx(budget, abs=1e-3)

@@ -76,8 +76,6 @@ class WarmStartConfig:
         objective: `decision` or `regression`.
         divergence: weight of an action's divergence from dense in its loss; the rest is its loss on the true token.
         unit: nats that a logit of 1 stands for.
-        temperature: of the choices learned from, as a share of the price (regression.py): two actions that lose the
-            same and are so far apart in cost are chosen e : 1.
         patience: measurements on the held-out windows without gain after which the stage ends.
     """
 
@@ -92,7 +90,6 @@ class WarmStartConfig:
     objective: str = "decision"
     divergence: float = 1.0
     unit: float = 0.05
-    temperature: float = 0.05
     patience: int = 8
 
 
@@ -104,7 +101,7 @@ class GrpoConfig:
         updates: optimizer rounds.
         windows, episodes: texts an update, and episodes of each, at different contexts.
         schedules: sampled an episode, against whose mean each is judged.
-        temperature: of sampling.
+        temperature: of sampling; with prices it goes with them below 1 nat a dense step.
         gamma: discount of later rewards.
         divergence: weight of the divergence from dense in the reward; the rest is the log-likelihood of the true token.
         budget: lowest and highest budget drawn, as shares of the dense cost; for `nominal` costs of keep, of prune and
@@ -272,7 +269,6 @@ def _check(config: TrainConfig, where: str) -> None:
         "warm_start.positions": warm.positions,
         "warm_start.batch": warm.batch,
         "warm_start.unit": warm.unit,
-        "warm_start.temperature": warm.temperature,
         "warm_start.patience": warm.patience,
         "grpo.windows": grpo.windows,
         "grpo.episodes": grpo.episodes,

@@ -8,8 +8,8 @@ follows and departs from the reference of the method (arXiv 2605.10875):
                  every step; advantages centred over the K schedules at each step, then scaled over the whole batch;
                  PPO's clipped ratio; entropy bonus; one budget drawn an episode; sampling at a temperature
     prices       a budget's price (prices.py) times the step's cost is taken from the logits when an action is chosen,
-                 as `sol` does at run time, so that the network learns what a step is worth, not how to save; the
-                 temperature goes with the price, as in stage 1
+                 as `sol` does at run time, so that the network learns what a step is worth, not how to save; where
+                 prices are low, the temperature goes with them
     divergence   what a step's likelihood falls by where dense is right about the next token, without the luck of the
                  one token read, which is most of a likelihood's spread between schedules
     measured     costs are those of the bundle's cost model; `cost: nominal` has kept shares and three budgets instead

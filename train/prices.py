@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 _POINTS = 13
-LEAST, MOST = 1e-4, 100.0
-"""Nats a dense step."""
+_LEAST, _MOST = 1e-4, 100.0
 _HALVINGS = 40
 _FIRST = 0.2  # where nothing is known yet
 
@@ -34,7 +33,7 @@ class Prices:
         """Sets every price where `mean_cost(price)`, which falls as the price rises, is the budget; where no price
         does it, the nearest end."""
         for index, budget in enumerate(self.budgets.tolist()):
-            low, high = math.log(LEAST), math.log(MOST)
+            low, high = math.log(_LEAST), math.log(_MOST)
             for _ in range(_HALVINGS):
                 middle = (low + high) / 2
                 if mean_cost(math.exp(middle)) > budget:
@@ -58,4 +57,4 @@ class Prices:
                     moves[point] += weight * rate * (mean - budget) / budget
                     weights[point] += weight
         self.logarithms += np.where(weights > 0, moves / np.maximum(weights, 1.0), 0.0)
-        np.clip(self.logarithms, math.log(LEAST), math.log(MOST), out=self.logarithms)
+        np.clip(self.logarithms, math.log(_LEAST), math.log(_MOST), out=self.logarithms)

@@ -45,8 +45,9 @@ COUNTERFACTUALS = "counterfactuals"
 _WARM, _GRPO, _DONE = "warm start", "grpo", "done"
 _SEED_OF = {_WARM: 1, _GRPO: 2, "held out": 3}
 _MEASURES = 40  # times that stage 1 looks at the held-out windows
-_BUDGETS = 7  # at which it does
+_PRICES = 12  # at which it does
 _FITTED = 256  # episodes that prices are set on, for each length of window
+_LEAST_TEMPERATURE = 0.02  # share of the config's: a thousandth of a nat where a logit is a twentieth
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,6 @@ class Trainer:
         self.best = self._nothing_yet()
         self.measured = 0  # windows that stage 1 learns from
         self.losses = torch.zeros(len(setup.windows.lengths), len(self.actions), dtype=torch.float64)
-        self.costs = torch.zeros_like(self.losses)
         self.optimizer = self._new_optimizer()
         self.began = time.monotonic()
         self.first = group.rank == 0
@@ -208,9 +208,8 @@ class Trainer:
         for kind in range(len(self.losses)):  # static mixes know the context's class, too
             members = [row for row, of in zip(measured[count:], kinds[count:], strict=True) if of == kind]
             for row in members or measured[count:]:
-                added, cost = row.added(self.dense, warm.divergence), regression.costs_of(row, self.setup.rollouts.spec)
-                for table, values in ((self.losses, added), (self.costs, cost)):
-                    table[kind] += values.double().mean(0) / len(members or measured[count:])
+                added = row.added(self.dense, warm.divergence)
+                self.losses[kind] += added.double().mean(0) / len(members or measured[count:])
         return measured[count:], measured[:count], kinds[count:] + kinds[:count]
 
     def _about(self) -> dict[str, object]:
@@ -228,13 +227,13 @@ class Trainer:
         examples, held_out = (
             regression.Examples.of(part, self.setup.rollouts.spec, warm.divergence) for part in (training, held)
         )
-        prices = self._prices_of(examples.added.mean(1), examples.cost.mean(1))
-        check, groups = self._held_out_episodes(held_out, torch.tensor(kinds[len(training) :]))
+        prices = self._price_range(examples)
+        grid = np.geomspace(*prices, _PRICES).tolist()
+        check = self._held_out_episodes(held_out, prices)
+        groups = torch.tensor(kinds[len(training) :]).repeat_interleave(len(check.price) // len(held))
         if self.update == 0:
             random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM]])
-            shown = regression.draw_episodes(
-                examples, 2048, shape.horizon, prices, warm.temperature, self.columns, random
-            )
+            shown = regression.draw_episodes(examples, 2048, shape.horizon, prices, warm.unit, self.columns, random)
             self.network.standardise(
                 shown.hidden.flatten(0, 1), self.setup.embed(shown.token).flatten(0, 1), shown.scalars.flatten(0, 1)
             )
@@ -246,10 +245,9 @@ class Trainer:
             self.update, self.step = self.update + 1, self.step + 1
             values: dict[str, float | str] = {"loss": loss, "learning_rate": rate}
             if self.update % every == 0 or self.update == warm.updates:
-                gains = regression.lagrangian_gain(
-                    self.network, self.setup.embed(check.token), check, warm.unit, groups
+                gain = regression.lagrangian_gain(
+                    self.network, self.setup.embed(check.token), check, grid, warm.unit, groups
                 )
-                gain = float((gains * torch.bincount(groups) / len(groups)).sum())
                 values["held_out_gain"] = gain
                 self._remember_best(gain)
             self._tell(_WARM, values)
@@ -263,12 +261,10 @@ class Trainer:
         self._evaluate_replayed(held, kinds[len(training) :])
         self._checkpoint(now=True)
 
-    def _warm_update(self, examples: regression.Examples, prices: regression.BudgetPrices, rate: float) -> float:
+    def _warm_update(self, examples: regression.Examples, prices: tuple[float, float], rate: float) -> float:
         warm, shape = self.config.warm_start, self.network.shape
         random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM], self.update])
-        whole = regression.draw_episodes(
-            examples, warm.batch, shape.horizon, prices, warm.temperature, self.columns, random
-        )
+        whole = regression.draw_episodes(examples, warm.batch, shape.horizon, prices, warm.unit, self.columns, random)
         shown = regression.shown_features((warm.batch, shape.horizon, 2 * shape.hidden_size), warm.dropout, random)
         mine = slice(self.group.rank, None, self.group.size)
         batch = regression.EpisodeBatch(**{name: value[mine] for name, value in vars(whole).items()})
@@ -282,59 +278,45 @@ class Trainer:
         self._descend(loss, 1.0)
         return float(self.group.sum(loss.detach()) / self.group.size)
 
-    def _prices_of(self, added: Tensor, cost: Tensor) -> regression.BudgetPrices:
-        """Of groups with these mean losses and costs, [G, A] each."""
-        low, high = self.config.grpo.budget
-        share = self.config.warm_start.temperature
-        return regression.BudgetPrices(added.float(), cost.float(), (low, high), share)
-
-    def _held_out_episodes(self, held: regression.Examples, kinds: Tensor) -> tuple[regression.EpisodeBatch, Tensor]:
-        """All episodes of the held-out windows, one behind the other, at each of _BUDGETS budgets, and which budget of
-        which kind of window each is of. Prices are those of the training windows of the kind."""
+    def _held_out_episodes(self, held: regression.Examples, prices: tuple[float, float]) -> regression.EpisodeBatch:
+        """All episodes of the held-out windows, one behind the other."""
         horizon, (windows, positions) = self.network.shape.horizon, held.token.shape
         begins = torch.arange(0, positions - horizon + 1, horizon)
-        window = torch.arange(windows).repeat_interleave(len(begins)).repeat(_BUDGETS)
-        level = torch.arange(_BUDGETS).repeat_interleave(windows * len(begins))
-        prices, kind = self._prices_of(self.losses, self.costs), kinds[window]
-        budget = torch.lerp(prices.low[kind], prices.high[kind], level / (_BUDGETS - 1))
+        window = torch.arange(windows).repeat_interleave(len(begins))
         random = np.random.default_rng([self.config.seed, _SEED_OF["held out"]])
-        batch = regression.episodes_at(
-            held,
-            window,
-            begins.repeat(windows * _BUDGETS),
-            horizon,
-            budget,
-            prices.at(kind, budget),
-            self.config.warm_start.temperature,
-            self.columns,
-            random,
+        price = regression.random_prices(random, prices, len(window))
+        return regression.episodes_at(
+            held, window, begins.repeat(windows), horizon, price, self.config.warm_start.unit, self.columns, random
         )
-        return batch, torch.unique(level * len(self.losses) + kind, return_inverse=True)[1]
+
+    def _price_range(self, examples: regression.Examples) -> tuple[float, float]:
+        low, high = self.config.grpo.budget
+        reached = float(examples.cost.mean(dim=(0, 1)).min())
+        return regression.price_range(examples, self.config.warm_start.unit, (max(low, min(reached, high)), high))
 
     @torch.no_grad()
     def _fit_prices(self, examples: regression.Examples, kinds: Sequence[int]) -> None:
-        """Prices at which the network's own sampled choices come to each budget, for each kind of window."""
+        """Prices at which the network's own sampled choices come to each budget, for each length of window."""
         warm, horizon = self.config.warm_start, self.network.shape.horizon
         random = np.random.default_rng([self.config.seed, _SEED_OF[_GRPO]])
+        prices = self._price_range(examples)
         for kind, fitted in enumerate(self.prices):
             members = [row for row, of in enumerate(kinds) if of == kind] or list(range(len(kinds)))
             part = regression.Examples(**{name: value[members] for name, value in vars(examples).items()})
-            prices = self._prices_of(part.added.mean(1), part.cost.mean(1))
-            batch = regression.draw_episodes(part, _FITTED, horizon, prices, warm.temperature, self.columns, random)
+            batch = regression.draw_episodes(part, _FITTED, horizon, prices, warm.unit, self.columns, random)
             logits = self.network(batch.hidden, self.setup.embed(batch.token), batch.scalars, batch.previous)
-            fitted.fit(functools.partial(self._mean_cost, warm.unit * logits, batch.cost))
+            fitted.fit(functools.partial(self._mean_cost, logits, batch.cost))
 
-    def _mean_cost(self, values: Tensor, cost: Tensor, price: float) -> float:
-        """Of sampled choices; values, nats, and costs [..., A]."""
-        temperature = self._sampling_temperature(price) * self.config.warm_start.unit
-        return float((torch.softmax((values - price * cost) / temperature, -1) * cost).sum(-1).mean())
+    def _mean_cost(self, logits: Tensor, cost: Tensor, price: float) -> float:
+        """Of sampled choices; logits and costs [..., A]."""
+        charged = (logits - price * cost / self.config.warm_start.unit) / self._temperature(price)
+        return float((torch.softmax(charged, -1) * cost).sum(-1).mean())
 
-    def _sampling_temperature(self, price: float) -> float:
-        """Of GRPO's choices, in logits; as stage 1's it goes with the price."""
-        warm, sampling = self.config.warm_start, self.config.grpo.temperature
-        if not self.config.grpo.price:
-            return sampling
-        return sampling * float(regression.temperatures(torch.tensor(price), warm.temperature)) / warm.unit
+    def _temperature(self, price: float) -> float:
+        """Of GRPO's choices, in logits. Below a price of 1 it goes with the price: where a dense step's cost is worth a
+        hundredth of a nat, thousandths decide, and choices that don't tell them apart teach nothing but noise."""
+        config = self.config.grpo
+        return config.temperature * (min(max(price, _LEAST_TEMPERATURE), 1.0) if config.price else 1.0)
 
     # Stage 2
 
@@ -416,7 +398,7 @@ class Trainer:
         wanted = torch.from_numpy(random.uniform(lows, highs)).float()
         budget = float(wanted.mean())
         price = self.prices[window.kind].at(budget) if config.price else 0.0
-        temperature = self._sampling_temperature(price)
+        temperature = self._temperature(price)
         charge = price * costs / self.config.warm_start.unit
         noise = grpo.gumbel(random, config.schedules, horizon, len(spec.actions))
         axes = None if self.kept is None else (self.kept, wanted)
