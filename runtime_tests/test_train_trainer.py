@@ -94,6 +94,13 @@ def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def test_a_policy_tells_of_the_updates_of_what_was_kept(trained: Path) -> None:
+    measured = [each for each in records(trained) if each["stage"] in ("grpo before", "grpo after")]
+    best = max(measured, key=lambda each: each["gain_over_uniform"] + each["gain_over_static"])["update"]
+    said = f"{best} GRPO updates" if best else "no GRPO"
+    assert read_policy(trained / "policy.safetensors").description == f"warm start on 10 windows, {said}, seed 0"
+
+
 def test_a_bundle_is_given_the_policy(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_bundle(tmp_path / "given")
     before = Bundle.open(folder).config

@@ -156,7 +156,8 @@ class Trainer:
 
     def write_policy(self, path: Path) -> None:
         """Writes the policy as it is now, aside and then renamed."""
-        done = f"{self.update} GRPO updates" if self.stage in (_GRPO, _DONE) and self.update else "no GRPO"
+        updates = self.best["update"] if self.stage == _DONE and self.config.grpo.updates else 0  # of what was kept
+        done = f"{updates} GRPO updates" if updates else "no GRPO"
         warm = f"warm start on {self.measured} windows, " if self.measured else ""
         policy = TrainedPolicy(
             self.network.shape,
@@ -561,13 +562,13 @@ class Trainer:
         self.best = self._nothing_yet()
 
     def _nothing_yet(self) -> dict[str, Any]:
-        return {"gain": -math.inf, "network": self.network.state_dict(), "since": 0}
+        return {"gain": -math.inf, "network": self.network.state_dict(), "since": 0, "update": 0}
 
     def _remember_best(self, gain: float) -> None:
         """Keeps the network where `gain`, measured on held-out windows, is the stage's largest so far."""
         if gain > self.best["gain"]:
             state = {name: value.clone() for name, value in self.network.state_dict().items()}
-            self.best = {"gain": gain, "network": state, "since": 0}
+            self.best = {"gain": gain, "network": state, "since": 0, "update": self.update}
         else:
             self.best["since"] += 1
 
