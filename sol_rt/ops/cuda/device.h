@@ -88,7 +88,9 @@ __device__ __forceinline__ void MultiplyTile(int (&c)[4], const uint32_t (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
   // Turing has a quarter of it, m8n8k16.
+#pragma unroll
   for (int upper = 0; upper < 2; ++upper) {
+#pragma unroll
     for (int k = 0; k < 2; ++k) {
       asm volatile(
           "mma.sync.aligned.m8n8k16.row.col.s32.s8.u8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
@@ -106,6 +108,7 @@ __device__ __forceinline__ void MultiplyHalves(float (&c)[4], const uint32_t (&a
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
+#pragma unroll
   for (int k = 0; k < 2; ++k) {
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
