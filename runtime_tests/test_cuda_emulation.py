@@ -24,10 +24,12 @@ from greedy import assert_same_choices, greedy
 from onnx import helper
 from random_decoder import RandomDecoder, describe
 
-from sol_rt import providers
+from sol_rt import cuda, providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
+from sol_rt.errors import ProviderError
+from sol_rt.ops import library_path
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"
@@ -227,6 +229,17 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert runs[0] != runs[1]  # margins are: another library has added up
     for keep, expected in runs[0].items():
         assert_same_choices(runs[1][keep], expected)
+
+
+def test_the_probe_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a provider has to pass before it is chosen: its own operators against the CPU's."""
+    monkeypatch.setitem(providers._GPUS, "cpu", cuda)
+    provider = providers.Provider("cpu", providers.start_pool(None), layer.LIBRARY)
+    providers.probe(provider)
+    run = providers._probe_run
+    monkeypatch.setattr(providers, "_probe_run", lambda one, *rest: run(one, *rest) + 0.01 * (one is provider))
+    with pytest.raises(ProviderError, match=r"numbers that differ from the CPU's by 0\.01"):
+        providers._compare(provider, providers._PROBE_NATIVE, library_path(), "hint")
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])

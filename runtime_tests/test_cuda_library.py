@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 from test_ops_matmul import Nested, matmul_model
 
+from sol_rt import cuda, providers
+from sol_rt.errors import ProviderError
 from sol_rt.ops import library_path
 
 LIBRARY = library_path("cuda")
@@ -72,3 +74,12 @@ def test_a_session_on_the_cpu_refuses_its_operators() -> None:
     model = matmul_model(Nested.random(np.random.default_rng(0), 64, 40, 4)).SerializeToString()
     with pytest.raises(Exception, match="implementation for NestedMatMul"):
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def test_operators_that_cannot_run_are_found_before_a_provider_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a library built for another GPU: here there is none."""
+    monkeypatch.setitem(providers._GPUS, "cpu", cuda)
+    provider = providers.Provider("cpu", providers.start_pool(None), LIBRARY)
+    with pytest.raises(ProviderError, match=r"native operators: .*--no-native-ops") as caught:
+        providers.probe(provider)
+    assert "\n" not in str(caught.value)

@@ -306,11 +306,12 @@ def test_a_graph_of_the_other_cache_is_refused(int8_bundle: Bundle, tmp_path: Pa
         Engine(Bundle.open(folder), provider="cpu").forward([1], DENSE)
 
 
-def test_the_probe_is_what_its_source_says() -> None:
+def test_the_probes_are_what_their_source_says() -> None:
     from sol_rt import providers
-    from sol_rt.export.probe_graph import build
+    from sol_rt.export.probe_graph import build, build_native
 
     assert providers._PROBE.read_bytes() == build().SerializeToString(deterministic=True)
+    assert providers._PROBE_NATIVE.read_bytes() == build_native().SerializeToString(deterministic=True)
 
 
 def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:

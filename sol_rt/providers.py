@@ -32,6 +32,7 @@ _CPU = "CPUExecutionProvider"
 _GPUS = {"cuda": cuda, "webgpu": webgpu}
 """In the order in which `auto` tries them."""
 _PROBE = Path(__file__).with_name("probe.onnx")
+_PROBE_NATIVE = Path(__file__).with_name("probe_native.onnx")
 _PROBE_TOLERANCE = 2e-3
 _QUIET = 4
 
@@ -274,22 +275,30 @@ def _gpu(name: str, pool: int, device: int, native_ops: bool) -> Provider:
 
 
 def probe(provider: Provider) -> None:
-    """Runs a tiny model on the provider and on the CPU.
+    """Runs a tiny model on the provider and on the CPU, and one of native operators where the provider has them: they
+    may be built for another GPU or a newer driver.
 
-    Raises ProviderError where it cannot run there or gives other numbers.
+    Raises ProviderError where one cannot run there or gives other numbers.
     """
+    _compare(provider, _PROBE, None, _GPUS[provider.name].INSTALL)
+    if provider.native and (library := library_path()) is not None:
+        _compare(provider, _PROBE_NATIVE, library, "go without them (--no-native-ops)")
+
+
+def _compare(provider: Provider, path: Path, library: Path | None, hint: str) -> None:
+    """Compares a probe there with the CPU's, which runs with `library`."""
     feed = {"ids": np.arange(8, dtype=np.int64)[None]}
-    model = _PROBE.read_bytes()
-    expected = _probe_run(Provider("cpu", provider.threads), model, feed)
-    install = _GPUS[provider.name].INSTALL
+    model = path.read_bytes()
+    expected = _probe_run(Provider("cpu", provider.threads, library), model, feed)
+    what = f"provider {provider.name}: " + ("" if library is None else "native operators: ")
     try:
         got = _probe_run(provider, model, feed)
     except Exception as error:
-        raise ProviderError(f"provider {provider.name}: {one_line(error)}; {install}") from None
+        raise ProviderError(f"{what}{one_line(error)}; {hint}") from None
     difference = float(np.abs(got - expected).max())
     if not difference <= _PROBE_TOLERANCE:
-        text = f"numbers that differ from the CPU's by {difference:.3g}"
-        raise ProviderError(f"provider {provider.name}: {text}, expected at most {_PROBE_TOLERANCE}; update its driver")
+        text = f"numbers that differ from the CPU's by {difference:.3g}, expected at most {_PROBE_TOLERANCE}"
+        raise ProviderError(f"{what}{text}; {'update its driver' if library is None else hint}")
 
 
 def _probe_run(provider: Provider, model: bytes, feed: Mapping[str, np.ndarray]) -> np.ndarray:
