@@ -20,7 +20,7 @@ def build() -> onnx.ModelProto:
     """ids int64 [1, S] -> probabilities float [1, S, 64]: a lookup, a norm, a 4-bit product and a softmax."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (SIZE, SIZE // BLOCK, BLOCK // 2), dtype=np.uint8)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "embedding": rng.standard_normal((ROWS, SIZE)).astype(np.float32),
         "gain": np.ones(SIZE, np.float32),
         "codes": codes,
@@ -51,7 +51,7 @@ def build_native() -> onnx.ModelProto:
     weights = {}
     for name, outputs in (("embedding", ROWS), ("head", SIZE)):
         shape = SIZE // BLOCK, outputs
-        parts = {
+        parts: dict[str, np.ndarray] = {
             "base": rng.integers(0, 256, (*shape, BLOCK // 2), dtype=np.uint8),
             "scale": np.full(shape, 0.05, np.float16),
             "zero": np.full(shape, 128, np.uint8),
