@@ -57,7 +57,8 @@ class Engine:
         bundle: an opened bundle.
         provider: `auto`, `cpu`, `cuda` or `webgpu`.
         threads: size of the process-wide pool; all usable processors by default.
-        native_ops: register the native operators where they are built for the provider; without them the graphs' function bodies run.
+        native_ops: register the native operators that are built for the provider; without them the graphs' function
+            bodies run.
         device: number of the GPU.
         max_context: a cap in tokens below the model's own.
 
