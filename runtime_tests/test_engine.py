@@ -71,6 +71,15 @@ def test_steps_chunks_and_batches_agree(engine: Engine) -> None:
         assert np.abs(part - whole[start + 48 : start + 50]).max() < 0.05
 
 
+def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(engine: Engine) -> None:
+    """Whatever the step before it chose: a graph takes a chunk of one token for a step."""
+    engine._chunk = 64
+    whole = engine.forward(TOKENS[:193], DENSE).logits.copy()
+    engine.forward(TOKENS[193:194], Action(3, 100, 8))
+    engine.reset()
+    assert np.array_equal(engine.forward(TOKENS[:193], DENSE).logits, whole)
+
+
 def test_logits_of_the_last_positions_only(engine: Engine) -> None:
     whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits.copy()
     engine.reset()

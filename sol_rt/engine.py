@@ -265,6 +265,7 @@ class Engine:
         logits = np.empty((num_logits, model.vocab_size), np.float32)
         hidden = np.empty((num_logits, model.hidden_size), np.float32)
         first_wanted = ids.size - num_logits
+        self._inputs.attn_keep[:] = _ALL_PAGES  # kernels read it where the last chunk is one token
         for start in range(0, ids.size, self._chunk):
             chunk = ids[start : start + self._chunk]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
