@@ -2,7 +2,7 @@
 // Kernels are compiled unchanged by the host's compiler. What is emulated: barriers, warp collectives over whole warps, shared memory,
 // atomics, dp4a, byte permutation, and the fragments of the matrix instructions. Shared memory starts as NaN in every block. Threads and
 // blocks run in ascending order, or as SOL_CUDA_EMULATION_ORDER says: `descending`, or `shuffled`, another order at every step.
-// A block that waits for a thread that has left ends the process with one line.
+// A block that waits for a thread that has left, and a load that is not aligned, end the process with one line.
 #pragma once
 
 #include <setjmp.h>
@@ -348,13 +348,15 @@ T atomicAdd(T* at, T by) {
   *at += by;
   return before;
 }
+// A device loads words of 2, 4, 8 and 16 bytes from multiples of their size alone; the host would not mind.
 template <class T>
 T __ldg(const T* at) {
+  if (reinterpret_cast<uintptr_t>(at) % sizeof(T) != 0) emulation::Die("a load that is not aligned");
   return *at;
 }
 template <class T>
 T __ldcg(const T* at) {
-  return *at;
+  return __ldg(at);
 }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __float2int_rn(float x) { return std::isnan(x) ? 0 : static_cast<int>(std::nearbyint(std::clamp(x, -2147483648.0f, 2147483520.0f))); }

@@ -29,7 +29,8 @@ class Run {
   Stream Queue() const { return stream_; }
   const sol::Context& Inputs() const { return context_; }
 
-  // Memory for this run. What comes after on the same stream may have it, so it is given back as soon as all is launched.
+  // Memory for this run. What comes after on the same stream may have it, so it is given back as soon as all is launched. The API that
+  // allocates for a stream, GetScratchBuffer, ends the process where memory is short.
   class Memory {
    public:
     Memory(const Run& run, size_t bytes) {
