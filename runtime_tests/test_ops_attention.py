@@ -325,6 +325,8 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(deadline=None, max_examples=200)
 @given(cases())
 @example(Case(Dims(head_dim=2, rotary_dim=2), 100, 1, 3))
+@example(Case(Dims(head_dim=20, rotary_dim=20), 100, 1, 3))
+@example(Case(Dims(head_dim=100, rotary_dim=100, int8=True), 100, 1, 3))
 @example(Case(Dims(head_dim=256, rotary_dim=256, group=5, capacity=64), 33, 1, 1))
 @example(Case(Dims(head_dim=256, rotary_dim=128, group=1, capacity=64), 7, 57, 0))
 def test_any_shape(case: Case) -> None:
