@@ -22,6 +22,15 @@ inline constexpr std::array<Port, 6> kAttentionInputs{{{"past_key", Element},
                                                        {"past_length", kInt64},
                                                        {"attn_keep", kInt64}}};
 
+// SparseAttention's. At last come an int8 cache's scales and total_length, which only the function body reads: their place decides no type.
+template <Type Element>
+inline constexpr auto kSparseAttentionInputs = Join(std::array<Port, 1>{{{"qkv", kFloat}}}, kAttentionInputs<Element>,
+                                                    std::array<Port, 5>{{{"cos", kFloat},
+                                                                         {"sin", kFloat},
+                                                                         {"rest0", kAny, kOptional},
+                                                                         {"rest1", kAny, kOptional},
+                                                                         {"rest2", kAny, kOptional}}});
+
 // Of an operator that attends: what it computes, and its cache, whose keys and values are of type Element.
 template <Type Element>
 inline constexpr std::array<Port, 7> kAttentionOutputs{{{"y", kFloat},

@@ -1,10 +1,10 @@
 // DecoderLayer: a whole layer. One token goes through it by one team: threads meet between the phases, not between nodes.
 
-#include <array>
 #include <string>
 
 #include "attention.h"
 #include "channel_matmul.h"
+#include "layer_inputs.h"
 #include "mlp.h"
 #include "nested_inputs.h"
 #include "norm.h"
@@ -19,23 +19,7 @@ class DecoderLayer {
  public:
   static constexpr const char* kName = "DecoderLayer";
   static constexpr bool kInt8Cache = Element == kInt8;
-  static constexpr size_t kScalePort = 13;
-  static constexpr size_t kFirstWeight = kScalePort + (kInt8Cache ? 2 : 0);
-  static constexpr size_t kMostWeights = 4 + 4 * 6;
-  static constexpr auto kInputs = [] {
-    // Scales, norms, planes and biases as the attributes say, at last total_length, which only the function body reads: their place decides
-    // no type.
-    std::array<Port, 3 + kMostWeights> rest{};
-    for (Port& port : rest) port = {"weight", kAny, kOptional};
-    return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
-                std::array<Port, 6>{{{"keep_in", kInt64},
-                                     {"keep_mid", kInt64},
-                                     {"keep_qkv", kInt64},
-                                     {"keep_o", kInt64},
-                                     {"cos", kFloat},
-                                     {"sin", kFloat}}},
-                rest);
-  }();
+  static constexpr auto kInputs = kDecoderLayerInputs<Element>;
   static constexpr auto kOutputs = kAttentionOutputs<Element>;
 
   explicit DecoderLayer(const Attributes& attributes) : DecoderLayer(attributes, WeightReader(attributes)) {}
@@ -69,7 +53,7 @@ class DecoderLayer {
   class WeightReader {
    public:
     explicit WeightReader(const Attributes& attributes)
-        : attributes_(attributes), bits_(Bits(attributes, kName)), port_(kFirstWeight) {}
+        : attributes_(attributes), bits_(Bits(attributes, kName)), port_(kFirstLayerWeight<Element>) {}
 
     Norm ReadNorm(const char* name, int64_t n, bool has_bias) {
       const float* weight = ReadVector(attributes_, kName, port_++, name, n);
@@ -88,7 +72,7 @@ class DecoderLayer {
                              int64_t N) {
       const Nested w = ReadMatrix(name, K, N);
       const float* added = ReadBias(bias, attributes_.Int(bias, 0, 1) != 0, N);
-      return ChannelMatMul(attributes_, kName, keep_port, keep_name, w, added, cut, Layer(attributes_));
+      return ChannelMatMul(attributes_, kName, keep_port, keep_name, w, added, cut, LayerIndex(attributes_));
     }
     Mlp ReadMlp(int64_t hidden) {
       const int64_t I = Channels(attributes_, kName, "intermediate_size");
@@ -99,7 +83,7 @@ class DecoderLayer {
       const Nested down = ReadMatrix("DecoderLayer down", I, hidden);
       const float* down_bias = ReadBias("down_bias", has_bias, hidden);
       ExpectInputs(attributes_, kName, static_cast<size_t>(port_) + 1);
-      return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, Layer(attributes_));
+      return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, LayerIndex(attributes_));
     }
 
    private:
@@ -110,29 +94,18 @@ class DecoderLayer {
 
   // Members are read in their order below, which is that of the inputs.
   DecoderLayer(const Attributes& attributes, WeightReader&& weights)
-      : attention_(attributes, kName, kInt8Cache, kScalePort, Layer(attributes)),
+      : attention_(attributes, kName, kInt8Cache, kLayerScalePort, LayerIndex(attributes)),
         cos_(attributes.Constant(11, "cos")),
         sin_(attributes.Constant(12, "sin")),
         hidden_(Channels(attributes, kName, "hidden_size")),
         parallel_residual_(attributes.Int("parallel_residual", 0, 1) != 0),
-        attention_norm_(weights.ReadNorm("attention_norm", hidden_, LayerNorm(attributes))),
-        mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0 ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, LayerNorm(attributes))),
+        attention_norm_(weights.ReadNorm("attention_norm", hidden_, HasLayerNorm(attributes, kName))),
+        mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0 ? attention_norm_
+                                                           : weights.ReadNorm("mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
         qkv_(weights.ReadMatMul("DecoderLayer qkv", "qkv_bias", 9, "keep_qkv", kQkvCut, hidden_, attention_.QkvSize())),
         output_(weights.ReadMatMul("DecoderLayer o", "output_bias", 10, "keep_o", kOutputCut, attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
-    if (attention_.OutputSize() % static_cast<int64_t>(kBlock) != 0) {
-      throw Error(std::string(kName) + ": attributes num_heads * head_dim: got " + std::to_string(attention_.OutputSize()) +
-                  ", expected a multiple of 32; export the bundle again");
-    }
-  }
-
-  static int64_t Layer(const Attributes& attributes) { return attributes.Int("layer", 0, int64_t{1} << 20); }
-  static bool LayerNorm(const Attributes& attributes) {
-    const std::string norm = attributes.String("norm");
-    if (norm != "rms" && norm != "layer") {
-      throw Error(std::string(kName) + ": attribute norm: got " + norm + ", expected rms or layer; export the bundle again");
-    }
-    return norm == "layer";
+    ExpectWholeBlocks(kName, attention_.OutputSize());
   }
 
   // Scratch memory of a member.

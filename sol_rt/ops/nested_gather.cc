@@ -16,12 +16,7 @@ namespace {
 class NestedGather {
  public:
   static constexpr const char* kName = "NestedGather";
-  static constexpr std::array<Port, 6> kInputs{{{"ids", kInt64},
-                                                {"base", kUInt8},
-                                                {"scale", kFloat16},
-                                                {"zero", kUInt8},
-                                                {"plane1", kUInt8, kOptional},
-                                                {"plane2", kUInt8, kOptional}}};
+  static constexpr auto kInputs = Join(std::array<Port, 1>{{{"ids", kInt64}}}, kMatrixInputs<kUInt8>);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
   explicit NestedGather(const Attributes& attributes) {

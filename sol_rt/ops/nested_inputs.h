@@ -1,6 +1,8 @@
-// Reading a nested matrix from a node's constant inputs, with every check that keeps a damaged bundle from crashing the host.
+// Ports and sizes of the operators on nested matrices, the same on every provider, and reading a matrix from constant inputs: with every
+// check that keeps a damaged bundle from crashing the host.
 #pragma once
 
+#include <array>
 #include <initializer_list>
 #include <string>
 
@@ -8,6 +10,31 @@
 #include "op.h"
 
 namespace sol {
+
+// A matrix and nothing else, of the width that the attributes say.
+template <Type Base>
+inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
+                                                    {"scale", kFloat16},
+                                                    {"zero", kUInt8},
+                                                    {"plane1", kUInt8, kOptional},
+                                                    {"plane2", kUInt8, kOptional}}};
+
+inline constexpr std::array<Port, 15> kMlpInputs{{{"x", kFloat},
+                                                  {"keep_in", kInt64},
+                                                  {"keep_mid", kInt64},
+                                                  {"up_base", kUInt4},
+                                                  {"up_scale", kFloat16},
+                                                  {"up_zero", kUInt8},
+                                                  {"down_base", kUInt4},
+                                                  {"down_scale", kFloat16},
+                                                  {"down_zero", kUInt8},
+                                                  // Planes and biases as the attributes say: their place decides no type.
+                                                  {"extra0", kAny, kOptional},
+                                                  {"extra1", kAny, kOptional},
+                                                  {"extra2", kAny, kOptional},
+                                                  {"extra3", kAny, kOptional},
+                                                  {"extra4", kAny, kOptional},
+                                                  {"extra5", kAny, kOptional}}};
 
 // Where a matrix's planes are among the inputs; -1 for a plane that the width does not have.
 struct NestedPorts {
@@ -76,13 +103,31 @@ inline const float* ReadVector(const Attributes& attributes, const char* op, int
   return tensor.As<float>();
 }
 
-// The block-major matrix of an operator that has one input, this matrix and no more.
+struct MatrixSize {
+  int bits;
+  int64_t K, N;
+};
+
+// Of the block-major matrix of an operator that has one input, this matrix and no more.
+inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op) {
+  const MatrixSize size{Bits(attributes, op), Channels(attributes, op, "K"), attributes.Int("N", 1, int64_t{1} << 30)};
+  ExpectInputs(attributes, op, size.bits == 4 ? 4 : size.bits == 6 ? 5 : 6);
+  return size;
+}
+
+// Of the channel-major matrix of an operator that has an input, a count and this matrix.
+inline MatrixSize PrunedMatrixSize(const Attributes& attributes, const char* op) {
+  const MatrixSize size{Bits(attributes, op), Channels(attributes, op, "K"), attributes.Int("N", 2, int64_t{1} << 30)};
+  if (size.N % 2 != 0) {
+    throw Error(std::string(op) + ": attribute N: got " + std::to_string(size.N) + ", expected an even number; export the bundle again");
+  }
+  ExpectInputs(attributes, op, size.bits == 4 ? 5 : size.bits == 6 ? 6 : 7);
+  return size;
+}
+
 inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op) {
-  const int bits = Bits(attributes, op);
-  const int64_t K = Channels(attributes, op, "K");
-  const int64_t N = attributes.Int("N", 1, int64_t{1} << 30);
-  ExpectInputs(attributes, op, bits == 4 ? 4 : bits == 6 ? 5 : 6);
-  return ReadNested(attributes, op, {1, 2, 3, 4, 5}, false, K, N, bits);
+  const MatrixSize size = OnlyMatrixSize(attributes, op);
+  return ReadNested(attributes, op, {1, 2, 3, 4, 5}, false, size.K, size.N, size.bits);
 }
 
 }  // namespace sol

@@ -2,7 +2,6 @@
 // matrix.
 
 #include <array>
-#include <string>
 
 #include "channel_matmul.h"
 #include "nested_inputs.h"
@@ -14,13 +13,7 @@ namespace {
 class PrunedMatMul {
  public:
   static constexpr const char* kName = "PrunedMatMul";
-  static constexpr std::array<Port, 7> kInputs{{{"x", kFloat},
-                                                {"keep", kInt64},
-                                                {"base", kUInt4},
-                                                {"scale", kFloat16},
-                                                {"zero", kUInt8},
-                                                {"plane1", kUInt8, kOptional},
-                                                {"plane2", kUInt8, kOptional}}};
+  static constexpr auto kInputs = Join(std::array<Port, 2>{{{"x", kFloat}, {"keep", kInt64}}}, kMatrixInputs<kUInt4>);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
   explicit PrunedMatMul(const Attributes& attributes) : product_(Read(attributes)) {}
@@ -44,13 +37,8 @@ class PrunedMatMul {
 
  private:
   static ChannelMatMul Read(const Attributes& attributes) {
-    const int bits = Bits(attributes, kName);
-    const int64_t K = Channels(attributes, kName, "K"), N = attributes.Int("N", 2, int64_t{1} << 30);
-    if (N % 2 != 0) {
-      throw Error(std::string(kName) + ": attribute N: got " + std::to_string(N) + ", expected an even number; export the bundle again");
-    }
-    ExpectInputs(attributes, kName, bits == 4 ? 5 : bits == 6 ? 6 : 7);
-    const Nested w = ReadNested(attributes, kName, {2, 3, 4, 5, 6}, true, K, N, bits);
+    const MatrixSize size = PrunedMatrixSize(attributes, kName);
+    const Nested w = ReadNested(attributes, kName, {2, 3, 4, 5, 6}, true, size.K, size.N, size.bits);
     return ChannelMatMul(attributes, kName, 1, "keep", w, nullptr, {2, 2048});
   }
 

@@ -1,7 +1,6 @@
 // PrunedMLP: the MLP of a layer as an operator of its own.
 
 #include <array>
-#include <string>
 
 #include "mlp.h"
 #include "nested_inputs.h"
@@ -13,22 +12,7 @@ namespace {
 class PrunedMLP {
  public:
   static constexpr const char* kName = "PrunedMLP";
-  static constexpr std::array<Port, 15> kInputs{{{"x", kFloat},
-                                                 {"keep_in", kInt64},
-                                                 {"keep_mid", kInt64},
-                                                 {"up_base", kUInt4},
-                                                 {"up_scale", kFloat16},
-                                                 {"up_zero", kUInt8},
-                                                 {"down_base", kUInt4},
-                                                 {"down_scale", kFloat16},
-                                                 {"down_zero", kUInt8},
-                                                 // Planes and biases as the attributes say: their place decides no type.
-                                                 {"extra0", kAny, kOptional},
-                                                 {"extra1", kAny, kOptional},
-                                                 {"extra2", kAny, kOptional},
-                                                 {"extra3", kAny, kOptional},
-                                                 {"extra4", kAny, kOptional},
-                                                 {"extra5", kAny, kOptional}}};
+  static constexpr auto kInputs = kMlpInputs;
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
   explicit PrunedMLP(const Attributes& attributes) : mlp_(Read(attributes)) {}

@@ -1,9 +1,9 @@
 // DecoderLayer: a whole layer, as the launches of its parts.
 
 #include <algorithm>
-#include <array>
 #include <string>
 
+#include "../layer_inputs.h"
 #include "../op.h"
 #include "attention_op.h"
 #include "mlp.h"
@@ -19,23 +19,7 @@ class DecoderLayer {
  public:
   static constexpr const char* kName = "DecoderLayer";
   static constexpr bool kInt8Cache = Element == kInt8;
-  static constexpr size_t kScalePort = 13;
-  static constexpr size_t kFirstWeight = kScalePort + (kInt8Cache ? 2 : 0);
-  static constexpr size_t kMostWeights = 4 + 4 * 6;
-  static constexpr auto kInputs = [] {
-    // Scales, norms, planes and biases as the attributes say, at last total_length, which only the function body reads: their place decides
-    // no type.
-    std::array<Port, 3 + kMostWeights> rest{};
-    for (Port& port : rest) port = {"weight", kAny, kOptional};
-    return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
-                std::array<Port, 6>{{{"keep_in", kInt64},
-                                     {"keep_mid", kInt64},
-                                     {"keep_qkv", kInt64},
-                                     {"keep_o", kInt64},
-                                     {"cos", kFloat},
-                                     {"sin", kFloat}}},
-                rest);
-  }();
+  static constexpr auto kInputs = kDecoderLayerInputs<Element>;
   static constexpr auto kOutputs = kAttentionOutputs<Element>;
 
   explicit DecoderLayer(const Attributes& attributes) : DecoderLayer(attributes, WeightReader(attributes)) {}
@@ -112,7 +96,7 @@ class DecoderLayer {
   class WeightReader {
    public:
     explicit WeightReader(const Attributes& attributes)
-        : attributes_(attributes), bits_(Bits(attributes, kName)), port_(static_cast<int>(kFirstWeight)) {}
+        : attributes_(attributes), bits_(Bits(attributes, kName)), port_(static_cast<int>(kFirstLayerWeight<Element>)) {}
 
     Norm ReadNorm(const char* name, int64_t n, bool has_bias) {
       Norm norm;
@@ -125,7 +109,7 @@ class DecoderLayer {
       const cuda::MatrixInput matrix = Matrix(name, K, N);
       cuda::WeightInput added;
       if (attributes_.Int(bias, 0, 1) != 0) added = Vector(bias, N);
-      return {matrix, added, CountInput(attributes_, kName, keep_port, keep_name, Layer(attributes_))};
+      return {matrix, added, CountInput(attributes_, kName, keep_port, keep_name, LayerIndex(attributes_))};
     }
     cuda::Mlp ReadMlp(int64_t hidden) {
       const int64_t I = Channels(attributes_, kName, "intermediate_size");
@@ -138,7 +122,7 @@ class DecoderLayer {
       if (has_bias) down_bias = Vector("down_bias", hidden);
       const auto read = static_cast<size_t>(port_);
       ExpectInputs(attributes_, kName, attributes_.InputCount() == read + 1 ? read + 1 : read);
-      return cuda::Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, Layer(attributes_));
+      return cuda::Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, LayerIndex(attributes_));
     }
 
    private:
@@ -168,28 +152,16 @@ class DecoderLayer {
 
   // Members are read in their order below, which is that of the inputs.
   DecoderLayer(const Attributes& attributes, WeightReader&& weights)
-      : attention_(attributes, kName, kInt8Cache, kScalePort, Layer(attributes)),
+      : attention_(attributes, kName, kInt8Cache, kLayerScalePort, LayerIndex(attributes)),
         hidden_(Channels(attributes, kName, "hidden_size")),
         parallel_residual_(attributes.Int("parallel_residual", 0, 1) != 0),
         shared_norm_(attributes.Int("shared_norm", 0, 1) != 0),
-        attention_norm_(weights.ReadNorm("attention_norm", hidden_, LayerNorm(attributes))),
-        mlp_norm_(shared_norm_ ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, LayerNorm(attributes))),
+        attention_norm_(weights.ReadNorm("attention_norm", hidden_, HasLayerNorm(attributes, kName))),
+        mlp_norm_(shared_norm_ ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
         qkv_(weights.ReadProjection("DecoderLayer qkv", "qkv_bias", 9, "keep_qkv", hidden_, attention_.QkvSize())),
         output_(weights.ReadProjection("DecoderLayer o", "output_bias", 10, "keep_o", attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
-    if (attention_.OutputSize() % static_cast<int64_t>(kBlock) != 0) {
-      throw Error(std::string(kName) + ": attributes num_heads * head_dim: got " + std::to_string(attention_.OutputSize()) +
-                  ", expected a multiple of 32; export the bundle again");
-    }
-  }
-
-  static int64_t Layer(const Attributes& attributes) { return attributes.Int("layer", 0, int64_t{1} << 20); }
-  static bool LayerNorm(const Attributes& attributes) {
-    const std::string norm = attributes.String("norm");
-    if (norm != "rms" && norm != "layer") {
-      throw Error(std::string(kName) + ": attribute norm: got " + norm + ", expected rms or layer; export the bundle again");
-    }
-    return norm == "layer";
+    ExpectWholeBlocks(kName, attention_.OutputSize());
   }
 
   cuda::AttentionOp attention_;

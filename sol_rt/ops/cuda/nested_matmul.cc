@@ -13,12 +13,7 @@ namespace {
 class NestedMatMul {
  public:
   static constexpr const char* kName = "NestedMatMul";
-  static constexpr std::array<Port, 6> kInputs{{{"x", kFloat},
-                                                {"base", kUInt8},
-                                                {"scale", kFloat16},
-                                                {"zero", kUInt8},
-                                                {"plane1", kUInt8, kOptional},
-                                                {"plane2", kUInt8, kOptional}}};
+  static constexpr auto kInputs = Join(std::array<Port, 1>{{{"x", kFloat}}}, kMatrixInputs<kUInt8>);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
   explicit NestedMatMul(const Attributes& attributes) : matrix_(cuda::OnlyMatrix(attributes, kName)) {}

@@ -1,6 +1,5 @@
 // SparseAttention: rotary embedding, in-place append to the cache, key codes, selection of tokens, attention.
 
-#include <array>
 #include <string>
 
 #include "../op.h"
@@ -15,13 +14,7 @@ template <Type Element>
 class SparseAttention {
  public:
   static constexpr const char* kName = "SparseAttention";
-  // At last come an int8 cache's scales and total_length, which only the function body reads: their place decides no type.
-  static constexpr auto kInputs = Join(std::array<Port, 1>{{{"qkv", kFloat}}}, kAttentionInputs<Element>,
-                                       std::array<Port, 5>{{{"cos", kFloat},
-                                                            {"sin", kFloat},
-                                                            {"rest0", kAny, kOptional},
-                                                            {"rest1", kAny, kOptional},
-                                                            {"rest2", kAny, kOptional}}});
+  static constexpr auto kInputs = kSparseAttentionInputs<Element>;
   static constexpr auto kOutputs = kAttentionOutputs<Element>;
 
   explicit SparseAttention(const Attributes& attributes) : attention_(attributes, kName, Element == kInt8, 9) {}

@@ -94,11 +94,8 @@ class MatrixInput {
 
 // The block-major matrix of an operator that has one input, this matrix and no more.
 inline MatrixInput OnlyMatrix(const Attributes& attributes, const char* op) {
-  const int bits = Bits(attributes, op);
-  const int64_t K = Channels(attributes, op, "K");
-  const int64_t N = attributes.Int("N", 1, int64_t{1} << 30);
-  ExpectInputs(attributes, op, bits == 4 ? 4 : bits == 6 ? 5 : 6);
-  return MatrixInput(attributes, op, {1, 2, 3, 4, 5}, false, K, N, bits);
+  const MatrixSize size = OnlyMatrixSize(attributes, op);
+  return MatrixInput(attributes, op, {1, 2, 3, 4, 5}, false, size.K, size.N, size.bits);
 }
 
 inline Activation ReadActivation(const Attributes& attributes, const char* op) {
