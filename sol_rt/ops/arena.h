@@ -1,13 +1,40 @@
-// Arrays in one block of memory.
+// Scratch memory: a block that is kept from run to run, and arrays in it.
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <new>
 #include <type_traits>
 
-#include "op.h"
-
 namespace sol {
+
+// Uninitialized memory, 64-byte aligned, that grows and is kept: declare it thread_local.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(memory_); }
+
+  template <class T>
+  T* Get(size_t count) {
+    const size_t bytes = count * sizeof(T);
+    if (bytes > capacity_) {
+      const size_t rounded = (bytes + bytes / 4 + kSlack + 4095) / 4096 * 4096;
+      void* fresh = std::aligned_alloc(64, rounded);
+      if (fresh == nullptr) throw std::bad_alloc();
+      std::free(memory_);
+      memory_ = fresh;
+      capacity_ = rounded - kSlack;
+    }
+    return static_cast<T*>(memory_);
+  }
+
+ private:
+  static constexpr size_t kSlack = 256;  // whole vectors may be read past the end
+  void* memory_ = nullptr;
+  size_t capacity_ = 0;
+};
 
 // Hands out slices of a block, each aligned for vectors and with room behind it for a whole one.
 class Arena {

@@ -7,7 +7,7 @@
 #include "arena.h"
 #include "attention_call.h"
 #include "attention_inputs.h"
-#include "op.h"
+#include "node.h"
 #include "team.h"
 
 namespace sol {

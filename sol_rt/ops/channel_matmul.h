@@ -6,7 +6,7 @@
 
 #include "channel_product.h"
 #include "nested.h"
-#include "op.h"
+#include "node.h"
 #include "team.h"
 #include "token_input.h"
 

@@ -5,7 +5,7 @@
 
 #include "fetch.h"
 #include "nested.h"
-#include "op.h"
+#include "node.h"
 #include "team.h"
 #include "token_input.h"
 

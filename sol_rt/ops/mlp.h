@@ -7,7 +7,7 @@
 
 #include "channel_matmul.h"
 #include "nested.h"
-#include "op.h"
+#include "node.h"
 #include "team.h"
 #include "token_input.h"
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "nested.h"
-#include "op.h"
+#include "node.h"
 
 namespace sol {
 

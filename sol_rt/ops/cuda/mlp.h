@@ -1,7 +1,7 @@
 // The MLP of a layer: two products and what is between them.
 #pragma once
 
-#include "../op.h"
+#include "../node.h"
 #include "run.h"
 #include "weights_input.h"
 

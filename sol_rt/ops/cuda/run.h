@@ -4,7 +4,7 @@
 #include <cstring>
 #include <string>
 
-#include "../op.h"
+#include "../node.h"
 #include "matmul.h"
 #include "scratch.h"
 

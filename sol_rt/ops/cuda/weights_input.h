@@ -7,7 +7,7 @@
 #include <string>
 
 #include "../nested_inputs.h"
-#include "../op.h"
+#include "../node.h"
 #include "matmul.h"
 
 namespace sol::cuda {
