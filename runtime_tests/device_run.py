@@ -60,6 +60,16 @@ def _greedy(engine: Engine) -> dict[str, Any]:
     return runs
 
 
+def _captured(engine: Engine) -> dict[str, int]:
+    """How many graphs of steps there are, and how many of them run captured."""
+    actions = unpruned(engine.bundle)
+    engine.reset()
+    engine.forward(PROMPT, engine.bundle.config.dense)
+    for action in actions:
+        engine.forward([5], action)
+    return {"graphs": len(actions), "captured": engine.captured_graphs}
+
+
 def _broken(engine: Engine) -> dict[str, Any]:
     """What a run that ONNX Runtime refuses becomes, and whether the engine works afterwards."""
     dense = engine.bundle.config.dense
@@ -161,6 +171,8 @@ def main() -> int:
             result["load"] = _load(engine)
         if "greedy" in what:
             result["greedy"] = _greedy(engine)
+        if "captured" in what:
+            result["captured"] = _captured(engine)
         if "steps" in what:
             result["steps"] = [logits.tolist() for logits in steps(engine, 60)]
         if "broken" in what:

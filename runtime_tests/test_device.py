@@ -24,6 +24,7 @@ from sol_rt.errors import ProviderError, UsageError
 
 _NO_DRIVER = {"VK_DRIVER_FILES": "/dev/null", "VK_ICD_FILENAMES": "/dev/null"}
 _SOFTWARE = {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
+_CAPTURE = {"SOL_RT_CAPTURE": "1"}
 _ALLOWED = 0.05
 """Relative root mean square error of a step's logits: WebGPU rounds activations otherwise than the CPU."""
 
@@ -48,9 +49,10 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     return dict(json.loads(out))
 
 
-def _device(folder: Path, *what: str) -> subprocess.Popen[str]:
+def _device(folder: Path, *what: str, **variables: str) -> subprocess.Popen[str]:
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra webgpu")
-    return _python(str(Path(__file__).with_name("device_run.py")), str(folder), *what, **_SOFTWARE)
+    script = str(Path(__file__).with_name("device_run.py"))
+    return _python(script, str(folder), *what, **_SOFTWARE, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> dict[str, Any]:
-    return _answer(_device(folder, "cache", "greedy", "steps", "broken", "wiped"))
+    return _answer(_device(folder, "cache", "greedy", "steps", "broken", "wiped", **_CAPTURE))
 
 
 def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path) -> None:
@@ -87,6 +89,19 @@ def test_thirty_two_greedy_tokens_are_the_cpus(folder: Path, answers: dict[str, 
             equal += token == logits.argmax()
             logits = engine.forward([token], action).logits[0]
         assert equal >= 29, action.tag
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])  # rotary embedding fused with attention, and before it
+def test_captured_steps_are_right(family: str, tmp_path: Path) -> None:
+    """Every graph passes its comparison with plain steps, and all of them give the CPU's logits."""
+    folder = write_bundle(tmp_path / family, family)
+    answer = _answer(_device(folder, "captured", "steps", **_CAPTURE))
+    assert answer["captured"]["captured"] == answer["captured"]["graphs"] > 0
+    expected = steps(Engine(Bundle.open(folder), provider="cpu", native_ops=False), len(answer["steps"]))
+    for step, (got, wanted) in enumerate(zip(answer["steps"], expected, strict=True)):
+        assert np.sqrt(np.mean((np.array(got) - wanted) ** 2) / np.mean(wanted**2)) <= _ALLOWED, step
+    if hardware.vulkan_gpus() and all(gpu.software for gpu in hardware.vulkan_gpus()):
+        assert _answer(_device(folder, "captured"))["captured"]["captured"] == 0
 
 
 def test_variants_take_turns_on_one_cache_that_grows(folder: Path, answers: dict[str, Any]) -> None:

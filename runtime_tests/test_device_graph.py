@@ -33,6 +33,7 @@ from sol_rt.weights import SharedWeights
 PROMPT = list(range(20, 50))
 ROUNDED = {4: 0.03, 6: 0.03, 8: 0.003}
 """Relative error of the logits: on the CPU MatMulNBits rounds activations only where the weights are constants."""
+_NORMS = "RMSNormalization", "LayerNormalization"
 FLIPPED = 0.4
 """The same where that changes a choice of channels, in a random network of two narrow layers."""
 
@@ -139,6 +140,15 @@ def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
         assert max(tensor.ByteSize() for tensor in model.graph.initializer) < 1024
         assert not model.functions
         assert not {"If", "DequantizeLinear"} & {node.op_type for node in model.graph.node}
+
+
+def test_a_kernel_writes_the_results(bundle: Bundle) -> None:
+    """No Reshape does: it would copy, which WebGPU leaves out of what it captures."""
+    for variant in bundle.config.variants.values():
+        for one_token in (True, False):
+            graph = onnx.load_from_string(_graph(bundle, variant, one_token=one_token).model).graph
+            makers = {name: node.op_type for node in graph.node for name in node.output}
+            assert {makers[name] for name in ("logits", "hidden_states")} <= {"Gemm", "Add", *_NORMS}
 
 
 def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) -> None:

@@ -114,6 +114,7 @@ class _Rewriter:
         self._take_sides()
         self._multiply_by_nibbles()
         self._take_out_weights()
+        self._drop_last_view()
         self._drop_unused()
         return DeviceGraph(self.model.SerializeToString(), tuple(self.values.values()))
 
@@ -295,6 +296,21 @@ class _Rewriter:
             self.values[name] = Value(name, weights, kind[0], tuple(kind[1]), recipe, repacked)
             self.graph.input.append(helper.make_tensor_value_info(name, *kind))
         return name
+
+    def _drop_last_view(self) -> None:
+        """Lets Gemm write a graph output that is its result in another shape, [rows, outputs] too: into a buffer of its
+        own a Reshape copies, and WebGPU leaves copies out of what it captures.
+        """
+        ranks = {item.name: len(item.type.tensor_type.shape.dim) for item in self.graph.output}
+        made = {node.output[0] for node in self.graph.node if node.op_type == "Gemm"}
+        views = [node for node in self.graph.node if node.op_type == "Reshape" and ranks.get(node.output[0]) == 2]
+        views = [node for node in views if node.input[0] in made]
+        renamed = {node.input[0]: node.output[0] for node in views}
+        self._replace(self.graph.node, [node for node in self.graph.node if node not in views])
+        for node in self.graph.node:
+            _rename(node, renamed)
+            for index, name in enumerate(node.output):
+                node.output[index] = renamed.get(name, name)
 
     def _drop_unused(self) -> None:
         """Nodes whose results nobody reads, and inputs and initializers that nobody reads then."""

@@ -162,10 +162,13 @@ class Provider:
 
     @property
     def can_capture(self) -> bool:
-        """Whether runs can be captured here: it takes a runtime that lets go of captured buffers again."""
+        """Whether runs are to be captured here: it takes a runtime that lets go of captured buffers again, and on a
+        software adapter, where it takes memory and saves nothing, $SOL_RT_CAPTURE to be 1; where that is 0, none are.
+        """
+        wanted = os.environ.get("SOL_RT_CAPTURE", "0" if self.software else "1") != "0"
         if self.name == "webgpu":
-            return hasattr(ort.InferenceSession, "release_captured_graph")
-        return self.name == "cuda"
+            return wanted and hasattr(ort.InferenceSession, "release_captured_graph")
+        return wanted and self.name == "cuda"
 
 
 def default_threads() -> int:
