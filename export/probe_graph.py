@@ -1,5 +1,5 @@
-"""Writes sol_rt/probe.onnx and sol_rt/probe_native.onnx: tiny models that say whether a provider, and its native
-operators, really compute.
+"""Writes sol_rt/probe*.onnx: tiny models that say whether a provider, its native operators and its attention really
+compute.
 
 `python -m sol_rt.export.probe_graph` from the repository root after a change here; a test compares the files with this
 source.
@@ -13,7 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sol_rt.attention_probe import FLOATS
+
 SIZE, BLOCK, ROWS = 64, 32, 8
+HEADS, KV_HEADS, CAPACITY = 4, 2, 256
 
 
 def build() -> onnx.ModelProto:
@@ -70,6 +73,47 @@ def build_native() -> onnx.ModelProto:
     return _model(nodes, tensors, "sol")
 
 
+def build_attention(dtype: str) -> onnx.ModelProto:
+    """qkv float [1, S, 512] -> y float [1, S, 256]: attention with rotary embedding on a cache of `dtype`, float16 or
+    float32, behind `total_length` - S tokens.
+    """
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    angles = np.arange(CAPACITY)[:, None] * 10000.0 ** (-np.arange(SIZE // 2) / (SIZE // 2))
+    tables = {"cos": np.cos(angles).astype(dtype), "sin": np.sin(angles).astype(dtype), "one": np.ones(1, np.int32)}
+    nodes = [
+        helper.make_node("Cast", ["qkv"], ["packed"], to=kind),
+        helper.make_node("Sub", ["total_length", "one"], ["last"]),
+        helper.make_node(
+            "GroupQueryAttention",
+            ["packed", "", "", "past_key", "past_value", "last", "total_length", "cos", "sin"],
+            ["attended", "present_key", "present_value"],
+            domain="com.microsoft",
+            num_heads=HEADS,
+            kv_num_heads=KV_HEADS,
+            do_rotary=1,
+        ),
+        helper.make_node("Cast", ["attended"], ["y"], to=TensorProto.FLOAT),
+    ]
+    info, cache = helper.make_tensor_value_info, (kind, [1, KV_HEADS, CAPACITY, SIZE])
+    graph = helper.make_graph(
+        nodes,
+        "probe",
+        [
+            info("qkv", TensorProto.FLOAT, [1, "S", (HEADS + 2 * KV_HEADS) * SIZE]),
+            info("past_key", *cache),
+            info("past_value", *cache),
+            info("total_length", TensorProto.INT32, [1]),
+        ],
+        [
+            info("y", TensorProto.FLOAT, [1, "S", HEADS * SIZE]),
+            info("present_key", *cache),
+            info("present_value", *cache),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in tables.items()],
+    )
+    return _complete(graph, "com.microsoft")
+
+
 def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], domain: str) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
@@ -78,13 +122,19 @@ def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], domain: 
         [helper.make_tensor_value_info("p", TensorProto.FLOAT, [1, "S", SIZE])],
         [numpy_helper.from_array(value, name) for name, value in tensors.items()],
     )
+    return _complete(graph, domain)
+
+
+def _complete(graph: onnx.GraphProto, domain: str) -> onnx.ModelProto:
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(domain, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="sol_rt")
 
 
 def main() -> None:
     """Writes the files."""
-    for name, model in (("probe", build()), ("probe_native", build_native())):
+    models = {"probe": build(), "probe_native": build_native()}
+    models |= {f"probe_attention_{dtype}": build_attention(dtype) for dtype in FLOATS}
+    for name, model in models.items():
         Path(f"sol_rt/{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -49,6 +49,8 @@ def _load(engine: Engine) -> dict[str, Any]:
         "one_bytes": one,
         "all_bytes": engine.device_weight_bytes,
         "provider": engine.provider.as_json(),
+        "floats": engine.provider.floats,
+        "gpu": engine.machine[-1],
     }
 
 

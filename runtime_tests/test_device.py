@@ -25,6 +25,7 @@ from sol_rt.errors import ProviderError, UsageError
 _NO_DRIVER = {"VK_DRIVER_FILES": "/dev/null", "VK_ICD_FILENAMES": "/dev/null"}
 _SOFTWARE = {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
 _CAPTURE = {"SOL_RT_CAPTURE": "1"}
+_NO_FLOAT16 = {"SOL_RT_WEBGPU_FLOAT16": "0"}
 _ALLOWED = 0.05
 """Relative root mean square error of a step's logits: WebGPU rounds activations otherwise than the CPU."""
 
@@ -60,17 +61,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("device") / "tiny", "phi", policy=True)
 
 
-@pytest.fixture(scope="module")
-def answers(folder: Path) -> dict[str, Any]:
-    return _answer(_device(folder, "cache", "greedy", "steps", "broken", "wiped", **_CAPTURE))
+@pytest.fixture(scope="module", params=["float16", "float32"])
+def answers(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What an adapter with float16 gives, and one without."""
+    floats = _NO_FLOAT16 if request.param == "float32" else {}
+    answer = _answer(_device(folder, "cache", "greedy", "steps", "broken", "wiped", "load", **_CAPTURE, **floats))
+    assert answer["load"]["floats"] == request.param
+    return answer
 
 
-def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path) -> None:
-    load = _answer(_device(llama_bundle, "load"))["load"]
+@pytest.mark.parametrize("variables", [{}, _NO_FLOAT16])
+def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, variables: dict[str, str]) -> None:
+    load = _answer(_device(llama_bundle, "load", **variables))["load"]
     assert load["loaded"] == list(Bundle.open(llama_bundle).config.variants)
     assert 0 < load["one_bytes"] <= load["all_bytes"] <= 1.05 * load["one_bytes"]
     assert load["provider"]["provider"] == "webgpu"
     assert load["provider"]["device"] in [gpu.name for gpu in hardware.vulkan_gpus()]
+    assert load["gpu"] == load["provider"]["device"] + (", float32" if variables else "")  # costs are kept apart by it
+
+
+def test_no_shader_needs_float16_where_there_is_none(folder: Path, tmp_path: Path) -> None:
+    shaders = {}
+    for floats, variables in {"float16": {}, "float32": _NO_FLOAT16}.items():
+        dump = tmp_path / floats
+        _answer(_device(folder, "cache", "steps", **variables, ORT_WEBGPU_EP_SHADER_DUMP_FILE=str(dump)))
+        shaders[floats] = dump.read_text(encoding="utf-8", errors="replace")
+    assert "enable f16;" in shaders["float16"]
+    assert "f16" not in shaders["float32"]
 
 
 def test_thirty_two_greedy_tokens_are_the_cpus(folder: Path, answers: dict[str, Any]) -> None:

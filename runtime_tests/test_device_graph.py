@@ -41,8 +41,8 @@ FLIPPED = 0.4
 class MainMemory(DeviceMemory):
     """Main memory in the place of a GPU's."""
 
-    def __init__(self, free_bytes: int | None = None) -> None:
-        super().__init__("provider cpu: main memory", _cpu_session, lambda: free_bytes)
+    def __init__(self, free_bytes: int | None = None, floats: str = "float16") -> None:
+        super().__init__("provider cpu: main memory", _cpu_session, lambda: free_bytes, floats)
 
     def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype)
@@ -68,7 +68,9 @@ def _counts(bundle: Bundle, variant: Variant) -> dict[str, np.ndarray]:
     return dict(zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True))
 
 
-def _graph(bundle: Bundle, variant: Variant, *, dense: bool = True, one_token: bool = True) -> DeviceGraph:
+def _graph(
+    bundle: Bundle, variant: Variant, *, dense: bool = True, one_token: bool = True, float32: bool = False
+) -> DeviceGraph:
     constants = _counts(bundle, variant)
     if dense:
         constants["attn_keep"] = np.zeros(0, np.int64)
@@ -81,16 +83,17 @@ def _graph(bundle: Bundle, variant: Variant, *, dense: bool = True, one_token: b
         constants=constants,
         dims=dict.fromkeys(CHOICE_DIMS, bundle.config.model.num_layers),
         one_token=one_token,
+        float32=float32,
     )
 
 
-@pytest.mark.parametrize("keep", [100, 30])
-def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int) -> None:
+@pytest.mark.parametrize(("keep", "floats"), [(100, "float16"), (30, "float16"), (100, "float32"), (30, "float32")])
+def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int, floats: str) -> None:
     engine = Engine(bundle, provider="cpu", native_ops=False)
     weights = DeviceWeights(SharedWeights(bundle), MainMemory())
     for variant in bundle.config.variants.values():
         action = Action(keep, variant.prune, variant.bits)
-        graph = _graph(bundle, variant, dense=keep == 100)
+        graph = _graph(bundle, variant, dense=keep == 100, float32=floats == "float32")
         weights.place(graph.values)
         session = _cpu_session(graph.model)
         binding = session.io_binding()
@@ -107,7 +110,8 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int) ->
         for name in names & small.keys():
             binding.bind_cpu_input(name, small[name])
         for past, _, value in engine._cache.bindings():
-            binding.bind_cpu_input(past, value.numpy().copy())
+            content = value.numpy()
+            binding.bind_cpu_input(past, content.astype(content.dtype if content.dtype == np.uint8 else floats))
         for node in session.get_outputs():
             binding.bind_output(node.name)
         session.run_with_iobinding(binding)
@@ -140,6 +144,22 @@ def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
         assert max(tensor.ByteSize() for tensor in model.graph.initializer) < 1024
         assert not model.functions
         assert not {"If", "DequantizeLinear"} & {node.op_type for node in model.graph.node}
+
+
+def test_no_float16_is_left_where_there_is_none(bundle: Bundle) -> None:
+    """Every tensor's type, as ONNX infers it of the operators that it knows and the graph says of the others."""
+    for variant in bundle.config.variants.values():
+        for dense in (True, False):
+            graph = _graph(bundle, variant, dense=dense, float32=True)
+            model = onnx.load_from_string(graph.model)
+            assert onnx.TensorProto.FLOAT16 not in {value.onnx_type for value in graph.values}
+            inferred = onnx.shape_inference.infer_shapes(model).graph
+            infos = [*inferred.input, *inferred.output, *inferred.value_info]
+            assert len(infos) > len(model.graph.node) / 2
+            assert onnx.TensorProto.FLOAT16 not in {info.type.tensor_type.elem_type for info in infos}
+            assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in inferred.initializer}
+            session = _cpu_session(graph.model)
+            assert not [node for node in (*session.get_inputs(), *session.get_outputs()) if "float16" in node.type]
 
 
 def test_a_kernel_writes_the_results(bundle: Bundle) -> None:
@@ -220,6 +240,18 @@ def test_a_device_that_fails_is_one_typed_line(value: ort.OrtValue, monkeypatch:
     monkeypatch.setattr(ort.OrtValue, "update_inplace", fail)
     with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
         memory.place(np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize("kv", ["float16", "int8"])
+def test_a_cache_is_float32_where_its_memory_has_no_float16(kv: str) -> None:
+    model, layout = made_config().model, KvLayout(kv, capacity_step=64)
+    narrow = KvCache(model, layout, MainMemory())
+    wide = KvCache(model, layout, MainMemory(floats="float32"))
+    for before, after in zip(narrow.buffers(), wide.buffers(), strict=True):
+        assert after == before._replace(dtype="float32" if before.dtype == "float16" else before.dtype)
+    assert wide.bytes_at(64) > narrow.bytes_at(64) > 0
+    wide.resize(64, 0)
+    assert all(value.element_type() != onnx.TensorProto.FLOAT16 for _, _, value in wide.bindings())
 
 
 def test_a_cache_grows_where_there_is_room_for_what_is_added() -> None:

@@ -316,11 +316,13 @@ def test_a_graph_of_the_other_cache_is_refused(int8_bundle: Bundle, tmp_path: Pa
 
 
 def test_the_probes_are_what_their_source_says() -> None:
-    from sol_rt import providers
-    from sol_rt.export.probe_graph import build, build_native
+    from sol_rt import attention_probe, providers
+    from sol_rt.export.probe_graph import build, build_attention, build_native
 
-    assert providers._PROBE.read_bytes() == build().SerializeToString(deterministic=True)
-    assert providers._PROBE_NATIVE.read_bytes() == build_native().SerializeToString(deterministic=True)
+    models = {providers._PROBE: build(), providers._PROBE_NATIVE: build_native()}
+    models |= {path: build_attention(dtype) for dtype, path in attention_probe.MODELS.items()}
+    for path, model in models.items():
+        assert path.read_bytes() == model.SerializeToString(deterministic=True), path.name
 
 
 def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:

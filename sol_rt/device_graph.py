@@ -73,6 +73,7 @@ def device_graph(
     constants: Mapping[str, np.ndarray] | None = None,
     dims: Mapping[str, int] | None = None,
     one_token: bool = False,
+    float32: bool = False,
 ) -> DeviceGraph:
     """Reads a graph file of a bundle.
 
@@ -83,11 +84,15 @@ def device_graph(
         constants: graph inputs that always have these values; what depends on them alone is decided here.
         dims: sizes of dims of inputs that the file leaves open.
         one_token: whether `input_ids` always holds one token.
+        float32: whether everything in float16 becomes float32, the cache too; for function bodies alone.
     """
     model = onnx.load(path, load_external_data=False)
     if inline:
         model = onnx.inliner.inline_local_functions(model)
-    return _Rewriter(model, bits, dict(constants or {}), dict(dims or {}), one_token).write()
+    rewriter = _Rewriter(model, bits, dict(constants or {}), dict(dims or {}), one_token)
+    if float32:
+        rewriter.widen()
+    return rewriter.write()
 
 
 class _Rewriter:
@@ -107,6 +112,15 @@ class _Rewriter:
         self._graph_outputs = {item.name for item in self.graph.output}
         self._splices = 0
         self._fix_inputs(constants, dims, one_token)
+
+    def widen(self) -> None:
+        """Makes everything float32 that is float16; weights are so where they are made, not in the file."""
+        half = [name for name, tensor in self.weights.items() if tensor.data_type == TensorProto.FLOAT16]
+        for node in self.graph.node:
+            _rename(node, {name: _wide(name) for name in half})
+        casts = [helper.make_node("Cast", [name], [_wide(name)], to=TensorProto.FLOAT) for name in half]
+        _widen(self.graph)
+        self._replace(self.graph.node, [*casts, *self.graph.node])
 
     def write(self) -> DeviceGraph:
         self._fold_shapes()
@@ -131,7 +145,7 @@ class _Rewriter:
 
     def _fold_shapes(self) -> None:
         """Shapes of weights are numbers, not something made of weights; so are those of inputs where they are fixed."""
-        shapes = {name: list(tensor.dims) for name, tensor in self.weights.items()}
+        shapes = {key: list(tensor.dims) for name, tensor in self.weights.items() for key in (name, _wide(name))}
         for item in self.graph.input:
             shape = item.type.tensor_type.shape.dim
             if all(dim.HasField("dim_value") for dim in shape):
@@ -421,6 +435,30 @@ def repacked(base: np.ndarray, rows: int, columns: int) -> np.ndarray:
     even, odd = pairs[:, :, 0], pairs[:, :, 1]
     outputs = np.stack([(even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)], axis=-1)
     return np.ascontiguousarray(outputs.reshape(rows // BLOCK, BLOCK // 2, columns).transpose(2, 0, 1))
+
+
+def _wide(name: str) -> str:
+    """What a weight of float16 is called as float32."""
+    return f"{name}.float32"
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    """Makes float32 of the float16 that inputs, outputs and constants hold and that casts give, in subgraphs too."""
+    for item in (*graph.input, *graph.output):
+        if item.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            item.type.tensor_type.elem_type = TensorProto.FLOAT
+    tensors = [tensor for tensor in graph.initializer if not _external(tensor)]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.FLOAT
+            elif attribute.type == onnx.AttributeProto.TENSOR:
+                tensors.append(attribute.t)
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                _widen(attribute.g)
+    for tensor in tensors:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ class DeviceMemory(ABC):
         where: the provider and the GPU, for messages.
         session: makes a session there of a serialized model.
         free_bytes: how much memory is free now, None where nobody knows.
+        floats: type in which it holds what is float16 elsewhere.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class DeviceMemory(ABC):
         where: str,
         session: Callable[[bytes], ort.InferenceSession],
         free_bytes: Callable[[], int | None],
+        floats: str = "float16",
     ) -> None:
+        self.floats = floats
         self._where, self._make_session, self._free_bytes = where, session, free_bytes
         self._sessions: dict[bytes, ort.InferenceSession] = {}
 

@@ -163,9 +163,14 @@ class DeviceGraphs:
         if kind.one_token:
             constants["num_logits"] = np.ones(1, np.int64)
         layers = dict.fromkeys(CHOICE_DIMS, self._bundle.config.model.num_layers)
-        inline = not self._provider.native
         graph = device_graph(
-            path, inline=inline, bits=kind.bits, constants=constants, dims=layers, one_token=kind.one_token
+            path,
+            inline=not self._provider.native,
+            bits=kind.bits,
+            constants=constants,
+            dims=layers,
+            one_token=kind.one_token,
+            float32=self._provider.floats == "float32",
         )
         self.weights.place(graph.values)
         capture = self.captures and kind.one_token

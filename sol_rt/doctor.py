@@ -110,11 +110,16 @@ def _gpu(name: str) -> Finding:
         return Finding("missing", name, str(error).removeprefix(f"provider {name}: "))
     except Exception as error:
         return Finding("broken", name, " ".join(str(error).split()))
+    parts = [f"{provider.device_name} gives the CPU's numbers"]
+    if name == "cuda":
+        parts.append("native operators" if provider.native else "no native operators built")
+    if provider.floats != "float16":
+        parts.append(f"has no float16, so all is {provider.floats}")
+    if provider.most_tokens is not None:
+        parts.append(f"prompts go in parts of {provider.most_tokens} tokens, as attention of more is wrong there")
     if provider.software:
-        detail = f"{provider.device_name}, a software adapter, gives the CPU's numbers; only --provider {name} uses it"
-        return Finding("ok", name, detail)
-    kernels = "" if name == "webgpu" else ", native operators" if provider.native else ", no native operators built"
-    return Finding("ok", name, f"{provider.device_name} gives the CPU's numbers{kernels}")
+        parts.append(f"a software adapter, which only --provider {name} uses")
+    return Finding("ok", name, "; ".join(parts))
 
 
 def _extras() -> list[Finding]:

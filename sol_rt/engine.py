@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 512
 _CPU_BODY_CHUNK = 128  # function bodies on the CPU hold the attention matrix of a whole chunk
-_SOFTWARE_CHUNK = 16  # Mesa's software Vulkan gives wrong numbers in ONNX Runtime's attention of 32 and more new tokens
 _ALL_PAGES = 1 << 30
 
 
@@ -94,7 +93,7 @@ class Engine:
         self.owner: object = None  # whoever last filled the cache for itself
         self._sums = native_sums() if native_ops and library_path() else numpy_sums
         on_cpu = not self.native and self.provider.name == "cpu"
-        self._chunk = _SOFTWARE_CHUNK if self.provider.software else _CPU_BODY_CHUNK if on_cpu else _CHUNK
+        self._chunk = self.provider.most_tokens or (_CPU_BODY_CHUNK if on_cpu else _CHUNK)
 
     def _start(self, name: str, **how: Any) -> None:
         """Chooses the provider and takes the memory there that every run needs.
@@ -154,9 +153,11 @@ class Engine:
 
     @property
     def machine(self) -> tuple[str, int, bool, str]:
-        """What costs depend on: provider, threads, native operators or not, and the GPU's name, empty on the CPU."""
-        gpu = self.provider.gpu
-        return self.provider.name, self.threads, self.native, "" if gpu is None else gpu.name
+        """What costs depend on: provider, threads, native operators or not, and the GPU, empty on the CPU: its name,
+        and the type of floats where that is float32."""
+        gpu, floats = self.provider.gpu, self.provider.floats
+        name = "" if gpu is None else gpu.name if floats == "float16" else f"{gpu.name}, {floats}"
+        return self.provider.name, self.threads, self.native, name
 
     @property
     def length(self) -> int:

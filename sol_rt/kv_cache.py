@@ -22,7 +22,7 @@ class Buffer(NamedTuple):
 
     Attributes:
         past, present: input and output of the graph, which share it.
-        dtype: uint8, int8 or float16.
+        dtype: uint8, int8, float16 or, on a GPU without that, float32.
     """
 
     past: str
@@ -34,7 +34,8 @@ class Buffer(NamedTuple):
 class KvCache:
     """Per layer, token and KV head a key and a value, and 4-bit codes of the key, by which pages are chosen.
 
-    Keys and values are float16, or int8 with a float16 scale a token and KV head each.
+    Keys and values are float16, or int8 with a float16 scale a token and KV head each; on a GPU without float16 all of
+    these are float32.
 
     Args:
         model: dims.
@@ -50,13 +51,14 @@ class KvCache:
 
     def buffers(self) -> Iterator[Buffer]:
         """Every tensor, layer by layer."""
-        width, dtype = self._model.head_dim, self._layout.dtype
+        floats = "float16" if self._device is None else self._device.floats
+        width, dtype = self._model.head_dim, "int8" if self._layout.dtype == "int8" else floats
         for layer in range(self._model.num_layers):
             for part in ("key", "value"):
                 yield Buffer(f"past_key_values.{layer}.{part}", f"present.{layer}.{part}", width, dtype)
-            others = [("key_codes", width // 2, "uint8"), ("key_range", 2, "float16")]
+            others = [("key_codes", width // 2, "uint8"), ("key_range", 2, floats)]
             if dtype == "int8":
-                others += [("key_scale", 0, "float16"), ("value_scale", 0, "float16")]
+                others += [("key_scale", 0, floats), ("value_scale", 0, floats)]
             for part, size, kind in others:
                 yield Buffer(f"past_{part}.{layer}", f"present_{part}.{layer}", size, kind)
 

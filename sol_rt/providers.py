@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt import cuda, webgpu
+from sol_rt import attention_probe, cuda, webgpu
 from sol_rt.errors import BundleError, ProviderError, UsageError, one_line
 from sol_rt.hardware import Gpu, processor_name
 from sol_rt.ops import library_path
@@ -49,6 +49,8 @@ class Provider:
         library: native operators to register, None where the function bodies run.
         device: number of the GPU.
         gpu: the GPU, None on the CPU.
+        floats: type of the KV cache and of everything else that graphs hold in float16, where it is another one.
+        most_tokens: how many new tokens attention may be given at once where function bodies run; None for any number.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Provider:
     library: Path | None = None
     device: int = 0
     gpu: Gpu | None = None
+    floats: str = "float16"
+    most_tokens: int | None = None
     _ep_device: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -147,7 +151,7 @@ class Provider:
             raise ProviderError(f"provider {self.name}: needs the package onnx; pip install 'sol-rt[{self.name}]'")
         from sol_rt.device_memory import CudaMemory, WebGpuMemory
 
-        common = (f"provider {self.name}: {self.device_name}", self._made_there, self._free_bytes)
+        common = (f"provider {self.name}: {self.device_name}", self._made_there, self._free_bytes, self.floats)
         if self.name == "cuda":
             return CudaMemory(self.device, *common)
         return WebGpuMemory(self._ep_device, *common)
@@ -274,7 +278,11 @@ def _gpu(name: str, pool: int, device: int, native_ops: bool) -> Provider:
         provider = Provider(name, pool, library_path(name) if native_ops else None, device, cuda.gpu(device))
         cuda.load_libraries()
     probe(provider)
-    return provider
+    if name != "webgpu":
+        return provider
+    known = attention_probe.FLOATS if os.environ.get("SOL_RT_WEBGPU_FLOAT16", "1") != "0" else ("float32",)
+    floats, most_tokens = attention_probe.examine(provider, Provider("cpu", pool), known)
+    return replace(provider, floats=floats, most_tokens=most_tokens)
 
 
 def probe(provider: Provider) -> None:

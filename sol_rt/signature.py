@@ -18,6 +18,10 @@ Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, 
 """Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
 
 
+_TYPES = {"float32": "float"}
+"""Names that ONNX Runtime has for NumPy's, where they differ."""
+
+
 def step_signature(config: SolConfig, cache: KvCache) -> Signature:
     """The contract of docs/bundle.md section 1 for this model."""
     model = config.model
@@ -34,7 +38,8 @@ def step_signature(config: SolConfig, cache: KvCache) -> Signature:
     }
     for buffer in cache.buffers():
         shape = [1, model.num_kv_heads, None, *([buffer.width] if buffer.width else [])]
-        inputs[buffer.past] = outputs[buffer.present] = (f"tensor({buffer.dtype})", shape)
+        kind = f"tensor({_TYPES.get(buffer.dtype, buffer.dtype)})"
+        inputs[buffer.past] = outputs[buffer.present] = (kind, shape)
     return inputs, outputs
 
 
