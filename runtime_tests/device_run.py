@@ -9,16 +9,20 @@ import contextlib
 import io
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from greedy import greedy
+from onnx import TensorProto, helper
 
 from sol_rt import hardware, providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError
+from sol_rt.model import SolModel
 
 NO_ADAPTER = 3
 """Exit code where there is no WebGPU device."""
@@ -138,6 +142,44 @@ def _short_of_cache(engine: Engine) -> dict[str, Any]:
     }
 
 
+def _registered(folder: str) -> dict[str, int]:
+    """Libraries of native operators that a generation under the policy registers, with `native_ops` and without."""
+    counts = {}
+    register = providers.Provider._register
+    for native in (True, False):
+        libraries = []
+
+        def count(options: ort.SessionOptions, library: Path, seen: list[Path] = libraries) -> None:
+            seen.append(library)
+            register(options, library)
+
+        providers.Provider._register = staticmethod(count)  # type: ignore[assignment]
+        model = SolModel.from_pretrained(folder, provider="webgpu", native_ops=native)
+        model.generate([1, 2, 3], budget=0.6, schedule="sol", max_new_tokens=4)
+        counts[str(native)] = len(libraries)
+    providers.Provider._register = staticmethod(register)  # type: ignore[assignment]
+    return counts
+
+
+def _on_the_cpu(engine: Engine) -> list[str]:
+    """What is said of a graph with an operator that WebGPU lacks, and of one without."""
+    info, node = helper.make_tensor_value_info, helper.make_node
+    told = []
+    for middle in (node("BitShift", ["a", "a"], ["b"], direction="LEFT"), node("Add", ["a", "a"], ["b"])):
+        nodes = [node("Cast", ["x"], ["a"], to=TensorProto.UINT32), middle, node("Cast", ["b"], ["y"], to=1)]
+        graph = helper.make_graph(nodes, "g", [info("x", 1, [4])], [info("y", 1, [4])])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+        options = engine.provider.options()
+        options.add_provider_for_devices([engine.provider._ep_device], providers.webgpu.STRICT)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            session = providers.strict_where_possible(
+                lambda m=model, o=options: ort.InferenceSession(m, o, enable_fallback=0), options, "a graph"
+            )
+        session.run(None, {"x": np.arange(4, dtype=np.float32)})
+        told.append(said.getvalue())
+    return told
+
+
 def _short_of_memory(folder: str) -> dict[str, Any]:
     """What happens where the driver reports 1000 free bytes: asked for, and under auto."""
     adapter = hardware.vulkan_gpus()[0]
@@ -173,6 +215,10 @@ def main() -> int:
             result["load"] = _load(engine)
         if "greedy" in what:
             result["greedy"] = _greedy(engine)
+        if "registered" in what:
+            result["registered"] = _registered(sys.argv[1])
+        if "on the cpu" in what:
+            result["on the cpu"] = _on_the_cpu(engine)
         if "captured" in what:
             result["captured"] = _captured(engine)
         if "steps" in what:

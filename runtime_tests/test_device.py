@@ -18,9 +18,10 @@ from tiny_bundle import write_bundle
 
 from sol_rt import cuda, hardware, providers, webgpu
 from sol_rt.bundle import Bundle
-from sol_rt.cost import calibration_path, device_string, load_cost_model
+from sol_rt.cost import CalibrationTable, Line, RefreshLine, calibration_path, device_string, load_cost_model
 from sol_rt.engine import Engine
 from sol_rt.errors import ProviderError, UsageError
+from sol_rt.ops import library_path
 
 _NO_DRIVER = {"VK_DRIVER_FILES": "/dev/null", "VK_ICD_FILENAMES": "/dev/null"}
 _SOFTWARE = {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
@@ -172,6 +173,42 @@ def test_auto_says_why_it_passes_a_gpu_over(tmp_path: Path) -> None:
         pytest.skip("WebGPU was not to be chosen")
     assert "provider webgpu: has no operators on int8" in err
     assert "(continuing on the next provider)" in err
+
+
+def test_nodes_that_run_on_the_cpu_are_counted(folder: Path) -> None:
+    """What CUDA sessions do where they cannot be strict; WebGPU's are errors then."""
+    counted, strict = _answer(_device(folder, "on the cpu"))["on the cpu"]
+    said = "a graph: 1 of 3 nodes run on the CPU, with copies between it and the GPU (BitShift)"
+    assert counted == f"sol-rt: {said}\n"
+    assert strict == ""
+
+
+def test_without_native_operators_the_policy_has_none_either(folder: Path) -> None:
+    registered = _answer(_device(folder, "registered"))["registered"]
+    assert registered["False"] == 0
+    if library_path() is not None:
+        assert registered["True"] > 0
+
+
+def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    if not hardware.vulkan_gpus():
+        pytest.skip("no Vulkan adapter, not even a software one")
+    bundle, gpu = Bundle.open(folder), hardware.vulkan_gpus()[0].name
+    variants = bundle.config.variants.items()
+    lines = {key: dict.fromkeys((100, 30), Line(variant.prune / 10, 0.0, 0.01)) for key, variant in variants}
+    device = device_string("webgpu", 2, False, gpu)
+    table = CalibrationTable(bundle.identity, device, "now", 0.0, RefreshLine(1, 1, 0), lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOL_RT_HOME", str(tmp_path))
+        table.save(calibration_path(bundle, "webgpu", 2, False, gpu))
+        options = ("--provider", "webgpu", "-t", "2", "--schedule", "fixed:k030-s100-q8", "--json")
+        code, out, err = _generate(folder, *options, **_SOFTWARE)
+    if "finds no device" in err:
+        pytest.skip("no WebGPU adapter, not even software Vulkan")
+    assert code == 0, err
+    assert "on webgpu k030-s100-q8 saves nothing over k100-s100-q8; it runs as asked" in err.splitlines()
+    assert set(json.loads(out)["actions"]) == {"k030-s100-q8"}
 
 
 def test_two_processes_share_a_device(folder: Path) -> None:

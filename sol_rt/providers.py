@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,8 @@ _PROBE = Path(__file__).with_name("probe.onnx")
 _PROBE_NATIVE = Path(__file__).with_name("probe_native.onnx")
 _PROBE_TOLERANCE = 2e-3
 _QUIET = 4
+_NO_CPU = "session.disable_cpu_ep_fallback"
+_CPU_REFUSED = "fallback to CPU EP has been explicitly disabled"
 
 _pool_threads: int | None = None
 
@@ -116,7 +118,7 @@ class Provider:
         Raises BundleError where ONNX Runtime refuses the graph, ProviderError on a GPU.
         """
         try:
-            return self._session(path if graph is None else graph, options, capture=capture)
+            return self._session(path if graph is None else graph, options, capture=capture, name=path.name)
         except (
             Exception
         ) as error:  # ONNX Runtime's exceptions share no useful base, and their text is for its developers
@@ -128,22 +130,31 @@ class Provider:
             ) from None
 
     def _session(
-        self, model: Path | bytes, options: ort.SessionOptions, *, strict: bool = False, capture: bool = False
+        self,
+        model: Path | bytes,
+        options: ort.SessionOptions,
+        *,
+        strict: bool = False,
+        capture: bool = False,
+        name: str = "a graph",
     ) -> ort.InferenceSession:
         source = model if isinstance(model, bytes) else str(model)
         if self.name == "webgpu":
             settings = {**webgpu.STRICT, **(webgpu.CAPTURE if capture else {})}
             options.add_provider_for_devices([self._ep_device], settings)
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            options.add_session_config_entry(_NO_CPU, "1")
             return ort.InferenceSession(source, options, enable_fallback=0)
-        providers: Sequence[Any] = [_CPU]
-        if self.name == "cuda":
-            named = (cuda.ORT_NAME, cuda.options(self.device, capture=capture))
-            # shape arithmetic stays on the CPU by ONNX Runtime's own choice, so graphs cannot be strict here
-            providers = [named] if strict else [named, _CPU]
+        if self.name == "cpu":
+            return ort.InferenceSession(source, options, providers=[_CPU], enable_fallback=0)
+        providers = [(cuda.ORT_NAME, cuda.options(self.device, capture=capture))]
+
+        def make() -> ort.InferenceSession:
+            return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
         if strict:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+            options.add_session_config_entry(_NO_CPU, "1")
+            return make()
+        return strict_where_possible(make, options, f"provider {self.name}: {name}")
 
     def memory(self) -> DeviceMemory:
         """The GPU's memory. Raises ProviderError where the package is missing that prepares graphs for it."""
@@ -173,6 +184,34 @@ class Provider:
         if self.name == "webgpu":
             return wanted and hasattr(ort.InferenceSession, "release_captured_graph")
         return wanted and self.name == "cuda"
+
+
+def strict_where_possible(
+    make: Callable[[], ort.InferenceSession], options: ort.SessionOptions, what: str
+) -> ort.InferenceSession:
+    """A session whose nodes all run on the GPU; where ONNX Runtime has no kernel there for some of them, or leaves
+    arithmetic on shapes to the CPU of its own accord, one that runs those on the CPU, and a line that counts them.
+
+    Args:
+        make: makes the session with `options`, in which the GPU's provider is the only one.
+        options: what it is made with.
+        what: begins the line.
+    """
+    options.add_session_config_entry(_NO_CPU, "1")
+    try:
+        return make()
+    except Exception as error:
+        if _CPU_REFUSED not in str(error):
+            raise
+    options.add_session_config_entry(_NO_CPU, "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = make()
+    parts = session.get_provider_graph_assignment_info()
+    on_cpu = [node.op_type for part in parts if part.ep_name == _CPU for node in part.get_nodes()]
+    count = sum(len(part.get_nodes()) for part in parts)
+    kinds = ", ".join(sorted(set(on_cpu)))
+    tell(f"{what}: {len(on_cpu)} of {count} nodes run on the CPU, with copies between it and the GPU ({kinds})")
+    return session
 
 
 def default_threads() -> int:
