@@ -16,7 +16,7 @@ from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import Controller
 from sol_rt.cost import CalibratedCost, CalibrationTable, Line, RefreshLine
 from sol_rt.distribution import Distribution
-from sol_rt.paying import describe, paying, replacements
+from sol_rt.paying import describe, in_vain, paying, replacements
 from sol_rt.schedules import StepContext, make_schedule
 
 
@@ -118,6 +118,25 @@ def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget
     assert controller.achieved == pytest.approx(spent / full)
     assert controller.floored == (budget < 0.6)
     assert controller.achieved == pytest.approx(max(budget, 0.6), abs=0.02)
+
+
+def test_what_was_chosen_in_vain_is_said(config: SolConfig) -> None:
+    """Here keeping fewer tokens saves nothing, and neither do bits."""
+    cost = _cost(config, lambda prune, bits: Line(prune / 10, 0.0, 0.01))
+    nothing = dict.fromkeys(("keep", "prune", "bits"))
+
+    def said(schedule: str | None = None, **targets: float) -> str:
+        return in_vain(config, cost, schedule, {**nothing, **targets}, "webgpu")
+
+    assert said("fixed:k030-s050-q8") == "on webgpu k030-s050-q8 saves nothing over k100-s050-q8; it runs as asked"
+    assert said("fixed:k020-s050-q4").startswith("on webgpu k020-s050-q4 saves nothing over k100-s050-q8;")
+    assert said("fixed:k100-s050-q8") == said("fixed:k100-s100-q8") == said("uniform") == said(prune=0.7) == ""
+    assert said(keep=0.5) == "on webgpu no step saves time by --keep 30; it is followed as asked"
+    assert said(keep=0.5, bits=6.0, prune=0.7) == (
+        "on webgpu no step saves time by --keep 30 or --bits 4, 6; it is followed as asked"
+    )
+    everything_pays = _cost(config, lambda prune, bits: Line(prune * bits / 100, 0.01, 0.0001))
+    assert in_vain(config, everything_pays, None, {**nothing, "keep": 0.5}, "webgpu") == ""
 
 
 def test_the_description_is_one_line_and_names_a_few(config: SolConfig, tmp_path: Path) -> None:

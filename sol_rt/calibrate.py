@@ -142,7 +142,7 @@ def measure(
         bundle=bundle.identity,
         device=device,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        policy_ms=_policy(bundle, repeats),
+        policy_ms=_policy(bundle, repeats, engine.native_ops),
         refresh=fit_refresh(refreshes),
         lines=lines,
     )
@@ -169,12 +169,12 @@ def _typical(times: Sequence[float]) -> float:
     return float(np.percentile(times, 25))
 
 
-def _policy(bundle: Bundle, repeats: int) -> float:
+def _policy(bundle: Bundle, repeats: int, native_ops: bool) -> float:
     """Milliseconds of one decision; 0 where the bundle has no policy."""
     spec = bundle.config.policy
     if spec is None:
         return 0.0
-    session = PolicySession(bundle)
+    session = PolicySession(bundle, native_ops=native_ops)
     hidden = np.zeros((1, bundle.config.model.hidden_size), np.float32)
     scalars = dict.fromkeys(spec.scalars, 0.0)
     times = []

@@ -61,6 +61,9 @@ class Engine:
         device: number of the GPU.
         max_context: a cap in tokens below the model's own.
 
+    Attributes:
+        native_ops: whether native operators may run, for the policy too, which is on the CPU.
+
     Raises BundleError, ProviderError, UsageError.
     """
 
@@ -76,7 +79,7 @@ class Engine:
     ) -> None:
         if max_context is not None and max_context < 1:
             raise UsageError(f"context size: got {max_context}, expected 1 or more tokens")
-        self.bundle = bundle
+        self.bundle, self.native_ops = bundle, native_ops
         model = bundle.config.model
         self.max_context = min(model.max_context, max_context or model.max_context)
         self.weights = SharedWeights(bundle)

@@ -32,7 +32,7 @@ from sol_rt.generation import (
 )
 from sol_rt.generation_config import GenerationConfig
 from sol_rt.home import find_bundle
-from sol_rt.paying import paying, replacements
+from sol_rt.paying import in_vain, paying, replacements
 from sol_rt.policy import PolicySession
 from sol_rt.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.text import ChatTemplate, Tokenizer
@@ -122,17 +122,26 @@ class SolModel:
 
     @cached_property
     def _policy(self) -> PolicySession:
-        engine = self.engine
-        native = engine.native or engine.provider_name != "cpu"
-        return PolicySession(self.bundle, native_ops=native, weights=engine.weights)
+        return PolicySession(self.bundle, native_ops=self.engine.native_ops, weights=self.engine.weights)
 
     @cached_property
     def unpaying(self) -> dict[Action, Action]:
         """Actions that a calibrated GPU saves nothing by, each with the one used instead; none on the CPU, for which
         the export has looked already."""
-        if self.engine.provider.gpu is None or self.cost.name != "calibrated":
-            return {}
-        return replacements(self.bundle.config, self.cost)
+        return replacements(self.bundle.config, self.cost) if self._knows_what_pays else {}
+
+    @property
+    def _knows_what_pays(self) -> bool:
+        return self.engine.provider.gpu is not None and self.cost.name == "calibrated"
+
+    def in_vain(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
+        """One line about settings of a `Dial` that save nothing on a calibrated GPU, though they are followed; empty
+        where there is nothing to say. Raises UsageError for a malformed tag.
+        """
+        if not self._knows_what_pays:
+            return ""
+        targets = {"keep": keep, "prune": prune, "bits": bits}
+        return in_vain(self.bundle.config, self.cost, schedule, targets, self.engine.provider_name)
 
     @cached_property
     def _defaults(self) -> GenerationConfig:

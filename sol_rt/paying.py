@@ -7,11 +7,12 @@ read as much for fewer bits or tokens as for all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from sol_rt.actions import Action
-from sol_rt.config import SolConfig
+from sol_rt.config import ActionEntry, SolConfig
 from sol_rt.cost import CostModel
 
 _NOISE = 0.01
@@ -70,6 +71,40 @@ def describe(found: Mapping[Action, Action], provider: str) -> str:
     named = [f"{action.tag} (over {found[action].tag})" for action in sorted(found, reverse=True)]
     shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
     return f"on {provider} {len(named)} actions save nothing and are not used: {shown}"
+
+
+def in_vain(
+    config: SolConfig, cost: CostModel, schedule: str | None, targets: Mapping[str, float | None], provider: str
+) -> str:
+    """One line about what a user has chosen that saves nothing, though it is followed; empty where there is nothing.
+
+    Args:
+        config, cost: as of `replacements`.
+        schedule: its name; looked at is the action of `fixed:TAG`.
+        targets: mean `keep`, `prune` and `bits`, None where none was given.
+        provider: for the line.
+    """
+    if schedule is not None and schedule.startswith("fixed:"):
+        action = Action.parse(schedule.removeprefix("fixed:"))
+        if action.variant not in config.variants:
+            return ""
+        asked = replace(config, actions=(*config.actions, ActionEntry(action, None)))
+        instead = replacements(asked, cost).get(action)
+        return (
+            "" if instead is None else f"on {provider} {action.tag} saves nothing over {instead.tag}; it runs as asked"
+        )
+    if all(target is None for target in targets.values()):
+        return ""
+    found = replacements(config, cost)
+    keeps = {entry.action.keep for entry in config.actions} | {100}
+    pays = [Action(keep, v.prune, v.bits) for v in config.variants.values() for keep in keeps]
+    pays = [action for action in pays if action not in found]
+    vain = []
+    for axis, target in targets.items():
+        settings = {getattr(action, axis) for action in found} - {getattr(action, axis) for action in pays}
+        if target is not None and settings:
+            vain.append(f"--{axis} {', '.join(map(str, sorted(settings)))}")
+    return f"on {provider} no step saves time by {' or '.join(vain)}; it is followed as asked" if vain else ""
 
 
 def paying(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:

@@ -142,7 +142,7 @@ def chat(
 ) -> None:
     """Chat with a model. /budget 0.3 turns the dial between answers; /help lists the commands."""
     from sol_rt.cli.generate import sampling
-    from sol_rt.cli.loading import dial, load
+    from sol_rt.cli.loading import dial, load, tell_in_vain
 
     settings = {
         **dial(schedule, budget, tokens_per_second, None, None, None, refresh),
@@ -152,7 +152,9 @@ def chat(
         settings["max_new_tokens"] = max_new_tokens
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     interactive = sys.stdin.isatty()
-    conversation = Conversation(load(model, **machine, ctx_size=ctx_size), system, settings, interactive)
+    loaded = load(model, **machine, ctx_size=ctx_size)
+    tell_in_vain(loaded, settings)
+    conversation = Conversation(loaded, system, settings, interactive)
     if interactive:
         import readline  # noqa: F401  importing it gives input() line editing and history
 

@@ -58,7 +58,7 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text goes to stdout as it comes; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import dial, load
+    from sol_rt.cli.loading import dial, load, tell_in_vain
 
     arguments: dict[str, Any] = {
         **dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh),
@@ -78,6 +78,7 @@ def generate(
 
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     loaded = load(model, **settings, ctx_size=ctx_size)
+    tell_in_vain(loaded, arguments)
     run = loaded.stream(text, **arguments)
     try:
         for step in run:

@@ -9,6 +9,7 @@ from sol_rt.cli.console import note
 from sol_rt.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sol_rt.config import SolConfig
@@ -53,6 +54,12 @@ def load(
     if loaded.unpaying:
         note(describe(loaded.unpaying, provider=loaded.engine.provider_name))
     return loaded
+
+
+def tell_in_vain(loaded: SolModel, how: Mapping[str, Any]) -> None:
+    """Says on stderr which settings of `dial` save nothing on the GPU."""
+    if line := loaded.in_vain(how["schedule"], how["keep"], how["prune"], how["bits"]):
+        note(line)
 
 
 def name_device(provider: Provider) -> None:

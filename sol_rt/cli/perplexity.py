@@ -37,12 +37,13 @@ def perplexity(
     debug: options.Debug = False,
 ) -> None:
     """Perplexity of a text file: every second half of a window is scored one decode step a token."""
-    from sol_rt.cli.loading import dial, load, read_text
+    from sol_rt.cli.loading import dial, load, read_text, tell_in_vain
     from sol_rt.perplexity import perplexity as measure
 
     how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
     text = read_text(file)
     loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    tell_in_vain(loaded, how)
     finished: list[Estimate] = []
     try:
         with progress() as report:
