@@ -1,11 +1,13 @@
-"""Decode and prefill on a GPU, as tables: every variant at several contexts, kernels beside function bodies, the dial.
+"""Decode and prefill on a GPU, as tables: every variant at several contexts, kernels beside function bodies, sparse
+attention, the dial, and each figure beside what is asked of it.
 
     python benchmarks/gpu.py BUNDLE [BUNDLE …] --provider cuda|webgpu [-o docs/results/gpu.md]
 
 Needs the package, bundles and a GPU, no network. Steps take turns in an order that changes, and of every step's times
 the median counts. Bandwidth is what the bundle's bytes model says that a step reads, over its time; its limit is a
-measured pass that reads and writes large tensors on the same device. On the CPU and on a software adapter it runs as
-well, to try it, and writes no file.
+measured pass that reads and writes large tensors on the same device; another is the number of kernels that a step
+launches, times what a launch takes. On the CPU and on a software adapter it runs as well, to try it, and writes no
+file.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import gpu_attention
+import gpu_limits
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from sol_rt import SolModel, providers
 from sol_rt._version import __version__
@@ -29,16 +33,24 @@ from sol_rt.actions import Action
 from sol_rt.bench import Bench, plan
 from sol_rt.bundle import Bundle
 from sol_rt.calibrate import measure
+from sol_rt.config import ModelDims
 from sol_rt.cost import BytesCost, CalibratedCost
 from sol_rt.engine import Engine
 from sol_rt.errors import SolError, UsageError
-from sol_rt.hardware import free_memory_bytes
 from sol_rt.home import find_bundle
 from sol_rt.paying import describe
-from sol_rt.providers import Provider
 
-_COPY_BYTES = 512 << 20
-_LEAST_COPY_BYTES = 8 << 20
+_ENGINES = ("kernels", "bodies")
+_LEVELS = 64
+"""Tokens behind which logits are compared with the CPU's."""
+
+
+class Figure(NamedTuple):
+    """A row of the last table: what it is, what is asked of it, and what came out."""
+
+    name: str
+    asked: str
+    here: str
 
 
 @dataclass(frozen=True)
@@ -57,16 +69,19 @@ def main() -> int:
     except SolError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    limit = copy_gb_per_second(provider)
+    limits = Limits(
+        gpu_limits.copy_gb_per_second(provider), None if provider.gpu is None else gpu_limits.launch_us(provider)
+    )
+    launch = "" if limits.launch_us is None else f", and a launch takes {limits.launch_us:.2f} us"
     lines = [
         f"{provider.device_name} ({provider.name}), onnxruntime {ort.__version__}, sol_rt {__version__}. A pass that "
-        f"reads and writes large tensors moves {limit:.0f} GB/s. Medians of {args.repeats} steps; "
-        "GB/s by the bundle's bytes model.",
+        f"reads and writes large tensors moves {limits.gb_per_second:.0f} GB/s{launch}. Medians of {args.repeats} "
+        "steps; GB/s by the bundle's bytes model.",
         "",
     ]
     for path in args.bundles:
         try:
-            lines += report(Bundle.open(find_bundle(str(path))), args, limit)
+            lines += report(Bundle.open(find_bundle(str(path))), args, limits)
         except SolError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
@@ -81,7 +96,20 @@ def main() -> int:
     return 0
 
 
-def report(bundle: Bundle, args: argparse.Namespace, limit: float) -> Iterator[str]:
+@dataclass(frozen=True)
+class Limits:
+    """What the device can do at most.
+
+    Attributes:
+        gb_per_second: 10^9 bytes a second, read and written.
+        launch_us: microseconds of a small kernel that waits for the one before; None on the CPU.
+    """
+
+    gb_per_second: float
+    launch_us: float | None
+
+
+def report(bundle: Bundle, args: argparse.Namespace, limits: Limits) -> Iterator[str]:
     """The lines of one bundle. Raises SolError."""
     config = bundle.config
     contexts = [context for context in sorted(args.contexts) if context + args.prefill < config.model.max_context]
@@ -93,15 +121,10 @@ def report(bundle: Bundle, args: argparse.Namespace, limit: float) -> Iterator[s
         yield ""
     if not contexts:
         raise UsageError(f"{bundle.path}: no context of {args.contexts} and {args.prefill} more fit the model's own")
-    engines = {"kernels": True, "bodies": False}
-    if args.bodies or not _has_kernels(args.provider):
-        engines = {"bodies": False}
-    made = {
-        name: Engine(bundle, provider=args.provider, device=args.device, native_ops=native)
-        for name, native in engines.items()
-    }
+    made, memory = _engines(bundle, args)
+    first = next(iter(made.values()))
     actions = _actions(bundle)
-    bytes_cost = BytesCost(config)
+    figures = [*memory, _agreement(bundle, first)]
     steps: dict[str, list[Step]] = {name: [] for name in made}
     prefill: dict[tuple[str, int], float] = {}
     for context in contexts:
@@ -113,15 +136,107 @@ def report(bundle: Bundle, args: argparse.Namespace, limit: float) -> Iterator[s
     yield f"Prefill of {args.prefill} tokens, dense, tokens a second:"
     yield ""
     yield from _prefill_table(made, contexts, prefill)
-    yield from _decode_table(steps, contexts, actions, bytes_cost, limit)
-    first = next(iter(made.values()))
+    yield from _decode_table(steps, contexts, actions, BytesCost(config), limits.gb_per_second)
+    figures += _speeds(bundle, first, steps, limits)
+    yield from _attention_table(made, config.model, args, figures)
     if first.device_weight_bytes:
         stored = config.files[config.weights_file].bytes
         size = f"{first.device_weight_bytes / 1e6:.0f} MB"
         captured = f"{first.captured_graphs} graphs of steps run as they were captured"
         yield f"Weights of all variants on the device: {size}; the weights file: {stored / 1e6:.0f} MB; {captured}."
         yield ""
-    yield from _dial(bundle, first, contexts, args)
+    yield from _dial(bundle, first, contexts, args, figures)
+    yield "What is asked, and what was measured here:"
+    yield ""
+    yield from _table(["figure", "asked", "here"], [list(figure) for figure in figures])
+
+
+def _engines(bundle: Bundle, args: argparse.Namespace) -> tuple[dict[str, Engine], list[Figure]]:
+    """Kernels and bodies, in so far as there are both, and the device memory of the first with one variant and all."""
+    kernels = not args.bodies and _has_kernels(args.provider)
+    made: dict[str, Engine] = {}
+    figures = []
+    for name in _ENGINES if kernels else _ENGINES[1:]:
+        gc.collect()
+        provider = providers.choose(args.provider, device=args.device, native_ops=name == "kernels")
+        before = gpu_limits.used_bytes(provider)
+        made[name] = engine = Engine(bundle, provider=args.provider, device=args.device, native_ops=name == "kernels")
+        if before is None or figures:
+            continue
+        sizes = []
+        for variants in ([bundle.config.dense.variant], bundle.config.variants):
+            for key in variants:
+                engine.forward([1], Action.parse(f"k100-{key}"))
+            sizes.append((gpu_limits.used_bytes(provider) or before) - before)
+            engine.reset()
+        each = f"{sizes[0] / 1e6:.0f} MB with the dense one, {sizes[1] / 1e6:.0f} MB with all {len(variants)}"
+        ratio = f"{sizes[1] / max(sizes[0], 1):.3f} ×: {each}, after their steps, {engine.captured_graphs} captured"
+        figures.append(Figure("device memory of all variants over one", "at most 1.05 ×", ratio))
+    return made, figures
+
+
+def _agreement(bundle: Bundle, engine: Engine) -> Figure:
+    """How far the logits of every variant are from the CPU's."""
+    on_cpu = Engine(bundle, provider="cpu", native_ops=engine.native_ops)
+    ids = np.arange(_LEVELS, dtype=np.int64) % bundle.config.model.vocab_size
+    errors, same = {}, 0
+    for key in bundle.config.variants:
+        action = Action.parse(f"k100-{key}")
+        outcomes = []
+        for one in (engine, on_cpu):
+            one.reset()
+            one.forward(ids[:-1], action)
+            outcomes.append(one.forward(ids[-1:], action).logits[0].astype(np.float64))
+            one.reset()
+        got, expected = outcomes
+        errors[key] = float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
+        same += int(got.argmax() == expected.argmax())
+    worst = max(errors, key=lambda key: errors[key])
+    here = f"{errors[worst]:.2%} of the logits ({worst}) at most; {same} of {len(errors)} choose the same token"
+    return Figure(f"every variant against the CPU, a step behind {_LEVELS - 1} tokens", "equal within rounding", here)
+
+
+def _speeds(bundle: Bundle, engine: Engine, steps: dict[str, list[Step]], limits: Limits) -> Iterator[Figure]:
+    """Kernels against bodies, and dense steps against both limits."""
+    dense, bytes_cost = bundle.config.dense, BytesCost(bundle.config)
+    times = {name: {(step.action, step.context): step.milliseconds for step in row} for name, row in steps.items()}
+    if len(times) == 2:
+        ratios = {at: times["bodies"][at] / ms for at, ms in times["kernels"].items()}
+        least = min(ratios, key=lambda at: ratios[at])
+        where = f"{least[0].tag} at {least[1]}"
+        here = f"{statistics.median(ratios.values()):.2f} × in the middle, least {ratios[least]:.2f} × ({where})"
+        yield Figure("kernels over bodies at decode", "at least 1.5 ×", here)
+    mine = {step.context: step.milliseconds for step in steps[next(iter(steps))] if step.action == dense}
+    shares = {at: bytes_cost.step(dense, at) / ms / 1e6 / limits.gb_per_second for at, ms in mine.items()}
+    here = ", ".join(f"{share:.0%} at {at}" for at, share in shares.items())
+    if limits.launch_us is not None:
+        count = gpu_limits.launches(bundle, engine.provider, [dense])[dense]
+        floor = count * limits.launch_us / 1e3
+        here += (
+            f"; {count} launches take at least {floor:.3f} ms, {floor / min(mine.values()):.0%} of the shortest step"
+        )
+    yield Figure("a dense step's bandwidth, of the pass", "60%, or the launches' limit", here)
+
+
+def _attention_table(
+    engines: dict[str, Engine], dims: ModelDims, args: argparse.Namespace, figures: list[Figure]
+) -> Iterator[str]:
+    """Attention alone, dense and sparse."""
+    context, kept = args.attention
+    yield f"Attention of one token behind {context}, us a layer ({gpu_attention.LAYERS} layers in turn):"
+    yield ""
+    rows = []
+    for name, engine in engines.items():
+        took = gpu_attention.measure(engine.provider, dims, context, kept)
+        ratio = f"{took.dense / took.sparse:.2f} ×"
+        rows.append([name, f"{took.dense:.1f}", f"{took.sparse:.1f}", ratio])
+        if name == next(iter(engines)):
+            figures.append(
+                Figure(
+                    f"attention with {kept} of {context} tokens kept, over dense", "at least 2 ×", f"{ratio} ({name})"
+                )
+            )
+    yield from _table(["run by", "dense", f"{kept} tokens kept", "dense over sparse"], rows)
 
 
 def _has_kernels(provider: str) -> bool:
@@ -206,7 +321,9 @@ def _decode_table(
     yield from _table(["action", "run by", *(f"at {context}" for context in contexts)], rows)
 
 
-def _dial(bundle: Bundle, engine: Engine, contexts: Sequence[int], args: argparse.Namespace) -> Iterator[str]:
+def _dial(
+    bundle: Bundle, engine: Engine, contexts: Sequence[int], args: argparse.Namespace, figures: list[Figure]
+) -> Iterator[str]:
     """Time at budget 0.4 over time at 1.0, with costs calibrated here and now."""
     result = measure(engine, bundle, contexts, args.repeats, lambda *_: None, seconds=args.seconds)
     cost = CalibratedCost(bundle.config, result.table)
@@ -221,65 +338,17 @@ def _dial(bundle: Bundle, engine: Engine, contexts: Sequence[int], args: argpars
     rows = Bench(model).run_in_turn(planned.tests, 5)
     times = {row.test.budget: statistics.median(row.samples_ns) for row in rows}
     achieved = {row.test.budget: row.achieved_budget for row in rows}
+    ratio = times[0.4] / times[1.0]
+    figures.append(Figure("time at budget 0.4 over 1.0", "0.36 to 0.46", f"{ratio:.3f} behind {depth}"))
     yield (
-        f"Budget 0.4 (schedule {rows[0].test.schedule}) takes {times[0.4] / times[1.0]:.3f} of the time of budget 1.0; "
+        f"Budget 0.4 (schedule {rows[0].test.schedule}) takes {ratio:.3f} of the time of budget 1.0; "
         f"by the calibrated costs {achieved[0.4]:.3f}. {args.tokens} tokens behind {depth}, medians of 5 runs in turn."
     )
     if cost.policy():
         share = cost.policy() / cost.dense(depth)
         yield f"A run of the policy: {cost.policy():.3f} ms on the CPU, {share:.1%} of the dense step."
+        figures.append(Figure("the policy's step, of the dense one", "hidden, or under 3%", f"{share:.1%}"))
     yield ""
-
-
-def copy_gb_per_second(provider: Provider) -> float:
-    """10^9 bytes a second that y = -x over large tensors reads and writes on the provider's device."""
-    size = _COPY_BYTES
-    free = free_memory_bytes() if provider.gpu is None else provider.gpu.free_bytes
-    if provider.gpu is None or provider.software:
-        size = 64 << 20
-    if free is not None:
-        size = max(_LEAST_COPY_BYTES, min(size, free // 8))
-    count = size // 4
-    info = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["y"])],
-        "copy",
-        [info("x", TensorProto.FLOAT, [count])],
-        [info("y", TensorProto.FLOAT, [count])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
-    session = provider._session(model, provider.options())
-    binding = session.io_binding()
-    zeros = np.zeros(count, np.float32)
-    if provider.gpu is None:
-        x, y = (ort.OrtValue.ortvalue_from_numpy(array) for array in (zeros, zeros.copy()))
-    else:
-        memory = provider.memory()
-        x, y = memory.place(zeros), memory.place(zeros)
-    binding.bind_ortvalue_input("x", x)
-    binding.bind_ortvalue_output("y", y)
-
-    def passes(number: int) -> float:
-        start = time.perf_counter()
-        for _ in range(number):
-            session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        if provider.name == "webgpu":
-            _read_one(provider, y)
-        return time.perf_counter() - start
-
-    passes(2)
-    few, many = (min(passes(number) for _ in range(3)) for number in (2, 12))
-    return 2 * size * 10 / max(many - few, 1e-9) / 1e9
-
-
-def _read_one(provider: Provider, value: ort.OrtValue) -> None:
-    """Waits for the device: WebGPU queues runs, and only reading makes them finish. What is read is small, the wait is
-    in both measurements."""
-    target = provider.memory().empty((1,), np.float32)
-    host = ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32))
-    del value
-    provider.memory().read([target], [host])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -297,6 +366,22 @@ def _replace_tables(path: Path, text: str) -> None:
     path.write_text(f"{before}{mark}\n\n{text}", encoding="utf-8")
 
 
+def numbers(text: str) -> list[int]:
+    """Positive numbers with commas between them."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def tokens_and_kept(text: str) -> tuple[int, int]:
+    """Tokens in the cache and fewer tokens kept, with a colon between them."""
+    tokens, kept = (int(part) for part in text.split(":"))
+    if not 0 < kept < tokens:
+        raise ValueError
+    return tokens, kept
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", type=Path)
@@ -304,7 +389,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--bodies", action="store_true", help="function bodies alone, where there are kernels too")
     parser.add_argument(
-        "--contexts", type=lambda text: [int(part) for part in text.split(",")], default=[512, 4096, 16384]
+        "--contexts", type=numbers, default=[512, 4096, 16384], metavar="N,N", help="tokens in the cache"
+    )
+    parser.add_argument(
+        "--attention",
+        type=tokens_and_kept,
+        default=(16384, 1024),
+        metavar="TOKENS:KEPT",
+        help="tokens in the cache, and of them kept, of the attention that is measured alone",
     )
     parser.add_argument("--prefill", type=int, default=512, help="tokens of a prefill")
     parser.add_argument("--repeats", type=int, default=30)

@@ -1,0 +1,160 @@
+"""Time of one layer's attention at decode on a device, dense and with few tokens kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from gpu_limits import waiting
+from onnx import ModelProto, TensorProto, helper
+
+from sol_rt.config import PAGE_SIZE, ModelDims
+from sol_rt.export.attention_body import AttentionShape, sparse_attention
+from sol_rt.export.nodes import IR_VERSION, OPSETS
+from sol_rt.providers import Provider
+
+SINKS = 4
+LAYERS = 8
+"""Each with a cache of its own, so that none finds its keys in a cache of the processor's."""
+_RUNS = 20
+_ALL = 1 << 30
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Microseconds of a layer's attention of one new token.
+
+    Attributes:
+        dense: of all tokens.
+        sparse: where few are chosen and attended.
+    """
+
+    dense: float
+    sparse: float
+
+
+def measure(provider: Provider, dims: ModelDims, context: int, kept: int, repeats: int = 5) -> Attention:
+    """Behind `context` tokens in the cache, `kept` of them, sinks and newest page included, where few are.
+
+    Kernels run where the provider has them, else function bodies; kernels are captured where the provider can.
+    """
+    pages = max((kept - SINKS - PAGE_SIZE) // PAGE_SIZE, 1)
+    return Attention(*(_us(provider, dims, context, keep, repeats) for keep in (_ALL, pages)))
+
+
+def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: int) -> float:
+    capacity = -(-(context + 1) // PAGE_SIZE) * PAGE_SIZE
+    chooses = keep != _ALL or provider.native
+    options = provider.options()
+    capture = provider.native and provider.can_capture
+    session = provider._session(
+        _model(dims, provider.floats, capacity, chooses).SerializeToString(), options, capture=capture
+    )
+    places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+    on_host = {node.name for node, place in places if place.name.lower().startswith("cpu")} if not capture else set()
+    binding, random = session.io_binding(), np.random.default_rng(0)
+    memory = None if provider.gpu is None else provider.memory()
+    kept_alive = []
+
+    def value(array: np.ndarray, name: str) -> ort.OrtValue:
+        kept_alive.append(array)
+        return ort.OrtValue.ortvalue_from_numpy(array) if memory is None or name in on_host else memory.place(array)
+
+    shape = (1, dims.num_kv_heads, capacity, dims.head_dim)
+    keys = random.standard_normal(shape).astype(provider.floats)
+    codes = random.integers(0, 256, (*shape[:3], dims.head_dim // 2), np.uint8)
+    page = np.repeat([-3.0, 0.4], PAGE_SIZE).astype(provider.floats)  # minima, then steps
+    ranges = np.tile(page, capacity * dims.num_kv_heads // PAGE_SIZE).reshape(*shape[:3], 2)
+    angles = np.arange(capacity)[:, None] * 10000.0 ** (-np.arange(dims.head_dim // 2) / (dims.head_dim // 2))
+    qkv = random.standard_normal((1, 1, (dims.num_heads + 2 * dims.num_kv_heads) * dims.head_dim))
+    small = {
+        "qkv": qkv.astype(np.float32),
+        "past_length": np.array([context]),
+        "attn_keep": np.array([keep]),
+        "total_length": np.array([context + 1], np.int32),
+        "cos": np.cos(angles).astype(np.float32),
+        "sin": np.sin(angles).astype(np.float32),
+    }
+    for node in session.get_inputs():
+        if node.name in small:
+            binding.bind_ortvalue_input(node.name, value(small[node.name], node.name))
+    for layer in range(LAYERS):
+        for part, array in {"key": keys, "value": keys, "key_codes": codes, "key_range": ranges}.items():
+            buffer = value(array.copy(), "")
+            binding.bind_ortvalue_input(f"past_{part}.{layer}", buffer)
+            binding.bind_ortvalue_output(f"present_{part}.{layer}", buffer)
+        y = value(np.zeros((1, 1, dims.num_heads * dims.head_dim), np.float32), "")
+        binding.bind_ortvalue_output(f"y.{layer}", y)
+    wait, best = waiting(provider), float("inf")
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        for _ in range(_RUNS if repeat else 3):
+            session.run_with_iobinding(binding)
+        wait()
+        if repeat:
+            best = min(best, (time.perf_counter() - start) / _RUNS)
+    return best / LAYERS * 1e6
+
+
+def _model(dims: ModelDims, floats: str, capacity: int, chooses: bool) -> ModelProto:
+    """LAYERS nodes of SparseAttention, each with its cache of type `floats`; without `chooses` they get no counts and
+    read all.
+    """
+    shape = AttentionShape(
+        dims.num_heads, dims.num_kv_heads, dims.head_dim, dims.head_dim, SINKS, float(dims.head_dim**-0.5)
+    )
+    half, byte, info = (
+        helper.np_dtype_to_tensor_dtype(np.dtype(floats)),
+        TensorProto.UINT8,
+        helper.make_tensor_value_info,
+    )
+    rows = [1, dims.num_kv_heads, capacity]
+    parts = {
+        "key": (half, [*rows, dims.head_dim]),
+        "value": (half, [*rows, dims.head_dim]),
+        "key_codes": (byte, [*rows, dims.head_dim // 2]),
+        "key_range": (half, [*rows, 2]),
+    }
+    table = (TensorProto.FLOAT, [capacity, dims.head_dim // 2])
+    inputs = {
+        "qkv": (TensorProto.FLOAT, [1, 1, (dims.num_heads + 2 * dims.num_kv_heads) * dims.head_dim]),
+        "past_length": (TensorProto.INT64, [1]),
+        "attn_keep": (TensorProto.INT64, [1]),
+        "total_length": (TensorProto.INT32, [1]),
+        "cos": table,
+        "sin": table,
+    }
+    if not chooses:
+        del inputs["attn_keep"]
+    outputs, nodes = {}, []
+    for layer in range(LAYERS):
+        inputs |= {f"past_{part}.{layer}": kind for part, kind in parts.items()}
+        outputs |= {f"present_{part}.{layer}": kind for part, kind in parts.items()}
+        outputs[f"y.{layer}"] = (TensorProto.FLOAT, [1, 1, dims.num_heads * dims.head_dim])
+        past, present = ([f"{side}_{part}.{layer}" for part in parts] for side in ("past", "present"))
+        nodes.append(
+            helper.make_node(
+                "SparseAttention",
+                ["qkv", *past, "past_length", "attn_keep", "cos", "sin", "total_length"],
+                [f"y.{layer}", *present],
+                domain="sol",
+                num_heads=dims.num_heads,
+                kv_heads=dims.num_kv_heads,
+                head_dim=dims.head_dim,
+                rotary_dim=dims.head_dim,
+                page_size=PAGE_SIZE,
+                sinks=SINKS,
+                softmax_scale=shape.softmax_scale,
+            )
+        )
+    graph = helper.make_graph(
+        nodes,
+        "attention",
+        [info(name, *kind) for name, kind in inputs.items()],
+        [info(name, *kind) for name, kind in outputs.items()],
+        [] if chooses else [helper.make_tensor("attn_keep", TensorProto.INT64, [0], [])],
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    return helper.make_model(graph, opset_imports=opsets, functions=[sparse_attention(shape)], ir_version=IR_VERSION)
