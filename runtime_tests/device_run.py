@@ -17,9 +17,10 @@ import onnxruntime as ort
 from greedy import greedy
 from onnx import TensorProto, helper
 
-from sol_rt import hardware, providers
+from sol_rt import hardware, logit_summary, providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
+from sol_rt.device_memory import DeviceMemory
 from sol_rt.engine import Engine
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError
 from sol_rt.model import SolModel
@@ -74,6 +75,25 @@ def _captured(engine: Engine) -> dict[str, int]:
     for action in actions:
         engine.forward([5], action)
     return {"graphs": len(actions), "captured": engine.captured_graphs}
+
+
+def _fetched(folder: str) -> dict[str, Any]:
+    """Tokens of a greedy generation and of a sampled one, how often each had logits fetched, and the tokens of an
+    engine without summaries."""
+    runs: dict[str, Any] = {}
+    settings = {"greedy": {"do_sample": False}, "sampled": {"do_sample": True, "temperature": 0.8, "seed": 7}}
+    cut, fetch, counted = logit_summary.cut, DeviceMemory.fetch, []
+    DeviceMemory.fetch = lambda *rest: (counted.append(1), fetch(*rest))[1]  # type: ignore[method-assign]
+    for summaries in (True, False):
+        if not summaries:
+            logit_summary.cut = lambda size: None
+        model = SolModel.from_pretrained(folder, provider="webgpu")
+        for name, setting in settings.items():
+            counted.clear()
+            result = model.generate(PROMPT, schedule="fixed:k030-s100-q8", max_new_tokens=12, **setting)
+            runs[f"{name} {summaries}"] = {"tokens": result.tokens, "fetched": len(counted)}
+    logit_summary.cut, DeviceMemory.fetch = cut, fetch  # type: ignore[method-assign]
+    return runs
 
 
 def _broken(engine: Engine) -> dict[str, Any]:
@@ -215,6 +235,8 @@ def main() -> int:
             result["load"] = _load(engine)
         if "greedy" in what:
             result["greedy"] = _greedy(engine)
+        if "fetched" in what:
+            result["fetched"] = _fetched(sys.argv[1])
         if "registered" in what:
             result["registered"] = _registered(sys.argv[1])
         if "on the cpu" in what:

@@ -131,6 +131,15 @@ def test_variants_take_turns_on_one_cache_that_grows(folder: Path, answers: dict
         assert error <= _ALLOWED, step
 
 
+def test_logits_stay_on_the_device_unless_something_asks_for_them(folder: Path) -> None:
+    fetched = _answer(_device(folder, "fetched"))["fetched"]
+    for name in ("greedy", "sampled"):
+        assert fetched[f"{name} True"]["tokens"] == fetched[f"{name} False"]["tokens"]
+    assert len(fetched["greedy True"]["tokens"]) > 2
+    assert fetched["greedy True"]["fetched"] == 0
+    assert fetched["sampled True"]["fetched"] == 1  # from then on they come with the other results
+
+
 def test_a_failed_run_is_one_line_and_the_engine_goes_on(answers: dict[str, Any]) -> None:
     broken = answers["broken"]
     assert broken["error"].startswith("provider webgpu: ")

@@ -19,6 +19,7 @@ import onnx.shape_inference
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from sol_rt import logit_summary
 from sol_rt.config import tensor_bytes
 from sol_rt.graph_file import ONNX_DTYPES
 
@@ -74,6 +75,7 @@ def device_graph(
     dims: Mapping[str, int] | None = None,
     one_token: bool = False,
     float32: bool = False,
+    summary: tuple[int, int] | None = None,
 ) -> DeviceGraph:
     """Reads a graph file of a bundle.
 
@@ -85,10 +87,13 @@ def device_graph(
         dims: sizes of dims of inputs that the file leaves open.
         one_token: whether `input_ids` always holds one token.
         float32: whether everything in float16 becomes float32, the cache too; for function bodies alone.
+        summary: rows and width of a summary of the logits that the graph is to give besides (logit_summary.py).
     """
     model = onnx.load(path, load_external_data=False)
     if inline:
         model = onnx.inliner.inline_local_functions(model)
+    if summary is not None:
+        logit_summary.append(model.graph, *summary)
     rewriter = _Rewriter(model, bits, dict(constants or {}), dict(dims or {}), one_token)
     if float32:
         rewriter.widen()

@@ -53,6 +53,11 @@ class DeviceMemory(ABC):
         """Binds the bytes of a tensor of 4-bit numbers to a graph's input. Raises ProviderError where none are read."""
         raise ProviderError(f"{self._where}: reads no 4-bit tensors, as {name} is; use --provider cpu")
 
+    def fetch(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        """As `read`. Raises DeviceError where that fails."""
+        with self._errors():
+            self.read(values, into)
+
     def require(self, needed_bytes: int, what: str) -> None:
         """Raises ProviderError where so much memory is known not to be free. Some drivers find out only later."""
         free = self._free_bytes()

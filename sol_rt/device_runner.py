@@ -1,7 +1,8 @@
 """Steps and batches on a GPU: sessions that read one copy of the weights and one cache, and the small tensors between.
 
 Small inputs and the results lie on the GPU at fixed addresses, so that a captured graph finds them there. They are
-written before a step where they changed, and only logits and the hidden state are read after it.
+written before a step where they changed. After it the hidden state and a summary of the logits are read, and the logits
+themselves where something asks for them.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime as ort
 
+from sol_rt import logit_summary
 from sol_rt.bundle import Bundle
 from sol_rt.device_graph import Value, device_graph
 from sol_rt.device_memory import DeviceMemory
 from sol_rt.device_weights import DeviceWeights
+from sol_rt.distribution import Distribution
 from sol_rt.errors import DeviceError, ProviderError, one_line
 from sol_rt.kv_cache import KvCache
+from sol_rt.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.providers import Provider
 from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS, Signature, check_signature
 from sol_rt.weights import SharedWeights
 
 _CAPTURE_ERROR = 1e-5
-"""Of the largest logit: by how much a captured run may differ from a plain one."""
+"""Of the largest number: by how much a captured run may differ from a plain one."""
 
 
 def _graph_options(number: int) -> ort.RunOptions:
@@ -40,19 +44,27 @@ class DeviceInputs:
     Args:
         memory: of the GPU.
         inputs: arrays in main memory by the names of the graph's inputs; a step takes what they hold then.
-        results: float32 arrays in main memory by the names of the graph's outputs; a step fills them.
+        results: float32 arrays in main memory by the names of the graph's outputs, `logits` and others; a step fills
+            them, but for the logits where there is a summary of them.
+        summary: of the logits, None where graphs give none.
     """
 
     def __init__(
-        self, memory: DeviceMemory, inputs: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray]
+        self,
+        memory: DeviceMemory,
+        inputs: Mapping[str, np.ndarray],
+        results: Mapping[str, np.ndarray],
+        summary: LogitSummary | None = None,
     ) -> None:
-        self._memory = memory
+        self._memory, self.summary = memory, summary
         self._arrays = dict(inputs)
         self._sent = {name: array.copy() for name, array in inputs.items()}
         self.inputs = {name: memory.place(array) for name, array in inputs.items()}
         self.host_inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        self.results = {name: memory.place(array) for name, array in results.items()}
-        self._host_results = [ort.OrtValue.ortvalue_from_numpy(array) for array in results.values()]
+        self._results = {**results, **({} if summary is None else summary.arrays)}
+        self.results = {name: memory.place(array) for name, array in self._results.items()}
+        self._host_results = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self._results.items()}
+        self._logits_are_here = self._logits_were_asked_for = False
 
     def send(self) -> None:
         """Writes what changed in main memory since the last time."""
@@ -62,8 +74,26 @@ class DeviceInputs:
                 self._sent[name][:] = array
 
     def receive(self) -> None:
-        """Reads the results of the step before, and waits for them."""
-        self._memory.read(list(self.results.values()), self._host_results)
+        """Reads the results of the step before, and waits for them: the logits where there is no summary, or where
+        those of the step before that were asked for, as these will be then.
+        """
+        self._logits_are_here = self.summary is None or self._logits_were_asked_for
+        self._logits_were_asked_for = False
+        names = [name for name in self.results if name != "logits" or self._logits_are_here]
+        self._memory.read([self.results[name] for name in names], [self._host_results[name] for name in names])
+
+    def distribution(self) -> Distribution:
+        """That of the step before, of its summary."""
+        assert self.summary is not None
+        return SummarisedDistribution(self.summary, self.logits)
+
+    def logits(self) -> np.ndarray:
+        """Logits of the step before, float32 [vocab]. Raises DeviceError where they cannot be fetched."""
+        self._logits_were_asked_for = True
+        if not self._logits_are_here:
+            self._memory.fetch([self.results["logits"]], [self._host_results["logits"]])
+            self._logits_are_here = True
+        return np.asarray(self._results["logits"][0])
 
     def bind_results(self, binding: ort.IOBinding) -> None:
         """Binds the results to a graph's outputs."""
@@ -85,9 +115,10 @@ class DeviceInputs:
             for name, array in self._arrays.items():
                 array[:] = before[name]
 
-    def first_result(self) -> np.ndarray:
-        """A copy of the first result as it was read last."""
-        return np.array(self._host_results[0].numpy())
+    def all_results(self) -> dict[str, np.ndarray]:
+        """Copies of all results of the step before."""
+        self._memory.read(list(self.results.values()), list(self._host_results.values()))
+        return {name: array.copy() for name, array in self._results.items()}
 
 
 class Kind(NamedTuple):
@@ -117,6 +148,7 @@ class DeviceGraphs:
         memory: its memory.
         stored: the weights file.
         signature: what a graph's inputs and outputs are.
+        summary: rows and width of a summary of the logits that graphs of steps are to give.
     """
 
     def __init__(
@@ -126,9 +158,10 @@ class DeviceGraphs:
         memory: DeviceMemory,
         stored: SharedWeights,
         signature: Signature,
+        summary: tuple[int, int] | None = None,
     ) -> None:
         self._bundle, self._provider, self._stored = bundle, provider, stored
-        self._signature = signature
+        self._signature, self._summary = signature, summary
         self.weights = DeviceWeights(stored, memory)
         self.captures = provider.can_capture
         self._opened: dict[Kind, OpenGraph] = {}
@@ -171,6 +204,7 @@ class DeviceGraphs:
             dims=layers,
             one_token=kind.one_token,
             float32=self._provider.floats == "float32",
+            summary=self._summary if kind.one_token else None,
         )
         self.weights.place(graph.values)
         capture = self.captures and kind.one_token
@@ -182,10 +216,10 @@ class DeviceGraphs:
             # what the provider does not capture, another graph of the bundle will not let it either
             capture = self.captures = False
             session = self._session(kind, graph.model, capture)
-        bound = {value.name for value in graph.values}
+        ignored = {value.name for value in graph.values} | {logit_summary.PARTS, logit_summary.PLACES}
         inputs, outputs = self._signature
         inputs = {name: wanted for name, wanted in inputs.items() if name not in constants}
-        check_signature(path, session, (inputs, outputs), ignored=bound)
+        check_signature(path, session, (inputs, outputs), ignored=ignored)
         return OpenGraph(kind.file, session, graph.values, self.weights, capture)
 
     def _session(self, kind: Kind, model: bytes, capture: bool) -> ort.InferenceSession:
@@ -266,7 +300,7 @@ class OpenGraph:
     def _captures_right(self, cache: KvCache, inputs: DeviceInputs) -> bool:
         size = cache.capacity
         lengths = (size // 2, size // 2 + 1, size // 2 + 2, size // 4, size - 1)
-        outcomes = []
+        outcomes: list[dict[str, np.ndarray]] = []
         # one after the other: what a plain run leaves in buffers, a repetition must not find there
         for self.captured in (False, True):
             binding = self.bound(cache.scratch_bindings(), inputs)
@@ -274,10 +308,12 @@ class OpenGraph:
             for length in lengths:
                 inputs.pretend(length)
                 self.run(binding)
-                inputs.receive()
-                outcomes.append(inputs.first_result())
-        expected, got = np.split(np.array(outcomes), 2)
-        return bool(np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True))
+                outcomes.append(inputs.all_results())
+        for name in outcomes[0]:
+            expected, got = np.split(np.array([outcome[name] for outcome in outcomes]), 2)
+            if not np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True):
+                return False
+        return True
 
     def release_capture(self) -> None:
         """Forgets the captured run, whose buffers are about to go."""

@@ -66,8 +66,18 @@ class Distribution:
     """
 
     def __init__(self, logits: np.ndarray, sums: Callable[[np.ndarray], SoftmaxSums] = numpy_sums) -> None:
-        self.logits = logits
+        self._logits = logits
         self._sums = sums(logits)
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 [vocab]."""
+        return self._logits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the logits."""
+        return self._logits.shape
 
     @property
     def finite(self) -> bool:

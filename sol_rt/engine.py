@@ -39,14 +39,19 @@ class StepOutput(NamedTuple):
     """What a step gives; the arrays are views that the next call overwrites.
 
     Attributes:
-        logits: float32 [num_logits, vocab].
+        rows: the logits, None where they lie on a GPU.
         hidden: float32 [num_logits, hidden], the final norm's output.
         distribution: that of the last row of logits; holds while they do.
     """
 
-    logits: np.ndarray
+    rows: np.ndarray | None
     hidden: np.ndarray
     distribution: Distribution
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32 [num_logits, vocab], fetched where they lie on a GPU."""
+        return self.distribution.logits[None] if self.rows is None else self.rows
 
 
 class Engine:
@@ -123,12 +128,14 @@ class Engine:
             self._cache = KvCache(config.model, config.kv)
             return
         memory = provider.memory()
-        from sol_rt import device_runner  # with onnx, which only the extras of GPUs bring
+        from sol_rt import device_runner, logit_summary  # with onnx, which only the extras of GPUs bring
 
         self._cache = KvCache(config.model, config.kv, memory)
-        self._device_inputs = device_runner.DeviceInputs(memory, self._inputs.arrays, self._inputs.results)
+        rows = logit_summary.cut(config.model.vocab_size)
+        summary = None if rows is None else logit_summary.LogitSummary(*rows)
+        self._device_inputs = device_runner.DeviceInputs(memory, self._inputs.arrays, self._inputs.results, summary)
         signature = step_signature(config, self._cache)
-        self._graphs = device_runner.DeviceGraphs(self.bundle, provider, memory, self.weights, signature)
+        self._graphs = device_runner.DeviceGraphs(self.bundle, provider, memory, self.weights, signature, rows)
         self.load([config.dense.variant])
 
     @property
@@ -257,7 +264,10 @@ class Engine:
         inputs.past_length[0], inputs.total_length[0] = length, length + 1
         inputs.attn_keep[inputs.sparse_layers] = action.pages(length, self._page_size)
         self._prepare(action).step().step()
-        output = StepOutput(inputs.logits, inputs.hidden, Distribution(inputs.logits[0], self._sums))
+        if self._graphs is None or self._device_inputs.summary is None:
+            output = StepOutput(inputs.logits, inputs.hidden, Distribution(inputs.logits[0], self._sums))
+        else:
+            output = StepOutput(None, inputs.hidden, self._device_inputs.distribution())
         # the same function for both: the step has driven all code out of the caches, and a second one would be fetched
         if not output.distribution.finite or self._sums(inputs.hidden[0]).top is None:
             self._refuse(action, 1)

@@ -37,15 +37,18 @@ class Sampler:
         Returns the token and its log-probability, in nats, under the raw distribution. Raises UsageError where the
         shape isn't [vocab].
         """
-        logits = distribution.logits
-        if logits.shape != (self._vocab_size,):
-            raise UsageError(f"sampling: got logits of shape {list(logits.shape)}, expected [{self._vocab_size}]")
-        scores = self._penalised(logits, history)
-        if not self._config.greedy:
-            candidates, weights = self.candidates(scores)
-            token = int(candidates[_draw(weights, self._random.random())])
+        shape = distribution.shape
+        if shape != (self._vocab_size,):
+            raise UsageError(f"sampling: got logits of shape {list(shape)}, expected [{self._vocab_size}]")
+        if self._config.greedy and not self._penalises(history):  # whoever has the logits elsewhere need not get them
+            token = distribution.top
         else:
-            token = distribution.top if scores is logits else int(scores.argmax())
+            scores = self._penalised(distribution.logits, history)
+            if self._config.greedy:
+                token = int(scores.argmax())
+            else:
+                candidates, weights = self.candidates(scores)
+                token = int(candidates[_draw(weights, self._random.random())])
         return token, distribution.log_probability(token)
 
     def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,10 +73,13 @@ class Sampler:
             tokens, weights = tokens[kept], weights[kept]
         return tokens, weights
 
+    def _penalises(self, history: Sequence[int] | np.ndarray) -> bool:
+        return self._config.repetition_penalty != 1.0 and len(history) > 0
+
     def _penalised(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> np.ndarray:
-        penalty = self._config.repetition_penalty
-        if penalty == 1.0 or not len(history):
+        if not self._penalises(history):
             return logits
+        penalty = self._config.repetition_penalty
         seen = np.asarray(history, np.int64)
         scores = logits.copy()
         values = scores[seen]

@@ -10,7 +10,7 @@ import numpy as np
 
 from sol_rt.actions import Action
 from sol_rt.controller import Controller
-from sol_rt.distribution import Reference
+from sol_rt.distribution import Distribution, Reference
 from sol_rt.engine import StepOutput
 from sol_rt.evaluation.mix import MixSchedule
 from sol_rt.evaluation.windows import Window
@@ -150,4 +150,4 @@ def mixed_decoder(model: SolModel, actions: tuple[Action, Action], budget: float
 def detached(output: StepOutput) -> StepOutput:
     """The same output, in arrays of its own that no later step overwrites."""
     logits = output.logits[-1:].copy()
-    return StepOutput(logits, output.hidden[-1:].copy(), type(output.distribution)(logits[0]))
+    return StepOutput(logits, output.hidden[-1:].copy(), Distribution(logits[0]))
