@@ -67,7 +67,10 @@ class LogitSummary:
 
     def __init__(self, rows: int, width: int) -> None:
         self.width, self.vocab_size = width, rows * width
-        self.arrays = {PARTS: np.zeros((rows, _COLUMNS), np.float32), PLACES: np.zeros((rows, 2), np.int64)}
+        self.arrays: dict[str, np.ndarray] = {
+            PARTS: np.zeros((rows, _COLUMNS), np.float32),
+            PLACES: np.zeros((rows, 2), np.int64),
+        }
 
     def read(self) -> tuple[SoftmaxSums, float, float]:
         """Sums over the vocabulary, its largest logit and its second largest one."""
