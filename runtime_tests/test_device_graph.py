@@ -17,16 +17,19 @@ from random_decoder import CONFIGS
 from reference import Nested
 from tiny_bundle import write_bundle
 
+from sol_rt import logit_summary
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import KvLayout, Variant
 from sol_rt.device_graph import DeviceGraph, device_graph, repacked
 from sol_rt.device_memory import DeviceMemory
 from sol_rt.device_weights import DeviceWeights
+from sol_rt.distribution import Distribution
 from sol_rt.engine import Engine
 from sol_rt.errors import DeviceError, ProviderError
 from sol_rt.graph_file import external_tensors
 from sol_rt.kv_cache import KvCache
+from sol_rt.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS
 from sol_rt.weights import SharedWeights
 
@@ -181,6 +184,54 @@ def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) ->
         assert all(value.bytes == entries[value.name].bytes for value in graph.values)
         operators = [node.op_type for node in onnx.load_from_string(graph.model).graph.node]
         assert operators.count("DecoderLayer") == bundle.config.model.num_layers
+
+
+def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
+    config = bundle.config
+    variant, rows = config.variants[config.dense.variant], logit_summary.cut(config.model.vocab_size)
+    assert rows is not None
+    constants = {
+        "num_logits": np.ones(1, np.int64),
+        "attn_keep": np.zeros(0, np.int64),
+        **_counts(bundle, variant),
+    }
+    path = bundle.file(variant.file)
+    graph = device_graph(path, inline=True, bits=8, constants=constants, one_token=True, summary=rows)
+    session, memory = _cpu_session(graph.model), MainMemory()
+    weights, cache = DeviceWeights(SharedWeights(bundle), memory), KvCache(config.model, config.kv, memory)
+    weights.place(graph.values)
+    cache.resize(64, 0)
+    binding = session.io_binding()
+    weights.bind(binding, graph.values)
+    for past, _, value in cache.bindings():
+        binding.bind_ortvalue_input(past, value)
+    small = {"input_ids": np.array([[7]]), "past_length": np.zeros(1, np.int64), "total_length": np.ones(1, np.int32)}
+    for name in {node.name for node in session.get_inputs()} & small.keys():
+        binding.bind_cpu_input(name, small[name])
+    for node in session.get_outputs():
+        binding.bind_output(node.name)
+    session.run_with_iobinding(binding)
+    got = dict(zip((node.name for node in session.get_outputs()), binding.copy_outputs_to_cpu(), strict=True))
+    summary = LogitSummary(*rows)
+    for name, array in summary.arrays.items():
+        array[:] = got[name]
+    logits = got["logits"][0]
+    assert np.abs(logits).max() > 0.1
+    found, wanted = SummarisedDistribution(summary, lambda: logits), Distribution(logits)
+    assert found.top == wanted.top
+    assert found.entropy == pytest.approx(wanted.entropy, rel=1e-4)
+    assert found.margin == pytest.approx(wanted.margin, rel=1e-4)
+
+
+def test_a_graph_for_kernels_gives_a_summary_too(bundle: Bundle) -> None:
+    path, rows = bundle.file("model.q8.onnx"), logit_summary.cut(bundle.config.model.vocab_size)
+    plain, summed = (onnx.load_from_string(device_graph(path, inline=False, bits=8, summary=given).model).graph
+                     for given in (None, rows))  # fmt: skip
+    added = {item.name for item in summed.output} - {item.name for item in plain.output}
+    assert added == {logit_summary.PARTS, logit_summary.PLACES}
+    assert [node.op_type for node in summed.node if node.domain == "sol"] == [
+        node.op_type for node in plain.node if node.domain == "sol"
+    ]
 
 
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 2**32 - 1))
