@@ -21,15 +21,20 @@ import onnx
 import onnxruntime as ort
 import pytest
 from greedy import assert_same_choices, greedy
+from main_memory import MainMemory
 from onnx import helper
 from random_decoder import RandomDecoder, describe
+from tiny_bundle import write_bundle
 
 from sol_rt import cuda, providers
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
+from sol_rt.distribution import Distribution
 from sol_rt.engine import Engine
 from sol_rt.errors import ProviderError
+from sol_rt.hardware import Gpu
 from sol_rt.ops import library_path
+from sol_rt.providers import Provider
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"
@@ -229,6 +234,49 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert runs[0] != runs[1]  # margins are: another library has added up
     for keep, expected in runs[0].items():
         assert_same_choices(runs[1][keep], expected)
+
+
+class _Emulated(Provider):
+    """The GPU's host side, with kernels that run on the host and its memory in the place of a GPU's."""
+
+    def _session(self, model: Any, options: ort.SessionOptions, **_: Any) -> ort.InferenceSession:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def memory(self) -> MainMemory:
+        return MainMemory()
+
+    @property
+    def can_capture(self) -> bool:
+        return False
+
+
+def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights as inputs, one session for all variants of a width, a cache that grows, a summary of the logits."""
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny", bits=(8, 4)))
+    on_cpu = Engine(bundle, provider="cpu")
+    emulated = _Emulated("cuda", on_cpu.threads, layer.LIBRARY, gpu=Gpu("emulated"))
+    monkeypatch.setattr(providers, "choose", lambda *_, **__: emulated)
+    engine = Engine(bundle, provider="cuda")
+    assert engine._device_inputs.summary is not None
+    for keep in (100, 30):
+        got, expected = (
+            {
+                key: greedy(one, list(range(20, 72)), Action(keep, variant.prune, variant.bits), 14)
+                for key, variant in bundle.config.variants.items()
+            }
+            for one in (engine, on_cpu)
+        )
+        unpruned = [key for key, variant in bundle.config.variants.items() if variant.prune == 100]
+        assert_same_choices({key: got[key] for key in unpruned}, {key: expected[key] for key in unpruned})
+    assert engine.capacity > 64
+    assert engine._graphs is not None
+    assert len(engine._graphs._opened) == 4  # steps and batches of two widths
+    assert list(engine.loaded) == list(bundle.config.variants)
+    output = engine.forward([5], bundle.config.dense)
+    assert output.rows is None
+    wanted = Distribution(output.logits[0])
+    assert output.distribution.top == wanted.top
+    assert output.distribution.entropy == pytest.approx(wanted.entropy, rel=1e-4)
 
 
 def test_the_probe_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:

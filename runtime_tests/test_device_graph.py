@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_configs import made_config
+from main_memory import MainMemory, cpu_session
 from random_decoder import CONFIGS
 from reference import Nested
 from tiny_bundle import write_bundle
@@ -22,7 +22,6 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import KvLayout, Variant
 from sol_rt.device_graph import DeviceGraph, device_graph, repacked
-from sol_rt.device_memory import DeviceMemory
 from sol_rt.device_weights import DeviceWeights
 from sol_rt.distribution import Distribution
 from sol_rt.engine import Engine
@@ -39,24 +38,6 @@ ROUNDED = {4: 0.03, 6: 0.03, 8: 0.003}
 _NORMS = "RMSNormalization", "LayerNormalization"
 FLIPPED = 0.4
 """The same where that changes a choice of channels, in a random network of two narrow layers."""
-
-
-class MainMemory(DeviceMemory):
-    """Main memory in the place of a GPU's."""
-
-    def __init__(self, free_bytes: int | None = None, floats: str = "float16") -> None:
-        super().__init__("provider cpu: main memory", _cpu_session, lambda: free_bytes, floats)
-
-    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype)
-
-    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
-        for value, target in zip(values, into, strict=True):
-            np.copyto(target.numpy(), value.numpy())
-
-
-def _cpu_session(model: bytes) -> ort.InferenceSession:
-    return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
@@ -98,7 +79,7 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int, fl
         action = Action(keep, variant.prune, variant.bits)
         graph = _graph(bundle, variant, dense=keep == 100, float32=floats == "float32")
         weights.place(graph.values)
-        session = _cpu_session(graph.model)
+        session = cpu_session(graph.model)
         binding = session.io_binding()
         weights.bind(binding, graph.values)
         engine.reset()
@@ -161,7 +142,7 @@ def test_no_float16_is_left_where_there_is_none(bundle: Bundle) -> None:
             assert len(infos) > len(model.graph.node) / 2
             assert onnx.TensorProto.FLOAT16 not in {info.type.tensor_type.elem_type for info in infos}
             assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in inferred.initializer}
-            session = _cpu_session(graph.model)
+            session = cpu_session(graph.model)
             assert not [node for node in (*session.get_inputs(), *session.get_outputs()) if "float16" in node.type]
 
 
@@ -197,7 +178,7 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
     }
     path = bundle.file(variant.file)
     graph = device_graph(path, inline=True, bits=8, constants=constants, one_token=True, summary=rows)
-    session, memory = _cpu_session(graph.model), MainMemory()
+    session, memory = cpu_session(graph.model), MainMemory()
     weights, cache = DeviceWeights(SharedWeights(bundle), memory), KvCache(config.model, config.kv, memory)
     weights.place(graph.values)
     cache.resize(64, 0)
@@ -339,5 +320,5 @@ def test_a_file_without_weights_of_its_own_has_none(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
     made = device_graph(path, inline=True, bits=4)
     assert made.values == ()
-    (y,) = _cpu_session(made.model).run(None, {"x": np.ones(1, np.float32)})
+    (y,) = cpu_session(made.model).run(None, {"x": np.ones(1, np.float32)})
     assert y == 1
