@@ -46,7 +46,7 @@ def test_without_float16_it_is_float32() -> None:
 
 
 def test_wrong_numbers_are_refused() -> None:
-    with pytest.raises(ProviderError, match=r"provider cpu: attention: numbers that differ .* by [0-9.]+, expected"):
+    with pytest.raises(ProviderError, match=r"provider cpu: attention: numbers that differ .* by [0-9.]+%, expected"):
         attention_probe.examine(_WrongTables("cpu", 2), CPU)
 
 
