@@ -14,7 +14,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import Controller
-from sol_rt.cost import CalibratedCost, CalibrationTable, Line, RefreshLine
+from sol_rt.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line, RefreshLine
 from sol_rt.distribution import Distribution
 from sol_rt.paying import describe, in_vain, paying, replacements
 from sol_rt.schedules import StepContext, make_schedule
@@ -53,6 +53,12 @@ def test_a_keep_that_reads_all_the_same_is_replaced(config: SolConfig) -> None:
     cost = _cost(config, lambda prune, bits: Line(prune * bits / 100, 0.0, 0.01))
     found = _tags(replacements(config, cost))
     assert found == {f"k030-s{s}-q{b}": f"k100-s{s}-q{b}" for s in ("100", "050") for b in (8, 6, 4)}
+
+
+def test_function_bodies_save_by_bits_alone(config: SolConfig) -> None:
+    found = _tags(replacements(config, FunctionBodyBytes(config)))
+    masked = [(k, s) for k in ("100", "030") for s in ("100", "050") if (k, s) != ("100", "100")]
+    assert found == {f"k{k}-s{s}-q{b}": f"k100-s100-q{b}" for k, s in masked for b in (8, 6, 4)}
 
 
 def test_a_saving_at_long_contexts_alone_is_one(config: SolConfig) -> None:

@@ -154,6 +154,18 @@ class BytesCost(_LineCost):
         return self._policy
 
 
+class FunctionBodyBytes(BytesCost):
+    """Bytes that the graphs' function bodies read: they mask tokens and channels that are left out, after reading them,
+    so that bits alone spare bytes.
+    """
+
+    def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
+        most = {
+            bits: max(v.prune for v in self._variants.values() if v.bits == bits) for bits in {a.bits for a in actions}
+        }
+        return super().table([Action(100, most[action.bits], action.bits) for action in actions])
+
+
 @dataclass(frozen=True)
 class RefreshLine:
     """Milliseconds of a refresh: fixed + per_token * tokens + per_pair * tokens * context."""

@@ -16,7 +16,7 @@ from typing import Any
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.controller import AxisTargets, Controller
-from sol_rt.cost import CostModel, load_cost_model
+from sol_rt.cost import CostModel, FunctionBodyBytes, load_cost_model
 from sol_rt.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.generation import (
@@ -126,22 +126,29 @@ class SolModel:
 
     @cached_property
     def unpaying(self) -> dict[Action, Action]:
-        """Actions that a calibrated GPU saves nothing by, each with the one used instead; none on the CPU, for which
-        the export has looked already."""
-        return replacements(self.bundle.config, self.cost) if self._knows_what_pays else {}
+        """Actions that a GPU saves nothing by, each with the one used instead; none on the CPU, for which the export
+        has looked already."""
+        return {} if self._costs_there is None else replacements(self.bundle.config, self._costs_there)
 
-    @property
-    def _knows_what_pays(self) -> bool:
-        return self.engine.provider.gpu is not None and self.cost.name == "calibrated"
+    @cached_property
+    def _costs_there(self) -> CostModel | None:
+        """What tells of a GPU which actions pay: its calibration, else where function bodies run the bytes that they
+        read; None where nothing does."""
+        provider = self.engine.provider
+        if provider.gpu is None:
+            return None
+        if self.cost.name == "calibrated":
+            return self.cost
+        return None if provider.native else FunctionBodyBytes(self.bundle.config)
 
     def in_vain(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
-        """One line about settings of a `Dial` that save nothing on a calibrated GPU, though they are followed; empty
-        where there is nothing to say. Raises UsageError for a malformed tag.
+        """One line about settings of a `Dial` that save nothing on a GPU, though they are followed; empty where there
+        is nothing to say. Raises UsageError for a malformed tag.
         """
-        if not self._knows_what_pays:
+        if self._costs_there is None:
             return ""
         targets = {"keep": keep, "prune": prune, "bits": bits}
-        return in_vain(self.bundle.config, self.cost, schedule, targets, self.engine.provider_name)
+        return in_vain(self.bundle.config, self._costs_there, schedule, targets, self.engine.provider_name)
 
     @cached_property
     def _defaults(self) -> GenerationConfig:
