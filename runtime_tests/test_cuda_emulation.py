@@ -273,7 +273,7 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
     assert len(engine._graphs._opened) == 4  # steps and batches of two widths
     assert list(engine.loaded) == list(bundle.config.variants)
     output = engine.forward([5], bundle.config.dense)
-    assert output.rows is None
+    assert output.host_logits is None
     wanted = Distribution(output.logits[0])
     assert output.distribution.top == wanted.top
     assert output.distribution.entropy == pytest.approx(wanted.entropy, rel=1e-4)

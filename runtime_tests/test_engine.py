@@ -80,6 +80,19 @@ def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(engine: Engine) -
     assert np.array_equal(engine.forward(TOKENS[:193], DENSE).logits, whole)
 
 
+def test_a_batch_leaves_what_the_step_before_gave(engine: Engine) -> None:
+    """A refresh runs one while that is still to be sampled from."""
+    engine._chunk = 16
+    engine.forward(TOKENS[:50], DENSE)
+    output = engine.forward(TOKENS[50:51], CHEAP)
+    logits, hidden = output.logits.copy(), output.hidden.copy()
+    engine.truncate(3)
+    batch = engine.forward(TOKENS[3:51], DENSE)
+    assert not np.array_equal(batch.logits, logits)
+    assert np.array_equal(output.logits, logits)
+    assert np.array_equal(output.hidden, hidden)
+
+
 def test_logits_of_the_last_positions_only(engine: Engine) -> None:
     whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits.copy()
     engine.reset()

@@ -36,22 +36,22 @@ _ALL_PAGES = 1 << 30
 
 
 class StepOutput(NamedTuple):
-    """What a step gives; the arrays are views that the next call overwrites.
+    """What a step gives: a decode step views that the next one overwrites, a batch arrays of its own.
 
     Attributes:
-        rows: the logits, None where they lie on a GPU.
+        host_logits: the logits in main memory, None where they stay on a GPU.
         hidden: float32 [num_logits, hidden], the final norm's output.
         distribution: that of the last row of logits; holds while they do.
     """
 
-    rows: np.ndarray | None
+    host_logits: np.ndarray | None
     hidden: np.ndarray
     distribution: Distribution
 
     @property
     def logits(self) -> np.ndarray:
         """float32 [num_logits, vocab], fetched where they lie on a GPU."""
-        return self.distribution.logits[None] if self.rows is None else self.rows
+        return self.distribution.logits[None] if self.host_logits is None else self.host_logits
 
 
 class Engine:
@@ -131,11 +131,11 @@ class Engine:
         from sol_rt import device_runner, logit_summary  # with onnx, which only the extras of GPUs bring
 
         self._cache = KvCache(config.model, config.kv, memory)
-        rows = logit_summary.cut(config.model.vocab_size)
-        summary = None if rows is None else logit_summary.LogitSummary(*rows)
+        shape = logit_summary.cut(config.model.vocab_size)
+        summary = None if shape is None else logit_summary.LogitSummary(*shape)
         self._device_inputs = device_runner.DeviceInputs(memory, self._inputs.arrays, self._inputs.results, summary)
         signature = step_signature(config, self._cache)
-        self._graphs = device_runner.DeviceGraphs(self.bundle, provider, memory, self.weights, signature, rows)
+        self._graphs = device_runner.DeviceGraphs(self.bundle, provider, memory, self.weights, signature, shape)
         self.load([config.dense.variant])
 
     @property
@@ -284,10 +284,9 @@ class Engine:
             chunk = ids[start : start + self._chunk]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
             self._inputs.past_length[0], self._inputs.total_length[0] = self.length, self.length + chunk.size
-            if rows.stop > rows.start:
-                into = logits[rows], hidden[rows]
-            else:  # a graph always computes one row; nobody asked for this one
-                into = self._inputs.logits, self._inputs.hidden
+            if rows.stop <= rows.start:  # a graph always computes one row; a later chunk writes over this one
+                rows = slice(1)
+            into = logits[rows], hidden[rows]
             runner.batch(chunk, *into)
             if not all(map(_finite, into)):
                 self._refuse(action, chunk.size)
