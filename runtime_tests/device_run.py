@@ -78,10 +78,15 @@ def _captured(engine: Engine) -> dict[str, int]:
 
 
 def _fetched(folder: str) -> dict[str, Any]:
-    """Tokens of a greedy generation and of a sampled one, how often each had logits fetched, and the tokens of an
-    engine without summaries."""
+    """Tokens and actions of a greedy generation, of one under the policy and of a sampled one, how often each had logits
+    fetched, log-probabilities of given tokens, and the same of an engine without summaries."""
     runs: dict[str, Any] = {}
-    settings = {"greedy": {"do_sample": False}, "sampled": {"do_sample": True, "temperature": 0.8, "seed": 7}}
+    fixed = {"schedule": "fixed:k030-s100-q8"}
+    settings: dict[str, dict[str, Any]] = {
+        "greedy": {**fixed, "do_sample": False},
+        "policy": {"schedule": "sol", "budget": 0.8, "do_sample": False},
+        "sampled": {**fixed, "do_sample": True, "temperature": 0.8, "seed": 7},
+    }
     cut, fetch, counted = logit_summary.cut, DeviceMemory.fetch, []
     DeviceMemory.fetch = lambda *rest: (counted.append(1), fetch(*rest))[1]  # type: ignore[method-assign]
     for summaries in (True, False):
@@ -90,8 +95,10 @@ def _fetched(folder: str) -> dict[str, Any]:
         model = SolModel.from_pretrained(folder, provider="webgpu")
         for name, setting in settings.items():
             counted.clear()
-            result = model.generate(PROMPT, schedule="fixed:k030-s100-q8", max_new_tokens=12, **setting)
-            runs[f"{name} {summaries}"] = {"tokens": result.tokens, "fetched": len(counted)}
+            result = model.generate(PROMPT, max_new_tokens=12, **setting)
+            took = {"tokens": result.tokens, "actions": result.actions, "fetched": len(counted)}
+            runs[f"{name} {summaries}"] = took
+        runs[f"scores {summaries}"] = model.score(PROMPT, context=10, schedule="entropy", budget=0.6).logprobs.tolist()
     logit_summary.cut, DeviceMemory.fetch = cut, fetch  # type: ignore[method-assign]
     return runs
 
@@ -182,10 +189,11 @@ def _registered(folder: str) -> dict[str, int]:
 
 
 def _on_the_cpu(engine: Engine) -> list[str]:
-    """What is said of a graph with an operator that WebGPU lacks, and of one without."""
+    """What is said of a graph with an operator that WebGPU lacks, of the same once more, and of one without."""
     info, node = helper.make_tensor_value_info, helper.make_node
     told = []
-    for middle in (node("BitShift", ["a", "a"], ["b"], direction="LEFT"), node("Add", ["a", "a"], ["b"])):
+    lacking = node("BitShift", ["a", "a"], ["b"], direction="LEFT")
+    for middle in (lacking, lacking, node("Add", ["a", "a"], ["b"])):
         nodes = [node("Cast", ["x"], ["a"], to=TensorProto.UINT32), middle, node("Cast", ["b"], ["y"], to=1)]
         graph = helper.make_graph(nodes, "g", [info("x", 1, [4])], [info("y", 1, [4])])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()

@@ -133,10 +133,13 @@ def test_variants_take_turns_on_one_cache_that_grows(folder: Path, answers: dict
 
 def test_logits_stay_on_the_device_unless_something_asks_for_them(folder: Path) -> None:
     fetched = _answer(_device(folder, "fetched"))["fetched"]
-    for name in ("greedy", "sampled"):
-        assert fetched[f"{name} True"]["tokens"] == fetched[f"{name} False"]["tokens"]
+    for name in ("greedy", "policy", "sampled"):
+        for what in ("tokens", "actions"):
+            assert fetched[f"{name} True"][what] == fetched[f"{name} False"][what], name
     assert len(fetched["greedy True"]["tokens"]) > 2
-    assert fetched["greedy True"]["fetched"] == 0
+    assert len(fetched["policy True"]["actions"]) > 1
+    assert fetched["greedy True"]["fetched"] == fetched["policy True"]["fetched"] == 0
+    assert fetched["scores True"] == pytest.approx(fetched["scores False"], abs=1e-4)
     assert fetched["sampled True"]["fetched"] == 1  # from then on they come with the other results
 
 
@@ -186,10 +189,10 @@ def test_auto_says_why_it_passes_a_gpu_over(tmp_path: Path) -> None:
 
 def test_nodes_that_run_on_the_cpu_are_counted(folder: Path) -> None:
     """What CUDA sessions do where they cannot be strict; WebGPU's are errors then."""
-    counted, strict = _answer(_device(folder, "on the cpu"))["on the cpu"]
+    counted, again, strict = _answer(_device(folder, "on the cpu"))["on the cpu"]
     said = "a graph: 1 of 3 nodes run on the CPU, with copies between it and the GPU (BitShift)"
     assert counted == f"sol-rt: {said}\n"
-    assert strict == ""
+    assert again == strict == ""
 
 
 def test_without_native_operators_the_policy_has_none_either(folder: Path) -> None:

@@ -190,7 +190,8 @@ def strict_where_possible(
     make: Callable[[], ort.InferenceSession], options: ort.SessionOptions, what: str
 ) -> ort.InferenceSession:
     """A session whose nodes all run on the GPU; where ONNX Runtime has no kernel there for some of them, or leaves
-    arithmetic on shapes to the CPU of its own accord, one that runs those on the CPU, and a line that counts them.
+    arithmetic on shapes to the CPU of its own accord, one that runs those on the CPU, and a line that counts them, once
+    for all sessions of which it would be the same.
 
     Args:
         make: makes the session with `options`, in which the GPU's provider is the only one.
@@ -210,7 +211,7 @@ def strict_where_possible(
     on_cpu = [node.op_type for part in parts if part.ep_name == _CPU for node in part.get_nodes()]
     count = sum(len(part.get_nodes()) for part in parts)
     kinds = ", ".join(sorted(set(on_cpu)))
-    tell(f"{what}: {len(on_cpu)} of {count} nodes run on the CPU, with copies between it and the GPU ({kinds})")
+    _tell_once(f"{what}: {len(on_cpu)} of {count} nodes run on the CPU, with copies between it and the GPU ({kinds})")
     return session
 
 
@@ -245,6 +246,11 @@ def start_pool(threads: int | None) -> int:
 def tell(message: str) -> None:
     """One line about the choice of a provider, on stderr."""
     print(f"sol-rt: {message}", file=sys.stderr)
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    tell(message)
 
 
 def choose(
