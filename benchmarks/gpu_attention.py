@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
-from gpu_limits import waiting
+from gpu_limits import Wait
 from onnx import ModelProto, TensorProto, helper
 
 from sol_rt.config import PAGE_SIZE, ModelDims
@@ -87,7 +87,7 @@ def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: i
             binding.bind_ortvalue_output(f"present_{part}.{layer}", buffer)
         y = value(np.zeros((1, 1, dims.num_heads * dims.head_dim), np.float32), "")
         binding.bind_ortvalue_output(f"y.{layer}", y)
-    wait, best = waiting(provider), float("inf")
+    wait, best = Wait(provider), float("inf")
     for repeat in range(repeats + 1):
         start = time.perf_counter()
         for _ in range(_RUNS if repeat else 3):

@@ -59,7 +59,7 @@ def _seconds_a_run(provider: Provider, nodes: list[NodeProto], count: int, *, ca
     x, y = place(zeros), place(zeros.copy())
     binding.bind_ortvalue_input("x", x)
     binding.bind_ortvalue_output("y", y)
-    wait = waiting(provider)
+    wait = Wait(provider)
 
     def passes(number: int) -> float:
         start = time.perf_counter()
@@ -73,7 +73,7 @@ def _seconds_a_run(provider: Provider, nodes: list[NodeProto], count: int, *, ca
     return (many - few) / 10
 
 
-class waiting:
+class Wait:
     """Waits for everything that was given to the provider's device: reads a few bytes, which WebGPU needs for it."""
 
     def __init__(self, provider: Provider) -> None:

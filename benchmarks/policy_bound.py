@@ -133,8 +133,8 @@ class Bound:
 
 def hindsight(losses: Tensor, costs: Tensor, budget: float) -> Tensor:
     """The actions [n] that lose least, of losses and costs [n, A], at a mean cost of the budget or just below it."""
-    low, high = 0.0, 1e3
-    for _ in range(60):
+    low, high = 0.0, 1e9  # at the highest price the cheapest actions are chosen, however alike costs are
+    for _ in range(80):
         price = (low + high) / 2
         chosen = (losses + price * costs).argmin(1)
         if float(costs.gather(1, chosen[:, None]).mean()) > budget:

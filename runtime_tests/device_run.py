@@ -78,8 +78,8 @@ def _captured(engine: Engine) -> dict[str, int]:
 
 
 def _fetched(folder: str) -> dict[str, Any]:
-    """Tokens and actions of a greedy generation, of one under the policy and of a sampled one, how often each had logits
-    fetched, log-probabilities of given tokens, and the same of an engine without summaries."""
+    """Tokens and actions of a greedy generation, of one under the policy and of a sampled one, how often each had
+    logits fetched, log-probabilities of given tokens, and the same of an engine without summaries."""
     runs: dict[str, Any] = {}
     fixed = {"schedule": "fixed:k030-s100-q8"}
     settings: dict[str, dict[str, Any]] = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from policy_bound import hindsight
 
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.0, 1.0))
+@example(seed=190, share=0.0)  # costs that are nearly alike
 def test_no_choice_at_the_oracles_cost_loses_less(seed: int, share: float) -> None:
     draw = torch.Generator().manual_seed(seed)
     losses = torch.rand(5, 3, generator=draw, dtype=torch.float64)
