@@ -287,6 +287,24 @@ def test_doctor_says_what_each_provider_lacks(folder: Path) -> None:
             assert any(word in findings[name]["detail"] for word in ("pip install", "driver", "install one"))
 
 
+def test_doctor_says_what_an_adapter_cannot_do() -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    program = (
+        "from dataclasses import replace; from sol_rt import doctor, providers; choose = providers.choose; "
+        "print(doctor._gpu('webgpu').detail); "
+        "providers.choose = lambda name: replace(choose(name), floats='float32', most_tokens=16); "
+        "print(doctor._gpu('webgpu').detail)"
+    )
+    out, err = _python("-c", program, **_SOFTWARE).communicate(timeout=300)
+    if "finds no device" in out:
+        pytest.skip("no WebGPU adapter, not even software Vulkan")
+    plain, poor = out.splitlines()
+    assert "gives the CPU's numbers" in plain, err
+    assert "float16" not in plain
+    assert "computes in float32, without float16" in poor
+    assert "prompts go in parts of 16 tokens" in poor
+
+
 def test_doctor_misses_what_prepares_graphs() -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     program = (

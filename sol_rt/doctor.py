@@ -114,7 +114,7 @@ def _gpu(name: str) -> Finding:
     if name == "cuda":
         parts.append("native operators" if provider.native else "no native operators built")
     if provider.floats != "float16":
-        parts.append(f"has no float16, so all is {provider.floats}")
+        parts.append(f"computes in {provider.floats}, without float16")
     if provider.most_tokens is not None:
         parts.append(f"prompts go in parts of {provider.most_tokens} tokens, as attention of more is wrong there")
     if provider.software:

@@ -1,7 +1,8 @@
 """What decoding asks of a step's logits, worked out where they lie: a GPU sends a few numbers in place of a vocabulary.
 
 The vocabulary is cut into rows. Of each row come its two largest logits with their places, their shares of the row and
-the mean logit under those shares; the host puts rows together. That takes some 8 kernels, and 3.5 kB for 49152 tokens.
+the mean logit under those shares; the host puts rows together. That takes 6 kernels on WebGPU, and 3.5 kB for 49152
+tokens.
 """
 
 from __future__ import annotations
