@@ -78,13 +78,14 @@ def _captured(engine: Engine) -> dict[str, int]:
 
 
 def _fetched(folder: str) -> dict[str, Any]:
-    """Tokens and actions of a greedy generation, of one under the policy and of a sampled one, how often each had
-    logits fetched, log-probabilities of given tokens, and the same of an engine without summaries."""
+    """Tokens and actions of generations, three of them greedy, and how often each had logits fetched, log-probabilities
+    of given tokens, and the same of an engine without summaries."""
     runs: dict[str, Any] = {}
     fixed = {"schedule": "fixed:k030-s100-q8"}
     settings: dict[str, dict[str, Any]] = {
         "greedy": {**fixed, "do_sample": False},
-        "policy": {"schedule": "sol", "budget": 0.8, "do_sample": False},
+        "policy": {"schedule": "sol", "budget": 0.95, "do_sample": False},
+        "entropy": {"schedule": "entropy", "budget": 0.9, "do_sample": False},
         "sampled": {**fixed, "do_sample": True, "temperature": 0.8, "seed": 7},
     }
     cut, fetch, counted = logit_summary.cut, DeviceMemory.fetch, []
@@ -98,7 +99,7 @@ def _fetched(folder: str) -> dict[str, Any]:
             result = model.generate(PROMPT, max_new_tokens=12, **setting)
             took = {"tokens": result.tokens, "actions": result.actions, "fetched": len(counted)}
             runs[f"{name} {summaries}"] = took
-        runs[f"scores {summaries}"] = model.score(PROMPT, context=10, schedule="entropy", budget=0.6).logprobs.tolist()
+        runs[f"scores {summaries}"] = model.score(PROMPT, context=10, schedule="entropy", budget=0.9).logprobs.tolist()
     logit_summary.cut, DeviceMemory.fetch = cut, fetch  # type: ignore[method-assign]
     return runs
 
