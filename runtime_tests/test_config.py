@@ -106,7 +106,7 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("weights/tensors/embed.scale/offset", 1 << 30, ["offset", "the file's size"]),
         ("weights/tensors/embed.scale/dtype", "float8", ["dtype", "float16"]),
         ("files/weights.bin/sha256", "xyz", ["sha256", "hex"]),
-        ("refresh/episode", 0, ["episode", "got 0"]),
+        ("refresh/episode", 1, ["episode", "got 1"]),
     ],
 )
 def test_errors_name_key_found_and_expected(raw: dict[str, Any], key: str, value: object, parts: list[str]) -> None:

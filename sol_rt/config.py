@@ -359,7 +359,8 @@ def _read_config(top: _Table) -> SolConfig:
         raise top.fail("actions", "a list without the dense action", dense.tag)
     policy = None if top.value("policy") is None else _read_policy(top.table("policy"), variants)
     refresh_table = top.table("refresh")
-    refresh = RefreshSpec(refresh_table.flag("default"), refresh_table.integer("episode", 1, 4096))
+    # a refresh of one token would be a step, and take the place of what it follows
+    refresh = RefreshSpec(refresh_table.flag("default"), refresh_table.integer("episode", 2, 4096))
     refresh_table.done()
     files = _read_files(top.table("files"))
     weights = top.table("weights")
