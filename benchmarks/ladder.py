@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -336,7 +337,7 @@ def main() -> None:
 def shown_command(argv: Sequence[str]) -> str:
     """The command line with folders left out of paths: another machine has others."""
     words = [Path(word).name if "/" in word else word for word in argv[1:]]
-    return " ".join(["python", "benchmarks/ladder.py", *words])
+    return shlex.join(["python", "benchmarks/ladder.py", *words])
 
 
 if __name__ == "__main__":

@@ -390,5 +390,5 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_command_is_shown_without_folders() -> None:
-    shown = ladder.shown_command(["benchmarks/ladder.py", "/somewhere/m.gguf", "-f", "data/t.txt", "-r", "8"])
-    assert shown == "python benchmarks/ladder.py m.gguf -f t.txt -r 8"
+    shown = ladder.shown_command(["benchmarks/ladder.py", "/somewhere/m.gguf", "-f", "data/t.txt", "--roundings", ""])
+    assert shown == "python benchmarks/ladder.py m.gguf -f t.txt --roundings ''"
