@@ -6,7 +6,7 @@ import contextlib
 import math
 import mmap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -160,7 +160,9 @@ class _Memory:
             self._offsets.append(self._offsets[-1] + _round_up(tensor_bytes(dtype, shape), mmap.PAGESIZE))
         try:
             # Shared memory, which is Python's default, gets no large pages and is not given back in parts.
-            private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+            private: dict[str, Any] = {}
+            if hasattr(mmap, "MAP_PRIVATE"):
+                private["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             self._mapping = mmap.mmap(-1, self._offsets[-1], **private)
         except OSError as error:
             raise MemoryError(str(error)) from None
