@@ -15,14 +15,35 @@ import time
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from sol_rt.config import PAGE_SIZE
 from sol_rt.ops import library_path
 
 EVICTED_BYTES = 96 << 20
+SINKS = 4
 FLOAT, HALF, BYTE, INTEGER = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT64
 CACHE = {"key": HALF, "value": HALF, "key_codes": BYTE, "key_range": HALF}
+
+
+def attention_node(layer: int, heads: int, kv_heads: int, head_dim: int, *more: str) -> NodeProto:
+    """SparseAttention of a layer, whose cache is past_PART.LAYER and present_PART.LAYER, PART of CACHE; `more` inputs
+    come last.
+    """
+    past, present = ([f"{side}_{part}.{layer}" for part in CACHE] for side in ("past", "present"))
+    return helper.make_node(
+        "SparseAttention",
+        ["qkv", *past, "past_length", "attn_keep", "cos", "sin", *more],
+        [f"y.{layer}", *present],
+        domain="sol",
+        num_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dim=head_dim,
+        page_size=PAGE_SIZE,
+        sinks=SINKS,
+        softmax_scale=head_dim**-0.5,
+    )
 
 
 def build(args: argparse.Namespace) -> ModelProto:
@@ -42,21 +63,7 @@ def build(args: argparse.Namespace) -> ModelProto:
         kinds = [(kind, 4) for kind in CACHE.values()]
         ranks |= dict(zip(past, kinds, strict=True))
         outputs |= {f"y.{layer}": (FLOAT, 3)} | dict(zip(present, kinds, strict=True))
-        nodes.append(
-            helper.make_node(
-                "SparseAttention",
-                ["qkv", *past, "past_length", "attn_keep", "cos", "sin"],
-                [f"y.{layer}", *present],
-                domain="sol",
-                num_heads=args.heads,
-                kv_heads=args.kv_heads,
-                head_dim=args.head_dim,
-                rotary_dim=args.head_dim,
-                page_size=PAGE_SIZE,
-                sinks=4,
-                softmax_scale=args.head_dim**-0.5,
-            )
-        )
+        nodes.append(attention_node(layer, args.heads, args.kv_heads, args.head_dim))
     inputs, results = (
         [
             helper.make_tensor_value_info(name, kind, [f"{name}_{i}" for i in range(rank)])

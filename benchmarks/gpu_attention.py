@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
+from attention import SINKS, attention_node
 from gpu_limits import Wait
 from onnx import ModelProto, TensorProto, helper
 
@@ -15,7 +16,6 @@ from sol_rt.export.attention_body import AttentionShape, sparse_attention
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.providers import Provider
 
-SINKS = 4
 LAYERS = 8
 """Each with a cache of its own, so that none finds its keys in a cache of the processor's."""
 _RUNS = 20
@@ -133,22 +133,7 @@ def _model(dims: ModelDims, floats: str, capacity: int, chooses: bool) -> ModelP
         inputs |= {f"past_{part}.{layer}": kind for part, kind in parts.items()}
         outputs |= {f"present_{part}.{layer}": kind for part, kind in parts.items()}
         outputs[f"y.{layer}"] = (TensorProto.FLOAT, [1, 1, dims.num_heads * dims.head_dim])
-        past, present = ([f"{side}_{part}.{layer}" for part in parts] for side in ("past", "present"))
-        nodes.append(
-            helper.make_node(
-                "SparseAttention",
-                ["qkv", *past, "past_length", "attn_keep", "cos", "sin", "total_length"],
-                [f"y.{layer}", *present],
-                domain="sol",
-                num_heads=dims.num_heads,
-                kv_heads=dims.num_kv_heads,
-                head_dim=dims.head_dim,
-                rotary_dim=dims.head_dim,
-                page_size=PAGE_SIZE,
-                sinks=SINKS,
-                softmax_scale=shape.softmax_scale,
-            )
-        )
+        nodes.append(attention_node(layer, dims.num_heads, dims.num_kv_heads, dims.head_dim, "total_length"))
     graph = helper.make_graph(
         nodes,
         "attention",

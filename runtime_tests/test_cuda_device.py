@@ -6,7 +6,6 @@ All of it is skipped where no CUDA device answers. test_cuda_emulation.py runs t
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from operator_tests import copy_of
 
 from sol_rt.ops import library_path
 
@@ -54,14 +54,9 @@ class CudaSession(ort.InferenceSession):
         super().__init__(model, options, providers=[(PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"])
 
 
-def _copy_of(name: str) -> ModuleType:
+def _on_gpu(name: str) -> ModuleType:
     """The tests of the CPU's operators as a module of its own, whose library and sessions are CUDA's."""
-    spec = importlib.util.spec_from_file_location(f"gpu_{name}", TESTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = copy_of(name, "gpu")
     module.LIBRARY = LIBRARY  # type: ignore[attr-defined]
     module.ort = _Runtime()  # type: ignore[attr-defined]
     return module
@@ -76,7 +71,7 @@ class _Runtime:
         return getattr(ort, name)
 
 
-matmul, attention, layer = (_copy_of(f"test_ops_{name}") for name in ("matmul", "attention", "layer"))
+matmul, attention, layer = (_on_gpu(f"test_ops_{name}") for name in ("matmul", "attention", "layer"))
 
 test_matmul = matmul.test_matmul_matches_the_reference
 test_matmul_keeps_leading_axes = matmul.test_matmul_keeps_leading_axes

@@ -6,14 +6,11 @@ are; native/cuda_emulation.h stands in for the device.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ import pytest
 from greedy import assert_same_choices, greedy
 from main_memory import MainMemory
 from onnx import helper
+from operator_tests import copy_of
 from random_decoder import RandomDecoder, describe
 from tiny_bundle import write_bundle
 
@@ -47,18 +45,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _copy_of(name: str) -> ModuleType:
-    """The tests of the CPU's operators as a module of its own, whose library is the emulated one."""
-    spec = importlib.util.spec_from_file_location(f"cuda_{name}", TESTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-matmul, attention, layer = (_copy_of(f"test_ops_{name}") for name in ("matmul", "attention", "layer"))
+matmul, attention, layer = (copy_of(f"test_ops_{name}", "cuda") for name in ("matmul", "attention", "layer"))
 
 
 def build(folder: Path) -> Path:

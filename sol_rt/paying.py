@@ -25,8 +25,7 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
 
     Looked at are all keeps of the action set with all variants, at contexts up to the model's.
     """
-    keeps = {entry.action.keep for entry in config.actions} | {100}
-    actions = [Action(keep, variant.prune, variant.bits) for variant in config.variants.values() for keep in keeps]
+    actions = _candidates(config)
     losses = {entry.action: entry.loss for entry in config.actions if entry.loss is not None}
     contexts = np.unique(np.geomspace(1, max(config.model.max_context - 1, 2), _CONTEXTS).astype(np.int64))
     costs = dict(zip(actions, cost.table(actions)(contexts).T, strict=True))
@@ -46,6 +45,12 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
         if best:
             found[action] = min(best, key=lambda other: (float(costs[other].sum()), other.tag))
     return {action: _last(found, action) for action in found}
+
+
+def _candidates(config: SolConfig) -> list[Action]:
+    """All keeps of the action set, and all tokens, with all variants."""
+    keeps = {entry.action.keep for entry in config.actions} | {100}
+    return [Action(keep, variant.prune, variant.bits) for variant in config.variants.values() for keep in keeps]
 
 
 def _last(found: Mapping[Action, Action], action: Action) -> Action:
@@ -96,9 +101,7 @@ def in_vain(
     if all(target is None for target in targets.values()):
         return ""
     found = replacements(config, cost)
-    keeps = {entry.action.keep for entry in config.actions} | {100}
-    pays = [Action(keep, v.prune, v.bits) for v in config.variants.values() for keep in keeps]
-    pays = [action for action in pays if action not in found]
+    pays = [action for action in _candidates(config) if action not in found]
     vain = []
     for axis, target in targets.items():
         settings = {getattr(action, axis) for action in found} - {getattr(action, axis) for action in pays}

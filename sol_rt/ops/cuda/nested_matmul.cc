@@ -1,10 +1,9 @@
 // NestedMatMul(x, base, scale, zero[, plane1[, plane2]]) -> y: x [..., K] times a block-major matrix.
 
-#include <algorithm>
 #include <array>
 
 #include "../op.h"
-#include "run.h"
+#include "product.h"
 #include "weights_input.h"
 
 namespace sol {
@@ -18,22 +17,7 @@ class NestedMatMul {
 
   explicit NestedMatMul(const Attributes& attributes) : matrix_(cuda::OnlyMatrix(attributes, kName)) {}
 
-  void Compute(Context& context) const {
-    const Tensor x = context.Input(0);
-    const cuda::Weights w = matrix_.Read(context);
-    ExpectChannels(kName, x, static_cast<size_t>(w.K));
-    auto shape = x.dims;
-    shape[x.rank - 1] = w.N;
-    float* y = context.Output<float>(0, shape.data(), x.rank);
-    const int64_t rows = x.Elements() / w.K;
-    if (rows == 0) return;
-    cuda::Source source;
-    source.x = x.As<float>();
-    cuda::Codes codes;
-    const cuda::Run run(context, kName);
-    run.WithScratch([&](cuda::Scratch& scratch) { codes = cuda::PlaceCodes(w, std::min(rows, cuda::kRowsAtOnce), scratch); },
-                    [&] { cuda::QuantizeAndMultiply(run.Queue(), w, source, {}, rows, codes, nullptr, nullptr, y); });
-  }
+  void Compute(Context& context) const { cuda::MultiplyInput(context, kName, matrix_.Read(context), {}); }
 
  private:
   cuda::MatrixInput matrix_;

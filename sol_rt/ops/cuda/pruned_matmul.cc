@@ -1,11 +1,10 @@
 // PrunedMatMul(x, keep, base, scale, zero[, plane1[, plane2]]) -> y: the `keep` largest channels of x [..., K] times a channel-major
 // matrix.
 
-#include <algorithm>
 #include <array>
 
 #include "../op.h"
-#include "run.h"
+#include "product.h"
 #include "weights_input.h"
 
 namespace sol {
@@ -19,23 +18,7 @@ class PrunedMatMul {
 
   explicit PrunedMatMul(const Attributes& attributes) : matrix_(ReadMatrix(attributes)), keep_(attributes, kName, 1, "keep") {}
 
-  void Compute(Context& context) const {
-    const Tensor x = context.Input(0);
-    const cuda::Weights w = matrix_.Read(context);
-    ExpectChannels(kName, x, static_cast<size_t>(w.K));
-    const cuda::Keep keep{keep_.Where(context)};
-    auto shape = x.dims;
-    shape[x.rank - 1] = w.N;
-    float* y = context.Output<float>(0, shape.data(), x.rank);
-    const int64_t rows = x.Elements() / w.K;
-    if (rows == 0) return;
-    cuda::Source source;
-    source.x = x.As<float>();
-    cuda::Codes codes;
-    const cuda::Run run(context, kName);
-    run.WithScratch([&](cuda::Scratch& scratch) { codes = cuda::PlaceCodes(w, std::min(rows, cuda::kRowsAtOnce), scratch); },
-                    [&] { cuda::QuantizeAndMultiply(run.Queue(), w, source, keep, rows, codes, nullptr, nullptr, y); });
-  }
+  void Compute(Context& context) const { cuda::MultiplyInput(context, kName, matrix_.Read(context), {keep_.Where(context)}); }
 
  private:
   static cuda::MatrixInput ReadMatrix(const Attributes& attributes) {
