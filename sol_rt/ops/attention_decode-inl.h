@@ -153,7 +153,7 @@ HWY_INLINE V SumBlocks(const V (&sums)[kPages]) {
 
 // Sums of products of a page's codes with those of `Heads` queries: lane 4 i + t is a part of token t's.
 template <int Heads>
-using PageSums = NibbleSum<I32, 1>[Heads];
+using PageSums = hn::Vec<I32>[Heads];
 
 // Adds the products of a vector of codes.
 template <int Heads, class VU, class VX>
@@ -161,8 +161,8 @@ HWY_INLINE void AddProducts(VU bytes, const VX (&low)[Heads], const VX (&high)[H
   const hn::DFromV<VU> d8;
   const auto even = hn::And(bytes, hn::Set(d8, uint8_t{15})), odd = hn::ShiftRight<4>(bytes);
   for (int h = 0; h < Heads; ++h) {
-    sums[h].Add(even, {low[h]});
-    sums[h].Add(odd, {high[h]});
+    sums[h] = DotNibbles(I32(), even, low[h], sums[h]);
+    sums[h] = DotNibbles(I32(), odd, high[h], sums[h]);
   }
 }
 
@@ -185,12 +185,13 @@ class CodedQueries {
     hn::Vec<I32> sums[Heads][kPages];
     for (int64_t p = 0; p < kPages; ++p) {
       PageSums<Heads> page;
+      for (auto& sum : page) sum = hn::Zero(I32());
       if constexpr (Vectors > 0) {
         for (int i = 0; i < Vectors; ++i) AddProducts<Heads>(hn::LoadU(U8(), pages[p] + i * kBytes), low_held_[i], high_held_[i], page);
       } else {
         AddPage(pages[p], page);
       }
-      for (int h = 0; h < Heads; ++h) sums[h][p] = page[h].Total();
+      for (int h = 0; h < Heads; ++h) sums[h][p] = page[h];
     }
     for (int h = 0; h < Heads; ++h) products[h] = SumBlocks(sums[h]);
   }

@@ -49,12 +49,17 @@ HWY_INLINE VI JoinShortParts(DI di, VI coarse, VI fine) {
 #endif
 }
 
-#if HWY_TARGET <= HWY_AVX3_DL || HWY_TARGET > HWY_SSE4  // the others add up pairs, see NibbleSum
+// Whether bytes are multiplied in pairs, to sums of 16 bits, for want of a dot product of four.
+#define SOL_BYTE_PAIRS (HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4)
+
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3] for codes up to 15.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>,
           class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
 HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
-#if HWY_TARGET <= HWY_AVX3_DL
+#if SOL_BYTE_PAIRS
+  const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
+  return hn::Add(sum, hn::WidenMulPairwiseAdd(di, hn::SatWidenMulPairwiseAdd(d16, codes, x), hn::Set(d16, 1)));
+#elif HWY_TARGET <= HWY_AVX3_DL
   return hn::SumOfMulQuadAccumulate(di, codes, x, sum);
 #elif HWY_TARGET_IS_NEON
   return DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
@@ -62,59 +67,56 @@ HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
   return hn::SumOfMulQuadAccumulate(di, hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
 #endif
 }
-#endif
 
-// Sums over quads of codes up to 15 times activations of kParts parts, x[p] being four channels' part p in every lane.
+// Sums over the at most eight quads of a block of codes up to 15 times activations of kParts parts, x[p] being four channels' part p in
+// every lane.
 template <class DI, size_t kParts>
-class NibbleSum {
+class BlockSum {
  public:
   using VI = hn::Vec<DI>;
   using VU = hn::Vec<hn::Repartition<uint8_t, DI>>;
   using VX = hn::Vec<hn::Repartition<int8_t, DI>>;
 
-#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
-  // Pairs of products are multiplied again on their way to 32 bits: one sum serves all parts.
-  static constexpr size_t kSums = 1;
+#if SOL_BYTE_PAIRS
+  using DSum = hn::Repartition<int16_t, DI>;  // 8 * 2 * 15 * 127 fits
 #else
-  static constexpr size_t kSums = kParts;
+  using DSum = DI;
 #endif
 
-  HWY_INLINE NibbleSum() {
-    for (VI& sum : sums_) sum = hn::Zero(DI());
+  HWY_INLINE BlockSum() {
+    for (auto& sum : sums_) sum = hn::Zero(DSum());
   }
 
   HWY_INLINE void Add(VU codes, const VX (&x)[kParts]) {
-#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
-    const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
     for (size_t p = 0; p < kParts; ++p) {
-      const auto weight = hn::Set(d16, static_cast<int16_t>(p + 1 < kParts ? kPartStep : 1));
-      const auto pairs = hn::SatWidenMulPairwiseAdd(d16, codes, x[p]);
-      sums_[0] = hn::Add(sums_[0], hn::WidenMulPairwiseAdd(DI(), pairs, weight));
-    }
+#if SOL_BYTE_PAIRS
+      sums_[p] = hn::Add(sums_[p], hn::SatWidenMulPairwiseAdd(DSum(), codes, x[p]));
 #else
-    for (size_t p = 0; p < kParts; ++p) sums_[p] = DotNibbles(DI(), codes, x[p], sums_[p]);
+      sums_[p] = DotNibbles(DI(), codes, x[p], sums_[p]);
+#endif
+    }
+  }
+
+  HWY_INLINE VI Total() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinParts(di, coarse, fine); }); }
+
+  // After at most four calls of Add, whose 16 products a lane fit in 16 bits.
+  HWY_INLINE VI ShortTotal() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinShortParts(di, coarse, fine); }); }
+
+ private:
+  template <class F>
+  HWY_INLINE VI Join(const F& join) const {
+#if SOL_BYTE_PAIRS
+    (void)join;
+    const VI last = hn::WidenMulPairwiseAdd(DI(), sums_[kParts - 1], hn::Set(DSum(), 1));
+    if constexpr (kParts == 1) return last;
+    return hn::Add(last, hn::WidenMulPairwiseAdd(DI(), sums_[0], hn::Set(DSum(), kPartStep)));
+#else
+    if constexpr (kParts == 1) return sums_[0];
+    return join(DI(), sums_[0], sums_[kParts - 1]);
 #endif
   }
 
-  HWY_INLINE VI Total() const {
-    if constexpr (kSums == 1) {
-      return sums_[0];
-    } else {
-      return JoinParts(DI(), sums_[0], sums_[1]);
-    }
-  }
-
-  // After at most four calls of Add, whose 16 products a lane fit in 16 bits.
-  HWY_INLINE VI ShortTotal() const {
-    if constexpr (kSums == 1) {
-      return sums_[0];
-    } else {
-      return JoinShortParts(DI(), sums_[0], sums_[1]);
-    }
-  }
-
- private:
-  VI sums_[kSums];
+  hn::Vec<DSum> sums_[kParts];
 };
 
 // From four vectors with four lanes an output to one vector of outputs in order.
@@ -243,7 +245,7 @@ class Residual {
       f2 = hn::OrAnd(f2, hn::BitCast(d8, hn::ShiftRight<4>(c)), c_mask);
       f3 = hn::OrAnd(f3, hn::BitCast(d8, hn::ShiftRight<6>(c)), c_mask);
     }
-    NibbleSum<DI, kParts> sum[kChains];
+    BlockSum<DI, kParts> sum[kChains];
     sum[0].Add(f0, x_[0]);
     sum[kChains - 1].Add(f1, x_[1]);
     sum[0].Add(f2, x_[2]);

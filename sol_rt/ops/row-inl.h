@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "dot-inl.h"
 #include "nested.h"
@@ -80,7 +81,7 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
     const BlockScale<decltype(di)> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
     const auto quarter = [&](const uint8_t* base) HWY_ATTR {
       const auto packed = hn::LoadU(d8, base);
-      NibbleSum<decltype(di), kParts> sum;
+      BlockSum<decltype(di), kParts> sum;
       sum.Add(hn::And(packed, nibble), even);
       sum.Add(hn::ShiftRight<4>(packed), odd);
       return sum.ShortTotal();
@@ -220,7 +221,6 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
   using VI = hn::Vec<decltype(di)>;
   constexpr size_t kParts = PartsAt(kBits);
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
-  NibbleSum<decltype(di), kParts> even[4], odd[4];
   const auto load = [&](size_t row) HWY_ATTR {
     const uint8_t* from = v.base + row * stride;
     if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
@@ -230,31 +230,34 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     for (size_t i = 0; i < 4; ++i) __builtin_prefetch(ahead.view.base + ahead.row[i] * stride);
     ahead.row += 4;
   };
-  for (; quads.row != quads.end; quads.row += 4, quads.code += 4) {
-    if (ahead.row != ahead.end) ask();
-    hn::Vec<decltype(dx)> x[kParts];
-    for (size_t p = 0; p < kParts; ++p) {
-      int32_t codes;
-      std::memcpy(&codes, quads.code + p * quads.part, sizeof(codes));
-      x[p] = hn::BitCast(dx, hn::Set(di, codes));
-    }
-    hn::Vec<D8> q0, q1, q2, q3;
-    InterleaveRows(d8, load(quads.row[0]), load(quads.row[1]), load(quads.row[2]), load(quads.row[3]), q0, q1, q2, q3);
-    even[0].Add(hn::And(q0, nibble), x);
-    even[1].Add(hn::And(q1, nibble), x);
-    even[2].Add(hn::And(q2, nibble), x);
-    even[3].Add(hn::And(q3, nibble), x);
-    odd[0].Add(hn::ShiftRight<4>(q0), x);
-    odd[1].Add(hn::ShiftRight<4>(q1), x);
-    odd[2].Add(hn::ShiftRight<4>(q2), x);
-    odd[3].Add(hn::ShiftRight<4>(q3), x);
-  }
-  while (ahead.row != ahead.end) ask();
+  // Two parts of activations take twice the sums, more than AVX2 has registers: the outputs' halves one after the other.
+  constexpr size_t kHalves = SOL_BYTE_PAIRS && kParts == 2 ? 2 : 1, kEach = 4 / kHalves;
   VI low[4], high[4], sums[8];
-  for (size_t i = 0; i < 4; ++i) {
-    low[i] = even[i].Total();
-    high[i] = odd[i].Total();
-  }
+  const auto multiply = [&](auto half) HWY_ATTR {
+    constexpr size_t kFirst = decltype(half)::value * kEach;
+    BlockSum<decltype(di), kParts> even[kEach], odd[kEach];
+    const int8_t* code = quads.code;
+    for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
+      if (ahead.row != ahead.end) ask();
+      hn::Vec<decltype(dx)> x[kParts];
+      for (size_t p = 0; p < kParts; ++p) {
+        int32_t codes;
+        std::memcpy(&codes, code + p * quads.part, sizeof(codes));
+        x[p] = hn::BitCast(dx, hn::Set(di, codes));
+      }
+      hn::Vec<D8> q[4];
+      InterleaveRows(d8, load(row[0]), load(row[1]), load(row[2]), load(row[3]), q[0], q[1], q[2], q[3]);
+      for (size_t i = 0; i < kEach; ++i) even[i].Add(hn::And(q[kFirst + i], nibble), x);
+      for (size_t i = 0; i < kEach; ++i) odd[i].Add(hn::ShiftRight<4>(q[kFirst + i]), x);
+    }
+    for (size_t i = 0; i < kEach; ++i) {
+      low[kFirst + i] = even[i].Total();
+      high[kFirst + i] = odd[i].Total();
+    }
+  };
+  multiply(std::integral_constant<size_t, 0>());
+  if constexpr (kHalves == 2) multiply(std::integral_constant<size_t, 1>());
+  while (ahead.row != ahead.end) ask();
   OrderOutputs(di, low, high, sums);
   constexpr size_t kOutputs = hn::MaxLanes(di);
   for (size_t p = 0; p < 8; ++p) {

@@ -200,29 +200,31 @@ HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& ou
   MergeScales(w, v, out);
 }
 
-// The integer sums of one block for some outputs of one token.
-template <class DI>
+// The integer sums of one block for some outputs of one part of one token's activations.
+template <class DI, int kBits>
 class CodeSum {
  public:
   using VI = hn::Vec<DI>;
   using VU = hn::Vec<hn::Repartition<uint8_t, DI>>;
   using VX = hn::Vec<hn::Repartition<int8_t, DI>>;
 
-#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
-  // Without a dot product of bytes: the halves of a code are small enough for a block's sums to stay in 16 bits.
+#if SOL_BYTE_PAIRS
+  // The halves of a code are small enough for a block's sums to stay in 16 bits; level 4 has one only.
   using D16 = hn::Repartition<int16_t, DI>;
   HWY_INLINE CodeSum() : high_(hn::Zero(D16())), low_(hn::Zero(D16())) {}
   HWY_INLINE void Add(VU codes, VX x) {
     const D16 d16;
-    const hn::Repartition<uint8_t, DI> d8;
-    const VU nibble = hn::Set(d8, uint8_t{0x0F});
     high_ = hn::Add(high_, hn::SatWidenMulPairwiseAdd(d16, hn::ShiftRight<4>(codes), x));
+    if constexpr (kBits == 4) return;
+    const VU nibble = hn::Set(hn::Repartition<uint8_t, DI>(), uint8_t{0x0F});
     low_ = hn::Add(low_, hn::SatWidenMulPairwiseAdd(d16, hn::And(codes, nibble), x));
   }
   HWY_INLINE VI Total() const {
     const DI di;
     const auto one = hn::Set(D16(), 1);
-    return hn::Add(hn::ShiftLeft<4>(hn::WidenMulPairwiseAdd(di, high_, one)), hn::WidenMulPairwiseAdd(di, low_, one));
+    const VI high = hn::ShiftLeft<4>(hn::WidenMulPairwiseAdd(di, high_, one));
+    if constexpr (kBits == 4) return high;
+    return hn::Add(high, hn::WidenMulPairwiseAdd(di, low_, one));
   }
 
  private:
@@ -243,21 +245,21 @@ class CodeSum {
 #endif
 };
 
-// sums[t][0 … 63] += one block, for kTokens tokens, whose parts lie K codes apart.
-template <size_t kTokens, size_t kParts>
-HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
-                          float* sums) {
-  const hn::ScalableTag<int32_t> di;
-  using DI = decltype(di);
-  const hn::Rebind<float, DI> df;
-  const hn::Repartition<uint8_t, DI> d8;
-  const hn::Repartition<int8_t, DI> dx;
-  constexpr size_t kLanes = hn::MaxLanes(di);
-  // As many sums as the registers hold.
-  constexpr size_t kVectors = kLanes >= 16 ? 4 : HWY_TARGET_IS_NEON ? 4 : 1;
-  for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
-    CodeSum<DI> acc[kTokens * kParts][kVectors];
-#if HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4
+// Integer sums of one block for the outputs of a tile from `n` on, of kTokens tokens whose parts lie K codes apart.
+template <int kBits, size_t kTokens, size_t kVectors, class DI>
+class BlockProducts {
+ public:
+  using VI = hn::Vec<DI>;
+  static constexpr size_t kParts = PartsAt(kBits), kLanes = hn::MaxLanes(DI());
+
+  HWY_INLINE BlockProducts(const int8_t* x, size_t K) : x_(x), K_(K) {}
+
+  HWY_INLINE void Multiply(const Merged& w, size_t n, VI (&totals)[kTokens][kVectors]) const {
+    const DI di;
+    const hn::Repartition<uint8_t, DI> d8;
+    const hn::Repartition<int8_t, DI> dx;
+    CodeSum<DI, kBits> acc[kTokens * kParts][kVectors];
+#if SOL_BYTE_PAIRS
 #pragma GCC unroll 1  // unrolled, GCC puts all products before the sums and runs out of registers
 #endif
     for (size_t quad = 0; quad < kBlock / 4; ++quad) {
@@ -267,19 +269,108 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
       }
       for (size_t r = 0; r < kTokens * kParts; ++r) {
         int32_t four;
-        std::memcpy(&four, x + r * K + quad * 4, sizeof(four));
+        std::memcpy(&four, x_ + r * K_ + quad * 4, sizeof(four));
         const auto broadcast = hn::BitCast(dx, hn::Set(di, four));
         for (size_t i = 0; i < kVectors; ++i) acc[r][i].Add(codes[i], broadcast);
       }
     }
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVectors; ++i) {
+        totals[t][i] = acc[t * kParts][i].Total();
+        if constexpr (kParts == 2) totals[t][i] = JoinParts(di, totals[t][i], acc[2 * t + 1][i].Total());
+      }
+    }
+  }
+
+ private:
+  const int8_t* x_;
+  size_t K_;
+};
+
+#if SOL_BYTE_PAIRS
+// At level 8 codes and activations are multiplied as numbers of 16 bits: half the products that parts and halves would take.
+template <size_t kTokens, size_t kVectors, class DI>
+class BlockProducts<8, kTokens, kVectors, DI> {
+ public:
+  using VI = hn::Vec<DI>;
+  static constexpr size_t kLanes = hn::MaxLanes(DI());
+
+  HWY_INLINE BlockProducts(const int8_t* x, size_t K) {
+    const hn::CappedTag<int16_t, kBlock / 2> d16;
+    const hn::Repartition<int8_t, decltype(d16)> d8;
+    const auto step = hn::Set(d16, kPartStep);
+    for (size_t t = 0; t < kTokens; ++t) {
+      const int8_t* parts = x + 2 * t * K;
+      for (size_t i = 0; i < kBlock; i += hn::MaxLanes(d8)) {
+        const auto coarse = hn::BitCast(d16, hn::LoadU(d8, parts + i)), fine = hn::BitCast(d16, hn::LoadU(d8, parts + K + i));
+        const auto first = [](auto v) HWY_ATTR { return hn::ShiftRight<8>(hn::ShiftLeft<8>(v)); };  // of each pair of channels
+        const auto second = [](auto v) HWY_ATTR { return hn::ShiftRight<8>(v); };
+        hn::Store(hn::Add(hn::Mul(first(coarse), step), first(fine)), d16, words_[t][0] + i / 2);
+        hn::Store(hn::Add(hn::Mul(second(coarse), step), second(fine)), d16, words_[t][1] + i / 2);
+      }
+    }
+  }
+
+  HWY_INLINE void Multiply(const Merged& w, size_t n, VI (&totals)[kTokens][kVectors]) const {
+    const DI di;
+    const hn::Repartition<uint16_t, DI> du;
+    const hn::Repartition<int16_t, DI> d16;
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVectors; ++i) totals[t][i] = hn::Zero(di);
+    }
+#pragma GCC unroll 1
+    for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+      hn::Vec<decltype(d16)> first[kVectors], second[kVectors];
+      for (size_t i = 0; i < kVectors; ++i) {
+        const auto codes = hn::BitCast(du, hn::Load(di, reinterpret_cast<const int32_t*>(w.quads[quad]) + n + i * kLanes));
+        first[i] = hn::BitCast(d16, hn::And(codes, hn::Set(du, uint16_t{0x00FF})));
+        second[i] = hn::BitCast(d16, hn::ShiftRight<8>(codes));
+      }
+      for (size_t t = 0; t < kTokens; ++t) {
+        const auto a = Pair(t, 0, quad), b = Pair(t, 1, quad);
+        for (size_t i = 0; i < kVectors; ++i) {
+          totals[t][i] = hn::Add(totals[t][i], hn::WidenMulPairwiseAdd(di, first[i], a));
+          totals[t][i] = hn::Add(totals[t][i], hn::WidenMulPairwiseAdd(di, second[i], b));
+        }
+      }
+    }
+  }
+
+ private:
+  HWY_INLINE hn::Vec<hn::Repartition<int16_t, DI>> Pair(size_t t, size_t which, size_t quad) const {
+    int32_t pair;
+    std::memcpy(&pair, words_[t][which] + 2 * quad, sizeof(pair));
+    return hn::BitCast(hn::Repartition<int16_t, DI>(), hn::Set(DI(), pair));
+  }
+
+  HWY_ALIGN int16_t words_[kTokens][2][kBlock / 2];  // activations of channels 0 and 2 of every quad, then of 1 and 3
+};
+#endif
+
+// Tokens at a time: the registers hold so many rows of sums.
+template <int kBits>
+constexpr size_t kTokensAtATime = SOL_BYTE_PAIRS ? 4 : 4 / PartsAt(kBits);
+
+// sums[t][0 … 63] += one block, for kTokens tokens, whose parts lie K codes apart.
+template <size_t kTokens, int kBits>
+HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
+                          float* sums) {
+  const hn::ScalableTag<int32_t> di;
+  using DI = decltype(di);
+  const hn::Rebind<float, DI> df;
+  constexpr size_t kLanes = hn::MaxLanes(di);
+  // As many sums as the registers hold; level 6 has two for each where bytes are multiplied in pairs.
+  constexpr size_t kVectors = kLanes >= 16 || HWY_TARGET_IS_NEON ? 4 : kBits == 6 ? 1 : 2;
+  const BlockProducts<kBits, kTokens, kVectors, DI> products(x, K);
+  for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
+    hn::Vec<DI> totals[kTokens][kVectors];
+    products.Multiply(w, n, totals);
     for (size_t i = 0; i < kVectors; ++i) {
       const auto scale = hn::Load(df, w.scale + n + i * kLanes);
       const auto zero = hn::Load(df, w.zero + n + i * kLanes);
       for (size_t t = 0; t < kTokens; ++t) {
         float* to = sums + t * kTile + n + i * kLanes;
-        auto total = acc[t * kParts][i].Total();
-        if constexpr (kParts == 2) total = JoinParts(di, total, acc[2 * t + 1][i].Total());
-        auto value = hn::Mul(hn::ConvertTo(df, total), hn::Set(df, step[t * blocks]));
+        auto value = hn::Mul(hn::ConvertTo(df, totals[t][i]), hn::Set(df, step[t * blocks]));
         value = hn::NegMulAdd(zero, hn::Set(df, sum[t * blocks]), value);
         hn::Store(hn::MulAdd(scale, value, hn::Load(df, to)), df, to);
       }
@@ -304,8 +395,9 @@ HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size
   if (w.plane2 != nullptr) lines(w.plane2 + at * 8, kTile * 8);
 }
 
-template <bool kChannelMajor, size_t kParts>
+template <bool kChannelMajor, int kBits>
 HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+  constexpr size_t kParts = PartsAt(kBits);
   const size_t blocks = w.K / kBlock;
   const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * kParts * w.K;
   std::fill(sums, sums + tokens * kTile, 0.0f);
@@ -319,25 +411,27 @@ HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t
       MergeBlockMajor(w, view, merged);
     }
     const auto run = [&](auto count, size_t t) HWY_ATTR {
-      TileBlock<decltype(count)::value, kParts>(merged, codes + t * kParts * w.K + b * kBlock, w.K,
+      TileBlock<decltype(count)::value, kBits>(merged, codes + t * kParts * w.K + b * kBlock, w.K,
                                                 x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,
                                                 blocks, sums + t * kTile);
     };
     size_t t = 0;
-    constexpr size_t kGroup = 4 / kParts;  // the registers hold the sums of four rows of codes
+    constexpr size_t kGroup = kTokensAtATime<kBits>;
     for (; t + kGroup <= tokens; t += kGroup) run(std::integral_constant<size_t, kGroup>(), t);
     for (; t < tokens; ++t) run(std::integral_constant<size_t, 1>(), t);
   }
 }
 
 inline void TileBlockMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
-  if (w.Parts() == 1) return Tile<false, 1>(w, x, first, tokens, n, sums);
-  Tile<false, 2>(w, x, first, tokens, n, sums);
+  if (w.bits == 4) return Tile<false, 4>(w, x, first, tokens, n, sums);
+  if (w.bits == 6) return Tile<false, 6>(w, x, first, tokens, n, sums);
+  Tile<false, 8>(w, x, first, tokens, n, sums);
 }
 
 inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
-  if (w.Parts() == 1) return Tile<true, 1>(w, x, first, tokens, n, sums);
-  Tile<true, 2>(w, x, first, tokens, n, sums);
+  if (w.bits == 4) return Tile<true, 4>(w, x, first, tokens, n, sums);
+  if (w.bits == 6) return Tile<true, 6>(w, x, first, tokens, n, sums);
+  Tile<true, 8>(w, x, first, tokens, n, sums);
 }
 
 }  // namespace HWY_NAMESPACE
