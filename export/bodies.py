@@ -13,6 +13,9 @@ percent of a product, at level 8 as well.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
+
 import numpy as np
 import onnx
 from onnx import TensorProto
@@ -82,25 +85,35 @@ def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
     return writer.function("NestedGather", ["ids", "base", "scale", "zero", *names], ["y"], ["K", "N", "bits"])
 
 
+def in_turn(up: Sequence[str], down: Sequence[str]) -> list[str]:
+    """Residual planes of the two matrices of an MLP in the order of its inputs: by planes, then matrices."""
+    return [name for pair in zip_longest(up, down) for name in pair if name is not None]
+
+
 def pruned_mlp(
     bits: int,
     *,
+    up_bits: int | None = None,
     hidden: int,
     intermediate: int,
     gated: bool,
     activation: str,
     has_bias: bool,
 ) -> onnx.FunctionProto:
-    """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden]."""
+    """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden].
+
+    The first matrix has the width `up_bits`, by default `bits`.
+    """
     writer = NodeWriter()
+    up_width = up_bits or bits
     up, down = (
-        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
-        for side in ("up", "down")
+        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(width))))]
+        for side, width in (("up", up_width), ("down", bits))
     )
     up_size = intermediate * (2 if gated else 1)
 
     x = _largest(writer, "x", "keep_in")
-    u = _nested_product(writer, x, up, bits, hidden, up_size, channel_major=True)
+    u = _nested_product(writer, x, up, up_width, hidden, up_size, channel_major=True)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
     if gated:
@@ -113,12 +126,10 @@ def pruned_mlp(
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
-    inputs = ["x", "keep_in", "keep_mid", *up[:3], *down[:3]]
-    for plane in zip(up[3:], down[3:], strict=True):
-        inputs += plane
+    inputs = ["x", "keep_in", "keep_mid", *up[:3], *down[:3], *in_turn(up[3:], down[3:])]
     if has_bias:
         inputs += ["up_bias", "down_bias"]
-    attributes = ["K", "I", "bits", "gated", "activation", "has_bias"]
+    attributes = ["K", "I", "bits", *(["up_bits"] if up_bits else []), "gated", "activation", "has_bias"]
     return writer.function("PrunedMLP", inputs, ["y"], attributes)
 
 

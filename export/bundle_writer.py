@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sol_rt import ops
 from sol_rt._version import __version__
-from sol_rt.actions import Action
+from sol_rt.actions import Action, matrix_bits
 from sol_rt.config import (
     CONFIG_NAME,
     KV_DTYPES,
@@ -51,7 +51,7 @@ from sol_rt.tokenizer import Tokenizer
 OWN_TEXT, NO_TEXT = "self", "none"
 """Where the calibration text comes from: the model generates it, or there is none."""
 MAX_ACTIONS = 12
-BITS = (8, 6, 4)
+BITS = (8, 6, 5, 4)
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
 _HELD_OUT = 4  # every so manieth window is left to measure losses on
@@ -117,7 +117,7 @@ def export_bundle(
     Args:
         source: checkpoint folder, `.gguf` file, alias or hub id.
         output: the bundle's folder; a bundle that is there already is replaced.
-        bits: weight widths, of 8, 6 and 4.
+        bits: weight widths, of 8, 6, 5 and 4.
         prune: percent of the layers' base-plane weights read, with 100 among them.
         keep: percent of old KV pages read, with 100 among them.
         max_context: longest context; default the model's own.
@@ -152,7 +152,7 @@ def export_bundle(
     family = family_of(checkpoint.config)
     decoder = from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
-    tensors = layout(decoder, family.names, planes=(max(ladders.bits) - 4) // 2)
+    tensors = layout(decoder, family.names, planes=(max(ladders.levels) - 4) // 2)
     size = blob_bytes(tensors.values())
     native = ops.library_path() is not None
     needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
@@ -166,11 +166,11 @@ def export_bundle(
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy, KvLayout(kv))
         unhashed = FileEntry(size, "0" * 64)  # while the weights may still change
         if calibration == OWN_TEXT:  # written by the model with weights rounded plainly
-            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report)
+            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.levels, report)
             _seal(folder, config, unhashed, None, None)
             text = calibration_text.generate_text(folder, report)
         fitted, held_out = (None, None) if text is None else _split(text)
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report, fitted)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.levels, report, fitted)
         config = _seal(folder, config, unhashed, None, None)
         selection: Selection | None = None
         if fitted is not None and held_out is not None:
@@ -215,6 +215,13 @@ class _Ladders:
     bits: tuple[int, ...]
     prune: tuple[int, ...]
     keep: tuple[int, ...]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The widths that matrices are read at."""
+        return tuple(
+            sorted({matrix_bits(bits, matrix) for bits in self.bits for matrix in ("up", "down")}, reverse=True)
+        )
 
 
 def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -340,7 +347,8 @@ def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, b
     key = Action(100, prune, bits).variant
     counts = ((count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder)))
     keep_in, keep_mid, keep_qkv, keep_o = counts
-    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, keep_qkv, keep_o, 0, bits)
+    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, keep_qkv, keep_o, 0, 0)
+    variant = replace(variant, head_bits=matrix_bits(bits, "head"))
     return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from sol_rt.actions import matrix_bits
 from sol_rt.config import KvLayout, TensorEntry, Variant
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
@@ -113,7 +114,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
 def variant_tensors(decoder: Decoder, bits: int, head_bits: int) -> list[str]:
     """Names of the tensors that a variant of width `bits` computes with, its output matrix at `head_bits`, each once;
     wider planes that only the embedding's look-up reads are left out."""
-    names = nested_names("embed", head_bits if decoder.tied else bits)
+    names = nested_names("embed", head_bits if decoder.tied else matrix_bits(bits, "embed"))
     for layer in range(decoder.num_layers):
         names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, bits)]
     names += norm_weights(decoder, "final_norm")
@@ -151,9 +152,12 @@ def build_graph(
         tensors: the blob's tensors by name; those of the width have to be there.
         weights_file: the blob's name; it has to lie beside the graph file.
         kv: the cache's layout, float16 by default.
-        head_bits: width at which the output matrix is read, by default that of all others.
+        bits: width of the graph: 4, 5, 6 or 8; `matrix_bits` says what 5 is.
+        head_bits: width at which the output matrix is read, by default the widest of all others.
     """
-    return _GraphWriter(decoder, bits, tensors, weights_file, kv or KvLayout(), head_bits or bits).write()
+    return _GraphWriter(
+        decoder, bits, tensors, weights_file, kv or KvLayout(), head_bits or matrix_bits(bits, "head")
+    ).write()
 
 
 class _GraphWriter:
@@ -249,15 +253,16 @@ class _GraphWriter:
         return name
 
     def _functions(self) -> list[onnx.FunctionProto]:
-        decoder, bits = self.decoder, self.bits
+        decoder, bits, up = self.decoder, matrix_bits(self.bits, "down"), matrix_bits(self.bits, "up")
         return [
             bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
-            decoder_layer(decoder, bits, self.kv),
+            decoder_layer(decoder, self.bits, self.kv),
             bodies.nested_matmul(self.head_bits),
             bodies.pruned_matmul(bits),
             sparse_attention(self._attention_shape(), int8=self.kv.dtype == "int8"),
             bodies.pruned_mlp(
                 bits,
+                up_bits=up if up != bits else None,
                 hidden=decoder.hidden_size,
                 intermediate=decoder.intermediate_size,
                 gated=decoder.gated,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sol_rt.actions import Action
+from sol_rt.actions import Action, matrix_bits
 from sol_rt.bundle import Bundle
 from sol_rt.config import FileEntry, SolConfig
 from sol_rt.engine import Engine
@@ -65,17 +65,17 @@ def choose_head_widths(
     """
     widths = sorted({variant.bits for variant in config.variants.values()})
     widest = widest_bits(config.tensors)
-    plain = {width: width for width in widths}
+    plain = {width: matrix_bits(width, "head") for width in widths}
     points: dict[int, dict[int, HeadPoint]] = {width: {} for width in widths}
     trials = range(0, widest - widths[0] + 1, 2) if len(widths) > 1 else ()
     for wider in trials:
         progress("output matrix", wider, len(trials) * 2)
-        heads = {**plain, **{width: min(width + wider, widest) for width in widths[:-1]}}
+        heads = {**plain, **{width: min(plain[width] + wider, widest) for width in widths[:-1]}}
         for width, point in _measure(folder, _with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
             points[width].setdefault(heads[width], point)
     progress("output matrix", 1, 1)
     chosen = {
-        width: worth_reading(points[width], [points[other][other] for other in widths if other > width])
+        width: worth_reading(points[width], [points[other][plain[other]] for other in widths if other > width])
         for width in widths[:-1]
     }
     return _with_heads(folder, config, decoder, {**plain, **chosen})

@@ -11,9 +11,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from sol_rt.actions import matrix_bits
 from sol_rt.config import PAGE_SIZE, KvLayout
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.bodies import planes
+from sol_rt.export.bodies import in_turn, planes
 from sol_rt.export.nodes import NodeWriter, Ref
 
 CACHE = ("key", "value", "key_codes", "key_range")
@@ -28,7 +29,7 @@ def layer_weights(decoder: Decoder, bits: int) -> list[str]:
     names = [name for norm in norms for name in norm_weights(decoder, norm)]
     biases = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}
     for matrix, bias in biases.items():
-        names += nested_names(matrix, bits)
+        names += nested_names(matrix, matrix_bits(bits, matrix))
         names += [f"{matrix}.bias"] if bias else []
     return names
 
@@ -48,7 +49,7 @@ def layer_attributes(decoder: Decoder, bits: int, kv: KvLayout) -> dict[str, Any
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.intermediate_size,
-        "bits": bits,
+        **_widths(bits),
         "norm": decoder.norm,
         "epsilon": decoder.norm_eps,
         "parallel_residual": int(decoder.parallel_residual),
@@ -117,9 +118,9 @@ class _LayerBody:
         return self._matmul(self._float("attended"), "o", width, decoder.hidden_size, bias=decoder.output_bias)
 
     def _mlp(self, x: str) -> str:
-        decoder, bits = self.decoder, self.bits
-        up, down = (nested_names(matrix, bits) for matrix in ("up", "down"))
-        names = up[:3] + down[:3] + [name for pair in zip(up[3:], down[3:], strict=True) for name in pair]
+        decoder = self.decoder
+        up, down = (nested_names(matrix, matrix_bits(self.bits, matrix)) for matrix in ("up", "down"))
+        names = [*up[:3], *down[:3], *in_turn(up[3:], down[3:])]
         names += ["up.bias", "down.bias"] if decoder.mlp_bias else []
         y = self.writer.op(
             "PrunedMLP",
@@ -130,7 +131,7 @@ class _LayerBody:
             domain="sol",
             K=decoder.hidden_size,
             I=decoder.intermediate_size,
-            bits=bits,
+            **_widths(self.bits),
             gated=int(decoder.gated),
             activation=decoder.activation,
             has_bias=int(decoder.mlp_bias),
@@ -161,7 +162,8 @@ class _LayerBody:
         return normed, middle
 
     def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
-        weights = map(_formal, nested_names(matrix, self.bits))
+        bits = matrix_bits(self.bits, matrix)
+        weights = map(_formal, nested_names(matrix, bits))
         y = self.writer.op(
             "PrunedMatMul",
             x,
@@ -170,7 +172,7 @@ class _LayerBody:
             domain="sol",
             K=inputs,
             N=outputs,
-            bits=self.bits,
+            bits=bits,
         )
         y = self._float(y)
         return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
@@ -192,6 +194,12 @@ def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: 
     """The decoder's kind of norm."""
     op_type = "RMSNormalization" if decoder.norm == "rms" else "LayerNormalization"
     return writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=decoder.norm_eps)
+
+
+def _widths(bits: int) -> dict[str, Any]:
+    """The attributes that say the widths of a layer's matrices in a graph of width `bits`."""
+    most, up = matrix_bits(bits, "down"), matrix_bits(bits, "up")
+    return {"bits": most} if up == most else {"bits": most, "up_bits": up}
 
 
 def _attention_attributes(decoder: Decoder, kv: KvLayout) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class RandomDecoder:
         decoder = self.decoder
         shapes = LayerShapes.of(decoder)
         keeps = prune_counts(prune, shapes)
-        key, head_bits = f"s{prune:03d}-q{bits}", self.head_bits.get(bits, bits)
+        key, head_bits = f"s{prune:03d}-q{bits}", self.head_bits.get(bits, 6 if bits == 5 else bits)
         channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(keeps, channels, strict=True)]
         draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, head_bits)
@@ -203,7 +203,7 @@ class RandomDecoder:
         return x * self.vectors[f"{name}.weight"] + self.vectors.get(f"{name}.bias", 0.0)
 
     def _attention(self, layer: int, x: Array, variant: Variant) -> Array:
-        decoder, at, bits = self.decoder, f"layers.{layer}", variant.bits
+        decoder, at, bits = self.decoder, f"layers.{layer}", reference.LAYER_BITS[variant.bits][0]
         shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
         rows = np.zeros(shape, self.kv.dtype)
         codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)

@@ -347,7 +347,7 @@ NATIVE = pytest.mark.skipif(library_path() is None, reason="the native operators
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_kernels_and_bodies_agree_on_every_variant(family: str, tmp_path: Path) -> None:
     decoder = RandomDecoder.write(describe(family), tmp_path)
-    variants = [(prune, bits) for prune in (100, 75, 50, 25) for bits in (8, 6, 4)]
+    variants = [(prune, bits) for prune in (100, 75, 50, 25) for bits in (8, 6, 5, 4)]
     bundle = Bundle.open(decoder.write_bundle(tmp_path, variants))
     prompt = [int(token) for token in np.random.default_rng(7).integers(0, 90, 75)]
     kernel, body = (Engine(bundle, provider="cpu", native_ops=native) for native in (True, False))

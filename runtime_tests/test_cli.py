@@ -71,7 +71,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["export", "-m", "smollm2-135m", "--calibration", "no-such-file"], "calibration no-such-file: no such file"),
         (["export", "-m", "smollm2-135m", "--calibration", "none", "--max-actions", "5"], "max actions: got 5"),
         (["export", "-m", "smollm2-135m", "--max-actions", "0"], "--max-actions"),
-        (["export", "-m", "smollm2-135m", "--bits", "3"], "bits: got [3], expected different numbers of 8, 6, 4"),
+        (["export", "-m", "smollm2-135m", "--bits", "3"], "bits: got [3], expected different numbers of 8, 6, 5, 4"),
         (["export", "-m", "no-such-model"], "no-such-model"),
         (["pull", "no-such-model"], "no-such-model"),
         (["verify"], "no model"),

@@ -75,8 +75,8 @@ def test_export_is_complete_and_close_to_its_source(preset: str, tmp_path: Path)
     report = export_bundle(str(source), tmp_path / "out", calibration="none")
     config = Bundle.open(tmp_path / "out").config
     assert config == report.config
-    assert len(config.variants) == 15
-    assert len(config.actions) == 60
+    assert len(config.variants) == 20
+    assert len(config.actions) == 80
     assert config.dense == Action(100, 100, 8)
     assert config.model.name == preset
     assert verify_bundle(tmp_path / "out").tensors == len(config.tensors)
@@ -385,13 +385,13 @@ def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": (8, 5)}, "bits: got .* expected different numbers of 8, 6, 4"),
+        ({"bits": (8, 7)}, "bits: got .* expected different numbers of 8, 6, 5, 4"),
         ({"bits": ()}, "bits: got"),
         ({"prune": (75, 50)}, "prune: got .* expected 100 among them"),
         ({"keep": (100, 100)}, "keep: got .* different"),
         ({"keep": (100, 0)}, "keep: got .* 1 to 100"),
         ({"kv": "int4"}, "kv: got int4, expected float16 or int8"),
-        ({"bits": (3,)}, r"bits: got \[3\], expected different numbers of 8, 6, 4"),
+        ({"bits": (3,)}, r"bits: got \[3\], expected different numbers of 8, 6, 5, 4"),
         ({"keep": (100, 101)}, "keep: got .* 1 to 100"),
         ({"max_actions": 0, "calibration": "self"}, "max actions: got 0, expected 1 or more"),
         ({"prune": (100, 3), "calibration": "self"}, "prune: got 3, expected 4 to 100 percent"),

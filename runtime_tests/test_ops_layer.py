@@ -36,8 +36,8 @@ from sol_rt.ops import library_path
 LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
 
-BOUND = {4: 0.02, 6: 0.02, 8: 5e-4}
-BODY_BOUND = {4: 0.15, 6: 0.15, 8: 0.02}
+BOUND = {4: 0.02, 5: 0.02, 6: 0.02, 8: 5e-4}
+BODY_BOUND = {4: 0.15, 5: 0.15, 6: 0.15, 8: 0.02}
 """Bodies round otherwise, and then keep another channel of the 20 to 45 here and there."""
 CAPACITY = 256
 KEEPS = ("keep_in", "keep_mid", "keep_qkv", "keep_o")
@@ -152,13 +152,14 @@ class Layer:
         outputs += [info(f"present_{part}", self.feed[f"past_{part}"]) for part in self.cache]
         functions = [
             body,
-            bodies.pruned_matmul(bits),
+            bodies.pruned_matmul(reference.LAYER_BITS[bits][0]),
             sparse_attention(
                 AttentionShape(d.num_heads, d.num_kv_heads, d.head_dim, d.rotary_dim, 4, d.softmax_scale),
                 int8=self.kv.dtype == "int8",
             ),
             bodies.pruned_mlp(
-                bits,
+                reference.LAYER_BITS[bits][0],
+                up_bits=4 if bits == 5 else None,
                 hidden=d.hidden_size,
                 intermediate=d.intermediate_size,
                 gated=d.gated,
@@ -174,7 +175,7 @@ class Layer:
 
     def reference(self, *, by_keys: bool = False) -> tuple[Array, ...]:
         """y and the cache, float64; tokens chosen by codes, or by keys as bodies do."""
-        d, v, bits = self.decoder, self.vectors, self.bits
+        d, v, bits = self.decoder, self.vectors, reference.LAYER_BITS[self.bits][0]
 
         def norm(name: str, x: Array) -> Array:
             if d.norm == "layer":
@@ -208,7 +209,7 @@ class Layer:
             normed,
             self.matrices["up"],
             self.matrices["down"],
-            bits,
+            self.bits,
             gated=d.gated,
             act=d.activation,
             keep_in=self.keep_in or d.hidden_size,
@@ -300,7 +301,7 @@ def layers(draw: st.DrawFn) -> Layer:
     past = draw(st.one_of(st.sampled_from([0, 15, 16, 31, CAPACITY - tokens]), st.integers(0, CAPACITY - tokens)))
     return Layer(
         decoder,
-        draw(st.sampled_from([4, 6, 8])),
+        draw(st.sampled_from([4, 5, 6, 8])),
         tokens,
         past,
         draw(st.integers(0, 16)),
@@ -338,6 +339,8 @@ FIXED = [
         (6, 1, 40, 0, 0, 20),
         (8, 1, 0, 33, 45, 0),
         (8, 5, 50, 33, 37, 31),
+        (5, 1, 0, 0, 0, 0),
+        (5, 4, 40, 0, 0, 20),
     )
 ]
 FIXED += [replace(layer, kv=INT8) for layer in FIXED]

@@ -173,6 +173,7 @@ class Mlp:
         i: int,
         bits: int,
         *,
+        up_bits: int | None = None,
         gated: bool = True,
         activation: str = "silu",
         keep_in: int | None = None,
@@ -182,7 +183,7 @@ class Mlp:
         width = 2 * i if gated else i
         biases = [rng.normal(size=m).astype(np.float32) if bias else None for m in (width, k)]
         return Mlp(
-            Nested.random(rng, k, width, bits),
+            Nested.random(rng, k, width, up_bits or bits),
             Nested.random(rng, i, k, bits),
             gated,
             activation,
@@ -198,10 +199,11 @@ class Mlp:
         counts = {"keep_in": self.keep_in, "keep_mid": self.keep_mid}
         tensors = [onnx.numpy_helper.from_array(np.array([count]), name) for name, count in counts.items()]
         tensors += [m[name] for m in (up, down) for name in ("base", "scale", "zero")]
-        tensors += [m[name] for name in ("plane1", "plane2") if name in up for m in (up, down)]
+        tensors += [m[name] for name in ("plane1", "plane2") for m in (up, down) if name in m]
         if self.up_bias is not None and self.down_bias is not None:
             tensors.append(onnx.numpy_helper.from_array(self.up_bias, "up.bias"))
             tensors.append(onnx.numpy_helper.from_array(self.down_bias, "down.bias"))
+        mixed = {} if self.up.bits == self.down.bits else {"up_bits": self.up.bits}
         return model_of(
             "PrunedMLP",
             ["tokens", self.up.codes.shape[0]],
@@ -209,7 +211,8 @@ class Mlp:
             tensors,
             K=self.up.codes.shape[0],
             I=self.down.codes.shape[0],
-            bits=self.up.bits,
+            bits=self.down.bits,
+            **mixed,
             gated=int(self.gated),
             activation=self.activation,
             has_bias=int(self.up_bias is not None),
@@ -349,6 +352,7 @@ def test_gather_refuses_ids_outside_the_vocabulary() -> None:
     blocks,
     blocks,
     widths,
+    widths,
     st.booleans(),
     st.sampled_from(["silu", "gelu", "gelu_tanh", "relu"]),
     st.booleans(),
@@ -361,6 +365,7 @@ def test_mlp_matches_the_reference(
     k_blocks: int,
     i_blocks: int,
     bits: int,
+    up_bits: int,
     gated: bool,
     activation: str,
     bias: bool,
@@ -375,6 +380,7 @@ def test_mlp_matches_the_reference(
         k,
         i,
         bits,
+        up_bits=up_bits,
         gated=gated,
         activation=activation,
         bias=bias,
@@ -391,7 +397,7 @@ def test_mlp_matches_the_reference(
     next_one = magnitudes[:, mlp.keep_mid] if mlp.keep_mid < i else np.full(tokens, -1.0)
     clear = (last - next_one > 1e-5 * magnitudes[:, 0]) | (last == 0)
     # And a quotient at the edge of two codes may be rounded to the other one.
-    close(got[clear], expected[clear], 2e-4 if bits == 8 else 3e-2)
+    close(got[clear], expected[clear], 2e-4 if bits == up_bits == 8 else 3e-2)
 
 
 def identity_mlp(k: int, keep_in: int, keep_mid: int) -> Mlp:

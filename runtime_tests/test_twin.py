@@ -66,7 +66,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family, kv, dense_layers, head_bits = request.param
     folder = tmp_path_factory.mktemp(family)
     levels = {"dense_layers": dense_layers, "head_bits": head_bits}
-    bundle = Bundle.open(write_bundle(folder, family, prunes=(100, 75, 50, 25), kv=kv, **levels))
+    bundle = Bundle.open(write_bundle(folder, family, prunes=(100, 75, 50, 25), bits=(8, 6, 5, 4), kv=kv, **levels))
     config = bundle.config
     weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)
     return bundle, Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=config.kv.dense_layers)

@@ -89,7 +89,7 @@ class Variant:
 
     Attributes:
         prune: percent of the layers' base-plane weights read, the mean over layers.
-        bits: width of all matrices but the output's.
+        bits: width of all matrices but the output's; what 5 is says `matrix_bits`.
         keep_in, keep_mid: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
         keep_qkv, keep_o: the same of the attention's projections.
         weight_bytes: bytes of weights that one decode step reads.

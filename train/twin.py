@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sol_rt.actions import Action
+from sol_rt.actions import Action, matrix_bits
 from sol_rt.config import CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.export.architecture import BLOCK
 from sol_rt.train.kv_cache import Cache, KVCache, Slots
@@ -233,7 +233,12 @@ class Twin(nn.Module):
 
     def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
         """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
-        return by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.bits, f"{name}.bias"))
+        matrix = name.rsplit(".", 1)[-1]
+        return by_rows(
+            batch.widths,
+            x,
+            lambda part, group: self._product(part, name, matrix_bits(group.bits, matrix), f"{name}.bias"),
+        )
 
     def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:
         if self.arithmetic.rounded_activations:

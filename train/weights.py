@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sol_rt.actions import Action
+from sol_rt.actions import Action, matrix_bits
 from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry, Variant
 from sol_rt.export.architecture import BLOCK, FAMILIES, Decoder, from_hf_config
 from sol_rt.export.checkpoint import check_tensors, open_checkpoint
@@ -168,7 +168,7 @@ class ModelWeights(nn.Module):
     def head_bits(self, action: Action) -> int:
         """Width at which the action reads the output matrix."""
         variant = self._variants.get(action.variant)
-        return action.bits if variant is None else variant.head_bits
+        return matrix_bits(action.bits, "head") if variant is None else variant.head_bits
 
     def state(self) -> dict[str, Tensor]:
         """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""

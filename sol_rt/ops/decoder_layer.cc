@@ -60,17 +60,17 @@ class DecoderLayer {
       const float* bias = has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
       return Norm(weight, bias, static_cast<size_t>(n), attributes_.Float("epsilon"));
     }
-    Nested ReadMatrix(const char* name, int64_t K, int64_t N) {
+    Nested ReadMatrix(const char* name, int64_t K, int64_t N, int bits) {
       const int first = port_;
-      port_ += 3 + (bits_ - 4) / 2;
-      return ReadNested(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits_);
+      port_ += 3 + PlanesAt(bits);
+      return ReadNested(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits);
     }
     const float* ReadBias(const char* name, bool has_bias, int64_t n) {
       return has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
     }
     ChannelMatMul ReadMatMul(const char* name, const char* bias, size_t keep_port, const char* keep_name, ChannelMatMul::Cut cut, int64_t K,
                              int64_t N) {
-      const Nested w = ReadMatrix(name, K, N);
+      const Nested w = ReadMatrix(name, K, N, bits_);
       const float* added = ReadBias(bias, attributes_.Int(bias, 0, 1) != 0, N);
       return ChannelMatMul(attributes_, kName, keep_port, keep_name, w, added, cut, LayerIndex(attributes_));
     }
@@ -78,9 +78,9 @@ class DecoderLayer {
       const int64_t I = Channels(attributes_, kName, "intermediate_size");
       const int64_t U = attributes_.Int("gated", 0, 1) != 0 ? 2 * I : I;
       const bool has_bias = attributes_.Int("mlp_bias", 0, 1) != 0;
-      const Nested up = ReadMatrix("DecoderLayer up", hidden, U);
+      const Nested up = ReadMatrix("DecoderLayer up", hidden, U, UpBits(attributes_, kName));
       const float* up_bias = ReadBias("up_bias", has_bias, U);
-      const Nested down = ReadMatrix("DecoderLayer down", I, hidden);
+      const Nested down = ReadMatrix("DecoderLayer down", I, hidden, bits_);
       const float* down_bias = ReadBias("down_bias", has_bias, hidden);
       ExpectInputs(attributes_, kName, static_cast<size_t>(port_) + 1);
       return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, LayerIndex(attributes_));

@@ -36,7 +36,7 @@ inline constexpr std::array<Port, 15> kMlpInputs{{{"x", kFloat},
                                                   {"extra4", kAny, kOptional},
                                                   {"extra5", kAny, kOptional}}};
 
-// Where a matrix's planes are among the inputs; -1 for a plane that the width does not have.
+// Where a matrix's planes are among the inputs; of no meaning for a plane that the width does not have.
 struct NestedPorts {
   int base, scale, zero, plane1, plane2;
 };
@@ -58,14 +58,22 @@ inline void ExpectChannels(const char* op, const Tensor& x, size_t channels) {
   }
 }
 
-inline int Bits(const Attributes& attributes, const char* op) {
-  const int64_t bits = attributes.Int("bits");
+inline int ExpectBits(const char* op, const char* name, int64_t bits) {
   if (bits != 4 && bits != 6 && bits != 8) {
-    throw Error(std::string(op) + ": attribute bits: got " + std::to_string(bits) +
+    throw Error(std::string(op) + ": attribute " + name + ": got " + std::to_string(bits) +
                 ", expected 4, 6 or 8; export the bundle again");
   }
   return static_cast<int>(bits);
 }
+
+inline int Bits(const Attributes& attributes, const char* op) { return ExpectBits(op, "bits", attributes.Int("bits")); }
+
+// Of the first matrix of an MLP.
+inline int UpBits(const Attributes& attributes, const char* op) {
+  return ExpectBits(op, "up_bits", attributes.IntOr("up_bits", attributes.Int("bits")));
+}
+
+inline constexpr int PlanesAt(int bits) { return (bits - 4) / 2; }
 
 inline void ExpectInputs(const Attributes& attributes, const char* op, size_t expected) {
   const size_t count = attributes.InputCount();
@@ -111,7 +119,7 @@ struct MatrixSize {
 // Of the block-major matrix of an operator that has one input, this matrix and no more.
 inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op) {
   const MatrixSize size{Bits(attributes, op), Channels(attributes, op, "K"), attributes.Int("N", 1, int64_t{1} << 30)};
-  ExpectInputs(attributes, op, size.bits == 4 ? 4 : size.bits == 6 ? 5 : 6);
+  ExpectInputs(attributes, op, static_cast<size_t>(4 + PlanesAt(size.bits)));
   return size;
 }
 
@@ -121,8 +129,27 @@ inline MatrixSize PrunedMatrixSize(const Attributes& attributes, const char* op)
   if (size.N % 2 != 0) {
     throw Error(std::string(op) + ": attribute N: got " + std::to_string(size.N) + ", expected an even number; export the bundle again");
   }
-  ExpectInputs(attributes, op, size.bits == 4 ? 5 : size.bits == 6 ? 6 : 7);
+  ExpectInputs(attributes, op, static_cast<size_t>(5 + PlanesAt(size.bits)));
   return size;
+}
+
+// The inputs of PrunedMLP that depend on its widths.
+struct MlpPorts {
+  int up_bits, down_bits;
+  NestedPorts up, down;
+  int biases;  // up's, then down's
+};
+
+inline MlpPorts PortsOfMlp(const Attributes& attributes, const char* op) {
+  MlpPorts ports{UpBits(attributes, op), Bits(attributes, op), {3, 4, 5, 0, 0}, {6, 7, 8, 0, 0}, 9};
+  for (const auto plane : {&NestedPorts::plane1, &NestedPorts::plane2}) {
+    const int above = plane == &NestedPorts::plane1 ? 4 : 6;
+    if (ports.up_bits > above) ports.up.*plane = ports.biases++;
+    if (ports.down_bits > above) ports.down.*plane = ports.biases++;
+  }
+  const bool has_bias = attributes.Int("has_bias", 0, 1) != 0;
+  ExpectInputs(attributes, op, static_cast<size_t>(ports.biases + (has_bias ? 2 : 0)));
+  return ports;
 }
 
 inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op) {

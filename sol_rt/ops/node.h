@@ -32,6 +32,14 @@ class Attributes {
     }
     return value;
   }
+  // `otherwise` where the node does not have it.
+  int64_t IntOr(const char* name, int64_t otherwise) const {
+    int64_t value = 0;
+    OrtStatus* status = Api().KernelInfoGetAttribute_int64(info_, name, &value);
+    if (status == nullptr) return value;
+    Api().ReleaseStatus(status);
+    return otherwise;
+  }
   float Float(const char* name) const {
     float value = 0;
     CheckRead(name, Api().KernelInfoGetAttribute_float(info_, name, &value));

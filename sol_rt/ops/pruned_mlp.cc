@@ -33,16 +33,14 @@ class PrunedMLP {
 
  private:
   static Mlp Read(const Attributes& attributes) {
-    const int bits = Bits(attributes, kName);
     const int64_t K = Channels(attributes, kName, "K"), I = Channels(attributes, kName, "I");
     const int64_t U = attributes.Int("gated", 0, 1) != 0 ? 2 * I : I;
     const bool has_bias = attributes.Int("has_bias", 0, 1) != 0;
-    const int planes = bits == 4 ? 0 : bits == 6 ? 2 : 4;
-    ExpectInputs(attributes, kName, static_cast<size_t>(9 + planes + (has_bias ? 2 : 0)));
-    const Nested up = ReadNested(attributes, "PrunedMLP up", {3, 4, 5, 9, 11}, true, K, U, bits);
-    const Nested down = ReadNested(attributes, "PrunedMLP down", {6, 7, 8, 10, 12}, true, I, K, bits);
-    const float* up_bias = has_bias ? ReadVector(attributes, kName, 9 + planes, "up_bias", U) : nullptr;
-    const float* down_bias = has_bias ? ReadVector(attributes, kName, 10 + planes, "down_bias", K) : nullptr;
+    const MlpPorts ports = PortsOfMlp(attributes, kName);
+    const Nested up = ReadNested(attributes, "PrunedMLP up", ports.up, true, K, U, ports.up_bits);
+    const Nested down = ReadNested(attributes, "PrunedMLP down", ports.down, true, I, K, ports.down_bits);
+    const float* up_bias = has_bias ? ReadVector(attributes, kName, ports.biases, "up_bias", U) : nullptr;
+    const float* down_bias = has_bias ? ReadVector(attributes, kName, ports.biases + 1, "down_bias", K) : nullptr;
     return Mlp(attributes, kName, 1, up, up_bias, down, down_bias);
   }
 

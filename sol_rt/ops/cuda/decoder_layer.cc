@@ -106,7 +106,7 @@ class DecoderLayer {
       return norm;
     }
     Projection ReadProjection(const char* name, const char* bias, size_t keep_port, const char* keep_name, int64_t K, int64_t N) {
-      const cuda::MatrixInput matrix = Matrix(name, K, N);
+      const cuda::MatrixInput matrix = Matrix(name, K, N, bits_);
       cuda::WeightInput added;
       if (attributes_.Int(bias, 0, 1) != 0) added = Vector(bias, N);
       return {matrix, added, CountInput(attributes_, kName, keep_port, keep_name, LayerIndex(attributes_))};
@@ -116,9 +116,9 @@ class DecoderLayer {
       const int64_t U = attributes_.Int("gated", 0, 1) != 0 ? 2 * I : I;
       const bool has_bias = attributes_.Int("mlp_bias", 0, 1) != 0;
       cuda::WeightInput up_bias, down_bias;
-      const cuda::MatrixInput up = Matrix("DecoderLayer up", hidden, U);
+      const cuda::MatrixInput up = Matrix("DecoderLayer up", hidden, U, UpBits(attributes_, kName));
       if (has_bias) up_bias = Vector("up_bias", U);
-      const cuda::MatrixInput down = Matrix("DecoderLayer down", I, hidden);
+      const cuda::MatrixInput down = Matrix("DecoderLayer down", I, hidden, bits_);
       if (has_bias) down_bias = Vector("down_bias", hidden);
       const auto read = static_cast<size_t>(port_);
       ExpectInputs(attributes_, kName, attributes_.InputCount() == read + 1 ? read + 1 : read);
@@ -136,13 +136,12 @@ class DecoderLayer {
       ExpectPort(name);
       return cuda::WeightInput(attributes_, kName, static_cast<size_t>(port_++), name, kFloat, {n});
     }
-    cuda::MatrixInput Matrix(const char* name, int64_t K, int64_t N) {
+    cuda::MatrixInput Matrix(const char* name, int64_t K, int64_t N, int bits) {
       const int first = port_;
-      port_ += 3 + (bits_ - 4) / 2;
-      --port_;
+      port_ += 2 + PlanesAt(bits);
       ExpectPort(name);
       ++port_;
-      return cuda::MatrixInput(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits_);
+      return cuda::MatrixInput(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits);
     }
 
     const Attributes& attributes_;

@@ -34,18 +34,16 @@ class PrunedMLP {
 
  private:
   static cuda::Mlp ReadMlp(const Attributes& attributes) {
-    const int bits = Bits(attributes, kName);
     const int64_t K = Channels(attributes, kName, "K"), I = Channels(attributes, kName, "I");
     const int64_t U = attributes.Int("gated", 0, 1) != 0 ? 2 * I : I;
     const bool has_bias = attributes.Int("has_bias", 0, 1) != 0;
-    const int planes = bits == 4 ? 0 : bits == 6 ? 2 : 4;
-    ExpectInputs(attributes, kName, static_cast<size_t>(9 + planes + (has_bias ? 2 : 0)));
-    const cuda::MatrixInput up(attributes, "PrunedMLP up", {3, 4, 5, 9, 11}, true, K, U, bits);
-    const cuda::MatrixInput down(attributes, "PrunedMLP down", {6, 7, 8, 10, 12}, true, I, K, bits);
+    const MlpPorts ports = PortsOfMlp(attributes, kName);
+    const cuda::MatrixInput up(attributes, "PrunedMLP up", ports.up, true, K, U, ports.up_bits);
+    const cuda::MatrixInput down(attributes, "PrunedMLP down", ports.down, true, I, K, ports.down_bits);
     cuda::WeightInput up_bias, down_bias;
     if (has_bias) {
-      up_bias = cuda::WeightInput(attributes, kName, static_cast<size_t>(9 + planes), "up_bias", kFloat, {U});
-      down_bias = cuda::WeightInput(attributes, kName, static_cast<size_t>(10 + planes), "down_bias", kFloat, {K});
+      up_bias = cuda::WeightInput(attributes, kName, static_cast<size_t>(ports.biases), "up_bias", kFloat, {U});
+      down_bias = cuda::WeightInput(attributes, kName, static_cast<size_t>(ports.biases + 1), "down_bias", kFloat, {K});
     }
     return cuda::Mlp(attributes, kName, 1, up, up_bias, down, down_bias);
   }
