@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sol_rt.actions import matrix_bits
 from sol_rt.config import TensorEntry
 from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
@@ -36,7 +37,7 @@ def fill_blob(
     decoder: Decoder,
     family: Family,
     tensors: Mapping[str, TensorEntry],
-    levels: Collection[int],
+    bits: Collection[int],
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
 ) -> None:
@@ -48,7 +49,7 @@ def fill_blob(
         decoder: its description.
         family: names of its tensors.
         tensors: places in the file, from `layout`.
-        levels: widths that are going to be read, of 4, 6 and 8.
+        bits: widths of the graphs, of 4, 5, 6 and 8.
         progress: told how far the work is.
         windows: token ids of a calibration text, each window from the start of a context. Codes then make up for each
             other's errors on that text; without it every weight is rounded on its own.
@@ -62,7 +63,7 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, checkpoint, tensors, levels)
+        fill = _MatrixFiller(blob, checkpoint, tensors, bits)
         if windows is None:
             _fill_plain(fill, decoder, sources, progress)
             return
@@ -93,7 +94,7 @@ class _MatrixFiller:
     blob: BlobWriter
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorEntry]
-    levels: Collection[int]
+    bits: Collection[int]
 
     def matrix(
         self,
@@ -119,7 +120,7 @@ class _MatrixFiller:
     ) -> Nested:
         """Outputs float32 [n, K] of a matrix; the source's own 4-bit codes stay."""
         planes = sum(f"{matrix}.plane{plane}" in self.tensors for plane in (1, 2))
-        levels = self.levels if metric is None else self._levels(matrix, planes)
+        levels = self._levels(matrix, planes, metric is not None)
         # on a 4-bit source's grid the shared shift takes from level 4 what compensation does not need for level 6
         six_bits = 6 in levels and (metric is None or 4 not in levels)
         if own is not None:
@@ -132,11 +133,13 @@ class _MatrixFiller:
             return nested
         return compensate(weights, nested, metric, levels, None if own is None else own.held)
 
-    def _levels(self, matrix: str, planes: int) -> Collection[int]:
-        """Widths at which a matrix may be read: the output matrix at wider ones than its variant as well."""
-        if matrix not in ("embed", "head"):
-            return self.levels
-        return range(min(self.levels), 4 + 2 * planes + 1, 2)
+    def _levels(self, matrix: str, planes: int, chosen: bool) -> Collection[int]:
+        """Widths at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
+        variant as well."""
+        kind = matrix.rsplit(".", 1)[-1]
+        output = kind in ("embed", "head")
+        levels = {matrix_bits(bits, "head" if output else kind) for bits in self.bits}
+        return range(min(levels), 4 + 2 * planes + 1, 2) if output and chosen else levels
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:
         """Places outputs first … of a matrix."""

@@ -152,7 +152,7 @@ def export_bundle(
     family = family_of(checkpoint.config)
     decoder = from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
-    tensors = layout(decoder, family.names, planes=(max(ladders.levels) - 4) // 2)
+    tensors = layout(decoder, family.names, planes=(max(matrix_bits(bits, "down") for bits in ladders.bits) - 4) // 2)
     size = blob_bytes(tensors.values())
     native = ops.library_path() is not None
     needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
@@ -166,11 +166,11 @@ def export_bundle(
         config = _write_graphs(folder, decoder, model, tensors, ladders, policy, KvLayout(kv))
         unhashed = FileEntry(size, "0" * 64)  # while the weights may still change
         if calibration == OWN_TEXT:  # written by the model with weights rounded plainly
-            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.levels, report)
+            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report)
             _seal(folder, config, unhashed, None, None)
             text = calibration_text.generate_text(folder, report)
         fitted, held_out = (None, None) if text is None else _split(text)
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.levels, report, fitted)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report, fitted)
         config = _seal(folder, config, unhashed, None, None)
         selection: Selection | None = None
         if fitted is not None and held_out is not None:
@@ -215,13 +215,6 @@ class _Ladders:
     bits: tuple[int, ...]
     prune: tuple[int, ...]
     keep: tuple[int, ...]
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The widths that matrices are read at."""
-        return tuple(
-            sorted({matrix_bits(bits, matrix) for bits in self.bits for matrix in ("up", "down")}, reverse=True)
-        )
 
 
 def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -355,12 +348,15 @@ def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, b
 def _without_dominated(
     folder: Path, config: SolConfig, compared: parity_report.Parity
 ) -> tuple[SolConfig, tuple[str, ...]]:
-    """Drops widths that a narrower one beats: it reads less, and here it is closer to the source beyond doubt."""
+    """Drops widths that another one beats: it reads less, and here it is closer to the source beyond doubt."""
     rows = {int(row.variant.rsplit("q", 1)[1]): row for row in compared.rows}
+    sizes = {variant.bits: variant.weight_bytes for variant in config.variants.values() if variant.prune == 100}
     picked = {action.bits for action in config.policy.actions} if config.policy else set()
     dropped, said = set(), []
     for bits in sorted(set(rows) - {config.dense.bits} - picked, reverse=True):
-        better = min((other for other in rows if other < bits), key=lambda other: rows[other].kl, default=None)
+        better = min(
+            (other for other in rows if sizes[other] < sizes[bits]), key=lambda other: rows[other].kl, default=None
+        )
         if better is not None and rows[better].is_beyond_doubt_closer_than(rows[bits]):
             dropped.add(bits)
             said.append(

@@ -38,7 +38,8 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         "",
         "## Variants",
         "",
-        "`sPPP` is the share of the layers' base weights read, `qB` the weight bits; megabytes are what a step reads.",
+        "`sPPP` is the share of the layers' base weights read, `qB` the weight bits (`q5`: 4 of the MLP's first "
+        "matrix, 8 of a layer's others); megabytes are what a step reads.",
         "",
         "| variant | MB a step | of dense |",
         "|---|---|---|",

@@ -153,7 +153,7 @@ def build_graph(
         weights_file: the blob's name; it has to lie beside the graph file.
         kv: the cache's layout, float16 by default.
         bits: width of the graph: 4, 5, 6 or 8; `matrix_bits` says what 5 is.
-        head_bits: width at which the output matrix is read, by default the widest of all others.
+        head_bits: width at which the output matrix is read, by default what `matrix_bits` says.
     """
     return _GraphWriter(
         decoder, bits, tensors, weights_file, kv or KvLayout(), head_bits or matrix_bits(bits, "head")

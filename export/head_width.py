@@ -41,7 +41,10 @@ def worth_reading(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint])
     """
     narrowest = min(points)
     start = points[narrowest]
-    price = max(((start.loss - other.loss) / (other.weight_bytes - start.weight_bytes) for other in wider), default=0.0)
+    dearer = [other for other in wider if other.weight_bytes > start.weight_bytes]  # a mix of widths may read as much
+    price = max(
+        ((start.loss - other.loss) / (other.weight_bytes - start.weight_bytes) for other in dearer), default=0.0
+    )
     if price <= 0:  # more bits bring nothing here at all
         return narrowest
     return min(sorted(points), key=lambda width: points[width].loss + _TIMES * price * points[width].weight_bytes)

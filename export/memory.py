@@ -35,7 +35,7 @@ def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: boo
     if parity:
         stages.append(layer)
     if parity or calibration:
-        stages.append(0 if native else 3 * weight_bytes)
+        stages.append(0 if native else 4 * weight_bytes)
     if calibration:
         stages += [quantizing + layer + _moments(decoder), _measuring(decoder)]
     return _LIBRARIES + max(stages)

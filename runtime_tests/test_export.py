@@ -75,8 +75,10 @@ def test_export_is_complete_and_close_to_its_source(preset: str, tmp_path: Path)
     report = export_bundle(str(source), tmp_path / "out", calibration="none")
     config = Bundle.open(tmp_path / "out").config
     assert config == report.config
-    assert len(config.variants) == 20
-    assert len(config.actions) == 80
+    widths = {variant.bits for variant in config.variants.values()}
+    assert {8, 4} <= widths <= {8, 6, 5, 4}  # of 5 and 6 bits one may be cheaper and closer than the other
+    assert len(config.variants) == 5 * len(widths)
+    assert len(config.actions) == 4 * len(config.variants)
     assert config.dense == Action(100, 100, 8)
     assert config.model.name == preset
     assert verify_bundle(tmp_path / "out").tensors == len(config.tensors)
@@ -467,6 +469,18 @@ def test_widths_that_a_narrower_one_beats_are_dropped(
     assert {entry.action.bits for entry in report.config.actions} == {8, 4}
     assert report.lines()[-1].startswith("6 bits dropped: 4 bits")
     verify_bundle(tmp_path / "out")
+
+
+def test_a_width_is_dropped_for_one_that_reads_less_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the MLP is not gated, 5 bits read more than 6: closer they stay, farther they go."""
+    source = write_random_checkpoint(tmp_path / "phi", PRESETS["tiny-phi"])
+    for five, kept in ((0.1, {8, 6, 5, 4}), (0.3, {8, 6, 4})):
+        compared = reported(q8=(0.01,) * 8, q6=(0.2, 0.21) * 4, q5=(five,) * 8, q4=(0.4,) * 8)
+        monkeypatch.setattr(bundle_writer.parity_report, "measure", lambda *_, compared=compared: compared)
+        report = export(source, tmp_path / f"{five}", bits=(8, 6, 5, 4), parity=True)
+        assert {variant.bits for variant in report.config.variants.values()} == kept
 
 
 def test_widths_are_not_dropped_by_chance(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,13 @@ def test_the_steepest_line_counts() -> None:
     assert worth_reading(head, [HeadPoint(100, 0.5), HeadPoint(120, 0.45)]) == 6
 
 
+def test_a_mix_of_widths_that_reads_as_much_is_no_measure() -> None:
+    """Nor is one that reads less: 5 bits beside 6."""
+    head = points(h6=(100, 0.2), h8=(110, 0.1))
+    assert worth_reading(head, [HeadPoint(100, 0.1), HeadPoint(90, 0.3)]) == 6
+    assert worth_reading(head, [HeadPoint(100, 0.3), HeadPoint(90, 0.3), HeadPoint(140, 0.1)]) == 8
+
+
 def test_nothing_is_spent_where_more_bits_bring_nothing() -> None:
     assert worth_reading(points(h4=(80, 0.5), h6=(90, 0.499)), [HeadPoint(120, 0.5)]) == 4
     assert worth_reading(points(h6=(90, 0.5), h8=(100, 0.4)), []) == 6
@@ -91,7 +98,10 @@ def test_every_width_is_measured_and_the_widest_stays(
 
     monkeypatch.setattr(head_width, "worth_reading", choose)
     found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
-    assert asked == [([4, 6, 8], 3), ([6, 8], 2), ([6, 8], 1)]  # widths of the output matrix, and wider variants
+    widths = sorted({variant.bits for variant in config.variants.values()})
+    heads = {4: [4, 6, 8], 5: [6, 8], 6: [6, 8]}
+    wider = [len(widths) - index - 1 for index in range(len(widths))]
+    assert asked == [(heads[width], count) for width, count in zip(widths[:-1], wider, strict=False)]
     assert replace(found, files={}) == replace(config, files={})
     for variant in config.variants.values():
         graph = (folder / variant.file).read_bytes()

@@ -441,6 +441,8 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
         ("hidden_size", 60),
         ("intermediate_size", 64),
         ("bits", 6),
+        ("up_bits", 6),
+        ("up_bits", 5),
         ("norm", "batch"),
         ("activation", "swish"),
         ("num_heads", 3),
@@ -453,11 +455,12 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
 )
 def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
     model = onnx.ModelProto()
-    model.CopyFrom(Layer(describe("llama"), 4, 1, 0).model)
+    layer = Layer(describe("llama"), 5 if attribute == "up_bits" else 4, 1, 0)
+    model.CopyFrom(layer.model)
     old = next(entry for entry in model.graph.node[0].attribute if entry.name == attribute)
     old.CopyFrom(helper.make_attribute(attribute, value))
     with pytest.raises(Exception, match="DecoderLayer") as caught:
-        run(model, Layer(describe("llama"), 4, 1, 0).feed)
+        run(model, layer.feed)
     assert "\n" not in str(caught.value).strip()
 
 

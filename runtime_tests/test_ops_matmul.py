@@ -305,15 +305,26 @@ def test_small_beside_large_counts_at_8_bits(tokens: int) -> None:
     np.testing.assert_allclose(got, x, rtol=0, atol=1e-3)
 
 
-def test_blocks_of_zeros_and_extremes() -> None:
+def full(k: int, n: int, bits: int) -> Nested:
+    """The largest code everywhere."""
+    blocks = (k // BLOCK, n)
+    return Nested(np.full((k, n), 255, np.uint8), np.ones(blocks, np.float16), np.zeros(blocks, np.uint8), bits)
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_blocks_of_zeros_and_extremes(bits: int) -> None:
     rng = np.random.default_rng(2)
-    w = Nested(np.full((96, 40), 255, np.uint8), np.ones((3, 40), np.float16), np.zeros((3, 40), np.uint8), 8)
+    w = full(96, 40, bits)
     x = np.zeros((2, 96), np.float32)
     x[:, 32:64] = 1.0
     x[1, 64:] = rng.choice([-3.0, 3.0], 32)
     for rows in (x, x[:1]):
         close(run(matmul_model(w), rows), quantized_product(rows, w))
     assert not run(matmul_model(w), np.zeros((1, 96), np.float32)).any()
+    up, down = (full(k, n, bits) for k, n in ((96, 160), (160, 96)))
+    mlp = Mlp(up, down, False, "relu", 96, 160, None, None)
+    for rows in (x, x[1:]):
+        close(run(mlp.model(), rows), mlp.output(mlp.hidden(rows)))
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -525,10 +536,10 @@ def test_damaged_models_are_refused(change: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("I", 96), ("activation", "swish"), ("bits", 6)],
+    [("I", 96), ("activation", "swish"), ("bits", 6), ("bits", 5), ("up_bits", 5), ("up_bits", 8), ("up_bits", "all")],
 )
 def test_damaged_mlps_are_refused(name: str, value: int | str) -> None:
-    model = Mlp.random(np.random.default_rng(10), 64, 128, 4).model()
+    model = Mlp.random(np.random.default_rng(10), 64, 128, 4, up_bits=6).model()
     attribute = next(a for a in model.graph.node[0].attribute if a.name == name)
     attribute.CopyFrom(helper.make_attribute(name, value))
     with pytest.raises(Exception, match="PrunedMLP"):

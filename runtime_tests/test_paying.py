@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_configs import made_config
 from tiny_bundle import write_bundle
 
 from sol_rt.actions import Action
@@ -47,6 +48,14 @@ def test_bits_that_save_nothing_are_replaced_by_more_bits(config: SolConfig) -> 
     assert found["k100-s100-q6"] == found["k100-s100-q4"] == "k100-s100-q8"
     assert found["k030-s050-q4"] == "k030-s050-q8"
     assert set(found) == {f"k{k}-s{s}-q{b}" for k in ("100", "030") for s in ("100", "050") for b in (6, 4)}
+
+
+def test_a_mix_of_widths_stands_for_neither_of_its_neighbours() -> None:
+    """5 bits are 4 and 8: what they lose beside 6 is not known, so neither replaces the other."""
+    config = made_config(prunes=(100,), keeps=(100,), bits=(8, 6, 5, 4))
+    cost = _cost(config, lambda prune, bits: Line(80.0 if bits == 8 else 50.0, 0.01, 0.0001))
+    found = _tags(replacements(config, cost))
+    assert set(found) == {"k100-s100-q4"}
 
 
 def test_a_keep_that_reads_all_the_same_is_replaced(config: SolConfig) -> None:

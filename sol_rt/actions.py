@@ -55,10 +55,10 @@ def matrix_bits(bits: int, matrix: str) -> int:
     """Width at which a graph of `bits` reads a matrix: 5 bits are a mix, 4 of the MLP's first matrix and 8 of a layer's
     others.
 
-    The first matrix is half of a layer or more, and of all matrices the one that bears rounding best.
+    The first matrix is the largest of a layer, where the MLP is gated half of it or more, and bears rounding best.
 
     Args:
         bits: width of the graph.
-        matrix: `qkv`, `o`, `up`, `down`, or `head`, the output matrix where nothing else is chosen for it.
+        matrix: `qkv`, `o`, `up`, `down`, or `embed`, or `head`, the output matrix where nothing else is chosen for it.
     """
     return {"up": 4, "head": 6}.get(matrix, 8) if bits == 5 else bits

@@ -26,6 +26,7 @@ SAME_WEIGHTS_SINCE = 3
 CONFIG_NAME = "sol_config.json"
 PAGE_SIZE = 4
 ALIGNMENT = 4096
+MATRIX_BITS = (4, 6, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of keys and values; int8 has a float16 scale a token and KV head."""
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
@@ -434,6 +435,8 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             head_bits=entry.integer("head_bits", bits, 16),
         )
         entry.done()
+        if variant.head_bits not in MATRIX_BITS:
+            raise entry.fail("head_bits", variant.head_bits, "4, 6 or 8")
         name = Action(100, variant.prune, variant.bits).variant
         if key != name:
             raise table.fail(_short(key), f"prune {variant.prune} and bits {variant.bits}", f"the key {name}")

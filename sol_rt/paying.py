@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sol_rt.actions import Action
+from sol_rt.actions import Action, matrix_bits
 from sol_rt.config import ActionEntry, SolConfig
 from sol_rt.cost import CostModel
 
@@ -66,7 +66,8 @@ def _better(one: Action, other: Action, losses: Mapping[Action, float]) -> bool:
         return False
     if one in losses and other in losses:
         return losses[one] < losses[other]
-    return one.keep >= other.keep and one.prune >= other.prune and one.bits >= other.bits
+    wider = all(matrix_bits(one.bits, matrix) >= matrix_bits(other.bits, matrix) for matrix in ("up", "down"))
+    return one.keep >= other.keep and one.prune >= other.prune and wider
 
 
 def describe(found: Mapping[Action, Action], provider: str) -> str:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sol_rt.actions import Action
+from sol_rt.actions import Action, matrix_bits
 from sol_rt.config import CONFIG_NAME, SolConfig
 from sol_rt.train.kv_cache import Cache, Slots
 from sol_rt.train.twin import UNROUNDED, Batch, Twin, by_rows
@@ -95,7 +95,10 @@ class ReferenceTwin(Twin):
         read = read_bundle(path)
         matrices, vectors = read.parts()
         widest = SolConfig.from_json(Path(path) / CONFIG_NAME).dense.bits
-        plain = {name: FloatMatrix(matrix.at(widest)) for name, matrix in matrices.items()}
+        plain = {
+            name: FloatMatrix(matrix.at(matrix_bits(widest, name.rsplit(".", 1)[-1])))
+            for name, matrix in matrices.items()
+        }
         return cls(ReferenceWeights(read.decoder, plain, vectors))
 
     def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:

@@ -70,7 +70,7 @@ inline int Bits(const Attributes& attributes, const char* op) { return ExpectBit
 
 // Of the first matrix of an MLP.
 inline int UpBits(const Attributes& attributes, const char* op) {
-  return ExpectBits(op, "up_bits", attributes.IntOr("up_bits", attributes.Int("bits")));
+  return ExpectBits(op, "up_bits", attributes.IntOr("up_bits", Bits(attributes, op)));
 }
 
 inline constexpr int PlanesAt(int bits) { return (bits - 4) / 2; }

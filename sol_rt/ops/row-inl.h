@@ -231,7 +231,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     ahead.row += 4;
   };
   // Two parts of activations take twice the sums, more than AVX2 has registers: the outputs' halves one after the other.
-  constexpr size_t kHalves = SOL_BYTE_PAIRS && kParts == 2 ? 2 : 1, kEach = 4 / kHalves;
+  constexpr size_t kHalves = SOL_BYTE_PAIRS && HWY_TARGET > HWY_AVX3 && kParts == 2 ? 2 : 1, kEach = 4 / kHalves;
   VI low[4], high[4], sums[8];
   const auto multiply = [&](auto half) HWY_ATTR {
     constexpr size_t kFirst = decltype(half)::value * kEach;

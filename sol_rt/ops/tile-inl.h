@@ -360,7 +360,7 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
   const hn::Rebind<float, DI> df;
   constexpr size_t kLanes = hn::MaxLanes(di);
   // As many sums as the registers hold; level 6 has two for each where bytes are multiplied in pairs.
-  constexpr size_t kVectors = kLanes >= 16 || HWY_TARGET_IS_NEON ? 4 : kBits == 6 ? 1 : 2;
+  constexpr size_t kVectors = (kLanes >= 16 || HWY_TARGET_IS_NEON ? 4 : 2) / (SOL_BYTE_PAIRS && kBits == 6 ? 2 : 1);
   const BlockProducts<kBits, kTokens, kVectors, DI> products(x, K);
   for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
     hn::Vec<DI> totals[kTokens][kVectors];
