@@ -89,7 +89,8 @@ def test_a_run_is_what_generation_scores(
 def test_divergence_and_agreement_are_those_of_the_full_logits(model: SolModel, text: str) -> None:
     window, engine = windows_of(model, text)[0], model.engine
     scorer = WindowScorer(model, refresh=False, block=SIZE)
-    assert scorer.open(window).kl[0] == pytest.approx(0.0, abs=1e-6)
+    # a batch adds up otherwise than steps do, and a number of the float16 cache may be rounded to its other neighbour
+    assert scorer.open(window).kl[0] == pytest.approx(0.0, abs=1e-5)
     run = scorer.run(Setting("fixed:k030-s050-q4"))
     action = next(entry.action for entry in model.bundle.config.actions if entry.action.tag == "k030-s050-q4")
 

@@ -215,6 +215,9 @@ def test_episodes_midway_are_told_that_the_budget_was_held(tiny: Tiny) -> None:
 
 
 def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
+    """But for the cache: where a batch adds up otherwise, a number may get its other neighbour there, which of an int8
+    cache is a 127th of the row's largest away."""
+    near = 1e-4 if tiny.twin.arithmetic.kv_dtype == torch.float16 else 1e-3
     rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)
     for action in (tiny.dense, Action(30, 50, 4)):
@@ -222,13 +225,13 @@ def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
         view = rollouts.view(START, 9, BUDGET)
         for i in range(9):
             episode = rollouts.run(START + i, 1, BUDGET, Script(torch.zeros(1, 1, dtype=torch.int64)), 1)
-            np.testing.assert_allclose(view.hidden[i], episode.hidden[0, 0], rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(view.scalars[i], episode.scalars[0, 0], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(view.hidden[i], episode.hidden[0, 0], rtol=near, atol=near)
+            np.testing.assert_allclose(view.scalars[i], episode.scalars[0, 0], rtol=near, atol=near)
             engine.reset()
             engine.forward(tiny.tokens[: START + i], tiny.dense)
             got = log_softmax(engine.forward([tiny.tokens[START + i]], action).logits[0])
-            assert float(losses.loss[i]) == pytest.approx(-got[tiny.tokens[START + i + 1]], abs=1e-4)
-            assert float(losses.kl[i]) == pytest.approx(_divergence(tiny, START + i, got), abs=1e-4)
+            assert float(losses.loss[i]) == pytest.approx(-got[tiny.tokens[START + i + 1]], abs=near)
+            assert float(losses.kl[i]) == pytest.approx(_divergence(tiny, START + i, got), abs=near)
         assert view.token.tolist() == tiny.tokens[START : START + 9]
 
 
