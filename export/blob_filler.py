@@ -136,9 +136,8 @@ class _MatrixFiller:
     def _levels(self, matrix: str, planes: int, chosen: bool) -> Collection[int]:
         """Widths at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
         variant as well."""
-        kind = matrix.rsplit(".", 1)[-1]
-        output = kind in ("embed", "head")
-        levels = {matrix_bits(bits, "head" if output else kind) for bits in self.bits}
+        output = matrix in ("embed", "head")
+        levels = {matrix_bits(bits, "head" if output else matrix) for bits in self.bits}
         return range(min(levels), 4 + 2 * planes + 1, 2) if output and chosen else levels
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:

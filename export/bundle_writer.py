@@ -340,8 +340,8 @@ def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, b
     key = Action(100, prune, bits).variant
     counts = ((count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder)))
     keep_in, keep_mid, keep_qkv, keep_o = counts
-    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, keep_qkv, keep_o, 0, 0)
-    variant = replace(variant, head_bits=matrix_bits(bits, "head"))
+    head_bits = matrix_bits(bits, "head")
+    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, keep_qkv, keep_o, 0, head_bits)
     return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
 
 

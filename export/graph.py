@@ -21,6 +21,7 @@ from sol_rt.export.layer import (
     decoder_layer,
     layer_attributes,
     layer_weights,
+    layer_widths,
     nested_names,
     norm,
     norm_weights,
@@ -253,16 +254,15 @@ class _GraphWriter:
         return name
 
     def _functions(self) -> list[onnx.FunctionProto]:
-        decoder, bits, up = self.decoder, matrix_bits(self.bits, "down"), matrix_bits(self.bits, "up")
+        decoder = self.decoder
         return [
             bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
             decoder_layer(decoder, self.bits, self.kv),
             bodies.nested_matmul(self.head_bits),
-            bodies.pruned_matmul(bits),
+            bodies.pruned_matmul(matrix_bits(self.bits, "qkv")),
             sparse_attention(self._attention_shape(), int8=self.kv.dtype == "int8"),
             bodies.pruned_mlp(
-                bits,
-                up_bits=up if up != bits else None,
+                **layer_widths(self.bits),
                 hidden=decoder.hidden_size,
                 intermediate=decoder.intermediate_size,
                 gated=decoder.gated,

@@ -49,7 +49,7 @@ def layer_attributes(decoder: Decoder, bits: int, kv: KvLayout) -> dict[str, Any
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.intermediate_size,
-        **_widths(bits),
+        **layer_widths(bits),
         "norm": decoder.norm,
         "epsilon": decoder.norm_eps,
         "parallel_residual": int(decoder.parallel_residual),
@@ -131,7 +131,7 @@ class _LayerBody:
             domain="sol",
             K=decoder.hidden_size,
             I=decoder.intermediate_size,
-            **_widths(self.bits),
+            **layer_widths(self.bits),
             gated=int(decoder.gated),
             activation=decoder.activation,
             has_bias=int(decoder.mlp_bias),
@@ -196,7 +196,7 @@ def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: 
     return writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=decoder.norm_eps)
 
 
-def _widths(bits: int) -> dict[str, Any]:
+def layer_widths(bits: int) -> dict[str, Any]:
     """The attributes that say the widths of a layer's matrices in a graph of width `bits`."""
     most, up = matrix_bits(bits, "down"), matrix_bits(bits, "up")
     return {"bits": most} if up == most else {"bits": most, "up_bits": up}

@@ -59,6 +59,9 @@ def matrix_bits(bits: int, matrix: str) -> int:
 
     Args:
         bits: width of the graph.
-        matrix: `qkv`, `o`, `up`, `down`, or `embed`, or `head`, the output matrix where nothing else is chosen for it.
+        matrix: its name, `layers.{i}.` before it or not: `qkv`, `o`, `up`, `down`, `embed`, or `head`, the output
+            matrix where nothing else is chosen for it.
     """
-    return {"up": 4, "head": 6}.get(matrix, 8) if bits == 5 else bits
+    if bits != 5:
+        return bits
+    return {"up": 4, "head": 6}.get(matrix.rsplit(".", 1)[-1], 8)

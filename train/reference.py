@@ -95,10 +95,7 @@ class ReferenceTwin(Twin):
         read = read_bundle(path)
         matrices, vectors = read.parts()
         widest = SolConfig.from_json(Path(path) / CONFIG_NAME).dense.bits
-        plain = {
-            name: FloatMatrix(matrix.at(matrix_bits(widest, name.rsplit(".", 1)[-1])))
-            for name, matrix in matrices.items()
-        }
+        plain = {name: FloatMatrix(matrix.at(matrix_bits(widest, name))) for name, matrix in matrices.items()}
         return cls(ReferenceWeights(read.decoder, plain, vectors))
 
     def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:

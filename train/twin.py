@@ -233,11 +233,10 @@ class Twin(nn.Module):
 
     def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
         """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
-        matrix = name.rsplit(".", 1)[-1]
         return by_rows(
             batch.widths,
             x,
-            lambda part, group: self._product(part, name, matrix_bits(group.bits, matrix), f"{name}.bias"),
+            lambda part, group: self._product(part, name, matrix_bits(group.bits, name), f"{name}.bias"),
         )
 
     def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:

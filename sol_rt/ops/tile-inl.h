@@ -412,8 +412,8 @@ HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t
     }
     const auto run = [&](auto count, size_t t) HWY_ATTR {
       TileBlock<decltype(count)::value, kBits>(merged, codes + t * kParts * w.K + b * kBlock, w.K,
-                                                x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,
-                                                blocks, sums + t * kTile);
+                                               x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,
+                                               blocks, sums + t * kTile);
     };
     size_t t = 0;
     constexpr size_t kGroup = kTokensAtATime<kBits>;
