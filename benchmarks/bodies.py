@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime_tests"))
 from random_decoder import RandomDecoder, describe
 
 from sol_rt import providers
-from sol_rt.actions import matrix_bits
 
 SIZES = {
     "smollm2-135m": {"hidden_size": 576, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "intermediate_size": 1536},
@@ -94,7 +93,7 @@ def _step(model: str, layers: int, bits: int, context: int, choices: tuple[int, 
         options = provider.options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        if matrix_bits(bits, "down") == 8:
+        if bits == 8:
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         for dim, chosen in zip(_DIMS, choices, strict=True):
             options.add_free_dimension_override_by_name(dim, layers * chosen)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sol_rt.actions import matrix_bits
-
 _VIEWS = {"Reshape", "Unsqueeze", "Squeeze", "Shape", "Identity", "MemcpyFromHost"}
 _ITEM_BYTES = {"float": 4, "float16": 2, "uint8": 1, "int64": 8, "int32": 4, "bool": 1}
 
@@ -32,7 +30,7 @@ def node_cost(op: str, event: dict[str, Any], bits: int, tokens: int) -> tuple[i
         return 3, 2 * heads * tokens * width * _ITEM_BYTES[kind]
     if op == "MatMulNBits":
         rows, _, packed = inputs[1][1]
-        codes = inputs[0][1][-1] % 128 == 0 and rows % 16 == 0 and not (matrix_bits(bits, "down") == 8 and packed == 16)
+        codes = inputs[0][1][-1] % 128 == 0 and rows % 16 == 0 and not (bits == 8 and packed == 16)
         return 1 + codes, read + written
     if op == "TopK" and inputs[0][1][-1] > 2048:
         steps = math.ceil(math.log2(inputs[0][1][-1]))

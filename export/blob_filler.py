@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.actions import matrix_bits
 from sol_rt.config import TensorEntry
 from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
@@ -29,6 +28,7 @@ from sol_rt.export.quantize import (
     quantize_matrix,
 )
 from sol_rt.export.rope import tables
+from sol_rt.widths import Widths
 
 
 def fill_blob(
@@ -37,7 +37,7 @@ def fill_blob(
     decoder: Decoder,
     family: Family,
     tensors: Mapping[str, TensorEntry],
-    bits: Collection[int],
+    widths: Collection[Widths],
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
 ) -> None:
@@ -49,7 +49,7 @@ def fill_blob(
         decoder: its description.
         family: names of its tensors.
         tensors: places in the file, from `layout`.
-        bits: widths of the graphs, of 4, 5, 6 and 8.
+        widths: of the graphs.
         progress: told how far the work is.
         windows: token ids of a calibration text, each window from the start of a context. Codes then make up for each
             other's errors on that text; without it every weight is rounded on its own.
@@ -63,7 +63,7 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, checkpoint, tensors, bits)
+        fill = _MatrixFiller(blob, checkpoint, tensors, widths)
         if windows is None:
             _fill_plain(fill, decoder, sources, progress)
             return
@@ -94,7 +94,7 @@ class _MatrixFiller:
     blob: BlobWriter
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorEntry]
-    bits: Collection[int]
+    widths: Collection[Widths]
 
     def matrix(
         self,
@@ -136,9 +136,10 @@ class _MatrixFiller:
     def _levels(self, matrix: str, planes: int, chosen: bool) -> Collection[int]:
         """Widths at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
         variant as well."""
-        output = matrix in ("embed", "head")
-        levels = {matrix_bits(bits, "head" if output else matrix) for bits in self.bits}
-        return range(min(levels), 4 + 2 * planes + 1, 2) if output and chosen else levels
+        if matrix in ("embed", "head"):
+            levels = {widths.head for widths in self.widths}
+            return range(min(levels), 4 + 2 * planes + 1, 2) if chosen else levels
+        return {widths.of(matrix) for widths in self.widths}
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:
         """Places outputs first … of a matrix."""

@@ -94,6 +94,7 @@ def pruned_mlp(
     bits: int,
     *,
     up_bits: int | None = None,
+    down_bits: int | None = None,
     hidden: int,
     intermediate: int,
     gated: bool,
@@ -102,18 +103,18 @@ def pruned_mlp(
 ) -> onnx.FunctionProto:
     """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden].
 
-    The first matrix has the width `up_bits`, by default `bits`.
+    The matrices have the widths `up_bits` and `down_bits`, by default `bits`.
     """
     writer = NodeWriter()
-    up_width = up_bits or bits
+    widths = {"up": up_bits or bits, "down": down_bits or bits}
     up, down = (
         [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(width))))]
-        for side, width in (("up", up_width), ("down", bits))
+        for side, width in widths.items()
     )
     up_size = intermediate * (2 if gated else 1)
 
     x = _largest(writer, "x", "keep_in")
-    u = _nested_product(writer, x, up, up_width, hidden, up_size, channel_major=True)
+    u = _nested_product(writer, x, up, widths["up"], hidden, up_size, channel_major=True)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
     if gated:
@@ -122,14 +123,16 @@ def pruned_mlp(
     else:
         h = _activation(writer, u, activation)
     h = _largest(writer, h, "keep_mid")
-    y = _nested_product(writer, h, down, bits, intermediate, hidden, channel_major=True, out=None if has_bias else "y")
+    out = None if has_bias else "y"
+    y = _nested_product(writer, h, down, widths["down"], intermediate, hidden, channel_major=True, out=out)
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
     inputs = ["x", "keep_in", "keep_mid", *up[:3], *down[:3], *in_turn(up[3:], down[3:])]
     if has_bias:
         inputs += ["up_bias", "down_bias"]
-    attributes = ["K", "I", "bits", *(["up_bits"] if up_bits else []), "gated", "activation", "has_bias"]
+    own = [name for name, given in (("up_bits", up_bits), ("down_bits", down_bits)) if given]
+    attributes = ["K", "I", "bits", *own, "gated", "activation", "has_bias"]
     return writer.function("PrunedMLP", inputs, ["y"], attributes)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sol_rt import ops
 from sol_rt._version import __version__
-from sol_rt.actions import Action, matrix_bits
+from sol_rt.actions import Action
 from sol_rt.config import (
     CONFIG_NAME,
     KV_DTYPES,
@@ -31,15 +31,17 @@ from sol_rt.config import (
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export import action_set, calibration_text, memory, prune_levels, tokenizer_files
 from sol_rt.export import parity as parity_report
-from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config
+from sol_rt.export.architecture import Decoder, Family, TensorNames, family_of, from_hf_config
 from sol_rt.export.blob import blob_bytes, layout
 from sol_rt.export.blob_filler import fill_blob
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.card import model_card
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from sol_rt.export.given_policy import write_policy_graph
-from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_bytes
+from sol_rt.export.graph import LayerShapes, prune_counts
+from sol_rt.export.graph_files import write_graphs
 from sol_rt.export.head_width import choose_head_widths
+from sol_rt.export.mixed_widths import mixed_widths
 from sol_rt.export.progress import Progress, silent
 from sol_rt.home import checkpoints_dir
 from sol_rt.pull import resolve
@@ -47,6 +49,7 @@ from sol_rt.recipes import aliases
 from sol_rt.selection_file import Selection
 from sol_rt.tokenizer import FILE as TOKENIZER
 from sol_rt.tokenizer import Tokenizer
+from sol_rt.widths import MIXED, Widths
 
 OWN_TEXT, NO_TEXT = "self", "none"
 """Where the calibration text comes from: the model generates it, or there is none."""
@@ -54,6 +57,7 @@ MAX_ACTIONS = 12
 BITS = (8, 6, 5, 4)
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
+_NOTHING_MIXED = f"width {MIXED} left out: it keeps a source's 4-bit codes beside more bits, and this has no such mix"
 _HELD_OUT = 4  # every so manieth window is left to measure losses on
 _SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
 
@@ -68,7 +72,7 @@ class ExportReport:
         seconds: wall-clock time.
         parity: comparison with the source, None where it was not wanted.
         selection: what was measured of the candidate actions, None without calibration.
-        dropped: variants left out without that, and why.
+        dropped: widths left out without that, and why.
     """
 
     path: Path
@@ -117,7 +121,7 @@ def export_bundle(
     Args:
         source: checkpoint folder, `.gguf` file, alias or hub id.
         output: the bundle's folder; a bundle that is there already is replaced.
-        bits: weight widths, of 8, 6, 5 and 4.
+        bits: weight widths, of 8, 6, 5 (mixed) and 4.
         prune: percent of the layers' base-plane weights read, with 100 among them.
         keep: percent of old KV pages read, with 100 among them.
         max_context: longest context; default the model's own.
@@ -152,7 +156,8 @@ def export_bundle(
     family = family_of(checkpoint.config)
     decoder = from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
-    tensors = layout(decoder, family.names, planes=(max(matrix_bits(bits, "down") for bits in ladders.bits) - 4) // 2)
+    widths = _graph_widths(ladders.bits, checkpoint, decoder, family.names)
+    tensors = layout(decoder, family.names, planes=(max(max(each.widest, each.head) for each in widths) - 4) // 2)
     size = blob_bytes(tensors.values())
     native = ops.library_path() is not None
     needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
@@ -163,14 +168,14 @@ def export_bundle(
         _write_texts(folder, checkpoint, decoder)
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
         text = _given_text(calibration, folder, decoder)
-        config = _write_graphs(folder, decoder, model, tensors, ladders, policy, KvLayout(kv))
+        config = _write_graphs(folder, decoder, model, tensors, widths, ladders, policy, KvLayout(kv))
         unhashed = FileEntry(size, "0" * 64)  # while the weights may still change
         if calibration == OWN_TEXT:  # written by the model with weights rounded plainly
-            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report)
+            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, widths, report)
             _seal(folder, config, unhashed, None, None)
             text = calibration_text.generate_text(folder, report)
         fitted, held_out = (None, None) if text is None else _split(text)
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, ladders.bits, report, fitted)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, widths, report, fitted)
         config = _seal(folder, config, unhashed, None, None)
         selection: Selection | None = None
         if fitted is not None and held_out is not None:
@@ -183,12 +188,13 @@ def export_bundle(
             )
             config, selection = _seal(folder, chosen.config, unhashed, None, None), chosen.selection
         compared: parity_report.Parity | None = None
-        dropped: tuple[str, ...] = ()
+        dropped = _left_out(ladders.bits, widths)
         if parity:
-            widths = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
-            compared = parity_report.measure(checkpoint, decoder, family, folder, widths, report)
+            kept = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
+            compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
             if selection is None:
-                config, dropped = _without_dominated(folder, config, compared)
+                config, dominated = _without_dominated(folder, config, compared)
+                dropped += dominated
         digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
         config = _seal(folder, config, digest, compared, selection)
     return ExportReport(output, config, time.monotonic() - began, compared, selection, dropped)
@@ -225,6 +231,23 @@ def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = No
     if known is None and 100 not in levels:
         raise UsageError(f"{name}: got {list(levels)}, expected 100 among them: a bundle has its dense action")
     return tuple(sorted(levels, reverse=True))
+
+
+def _graph_widths(
+    bits: Sequence[int], checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
+) -> tuple[Widths, ...]:
+    """Of every graph, the widest first. Raises CheckpointError where only a mixed one is wanted, and there is none."""
+    layers = mixed_widths(checkpoint, decoder, names) if MIXED in bits else None
+    found = [Widths(width, width) for width in bits if width != MIXED]
+    if layers is not None:
+        found.append(Widths(MIXED, 6, layers))
+    if not found:
+        raise CheckpointError(f"bits: {_NOTHING_MIXED}; give --bits {BITS[0]},{BITS[-1]}")
+    return tuple(sorted(found, key=lambda widths: -widths.bits))
+
+
+def _left_out(bits: Sequence[int], widths: Sequence[Widths]) -> tuple[str, ...]:
+    return (_NOTHING_MIXED,) if MIXED in bits and all(each.bits != MIXED for each in widths) else ()
 
 
 def _check_output(output: Path) -> None:
@@ -305,27 +328,20 @@ def _write_graphs(
     decoder: Decoder,
     model: ModelDims,
     tensors: Mapping[str, TensorEntry],
+    widths: Sequence[Widths],
     ladders: _Ladders,
     policy: Path | None,
     kv: KvLayout,
 ) -> SolConfig:
     """Writes graphs and policy; the config still lacks the list of files."""
-    variants = {}
-    for bits in ladders.bits:
-        for prune in ladders.prune:
-            variant = _variant(decoder, tensors, prune, bits)
-            variants[variant.key] = variant
-        graph = build_graph(decoder, bits, tensors, WEIGHTS, kv)
-        (folder / variant.file).write_bytes(graph.SerializeToString())
-    actions = tuple(
-        Action(keep, prune, bits) for bits in ladders.bits for prune in ladders.prune for keep in ladders.keep
-    )
+    variants = [_variant(decoder, prune, each) for each in widths for prune in ladders.prune]
+    actions = tuple(Action(keep, variant.prune, variant.bits) for variant in variants for keep in ladders.keep)
     config = SolConfig(
         generator=f"sol_rt {__version__}",
         model=model,
         kv=kv,
-        dense=Action(100, 100, max(ladders.bits)),
-        variants=variants,
+        dense=Action(100, 100, max(each.bits for each in widths)),
+        variants={variant.key: variant for variant in variants},
         actions=tuple(ActionEntry(action, None) for action in actions),
         policy=None,
         refresh=RefreshSpec(),
@@ -333,16 +349,18 @@ def _write_graphs(
         tensors=dict(tensors),
         files={},
     )
+    config = write_graphs(folder, config, decoder)
     return config if policy is None else replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
 
 
-def _variant(decoder: Decoder, tensors: Mapping[str, TensorEntry], prune: int, bits: int) -> Variant:
-    key = Action(100, prune, bits).variant
-    counts = ((count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder)))
-    keep_in, keep_mid, keep_qkv, keep_o = counts
-    head_bits = matrix_bits(bits, "head")
-    variant = Variant(key, f"model.q{bits}.onnx", prune, bits, keep_in, keep_mid, keep_qkv, keep_o, 0, head_bits)
-    return replace(variant, weight_bytes=weight_bytes(decoder, tensors, variant))
+def _variant(decoder: Decoder, prune: int, widths: Widths) -> Variant:
+    """Its weight_bytes are not counted yet."""
+    key = Action(100, prune, widths.bits).variant
+    keep_in, keep_mid, keep_qkv, keep_o = (
+        (count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder))
+    )
+    file = f"model.q{widths.bits}.onnx"
+    return Variant(key, file, prune, widths.bits, keep_in, keep_mid, keep_qkv, keep_o, 0, widths.head, widths.layers)
 
 
 def _without_dominated(

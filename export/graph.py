@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.actions import matrix_bits
 from sol_rt.config import KvLayout, TensorEntry, Variant
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
@@ -21,12 +20,14 @@ from sol_rt.export.layer import (
     decoder_layer,
     layer_attributes,
     layer_weights,
-    layer_widths,
     nested_names,
     norm,
     norm_weights,
+    width_attributes,
+    width_tag,
 )
 from sol_rt.export.nodes import NodeWriter
+from sol_rt.widths import Widths
 
 _DTYPES = {
     "float32": TensorProto.FLOAT,
@@ -98,7 +99,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
     total = 0
     counts = {"up": variant.keep_in, "down": variant.keep_mid, "qkv": variant.keep_qkv, "o": variant.keep_o}
-    for name in variant_tensors(decoder, variant.bits, variant.head_bits):
+    for name in variant_tensors(decoder, variant.widths):
         size = tensors[name].bytes
         if name.startswith("layers.") and name.endswith(".base"):
             _, layer, matrix, _ = name.split(".")
@@ -112,14 +113,14 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     return total
 
 
-def variant_tensors(decoder: Decoder, bits: int, head_bits: int) -> list[str]:
-    """Names of the tensors that a variant of width `bits` computes with, its output matrix at `head_bits`, each once;
-    wider planes that only the embedding's look-up reads are left out."""
-    names = nested_names("embed", head_bits if decoder.tied else matrix_bits(bits, "embed"))
+def variant_tensors(decoder: Decoder, widths: Widths) -> list[str]:
+    """Names of the tensors that a variant computes with, each once; wider planes that only the embedding's look-up
+    reads are left out."""
+    names = nested_names("embed", widths.head)
     for layer in range(decoder.num_layers):
-        names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, bits)]
+        names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, widths.layer(layer))]
     names += norm_weights(decoder, "final_norm")
-    names += [] if decoder.tied else nested_names("head", head_bits)
+    names += [] if decoder.tied else nested_names("head", widths.head)
     names += ["head.bias"] if decoder.head_bias else []
     return [*names, "rope.cos", "rope.sin"]
 
@@ -141,38 +142,34 @@ def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorPr
 
 def build_graph(
     decoder: Decoder,
-    bits: int,
+    widths: Widths,
     tensors: Mapping[str, TensorEntry],
     weights_file: str,
     kv: KvLayout | None = None,
-    head_bits: int | None = None,
 ) -> onnx.ModelProto:
     """The graph of docs/bundle.md section 1 that runs all variants of one width.
 
     Args:
-        tensors: the blob's tensors by name; those of the width have to be there.
+        widths: of its matrices.
+        tensors: the blob's tensors by name; those of the widths have to be there.
         weights_file: the blob's name; it has to lie beside the graph file.
         kv: the cache's layout, float16 by default.
-        bits: width of the graph: 4, 5, 6 or 8; `matrix_bits` says what 5 is.
-        head_bits: width at which the output matrix is read, by default what `matrix_bits` says.
     """
-    return _GraphWriter(
-        decoder, bits, tensors, weights_file, kv or KvLayout(), head_bits or matrix_bits(bits, "head")
-    ).write()
+    return _GraphWriter(decoder, widths, tensors, weights_file, kv or KvLayout()).write()
 
 
 class _GraphWriter:
     def __init__(
         self,
         decoder: Decoder,
-        bits: int,
+        widths: Widths,
         tensors: Mapping[str, TensorEntry],
         weights_file: str,
         kv: KvLayout,
-        head_bits: int,
     ) -> None:
-        self.decoder, self.bits, self.tensors, self.weights_file = decoder, bits, tensors, weights_file
-        self.head_bits = head_bits
+        self.decoder, self.widths, self.tensors, self.weights_file = decoder, widths, tensors, weights_file
+        self.kinds = sorted({widths.layer(layer) for layer in range(decoder.num_layers)})
+        self.mixed = widths.layers is not None
         self.kv, self.cache = kv, cache_parts(kv)
         self.writer = NodeWriter()
         self.used: dict[str, None] = {}  # names of tensors in order of first use
@@ -188,7 +185,7 @@ class _GraphWriter:
         hidden = norm(self.writer, decoder, self._last_positions(x), weights, out="hidden_states")
         self._project(hidden, "embed" if decoder.tied else "head", decoder.vocab_size, bias=decoder.head_bias)
         return self.writer.model(
-            f"q{self.bits}",
+            f"q{self.widths.bits}",
             self._inputs(),
             self._outputs(),
             [reference(name, self.tensors[name], self.weights_file) for name in self.used],
@@ -196,9 +193,9 @@ class _GraphWriter:
         )
 
     def _layer(self, layer: int, x: str) -> str:
-        y = f"layer.{layer}"
+        y, widths = f"layer.{layer}", self.widths.layer(layer)
         self.writer.declare(y, [1, "S", self.decoder.hidden_size])
-        weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, self.bits)]
+        weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, widths)]
         return self.writer.op(
             "DecoderLayer",
             x,
@@ -215,8 +212,9 @@ class _GraphWriter:
             "total_length",
             out=[y, *(_cache_name("present", part, layer) for part in self.cache)],
             domain="sol",
+            overload=width_tag(*widths) if self.mixed else "",
             layer=layer,
-            **layer_attributes(self.decoder, self.bits, self.kv),
+            **layer_attributes(self.decoder, widths, self.kv),
         )
 
     def _last_positions(self, x: str) -> str:
@@ -230,7 +228,7 @@ class _GraphWriter:
 
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         out = None if bias else "logits"
-        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.head_bits, out=out)
+        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.widths.head, out=out)
         if bias:
             self.writer.declare(logits, ["M", outputs])
             self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
@@ -254,22 +252,33 @@ class _GraphWriter:
         return name
 
     def _functions(self) -> list[onnx.FunctionProto]:
-        decoder = self.decoder
-        return [
-            bodies.nested_gather(widest_bits(self.tensors), decoder.hidden_size),
-            decoder_layer(decoder, self.bits, self.kv),
-            bodies.nested_matmul(self.head_bits),
-            bodies.pruned_matmul(matrix_bits(self.bits, "qkv")),
+        functions = [
+            bodies.nested_gather(widest_bits(self.tensors), self.decoder.hidden_size),
+            bodies.nested_matmul(self.widths.head),
             sparse_attention(self._attention_shape(), int8=self.kv.dtype == "int8"),
-            bodies.pruned_mlp(
-                **layer_widths(self.bits),
-                hidden=decoder.hidden_size,
-                intermediate=decoder.intermediate_size,
-                gated=decoder.gated,
-                activation=decoder.activation,
-                has_bias=decoder.mlp_bias,
-            ),
+            *(decoder_layer(self.decoder, widths, self.kv, mixed=self.mixed) for widths in self.kinds),
         ]
+        for bits in sorted({bits for widths in self.kinds for bits in (widths.qkv, widths.o)}):
+            functions.append(self._named(bodies.pruned_matmul(bits), bits))
+        for up, down in sorted({(widths.up, widths.down) for widths in self.kinds}):
+            functions.append(self._named(self._mlp(up, down), up, down))
+        return functions
+
+    def _mlp(self, up_bits: int, down_bits: int) -> onnx.FunctionProto:
+        decoder = self.decoder
+        return bodies.pruned_mlp(
+            **width_attributes(up=up_bits, down=down_bits),
+            hidden=decoder.hidden_size,
+            intermediate=decoder.intermediate_size,
+            gated=decoder.gated,
+            activation=decoder.activation,
+            has_bias=decoder.mlp_bias,
+        )
+
+    def _named(self, function: onnx.FunctionProto, *widths: int) -> onnx.FunctionProto:
+        """As bodies of layers call it."""
+        function.name += width_tag(*widths) if self.mixed else ""
+        return function
 
     def _attention_shape(self) -> AttentionShape:
         decoder = self.decoder

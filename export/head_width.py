@@ -11,12 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sol_rt.actions import Action, matrix_bits
+from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
-from sol_rt.config import FileEntry, SolConfig
+from sol_rt.config import SolConfig
 from sol_rt.engine import Engine
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.graph import build_graph, weight_bytes, widest_bits
+from sol_rt.export.graph import widest_bits
+from sol_rt.export.graph_files import write_graphs
 from sol_rt.export.losses import Candidate, token_divergences
 from sol_rt.export.progress import Progress
 
@@ -68,7 +69,7 @@ def choose_head_widths(
     """
     widths = sorted({variant.bits for variant in config.variants.values()})
     widest = widest_bits(config.tensors)
-    plain = {width: matrix_bits(width, "head") for width in widths}
+    plain = {variant.bits: variant.head_bits for variant in config.variants.values()}
     points: dict[int, dict[int, HeadPoint]] = {width: {} for width in widths}
     trials = range(0, widest - widths[0] + 1, 2) if len(widths) > 1 else ()
     for wider in trials:
@@ -98,13 +99,5 @@ def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) 
 
 def _with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, int]) -> SolConfig:
     """The config with variants of every width reading the output matrix at its width in `heads`, graphs written."""
-    variants, files = {}, dict(config.files)
-    for key, variant in config.variants.items():
-        changed = replace(variant, head_bits=heads[variant.bits])
-        variants[key] = replace(changed, weight_bytes=weight_bytes(decoder, config.tensors, changed))
-    for file, bits in {variant.file: variant.bits for variant in config.variants.values()}.items():
-        graph = build_graph(decoder, bits, config.tensors, config.weights_file, config.kv, heads[bits])
-        content = graph.SerializeToString()
-        (folder / file).write_bytes(content)
-        files[file] = FileEntry(len(content), "")
-    return replace(config, variants=variants, files=files)
+    variants = {key: replace(variant, head_bits=heads[variant.bits]) for key, variant in config.variants.items()}
+    return write_graphs(folder, replace(config, variants=variants), decoder)

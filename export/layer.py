@@ -11,11 +11,11 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from sol_rt.actions import matrix_bits
 from sol_rt.config import PAGE_SIZE, KvLayout
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.bodies import in_turn, planes
 from sol_rt.export.nodes import NodeWriter, Ref
+from sol_rt.widths import LayerWidths
 
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
@@ -23,13 +23,13 @@ SCALES = ("key_scale", "value_scale")
 _STEP = ("past_length", "attn_keep", "keep_in", "keep_mid", "keep_qkv", "keep_o")
 
 
-def layer_weights(decoder: Decoder, bits: int) -> list[str]:
+def layer_weights(decoder: Decoder, widths: LayerWidths) -> list[str]:
     """Names of a layer's tensors below `layers.{i}.`, in the order of the operator's inputs."""
     norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
     names = [name for norm in norms for name in norm_weights(decoder, norm)]
-    biases = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}
-    for matrix, bias in biases.items():
-        names += nested_names(matrix, matrix_bits(bits, matrix))
+    biases = (decoder.qkv_bias, decoder.output_bias, decoder.mlp_bias, decoder.mlp_bias)
+    for matrix, bits, bias in zip(widths._fields, widths, biases, strict=True):
+        names += nested_names(matrix, bits)
         names += [f"{matrix}.bias"] if bias else []
     return names
 
@@ -44,12 +44,12 @@ def nested_names(matrix: str, bits: int) -> list[str]:
     return [f"{matrix}.{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
 
 
-def layer_attributes(decoder: Decoder, bits: int, kv: KvLayout) -> dict[str, Any]:
-    """The attributes that all `DecoderLayer` nodes of a graph share: all but `layer`."""
+def layer_attributes(decoder: Decoder, widths: LayerWidths, kv: KvLayout) -> dict[str, Any]:
+    """The attributes that all `DecoderLayer` nodes of the same widths share: all but `layer`."""
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.intermediate_size,
-        **layer_widths(bits),
+        **width_attributes(**widths._asdict()),
         "norm": decoder.norm,
         "epsilon": decoder.norm_eps,
         "parallel_residual": int(decoder.parallel_residual),
@@ -68,22 +68,34 @@ def cache_parts(kv: KvLayout) -> tuple[str, ...]:
     return CACHE + SCALES if kv.dtype == "int8" else CACHE
 
 
-def decoder_layer(decoder: Decoder, bits: int, kv: KvLayout) -> onnx.FunctionProto:
-    """`DecoderLayer` with its attributes inlined: all layers of a graph share them."""
-    return _LayerBody(decoder, bits, kv).function()
+def decoder_layer(decoder: Decoder, widths: LayerWidths, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
+    """`DecoderLayer` with its attributes inlined: all layers of the same widths share them.
+
+    In a `mixed` graph, whose matrices are not all of one width, an overload tells bodies apart, and operators inside
+    that depend on widths are called after them, for ONNX Runtime loses overloads of functions in functions.
+    """
+    function = _LayerBody(decoder, widths, kv, mixed).function()
+    function.overload = width_tag(*widths) if mixed else ""
+    return function
+
+
+def width_tag(*widths: int) -> str:
+    """What tells a function of these widths from those of others."""
+    return "".join(map(str, widths))
 
 
 class _LayerBody:
     """Formal inputs are named as the tensors are, with `_` for `.`."""
 
-    def __init__(self, decoder: Decoder, bits: int, kv: KvLayout) -> None:
-        self.decoder, self.bits, self.kv, self.cache = decoder, bits, kv, cache_parts(kv)
+    def __init__(self, decoder: Decoder, widths: LayerWidths, kv: KvLayout, mixed: bool) -> None:
+        self.decoder, self.widths, self.kv, self.mixed = decoder, widths, kv, mixed
+        self.cache = cache_parts(kv)
         self.scales = [f"past_{part}" for part in self.cache[len(CACHE) :]]
         self.writer = NodeWriter()
 
     def function(self) -> onnx.FunctionProto:
         decoder, op = self.decoder, self.writer.op
-        for matrix in ("qkv", "o", "up", "down"):
+        for matrix in self.widths._fields:
             self._allow_four_bits(f"{matrix}_base")
         normed = self._norm("attn_norm", "x")
         attention = self._attention(normed)
@@ -94,17 +106,17 @@ class _LayerBody:
         else:
             normed, middle = self._norm_of_sum("mlp_norm", "x", attention)
             op("Add", middle, self._mlp(normed), out="y")
-        weights = [_formal(name) for name in layer_weights(decoder, self.bits)]
+        weights = [_formal(name) for name in layer_weights(decoder, self.widths)]
         return self.writer.function(
             "DecoderLayer",
             ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *self.scales, *weights, "total_length"],
             ["y", *(f"present_{part}" for part in self.cache)],
-            ["layer", *layer_attributes(decoder, self.bits, self.kv)],
+            ["layer", *layer_attributes(decoder, self.widths, self.kv)],
         )
 
     def _attention(self, x: str) -> str:
         decoder = self.decoder
-        qkv = self._matmul(x, "qkv", decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
+        qkv = self._matmul(x, "qkv", self.widths.qkv, decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
         past = [f"past_{part}" for part in CACHE]
         inputs = [qkv, *past, "past_length", self._own("attn_keep"), "cos", "sin", *self.scales, "total_length"]
         self.writer.op(
@@ -115,15 +127,16 @@ class _LayerBody:
             **_attention_attributes(decoder, self.kv),
         )
         width = decoder.num_heads * decoder.head_dim
-        return self._matmul(self._float("attended"), "o", width, decoder.hidden_size, bias=decoder.output_bias)
+        y = self._float("attended")
+        return self._matmul(y, "o", self.widths.o, width, decoder.hidden_size, bias=decoder.output_bias)
 
     def _mlp(self, x: str) -> str:
-        decoder = self.decoder
-        up, down = (nested_names(matrix, matrix_bits(self.bits, matrix)) for matrix in ("up", "down"))
+        decoder, up_bits, down_bits = self.decoder, self.widths.up, self.widths.down
+        up, down = nested_names("up", up_bits), nested_names("down", down_bits)
         names = [*up[:3], *down[:3], *in_turn(up[3:], down[3:])]
         names += ["up.bias", "down.bias"] if decoder.mlp_bias else []
         y = self.writer.op(
-            "PrunedMLP",
+            self._named("PrunedMLP", up_bits, down_bits),
             x,
             self._own("keep_in"),
             self._own("keep_mid"),
@@ -131,7 +144,7 @@ class _LayerBody:
             domain="sol",
             K=decoder.hidden_size,
             I=decoder.intermediate_size,
-            **layer_widths(self.bits),
+            **width_attributes(up=up_bits, down=down_bits),
             gated=int(decoder.gated),
             activation=decoder.activation,
             has_bias=int(decoder.mlp_bias),
@@ -161,11 +174,10 @@ class _LayerBody:
         )
         return normed, middle
 
-    def _matmul(self, x: str, matrix: str, inputs: int, outputs: int, *, bias: bool) -> str:
-        bits = matrix_bits(self.bits, matrix)
+    def _matmul(self, x: str, matrix: str, bits: int, inputs: int, outputs: int, *, bias: bool) -> str:
         weights = map(_formal, nested_names(matrix, bits))
         y = self.writer.op(
-            "PrunedMatMul",
+            self._named("PrunedMatMul", bits),
             x,
             self._own(f"keep_{matrix}"),
             *weights,
@@ -176,6 +188,9 @@ class _LayerBody:
         )
         y = self._float(y)
         return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
+
+    def _named(self, operator: str, *widths: int) -> str:
+        return operator + width_tag(*widths) if self.mixed else operator
 
     def _allow_four_bits(self, x: str) -> None:
         """States that input x may be uint4.
@@ -196,10 +211,10 @@ def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: 
     return writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=decoder.norm_eps)
 
 
-def layer_widths(bits: int) -> dict[str, Any]:
-    """The attributes that say the widths of a layer's matrices in a graph of width `bits`."""
-    most, up = matrix_bits(bits, "down"), matrix_bits(bits, "up")
-    return {"bits": most} if up == most else {"bits": most, "up_bits": up}
+def width_attributes(**widths: int) -> dict[str, Any]:
+    """The attributes that say the widths of matrices, given by name: the widest, and of each other one its own."""
+    most = max(widths.values())
+    return {"bits": most, **{f"{matrix}_bits": bits for matrix, bits in widths.items() if bits < most}}
 
 
 def _attention_attributes(decoder: Decoder, kv: KvLayout) -> dict[str, Any]:

@@ -33,13 +33,22 @@ class NodeWriter:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def op(
-        self, op_type: str, *inputs: str, out: str | Sequence[str] | None = None, domain: str = "", **attributes: Any
+        self,
+        op_type: str,
+        *inputs: str,
+        out: str | Sequence[str] | None = None,
+        domain: str = "",
+        overload: str = "",
+        **attributes: Any,
     ) -> str:
-        """Appends a node; returns the name of its first output, made up where `out` does not give it."""
+        """Appends a node; returns the name of its first output, made up where `out` does not give it.
+
+        `overload` tells which body it has where a model has several for its operator.
+        """
         outputs = [out] if isinstance(out, str) else list(out or [self.name(op_type.lower())])
         refs = {key: value for key, value in attributes.items() if isinstance(value, Ref)}
         plain = {key: value for key, value in attributes.items() if key not in refs}
-        node = helper.make_node(op_type, inputs, outputs, domain=domain, **plain)
+        node = helper.make_node(op_type, inputs, outputs, domain=domain, overload=overload, **plain)
         for key, ref in refs.items():
             node.attribute.append(onnx.AttributeProto(name=key, ref_attr_name=ref.name, type=onnx.AttributeProto.INT))
         self.nodes.append(node)

@@ -36,9 +36,7 @@ def regraph(folder: Path) -> list[str]:
     decoder = from_hf_config(_read(folder / "config.json"), config.model.max_context)
     variants = {variant.file: variant for variant in config.variants.values()}
     graphs = {
-        file: build_graph(
-            decoder, variant.bits, config.tensors, config.weights_file, config.kv, variant.head_bits
-        ).SerializeToString()
+        file: build_graph(decoder, variant.widths, config.tensors, config.weights_file, config.kv).SerializeToString()
         for file, variant in variants.items()
     }
     files = {file: FileEntry(len(content), hashlib.sha256(content).hexdigest()) for file, content in graphs.items()}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sol_rt.actions import Action
 from sol_rt.config import ActionEntry, FileEntry, KvLayout, ModelDims, PolicySpec, RefreshSpec, SolConfig, Variant
 from sol_rt.policy_inputs import KNOWN_SCALARS
+from sol_rt.widths import MIXED, LayerWidths
 
 
 def made_config(
@@ -25,7 +26,8 @@ def made_config(
             size = int(weight_bytes * width / bits[0] * (0.4 + 0.6 * prune / 100))
             key = Action(100, prune, width).variant
             counts = (576,) * 30, (1536,) * 30, (576,) * 30, (576,) * 30
-            variants[key] = Variant(key, f"model.q{width}.onnx", prune, width, *counts, size, width)
+            layers = (LayerWidths(8, 4, 4, 6),) * 30 if width == MIXED else None
+            variants[key] = Variant(key, f"model.q{width}.onnx", prune, width, *counts, size, width, layers)
     product = [Action(keep, prune, width) for keep in keeps for prune in prunes for width in bits]
     chosen = product if actions is None else [Action.parse(tag) for tag in actions]
     policy = None

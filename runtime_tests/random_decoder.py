@@ -27,8 +27,11 @@ from sol_rt.config import (
 )
 from sol_rt.export.architecture import Decoder, from_hf_config
 from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_bytes
+from sol_rt.widths import MIXED, LayerWidths
 
 WEIGHTS = "weights.bin"
+MIXED_LAYERS = LayerWidths(8, 4, 4, 6), LayerWidths.alike(4)
+"""Of width 5, in turn."""
 FLOAT16 = KvLayout()
 _COMMON = {
     "hidden_size": 64,
@@ -133,16 +136,17 @@ class RandomDecoder:
         decoder = self.decoder
         shapes = LayerShapes.of(decoder)
         keeps = prune_counts(prune, shapes)
-        key, head_bits = f"s{prune:03d}-q{bits}", self.head_bits.get(bits, 6 if bits == 5 else bits)
+        key, head_bits = f"s{prune:03d}-q{bits}", self.head_bits.get(bits, 6 if bits == MIXED else bits)
         channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(keeps, channels, strict=True)]
-        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, head_bits)
+        layers = tuple(MIXED_LAYERS[layer % 2] for layer in range(decoder.num_layers)) if bits == MIXED else None
+        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, head_bits, layers)
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
     def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
         """Writes the graph that runs the variant beside the blob; returns its path."""
         variant = self.variant(prune, bits)
-        model = build_graph(self.decoder, bits, self.tensors, WEIGHTS, self.kv, variant.head_bits)
+        model = build_graph(self.decoder, variant.widths, self.tensors, WEIGHTS, self.kv)
         path = folder / variant.file
         path.write_bytes(model.SerializeToString())
         return path
@@ -203,13 +207,13 @@ class RandomDecoder:
         return x * self.vectors[f"{name}.weight"] + self.vectors.get(f"{name}.bias", 0.0)
 
     def _attention(self, layer: int, x: Array, variant: Variant) -> Array:
-        decoder, at, bits = self.decoder, f"layers.{layer}", reference.LAYER_BITS[variant.bits][0]
+        decoder, at, widths = self.decoder, f"layers.{layer}", variant.widths.layer(layer)
         shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
         rows = np.zeros(shape, self.kv.dtype)
         codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)
         scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
         y, *_ = reference.sparse_attention(
-            self._matmul(reference.largest(x, variant.keep_qkv[layer]), f"{at}.qkv", bits),
+            self._matmul(reference.largest(x, variant.keep_qkv[layer]), f"{at}.qkv", widths.qkv),
             (rows, rows, *codes, *scales),
             0,
             0,
@@ -220,7 +224,7 @@ class RandomDecoder:
             sinks=4,
             scale=decoder.softmax_scale,
         )
-        return self._matmul(reference.largest(y, variant.keep_o[layer]), f"{at}.o", bits)
+        return self._matmul(reference.largest(y, variant.keep_o[layer]), f"{at}.o", widths.o)
 
     def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:
         at = f"layers.{layer}"
@@ -228,7 +232,7 @@ class RandomDecoder:
             x,
             self.matrices[f"{at}.up"],
             self.matrices[f"{at}.down"],
-            variant.bits,
+            variant.widths.layer(layer)[2:],
             gated=self.decoder.gated,
             act=self.decoder.activation,
             keep_in=variant.keep_in[layer],

@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
 SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
-LAYER_BITS = {4: (4, 4), 5: (8, 4), 6: (6, 6), 8: (8, 8)}
-"""Of a layer's matrices at a width: of all but the MLP's first one, and of that."""
 LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
 PAGE = 4
 
@@ -96,7 +94,7 @@ def pruned_mlp(
     x: Array,
     up: Nested,
     down: Nested,
-    bits: int,
+    bits: tuple[int, int],
     *,
     gated: bool,
     act: str,
@@ -105,11 +103,10 @@ def pruned_mlp(
     up_bias: Array | float = 0.0,
     down_bias: Array | float = 0.0,
 ) -> Array:
-    """x [..., K] -> float64 [..., K]."""
-    bits, up_bits = LAYER_BITS[bits]
-    u = nested_matmul(largest(x, keep_in), up, up_bits) + up_bias
+    """x [..., K] -> float64 [..., K]; `bits` of the first matrix and of the second."""
+    u = nested_matmul(largest(x, keep_in), up, bits[0]) + up_bias
     h = activation(u[..., : u.shape[-1] // 2], act) * u[..., u.shape[-1] // 2 :] if gated else activation(u, act)
-    return nested_matmul(largest(h, keep_mid), down, bits) + down_bias
+    return nested_matmul(largest(h, keep_mid), down, bits[1]) + down_bias
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

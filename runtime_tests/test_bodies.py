@@ -225,7 +225,7 @@ def test_pruned_mlp(
         x,
         matrices["up"],
         matrices["down"],
-        bits,
+        (bits, bits),
         gated=gated,
         act=activation,
         keep_in=keep_in,

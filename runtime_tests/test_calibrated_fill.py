@@ -24,6 +24,7 @@ from sol_rt.export.moments import input_moments  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from sol_rt.train.weights import ModelWeights, read_blob  # noqa: E402
+from sol_rt.widths import Widths  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 WINDOWS = [[int(token) for token in row] for row in np.random.default_rng(0).integers(3, 320, (5, 40))]
@@ -39,8 +40,12 @@ def tensors_of(path: Path, levels: tuple[int, ...]) -> dict[str, TensorEntry]:
     return layout(decoder, family.names, planes=(max(levels) - 4) // 2)
 
 
+def alike(levels: tuple[int, ...]) -> list[Widths]:
+    return [Widths(level, level) for level in levels]
+
+
 def fill(source: Path, blob: Path, levels: tuple[int, ...] = (8, 6, 4), windows: Any = WINDOWS) -> Path:
-    fill_blob(blob, *described(source), tensors_of(source, levels), levels, silent, windows)
+    fill_blob(blob, *described(source), tensors_of(source, levels), alike(levels), silent, windows)
     return blob
 
 
@@ -148,7 +153,7 @@ def test_progress_reaches_its_total(folder: Path, tmp_path: Path) -> None:
         tmp_path / "blob.bin",
         *described(folder),
         tensors_of(folder, levels),
-        levels,
+        alike(levels),
         lambda *step: told.append(step),
         WINDOWS,
     )

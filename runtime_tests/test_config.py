@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("config") / "tiny", prunes=(100, 50), bits=(8, 4), policy=True)
+    return write_bundle(tmp_path_factory.mktemp("config") / "tiny", prunes=(100, 50), bits=(8, 5, 4), policy=True)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,13 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("variants/s100-q8/keep_qkv", [64, 65], ["s100-q8.keep_qkv", "[64, 65]", "1 to 64"]),
         ("variants/s100-q8/keep_o", [64], ["s100-q8.keep_o", "1 counts", "2, one a layer"]),
         ("variants/s100-q4/head_bits", 3, ["s100-q4.head_bits", "got 3", "from 4"]),
-        ("variants/s050-q4/head_bits", 8, ["s050-q4.head_bits", "4 and 4", "s100-q4"]),
+        ("variants/s050-q4/head_bits", 8, ["s050-q4.file", "head_bits 8", "head_bits 4, those of s100-q4"]),
+        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6]], ["s100-q5.layer_widths", "1 layers", "2"]),
+        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6], [4, 4, 5, 4]], ["s100-q5.layer_widths", "qkv, o, up, down"]),
+        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6], [4, 4, [4], 4]], ["s100-q5.layer_widths", "4, 6 or 8"]),
+        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6], [4, 4, 4]], ["s100-q5.layer_widths", "lists of 4"]),
+        ("variants/s050-q5/layer_widths", [[4] * 4] * 2, ["s050-q5.file", "[[4, 4, 4, 4]", "those of s100-q5"]),
+        ("variants/s100-q4/layer_widths", [[4] * 4] * 2, ["s100-q4.layer_widths"]),
         ("actions", [], ["actions", "non-empty"]),
         ("policy/scalars", ["entropi"], ["policy.scalars", "'entropy'"]),
         ("policy/state_shape", [1, 2, 4, 8, 8], ["state_shape", "16"]),
@@ -229,4 +235,5 @@ def test_any_damage_of_the_weights_is_an_error_or_works(
 
 
 def test_the_undamaged_bundle_opens(damaged: Path) -> None:
-    assert Bundle.open(damaged).config.variants.keys() == {"s100-q8", "s100-q4", "s050-q8", "s050-q4"}
+    keys = {f"s{prune}-q{bits}" for prune in ("100", "050") for bits in (8, 5, 4)}
+    assert Bundle.open(damaged).config.variants.keys() == keys

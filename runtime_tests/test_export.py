@@ -474,8 +474,14 @@ def test_widths_that_a_narrower_one_beats_are_dropped(
 def test_a_width_is_dropped_for_one_that_reads_less_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the MLP is not gated, 5 bits read more than 6: closer they stay, farther they go."""
-    source = write_random_checkpoint(tmp_path / "phi", PRESETS["tiny-phi"])
+    """Where a source's 4-bit codes are but a part of one matrix, 5 bits read more than 6: closer they stay, farther
+    they go."""
+    queries = tuple(f"blk.{layer}.attn_q" for layer in range(2))
+    file = GgufFile(tmp_path / "model.gguf", write_random_checkpoint(tmp_path / "llama", PRESETS["tiny-llama"]))
+    file.metadata(16).tensors("Q8_0", leave_out=queries)
+    for layer, name in enumerate(queries):
+        file.add(f"{name}.weight", file.source.read(f"model.layers.{layer}.self_attn.q_proj.weight"), "Q4_0")
+    source = file.write()
     for five, kept in ((0.1, {8, 6, 5, 4}), (0.3, {8, 6, 4})):
         compared = reported(q8=(0.01,) * 8, q6=(0.2, 0.21) * 4, q5=(five,) * 8, q4=(0.4,) * 8)
         monkeypatch.setattr(bundle_writer.parity_report, "measure", lambda *_, compared=compared: compared)

@@ -29,9 +29,17 @@ from sol_rt.config import KvLayout
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.attention_body import AttentionShape, sparse_attention
-from sol_rt.export.layer import CACHE, cache_parts, decoder_layer, layer_attributes, layer_weights
+from sol_rt.export.layer import (
+    CACHE,
+    cache_parts,
+    decoder_layer,
+    layer_attributes,
+    layer_weights,
+    width_attributes,
+)
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
+from sol_rt.widths import MIXED, LayerWidths
 
 LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
@@ -63,6 +71,11 @@ class Layer:
     layer: int = 1
 
     @property
+    def widths(self) -> LayerWidths:
+        """Of the matrices; where `bits` is 5, each at another."""
+        return LayerWidths(8, 8, 4, 6) if self.bits == MIXED else LayerWidths.alike(self.bits)
+
+    @property
     def cache(self) -> tuple[str, ...]:
         """Parts of the cache in the order of the outputs."""
         return cache_parts(self.kv)
@@ -84,7 +97,7 @@ class Layer:
         d, rng = self.decoder, np.random.default_rng(self.seed + 1)
         outputs = {"qkv.bias": d.qkv_size, "up.bias": d.up_size}
         vectors: dict[str, Array] = {}
-        for name in layer_weights(d, self.bits):
+        for name in layer_weights(d, self.widths):
             if name.endswith((".weight", ".bias")):
                 middle = 1.0 if name.endswith("norm.weight") else 0.0
                 size = outputs.get(name, d.hidden_size)
@@ -124,11 +137,11 @@ class Layer:
     @cached_property
     def model(self) -> onnx.ModelProto:
         """One node of the operator, with the bodies of all."""
-        d, bits = self.decoder, self.bits
+        d, widths = self.decoder, self.widths
         stored = dict(self.vectors)
         for name, nested in self.matrices.items():
             stored |= nested.tensors(name, channel_major=True)
-        weights = layer_weights(d, bits)
+        weights = layer_weights(d, widths)
         names = ["cos", "sin", *weights]
         initializers = []
         for name in names:
@@ -137,11 +150,11 @@ class Layer:
             if name.endswith(".base"):
                 dtype, shape = TensorProto.UINT4, (shape[0], 2 * shape[1])
             initializers.append(helper.make_tensor(name, dtype, shape, array.tobytes(), raw=True))
-        body = decoder_layer(d, bits, self.kv)
+        body = decoder_layer(d, widths, self.kv)
         scales = [name for name in self.feed if name.endswith("_scale")]
         last = "total_length"
         inputs = [*(name for name in self.feed if name not in (*scales, last)), "cos", "sin", *scales, *weights, last]
-        attributes = {"layer": self.layer, **layer_attributes(d, bits, self.kv)}
+        attributes = {"layer": self.layer, **layer_attributes(d, widths, self.kv)}
         node = helper.make_node("DecoderLayer", inputs, body.output, domain="sol", **attributes)
 
         def info(name: str, array: Array) -> onnx.ValueInfoProto:
@@ -152,14 +165,13 @@ class Layer:
         outputs += [info(f"present_{part}", self.feed[f"past_{part}"]) for part in self.cache]
         functions = [
             body,
-            bodies.pruned_matmul(reference.LAYER_BITS[bits][0]),
+            bodies.pruned_matmul(widths.qkv),
             sparse_attention(
                 AttentionShape(d.num_heads, d.num_kv_heads, d.head_dim, d.rotary_dim, 4, d.softmax_scale),
                 int8=self.kv.dtype == "int8",
             ),
             bodies.pruned_mlp(
-                reference.LAYER_BITS[bits][0],
-                up_bits=4 if bits == 5 else None,
+                **width_attributes(up=widths.up, down=widths.down),
                 hidden=d.hidden_size,
                 intermediate=d.intermediate_size,
                 gated=d.gated,
@@ -175,7 +187,7 @@ class Layer:
 
     def reference(self, *, by_keys: bool = False) -> tuple[Array, ...]:
         """y and the cache, float64; tokens chosen by codes, or by keys as bodies do."""
-        d, v, bits = self.decoder, self.vectors, reference.LAYER_BITS[self.bits][0]
+        d, v, widths = self.decoder, self.vectors, self.widths
 
         def norm(name: str, x: Array) -> Array:
             if d.norm == "layer":
@@ -183,14 +195,14 @@ class Layer:
             x = x / np.sqrt((x**2).mean(-1, keepdims=True) + d.norm_eps)
             return x * v[f"{name}.weight"] + v.get(f"{name}.bias", 0.0)
 
-        def matmul(x: Array, name: str, keep: int) -> Array:
+        def matmul(x: Array, name: str, bits: int, keep: int) -> Array:
             x = reference.largest(x, keep or x.shape[-1])
             return reference.nested_matmul(x, self.matrices[name], bits) + v.get(f"{name}.bias", 0.0)
 
         x = self.feed["x"].astype(np.float64)
         normed = norm("attn_norm", x)
         attended, *cache = reference.sparse_attention(
-            matmul(normed, "qkv", self.keep_qkv),
+            matmul(normed, "qkv", widths.qkv, self.keep_qkv),
             [self.feed[f"past_{part}"] for part in self.cache],
             self.past,
             self.attn_keep,
@@ -202,14 +214,14 @@ class Layer:
             scale=d.softmax_scale,
             by_keys=by_keys,
         )
-        middle = x + matmul(attended, "o", self.keep_o)
+        middle = x + matmul(attended, "o", widths.o, self.keep_o)
         if not (d.parallel_residual and d.shared_norm):
             normed = norm("mlp_norm", x if d.parallel_residual else middle)
         mlp = reference.pruned_mlp(
             normed,
             self.matrices["up"],
             self.matrices["down"],
-            self.bits,
+            widths[2:],
             gated=d.gated,
             act=d.activation,
             keep_in=self.keep_in or d.hidden_size,
@@ -443,6 +455,7 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
         ("bits", 6),
         ("up_bits", 6),
         ("up_bits", 5),
+        ("down_bits", 8),
         ("norm", "batch"),
         ("activation", "swish"),
         ("num_heads", 3),
@@ -455,7 +468,7 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
 )
 def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
     model = onnx.ModelProto()
-    layer = Layer(describe("llama"), 5 if attribute == "up_bits" else 4, 1, 0)
+    layer = Layer(describe("llama"), 5 if attribute.endswith("_bits") else 4, 1, 0)
     model.CopyFrom(layer.model)
     old = next(entry for entry in model.graph.node[0].attribute if entry.name == attribute)
     old.CopyFrom(helper.make_attribute(attribute, value))

@@ -203,7 +203,9 @@ class Mlp:
         if self.up_bias is not None and self.down_bias is not None:
             tensors.append(onnx.numpy_helper.from_array(self.up_bias, "up.bias"))
             tensors.append(onnx.numpy_helper.from_array(self.down_bias, "down.bias"))
-        mixed = {} if self.up.bits == self.down.bits else {"up_bits": self.up.bits}
+        widths = {"up_bits": self.up.bits, "down_bits": self.down.bits}
+        widest = max(widths.values())
+        mixed = {name: bits for name, bits in widths.items() if bits < widest}
         return model_of(
             "PrunedMLP",
             ["tokens", self.up.codes.shape[0]],
@@ -211,7 +213,7 @@ class Mlp:
             tensors,
             K=self.up.codes.shape[0],
             I=self.down.codes.shape[0],
-            bits=self.down.bits,
+            bits=widest,
             **mixed,
             gated=int(self.gated),
             activation=self.activation,
@@ -536,10 +538,14 @@ def test_damaged_models_are_refused(change: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("I", 96), ("activation", "swish"), ("bits", 6), ("bits", 5), ("up_bits", 5), ("up_bits", 8), ("up_bits", "all")],
+    [
+        *(("I", 96), ("activation", "swish"), ("bits", 8), ("bits", 5)),
+        *((f"{side}_bits", value) for side in ("up", "down") for value in (5, 6, 8, "all")),
+    ],
 )
 def test_damaged_mlps_are_refused(name: str, value: int | str) -> None:
-    model = Mlp.random(np.random.default_rng(10), 64, 128, 4, up_bits=6).model()
+    widths = (4, 6) if name == "down_bits" else (6, 4)
+    model = Mlp.random(np.random.default_rng(10), 64, 128, widths[0], up_bits=widths[1]).model()
     attribute = next(a for a in model.graph.node[0].attribute if a.name == name)
     attribute.CopyFrom(helper.make_attribute(name, value))
     with pytest.raises(Exception, match="PrunedMLP"):

@@ -51,7 +51,7 @@ def test_bits_that_save_nothing_are_replaced_by_more_bits(config: SolConfig) -> 
 
 
 def test_a_mix_of_widths_stands_for_neither_of_its_neighbours() -> None:
-    """5 bits are 4 and 8: what they lose beside 6 is not known, so neither replaces the other."""
+    """5 bits are 4 to 8: what they lose beside 6 is not known, so neither replaces the other."""
     config = made_config(prunes=(100,), keeps=(100,), bits=(8, 6, 5, 4))
     cost = _cost(config, lambda prune, bits: Line(80.0 if bits == 8 else 50.0, 0.01, 0.0001))
     found = _tags(replacements(config, cost))

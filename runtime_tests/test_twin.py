@@ -29,6 +29,7 @@ from sol_rt.tokenizer import Tokenizer  # noqa: E402
 from sol_rt.train.kv_cache import KVCache  # noqa: E402
 from sol_rt.train.twin import UNROUNDED, Arithmetic, Twin  # noqa: E402
 from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
+from sol_rt.widths import Widths  # noqa: E402
 
 EXACT = 1e-3  # what float32 order alone explains
 NEAR = 0.02  # what float16 attention and coarser rounding of the fine planes explain
@@ -182,7 +183,7 @@ def test_twin_of_a_checkpoint_is_the_twin_of_its_bundle(family: str, request: py
     for prune in (100, 75, 50, 25):
         action = Action(100, prune, 8)
         assert made.keep_counts(action) == read.keep_counts(action)
-        assert made.head_bits(action) == read.head_bits(action) == 8
+        assert made.widths(action) == read.widths(action) == Widths(8, 8)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])

@@ -18,7 +18,7 @@ class Action:
     Attributes:
         keep: percent of old KV pages that attention reads, 1 to 100.
         prune: percent of the layers' base-plane weights that are read, 1 to 100.
-        bits: weight bits, of which 5 are a mix: `matrix_bits`.
+        bits: weight bits, of which 5 are a mix: `sol_rt.widths`.
     """
 
     keep: int
@@ -49,19 +49,3 @@ class Action:
         """Old pages read by a step with `context` tokens before it (the value of the graph's `attn_keep`)."""
         old_pages = math.ceil((context + 1) / page_size) - 1
         return old_pages if self.keep == 100 else math.ceil(old_pages * self.keep / 100)
-
-
-def matrix_bits(bits: int, matrix: str) -> int:
-    """Width at which a graph of `bits` reads a matrix: 5 bits are a mix, 4 of the MLP's first matrix and 8 of a layer's
-    others.
-
-    The first matrix is the largest of a layer, where the MLP is gated half of it or more, and bears rounding best.
-
-    Args:
-        bits: width of the graph.
-        matrix: its name, `layers.{i}.` before it or not: `qkv`, `o`, `up`, `down`, `embed`, or `head`, the output
-            matrix where nothing else is chosen for it.
-    """
-    if bits != 5:
-        return bits
-    return {"up": 4, "head": 6}.get(matrix.rsplit(".", 1)[-1], 8)

@@ -18,6 +18,7 @@ from typing import Any
 from sol_rt.actions import Action
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.policy_inputs import KNOWN_SCALARS
+from sol_rt.widths import MIXED, LayerWidths, Widths
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 4
@@ -90,11 +91,12 @@ class Variant:
 
     Attributes:
         prune: percent of the layers' base-plane weights read, the mean over layers.
-        bits: width of all matrices but the output's; what 5 is says `matrix_bits`.
+        bits: width of all matrices but the output's, or MIXED.
         keep_in, keep_mid: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
         keep_qkv, keep_o: the same of the attention's projections.
         weight_bytes: bytes of weights that one decode step reads.
         head_bits: width at which the output matrix is read, the same for all variants of a width.
+        layer_widths: of a mixed one, the widths in every layer, likewise; None of others.
     """
 
     key: str
@@ -107,6 +109,12 @@ class Variant:
     keep_o: tuple[int, ...]
     weight_bytes: int
     head_bits: int
+    layer_widths: tuple[LayerWidths, ...] | None = None
+
+    @property
+    def widths(self) -> Widths:
+        """Those of its graph."""
+        return Widths(self.bits, self.head_bits, self.layer_widths)
 
 
 @dataclass(frozen=True)
@@ -224,6 +232,10 @@ def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
 def _written(variant: Variant) -> dict[str, Any]:
     entry = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(variant).items()}
     del entry["key"]
+    if variant.layer_widths is None:
+        del entry["layer_widths"]
+    else:
+        entry["layer_widths"] = [list(widths) for widths in variant.layer_widths]
     return entry
 
 
@@ -433,6 +445,7 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
             weight_bytes=entry.integer("weight_bytes", 1),
             head_bits=entry.integer("head_bits", bits, 16),
+            layer_widths=_read_layer_widths(entry, model) if bits == MIXED else None,
         )
         entry.done()
         if variant.head_bits not in MATRIX_BITS:
@@ -441,16 +454,40 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
         if key != name:
             raise table.fail(_short(key), f"prune {variant.prune} and bits {variant.bits}", f"the key {name}")
         for other in variants.values():
-            if other.file == variant.file and (other.bits, other.head_bits) != (bits, variant.head_bits):
+            if other.file == variant.file and other.widths != variant.widths:
                 raise entry.fail(
-                    "head_bits",
-                    f"bits {bits} and head_bits {variant.head_bits}",
-                    f"{other.bits} and {other.head_bits}, those of {other.key}, which runs the same graph",
+                    "file",
+                    _short(f"{variant.file} with {_told(variant.widths)}"),
+                    f"{_short(_told(other.widths))}, those of {other.key}, which runs the same graph",
                 )
         variants[key] = variant
     if not variants:
         raise BundleError(table.path, table.where, "no variants", "at least the dense one")
     return variants
+
+
+def _is_width(value: object) -> bool:
+    return _is_int(value, min(MATRIX_BITS), max(MATRIX_BITS)) and value in MATRIX_BITS
+
+
+def _read_layer_widths(entry: _Table, model: ModelDims) -> tuple[LayerWidths, ...]:
+    name, size = "layer_widths", len(LayerWidths._fields)
+    rows = entry.typed(
+        name,
+        lambda v: (
+            isinstance(v, list)
+            and all(isinstance(row, list) and len(row) == size and all(map(_is_width, row)) for row in v)
+        ),
+        f"a list of lists of {size} widths of 4, 6 or 8, those of {', '.join(LayerWidths._fields)}",
+    )
+    if len(rows) != model.num_layers:
+        raise entry.fail(name, f"{len(rows)} layers", f"{model.num_layers}")
+    return tuple(LayerWidths(*row) for row in rows)
+
+
+def _told(widths: Widths) -> str:
+    layers = "" if widths.layers is None else f", layer_widths {[list(layer) for layer in widths.layers]}"
+    return f"bits {widths.bits}, head_bits {widths.head}{layers}"
 
 
 def _read_counts(entry: _Table, name: str, channels: int, layers: int) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from sol_rt import logit_summary
-from sol_rt.actions import matrix_bits
 from sol_rt.config import tensor_bytes
 from sol_rt.graph_file import ONNX_DTYPES
 
@@ -83,7 +82,7 @@ def device_graph(
     Args:
         path: the file; only its topology is read.
         inline: whether the function bodies run; else the operators' kernels do, and weights stay as they are stored.
-        bits: width of its weights.
+        bits: width of its layers' widest matrices.
         constants: graph inputs that always have these values; what depends on them alone is decided here.
         dims: sizes of dims of inputs that the file leaves open.
         one_token: whether `input_ids` always holds one token.
@@ -112,7 +111,7 @@ class _Rewriter:
     ) -> None:
         self.model, self.graph = model, model.graph
         # 8 bits of activations would cost 8-bit weights more than theirs do
-        self.accuracy_level = 1 if matrix_bits(bits, "down") == 8 else 4
+        self.accuracy_level = 1 if bits == 8 else 4
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer if _external(tensor)}
         self.values: dict[str, Value] = {}
         self._graph_outputs = {item.name for item in self.graph.output}

@@ -126,7 +126,7 @@ class Kind(NamedTuple):
 
     Attributes:
         file: the graph file.
-        bits: width of its weights.
+        bits: width of its layers' widest matrices.
         channels: int64 [4, L] as bytes, counts of channels that it keeps; empty where it reads them at every step.
         dense: whether every token is attended.
         one_token: whether it takes one token and gives one row of logits.

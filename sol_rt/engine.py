@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt import providers
-from sol_rt.actions import Action, matrix_bits
+from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import ModelDims, SolConfig, Variant
 from sol_rt.distribution import Distribution, native_sums, numpy_sums
@@ -371,11 +371,11 @@ class Engine:
         from sol_rt.device_runner import DeviceRunner, Kind
 
         counts, dense = (b"", False) if self.native else (channels.tobytes(), not choices.tokens)
-        step = Kind(variant.file, variant.bits, counts, dense, one_token=True)
+        step = Kind(variant.file, variant.widths.widest, counts, dense, one_token=True)
         runner = self._device_runners.get(step)
         if runner is None:
             where = f"provider {self.provider.name}: {self.provider.device_name}"
-            batch = Kind(variant.file, variant.bits, counts, not self.native, one_token=False)
+            batch = Kind(variant.file, variant.widths.widest, counts, not self.native, one_token=False)
             runner = DeviceRunner(graphs, step, batch, self._cache, self._device_inputs, where)
             self._device_runners[step] = runner
         return runner
@@ -393,7 +393,7 @@ class Engine:
                 options.add_free_dimension_override_by_name(name, config.model.num_layers)
         else:
             self.weights.check(file)
-            if matrix_bits(variant.bits, "down") == 8:  # 8 bits of activations would cost it more than its weights do
+            if variant.widths.widest == 8:  # 8 bits of activations would cost it more than its weights do
                 options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         path = self.bundle.file(file)
         session = self._sessions[file] = self.provider.session(path, options)

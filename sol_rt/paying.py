@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sol_rt.actions import Action, matrix_bits
+from sol_rt.actions import Action
 from sol_rt.config import ActionEntry, SolConfig
 from sol_rt.cost import CostModel
 
@@ -37,11 +37,11 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
             other
             for other in actions
             if other not in found
-            and _better(other, action, losses)
+            and _better(other, action, losses, config)
             and (costs[other] <= costs[action] * (1 + _NOISE)).all()
         ]
         # the action that none of the others betters
-        best = [other for other in no_dearer if not any(_better(third, other, losses) for third in no_dearer)]
+        best = [other for other in no_dearer if not any(_better(third, other, losses, config) for third in no_dearer)]
         if best:
             found[action] = min(best, key=lambda other: (float(costs[other].sum()), other.tag))
     return {action: _last(found, action) for action in found}
@@ -60,13 +60,15 @@ def _last(found: Mapping[Action, Action], action: Action) -> Action:
     return action
 
 
-def _better(one: Action, other: Action, losses: Mapping[Action, float]) -> bool:
+def _better(one: Action, other: Action, losses: Mapping[Action, float], config: SolConfig) -> bool:
     """Whether `one` has the better quality: by what the export measured, else where it leaves out less."""
     if one == other:
         return False
     if one in losses and other in losses:
         return losses[one] < losses[other]
-    wider = all(matrix_bits(one.bits, matrix) >= matrix_bits(other.bits, matrix) for matrix in ("up", "down"))
+    widths, others = (config.variants[action.variant].widths for action in (one, other))
+    layers = range(config.model.num_layers)
+    wider = all(a >= b for layer in layers for a, b in zip(widths.layer(layer), others.layer(layer), strict=True))
     return one.keep >= other.keep and one.prune >= other.prune and wider
 
 

@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sol_rt.actions import Action, matrix_bits
+from sol_rt.actions import Action
 from sol_rt.config import CONFIG_NAME, SolConfig
 from sol_rt.train.kv_cache import Cache, Slots
 from sol_rt.train.twin import UNROUNDED, Batch, Twin, by_rows
 from sol_rt.train.weights import FloatMatrix, ModelWeights, read_bundle
+from sol_rt.widths import Widths
 
 PAGE = 8
 FULL_BITS = 16
@@ -79,8 +80,8 @@ class ReferenceWeights(ModelWeights):
         kept = math.ceil(action.prune / 100 * self.decoder.hidden_size)
         return tuple((count,) * self.decoder.num_layers for count in (kept, 0, 0, 0))
 
-    def head_bits(self, action: Action) -> int:
-        return action.bits
+    def widths(self, action: Action) -> Widths:
+        return Widths(action.bits, action.bits)
 
 
 class ReferenceTwin(Twin):
@@ -94,13 +95,17 @@ class ReferenceTwin(Twin):
         """With the weights of a bundle's widest level, all of them, as float32. Raises BundleError."""
         read = read_bundle(path)
         matrices, vectors = read.parts()
-        widest = SolConfig.from_json(Path(path) / CONFIG_NAME).dense.bits
-        plain = {name: FloatMatrix(matrix.at(matrix_bits(widest, name))) for name, matrix in matrices.items()}
+        config = SolConfig.from_json(Path(path) / CONFIG_NAME)
+        widths = config.variants[config.dense.variant].widths
+        plain = {
+            name: FloatMatrix(matrix.at(widths.of(name) if name.startswith("layers.") else widths.head))
+            for name, matrix in matrices.items()
+        }
         return cls(ReferenceWeights(read.decoder, plain, vectors))
 
     def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:
         y = super()._mlp(x, layer, batch)
-        return by_rows(batch.widths, y, lambda part, group: fake_quantized(part, group.bits))
+        return by_rows(batch.widths, y, lambda part, group: fake_quantized(part, group.widths.bits))
 
     def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
         if all(action.keep == 100 for action in actions):

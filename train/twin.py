@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sol_rt.actions import Action, matrix_bits
+from sol_rt.actions import Action
 from sol_rt.config import CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.export.architecture import BLOCK
 from sol_rt.train.kv_cache import Cache, KVCache, Slots
 from sol_rt.train.left_out import LeftOut
 from sol_rt.train.weights import ModelWeights, read_bundle
+from sol_rt.widths import Widths
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -65,8 +66,7 @@ class _Width:
     """Rows that read the same weights."""
 
     rows: Tensor | slice
-    bits: int
-    head_bits: int
+    widths: Widths
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ class Twin(nn.Module):
     def _batch(self, actions: Sequence[Action], pages: Tensor | None, left_out: LeftOut | None = None) -> Batch:
         """Of one action a row, or of a single one for all rows."""
         device, weights = self.weights.vector("rope.cos").device, self.weights
-        widths = _alike([(action.bits, weights.head_bits(action)) for action in actions], device)
+        widths = _alike([weights.widths(action) for action in actions], device)
         prunes = _alike([weights.keep_counts(action) for action in actions], device)
         return Batch(
-            [_Width(rows, *bits) for bits, rows in widths],
+            [_Width(rows, own) for own, rows in widths],
             [_Prune(rows, counts) for counts, rows in prunes],
             pages,
             left_out,
@@ -222,7 +222,7 @@ class Twin(nn.Module):
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor:
         name = "embed" if self.decoder.tied else "head"
-        return by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.head_bits, "head.bias"))
+        return by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.widths.head, "head.bias"))
 
     def _kept(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
         """x [B, S, K] with the channels zeroed that each row prunes at the input of a matrix (_KEEP_IN …)."""
@@ -236,7 +236,7 @@ class Twin(nn.Module):
         return by_rows(
             batch.widths,
             x,
-            lambda part, group: self._product(part, name, matrix_bits(group.bits, name), f"{name}.bias"),
+            lambda part, group: self._product(part, name, group.widths.of(name), f"{name}.bias"),
         )
 
     def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:

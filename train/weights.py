@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sol_rt.actions import Action, matrix_bits
+from sol_rt.actions import Action
 from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry, Variant
 from sol_rt.export.architecture import BLOCK, FAMILIES, Decoder, from_hf_config
 from sol_rt.export.checkpoint import check_tensors, open_checkpoint
@@ -24,6 +24,7 @@ from sol_rt.export.checkpoint import matrices as checkpoint_matrices
 from sol_rt.export.checkpoint import vectors as checkpoint_vectors
 from sol_rt.export.quantize import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.rope import tables
+from sol_rt.widths import Widths
 
 # level -> the bits of code8 that it reads
 _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
@@ -165,10 +166,10 @@ class ModelWeights(nn.Module):
             self._rule[action.prune] = prune_counts(action.prune, LayerShapes.of(d))
         return tuple((count,) * d.num_layers for count in self._rule[action.prune])
 
-    def head_bits(self, action: Action) -> int:
-        """Width at which the action reads the output matrix."""
+    def widths(self, action: Action) -> Widths:
+        """At which widths the action reads the matrices."""
         variant = self._variants.get(action.variant)
-        return matrix_bits(action.bits, "head") if variant is None else variant.head_bits
+        return Widths(action.bits, action.bits) if variant is None else variant.widths
 
     def state(self) -> dict[str, Tensor]:
         """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""

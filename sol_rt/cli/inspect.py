@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table
+from sol_rt.widths import MIXED
 
 
 def inspect(
@@ -62,7 +63,8 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
 
     variants = Table("variant", "base weights read", "bits", "weights read a step, MB")
     for variant in description["variants"]:
-        variants.add_row(variant["key"], f"{variant['prune']}%", str(variant["bits"]), f"{variant['bytes'] / 1e6:.1f}")
+        bits = f"{variant['bits']}{' (mixed)' if variant['bits'] == MIXED else ''}"
+        variants.add_row(variant["key"], f"{variant['prune']}%", bits, f"{variant['bytes'] / 1e6:.1f}")
     print_table(variants)
 
     selection = description["selection"]

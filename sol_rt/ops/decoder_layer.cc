@@ -53,24 +53,24 @@ class DecoderLayer {
   class WeightReader {
    public:
     explicit WeightReader(const Attributes& attributes)
-        : attributes_(attributes), bits_(Bits(attributes, kName)), port_(kFirstLayerWeight<Element>) {}
+        : attributes_(attributes), port_(kFirstLayerWeight<Element>) {}
 
     Norm ReadNorm(const char* name, int64_t n, bool has_bias) {
       const float* weight = ReadVector(attributes_, kName, port_++, name, n);
       const float* bias = has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
       return Norm(weight, bias, static_cast<size_t>(n), attributes_.Float("epsilon"));
     }
-    Nested ReadMatrix(const char* name, int64_t K, int64_t N, int bits) {
-      const int first = port_;
+    Nested ReadMatrix(const char* name, const char* bits_name, int64_t K, int64_t N) {
+      const int first = port_, bits = BitsOf(attributes_, kName, bits_name);
       port_ += 3 + PlanesAt(bits);
       return ReadNested(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits);
     }
     const float* ReadBias(const char* name, bool has_bias, int64_t n) {
       return has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
     }
-    ChannelMatMul ReadMatMul(const char* name, const char* bias, size_t keep_port, const char* keep_name, ChannelMatMul::Cut cut, int64_t K,
-                             int64_t N) {
-      const Nested w = ReadMatrix(name, K, N, bits_);
+    ChannelMatMul ReadMatMul(const char* name, const char* bits_name, const char* bias, size_t keep_port, const char* keep_name,
+                             ChannelMatMul::Cut cut, int64_t K, int64_t N) {
+      const Nested w = ReadMatrix(name, bits_name, K, N);
       const float* added = ReadBias(bias, attributes_.Int(bias, 0, 1) != 0, N);
       return ChannelMatMul(attributes_, kName, keep_port, keep_name, w, added, cut, LayerIndex(attributes_));
     }
@@ -78,9 +78,9 @@ class DecoderLayer {
       const int64_t I = Channels(attributes_, kName, "intermediate_size");
       const int64_t U = attributes_.Int("gated", 0, 1) != 0 ? 2 * I : I;
       const bool has_bias = attributes_.Int("mlp_bias", 0, 1) != 0;
-      const Nested up = ReadMatrix("DecoderLayer up", hidden, U, UpBits(attributes_, kName));
+      const Nested up = ReadMatrix("DecoderLayer up", "up_bits", hidden, U);
       const float* up_bias = ReadBias("up_bias", has_bias, U);
-      const Nested down = ReadMatrix("DecoderLayer down", I, hidden, bits_);
+      const Nested down = ReadMatrix("DecoderLayer down", "down_bits", I, hidden);
       const float* down_bias = ReadBias("down_bias", has_bias, hidden);
       ExpectInputs(attributes_, kName, static_cast<size_t>(port_) + 1);
       return Mlp(attributes_, kName, 7, up, up_bias, down, down_bias, LayerIndex(attributes_));
@@ -88,7 +88,6 @@ class DecoderLayer {
 
    private:
     const Attributes& attributes_;
-    const int bits_;
     int port_;
   };
 
@@ -102,8 +101,8 @@ class DecoderLayer {
         attention_norm_(weights.ReadNorm("attention_norm", hidden_, HasLayerNorm(attributes, kName))),
         mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0 ? attention_norm_
                                                            : weights.ReadNorm("mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
-        qkv_(weights.ReadMatMul("DecoderLayer qkv", "qkv_bias", 9, "keep_qkv", kQkvCut, hidden_, attention_.QkvSize())),
-        output_(weights.ReadMatMul("DecoderLayer o", "output_bias", 10, "keep_o", kOutputCut, attention_.OutputSize(), hidden_)),
+        qkv_(weights.ReadMatMul("DecoderLayer qkv", "qkv_bits", "qkv_bias", 9, "keep_qkv", kQkvCut, hidden_, attention_.QkvSize())),
+        output_(weights.ReadMatMul("DecoderLayer o", "o_bits", "output_bias", 10, "keep_o", kOutputCut, attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
     ExpectWholeBlocks(kName, attention_.OutputSize());
   }

@@ -68,9 +68,9 @@ inline int ExpectBits(const char* op, const char* name, int64_t bits) {
 
 inline int Bits(const Attributes& attributes, const char* op) { return ExpectBits(op, "bits", attributes.Int("bits")); }
 
-// Of the first matrix of an MLP.
-inline int UpBits(const Attributes& attributes, const char* op) {
-  return ExpectBits(op, "up_bits", attributes.IntOr("up_bits", Bits(attributes, op)));
+// Of one of a node's matrices, by the name of an attribute that only a node of mixed widths has.
+inline int BitsOf(const Attributes& attributes, const char* op, const char* name) {
+  return ExpectBits(op, name, attributes.IntOr(name, Bits(attributes, op)));
 }
 
 inline constexpr int PlanesAt(int bits) { return (bits - 4) / 2; }
@@ -141,7 +141,7 @@ struct MlpPorts {
 };
 
 inline MlpPorts PortsOfMlp(const Attributes& attributes, const char* op) {
-  MlpPorts ports{UpBits(attributes, op), Bits(attributes, op), {3, 4, 5, 0, 0}, {6, 7, 8, 0, 0}, 9};
+  MlpPorts ports{BitsOf(attributes, op, "up_bits"), BitsOf(attributes, op, "down_bits"), {3, 4, 5, 0, 0}, {6, 7, 8, 0, 0}, 9};
   for (const auto plane : {&NestedPorts::plane1, &NestedPorts::plane2}) {
     const int above = plane == &NestedPorts::plane1 ? 4 : 6;
     if (ports.up_bits > above) ports.up.*plane = ports.biases++;

@@ -96,7 +96,7 @@ class DecoderLayer {
   class WeightReader {
    public:
     explicit WeightReader(const Attributes& attributes)
-        : attributes_(attributes), bits_(Bits(attributes, kName)), port_(static_cast<int>(kFirstLayerWeight<Element>)) {}
+        : attributes_(attributes), port_(static_cast<int>(kFirstLayerWeight<Element>)) {}
 
     Norm ReadNorm(const char* name, int64_t n, bool has_bias) {
       Norm norm;
@@ -105,8 +105,9 @@ class DecoderLayer {
       norm.epsilon = attributes_.Float("epsilon");
       return norm;
     }
-    Projection ReadProjection(const char* name, const char* bias, size_t keep_port, const char* keep_name, int64_t K, int64_t N) {
-      const cuda::MatrixInput matrix = Matrix(name, K, N, bits_);
+    Projection ReadProjection(const char* name, const char* bits_name, const char* bias, size_t keep_port, const char* keep_name, int64_t K,
+                              int64_t N) {
+      const cuda::MatrixInput matrix = Matrix(name, bits_name, K, N);
       cuda::WeightInput added;
       if (attributes_.Int(bias, 0, 1) != 0) added = Vector(bias, N);
       return {matrix, added, CountInput(attributes_, kName, keep_port, keep_name, LayerIndex(attributes_))};
@@ -116,9 +117,9 @@ class DecoderLayer {
       const int64_t U = attributes_.Int("gated", 0, 1) != 0 ? 2 * I : I;
       const bool has_bias = attributes_.Int("mlp_bias", 0, 1) != 0;
       cuda::WeightInput up_bias, down_bias;
-      const cuda::MatrixInput up = Matrix("DecoderLayer up", hidden, U, UpBits(attributes_, kName));
+      const cuda::MatrixInput up = Matrix("DecoderLayer up", "up_bits", hidden, U);
       if (has_bias) up_bias = Vector("up_bias", U);
-      const cuda::MatrixInput down = Matrix("DecoderLayer down", I, hidden, bits_);
+      const cuda::MatrixInput down = Matrix("DecoderLayer down", "down_bits", I, hidden);
       if (has_bias) down_bias = Vector("down_bias", hidden);
       const auto read = static_cast<size_t>(port_);
       ExpectInputs(attributes_, kName, attributes_.InputCount() == read + 1 ? read + 1 : read);
@@ -136,8 +137,8 @@ class DecoderLayer {
       ExpectPort(name);
       return cuda::WeightInput(attributes_, kName, static_cast<size_t>(port_++), name, kFloat, {n});
     }
-    cuda::MatrixInput Matrix(const char* name, int64_t K, int64_t N, int bits) {
-      const int first = port_;
+    cuda::MatrixInput Matrix(const char* name, const char* bits_name, int64_t K, int64_t N) {
+      const int first = port_, bits = BitsOf(attributes_, kName, bits_name);
       port_ += 2 + PlanesAt(bits);
       ExpectPort(name);
       ++port_;
@@ -145,7 +146,6 @@ class DecoderLayer {
     }
 
     const Attributes& attributes_;
-    const int bits_;
     int port_;
   };
 
@@ -157,8 +157,8 @@ class DecoderLayer {
         shared_norm_(attributes.Int("shared_norm", 0, 1) != 0),
         attention_norm_(weights.ReadNorm("attention_norm", hidden_, HasLayerNorm(attributes, kName))),
         mlp_norm_(shared_norm_ ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
-        qkv_(weights.ReadProjection("DecoderLayer qkv", "qkv_bias", 9, "keep_qkv", hidden_, attention_.QkvSize())),
-        output_(weights.ReadProjection("DecoderLayer o", "output_bias", 10, "keep_o", attention_.OutputSize(), hidden_)),
+        qkv_(weights.ReadProjection("DecoderLayer qkv", "qkv_bits", "qkv_bias", 9, "keep_qkv", hidden_, attention_.QkvSize())),
+        output_(weights.ReadProjection("DecoderLayer o", "o_bits", "output_bias", 10, "keep_o", attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
     ExpectWholeBlocks(kName, attention_.OutputSize());
   }
