@@ -59,7 +59,7 @@ class Cost(defaultdict[str, list[int]]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(SIZES), default="smollm2-135m", help="whose sizes")
-    parser.add_argument("--bits", default="4,6,8", help="bit-widths")
+    parser.add_argument("--bits", default="4,6,8", help="bit-widths, of 4, 6 and 8")
     parser.add_argument("--contexts", default="512,16384", help="tokens in the cache")
     parser.add_argument("--nodes", action="store_true", help="tell the costs of every operator")
     args = parser.parse_args()

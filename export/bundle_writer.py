@@ -57,7 +57,10 @@ MAX_ACTIONS = 12
 BITS = (8, 6, 5, 4)
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
-_NOTHING_MIXED = f"width {MIXED} left out: it keeps a source's 4-bit codes beside more bits, and this has no such mix"
+_LEFT_OUT = {
+    MIXED: f"width {MIXED} left out: it keeps a source's own 4-bit codes, and this one has none",
+    6: f"width 6 left out: width {MIXED} is closer, and without 8 among them the widest is what budgets are shares of",
+}
 _HELD_OUT = 4  # every so manieth window is left to measure losses on
 _SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
 
@@ -72,7 +75,7 @@ class ExportReport:
         seconds: wall-clock time.
         parity: comparison with the source, None where it was not wanted.
         selection: what was measured of the candidate actions, None without calibration.
-        dropped: widths left out without that, and why.
+        dropped: widths left out for another reason than what `selection` tells, and why.
     """
 
     path: Path
@@ -157,7 +160,7 @@ def export_bundle(
     decoder = from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
     widths = _graph_widths(ladders.bits, checkpoint, decoder, family.names)
-    tensors = layout(decoder, family.names, planes=(max(max(each.widest, each.head) for each in widths) - 4) // 2)
+    tensors = layout(decoder, family.names, planes=(max(each.stored for each in widths) - 4) // 2)
     size = blob_bytes(tensors.values())
     native = ops.library_path() is not None
     needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
@@ -236,18 +239,18 @@ def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = No
 def _graph_widths(
     bits: Sequence[int], checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
 ) -> tuple[Widths, ...]:
-    """Of every graph, the widest first. Raises CheckpointError where only a mixed one is wanted, and there is none."""
-    layers = mixed_widths(checkpoint, decoder, names) if MIXED in bits else None
+    """Of every graph, the dense one first. Raises CheckpointError where a mixed one alone is wanted, and impossible."""
+    mixed = mixed_widths(checkpoint, decoder, names) if MIXED in bits else None
     found = [Widths(width, width) for width in bits if width != MIXED]
-    if layers is not None:
-        found.append(Widths(MIXED, 6, layers))
+    if mixed is not None:
+        found = [*(each for each in found if each.bits != 6 or 8 in bits), mixed]
     if not found:
-        raise CheckpointError(f"bits: {_NOTHING_MIXED}; give --bits {BITS[0]},{BITS[-1]}")
+        raise CheckpointError(f"bits: {_LEFT_OUT[MIXED]}; give --bits {BITS[0]},{BITS[-1]}")
     return tuple(sorted(found, key=lambda widths: -widths.bits))
 
 
 def _left_out(bits: Sequence[int], widths: Sequence[Widths]) -> tuple[str, ...]:
-    return (_NOTHING_MIXED,) if MIXED in bits and all(each.bits != MIXED for each in widths) else ()
+    return tuple(_LEFT_OUT[width] for width in bits if width not in {each.bits for each in widths})
 
 
 def _check_output(output: Path) -> None:
@@ -340,7 +343,7 @@ def _write_graphs(
         generator=f"sol_rt {__version__}",
         model=model,
         kv=kv,
-        dense=Action(100, 100, max(each.bits for each in widths)),
+        dense=Action(100, 100, widths[0].bits),
         variants={variant.key: variant for variant in variants},
         actions=tuple(ActionEntry(action, None) for action in actions),
         policy=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sol_rt.config import SolConfig
 from sol_rt.export.parity import Parity
 from sol_rt.selection_file import Selection
+from sol_rt.widths import MIXED
 
 
 def model_card(config: SolConfig, parity: Parity | None, selection: Selection | None) -> str:
@@ -13,6 +14,8 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     """
     model = config.model
     token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
+    some_mixed = any(variant.bits == MIXED for variant in config.variants.values())
+    mixed = f" (`q{MIXED}`: a mix of 4, 6 and 8 made for the source's own codes)" if some_mixed else ""
     lines = [
         "---",
         f"license: {model.license or 'other'}",
@@ -38,8 +41,8 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         "",
         "## Variants",
         "",
-        "`sPPP` is the share of the layers' base weights read, `qB` the weight bits (`q5`: 4 of the MLP's first "
-        "matrix, 8 of a layer's others); megabytes are what a step reads.",
+        f"`sPPP` is the share of the layers' base weights read, `qB` the weight bits{mixed}; megabytes are what a step "
+        "reads.",
         "",
         "| variant | MB a step | of dense |",
         "|---|---|---|",

@@ -104,7 +104,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
         if name.startswith("layers.") and name.endswith(".base"):
             _, layer, matrix, _ = name.split(".")
             size = size * counts[matrix][int(layer)] // tensors[name].shape[0]
-        elif name.startswith("rope.") or (name.startswith("embed.") and not decoder.tied):
+        elif name.startswith("rope."):
             continue
         total += size
     if not decoder.tied:
@@ -114,13 +114,12 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
 
 
 def variant_tensors(decoder: Decoder, widths: Widths) -> list[str]:
-    """Names of the tensors that a variant computes with, each once; wider planes that only the embedding's look-up
-    reads are left out."""
-    names = nested_names("embed", widths.head)
+    """Names of the tensors that a variant computes with, each once; what only the embedding's look-up reads is left
+    out."""
+    names = nested_names("embed" if decoder.tied else "head", widths.head)
     for layer in range(decoder.num_layers):
         names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, widths.layer(layer))]
     names += norm_weights(decoder, "final_norm")
-    names += [] if decoder.tied else nested_names("head", widths.head)
     names += ["head.bias"] if decoder.head_bias else []
     return [*names, "rope.cos", "rope.sin"]
 

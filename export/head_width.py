@@ -20,6 +20,7 @@ from sol_rt.export.graph import widest_bits
 from sol_rt.export.graph_files import write_graphs
 from sol_rt.export.losses import Candidate, token_divergences
 from sol_rt.export.progress import Progress
+from sol_rt.widths import MIXED
 
 _WINDOWS = 4
 _TIMES = 2.0  # what the output matrix has to take away for a byte, of what a wider variant does
@@ -78,10 +79,12 @@ def choose_head_widths(
         for width, point in _measure(folder, _with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
             points[width].setdefault(heads[width], point)
     progress("output matrix", 1, 1)
-    chosen = {
-        width: worth_reading(points[width], [points[other][plain[other]] for other in widths if other > width])
-        for width in widths[:-1]
-    }
+    chosen = {}
+    for width in widths[:-1]:
+        above = [other for other in widths if other > width]
+        # beside a mixed graph, which loses next to nothing, no byte of the output matrix would be worth reading
+        priced = [other for other in above if other != MIXED] or above
+        chosen[width] = worth_reading(points[width], [points[other][plain[other]] for other in priced])
     return _with_heads(folder, config, decoder, {**plain, **chosen})
 
 

@@ -1,7 +1,7 @@
 """The operator `DecoderLayer`: the order of its weights, its attributes, and its function body.
 
 The body is made of the other operators of domain `sol`, which have bodies of their own: a provider that has kernels for
-those runs them, one that has none gets standard operators all the way down.
+those runs them, one that has none gets standard operators all the way down. (In mixed graphs some have no kernels.)
 """
 
 from __future__ import annotations

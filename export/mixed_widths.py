@@ -1,9 +1,13 @@
-"""The widths of a mixed graph: those of a source that mixes them, as files of K-quants do.
+"""The widths of a mixed graph: those of a source that has 4-bit codes of its own, as many GGUF files have.
 
-A matrix that the source has in 4-bit codes of its own is read at 4 bits, which loses nothing (6 bits have no value
-where those codes are); any other at 6, and one that joins both kinds at 8. A source all of one kind has no use for it:
-what a mix of widths reaches there, steps of 4 and of 6 bits in turn reach too. Of a 135M model rounded from full
-precision, 6 bits in half of the layers left 0.026 nats, 4 bits 0.045 and 6 bits 0.009.
+Files of K-quants mix: most matrices have 4-bit codes, some more bits. The former are read at 4 bits, which is what they
+are (6 bits have no value where those codes lie); the latter at 6; one that joins both at 8.
+
+Where all matrices have 4-bit codes, what a graph of 4 bits loses is in its activations, of 8 bits. Of a matrix read at
+8 bits they have 16: here all but the MLP's first, the largest.
+
+A source without such codes has no mixed graph: what a mix of 4 and 6 bits reaches, steps of both in turn reach too. Of
+a 135M model of full precision, 6 bits in half of the layers left 0.026 nats, 4 bits 0.045 and 6 bits 0.009.
 """
 
 from __future__ import annotations
@@ -12,20 +16,28 @@ from collections.abc import Sequence
 
 from sol_rt.export.architecture import Decoder, TensorNames
 from sol_rt.export.checkpoint import Checkpoint, matrices
-from sol_rt.widths import LayerWidths
+from sol_rt.widths import MIXED, LayerWidths, Widths
+
+_OF_ONLY_CODES = LayerWidths(8, 8, 4, 8)
 
 
-def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> tuple[LayerWidths, ...] | None:
-    """Of every layer; None where all of the layers' matrices are of one kind."""
+def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Widths | None:
+    """Of the mixed graph, its output matrix at the narrowest worth trying; None where no matrix of a layer has codes of
+    its own."""
     sources = matrices(decoder, names)
     layers = tuple(
         LayerWidths(*(_width(checkpoint, sources[f"layers.{layer}.{matrix}"]) for matrix in LayerWidths._fields))
         for layer in range(decoder.num_layers)
     )
-    return layers if len({bits for layer in layers for bits in layer}) > 1 else None
+    found = {bits for layer in layers for bits in layer}
+    if found == {6}:
+        return None
+    if found == {4}:
+        layers = (_OF_ONLY_CODES,) * decoder.num_layers
+    return Widths(MIXED, _width(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
 
 
 def _width(checkpoint: Checkpoint, modules: Sequence[str]) -> int:
-    """Of the matrix that joins these modules."""
+    """Of the matrix that joins these modules, by the type of their weights."""
     own = [checkpoint.codes(f"{module}.weight", 0, 1) is not None for module in modules]
     return 4 if all(own) else 8 if any(own) else 6

@@ -10,6 +10,7 @@ import numpy as np
 
 from sol_rt.export.architecture import TensorNames, family_of
 from sol_rt.export.checkpoint import open_checkpoint
+from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -127,3 +128,18 @@ def random_rows(kind: str, rows: int, channels: int, rng: np.random.Generator) -
     if kind == "MXFP4":  # scales are powers of two, of 8 bits
         data[..., 0] = rng.integers(110, 135, data.shape[:2])
     return data.reshape(rows, -1)
+
+
+def write_mixed_file(path: Path, preset: str = "tiny-llama") -> Path:
+    """Of a tiny checkpoint, Q4_0 but for what llama.cpp keeps at more than 4 bits in some layers of a Q4_K_M: here
+    Q8_0, in the first layer."""
+    source = write_random_checkpoint(path.with_suffix(".source"), PRESETS[preset])
+    file = GgufFile(path, source).metadata(16)
+    names, own = file.family.names, file.family.gguf_names
+    finer = {b.format(i=0): a.format(i=0) for a, b in ((names.qkv[-1], own.qkv[-1]), (names.down, own.down))}
+    file.tensors("Q4_0", leave_out=tuple(finer))
+    for name, module in finer.items():
+        for kind in ("weight", "bias"):
+            if f"{module}.{kind}" in file.source.names():
+                file.add(f"{name}.{kind}", file.source.read(f"{module}.{kind}"), "Q8_0")
+    return file.write()

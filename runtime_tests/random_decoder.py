@@ -30,7 +30,7 @@ from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_b
 from sol_rt.widths import MIXED, LayerWidths
 
 WEIGHTS = "weights.bin"
-MIXED_LAYERS = LayerWidths(8, 4, 4, 6), LayerWidths.alike(4)
+MIXED_LAYERS = LayerWidths(8, 4, 4, 6), LayerWidths(4, 6, 8, 4)
 """Of width 5, in turn."""
 FLOAT16 = KvLayout()
 _COMMON = {

@@ -202,7 +202,9 @@ def test_counts_out_of_range_give_nan(case: Any, name: str, count: int) -> None:
 def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole model through the engine, every width, with and without pruning and selection of tokens."""
     bundle = Bundle.open(
-        RandomDecoder.write(describe("llama"), tmp_path).write_bundle(tmp_path, [(100, 8), (100, 6), (100, 4), (50, 8)])
+        RandomDecoder.write(describe("llama"), tmp_path).write_bundle(
+            tmp_path, [(100, 8), (100, 6), (100, 5), (100, 4), (50, 8)]
+        )
     )
     runs = []
     for library in (None, layer.LIBRARY):

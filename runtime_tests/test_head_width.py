@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
+pytest.importorskip("gguf", reason="exporting comes with the extra export")
+from gguf_file import write_mixed_file
+
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import SolConfig
 from sol_rt.engine import Engine
-from sol_rt.export import head_width
+from sol_rt.export import export_bundle, head_width
 from sol_rt.export.architecture import Decoder, from_hf_config
 from sol_rt.export.checkpoint import open_checkpoint
 from sol_rt.export.head_width import HeadPoint, choose_head_widths, worth_reading
@@ -106,3 +109,21 @@ def test_every_width_is_measured_and_the_widest_stays(
     for variant in config.variants.values():
         graph = (folder / variant.file).read_bytes()
         assert hashlib.sha256(graph).hexdigest() == config.files[variant.file].sha256
+
+
+def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets a choice of its own."""
+    source = write_mixed_file(tmp_path / "model.gguf")
+    options = {"prune": (100,), "calibration": "none", "parity": False}
+    folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 6, 5, 4), **options).path
+    asked = []
+
+    def choose(points: dict[int, HeadPoint], wider: list[HeadPoint]) -> int:
+        asked.append((sorted(points), len(wider)))
+        return max(points)
+
+    monkeypatch.setattr(head_width, "worth_reading", choose)
+    decoder = from_hf_config(open_checkpoint(source).config)
+    found = choose_head_widths(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
+    assert asked == [([4, 6, 8], 2), ([4, 6, 8], 2), ([6, 8], 1)]
+    assert {variant.head_bits for variant in found.variants.values()} == {8}

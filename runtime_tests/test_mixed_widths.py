@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,78 +12,114 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
 pytest.importorskip("gguf", reason="exporting comes with the extra export")
-from gguf_file import GgufFile  # noqa: E402
+from gguf_file import GgufFile, write_mixed_file  # noqa: E402
 
 from sol_rt.actions import Action  # noqa: E402
 from sol_rt.bundle import Bundle  # noqa: E402
+from sol_rt.config import CONFIG_NAME  # noqa: E402
 from sol_rt.engine import Engine  # noqa: E402
-from sol_rt.errors import CheckpointError  # noqa: E402
+from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
+from sol_rt.export import bundle_writer  # noqa: E402
 from sol_rt.export.bundle_writer import ExportReport, export_bundle  # noqa: E402
 from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
-from sol_rt.train.twin import Twin  # noqa: E402
-
-MORE_BITS = {"blk.0.attn_v": "model.layers.0.self_attn.v_proj", "blk.0.ffn_down": "model.layers.0.mlp.down_proj"}
-"""What llama.cpp keeps at more than 4 bits in some layers of a Q4_K_M."""
+from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
+from sol_rt.train.weights import FloatMatrix, read_checkpoint  # noqa: E402
 
 
-def write_file(path: Path, kind: str, other: str | None = None) -> Path:
-    """A file of one type, or with `other` for the matrices of MORE_BITS."""
+def write_plain_file(path: Path, kind: str) -> Path:
+    """All matrices of one type."""
     source = write_random_checkpoint(path.with_suffix(".source"), PRESETS["tiny-llama"])
-    file = GgufFile(path, source).metadata(16)
-    if other is None:
-        return file.tensors(kind).write()
-    file.tensors(kind, leave_out=tuple(MORE_BITS))
-    for name, module in MORE_BITS.items():
-        file.add(f"{name}.weight", file.source.read(f"{module}.weight"), other)
-    return file.write()
+    return GgufFile(path, source).metadata(16).tensors(kind).write()
 
 
-def export(source: Path, bits: tuple[int, ...]) -> ExportReport:
+def export(source: Path, bits: tuple[int, ...], calibration: str | Path = "none") -> ExportReport:
     output = source.with_name("bundle")
-    return export_bundle(str(source), output, bits=bits, prune=(100,), calibration="none", parity=False)
+    return export_bundle(str(source), output, bits=bits, prune=(100,), calibration=calibration, parity=False)
 
 
 def test_own_codes_are_read_at_4_bits_and_others_at_more(tmp_path: Path) -> None:
-    report = export(write_file(tmp_path / "model.gguf", "Q4_0", "Q8_0"), (8, 5, 4))
+    report = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4))
     config = Bundle.open(report.path).config
     mixed, narrow = config.variants["s100-q5"], config.variants["s100-q4"]
     assert mixed.layer_widths == ((8, 4, 4, 6), (4, 4, 4, 4))
-    assert narrow.layer_widths is None
+    assert (mixed.head_bits, narrow.layer_widths) == (4, None)
     graph = onnx.load(str(report.path / mixed.file), load_external_data=False).graph
     planes = {tensor.name for tensor in graph.initializer if ".plane" in tensor.name and "layers" in tensor.name}
     assert planes == {"layers.0.qkv.plane1", "layers.0.qkv.plane2", "layers.0.down.plane1"}
-    extra = sum(config.tensors[name].bytes for name in planes) + config.tensors["embed.plane1"].bytes
+    extra = sum(config.tensors[name].bytes for name in planes)
     assert mixed.weight_bytes == narrow.weight_bytes + extra
     assert not report.dropped
 
 
-def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(tmp_path: Path) -> None:
-    """And the runtime runs it as the twin does."""
-    folder = export(write_file(tmp_path / "model.gguf", "Q4_0", "Q8_0"), (8, 5, 4)).path
+def test_a_source_of_only_4_bit_codes_reads_more_where_activations_count(tmp_path: Path) -> None:
+    config = export(write_plain_file(tmp_path / "model.gguf", "Q4_1"), (8, 5, 4)).config
+    assert config.variants["s100-q5"].layer_widths == ((8, 8, 4, 8),) * 2
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-phi3"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(
+    preset: str, calibrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the runtime runs it as the twin does. All graphs stay, whatever their speeds are."""
+    every = lambda folder, config, *_, **__: SimpleNamespace(config=config, selection=None)  # noqa: E731
+    monkeypatch.setattr(bundle_writer.action_set, "choose_actions", every)
+    source = write_mixed_file(tmp_path / "model.gguf", preset)
+    (tmp_path / "text.txt").write_text(" ".join(map(str, range(3000))), encoding="utf-8")
+    calibration = tmp_path / "text.txt" if calibrated else "none"
+    folder = export(source, (8, 5, 4), calibration).path
+    exact = Twin(read_checkpoint(source, FloatMatrix), UNROUNDED)
     tokens = np.random.default_rng(0).integers(3, 320, 40).tolist()
+    wanted, _ = exact.forward(torch.tensor([tokens]), Action(100, 100, 8), exact.new_cache(1))
     engine, twin = Engine(Bundle.open(folder), provider="cpu"), Twin.from_bundle(folder)
     found = {}
-    for bits in (8, 5, 4):
+    for variant in engine.bundle.config.variants.values():
         engine.reset()
-        found[bits] = engine.forward(tokens, Action(100, 100, bits), num_logits=len(tokens)).logits
-        expected, _ = twin.forward(torch.tensor([tokens]), Action(100, 100, bits), twin.new_cache(1))
-        assert _mean_square(found[bits], expected[0].numpy()) < 1e-4 * float(expected.var())
-    assert _mean_square(found[5], found[8]) < _mean_square(found[4], found[8]) / 4
+        action = Action(100, 100, variant.bits)
+        found[variant.bits] = engine.forward(tokens, action, num_logits=len(tokens)).logits
+        expected, _ = twin.forward(torch.tensor([tokens]), action, twin.new_cache(1))
+        assert _mean_square(found[variant.bits], expected[0].numpy()) < 1e-4 * float(expected.var())
+    assert _mean_square(found[5], wanted[0].numpy()) < _mean_square(found[4], wanted[0].numpy()) / 4
 
 
 def _mean_square(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.square(one - other).mean())
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "F16"])
-def test_a_source_of_one_kind_has_no_mixed_graph(kind: str, tmp_path: Path) -> None:
-    report = export(write_file(tmp_path / "model.gguf", kind), (8, 5, 4))
+@pytest.mark.parametrize("kind", ["Q8_0", "F16"])
+def test_a_source_without_codes_has_no_mixed_graph(kind: str, tmp_path: Path) -> None:
+    report = export(write_plain_file(tmp_path / "model.gguf", kind), (8, 5, 4))
     assert {variant.bits for variant in report.config.variants.values()} == {8, 4}
     assert "width 5 left out" in report.lines()[-1]
+    assert "`q5`" not in (report.path / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_mixed_graph_alone_of_a_source_of_one_kind_is_refused(tmp_path: Path) -> None:
-    source = write_file(tmp_path / "model.gguf", "Q8_0")
+def test_a_mixed_graph_alone_of_a_source_without_codes_is_refused(tmp_path: Path) -> None:
+    source = write_plain_file(tmp_path / "model.gguf", "Q8_0")
     with pytest.raises(CheckpointError, match=r"bits: width 5 left out: .*; give --bits 8,4"):
         export(source, (5,))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_6_bits_that_lose_more_are_not_what_budgets_are_shares_of(tmp_path: Path) -> None:
+    report = export(write_mixed_file(tmp_path / "model.gguf"), (6, 5, 4))
+    assert report.config.dense == Action(100, 100, 5)
+    assert {variant.bits for variant in report.config.variants.values()} == {5, 4}
+    assert "width 6 left out" in report.lines()[-1]
+    assert "embed.plane2" in report.config.tensors
+
+
+@pytest.mark.parametrize(("key", "bits"), [("s100-q5", "layer_widths"), ("s100-q8", "bits")])
+def test_a_variant_wider_than_the_weights_is_named(key: str, bits: str, tmp_path: Path) -> None:
+    folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4)).path
+    path = folder / CONFIG_NAME
+    document = json.loads(path.read_text(encoding="utf-8"))
+    tensors = document["weights"]["tensors"]
+    for name in [name for name in tensors if name.endswith(".plane2")]:
+        del tensors[name]
+    document["variants"] = {key: document["variants"][key]}
+    document["dense"] = f"k100-{key}"
+    document["actions"] = [{"tag": document["dense"], "loss": None}]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(BundleError, match=rf"variants\.{key}\.{bits}: got 8, expected at most 6"):
+        Bundle.open(folder)

@@ -112,10 +112,10 @@ def _check_shapes(path: Path, config: SolConfig) -> None:
 
     widest = 4 + 2 * sum(f"embed.plane{index}" in config.tensors for index in (1, 2))
     for key, variant in config.variants.items():
-        if variant.head_bits > widest:
-            raise BundleError(
-                path, f"variants.{key}.head_bits", variant.head_bits, f"at most {widest}, the widest in the weights"
-            )
+        layers = "bits" if variant.layer_widths is None else "layer_widths"
+        for name, bits in ((layers, variant.widths.widest), ("head_bits", variant.head_bits)):
+            if bits > widest:
+                raise BundleError(path, f"variants.{key}.{name}", bits, f"at most {widest}, the widest in the weights")
 
 
 def _carried_dims(config: SolConfig) -> Iterator[tuple[str, int, int, str]]:

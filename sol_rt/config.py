@@ -444,7 +444,7 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             bits=bits,
             **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
             weight_bytes=entry.integer("weight_bytes", 1),
-            head_bits=entry.integer("head_bits", bits, 16),
+            head_bits=entry.integer("head_bits", min(MATRIX_BITS) if bits == MIXED else bits, 16),
             layer_widths=_read_layer_widths(entry, model) if bits == MIXED else None,
         )
         entry.done()
@@ -454,11 +454,15 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
         if key != name:
             raise table.fail(_short(key), f"prune {variant.prune} and bits {variant.bits}", f"the key {name}")
         for other in variants.values():
-            if other.file == variant.file and other.widths != variant.widths:
+            if other.file == variant.file and (other.bits, other.head_bits) != (bits, variant.head_bits):
                 raise entry.fail(
-                    "file",
-                    _short(f"{variant.file} with {_told(variant.widths)}"),
-                    f"{_short(_told(other.widths))}, those of {other.key}, which runs the same graph",
+                    "head_bits",
+                    f"bits {bits} and head_bits {variant.head_bits}",
+                    f"{other.bits} and {other.head_bits}, those of {other.key}, which runs the same graph",
+                )
+            if other.file == variant.file and other.layer_widths != variant.layer_widths:
+                raise entry.fail(
+                    "layer_widths", "other widths", f"those of {other.key}, which runs the same graph {other.file}"
                 )
         variants[key] = variant
     if not variants:
@@ -467,7 +471,7 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
 
 
 def _is_width(value: object) -> bool:
-    return _is_int(value, min(MATRIX_BITS), max(MATRIX_BITS)) and value in MATRIX_BITS
+    return isinstance(value, int) and value in MATRIX_BITS
 
 
 def _read_layer_widths(entry: _Table, model: ModelDims) -> tuple[LayerWidths, ...]:
@@ -483,11 +487,6 @@ def _read_layer_widths(entry: _Table, model: ModelDims) -> tuple[LayerWidths, ..
     if len(rows) != model.num_layers:
         raise entry.fail(name, f"{len(rows)} layers", f"{model.num_layers}")
     return tuple(LayerWidths(*row) for row in rows)
-
-
-def _told(widths: Widths) -> str:
-    layers = "" if widths.layers is None else f", layer_widths {[list(layer) for layer in widths.layers]}"
-    return f"bits {widths.bits}, head_bits {widths.head}{layers}"
 
 
 def _read_counts(entry: _Table, name: str, channels: int, layers: int) -> tuple[int, ...]:

@@ -42,7 +42,15 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         "model": asdict(config.model),
         "kv": asdict(config.kv),
         "variants": [
-            {"key": key, "prune": entry.prune, "bits": entry.bits, "file": entry.file, "bytes": entry.weight_bytes}
+            {
+                "key": key,
+                "prune": entry.prune,
+                "bits": entry.bits,
+                "head_bits": entry.head_bits,
+                "layer_widths": entry.layer_widths,
+                "file": entry.file,
+                "bytes": entry.weight_bytes,
+            }
             for key, entry in config.variants.items()
         ],
         "policy": config.policy.description if config.policy else None,

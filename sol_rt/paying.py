@@ -66,10 +66,11 @@ def _better(one: Action, other: Action, losses: Mapping[Action, float], config: 
         return False
     if one in losses and other in losses:
         return losses[one] < losses[other]
+    if one.keep < other.keep or one.prune < other.prune:
+        return False
     widths, others = (config.variants[action.variant].widths for action in (one, other))
     layers = range(config.model.num_layers)
-    wider = all(a >= b for layer in layers for a, b in zip(widths.layer(layer), others.layer(layer), strict=True))
-    return one.keep >= other.keep and one.prune >= other.prune and wider
+    return all(a >= b for layer in layers for a, b in zip(widths.layer(layer), others.layer(layer), strict=True))
 
 
 def describe(found: Mapping[Action, Action], provider: str) -> str:

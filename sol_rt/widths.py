@@ -48,3 +48,9 @@ class Widths:
     def widest(self) -> int:
         """The largest of the layers' widths."""
         return self.bits if self.layers is None else max(map(max, self.layers))
+
+    @property
+    def stored(self) -> int:
+        """The width that weights have to be stored at: a mixed graph looks embeddings up at 8 bits, for in 4-bit codes
+        of the source's own 6 bits have no value."""
+        return self.bits if self.layers is None else 8

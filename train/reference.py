@@ -97,8 +97,9 @@ class ReferenceTwin(Twin):
         matrices, vectors = read.parts()
         config = SolConfig.from_json(Path(path) / CONFIG_NAME)
         widths = config.variants[config.dense.variant].widths
+        rows = torch.arange(read.decoder.vocab_size)
         plain = {
-            name: FloatMatrix(matrix.at(widths.of(name) if name.startswith("layers.") else widths.head))
+            name: FloatMatrix(matrix.at(widths.of(name)) if name.startswith("layers.") else matrix.rows(rows))
             for name, matrix in matrices.items()
         }
         return cls(ReferenceWeights(read.decoder, plain, vectors))
