@@ -41,7 +41,7 @@ from sol_rt.export.given_policy import write_policy_graph
 from sol_rt.export.graph import LayerShapes, prune_counts
 from sol_rt.export.graph_files import write_graphs
 from sol_rt.export.head_width import choose_head_widths
-from sol_rt.export.mixed_widths import mixed_widths
+from sol_rt.export.mixed_widths import mixed_widths, with_dense_head
 from sol_rt.export.progress import Progress, silent
 from sol_rt.home import checkpoints_dir
 from sol_rt.pull import resolve
@@ -59,7 +59,7 @@ WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
 _LEFT_OUT = {
     MIXED: f"width {MIXED} left out: it keeps a source's own 4-bit codes, and this one has none",
-    6: f"width 6 left out: width {MIXED} is closer, and without 8 among them the widest is what budgets are shares of",
+    6: f"width 6 left out: beside width {MIXED}, which is closer, it needs width 8 as the dense one",
 }
 _HELD_OUT = 4  # every so manieth window is left to measure losses on
 _SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
@@ -243,7 +243,8 @@ def _graph_widths(
     mixed = mixed_widths(checkpoint, decoder, names) if MIXED in bits else None
     found = [Widths(width, width) for width in bits if width != MIXED]
     if mixed is not None:
-        found = [*(each for each in found if each.bits != 6 or 8 in bits), mixed]
+        # without 8 bits it is the dense one: nothing wider is there to take its output matrix for
+        found = [*found, mixed] if 8 in bits else [*(each for each in found if each.bits != 6), with_dense_head(mixed)]
     if not found:
         raise CheckpointError(f"bits: {_LEFT_OUT[MIXED]}; give --bits {BITS[0]},{BITS[-1]}")
     return tuple(sorted(found, key=lambda widths: -widths.bits))

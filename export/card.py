@@ -14,8 +14,9 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     """
     model = config.model
     token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
-    some_mixed = any(variant.bits == MIXED for variant in config.variants.values())
-    mixed = f" (`q{MIXED}`: a mix of 4, 6 and 8 made for the source's own codes)" if some_mixed else ""
+    mixed = ""
+    if any(variant.bits == MIXED for variant in config.variants.values()):
+        mixed = f" (`q{MIXED}`: its matrices are read at 4, 6 or 8 bits each, by the source's own codes)"
     lines = [
         "---",
         f"license: {model.license or 'other'}",

@@ -42,6 +42,10 @@ _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 
+_UNTOLD = {"qwen2": "qwen2", "phi2": "phi-2"}
+"""Of files without `tokenizer.ggml.pre`, as older ones are, by architecture: where all its models split words alike."""
+
+
 def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.jinja.
 
@@ -69,7 +73,8 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
 
 def build(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that the metadata describes: byte-level BPE. Raises CheckpointError for others and for damage."""
-    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    model, architecture = metadata.get("tokenizer.ggml.model"), str(metadata.get("general.architecture"))
+    pre = metadata.get("tokenizer.ggml.pre", _UNTOLD.get(architecture))
     if model != "gpt2":
         raise CheckpointError(
             f"GGUF key tokenizer.ggml.model: got {model!r}, expected 'gpt2', byte-level BPE; "

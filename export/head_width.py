@@ -72,7 +72,7 @@ def choose_head_widths(
     widest = widest_bits(config.tensors)
     plain = {variant.bits: variant.head_bits for variant in config.variants.values()}
     points: dict[int, dict[int, HeadPoint]] = {width: {} for width in widths}
-    trials = range(0, widest - widths[0] + 1, 2) if len(widths) > 1 else ()
+    trials = range(0, widest - min(plain.values()) + 1, 2) if len(widths) > 1 else ()
     for wider in trials:
         progress("output matrix", wider, len(trials) * 2)
         heads = {**plain, **{width: min(plain[width] + wider, widest) for width in widths[:-1]}}

@@ -13,6 +13,7 @@ a 135M model of full precision, 6 bits in half of the layers left 0.026 nats, 4 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sol_rt.export.architecture import Decoder, TensorNames
 from sol_rt.export.checkpoint import Checkpoint, matrices
@@ -35,6 +36,11 @@ def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -
     if found == {4}:
         layers = (_OF_ONLY_CODES,) * decoder.num_layers
     return Widths(MIXED, _width(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
+
+
+def with_dense_head(mixed: Widths) -> Widths:
+    """Of a mixed graph that is the dense one: its output matrix at 8 bits where it has no codes of its own."""
+    return mixed if mixed.head == 4 else replace(mixed, head=8)
 
 
 def _width(checkpoint: Checkpoint, modules: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.checkpoint import Checkpoint
 
@@ -82,7 +83,13 @@ class SourceModel:
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         """Gives a module without storage its weights."""
-        weights = {name: torch.from_numpy(self._checkpoint.read(prefix + name)) for name in module.state_dict()}
+        weights = {}
+        for name in module.state_dict():
+            weights[name] = torch.from_numpy(self._checkpoint.read(prefix + name))
+            if not torch.isfinite(weights[name]).all():
+                raise CheckpointError(
+                    f"tensor {prefix}{name}: got NaN or infinite weights, expected finite ones; it is damaged"
+                )
         module.load_state_dict(weights, strict=True, assign=True)
 
 

@@ -130,14 +130,15 @@ def random_rows(kind: str, rows: int, channels: int, rng: np.random.Generator) -
     return data.reshape(rows, -1)
 
 
-def write_mixed_file(path: Path, preset: str = "tiny-llama") -> Path:
+def write_mixed_file(path: Path, preset: str = "tiny-llama", embedding: str = "Q4_0") -> Path:
     """Of a tiny checkpoint, Q4_0 but for what llama.cpp keeps at more than 4 bits in some layers of a Q4_K_M: here
-    Q8_0, in the first layer."""
+    Q8_0, in the first layer. `embedding` is the type of the embedding."""
     source = write_random_checkpoint(path.with_suffix(".source"), PRESETS[preset])
     file = GgufFile(path, source).metadata(16)
     names, own = file.family.names, file.family.gguf_names
     finer = {b.format(i=0): a.format(i=0) for a, b in ((names.qkv[-1], own.qkv[-1]), (names.down, own.down))}
-    file.tensors("Q4_0", leave_out=tuple(finer))
+    file.tensors("Q4_0", leave_out=(*finer, own.embed))
+    file.add(f"{own.embed}.weight", file.source.read(f"{names.embed}.weight"), embedding)
     for name, module in finer.items():
         for kind in ("weight", "bias"):
             if f"{module}.{kind}" in file.source.names():

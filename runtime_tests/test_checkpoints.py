@@ -436,6 +436,19 @@ def test_digits_are_grouped_as_the_model_was_trained(pre: str, text: str, pieces
     assert gguf_tokenizer.build(metadata).encode(text).tokens == pieces
 
 
+@pytest.mark.parametrize(
+    ("architecture", "pieces"), [("qwen2", ["a", "1", "2", "3", "4", "5"]), ("phi2", ["a", "12345"]), ("llama", None)]
+)
+def test_a_file_that_does_not_tell_how_words_are_split(architecture: str, pieces: list[str] | None) -> None:
+    """Older ones: known where all models of an architecture do it alike."""
+    metadata = byte_vocabulary("12", "123", "1234", "12345", "45") | {"general.architecture": architecture}
+    if pieces is None:
+        with pytest.raises(CheckpointError, match=r"tokenizer\.ggml\.pre: got None, expected one of"):
+            gguf_tokenizer.build(metadata)
+    else:
+        assert gguf_tokenizer.build(metadata).encode("a12345").tokens == pieces
+
+
 def test_first_token_is_added_where_the_file_says_so() -> None:
     metadata = byte_vocabulary() | {"tokenizer.ggml.pre": "gpt-2"}
     assert gguf_tokenizer.build(metadata).encode("a").tokens == ["a"]
@@ -451,7 +464,7 @@ def test_unknown_tokenizers_are_refused() -> None:
         ({"tokenizer.ggml.merges": ["a nonsense"]}, "the file is damaged"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            gguf_tokenizer.build(byte_vocabulary() | change)
+            gguf_tokenizer.build(byte_vocabulary() | {"tokenizer.ggml.pre": "gpt-2"} | change)
 
 
 @pytest.mark.parametrize(

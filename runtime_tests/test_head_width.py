@@ -111,6 +111,19 @@ def test_every_width_is_measured_and_the_widest_stays(
         assert hashlib.sha256(graph).hexdigest() == config.files[variant.file].sha256
 
 
+def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixed graph may start at 4 bits where no graph of 4 bits is."""
+    source = write_mixed_file(tmp_path / "model.gguf")
+    options = {"prune": (100,), "calibration": "none", "parity": False}
+    folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 5), **options).path
+    monkeypatch.setattr(head_width, "worth_reading", lambda points, wider: max(points))
+    decoder = from_hf_config(open_checkpoint(source).config)
+    found = choose_head_widths(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
+    assert {variant.head_bits for variant in found.variants.values()} == {8}
+
+
 def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets a choice of its own."""
     source = write_mixed_file(tmp_path / "model.gguf")

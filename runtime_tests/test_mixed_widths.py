@@ -16,12 +16,14 @@ from gguf_file import GgufFile, write_mixed_file  # noqa: E402
 
 from sol_rt.actions import Action  # noqa: E402
 from sol_rt.bundle import Bundle  # noqa: E402
+from sol_rt.cli.inspect import inspect  # noqa: E402
 from sol_rt.config import CONFIG_NAME  # noqa: E402
 from sol_rt.engine import Engine  # noqa: E402
 from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
 from sol_rt.export import bundle_writer  # noqa: E402
 from sol_rt.export.bundle_writer import ExportReport, export_bundle  # noqa: E402
 from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from sol_rt.inspect import describe  # noqa: E402
 from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
 from sol_rt.train.weights import FloatMatrix, read_checkpoint  # noqa: E402
 
@@ -123,3 +125,22 @@ def test_a_variant_wider_than_the_weights_is_named(key: str, bits: str, tmp_path
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(BundleError, match=rf"variants\.{key}\.{bits}: got 8, expected at most 6"):
         Bundle.open(folder)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("Q4_0", 4), ("Q8_0", 8)])
+def test_a_mixed_graph_that_is_the_dense_one_spares_nothing(kind: str, head: int, tmp_path: Path) -> None:
+    """But where 4 bits are all that the output matrix has."""
+    source = write_mixed_file(tmp_path / "model.gguf", embedding=kind)
+    assert export(source, (5, 4)).config.variants["s100-q5"].head_bits == head
+    beside_8 = export(source, (8, 5)).config.variants["s100-q5"].head_bits
+    assert beside_8 == min(head, 6)
+
+
+def test_inspect_tells_what_a_mixed_graph_mixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4)).path
+    assert "`q5`: its matrices" in (folder / "README.md").read_text(encoding="utf-8")
+    variants = {entry["key"]: entry for entry in describe(folder)["variants"]}
+    assert variants["s100-q5"]["layer_widths"] == ((8, 4, 4, 6), (4, 4, 4, 4))
+    assert variants["s100-q8"]["layer_widths"] is None
+    inspect(str(folder))
+    assert "5 (mix of 4, 6, 8)" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def export(
         Path | None, options.option("-o", "--output", env=False, help="Bundle folder; default: under $SOL_RT_HOME.")
     ] = None,
     bits: Annotated[
-        str, options.option("--bits", env=False, help="Weight widths, of 8, 6, 4, and 5: the source's own mix.")
+        str, options.option("--bits", env=False, help="Weight widths, of 8, 6, 4, and 5: by matrix.")
     ] = "8,6,5,4",
     prune: Annotated[
         str, options.option("--prune", env=False, help="Shares of the layers' base weights read, percent.")

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table
-from sol_rt.widths import MIXED
 
 
 def inspect(
@@ -61,10 +60,10 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     kv = description["kv"]["dtype"]
     print(f"format {description['format_version']}, context {model['max_context']}, {kv} KV cache, policy: {policy}")
 
-    variants = Table("variant", "base weights read", "bits", "weights read a step, MB")
+    variants = Table("variant", "base weights read", "bits", "of the output matrix", "weights read a step, MB")
     for variant in description["variants"]:
-        bits = f"{variant['bits']}{' (mixed)' if variant['bits'] == MIXED else ''}"
-        variants.add_row(variant["key"], f"{variant['prune']}%", bits, f"{variant['bytes'] / 1e6:.1f}")
+        share, size = f"{variant['prune']}%", f"{variant['bytes'] / 1e6:.1f}"
+        variants.add_row(variant["key"], share, _told_bits(variant), str(variant["head_bits"]), size)
     print_table(variants)
 
     selection = description["selection"]
@@ -90,6 +89,14 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     scored = ", ".join(f"{setting['tokens']} tokens at {at}" for at, setting in selection["contexts"].items())
     print(f"Losses in nats over dense ± standard error: {scored}; text: {selection['text']}.")
     print(f"Milliseconds: {selection['device']}.")
+
+
+def _told_bits(variant: dict[str, Any]) -> str:
+    """The width, and of a mixed one those that it mixes."""
+    if variant["layer_widths"] is None:
+        return str(variant["bits"])
+    found = sorted({bits for layer in variant["layer_widths"] for bits in layer})
+    return f"{variant['bits']} (mix of {', '.join(map(str, found))})"
 
 
 def _cells(measured: dict[str, Any], contexts: list[str]) -> list[str]:
