@@ -456,6 +456,8 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
         ("up_bits", 6),
         ("up_bits", 5),
         ("down_bits", 8),
+        ("qkv_bits", 6),
+        ("o_bits", 6),
         ("norm", "batch"),
         ("activation", "swish"),
         ("num_heads", 3),
@@ -468,9 +470,10 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
 )
 def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
     model = onnx.ModelProto()
-    layer = Layer(describe("llama"), 5 if attribute.endswith("_bits") else 4, 1, 0)
+    layer = Layer(describe("llama"), 5 if attribute in ("up_bits", "down_bits") else 4, 1, 0)
     model.CopyFrom(layer.model)
-    old = next(entry for entry in model.graph.node[0].attribute if entry.name == attribute)
+    attributes = model.graph.node[0].attribute
+    old = next((entry for entry in attributes if entry.name == attribute), None) or attributes.add()
     old.CopyFrom(helper.make_attribute(attribute, value))
     with pytest.raises(Exception, match="DecoderLayer") as caught:
         run(model, layer.feed)
