@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.tokenizer_files import TOKENIZER, write_generation, write_settings
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's token types
+_SPACE = "▁"  # as SentencePiece writes it
 
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -72,36 +73,19 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
 
 
 def build(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that the metadata describes: byte-level BPE. Raises CheckpointError for others and for damage."""
-    model, architecture = metadata.get("tokenizer.ggml.model"), str(metadata.get("general.architecture"))
-    pre = metadata.get("tokenizer.ggml.pre", _UNTOLD.get(architecture))
-    if model != "gpt2":
+    """The tokenizer that the metadata describes: byte-level BPE or SentencePiece's. Raises CheckpointError for others
+    and for damage."""
+    model = metadata.get("tokenizer.ggml.model")
+    if model not in ("gpt2", "llama"):
         raise CheckpointError(
-            f"GGUF key tokenizer.ggml.model: got {model!r}, expected 'gpt2', byte-level BPE; "
-            "export from the checkpoint folder"
+            f"GGUF key tokenizer.ggml.model: got {model!r}, expected 'gpt2', byte-level BPE, or 'llama', that of "
+            "SentencePiece; export from the checkpoint folder"
         )
-    if pre not in _PRE_TOKENIZERS:
-        raise CheckpointError(
-            f"GGUF key tokenizer.ggml.pre: got {pre!r}, expected one of {', '.join(_PRE_TOKENIZERS)}; "
-            "export from the checkpoint folder"
-        )
-    tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
-    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens or ())
-    if not tokens or merges is None or len(types) != len(tokens):
-        raise CheckpointError(
-            "GGUF tokenizer: lists of tokens, token types and merges are missing or of different length"
-        )
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    try:
-        pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"GGUF tokenizer: {' '.join(str(error).split())[:120]}; the file is damaged") from error
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = _post_processor(metadata, pre)
+    tokens = metadata.get("tokenizer.ggml.tokens") or ()
+    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    if not tokens or len(types) != len(tokens):
+        raise CheckpointError("GGUF tokenizer: lists of tokens and token types are missing or of different length")
+    tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [
             AddedToken(token, special=special, normalized=False)
@@ -112,17 +96,77 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _post_processor(metadata: Mapping[str, Any], pre: str) -> processors.PostProcessor:
-    byte_level = processors.ByteLevel(trim_offsets=False)
+def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
+    pre = metadata.get("tokenizer.ggml.pre", _UNTOLD.get(str(metadata.get("general.architecture"))))
+    if pre not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"GGUF key tokenizer.ggml.pre: got {pre!r}, expected one of {', '.join(_PRE_TOKENIZERS)}; "
+            "export from the checkpoint folder"
+        )
+    merges = metadata.get("tokenizer.ggml.merges")
+    if merges is None:
+        raise CheckpointError("GGUF tokenizer: the list of merges is missing; the file is damaged")
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    tokenizer = _tokenizer(tokens, pairs, ignore_merges=pre == "llama-bpe")
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+    tokenizer.decoder = decoders.ByteLevel()
+    byte_level, template = processors.ByteLevel(trim_offsets=False), _template(metadata, pre == "llama-bpe")
+    tokenizer.post_processor = byte_level if template is None else processors.Sequence([byte_level, template])
+    return tokenizer
+
+
+def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
+    """Of two neighbours those are joined first that make the piece of highest score: merges in that order, of every way
+    to make each piece. Characters without a piece are bytes, `<0x0A>` and the like."""
+    scores = metadata.get("tokenizer.ggml.scores") or ()
+    if len(scores) != len(tokens):
+        raise CheckpointError("GGUF tokenizer: the list of scores is missing or of another length than the tokens")
+    pieces = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind in (_NORMAL, _USER_DEFINED)
+    }
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in sorted(pieces, key=lambda piece: -pieces[piece])
+        for at in range(1, len(piece))
+        if piece[:at] in pieces and piece[at:] in pieces
+    ]
+    tokenizer = _tokenizer(tokens, merges, unk_token=_token_of(metadata, "unknown"), fuse_unk=True, byte_fallback=True)
+    replace, parts = normalizers.Replace(" ", _SPACE), [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
+    parts.append(decoders.Fuse())
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace])
+        parts.append(decoders.Strip(" ", 1, 0))
+    else:
+        tokenizer.normalizer = replace
+    tokenizer.decoder = decoders.Sequence(parts)
+    template = _template(metadata, True)
+    if template is not None:
+        tokenizer.post_processor = template
+    return tokenizer
+
+
+def _tokenizer(tokens: Sequence[str], merges: Sequence[tuple[str, ...]], **options: Any) -> Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    try:
+        return Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **options))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"GGUF tokenizer: {' '.join(str(error).split())[:120]}; the file is damaged") from error
+
+
+def _template(metadata: Mapping[str, Any], by_default: bool) -> processors.PostProcessor | None:
+    """Puts the first token before a text, where the file says so, or by default."""
     first = _token_of(metadata, "bos")
-    if first is None or not metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
-        return byte_level
-    template = processors.TemplateProcessing(
+    if first is None or not metadata.get("tokenizer.ggml.add_bos_token", by_default):
+        return None
+    return processors.TemplateProcessing(
         single=f"{first} $A",
         pair=f"{first} $A {first} $B",
         special_tokens=[(first, int(metadata["tokenizer.ggml.bos_token_id"]))],
     )
-    return processors.Sequence([byte_level, template])
 
 
 def _token_of(metadata: Mapping[str, Any], name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
@@ -456,9 +459,60 @@ def test_first_token_is_added_where_the_file_says_so() -> None:
     assert gguf_tokenizer.build(metadata).encode("a").tokens == ["<s>", "a"]
 
 
+PIECES = ["▁", "a", "b", "é", "▁a", "ab", "ba", "bb", "▁ab", "aba", "abab", "▁b", "▁▁"]
+"""Of a SentencePiece model, by falling score."""
+
+
+def sentence_piece(**changes: Any) -> dict[str, Any]:
+    """Metadata of a file with these pieces behind the special ones and the bytes, as llama.cpp's converter writes."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES, "<end>"]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 259 + [-float(rank) for rank in range(len(PIECES))] + [0.0],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(PIECES), 4],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 0,
+        **{f"tokenizer.ggml.{name}": value for name, value in changes.items()},
+    }
+
+
+def by_scores(text: str) -> list[str]:
+    """SentencePiece's own procedure: join the two neighbours that make the piece of highest score, the first of equals,
+    until none make one; characters without a piece are bytes."""
+    symbols = list(text)
+    while True:
+        joined = [(PIECES.index(a + b), at) for at, (a, b) in enumerate(itertools.pairwise(symbols)) if a + b in PIECES]
+        if not joined:
+            break
+        _, at = min(joined)
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+    return [
+        part
+        for symbol in symbols
+        for part in ([symbol] if symbol in PIECES else [f"<0x{byte:02X}>" for byte in symbol.encode()])
+    ]
+
+
+@given(st.text(alphabet="ab é\nz€", min_size=1, max_size=24))
+def test_sentence_piece_files_split_by_score(text: str) -> None:
+    tokenizer = gguf_tokenizer.build(sentence_piece())
+    encoded = tokenizer.encode(text)
+    assert encoded.tokens == ["<s>", *by_scores("▁" + text.replace(" ", "▁"))]
+    assert tokenizer.decode(encoded.ids) == text
+
+
+def test_sentence_piece_files_say_what_comes_first() -> None:
+    tokenizer = gguf_tokenizer.build(sentence_piece(add_bos_token=False, add_space_prefix=False))
+    assert tokenizer.encode("ab").tokens == ["ab"]
+    assert tokenizer.decode(tokenizer.encode(" ab").ids) == " ab"
+    assert gguf_tokenizer.build(sentence_piece()).encode("a<end></s>b").tokens == ["<s>", "▁a", "<end>", "</s>", "▁b"]
+
+
 def test_unknown_tokenizers_are_refused() -> None:
     for change, message in (
-        ({"tokenizer.ggml.model": "llama"}, "expected 'gpt2'"),
+        ({"tokenizer.ggml.model": "bert"}, "expected 'gpt2'"),
+        ({"tokenizer.ggml.model": "llama"}, "list of scores is missing"),
         ({"tokenizer.ggml.pre": "klingon"}, "got 'klingon', expected one of default, gpt-2"),
         ({"tokenizer.ggml.token_type": [1]}, "different length"),
         ({"tokenizer.ggml.merges": ["a nonsense"]}, "the file is damaged"),
