@@ -86,7 +86,7 @@ class SourceModel:
         weights = {}
         for name in module.state_dict():
             weights[name] = torch.from_numpy(self._checkpoint.read(prefix + name))
-            if not torch.isfinite(weights[name]).all():
+            if not all(map(math.isfinite, torch.aminmax(weights[name]))):  # both are NaN where a weight is
                 raise CheckpointError(
                     f"tensor {prefix}{name}: got NaN or infinite weights, expected finite ones; it is damaged"
                 )
