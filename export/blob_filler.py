@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from sol_rt.config import TensorEntry
-from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.blob import BlobWriter, is_channel_major
 from sol_rt.export.checkpoint import Checkpoint, matrices, matrix_shape, vectors
@@ -22,6 +21,7 @@ from sol_rt.export.progress import Progress
 from sol_rt.export.quantize import (
     FloatArray,
     Nested,
+    not_finite,
     pack_base_block_major,
     pack_base_channel_major,
     pack_plane,
@@ -165,7 +165,7 @@ def _vector(checkpoint: Checkpoint, parts: tuple[str, ...]) -> np.ndarray:
     values = [checkpoint.read(part) for part in parts]
     for part, value in zip(parts, values, strict=True):
         if not np.isfinite(value).all():
-            raise CheckpointError(f"tensor {part}: got NaN or infinite weights, expected finite ones; it is damaged")
+            raise not_finite(part)
     return np.concatenate(values)
 
 

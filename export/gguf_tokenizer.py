@@ -85,7 +85,12 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
     if not tokens or len(types) != len(tokens):
         raise CheckpointError("GGUF tokenizer: lists of tokens and token types are missing or of different length")
-    tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)
+    try:
+        tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises plain Exception, and lists may hold anything
+        raise CheckpointError(f"GGUF tokenizer: {' '.join(str(error).split())[:120]}; the file is damaged") from error
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [
             AddedToken(token, special=special, normalized=False)
@@ -151,10 +156,7 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: S
 
 def _tokenizer(tokens: Sequence[str], merges: Sequence[tuple[str, ...]], **options: Any) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    try:
-        return Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **options))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"GGUF tokenizer: {' '.join(str(error).split())[:120]}; the file is damaged") from error
+    return Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **options))
 
 
 def _template(metadata: Mapping[str, Any], by_default: bool) -> processors.PostProcessor | None:

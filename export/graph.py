@@ -211,7 +211,7 @@ class _GraphWriter:
             "total_length",
             out=[y, *(_cache_name("present", part, layer) for part in self.cache)],
             domain="sol",
-            overload=width_tag(*widths) if self.mixed else "",
+            overload=width_tag(*widths, mixed=self.mixed),
             layer=layer,
             **layer_attributes(self.decoder, widths, self.kv),
         )
@@ -276,7 +276,7 @@ class _GraphWriter:
 
     def _named(self, function: onnx.FunctionProto, *widths: int) -> onnx.FunctionProto:
         """As bodies of layers call it."""
-        function.name += width_tag(*widths) if self.mixed else ""
+        function.name += width_tag(*widths, mixed=self.mixed)
         return function
 
     def _attention_shape(self) -> AttentionShape:

@@ -75,13 +75,13 @@ def decoder_layer(decoder: Decoder, widths: LayerWidths, kv: KvLayout, *, mixed:
     that depend on widths are called after them, for ONNX Runtime loses overloads of functions in functions.
     """
     function = _LayerBody(decoder, widths, kv, mixed).function()
-    function.overload = width_tag(*widths) if mixed else ""
+    function.overload = width_tag(*widths, mixed=mixed)
     return function
 
 
-def width_tag(*widths: int) -> str:
-    """What tells a function of these widths from those of others."""
-    return "".join(map(str, widths))
+def width_tag(*widths: int, mixed: bool) -> str:
+    """What tells a function of these widths from those of others in a mixed graph."""
+    return "".join(map(str, widths)) if mixed else ""
 
 
 class _LayerBody:
@@ -136,7 +136,7 @@ class _LayerBody:
         names = [*up[:3], *down[:3], *in_turn(up[3:], down[3:])]
         names += ["up.bias", "down.bias"] if decoder.mlp_bias else []
         y = self.writer.op(
-            self._named("PrunedMLP", up_bits, down_bits),
+            f"PrunedMLP{width_tag(up_bits, down_bits, mixed=self.mixed)}",
             x,
             self._own("keep_in"),
             self._own("keep_mid"),
@@ -177,7 +177,7 @@ class _LayerBody:
     def _matmul(self, x: str, matrix: str, bits: int, inputs: int, outputs: int, *, bias: bool) -> str:
         weights = map(_formal, nested_names(matrix, bits))
         y = self.writer.op(
-            self._named("PrunedMatMul", bits),
+            f"PrunedMatMul{width_tag(bits, mixed=self.mixed)}",
             x,
             self._own(f"keep_{matrix}"),
             *weights,
@@ -188,9 +188,6 @@ class _LayerBody:
         )
         y = self._float(y)
         return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
-
-    def _named(self, operator: str, *widths: int) -> str:
-        return operator + width_tag(*widths) if self.mixed else operator
 
     def _allow_four_bits(self, x: str) -> None:
         """States that input x may be uint4.

@@ -169,13 +169,18 @@ def _quantize_blocks(
     return scaled.astype(np.uint8), step.astype(np.float16), zero.astype(np.uint8)
 
 
+def not_finite(name: str) -> CheckpointError:
+    """What is wrong with a tensor that holds NaN or infinite weights."""
+    return CheckpointError(f"tensor {name}: got NaN or infinite weights, expected finite ones; it is damaged")
+
+
 def _check(low: FloatArray, high: FloatArray, name: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         spread = high - low
         if (spread <= _LARGEST_RANGE).all():
             return
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise CheckpointError(f"tensor {name}: got NaN or infinite weights, expected finite ones; it is damaged")
+        raise not_finite(name)
     raise CheckpointError(
         f"tensor {name}: got weights {float(spread.max()):.3g} apart in a block, "
         f"expected at most {_LARGEST_RANGE:.3g}, the largest float16 step"

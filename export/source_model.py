@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.checkpoint import Checkpoint
+from sol_rt.export.quantize import not_finite
 
 
 class SourceModel:
@@ -87,9 +87,7 @@ class SourceModel:
         for name in module.state_dict():
             weights[name] = torch.from_numpy(self._checkpoint.read(prefix + name))
             if not all(map(math.isfinite, torch.aminmax(weights[name]))):  # both are NaN where a weight is
-                raise CheckpointError(
-                    f"tensor {prefix}{name}: got NaN or infinite weights, expected finite ones; it is damaged"
-                )
+                raise not_finite(prefix + name)
         module.load_state_dict(weights, strict=True, assign=True)
 
 

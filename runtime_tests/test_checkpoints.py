@@ -516,6 +516,7 @@ def test_unknown_tokenizers_are_refused() -> None:
         ({"tokenizer.ggml.pre": "klingon"}, "got 'klingon', expected one of default, gpt-2"),
         ({"tokenizer.ggml.token_type": [1]}, "different length"),
         ({"tokenizer.ggml.merges": ["a nonsense"]}, "the file is damaged"),
+        ({"tokenizer.ggml.merges": [1]}, "the file is damaged"),
     ):
         with pytest.raises(CheckpointError, match=message):
             gguf_tokenizer.build(byte_vocabulary() | {"tokenizer.ggml.pre": "gpt-2"} | change)

@@ -72,7 +72,7 @@ class Layer:
 
     @property
     def widths(self) -> LayerWidths:
-        """Of the matrices; where `bits` is 5, each at another."""
+        """Of the matrices; where `bits` is 5, a mix."""
         return LayerWidths(8, 8, 4, 6) if self.bits == MIXED else LayerWidths.alike(self.bits)
 
     @property
