@@ -36,7 +36,9 @@ from sol_rt.providers import Provider
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"
+NATIVE = TESTS / "native"
 COMPILER = shutil.which("c++")
+RACES = ["-fsanitize=thread", "-g1"]  # native/cuda_races.cc stands in for the sanitizer's library
 HEADERS = [Path("/usr/include/onnxruntime"), Path("/usr/include/onnxruntime/core/session")]
 INCLUDE = next((path for path in HEADERS if (path / "onnxruntime_c_api.h").is_file()), None)
 
@@ -48,26 +50,37 @@ pytestmark = pytest.mark.skipif(
 matmul, attention, layer = (copy_of(f"test_ops_{name}", "cuda") for name in ("matmul", "attention", "layer"))
 
 
-def build(folder: Path) -> Path:
-    """The library of the CUDA operators for the CPU provider, kernels emulated."""
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{NATIVE}", f"-I{OPS / 'cuda'}"]
+MACHINE = [NATIVE / "cuda_machine.cc", NATIVE / "cuda_races.cc"]
+
+
+def compiled(sources: list[Path], folder: Path, flags: list[str], kernel_flags: list[str]) -> list[Path]:
+    """The sources' object files. `kernel_flags` are for those with kernels, .cu."""
     assert COMPILER is not None
-    flags = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{TESTS / 'native'}", f"-I{OPS / 'cuda'}"]
-    flags += ["-isystem", str(INCLUDE), *os.environ.get("SOL_RT_EMULATION_FLAGS", "").split()]
-    sources = sorted([*(OPS / "cuda").glob("*.cu"), *(OPS / "cuda").glob("*.cc"), OPS / "register.cc"])
 
     def compile_one(source: Path) -> Path:
         built = folder / f"{source.name}.o"
-        command = [COMPILER, *flags, "-x", "c++", "-c", str(source), "-o", str(built)]
+        own = kernel_flags if source.suffix == ".cu" else []
+        command = [COMPILER, *FLAGS, *flags, *own, "-isystem", INCLUDE, "-x", "c++", "-c", source, "-o", built]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return built
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources))
+        return list(pool.map(compile_one, sources))
+
+
+def build(folder: Path, *, races: bool = False) -> Path:
+    """The library of the CUDA operators for the CPU provider, kernels emulated, and their races looked for."""
+    assert COMPILER is not None
+    flags = os.environ.get("SOL_RT_EMULATION_FLAGS", "").split()
+    sources = sorted([*(OPS / "cuda").glob("*.cu"), *(OPS / "cuda").glob("*.cc"), OPS / "register.cc", *MACHINE])
+    objects = compiled(sources, folder, flags, RACES if races else [])
     library = folder / "libsol_ops_cuda_emulated.so"
     sanitizer = [flag for flag in flags if flag.startswith("-fsanitize")]
     subprocess.run(
-        [COMPILER, "-shared", "-Wl,--no-undefined", *sanitizer, "-o", str(library), *map(str, objects)], check=True
+        [COMPILER, "-shared", "-Wl,--no-undefined", *sanitizer, "-o", str(library), *map(str, objects), "-ldl"],
+        check=True,
     )
     return library
 
@@ -132,7 +145,9 @@ def test_long_context(int8: bool) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
-@pytest.mark.parametrize(("k", "n", "rows"), [(1056, 300, 1), (1056, 300, 3), (544, 130, 17), (32, 20, 513)])
+@pytest.mark.parametrize(
+    ("k", "n", "rows"), [(1056, 300, 1), (2112, 40, 1), (1056, 300, 3), (544, 130, 17), (32, 20, 513)]
+)
 def test_many_channels_are_shared_by_blocks(bits: int, k: int, n: int, rows: int) -> None:
     """And many rows come in parts, the last of one row."""
     rng = np.random.default_rng(bits)

@@ -352,6 +352,7 @@ FIXED = [
     Case(Dims(capacity=1600), 1500, 17, 0),
     Case(Dims(head_dim=128, rotary_dim=64, group=5, kv_heads=1), 17, 70, 3),
     Case(Dims(head_dim=18, rotary_dim=10, group=2, kv_heads=2), 17, 70, 3),
+    Case(Dims(group=12, kv_heads=1), 520, 1, 7, seed=1),
 ]
 FIXED += [replace(case, dims=replace(case.dims, int8=True)) for case in FIXED]
 INT8 = pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])

@@ -132,12 +132,15 @@ __device__ Selected SelectLargest(int64_t n, uint32_t k, const Key& key, SelectM
 }
 
 // Whether this block is the last of `blocks` to come here; what the others wrote before is then there to be read, past the first-level cache.
+// One thread's fences between barriers are the block's; fences of each thread for itself would not be: the counting one need not come after.
 __device__ __forceinline__ bool LastBlock(uint32_t* counter, uint32_t blocks, bool& shared) {
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) shared = atomicAdd(counter, 1u) == blocks - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    shared = atomicAdd(counter, 1u) == blocks - 1;
+    __threadfence();
+  }
   __syncthreads();
-  if (shared) __threadfence();
   return shared;
 }
 

@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kThreads, 1) QuantizeKernel(Source source, Kee
     for (int i = thread; i < out.count_of_counters; i += kThreads) out.counters[i] = 0;
   }
 
-  // A thread reads again only what it wrote itself, until the codes are made.
-  
+  // A thread reads again only what it wrote itself, to the end: a warp's blocks of channels are those of its threads.
+  static_assert(kBlock == kWarp);
   if (source.kind == Source::kGatedActivation || source.kind == Source::kActivation) {
     const bool gated = source.kind == Source::kGatedActivation;
     const float* x = source.x + row * (gated ? 2 * static_cast<int64_t>(K) : K);
@@ -149,7 +149,6 @@ __global__ void __launch_bounds__(kThreads, 1) QuantizeKernel(Source source, Kee
       if (bits < lowest.key || (bits == lowest.key && i > last)) values[i] = 0.0f;
     }
   }
-  __syncthreads();
   for (int block = share * kWarps + WarpOfBlock(); block < K / kBlock; block += shares * kWarps) {
     QuantizeBlock<kParts>(values[block * kBlock + Lane()], poison, row, block, K, out);
   }
