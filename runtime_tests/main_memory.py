@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt.device_memory import DeviceMemory
+from sol_rt.device_memory import DeviceMemory, Mirror, PackedMirror
 
 
 def cpu_session(model: bytes) -> ort.InferenceSession:
@@ -29,7 +29,20 @@ class MainMemory(DeviceMemory):
         for value, target in zip(values, into, strict=True):
             np.copyto(target.numpy(), value.numpy())
 
+    def mirror(self, arrays: Mapping[str, np.ndarray], apart: Collection[str] = ()) -> Mirror:
+        return PackedMirror(self, arrays, apart, _block)
+
     def bind_four_bits(
         self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
     ) -> None:
         binding.bind_input(name, "cpu", 0, onnx_type, shape, packed.data_ptr())
+
+
+def _block(size_bytes: int) -> Callable[[Sequence[int], Any, int], ort.OrtValue]:
+    content = np.zeros(size_bytes, np.uint8)
+
+    def tensor(shape: Sequence[int], dtype: Any, offset: int) -> ort.OrtValue:
+        count = int(np.prod(shape))
+        return ort.OrtValue.ortvalue_from_numpy(np.frombuffer(content, dtype, count, offset).reshape(shape))
+
+    return tensor

@@ -88,7 +88,8 @@ def build(folder: Path, *, races: bool = False) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _emulated(tmp_path_factory: pytest.TempPathFactory) -> None:
     given_one = os.environ.get("SOL_RT_EMULATED_LIBRARY")
-    library = Path(given_one) if given_one else build(tmp_path_factory.mktemp("emulated"))
+    races = "SOL_RT_EMULATION_RACES" in os.environ
+    library = Path(given_one) if given_one else build(tmp_path_factory.mktemp("emulated"), races=races)
     for module in (matmul, attention, layer):
         module.LIBRARY = library  # type: ignore[attr-defined]
 
@@ -293,7 +294,7 @@ def test_the_probe_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     run = providers._probe_run
     monkeypatch.setattr(providers, "_probe_run", lambda one, *rest: run(one, *rest) + 0.01 * (one is provider))
     with pytest.raises(ProviderError, match=r"numbers that differ from the CPU's by 0\.01"):
-        providers._compare(provider, providers._PROBE_NATIVE, library_path(), "hint")
+        providers._compare(provider, providers._PROBE_NATIVE, library_path())
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])

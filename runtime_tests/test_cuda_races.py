@@ -79,15 +79,18 @@ def test_a_race_is_found(program: Path, name: str, order: str) -> None:
 
 
 def test_the_kernels_have_none(tmp_path: Path) -> None:
-    """Steps at all lengths and counts, batches and prompts, of every width; many blocks whose last one adds up."""
+    """Steps at all lengths and counts, batches and prompts, of every width; many blocks whose last one adds up.
+
+    All tests of the emulation look for races where SOL_RT_EMULATION_RACES is set, which takes ten minutes.
+    """
     library = build(tmp_path, races=True)
-    few = [f"test_fixed_attention[case{i}]" for i in (0, 1, 2, 3, 4, 5, 7, 10, 11, 12, 15, 16, 18, 20, 24, 25)]
-    tests = [*few, "test_fixed_layers", "test_parts_of_the_channels_add_up", "test_codes_of_16_bits_are_exact"]
-    tests += ["test_many_channels_are_shared_by_blocks", "test_pruned_rows_of_many_channels"]
-    tests += ["test_ties_keep_the_lower_index", "test_among_equal_tokens"]
     file = NATIVE.parent / "test_cuda_emulation.py"
+    few = [f"test_fixed_attention[case{i}]" for i in (2, 3, 4, 5, 7, 11, 12, 15, 18, 25)]
+    few += ["test_fixed_layers", "test_parts_of_the_channels_add_up", "test_codes_of_16_bits_are_exact"]
+    few += ["test_many_channels_are_shared_by_blocks", "test_pruned_rows_of_many_channels"]
+    few += ["test_ties_keep_the_lower_index", "test_among_equal_tokens"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += [f"{file}::{name}" for name in tests]
+    command += [*(f"{file}::{name}" for name in few), "-k", "not phi and not 32-20-513 and not 32-9760-2"]
     environment = os.environ | {"SOL_RT_EMULATED_LIBRARY": str(library)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

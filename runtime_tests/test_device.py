@@ -355,6 +355,20 @@ def test_a_device_of_the_cpu_provider_is_a_usage_error() -> None:
         providers.choose("cpu", device=3)
 
 
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "webgpu"])
+@pytest.mark.parametrize("device", [-1, "0", None, 0.5])
+def test_a_device_is_a_number(name: str, device: Any) -> None:
+    with pytest.raises(UsageError, match=f"device: got {device!r}, expected a GPU's number, from 0"):
+        providers.choose(name, device=device)
+
+
+def test_a_device_that_no_provider_has_is_no_silent_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "_has_device", lambda *_: False)
+    assert providers.choose("auto").name == "cpu"
+    with pytest.raises(ProviderError, match="device 1: no GPU provider that works here has it"):
+        providers.choose("auto", device=1)
+
+
 def test_tables_of_two_gpus_are_two_files(folder: Path) -> None:
     bundle = Bundle.open(folder)
     paths = {calibration_path(bundle, "webgpu", 2, False, gpu) for gpu in ("one", "other")}

@@ -269,12 +269,14 @@ def test_a_device_that_fails_is_one_typed_line(value: ort.OrtValue, monkeypatch:
     ):
         with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
             use()
+    mirror = memory.mirror({"x": np.zeros(3, np.float32)})
     monkeypatch.setattr(ort.OrtValue, "update_inplace", fail)
     with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
         memory.place(np.zeros(3, np.float32))
     monkeypatch.setattr(memory, "read", fail)
     with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
-        memory.fetch([value], [value])
+        memory.fetch(mirror, ["x"])
+    assert memory.lost()
 
 
 @pytest.mark.parametrize("kv", ["float16", "int8"])

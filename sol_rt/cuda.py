@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import io
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import onnxruntime as ort
 
 from sol_rt import hardware
-from sol_rt.errors import ProviderError
+from sol_rt.cuda_memory import CudaDriver
+from sol_rt.errors import ProviderError, one_line
 from sol_rt.versions import release
 
 ORT_NAME = "CUDAExecutionProvider"
@@ -21,6 +25,8 @@ INSTALL = (
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
 _CUDA_13_SINCE = (1, 27)
 """The wheels of onnxruntime-gpu are built for CUDA 13 from here on, for CUDA 12 before."""
+_MEMORY_IS_SHORT = ("out of memory", "Failed to allocate memory", "Available memory")
+_FAILED = ("CUDA failure", "CUDA error")
 
 
 def installed() -> bool:
@@ -69,6 +75,40 @@ def gpu(number: int) -> hardware.Gpu:
         names = ", ".join(f"{index}: {one.name}" for index, one in enumerate(found))
         raise ProviderError(f"provider cuda: has no device number {number}; there are {names}")
     return found[number]
+
+
+def driver(number: int) -> CudaDriver:
+    """What allocates on GPU `number`. Raises ProviderError where there is no memory for it, DeviceError."""
+    try:
+        return CudaDriver(hardware.cuda_library(), number)
+    except MemoryError as error:
+        raise ProviderError(f"provider cuda: {error}; close other programs, or use --provider cpu") from None
+
+
+def reason(error: Exception, gpu: hardware.Gpu | None) -> str:
+    """Why the probe failed, and the next step: memory, a library that is missing, or a GPU that fails."""
+    text = str(error)
+    if any(marker in text for marker in _MEMORY_IS_SHORT):
+        free = "an unknown amount" if gpu is None or gpu.free_bytes is None else f"{gpu.free_bytes / 1e6:.0f} MB"
+        what = f"GPU memory is short even for a tiny model, {free} was free"
+        return f"{what} ({one_line(error)}); close other programs on the GPU, or use --provider cpu"
+    if any(marker in text for marker in _FAILED):
+        return f"{one_line(error)}; check nvidia-smi, or use --provider cpu"
+    return f"{missing_library(Path(ort.__file__).parent / 'capi') or one_line(error)}; {INSTALL}"
+
+
+def missing_library(folder: Path) -> str | None:
+    """What the system's loader says of the provider's library in a folder, None where it loads: ONNX Runtime only says
+    that the provider is not there.
+    """
+    names = ("onnxruntime_providers_shared", "onnxruntime_providers_cuda")
+    for name in names:
+        file = folder / (f"{name}.dll" if os.name == "nt" else f"lib{name}.so")
+        try:
+            ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            return one_line(error)
+    return None
 
 
 def wheel_versions() -> dict[str, str]:

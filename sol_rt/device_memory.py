@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,12 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from sol_rt.cuda_memory import Block, CudaDriver, size_bytes
 from sol_rt.errors import DeviceError, ProviderError, one_line
 
 _FLOATS = ("float16", "float32")
 _OPSETS = [helper.make_opsetid("", 21)]
+_ALIGNMENT = 256  # of tensors that share a block, in bytes: what CUDA gives by itself
 
 
 class DeviceMemory(ABC):
@@ -53,10 +55,22 @@ class DeviceMemory(ABC):
         """Binds the bytes of a tensor of 4-bit numbers to a graph's input. Raises ProviderError where none are read."""
         raise ProviderError(f"{self._where}: reads no 4-bit tensors, as {name} is; use --provider cpu")
 
-    def fetch(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
-        """As `read`. Raises DeviceError where that fails."""
-        with self._errors():
-            self.read(values, into)
+    def mirror(self, arrays: Mapping[str, np.ndarray], apart: Collection[str] = ()) -> Mirror:
+        """Tensors there for arrays in main memory. Those `apart` are seldom copied, or large. Raises as `place`."""
+        return Mirror(self, arrays)
+
+    def lost(self) -> bool:
+        """Whether the GPU answers no more."""
+        try:
+            self.read([self.place(np.zeros(1, np.float32))], [ort.OrtValue.ortvalue_from_numpy(np.ones(1, np.float32))])
+        except Exception:  # ONNX Runtime's exceptions share no useful base
+            return True
+        return False
+
+    def fetch(self, mirror: Mirror, names: Collection[str]) -> None:
+        """Reads tensors into their arrays. Raises DeviceError where that fails."""
+        with self.errors():
+            mirror.receive(names)
 
     def require(self, needed_bytes: int, what: str) -> None:
         """Raises ProviderError where so much memory is known not to be free. Some drivers find out only later."""
@@ -65,18 +79,14 @@ class DeviceMemory(ABC):
             raise ProviderError(self._too_little(needed_bytes, what, free))
 
     def empty(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
-        """A tensor of a NumPy dtype, its content undefined. Raises ProviderError where there is no room."""
-        try:
+        """A tensor of a NumPy dtype, its content undefined. Raises ProviderError without room for it, DeviceError."""
+        with self._shortage(size_bytes(shape, dtype)):
             return self._allocate(shape, np.dtype(dtype).type)
-        except Exception as error:
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            why = self._too_little(size, "a tensor", self._free_bytes())
-            raise ProviderError(f"{why} ({one_line(error)})") from None
 
     def place(self, array: np.ndarray) -> ort.OrtValue:
         """A copy of an array there. Raises ProviderError where there is no room, DeviceError where copying fails."""
         value = self.empty(array.shape, array.dtype)
-        with self._errors():
+        with self.errors():
             value.update_inplace(np.ascontiguousarray(array))
         return value
 
@@ -96,7 +106,7 @@ class DeviceMemory(ABC):
             self._run(_pad(dtype, len(shape)), {"x": value, "pads": ort.OrtValue.ortvalue_from_numpy(pads)}, new)
         else:  # WebGPU pads no bytes
             array = np.zeros(shape, dtype)
-            with self._errors():
+            with self.errors():
                 array[:, :, : value.shape()[2]] = value.numpy()
                 new.update_inplace(array)
         return new
@@ -114,7 +124,7 @@ class DeviceMemory(ABC):
         self._run(_scatter(dtype, len(shape)), {"x": value, "index": wrap(index), "rows": wrap(rows)}, value)
 
     def _run(self, model: bytes, inputs: Mapping[str, ort.OrtValue], output: ort.OrtValue) -> None:
-        with self._errors():
+        with self.errors():
             if model not in self._sessions:
                 self._sessions[model] = self._make_session(model)
             session = self._sessions[model]
@@ -125,11 +135,22 @@ class DeviceMemory(ABC):
             session.run_with_iobinding(binding)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Makes DeviceErrors of ONNX Runtime's."""
         try:
             yield
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
             raise DeviceError(self._where, one_line(error)) from None
+
+    @contextmanager
+    def _shortage(self, needed_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except DeviceError:
+            raise
+        except Exception as error:  # likewise
+            why = self._too_little(needed_bytes, "a tensor", self._free_bytes())
+            raise ProviderError(f"{why} ({one_line(error)})") from None
 
     def _too_little(self, needed_bytes: int, what: str, free_bytes: int | None) -> str:
         free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e6:.1f} MB"
@@ -162,25 +183,112 @@ class CudaMemory(DeviceMemory):
     """Memory of a CUDA device.
 
     Args:
-        device: number of the GPU.
-        others: as of DeviceMemory.
+        driver: CUDA's, on that device.
+        where, session, floats: as of DeviceMemory.
     """
 
-    def __init__(self, device: int, *others: Any) -> None:
-        super().__init__(*others)
-        self._device = device
+    def __init__(
+        self, driver: CudaDriver, where: str, session: Callable[[bytes], ort.InferenceSession], floats: str = "float16"
+    ) -> None:
+        super().__init__(where, session, driver.free_bytes, floats)
+        self._driver = driver
 
     def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", self._device)
+        return Block(self._driver, size_bytes(shape, dtype)).tensor(shape, dtype)
 
     def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
         for value, target in zip(values, into, strict=True):
             np.copyto(target.numpy(), value.numpy())
 
+    def mirror(self, arrays: Mapping[str, np.ndarray], apart: Collection[str] = ()) -> Mirror:
+        def block(needed_bytes: int) -> Callable[[Sequence[int], Any, int], ort.OrtValue]:
+            with self._shortage(needed_bytes):
+                return Block(self._driver, needed_bytes).tensor
+
+        return PackedMirror(self, arrays, apart, block)
+
     def bind_four_bits(
         self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
     ) -> None:
-        binding.bind_input(name, "cuda", self._device, onnx_type, shape, packed.data_ptr())
+        binding.bind_input(name, "cuda", self._driver.device, onnx_type, shape, packed.data_ptr())
+
+
+class Mirror:
+    """Tensors on the GPU and their arrays in main memory, each copied by itself.
+
+    Attributes:
+        values: the tensors by name. They stay where they are.
+        arrays: the arrays.
+    """
+
+    def __init__(self, memory: DeviceMemory, arrays: Mapping[str, np.ndarray]) -> None:
+        self._memory, self.arrays = memory, dict(arrays)
+        self._sent = {name: array.copy() for name, array in arrays.items()}
+        self._host = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        self.values = {name: memory.place(array) for name, array in arrays.items()}
+
+    def send(self) -> None:
+        """Writes what changed in main memory since the last time."""
+        for name, sent in self._sent.items():
+            if not np.array_equal(self.arrays[name], sent):
+                self.values[name].update_inplace(self.arrays[name])
+                sent[...] = self.arrays[name]
+
+    def receive(self, names: Collection[str]) -> None:
+        """Reads these tensors into their arrays, and waits for it."""
+        self._memory.read([self.values[name] for name in names], [self._host[name] for name in names])
+
+
+class PackedMirror(Mirror):
+    """The same with one copy in each direction: small tensors lie side by side. Every copy of a step waits for the GPU.
+
+    Args:
+        memory, arrays: as of Mirror.
+        apart: names of tensors with memory of their own, copied by themselves.
+        block: makes so many bytes there; returns what makes tensors of a shape, a type and an offset in them.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        arrays: Mapping[str, np.ndarray],
+        apart: Collection[str],
+        block: Callable[[int], Callable[[Sequence[int], Any, int], ort.OrtValue]],
+    ) -> None:
+        super().__init__(memory, {name: array for name, array in arrays.items() if name in apart})
+        packed = {name: array for name, array in arrays.items() if name not in apart}
+        ends = np.cumsum([0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in packed.values())])
+        offsets = dict(zip(packed, ends.tolist(), strict=False))
+        self._bytes = np.zeros(int(ends[-1]), np.uint8)
+        tensor = block(self._bytes.nbytes)
+        self._all = tensor(self._bytes.shape, np.uint8, 0)
+        self._all_host = ort.OrtValue.ortvalue_from_numpy(self._bytes)
+        self._packed: dict[str, np.ndarray] = {}
+        for name, array in packed.items():
+            start = offsets[name]
+            self._packed[name] = self._bytes[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            self._packed[name][...] = array
+            self.values[name] = tensor(array.shape, array.dtype, start)
+        with memory.errors():
+            self._all.update_inplace(self._bytes)
+        self.arrays |= packed
+
+    def send(self) -> None:
+        changed = False
+        for name, known in self._packed.items():
+            if not np.array_equal(known, self.arrays[name]):
+                known[...] = self.arrays[name]
+                changed = True
+        if changed:
+            self._all.update_inplace(self._bytes)
+        super().send()
+
+    def receive(self, names: Collection[str]) -> None:
+        if any(name in self._packed for name in names):
+            self._memory.read([self._all], [self._all_host])
+            for name, known in self._packed.items():
+                self.arrays[name][...] = known
+        super().receive([name for name in names if name not in self._packed])
 
 
 @functools.cache

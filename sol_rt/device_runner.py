@@ -7,6 +7,8 @@ themselves where something asks for them.
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -57,21 +59,15 @@ class DeviceInputs:
         summary: LogitSummary | None = None,
     ) -> None:
         self._memory, self.summary = memory, summary
-        self._arrays = dict(inputs)
-        self._sent = {name: array.copy() for name, array in inputs.items()}
-        self.inputs = {name: memory.place(array) for name, array in inputs.items()}
+        self._inputs = memory.mirror(inputs)
+        self.inputs = self._inputs.values
         self.host_inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        self._results = {**results, **({} if summary is None else summary.arrays)}
-        self.results = {name: memory.place(array) for name, array in self._results.items()}
-        self._host_results = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self._results.items()}
+        self._results = memory.mirror({**results, **({} if summary is None else summary.arrays)}, apart=["logits"])
         self._logits_are_here = self._logits_were_asked_for = False
 
     def send(self) -> None:
         """Writes what changed in main memory since the last time."""
-        for name, array in self._arrays.items():
-            if not np.array_equal(array, self._sent[name]):
-                self.inputs[name].update_inplace(array)
-                self._sent[name][:] = array
+        self._inputs.send()
 
     def receive(self) -> None:
         """Reads the results of the step before, and waits for them: the logits where there is no summary, or where
@@ -79,8 +75,7 @@ class DeviceInputs:
         """
         self._logits_are_here = self.summary is None or self._logits_were_asked_for
         self._logits_were_asked_for = False
-        names = [name for name in self.results if name != "logits" or self._logits_are_here]
-        self._memory.read([self.results[name] for name in names], [self._host_results[name] for name in names])
+        self._results.receive([name for name in self._results.values if name != "logits" or self._logits_are_here])
 
     def distribution(self) -> Distribution:
         """That of the step before, of its summary."""
@@ -91,34 +86,35 @@ class DeviceInputs:
         """Logits of the step before, float32 [vocab]. Raises DeviceError where they cannot be fetched."""
         self._logits_were_asked_for = True
         if not self._logits_are_here:
-            self._memory.fetch([self.results["logits"]], [self._host_results["logits"]])
+            self._memory.fetch(self._results, ["logits"])
             self._logits_are_here = True
-        return np.asarray(self._results["logits"][0])
+        return np.asarray(self._results.arrays["logits"][0])
 
     def bind_results(self, binding: ort.IOBinding) -> None:
         """Binds the results to a graph's outputs."""
-        for name, value in self.results.items():
+        for name, value in self._results.values.items():
             binding.bind_ortvalue_output(name, value)
 
     def pretend(self, length: int) -> None:
         """Makes the next step one behind `length` tokens."""
-        self._arrays["past_length"][0], self._arrays["total_length"][0] = length, length + 1
+        arrays = self._inputs.arrays
+        arrays["past_length"][0], arrays["total_length"][0] = length, length + 1
         self.send()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Puts the inputs back to what they were, afterwards."""
-        before = {name: array.copy() for name, array in self._arrays.items()}
+        before = {name: array.copy() for name, array in self._inputs.arrays.items()}
         try:
             yield
         finally:
-            for name, array in self._arrays.items():
+            for name, array in self._inputs.arrays.items():
                 array[:] = before[name]
 
     def all_results(self) -> dict[str, np.ndarray]:
         """Copies of all results of the step before."""
-        self._memory.read(list(self.results.values()), list(self._host_results.values()))
-        return {name: array.copy() for name, array in self._results.items()}
+        self._results.receive(list(self._results.values))
+        return {name: array.copy() for name, array in self._results.arrays.items()}
 
 
 class Kind(NamedTuple):
@@ -163,6 +159,7 @@ class DeviceGraphs:
         self._bundle, self._provider, self._stored = bundle, provider, stored
         self._signature, self._summary = signature, summary
         self.weights = DeviceWeights(stored, memory)
+        self._memory = memory
         self.captures = provider.can_capture
         self._opened: dict[Kind, OpenGraph] = {}
 
@@ -220,11 +217,22 @@ class DeviceGraphs:
         inputs, outputs = self._signature
         inputs = {name: wanted for name, wanted in inputs.items() if name not in constants}
         check_signature(path, session, (inputs, outputs), ignored=ignored)
-        return OpenGraph(kind.file, session, graph.values, self.weights, capture)
+        opened = OpenGraph(kind.file, session, graph.values, self.weights, capture)
+        if capture and self._provider.name == "cuda":
+            weakref.finalize(opened, _let_go, session, self._memory)
+        return opened
 
     def _session(self, kind: Kind, model: bytes, capture: bool) -> ort.InferenceSession:
         options = self._provider.options()
         return self._provider.session(self._bundle.file(kind.file), options, model, capture=capture)
+
+
+def _let_go(session: ort.InferenceSession, memory: DeviceMemory) -> None:
+    """Comes when a session that captures is used no more. On a GPU that is lost it is kept to the process' end, as
+    letting go of a captured graph would end the process there and then.
+    """
+    if memory.lost():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 class OpenGraph:
@@ -366,8 +374,9 @@ class DeviceRunner:
                 graph.may_capture and not self._graphs.captures and not graph.captured
             ):  # a session that captures keeps more memory, captured or not
                 graph = self._graphs.open_plain(self._kinds[0])
-            binding = graph.bound(self._cache.bindings(), self._inputs)
-            self._inputs.bind_results(binding)
+            with self._errors(graph):
+                binding = graph.bound(self._cache.bindings(), self._inputs)
+                self._inputs.bind_results(binding)
             self._step = graph, binding
         graph, binding = self._step
         with self._errors(graph):
@@ -379,14 +388,15 @@ class DeviceRunner:
         """Runs tokens int64 [S]; the last rows' results go into `logits` and `hidden`, as many as they have."""
         if self._batch is None:
             graph = self._graphs.open(self._kinds[1])
-            self._batch = graph, graph.bound(self._cache.bindings(), self._inputs)
+            with self._errors(graph):
+                self._batch = graph, graph.bound(self._cache.bindings(), self._inputs)
         graph, binding = self._batch
         wrap = ort.OrtValue.ortvalue_from_numpy
-        binding.bind_ortvalue_input("input_ids", wrap(ids[None]))
-        binding.bind_ortvalue_input("num_logits", wrap(np.array([len(logits)], np.int64)))
-        binding.bind_ortvalue_output("logits", wrap(logits))
-        binding.bind_ortvalue_output("hidden_states", wrap(hidden))
         with self._errors(graph):
+            binding.bind_ortvalue_input("input_ids", wrap(ids[None]))  # copies it to the GPU
+            binding.bind_ortvalue_input("num_logits", wrap(np.array([len(logits)], np.int64)))
+            binding.bind_ortvalue_output("logits", wrap(logits))
+            binding.bind_ortvalue_output("hidden_states", wrap(hidden))
             self._inputs.send()
             graph.run(binding)
 

@@ -60,7 +60,17 @@ class NumericError(SolError):
     """The model produced non-finite logits: weights are damaged or the arithmetic overflowed."""
 
 
+_LONGEST = 200
+_CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
+"""What providers begin the cause with, behind a C++ signature that is longer than a line."""
+
+
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line, short enough to read."""
+    """An exception's text on one line, short enough to read: of a long one the part that names a cause."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"
+    if len(text) <= _LONGEST:
+        return text
+    starts = [at for cause in _CAUSES if (at := text.find(cause)) >= 0]
+    if starts:
+        text = text[min(starts) :].partition(" ; GPU=")[0]  # the host and lines of a source follow
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

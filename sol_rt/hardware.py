@@ -72,9 +72,14 @@ def vulkan_gpus() -> list[Gpu]:
         return []
 
 
+def cuda_library() -> Any:
+    """CUDA's driver, None where there is none."""
+    return _load("nvcuda.dll", "libcuda.so.1")
+
+
 def cuda_gpus() -> list[Gpu]:
     """NVIDIA GPUs in CUDA's own order, which CUDA_VISIBLE_DEVICES changes; none without a driver."""
-    library = _load("nvcuda.dll", "libcuda.so.1")
+    library = cuda_library()
     if library is None or library.cuInit(0) != 0:
         return []
     count = ctypes.c_int()
@@ -84,7 +89,7 @@ def cuda_gpus() -> list[Gpu]:
 
 def cuda_driver_version() -> tuple[int, int] | None:
     """Newest CUDA version that the NVIDIA driver runs; None without a driver."""
-    library = _load("nvcuda.dll", "libcuda.so.1")
+    library = cuda_library()
     version = ctypes.c_int()
     if library is None or library.cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None

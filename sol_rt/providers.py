@@ -162,18 +162,17 @@ class Provider:
             raise ProviderError(f"provider {self.name}: needs the package onnx; pip install 'sol-rt[{self.name}]'")
         from sol_rt.device_memory import CudaMemory, WebGpuMemory
 
-        common = (f"provider {self.name}: {self.device_name}", self._made_there, self._free_bytes, self.floats)
+        where = f"provider {self.name}: {self.device_name}"
         if self.name == "cuda":
-            return CudaMemory(self.device, *common)
-        return WebGpuMemory(self._ep_device, *common)
+            return CudaMemory(cuda.driver(self.device), where, self._made_there, self.floats)
+        return WebGpuMemory(self._ep_device, where, self._made_there, self._free_bytes, self.floats)
 
     def _made_there(self, model: bytes) -> ort.InferenceSession:
         return self._session(model, self.options())
 
     def _free_bytes(self) -> int | None:
-        """Free memory of the GPU now."""
-        now = cuda.gpu(self.device) if self.name == "cuda" else webgpu.gpu(self._ep_device)
-        return now.free_bytes
+        """Free memory of a WebGPU adapter now."""
+        return webgpu.gpu(self._ep_device).free_bytes
 
     @property
     def can_capture(self) -> bool:
@@ -267,11 +266,13 @@ def choose(
     `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
     over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells. Providers that are
     `unfit` for what they shall run, each with the reason, are no choice.
-    Raises UsageError for an unknown name or a device of a provider that has none, ProviderError where an explicit
-    choice does not work.
+    Raises UsageError for an unknown name, a number that is none or a device of a provider that has none, ProviderError
+    where an explicit choice, of a provider or of a device other than the first, does not work.
     """
     if name not in NAMES:
         raise UsageError(f"provider: got {name!r}, expected one of {', '.join(NAMES)}")
+    if not isinstance(device, int) or device < 0:
+        raise UsageError(f"device: got {device!r}, expected a GPU's number, from 0")
     pool = start_pool(threads)
     cpu = Provider("cpu", pool, library_path() if native_ops else None)
     if name == "cpu":
@@ -296,7 +297,9 @@ def choose(
             return provider
         say(f"provider {candidate}: only a software adapter is here, slower than the cpu provider, which is used")
     if device:
-        say(f"device {device}: no GPU provider works here; the cpu provider is used")
+        raise ProviderError(
+            f"device {device}: no GPU provider that works here has it; leave it out, or see sol-rt doctor"
+        )
     return cpu
 
 
@@ -336,13 +339,14 @@ def probe(provider: Provider) -> None:
 
     Raises ProviderError where one cannot run there or gives other numbers.
     """
-    _compare(provider, _PROBE, None, _GPUS[provider.name].INSTALL)
+    _compare(provider, _PROBE, None)
     if provider.native and (library := library_path()) is not None:
-        _compare(provider, _PROBE_NATIVE, library, "go without them (--no-native-ops)")
+        _compare(provider, _PROBE_NATIVE, library)
 
 
-def _compare(provider: Provider, path: Path, library: Path | None, hint: str) -> None:
+def _compare(provider: Provider, path: Path, library: Path | None) -> None:
     """Compares a probe there with the CPU's, which runs with `library`."""
+    hint = "go without them (--no-native-ops)"
     feed = {"ids": np.arange(8, dtype=np.int64)[None]}
     model = path.read_bytes()
     expected = _probe_run(Provider("cpu", provider.threads, library), model, feed)
@@ -350,7 +354,8 @@ def _compare(provider: Provider, path: Path, library: Path | None, hint: str) ->
     try:
         got = _probe_run(provider, model, feed)
     except Exception as error:
-        raise ProviderError(f"{what}{one_line(error)}; {hint}") from None
+        reason = _GPUS[provider.name].reason(error, provider.gpu)
+        raise ProviderError(f"{what}{reason if library is None else f'{one_line(error)}; {hint}'}") from None
     difference = float(np.abs(got - expected).max())
     if not difference <= _PROBE_TOLERANCE:
         text = f"numbers that differ from the CPU's by {difference:.3g}, expected at most {_PROBE_TOLERANCE}"

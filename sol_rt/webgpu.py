@@ -74,6 +74,11 @@ def gpu(entry: Any) -> hardware.Gpu:
     return hardware.Gpu(str(name), *wanted, software=is_software(entry))
 
 
+def reason(error: Exception, _: hardware.Gpu | None) -> str:
+    """Why the probe failed, and the next step."""
+    return f"{one_line(error)}; {INSTALL}"
+
+
 def check_runtime(version: str) -> None:
     """Raises ProviderError for an ONNX Runtime that cannot load the plug-in."""
     if release(version) < _OLDEST_RUNTIME:
