@@ -85,7 +85,6 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(AttentionCall call, Atte
   }
   for (int done = 0; done < group; done += kHeads) {
     const int count = group - done < kHeads ? group - done : kHeads, head0 = kv_head * group + done;
-    __syncthreads();
     if (warp < count) CodeQuery(call, step, head0 + warp, warp, shared);
     __syncthreads();
     int dots[kHeads] = {};
