@@ -348,7 +348,7 @@ def _dial(
     if cost.policy():
         dense = cost.dense(depth)
         host = times[0.4] / args.tokens / 1e6 - (achieved[0.4] * dense - cost.policy())
-        shares = f"{cost.policy() / dense:.1%}; all that the host does between steps {host / dense:.1%}"
+        shares = f"{cost.policy() / dense:.1%}; the rest of a token, by the calibrated costs, {host / dense:.1%}"
         yield f"A run of the policy: {cost.policy():.3f} ms on the CPU; of the dense step {shares}."
         figures.append(Figure("the policy's step, of the dense one", "hidden, or under 3%", shares))
     yield ""

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from node_costs import node_cost
 from onnx import NodeProto, TensorProto, helper
 
-from sol_rt import hardware
+from sol_rt import cuda, hardware
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
@@ -97,7 +97,7 @@ def used_bytes(provider: Provider) -> int | None:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:"))
         except (OSError, StopIteration):
             return None
-    free = provider._free_bytes()
+    free = cuda.driver(provider.device).free_bytes() if provider.name == "cuda" else provider._free_bytes()
     return None if free is None else provider.gpu.total_bytes - free
 
 

@@ -41,12 +41,18 @@ def library(file: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(file))
     library.used_bytes.restype = library.most_used_bytes.restype = ctypes.c_size_t
     library.fail_with(0)
+    library.share_memory(0)
     gc.collect()
     assert library.used_bytes() == 0
     return library
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "float16", "float32", "int64"])
+def _device_of(value: ort.OrtValue) -> int:
+    """The device's number, as DLPack hands it on."""
+    return int(value._ortvalue.__dlpack_device__()[1])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float16", "float32", "int64", "bool"])
 def test_a_tensor_takes_what_it_holds_and_gives_it_back(library: ctypes.CDLL, dtype: str) -> None:
     block = Block(CudaDriver(library, 3), 960)
     assert library.used_bytes() == 960
@@ -55,6 +61,7 @@ def test_a_tensor_takes_what_it_holds_and_gives_it_back(library: ctypes.CDLL, dt
     assert (whole.shape(), part.shape()) == ([2, 3, 5], [4])
     assert whole.element_type() == ort.OrtValue.ortvalue_from_numpy(np.zeros(1, dtype)).element_type()
     assert whole.device_name() == "cuda"
+    assert _device_of(whole) == 3
     assert part.data_ptr() - whole.data_ptr() == 256
     del block, whole
     gc.collect()
@@ -99,6 +106,48 @@ def test_short_memory_names_what_is_needed_and_free(library: ctypes.CDLL) -> Non
     assert library.most_used_bytes() <= LIMIT
 
 
+def test_nothing_takes_memory_too(library: ctypes.CDLL) -> None:
+    value = CudaMemory(CudaDriver(library, 0), WHERE, _session).empty((0, 4), np.float32)
+    assert value.shape() == [0, 4]
+
+
+def test_a_tensor_that_cannot_be_handed_over_keeps_nothing(
+    library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = CudaMemory(CudaDriver(library, 0), WHERE, _session)
+
+    def fail(_: object) -> ort.OrtValue:
+        raise RuntimeError("no DLPack")
+
+    monkeypatch.setattr(ort.OrtValue, "from_dlpack", fail)
+    for make in (lambda: memory.empty((4,), np.uint8), lambda: memory.mirror({"x": np.zeros(4)})):
+        with pytest.raises(DeviceError, match="a GPU failed: no DLPack"):
+            make()
+    gc.collect()
+    assert library.used_bytes() == 0
+
+
+def test_memory_that_files_fill_is_free_where_it_is_the_processors(library: ctypes.CDLL) -> None:
+    alone = CudaDriver(library, 0).free_bytes()
+    library.share_memory(1)
+    shared = CudaDriver(library, 0).free_bytes()
+    assert alone == LIMIT
+    assert shared is None or shared > 10 * LIMIT
+
+
+def test_full_memory_is_no_lost_gpu(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.hardware, "cuda_library", lambda: library)
+    driver = cuda.driver(0)
+    kept = Block(driver, LIMIT)
+    memory = CudaMemory(driver, WHERE, _session)
+    assert driver.free_bytes() == 0
+    assert not memory.lost()
+    del kept
+    library.fail_with(2)
+    with pytest.raises(ProviderError, match="CUDA error 2: out of memory; close other programs"):
+        cuda.driver(0)
+
+
 def test_a_lost_gpu_is_no_shortage(library: ctypes.CDLL) -> None:
     driver = CudaDriver(library, 0)
     memory = CudaMemory(driver, WHERE, _session)
@@ -126,16 +175,29 @@ class _Counting(MainMemory):
         self.reads.append(len(values))
         super().read(values, into)
 
+    def count_writes(self, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+        """Arrays that are copied to tensors from now on."""
+        written: list[np.ndarray] = []
+        write = ort.OrtValue.update_inplace
+        monkeypatch.setattr(ort.OrtValue, "update_inplace", lambda *call: (written.append(call[1]), write(*call)))
+        return written
 
-def test_small_tensors_go_in_one_copy() -> None:
+
+def test_small_tensors_go_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = _Counting()
     arrays = {"a": np.arange(3), "b": np.ones((2, 2), np.float32), "logits": np.zeros((1, 7), np.float32)}
     mirror = memory.mirror(arrays, apart=["logits"])
     for name, array in arrays.items():
         assert mirror.values[name].shape() == list(array.shape)
         np.testing.assert_array_equal(mirror.values[name].numpy(), array)
-    arrays["a"][1], arrays["logits"][0, 2] = 9, 5
+    assert (mirror.values["b"].data_ptr() - mirror.values["a"].data_ptr()) % 256 == 0
     mirror.send()
+    written = memory.count_writes(monkeypatch)
+    mirror.send()
+    assert written == []
+    arrays["a"][1], arrays["b"][0, 1], arrays["logits"][0, 2] = 9, 3, 5
+    mirror.send()
+    assert [array.nbytes for array in written] == [512, arrays["logits"].nbytes]
     for name, array in arrays.items():
         np.testing.assert_array_equal(mirror.values[name].numpy(), array)
 
@@ -165,6 +227,16 @@ def test_a_session_outlives_a_lost_gpu(gone: bool) -> None:
     before = sys.getrefcount(session)
     device_runner._let_go(session, memory)  # type: ignore[arg-type]
     assert sys.getrefcount(session) - before == gone
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_a_library_that_the_provider_misses_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.cc").touch()
+    for missing in ("shared", "cuda"):
+        library = tmp_path / f"libonnxruntime_providers_{missing}.so"
+        assert library.name in str(cuda.missing_library(tmp_path))
+        subprocess.run([str(COMPILER), "-shared", str(tmp_path / "empty.cc"), "-o", str(library)], check=True)
+    assert cuda.missing_library(tmp_path) is None
 
 
 def test_main_memory_is_not_lost() -> None:

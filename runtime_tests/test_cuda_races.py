@@ -23,24 +23,32 @@ RIGHT = [
     "barrier",
     "barrier before a write",
     "last block",
+    "last block reads a count",
     "last block, written out",
     "neighbouring bytes",
+    "read-only load",
     "syncwarp",
 ]
 WRONG = {
     "blocks read what one writes": "device",
+    "count in shared memory": "device",
+    "last block reads a count without fences": "device",
     "no barrier": "shared",
     "no barrier before a write": "shared",
     "no barrier before the count": "device",
     "no fence after": "device",
     "no fence before": "device",
     "no syncwarp": "shared",
+    "one block reads a count": "device",
     "one word": "device",
     "own fences": "device",
     "plain count": "device",
     "read of a count": "device",
     "syncwarp for two warps": "shared",
+    "write after the count": "device",
+    "write before the count": "device",
 }
+READ_ONLY = "read-only load of what is written"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,7 @@ def run(program: Path, *arguments: str, order: str = "ascending") -> subprocess.
 
 
 def test_every_small_kernel_is_tried(program: Path) -> None:
-    assert run(program).stdout.splitlines() == sorted([*RIGHT, *WRONG])
+    assert run(program).stdout.splitlines() == sorted([*RIGHT, *WRONG, READ_ONLY])
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
@@ -75,6 +83,14 @@ def test_a_race_is_found(program: Path, name: str, order: str) -> None:
     done = run(program, name, order=order)
     assert done.returncode != 0
     assert done.stderr.startswith(f"CUDA emulation: a race in {WRONG[name]} memory: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
+def test_what_is_written_is_not_loaded_as_read_only(program: Path, order: str) -> None:
+    done = run(program, READ_ONLY, order=order)
+    assert done.returncode != 0
+    assert "__ldg" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -23,6 +23,8 @@ INSTALL = (
     "onnxruntime-gpu"
 )
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
+_OLDEST_RUNTIME = (1, 26)
+"""Older ONNX Runtimes take no memory of others from Python, by DLPack."""
 _CUDA_13_SINCE = (1, 27)
 """The wheels of onnxruntime-gpu are built for CUDA 13 from here on, for CUDA 12 before."""
 _MEMORY_IS_SHORT = ("out of memory", "Failed to allocate memory", "Available memory")
@@ -61,6 +63,11 @@ def gpu(number: int) -> hardware.Gpu:
     such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
     """
     check_wheels(wheel_versions(), ort.__version__)
+    if release(ort.__version__) < _OLDEST_RUNTIME:
+        oldest = ".".join(map(str, _OLDEST_RUNTIME))
+        raise ProviderError(
+            f"provider cuda: needs onnxruntime-gpu {oldest} or newer, this is {ort.__version__}; {INSTALL}"
+        )
     driver = hardware.cuda_driver_version()
     if driver is None:
         raise ProviderError("provider cuda: no NVIDIA driver is here; install one, or use --provider cpu")

@@ -17,11 +17,16 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt.errors import DeviceError
+from sol_rt.hardware import free_memory_bytes
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED
 _CUDA = 2  # kDLCUDA
-_KINDS = {"i": 0, "u": 1, "f": 2}  # kDLInt, kDLUInt, kDLFloat
+_KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}  # kDLInt, kDLUInt, kDLFloat, kDLBool
 _CAPSULE = b"dltensor"
+_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 
 
 class _DLTensor(ctypes.Structure):
@@ -69,9 +74,7 @@ class _View:
         self._managed.context, self._managed.deleter = id(self), _release
 
     def value(self) -> ort.OrtValue:
-        new = ctypes.pythonapi.PyCapsule_New
-        new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-        capsule = new(ctypes.addressof(self._managed), _CAPSULE, None)
+        capsule = _new_capsule(ctypes.addressof(self._managed), _CAPSULE, None)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # until the tensor's owner calls _release
         try:
             return ort.OrtValue.from_dlpack(capsule)
@@ -118,6 +121,9 @@ class CudaDriver:
         self._check(library.cuInit(0))
         self._check(library.cuDeviceGet(ctypes.byref(number), device))
         self._check(library.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), number))
+        integrated = ctypes.c_int()
+        self._check(library.cuDeviceGetAttribute(ctypes.byref(integrated), _INTEGRATED, number))
+        self._integrated = integrated.value != 0
 
     def allocate(self, size_bytes: int) -> int:
         """The address of new memory."""
@@ -131,17 +137,32 @@ class CudaDriver:
         try:
             with self._current():
                 self._library.cuMemFree_v2(ctypes.c_uint64(address))
-        except DeviceError:
+        except (DeviceError, MemoryError):
             return
 
     def free_bytes(self) -> int | None:
-        """Memory that is free now, None where the driver does not tell."""
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        """Memory that programs can still get, None where the driver does not tell. A GPU that shares the processor's
+        gets what files fill there as well, which CUDA does not count.
+        """
+        if self._integrated:
+            return free_memory_bytes()
         try:
-            with self._current():
-                self._check(self._library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
-        except DeviceError:
+            return self._told_free_bytes()
+        except (DeviceError, MemoryError):
             return None
+
+    def answers(self) -> bool:
+        """Whether the GPU is still there: one that is lost gives its error to every call."""
+        try:
+            self._told_free_bytes()
+        except (DeviceError, MemoryError):
+            return False
+        return True
+
+    def _told_free_bytes(self) -> int:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        with self._current():
+            self._check(self._library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
         return free.value
 
     @contextmanager

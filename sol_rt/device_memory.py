@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from sol_rt.cuda_memory import Block, CudaDriver, size_bytes
-from sol_rt.errors import DeviceError, ProviderError, one_line
+from sol_rt.errors import DeviceError, ProviderError, SolError, one_line
 
 _FLOATS = ("float16", "float32")
 _OPSETS = [helper.make_opsetid("", 21)]
@@ -60,11 +60,7 @@ class DeviceMemory(ABC):
         return Mirror(self, arrays)
 
     def lost(self) -> bool:
-        """Whether the GPU answers no more."""
-        try:
-            self.read([self.place(np.zeros(1, np.float32))], [ort.OrtValue.ortvalue_from_numpy(np.ones(1, np.float32))])
-        except Exception:  # ONNX Runtime's exceptions share no useful base
-            return True
+        """Whether the GPU is known to answer no more."""
         return False
 
     def fetch(self, mirror: Mirror, names: Collection[str]) -> None:
@@ -139,6 +135,8 @@ class DeviceMemory(ABC):
         """Makes DeviceErrors of ONNX Runtime's."""
         try:
             yield
+        except SolError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
             raise DeviceError(self._where, one_line(error)) from None
 
@@ -146,7 +144,7 @@ class DeviceMemory(ABC):
     def _shortage(self, needed_bytes: int) -> Iterator[None]:
         try:
             yield
-        except DeviceError:
+        except SolError:
             raise
         except Exception as error:  # likewise
             why = self._too_little(needed_bytes, "a tensor", self._free_bytes())
@@ -194,7 +192,12 @@ class CudaMemory(DeviceMemory):
         self._driver = driver
 
     def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
-        return Block(self._driver, size_bytes(shape, dtype)).tensor(shape, dtype)
+        block = Block(self._driver, size_bytes(shape, dtype))
+        with self.errors():
+            return block.tensor(shape, dtype)
+
+    def lost(self) -> bool:
+        return not self._driver.answers()
 
     def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
         for value, target in zip(values, into, strict=True):
@@ -223,16 +226,17 @@ class Mirror:
 
     def __init__(self, memory: DeviceMemory, arrays: Mapping[str, np.ndarray]) -> None:
         self._memory, self.arrays = memory, dict(arrays)
-        self._sent = {name: array.copy() for name, array in arrays.items()}
+        self._sent: dict[str, np.ndarray] = {}
         self._host = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         self.values = {name: memory.place(array) for name, array in arrays.items()}
 
     def send(self) -> None:
         """Writes what changed in main memory since the last time."""
-        for name, sent in self._sent.items():
-            if not np.array_equal(self.arrays[name], sent):
-                self.values[name].update_inplace(self.arrays[name])
-                sent[...] = self.arrays[name]
+        for name in self._host:
+            array, sent = self.arrays[name], self._sent.get(name)
+            if sent is None or not np.array_equal(array, sent):
+                self.values[name].update_inplace(array)
+                self._sent[name] = array.copy()
 
     def receive(self, names: Collection[str]) -> None:
         """Reads these tensors into their arrays, and waits for it."""
@@ -261,14 +265,16 @@ class PackedMirror(Mirror):
         offsets = dict(zip(packed, ends.tolist(), strict=False))
         self._bytes = np.zeros(int(ends[-1]), np.uint8)
         tensor = block(self._bytes.nbytes)
-        self._all = tensor(self._bytes.shape, np.uint8, 0)
+        with memory.errors():
+            self._all = tensor(self._bytes.shape, np.uint8, 0)
         self._all_host = ort.OrtValue.ortvalue_from_numpy(self._bytes)
         self._packed: dict[str, np.ndarray] = {}
         for name, array in packed.items():
             start = offsets[name]
             self._packed[name] = self._bytes[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
             self._packed[name][...] = array
-            self.values[name] = tensor(array.shape, array.dtype, start)
+            with memory.errors():
+                self.values[name] = tensor(array.shape, array.dtype, start)
         with memory.errors():
             self._all.update_inplace(self._bytes)
         self.arrays |= packed

@@ -22,7 +22,7 @@ from sol_rt.device_graph import Value, device_graph
 from sol_rt.device_memory import DeviceMemory
 from sol_rt.device_weights import DeviceWeights
 from sol_rt.distribution import Distribution
-from sol_rt.errors import DeviceError, ProviderError, one_line
+from sol_rt.errors import DeviceError, ProviderError, SolError, one_line
 from sol_rt.kv_cache import KvCache
 from sol_rt.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.providers import Provider
@@ -404,5 +404,7 @@ class DeviceRunner:
     def _errors(self, graph: OpenGraph) -> Iterator[None]:
         try:
             yield
+        except SolError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no useful base
             raise DeviceError(self._where, f"{graph.file}: {one_line(error)}") from None

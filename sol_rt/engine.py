@@ -119,6 +119,7 @@ class Engine:
                     raise
                 unfit[self.provider.name] = str(error).removeprefix(f"provider {self.provider.name}: ")
                 self._device_runners.clear()  # they hold what was placed on that GPU
+                vars(self).pop("_device_inputs", None)
                 self._loaded.clear()
 
     def _start_on(self, provider: Provider) -> None:

@@ -63,14 +63,15 @@ class NumericError(SolError):
 _LONGEST = 200
 _CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
 """What providers begin the cause with, behind a C++ signature that is longer than a line."""
+_BEHIND = " ; GPU="
+"""What CUDA's provider goes on with: the host's name and lines of its source."""
 
 
 def one_line(error: BaseException) -> str:
     """An exception's text on one line, short enough to read: of a long one the part that names a cause."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if len(text) <= _LONGEST:
-        return text
+    text = text.partition(_BEHIND)[0]
     starts = [at for cause in _CAUSES if (at := text.find(cause)) >= 0]
-    if starts:
-        text = text[min(starts) :].partition(" ; GPU=")[0]  # the host and lines of a source follow
+    if len(text) > _LONGEST and starts:
+        text = text[min(starts) :]
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

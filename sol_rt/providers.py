@@ -171,9 +171,7 @@ class Provider:
         return self._session(model, self.options())
 
     def _free_bytes(self) -> int | None:
-        """Free memory of the GPU now."""
-        if self.name == "cuda":
-            return cuda.driver(self.device).free_bytes()
+        """Free memory of a WebGPU adapter now."""
         return webgpu.gpu(self._ep_device).free_bytes
 
     @property
@@ -356,8 +354,8 @@ def _compare(provider: Provider, path: Path, library: Path | None) -> None:
     try:
         got = _probe_run(provider, model, feed)
     except Exception as error:
-        reason = _GPUS[provider.name].reason(error, provider.gpu)
-        raise ProviderError(f"{what}{reason if library is None else f'{one_line(error)}; {hint}'}") from None
+        found = f"{one_line(error)}; {hint}" if library else _GPUS[provider.name].reason(error, provider.gpu)
+        raise ProviderError(f"{what}{found}") from None
     difference = float(np.abs(got - expected).max())
     if not difference <= _PROBE_TOLERANCE:
         text = f"numbers that differ from the CPU's by {difference:.3g}, expected at most {_PROBE_TOLERANCE}"

@@ -108,7 +108,8 @@ void LastBlockWithout(Memory* memory) {
   if (shared.last && threadIdx.x == 40) AddUp(memory);
 }
 
-// Every thread fences for itself, before the barrier: nothing tells when the counting thread comes after their fences.
+// Every thread fences for itself, before the barrier: enough on a device, whose fences have one order of all, and not what is taken for
+// granted here.
 void LastBlockOfOwnFences(Memory* memory) {
   SOL_SHARED(Numbers, shared);
   memory->numbers[blockIdx.x * kThreads + threadIdx.x] = 1;
@@ -118,6 +119,61 @@ void LastBlockOfOwnFences(Memory* memory) {
   __syncthreads();
   if (shared.last) __threadfence();
   if (shared.last && threadIdx.x == 40) AddUp(memory);
+}
+
+// What the counting thread writes too late for others to see.
+template <bool kBeforeCount>
+void ReleaseTooLate(Memory* memory) {
+  SOL_SHARED(Numbers, shared);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    if (kBeforeCount) memory->numbers[blockIdx.x] = 1;
+    shared.last = atomicAdd(&memory->counter, 1u) == gridDim.x - 1;
+    __threadfence();
+    if (!kBeforeCount) memory->numbers[blockIdx.x] = 1;
+  }
+  __syncthreads();
+  if (shared.last && threadIdx.x == 0) AddUp(memory);
+}
+
+template <bool kFences>
+void LastBlockReadsCount(Memory* memory) {
+  SOL_SHARED(Numbers, shared);
+  atomicAdd(&memory->sum, 1u);
+  if (kFences && !sol::cuda::LastBlock(&memory->counter, gridDim.x, shared.last)) return;
+  if (!kFences) {
+    if (threadIdx.x == 0) shared.last = atomicAdd(&memory->counter, 1u) == gridDim.x - 1;
+    __syncthreads();
+    if (!shared.last) return;
+  }
+  if (threadIdx.x == 40) memory->numbers[0] = memory->sum;
+}
+
+void OneBlockReadsCount(Memory* memory) {
+  if (threadIdx.x == 0) atomicAdd(&memory->sum, 1u);
+  __syncthreads();
+  if (blockIdx.x == 1 && threadIdx.x == 0) memory->numbers[0] = memory->sum;
+}
+
+void SharedCountReleasesNothing(Memory* memory) {
+  SOL_SHARED(Numbers, shared);
+  if (blockIdx.x == 0) memory->numbers[threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(&shared.numbers[0], 1u);
+    __threadfence();
+  }
+  __syncthreads();
+  if (blockIdx.x == 2 && threadIdx.x == 40) memory->sum = memory->numbers[5];
+}
+
+template <bool kWrites>
+void ReadOnlyLoad(Memory* memory) {
+  const uint32_t number = __ldg(&memory->numbers[threadIdx.x]);
+  __syncthreads();
+  if (blockIdx.x == 0) memory->numbers[threadIdx.x + (kWrites ? 0 : kThreads)] = number;
 }
 
 void WriteOwn(Memory* memory) { memory->numbers[blockIdx.x * kThreads + threadIdx.x] = memory->numbers[0] + 1; }
@@ -144,6 +200,14 @@ const std::map<std::string, Kernel> kKernels = {
     {"no barrier before the count", LastBlockWithout<true, true, false>},
     {"own fences", LastBlockOfOwnFences},
     {"blocks read what one writes", WriteOwn},
+    {"write before the count", ReleaseTooLate<true>},
+    {"write after the count", ReleaseTooLate<false>},
+    {"last block reads a count", LastBlockReadsCount<true>},
+    {"last block reads a count without fences", LastBlockReadsCount<false>},
+    {"one block reads a count", OneBlockReadsCount},
+    {"count in shared memory", SharedCountReleasesNothing},
+    {"read-only load", ReadOnlyLoad<false>},
+    {"read-only load of what is written", ReadOnlyLoad<true>},
 };
 
 }  // namespace

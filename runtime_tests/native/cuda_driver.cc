@@ -8,6 +8,7 @@ namespace {
 std::map<uint64_t, size_t> blocks;
 size_t used = 0, most = 0, limit = 1 << 20;
 int failure = 0;  // what every call gives
+int integrated = 0;
 int contexts = 0;
 }  // namespace
 
@@ -18,12 +19,17 @@ void forget() {
   blocks.clear();
   used = 0;
 }
+void share_memory(int shared) { integrated = shared; }
 void fail_with(int error) { failure = error; }
 int open_contexts() { return contexts; }
 
 int cuInit(unsigned) { return failure; }
 int cuDeviceGet(int* device, int number) {
   *device = number;
+  return failure;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == 18 ? integrated : -1;
   return failure;
 }
 int cuDevicePrimaryCtxRetain(void** context, int) {

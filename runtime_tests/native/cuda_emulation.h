@@ -142,13 +142,16 @@ T atomicAdd(T* at, T by) {
 }
 // A device loads words of 2, 4, 8 and 16 bytes from multiples of their size alone; the host would not mind.
 template <class T>
-T __ldg(const T* at) {
+T __ldcg(const T* at) {
   if (reinterpret_cast<uintptr_t>(at) % sizeof(T) != 0) emulation::Die("a load that is not aligned");
   return *at;
 }
 template <class T>
-T __ldcg(const T* at) {
-  return __ldg(at);
+T __ldg(const T* at) {
+#ifdef __SANITIZE_THREAD__
+  emulation::Machine::Get().ReadOnly(at, sizeof(T));
+#endif
+  return __ldcg(at);
 }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __float2int_rn(float x) { return std::isnan(x) ? 0 : static_cast<int>(std::nearbyint(std::clamp(x, -2147483648.0f, 2147483520.0f))); }

@@ -56,6 +56,7 @@ class Machine {
   void SyncWarp();
   void Fence() { races_.Fence(current_); }
   void Atomic(void* at, size_t bytes);
+  void ReadOnly(const void* at, size_t bytes) { races_.ReadOnly(current_, at, bytes, __builtin_return_address(0)); }
   const Slot* Exchange(const void* mine, size_t bytes);
 
   // What a kernel's compiler says of its loads and stores.

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 #include "cuda_machine.h"
@@ -34,7 +35,7 @@ void Races::BeginLaunch() {
   block_ = 0;
   places_.clear();
   lines_.clear();
-  for (Recent& recent : recent_) recent = Recent();
+  for (Place& place : found_) place = Place();
 }
 
 void Races::BeginBlock(unsigned threads, const void* shared, size_t shared_bytes) {
@@ -44,6 +45,10 @@ void Races::BeginBlock(unsigned threads, const void* shared, size_t shared_bytes
   seen_.clear();
   shared_ = reinterpret_cast<uintptr_t>(shared);
   shared_bytes_ = shared_bytes;
+  for (auto place = places_.begin(); place != places_.end();) {
+    const bool of_block = reinterpret_cast<uintptr_t>(place->first) - shared_ < shared_bytes_;
+    place = of_block ? places_.erase(place) : std::next(place);
+  }
 }
 
 void Races::Barrier() {
@@ -61,10 +66,9 @@ void Races::Fence(unsigned thread) {
   Thread& own = threads_[thread];
   Add(own.acquired, own.observed);
   own.observed.clear();
-  own.fenced = true;
   own.released = seen_;
   Add(own.released, own.acquired);
-  own.released[block_] = {phase_, thread};
+  own.released[block_] = phase_;
 }
 
 void Races::Atomic(unsigned thread, void* at, size_t bytes, const void* code) {
@@ -72,24 +76,36 @@ void Races::Atomic(unsigned thread, void* at, size_t bytes, const void* code) {
   Touch({block_, phase_, own.step, static_cast<uint16_t>(thread), true, code}, at, bytes, true);
   SeenBlocks& place = places_[at];
   Add(own.observed, place);
-  if (own.fenced) Add(place, own.released);
+  Add(place, own.released);
 }
 
 void Races::Access(unsigned thread, const void* at, size_t bytes, bool write, const void* code) {
   Touch({block_, phase_, threads_[thread].step, static_cast<uint16_t>(thread), false, code}, at, bytes, write);
 }
 
+void Races::ReadOnly(unsigned thread, const void* at, size_t bytes, const void* code) {
+  const auto first = reinterpret_cast<uintptr_t>(at);
+  for (uintptr_t address = first; address < first + bytes; ++address) {
+    Byte& byte = LineAt(address).bytes[address % kLine];
+    if (byte.write.code != nullptr) {
+      std::fprintf(stderr, "CUDA emulation: __ldg by thread %u of block %u at %s, of what this launch writes at %s\n", thread, block_,
+                   LineOf(code).c_str(), LineOf(byte.write.code).c_str());
+      std::abort();
+    }
+    byte.read_only = true;
+  }
+}
+
 void Races::Add(SeenBlocks& to, const SeenBlocks& from) {
-  for (const auto& [block, seen] : from) {
-    Seen& known = to[block];
-    if (seen.phase >= known.phase) known = seen;
+  for (const auto& [block, phase] : from) {
+    uint32_t& known = to[block];
+    if (phase > known) known = phase;
   }
 }
 
 bool Races::Sees(const SeenBlocks& seen, const Event& before) const {
   const auto found = seen.find(before.block);
-  if (found == seen.end()) return false;
-  return before.phase < found->second.phase || (before.phase == found->second.phase && before.thread == found->second.thread);
+  return found != seen.end() && before.phase < found->second;
 }
 
 bool Races::Ordered(const Event& before, const Event& now, bool shared) const {
@@ -101,20 +117,43 @@ bool Races::Ordered(const Event& before, const Event& now, bool shared) const {
 
 Races::Line& Races::LineAt(uintptr_t address) {
   const uintptr_t index = address / kLine;
-  Recent& recent = recent_[index % kRecent];
-  if (recent.line == nullptr || recent.address != index) {
+  Place& place = found_[index % kPlaces];
+  if (place.line == nullptr || place.address != index) {
     auto& line = lines_[index];
     if (line == nullptr) line = std::make_unique<Line>();
-    recent = {index, line.get()};
+    place = {index, line.get()};
   }
-  return *recent.line;
+  return *place.line;
 }
 
-bool Races::KnownRead(const Byte& byte, const Event& now) {
-  for (const Event& read : byte.reads) {
-    if (read.code != nullptr && read.block == now.block && read.thread == now.thread && read.phase == now.phase && read.step == now.step) return true;
+bool Races::Knows(const Recent& recent, const Event& now) {
+  for (const Event& event : recent.events) {
+    if (event.code != nullptr && event.block == now.block && event.thread == now.thread && event.phase == now.phase && event.step == now.step) return true;
   }
   return false;
+}
+
+// An event that this one comes after says no more than this one. Of a block two are kept, so that other blocks' have room.
+void Races::Remember(Recent& recent, const Event& now, bool shared) const {
+  int of_block = 0;
+  Event* last = nullptr;
+  Event* free = nullptr;
+  for (Event& event : recent.events) {
+    if (Ordered(event, now, shared)) {
+      free = &event;
+    } else if (event.block == now.block) {
+      ++of_block;
+      last = &event;
+    }
+  }
+  if (of_block >= 2) {
+    *last = now;
+  } else if (free != nullptr) {
+    *free = now;
+  } else {
+    recent.events[recent.next] = now;
+    recent.next = (recent.next + 1) % Recent::kEvents;
+  }
 }
 
 void Races::Touch(const Event& now, const void* at, size_t bytes, bool write) {
@@ -123,32 +162,34 @@ void Races::Touch(const Event& now, const void* at, size_t bytes, bool write) {
   for (uintptr_t address = first; address < first + bytes; ++address) {
     Byte& byte = LineAt(address).bytes[address % kLine];
     const auto check = [&](const Event& before, bool wrote) {
-      if ((before.atomic && now.atomic) || Ordered(before, now, shared)) return;
+      if (Ordered(before, now, shared)) return;
       std::fprintf(stderr, "CUDA emulation: a race in %s memory: %s by thread %u of block %u at %s, and %s by thread %u of block %u at %s\n",
                    shared ? "shared" : "device", NameOf(wrote, before.atomic), before.thread, before.block, LineOf(before.code).c_str(),
                    NameOf(write, now.atomic), now.thread, now.block, LineOf(now.code).c_str());
       std::abort();
     };
-    if (!write && KnownRead(byte, now)) continue;
+    if (!write && Knows(byte.reads, now)) continue;
     check(byte.write, true);
-    if (write) {
-      for (Event& read : byte.reads) {
-        check(read, false);
-        read = Event();
-      }
-      byte.write = now;
+    if (!now.atomic) {
+      for (const Event& atomic : byte.atomics.events) check(atomic, true);
+    }
+    if (!write) {
+      Remember(byte.reads, now, shared);
       continue;
     }
-    // A read that this one comes after says no more than this one.
-    int place = -1;
-    for (int i = 0; i < kReads && place < 0; ++i) {
-      if (Ordered(byte.reads[i], now, shared)) place = i;
+    if (byte.read_only) {
+      std::fprintf(stderr, "CUDA emulation: a write by thread %u of block %u at %s, of what this launch reads by __ldg\n", now.thread, now.block,
+                   LineOf(now.code).c_str());
+      std::abort();
     }
-    if (place < 0) {
-      place = byte.next;
-      byte.next = (byte.next + 1) % kReads;
+    for (const Event& read : byte.reads.events) check(read, false);
+    byte.reads = Recent();
+    if (now.atomic) {
+      Remember(byte.atomics, now, shared);
+    } else {
+      byte.atomics = Recent();
+      byte.write = now;
     }
-    byte.reads[place] = now;
   }
 }
 

@@ -1,9 +1,12 @@
 // Races of emulated kernels: two accesses to a byte, one of them a write, not both atomic, that nothing puts in an order. What does, as CUDA
 // has it (its programming guide's memory fences; PTX ISA, memory consistency model): a barrier within a block, __syncwarp within a warp, the
 // end of a launch, and between blocks an atomic operation on one place that the one reaches after a fence and the other before a fence.
-// Warp shuffles, votes and matrix instructions order no memory.
+// Warp shuffles, votes and matrix instructions order no memory. A byte that is read by __ldg may not be written by the same launch at all.
 //
-// It finds what happened to be unordered whatever order the threads ran in. Of a byte it remembers the last write and four reads.
+// Whatever order the threads ran in, what is unordered is found: of a byte the last write, four reads and four atomic operations are
+// remembered. Two things are taken more strictly than CUDA has them: of a fence for acquire and release, where __threadfence orders more,
+// and of what a thread releases to other blocks only what came before its block's last barrier. Copies that the compiler leaves to memcpy
+// are not seen.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +26,7 @@ class Races {
   void Fence(unsigned thread);
   void Atomic(unsigned thread, void* at, size_t bytes, const void* code);
   void Access(unsigned thread, const void* at, size_t bytes, bool write, const void* code);
+  void ReadOnly(unsigned thread, const void* at, size_t bytes, const void* code);
 
  private:
   // Phases are counted by barriers, steps of a warp by __syncwarp.
@@ -32,26 +36,25 @@ class Races {
     bool atomic = false;
     const void* code = nullptr;  // none: no such event
   };
-  static constexpr int kReads = 4;
+  // Of events to one byte those that no later one stands for, the oldest dropped.
+  struct Recent {
+    static constexpr int kEvents = 4;
+    Event events[kEvents];
+    int next = 0;
+  };
   struct Byte {
     Event write;
-    Event reads[kReads];
-    int next = 0;
+    Recent reads, atomics;
+    bool read_only = false;
   };
   static constexpr size_t kLine = 64;
   struct Line {
     Byte bytes[kLine];
   };
-  // Of a block: what came before the phase, and what `thread` did until it ended.
-  struct Seen {
-    uint32_t phase = 0;
-    uint32_t thread = 0;
-  };
-  using SeenBlocks = std::unordered_map<uint32_t, Seen>;
+  using SeenBlocks = std::unordered_map<uint32_t, uint32_t>;  // of a block what came before a phase
   struct Thread {
     uint32_t step = 0;
-    bool fenced = false;
-    SeenBlocks released;  // with its last fence
+    SeenBlocks released;  // with its last fence; nothing before the first one
     SeenBlocks observed;  // by its atomic operations, in order for it after a fence
     SeenBlocks acquired;
   };
@@ -60,7 +63,8 @@ class Races {
   bool Sees(const SeenBlocks& seen, const Event& before) const;
   bool Ordered(const Event& before, const Event& now, bool shared) const;
   Line& LineAt(uintptr_t address);
-  static bool KnownRead(const Byte& byte, const Event& now);
+  static bool Knows(const Recent& recent, const Event& now);
+  void Remember(Recent& recent, const Event& now, bool shared) const;
   void Touch(const Event& now, const void* at, size_t bytes, bool write);
 
   uint32_t block_ = 0, phase_ = 0;
@@ -68,12 +72,12 @@ class Races {
   SeenBlocks seen_;  // by all threads of the block
   std::unordered_map<const void*, SeenBlocks> places_;  // of atomic operations
   std::unordered_map<uintptr_t, std::unique_ptr<Line>> lines_;  // of this launch: what was before is in order
-  static constexpr size_t kRecent = 1024;
-  struct Recent {
+  static constexpr size_t kPlaces = 1024;
+  struct Place {
     uintptr_t address = 0;
     Line* line = nullptr;
   };
-  Recent recent_[kRecent];
+  Place found_[kPlaces];  // lines, so that few are looked up
   uintptr_t shared_ = 0;
   size_t shared_bytes_ = 0;
 };

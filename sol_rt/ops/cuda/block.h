@@ -132,7 +132,7 @@ __device__ Selected SelectLargest(int64_t n, uint32_t k, const Key& key, SelectM
 }
 
 // Whether this block is the last of `blocks` to come here; what the others wrote before is then there to be read, past the first-level cache.
-// One thread's fences between barriers are the block's; fences of each thread for itself would not be: the counting one need not come after.
+// One thread's fences between barriers are the block's, also where fences are of acquire and release alone.
 __device__ __forceinline__ bool LastBlock(uint32_t* counter, uint32_t blocks, bool& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
