@@ -21,7 +21,8 @@ import pytest
 from sol_rt import providers
 from sol_rt.cli import main
 from sol_rt.config import CONFIG_NAME, SolConfig
-from sol_rt.errors import SolError
+from sol_rt.engine import Engine
+from sol_rt.errors import DeviceError, SolError
 from sol_rt.generation_config import FILE
 from sol_rt.ops import library_path
 
@@ -76,6 +77,27 @@ def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest
     assert out == text + "\n"
     for word in ("requested 0.700", "achieved", "tokens/s", "first token", "-q"):
         assert word in err
+
+
+@pytest.mark.parametrize("argv", [("generate", "-p", PROMPT), ("chat",)], ids=["generate", "chat"])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_error_within_the_text_has_a_line_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], steps: int
+) -> None:
+    forward, lengths = Engine.forward, []
+
+    def failing(engine: Engine, tokens: Any, *rest: Any, **named: Any) -> Any:
+        lengths.append(len(tokens))
+        if len(lengths) > steps:
+            raise DeviceError("a GPU", "it is lost")
+        return forward(engine, tokens, *rest, **named)
+
+    monkeypatch.setattr(Engine, "forward", failing)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((PROMPT + "\n").encode())))
+    out, err = run(capsys, *argv, "--temperature", "0", "--schedule", "dense", code=1)
+    assert "sol-rt: error: a GPU failed: it is lost" in err
+    assert (out == "") == (steps == 0)
+    assert out.endswith("\n") == (steps > 0)
 
 
 def test_prompt_from_file_pipe_and_flag_are_one(

@@ -182,6 +182,7 @@ def test_the_command_line_ends_with_one_line_where_the_gpu_is_lost(libraries: Pa
     assert errors[0].startswith(f"sol-rt: error: {WHERE} failed: ")
     assert "700: the GPU is lost" in errors[0]
     assert len(done.stdout.split()) == (0 if place == "prompt" else 3)
+    assert done.stdout == "" or done.stdout.endswith("\n")
 
 
 def test_a_library_that_is_missing_is_named(libraries: Path, bundle: Path, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ class Conversation:
                 raise
             note(" (stopped)")
         except SolError:
+            if said:
+                print(flush=True)
             self.messages.pop()
             raise
         print()

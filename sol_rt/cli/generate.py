@@ -80,11 +80,17 @@ def generate(
     loaded = load(model, **settings, ctx_size=ctx_size)
     tell_in_vain(loaded, arguments)
     run = loaded.stream(text, **arguments)
+    begun = False
     try:
         for step in run:
             if not json:
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
+                begun = True
+    except SolError:
+        if begun:
+            print(flush=True)  # the error has a line of its own
+        raise
     except KeyboardInterrupt:
         run.close()
         _finish(run.result, loaded.engine.provider, json)
