@@ -40,15 +40,18 @@ WRONG = {
     "no fence before": "device",
     "no syncwarp": "shared",
     "one block reads a count": "device",
+    "one block reads and all count": "device",
+    "one thread reads and others count": "shared",
     "one word": "device",
     "own fences": "device",
     "plain count": "device",
     "read of a count": "device",
     "syncwarp for two warps": "shared",
+    "two warps read": "shared",
     "write after the count": "device",
     "write before the count": "device",
 }
-READ_ONLY = "read-only load of what is written"
+READ_ONLY = [f"read-only load {of}" for of in ("of what is written", "after a write", "after a count")]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def run(program: Path, *arguments: str, order: str = "ascending") -> subprocess.
 
 
 def test_every_small_kernel_is_tried(program: Path) -> None:
-    assert run(program).stdout.splitlines() == sorted([*RIGHT, *WRONG, READ_ONLY])
+    assert run(program).stdout.splitlines() == sorted([*RIGHT, *WRONG, *READ_ONLY])
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
@@ -87,26 +90,28 @@ def test_a_race_is_found(program: Path, name: str, order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
-def test_what_is_written_is_not_loaded_as_read_only(program: Path, order: str) -> None:
-    done = run(program, READ_ONLY, order=order)
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_what_is_written_is_not_loaded_as_read_only(program: Path, name: str, order: str) -> None:
+    done = run(program, name, order=order)
     assert done.returncode != 0
     assert "__ldg" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_kernels_have_none(tmp_path: Path) -> None:
-    """Steps at all lengths and counts, batches and prompts, of every width; many blocks whose last one adds up.
+    """Steps, batches and a prompt, of every width, dense and sparse; many blocks whose last one adds up.
 
     All tests of the emulation look for races where SOL_RT_EMULATION_RACES is set, which takes ten minutes.
     """
     library = build(tmp_path, races=True)
     file = NATIVE.parent / "test_cuda_emulation.py"
-    few = [f"test_fixed_attention[case{i}]" for i in (2, 3, 4, 5, 7, 11, 12, 15, 18, 25)]
+    few = [f"test_fixed_attention[case{i}]" for i in (2, 4, 5, 7, 11, 12, 15, 18)]
     few += ["test_fixed_layers", "test_parts_of_the_channels_add_up", "test_codes_of_16_bits_are_exact"]
     few += ["test_many_channels_are_shared_by_blocks", "test_pruned_rows_of_many_channels"]
     few += ["test_ties_keep_the_lower_index", "test_among_equal_tokens"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += [*(f"{file}::{name}" for name in few), "-k", "not phi and not 32-20-513 and not 32-9760-2"]
+    long = "phi or qwen2 or 32-20-513 or 32-9760-2 or 1056-2-6 or 1056-2-4 or 1056-1-6 or 300-3-6"
+    command += [*(f"{file}::{name}" for name in few), "-k", f"not ({long})"]
     environment = os.environ | {"SOL_RT_EMULATED_LIBRARY": str(library)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -346,7 +346,11 @@ def test_cuda_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     if hardware.cuda_driver_version() is not None:
         pytest.skip("an NVIDIA driver is here")
     monkeypatch.setattr(cuda, "wheel_versions", dict)
+    monkeypatch.setattr(cuda.ort, "__version__", "1.26.0")
     with pytest.raises(ProviderError, match="no NVIDIA driver is here"):
+        cuda.gpu(0)
+    monkeypatch.setattr(cuda.ort, "__version__", "1.25.1")
+    with pytest.raises(ProviderError, match=r"needs onnxruntime-gpu 1\.26 or newer, this is 1\.25\.1; pip install"):
         cuda.gpu(0)
 
 

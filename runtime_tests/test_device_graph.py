@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import KvLayout, Variant
 from sol_rt.device_graph import DeviceGraph, device_graph, repacked
+from sol_rt.device_runner import DeviceRunner
 from sol_rt.device_weights import DeviceWeights
 from sol_rt.distribution import Distribution
 from sol_rt.engine import Engine
@@ -276,7 +278,23 @@ def test_a_device_that_fails_is_one_typed_line(value: ort.OrtValue, monkeypatch:
     monkeypatch.setattr(memory, "read", fail)
     with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
         memory.fetch(mirror, ["x"])
-    assert memory.lost()
+
+
+def test_an_error_of_ours_keeps_its_type(value: ort.OrtValue, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MainMemory()
+
+    def refuse(*_: object) -> ort.InferenceSession:
+        raise ProviderError("no such operator")
+
+    monkeypatch.setattr(memory, "_make_session", refuse)
+    with pytest.raises(ProviderError, match=r"^no such operator$"):
+        memory.grown(value, (1, 3, 9, 5), "float16")
+    runner = DeviceRunner.__new__(DeviceRunner)
+    runner._where = "a GPU"
+    with pytest.raises(ProviderError, match=r"^no such operator$"), runner._errors(SimpleNamespace(file="g")):  # type: ignore[arg-type]
+        refuse()
+    with pytest.raises(DeviceError, match="a GPU failed: g: lost"), runner._errors(SimpleNamespace(file="g")):  # type: ignore[arg-type]
+        raise RuntimeError("lost")
 
 
 @pytest.mark.parametrize("kv", ["float16", "int8"])

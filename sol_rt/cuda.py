@@ -59,8 +59,8 @@ def options(device: int, *, capture: bool) -> dict[str, str]:
 def gpu(number: int) -> hardware.Gpu:
     """GPU `number` in CUDA's order.
 
-    Raises ProviderError where the wheel is mixed with another, or there is no driver, a driver that is too old or no
-    such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
+    Raises ProviderError where the wheel is mixed with another or too old, or there is no driver, one that is too old or
+    no such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
     """
     check_wheels(wheel_versions(), ort.__version__)
     if release(ort.__version__) < _OLDEST_RUNTIME:

@@ -111,7 +111,8 @@ class CudaDriver:
         library: CUDA's driver.
         device: number of the GPU.
 
-    All of it raises MemoryError where memory is short, DeviceError where the GPU or its driver fails otherwise.
+    Making one and `allocate` raise MemoryError where memory is short, DeviceError where the GPU or its driver fails
+    otherwise.
     """
 
     def __init__(self, library: ctypes.CDLL, device: int) -> None:
@@ -144,8 +145,8 @@ class CudaDriver:
         """Memory that programs can still get, None where the driver does not tell. A GPU that shares the processor's
         gets what files fill there as well, which CUDA does not count.
         """
-        if self._integrated:
-            return free_memory_bytes()
+        if self._integrated and (free := free_memory_bytes()) is not None:
+            return free
         try:
             return self._told_free_bytes()
         except (DeviceError, MemoryError):
@@ -155,7 +156,9 @@ class CudaDriver:
         """Whether the GPU is still there: one that is lost gives its error to every call."""
         try:
             self._told_free_bytes()
-        except (DeviceError, MemoryError):
+        except MemoryError:
+            return True
+        except DeviceError:
             return False
         return True
 

@@ -231,7 +231,7 @@ class Mirror:
         self.values = {name: memory.place(array) for name, array in arrays.items()}
 
     def send(self) -> None:
-        """Writes what changed in main memory since the last time."""
+        """Writes what changed in main memory since the last time, all of it at first."""
         for name in self._host:
             array, sent = self.arrays[name], self._sent.get(name)
             if sent is None or not np.array_equal(array, sent):

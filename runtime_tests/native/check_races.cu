@@ -178,6 +178,37 @@ void ReadOnlyLoad(Memory* memory) {
 
 void WriteOwn(Memory* memory) { memory->numbers[blockIdx.x * kThreads + threadIdx.x] = memory->numbers[0] + 1; }
 
+template <bool kAtomic>
+void ReadOnlyLoadOfOwn(Memory* memory) {
+  uint32_t* own = &memory->numbers[blockIdx.x * kThreads + threadIdx.x];
+  if (kAtomic) atomicAdd(own, 1u);
+  if (!kAtomic) *own = 1;
+  __syncthreads();
+  const uint32_t number = __ldg(own);
+  if (number > 5) memory->sum = 1;
+}
+
+// One block, or one warp, reads plainly what all count.
+template <bool kOfBlock>
+void ReadsAndCounts(Memory* memory) {
+  SOL_SHARED(Numbers, shared);
+  uint32_t* count = kOfBlock ? &memory->sum : &shared.numbers[0];
+  if (!kOfBlock && threadIdx.x == 0) *count = 0;
+  __syncthreads();
+  if (threadIdx.x == 0 && (!kOfBlock || blockIdx.x == 0)) memory->numbers[blockIdx.x] = *count;
+  if (threadIdx.x % 40 == 0) atomicAdd(count, 1u);
+}
+
+// Three threads read, and one that comes after two of them writes.
+void TwoWarpsRead(Memory* memory) {
+  SOL_SHARED(Numbers, shared);
+  if (threadIdx.x == 0) shared.numbers[0] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0 || threadIdx.x == 1 || threadIdx.x == 33) memory->numbers[blockIdx.x * kThreads + threadIdx.x] = shared.numbers[0];
+  __syncwarp();
+  if (threadIdx.x == 2) shared.numbers[0] = 2;
+}
+
 using Kernel = void (*)(Memory*);
 
 const std::map<std::string, Kernel> kKernels = {
@@ -208,6 +239,11 @@ const std::map<std::string, Kernel> kKernels = {
     {"count in shared memory", SharedCountReleasesNothing},
     {"read-only load", ReadOnlyLoad<false>},
     {"read-only load of what is written", ReadOnlyLoad<true>},
+    {"read-only load after a write", ReadOnlyLoadOfOwn<false>},
+    {"read-only load after a count", ReadOnlyLoadOfOwn<true>},
+    {"one block reads and all count", ReadsAndCounts<true>},
+    {"one thread reads and others count", ReadsAndCounts<false>},
+    {"two warps read", TwoWarpsRead},
 };
 
 }  // namespace

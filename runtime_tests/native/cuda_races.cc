@@ -87,9 +87,11 @@ void Races::ReadOnly(unsigned thread, const void* at, size_t bytes, const void* 
   const auto first = reinterpret_cast<uintptr_t>(at);
   for (uintptr_t address = first; address < first + bytes; ++address) {
     Byte& byte = LineAt(address).bytes[address % kLine];
-    if (byte.write.code != nullptr) {
+    const void* written = byte.write.code;
+    for (const Event& atomic : byte.atomics.events) written = atomic.code != nullptr ? atomic.code : written;
+    if (written != nullptr) {
       std::fprintf(stderr, "CUDA emulation: __ldg by thread %u of block %u at %s, of what this launch writes at %s\n", thread, block_,
-                   LineOf(code).c_str(), LineOf(byte.write.code).c_str());
+                   LineOf(code).c_str(), LineOf(written).c_str());
       std::abort();
     }
     byte.read_only = true;
@@ -133,7 +135,8 @@ bool Races::Knows(const Recent& recent, const Event& now) {
   return false;
 }
 
-// An event that this one comes after says no more than this one. Of a block two are kept, so that other blocks' have room.
+// An event that this one comes after says no more than this one. Of a block two are kept, of two warps where there are, so that other blocks'
+// have room.
 void Races::Remember(Recent& recent, const Event& now, bool shared) const {
   int of_block = 0;
   Event* last = nullptr;
@@ -143,7 +146,7 @@ void Races::Remember(Recent& recent, const Event& now, bool shared) const {
       free = &event;
     } else if (event.block == now.block) {
       ++of_block;
-      last = &event;
+      if (last == nullptr || event.thread / kLanes == now.thread / kLanes) last = &event;
     }
   }
   if (of_block >= 2) {
@@ -183,11 +186,10 @@ void Races::Touch(const Event& now, const void* at, size_t bytes, bool write) {
       std::abort();
     }
     for (const Event& read : byte.reads.events) check(read, false);
-    byte.reads = Recent();
     if (now.atomic) {
       Remember(byte.atomics, now, shared);
     } else {
-      byte.atomics = Recent();
+      byte.reads = byte.atomics = Recent();
       byte.write = now;
     }
   }

@@ -59,7 +59,7 @@ class Conversation:
                 raise
             note(" (stopped)")
         except SolError:
-            if said:
+            if any(said):
                 print(flush=True)
             self.messages.pop()
             raise

@@ -86,7 +86,7 @@ def generate(
             if not json:
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
-                begun = True
+                begun = begun or step.text != ""
     except SolError:
         if begun:
             print(flush=True)  # the error has a line of its own
