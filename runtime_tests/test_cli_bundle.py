@@ -80,7 +80,7 @@ def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest
 
 
 @pytest.mark.parametrize("argv", [("generate", "-p", PROMPT), ("chat",)], ids=["generate", "chat"])
-@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("steps", [0, 10])
 def test_an_error_within_the_text_has_a_line_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], steps: int
 ) -> None:

@@ -91,7 +91,8 @@ class PolicyNetwork(nn.Module):
         as near as sums over the axes come."""
         centred = logits - logits.mean()
         if self.factors is not None:
-            centred = torch.linalg.lstsq(self.factors.T, centred.unsqueeze(1)).solution.squeeze(1)
+            # not lstsq: the factors are dependent, and of such a matrix it gives wrong solutions in half of the calls
+            centred = torch.linalg.pinv(self.factors.T.double()) @ centred.double()
         self.actions.bias.copy_(centred)
 
     @torch.no_grad()
