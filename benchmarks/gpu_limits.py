@@ -16,7 +16,7 @@ import onnxruntime as ort
 from node_costs import node_cost
 from onnx import NodeProto, TensorProto, helper
 
-from sol_rt import cuda, hardware
+from sol_rt import hardware
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
@@ -33,7 +33,7 @@ _KERNEL_LAUNCHES = {"DecoderLayer": 11, "NestedMatMul": 2, "NestedGather": 1}
 def copy_gb_per_second(provider: Provider) -> float:
     """10^9 bytes a second that y = -x over large tensors reads and writes on the provider's device."""
     size = _COPY_BYTES if provider.gpu is not None and not provider.software else _SOFTWARE_COPY_BYTES
-    free = hardware.free_memory_bytes() if provider.gpu is None else _free_bytes(provider)
+    free = hardware.free_memory_bytes() if provider.gpu is None else provider._free_bytes()
     if free is not None:
         size = max(_LEAST_COPY_BYTES, min(size, free // 8))
     seconds = _seconds_a_run(provider, [helper.make_node("Neg", ["x"], ["y"])], size // 4)
@@ -97,13 +97,8 @@ def used_bytes(provider: Provider) -> int | None:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:"))
         except (OSError, StopIteration):
             return None
-    free = _free_bytes(provider)
+    free = provider._free_bytes()
     return None if free is None else provider.gpu.total_bytes - free
-
-
-def _free_bytes(provider: Provider) -> int | None:
-    """Memory of the GPU that is free now."""
-    return cuda.driver(provider.device).free_bytes() if provider.name == "cuda" else provider._free_bytes()
 
 
 def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> dict[Action, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from sol_rt.cuda_memory import Block, CudaDriver, size_bytes
-from sol_rt.errors import DeviceError, ProviderError, SolError, one_line
+from sol_rt.errors import ProviderError, SolError, device_errors, one_line
 
 _FLOATS = ("float16", "float32")
 _OPSETS = [helper.make_opsetid("", 21)]
@@ -130,15 +130,9 @@ class DeviceMemory(ABC):
             binding.bind_ortvalue_output("y", output)
             session.run_with_iobinding(binding)
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Makes DeviceErrors of ONNX Runtime's."""
-        try:
-            yield
-        except SolError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions share no useful base
-            raise DeviceError(self._where, one_line(error)) from None
+    def errors(self) -> AbstractContextManager[None]:
+        """Makes DeviceErrors of what ONNX Runtime raises within."""
+        return device_errors(self._where)
 
     @contextmanager
     def _shortage(self, needed_bytes: int) -> Iterator[None]:
@@ -146,7 +140,7 @@ class DeviceMemory(ABC):
             yield
         except SolError:
             raise
-        except Exception as error:  # likewise
+        except Exception as error:  # ONNX Runtime's exceptions share no useful base
             why = self._too_little(needed_bytes, "a tensor", self._free_bytes())
             raise ProviderError(f"{why} ({one_line(error)})") from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from sol_rt.device_graph import Value, device_graph
 from sol_rt.device_memory import DeviceMemory
 from sol_rt.device_weights import DeviceWeights
 from sol_rt.distribution import Distribution
-from sol_rt.errors import DeviceError, ProviderError, SolError, one_line
+from sol_rt.errors import ProviderError, device_errors
 from sol_rt.kv_cache import KvCache
 from sol_rt.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.providers import Provider
@@ -400,11 +400,5 @@ class DeviceRunner:
             self._inputs.send()
             graph.run(binding)
 
-    @contextmanager
-    def _errors(self, graph: OpenGraph) -> Iterator[None]:
-        try:
-            yield
-        except SolError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions share no useful base
-            raise DeviceError(self._where, f"{graph.file}: {one_line(error)}") from None
+    def _errors(self, graph: OpenGraph) -> AbstractContextManager[None]:
+        return device_errors(self._where, graph.file)

@@ -1,5 +1,10 @@
 """The errors a user can meet. Each says what, where, got, expected and the next step, in one line."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SolError(Exception):
     """Base of every error that a user's input or environment can cause. The command line prints it as one line."""
@@ -75,3 +80,19 @@ def one_line(error: BaseException) -> str:
     if len(text) > _LONGEST and starts:
         text = text[min(starts) :]
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+@contextmanager
+def device_errors(where: str, what: str = "") -> Iterator[None]:
+    """Makes DeviceErrors of what ONNX Runtime raises on a GPU, and lets errors of ours through.
+
+    Args:
+        where: provider and GPU.
+        what: what was run there; empty where that is plain.
+    """
+    try:
+        yield
+    except SolError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no useful base
+        raise DeviceError(where, f"{what}: {one_line(error)}" if what else one_line(error)) from None

@@ -171,7 +171,9 @@ class Provider:
         return self._session(model, self.options())
 
     def _free_bytes(self) -> int | None:
-        """Free memory of a WebGPU adapter now."""
+        """Free memory of the GPU now."""
+        if self.name == "cuda":
+            return cuda.driver(self.device).free_bytes()
         return webgpu.gpu(self._ep_device).free_bytes
 
     @property
