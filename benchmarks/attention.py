@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from sol_rt.config import PAGE_SIZE
+from sol_rt.config import PAGE_SIZE, KvLayout
+from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.ops import library_path
 
 EVICTED_BYTES = 96 << 20
@@ -26,7 +27,7 @@ FLOAT, HALF, BYTE, INTEGER = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto
 CACHE = {"key": HALF, "value": HALF, "key_codes": BYTE, "key_range": HALF}
 
 
-def attention_node(layer: int, heads: int, kv_heads: int, head_dim: int, *more: str) -> NodeProto:
+def attention_node(layer: int, shape: AttentionShape, *more: str) -> NodeProto:
     """SparseAttention of a layer, whose cache is past_PART.LAYER and present_PART.LAYER, PART of CACHE; `more` inputs
     come last.
     """
@@ -36,14 +37,13 @@ def attention_node(layer: int, heads: int, kv_heads: int, head_dim: int, *more: 
         ["qkv", *past, "past_length", "attn_keep", "cos", "sin", *more],
         [f"y.{layer}", *present],
         domain="sol",
-        num_heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        rotary_dim=head_dim,
-        page_size=PAGE_SIZE,
-        sinks=SINKS,
-        softmax_scale=head_dim**-0.5,
+        **shape.attributes,
     )
+
+
+def attention_shape(heads: int, kv_heads: int, head_dim: int) -> AttentionShape:
+    """Of heads that are rotated whole."""
+    return AttentionShape(heads, kv_heads, head_dim, head_dim, SINKS, head_dim**-0.5, KvLayout().capacity_step)
 
 
 def build(args: argparse.Namespace) -> ModelProto:
@@ -63,7 +63,7 @@ def build(args: argparse.Namespace) -> ModelProto:
         kinds = [(kind, 4) for kind in CACHE.values()]
         ranks |= dict(zip(past, kinds, strict=True))
         outputs |= {f"y.{layer}": (FLOAT, 3)} | dict(zip(present, kinds, strict=True))
-        nodes.append(attention_node(layer, args.heads, args.kv_heads, args.head_dim))
+        nodes.append(attention_node(layer, attention_shape(args.heads, args.kv_heads, args.head_dim)))
     inputs, results = (
         [
             helper.make_tensor_value_info(name, kind, [f"{name}_{i}" for i in range(rank)])

@@ -2,10 +2,11 @@
 
     python benchmarks/bodies.py                     # every bit-width, at contexts of 512 and 16384
     python benchmarks/bodies.py --model smollm2-135m --contexts 4096 --nodes
+    python benchmarks/bodies.py --model phi-3-mini --contexts 4096 --keep 10
 
-A layer is what a graph of two layers has more than one of one layer, of random weights in a model's sizes. Nodes and
-shapes are those that ONNX Runtime's profile of a strict session tells; node_costs.py knows how many dispatches a node
-takes, and what it reads.
+A layer is what a graph of two layers, as sol_rt makes it for a GPU, has more than one of one, of random weights in a
+model's sizes. Nodes and shapes are those that ONNX Runtime's profile of a strict session tells; node_costs.py knows how
+many dispatches a node takes, and what it reads.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime_tests"))
 from random_decoder import RandomDecoder, describe
 
 from sol_rt import providers
+from sol_rt.actions import Action
+from sol_rt.config import PAGE_SIZE, KvLayout
+from sol_rt.device_graph import device_graph
+from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS
 
 SIZES = {
     "smollm2-135m": {"hidden_size": 576, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "intermediate_size": 1536},
@@ -39,11 +44,14 @@ SIZES = {
         "head_dim": 128,
         "intermediate_size": 8960,
     },
+    "phi-2": {"hidden_size": 2560, "num_heads": 32, "num_kv_heads": 32, "head_dim": 80, "intermediate_size": 10240},
+    "phi-3-mini": {"hidden_size": 3072, "num_heads": 32, "num_kv_heads": 32, "head_dim": 96, "intermediate_size": 8192},
 }
-CHOICES = {"dense": (0, 0), "choosing tokens": (1, 0), "pruning channels": (0, 1)}
-"""Whether the session chooses tokens, and channels."""
-_TYPES = {f"tensor({name})": np.dtype(name) for name in ("float16", "uint8", "int64", "int32")}
-_DIMS = ("choosing_layers", "pruning_layers")
+"""As if each were a Llama."""
+CAPACITY_STEP = KvLayout().capacity_step
+_TYPES = {f"tensor({name})": np.dtype(name) for name in ("float16", "uint8", "int64", "int32")} | {
+    "tensor(float)": np.dtype(np.float32)
+}
 
 
 class Cost(defaultdict[str, list[int]]):
@@ -61,13 +69,15 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(SIZES), default="smollm2-135m", help="whose sizes")
     parser.add_argument("--bits", default="4,6,8", help="bit-widths, of 4, 6 and 8")
     parser.add_argument("--contexts", default="512,16384", help="tokens in the cache")
+    parser.add_argument("--keep", type=int, default=10, help="percent of the tokens that are kept where some are")
     parser.add_argument("--nodes", action="store_true", help="tell the costs of every operator")
     args = parser.parse_args()
     print(f"| {args.model}, a layer at decode | bits | context | dispatches | MB |\n|---|--:|--:|--:|--:|")
-    for name, choices in CHOICES.items():
+    sessions = {"dense": (100, False), f"keeps {args.keep}%": (args.keep, False), "pruning channels": (100, True)}
+    for name, (keep, prunes) in sessions.items():
         for bits in map(int, args.bits.split(",")) if name == "dense" else [4]:
             for context in map(int, args.contexts.split(",")):
-                layer = _layer(args.model, bits, context, choices)
+                layer = _layer(args.model, bits, context, keep, prunes)
                 dispatches, size = layer.total()
                 print(f"| {name} | {bits} | {context} | {dispatches} | {size / 1e6:.2f} |", flush=True)
                 if args.nodes:
@@ -75,16 +85,16 @@ def main() -> None:
                         print(f"|   {op} | | | {count} | {part / 1e6:.3f} |")
 
 
-def _layer(model: str, bits: int, context: int, choices: tuple[int, int]) -> Cost:
-    one, two = (_step(model, layers, bits, context, choices) for layers in (1, 2))
+def _layer(model: str, bits: int, context: int, keep: int, prunes: bool) -> Cost:
+    one, two = (_step(model, layers, bits, context, keep, prunes) for layers in (1, 2))
     layer = Cost()
     for op in two:
         layer[op] = [two[op][i] - one[op][i] for i in range(2)]
     return layer
 
 
-def _step(model: str, layers: int, bits: int, context: int, choices: tuple[int, int]) -> Cost:
-    """A decode step of a graph of so many layers behind `context` tokens."""
+def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: bool) -> Cost:
+    """A decode step of a graph of so many layers behind `context` tokens, of which it attends `keep` percent."""
     sizes: dict[str, Any] = {**SIZES[model], "rotary_dim": SIZES[model]["head_dim"], "num_layers": layers}
     decoder = replace(describe("llama"), vocab_size=96, max_context=context + 64, **sizes)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,18 +103,28 @@ def _step(model: str, layers: int, bits: int, context: int, choices: tuple[int, 
         options = provider.options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        if bits == 8:
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        for dim, chosen in zip(_DIMS, choices, strict=True):
-            options.add_free_dimension_override_by_name(dim, layers * chosen)
-        session = provider.session(graph, options)
-        feed = {}
+        nothing = np.zeros(0, np.int64)
+        constants = {"num_logits": np.ones(1, np.int64)}
+        constants |= {} if keep < 100 else {"attn_keep": nothing}
+        constants |= {} if prunes else dict.fromkeys(CHANNEL_INPUTS, nothing)
+        made = device_graph(
+            graph,
+            inline=True,
+            bits=bits,
+            constants=constants,
+            dims=dict.fromkeys(CHOICE_DIMS, layers),
+            one_token=True,
+            keep=keep,
+        )
+        session = provider.session(graph, options, made.model)
+        feed, capacity = {}, -(-(context + 1) // CAPACITY_STEP) * CAPACITY_STEP
         for node in session.get_inputs():
-            shape = [{"S": 1, "C": context + 64}.get(dim, dim) for dim in node.shape]
+            shape = [capacity if dim == "C" else dim for dim in node.shape]
             feed[node.name] = np.ones(shape, _TYPES[node.type])
         feed["past_length"][:] = context
-        if "total_length" in feed:
-            feed["total_length"][:] = context + 1
+        feed["total_length"][:] = context + 1
+        if keep < 100:
+            feed["attn_keep"][:] = Action(keep, 100, bits).pages(context, PAGE_SIZE)
         session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     cost = Cost()

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
-from attention import SINKS, attention_node
+from attention import SINKS, attention_node, attention_shape
 from gpu_limits import Wait
 from onnx import ModelProto, TensorProto, helper
 
-from sol_rt.config import PAGE_SIZE, ModelDims
-from sol_rt.export.attention_body import AttentionShape, sparse_attention
+from sol_rt.config import PAGE_SIZE, KvLayout, ModelDims
+from sol_rt.device_graph import ROOM, room
+from sol_rt.export.attention_body import sparse_attention
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.providers import Provider
 
@@ -45,12 +46,16 @@ def measure(provider: Provider, dims: ModelDims, context: int, kept: int, repeat
 
 
 def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: int) -> float:
-    capacity = -(-(context + 1) // PAGE_SIZE) * PAGE_SIZE
+    step = KvLayout().capacity_step
+    capacity = -(-(context + 1) // step) * step
     chooses = keep != _ALL or provider.native
+    percent = min(100, -(-100 * keep * PAGE_SIZE // context))
     options = provider.options()
     capture = provider.native and provider.can_capture
     session = provider._session(
-        _model(dims, provider.floats, capacity, chooses).SerializeToString(), options, capture=capture
+        _model(dims, provider.floats, capacity, percent if chooses else None).SerializeToString(),
+        options,
+        capture=capture,
     )
     places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
     on_host = {node.name for node, place in places if place.name.lower().startswith("cpu")} if not capture else set()
@@ -98,13 +103,11 @@ def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: i
     return best / LAYERS * 1e6
 
 
-def _model(dims: ModelDims, floats: str, capacity: int, chooses: bool) -> ModelProto:
-    """LAYERS nodes of SparseAttention, each with its cache of type `floats`; without `chooses` they get no counts and
-    read all.
+def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> ModelProto:
+    """LAYERS nodes of SparseAttention, each with its cache of type `floats`, with room for so many percent of the
+    tokens; without, they get no counts and read all.
     """
-    shape = AttentionShape(
-        dims.num_heads, dims.num_kv_heads, dims.head_dim, dims.head_dim, SINKS, float(dims.head_dim**-0.5)
-    )
+    shape = attention_shape(dims.num_heads, dims.num_kv_heads, dims.head_dim)
     half, byte, info = (
         helper.np_dtype_to_tensor_dtype(np.dtype(floats)),
         TensorProto.UINT8,
@@ -126,20 +129,25 @@ def _model(dims: ModelDims, floats: str, capacity: int, chooses: bool) -> ModelP
         "cos": table,
         "sin": table,
     }
-    if not chooses:
+    if percent is None:
         del inputs["attn_keep"]
     outputs, nodes = {}, []
     for layer in range(LAYERS):
         inputs |= {f"past_{part}.{layer}": kind for part, kind in parts.items()}
         outputs |= {f"present_{part}.{layer}": kind for part, kind in parts.items()}
         outputs[f"y.{layer}"] = (TensorProto.FLOAT, [1, 1, dims.num_heads * dims.head_dim])
-        nodes.append(attention_node(layer, dims.num_heads, dims.num_kv_heads, dims.head_dim, "total_length"))
+        nodes.append(attention_node(layer, shape, "total_length"))
+        for attribute in nodes[-1].attribute:
+            if attribute.name == ROOM and percent is not None:
+                attribute.i = room(attribute.i, percent, KvLayout())
     graph = helper.make_graph(
         nodes,
         "attention",
         [info(name, *kind) for name, kind in inputs.items()],
         [info(name, *kind) for name, kind in outputs.items()],
-        [] if chooses else [helper.make_tensor("attn_keep", TensorProto.INT64, [0], [])],
+        [] if percent is not None else [helper.make_tensor("attn_keep", TensorProto.INT64, [0], [])],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
-    return helper.make_model(graph, opset_imports=opsets, functions=[sparse_attention(shape)], ir_version=IR_VERSION)
+    return helper.make_model(
+        graph, opset_imports=opsets, functions=[sparse_attention(shape, floats=half)], ir_version=IR_VERSION
+    )

@@ -5,7 +5,8 @@ Read off ONNX Runtime's sources (1.30 to 1.32):
 - views (Reshape, Unsqueeze, …) take none; GroupQueryAttention takes 3 at one token and reads keys and values once;
 - MatMulNBits takes 2 where it makes codes of its input (float32, accuracy level 4, K a multiple of 128, N of 16);
 - TopK of n > 2048 sorts in memory: one dispatch for each of log2(n) (log2(n) + 1) / 2 steps, and two more;
-- every other node takes 1, reads its inputs and writes its outputs, Gather only the rows that it copies.
+- every other node takes 1, reads its inputs and writes its outputs; Gather, GatherElements and RotaryEmbedding read of
+  what is looked up in as much as they copy, and ScatterND and ScatterElements write in place.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def node_cost(op: str, event: dict[str, Any], bits: int, tokens: int) -> tuple[i
     if op == "TopK" and inputs[0][1][-1] > 2048:
         steps = math.ceil(math.log2(inputs[0][1][-1]))
         return 2 + steps * (steps + 1) // 2, read + written + steps * (steps + 1) * 8 * 2**steps
-    if op == "Gather":
+    if op in ("Gather", "GatherElements", "RotaryEmbedding"):
         return 1, 2 * written
-    if op in ("ScatterND", "MemcpyToHost"):  # in place; a copy that waits for everything before it
+    if op in ("ScatterND", "ScatterElements", "MemcpyToHost"):  # the last: a copy that waits for everything before it
         return 1, 2 * sum(_ITEM_BYTES[kind] * math.prod(shape) for kind, shape in inputs[-1:])
     return 1, read + written

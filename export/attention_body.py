@@ -1,24 +1,23 @@
 """Function body of the operator `SparseAttention`: see bodies.py for what all bodies heed.
 
 Where every token is read, GroupQueryAttention does it all: it rotates, appends in place, and reads keys and values
-once, of the tokens that are there and not of the whole capacity. Where tokens are chosen it appends only, in effect:
-the newest query's attention is computed once more, over the whole capacity with a mask. Scores are then those of the
-keys themselves, not of their codes, which would have to be made anew at each step: WebGPU has no operators that would
-store them, and their tensors pass through unread.
+once, of the tokens that are there and not of the whole capacity. Where tokens are chosen for a single new one,
+gathered_attention.py takes its place. An int8 cache has neither: those bodies run on the CPU, and mask. Scores are
+those of the keys themselves, not of their codes, which would have to be made anew at each step: WebGPU has no operators
+that would store them, and their tensors pass through unread.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from sol_rt.config import PAGE_SIZE
+from sol_rt.export import gathered_attention
+from sol_rt.export.attention_shape import NEVER, AttentionShape, rotated
 from sol_rt.export.nodes import END, NodeWriter
 
-_NEVER = -1e30  # score of a key that is not attended: finite, so that no NaN arises
 _LOWEST_SCORE = 2.0**-100  # smaller scores of tokens count as 0
 _ALL = 1e9  # beyond every position
 _TINY = 1e-30  # instead of a step of zero
@@ -27,29 +26,15 @@ _FUSED_ROTARY = 16
 """GroupQueryAttention rotates multiples of so many channels."""
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """What the operator's attributes say, all but the page size."""
-
-    num_heads: int
-    kv_heads: int
-    head_dim: int
-    rotary_dim: int
-    sinks: int
-    softmax_scale: float
-
-    @property
-    def group(self) -> int:
-        """Query heads that read one KV head."""
-        return self.num_heads // self.kv_heads
-
-
-def sparse_attention(shape: AttentionShape, *, int8: bool = False) -> onnx.FunctionProto:
+def sparse_attention(
+    shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16
+) -> onnx.FunctionProto:
     """`SparseAttention` with its attributes inlined: all layers of a graph share them.
 
     A host that binds past and present to one buffer gets an append in place: GroupQueryAttention and ScatterND write
     outputs of the function itself and nothing else reads `past_*`. An `int8` cache holds codes and scales of keys and
-    values, for which neither GroupQueryAttention nor WebGPU has operators: those bodies run on the CPU.
+    values, for which neither GroupQueryAttention nor WebGPU has operators: those bodies run on the CPU. Of other caches
+    `floats` is the type.
     """
     writer = NodeWriter()
     for part in ("key_codes", "key_range"):  # WebGPU passes uint8 through this, but not through Identity
@@ -57,40 +42,49 @@ def sparse_attention(shape: AttentionShape, *, int8: bool = False) -> onnx.Funct
     if int8:
         _int8_attention(writer, shape)
     else:
-        _float_attention(writer, shape)
+        _float_attention(writer, shape, floats)
     cache, scales = ["key", "value", "key_codes", "key_range"], ["key_scale", "value_scale"] if int8 else []
     inputs = ["qkv", *(f"past_{part}" for part in cache), "past_length", "attn_keep", "cos", "sin"]
     return writer.function(
         "SparseAttention",
         [*inputs, *(f"past_{part}" for part in scales), "total_length"],
         ["y", *(f"present_{part}" for part in cache + scales)],
-        ["num_heads", "kv_heads", "head_dim", "rotary_dim", "page_size", "sinks", "softmax_scale"],
+        list(shape.attributes),
     )
 
 
-def _float_attention(writer: NodeWriter, shape: AttentionShape) -> None:
-    op, int32 = writer.op, np.int32
-    every = writer.name("attended")
+def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int) -> None:
+    results, types = ["y", "present_key", "present_value"], [TensorProto.FLOAT, floats, floats]
+
+    def dense(inner: NodeWriter) -> list[str]:
+        return _dense(inner, shape)
+
+    def chosen(inner: NodeWriter) -> list[str]:
+        single = inner.op("Equal", inner.op("Shape", "qkv", start=1, end=2), inner.ints(1))
+        names = [inner.name(part) for part in ("attended", "keys", "values")]
+        return inner.branch(single, lambda one: gathered_attention.write(one, shape), dense, names, types)
+
+    writer.branch(writer.nonempty("attn_keep"), chosen, dense, results, types)
+
+
+def _dense(writer: NodeWriter, shape: AttentionShape) -> list[str]:
+    """y and the cache, every token attended."""
+    op, name = writer.op, writer.name
+    every, key, value = name("attended"), name("appended_key"), name("appended_value")
     rotates = shape.rotary_dim % _FUSED_ROTARY == 0
     query, tables = _rounded(writer) if rotates else _rounded_after_rotation(writer, shape)
     op(
         "GroupQueryAttention",
-        *(*query, "past_key", "past_value", op("Sub", "total_length", writer.const([1], int32)), "total_length"),
+        *(*query, "past_key", "past_value", op("Sub", "total_length", writer.const([1], np.int32)), "total_length"),
         *tables,
-        out=[every, "present_key", "present_value"],
+        out=[every, key, value],
         domain="com.microsoft",
         num_heads=shape.num_heads,
         kv_num_heads=shape.kv_heads,
         scale=shape.softmax_scale,
         do_rotary=int(rotates),
     )
-    every = op("Cast", every, to=TensorProto.FLOAT)
-    writer.where_any(
-        "attn_keep",
-        lambda inner: _chosen(inner, shape, every),
-        lambda inner: inner.op("Identity", every),
-        out="y",
-    )
+    return [op("Cast", every, to=TensorProto.FLOAT), key, value]
 
 
 def _rounded(writer: NodeWriter) -> tuple[list[str], list[str]]:
@@ -105,27 +99,8 @@ def _rounded_after_rotation(writer: NodeWriter, shape: AttentionShape) -> tuple[
     heads, kv_heads = shape.num_heads, shape.kv_heads
     sizes = [count * shape.head_dim for count in (heads + kv_heads, kv_heads, heads)]
     op("Split", "qkv", ints(*sizes[:2]), out=["qk", "v"], axis=-1)
-    op("Split", _rotated(writer, "qk", heads + kv_heads, shape), ints(sizes[2], sizes[1]), out=["q", "k"], axis=-1)
+    op("Split", rotated(writer, "qk", heads + kv_heads, shape), ints(sizes[2], sizes[1]), out=["q", "k"], axis=-1)
     return [op("CastLike", name, "past_key") for name in ("q", "k", "v")], []
-
-
-def _chosen(writer: NodeWriter, shape: AttentionShape, every: str) -> str:
-    """What one new token attends to where old ones are chosen; where there are several new ones, `every`."""
-    op, ints = writer.op, writer.ints
-    newest = op("Cast", "past_length", to=TensorProto.FLOAT)  # position of the only new token
-    row = op("Slice", "qkv", ints(-1), ints(END), ints(1))
-    row = op("Reshape", row, ints(1, 1, shape.num_heads + 2 * shape.kv_heads, shape.head_dim))
-    row = op("Slice", row, ints(0), ints(shape.num_heads), ints(2))
-    q = _rotated(writer, op("Transpose", row, perm=[0, 2, 1, 3]), shape.num_heads, shape)
-    q = op("Reshape", q, ints(1, shape.kv_heads, shape.group, shape.head_dim))
-    keys, values = (op("Cast", f"present_{part}", to=TensorProto.FLOAT) for part in ("key", "value"))
-    logits = op("MatMul", op("Mul", q, writer.const(shape.softmax_scale)), _transposed(writer, keys))
-    seen = _kept(writer, shape, logits, newest)
-    weights = op("Softmax", op("Where", seen, logits, writer.const(_NEVER)), axis=-1)
-    y = op("Reshape", op("MatMul", weights, values), ints(1, 1, shape.num_heads * shape.head_dim))
-    total = op("Cast", "total_length", to=TensorProto.FLOAT)
-    single = op("LessOrEqual", op("Sub", total, newest), writer.const(1.0))
-    return op("Where", single, y, every)
 
 
 def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
@@ -140,7 +115,7 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
     split = op("Reshape", "qkv", ints(0, 0, heads + 2 * kv_heads, shape.head_dim))
     split = op("Transpose", split, perm=[0, 2, 1, 3])
     qk = op("Split", split, ints(heads + kv_heads, kv_heads), out=["qk", "v"], axis=1)
-    op("Split", _rotated(writer, qk, heads + kv_heads, shape), ints(heads, kv_heads), out=["q", "k"], axis=1)
+    op("Split", rotated(writer, qk, heads + kv_heads, shape), ints(heads, kv_heads), out=["q", "k"], axis=1)
     rows = _scatter_rows(writer, positions, kv_heads)
     for new, side in (("k", "key"), ("v", "value")):
         rounded, scale = _codes(writer, new)
@@ -163,21 +138,10 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
         return inner.op("And", causal, inner.op("Or", kept, several))
 
     seen = writer.where_any("attn_keep", chosen, lambda inner: inner.op("Identity", causal))
-    weights = op("Softmax", op("Where", seen, logits, const(_NEVER)), axis=-1)
+    weights = op("Softmax", op("Where", seen, logits, const(NEVER)), axis=-1)
     y = op("MatMul", op("Mul", weights, value_scale), values)
     y = op("Transpose", op("Reshape", y, ints(1, heads, -1, shape.head_dim)), perm=[0, 2, 1, 3])
     op("Reshape", y, ints(0, 0, heads * shape.head_dim), out="y")
-
-
-def _rotated(writer: NodeWriter, x: str, heads: int, shape: AttentionShape) -> str:
-    """x float [1, heads, S, D] or [1, S, heads * D] at the positions from `past_length` on."""
-    return writer.op(
-        "RotaryEmbedding",
-        *(x, "past_length", "cos", "sin"),
-        domain="com.microsoft",
-        num_heads=heads,
-        rotary_embedding_dim=0 if shape.rotary_dim == shape.head_dim else shape.rotary_dim,
-    )
 
 
 def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -> str:
@@ -190,7 +154,7 @@ def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -
     newest_page = op("Floor", op("Mul", newest, const(1 / PAGE_SIZE)))
     token = _count(writer, op("Shape", logits, start=3, end=4))  # 1-based, [C]
     is_old = op("LessOrEqual", token, op("Mul", newest_page, const(float(PAGE_SIZE))))
-    shares = op("Softmax", op("Where", is_old, logits, const(_NEVER)), axis=-1)
+    shares = op("Softmax", op("Where", is_old, logits, const(NEVER)), axis=-1)
     scores = op("ReduceSum", shares, ints(2), keepdims=1)
     scores = op("Where", op("LessOrEqual", const(_LOWEST_SCORE), scores), scores, const(0.0))
     scores = op("Reshape", op("Where", is_old, scores, const(-1.0)), ints(1, -1))  # [1, Hk C]

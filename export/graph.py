@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 from sol_rt.config import KvLayout, TensorEntry, Variant
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.attention_body import AttentionShape, sparse_attention
+from sol_rt.export.attention_body import sparse_attention
+from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.export.layer import (
     CACHE,
     cache_parts,
@@ -254,7 +255,7 @@ class _GraphWriter:
         functions = [
             bodies.nested_gather(widest_bits(self.tensors), self.decoder.hidden_size),
             bodies.nested_matmul(self.widths.head),
-            sparse_attention(self._attention_shape(), int8=self.kv.dtype == "int8"),
+            sparse_attention(AttentionShape.of(self.decoder, self.kv), int8=self.kv.dtype == "int8"),
             *(decoder_layer(self.decoder, widths, self.kv, mixed=self.mixed) for widths in self.kinds),
         ]
         for bits in sorted({bits for widths in self.kinds for bits in (widths.qkv, widths.o)}):
@@ -278,17 +279,6 @@ class _GraphWriter:
         """As bodies of layers call it."""
         function.name += width_tag(*widths, mixed=self.mixed)
         return function
-
-    def _attention_shape(self) -> AttentionShape:
-        decoder = self.decoder
-        return AttentionShape(
-            decoder.num_heads,
-            decoder.num_kv_heads,
-            decoder.head_dim,
-            decoder.rotary_dim,
-            self.kv.sinks,
-            decoder.softmax_scale,
-        )
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info

@@ -11,8 +11,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from sol_rt.config import PAGE_SIZE, KvLayout
+from sol_rt.config import KvLayout
+from sol_rt.device_graph import ROOM
 from sol_rt.export.architecture import Decoder
+from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.export.bodies import in_turn, planes
 from sol_rt.export.nodes import NodeWriter, Ref
 from sol_rt.widths import LayerWidths
@@ -54,7 +56,7 @@ def layer_attributes(decoder: Decoder, widths: LayerWidths, kv: KvLayout) -> dic
         "epsilon": decoder.norm_eps,
         "parallel_residual": int(decoder.parallel_residual),
         "shared_norm": int(decoder.shared_norm),
-        **_attention_attributes(decoder, kv),
+        **AttentionShape.of(decoder, kv).attributes,
         "gated": int(decoder.gated),
         "activation": decoder.activation,
         "qkv_bias": int(decoder.qkv_bias),
@@ -124,7 +126,7 @@ class _LayerBody:
             *inputs,
             out=["attended", *(f"present_{part}" for part in self.cache)],
             domain="sol",
-            **_attention_attributes(decoder, self.kv),
+            **(AttentionShape.of(decoder, self.kv).attributes | {ROOM: Ref(ROOM)}),
         )
         width = decoder.num_heads * decoder.head_dim
         y = self._float("attended")
@@ -212,18 +214,6 @@ def width_attributes(**widths: int) -> dict[str, Any]:
     """The attributes that say the widths of matrices, given by name: the widest, and of each other one its own."""
     most = max(widths.values())
     return {"bits": most, **{f"{matrix}_bits": bits for matrix, bits in widths.items() if bits < most}}
-
-
-def _attention_attributes(decoder: Decoder, kv: KvLayout) -> dict[str, Any]:
-    return {
-        "num_heads": decoder.num_heads,
-        "kv_heads": decoder.num_kv_heads,
-        "head_dim": decoder.head_dim,
-        "rotary_dim": decoder.rotary_dim,
-        "page_size": PAGE_SIZE,
-        "sinks": kv.sinks,
-        "softmax_scale": decoder.softmax_scale,
-    }
 
 
 def _formal(name: str) -> str:

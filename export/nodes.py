@@ -58,25 +58,40 @@ class NodeWriter:
         """A name that no node has given to an output before."""
         return f"{self.prefix}{stem}_{len(self.nodes)}"
 
-    def where_any(
-        self,
-        counts: str,
-        then: Callable[[NodeWriter], str],
-        otherwise: Callable[[NodeWriter], str],
-        out: str | None = None,
-    ) -> str:
-        """The value that `then` writes where the tensor `counts` of one dim has an element, else that of `otherwise`.
+    def nonempty(self, counts: str) -> str:
+        """Whether the tensor `counts` of one dim has an element, bool [1]."""
+        return self.op("Cast", self.op("Shape", counts), to=onnx.TensorProto.BOOL)
 
-        The condition depends on a shape alone: where that is known when a session is made, ONNX Runtime leaves the
-        branch that is not taken out of the graph.
+    def branch(
+        self,
+        condition: str,
+        then: Callable[[NodeWriter], Sequence[str]],
+        otherwise: Callable[[NodeWriter], Sequence[str]],
+        out: Sequence[str],
+        types: Sequence[int] = (),
+    ) -> list[str]:
+        """Writes If: `out` are the values that `then` writes where `condition`, bool [1], holds, else `otherwise`'s.
+
+        Their element types are wanted where type inference does not see them. The condition should depend on shapes
+        alone: where they are known when a session is made, ONNX Runtime leaves the branch that is not taken out of the
+        graph.
         """
-        size = self.op("Shape", counts)
         branches = {}
         for key, write in (("then_branch", then), ("else_branch", otherwise)):
             inner = NodeWriter(f"{self.name(key[:4])}_")
-            result = onnx.ValueInfoProto(name=write(inner))
-            branches[key] = helper.make_graph(inner.nodes, key, [], [result])
-        return self.op("If", self.op("Cast", size, to=onnx.TensorProto.BOOL), out=out, **branches)
+            results = [onnx.ValueInfoProto(name=name) for name in write(inner)]
+            for result, kind in zip(results, types, strict=False):
+                result.type.tensor_type.elem_type = kind
+            branches[key] = helper.make_graph(inner.nodes, key, [], results)
+        self.op("If", condition, out=out, **branches)
+        return list(out)
+
+    def where_any(self, counts: str, then: Callable[[NodeWriter], str], otherwise: Callable[[NodeWriter], str]) -> str:
+        """As `branch`, of one value, by whether `counts` has an element."""
+        (result,) = self.branch(
+            self.nonempty(counts), lambda inner: [then(inner)], lambda inner: [otherwise(inner)], [self.name("if")]
+        )
+        return result
 
     def count(self, counts: str) -> str:
         """An int64 count [1] as float [1]. Of an empty tensor too, so that the shapes of a branch that is not taken

@@ -195,11 +195,18 @@ def _shares(logits: Array) -> Array:
     return np.where(scores < 2.0**-100, 0.0, scores)
 
 
-def best_tokens(scores: Array, count: int) -> Array:
-    """The `count` pairs of KV head and old token with the highest scores [Hk, tokens], as bool of the same shape."""
-    kept = np.zeros(scores.size, bool)
-    kept[np.argsort(-scores.ravel(), kind="stable")[:count]] = True
-    return kept.reshape(scores.shape)
+def best_tokens(scores: Array, count: int, rows: int = 1) -> Array:
+    """The `count` pairs of KV head and old token with the highest scores [Hk, tokens], as bool of the same shape.
+
+    With more than one row token t is in row t mod rows, and ranks are shared out among the rows one by one.
+    """
+    kept = np.zeros(scores.shape, bool)
+    for row in range(rows):
+        part = scores[:, row::rows]
+        chosen = np.zeros(part.size, bool)
+        chosen[np.argsort(-part.ravel(), kind="stable")[: len(range(row, count, rows))]] = True
+        kept[:, row::rows] = chosen.reshape(part.shape)
+    return kept
 
 
 def sparse_attention(
@@ -215,10 +222,11 @@ def sparse_attention(
     sinks: int,
     scale: float,
     by_keys: bool = False,
+    row_count: int = 1,
 ) -> tuple[Array, ...]:
     """qkv [1, S, (H + 2 Hk) D] and a layer's cache: keys, values, codes and ranges of the keys and, where keys and
     values are int8, the scales of both -> y float64 [1, S, H D] and the new cache. Tokens are chosen by the codes or,
-    as function bodies do, by the keys themselves.
+    as function bodies do, by the keys themselves, and in so many rows as of `best_tokens`.
     """
     key, value, codes, ranges, *scales = (part.copy() for part in cache)
     codes, ranges = by_token(codes, ranges)
@@ -247,7 +255,7 @@ def sparse_attention(
             scores = [_shares(scale * queries[h] @ keys[h, rows].T) for h in range(kv_heads)]
         else:
             scores = [token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale) for h in range(kv_heads)]
-        attended[:, rows] = best_tokens(np.array(scores), kv_heads * attn_keep * PAGE)
+        attended[:, rows] = best_tokens(np.array(scores), kv_heads * attn_keep * PAGE, row_count)
         attended[:, :sinks] = True
     y = np.zeros((count, heads, size))
     for head in range(kv_heads):

@@ -19,6 +19,8 @@ import onnxruntime as ort
 import pytest
 import reference
 from greedy import assert_same_choices, greedy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from random_decoder import CONFIGS, RandomDecoder, describe
 from reference import Array, Nested
@@ -26,9 +28,11 @@ from reference import Array, Nested
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import PAGE_SIZE, KvLayout
+from sol_rt.device_graph import room
 from sol_rt.engine import Engine
 from sol_rt.export import bodies
-from sol_rt.export.attention_body import AttentionShape, sparse_attention
+from sol_rt.export.attention_body import sparse_attention
+from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
 from sol_rt.tokenizer import Tokenizer
@@ -298,9 +302,9 @@ def test_sparse_attention(
     feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "attn_keep": np.array([keep])}
     feed["total_length"] = np.array([past + tokens], np.int32)
     settings = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rotary_dim": rotary_dim}
-    body = sparse_attention(AttentionShape(heads, kv_heads, head_dim, rotary_dim, sinks, scale), int8=int8)
-    attributes = {**settings, "page_size": PAGE_SIZE, "sinks": sinks, "softmax_scale": scale}
-    got = run_operator(body, feed, tables, attributes, native=native)
+    attention = AttentionShape(**settings, sinks=sinks, softmax_scale=scale, capacity_step=capacity)
+    body = sparse_attention(attention, int8=int8)
+    got = run_operator(body, feed, tables, attention.attributes, native=native)
     expected = reference.sparse_attention(
         qkv,
         list(cache.values()),
@@ -336,8 +340,59 @@ def test_sparse_attention(
     assert flips <= 1 + key.size // 10000
     assert_close(got[0], expected[0], HALF if halves else ONE_OPERATOR if flips == 0 else 1e-2)
     if not native and (tokens > 1 or keep >= -(-total // PAGE_SIZE) - 1):
-        dense = run_operator(body, {**feed, "attn_keep": NOTHING}, tables, attributes, native=False)
+        dense = run_operator(body, {**feed, "attn_keep": NOTHING}, tables, attention.attributes, native=False)
         assert_close(dense[0], expected[0], HALF)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kv_heads=st.sampled_from([1, 2, 3]),
+    group=st.integers(1, 3),
+    steps=st.integers(1, 5),
+    fill=st.floats(0, 1),
+    keep=st.integers(1, 99),
+    seed=st.integers(0, 1000),
+)
+def test_attention_gathers_the_best_of_every_row(
+    kv_heads: int, group: int, steps: int, fill: float, keep: int, seed: int
+) -> None:
+    """With the room that a GPU's graphs have for a keep, in caches of several rows, however full, against float64."""
+    rng, step, size, sinks, heads = np.random.default_rng(seed), 32, 16, 4, kv_heads * group
+    capacity = step * steps
+    past = round(fill * (capacity - 1))
+    shape = AttentionShape(heads, kv_heads, size, size, sinks, 0.25, step)
+    angles = np.arange(capacity)[:, None] * 100.0 ** -np.linspace(0, 1, size // 2)
+    tables = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
+    cache: list[Array] = [rng.standard_normal((1, kv_heads, capacity, size)).astype(np.float16) for _ in range(2)]
+    cache[0][:, :, past:], cache[1][:, :, past:] = 300, -300  # what lies there does not matter
+    cache += reference.in_pages(*reference.key_codes(cache[0]))
+    qkv = 2 * rng.standard_normal((1, 1, (heads + 2 * kv_heads) * size)).astype(np.float32)
+    pages = Action(keep, 100, 8).pages(past, PAGE_SIZE)
+    feed = {"qkv": qkv, **dict(zip((f"past_{part}" for part in CACHE), cache, strict=True))}
+    feed |= {
+        "past_length": np.array([past]),
+        "attn_keep": np.array([pages]),
+        "total_length": np.array([past + 1], np.int32),
+    }
+    kept = room(shape.row_pairs, keep, KvLayout(capacity_step=step))
+    attributes = shape.attributes | {"attn_room": kept}
+    y, keys, values, *_ = run_operator(sparse_attention(shape), feed, tables, attributes, native=False)
+    expected, wanted_keys, wanted_values, *_ = reference.sparse_attention(
+        qkv,
+        cache,
+        past,
+        pages,
+        *tables.values(),
+        heads=heads,
+        kv_heads=kv_heads,
+        sinks=sinks,
+        scale=0.25,
+        by_keys=True,
+        row_count=steps,
+    )
+    assert_close(y, expected, HALF)
+    np.testing.assert_allclose(keys[:, :, : past + 1], wanted_keys[:, :, : past + 1], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(values[:, :, : past + 1], wanted_values[:, :, : past + 1], rtol=1e-3, atol=1e-6)
 
 
 NATIVE = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")

@@ -55,10 +55,10 @@ def _counts(bundle: Bundle, variant: Variant) -> dict[str, np.ndarray]:
 
 
 def _graph(
-    bundle: Bundle, variant: Variant, *, dense: bool = True, one_token: bool = True, float32: bool = False
+    bundle: Bundle, variant: Variant, *, keep: int = 100, one_token: bool = True, float32: bool = False
 ) -> DeviceGraph:
     constants = _counts(bundle, variant)
-    if dense:
+    if keep == 100:
         constants["attn_keep"] = np.zeros(0, np.int64)
     if one_token:
         constants["num_logits"] = np.ones(1, np.int64)
@@ -70,6 +70,8 @@ def _graph(
         dims=dict.fromkeys(CHOICE_DIMS, bundle.config.model.num_layers),
         one_token=one_token,
         float32=float32,
+        keep=keep,
+        kv=bundle.config.kv,
     )
 
 
@@ -79,7 +81,7 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int, fl
     weights = DeviceWeights(SharedWeights(bundle), MainMemory())
     for variant in bundle.config.variants.values():
         action = Action(keep, variant.prune, variant.bits)
-        graph = _graph(bundle, variant, dense=keep == 100, float32=floats == "float32")
+        graph = _graph(bundle, variant, keep=keep, float32=floats == "float32")
         weights.place(graph.values)
         session = cpu_session(graph.model)
         binding = session.io_binding()
@@ -135,8 +137,8 @@ def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
 def test_no_float16_is_left_where_there_is_none(bundle: Bundle) -> None:
     """Every tensor's type, as ONNX infers it of the operators that it knows and the graph says of the others."""
     for variant in bundle.config.variants.values():
-        for dense in (True, False):
-            graph = _graph(bundle, variant, dense=dense, float32=True)
+        for keep in (100, 30):
+            graph = _graph(bundle, variant, keep=keep, float32=True)
             model = onnx.load_from_string(graph.model)
             assert onnx.TensorProto.FLOAT16 not in {value.onnx_type for value in graph.values}
             inferred = onnx.shape_inference.infer_shapes(model).graph

@@ -28,7 +28,8 @@ from thread_counts import assert_same_for_any_thread_count
 from sol_rt.config import KvLayout
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.attention_body import AttentionShape, sparse_attention
+from sol_rt.export.attention_body import sparse_attention
+from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.export.layer import (
     CACHE,
     cache_parts,
@@ -166,10 +167,7 @@ class Layer:
         functions = [
             body,
             bodies.pruned_matmul(widths.qkv),
-            sparse_attention(
-                AttentionShape(d.num_heads, d.num_kv_heads, d.head_dim, d.rotary_dim, 4, d.softmax_scale),
-                int8=self.kv.dtype == "int8",
-            ),
+            sparse_attention(AttentionShape.of(d, self.kv), int8=self.kv.dtype == "int8"),
             bodies.pruned_mlp(
                 **width_attributes(up=widths.up, down=widths.down),
                 hidden=d.hidden_size,

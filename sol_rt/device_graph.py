@@ -8,7 +8,8 @@ of them once and binds it. Two graphs that compute the same of the same weights 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +21,12 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from sol_rt import logit_summary
-from sol_rt.config import tensor_bytes
+from sol_rt.config import KvLayout, tensor_bytes
 from sol_rt.graph_file import ONNX_DTYPES
 
 BLOCK = 32
+ROOM = "attn_room"
+"""Attribute of layers that only function bodies read: how many pairs of a row they gather at most."""
 _CHANNEL_MAJOR = "channel_major_base"
 """In a recipe: a 4-bit matrix [K, N] as the bytes [N, K / 32, 16] that MatMulNBits reads."""
 
@@ -76,6 +79,8 @@ def device_graph(
     one_token: bool = False,
     float32: bool = False,
     summary: tuple[int, int] | None = None,
+    keep: int = 100,
+    kv: KvLayout | None = None,
 ) -> DeviceGraph:
     """Reads a graph file of a bundle.
 
@@ -88,9 +93,12 @@ def device_graph(
         one_token: whether `input_ids` always holds one token.
         float32: whether everything in float16 becomes float32, the cache too; for function bodies alone.
         summary: rows and width of a summary of the logits that the graph is to give besides (logit_summary.py).
+        keep: percent of the old tokens that a step attends, for which function bodies are to have room.
+        kv: the cache's layout, the default one without it.
     """
     model = onnx.load(path, load_external_data=False)
     if inline:
+        _make_room(model.graph, keep, kv or KvLayout())
         model = onnx.inliner.inline_local_functions(model)
     if summary is not None:
         logit_summary.append(model.graph, *summary)
@@ -98,6 +106,21 @@ def device_graph(
     if float32:
         rewriter.widen()
     return rewriter.write()
+
+
+def room(pairs: int, keep: int, kv: KvLayout) -> int:
+    """How many pairs bodies gather at most of a row of so many: `keep` percent, and a row's part of what rounding up to
+    a page adds in a cache of the least capacity.
+    """
+    return min(pairs, math.ceil(pairs * (keep / 100 + kv.page_size / kv.capacity_step)))
+
+
+def _make_room(graph: onnx.GraphProto, keep: int, kv: KvLayout) -> None:
+    """Bundles of before November 2026 have no such attribute: their bodies mask."""
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if ROOM in attributes and attributes["layer"].i not in kv.dense_layers:
+            attributes[ROOM].i = room(attributes[ROOM].i, keep, kv)
 
 
 class _Rewriter:
@@ -128,7 +151,9 @@ class _Rewriter:
         self._replace(self.graph.node, [*casts, *self.graph.node])
 
     def write(self) -> DeviceGraph:
+        self._name_types()
         self._fold_shapes()
+        self._share_constants()
         self._take_branches()
         self._take_sides()
         self._multiply_by_nibbles()
@@ -148,19 +173,61 @@ class _Rewriter:
         self._replace(self.graph.input, kept)
         self.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
 
-    def _fold_shapes(self) -> None:
-        """Shapes of weights are numbers, not something made of weights; so are those of inputs where they are fixed."""
-        shapes = {key: list(tensor.dims) for name, tensor in self.weights.items() for key in (name, _wide(name))}
-        for item in self.graph.input:
-            shape = item.type.tensor_type.shape.dim
-            if all(dim.HasField("dim_value") for dim in shape):
-                shapes[item.name] = [dim.dim_value for dim in shape]
+    def _name_types(self) -> None:
+        """Casts to the type of an input become casts to that type, which may be of weights alone then."""
+        types = {item.name: item.type.tensor_type.elem_type for item in self.graph.input}
+        for graph in _graphs(self.graph):
+            for node in graph.node:
+                if node.op_type == "CastLike" and node.input[1] in types:
+                    to = types[node.input[1]]
+                    node.CopyFrom(helper.make_node("Cast", node.input[:1], node.output, to=to))
+
+    def _share_constants(self) -> None:
+        """Makes initializers of the branches' constants, one for equal ones: what layers compute of them alike is then
+        computed once.
+        """
+        names: dict[str, str] = {}
+        shared: dict[bytes, str] = {}
+        for graph in list(_graphs(self.graph))[1:]:
+            results = {item.name for item in graph.output}
+            kept = []
+            for node in graph.node:
+                value = next((item.t for item in node.attribute if item.name == "value"), None)
+                if node.op_type != "Constant" or value is None or node.output[0] in results:
+                    kept.append(node)
+                    continue
+                key = _named(value, "").SerializeToString()
+                if key not in shared:
+                    shared[key] = f"constant.{len(shared)}"
+                    self.graph.initializer.append(_named(value, shared[key]))
+                names[node.output[0]] = shared[key]
+            self._replace(graph.node, kept)
         for node in self.graph.node:
-            if node.op_type == "Shape" and node.input[0] in shapes:
+            _rename(node, names)
+
+    def _fold_shapes(self) -> None:
+        """Shapes of weights are numbers, not something made of weights; so are those of inputs where they are fixed.
+        Inputs with a dim of one name have it in common: it is asked of one of them.
+        """
+        shapes: dict[str, list[int | str]] = {
+            key: list(tensor.dims) for name, tensor in self.weights.items() for key in (name, _wide(name))
+        }
+        for item in self.graph.input:
+            shapes[item.name] = [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        first: dict[tuple[int | str, ...], str] = {}
+        for graph in _graphs(self.graph):
+            for node in graph.node:
+                if node.op_type != "Shape" or node.input[0] not in shapes:
+                    continue
                 dims = shapes[node.input[0]]
                 given = {attribute.name: attribute.i for attribute in node.attribute}
-                part = np.array(dims[given.get("start", 0) : given.get("end", len(dims))], np.int64)
-                node.CopyFrom(helper.make_node("Constant", [], node.output, value=numpy_helper.from_array(part)))
+                start, end = given.get("start", 0), given.get("end", len(dims))
+                part = dims[start:end]
+                if all(isinstance(dim, int) for dim in part):
+                    value = numpy_helper.from_array(np.array(part, np.int64))
+                    node.CopyFrom(helper.make_node("Constant", [], node.output, value=value))
+                else:
+                    node.input[0] = first.setdefault((start, end, *part), node.input[0])
 
     def _multiply_by_nibbles(self) -> None:
         """MatMul by a dequantized channel-major base becomes MatMulNBits, as ONNX Runtime fuses it where the base is an
@@ -220,19 +287,21 @@ class _Rewriter:
         own = [name for node in branch.node for name in node.output if name]
         own += [tensor.name for tensor in branch.initializer]
         inner = {name: f"branch{self._splices}.{name}" for name in own}
+        results = dict(zip(outputs, (item.name for item in branch.output), strict=True))
+        # what the branch makes for the graph itself is made under its name: a copy would cost a cache in time
+        inner |= {name: output for output, name in results.items() if output in self._graph_outputs and name in inner}
         self.graph.initializer.extend(_named(tensor, inner[tensor.name]) for tensor in branch.initializer)
         nodes = list(branch.node)
         for node in nodes:
             _rename(node, {**renamed, **inner})
             for index, name in enumerate(node.output):
                 node.output[index] = inner.get(name, name)
-        results = [item.name for item in branch.output]
-        for output, name in zip(outputs, results, strict=True):
+        for output, name in results.items():
             made = inner.get(name, renamed.get(name, name))
-            if output in self._graph_outputs:
-                nodes.append(helper.make_node("Identity", [made], [output]))
-            else:
+            if output not in self._graph_outputs:
                 renamed[output] = made
+            elif made != output:
+                nodes.append(helper.make_node("Identity", [made], [output]))
         return nodes
 
     def _take_sides(self) -> None:
@@ -289,14 +358,16 @@ class _Rewriter:
             else:
                 nodes.append(node)
         recipes = _Recipes(self._model, self.weights, plain, {**constants, **made})
+        renamed: dict[str, str] = {}
         for node in nodes:
-            for index, name in enumerate(node.input):
+            for name in sorted(_read(node)):
                 if name in self.weights:
                     tensor = self.weights[name]
                     self._value(name, (name,), (tensor.data_type, tensor.dims))
                 elif name in made and node.output[0] not in constants:
                     recipe = recipes.of(name)
-                    node.input[index] = self._value(recipe.key, recipe.weights, recipe.type, recipe.model)
+                    renamed[name] = self._value(recipe.key, recipe.weights, recipe.type, recipe.model)
+            _rename(node, renamed)
         self._replace(self.graph.node, nodes)
         self._replace(self.graph.initializer, list(plain.values()))
 
@@ -464,6 +535,15 @@ def _widen(graph: onnx.GraphProto) -> None:
     for tensor in tensors:
         if tensor.data_type == TensorProto.FLOAT16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
 
 
 def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:

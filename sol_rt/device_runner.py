@@ -124,14 +124,14 @@ class Kind(NamedTuple):
         file: the graph file.
         bits: width of its layers' widest matrices.
         channels: int64 [4, L] as bytes, counts of channels that it keeps; empty where it reads them at every step.
-        dense: whether every token is attended.
+        keep: percent of the old tokens that its steps attend; None where it reads how many at every step.
         one_token: whether it takes one token and gives one row of logits.
     """
 
     file: str
     bits: int
     channels: bytes
-    dense: bool
+    keep: int | None
     one_token: bool
 
 
@@ -188,7 +188,7 @@ class DeviceGraphs:
             counts = np.frombuffer(kind.channels, np.int64).reshape(len(CHANNEL_INPUTS), -1)
             for name, count in zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True):
                 constants[name] = count
-        if kind.dense:
+        if kind.keep == 100:
             constants["attn_keep"] = np.zeros(0, np.int64)
         if kind.one_token:
             constants["num_logits"] = np.ones(1, np.int64)
@@ -202,6 +202,8 @@ class DeviceGraphs:
             one_token=kind.one_token,
             float32=self._provider.floats == "float32",
             summary=self._summary if kind.one_token else None,
+            keep=100 if kind.keep is None else kind.keep,
+            kv=self._bundle.config.kv,
         )
         self.weights.place(graph.values)
         capture = self.captures and kind.one_token

@@ -200,7 +200,7 @@ class Engine:
         for key in variant_keys:
             variant = self._variant(key)
             counts = _channels(variant, self.bundle.config.model)
-            self._runner(variant, counts, _Choices(False, bool(counts.any()))).open()
+            self._runner(variant, counts).open()
 
     def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """From now on the variant keeps these channels, one count a layer; where a name is left out, the bundle's own.
@@ -338,10 +338,8 @@ class Engine:
 
     def _planned(self, action: Action, variant: Variant) -> _Plan:
         channels = _channels(variant, self.bundle.config.model)
-        pruning = bool(channels.any())
-        step, batch = _Choices(action.keep < 100, pruning), _Choices(False, pruning)
         runner = self._runner
-        return _Plan(lambda: runner(variant, channels, step), lambda: runner(variant, channels, batch), channels)
+        return _Plan(lambda: runner(variant, channels, action.keep), lambda: runner(variant, channels), channels)
 
     def _variant(self, key: str) -> Variant:
         variants = self.bundle.config.variants
@@ -349,13 +347,13 @@ class Engine:
             raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(variants)}")
         return variants[key]
 
-    def _runner(self, variant: Variant, channels: np.ndarray, choices: _Choices) -> _Runner | DeviceRunner:
-        """What runs a variant that keeps these channels, as `_channels`."""
+    def _runner(self, variant: Variant, channels: np.ndarray, keep: int = 100) -> _Runner | DeviceRunner:
+        """What runs a variant that keeps these channels, as `_channels`, and attends `keep` percent of old tokens."""
         if self._graphs is not None:
             self._loaded.add(variant.key)
-            return self._device_runner(self._graphs, variant, channels, choices)
-        if self.native:  # kernels choose where they are told to, at no cost where they are not
-            choices = _Choices(True, True)
+            return self._device_runner(self._graphs, variant, channels, keep)
+        # kernels choose where they are told to, at no cost where they are not
+        choices = _Choices(True, True) if self.native else _Choices(keep < 100, bool(channels.any()))
         key = variant.file, choices
         runner = self._runners.get(key)
         if runner is None:
@@ -364,19 +362,17 @@ class Engine:
             _return_freed_memory()
         return runner
 
-    def _device_runner(
-        self, graphs: DeviceGraphs, variant: Variant, channels: np.ndarray, choices: _Choices
-    ) -> DeviceRunner:
-        """One for every set of choices: function bodies leave out what others need, and know the counts beforehand,
+    def _device_runner(self, graphs: DeviceGraphs, variant: Variant, channels: np.ndarray, keep: int) -> DeviceRunner:
+        """One for every choice: function bodies leave out what others need, and know the counts beforehand,
         for which they would have to ask the GPU and wait."""
         from sol_rt.device_runner import DeviceRunner, Kind
 
-        counts, dense = (b"", False) if self.native else (channels.tobytes(), not choices.tokens)
-        step = Kind(variant.file, variant.widths.widest, counts, dense, one_token=True)
+        counts, chosen, every = (b"", None, None) if self.native else (channels.tobytes(), keep, 100)
+        step = Kind(variant.file, variant.widths.widest, counts, chosen, one_token=True)
         runner = self._device_runners.get(step)
         if runner is None:
             where = f"provider {self.provider.name}: {self.provider.device_name}"
-            batch = Kind(variant.file, variant.widths.widest, counts, not self.native, one_token=False)
+            batch = Kind(variant.file, variant.widths.widest, counts, every, one_token=False)
             runner = DeviceRunner(graphs, step, batch, self._cache, self._device_inputs, where)
             self._device_runners[step] = runner
         return runner

@@ -87,9 +87,8 @@ class KvCache:
         return sum(tensor_bytes(buffer.dtype, self.shape(buffer, capacity)) for buffer in self.buffers())
 
     def capacity_for(self, tokens: int) -> int:
-        """The capacity that holds `tokens`: a multiple of the step, and no more than the model's context needs."""
-        step, page = self._layout.capacity_step, self._layout.page_size
-        return min(_round_up(tokens, step), max(_round_up(self._model.max_context, page), _round_up(tokens, page)))
+        """The capacity that holds `tokens`: a multiple of the step, for function bodies choose among whole steps."""
+        return _round_up(tokens, self._layout.capacity_step)
 
     def resize(self, capacity: int, used: int) -> None:
         """Moves the first `used` tokens into buffers of another capacity, one buffer at a time to hold little twice."""

@@ -1,0 +1,158 @@
+"""Attention of one new token to chosen old ones, for providers without kernels: it gathers what it attends to.
+
+All keys are read once, for the scores; the kept keys and all that is read of the values are gathered rows. Which they
+are is found without a sort of all pairs of KV head and token, which takes WebGPU a hundred dispatches: pairs are dealt
+out to rows that it sorts in one, and each row's best are kept: at the margin others than the best of all.
+
+How many are gathered of a row is the attribute `attn_room`, for WebGPU has to know sizes when it is told to compute,
+and the count `attn_keep` lies on the GPU. What depends on the position alone is the same in all layers, and is written
+so that ONNX Runtime sees it: from the length of the cache and constants.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from onnx import TensorProto
+
+from sol_rt.config import PAGE_SIZE
+from sol_rt.device_graph import ROOM
+from sol_rt.export.attention_shape import NEVER, AttentionShape, rotated
+from sol_rt.export.nodes import NodeWriter, Ref
+
+_NOBODY = -1.0  # KV head of a pair that is not attended
+_ALL = 1e9  # more than all pairs
+
+
+class _Pairs(NamedTuple):
+    """Names of tensors on pairs of KV head h and token t, in rows: pair h C + t is in row (h C + t) mod R.
+
+    Attributes:
+        place: float [R, pairs of a row], h C + t.
+        head: float [R, pairs of a row], h of an old token that is no sink, else _NOBODY.
+        young: float [C], 1 of a token that is not old, else 0.
+        old: float [1], how many tokens are old.
+        rows: float [1], R.
+        row: float [R, 1], the row's number.
+    """
+
+    place: str
+    head: str
+    young: str
+    old: str
+    rows: str
+    row: str
+
+
+def write(writer: NodeWriter, shape: AttentionShape) -> list[str]:
+    """Names of y float [1, 1, H D] and of the cache with the new token in it, keys and values [1, Hk, C, D].
+
+    The nodes read the operator's inputs; `qkv` holds one token. C has to be a multiple of the shape's `row_tokens`.
+    """
+    op, ints = writer.op, writer.ints
+    heads, kv_heads, group, size = shape.num_heads, shape.kv_heads, shape.group, shape.head_dim
+    widths = [count * size for count in (heads + kv_heads, kv_heads, heads)]
+    qk, q, k, v = (writer.name(part) for part in ("qk", "q", "k", "v"))
+    op("Split", "qkv", ints(*widths[:2]), out=[qk, v], axis=-1)
+    op("Split", rotated(writer, qk, heads + kv_heads, shape), ints(widths[2], widths[1]), out=[q, k], axis=-1)
+    keys, values = (_appended(writer, shape, new, f"past_{part}") for new, part in ((k, "key"), (v, "value")))
+    q = op("Reshape", op("Mul", q, writer.const(shape.softmax_scale)), ints(1, kv_heads, group, size))
+
+    pairs = _pairs(writer, shape)
+    place, head = _kept(writer, shape, _scores(writer, shape, q, keys, pairs), pairs)
+    others, other_heads = _always(writer, shape, pairs)
+    index = op("Cast", op("Concat", place, others, axis=0), to=TensorProto.INT64)
+    head = op("Concat", head, other_heads, axis=0)  # [n]
+    k, v = (
+        op("Cast", op("Gather", op("Reshape", cache, ints(-1, size)), index, axis=0), to=TensorProto.FLOAT)
+        for cache in (keys, values)
+    )
+    logits = op("Gemm", op("Reshape", q, ints(heads, size)), k, transB=1)  # [H, n]
+    own = op("Equal", head, writer.const(np.arange(kv_heads).reshape(-1, 1, 1)))  # [Hk, 1, n]
+    logits = op("Where", own, op("Reshape", logits, ints(kv_heads, group, -1)), writer.const(NEVER))
+    weights = op("Reshape", op("Softmax", logits, axis=-1), ints(heads, -1))
+    return [op("Reshape", op("MatMul", weights, v), ints(1, 1, heads * size)), keys, values]
+
+
+def _appended(writer: NodeWriter, shape: AttentionShape, new: str, past: str) -> str:
+    """The cache with a row in it: in place where a host binds one buffer to both."""
+    op, size = writer.op, [1, shape.kv_heads, 1, shape.head_dim]
+    row = op("CastLike", op("Reshape", new, writer.ints(*size)), past)
+    at = op("Expand", op("Reshape", "past_length", writer.ints(1, 1, 1, 1)), writer.ints(*size))
+    return op("ScatterElements", past, at, row, out=writer.name("appended"), axis=2)
+
+
+def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
+    op, const, ints = writer.op, writer.const, writer.ints
+    tokens, row_tokens = op("Shape", "past_key", start=2, end=3), shape.row_tokens
+    in_rows = op("Reshape", op("Expand", const(1.0), tokens), ints(-1, row_tokens))  # [R, tokens of a row]
+    ones = op("Expand", const(1.0), op("Shape", in_rows, start=0, end=1))
+    rows = op("ReduceSum", ones, ints(0), keepdims=1)
+    row = op("Unsqueeze", op("Sub", op("CumSum", ones, const(0, np.int64)), const(1.0)), ints(1))
+    token = op("Add", op("Mul", row, const(float(row_tokens))), const(np.arange(row_tokens)))
+    token = op("Reshape", token, ints(-1))
+    position = op("Cast", "past_length", to=TensorProto.FLOAT)
+    old = op("Mul", op("Floor", op("Mul", position, const(1 / PAGE_SIZE))), const(float(PAGE_SIZE)))
+    young = op("Where", op("Less", token, old), const(0.0), const(1.0))
+
+    # [R, Hk, tokens of a row]
+    token = op("Add", op("Mul", const(np.arange(row_tokens)), rows), op("Unsqueeze", row, ints(2)))
+    head = const(np.arange(shape.kv_heads)[:, None])
+    place = op("Add", op("Mul", head, op("Mul", rows, const(float(row_tokens)))), token)
+    choosable = op("And", op("Less", token, old), op("LessOrEqual", const(float(shape.sinks)), token))
+    head = op("Where", choosable, head, const(_NOBODY))
+    place, head = (op("Reshape", table, ints(-1, shape.row_pairs)) for table in (place, head))
+    return _Pairs(place, head, young, old, rows, row)
+
+
+def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs: _Pairs) -> str:
+    """The shares of the old tokens, added up over a group's heads, float [R, pairs of a row]; others are below 0.
+
+    q: float [1, Hk, group, D], scaled.
+    """
+    op, ints = writer.op, writer.ints
+    # keys first: the other way round they would have to be transposed
+    q = op("CastLike", op("Transpose", q, perm=[0, 1, 3, 2]), keys)
+    logits = op("Transpose", op("MatMul", keys, q), perm=[0, 1, 3, 2])
+    logits = op("Cast", logits, to=TensorProto.FLOAT)  # [1, Hk, group, C]
+    is_young = op("Cast", pairs.young, to=TensorProto.BOOL)
+    shares = op("Softmax", op("Where", is_young, writer.const(NEVER), logits), axis=-1)
+    scores = op("ReduceSum", shares, ints(2), keepdims=0) if shape.group > 1 else shares
+    scores = op("Sub", scores, pairs.young)
+    return op("Transpose", op("Reshape", scores, ints(shape.row_pairs, -1)), perm=[1, 0])
+
+
+def _kept(writer: NodeWriter, shape: AttentionShape, scores: str, pairs: _Pairs) -> tuple[str, str]:
+    """Places and KV heads of the best pairs of every row, float [R * room] each; a head is _NOBODY where not attended.
+
+    Ranks are shared out among the rows one by one, so that the kept ones are as many as `attn_keep` tells.
+    """
+    op, const, ints = writer.op, writer.const, writer.ints
+    room = op("Reshape", op("Constant", value_int=Ref(ROOM)), ints(1))
+    order = writer.name("order")
+    op("TopK", scores, room, out=[f"{order}_scores", order], axis=-1)
+    place, head = (op("GatherElements", table, order, axis=1) for table in (pairs.place, pairs.head))
+    rank = op("Sub", op("CumSum", op("Expand", const(1.0), room), const(0, np.int64)), const(1.0))  # in a row
+    rank = op("Add", op("Mul", rank, pairs.rows), pairs.row)
+    most = op("Mul", pairs.old, const(float(shape.kv_heads)))
+    kept = op("Mul", writer.count("attn_keep"), const(float(PAGE_SIZE * shape.kv_heads)))
+    kept = op("Where", op("Less", kept, most), kept, const(_ALL))
+    head = op("Where", op("Less", rank, kept), head, const(_NOBODY))
+    return op("Reshape", place, ints(-1)), op("Reshape", head, ints(-1))
+
+
+def _always(writer: NodeWriter, shape: AttentionShape, pairs: _Pairs) -> tuple[str, str]:
+    """As of `_kept`, the sinks and the tokens of the newest page."""
+    op, const, ints = writer.op, writer.const, writer.ints
+    position = op("Cast", "past_length", to=TensorProto.FLOAT)
+    sinks = np.arange(shape.sinks + PAGE_SIZE) < shape.sinks
+    token = op("Concat", const(np.arange(shape.sinks)), op("Add", pairs.old, const(np.arange(PAGE_SIZE))), axis=0)
+    # the last one of each that is attended: an old one of the sinks, any up to the new one of the newest page
+    last = op("Add", position, op("Mul", const(sinks), op("Sub", op("Sub", pairs.old, const(1.0)), position)))
+    attended = op("LessOrEqual", token, last)  # places beyond the cache there are none: it is whole pages
+    head = const(np.arange(shape.kv_heads)[:, None])
+    capacity = op("Mul", pairs.rows, const(float(shape.row_tokens)))
+    place = op("Add", op("Mul", head, capacity), token)
+    head = op("Where", attended, head, const(_NOBODY))
+    return op("Reshape", place, ints(-1)), op("Reshape", head, ints(-1))
