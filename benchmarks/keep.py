@@ -65,8 +65,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=1, help="windows a book")
     parser.add_argument("--scored", type=int, help="tokens scored a window; its second half by default")
     parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("--no-native-ops", action="store_true", help="run the function bodies, as a GPU does")
     args = parser.parse_args()
-    model = SolModel.from_pretrained(args.bundle, threads=args.threads)
+    model = SolModel.from_pretrained(args.bundle, threads=args.threads, native_ops=not args.no_native_ops)
     config, bos = model.bundle.config, added_bos(model)
     actions = [Action(keep, config.dense.prune, config.dense.bits) for keep in map(int, args.keep.split(","))]
     books = [model.tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in args.file]

@@ -1,7 +1,7 @@
 """Actions that save nothing on a device: another of better quality costs no more there, at every context.
 
 The export drops such actions by what it measured on its own processor. On a GPU other things pay: function bodies may
-read as much for fewer bits or tokens as for all.
+read as much for fewer channels or tokens as for all.
 """
 
 from __future__ import annotations
