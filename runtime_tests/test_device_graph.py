@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_configs import made_config
 from main_memory import MainMemory, cpu_session
@@ -22,7 +22,7 @@ from sol_rt import logit_summary
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import KvLayout, Variant
-from sol_rt.device_graph import DeviceGraph, device_graph, repacked
+from sol_rt.device_graph import DeviceGraph, device_graph, repacked, room
 from sol_rt.device_runner import DeviceRunner
 from sol_rt.device_weights import DeviceWeights
 from sol_rt.distribution import Distribution
@@ -124,6 +124,50 @@ def test_all_graphs_share_what_the_widest_one_holds(bundle: Bundle) -> None:
     widest = sum(values[bundle.config.dense.variant].values())
     together = sum({name: size for each in values.values() for name, size in each.items()}.values())
     assert together <= 1.05 * widest
+
+
+@pytest.mark.parametrize(("keep", "dense_layers"), [(10, ()), (50, ()), (10, (1,))])
+def test_a_layer_gathers_what_it_keeps_and_no_more(keep: int, dense_layers: tuple[int, ...], tmp_path: Path) -> None:
+    """A row of 64 tokens and 2 KV heads, of which a dense layer gathers all."""
+    made = Bundle.open(write_bundle(tmp_path / "tiny", dense_layers=dense_layers))
+    pairs, kv = 64 * made.config.model.num_kv_heads, made.config.kv
+    graph = onnx.load_from_string(_graph(made, made.config.variants["s100-q8"], keep=keep).model).graph
+    sizes = [size for node in graph.node for size in _sorted_sizes(node)]
+    assert sizes == [pairs if layer in dense_layers else room(pairs, keep, kv) for layer in range(2)]
+    assert room(pairs, keep, kv) == -(-pairs * keep // 100) + 4 * 2
+
+
+def _sorted_sizes(node: onnx.NodeProto) -> list[int]:
+    """How much every TopK in a node's branches gives."""
+    graphs = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    inner = [item for graph in graphs for item in graph.node]
+    made = {item.output[0]: item for item in inner}
+    sizes = [made[made[item.input[1]].input[0]].attribute[0].i for item in inner if item.op_type == "TopK"]
+    return sizes + [size for item in inner for size in _sorted_sizes(item)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    steps=st.integers(1, 40),
+    step=st.sampled_from([4, 64, 256]),
+    row_tokens=st.sampled_from([4, 32, 64, 256]),
+    kv_heads=st.sampled_from([1, 2, 3, 8, 32]),
+    keep=st.integers(1, 99),
+    fill=st.floats(0, 1),
+)
+def test_there_is_room_for_what_a_row_keeps(
+    steps: int, step: int, row_tokens: int, kv_heads: int, keep: int, fill: float
+) -> None:
+    """Behind any number of tokens in any cache; where all old tokens are kept, for those in the row."""
+    row_tokens = min(row_tokens, step)
+    capacity = steps * step
+    context = round(fill * (capacity - 1))
+    rows, old = capacity // row_tokens, context // 4
+    pages = Action(keep, 100, 8).pages(context, 4)
+    most_old = kv_heads * -(-4 * old // rows)
+    kept = -(-4 * kv_heads * pages // rows)
+    made = room(row_tokens * kv_heads, keep, KvLayout(capacity_step=step))
+    assert (most_old if pages >= old else kept) <= made <= row_tokens * kv_heads
 
 
 def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:

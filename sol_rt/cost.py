@@ -155,8 +155,8 @@ class BytesCost(_LineCost):
 
 
 class FunctionBodyBytes(BytesCost):
-    """Bytes that the graphs' function bodies read: they mask channels after reading them, and choosing tokens costs what
-    reading fewer spares, so that bits alone spare bytes.
+    """Bytes that the graphs' function bodies read: they mask channels after reading them, and choosing tokens costs
+    what reading fewer spares, so that bits alone spare bytes.
     """
 
     def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
