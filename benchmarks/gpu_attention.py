@@ -139,7 +139,7 @@ def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> 
         nodes.append(attention_node(layer, shape, "total_length"))
         for attribute in nodes[-1].attribute:
             if attribute.name == ROOM and percent is not None:
-                attribute.i = room(attribute.i, percent, KvLayout())
+                attribute.i = room(shape.row_pairs, shape.kv_heads, percent, KvLayout())
     graph = helper.make_graph(
         nodes,
         "attention",

@@ -374,8 +374,7 @@ def test_attention_gathers_the_best_of_every_row(
         "attn_keep": np.array([pages]),
         "total_length": np.array([past + 1], np.int32),
     }
-    kept = room(shape.row_pairs, keep, KvLayout(capacity_step=step))
-    attributes = shape.attributes | {"attn_room": kept}
+    attributes = shape.attributes | {"attn_room": room(shape.row_pairs, kv_heads, keep, KvLayout(capacity_step=step))}
     y, keys, values, *_ = run_operator(sparse_attention(shape), feed, tables, attributes, native=False)
     expected, wanted_keys, wanted_values, *_ = reference.sparse_attention(
         qkv,

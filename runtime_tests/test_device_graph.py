@@ -130,11 +130,11 @@ def test_all_graphs_share_what_the_widest_one_holds(bundle: Bundle) -> None:
 def test_a_layer_gathers_what_it_keeps_and_no_more(keep: int, dense_layers: tuple[int, ...], tmp_path: Path) -> None:
     """A row of 64 tokens and 2 KV heads, of which a dense layer gathers all."""
     made = Bundle.open(write_bundle(tmp_path / "tiny", dense_layers=dense_layers))
-    pairs, kv = 64 * made.config.model.num_kv_heads, made.config.kv
+    pairs, kv = 64 * 2, made.config.kv
     graph = onnx.load_from_string(_graph(made, made.config.variants["s100-q8"], keep=keep).model).graph
     sizes = [size for node in graph.node for size in _sorted_sizes(node)]
-    assert sizes == [pairs if layer in dense_layers else room(pairs, keep, kv) for layer in range(2)]
-    assert room(pairs, keep, kv) == -(-pairs * keep // 100) + 4 * 2
+    assert sizes == [pairs if layer in dense_layers else room(pairs, 2, keep, kv) for layer in range(2)]
+    assert room(pairs, 2, keep, kv) == 2 * (-(-64 * keep // 100) + 4)
 
 
 def _sorted_sizes(node: onnx.NodeProto) -> list[int]:
@@ -166,7 +166,7 @@ def test_there_is_room_for_what_a_row_keeps(
     pages = Action(keep, 100, 8).pages(context, 4)
     most_old = kv_heads * -(-4 * old // rows)
     kept = -(-4 * kv_heads * pages // rows)
-    made = room(row_tokens * kv_heads, keep, KvLayout(capacity_step=step))
+    made = room(row_tokens * kv_heads, kv_heads, keep, KvLayout(capacity_step=step))
     assert (most_old if pages >= old else kept) <= made <= row_tokens * kv_heads
 
 

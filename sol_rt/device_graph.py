@@ -108,11 +108,14 @@ def device_graph(
     return rewriter.write()
 
 
-def room(pairs: int, keep: int, kv: KvLayout) -> int:
-    """How many pairs bodies gather at most of a row of so many: `keep` percent, and a row's part of what rounding up to
-    a page adds in a cache of the least capacity.
+def room(row_pairs: int, kv_heads: int, keep: int, kv: KvLayout) -> int:
+    """How many pairs of a row of so many bodies gather at most, where a step keeps `keep` percent of the old tokens.
+
+    That share of a row's tokens, with its part of what rounding up to a page adds in a cache of the least capacity, of
+    each KV head: where a few tokens are all kept, a row may hold them for every head.
     """
-    return min(pairs, math.ceil(pairs * (keep / 100 + kv.page_size / kv.capacity_step)))
+    row_tokens = row_pairs // kv_heads
+    return kv_heads * min(row_tokens, math.ceil(row_tokens * (keep / 100 + kv.page_size / kv.capacity_step)))
 
 
 def _make_room(graph: onnx.GraphProto, keep: int, kv: KvLayout) -> None:
@@ -120,7 +123,7 @@ def _make_room(graph: onnx.GraphProto, keep: int, kv: KvLayout) -> None:
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if ROOM in attributes and attributes["layer"].i not in kv.dense_layers:
-            attributes[ROOM].i = room(attributes[ROOM].i, keep, kv)
+            attributes[ROOM].i = room(attributes[ROOM].i, attributes["kv_heads"].i, keep, kv)
 
 
 class _Rewriter:
