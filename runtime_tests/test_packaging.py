@@ -54,6 +54,19 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("cuda", ["OFF", "AUTO"])
+def test_libraries_are_built_with_and_without_cuda(cuda: str, tmp_path: Path) -> None:
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("no cmake or no C++ compiler: nothing can be built here")
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), f"-DSOL_CUDA={cuda}"]
+    configured = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert configured.returncode == 0, configured.stderr
+    left_out = "so they are left out" in configured.stdout + configured.stderr
+    targets = checked("cmake", "--build", tmp_path, "--target", "help")
+    assert "sol_ops_cpu" in targets
+    assert ("sol_ops_cuda" in targets) is (cuda == "AUTO" and not left_out)
+
+
 def test_an_installed_wheel_generates_without_torch(wheel: Path, llama_bundle: Path, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     checked(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
