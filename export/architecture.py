@@ -13,6 +13,7 @@ from sol_rt.export.rope import Rope, make_rope
 
 BLOCK = 32  # channels of a quantization block
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
+MOST_PAIRS = 1 << 24  # of KV head and token: function bodies count them in float32
 
 
 @dataclass(frozen=True)
@@ -336,6 +337,11 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         raise CheckpointError(
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
             "expected whole groups and an even number of channels"
+        )
+    if kv_heads * context >= MOST_PAIRS:
+        raise CheckpointError(
+            f"config.json: got {kv_heads} KV heads and a context of {context}, expected a product below {MOST_PAIRS}; "
+            f"use --ctx-size {MOST_PAIRS // kv_heads - 1} or less"
         )
     phi, llama = family.model_type == "phi", family.model_type == "llama"
     return Decoder(

@@ -26,21 +26,24 @@ _ALL = 1e9  # more than all pairs
 
 
 class _Pairs(NamedTuple):
-    """Names of tensors on pairs of KV head h and token t, in rows: pair h C + t is in row (h C + t) mod R.
+    """Names of tensors on pairs of KV head h and token t, dealt to rows: with R rows in use, t goes to row t mod R.
 
     Attributes:
-        place: float [R, pairs of a row], h C + t.
-        head: float [R, pairs of a row], h of an old token that is no sink, else _NOBODY.
-        young: float [C], 1 of a token that is not old, else 0.
-        old: float [1], how many tokens are old.
-        rows: float [1], R.
-        row: float [R, 1], the row's number.
+        place: float [C / row_tokens, pairs of a row], h C + t. Rows that are not in use hold places of others.
+        index: the same in int64.
+        head: float of the same shape, h of an old token that is no sink, else _NOBODY.
+        young: bool [C], of each token whether it is not old.
+        old, capacity: float [1], how many tokens are old, and C.
+        rows: float [1], R: enough of them for the old tokens, and no fewer than the least capacity has.
+        row: float [C / row_tokens, 1], the row's number.
     """
 
     place: str
+    index: str
     head: str
     young: str
     old: str
+    capacity: str
     rows: str
     row: str
 
@@ -85,29 +88,30 @@ def _appended(writer: NodeWriter, shape: AttentionShape, new: str, past: str) ->
 
 def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
     op, const, ints = writer.op, writer.const, writer.ints
-    tokens, row_tokens = op("Shape", "past_key", start=2, end=3), shape.row_tokens
-    in_rows = op("Reshape", op("Expand", const(1.0), tokens), ints(-1, row_tokens))  # [R, tokens of a row]
+    row_tokens = shape.row_tokens
+    in_rows = op("Reshape", op("Expand", const(1.0), op("Shape", "past_key", start=2, end=3)), ints(-1, row_tokens))
     ones = op("Expand", const(1.0), op("Shape", in_rows, start=0, end=1))
-    rows = op("ReduceSum", ones, ints(0), keepdims=1)
+    capacity = op("Mul", op("ReduceSum", ones, ints(0), keepdims=1), const(float(row_tokens)))
     row = op("Unsqueeze", op("Sub", op("CumSum", ones, const(0, np.int64)), const(1.0)), ints(1))
-    token = op("Add", op("Mul", row, const(float(row_tokens))), const(np.arange(row_tokens)))
-    token = op("Reshape", token, ints(-1))
     position = op("Cast", "past_length", to=TensorProto.FLOAT)
     old = op("Mul", op("Floor", op("Mul", position, const(1 / PAGE_SIZE))), const(float(PAGE_SIZE)))
-    young = op("Where", op("Less", token, old), const(0.0), const(1.0))
+    every = op("Reshape", op("Add", op("Mul", row, const(float(row_tokens))), const(np.arange(row_tokens))), ints(-1))
+    young = op("LessOrEqual", old, every)
 
-    # [R, Hk, tokens of a row]
+    rows = op("Floor", op("Mul", op("Add", old, const(row_tokens - 0.5)), const(1 / row_tokens)))
+    rows = op("Max", rows, const(float(shape.capacity_step // row_tokens)))
+    used = op("Unsqueeze", op("Less", row, rows), ints(2))
     token = op("Add", op("Mul", const(np.arange(row_tokens)), rows), op("Unsqueeze", row, ints(2)))
     head = const(np.arange(shape.kv_heads)[:, None])
-    place = op("Add", op("Mul", head, op("Mul", rows, const(float(row_tokens)))), token)
+    place = op("Add", op("Mul", head, capacity), token)
     choosable = op("And", op("Less", token, old), op("LessOrEqual", const(float(shape.sinks)), token))
-    head = op("Where", choosable, head, const(_NOBODY))
+    head = op("Where", op("And", choosable, used), head, const(_NOBODY))
     place, head = (op("Reshape", table, ints(-1, shape.row_pairs)) for table in (place, head))
-    return _Pairs(place, head, young, old, rows, row)
+    return _Pairs(place, op("Cast", place, to=TensorProto.INT64), head, young, old, capacity, rows, row)
 
 
 def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs: _Pairs) -> str:
-    """The shares of the old tokens, added up over a group's heads, float [R, pairs of a row]; others are below 0.
+    """The shares of the old tokens, added up over a group's heads, float as `pairs.place`; others have none.
 
     q: float [1, Hk, group, D], scaled.
     """
@@ -116,17 +120,16 @@ def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs:
     q = op("CastLike", op("Transpose", q, perm=[0, 1, 3, 2]), keys)
     logits = op("Transpose", op("MatMul", keys, q), perm=[0, 1, 3, 2])
     logits = op("Cast", logits, to=TensorProto.FLOAT)  # [1, Hk, group, C]
-    is_young = op("Cast", pairs.young, to=TensorProto.BOOL)
-    shares = op("Softmax", op("Where", is_young, writer.const(NEVER), logits), axis=-1)
+    shares = op("Softmax", op("Where", pairs.young, writer.const(NEVER), logits), axis=-1)
     scores = op("ReduceSum", shares, ints(2), keepdims=0) if shape.group > 1 else shares
-    scores = op("Sub", scores, pairs.young)
-    return op("Transpose", op("Reshape", scores, ints(shape.row_pairs, -1)), perm=[1, 0])
+    return op("Gather", op("Reshape", scores, ints(-1)), pairs.index, axis=0)
 
 
 def _kept(writer: NodeWriter, shape: AttentionShape, scores: str, pairs: _Pairs) -> tuple[str, str]:
-    """Places and KV heads of the best pairs of every row, float [R * room] each; a head is _NOBODY where not attended.
+    """Places and KV heads of the best pairs of every row, float [C / row_tokens * room] each; a head is _NOBODY where
+    it does not attend.
 
-    Ranks are shared out among the rows one by one, so that the kept ones are as many as `attn_keep` tells.
+    Ranks are shared out among the rows in use one by one, so that the kept ones are as many as `attn_keep` tells.
     """
     op, const, ints = writer.op, writer.const, writer.ints
     room = op("Reshape", op("Constant", value_int=Ref(ROOM)), ints(1))
@@ -152,7 +155,6 @@ def _always(writer: NodeWriter, shape: AttentionShape, pairs: _Pairs) -> tuple[s
     last = op("Add", position, op("Mul", const(sinks), op("Sub", op("Sub", pairs.old, const(1.0)), position)))
     attended = op("LessOrEqual", token, last)  # places beyond the cache there are none: it is whole pages
     head = const(np.arange(shape.kv_heads)[:, None])
-    capacity = op("Mul", pairs.rows, const(float(shape.row_tokens)))
-    place = op("Add", op("Mul", head, capacity), token)
+    place = op("Add", op("Mul", head, pairs.capacity), token)
     head = op("Where", attended, head, const(_NOBODY))
     return op("Reshape", place, ints(-1)), op("Reshape", head, ints(-1))

@@ -254,6 +254,9 @@ def main() -> int:
             result["captured"] = _captured(engine)
         if "steps" in what:
             result["steps"] = [logits.tolist() for logits in steps(engine, 60)]
+        if "channels" in what:
+            engine.keep_channels(bundle.config.dense.variant, {})  # plans its actions anew
+            result["channels"] = [logits.tolist() for logits in steps(engine, 60)]
         if "broken" in what:
             result["broken"] = _broken(engine)
         if "wiped" in what:

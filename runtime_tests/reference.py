@@ -222,11 +222,11 @@ def sparse_attention(
     sinks: int,
     scale: float,
     by_keys: bool = False,
-    row_count: int = 1,
+    dealt: tuple[int, int] | None = None,
 ) -> tuple[Array, ...]:
     """qkv [1, S, (H + 2 Hk) D] and a layer's cache: keys, values, codes and ranges of the keys and, where keys and
     values are int8, the scales of both -> y float64 [1, S, H D] and the new cache. Tokens are chosen by the codes or,
-    as function bodies do, by the keys themselves, and in so many rows as of `best_tokens`.
+    as function bodies do, by the keys themselves, `dealt` to rows of at most so many tokens, and so many rows at least.
     """
     key, value, codes, ranges, *scales = (part.copy() for part in cache)
     codes, ranges = by_token(codes, ranges)
@@ -255,7 +255,8 @@ def sparse_attention(
             scores = [_shares(scale * queries[h] @ keys[h, rows].T) for h in range(kv_heads)]
         else:
             scores = [token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale) for h in range(kv_heads)]
-        attended[:, rows] = best_tokens(np.array(scores), kv_heads * attn_keep * PAGE, row_count)
+        count_of_rows = 1 if dealt is None else max(-(-old * PAGE // dealt[0]), dealt[1])
+        attended[:, rows] = best_tokens(np.array(scores), kv_heads * attn_keep * PAGE, count_of_rows)
         attended[:, :sinks] = True
     y = np.zeros((count, heads, size))
     for head in range(kv_heads):

@@ -66,7 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     """What an adapter with float16 gives, and one without."""
     floats = _NO_FLOAT16 if request.param == "float32" else {}
-    answer = _answer(_device(folder, "cache", "greedy", "steps", "broken", "wiped", "load", **_CAPTURE, **floats))
+    answer = _answer(
+        _device(folder, "cache", "greedy", "steps", "channels", "broken", "wiped", "load", **_CAPTURE, **floats)
+    )
     assert answer["load"]["floats"] == request.param
     return answer
 
@@ -129,6 +131,11 @@ def test_variants_take_turns_on_one_cache_that_grows(folder: Path, answers: dict
     for step, (got, wanted) in enumerate(zip(answers["steps"], expected, strict=True)):
         error = np.sqrt(np.mean((np.array(got) - wanted) ** 2) / np.mean(wanted**2))
         assert error <= _ALLOWED, step
+
+
+def test_channels_kept_anew_leave_tokens_as_they_were(answers: dict[str, Any]) -> None:
+    for got, wanted in zip(answers["channels"], np.array(answers["steps"]), strict=True):
+        assert np.sqrt(np.mean((np.array(got) - wanted) ** 2) / np.mean(wanted**2)) <= 0.001
 
 
 def test_logits_stay_on_the_device_unless_something_asks_for_them(folder: Path) -> None:

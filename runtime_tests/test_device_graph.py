@@ -148,26 +148,38 @@ def _sorted_sizes(node: onnx.NodeProto) -> list[int]:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    steps=st.integers(1, 40),
-    step=st.sampled_from([4, 64, 256]),
-    row_tokens=st.sampled_from([4, 32, 64, 256]),
+    layout=st.sampled_from([(4, 4), (64, 64), (256, 256), (256, 64), (256, 16)]),
     kv_heads=st.sampled_from([1, 2, 3, 8, 32]),
     keep=st.integers(1, 99),
-    fill=st.floats(0, 1),
+    context=st.integers(0, 1 << 13),
 )
-def test_there_is_room_for_what_a_row_keeps(
-    steps: int, step: int, row_tokens: int, kv_heads: int, keep: int, fill: float
-) -> None:
-    """Behind any number of tokens in any cache; where all old tokens are kept, for those in the row."""
-    row_tokens = min(row_tokens, step)
-    capacity = steps * step
-    context = round(fill * (capacity - 1))
-    rows, old = capacity // row_tokens, context // 4
+def test_there_is_room_for_what_a_row_keeps(layout: tuple[int, int], kv_heads: int, keep: int, context: int) -> None:
+    """`layout` is the step in which caches grow, and the tokens of a row."""
+    step, row_tokens = layout
+    old = context // 4
+    rows = max(-(-4 * old // row_tokens), step // row_tokens)
     pages = Action(keep, 100, 8).pages(context, 4)
-    most_old = kv_heads * -(-4 * old // rows)
-    kept = -(-4 * kv_heads * pages // rows)
+    kept = kv_heads * -(-4 * old // rows) if pages >= old else -(-4 * kv_heads * pages // rows)
     made = room(row_tokens * kv_heads, kv_heads, keep, KvLayout(capacity_step=step))
-    assert (most_old if pages >= old else kept) <= made <= row_tokens * kv_heads
+    assert kept <= made <= row_tokens * kv_heads
+
+
+def test_layers_share_what_they_compute_alike(bundle: Bundle, tmp_path: Path) -> None:
+    """Tables of rotation are cast when weights are made and not at each step, and neither layer copies its cache. Where
+    tokens are chosen, what depends on the position alone is computed once.
+    """
+    for keep in (100, 30):
+        made = _graph(bundle, bundle.config.variants["s100-q8"], keep=keep)
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        ort.InferenceSession(made.model, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+        operators = [node.op_type for node in graph.node]
+        assert "Identity" not in {node.op_type for node in onnx.load_from_string(made.model).graph.node}
+        assert operators.count("CumSum") == operators.count("TopK") / 2 == (keep < 100)
+        weights = {value.name for value in made.values}
+        assert not [node for node in graph.node if node.op_type == "Cast" and node.input[0] in weights]
 
 
 def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,18 +116,11 @@ def _pointers(engine: Engine) -> list[int]:
     return [value.data_ptr() for _, _, value in engine._cache.bindings()]
 
 
-def _cheap(engine: Engine) -> Action:
-    """Of bodies on a float16 cache one that keeps all tokens: by its capacity they deal tokens to rows, and choose."""
-    deals = not engine.native and engine.bundle.config.kv.dtype == "float16"
-    return replace(CHEAP, keep=100) if deals else CHEAP
-
-
 def test_growth_changes_nothing(engine: Engine) -> None:
     roomy = Engine(engine.bundle, provider="cpu", native_ops=engine.native)
     roomy.forward(TOKENS[:200], DENSE)
     roomy.reset()
-    cheap = _cheap(engine)
-    assert np.array_equal(_logits(engine, TOKENS[:130], cheap), _logits(roomy, TOKENS[:130], cheap))
+    assert np.array_equal(_logits(engine, TOKENS[:130], CHEAP), _logits(roomy, TOKENS[:130], CHEAP))
 
 
 def test_variants_continue_each_other(engine: Engine) -> None:
@@ -156,15 +148,14 @@ def test_native_operators_agree_with_the_bodies(bundle: Bundle) -> None:
 
 
 def test_rewinding_repeats_exactly(engine: Engine) -> None:
-    cheap = _cheap(engine)
     engine.forward(TOKENS[:40], DENSE)
-    first = _logits(engine, TOKENS[40:60], cheap)
+    first = _logits(engine, TOKENS[40:60], CHEAP)
     engine.truncate(40)
     assert engine.length == 40
     assert list(engine.tokens) == TOKENS[:40]
     _logits(engine, TOKENS[100:130], DENSE)
     engine.truncate(40)
-    assert np.array_equal(_logits(engine, TOKENS[40:60], cheap), first)
+    assert np.array_equal(_logits(engine, TOKENS[40:60], CHEAP), first)
     with pytest.raises(UsageError, match="truncate"):
         engine.truncate(61)
 

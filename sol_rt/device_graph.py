@@ -191,7 +191,7 @@ class _Rewriter:
         """
         names: dict[str, str] = {}
         shared: dict[bytes, str] = {}
-        for graph in list(_graphs(self.graph))[1:]:
+        for graph in reversed(list(_graphs(self.graph))[1:]):  # inner ones first: their parents' nodes are copied
             results = {item.name for item in graph.output}
             kept = []
             for node in graph.node:
@@ -216,16 +216,18 @@ class _Rewriter:
             key: list(tensor.dims) for name, tensor in self.weights.items() for key in (name, _wide(name))
         }
         for item in self.graph.input:
-            shapes[item.name] = [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+            dims = item.type.tensor_type.shape.dim
+            if all(dim.WhichOneof("value") for dim in dims):
+                shapes[item.name] = [dim.dim_param or dim.dim_value for dim in dims]
         first: dict[tuple[int | str, ...], str] = {}
         for graph in _graphs(self.graph):
             for node in graph.node:
                 if node.op_type != "Shape" or node.input[0] not in shapes:
                     continue
-                dims = shapes[node.input[0]]
+                shape = shapes[node.input[0]]
                 given = {attribute.name: attribute.i for attribute in node.attribute}
-                start, end = given.get("start", 0), given.get("end", len(dims))
-                part = dims[start:end]
+                start, end = given.get("start", 0), given.get("end", len(shape))
+                part = shape[start:end]
                 if all(isinstance(dim, int) for dim in part):
                     value = numpy_helper.from_array(np.array(part, np.int64))
                     node.CopyFrom(helper.make_node("Constant", [], node.output, value=value))
@@ -287,12 +289,12 @@ class _Rewriter:
     def _spliced(self, branch: onnx.GraphProto, outputs: list[str], renamed: dict[str, str]) -> list[onnx.NodeProto]:
         """The nodes of a branch under names of their own; `renamed` learns what stands for `outputs`."""
         self._splices += 1
-        own = [name for node in branch.node for name in node.output if name]
-        own += [tensor.name for tensor in branch.initializer]
+        made = [name for node in branch.node for name in node.output if name]
+        own = [*made, *(tensor.name for tensor in branch.initializer)]
         inner = {name: f"branch{self._splices}.{name}" for name in own}
         results = dict(zip(outputs, (item.name for item in branch.output), strict=True))
-        # what the branch makes for the graph itself is made under its name: a copy would cost a cache in time
-        inner |= {name: output for output, name in results.items() if output in self._graph_outputs and name in inner}
+        # what the branch computes for the graph itself it writes there: a copy would be one of a whole cache
+        inner |= {name: output for output, name in results.items() if output in self._graph_outputs and name in made}
         self.graph.initializer.extend(_named(tensor, inner[tensor.name]) for tensor in branch.initializer)
         nodes = list(branch.node)
         for node in nodes:
@@ -300,11 +302,11 @@ class _Rewriter:
             for index, name in enumerate(node.output):
                 node.output[index] = inner.get(name, name)
         for output, name in results.items():
-            made = inner.get(name, renamed.get(name, name))
+            source = inner.get(name, renamed.get(name, name))
             if output not in self._graph_outputs:
-                renamed[output] = made
-            elif made != output:
-                nodes.append(helper.make_node("Identity", [made], [output]))
+                renamed[output] = source
+            elif source != output:
+                nodes.append(helper.make_node("Identity", [source], [output]))
         return nodes
 
     def _take_sides(self) -> None:

@@ -93,6 +93,7 @@ class Engine:
         self._device_runners: dict[Kind, DeviceRunner] = {}
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._loaded: set[str] = set()  # keys of variants
+        self._changed: dict[str, Variant] = {}
         self._start(provider, threads=threads, native_ops=native_ops, device=device)
         self._plans: dict[Action, _Plan] = {}
         self._plan: _Plan | None = None
@@ -214,13 +215,10 @@ class Engine:
             if len(counts) != model.num_layers or not all(1 <= count <= channels for count in counts):
                 said = f"{len(counts)} counts from {min(counts, default=0)} to {max(counts, default=0)}"
                 raise UsageError(f"{name}: got {said}, expected {model.num_layers} counts from 1 to {channels}")
-        variant = self._variant(variant_key)
         given: dict[str, Any] = {name: tuple(counts) for name, counts in counts_by_name.items()}
+        self._changed[variant_key] = replace(self._own_variant(variant_key), **given)
+        self._plans = {action: plan for action, plan in self._plans.items() if action.variant != variant_key}
         self._plan = None
-        changed = replace(variant, **given)
-        sparse, dense = (self._planned(Action(keep, variant.prune, variant.bits), changed) for keep in (1, 100))
-        for keep in range(1, 101):
-            self._plans[Action(keep, variant.prune, variant.bits)] = dense if keep == 100 else sparse
 
     def reset(self) -> None:
         """Forgets all tokens; buffers stay."""
@@ -342,6 +340,11 @@ class Engine:
         return _Plan(lambda: runner(variant, channels, action.keep), lambda: runner(variant, channels), channels)
 
     def _variant(self, key: str) -> Variant:
+        """As it is now."""
+        return self._changed.get(key) or self._own_variant(key)
+
+    def _own_variant(self, key: str) -> Variant:
+        """As the bundle has it."""
         variants = self.bundle.config.variants
         if key not in variants:
             raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(variants)}")
