@@ -11,7 +11,7 @@ so that ONNX Runtime sees it: from the length of the cache and constants.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
@@ -25,7 +25,8 @@ _NOBODY = -1.0  # KV head of a pair that is not attended
 _ALL = 1e9  # more than all pairs
 
 
-class _Pairs(NamedTuple):
+@dataclass(frozen=True)
+class _Pairs:
     """Names of tensors on pairs of KV head h and token t, dealt to rows: with R rows in use, t goes to row t mod R.
 
     Attributes:
