@@ -67,6 +67,18 @@ def _greedy(engine: Engine) -> dict[str, Any]:
     return runs
 
 
+def _opened_by_dims(engine: Engine) -> list[list[str]]:
+    """Inputs of strict sessions that a host makes of a file: of one that chooses nothing, then of one that does."""
+    bundle, inputs = engine.bundle, []
+    for dims in ({"choosing_layers": 0}, {"choosing_layers": bundle.config.model.num_layers, "S": 1}):
+        options = engine.provider.options()
+        for dim, size in {**dims, "pruning_layers": 0}.items():
+            options.add_free_dimension_override_by_name(dim, size)
+        session = engine.provider.session(bundle.file(bundle.config.variants["s100-q4"].file), options)
+        inputs.append([node.name for node in session.get_inputs()])
+    return inputs
+
+
 def _captured(engine: Engine) -> dict[str, int]:
     """How many graphs of steps there are, and how many of them run captured."""
     actions = unpruned(engine.bundle)
@@ -250,6 +262,8 @@ def main() -> int:
             result["registered"] = _registered(sys.argv[1])
         if "on the cpu" in what:
             result["on the cpu"] = _on_the_cpu(engine)
+        if "dims" in what:
+            result["dims"] = _opened_by_dims(engine)
         if "captured" in what:
             result["captured"] = _captured(engine)
         if "steps" in what:

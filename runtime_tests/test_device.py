@@ -83,6 +83,12 @@ def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, 
     assert load["gpu"] == load["provider"]["device"] + (", float32" if variables else "")  # costs are kept apart by it
 
 
+def test_a_host_opens_a_graph_strictly_by_its_dims(folder: Path) -> None:
+    """As docs/bundle.md tells hosts that do not rewrite graphs."""
+    dense, chosen = _answer(_device(folder, "dims"))["dims"]
+    assert set(dense) == set(chosen) > {"input_ids", "attn_keep", "past_key_values.0.key"}
+
+
 def test_no_shader_needs_float16_where_there_is_none(folder: Path, tmp_path: Path) -> None:
     shaders = {}
     for floats, variables in {"float16": {}, "float32": _NO_FLOAT16}.items():
