@@ -111,6 +111,7 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
             graph,
             inline=True,
             bits=bits,
+            kv=KvLayout(),
             constants=constants,
             dims=dict.fromkeys(CHOICE_DIMS, layers),
             one_token=True,

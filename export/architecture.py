@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sol_rt.config import ModelDims
+from sol_rt.config import KvLayout, ModelDims
 from sol_rt.errors import CheckpointError
 from sol_rt.export.rope import Rope, make_rope
 
 BLOCK = 32  # channels of a quantization block
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
-MOST_PAIRS = 1 << 24  # of KV head and token: function bodies count them in float32
+MOST_KV_HEADS = 1 << 11  # of one token's pairs of KV head and token, function bodies sort them at once
+MOST_PAIRS = 1 << 23  # of a cache, which they count in float32, and in halves
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     intermediate, trained_context = _size(config, "intermediate_size"), _size(config, "max_position_embeddings")
     head_dim = _size(config, "head_dim", hidden // heads)
-    kv_heads = _size(config, "num_key_value_heads", heads)
+    kv_heads = _size(config, "num_key_value_heads", heads, most=MOST_KV_HEADS)
     rope_parameters = _rope_parameters(config, family)
     rotary_dim = int(head_dim * _rotary_fraction(rope_parameters))
     context = _context(config, rope_parameters, trained_context, max_context)
@@ -338,10 +339,11 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
             "expected whole groups and an even number of channels"
         )
-    if kv_heads * context >= MOST_PAIRS:
+    most_context = MOST_PAIRS // kv_heads - KvLayout.capacity_step  # caches are whole steps
+    if context > most_context:
         raise CheckpointError(
-            f"config.json: got {kv_heads} KV heads and a context of {context}, expected a product below {MOST_PAIRS}; "
-            f"use --ctx-size {MOST_PAIRS // kv_heads - 1} or less"
+            f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
+            f"most {most_context}; use --ctx-size {most_context} or less"
         )
     phi, llama = family.model_type == "phi", family.model_type == "llama"
     return Decoder(

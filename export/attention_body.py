@@ -29,12 +29,12 @@ _FUSED_ROTARY = 16
 def sparse_attention(
     shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16
 ) -> onnx.FunctionProto:
-    """`SparseAttention` with its attributes inlined: all layers of a graph share them.
+    """`SparseAttention` with its attributes inlined, all but `attn_room`: layers of a graph share them.
 
-    A host that binds past and present to one buffer gets an append in place: GroupQueryAttention and ScatterND write
-    outputs of the function itself and nothing else reads `past_*`. An `int8` cache holds codes and scales of keys and
-    values, for which neither GroupQueryAttention nor WebGPU has operators: those bodies run on the CPU. Of other caches
-    `floats` is the type.
+    A host that binds past and present to one buffer gets an append in place: GroupQueryAttention, ScatterElements and
+    ScatterND write outputs of the function itself, and no other node reads what `past_*` hold. An `int8` cache holds
+    codes and scales of keys and values, for which neither GroupQueryAttention nor WebGPU has operators: those bodies
+    run on the CPU. Of other caches `floats` is the type.
     """
     writer = NodeWriter()
     for part in ("key_codes", "key_range"):  # WebGPU passes uint8 through this, but not through Identity

@@ -7,12 +7,12 @@ from typing import Any
 
 from sol_rt.config import PAGE_SIZE, KvLayout
 from sol_rt.device_graph import ROOM
-from sol_rt.export.architecture import Decoder
+from sol_rt.export.architecture import MOST_KV_HEADS, Decoder
 from sol_rt.export.nodes import NodeWriter
 
 NEVER = -1e30
 """Score of a key that is not attended: finite, so that no NaN arises."""
-_SORTED_AT_ONCE = 2048
+_SORTED_AT_ONCE = MOST_KV_HEADS
 """WebGPU's TopK sorts so many numbers in one dispatch, and more of them in dozens."""
 
 

@@ -30,12 +30,12 @@ class _Pairs:
     """Names of tensors on pairs of KV head h and token t, dealt to rows: with R rows in use, t goes to row t mod R.
 
     Attributes:
-        place: float [C / row_tokens, pairs of a row], h C + t. Rows that are not in use hold places of others.
+        place: float [C / row_tokens, pairs of a row], h C + t; rows that are not in use hold places of others.
         index: the same in int64.
-        head: float of the same shape, h of an old token that is no sink, else _NOBODY.
+        head: float of the same shape, h of an old token that is no sink; _NOBODY else, and in rows that are not in use.
         young: bool [C], of each token whether it is not old.
-        old, capacity: float [1], how many tokens are old, and C.
-        rows: float [1], R: enough of them for the old tokens, and no fewer than the least capacity has.
+        position, old, capacity: float [1], where the new token goes, how many are old, and C.
+        rows: float [1], R: enough for the old tokens, and at least capacity_step / row_tokens.
         row: float [C / row_tokens, 1], the row's number.
     """
 
@@ -43,6 +43,7 @@ class _Pairs:
     index: str
     head: str
     young: str
+    position: str
     old: str
     capacity: str
     rows: str
@@ -52,7 +53,7 @@ class _Pairs:
 def write(writer: NodeWriter, shape: AttentionShape) -> list[str]:
     """Names of y float [1, 1, H D] and of the cache with the new token in it, keys and values [1, Hk, C, D].
 
-    The nodes read the operator's inputs; `qkv` holds one token. C has to be a multiple of the shape's `row_tokens`.
+    The nodes read the operator's inputs; `qkv` holds one token. C has to be a multiple of `capacity_step`.
     """
     op, ints = writer.op, writer.ints
     heads, kv_heads, group, size = shape.num_heads, shape.kv_heads, shape.group, shape.head_dim
@@ -108,11 +109,11 @@ def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
     choosable = op("And", op("Less", token, old), op("LessOrEqual", const(float(shape.sinks)), token))
     head = op("Where", op("And", choosable, used), head, const(_NOBODY))
     place, head = (op("Reshape", table, ints(-1, shape.row_pairs)) for table in (place, head))
-    return _Pairs(place, op("Cast", place, to=TensorProto.INT64), head, young, old, capacity, rows, row)
+    return _Pairs(place, op("Cast", place, to=TensorProto.INT64), head, young, position, old, capacity, rows, row)
 
 
 def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs: _Pairs) -> str:
-    """The shares of the old tokens, added up over a group's heads, float as `pairs.place`; others have none.
+    """The shares of the old tokens, added up over a group's heads, float as `pairs.place`; 0 for others.
 
     q: float [1, Hk, group, D], scaled.
     """
@@ -149,11 +150,11 @@ def _kept(writer: NodeWriter, shape: AttentionShape, scores: str, pairs: _Pairs)
 def _always(writer: NodeWriter, shape: AttentionShape, pairs: _Pairs) -> tuple[str, str]:
     """As of `_kept`, the sinks and the tokens of the newest page."""
     op, const, ints = writer.op, writer.const, writer.ints
-    position = op("Cast", "past_length", to=TensorProto.FLOAT)
     sinks = np.arange(shape.sinks + PAGE_SIZE) < shape.sinks
     token = op("Concat", const(np.arange(shape.sinks)), op("Add", pairs.old, const(np.arange(PAGE_SIZE))), axis=0)
     # the last one of each that is attended: an old one of the sinks, any up to the new one of the newest page
-    last = op("Add", position, op("Mul", const(sinks), op("Sub", op("Sub", pairs.old, const(1.0)), position)))
+    before = op("Sub", op("Sub", pairs.old, const(1.0)), pairs.position)
+    last = op("Add", pairs.position, op("Mul", const(sinks), before))
     attended = op("LessOrEqual", token, last)  # places beyond the cache there are none: it is whole pages
     head = const(np.arange(shape.kv_heads)[:, None])
     place = op("Add", op("Mul", head, pairs.capacity), token)

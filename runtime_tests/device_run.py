@@ -67,16 +67,21 @@ def _greedy(engine: Engine) -> dict[str, Any]:
     return runs
 
 
-def _opened_by_dims(engine: Engine) -> list[list[str]]:
-    """Inputs of strict sessions that a host makes of a file: of one that chooses nothing, then of one that does."""
-    bundle, inputs = engine.bundle, []
+def _opened_by_dims(engine: Engine) -> list[bool]:
+    """Whether strict sessions that a host makes of a file alone give numbers: one that chooses tokens and one not."""
+    bundle, finite, sizes = engine.bundle, [], {"S": 1, "C": 64}
     for dims in ({"choosing_layers": 0}, {"choosing_layers": bundle.config.model.num_layers, "S": 1}):
         options = engine.provider.options()
         for dim, size in {**dims, "pruning_layers": 0}.items():
             options.add_free_dimension_override_by_name(dim, size)
         session = engine.provider.session(bundle.file(bundle.config.variants["s100-q4"].file), options)
-        inputs.append([node.name for node in session.get_inputs()])
-    return inputs
+        feed = {
+            node.name: np.zeros([sizes.get(dim, dim) for dim in node.shape], node.type[len("tensor(") : -1])
+            for node in session.get_inputs()
+        }
+        feed |= {"num_logits": np.ones(1, np.int64), "total_length": np.ones(1, np.int32)}
+        finite.append(bool(np.isfinite(session.run(["logits"], feed)[0]).all()))
+    return finite
 
 
 def _captured(engine: Engine) -> dict[str, int]:

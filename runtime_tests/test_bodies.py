@@ -349,14 +349,15 @@ def test_sparse_attention(
     sizes=st.sampled_from([(1, 32, 32), (2, 32, 32), (3, 32, 32), (33, 96, 48), (40, 64, 32)]),
     group=st.integers(1, 3),
     steps=st.integers(1, 5),
-    fill=st.floats(0, 1),
+    row=st.integers(0, 9),
+    beyond=st.integers(-2, 8),
     keep=st.integers(1, 99),
     seed=st.integers(0, 1000),
 )
 def test_attention_gathers_the_best_of_every_row(
-    sizes: tuple[int, int, int], group: int, steps: int, fill: float, keep: int, seed: int
+    sizes: tuple[int, int, int], group: int, steps: int, row: int, beyond: int, keep: int, seed: int
 ) -> None:
-    """With the room that a GPU's graphs have for a keep, in caches of several rows, however full, against float64.
+    """With the room that a GPU's graphs have for a keep, in caches full to about the end of a row, against float64.
 
     `sizes` are KV heads, the step in which caches grow, and how many of its tokens make a row of at most 2048 pairs.
     The cache is float32, so that rounding changes no choice.
@@ -364,7 +365,7 @@ def test_attention_gathers_the_best_of_every_row(
     kv_heads, step, row_tokens = sizes
     rng, size, sinks, heads = np.random.default_rng(seed), 16, 4, kv_heads * group
     capacity = step * steps
-    past = round(fill * (capacity - 1))
+    past = min(max(row * row_tokens + beyond, 0), capacity - 1)
     shape = AttentionShape(heads, kv_heads, size, size, sinks, 0.25, step)
     assert shape.row_tokens == row_tokens
     angles = np.arange(capacity)[:, None] * 100.0 ** -np.linspace(0, 1, size // 2)

@@ -59,7 +59,7 @@ def _device(folder: Path, *what: str, **variables: str) -> subprocess.Popen[str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("device") / "tiny", "phi", policy=True)
+    return write_bundle(tmp_path_factory.mktemp("device") / "tiny", "phi", policy=True, dense_layers=(1,))
 
 
 @pytest.fixture(scope="module", params=["float16", "float32"])
@@ -85,8 +85,7 @@ def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, 
 
 def test_a_host_opens_a_graph_strictly_by_its_dims(folder: Path) -> None:
     """As docs/bundle.md tells hosts that do not rewrite graphs."""
-    dense, chosen = _answer(_device(folder, "dims"))["dims"]
-    assert set(dense) == set(chosen) > {"input_ids", "attn_keep", "past_key_values.0.key"}
+    assert _answer(_device(folder, "dims"))["dims"] == [True, True]
 
 
 def test_no_shader_needs_float16_where_there_is_none(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_configs import made_config
 from main_memory import MainMemory, cpu_session
+from onnx import helper
 from random_decoder import CONFIGS
 from reference import Nested
 from tiny_bundle import write_bundle
@@ -66,12 +67,12 @@ def _graph(
         bundle.file(variant.file),
         inline=True,
         bits=variant.widths.widest,
+        kv=bundle.config.kv,
         constants=constants,
         dims=dict.fromkeys(CHOICE_DIMS, bundle.config.model.num_layers),
         one_token=one_token,
         float32=float32,
         keep=keep,
-        kv=bundle.config.kv,
     )
 
 
@@ -182,6 +183,58 @@ def test_layers_share_what_they_compute_alike(bundle: Bundle, tmp_path: Path) ->
         assert not [node for node in graph.node if node.op_type == "Cast" and node.input[0] in weights]
 
 
+def _rewritten(graph: onnx.GraphProto, tmp_path: Path, **constants: np.ndarray) -> onnx.ModelProto:
+    path, opsets = tmp_path / "small.onnx", [helper.make_opsetid("", 23)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), path)
+    return onnx.load_from_string(device_graph(path, inline=True, bits=4, kv=KvLayout(), constants=constants).model)
+
+
+def _run(model: onnx.ModelProto, **feed: np.ndarray) -> np.ndarray:
+    return np.asarray(cpu_session(model.SerializeToString()).run(None, feed)[0])
+
+
+def test_a_dim_without_a_name_is_asked_of_its_own_input(tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 4]) for name in "ab"]
+    nodes = [helper.make_node("Shape", ["b"], ["y"])]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [2])])
+    model = _rewritten(graph, tmp_path)
+    found = _run(model, **{item.name: np.zeros((3, 4), np.float32) for item in model.graph.input})
+    assert found.tolist() == [3, 4]
+
+
+def test_constants_of_branches_within_branches_are_taken_out(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info
+
+    def plus(value: float, name: str) -> onnx.GraphProto:
+        constant = helper.make_node("Constant", [], [f"{name}.c"], value=helper.make_tensor("", 1, [1], [value]))
+        nodes = [constant, helper.make_node("Add", ["x", f"{name}.c"], [name])]
+        return helper.make_graph(nodes, name, [], [info(name, 1, [1])])
+
+    inner = helper.make_node("If", ["second"], ["inner"], then_branch=plus(1, "a"), else_branch=plus(2, "b"))
+    then = helper.make_graph([inner], "then", [], [info("inner", 1, [1])])
+    outer = helper.make_node("If", ["first"], ["y"], then_branch=then, else_branch=plus(1, "d"))
+    inputs = [info("x", 1, [1]), info("first", onnx.TensorProto.BOOL, [1]), info("second", onnx.TensorProto.BOOL, [1])]
+    model = _rewritten(helper.make_graph([outer], "g", inputs, [info("y", 1, [1])]), tmp_path)
+    assert "Constant" not in str(model.graph)
+    assert len(model.graph.initializer) == 2
+    for first, second, added in ((True, True, 1), (True, False, 2), (False, True, 1)):
+        feed = {"x": np.ones(1, np.float32), "first": np.array([first]), "second": np.array([second])}
+        assert _run(model, **feed).item() == 1 + added
+
+
+def test_a_branch_may_give_what_it_holds(tmp_path: Path) -> None:
+    """The result is an initializer of the branch: no node makes it."""
+    info = helper.make_tensor_value_info
+    held = helper.make_tensor("held", 1, [1], [7.0])
+    then = helper.make_graph([], "then", [], [info("held", 1, [1])], [held])
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["same"])], "else", [], [info("same", 1, [1])])
+    nodes = [helper.make_node("If", ["asked"], ["y"], then_branch=then, else_branch=other)]
+    inputs = [info("x", 1, [1]), info("asked", onnx.TensorProto.BOOL, [1])]
+    graph = helper.make_graph(nodes, "g", inputs, [info("y", 1, [1])])
+    model = _rewritten(graph, tmp_path, asked=np.array([True]))
+    assert _run(model, **{item.name: np.zeros(1, np.float32) for item in model.graph.input}).tolist() == [7.0]
+
+
 def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
     for variant in bundle.config.variants.values():
         model = onnx.load_from_string(_graph(bundle, variant).model)
@@ -218,7 +271,9 @@ def test_a_kernel_writes_the_results(bundle: Bundle) -> None:
 def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) -> None:
     for variant in bundle.config.variants.values():
         path = bundle.file(variant.file)
-        graph = device_graph(path, inline=False, bits=variant.bits, constants={"num_logits": np.ones(1, np.int64)})
+        graph = device_graph(
+            path, inline=False, bits=variant.bits, kv=bundle.config.kv, constants={"num_logits": np.ones(1, np.int64)}
+        )
         assert {value.name for value in graph.values} == {tensor.name for tensor in external_tensors(path)}
         entries = bundle.config.tensors
         assert all(value.weights == (value.name,) and value.recipe is None for value in graph.values)
@@ -237,7 +292,7 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
         **_counts(bundle, variant),
     }
     path = bundle.file(variant.file)
-    graph = device_graph(path, inline=True, bits=8, constants=constants, one_token=True, summary=rows)
+    graph = device_graph(path, inline=True, bits=8, kv=KvLayout(), constants=constants, one_token=True, summary=rows)
     session, memory = cpu_session(graph.model), MainMemory()
     weights, cache = DeviceWeights(SharedWeights(bundle), memory), KvCache(config.model, config.kv, memory)
     weights.place(graph.values)
@@ -266,8 +321,8 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
 
 def test_a_graph_for_kernels_gives_a_summary_too(bundle: Bundle) -> None:
     path, rows = bundle.file("model.q8.onnx"), logit_summary.cut(bundle.config.model.vocab_size)
-    plain, summed = (onnx.load_from_string(device_graph(path, inline=False, bits=8, summary=given).model).graph
-                     for given in (None, rows))  # fmt: skip
+    made = [device_graph(path, inline=False, bits=8, kv=bundle.config.kv, summary=given) for given in (None, rows)]
+    plain, summed = (onnx.load_from_string(graph.model).graph for graph in made)
     added = {item.name for item in summed.output} - {item.name for item in plain.output}
     assert added == {logit_summary.PARTS, logit_summary.PLACES}
     assert [node.op_type for node in summed.node if node.domain == "sol"] == [
@@ -399,7 +454,7 @@ def test_a_file_without_weights_of_its_own_has_none(tmp_path: Path) -> None:
     )
     path = tmp_path / "model.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
-    made = device_graph(path, inline=True, bits=4)
+    made = device_graph(path, inline=True, bits=4, kv=KvLayout())
     assert made.values == ()
     (y,) = cpu_session(made.model).run(None, {"x": np.ones(1, np.float32)})
     assert y == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def mapping_of(address: int) -> str:
         if bounds and int(bounds[1], 16) <= address < int(bounds[2], 16):
             return entry
     raise AssertionError(f"no mapping holds {address:#x}")
+
+
+def test_a_cache_is_whole_steps(cache: KvCache) -> None:
+    """Beyond the model's context too, of 8192 tokens: function bodies choose among whole steps."""
+    assert [cache.capacity_for(tokens) for tokens in (1, 256, 257, 8192, 8193)] == [256, 256, 512, 8192, 8448]
+    short = KvCache(replace(made_config().model, max_context=100), KvLayout("float16", capacity_step=64))
+    assert [short.capacity_for(tokens) for tokens in (1, 65, 100)] == [64, 128, 128]
 
 
 def test_content_stays_where_capacity_grows_and_the_rest_is_zero(cache: KvCache) -> None:

@@ -74,13 +74,13 @@ def device_graph(
     *,
     inline: bool,
     bits: int,
+    kv: KvLayout,
     constants: Mapping[str, np.ndarray] | None = None,
     dims: Mapping[str, int] | None = None,
     one_token: bool = False,
     float32: bool = False,
     summary: tuple[int, int] | None = None,
     keep: int = 100,
-    kv: KvLayout | None = None,
 ) -> DeviceGraph:
     """Reads a graph file of a bundle.
 
@@ -88,17 +88,17 @@ def device_graph(
         path: the file; only its topology is read.
         inline: whether the function bodies run; else the operators' kernels do, and weights stay as they are stored.
         bits: width of its layers' widest matrices.
+        kv: the cache's layout.
         constants: graph inputs that always have these values; what depends on them alone is decided here.
         dims: sizes of dims of inputs that the file leaves open.
         one_token: whether `input_ids` always holds one token.
         float32: whether everything in float16 becomes float32, the cache too; for function bodies alone.
         summary: rows and width of a summary of the logits that the graph is to give besides (logit_summary.py).
         keep: percent of the old tokens that a step attends, for which function bodies are to have room.
-        kv: the cache's layout, the default one without it.
     """
     model = onnx.load(path, load_external_data=False)
     if inline:
-        _make_room(model.graph, keep, kv or KvLayout())
+        _make_room(model.graph, keep, kv)
         model = onnx.inliner.inline_local_functions(model)
     if summary is not None:
         logit_summary.append(model.graph, *summary)
@@ -119,7 +119,7 @@ def room(row_pairs: int, kv_heads: int, keep: int, kv: KvLayout) -> int:
 
 
 def _make_room(graph: onnx.GraphProto, keep: int, kv: KvLayout) -> None:
-    """Bundles of before November 2026 have no such attribute: their bodies mask."""
+    """Bundles of before November 2026 have no room to be told: their bodies mask."""
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if ROOM in attributes and attributes["layer"].i not in kv.dense_layers:

@@ -197,13 +197,13 @@ class DeviceGraphs:
             path,
             inline=not self._provider.native,
             bits=kind.bits,
+            kv=self._bundle.config.kv,
             constants=constants,
             dims=layers,
             one_token=kind.one_token,
             float32=self._provider.floats == "float32",
             summary=self._summary if kind.one_token else None,
             keep=100 if kind.keep is None else kind.keep,
-            kv=self._bundle.config.kv,
         )
         self.weights.place(graph.values)
         capture = self.captures and kind.one_token

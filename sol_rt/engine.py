@@ -218,7 +218,6 @@ class Engine:
         given: dict[str, Any] = {name: tuple(counts) for name, counts in counts_by_name.items()}
         self._changed[variant_key] = replace(self._own_variant(variant_key), **given)
         self._plans = {action: plan for action, plan in self._plans.items() if action.variant != variant_key}
-        self._plan = None
 
     def reset(self) -> None:
         """Forgets all tokens; buffers stay."""
