@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -27,7 +29,7 @@ FLOAT, HALF, BYTE, INTEGER = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto
 CACHE = {"key": HALF, "value": HALF, "key_codes": BYTE, "key_range": HALF}
 
 
-def attention_node(layer: int, shape: AttentionShape, *more: str) -> NodeProto:
+def attention_node(layer: int, attributes: Mapping[str, Any], *more: str) -> NodeProto:
     """SparseAttention of a layer, whose cache is past_PART.LAYER and present_PART.LAYER, PART of CACHE; `more` inputs
     come last.
     """
@@ -37,7 +39,7 @@ def attention_node(layer: int, shape: AttentionShape, *more: str) -> NodeProto:
         ["qkv", *past, "past_length", "attn_keep", "cos", "sin", *more],
         [f"y.{layer}", *present],
         domain="sol",
-        **shape.attributes,
+        **attributes,
     )
 
 
@@ -63,7 +65,7 @@ def build(args: argparse.Namespace) -> ModelProto:
         kinds = [(kind, 4) for kind in CACHE.values()]
         ranks |= dict(zip(past, kinds, strict=True))
         outputs |= {f"y.{layer}": (FLOAT, 3)} | dict(zip(present, kinds, strict=True))
-        nodes.append(attention_node(layer, attention_shape(args.heads, args.kv_heads, args.head_dim)))
+        nodes.append(attention_node(layer, attention_shape(args.heads, args.kv_heads, args.head_dim).attributes))
     inputs, results = (
         [
             helper.make_tensor_value_info(name, kind, [f"{name}_{i}" for i in range(rank)])

@@ -48,7 +48,6 @@ SIZES = {
     "phi-3-mini": {"hidden_size": 3072, "num_heads": 32, "num_kv_heads": 32, "head_dim": 96, "intermediate_size": 8192},
 }
 """As if each were a Llama."""
-CAPACITY_STEP = KvLayout().capacity_step
 _TYPES = {f"tensor({name})": np.dtype(name) for name in ("float16", "uint8", "int64", "int32")} | {
     "tensor(float)": np.dtype(np.float32)
 }
@@ -118,7 +117,7 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
             keep=keep,
         )
         session = provider.session(graph, options, made.model)
-        feed, capacity = {}, -(-(context + 1) // CAPACITY_STEP) * CAPACITY_STEP
+        feed, capacity = {}, KvLayout().capacity_for(context + 1)
         for node in session.get_inputs():
             shape = [capacity if dim == "C" else dim for dim in node.shape]
             feed[node.name] = np.ones(shape, _TYPES[node.type])

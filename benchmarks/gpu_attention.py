@@ -46,8 +46,7 @@ def measure(provider: Provider, dims: ModelDims, context: int, kept: int, repeat
 
 
 def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: int) -> float:
-    step = KvLayout().capacity_step
-    capacity = -(-(context + 1) // step) * step
+    capacity = KvLayout().capacity_for(context + 1)
     chooses = keep != _ALL or provider.native
     percent = min(100, -(-100 * keep * PAGE_SIZE // context))
     options = provider.options()
@@ -129,17 +128,17 @@ def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> 
         "cos": table,
         "sin": table,
     }
+    attributes = shape.attributes
     if percent is None:
         del inputs["attn_keep"]
+    else:
+        attributes |= {ROOM: room(shape.row_pairs, shape.kv_heads, percent, KvLayout())}
     outputs, nodes = {}, []
     for layer in range(LAYERS):
         inputs |= {f"past_{part}.{layer}": kind for part, kind in parts.items()}
         outputs |= {f"present_{part}.{layer}": kind for part, kind in parts.items()}
         outputs[f"y.{layer}"] = (TensorProto.FLOAT, [1, 1, dims.num_heads * dims.head_dim])
-        nodes.append(attention_node(layer, shape, "total_length"))
-        for attribute in nodes[-1].attribute:
-            if attribute.name == ROOM and percent is not None:
-                attribute.i = room(shape.row_pairs, shape.kv_heads, percent, KvLayout())
+        nodes.append(attention_node(layer, attributes, "total_length"))
     graph = helper.make_graph(
         nodes,
         "attention",

@@ -80,6 +80,10 @@ class KvLayout:
     capacity_step: int = 256
     dense_layers: tuple[int, ...] = ()
 
+    def capacity_for(self, tokens: int) -> int:
+        """The capacity that holds `tokens`: a multiple of the step, for function bodies choose among whole steps."""
+        return -(-tokens // self.capacity_step) * self.capacity_step
+
     def token_bytes(self, head_dim: int) -> int:
         """Bytes of one token's key and value in one KV head."""
         return 2 * (head_dim + 2 if self.dtype == "int8" else 2 * head_dim)

@@ -87,8 +87,8 @@ class KvCache:
         return sum(tensor_bytes(buffer.dtype, self.shape(buffer, capacity)) for buffer in self.buffers())
 
     def capacity_for(self, tokens: int) -> int:
-        """The capacity that holds `tokens`: a multiple of the step, for function bodies choose among whole steps."""
-        return _round_up(tokens, self._layout.capacity_step)
+        """The layout's."""
+        return self._layout.capacity_for(tokens)
 
     def resize(self, capacity: int, used: int) -> None:
         """Moves the first `used` tokens into buffers of another capacity, one buffer at a time to hold little twice."""
