@@ -151,7 +151,6 @@ class Family:
     gguf_permuted: bool = False
     default_activation: str = "silu"
     default_rotary_fraction: float = 1.0
-    default_tied: bool = False
     default_eps: float = 1e-6
 
 
@@ -369,7 +368,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         head_bias=phi,
         gated=family.gated,
         activation=_ACTIVATIONS[activation],
-        tied=bool(config.get("tie_word_embeddings", family.default_tied)),
+        tied=bool(config.get("tie_word_embeddings", False)),
         softmax_scale=1.0 / math.sqrt(head_dim),
         embedding_scale=1.0,
     )

@@ -110,9 +110,6 @@ def test_every_answer_begins_an_episode(model: SolModel) -> None:
             steps.append(step.step)
             return inner.choose(step)
 
-        def reset(self) -> None:
-            inner.reset()
-
     decoder.schedule = Recorded()
     for first in (3, 4):
         scorer.open([first, 4, 5])

@@ -246,17 +246,12 @@ def test_axis_targets(name: str) -> None:
     assert means.prune == pytest.approx(1.0, abs=0.02)
 
 
-def test_random_is_seeded_and_resets() -> None:
+def test_random_is_seeded() -> None:
     runs = []
     for seed in (3, 3, 4):
         controller = made("random", 0.5)
         runs.append(follow(make_schedule("random", controller, seed=seed), controller, 60))
     assert runs[0] == runs[1] != runs[2]
-    schedule = make_schedule("random", made("random", 0.5), seed=3)
-    step = StepContext(300, 7, HIDDEN, DISTRIBUTION, 0)
-    first = [schedule.choose(step) for _ in range(20)]
-    schedule.reset()
-    assert [schedule.choose(step) for _ in range(20)] == first
     assert len(Counter(runs[0])) > 5
 
 

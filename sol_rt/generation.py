@@ -347,9 +347,6 @@ class ReplaySchedule:
     def choose(self, step: StepContext) -> Action:
         return self._actions[step.step]
 
-    def reset(self) -> None:
-        pass
-
 
 def _record(step: Step, taken: Taken, index: int) -> TraceRecord:
     return TraceRecord(

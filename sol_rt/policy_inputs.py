@@ -62,10 +62,6 @@ class PolicyInputs:
     def __init__(self, names: Sequence[str], horizon: int, before: float = 1.0) -> None:
         self.horizon, self._before = horizon, before
         self._scalars = {name: _SCALARS[name] for name in names}
-        self.reset()
-
-    def reset(self) -> None:
-        """Begins another run."""
         self.position, self.previous = 0, -1
         self.episode_cost, self.previous_cost = 0.0, self._before
         self._recent = deque([self._before] * RECENT, RECENT)

@@ -55,9 +55,6 @@ class Schedule(Protocol):
     def choose(self, step: StepContext) -> Action:
         """The action for this step. The loop then reports it to the controller with `record`."""
 
-    def reset(self) -> None:
-        """Forgets the run so far; the next one gives the same choices as the first."""
-
 
 class Policy(Protocol):
     """What `sol` needs of a policy session (policy.py)."""
@@ -150,9 +147,6 @@ class ConstantSchedule:
     def choose(self, step: StepContext) -> Action:
         return self.action
 
-    def reset(self) -> None:
-        pass
-
 
 class UniformSchedule:
     """The hand-made mix that needs no policy: on each axis the two nearest settings in turn.
@@ -169,9 +163,6 @@ class UniformSchedule:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._axes = _axes_of(controller.actions)
-        self.reset()
-
-    def reset(self) -> None:
         # thirds apart, so that the axes don't all turn cheap on the same step
         self._carry = [0.0, 1 / 3, 2 / 3]
         self._forward = 0.0  # how much of a turn the higher settings come early
@@ -238,8 +229,8 @@ class EntropySchedule(UniformSchedule):
 
     name = "entropy"
 
-    def reset(self) -> None:
-        super().reset()
+    def __init__(self, controller: Controller) -> None:
+        super().__init__(controller)
         self._usual = (_Usual(), _Usual())
 
     def choose(self, step: StepContext) -> Action:
@@ -359,11 +350,7 @@ class RandomSchedule:
 
     def __init__(self, controller: Controller, seed: int | None) -> None:
         self._controller = controller
-        self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self.reset()
-
-    def reset(self) -> None:
-        self._random = np.random.default_rng(self._seed)
+        self._random = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
     def choose(self, step: StepContext) -> Action:
         controller = self._controller
@@ -401,12 +388,8 @@ class SolSchedule:
     def __init__(self, controller: Controller, policy: Policy) -> None:
         self._controller = controller
         self._policy = policy
+        policy.reset()
         self._inputs = PolicyInputs(policy.spec.scalars, policy.spec.horizon)
-        self.reset()
-
-    def reset(self) -> None:
-        self._policy.reset()
-        self._inputs.reset()
         self._price = Price()
 
     def choose(self, step: StepContext) -> Action:

@@ -18,9 +18,6 @@ class MixSchedule:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self.reset()
-
-    def reset(self) -> None:
         self._carry = 0.5
 
     def choose(self, step: StepContext) -> Action:
