@@ -15,7 +15,7 @@ from sol_rt.attention_probe import LONG, MODELS, SHORT
 from sol_rt.errors import ProviderError
 from sol_rt.providers import Provider
 
-CPU = Provider("cpu", 2)
+CPU = Provider("cpu", 2).probe_session
 
 
 class _WithoutFloat16(Provider):
@@ -38,28 +38,28 @@ class _WrongTables(Provider):
 
 
 def test_what_is_right_in_float16_stays_there() -> None:
-    assert attention_probe.examine(CPU, CPU) == ("float16", None)
+    assert attention_probe.examine("cpu", CPU, CPU) == ("float16", None)
 
 
 def test_without_float16_it_is_float32() -> None:
-    assert attention_probe.examine(_WithoutFloat16("cpu", 2), CPU) == ("float32", None)
+    assert attention_probe.examine("cpu", _WithoutFloat16("cpu", 2).probe_session, CPU) == ("float32", None)
 
 
 def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ProviderError, match=r"provider cpu: attention: numbers that differ .* by [0-9.]+%, expected"):
-        attention_probe.examine(_WrongTables("cpu", 2), CPU)
+        attention_probe.examine("cpu", _WrongTables("cpu", 2).probe_session, CPU)
 
 
 def test_few_tokens_are_taken_where_many_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is wrong with the longer run: here it is another one than the CPU's."""
     attend = attention_probe.attend
-    wrong = Provider("cpu", 2, device=1)
+    wrong = Provider("cpu", 2, device=1).probe_session
     monkeypatch.setattr(
         attention_probe,
         "attend",
-        lambda provider, dtype, tokens: attend(provider, dtype, tokens) + (provider == wrong and tokens == LONG),
+        lambda make, dtype, tokens, *memory: attend(make, dtype, tokens, *memory) + (make == wrong and tokens == LONG),
     )
-    assert attention_probe.examine(wrong, CPU) == ("float16", SHORT)
+    assert attention_probe.examine("cpu", wrong, CPU) == ("float16", SHORT)
 
 
 @pytest.mark.parametrize("tokens", [SHORT, LONG])

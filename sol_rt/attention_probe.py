@@ -6,18 +6,16 @@ more new tokens runs by shaders of its own, which were found wrong on adapters w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 
 from sol_rt.errors import ProviderError, one_line
 
-if TYPE_CHECKING:
-    from sol_rt.providers import Provider
-
+MakeSession = Callable[[bytes], ort.InferenceSession]
+"""Makes a session of a serialized model."""
 FLOATS = ("float16", "float32")
 MODELS = {dtype: Path(__file__).with_name(f"probe_attention_{dtype}.onnx") for dtype in FLOATS}
 SHORT, LONG = 16, 160
@@ -28,17 +26,32 @@ _TOLERANCE = 0.02
 """Root mean square of the difference over that of the numbers: float16 alone makes 0.001, a wrong adapter 0.06."""
 
 
-def examine(provider: Provider, reference: Provider, dtypes: Sequence[str] = FLOATS) -> tuple[str, int | None]:
-    """The first of the types in which attention gives the numbers of `reference`, the CPU's provider, and how many new
-    tokens it may be given at once, None where that has no limit.
+def examine(
+    name: str,
+    make: MakeSession,
+    reference: MakeSession,
+    memory: ort.OrtMemoryInfo | None = None,
+    dtypes: Sequence[str] = FLOATS,
+) -> tuple[str, int | None]:
+    """In which type attention is right on an adapter, and how many new tokens it may be given at once.
 
-    Raises ProviderError where it is wrong in all of them.
+    Args:
+        name: of the provider, for the message.
+        make: makes a session on the adapter.
+        reference: makes one on the CPU.
+        memory: the adapter's, where the cache lies; None for main memory.
+        dtypes: types of the cache to try, in this order.
+
+    Returns:
+        The first type whose numbers are the CPU's, and the number of tokens, None where there is no limit.
+
+    Raises ProviderError where attention is wrong in all types.
     """
     reason = ""
     for dtype in dtypes:
         for tokens in (LONG, SHORT):
             try:
-                got = attend(provider, dtype, tokens)
+                got = attend(make, dtype, tokens, memory)
             except Exception as error:  # ONNX Runtime's exceptions share no useful base
                 reason = one_line(error)
                 break
@@ -47,23 +60,22 @@ def examine(provider: Provider, reference: Provider, dtypes: Sequence[str] = FLO
             if difference <= _TOLERANCE:
                 return dtype, None if tokens == LONG else SHORT
             reason = f"numbers that differ from the CPU's by {difference:.1%}, expected at most {_TOLERANCE:.0%}"
-    raise ProviderError(f"provider {provider.name}: attention: {reason}; update its driver")
+    raise ProviderError(f"provider {name}: attention: {reason}; update its driver")
 
 
-def attend(provider: Provider, dtype: str, tokens: int) -> np.ndarray:
+def attend(make: MakeSession, dtype: str, tokens: int, memory: ort.OrtMemoryInfo | None = None) -> np.ndarray:
     """What the probe's attention gives for some new tokens, float32 [1, tokens, heads * size]."""
-    session = provider._session(MODELS[dtype].read_bytes(), provider.options(), strict=provider.name != "cpu")
+    session = make(MODELS[dtype].read_bytes())
     random = np.random.default_rng(0)
     binding = session.io_binding()
     given = {node.name: node for node in session.get_inputs()}
     for part in ("key", "value"):  # in place, as decoding does it
         shape = given[f"past_{part}"].shape
         content = random.standard_normal(shape).astype(dtype)
-        if provider.gpu is None:
+        if memory is None:
             buffer = ort.OrtValue.ortvalue_from_numpy(content)
         else:
-            place = provider._ep_device.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
-            buffer = ort.OrtValue.ortvalue_from_shape_and_type(shape, content.dtype.type, memory_info=place)
+            buffer = ort.OrtValue.ortvalue_from_shape_and_type(shape, content.dtype.type, memory_info=memory)
             buffer.update_inplace(content)
         binding.bind_ortvalue_input(f"past_{part}", buffer)
         binding.bind_ortvalue_output(f"present_{part}", buffer)

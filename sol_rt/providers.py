@@ -156,6 +156,10 @@ class Provider:
             return make()
         return strict_where_possible(make, options, f"provider {self.name}: {name}")
 
+    def probe_session(self, model: bytes) -> ort.InferenceSession:
+        """A session of a serialized model; on a GPU none of its nodes may run on the CPU."""
+        return self._session(model, self.options(), strict=self.name != "cpu")
+
     def memory(self) -> DeviceMemory:
         """The GPU's memory. Raises ProviderError where the package is missing that prepares graphs for it."""
         if importlib.util.find_spec("onnx") is None:
@@ -320,18 +324,19 @@ def _has_device(name: str, say: Callable[[str], None]) -> bool:
 def _gpu(name: str, pool: int, device: int, native_ops: bool) -> Provider:
     if not _GPUS[name].installed():
         raise ProviderError(f"provider {name}: not installed; {_GPUS[name].INSTALL}")
-    if name == "webgpu":
-        # no native operators: ONNX Runtime would not inline them, and there they would run on the CPU
-        entry = webgpu.device(device)
-        provider = Provider(name, pool, device=device, gpu=webgpu.gpu(entry), _ep_device=entry)
-    else:
+    if name == "cuda":
         provider = Provider(name, pool, library_path(name) if native_ops else None, device, cuda.gpu(device))
         cuda.load_libraries()
-    probe(provider)
-    if name != "webgpu":
+        probe(provider)
         return provider
+    # no native operators: ONNX Runtime would not inline them, and there they would run on the CPU
+    entry = webgpu.device(device)
+    provider = Provider(name, pool, device=device, gpu=webgpu.gpu(entry), _ep_device=entry)
+    probe(provider)
     known = attention_probe.FLOATS if os.environ.get("SOL_RT_WEBGPU_FLOAT16", "1") != "0" else ("float32",)
-    floats, most_tokens = attention_probe.examine(provider, Provider("cpu", pool), known)
+    memory = entry.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
+    reference = Provider("cpu", pool).probe_session
+    floats, most_tokens = attention_probe.examine(name, provider.probe_session, reference, memory, known)
     return replace(provider, floats=floats, most_tokens=most_tokens)
 
 
@@ -365,5 +370,4 @@ def _compare(provider: Provider, path: Path, library: Path | None) -> None:
 
 
 def _probe_run(provider: Provider, model: bytes, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-    session = provider._session(model, provider.options(), strict=provider.name != "cpu")
-    return np.asarray(session.run(None, dict(feed))[0])
+    return np.asarray(provider.probe_session(model).run(None, dict(feed))[0])
