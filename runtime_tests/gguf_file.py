@@ -7,10 +7,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from random_checkpoint import PRESETS, write_random_checkpoint
 
 from sol_rt.export.architecture import TensorNames, family_of
 from sol_rt.export.checkpoint import open_checkpoint
-from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -12,17 +12,16 @@ torch = pytest.importorskip("torch", reason="exporting comes with the extra expo
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 import transformers  # noqa: E402
 from gguf_file import GgufFile  # noqa: E402
+from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sol_rt.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config  # noqa: E402
-from sol_rt.export.blob import layout  # noqa: E402
-from sol_rt.export.blob_filler import fill_blob  # noqa: E402
+from sol_rt.export.blob import fill_blob, layout  # noqa: E402
 from sol_rt.export.checkpoint import Checkpoint, matrices, open_checkpoint  # noqa: E402
 from sol_rt.export.moments import input_moments  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
-from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from sol_rt.train.weights import ModelWeights, read_blob  # noqa: E402
 from sol_rt.widths import Widths  # noqa: E402
 

@@ -329,8 +329,9 @@ def test_a_graph_of_the_other_cache_is_refused(int8_bundle: Bundle, tmp_path: Pa
 
 
 def test_the_probes_are_what_their_source_says() -> None:
+    from probe_graph import build, build_attention, build_native
+
     from sol_rt import attention_probe, providers
-    from sol_rt.export.probe_graph import build, build_attention, build_native
 
     models = {providers._PROBE: build(), providers._PROBE_NATIVE: build_native()}
     models |= {path: build_attention(dtype) for dtype, path in attention_probe.MODELS.items()}

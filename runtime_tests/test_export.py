@@ -18,6 +18,7 @@ import gguf  # noqa: E402
 import onnx  # noqa: E402
 import transformers  # noqa: E402
 from gguf_file import GgufFile  # noqa: E402
+from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sol_rt.actions import Action  # noqa: E402
@@ -32,7 +33,6 @@ from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  
 from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.quantize import quantize_matrix  # noqa: E402
-from sol_rt.export.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from sol_rt.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.verify import verify_bundle  # noqa: E402
 
@@ -165,7 +165,7 @@ def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> 
 
 def test_pieces_do_not_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(folder, tmp_path / "whole")
-    monkeypatch.setattr("sol_rt.export.blob_filler.PIECE_WEIGHTS", 64 * 6)
+    monkeypatch.setattr("sol_rt.export.blob.PIECE_WEIGHTS", 64 * 6)
     export(folder, tmp_path / "pieces")
     assert (tmp_path / "whole" / "weights.bin").read_bytes() == (tmp_path / "pieces" / "weights.bin").read_bytes()
 

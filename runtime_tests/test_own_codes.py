@@ -12,16 +12,16 @@ gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export
 from gguf_file import GgufFile, random_rows  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 
+from sol_rt.config import BLOCK  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import export_bundle  # noqa: E402
-from sol_rt.export.architecture import BLOCK  # noqa: E402
 from sol_rt.export.checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.compensation import Metric  # noqa: E402
 from sol_rt.export.gguf_four_bit import FOUR_BIT  # noqa: E402
 from sol_rt.export.own_codes import OwnCodes, choose_zeros, nest, own_codes  # noqa: E402
 from sol_rt.export.quantize import dequantize, quantize_matrix  # noqa: E402
-from sol_rt.export.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 
 KINDS = ("Q4_0", "Q4_1", "Q4_K")
 

@@ -1,7 +1,7 @@
 """Writes sol_rt/probe*.onnx: tiny models that say whether a provider, its native operators and its attention really
 compute.
 
-`python -m sol_rt.export.probe_graph` from the repository root after a change here; a test compares the files with this
+`python scripts/probe_graph.py` from the repository root after a change here; a test compares the files with this
 source.
 """
 
