@@ -25,7 +25,6 @@ from sol_rt.bundle import Bundle
 from sol_rt.cost import BytesCost
 from sol_rt.perplexity import starting_token
 from sol_rt.policy_inputs import KNOWN_SCALARS
-from sol_rt.tokenizer import Tokenizer
 from sol_rt.train.config import DataConfig
 from sol_rt.train.corpus import read_documents
 from sol_rt.train.rollout import LEFT_OUT, Episode, Observation, RolloutSpec
@@ -48,7 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     bundle = Bundle.open(given.bundle)
-    config, tokenizer = bundle.config, Tokenizer.from_bundle(bundle)
+    config, tokenizer = bundle.config, bundle.tokenizer()
     documents = read_documents(given.data, tokenizer, lambda done, total: None)
     bos = starting_token(tokenizer, config.model)
     windows = Windows(documents, DataConfig(windows=(given.context,)), config.model.max_context, bos)

@@ -22,7 +22,6 @@ from sol_rt.bundle import Bundle
 from sol_rt.home import find_bundle
 from sol_rt.perplexity import estimate, windows
 from sol_rt.pull import resolve
-from sol_rt.text import Tokenizer
 
 
 def source_nll(folder: Path, cut: list[list[int]]) -> list[float]:
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="a subfolder a peer")
     args = parser.parse_args()
     bundle = Bundle.open(find_bundle(args.bundle))
-    tokens = Tokenizer.from_bundle(bundle).encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
+    tokens = bundle.tokenizer().encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
     cut = windows(tokens, args.ctx_size, None, args.chunks)
     models = args.environments / "models" / bundle.config.model.name
     checkpoint, _ = resolve(args.checkpoint, lambda step, done, total: None)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sol_rt.config import KvLayout, ModelDims
+from sol_rt.config import BLOCK, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError
 from sol_rt.export.rope import Rope, make_rope
 
-BLOCK = 32  # channels of a quantization block
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
 MOST_KV_HEADS = 1 << 11  # of one token's pairs of KV head and token, function bodies sort them at once
 MOST_PAIRS = 1 << 23  # of a cache, which they count in float32, and in halves

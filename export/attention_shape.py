@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sol_rt.config import PAGE_SIZE, KvLayout
-from sol_rt.device_graph import ROOM
 from sol_rt.export.architecture import MOST_KV_HEADS, Decoder
 from sol_rt.export.nodes import NodeWriter
+from sol_rt.signature import ROOM
 
 NEVER = -1e30
 """Score of a key that is not attended: finite, so that no NaN arises."""

@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from sol_rt.config import BLOCK
 from sol_rt.export.nodes import NodeWriter, Ref
 
-BLOCK = 32
 _CODES, _FLOATS = 4, 1
 """Accuracy levels of MatMulNBits: activations of 8 bits, as the kernels have them, or float32. The float paths of the
 CPU provider are 10 to 100 times slower at 2 bits, at 4 bits they are not."""

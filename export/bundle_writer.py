@@ -32,16 +32,14 @@ from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export import action_set, calibration_text, memory, prune_levels, tokenizer_files
 from sol_rt.export import parity as parity_report
 from sol_rt.export.architecture import Decoder, Family, TensorNames, family_of, from_hf_config
-from sol_rt.export.blob import blob_bytes, layout
-from sol_rt.export.blob_filler import fill_blob
+from sol_rt.export.blob import blob_bytes, fill_blob, layout
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.card import model_card
 from sol_rt.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from sol_rt.export.given_policy import write_policy_graph
-from sol_rt.export.graph import LayerShapes, prune_counts
-from sol_rt.export.graph_files import write_graphs
+from sol_rt.export.graph import LayerShapes, prune_counts, write_graphs
 from sol_rt.export.head_width import choose_head_widths
 from sol_rt.export.mixed_widths import mixed_widths, with_dense_head
+from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.progress import Progress, silent
 from sol_rt.home import checkpoints_dir
 from sol_rt.pull import resolve

@@ -16,7 +16,7 @@ from sol_rt.errors import SolError, UsageError
 from sol_rt.export.progress import Progress, silent
 from sol_rt.generation_config import GenerationConfig
 from sol_rt.sampling import Sampler
-from sol_rt.text import ChatTemplate, Tokenizer
+from sol_rt.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of a window
 LONG = 4608  # tokens of the long stretch
@@ -115,7 +115,7 @@ def generate_text(
     """
     bundle = Bundle.open(folder)
     writer = _Writer(Engine(bundle, provider="cpu", threads=threads), seed, top_p)
-    tokenizer = Tokenizer.from_bundle(bundle)
+    tokenizer = bundle.tokenizer()
     size = min(WINDOW, writer.engine.max_context)
     opener = _opener(bundle, tokenizer)
     progress("writing calibration text", 0, windows * size)
@@ -189,7 +189,7 @@ def _opener(bundle: Bundle, tokenizer: Tokenizer) -> list[int]:
     Chat models write both sides of a conversation well; of what they make of a bare document, half is no text.
     """
     try:
-        rendered = ChatTemplate.from_bundle(bundle).render([{"role": "user", "content": _MARK}])
+        rendered = bundle.chat_template().render([{"role": "user", "content": _MARK}])
     except SolError:
         rendered = ""
     before, mark, _ = rendered.partition(_MARK)

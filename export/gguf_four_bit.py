@@ -9,8 +9,9 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import Q4_K
 
+from sol_rt.config import BLOCK
 from sol_rt.export.own_codes import OwnCodes, own_codes
-from sol_rt.export.quantize import BLOCK, ByteArray, FloatArray
+from sol_rt.export.quantize import ByteArray, FloatArray
 
 # Layouts: ggml-common.h of llama.cpp. All have half of a run of channels in the low nibbles, the rest in the high ones.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.config import KvLayout, TensorEntry, Variant
+from sol_rt.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.attention_body import sparse_attention
@@ -28,6 +29,7 @@ from sol_rt.export.layer import (
     width_tag,
 )
 from sol_rt.export.nodes import NodeWriter
+from sol_rt.signature import CHOOSING, PRUNING
 from sol_rt.widths import Widths
 
 _DTYPES = {
@@ -37,7 +39,6 @@ _DTYPES = {
     "uint8": TensorProto.UINT8,
     "uint4": TensorProto.UINT4,
 }
-CHOOSING, PRUNING = "choosing_layers", "pruning_layers"
 """Dims of the inputs that choose tokens and channels: the number of layers, or 0 for all tokens or all channels."""
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _KEPT_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
@@ -319,3 +320,21 @@ def _cache_name(side: str, part: str, layer: int) -> str:
 def _ceil(value: float) -> int:
     """Rounds up, but not for the last bit of a float's noise."""
     return math.ceil(value - 1e-9)
+
+
+def write_graphs(folder: Path, config: SolConfig, decoder: Decoder) -> SolConfig:
+    """Writes the graph of every width into `folder`, in place of those there.
+
+    Returns:
+        The config with `weight_bytes` of all variants and the sizes of the graphs, not their hashes.
+    """
+    variants = {
+        key: replace(variant, weight_bytes=weight_bytes(decoder, config.tensors, variant))
+        for key, variant in config.variants.items()
+    }
+    files = dict(config.files)
+    for file, widths in {variant.file: variant.widths for variant in variants.values()}.items():
+        content = build_graph(decoder, widths, config.tensors, config.weights_file, config.kv).SerializeToString()
+        (folder / file).write_bytes(content)
+        files[file] = FileEntry(len(content), "")
+    return replace(config, variants=variants, files=files)

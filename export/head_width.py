@@ -16,8 +16,7 @@ from sol_rt.bundle import Bundle
 from sol_rt.config import SolConfig
 from sol_rt.engine import Engine
 from sol_rt.export.architecture import Decoder
-from sol_rt.export.graph import widest_bits
-from sol_rt.export.graph_files import write_graphs
+from sol_rt.export.graph import widest_bits, write_graphs
 from sol_rt.export.losses import Candidate, token_divergences
 from sol_rt.export.progress import Progress
 from sol_rt.widths import MIXED

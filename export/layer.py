@@ -12,11 +12,11 @@ import onnx
 from onnx import TensorProto
 
 from sol_rt.config import KvLayout
-from sol_rt.device_graph import ROOM
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.export.bodies import in_turn, planes
 from sol_rt.export.nodes import NodeWriter, Ref
+from sol_rt.signature import ROOM
 from sol_rt.widths import LayerWidths
 
 CACHE = ("key", "value", "key_codes", "key_range")

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sol_rt.config import BLOCK
 from sol_rt.export.compensation import Metric
-from sol_rt.export.quantize import BLOCK, ByteArray, FloatArray, Nested, quantize_matrix
+from sol_rt.export.quantize import ByteArray, FloatArray, Nested, quantize_matrix
 
 # An offset in sixteenths of a step is off by half of one at most; float16 steps add a little at the outermost codes.
 _LARGEST_ERROR = np.float32(0.6)

@@ -19,7 +19,6 @@ from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.checkpoint import Checkpoint
 from sol_rt.export.progress import Progress
 from sol_rt.export.source_model import SourceModel
-from sol_rt.tokenizer import Tokenizer
 
 TEXT = (
     "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one "
@@ -82,7 +81,7 @@ def measure(
     from sol_rt.engine import Engine
 
     bundle = Bundle.open(folder)
-    ids = Tokenizer.from_bundle(bundle).encode(TEXT)[: min(_MAX_TOKENS, decoder.max_context)]
+    ids = bundle.tokenizer().encode(TEXT)[: min(_MAX_TOKENS, decoder.max_context)]
     if not ids:
         raise CheckpointError(f"{checkpoint.path}: its tokenizer gives no tokens for a plain text")
     expected = torch.from_numpy(reference_logits(checkpoint, decoder, family, ids, progress)).log_softmax(-1)

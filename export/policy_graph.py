@@ -38,7 +38,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sol_rt.config import TensorEntry
+from sol_rt.config import BLOCK, TensorEntry
 from sol_rt.errors import CheckpointError
 from sol_rt.export import bodies
 from sol_rt.export.graph import reference, widest_bits
@@ -137,7 +137,7 @@ def _check(shape: PolicyShape, parameters: Mapping[str, FloatArray], tensors: Ma
                 f"policy parameter {name}: got {got}, expected {expected.get(name, 'no such name')}; "
                 "train the policy for this bundle"
             )
-    hidden = tensors["embed.scale"].shape[0] * bodies.BLOCK
+    hidden = tensors["embed.scale"].shape[0] * BLOCK
     if hidden != shape.hidden_size:
         raise CheckpointError(f"policy: made for hidden size {shape.hidden_size}, the bundle's model has {hidden}")
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sol_rt.config import BLOCK
 from sol_rt.errors import CheckpointError
 
-BLOCK = 32
 LEVEL_OFFSETS = {4: 0.0, 6: 6.5, 8: 8.0}
 
 # Candidates: the block's range in 4-bit steps, and shifts of the grid in sixteenths of a step around the centred one.

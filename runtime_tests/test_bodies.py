@@ -35,7 +35,6 @@ from sol_rt.export.attention_body import sparse_attention
 from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
-from sol_rt.tokenizer import Tokenizer
 
 ONE_OPERATOR = 1e-5
 ONE_CODE = 4e-5
@@ -455,7 +454,7 @@ def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) ->
     """On text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits, between the
     kernels' own prefill and decode as well, and to several times that where channels are chosen."""
     bundle = Bundle.open(smollm2_bundle)
-    prompt = Tokenizer.from_bundle(bundle).encode("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,", False)
+    prompt = bundle.tokenizer().encode("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,", False)
     _same_without_the_library(bundle, prompt)
 
 

@@ -14,9 +14,11 @@ from made_configs import made_config
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from sol_rt.bundle import Bundle
+from sol_rt.chat_template import ChatTemplate
 from sol_rt.config import FileEntry
 from sol_rt.errors import BundleError, SolError, UsageError
-from sol_rt.text import ChatTemplate, StopStrings, Tokenizer
+from sol_rt.stop_strings import StopStrings
+from sol_rt.tokenizer import Tokenizer
 
 SAMPLE = "Deep sea: 深海 fish glow 🐟🐙 — naïve, ﷽ and e\u0301. "
 
@@ -159,7 +161,7 @@ def test_invalid_text_is_one_line() -> None:
 def test_unreadable_tokenizer_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"tokenizer\.json") as error:
-        Tokenizer.from_bundle(bundle_with(tmp_path, **{"tokenizer.json": None}))
+        bundle_with(tmp_path, **{"tokenizer.json": None}).tokenizer()
     assert "\n" not in str(error.value)
 
 
@@ -269,21 +271,21 @@ def test_template_of_a_bundle(tmp_path: Path) -> None:
     tokens = json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None})
     source = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
     bundle = bundle_with(tmp_path, **{"chat_template.jinja": source, "tokenizer_config.json": tokens})
-    assert ChatTemplate.from_bundle(bundle).render(HELLO) == "<s>Hello, {{ world }}</s>"
+    assert bundle.chat_template().render(HELLO) == "<s>Hello, {{ world }}</s>"
 
 
 def test_template_inside_the_tokenizer_config(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0].role }}"}]
     for template in ("{{ messages[0].role }}", named):
         bundle = bundle_with(tmp_path, **{"tokenizer_config.json": json.dumps({"chat_template": template})})
-        assert ChatTemplate.from_bundle(bundle).render(HELLO) == "user"
+        assert bundle.chat_template().render(HELLO) == "user"
 
 
 def test_no_template(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no chat template"):
-        ChatTemplate.from_bundle(bundle_with(tmp_path))
+        bundle_with(tmp_path).chat_template()
     with pytest.raises(BundleError, match="tokenizer_config"):
-        ChatTemplate.from_bundle(bundle_with(tmp_path, **{"tokenizer_config.json": "[]"}))
+        bundle_with(tmp_path, **{"tokenizer_config.json": "[]"}).chat_template()
 
 
 # Stop strings

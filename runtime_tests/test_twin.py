@@ -25,7 +25,6 @@ from tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.actions import Action  # noqa: E402
 from sol_rt.bundle import Bundle  # noqa: E402
 from sol_rt.engine import Engine  # noqa: E402
-from sol_rt.tokenizer import Tokenizer  # noqa: E402
 from sol_rt.train.kv_cache import KVCache  # noqa: E402
 from sol_rt.train.twin import UNROUNDED, Arithmetic, Twin  # noqa: E402
 from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
@@ -215,7 +214,7 @@ def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
     bundle = Bundle.open(smollm2_bundle)
     engine, twin = Engine(bundle, provider="cpu"), Twin.from_bundle(bundle.path)
     disturbed = _Disturbed.from_bundle(bundle.path)
-    tokens = Tokenizer.from_bundle(bundle).encode(TEXT, add_special_tokens=False)
+    tokens = bundle.tokenizer().encode(TEXT, add_special_tokens=False)
     context = len(tokens) - 9
     engine.forward(tokens[:context], bundle.config.dense)
     cache = twin.new_cache(1)

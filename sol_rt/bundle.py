@@ -9,12 +9,14 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sol_rt.config import CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.config import BLOCK, CONFIG_NAME, FileEntry, SolConfig
 from sol_rt.errors import BundleError
 
-BLOCK = 32
-"""Input channels that share one scale."""
+if TYPE_CHECKING:
+    from sol_rt.chat_template import ChatTemplate
+    from sol_rt.tokenizer import Tokenizer
 
 _CHUNK = 4 << 20
 
@@ -61,6 +63,24 @@ class Bundle:
         if name not in self.config.files:
             raise BundleError(self.path, name, "no such file", "a file of the bundle")
         return self.path / name
+
+    def tokenizer(self) -> Tokenizer:
+        """Reads the model's tokenizer.
+
+        Raises BundleError where the file is missing or unreadable, or has tokens that the model doesn't know.
+        """
+        from sol_rt.tokenizer import FILE, Tokenizer
+
+        return Tokenizer.from_folder(self.file(FILE).parent, self.config.model.vocab_size)
+
+    def chat_template(self) -> ChatTemplate:
+        """Reads the model's chat template.
+
+        Raises UsageError where the model has none, BundleError where its files are unreadable.
+        """
+        from sol_rt.chat_template import ChatTemplate
+
+        return ChatTemplate.from_folder(self.path, self.config.files)
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -18,7 +19,6 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from sol_rt.bundle import Bundle
 from sol_rt.errors import BundleError, SolError, UsageError
 
 FILE = "chat_template.jinja"
@@ -43,18 +43,22 @@ class ChatTemplate:
             raise _failed(error) from None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> ChatTemplate:
-        """The bundle's template. Raises UsageError where it has none, BundleError where its files are unreadable."""
-        config = _tokenizer_config(bundle)
-        if FILE in bundle.config.files:
+    def from_folder(cls, folder: Path, files: Collection[str]) -> ChatTemplate:
+        """Reads the template of the model in a folder; of its files only those named in `files` count.
+
+        Raises UsageError where the model has no template, BundleError where its files are unreadable.
+        """
+        config = _tokenizer_config(folder / CONFIG_FILE) if CONFIG_FILE in files else {}
+        if FILE in files:
+            path = folder / FILE
             try:
-                source = bundle.file(FILE).read_text(encoding="utf-8")
+                source = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise BundleError(bundle.file(FILE), "", f"an unreadable file ({error})", "UTF-8 text") from None
+                raise BundleError(path, "", f"an unreadable file ({error})", "UTF-8 text") from None
         else:
             source = _default(config.get("chat_template"))
         if not source:
-            raise UsageError(f"{bundle.path}: this model has no chat template; generate from a plain prompt instead")
+            raise UsageError(f"{folder}: this model has no chat template; generate from a plain prompt instead")
         return cls(source, _special_tokens(config))
 
     def render(
@@ -166,10 +170,7 @@ def _failed(error: Exception) -> SolError:
     return SolError(f"chat template{line}: {message}; correct {FILE} or generate from a plain prompt")
 
 
-def _tokenizer_config(bundle: Bundle) -> dict[str, Any]:
-    if CONFIG_FILE not in bundle.config.files:
-        return {}
-    path = bundle.file(CONFIG_FILE)
+def _tokenizer_config(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -25,6 +25,8 @@ FORMAT_VERSION = 4
 SAME_WEIGHTS_SINCE = 3
 """The first format whose bundles need only new graphs."""
 CONFIG_NAME = "sol_config.json"
+BLOCK = 32
+"""Input channels that share one scale."""
 PAGE_SIZE = 4
 ALIGNMENT = 4096
 MATRIX_BITS = (4, 6, 8)

@@ -15,7 +15,6 @@ import onnxruntime as ort
 from sol_rt import hardware
 from sol_rt.cuda_memory import CudaDriver
 from sol_rt.errors import ProviderError, one_line
-from sol_rt.versions import release
 
 ORT_NAME = "CUDAExecutionProvider"
 INSTALL = (
@@ -63,7 +62,7 @@ def gpu(number: int) -> hardware.Gpu:
     no such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
     """
     check_wheels(wheel_versions(), ort.__version__)
-    if release(ort.__version__) < _OLDEST_RUNTIME:
+    if hardware.release(ort.__version__) < _OLDEST_RUNTIME:
         oldest = ".".join(map(str, _OLDEST_RUNTIME))
         raise ProviderError(
             f"provider cuda: needs onnxruntime-gpu {oldest} or newer, this is {ort.__version__}; {INSTALL}"
@@ -71,7 +70,7 @@ def gpu(number: int) -> hardware.Gpu:
     driver = hardware.cuda_driver_version()
     if driver is None:
         raise ProviderError("provider cuda: no NVIDIA driver is here; install one, or use --provider cpu")
-    needed = 13 if release(ort.__version__) >= _CUDA_13_SINCE else 12
+    needed = 13 if hardware.release(ort.__version__) >= _CUDA_13_SINCE else 12
     if driver[0] < needed:
         has = f"the NVIDIA driver runs CUDA {driver[0]}.{driver[1]}"
         raise ProviderError(f"provider cuda: {has}, onnxruntime {ort.__version__} needs {needed}; update the driver")
@@ -133,7 +132,7 @@ def check_wheels(versions: Mapping[str, str], running: str) -> None:
     """Raises ProviderError where two wheels have written into one folder: the provider's library of one version
     crashes in a runtime of another.
     """
-    if any(release(version) != release(running) for version in versions.values()):
+    if any(hardware.release(version) != hardware.release(running) for version in versions.values()):
         both = " and ".join(f"{name} {version}" for name, version in versions.items())
         what = f"{both} are installed over each other, {running} runs"
         raise ProviderError(

@@ -21,12 +21,10 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from sol_rt import logit_summary
-from sol_rt.config import KvLayout, tensor_bytes
+from sol_rt.config import BLOCK, KvLayout, tensor_bytes
 from sol_rt.graph_file import ONNX_DTYPES
+from sol_rt.signature import ROOM
 
-BLOCK = 32
-ROOM = "attn_room"
-"""Attribute of layers that only function bodies read: how many pairs of a row they gather at most."""
 _CHANNEL_MAJOR = "channel_major_base"
 """In a recipe: a 4-bit matrix [K, N] as the bytes [N, K / 32, 16] that MatMulNBits reads."""
 

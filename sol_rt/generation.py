@@ -21,7 +21,8 @@ from sol_rt.errors import ContextError, UsageError
 from sol_rt.generation_config import GenerationConfig
 from sol_rt.sampling import Sampler
 from sol_rt.schedules import Schedule, StepContext
-from sol_rt.text import StopStrings, Tokenizer
+from sol_rt.stop_strings import StopStrings
+from sol_rt.tokenizer import Tokenizer
 from sol_rt.trace import Trace, TraceRecord, TraceWriter
 
 

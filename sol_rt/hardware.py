@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import struct
 import sys
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class Gpu:
     software: bool = False
     total_bytes: int = 0
     free_bytes: int | None = None
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers a package's version begins with: (1, 24, 4) of "1.24.4.dev1+cu13"."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found.group().split("."))) if found else ()
 
 
 def processor_name() -> str:

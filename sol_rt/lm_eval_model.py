@@ -19,7 +19,6 @@ from tqdm import tqdm
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.continuations import PromptScorer
 from sol_rt.model import Dial, SolModel
-from sol_rt.text import ChatTemplate
 
 _MAX_NEW_TOKENS = 256
 _IGNORED = {"batch_size", "max_batch_size", "device", "trust_remote_code", "dtype"}  # the harness hands them to all
@@ -102,7 +101,7 @@ class SolLM(TemplateLM):
         return list(self.model.tokenizer.encode(string, add_special_tokens=special))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        template = ChatTemplate.from_bundle(self.model.bundle)
+        template = self.model.bundle.chat_template()
         return template.render(chat_history, add_generation_prompt=add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:

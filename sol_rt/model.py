@@ -15,6 +15,7 @@ from typing import Any
 
 from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
+from sol_rt.chat_template import ChatTemplate
 from sol_rt.controller import AxisTargets, Controller
 from sol_rt.cost import CostModel, FunctionBodyBytes, load_cost_model
 from sol_rt.engine import Engine
@@ -35,7 +36,7 @@ from sol_rt.home import find_bundle
 from sol_rt.paying import in_vain, paying, replacements
 from sol_rt.policy import PolicySession
 from sol_rt.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
-from sol_rt.text import ChatTemplate, Tokenizer
+from sol_rt.tokenizer import Tokenizer
 from sol_rt.trace import Trace, TraceHeader, TraceWriter, first_difference
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -114,11 +115,11 @@ class SolModel:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer. Raises BundleError where it doesn't fit the model."""
-        return Tokenizer.from_bundle(self.bundle)
+        return self.bundle.tokenizer()
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        return ChatTemplate.from_bundle(self.bundle)
+        return self.bundle.chat_template()
 
     @cached_property
     def _policy(self) -> PolicySession:

@@ -12,8 +12,10 @@ from sol_rt.kv_cache import KvCache
 
 CHANNEL_INPUTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
 """In the order of `ModelDims.channels`."""
-CHOICE_DIMS = ("choosing_layers", "pruning_layers")
+CHOICE_DIMS = CHOOSING, PRUNING = ("choosing_layers", "pruning_layers")
 """Dims of `attn_keep` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
+ROOM = "attn_room"
+"""Attribute of layers that only function bodies read: how many pairs of a row they gather at most."""
 Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]
 """Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tokenizers
 
-from sol_rt.bundle import Bundle
 from sol_rt.errors import BundleError, UsageError
 
 FILE = "tokenizer.json"
@@ -27,13 +26,15 @@ class Tokenizer:
         self._lengths: dict[tuple[int, bool], int] = {}
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> Tokenizer:
-        """Raises BundleError where the file is missing or unreadable, or has tokens that the model doesn't know."""
-        tokenizer = cls.from_file(bundle.file(FILE))
-        vocab_size = bundle.config.model.vocab_size
+    def from_folder(cls, folder: Path, vocab_size: int) -> Tokenizer:
+        """Reads `tokenizer.json` in a folder, for a model of `vocab_size` tokens.
+
+        Raises BundleError where the file is missing or unreadable, or has tokens that the model doesn't know.
+        """
+        tokenizer = cls.from_file(folder / FILE)
         if tokenizer.vocab_size > vocab_size:
             got, expected = f"{tokenizer.vocab_size} tokens", f"at most the model's {vocab_size}"
-            raise BundleError(bundle.path, FILE, got, expected, "export again with the model's own tokenizer")
+            raise BundleError(folder, FILE, got, expected, "export again with the model's own tokenizer")
         return tokenizer
 
     @classmethod

@@ -10,7 +10,7 @@ import numpy as np
 
 from sol_rt.bundle import Bundle, check_hash, sha256
 from sol_rt.errors import BundleError
-from sol_rt.tokenizer import FILE, Tokenizer
+from sol_rt.tokenizer import FILE
 from sol_rt.weights import SharedWeights
 
 _CHUNK = 8 << 20
@@ -43,7 +43,7 @@ def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None 
     if config.policy is not None:
         shared.check(config.policy.file)
     if FILE in config.files:
-        Tokenizer.from_bundle(bundle)
+        bundle.tokenizer()
     data = np.memmap(weights, np.uint8, "r") if entry.bytes else np.zeros(0, np.uint8)
     for name, tensor in config.tensors.items():
         if tensor.dtype not in {"float16", "float32"}:

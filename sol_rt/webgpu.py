@@ -15,7 +15,6 @@ import onnxruntime as ort
 
 from sol_rt import hardware
 from sol_rt.errors import ProviderError, one_line
-from sol_rt.versions import release
 
 ORT_NAME = "WebGpuExecutionProvider"
 INSTALL = "pip install 'sol-rt[webgpu]', and a Vulkan, D3D12 or Metal driver"
@@ -81,7 +80,7 @@ def reason(error: Exception, _: hardware.Gpu | None) -> str:
 
 def check_runtime(version: str) -> None:
     """Raises ProviderError for an ONNX Runtime that cannot load the plug-in."""
-    if release(version) < _OLDEST_RUNTIME:
+    if hardware.release(version) < _OLDEST_RUNTIME:
         wanted = ".".join(map(str, _OLDEST_RUNTIME))
         plugin = f"{_DISTRIBUTION} {importlib.metadata.version(_DISTRIBUTION)}"
         what = f"{plugin} needs onnxruntime {wanted} or newer, this is {version}"

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sol_rt.actions import Action
-from sol_rt.config import CONFIG_NAME, PAGE_SIZE, SolConfig
-from sol_rt.export.architecture import BLOCK
+from sol_rt.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.train.kv_cache import Cache, KVCache, Slots
 from sol_rt.train.left_out import LeftOut
 from sol_rt.train.weights import ModelWeights, read_bundle

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sol_rt.actions import Action
-from sol_rt.config import CONFIG_NAME, SolConfig, TensorEntry, Variant
-from sol_rt.export.architecture import BLOCK, FAMILIES, Decoder, from_hf_config
+from sol_rt.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
+from sol_rt.export.architecture import FAMILIES, Decoder, from_hf_config
 from sol_rt.export.checkpoint import check_tensors, open_checkpoint
 from sol_rt.export.checkpoint import matrices as checkpoint_matrices
 from sol_rt.export.checkpoint import vectors as checkpoint_vectors

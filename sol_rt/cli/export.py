@@ -96,7 +96,7 @@ def export(
     if given is not None and bundle is not None:
         from sol_rt.bundle import Bundle
         from sol_rt.cost import has_table
-        from sol_rt.export.given_policy import give_policy
+        from sol_rt.export.policy_file import give_policy
 
         calibrated = has_table(Bundle.open(bundle))
         print(give_policy(bundle, given).path)

@@ -82,7 +82,6 @@ def train(
     from sol_rt.engine import Engine
     from sol_rt.home import home
     from sol_rt.perplexity import starting_token
-    from sol_rt.tokenizer import Tokenizer
     from sol_rt.train.config import read_config
     from sol_rt.train.corpus import read_documents
     from sol_rt.train.distributed import joined
@@ -109,7 +108,7 @@ def train(
         name = bundle.config.model.name
         folder = output or home() / "policies" / name
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = Tokenizer.from_bundle(bundle)
+        tokenizer = bundle.tokenizer()
         documents = read_documents(data, tokenizer, lambda done, total: quiet("reading text", done, total))
         bos = starting_token(tokenizer, bundle.config.model)
         windows = Windows(documents, settings.data, bundle.config.model.max_context, bos)
