@@ -15,9 +15,11 @@ import argparse
 import math
 from pathlib import Path
 
+import numpy as np
+
 from sol_rt.actions import Action
 from sol_rt.export.graph import LayerShapes, mlp_counts, prune_counts
-from sol_rt.export.losses import Candidate, paired_difference, token_losses
+from sol_rt.export.losses import Candidate, token_losses
 from sol_rt.model import SolModel
 from sol_rt.perplexity import windows
 
@@ -33,6 +35,12 @@ def both(share: float, shapes: LayerShapes, layers: int, action: Action) -> tupl
     )
     one, other = (Candidate(action, *((count,) * layers for count in each)) for each in counts)
     return one, other
+
+
+def paired_difference(losses: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Mean of losses - reference, [tokens] each, and its standard error, in nats."""
+    difference = losses - reference
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
 
 
 def main() -> None:

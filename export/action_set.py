@@ -35,7 +35,6 @@ def choose_actions(
     progress: Progress,
     *,
     own_text: bool = False,
-    threads: int | None = None,
 ) -> ActionSet:
     """Measures the actions of the bundle in `folder`, keeps the best, and writes selection.json.
 
@@ -46,7 +45,6 @@ def choose_actions(
         limit: how many actions to keep at most.
         progress: told how far it is.
         own_text: the model wrote the text, see `measure`.
-        threads: of the runtime; default: all cores.
 
     Returns:
         The config with the actions kept, their loss at the longest context measured, and their variants. The bundle's
@@ -55,7 +53,7 @@ def choose_actions(
     required = () if config.policy is None else config.policy.actions
     keeps = sorted({entry.action.keep for entry in config.actions}, reverse=True)
     bundle = Bundle.open(folder)
-    measured = measure(bundle, text, keeps, progress, own_text=own_text, required=required, threads=threads)
+    measured = measure(bundle, text, keeps, progress, own_text=own_text, required=required)
     verdicts = choose(measured.fronts, config.dense, limit, gone=measured.gone, required=required)
     candidates = sorted({entry.action for entry in config.actions} | set(required), reverse=True)
     selection = Selection(

@@ -93,8 +93,6 @@ def generate_text(
     seed: int = 0,
     windows: int = _WINDOWS,
     max_seconds: float = _MAX_SECONDS,
-    top_p: float = _TOP_P,
-    threads: int | None = None,
 ) -> CalibrationText:
     """Text that the model writes itself, drawn from its dense distribution.
 
@@ -108,13 +106,11 @@ def generate_text(
         seed: equal seeds give equal text on one machine; how much, `max_seconds` decides by powers of two.
         windows: as many at most, 1 or more.
         max_seconds: about as long at most, by the rate of the first window.
-        top_p: tokens after the first few of a window are drawn from the likeliest ones that hold this probability.
-        threads: of the runtime.
 
     Raises SolError where the bundle can't be run.
     """
     bundle = Bundle.open(folder)
-    writer = _Writer(Engine(bundle, provider="cpu", threads=threads), seed, top_p)
+    writer = _Writer(Engine(bundle, provider="cpu"), seed)
     tokenizer = bundle.tokenizer()
     size = min(WINDOW, writer.engine.max_context)
     opener = _opener(bundle, tokenizer)
@@ -142,9 +138,9 @@ def generate_text(
 class _Writer:
     """Draws text, and draws again where it goes round in circles."""
 
-    def __init__(self, engine: Engine, seed: int, top_p: float) -> None:
+    def __init__(self, engine: Engine, seed: int) -> None:
         self.engine = engine
-        self._seed, self._top_p = seed, top_p
+        self._seed = seed
         self._dense = engine.bundle.config.dense
         self._vocabulary = engine.bundle.config.model.vocab_size
 
@@ -166,7 +162,7 @@ class _Writer:
             draw_seed = (self._seed * 4096 + index) * _TRIES + attempt
             freely = GenerationConfig(do_sample=True, top_k=0, seed=draw_seed)
             self._draw(text, len(text) + _FREE if attempt or not start else start, start + size, freely)
-            self._draw(text, start + size, start + size, freely.updated(top_p=self._top_p))
+            self._draw(text, start + size, start + size, freely.updated(top_p=_TOP_P))
             if distinct_runs(text[start:]) >= _LEAST_DISTINCT:
                 return
 

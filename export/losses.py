@@ -122,12 +122,6 @@ def _rest(logprobs: Losses) -> Losses:
     return np.asarray(np.maximum(1 - np.exp(logprobs).sum(-1), _LEAST))
 
 
-def paired_difference(losses: Losses, reference: Losses) -> tuple[float, float]:
-    """Mean of losses - reference, [tokens] each, and its standard error, in nats."""
-    difference = losses - reference
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
-
-
 def _measure(
     engine: Engine,
     windows: Sequence[Sequence[int]],

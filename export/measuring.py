@@ -72,7 +72,6 @@ def measure(
     *,
     own_text: bool = False,
     required: Iterable[Action] = (),
-    threads: int | None = None,
 ) -> Measurements:
     """Measures the variants of a bundle, and those worth it at every keep.
 
@@ -84,9 +83,8 @@ def measure(
         own_text: the text was drawn from the dense action's distribution. What an action then loses over dense is, in
             expectation over the token drawn, its divergence from dense: that is taken, without the luck of the draw.
         required: actions that have to be measured, their variants those of the bundle.
-        threads: of the runtime; default: all cores.
     """
-    engine = Engine(bundle, provider="cpu", threads=threads)
+    engine = Engine(bundle, provider="cpu")
     required, dense = tuple(required), bundle.config.dense
     variants = [Action(100, variant.prune, variant.bits) for variant in bundle.config.variants.values()]
     short = min(SHORT, engine.max_context - 1)

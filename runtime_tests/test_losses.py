@@ -14,7 +14,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.engine import Engine
 from sol_rt.errors import UsageError
-from sol_rt.export.losses import Candidate, paired_difference, token_losses
+from sol_rt.export.losses import Candidate, token_losses
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 90, size).tolist() for seed, size in ((1, 120), (2, 61))]
 CHEAP = Action(100, 50, 4)
@@ -86,6 +86,8 @@ def test_counts_of_candidates_count_and_leave_the_engine_as_it_was(engine: Engin
 
 
 def test_a_difference_is_paired() -> None:
+    from pruning import paired_difference
+
     losses, reference = np.array([1.0, 2.0, 4.0]), np.array([0.0, 2.0, 2.0])
     mean, error = paired_difference(losses, reference)
     assert mean == 1.0

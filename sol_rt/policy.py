@@ -19,24 +19,19 @@ class PolicySession:
     """Runs a bundle's policy.onnx, on the CPU whatever runs the model.
 
     Args:
-        bundle: a bundle with a policy. Raises UsageError where it has none, BundleError where the graph isn't the
-            config's. threads: size of the process-wide pool. native_ops: register the native operators. weights: the
-            engine's mapped weights, mapped anew without.
+        bundle: a bundle with a policy.
+        native_ops: register the native operators.
+        weights: the engine's mapped weights; by default they are mapped again.
+
+    Raises UsageError where the bundle has no policy, BundleError where the graph isn't the config's.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        threads: int | None = None,
-        native_ops: bool = True,
-        weights: SharedWeights | None = None,
-    ) -> None:
+    def __init__(self, bundle: Bundle, *, native_ops: bool = True, weights: SharedWeights | None = None) -> None:
         spec = bundle.config.policy
         if spec is None:
             raise UsageError(f"schedule sol: {bundle.path} has no policy; choose another schedule, such as uniform")
         self.spec = spec
-        provider = providers.choose("cpu", threads=threads, native_ops=native_ops)
+        provider = providers.choose("cpu", native_ops=native_ops)
         self._weights = weights or SharedWeights(bundle)
         options = provider.options()
         if provider.native:
