@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
 from safetensors.numpy import load_file  # noqa: E402
-from train_fixtures import CONFIG, PAPER, make_bundle, make_text  # noqa: E402
+from train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
 
 from sol_rt.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
@@ -216,20 +216,6 @@ def test_a_loss_that_is_no_number_stops_the_training(
     state = load_checkpoint(tmp_path / "out")
     assert all(torch.isfinite(value).all() for value in state["network"].values())
     assert not (tmp_path / "out" / "policy.safetensors").exists()
-
-
-def test_the_references_setting_runs(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "paper.yaml"
-    config.write_text(PAPER)
-    program(arguments(place, tmp_path / "out", config=config))
-    rows = records(tmp_path / "out")
-    assert [row["stage"] for row in rows].count("grpo") == 2
-    last = [row for row in rows if row["stage"] == "grpo after"][-1]
-    assert {"sol_log_likelihood", "uniform_log_likelihood", "keep", "prune", "bits"} <= last.keys()
-    policy = tmp_path / "out" / "policy.safetensors"
-    assert len(read_policy(policy).actions) == 12
-    folder = make_bundle(tmp_path / "given")
-    _fails(capsys, ["export", "-m", str(folder), "--policy", str(policy)], "it reads keep_budget", "q16")
 
 
 def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

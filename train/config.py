@@ -18,7 +18,6 @@ from sol_rt.policy_inputs import KNOWN_SCALARS
 
 HEADS = ("flat", "factorised")
 OBJECTIVES = ("decision", "regression")
-COSTS = ("measured", "nominal")
 SHIPPED = Path(__file__).with_name("configs")
 
 _Section = TypeVar("_Section")
@@ -104,11 +103,8 @@ class GrpoConfig:
         temperature: of sampling; with prices it goes with them below 1 nat a dense step.
         gamma: discount of later rewards.
         divergence: weight of the divergence from dense in the reward; the rest is the log-likelihood of the true token.
-        budget: lowest and highest budget drawn, as shares of the dense cost; for `nominal` costs of keep, of prune and
-            of bits in turn.
-        cost: `measured`, the relative cost of the bundle's cost model, or `nominal`, three budgets in kept shares.
-        penalty, tolerance: minus penalty * max(0, |mean - budget| - tolerance)^2 at every step; three numbers for
-            `nominal` costs (keep, prune, bits), else one.
+        budget: lowest and highest budget drawn, as shares of the dense cost.
+        penalty, tolerance: minus penalty * max(0, |mean cost - budget| - tolerance)^2 at every step.
         price: whether costs have a price that follows from the budget, as that of `sol` at run time, which the
             reward pays and the choice sees; without it the network alone has to meet budgets.
         price_rate: how fast prices follow.
@@ -123,9 +119,8 @@ class GrpoConfig:
     gamma: float = 0.85
     divergence: float = 1.0
     budget: tuple[float, ...] = (0.4, 0.9)
-    cost: str = "measured"
-    penalty: tuple[float, ...] = (1.0,)
-    tolerance: tuple[float, ...] = (0.1,)
+    penalty: float = 1.0
+    tolerance: float = 0.1
     price: bool = True
     price_rate: float = 0.2
     clip: float = 0.2
@@ -134,17 +129,6 @@ class GrpoConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     grad_norm: float = 2.0
-
-
-@dataclass(frozen=True)
-class ReferenceConfig:
-    """The levels of the reference's action grid (reference.py): percent, percent and bits. With them the training runs
-    on the reference's arithmetic instead of the bundle's actions; `grpo.cost` is then `nominal`.
-    """
-
-    keep: tuple[int, ...] = ()
-    prune: tuple[int, ...] = ()
-    bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,7 +164,6 @@ class TrainConfig:
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
     def to_yaml(self) -> str:
         """The file that `read_config` reads back to an equal config."""
@@ -266,6 +249,7 @@ def _check(config: TrainConfig, where: str) -> None:
         "policy.heads": policy.heads,
         "policy.scalar_size": policy.scalar_size,
         "policy.action_size": policy.action_size,
+        "warm_start.windows": warm.windows,
         "warm_start.positions": warm.positions,
         "warm_start.batch": warm.batch,
         "warm_start.unit": warm.unit,
@@ -283,11 +267,12 @@ def _check(config: TrainConfig, where: str) -> None:
         need(value > 0, name, value, "a number over 0")
     rates = {
         "seed": config.seed,
-        "warm_start.windows": warm.windows,
         "warm_start.updates": warm.updates,
         "warm_start.learning_rate": warm.learning_rate,
         "warm_start.weight_decay": warm.weight_decay,
         "grpo.updates": grpo.updates,
+        "grpo.penalty": grpo.penalty,
+        "grpo.tolerance": grpo.tolerance,
         "grpo.price_rate": grpo.price_rate,
         "grpo.clip": grpo.clip,
         "grpo.entropy": grpo.entropy,
@@ -311,24 +296,12 @@ def _check(config: TrainConfig, where: str) -> None:
     need(0 <= warm.dropout < 1, "warm_start.dropout", warm.dropout, "0 to below 1")
     need(warm.objective in OBJECTIVES, "warm_start.objective", warm.objective, " or ".join(OBJECTIVES))
     most = min(data.windows) - 2
-    right = policy.horizon <= warm.positions <= most or not warm.windows
+    right = policy.horizon <= warm.positions <= most
     need(right, "warm_start.positions", warm.positions, f"{policy.horizon}, an episode, to {most}, the shortest window")
     need(grpo.schedules >= 2, "grpo.schedules", grpo.schedules, "2 or more, to be judged against each other")
     need(0 <= grpo.gamma <= 1, "grpo.gamma", grpo.gamma, "0 to 1")
-    need(grpo.cost in COSTS, "grpo.cost", grpo.cost, " or ".join(COSTS))
-    axes, grid = (3 if grpo.cost == "nominal" else 1), config.reference
-    pairs = list(zip(grpo.budget[::2], grpo.budget[1::2], strict=False))
-    ordered = len(grpo.budget) == 2 * axes and all(0 < low <= high <= 1 for low, high in pairs)
-    need(ordered, "grpo.budget", grpo.budget, f"the lowest and the highest, over 0 to 1, of {axes} costs in turn")
-    for name, levels, most in (("keep", grid.keep, 100), ("prune", grid.prune, 100), ("bits", grid.bits, 16)):
-        right = all(1 < level <= most for level in levels) and (most in levels) == (axes == 3)
-        need(right, f"reference.{name}", levels, f"levels to {most}, with it where grpo.cost is nominal, else none")
-    said = "over 0: static mixes and prices come from them" if axes == 1 else "0, as the reference has one stage"
-    need((warm.windows > 0) == (axes == 1), "warm_start.windows", warm.windows, said)
-    if axes == 3:
-        need(not grpo.price, "grpo.price", grpo.price, "false, as there are three budgets")
-    for name, values in (("grpo.penalty", grpo.penalty), ("grpo.tolerance", grpo.tolerance)):
-        need(len(values) == axes and min(values, default=-1) >= 0, name, values, f"{axes} numbers from 0")
+    ordered = len(grpo.budget) == 2 and 0 < grpo.budget[0] <= grpo.budget[1] <= 1
+    need(ordered, "grpo.budget", grpo.budget, "the lowest and the highest, over 0 to 1")
     for budget in evaluation.budgets:
         need(0 < budget < 1, "evaluation.budgets", budget, "shares between 0 and 1")
 

@@ -31,8 +31,8 @@ class Counterfactuals:
     Attributes:
         token: int64 [n], about to be processed.
         hidden: float32 [n, hidden], of the dense step before.
-        scalars: float32 [n, columns], as step 0 of an episode: `Rollouts.viewed` as measured, what was asked for as
-            read from a store.
+        scalars: float32 [n, columns], as step 0 of an episode: KNOWN_SCALARS as measured, what was asked for as read
+            from a store.
         loss: float32 [n, A], nats of the true next token under each action.
         kl: float32 [n, A], divergence of each action from dense, nats.
         context: tokens before the first of them.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sol_rt.actions import Action
 from sol_rt.config import PolicySpec
-from sol_rt.controller import AxisTargets, Controller
+from sol_rt.controller import Controller
 from sol_rt.distribution import Distribution
 from sol_rt.frontier import falling_hull
 from sol_rt.schedules import Schedule, SolSchedule, StepContext, UniformSchedule
@@ -230,14 +230,6 @@ def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor, added: Tens
         action = steps.choose(measured.context + position, token, hidden, scalars)
         loss, cost = loss + float(added[position, action]), cost + float(costs[position, action])
     return Score(loss / len(measured), cost / len(measured))
-
-
-def uniform_at(spec: RolloutSpec, means: Tensor, columns: Sequence[str]) -> Steps:
-    """`uniform` that holds mean kept shares [3] of keep, prune and bits, the last one of the dense action's bits."""
-    keep, prune, bits = means.tolist()
-    targets = AxisTargets(keep, prune, bits * spec.cost.dense_action.bits)
-    controller = Controller(spec.actions, spec.cost, axis_targets=targets)
-    return Steps(UniformSchedule(controller), controller, columns[: len(spec.scalars)])
 
 
 def episode(steps: Steps, rollouts: Rollouts, start: int, horizon: int, budget: float) -> Episode:

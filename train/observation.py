@@ -47,13 +47,11 @@ class StepResult:
         hidden: float32 [B, hidden].
         distributions: B of them.
         kl: float32 [B] where asked for.
-        left_out: float32 [B, 2], the columns LEFT_OUT, where asked for.
     """
 
     hidden: Tensor
     distributions: Sequence[RowDistribution]
     kl: Tensor | None = None
-    left_out: Tensor | None = None
 
 
 def row_distributions(logits: Tensor, tokens: Tensor) -> list[RowDistribution]:
@@ -137,8 +135,6 @@ def follow(
         known = zip(inputs, before.distributions, wanted, strict=True)
         values = [list(row.at(t, Moment(start + t, token, p, budget)).values()) for row, p, budget in known]
         scalars = torch.tensor(values, dtype=torch.float32, device=device)
-        if before.left_out is not None:
-            scalars = torch.cat([scalars, before.left_out], dim=-1)
         previous = torch.tensor([row.previous for row in inputs], device=device)
         seen.append(Observation(t, rows, token, before.hidden, scalars, previous))
         actions = _checked(choose(seen[-1]), len(inputs), len(spec.actions))

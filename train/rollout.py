@@ -15,11 +15,6 @@ from torch import Tensor
 from sol_rt.actions import Action
 from sol_rt.cost import CostModel
 
-LEFT_OUT = ("attention_left_out", "activation_left_out")
-"""Columns after the scalars where asked for (twin only): of the last step, the share of attention that lay on unread
-tokens, mean over layers and query heads, and the share of sum |x| in pruned channels, mean over the layers' matrix
-inputs. The runtime's graphs don't output them."""
-
 
 @dataclass(frozen=True)
 class RolloutSpec:
@@ -52,7 +47,7 @@ class Observation:
             B fresh states.
         token: the token about to be processed, the same in all rows.
         hidden: float32 [B, hidden], final norm output of the step before.
-        scalars: float32 [B, n], in the order of `Rollouts.columns`.
+        scalars: float32 [B, n], in the order of `RolloutSpec.scalars`.
         previous: int64 [B], action of the step before; -1 at step 0.
     """
 
@@ -80,7 +75,7 @@ class Episode:
         budget: float32 [K], what `spend_deviation` is measured from.
         token: int64 [T].
         hidden: float32 [K, T, hidden], final norm output of the step before.
-        scalars: float32 [K, T, n], in the order of `Rollouts.columns`.
+        scalars: float32 [K, T, n], in the order of `RolloutSpec.scalars`.
         previous: int64 [K, T], action of the step before, -1 at the start.
         action: int64 [K, T].
         log_likelihood: float32 [K, T], of the true next token under the step, in nats.
@@ -107,7 +102,7 @@ class DenseView:
     Attributes:
         token: int64 [n], the tokens about to be processed.
         hidden: float32 [n, hidden].
-        scalars: float32 [n, columns], all known ones, in the order of `Rollouts.viewed`.
+        scalars: float32 [n, all of KNOWN_SCALARS], in that order.
     """
 
     token: Tensor
@@ -134,10 +129,6 @@ class Rollouts(Protocol):
     """A source of episodes."""
 
     spec: RolloutSpec
-    columns: tuple[str, ...]
-    """Names of the columns of `scalars`: those of the spec, then LEFT_OUT where asked for."""
-    viewed: tuple[str, ...]
-    """Names of the columns of a DenseView's scalars: KNOWN_SCALARS, then LEFT_OUT where asked for."""
 
     def open(self, tokens: Sequence[int]) -> None:
         """Takes up a text; a dense pass over it serves every call until the next text.

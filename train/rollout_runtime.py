@@ -15,7 +15,6 @@ from torch import Tensor
 from sol_rt.actions import Action
 from sol_rt.distribution import Distribution, Reference
 from sol_rt.engine import Engine, StepOutput
-from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train.observation import (
     RowDistribution,
     StepResult,
@@ -44,7 +43,7 @@ class RuntimeRollouts:
     """
 
     def __init__(self, engine: Engine, spec: RolloutSpec, *, kl: bool = False) -> None:
-        self.spec, self.columns, self.viewed = spec, spec.scalars, KNOWN_SCALARS
+        self.spec = spec
         self._engine, self._kl = engine, kl
         self._tokens: list[int] = []
         self._dense = 0  # tokens of the text that the cache holds, dense
