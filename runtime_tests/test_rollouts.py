@@ -69,7 +69,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     twin = Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=dense_layers)
     cost = BytesCost(bundle.config)
     assert bundle.config.policy is not None
-    spec = RolloutSpec(bundle.config.policy.actions, cost, KNOWN_SCALARS, cost.policy())
+    spec = RolloutSpec(bundle.config.policy.actions, cost, KNOWN_SCALARS)
     tokens = np.random.default_rng(5).integers(3, bundle.config.model.vocab_size, 120).tolist()
     return Tiny(Engine(bundle, provider="cpu"), Engine(bundle, provider="cpu"), twin, spec, tokens)
 
@@ -97,7 +97,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def test_runtime_episode_is_what_the_engine_does(tiny: Tiny) -> None:
     """Every schedule against steps of the engine by hand, in float64 where the numbers come from logits."""
-    rollouts = RuntimeRollouts(tiny.engine, tiny.spec, kl=True)
+    rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)
     table = drawn()
     episode = rollouts.run(START, HORIZON, BUDGET, Script(table), SCHEDULES)
@@ -105,7 +105,6 @@ def test_runtime_episode_is_what_the_engine_does(tiny: Tiny) -> None:
     assert torch.equal(episode.previous, torch.cat([torch.full((SCHEDULES, 1), -1), table[:, :-1]], dim=1))
     assert episode.token.tolist() == tiny.tokens[START : START + HORIZON]
     engine, column = tiny.engine, {name: i for i, name in enumerate(rollouts.spec.scalars)}
-    assert episode.kl is not None
     for row in range(SCHEDULES):
         engine.reset()
         output = engine.forward(tiny.tokens[:START], tiny.dense)
@@ -144,7 +143,7 @@ def _divergence(tiny: Tiny, at: int, other: np.ndarray) -> float:
 
 
 def test_costs_are_the_controller_s(tiny: Tiny) -> None:
-    controller = Controller(tiny.spec.actions, tiny.spec.cost, 0.5, policy_cost=True)
+    controller = Controller(tiny.spec.actions, tiny.spec.cost, 0.5)
     contexts = [1, 63, 64, 500]
     expected = np.stack([controller.relative_costs(context) for context in contexts])
     np.testing.assert_allclose(relative_costs(tiny.spec, tiny.spec.actions, contexts), expected, rtol=1e-12)
@@ -154,7 +153,6 @@ def test_costs_are_the_controller_s(tiny: Tiny) -> None:
     episode = rollouts.run(START, HORIZON, BUDGET, Script(table), SCHEDULES)
     for t in range(HORIZON):
         np.testing.assert_allclose(episode.cost[:, t], controller.relative_costs(START + t)[table[:, t]], rtol=1e-6)
-    assert episode.kl is None
 
 
 class _Told:
@@ -181,7 +179,7 @@ def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
     """What `sol` chose in generation, replayed as an episode: the policy is shown what it was told then."""
     policy = _Told(tiny)
     horizon = policy.spec.horizon
-    spec = replace(tiny.spec, policy_cost=0.0)  # beside so small a model a policy leaves no choice
+    spec = tiny.spec
     controller = Controller(spec.actions, spec.cost, BUDGET)
     loop = Decoder(tiny.engine, controller, SolSchedule(controller, policy))
     loop.prefill(tiny.tokens[:START])
@@ -252,8 +250,8 @@ def test_calls_in_any_order_and_another_user_of_the_engine_change_nothing(tiny: 
 def test_twin_and_runtime_give_the_same_episodes(tiny: Tiny) -> None:
     """Each action throughout, and mixtures. Costs are equal."""
     sources: list[Rollouts] = [
-        RuntimeRollouts(tiny.engine, tiny.spec, kl=True),
-        TwinRollouts(tiny.twin, tiny.spec, kl=True),
+        RuntimeRollouts(tiny.engine, tiny.spec),
+        TwinRollouts(tiny.twin, tiny.spec),
     ]
     table = torch.cat([torch.arange(8).unsqueeze(1).expand(8, HORIZON), drawn(4, 8)])
     scripts = [Script(table), Script(table)]

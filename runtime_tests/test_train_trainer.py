@@ -266,9 +266,7 @@ def test_counterfactuals_are_shared(trained: Path, place: Path, tmp_path: Path) 
         (shared / entry.name).write_bytes(entry.read_bytes())
     times = {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}
     config = tmp_path / "other.yaml"
-    config.write_text(
-        CONFIG.replace("action_size: 8", "action_size: 8, head: factorised, use_hidden: false, scalars: [log_context]")
-    )
+    config.write_text(CONFIG.replace("action_size: 8", "action_size: 8, use_hidden: false, scalars: [log_context]"))
     argv = arguments(place, tmp_path / "out", "--counterfactuals", str(shared), "--seed", "3", config=config)
     program(argv)
     assert times == {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}

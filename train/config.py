@@ -16,8 +16,6 @@ import yaml
 from sol_rt.errors import UsageError
 from sol_rt.policy_inputs import KNOWN_SCALARS
 
-HEADS = ("flat", "factorised")
-OBJECTIVES = ("decision", "regression")
 SHIPPED = Path(__file__).with_name("configs")
 
 _Section = TypeVar("_Section")
@@ -31,7 +29,6 @@ class PolicyConfig:
         horizon: steps of an episode; the policy's memory ends with it.
         width, heads: of the transformer layer.
         scalar_size, action_size: of the scalars' and the previous action's part of the observation.
-        head: `flat`, a logit for each action, or `factorised`, the sum of a logit for each axis' level.
         use_hidden, use_embedding: whether the policy reads the model's hidden state and the token's embedding.
         scalars: names of docs/bundle.md section 5.
     """
@@ -41,7 +38,6 @@ class PolicyConfig:
     heads: int = 4
     scalar_size: int = 32
     action_size: int = 16
-    head: str = "flat"
     use_hidden: bool = True
     use_embedding: bool = True
     scalars: tuple[str, ...] = KNOWN_SCALARS
@@ -72,8 +68,6 @@ class WarmStartConfig:
         updates, batch: optimizer steps, and episodes a step.
         learning_rate, weight_decay: of AdamW; the rate falls to 0 along a cosine.
         dropout: share of the model's hidden state and embedding that an update hides.
-        objective: `decision` or `regression`.
-        divergence: weight of an action's divergence from dense in its loss; the rest is its loss on the true token.
         unit: nats that a logit of 1 stands for.
         patience: measurements on the held-out windows without gain after which the stage ends.
     """
@@ -86,8 +80,6 @@ class WarmStartConfig:
     learning_rate: float = 5e-4
     weight_decay: float = 0.1
     dropout: float = 0.8
-    objective: str = "decision"
-    divergence: float = 1.0
     unit: float = 0.05
     patience: int = 8
 
@@ -100,14 +92,11 @@ class GrpoConfig:
         updates: optimizer rounds.
         windows, episodes: texts an update, and episodes of each, at different contexts.
         schedules: sampled an episode, against whose mean each is judged.
-        temperature: of sampling; with prices it goes with them below 1 nat a dense step.
+        temperature: of sampling; below a price of 1 nat a dense step it falls with the price.
         gamma: discount of later rewards.
-        divergence: weight of the divergence from dense in the reward; the rest is the log-likelihood of the true token.
         budget: lowest and highest budget drawn, as shares of the dense cost.
         penalty, tolerance: minus penalty * max(0, |mean cost - budget| - tolerance)^2 at every step.
-        price: whether costs have a price that follows from the budget, as that of `sol` at run time, which the
-            reward pays and the choice sees; without it the network alone has to meet budgets.
-        price_rate: how fast prices follow.
+        price_rate: how fast the prices of budgets follow what episodes spend.
         clip, epochs, entropy, learning_rate, weight_decay, grad_norm: of PPO's update by AdamW.
     """
 
@@ -117,11 +106,9 @@ class GrpoConfig:
     schedules: int = 16
     temperature: float = 1.3
     gamma: float = 0.85
-    divergence: float = 1.0
     budget: tuple[float, ...] = (0.4, 0.9)
     penalty: float = 1.0
     tolerance: float = 0.1
-    price: bool = True
     price_rate: float = 0.2
     clip: float = 0.2
     epochs: int = 1
@@ -282,7 +269,6 @@ def _check(config: TrainConfig, where: str) -> None:
     for name, value in rates.items():
         need(value >= 0, name, value, "a number from 0")
     need(policy.width % policy.heads == 0, "policy.width", policy.width, f"a multiple of {policy.heads} heads")
-    need(policy.head in HEADS, "policy.head", policy.head, " or ".join(HEADS))
     for scalar in policy.scalars:
         near = difflib.get_close_matches(scalar, KNOWN_SCALARS, 1)
         need(scalar in KNOWN_SCALARS, "policy.scalars", scalar, near[0] if near else ", ".join(KNOWN_SCALARS))
@@ -291,10 +277,7 @@ def _check(config: TrainConfig, where: str) -> None:
     need(min(data.windows, default=0) >= least, "data.windows", data.windows, f"{least} tokens or more")
     need(data.held_out >= 2, "data.held_out", data.held_out, "2 or more")
     need(0 < warm.share <= 1, "warm_start.share", warm.share, "over 0 to 1")
-    need(0 <= warm.divergence <= 1, "warm_start.divergence", warm.divergence, "0 to 1")
-    need(0 <= grpo.divergence <= 1, "grpo.divergence", grpo.divergence, "0 to 1")
     need(0 <= warm.dropout < 1, "warm_start.dropout", warm.dropout, "0 to below 1")
-    need(warm.objective in OBJECTIVES, "warm_start.objective", warm.objective, " or ".join(OBJECTIVES))
     most = min(data.windows) - 2
     right = policy.horizon <= warm.positions <= most
     need(right, "warm_start.positions", warm.positions, f"{policy.horizon}, an episode, to {most}, the shortest window")

@@ -48,11 +48,6 @@ class Counterfactuals:
     def __len__(self) -> int:
         return len(self.token)
 
-    def added(self, dense: int, divergence: float) -> Tensor:
-        """Added loss of every action in nats, float32 [n, A]: what it loses on the true token more than action `dense`,
-        mixed with its divergence, whose weight is `divergence`."""
-        return (1 - divergence) * (self.loss - self.loss[:, dense : dense + 1]) + divergence * self.kl
-
 
 def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counterfactuals:
     """The last `positions` positions of a window that have a token to score after them."""

@@ -1,8 +1,7 @@
 """Stage 2: group-relative policy optimization (GRPO) on schedules sampled by the policy itself.
 
-K schedules run over the same tokens from the same dense cache. A step's reward is minus its divergence from dense,
-mixed with the log-likelihood of the true next token as `divergence` says, and with prices less price * cost. How this
-follows and departs from the reference of the method (arXiv 2605.10875):
+K schedules run over the same tokens from the same dense cache. A step's reward is minus its divergence from dense, less
+price * cost. How this follows and departs from the reference of the method (arXiv 2605.10875):
 
     as there     discounted sums of rewards backwards, minus penalty * max(0, |mean cost - budget| - tolerance)^2 at
                  every step; advantages centred over the K schedules at each step, then scaled over the whole batch;
@@ -109,10 +108,7 @@ def centred_returns(episode: Episode, price: float, config: GrpoConfig) -> Tenso
 
     `price`: nats a dense step that the reward pays for costs.
     """
-    rewards = (1 - config.divergence) * episode.log_likelihood - price * episode.cost
-    if config.divergence:
-        assert episode.kl is not None
-        rewards = rewards - config.divergence * episode.kl
+    rewards = -episode.kl - price * episode.cost
     beyond = ((episode.cost.mean(1) - episode.budget).abs() - config.tolerance).clamp_min(0)
     returns = discounted(rewards, config.gamma) - config.penalty * beyond.square()[:, None]
     return returns - returns.mean(dim=0, keepdim=True)

@@ -220,10 +220,9 @@ def all_steps(
         yield name, Steps(schedule, controller, columns)
 
 
-def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor, added: Tensor) -> Score:
-    """A schedule over a window's counterfactuals, whose relative costs and added losses are `costs` and `added`, both
-    [n, A]."""
-    added = added.double()
+def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor) -> Score:
+    """A schedule over a window's counterfactuals, whose relative costs are `costs` [n, A]; the added loss is `kl`."""
+    added = measured.kl.double()
     loss = cost = 0.0
     for position, (token, scalars) in enumerate(zip(measured.token.tolist(), measured.scalars, strict=True)):
         hidden = measured.hidden[position : position + 1]
@@ -248,23 +247,11 @@ def run(
     episodes: int,
     horizon: int,
     budget: float,
-    dense_loss: Tensor,
-    divergence: float,
 ) -> Score:
-    """A schedule over `episodes` episodes in a row of the open text.
-
-    Args:
-        dense_loss: [episodes * horizon] from dense.
-        divergence: weight of a step's divergence from dense in its added loss.
-    """
+    """A schedule over `episodes` episodes in a row of the open text. The added loss is the divergence from dense."""
     added, costs = [], []
     for context in range(start, start + episodes * horizon, horizon):
         ran = episode(steps, rollouts, context, horizon, budget)
-        dense = dense_loss[context - start : context - start + horizon]
-        lost = -ran.log_likelihood[0].cpu().double() - dense.cpu().double()
-        if divergence:
-            assert ran.kl is not None
-            lost = (1 - divergence) * lost + divergence * ran.kl[0].cpu().double()
-        added.append(lost)
+        added.append(ran.kl[0].cpu().double())
         costs.append(ran.cost[0].cpu())
     return Score(float(torch.cat(added).mean()), float(torch.cat(costs).double().mean()))

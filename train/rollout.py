@@ -24,7 +24,6 @@ class RolloutSpec:
         actions: in the order of the policy's outputs.
         cost: the cost model; its dense action fills the cache before an episode.
         scalars: names out of `sol_rt.policy_inputs.KNOWN_SCALARS`, in the order of the policy's inputs.
-        policy_cost: of one run of the policy, in the cost model's unit.
         midway: whether policies are told that the steps before an episode held its budget, as those of a long run have,
             instead of having been dense, as before a run's first episode.
     """
@@ -32,7 +31,6 @@ class RolloutSpec:
     actions: tuple[Action, ...]
     cost: CostModel
     scalars: tuple[str, ...]
-    policy_cost: float = 0.0
     midway: bool = False
 
 
@@ -79,8 +77,8 @@ class Episode:
         previous: int64 [K, T], action of the step before, -1 at the start.
         action: int64 [K, T].
         log_likelihood: float32 [K, T], of the true next token under the step, in nats.
-        cost: float32 [K, T], of action and policy in dense steps at the same context.
-        kl: float32 [K, T], KL(dense || step) in nats, dense having run all earlier steps too; None where not asked for.
+        cost: float32 [K, T], of the action in dense steps at the same context.
+        kl: float32 [K, T], KL(dense || step) in nats, dense having run all earlier steps too.
     """
 
     context: int
@@ -92,7 +90,7 @@ class Episode:
     action: Tensor
     log_likelihood: Tensor
     cost: Tensor
-    kl: Tensor | None = None
+    kl: Tensor
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,11 @@ class TwinRollouts:
     Args:
         twin: of the bundle; what lies on its device stays there.
         spec: what is chosen from and seen.
-        kl: whether episodes have `kl`.
     """
 
-    def __init__(self, twin: Twin, spec: RolloutSpec, *, kl: bool = False) -> None:
+    def __init__(self, twin: Twin, spec: RolloutSpec) -> None:
         self.spec = spec
-        self._twin, self._kl = twin, kl
+        self._twin = twin
         table = twin.weights.vector("rope.cos")
         self._device, self._longest = table.device, len(table)
         self._tokens: list[int] = []
@@ -64,17 +63,17 @@ class TwinRollouts:
         check_range(start, horizon, self._tokens)
         tokens = self._tokens[start : start + horizon]
         cache = self._branches(torch.full((schedules,), start, device=self._device), horizon)
-        before = StepResult(self._hidden[start - 1].expand(schedules, -1), [self._before[start - 1]] * schedules)
-        reference = self._log_probabilities(start, horizon) if self._kl else None
+        before = StepResult(
+            self._hidden[start - 1].expand(schedules, -1),
+            [self._before[start - 1]] * schedules,
+            torch.zeros(schedules, device=self._device),
+        )
+        reference = self._log_probabilities(start, horizon)
 
         def step(t: int, actions: Sequence[int]) -> StepResult:
             token, target = self._ids[start + t : start + t + 2].unsqueeze(1).expand(2, schedules)
             logits, hidden = self._twin.step(token, [self.spec.actions[action] for action in actions], cache)
-            return StepResult(
-                hidden,
-                row_distributions(logits, target),
-                None if reference is None else _divergence(reference[t], logits),
-            )
+            return StepResult(hidden, row_distributions(logits, target), _divergence(reference[t], logits))
 
         budgets = spread_budget(budget, schedules)
         return follow(self.spec, start, tokens, budgets, slice(0, schedules), before, choose, step)

@@ -34,7 +34,7 @@ from sol_rt.train.counterfactuals import Counterfactuals, CounterfactualStore, m
 from sol_rt.train.distributed import Group
 from sol_rt.train.log import TrainLog
 from sol_rt.train.observation import relative_costs
-from sol_rt.train.policy_network import PolicyNetwork, axis_levels
+from sol_rt.train.policy_network import PolicyNetwork
 from sol_rt.train.prices import Prices
 from sol_rt.train.rollout import Rollouts
 from sol_rt.train.windows import Windows
@@ -99,7 +99,6 @@ class Trainer:
             if count % group.size:
                 raise UsageError(f"{name}: got {count}, expected a multiple of the {group.size} processes")
         self.actions, self.columns = spec.actions, spec.scalars
-        self.dense = self.actions.index(spec.cost.dense_action)
         self.network = new_network(self.config, len(self.columns), setup)
         self.parallel: nn.Module = self.network
         if group.size > 1:
@@ -203,8 +202,7 @@ class Trainer:
         for kind in range(len(self.losses)):  # static mixes know the context's class, too
             members = [row for row, of in zip(measured[count:], kinds[count:], strict=True) if of == kind]
             for row in members or measured[count:]:
-                added = row.added(self.dense, warm.divergence)
-                self.losses[kind] += added.double().mean(0) / len(members or measured[count:])
+                self.losses[kind] += row.kl.double().mean(0) / len(members or measured[count:])
         return measured[count:], measured[:count], kinds[count:] + kinds[:count]
 
     def _about(self) -> dict[str, object]:
@@ -219,9 +217,7 @@ class Trainer:
 
     def _warm_start(self, training: list[Counterfactuals], held: list[Counterfactuals], kinds: list[int]) -> None:
         warm, shape = self.config.warm_start, self.network.shape
-        examples, held_out = (
-            regression.Examples.of(part, self.setup.rollouts.spec, warm.divergence) for part in (training, held)
-        )
+        examples, held_out = (regression.Examples.of(part, self.setup.rollouts.spec) for part in (training, held))
         prices = self._price_range(examples)
         grid = np.geomspace(*prices, _PRICES).tolist()
         check = self._held_out_episodes(held_out, prices)
@@ -267,7 +263,7 @@ class Trainer:
         logits = self.parallel(
             batch.hidden, embedding, batch.scalars, batch.previous, None if shown is None else shown[mine]
         )
-        loss = regression.objective(logits, batch, warm)
+        loss = regression.objective(logits, batch, warm.unit)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, warm.weight_decay
         self._descend(loss, 1.0)
@@ -310,8 +306,7 @@ class Trainer:
     def _temperature(self, price: float) -> float:
         """Of GRPO's choices, in logits. Below a price of 1 it goes with the price: where a dense step's cost is worth a
         hundredth of a nat, thousandths decide, and choices that don't tell them apart teach nothing but noise."""
-        config = self.config.grpo
-        return config.temperature * (min(max(price, _LEAST_TEMPERATURE), 1.0) if config.price else 1.0)
+        return self.config.grpo.temperature * min(max(price, _LEAST_TEMPERATURE), 1.0)
 
     # Stage 2
 
@@ -360,7 +355,7 @@ class Trainer:
         places = [n * config.episodes + e for n in self.group.mine(config.windows) for e in range(config.episodes)]
         everyone[places] = torch.tensor(rows, dtype=torch.float64)
         everyone = self.group.sum(everyone)
-        for kind, prices in enumerate(self.prices if config.price else ()):
+        for kind, prices in enumerate(self.prices):
             budgets, means = everyone[everyone[:, 0] == kind, 1:3].T.tolist()
             prices.follow(budgets, means, config.price_rate)
         budget, cost, likelihood = everyone[:, 1:].mean(0).tolist()
@@ -390,7 +385,7 @@ class Trainer:
         low, high = config.budget
         reached = float(costs.min(1).values.max())  # what the cheapest action doesn't reach is no budget
         budget = float(np.float32(random.uniform(min(max(low, reached), high), high)))
-        price = self.prices[window.kind].at(budget) if config.price else 0.0
+        price = self.prices[window.kind].at(budget)
         temperature = self._temperature(price)
         charge = price * costs / self.config.warm_start.unit
         noise = grpo.gumbel(random, config.schedules, horizon, len(spec.actions))
@@ -423,9 +418,8 @@ class Trainer:
             scores = []
             for number, (measured, kind) in enumerate(zip(held, kinds, strict=True)):
                 row = {}
-                added = measured.added(self.dense, self.config.warm_start.divergence)
                 for name, steps in self._schedules(budget, kind):
-                    row[name] = holdout.replayed(steps, measured, costs[number], added)
+                    row[name] = holdout.replayed(steps, measured, costs[number])
                 scores.append(row)
             self._tell_comparison(f"{_WARM} replayed", holdout.compare(scores, budget, self._points(middle)))
 
@@ -442,12 +436,9 @@ class Trainer:
             episodes = max(min(settings.positions, len(tokens) - 2) // horizon, 1)
             start = len(tokens) - 1 - episodes * horizon
             rollouts.open(tokens)
-            dense = rollouts.losses(start, episodes * horizon, self.actions[self.dense]).loss
             for row, budget in enumerate(budgets):
                 for column, (_, steps) in enumerate(self._schedules(budget, held[number].kind)):
-                    score = holdout.run(
-                        steps, rollouts, start, episodes, horizon, budget, dense, self.config.grpo.divergence
-                    )
+                    score = holdout.run(steps, rollouts, start, episodes, horizon, budget)
                     table[number, row, column] = torch.tensor(score, dtype=torch.float64)
         table = self.group.sum(table)
         middle = round(sum(window.length for window in held) / len(held) - settings.positions / 2)
@@ -622,7 +613,6 @@ def new_network(config: TrainConfig, num_scalars: int, setup: TrainSetup) -> Pol
         policy.scalar_size,
         policy.action_size,
     )
-    factors = axis_levels(actions) if policy.head == "factorised" else None
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return PolicyNetwork(shape, factors, use_hidden=policy.use_hidden, use_embedding=policy.use_embedding)
+        return PolicyNetwork(shape, use_hidden=policy.use_hidden, use_embedding=policy.use_embedding)

@@ -115,7 +115,7 @@ def train(
         engine = Engine(bundle, provider="cpu", threads=threads)
         torch.set_num_threads(engine.threads)
         twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())
-        source = _source(engine, settings.policy.scalars, twin=twin, kl=settings.grpo.divergence > 0, say=say)
+        source = _source(engine, settings.policy.scalars, twin=twin, say=say)
         setup = TrainSetup(
             rollouts=source,
             embed=_embedding(bundle),
@@ -168,7 +168,7 @@ def _identity(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool, say: Callable[[str], None]) -> Rollouts:
+def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, say: Callable[[str], None]) -> Rollouts:
     """Where episodes come from, over the bundle's own actions and costs."""
     from sol_rt.cost import load_cost_model
     from sol_rt.train.rollout import RolloutSpec
@@ -181,14 +181,14 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool, s
     actions = tuple(entry.action for entry in bundle.config.actions)
     spec = RolloutSpec(actions, cost, scalars, midway=True)
     if not twin:
-        return RuntimeRollouts(engine, spec, kl=kl)
+        return RuntimeRollouts(engine, spec)
     import torch
 
     from sol_rt.train.rollout_twin import TwinRollouts
     from sol_rt.train.twin import Twin
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TwinRollouts(Twin.from_bundle(bundle.path).to(device), spec, kl=kl)
+    return TwinRollouts(Twin.from_bundle(bundle.path).to(device), spec)
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
