@@ -24,9 +24,8 @@ from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
 from sol_rt.export import bundle_writer  # noqa: E402
 from sol_rt.export.bundle_writer import ExportReport, export_bundle  # noqa: E402
 from sol_rt.inspect import describe  # noqa: E402
-from sol_rt.train.reference import ReferenceTwin  # noqa: E402
 from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
-from sol_rt.train.weights import FloatMatrix, read_bundle, read_checkpoint  # noqa: E402
+from sol_rt.train.weights import FloatMatrix, read_checkpoint  # noqa: E402
 
 
 def write_plain_file(path: Path, kind: str) -> Path:
@@ -134,9 +133,6 @@ def test_a_mixed_graph_that_is_the_dense_one_spares_nothing(kind: str, head: int
     source = write_mixed_file(tmp_path / "model.gguf", embedding=kind)
     report = export(source, (5, 4))
     assert report.config.variants["s100-q5"].head_bits == head
-    reference, stored = ReferenceTwin.from_bundle(report.path).weights, read_bundle(report.path)
-    for name, bits in (("embed", 8), ("layers.0.qkv", 8), ("layers.0.down", 6), ("layers.1.down", 4)):
-        assert torch.equal(reference.matrix(name).at(bits), stored.matrix(name).at(bits)), name
     beside_8 = export(source, (8, 5)).config.variants["s100-q5"].head_bits
     assert beside_8 == min(head, 6)
 

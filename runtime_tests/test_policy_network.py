@@ -13,13 +13,11 @@ torch = pytest.importorskip("torch")
 
 from random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 
-from sol_rt.actions import Action  # noqa: E402
 from sol_rt.export.policy_graph import PolicyShape, build_policy  # noqa: E402
-from sol_rt.train.policy_network import PolicyNetwork, axis_levels  # noqa: E402
+from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.weights import read_blob  # noqa: E402
 
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=6, width=32, heads=4)
-ACTIONS = [Action(*settings) for settings in ((100, 100, 8), (30, 100, 8), (100, 50, 8), (30, 50, 8), (30, 50, 4))]
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -32,47 +30,30 @@ def _network() -> PolicyNetwork:
     return network
 
 
-def _factorised() -> PolicyNetwork:
-    """One with standardised inputs and logits by axis."""
+def _standardised() -> PolicyNetwork:
+    """One with standardised inputs, without the embedding."""
     torch.manual_seed(1)
-    network = PolicyNetwork(SHAPE, axis_levels(ACTIONS), use_embedding=False)
+    network = PolicyNetwork(SHAPE, use_embedding=False)
     for parameter in network.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     network.standardise(3 * torch.randn(50, 64) + 1, torch.randn(50, 64), 2 * torch.randn(50, 7) - 1)
     return network
 
 
-@pytest.mark.parametrize("made", [_network, _factorised])
+@pytest.mark.parametrize("made", [_network, _standardised])
 def test_exported_parameters_are_the_graph_s(made: Callable[[], PolicyNetwork]) -> None:
     shapes = {name: value.shape for name, value in made().exported().items()}
     assert shapes == SHAPE.parameters()
 
 
-def test_logits_of_axes_add_up() -> None:
-    """Actions that differ in one axis alone differ by the same everywhere."""
-    network = _factorised()
-    with torch.no_grad():
-        logits = network(torch.randn(2, 3, 64), torch.randn(2, 3, 64), torch.randn(2, 3, 7), torch.zeros(2, 3).long())
-    at = {action: logits[..., index] for index, action in enumerate(ACTIONS)}
-    keep = at[Action(100, 100, 8)] - at[Action(30, 100, 8)]
-    torch.testing.assert_close(keep, at[Action(100, 50, 8)] - at[Action(30, 50, 8)], **TOLERANCE)
-    assert float(keep.abs().max()) > 0.1
-
-
-@pytest.mark.parametrize("factorised", [False, True])
-def test_a_network_begins_at_given_logits(factorised: bool) -> None:
+def test_a_network_begins_at_given_logits() -> None:
     torch.manual_seed(0)
-    levels = axis_levels(ACTIONS)
-    network = PolicyNetwork(SHAPE, levels if factorised else None)
-    wanted = torch.tensor([0.5, -1.0, 2.0, 0.1, 0.4, -0.3][: len(levels)]) @ levels  # a sum over the axes
-    for _ in range(20):  # whatever lies in the memory that a solver takes
-        network.begin_at(wanted)
-        with torch.no_grad():
-            begun = network.actions.bias if network.factors is None else network.factors.T @ network.actions.bias
-        torch.testing.assert_close(begun, wanted - wanted.mean(), **TOLERANCE)
+    network, wanted = PolicyNetwork(SHAPE), torch.tensor([0.5, -1.0, 2.0, 0.1, 0.4])
+    network.begin_at(wanted)
     with torch.no_grad():
         logits = network(torch.randn(2, 3, 64), torch.randn(2, 3, 64), torch.randn(2, 3, 7), torch.zeros(2, 3).long())
     logits = logits - logits.mean(-1, keepdim=True)
+    torch.testing.assert_close(network.actions.bias.detach(), wanted - wanted.mean(), **TOLERANCE)
     torch.testing.assert_close(logits, (wanted - wanted.mean()).expand_as(logits), atol=0.3, rtol=0)
 
 
@@ -102,7 +83,7 @@ def test_whole_episodes_equal_single_steps() -> None:
     torch.testing.assert_close(shorter, together[:, :2], **TOLERANCE)
 
 
-@pytest.mark.parametrize("made", [_network, _factorised])
+@pytest.mark.parametrize("made", [_network, _standardised])
 def test_network_equals_the_graph_over_an_episode(made: Callable[[], PolicyNetwork], tmp_path: Path) -> None:
     network, rng = made(), np.random.default_rng(3)
     decoder = RandomDecoder.write(describe("llama"), tmp_path)

@@ -27,9 +27,8 @@ from sol_rt.generation import Decoder  # noqa: E402
 from sol_rt.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.schedules import SolSchedule  # noqa: E402
 from sol_rt.train.branch_cache import BranchCache, Prefix  # noqa: E402
-from sol_rt.train.left_out import LeftOut  # noqa: E402
 from sol_rt.train.observation import relative_costs  # noqa: E402
-from sol_rt.train.rollout import LEFT_OUT, Episode, Observation, Rollouts, RolloutSpec  # noqa: E402
+from sol_rt.train.rollout import Episode, Observation, Rollouts, RolloutSpec  # noqa: E402
 from sol_rt.train.rollout_runtime import RuntimeRollouts  # noqa: E402
 from sol_rt.train.rollout_twin import TwinRollouts  # noqa: E402
 from sol_rt.train.twin import UNROUNDED, Arithmetic, Twin  # noqa: E402
@@ -70,7 +69,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     twin = Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=dense_layers)
     cost = BytesCost(bundle.config)
     assert bundle.config.policy is not None
-    spec = RolloutSpec(bundle.config.policy.actions, cost, KNOWN_SCALARS, cost.policy())
+    spec = RolloutSpec(bundle.config.policy.actions, cost, KNOWN_SCALARS)
     tokens = np.random.default_rng(5).integers(3, bundle.config.model.vocab_size, 120).tolist()
     return Tiny(Engine(bundle, provider="cpu"), Engine(bundle, provider="cpu"), twin, spec, tokens)
 
@@ -98,15 +97,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def test_runtime_episode_is_what_the_engine_does(tiny: Tiny) -> None:
     """Every schedule against steps of the engine by hand, in float64 where the numbers come from logits."""
-    rollouts = RuntimeRollouts(tiny.engine, tiny.spec, kl=True)
+    rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)
     table = drawn()
     episode = rollouts.run(START, HORIZON, BUDGET, Script(table), SCHEDULES)
     assert torch.equal(episode.action, table)
     assert torch.equal(episode.previous, torch.cat([torch.full((SCHEDULES, 1), -1), table[:, :-1]], dim=1))
     assert episode.token.tolist() == tiny.tokens[START : START + HORIZON]
-    engine, column = tiny.engine, {name: i for i, name in enumerate(rollouts.columns)}
-    assert episode.kl is not None
+    engine, column = tiny.engine, {name: i for i, name in enumerate(rollouts.spec.scalars)}
     for row in range(SCHEDULES):
         engine.reset()
         output = engine.forward(tiny.tokens[:START], tiny.dense)
@@ -145,7 +143,7 @@ def _divergence(tiny: Tiny, at: int, other: np.ndarray) -> float:
 
 
 def test_costs_are_the_controller_s(tiny: Tiny) -> None:
-    controller = Controller(tiny.spec.actions, tiny.spec.cost, 0.5, policy_cost=True)
+    controller = Controller(tiny.spec.actions, tiny.spec.cost, 0.5)
     contexts = [1, 63, 64, 500]
     expected = np.stack([controller.relative_costs(context) for context in contexts])
     np.testing.assert_allclose(relative_costs(tiny.spec, tiny.spec.actions, contexts), expected, rtol=1e-12)
@@ -155,7 +153,6 @@ def test_costs_are_the_controller_s(tiny: Tiny) -> None:
     episode = rollouts.run(START, HORIZON, BUDGET, Script(table), SCHEDULES)
     for t in range(HORIZON):
         np.testing.assert_allclose(episode.cost[:, t], controller.relative_costs(START + t)[table[:, t]], rtol=1e-6)
-    assert episode.kl is None
 
 
 class _Told:
@@ -182,7 +179,7 @@ def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
     """What `sol` chose in generation, replayed as an episode: the policy is shown what it was told then."""
     policy = _Told(tiny)
     horizon = policy.spec.horizon
-    spec = replace(tiny.spec, policy_cost=0.0)  # beside so small a model a policy leaves no choice
+    spec = tiny.spec
     controller = Controller(spec.actions, spec.cost, BUDGET)
     loop = Decoder(tiny.engine, controller, SolSchedule(controller, policy))
     loop.prefill(tiny.tokens[:START])
@@ -192,7 +189,7 @@ def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
     table = torch.tensor([[tiny.spec.actions.index(action) for action in taken]])
     assert len(set(taken)) > 3
     episode = rollouts.run(START, horizon, BUDGET, Script(table), 1)
-    told = [[scalars[name] for name in rollouts.columns] for scalars in policy.scalars]
+    told = [[scalars[name] for name in rollouts.spec.scalars] for scalars in policy.scalars]
     np.testing.assert_allclose(episode.scalars[0], told, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(episode.hidden[0], policy.hidden, rtol=1e-4, atol=1e-4)
 
@@ -201,7 +198,7 @@ def test_episodes_midway_are_told_that_the_budget_was_held(tiny: Tiny) -> None:
     """Of a run with even spending, every episode but the first."""
     table, budget = drawn(6, 2), torch.tensor([0.4, 0.7])
     plain, midway = (RuntimeRollouts(tiny.engine, replace(tiny.spec, midway=midway)) for midway in (False, True))
-    got, column = [], {name: i for i, name in enumerate(plain.columns)}
+    got, column = [], {name: i for i, name in enumerate(plain.spec.scalars)}
     for rollouts in (plain, midway):
         rollouts.open(tiny.tokens)
         got.append(rollouts.run(START, HORIZON, budget, Script(table), 2))
@@ -209,7 +206,7 @@ def test_episodes_midway_are_told_that_the_budget_was_held(tiny: Tiny) -> None:
     recent = [episode.scalars[..., column["recent_spend"]] for episode in got]
     torch.testing.assert_close(recent[1], recent[0] - dense_steps)
     torch.testing.assert_close(got[1].scalars[:, 0, column["previous_cost"]], budget)
-    same = [name not in ("recent_spend", "previous_cost") for name in plain.columns]
+    same = [name not in ("recent_spend", "previous_cost") for name in plain.spec.scalars]
     torch.testing.assert_close(got[1].scalars[..., same], got[0].scalars[..., same], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[1].scalars[:, 1:, column["previous_cost"]], got[1].cost[:, :-1])
 
@@ -253,8 +250,8 @@ def test_calls_in_any_order_and_another_user_of_the_engine_change_nothing(tiny: 
 def test_twin_and_runtime_give_the_same_episodes(tiny: Tiny) -> None:
     """Each action throughout, and mixtures. Costs are equal."""
     sources: list[Rollouts] = [
-        RuntimeRollouts(tiny.engine, tiny.spec, kl=True),
-        TwinRollouts(tiny.twin, tiny.spec, kl=True),
+        RuntimeRollouts(tiny.engine, tiny.spec),
+        TwinRollouts(tiny.twin, tiny.spec),
     ]
     table = torch.cat([torch.arange(8).unsqueeze(1).expand(8, HORIZON), drawn(4, 8)])
     scripts = [Script(table), Script(table)]
@@ -302,7 +299,7 @@ def test_twin_and_runtime_give_the_same_losses_and_views(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("starts", [[70] * 5, [70, 41, 66, 7, 70]])
 def test_branches_equal_caches_of_their_own(starts: list[int]) -> None:
-    """Steps of rows that share a text against steps on a copy of it each, nothing rounded; what they leave out, too."""
+    """Steps of rows that share a text against steps on a copy of it each, nothing rounded."""
     torch.manual_seed(0)
     decoder = describe("llama")
     twin, tokens = _unrounded(), torch.randint(3, decoder.vocab_size, (1, 70))
@@ -318,52 +315,11 @@ def test_branches_equal_caches_of_their_own(starts: list[int]) -> None:
     ):
         actions = [Action.parse(tag) for tag in tags]
         ids = torch.randint(3, decoder.vocab_size, (5,))
-        left_out = [LeftOut(5), LeftOut(5)]
-        expected = twin.step(ids, actions, copies, left_out[0])
-        got = twin.step(ids, actions, branches, left_out[1])
+        expected = twin.step(ids, actions, copies)
+        got = twin.step(ids, actions, branches)
         for ours, theirs in zip(got, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-        columns = [each.columns(decoder.num_layers) for each in left_out]
-        torch.testing.assert_close(columns[1], columns[0], rtol=1e-4, atol=1e-5)
-        cheap = [
-            (action.pages(length - 1, 4) < (length - 1) // 4, action.prune < 100)
-            for action, length in zip(actions, copies.lengths.tolist(), strict=True)
-        ]
-        assert torch.equal(columns[1] > 1e-4, torch.tensor(cheap))
         assert branches.lengths.tolist() == copies.lengths.tolist()
-
-
-def test_left_out_shares_by_hand() -> None:
-    left_out = LeftOut(2)
-    shares = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.1, 0.2, 0.3, 0.4]])
-    read = torch.tensor([[True, False, True, True], [False, True, True, False]])
-    # two heads, of which the second reads all
-    left_out.add_attention(
-        torch.stack([shares.log(), shares.log()], dim=1), torch.stack([read, torch.ones_like(read)], dim=1)
-    )
-    x = torch.tensor([[[3.0, -1.0, 0.0, 4.0]], [[0.0, 0.0, 0.0, 0.0]]])
-    left_out.add_pruned(x, x * torch.tensor([0, 1, 1, 1]))
-    torch.testing.assert_close(left_out.columns(1), torch.tensor([[0.125, 3 / 8 / 4], [0.25, 0.0]]))
-    torch.testing.assert_close(left_out.columns(2), left_out.columns(1) / 2)
-
-
-def test_left_out_follows_the_scalars(tiny: Tiny) -> None:
-    """In episodes: that of the step before, none before the first."""
-    rollouts = TwinRollouts(tiny.twin, tiny.spec, left_out=True)
-    assert rollouts.columns == (*KNOWN_SCALARS, *LEFT_OUT)
-    rollouts.open(tiny.tokens)
-    table = torch.tensor([[0, 0, 0], [3, 0, 3], [4, 4, 4]])
-    episode = rollouts.run(START, 3, BUDGET, Script(table), 3)
-    keeps, prunes = ([getattr(action, name) < 100 for action in tiny.spec.actions] for name in ("keep", "prune"))
-    for column, cheap in ((-2, keeps), (-1, prunes)):
-        expected = torch.tensor(cheap)[table[:, :-1]]
-        assert torch.equal(episode.scalars[:, 1:, column] > 1e-4, expected)
-        assert not episode.scalars[:, 0, column].any()
-    plain = TwinRollouts(tiny.twin, tiny.spec)
-    plain.open(tiny.tokens)
-    again = plain.run(START, 3, BUDGET, Script(table), 3)
-    assert torch.equal(again.scalars, episode.scalars[..., :-2])
-    assert rollouts.view(START, 4, BUDGET).scalars.shape == (4, len(rollouts.viewed))
 
 
 def _unrounded() -> Twin:
@@ -382,7 +338,7 @@ def test_budgets_may_differ_between_schedules(tiny: Tiny) -> None:
     script = Script(drawn(3, 2, 3))
     episode = rollouts.run(START, 3, budgets, script, 2)
     assert torch.equal(episode.budget, budgets)
-    at = rollouts.columns.index("budget")
+    at = rollouts.spec.scalars.index("budget")
     torch.testing.assert_close(episode.scalars[:, :, at], budgets[:, None].expand(2, 3))
     assert [(seen.step, seen.rows.start) for seen in script.seen] == [(t, row) for row in range(2) for t in range(3)]
 

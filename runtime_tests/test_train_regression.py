@@ -1,4 +1,4 @@
-"""Stage 1: both objectives find the expected added loss, choices are Lagrangian, episodes are consistent."""
+"""Stage 1: the objective finds the expected added loss, choices are Lagrangian, episodes are consistent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sol_rt.cost import BytesCost  # noqa: E402
 from sol_rt.export.policy_graph import PolicyShape  # noqa: E402
 from sol_rt.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.train import regression  # noqa: E402
-from sol_rt.train.config import WarmStartConfig  # noqa: E402
 from sol_rt.train.counterfactuals import Counterfactuals  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.rollout import RolloutSpec  # noqa: E402
@@ -50,7 +49,7 @@ def _window(seed: int) -> Counterfactuals:
     noise[:, 0] = 0
     scalars = torch.zeros(POSITIONS, len(KNOWN_SCALARS))
     hidden = torch.randn(POSITIONS, HIDDEN, generator=draw)
-    return Counterfactuals(token, hidden, scalars, base + KINDS[token] + noise, KINDS[token], 100)
+    return Counterfactuals(token, hidden, scalars, base + KINDS[token] + noise, KINDS[token] + noise / 2, 100)
 
 
 def _embed(tokens: torch.Tensor) -> torch.Tensor:
@@ -58,13 +57,13 @@ def _embed(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _examples(windows: Sequence[int]) -> regression.Examples:
-    return regression.Examples.of([_window(seed) for seed in windows], _spec(), 0.5)
+    return regression.Examples.of([_window(seed) for seed in windows], _spec())
 
 
-def _trained(objective: str) -> tuple[PolicyNetwork, Callable[[regression.EpisodeBatch], torch.Tensor]]:
+def _trained() -> tuple[PolicyNetwork, Callable[[regression.EpisodeBatch], torch.Tensor]]:
     torch.manual_seed(0)
     shape = PolicyShape(HIDDEN, len(KNOWN_SCALARS), 2, horizon=4, width=16, heads=2, scalar_size=8, action_size=8)
-    network, config = PolicyNetwork(shape), WarmStartConfig(objective=objective, unit=UNIT)
+    network = PolicyNetwork(shape)
     examples = _examples(range(WINDOWS))
     prices, optimizer = (0.05, 0.5), torch.optim.AdamW(network.parameters(), lr=3e-3)
     for update in range(150):
@@ -72,14 +71,13 @@ def _trained(objective: str) -> tuple[PolicyNetwork, Callable[[regression.Episod
         batch = regression.draw_episodes(examples, 64, 4, prices, UNIT, KNOWN_SCALARS, random)
         logits = network(0 * batch.hidden, _embed(batch.token), batch.scalars, batch.previous)
         optimizer.zero_grad()
-        regression.objective(logits, batch, config).backward()
+        regression.objective(logits, batch, UNIT).backward()
         optimizer.step()
     return network, lambda batch: network(0 * batch.hidden, _embed(batch.token), batch.scalars, batch.previous)
 
 
-@pytest.mark.parametrize("objective", ["decision", "regression"])
-def test_logits_become_minus_the_expected_added_loss(objective: str) -> None:
-    _, logits_of = _trained(objective)
+def test_logits_become_minus_the_expected_added_loss() -> None:
+    _, logits_of = _trained()
     random = np.random.default_rng(99)
     examples = _examples(range(100, 104))
     batch = regression.draw_episodes(examples, 200, 4, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
@@ -91,7 +89,7 @@ def test_logits_become_minus_the_expected_added_loss(objective: str) -> None:
 
 
 def test_the_gain_is_that_of_knowing_the_token() -> None:
-    network, _ = _trained("decision")
+    network, _ = _trained()
     examples, price = _examples(range(200, 212)), 0.3
     window = torch.arange(12).repeat_interleave(POSITIONS // 4)
     begin = torch.arange(0, POSITIONS, 4).repeat(12)

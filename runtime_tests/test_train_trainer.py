@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
 from safetensors.numpy import load_file  # noqa: E402
-from train_fixtures import CONFIG, PAPER, make_bundle, make_text  # noqa: E402
+from train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
 
 from sol_rt.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
@@ -218,20 +218,6 @@ def test_a_loss_that_is_no_number_stops_the_training(
     assert not (tmp_path / "out" / "policy.safetensors").exists()
 
 
-def test_the_references_setting_runs(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "paper.yaml"
-    config.write_text(PAPER)
-    program(arguments(place, tmp_path / "out", config=config))
-    rows = records(tmp_path / "out")
-    assert [row["stage"] for row in rows].count("grpo") == 2
-    last = [row for row in rows if row["stage"] == "grpo after"][-1]
-    assert {"sol_log_likelihood", "uniform_log_likelihood", "keep", "prune", "bits"} <= last.keys()
-    policy = tmp_path / "out" / "policy.safetensors"
-    assert len(read_policy(policy).actions) == 12
-    folder = make_bundle(tmp_path / "given")
-    _fails(capsys, ["export", "-m", str(folder), "--policy", str(policy)], "it reads keep_budget", "q16")
-
-
 def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fails(capsys, arguments(place, trained), "has a training already", "--resume")
     _fails(capsys, arguments(place, tmp_path / "new", "--resume"), "no such file", "--resume")
@@ -280,9 +266,7 @@ def test_counterfactuals_are_shared(trained: Path, place: Path, tmp_path: Path) 
         (shared / entry.name).write_bytes(entry.read_bytes())
     times = {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}
     config = tmp_path / "other.yaml"
-    config.write_text(
-        CONFIG.replace("action_size: 8", "action_size: 8, head: factorised, use_hidden: false, scalars: [log_context]")
-    )
+    config.write_text(CONFIG.replace("action_size: 8", "action_size: 8, use_hidden: false, scalars: [log_context]"))
     argv = arguments(place, tmp_path / "out", "--counterfactuals", str(shared), "--seed", "3", config=config)
     program(argv)
     assert times == {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}

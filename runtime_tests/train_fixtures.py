@@ -18,24 +18,6 @@ grpo: {updates: 4, windows: 2, episodes: 2, schedules: 4, learning_rate: 1e-3}
 evaluation: {every: 2, windows: 3, positions: 16, budgets: [0.6]}
 """
 
-PAPER = """
-checkpoint_every: 1
-policy: {horizon: 4, width: 16, heads: 2, scalar_size: 8, action_size: 8, scalars: [step_fraction]}
-data: {windows: [60], held_out: 8}
-warm_start: {windows: 0}
-grpo:
-  updates: 2
-  windows: 2
-  schedules: 4
-  cost: nominal
-  budget: [0.1, 1.0, 0.4, 1.0, 0.3125, 1.0]
-  penalty: [100, 100, 200]
-  tolerance: [0.02, 0.02, 0.02]
-  price: false
-evaluation: {every: 1, windows: 3, budgets: [0.6]}
-reference: {keep: [100, 10], prune: [100, 70, 40], bits: [16, 5]}
-"""
-
 
 def make_bundle(folder: Path) -> Path:
     """8 actions: 8 and 4 bits, pruned or not, all pages or 30% of them. The twin can read it, too."""

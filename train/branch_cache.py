@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sol_rt.export.architecture import Decoder
 from sol_rt.train.kv_cache import KVCache, Slots, token_scores
-from sol_rt.train.left_out import LeftOut
 
 
 @dataclass(frozen=True)
@@ -83,18 +82,7 @@ class BranchCache:
         old = token_scores(_gathered(query), codes, ranges)
         return self._placed(old, mine, slots).transpose(0, 1)
 
-    def read_keys(self, layer: int, slots: Slots) -> Tensor:
-        """As of KVCache."""
-        prefix = self._prefix.keys[layer, :, : self._width]
-        own = self._own.held(layer, slots.longest - self._width)[0]  # [B, Hk, t, D]
-        keys = own.new_zeros(*own.shape[:2], slots.longest, own.shape[-1])
-        keys[:, :, : self._width] = prefix
-        at = self._starts.unsqueeze(1) + torch.arange(own.shape[2], device=own.device)
-        return keys.scatter_(2, at[:, None, :, None].expand_as(own), own)
-
-    def attend(
-        self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None
-    ) -> Tensor:
+    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
         """As of KVCache."""
         prefix_keys, prefix_values = (
             part[layer, :, : self._width] for part in (self._prefix.keys, self._prefix.values)
@@ -107,8 +95,6 @@ class BranchCache:
             logits = logits.masked_fill(to_come.unsqueeze(1), -torch.inf)
         if read is not None:
             grouped = torch.unflatten(read, 1, (len(prefix_keys), -1)).transpose(0, 1)
-            if left_out is not None:
-                left_out.add_attention(logits.transpose(0, 1).flatten(1, 2), read)
             logits = logits.masked_fill(~grouped, -torch.inf)
         weights = logits.softmax(-1)
         at = self._own_positions(slots, weights)

@@ -16,9 +16,6 @@ import yaml
 from sol_rt.errors import UsageError
 from sol_rt.policy_inputs import KNOWN_SCALARS
 
-HEADS = ("flat", "factorised")
-OBJECTIVES = ("decision", "regression")
-COSTS = ("measured", "nominal")
 SHIPPED = Path(__file__).with_name("configs")
 
 _Section = TypeVar("_Section")
@@ -32,7 +29,6 @@ class PolicyConfig:
         horizon: steps of an episode; the policy's memory ends with it.
         width, heads: of the transformer layer.
         scalar_size, action_size: of the scalars' and the previous action's part of the observation.
-        head: `flat`, a logit for each action, or `factorised`, the sum of a logit for each axis' level.
         use_hidden, use_embedding: whether the policy reads the model's hidden state and the token's embedding.
         scalars: names of docs/bundle.md section 5.
     """
@@ -42,7 +38,6 @@ class PolicyConfig:
     heads: int = 4
     scalar_size: int = 32
     action_size: int = 16
-    head: str = "flat"
     use_hidden: bool = True
     use_embedding: bool = True
     scalars: tuple[str, ...] = KNOWN_SCALARS
@@ -73,8 +68,6 @@ class WarmStartConfig:
         updates, batch: optimizer steps, and episodes a step.
         learning_rate, weight_decay: of AdamW; the rate falls to 0 along a cosine.
         dropout: share of the model's hidden state and embedding that an update hides.
-        objective: `decision` or `regression`.
-        divergence: weight of an action's divergence from dense in its loss; the rest is its loss on the true token.
         unit: nats that a logit of 1 stands for.
         patience: measurements on the held-out windows without gain after which the stage ends.
     """
@@ -87,8 +80,6 @@ class WarmStartConfig:
     learning_rate: float = 5e-4
     weight_decay: float = 0.1
     dropout: float = 0.8
-    objective: str = "decision"
-    divergence: float = 1.0
     unit: float = 0.05
     patience: int = 8
 
@@ -101,17 +92,11 @@ class GrpoConfig:
         updates: optimizer rounds.
         windows, episodes: texts an update, and episodes of each, at different contexts.
         schedules: sampled an episode, against whose mean each is judged.
-        temperature: of sampling; with prices it goes with them below 1 nat a dense step.
+        temperature: of sampling; below a price of 1 nat a dense step it falls with the price.
         gamma: discount of later rewards.
-        divergence: weight of the divergence from dense in the reward; the rest is the log-likelihood of the true token.
-        budget: lowest and highest budget drawn, as shares of the dense cost; for `nominal` costs of keep, of prune and
-            of bits in turn.
-        cost: `measured`, the relative cost of the bundle's cost model, or `nominal`, three budgets in kept shares.
-        penalty, tolerance: minus penalty * max(0, |mean - budget| - tolerance)^2 at every step; three numbers for
-            `nominal` costs (keep, prune, bits), else one.
-        price: whether costs have a price that follows from the budget, as that of `sol` at run time, which the
-            reward pays and the choice sees; without it the network alone has to meet budgets.
-        price_rate: how fast prices follow.
+        budget: lowest and highest budget drawn, as shares of the dense cost.
+        penalty, tolerance: minus penalty * max(0, |mean cost - budget| - tolerance)^2 at every step.
+        price_rate: how fast the prices of budgets follow what episodes spend.
         clip, epochs, entropy, learning_rate, weight_decay, grad_norm: of PPO's update by AdamW.
     """
 
@@ -121,12 +106,9 @@ class GrpoConfig:
     schedules: int = 16
     temperature: float = 1.3
     gamma: float = 0.85
-    divergence: float = 1.0
     budget: tuple[float, ...] = (0.4, 0.9)
-    cost: str = "measured"
-    penalty: tuple[float, ...] = (1.0,)
-    tolerance: tuple[float, ...] = (0.1,)
-    price: bool = True
+    penalty: float = 1.0
+    tolerance: float = 0.1
     price_rate: float = 0.2
     clip: float = 0.2
     epochs: int = 1
@@ -134,17 +116,6 @@ class GrpoConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     grad_norm: float = 2.0
-
-
-@dataclass(frozen=True)
-class ReferenceConfig:
-    """The levels of the reference's action grid (reference.py): percent, percent and bits. With them the training runs
-    on the reference's arithmetic instead of the bundle's actions; `grpo.cost` is then `nominal`.
-    """
-
-    keep: tuple[int, ...] = ()
-    prune: tuple[int, ...] = ()
-    bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,7 +151,6 @@ class TrainConfig:
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
     def to_yaml(self) -> str:
         """The file that `read_config` reads back to an equal config."""
@@ -266,6 +236,7 @@ def _check(config: TrainConfig, where: str) -> None:
         "policy.heads": policy.heads,
         "policy.scalar_size": policy.scalar_size,
         "policy.action_size": policy.action_size,
+        "warm_start.windows": warm.windows,
         "warm_start.positions": warm.positions,
         "warm_start.batch": warm.batch,
         "warm_start.unit": warm.unit,
@@ -283,11 +254,12 @@ def _check(config: TrainConfig, where: str) -> None:
         need(value > 0, name, value, "a number over 0")
     rates = {
         "seed": config.seed,
-        "warm_start.windows": warm.windows,
         "warm_start.updates": warm.updates,
         "warm_start.learning_rate": warm.learning_rate,
         "warm_start.weight_decay": warm.weight_decay,
         "grpo.updates": grpo.updates,
+        "grpo.penalty": grpo.penalty,
+        "grpo.tolerance": grpo.tolerance,
         "grpo.price_rate": grpo.price_rate,
         "grpo.clip": grpo.clip,
         "grpo.entropy": grpo.entropy,
@@ -297,7 +269,6 @@ def _check(config: TrainConfig, where: str) -> None:
     for name, value in rates.items():
         need(value >= 0, name, value, "a number from 0")
     need(policy.width % policy.heads == 0, "policy.width", policy.width, f"a multiple of {policy.heads} heads")
-    need(policy.head in HEADS, "policy.head", policy.head, " or ".join(HEADS))
     for scalar in policy.scalars:
         near = difflib.get_close_matches(scalar, KNOWN_SCALARS, 1)
         need(scalar in KNOWN_SCALARS, "policy.scalars", scalar, near[0] if near else ", ".join(KNOWN_SCALARS))
@@ -306,29 +277,14 @@ def _check(config: TrainConfig, where: str) -> None:
     need(min(data.windows, default=0) >= least, "data.windows", data.windows, f"{least} tokens or more")
     need(data.held_out >= 2, "data.held_out", data.held_out, "2 or more")
     need(0 < warm.share <= 1, "warm_start.share", warm.share, "over 0 to 1")
-    need(0 <= warm.divergence <= 1, "warm_start.divergence", warm.divergence, "0 to 1")
-    need(0 <= grpo.divergence <= 1, "grpo.divergence", grpo.divergence, "0 to 1")
     need(0 <= warm.dropout < 1, "warm_start.dropout", warm.dropout, "0 to below 1")
-    need(warm.objective in OBJECTIVES, "warm_start.objective", warm.objective, " or ".join(OBJECTIVES))
     most = min(data.windows) - 2
-    right = policy.horizon <= warm.positions <= most or not warm.windows
+    right = policy.horizon <= warm.positions <= most
     need(right, "warm_start.positions", warm.positions, f"{policy.horizon}, an episode, to {most}, the shortest window")
     need(grpo.schedules >= 2, "grpo.schedules", grpo.schedules, "2 or more, to be judged against each other")
     need(0 <= grpo.gamma <= 1, "grpo.gamma", grpo.gamma, "0 to 1")
-    need(grpo.cost in COSTS, "grpo.cost", grpo.cost, " or ".join(COSTS))
-    axes, grid = (3 if grpo.cost == "nominal" else 1), config.reference
-    pairs = list(zip(grpo.budget[::2], grpo.budget[1::2], strict=False))
-    ordered = len(grpo.budget) == 2 * axes and all(0 < low <= high <= 1 for low, high in pairs)
-    need(ordered, "grpo.budget", grpo.budget, f"the lowest and the highest, over 0 to 1, of {axes} costs in turn")
-    for name, levels, most in (("keep", grid.keep, 100), ("prune", grid.prune, 100), ("bits", grid.bits, 16)):
-        right = all(1 < level <= most for level in levels) and (most in levels) == (axes == 3)
-        need(right, f"reference.{name}", levels, f"levels to {most}, with it where grpo.cost is nominal, else none")
-    said = "over 0: static mixes and prices come from them" if axes == 1 else "0, as the reference has one stage"
-    need((warm.windows > 0) == (axes == 1), "warm_start.windows", warm.windows, said)
-    if axes == 3:
-        need(not grpo.price, "grpo.price", grpo.price, "false, as there are three budgets")
-    for name, values in (("grpo.penalty", grpo.penalty), ("grpo.tolerance", grpo.tolerance)):
-        need(len(values) == axes and min(values, default=-1) >= 0, name, values, f"{axes} numbers from 0")
+    ordered = len(grpo.budget) == 2 and 0 < grpo.budget[0] <= grpo.budget[1] <= 1
+    need(ordered, "grpo.budget", grpo.budget, "the lowest and the highest, over 0 to 1")
     for budget in evaluation.budgets:
         need(0 < budget < 1, "evaluation.budgets", budget, "shares between 0 and 1")
 

@@ -31,8 +31,8 @@ class Counterfactuals:
     Attributes:
         token: int64 [n], about to be processed.
         hidden: float32 [n, hidden], of the dense step before.
-        scalars: float32 [n, columns], as step 0 of an episode: `Rollouts.viewed` as measured, what was asked for as
-            read from a store.
+        scalars: float32 [n, columns], as step 0 of an episode: KNOWN_SCALARS as measured, what was asked for as read
+            from a store.
         loss: float32 [n, A], nats of the true next token under each action.
         kl: float32 [n, A], divergence of each action from dense, nats.
         context: tokens before the first of them.
@@ -47,11 +47,6 @@ class Counterfactuals:
 
     def __len__(self) -> int:
         return len(self.token)
-
-    def added(self, dense: int, divergence: float) -> Tensor:
-        """Added loss of every action in nats, float32 [n, A]: what it loses on the true token more than action `dense`,
-        mixed with its divergence, whose weight is `divergence`."""
-        return (1 - divergence) * (self.loss - self.loss[:, dense : dense + 1]) + divergence * self.kl
 
 
 def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counterfactuals:

@@ -1,8 +1,7 @@
 """Stage 2: group-relative policy optimization (GRPO) on schedules sampled by the policy itself.
 
-K schedules run over the same tokens from the same dense cache. A step's reward is minus its divergence from dense,
-mixed with the log-likelihood of the true next token as `divergence` says, and with prices less price * cost. How this
-follows and departs from the reference of the method (arXiv 2605.10875):
+K schedules run over the same tokens from the same dense cache. A step's reward is minus its divergence from dense, less
+price * cost. How this follows and departs from the reference of the method (arXiv 2605.10875):
 
     as there     discounted sums of rewards backwards, minus penalty * max(0, |mean cost - budget| - tolerance)^2 at
                  every step; advantages centred over the K schedules at each step, then scaled over the whole batch;
@@ -12,7 +11,7 @@ follows and departs from the reference of the method (arXiv 2605.10875):
                  prices are low, the temperature goes with them
     divergence   what a step's likelihood falls by where dense is right about the next token, without the luck of the
                  one token read, which is most of a likelihood's spread between schedules
-    measured     costs are those of the bundle's cost model; `cost: nominal` has kept shares and three budgets instead
+    costs        those of the bundle's cost model and one budget, where the reference has kept shares and three budgets
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from torch import Tensor
 from sol_rt.train.config import GrpoConfig
 from sol_rt.train.distributed import Group
 from sol_rt.train.policy_network import PolicyNetwork
-from sol_rt.train.reference import axis_scalars
 from sol_rt.train.rollout import Episode, Observation
 
 Embed = Callable[[Tensor], Tensor]
@@ -45,37 +43,21 @@ class SampledChoice:
         charge: float32 [T, A], what each step's actions are charged, in the logits' unit.
         temperature: of sampling.
         noise: float32 [K, T, A], Gumbel noise; the same noise draws the same actions, whatever runs beside.
-        axes: shares of the actions [A, 3] and the budgets [3], where the policy is told of them (`axis_scalars`).
     """
 
-    def __init__(
-        self,
-        network: PolicyNetwork,
-        embed: Embed,
-        charge: Tensor,
-        temperature: float,
-        noise: Tensor,
-        axes: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self._network, self._embed, self._axes = network, embed, axes
+    def __init__(self, network: PolicyNetwork, embed: Embed, charge: Tensor, temperature: float, noise: Tensor) -> None:
+        self._network, self._embed = network, embed
         self._charge, self._temperature, self._noise = charge, temperature, noise
         self._state = network.new_state(0)
-        self._previous: list[Tensor] = []
 
     @torch.no_grad()
     def __call__(self, seen: Observation) -> Tensor:
         rows = len(seen.previous)
         if seen.step == 0:
-            self._state, self._previous = self._network.new_state(rows), []
-        scalars = seen.scalars.cpu()
-        if self._axes is not None:
-            self._previous.append(seen.previous.cpu())
-            kept, budgets = self._axes
-            told = axis_scalars(kept, budgets.expand(rows, -1), torch.stack(self._previous, dim=1))
-            scalars = torch.cat([scalars, told[:, -1]], dim=-1)
+            self._state = self._network.new_state(rows)
         embedding = self._embed(torch.tensor([seen.token])).expand(rows, -1)
         logits, self._state = self._network.step(
-            seen.hidden.float().cpu(), embedding, scalars, seen.previous.cpu(), seen.step, self._state
+            seen.hidden.float().cpu(), embedding, seen.scalars.cpu(), seen.previous.cpu(), seen.step, self._state
         )
         logits = (logits - self._charge[seen.step]) / self._temperature
         return (logits + self._noise[seen.rows, seen.step]).argmax(-1).to(seen.previous.device)
@@ -121,23 +103,14 @@ def discounted(rewards: Tensor, gamma: float) -> Tensor:
     return sums
 
 
-def penalties(means: Tensor, budgets: Tensor, weights: Sequence[float], tolerances: Sequence[float]) -> Tensor:
-    """[K]: the sum over axes of weight * max(0, |mean - budget| - tolerance)^2; `means` and `budgets` [K, axes]."""
-    beyond = ((means - budgets).abs() - torch.tensor(tolerances)).clamp_min(0)
-    return (torch.tensor(weights) * beyond.square()).sum(-1)
-
-
-def centred_returns(episode: Episode, means: Tensor, budgets: Tensor, price: float, config: GrpoConfig) -> Tensor:
+def centred_returns(episode: Episode, price: float, config: GrpoConfig) -> Tensor:
     """Returns of K schedules less their mean at each step, [K, T]: what of them is the schedule's own doing.
 
-    `means`, `budgets` [K, axes]: what the penalty compares.
+    `price`: nats a dense step that the reward pays for costs.
     """
-    rewards = (1 - config.divergence) * episode.log_likelihood - price * episode.cost
-    if config.divergence:
-        assert episode.kl is not None
-        rewards = rewards - config.divergence * episode.kl
-    penalty = penalties(means, budgets, config.penalty, config.tolerance)
-    returns = discounted(rewards, config.gamma) - penalty[:, None]
+    rewards = -episode.kl - price * episode.cost
+    beyond = ((episode.cost.mean(1) - episode.budget).abs() - config.tolerance).clamp_min(0)
+    returns = discounted(rewards, config.gamma) - config.penalty * beyond.square()[:, None]
     return returns - returns.mean(dim=0, keepdim=True)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sol_rt.actions import Action
 from sol_rt.config import PolicySpec
-from sol_rt.controller import AxisTargets, Controller
+from sol_rt.controller import Controller
 from sol_rt.distribution import Distribution
 from sol_rt.frontier import falling_hull
 from sol_rt.schedules import Schedule, SolSchedule, StepContext, UniformSchedule
@@ -220,24 +220,15 @@ def all_steps(
         yield name, Steps(schedule, controller, columns)
 
 
-def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor, added: Tensor) -> Score:
-    """A schedule over a window's counterfactuals, whose relative costs and added losses are `costs` and `added`, both
-    [n, A]."""
-    added = added.double()
+def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor) -> Score:
+    """A schedule over a window's counterfactuals, whose relative costs are `costs` [n, A]; the added loss is `kl`."""
+    added = measured.kl.double()
     loss = cost = 0.0
     for position, (token, scalars) in enumerate(zip(measured.token.tolist(), measured.scalars, strict=True)):
         hidden = measured.hidden[position : position + 1]
         action = steps.choose(measured.context + position, token, hidden, scalars)
         loss, cost = loss + float(added[position, action]), cost + float(costs[position, action])
     return Score(loss / len(measured), cost / len(measured))
-
-
-def uniform_at(spec: RolloutSpec, means: Tensor, columns: Sequence[str]) -> Steps:
-    """`uniform` that holds mean kept shares [3] of keep, prune and bits, the last one of the dense action's bits."""
-    keep, prune, bits = means.tolist()
-    targets = AxisTargets(keep, prune, bits * spec.cost.dense_action.bits)
-    controller = Controller(spec.actions, spec.cost, axis_targets=targets)
-    return Steps(UniformSchedule(controller), controller, columns[: len(spec.scalars)])
 
 
 def episode(steps: Steps, rollouts: Rollouts, start: int, horizon: int, budget: float) -> Episode:
@@ -256,23 +247,11 @@ def run(
     episodes: int,
     horizon: int,
     budget: float,
-    dense_loss: Tensor,
-    divergence: float,
 ) -> Score:
-    """A schedule over `episodes` episodes in a row of the open text.
-
-    Args:
-        dense_loss: [episodes * horizon] from dense.
-        divergence: weight of a step's divergence from dense in its added loss.
-    """
+    """A schedule over `episodes` episodes in a row of the open text. The added loss is the divergence from dense."""
     added, costs = [], []
     for context in range(start, start + episodes * horizon, horizon):
         ran = episode(steps, rollouts, context, horizon, budget)
-        dense = dense_loss[context - start : context - start + horizon]
-        lost = -ran.log_likelihood[0].cpu().double() - dense.cpu().double()
-        if divergence:
-            assert ran.kl is not None
-            lost = (1 - divergence) * lost + divergence * ran.kl[0].cpu().double()
-        added.append(lost)
+        added.append(ran.kl[0].cpu().double())
         costs.append(ran.cost[0].cpu())
     return Score(float(torch.cat(added).mean()), float(torch.cat(costs).double().mean()))

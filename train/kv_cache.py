@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sol_rt.export.architecture import Decoder
-from sol_rt.train.left_out import LeftOut
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,9 @@ class Cache(Protocol):
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
         """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
 
-    def read_keys(self, layer: int, slots: Slots) -> Tensor:
-        """Keys as attention reads them, float32 [B, Hk, T, D]; those of tokens to come are open."""
-
-    def attend(
-        self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None
-    ) -> Tensor:
+    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
         """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
-        `read`, bool [B, H, T], says; all where it is None. `left_out` is told what that left out.
+        `read`, bool [B, H, T], says; all where it is None.
         """
 
 
@@ -157,25 +151,15 @@ class KVCache:
         codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (self.key_codes, self.key_ranges))
         return token_scores(query, codes, ranges)
 
-    def read_keys(self, layer: int, slots: Slots) -> Tensor:
-        """As of Cache."""
-        return self.held(layer, slots.longest)[0]
-
-    def attend(
-        self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float, left_out: LeftOut | None = None
-    ) -> Tensor:
+    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
         """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
-        `read`, bool [B, H, T], says; all where it is None. `left_out` is told what that left out.
+        `read`, bool [B, H, T], says; all where it is None.
         """
         keys, values = self.held(layer, slots.longest)
         at = torch.arange(slots.longest, device=q.device)
         mask = (at <= slots.positions.unsqueeze(-1)).unsqueeze(1)  # [B, 1, S, T]
         grouped = q.shape[1] != keys.shape[1]
         if read is not None:
-            if left_out is not None:
-                of_heads = keys.repeat_interleave(q.shape[1] // keys.shape[1], dim=1)
-                logits = (scale * q @ of_heads.mT).masked_fill(~mask, -torch.inf)
-                left_out.add_attention(logits[:, :, 0], read)
             mask = mask & read.unsqueeze(2)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
 

@@ -46,14 +46,12 @@ class StepResult:
     Attributes:
         hidden: float32 [B, hidden].
         distributions: B of them.
-        kl: float32 [B] where asked for.
-        left_out: float32 [B, 2], the columns LEFT_OUT, where asked for.
+        kl: float32 [B], divergence from dense in nats.
     """
 
     hidden: Tensor
     distributions: Sequence[RowDistribution]
-    kl: Tensor | None = None
-    left_out: Tensor | None = None
+    kl: Tensor
 
 
 def row_distributions(logits: Tensor, tokens: Tensor) -> list[RowDistribution]:
@@ -66,9 +64,9 @@ def row_distributions(logits: Tensor, tokens: Tensor) -> list[RowDistribution]:
 
 
 def relative_costs(spec: RolloutSpec, actions: Sequence[Action], contexts: Sequence[int]) -> np.ndarray:
-    """Cost of every action and the policy in dense steps, float64 [n, A], as `Controller.relative_costs` has it."""
+    """Cost of every action in dense steps, float64 [n, A], as `Controller.relative_costs` has it without a policy."""
     dense = np.array([spec.cost.dense(context) for context in contexts])
-    costs = spec.cost.table(actions)(np.asarray(contexts, np.int64)) + spec.policy_cost
+    costs = spec.cost.table(actions)(np.asarray(contexts, np.int64))
     return np.asarray(costs / dense[:, None])
 
 
@@ -137,8 +135,6 @@ def follow(
         known = zip(inputs, before.distributions, wanted, strict=True)
         values = [list(row.at(t, Moment(start + t, token, p, budget)).values()) for row, p, budget in known]
         scalars = torch.tensor(values, dtype=torch.float32, device=device)
-        if before.left_out is not None:
-            scalars = torch.cat([scalars, before.left_out], dim=-1)
         previous = torch.tensor([row.previous for row in inputs], device=device)
         seen.append(Observation(t, rows, token, before.hidden, scalars, previous))
         actions = _checked(choose(seen[-1]), len(inputs), len(spec.actions))
@@ -149,7 +145,6 @@ def follow(
         chosen.append(actions)
     taken = torch.tensor(chosen).T  # [B, T]
     likelihoods = [[p.log_likelihood for p in result.distributions] for result in done]
-    divergences = [result.kl for result in done if result.kl is not None]
     return Episode(
         context=start,
         budget=budgets.to(device),
@@ -160,7 +155,7 @@ def follow(
         action=taken.to(device),
         log_likelihood=torch.tensor(likelihoods, dtype=torch.float32, device=device).T,
         cost=torch.from_numpy(costs)[torch.arange(horizon), taken].float().to(device),
-        kl=torch.stack(divergences, dim=1) if divergences else None,
+        kl=torch.stack([result.kl for result in done], dim=1),
     )
 
 
@@ -183,7 +178,7 @@ def joined(episodes: Sequence[Episode]) -> Episode:
         action=rows("action"),
         log_likelihood=rows("log_likelihood"),
         cost=rows("cost"),
-        kl=None if first.kl is None else rows("kl"),
+        kl=rows("kl"),
     )
 
 

@@ -1,13 +1,11 @@
 """The policy as a torch module: the network of `sol_rt.export.policy_graph`, its parameters under the same names.
 
 A whole episode runs in one call (`forward`, for updates) or step by step with a state (`step`, for rollouts); both give
-the same logits. What only training needs, standardised inputs and logits by axis, is linear in front of or behind a
-matrix of the graph: `exported` multiplies it in, so that the graph is the same for all.
+the same logits. Only training needs standardised inputs. They are linear in front of a matrix of the graph: `exported`
+multiplies them in.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sol_rt.actions import Action
 from sol_rt.export.policy_graph import PolicyShape
 
 _LEAST_DEVIATION = 1e-3  # an input that varies less says nothing
@@ -32,23 +29,13 @@ class PolicyNetwork(nn.Module):
 
     Args:
         shape: sizes. Parameters are drawn by torch; the action heads start small, so that a new policy is near uniform.
-        factors: float32 [levels, A], 1 where an action has an axis' level (`axis_levels`): its logit is then the sum of
-            its levels' logits. None: each action has a logit of its own.
         use_hidden, use_embedding: whether these inputs count.
     """
 
-    def __init__(
-        self,
-        shape: PolicyShape,
-        factors: Tensor | None = None,
-        *,
-        use_hidden: bool = True,
-        use_embedding: bool = True,
-    ) -> None:
+    def __init__(self, shape: PolicyShape, *, use_hidden: bool = True, use_embedding: bool = True) -> None:
         super().__init__()
         self.shape = shape
         width, small = shape.width, shape.scalar_size
-        outputs = shape.num_actions if factors is None else factors.shape[0]
         self.scalars = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, small))
         self.previous = nn.Embedding(shape.num_actions + 1, shape.action_size)
         self.input = nn.Linear(2 * shape.hidden_size + small + shape.action_size, width)
@@ -60,13 +47,11 @@ class PolicyNetwork(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
         self.norm = nn.LayerNorm(width)
-        self.actions = nn.Linear(width, outputs)
-        self.direct = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, outputs))
+        self.actions = nn.Linear(width, shape.num_actions)
+        self.direct = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, shape.num_actions))
         for name in ("actions", "direct.2"):
             nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.01)
             nn.init.zeros_(self.get_parameter(f"{name}.bias"))
-        self.factors: Tensor | None
-        self.register_buffer("factors", factors, persistent=False)
         used = torch.tensor([float(use_hidden), float(use_embedding)]).repeat_interleave(shape.hidden_size)
         for name, used_inputs in (("observed", used), ("told", torch.ones(shape.num_scalars))):
             self.register_buffer(f"{name}_used", used_inputs, persistent=False)
@@ -87,13 +72,8 @@ class PolicyNetwork(nn.Module):
 
     @torch.no_grad()
     def begin_at(self, logits: Tensor) -> None:
-        """Sets the last bias so that, other parameters still near 0, every step's logits are about these [A]; by axis
-        as near as sums over the axes come."""
-        centred = logits - logits.mean()
-        if self.factors is not None:
-            # not lstsq: the factors are dependent, and of such a matrix it gives wrong solutions in half of the calls
-            centred = torch.linalg.pinv(self.factors.T.double()) @ centred.double()
-        self.actions.bias.copy_(centred)
+        """Sets the last bias so that, other parameters still near 0, every step's logits are about these [A]."""
+        self.actions.bias.copy_(logits - logits.mean())
 
     @torch.no_grad()
     def exported(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -105,10 +85,6 @@ class PolicyNetwork(nn.Module):
             scaled = weight[:, : scale.numel()] * scale
             values[f"{name}.bias"] = values[f"{name}.bias"] - scaled @ mean
             values[f"{name}.weight"] = torch.cat([scaled, weight[:, scaled.shape[1] :]], dim=1)
-        if self.factors is not None:
-            for name in ("actions", "direct.2"):
-                values[f"{name}.weight"] = self.factors.T.double() @ values[f"{name}.weight"]
-                values[f"{name}.bias"] = self.factors.T.double() @ values[f"{name}.bias"]
         return {name: value.float().cpu().numpy() for name, value in values.items()}
 
     def forward(
@@ -166,12 +142,4 @@ class PolicyNetwork(nn.Module):
     def _decide(self, x: Tensor, scalars: Tensor) -> Tensor:
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         logits: Tensor = self.actions(self.norm(x)) + self.direct(scalars)
-        return logits if self.factors is None else logits @ self.factors
-
-
-def axis_levels(actions: Sequence[Action]) -> Tensor:
-    """float32 [levels, A]: 1 where the action has the level, for the levels of keep, then prune, then bits."""
-    rows = []
-    for settings in ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions]):
-        rows += [[float(setting == level) for setting in settings] for level in sorted(set(settings))]
-    return torch.tensor(rows)
+        return logits

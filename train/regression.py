@@ -1,18 +1,16 @@
 """Stage 1: learning from counterfactuals, every action's loss known at every position.
 
 The Lagrangian of the budget at price p (nats a dense step) is loss + p * cost. A policy that chooses with probability
-softmax(logits - p * cost / unit) is trained, at prices drawn anew for each episode, to
+softmax(logits - p * cost / unit) is trained, at prices drawn anew for each episode, to minimise over all positions
 
-    decision     minimise, over all positions, sum_a prob_a (added loss_a + p * cost_a + unit * log prob_a)
-    regression   make logits - mean logit equal to -(added loss - mean over actions) / unit, by squares
+    sum_a prob_a (added loss_a + p * cost_a + unit * log prob_a)
 
-Both have their optimum at logits = -E[added loss | what the policy sees] / unit up to a constant; the first puts its
-effort where a choice hangs on it. At run time a price that holds the budget takes the place of p / unit, so the choice
-of `sol`, argmax of logits - price * cost, is the Lagrangian's. Nothing is sampled, so nothing has the variance of a
-sampled reward.
+The optimum is at logits = -E[added loss | what the policy sees] / unit up to a constant; the effort goes where a choice
+hangs on it. At run time a price that holds the budget takes the place of p / unit, so the choice of `sol`, argmax of
+logits - price * cost, is the Lagrangian's. Nothing is sampled, so nothing has the variance of a sampled reward.
 
-The added loss of an action is mixed of what it lost on the true token, and its divergence from dense: the expectation
-of the same where dense is calibrated, without the luck of one token.
+The added loss of an action is its divergence from dense. Where dense is calibrated, that is the expectation of what the
+action loses on the true token, without the luck of one token.
 
 What episodes see besides is made up as a run at that price would have it: previous actions are drawn from the mix of
 actions that the window's mean losses ask for, `budget` is that mix's mean cost, and what was spent so far follows from
@@ -31,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sol_rt.policy_inputs import RECENT
-from sol_rt.train.config import WarmStartConfig
 from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.observation import relative_costs
 from sol_rt.train.policy_network import PolicyNetwork
@@ -48,7 +45,7 @@ class Examples:
     Attributes:
         token, hidden, scalars: as in Counterfactuals, [W, n, ...].
         cost: float32 [W, n, A], in dense steps at the same context.
-        added: float32 [W, n, A], the mixed added loss in nats.
+        added: float32 [W, n, A], added loss in nats: the divergence from dense.
     """
 
     token: Tensor
@@ -58,14 +55,13 @@ class Examples:
     added: Tensor
 
     @classmethod
-    def of(cls, windows: Sequence[Counterfactuals], spec: RolloutSpec, divergence: float) -> Examples:
-        """`spec` has the costs; `divergence`: weight of the divergence in the added loss."""
-        dense = spec.actions.index(spec.cost.dense_action)
+    def of(cls, windows: Sequence[Counterfactuals], spec: RolloutSpec) -> Examples:
+        """`spec` has the costs."""
         token, hidden, scalars = (
             torch.stack([getattr(window, name) for window in windows]) for name in ("token", "hidden", "scalars")
         )
         cost = torch.stack([costs_of(window, spec) for window in windows])
-        added = torch.stack([window.added(dense, divergence) for window in windows])
+        added = torch.stack([window.kl for window in windows])
         return cls(token, hidden, scalars, cost, added)
 
 
@@ -163,14 +159,11 @@ def episodes_at(
     return EpisodeBatch(examples.token[at], examples.hidden[at], scalars, previous, cost, examples.added[at], price)
 
 
-def objective(logits: Tensor, batch: EpisodeBatch, config: WarmStartConfig) -> Tensor:
-    """The mean of what stage 1 minimises, in units of `config.unit`; logits [B, T, A]."""
-    if config.objective == "regression":
-        target = -(batch.added - batch.added.mean(-1, keepdim=True)) / config.unit
-        return (logits - logits.mean(-1, keepdim=True) - target).square().mean()
-    price = batch.price[:, None, None] * batch.cost / config.unit
+def objective(logits: Tensor, batch: EpisodeBatch, unit: float) -> Tensor:
+    """The mean of what stage 1 minimises, in units of `unit` nats; logits [B, T, A]."""
+    price = batch.price[:, None, None] * batch.cost / unit
     logprob = F.log_softmax(logits - price, dim=-1)
-    return (logprob.exp() * (batch.added / config.unit + price + logprob)).sum(-1).mean()
+    return (logprob.exp() * (batch.added / unit + price + logprob)).sum(-1).mean()
 
 
 def shown_features(shape: tuple[int, int, int], dropout: float, random: np.random.Generator) -> Tensor | None:

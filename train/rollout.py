@@ -15,11 +15,6 @@ from torch import Tensor
 from sol_rt.actions import Action
 from sol_rt.cost import CostModel
 
-LEFT_OUT = ("attention_left_out", "activation_left_out")
-"""Columns after the scalars where asked for (twin only): of the last step, the share of attention that lay on unread
-tokens, mean over layers and query heads, and the share of sum |x| in pruned channels, mean over the layers' matrix
-inputs. The runtime's graphs don't output them."""
-
 
 @dataclass(frozen=True)
 class RolloutSpec:
@@ -29,7 +24,6 @@ class RolloutSpec:
         actions: in the order of the policy's outputs.
         cost: the cost model; its dense action fills the cache before an episode.
         scalars: names out of `sol_rt.policy_inputs.KNOWN_SCALARS`, in the order of the policy's inputs.
-        policy_cost: of one run of the policy, in the cost model's unit.
         midway: whether policies are told that the steps before an episode held its budget, as those of a long run have,
             instead of having been dense, as before a run's first episode.
     """
@@ -37,7 +31,6 @@ class RolloutSpec:
     actions: tuple[Action, ...]
     cost: CostModel
     scalars: tuple[str, ...]
-    policy_cost: float = 0.0
     midway: bool = False
 
 
@@ -52,7 +45,7 @@ class Observation:
             B fresh states.
         token: the token about to be processed, the same in all rows.
         hidden: float32 [B, hidden], final norm output of the step before.
-        scalars: float32 [B, n], in the order of `Rollouts.columns`.
+        scalars: float32 [B, n], in the order of `RolloutSpec.scalars`.
         previous: int64 [B], action of the step before; -1 at step 0.
     """
 
@@ -80,12 +73,12 @@ class Episode:
         budget: float32 [K], what `spend_deviation` is measured from.
         token: int64 [T].
         hidden: float32 [K, T, hidden], final norm output of the step before.
-        scalars: float32 [K, T, n], in the order of `Rollouts.columns`.
+        scalars: float32 [K, T, n], in the order of `RolloutSpec.scalars`.
         previous: int64 [K, T], action of the step before, -1 at the start.
         action: int64 [K, T].
         log_likelihood: float32 [K, T], of the true next token under the step, in nats.
-        cost: float32 [K, T], of action and policy in dense steps at the same context.
-        kl: float32 [K, T], KL(dense || step) in nats, dense having run all earlier steps too; None where not asked for.
+        cost: float32 [K, T], of the action in dense steps at the same context.
+        kl: float32 [K, T], KL(dense || step) in nats, dense having run all earlier steps too.
     """
 
     context: int
@@ -97,7 +90,7 @@ class Episode:
     action: Tensor
     log_likelihood: Tensor
     cost: Tensor
-    kl: Tensor | None = None
+    kl: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ class DenseView:
     Attributes:
         token: int64 [n], the tokens about to be processed.
         hidden: float32 [n, hidden].
-        scalars: float32 [n, columns], all known ones, in the order of `Rollouts.viewed`.
+        scalars: float32 [n, all of KNOWN_SCALARS], in that order.
     """
 
     token: Tensor
@@ -134,10 +127,6 @@ class Rollouts(Protocol):
     """A source of episodes."""
 
     spec: RolloutSpec
-    columns: tuple[str, ...]
-    """Names of the columns of `scalars`: those of the spec, then LEFT_OUT where asked for."""
-    viewed: tuple[str, ...]
-    """Names of the columns of a DenseView's scalars: KNOWN_SCALARS, then LEFT_OUT where asked for."""
 
     def open(self, tokens: Sequence[int]) -> None:
         """Takes up a text; a dense pass over it serves every call until the next text.

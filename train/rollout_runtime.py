@@ -15,7 +15,6 @@ from torch import Tensor
 from sol_rt.actions import Action
 from sol_rt.distribution import Distribution, Reference
 from sol_rt.engine import Engine, StepOutput
-from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train.observation import (
     RowDistribution,
     StepResult,
@@ -40,12 +39,11 @@ class RuntimeRollouts:
     Args:
         engine: of the bundle.
         spec: what is chosen from and seen.
-        kl: whether episodes have `kl`, which takes another dense pass over each.
     """
 
-    def __init__(self, engine: Engine, spec: RolloutSpec, *, kl: bool = False) -> None:
-        self.spec, self.columns, self.viewed = spec, spec.scalars, KNOWN_SCALARS
-        self._engine, self._kl = engine, kl
+    def __init__(self, engine: Engine, spec: RolloutSpec) -> None:
+        self.spec = spec
+        self._engine = engine
         self._tokens: list[int] = []
         self._dense = 0  # tokens of the text that the cache holds, dense
 
@@ -59,13 +57,11 @@ class RuntimeRollouts:
         engine, tokens, after = self._engine, self._tokens[start : start + horizon], start + horizon
         budgets = spread_budget(budget, schedules)
         before = self._result(self._run_dense(start - 1, start), tokens[0])
-        references = None
-        if self._kl:
-            references = _references(self._run_dense(start, after))
+        references = _references(self._run_dense(start, after))
 
         def step(t: int, actions: Sequence[int]) -> StepResult:
             output = engine.forward((tokens[t],), self.spec.actions[actions[0]])
-            return self._result(output, self._tokens[start + t + 1], references[t] if references else None)
+            return self._result(output, self._tokens[start + t + 1], references[t])
 
         episodes = []
         for row in range(schedules):
@@ -134,9 +130,11 @@ class RuntimeRollouts:
             self._dense = length
 
     def _result(self, output: StepOutput, target: int, reference: Reference | None = None) -> StepResult:
-        """A step's output, copied: the next step overwrites it."""
-        kl = None if reference is None else torch.tensor([reference.divergence(output.distribution)])
-        return StepResult(torch.from_numpy(output.hidden.copy()), [_row(output.distribution, target)], kl)
+        """A step's output, copied: the next step overwrites it. `reference` is None where the step is dense itself."""
+        kl = 0.0 if reference is None else reference.divergence(output.distribution)
+        return StepResult(
+            torch.from_numpy(output.hidden.copy()), [_row(output.distribution, target)], torch.tensor([kl])
+        )
 
 
 def _references(output: StepOutput) -> list[Reference]:

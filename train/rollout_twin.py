@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from sol_rt.actions import Action
-from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train.branch_cache import BranchCache, Prefix
-from sol_rt.train.left_out import LeftOut
 from sol_rt.train.observation import (
     RowDistribution,
     StepResult,
@@ -22,7 +20,7 @@ from sol_rt.train.observation import (
     row_distributions,
     spread_budget,
 )
-from sol_rt.train.rollout import LEFT_OUT, Choose, DenseView, Episode, RolloutSpec, StepLosses
+from sol_rt.train.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
 from sol_rt.train.twin import Twin
 
 _CHUNK = 256  # tokens of the dense pass at once
@@ -35,15 +33,11 @@ class TwinRollouts:
     Args:
         twin: of the bundle; what lies on its device stays there.
         spec: what is chosen from and seen.
-        kl: whether episodes have `kl`.
-        left_out: whether `columns` and `viewed` end with LEFT_OUT.
     """
 
-    def __init__(self, twin: Twin, spec: RolloutSpec, *, kl: bool = False, left_out: bool = False) -> None:
+    def __init__(self, twin: Twin, spec: RolloutSpec) -> None:
         self.spec = spec
-        more = LEFT_OUT if left_out else ()
-        self.columns, self.viewed = (*spec.scalars, *more), (*KNOWN_SCALARS, *more)
-        self._twin, self._kl, self._left_out = twin, kl, left_out
+        self._twin = twin
         table = twin.weights.vector("rope.cos")
         self._device, self._longest = table.device, len(table)
         self._tokens: list[int] = []
@@ -72,20 +66,14 @@ class TwinRollouts:
         before = StepResult(
             self._hidden[start - 1].expand(schedules, -1),
             [self._before[start - 1]] * schedules,
-            left_out=LeftOut(schedules, self._device).columns(1) if self._left_out else None,
+            torch.zeros(schedules, device=self._device),
         )
-        reference = self._log_probabilities(start, horizon) if self._kl else None
+        reference = self._log_probabilities(start, horizon)
 
         def step(t: int, actions: Sequence[int]) -> StepResult:
-            left_out = LeftOut(schedules, self._device) if self._left_out else None
             token, target = self._ids[start + t : start + t + 2].unsqueeze(1).expand(2, schedules)
-            logits, hidden = self._twin.step(token, [self.spec.actions[action] for action in actions], cache, left_out)
-            return StepResult(
-                hidden,
-                row_distributions(logits, target),
-                None if reference is None else _divergence(reference[t], logits),
-                None if left_out is None else left_out.columns(self._twin.decoder.num_layers),
-            )
+            logits, hidden = self._twin.step(token, [self.spec.actions[action] for action in actions], cache)
+            return StepResult(hidden, row_distributions(logits, target), _divergence(reference[t], logits))
 
         budgets = spread_budget(budget, schedules)
         return follow(self.spec, start, tokens, budgets, slice(0, schedules), before, choose, step)
@@ -107,8 +95,6 @@ class TwinRollouts:
         check_range(start, length, self._tokens)
         tokens = self._tokens[start : start + length]
         scalars = dense_scalars(start, tokens, self._before[start - 1 : start - 1 + length], budget)
-        if self._left_out:
-            scalars = torch.cat([scalars, scalars.new_zeros(length, len(LEFT_OUT))], dim=-1)
         return DenseView(
             self._ids[start : start + length],
             self._hidden[start - 1 : start - 1 + length],

@@ -26,6 +26,7 @@ from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.export.policy_graph import PolicyShape
 from sol_rt.export.progress import Progress
+from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train import grpo, holdout, regression
 from sol_rt.train.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from sol_rt.train.config import TrainConfig
@@ -33,15 +34,13 @@ from sol_rt.train.counterfactuals import Counterfactuals, CounterfactualStore, m
 from sol_rt.train.distributed import Group
 from sol_rt.train.log import TrainLog
 from sol_rt.train.observation import relative_costs
-from sol_rt.train.policy_network import PolicyNetwork, axis_levels
+from sol_rt.train.policy_network import PolicyNetwork
 from sol_rt.train.prices import Prices
-from sol_rt.train.reference import AXIS_COLUMNS, axis_scalars, shares
 from sol_rt.train.rollout import Rollouts
 from sol_rt.train.windows import Windows
 
 POLICY = "policy.safetensors"
 CONFIG = "config.yaml"
-COUNTERFACTUALS = "counterfactuals"
 _WARM, _GRPO, _DONE = "warm start", "grpo", "done"
 _SEED_OF = {_WARM: 1, _GRPO: 2, "held out": 3}
 _MEASURES = 40  # times that stage 1 looks at the held-out windows
@@ -99,16 +98,12 @@ class Trainer:
         ):
             if count % group.size:
                 raise UsageError(f"{name}: got {count}, expected a multiple of the {group.size} processes")
-        self.actions, self.columns = spec.actions, setup.rollouts.columns
-        self.dense = self.actions.index(spec.cost.dense_action)
-        self.kept = shares(self.actions) if self.config.grpo.cost == "nominal" else None
-        if self.kept is not None:
-            self.columns = (*self.columns, *AXIS_COLUMNS)
+        self.actions, self.columns = spec.actions, spec.scalars
         self.network = new_network(self.config, len(self.columns), setup)
         self.parallel: nn.Module = self.network
         if group.size > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.network)
-        self.prices = [Prices(*self.config.grpo.budget[:2]) for _ in setup.windows.lengths]  # by length of window
+        self.prices = [Prices(*self.config.grpo.budget) for _ in setup.windows.lengths]  # by length of window
         self.stage, self.update, self.step, self.seconds = _WARM, 0, 0, 0.0
         self.best = self._nothing_yet()
         self.measured = 0  # windows that stage 1 learns from
@@ -137,7 +132,7 @@ class Trainer:
         """
         try:
             self._checkpoint(now=not self.step)
-            if self.config.warm_start.windows and self.stage != _DONE:
+            if self.stage != _DONE:
                 examples = self._counterfactuals()
                 if self.stage == _WARM:
                     self._warm_start(*examples)
@@ -158,12 +153,11 @@ class Trainer:
         """Writes the policy as it is now, aside and then renamed."""
         updates = self.best["update"] if self.stage == _DONE and self.config.grpo.updates else 0  # of what was kept
         done = f"{updates} GRPO updates" if updates else "no GRPO"
-        warm = f"warm start on {self.measured} windows, " if self.measured else ""
         policy = TrainedPolicy(
             self.network.shape,
             self.columns,
             self.actions,
-            f"{warm}{done}, seed {self.config.seed}",
+            f"warm start on {self.measured} windows, {done}, seed {self.config.seed}",
             self.network.exported(),
             self.setup.model,
         )
@@ -184,8 +178,7 @@ class Trainer:
         wanted = held + windows.training[: self.measured if begun else warm.windows]
         names = [f"held-{i:06d}" for i in range(len(held))]
         names += [f"train-{i:06d}" for i in range(len(wanted) - len(held))]
-        viewed = self.setup.rollouts.viewed
-        store = CounterfactualStore(self.setup.counterfactuals, self._about(), viewed, create=self.first)
+        store = CounterfactualStore(self.setup.counterfactuals, self._about(), KNOWN_SCALARS, create=self.first)
         group.wait()
         missing = [number for number in range(len(wanted)) if not store.has(names[number])]
         group.wait()  # nobody writes before all have looked
@@ -209,8 +202,7 @@ class Trainer:
         for kind in range(len(self.losses)):  # static mixes know the context's class, too
             members = [row for row, of in zip(measured[count:], kinds[count:], strict=True) if of == kind]
             for row in members or measured[count:]:
-                added = row.added(self.dense, warm.divergence)
-                self.losses[kind] += added.double().mean(0) / len(members or measured[count:])
+                self.losses[kind] += row.kl.double().mean(0) / len(members or measured[count:])
         return measured[count:], measured[:count], kinds[count:] + kinds[:count]
 
     def _about(self) -> dict[str, object]:
@@ -225,9 +217,7 @@ class Trainer:
 
     def _warm_start(self, training: list[Counterfactuals], held: list[Counterfactuals], kinds: list[int]) -> None:
         warm, shape = self.config.warm_start, self.network.shape
-        examples, held_out = (
-            regression.Examples.of(part, self.setup.rollouts.spec, warm.divergence) for part in (training, held)
-        )
+        examples, held_out = (regression.Examples.of(part, self.setup.rollouts.spec) for part in (training, held))
         prices = self._price_range(examples)
         grid = np.geomspace(*prices, _PRICES).tolist()
         check = self._held_out_episodes(held_out, prices)
@@ -273,7 +263,7 @@ class Trainer:
         logits = self.parallel(
             batch.hidden, embedding, batch.scalars, batch.previous, None if shown is None else shown[mine]
         )
-        loss = regression.objective(logits, batch, warm)
+        loss = regression.objective(logits, batch, warm.unit)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, warm.weight_decay
         self._descend(loss, 1.0)
@@ -316,8 +306,7 @@ class Trainer:
     def _temperature(self, price: float) -> float:
         """Of GRPO's choices, in logits. Below a price of 1 it goes with the price: where a dense step's cost is worth a
         hundredth of a nat, thousandths decide, and choices that don't tell them apart teach nothing but noise."""
-        config = self.config.grpo
-        return config.temperature * (min(max(price, _LEAST_TEMPERATURE), 1.0) if config.price else 1.0)
+        return self.config.grpo.temperature * min(max(price, _LEAST_TEMPERATURE), 1.0)
 
     # Stage 2
 
@@ -366,7 +355,7 @@ class Trainer:
         places = [n * config.episodes + e for n in self.group.mine(config.windows) for e in range(config.episodes)]
         everyone[places] = torch.tensor(rows, dtype=torch.float64)
         everyone = self.group.sum(everyone)
-        for kind, prices in enumerate(self.prices if config.price else ()):
+        for kind, prices in enumerate(self.prices):
             budgets, means = everyone[everyone[:, 0] == kind, 1:3].T.tolist()
             prices.follow(budgets, means, config.price_rate)
         budget, cost, likelihood = everyone[:, 1:].mean(0).tolist()
@@ -393,35 +382,27 @@ class Trainer:
             rollouts.open(tokens)
         start = int(random.integers(min(len(tokens) // 2, len(tokens) - horizon - 1), len(tokens) - horizon))
         costs = torch.from_numpy(relative_costs(spec, spec.actions, range(start, start + horizon))).float()
-        lows, highs = np.array(config.budget[::2]), np.array(config.budget[1::2])
-        if self.kept is None:  # what the cheapest action doesn't reach is no budget
-            lows = np.clip(lows, costs.min(1).values.max(), highs)
-        wanted = torch.from_numpy(random.uniform(lows, highs)).float()
-        budget = float(wanted.mean())
-        price = self.prices[window.kind].at(budget) if config.price else 0.0
+        low, high = config.budget
+        reached = float(costs.min(1).values.max())  # what the cheapest action doesn't reach is no budget
+        budget = float(np.float32(random.uniform(min(max(low, reached), high), high)))
+        price = self.prices[window.kind].at(budget)
         temperature = self._temperature(price)
         charge = price * costs / self.config.warm_start.unit
         noise = grpo.gumbel(random, config.schedules, horizon, len(spec.actions))
-        axes = None if self.kept is None else (self.kept, wanted)
-        choose = grpo.SampledChoice(self.network, self.setup.embed, charge, temperature, noise, axes)
+        choose = grpo.SampledChoice(self.network, self.setup.embed, charge, temperature, noise)
         ran = grpo.on_cpu(rollouts.run(start, horizon, budget, choose, config.schedules))
-        budgets, scalars = wanted.expand(config.schedules, -1), ran.scalars
-        means = ran.cost.mean(1, keepdim=True)
-        if self.kept is not None:
-            means = self.kept[ran.action].mean(1)
-            scalars = torch.cat([scalars, axis_scalars(self.kept, budgets, ran.previous)], dim=-1)
         return _Sampled(
             token=ran.token.expand(config.schedules, -1),
             hidden=ran.hidden.float(),
-            scalars=scalars,
+            scalars=ran.scalars,
             previous=ran.previous,
             action=ran.action,
             charge=charge.expand(config.schedules, -1, -1),
             temperature=torch.full((config.schedules,), temperature),
-            centred=grpo.centred_returns(ran, means, budgets, price, config),
+            centred=grpo.centred_returns(ran, price, config),
             kind=window.kind,
             budget=budget,
-            cost=float(means.mean()),
+            cost=float(ran.cost.mean()),
             likelihood=float(ran.log_likelihood.mean()),
         )
 
@@ -437,18 +418,14 @@ class Trainer:
             scores = []
             for number, (measured, kind) in enumerate(zip(held, kinds, strict=True)):
                 row = {}
-                added = measured.added(self.dense, self.config.warm_start.divergence)
                 for name, steps in self._schedules(budget, kind):
-                    row[name] = holdout.replayed(steps, measured, costs[number], added)
+                    row[name] = holdout.replayed(steps, measured, costs[number])
                 scores.append(row)
             self._tell_comparison(f"{_WARM} replayed", holdout.compare(scores, budget, self._points(middle)))
 
     def _evaluate_run(self, when: str) -> None:
         """Episodes on the held-out windows under each schedule. The policy that gains most over both rivals, the mean
         over budgets, is what the training ends with."""
-        if self.kept is not None:
-            self._evaluate_axes(when, self.kept)
-            return
         settings, horizon = self.config.evaluation, self.network.shape.horizon
         held, rollouts = self.setup.windows.held_out[: settings.windows], self.setup.rollouts
         names, budgets = holdout.SCHEDULES, settings.budgets
@@ -459,12 +436,9 @@ class Trainer:
             episodes = max(min(settings.positions, len(tokens) - 2) // horizon, 1)
             start = len(tokens) - 1 - episodes * horizon
             rollouts.open(tokens)
-            dense = rollouts.losses(start, episodes * horizon, self.actions[self.dense]).loss
             for row, budget in enumerate(budgets):
                 for column, (_, steps) in enumerate(self._schedules(budget, held[number].kind)):
-                    score = holdout.run(
-                        steps, rollouts, start, episodes, horizon, budget, dense, self.config.grpo.divergence
-                    )
+                    score = holdout.run(steps, rollouts, start, episodes, horizon, budget)
                     table[number, row, column] = torch.tensor(score, dtype=torch.float64)
         table = self.group.sum(table)
         middle = round(sum(window.length for window in held) / len(held) - settings.positions / 2)
@@ -479,44 +453,6 @@ class Trainer:
             gains += found.gain.values()
             self._tell_comparison(f"{_GRPO} {when}", found)
         self._remember_best(sum(gains) / len(gains))
-
-    def _evaluate_axes(self, when: str, kept: Tensor) -> None:
-        """As the reference compares: the policy's likeliest actions at three budgets, then `uniform` at the means that
-        these come to."""
-        settings, horizon = self.config.evaluation, self.network.shape.horizon
-        held, rollouts = self.setup.windows.held_out[: settings.windows], self.setup.rollouts
-        table = torch.zeros(len(held), len(settings.budgets), 5, dtype=torch.float64)
-        for number in self.group.mine(len(held)):
-            self.report("measuring on held-out windows", number, len(held))
-            tokens = self.setup.windows.tokens(held[number])
-            start = len(tokens) - 1 - horizon
-            rollouts.open(tokens)
-            for row, budget in enumerate(settings.budgets):
-                wanted = torch.tensor([budget] * 3).clamp_min(torch.tensor(self.config.grpo.budget[::2]))
-                still = torch.zeros(1, horizon, len(self.actions))
-                choose = grpo.SampledChoice(self.network, self.setup.embed, still[0], 1.0, still, (kept, wanted))
-                ran = rollouts.run(start, horizon, budget, choose, 1)
-                means = kept[ran.action[0].cpu()].mean(0)
-                uniform = holdout.uniform_at(rollouts.spec, means, self.columns)
-                rival = holdout.episode(uniform, rollouts, start, horizon, budget)
-                found = [float(run.log_likelihood.mean()) for run in (ran, rival)]
-                table[number, row] = torch.tensor([*found, *means.tolist()], dtype=torch.float64)
-        table = self.group.sum(table)
-        for row, budget in enumerate(settings.budgets):
-            gain = table[:, row, 0] - table[:, row, 1]
-            likelihood, other, keep, prune, bits = table[:, row].mean(0).tolist()
-            values: dict[str, float | str] = {
-                "budget": budget,
-                "sol_log_likelihood": likelihood,
-                "uniform_log_likelihood": other,
-                "gain_over_uniform": float(gain.mean()),
-                "gain_over_uniform_stderr": float(gain.std() / len(held) ** 0.5) if len(held) > 1 else 0.0,
-                "keep": keep,
-                "prune": prune,
-                "bits": bits,
-            }
-            self._tell(f"{_GRPO} {when}", values, f"budget {budget:g}/")
-        self._remember_best(float((table[:, :, 0] - table[:, :, 1]).mean()))
 
     def _schedules(self, budget: float, kind: int) -> Iterator[tuple[str, holdout.Steps]]:
         spec, losses = self.setup.rollouts.spec, self.losses[kind].numpy()
@@ -677,7 +613,6 @@ def new_network(config: TrainConfig, num_scalars: int, setup: TrainSetup) -> Pol
         policy.scalar_size,
         policy.action_size,
     )
-    factors = axis_levels(actions) if policy.head == "factorised" else None
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return PolicyNetwork(shape, factors, use_hidden=policy.use_hidden, use_embedding=policy.use_embedding)
+        return PolicyNetwork(shape, use_hidden=policy.use_hidden, use_embedding=policy.use_embedding)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from sol_rt.actions import Action
 from sol_rt.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.train.kv_cache import Cache, KVCache, Slots
-from sol_rt.train.left_out import LeftOut
 from sol_rt.train.weights import ModelWeights, read_bundle
 from sol_rt.widths import Widths
 
@@ -83,13 +82,11 @@ class Batch:
     Attributes:
         widths, prunes: each covers all rows, so that a matrix is read once a width, whatever the prune levels.
         pages: old pages that each row reads, int64 [B]; None where every row reads all.
-        left_out: is told what a step leaves out, None where nobody asks.
     """
 
     widths: Sequence[_Width]
     prunes: Sequence[_Prune]
     pages: Tensor | None
-    left_out: LeftOut | None = None
 
 
 class Twin(nn.Module):
@@ -149,23 +146,20 @@ class Twin(nn.Module):
         return self._run(tokens, self._batch([action], pages), past, num_logits)
 
     @torch.no_grad()
-    def step(
-        self, tokens: Tensor, actions: Sequence[Action], past: Cache, left_out: LeftOut | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, tokens: Tensor, actions: Sequence[Action], past: Cache) -> tuple[Tensor, Tensor]:
         """One decode step of every row, each under its own action; rows of one width run together.
 
         Args:
             tokens: int64 [B].
             actions: B actions.
             past: cache of B rows, appended to in place.
-            left_out: is told what the rows leave out.
 
         Returns:
             Logits float32 [B, vocab] and final norm output float32 [B, hidden].
         """
         if len(actions) != len(tokens):
             raise ValueError(f"step: got {len(actions)} actions for {len(tokens)} rows")
-        batch = self._batch(actions, self._pages(actions, past), left_out)
+        batch = self._batch(actions, self._pages(actions, past))
         logits, hidden = self._run(tokens.unsqueeze(1), batch, past, None)
         return logits[:, 0], hidden[:, 0]
 
@@ -174,7 +168,7 @@ class Twin(nn.Module):
         """The output matrix's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
         return self._head(hidden, self._batch([action], None))
 
-    def _batch(self, actions: Sequence[Action], pages: Tensor | None, left_out: LeftOut | None = None) -> Batch:
+    def _batch(self, actions: Sequence[Action], pages: Tensor | None) -> Batch:
         """Of one action a row, or of a single one for all rows."""
         device, weights = self.weights.vector("rope.cos").device, self.weights
         widths = _alike([weights.widths(action) for action in actions], device)
@@ -183,7 +177,6 @@ class Twin(nn.Module):
             [_Width(rows, own) for own, rows in widths],
             [_Prune(rows, counts) for counts, rows in prunes],
             pages,
-            left_out,
         )
 
     def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
@@ -221,18 +214,15 @@ class Twin(nn.Module):
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor:
         name = "embed" if self.decoder.tied else "head"
-        return by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.widths.head, "head.bias"))
+        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.widths.head, "head.bias"))
 
     def _kept(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
         """x [B, S, K] with the channels zeroed that each row prunes at the input of a matrix (_KEEP_IN …)."""
-        kept = by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
-        if batch.left_out is not None:
-            batch.left_out.add_pruned(x, kept)
-        return kept
+        return _by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
 
     def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
         """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
-        return by_rows(
+        return _by_rows(
             batch.widths,
             x,
             lambda part, group: self._product(part, name, group.widths.of(name), f"{name}.bias"),
@@ -264,7 +254,7 @@ class Twin(nn.Module):
         past.append(slots, layer, rotate(k, cos, sin), v)
         pages = None if layer in self.dense_layers else batch.pages
         read = None if pages is None else self._read(q, past, layer, pages, slots)
-        y = past.attend(layer, q, slots, read, d.softmax_scale, batch.left_out).transpose(1, 2).flatten(2)
+        y = past.attend(layer, q, slots, read, d.softmax_scale).transpose(1, 2).flatten(2)
         return self._linear(self._kept(y, layer, _KEEP_O, batch), f"{name}.o", batch)
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
@@ -300,7 +290,7 @@ def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Se
     return [(setting, torch.tensor(members, device=device)) for setting, members in rows.items()]
 
 
-def by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
+def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
     """Applies `function` to every group's rows of x [B, ...] and puts the results back in place."""
     if len(groups) == 1:
         return function(x, groups[0])

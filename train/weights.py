@@ -129,7 +129,6 @@ class ModelWeights(nn.Module):
     ) -> None:
         super().__init__()
         self.decoder = decoder
-        self._matrix_names = tuple(matrices)
         self._matrices = nn.ModuleDict({_key(name): matrix for name, matrix in matrices.items()})
         self._variants = dict(variants or {})
         attended = decoder.num_heads * decoder.head_dim
@@ -142,11 +141,6 @@ class ModelWeights(nn.Module):
         matrix = self._matrices[_key(name)]
         assert isinstance(matrix, Matrix)
         return matrix
-
-    def parts(self) -> tuple[dict[str, Matrix], dict[str, Tensor]]:
-        """Matrices and vectors by name, as they were given."""
-        named = {name: self.vector(name) for name in self._names}
-        return {name: self.matrix(name) for name in self._matrix_names}, named
 
     def vector(self, name: str) -> Tensor:
         return self.get_buffer(_key(name))

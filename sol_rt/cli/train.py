@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sol_rt.bundle import Bundle
     from sol_rt.engine import Engine
     from sol_rt.export.progress import Progress
-    from sol_rt.train.config import TrainConfig
     from sol_rt.train.rollout import Rollouts
 
 _NEEDED = ("torch", "yaml", "safetensors")
@@ -38,7 +37,7 @@ def train(
     ] = None,
     config: Annotated[
         str | None,
-        options.option("--config", env=False, help="YAML file, or a shipped one: default, paper; default: default."),
+        options.option("--config", env=False, help="YAML file, or a shipped one: default, short, …; default: default."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -114,11 +113,8 @@ def train(
         windows = Windows(documents, settings.data, bundle.config.model.max_context, bos)
         engine = Engine(bundle, provider="cpu", threads=threads)
         torch.set_num_threads(engine.threads)
-        if settings.reference.keep:
-            source = _reference(bundle, settings)
-        else:
-            twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())
-            source = _source(engine, settings.policy.scalars, twin=twin, kl=settings.grpo.divergence > 0, say=say)
+        twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())
+        source = _source(engine, settings.policy.scalars, twin=twin, say=say)
         setup = TrainSetup(
             rollouts=source,
             embed=_embedding(bundle),
@@ -171,7 +167,7 @@ def _identity(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool, say: Callable[[str], None]) -> Rollouts:
+def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, say: Callable[[str], None]) -> Rollouts:
     """Where episodes come from, over the bundle's own actions and costs."""
     from sol_rt.cost import load_cost_model
     from sol_rt.train.rollout import RolloutSpec
@@ -184,29 +180,14 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, kl: bool, s
     actions = tuple(entry.action for entry in bundle.config.actions)
     spec = RolloutSpec(actions, cost, scalars, midway=True)
     if not twin:
-        return RuntimeRollouts(engine, spec, kl=kl)
+        return RuntimeRollouts(engine, spec)
     import torch
 
     from sol_rt.train.rollout_twin import TwinRollouts
     from sol_rt.train.twin import Twin
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TwinRollouts(Twin.from_bundle(bundle.path).to(device), spec, kl=kl)
-
-
-def _reference(bundle: Bundle, settings: TrainConfig) -> Rollouts:
-    """Episodes of the reference's own actions."""
-    import torch
-
-    from sol_rt.train.reference import NominalCost, ReferenceTwin, grid
-    from sol_rt.train.rollout import RolloutSpec
-    from sol_rt.train.rollout_twin import TwinRollouts
-
-    levels = settings.reference
-    actions = grid(levels.keep, levels.prune, levels.bits)
-    spec = RolloutSpec(actions, NominalCost(actions[0]), settings.policy.scalars)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TwinRollouts(ReferenceTwin.from_bundle(bundle.path).to(device), spec, kl=settings.grpo.divergence > 0)
+    return TwinRollouts(Twin.from_bundle(bundle.path).to(device), spec)
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
