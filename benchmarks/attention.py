@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from sol_rt.config import PAGE_SIZE, KvLayout
+from sol_rt.bundle.config import PAGE_SIZE, KvLayout
 from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.ops import library_path
 

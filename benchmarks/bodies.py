@@ -29,11 +29,11 @@ from node_costs import node_cost
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime_tests"))
 from random_decoder import RandomDecoder, describe
 
-from sol_rt import providers
-from sol_rt.actions import Action
-from sol_rt.config import PAGE_SIZE, KvLayout
-from sol_rt.device_graph import device_graph
-from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import PAGE_SIZE, KvLayout
+from sol_rt.engine import providers
+from sol_rt.engine.gpu.device_graph import device_graph
+from sol_rt.engine.signature import CHANNEL_INPUTS, CHOICE_DIMS
 
 SIZES = {
     "smollm2-135m": {"hidden_size": 576, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "intermediate_size": 1536},

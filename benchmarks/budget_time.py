@@ -17,7 +17,7 @@ import onnxruntime as ort
 from peer_report import quartiles
 
 from sol_rt import SolModel
-from sol_rt.hardware import processor_name
+from sol_rt.engine.hardware import processor_name
 
 
 def main() -> None:

@@ -27,18 +27,19 @@ import gpu_limits
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt import SolModel, providers
+from sol_rt import SolModel
 from sol_rt._version import __version__
-from sol_rt.actions import Action
-from sol_rt.bench import Bench, plan
-from sol_rt.bundle import Bundle
-from sol_rt.calibrate import measure
-from sol_rt.config import ModelDims
-from sol_rt.cost import BytesCost, CalibratedCost
-from sol_rt.engine import Engine
+from sol_rt.budget.calibrate import measure
+from sol_rt.budget.cost import BytesCost, CalibratedCost
+from sol_rt.budget.dominated import describe
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import ModelDims
+from sol_rt.engine import providers
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
-from sol_rt.home import find_bundle
-from sol_rt.paying import describe
+from sol_rt.evaluation.speed.bench import Bench, plan
+from sol_rt.store.home import find_bundle
 
 _ENGINES = ("kernels", "bodies")
 _LEVELS = 64

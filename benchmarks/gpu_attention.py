@@ -11,12 +11,12 @@ from attention import SINKS, attention_node, attention_shape
 from gpu_limits import Wait
 from onnx import ModelProto, TensorProto, helper
 
-from sol_rt.config import PAGE_SIZE, KvLayout, ModelDims
-from sol_rt.device_graph import room
+from sol_rt.bundle.config import PAGE_SIZE, KvLayout, ModelDims
+from sol_rt.engine.gpu.device_graph import room
+from sol_rt.engine.providers import Provider
+from sol_rt.engine.signature import ROOM
 from sol_rt.export.attention_body import sparse_attention
 from sol_rt.export.nodes import IR_VERSION, OPSETS
-from sol_rt.providers import Provider
-from sol_rt.signature import ROOM
 
 LAYERS = 8
 """Each with a cache of its own, so that none finds its keys in a cache of the processor's."""

@@ -16,11 +16,11 @@ import onnxruntime as ort
 from node_costs import node_cost
 from onnx import NodeProto, TensorProto, helper
 
-from sol_rt import hardware
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
-from sol_rt.providers import Provider
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine import hardware
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.providers import Provider
 
 _COPY_BYTES = 512 << 20
 _SOFTWARE_COPY_BYTES = 64 << 20

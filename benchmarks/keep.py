@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.actions import Action
-from sol_rt.cost import reads
-from sol_rt.model import SolModel
-from sol_rt.perplexity import added_bos
+from sol_rt.budget.cost import reads
+from sol_rt.bundle.actions import Action
+from sol_rt.evaluation.quality.perplexity import added_bos
+from sol_rt.generate.model import SolModel
 
 
 def cut(book: Sequence[int], size: int, count: int) -> list[list[int]]:

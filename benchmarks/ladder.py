@@ -41,15 +41,15 @@ from peer_report import quartiles, ratios
 from peers import Entry, action_list, measure, positive, positives
 from workers.client import WorkerError, WorkerProcess
 
-from sol_rt.actions import Action
-from sol_rt.config import CONFIG_NAME
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError
+from sol_rt.evaluation.quality.perplexity import added_bos, windows
 from sol_rt.export.losses import Candidate, token_losses
-from sol_rt.hardware import processor_name
-from sol_rt.home import find_bundle
-from sol_rt.model import SolModel
-from sol_rt.perplexity import added_bos, windows
-from sol_rt.pull import resolve
+from sol_rt.generate.model import SolModel
+from sol_rt.store.home import find_bundle
+from sol_rt.store.pull import resolve
 
 _BATCH = 512
 

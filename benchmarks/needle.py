@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.actions import Action
-from sol_rt.model import SolModel
-from sol_rt.perplexity import added_bos
-from sol_rt.tokenizer import Tokenizer
+from sol_rt.bundle.actions import Action
+from sol_rt.evaluation.quality.perplexity import added_bos
+from sol_rt.generate.model import SolModel
+from sol_rt.text.tokenizer import Tokenizer
 
 TOWNS = ("Lisbon", "Vienna", "Cairo", "Dublin", "Athens", "Madrid", "Moscow", "Berlin", "Oslo")
 DIGITS = 5

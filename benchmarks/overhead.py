@@ -23,11 +23,11 @@ import onnxruntime as ort
 from peer_report import quartiles
 
 from sol_rt import SolModel
-from sol_rt.actions import Action
-from sol_rt.controller import Controller
-from sol_rt.engine import Engine
-from sol_rt.hardware import processor_name
-from sol_rt.schedules import ConstantSchedule, SolSchedule, UniformSchedule
+from sol_rt.budget.controller import Controller
+from sol_rt.budget.schedules import ConstantSchedule, SolSchedule, UniformSchedule
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware import processor_name
 
 
 class Clock:

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from peer_report import quartiles
 
-from sol_rt.actions import Action
-from sol_rt.model import SolModel
-from sol_rt.perplexity import added_bos, windows
+from sol_rt.bundle.actions import Action
+from sol_rt.evaluation.quality.perplexity import added_bos, windows
+from sol_rt.generate.model import SolModel
 
 
 def main() -> None:

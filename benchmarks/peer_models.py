@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from sol_rt.errors import SolError, UsageError
-from sol_rt.home import bundle_names, find_bundle
+from sol_rt.store.home import bundle_names, find_bundle
 
 _HERE = Path(__file__).parent
 

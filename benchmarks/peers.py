@@ -24,11 +24,11 @@ from peer_models import bundle_of, model_of
 from peer_report import Test, tables
 from workers.client import WorkerError, WorkerProcess
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError
-from sol_rt.hardware import processor_name
-from sol_rt.pull import bundle_name, resolve
+from sol_rt.store.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")
 PROMPT = 512

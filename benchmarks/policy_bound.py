@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.cost import BytesCost, load_cost_model
+from sol_rt.budget.cost import BytesCost, load_cost_model
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.export.policy_file import TrainedPolicy, read_policy
-from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train import holdout, regression
 from sol_rt.train.counterfactuals import ABOUT, Counterfactuals, CounterfactualStore
 from sol_rt.train.policy_network import PolicyNetwork

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from sol_rt import SolModel
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
+from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.checkpoint import open_checkpoint
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
-from sol_rt.policy_inputs import KNOWN_SCALARS
-from sol_rt.pull import resolve
+from sol_rt.store.pull import resolve
 
 PROMPT = "The history of the steam engine begins with"
 KEEPS, PRUNES, BITS = (100, 50, 25, 10), (100, 75, 50, 40, 25), (8, 6, 4)
@@ -35,9 +35,9 @@ _RESIDENT = """
 import ctypes
 import sys
 from pathlib import Path
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 bundle = Bundle.open(sys.argv[1])
 engine = Engine(bundle, provider="cpu")
 keys = list(bundle.config.variants) if sys.argv[2] == "all" else [bundle.config.dense.variant]

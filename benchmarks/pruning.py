@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.actions import Action
+from sol_rt.bundle.actions import Action
+from sol_rt.evaluation.quality.perplexity import windows
 from sol_rt.export.graph import LayerShapes, mlp_counts, prune_counts
 from sol_rt.export.losses import Candidate, token_losses
-from sol_rt.model import SolModel
-from sol_rt.perplexity import windows
+from sol_rt.generate.model import SolModel
 
 
 def both(share: float, shapes: LayerShapes, layers: int, action: Action) -> tuple[Candidate, Candidate]:

@@ -14,9 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from sol_rt.actions import Action
-from sol_rt.model import SolModel
-from sol_rt.perplexity import Estimate, perplexity
+from sol_rt.bundle.actions import Action
+from sol_rt.evaluation.quality.perplexity import Estimate, perplexity
+from sol_rt.generate.model import SolModel
 
 
 def actions(model: SolModel, keeps: list[int]) -> list[Action]:

@@ -18,10 +18,10 @@ import numpy as np
 from peer_models import float32_folder
 from workers.client import WorkerProcess
 
-from sol_rt.bundle import Bundle
-from sol_rt.home import find_bundle
-from sol_rt.perplexity import estimate, windows
-from sol_rt.pull import resolve
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.evaluation.quality.perplexity import estimate, windows
+from sol_rt.store.home import find_bundle
+from sol_rt.store.pull import resolve
 
 
 def source_nll(folder: Path, cut: list[list[int]]) -> list[float]:

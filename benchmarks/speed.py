@@ -15,9 +15,9 @@ import time
 import numpy as np
 from peer_report import quartiles
 
-from sol_rt.actions import Action
-from sol_rt.bench import Bench, plan
-from sol_rt.model import SolModel
+from sol_rt.bundle.actions import Action
+from sol_rt.evaluation.speed.bench import Bench, plan
+from sol_rt.generate.model import SolModel
 
 
 def main() -> None:

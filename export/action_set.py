@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import ActionEntry, SolConfig
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import ActionEntry, SolConfig
+from sol_rt.bundle.selection import SELECTION, Candidate, Measured, Selection, Setting
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.measuring import Measurements, measure
 from sol_rt.export.progress import Progress
 from sol_rt.export.selection import Verdict, choose
-from sol_rt.selection_file import SELECTION, Candidate, Measured, Selection, Setting
 
 BUSY = 0.25
 """Of `Selection.busy`: from here on the export says that the machine was not idle."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sol_rt.config import BLOCK, KvLayout, ModelDims
+from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError
 from sol_rt.export.rope import Rope, make_rope
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from sol_rt.config import PAGE_SIZE
+from sol_rt.bundle.config import PAGE_SIZE
 from sol_rt.export import gathered_attention
 from sol_rt.export.attention_shape import NEVER, AttentionShape, rotated
 from sol_rt.export.nodes import END, NodeWriter

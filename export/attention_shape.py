@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sol_rt.config import PAGE_SIZE, KvLayout
+from sol_rt.bundle.config import PAGE_SIZE, KvLayout
+from sol_rt.engine.signature import ROOM
 from sol_rt.export.architecture import MOST_KV_HEADS, Decoder
 from sol_rt.export.nodes import NodeWriter
-from sol_rt.signature import ROOM
 
 NEVER = -1e30
 """Score of a key that is not attended: finite, so that no NaN arises."""

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
+from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
 from sol_rt.export.architecture import Decoder, Family, TensorNames
 from sol_rt.export.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
 from sol_rt.export.compensation import Metric, compensate
@@ -34,7 +35,6 @@ from sol_rt.export.quantize import (
     quantize_matrix,
 )
 from sol_rt.export.rope import tables
-from sol_rt.widths import Widths
 
 
 def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, TensorEntry]:

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from sol_rt.config import BLOCK
+from sol_rt.bundle.config import BLOCK
 from sol_rt.export.nodes import NodeWriter, Ref
 
 _CODES, _FLOATS = 4, 1

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from sol_rt import ops
 from sol_rt._version import __version__
-from sol_rt.actions import Action
-from sol_rt.config import (
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED, Widths
+from sol_rt.bundle.config import (
     CONFIG_NAME,
     KV_DTYPES,
     ActionEntry,
@@ -28,6 +29,7 @@ from sol_rt.config import (
     TensorEntry,
     Variant,
 )
+from sol_rt.bundle.selection import Selection
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export import action_set, calibration_text, memory, prune_levels, tokenizer_files
 from sol_rt.export import parity as parity_report
@@ -41,13 +43,11 @@ from sol_rt.export.head_width import choose_head_widths
 from sol_rt.export.mixed_widths import mixed_widths, with_dense_head
 from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.progress import Progress, silent
-from sol_rt.home import checkpoints_dir
-from sol_rt.pull import resolve
-from sol_rt.recipes import aliases
-from sol_rt.selection_file import Selection
-from sol_rt.tokenizer import FILE as TOKENIZER
-from sol_rt.tokenizer import Tokenizer
-from sol_rt.widths import MIXED, Widths
+from sol_rt.store.home import checkpoints_dir
+from sol_rt.store.pull import resolve
+from sol_rt.store.recipes import aliases
+from sol_rt.text.tokenizer import FILE as TOKENIZER
+from sol_rt.text.tokenizer import Tokenizer
 
 OWN_TEXT, NO_TEXT = "self", "none"
 """Where the calibration text comes from: the model generates it, or there is none."""

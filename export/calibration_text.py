@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
 from sol_rt.export.progress import Progress, silent
-from sol_rt.generation_config import GenerationConfig
-from sol_rt.sampling import Sampler
-from sol_rt.tokenizer import Tokenizer
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.sampling import Sampler
+from sol_rt.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of a window
 LONG = 4608  # tokens of the long stretch

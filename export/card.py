@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sol_rt.config import SolConfig
+from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.config import SolConfig
+from sol_rt.bundle.selection import Selection
 from sol_rt.export.parity import Parity
-from sol_rt.selection_file import Selection
-from sol_rt.widths import MIXED
 
 
 def model_card(config: SolConfig, parity: Parity | None, selection: Selection | None) -> str:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sol_rt.config import BLOCK
+from sol_rt.bundle.config import BLOCK
 from sol_rt.export.quantize import LEVEL_OFFSETS, FloatArray, Nested
 
 LEVELS = (4, 6, 8)

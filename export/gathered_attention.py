@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from sol_rt.config import PAGE_SIZE
+from sol_rt.bundle.config import PAGE_SIZE
+from sol_rt.engine.signature import ROOM
 from sol_rt.export.attention_shape import NEVER, AttentionShape, rotated
 from sol_rt.export.nodes import NodeWriter, Ref
-from sol_rt.signature import ROOM
 
 _NOBODY = -1.0  # KV head of a pair that is not attended
 _ALL = 1e9  # more than all pairs

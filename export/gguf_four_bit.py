@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import Q4_K
 
-from sol_rt.config import BLOCK
+from sol_rt.bundle.config import BLOCK
 from sol_rt.export.own_codes import OwnCodes, own_codes
 from sol_rt.export.quantize import ByteArray, FloatArray
 

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
+from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
+from sol_rt.engine.signature import CHOOSING, PRUNING
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.attention_body import sparse_attention
@@ -29,8 +31,6 @@ from sol_rt.export.layer import (
     width_tag,
 )
 from sol_rt.export.nodes import NodeWriter
-from sol_rt.signature import CHOOSING, PRUNING
-from sol_rt.widths import Widths
 
 _DTYPES = {
     "float32": TensorProto.FLOAT,

@@ -11,15 +11,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import SolConfig
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.engine import Engine
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.graph import widest_bits, write_graphs
 from sol_rt.export.losses import Candidate, token_divergences
 from sol_rt.export.progress import Progress
-from sol_rt.widths import MIXED
 
 _WINDOWS = 4
 _TIMES = 2.0  # what the output matrix has to take away for a byte, of what a wider variant does

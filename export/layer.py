@@ -11,13 +11,13 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from sol_rt.config import KvLayout
+from sol_rt.bundle.bits import LayerWidths
+from sol_rt.bundle.config import KvLayout
+from sol_rt.engine.signature import ROOM
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.attention_shape import AttentionShape
 from sol_rt.export.bodies import in_turn, planes
 from sol_rt.export.nodes import NodeWriter, Ref
-from sol_rt.signature import ROOM
-from sol_rt.widths import LayerWidths
 
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")

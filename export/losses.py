@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.actions import Action
-from sol_rt.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
+from sol_rt.engine.engine import Engine
 from sol_rt.export.progress import Progress, silent
 
 Losses = npt.NDArray[np.float64]

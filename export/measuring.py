@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import PAGE_SIZE
-from sol_rt.cost import device_string
-from sol_rt.engine import Engine
+from sol_rt.budget.cost import device_string
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import PAGE_SIZE
+from sol_rt.engine.engine import Engine
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.losses import Candidate as LossCandidate
 from sol_rt.export.losses import token_divergences, token_losses
@@ -158,8 +158,8 @@ def _times(
 ) -> tuple[dict[Action, float], float]:
     """(milliseconds of a step of each action at a context, how much longer a middling dense step took than that).
 
-    Actions take turns, in another order each time, as in `sol_rt.calibrate`. Here a low percentile of many repeats
-    counts: an export often shares its machine, and what else runs there only ever adds time.
+    Actions take turns, in another order each time, as in `sol_rt.budget.calibrate`. Here a low percentile of many
+    repeats counts: an export often shares its machine, and what else runs there only ever adds time.
     """
     # any tokens do: what a step costs does not depend on them
     engine.reset()

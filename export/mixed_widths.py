@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sol_rt.bundle.bits import MIXED, LayerWidths, Widths
 from sol_rt.export.architecture import Decoder, TensorNames
 from sol_rt.export.checkpoint import Checkpoint, matrices
-from sol_rt.widths import MIXED, LayerWidths, Widths
 
 _OF_ONLY_CODES = LayerWidths(8, 8, 4, 8)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sol_rt.config import BLOCK
+from sol_rt.bundle.config import BLOCK
 from sol_rt.export.compensation import Metric
 from sol_rt.export.quantize import ByteArray, FloatArray, Nested, quantize_matrix
 

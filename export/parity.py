@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import CheckpointError
 from sol_rt.export.architecture import Decoder, Family
 from sol_rt.export.checkpoint import Checkpoint
@@ -78,7 +78,7 @@ def measure(
         CheckpointError: the widest graph has next to nothing in common with the reference: the checkpoint has a feature
             that its description lacks.
     """
-    from sol_rt.engine import Engine
+    from sol_rt.engine.engine import Engine
 
     bundle = Bundle.open(folder)
     ids = bundle.tokenizer().encode(TEXT)[: min(_MAX_TOKENS, decoder.max_context)]

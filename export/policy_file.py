@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export.policy_graph import PolicyShape, build_policy
-from sol_rt.policy_inputs import KNOWN_SCALARS
 
 _SIZES = ("hidden_size", "horizon", "width", "heads", "scalar_size", "action_size")
 

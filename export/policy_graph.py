@@ -38,7 +38,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sol_rt.config import BLOCK, TensorEntry
+from sol_rt.bundle.config import BLOCK, TensorEntry
 from sol_rt.errors import CheckpointError
 from sol_rt.export import bodies
 from sol_rt.export.graph import reference, widest_bits

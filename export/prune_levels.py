@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import SolConfig
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.graph import mlp_counts, weight_bytes

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.config import BLOCK
+from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
 
 LEVEL_OFFSETS = {4: 0.0, 6: 6.5, 8: 8.0}

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sol_rt.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
+from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
 from sol_rt.errors import BundleError, SolError
 from sol_rt.export.architecture import from_hf_config
 from sol_rt.export.graph import build_graph

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sol_rt.actions import Action
-from sol_rt.frontier import lower_hull
+from sol_rt.budget.frontier import lower_hull
+from sol_rt.bundle.actions import Action
 
 SIGNIFICANCE = 2.0
 TIE = 0.02

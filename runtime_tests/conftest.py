@@ -10,9 +10,9 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from sol_rt.config import CONFIG_NAME
-from sol_rt.home import checkpoints_dir
-from sol_rt.providers import start_pool
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.engine.providers import start_pool
+from sol_rt.store.home import checkpoints_dir
 
 _SMOLLM2 = "smollm2-135m"
 # before any test points SOL_RT_HOME elsewhere

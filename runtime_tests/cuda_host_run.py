@@ -16,15 +16,16 @@ from typing import Any
 
 import onnxruntime as ort
 
-from sol_rt import cuda, providers
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
-from sol_rt.device_runner import DeviceGraphs, DeviceInputs, DeviceRunner, OpenGraph
-from sol_rt.distribution import Distribution
-from sol_rt.engine import Engine
+from sol_rt.engine import providers
+from sol_rt.engine.distribution import Distribution
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.gpu import cuda
+from sol_rt.engine.gpu.device_runner import DeviceGraphs, DeviceInputs, DeviceRunner, OpenGraph
+from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import SolError
-from sol_rt.kv_cache import KvCache
 from sol_rt.ops import library_path
 
 COUNTS = ("copies to it", "copies back", "copies there", "waits", "kernels", "graphs")

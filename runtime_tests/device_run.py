@@ -17,13 +17,14 @@ import onnxruntime as ort
 from greedy import greedy
 from onnx import TensorProto, helper
 
-from sol_rt import hardware, logit_summary, providers
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.device_memory import DeviceMemory
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine import hardware, providers
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.gpu import logit_summary
+from sol_rt.engine.gpu.device_memory import DeviceMemory
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError
-from sol_rt.model import SolModel
+from sol_rt.generate.model import SolModel
 
 NO_ADAPTER = 3
 """Exit code where there is no WebGPU device."""

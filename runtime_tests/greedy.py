@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sol_rt.actions import Action
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.engine import Engine
 
 TIE = {4: 0.1, 5: 0.1, 6: 0.1, 8: 0.01}
 """Two ways of computing an unpruned step may choose apart where the best two logits are this close, relative to the

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sol_rt.actions import Action
-from sol_rt.config import ActionEntry, FileEntry, KvLayout, ModelDims, PolicySpec, RefreshSpec, SolConfig, Variant
-from sol_rt.policy_inputs import KNOWN_SCALARS
-from sol_rt.widths import MIXED, LayerWidths
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED, LayerWidths
+from sol_rt.bundle.config import (
+    ActionEntry,
+    FileEntry,
+    KvLayout,
+    ModelDims,
+    PolicySpec,
+    RefreshSpec,
+    SolConfig,
+    Variant,
+)
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 
 
 def made_config(

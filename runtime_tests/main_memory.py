@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt.device_memory import DeviceMemory, Mirror, PackedMirror
+from sol_rt.engine.gpu.device_memory import DeviceMemory, Mirror, PackedMirror
 
 
 def cpu_session(model: bytes) -> ort.InferenceSession:

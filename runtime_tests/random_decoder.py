@@ -13,8 +13,9 @@ import numpy as np
 import reference
 from reference import Array, Nested
 
-from sol_rt.actions import Action
-from sol_rt.config import (
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED, LayerWidths
+from sol_rt.bundle.config import (
     ALIGNMENT,
     CONFIG_NAME,
     ActionEntry,
@@ -27,7 +28,6 @@ from sol_rt.config import (
 )
 from sol_rt.export.architecture import Decoder, from_hf_config
 from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_bytes
-from sol_rt.widths import MIXED, LayerWidths
 
 WEIGHTS = "weights.bin"
 MIXED_LAYERS = LayerWidths(8, 4, 4, 6), LayerWidths(4, 6, 8, 4)

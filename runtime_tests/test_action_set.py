@@ -14,17 +14,17 @@ import pytest
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 from test_export import export, fails, policy_for
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import CONFIG_NAME, SolConfig
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.bundle.selection import SELECTION, Selection
+from sol_rt.bundle.verify import verify_bundle
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export import action_set, bundle_writer, measuring
 from sol_rt.export.calibration_text import CalibrationText
 from sol_rt.export.policy_file import write_policy
 from sol_rt.export.progress import silent
 from sol_rt.export.selection import Verdict
-from sol_rt.selection_file import SELECTION, Selection
-from sol_rt.verify import verify_bundle
 
 TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay. "
 
@@ -95,7 +95,7 @@ def test_a_context_that_holds_no_whole_window(
 
 def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     """Against steps one by one and a softmax in float64."""
-    from sol_rt.engine import Engine
+    from sol_rt.engine.engine import Engine
 
     bundle, text = Bundle.open(llama_bundle), random_text()
     measured = measuring.measure(bundle, text, (100, 10), silent)
@@ -124,7 +124,7 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
 
 def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
     """None is below zero, dense has none, and they agree with losses of drawn tokens as far as those can tell."""
-    from sol_rt.engine import Engine
+    from sol_rt.engine.engine import Engine
 
     bundle = Bundle.open(llama_bundle)
     engine, dense, draw = Engine(bundle, provider="cpu"), bundle.config.dense, np.random.default_rng(0)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sol_rt import recipes
-from sol_rt.actions import Action
-from sol_rt.cli import export as command
+from sol_rt.bundle.actions import Action
+from sol_rt.cli.make import export as command
 from sol_rt.errors import SolError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
-from sol_rt.home import bundles_dir
-from sol_rt.pull import bundle_name
+from sol_rt.store import recipes
+from sol_rt.store.home import bundles_dir
+from sol_rt.store.pull import bundle_name
 
 LEVELS = {"bits": (8, 6, 4), "prune": (100, 50), "keep": (100, 10)}
 TAGS = ("k100-s100-q8", "k010-s100-q4", "k010-s050-q4")

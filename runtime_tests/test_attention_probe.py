@@ -10,10 +10,10 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from sol_rt import attention_probe
-from sol_rt.attention_probe import LONG, MODELS, SHORT
+from sol_rt.engine.probes import attention_probe
+from sol_rt.engine.probes.attention_probe import LONG, MODELS, SHORT
+from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
-from sol_rt.providers import Provider
 
 CPU = Provider("cpu", 2).probe_session
 

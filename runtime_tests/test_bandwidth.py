@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simd_targets import BITS, run_tests
 
-from sol_rt import bandwidth
 from sol_rt.errors import SolError
+from sol_rt.evaluation.speed import bandwidth
 from sol_rt.ops import library_path
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")

@@ -12,11 +12,11 @@ from random_decoder import describe
 from tiny_bundle import write_bundle
 
 from sol_rt import SolModel
-from sol_rt.actions import Action
-from sol_rt.bench import Bench, Case, Row, Setup, plan
-from sol_rt.cost import BytesCost
-from sol_rt.engine import StepOutput
+from sol_rt.budget.cost import BytesCost
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.engine import StepOutput
 from sol_rt.errors import UsageError
+from sol_rt.evaluation.speed.bench import Bench, Case, Row, Setup, plan
 
 FLOOR = "k030-s050-q4"
 

@@ -25,11 +25,11 @@ from onnx import TensorProto, helper
 from random_decoder import CONFIGS, RandomDecoder, describe
 from reference import Array, Nested
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import PAGE_SIZE, KvLayout
-from sol_rt.device_graph import room
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import PAGE_SIZE, KvLayout
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.gpu.device_graph import room
 from sol_rt.export import bodies
 from sol_rt.export.attention_body import sparse_attention
 from sol_rt.export.attention_shape import AttentionShape

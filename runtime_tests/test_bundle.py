@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tiny_bundle import seal, write_bundle
 
-from sol_rt import home
-from sol_rt.bundle import Bundle
-from sol_rt.config import CONFIG_NAME, SolConfig
-from sol_rt.engine import Engine
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.bundle.graph_file import external_tensors
+from sol_rt.bundle.verify import verify_bundle
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, NumericError, UsageError
-from sol_rt.graph_file import external_tensors
-from sol_rt.verify import verify_bundle
+from sol_rt.store import home
 
 GRAPH = "model.q8.onnx"
 

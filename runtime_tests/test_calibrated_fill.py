@@ -15,7 +15,8 @@ from gguf_file import GgufFile  # noqa: E402
 from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sol_rt.config import TensorEntry  # noqa: E402
+from sol_rt.bundle.bits import Widths  # noqa: E402
+from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config  # noqa: E402
 from sol_rt.export.blob import fill_blob, layout  # noqa: E402
@@ -23,7 +24,6 @@ from sol_rt.export.checkpoint import Checkpoint, matrices, open_checkpoint  # no
 from sol_rt.export.moments import input_moments  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.train.weights import ModelWeights, read_blob  # noqa: E402
-from sol_rt.widths import Widths  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 WINDOWS = [[int(token) for token in row] for row in np.random.default_rng(0).integers(3, 320, (5, 40))]

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from sol_rt import providers
+from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.cli import main
-from sol_rt.config import CONFIG_NAME, SolConfig
-from sol_rt.engine import Engine
+from sol_rt.engine import providers
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import DeviceError, SolError
-from sol_rt.generation_config import FILE
+from sol_rt.generate.generation_config import FILE
 from sol_rt.ops import library_path
 
 STOPPED = b"sol-rt: stopped by Ctrl-C"
@@ -406,7 +406,7 @@ def test_bench_without_the_library_says_why_there_is_no_bandwidth(
     def absent(threads: int) -> float:
         raise SolError("read bandwidth not measured: no library")
 
-    monkeypatch.setattr("sol_rt.bandwidth.measure_apart", absent)
+    monkeypatch.setattr("sol_rt.evaluation.speed.bandwidth.measure_apart", absent)
     out, err = run(capsys, *BENCH, "--json")
     assert {row["bandwidth_share"] for row in json.loads(out)} == {None}
     assert "no library" in err

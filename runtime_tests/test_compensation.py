@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="exporting comes with the extra expo
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from sol_rt.config import BLOCK  # noqa: E402
+from sol_rt.bundle.config import BLOCK  # noqa: E402
 from sol_rt.export.compensation import Metric, compensate  # noqa: E402
 from sol_rt.export.quantize import Nested, dequantize, quantize_matrix  # noqa: E402
 

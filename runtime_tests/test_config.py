@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_bundle import write_bundle
 
-from sol_rt.bundle import Bundle
-from sol_rt.config import CONFIG_NAME, FORMAT_VERSION, SolConfig
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SolConfig
 from sol_rt.errors import BundleError, SolError
-from sol_rt.model import SolModel
+from sol_rt.generate.model import SolModel
 
 DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
 

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_configs import made_config
 
-from sol_rt.actions import Action
-from sol_rt.config import SolConfig
-from sol_rt.controller import AxisTargets, Controller
-from sol_rt.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line, RefreshLine
+from sol_rt.budget.controller import AxisTargets, Controller
+from sol_rt.budget.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line, RefreshLine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
 
 TOLERANCE = 0.02

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sol_rt.errors import UsageError
-from sol_rt.tokenizer import Tokenizer
+from sol_rt.text.tokenizer import Tokenizer
 from sol_rt.train import corpus
 from sol_rt.train.config import DataConfig
 from sol_rt.train.corpus import read_documents

@@ -11,10 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_configs import made_config
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import KvLayout
-from sol_rt.cost import (
+from sol_rt.budget.cost import (
     BytesCost,
     CalibratedCost,
     CalibrationTable,
@@ -28,6 +25,9 @@ from sol_rt.cost import (
     load_cost_model,
     reads,
 )
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import KvLayout
 from sol_rt.errors import SolError
 
 KV_BYTES = 4 * 30 * 3 * 64  # per token

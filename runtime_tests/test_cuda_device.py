@@ -147,9 +147,9 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path) -> None:
     from greedy import assert_same_choices, greedy
     from random_decoder import RandomDecoder, describe
 
-    from sol_rt.actions import Action
-    from sol_rt.bundle import Bundle
-    from sol_rt.engine import Engine
+    from sol_rt.bundle.actions import Action
+    from sol_rt.bundle.bundle import Bundle
+    from sol_rt.engine.engine import Engine
 
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
     bundle = Bundle.open(decoder.write_bundle(tmp_path, [(100, 8), (100, 6), (100, 4), (50, 8)]))

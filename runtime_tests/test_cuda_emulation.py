@@ -24,15 +24,16 @@ from operator_tests import copy_of
 from random_decoder import RandomDecoder, describe
 from tiny_bundle import write_bundle
 
-from sol_rt import cuda, providers
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.distribution import Distribution
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine import providers
+from sol_rt.engine.distribution import Distribution
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.gpu import cuda
+from sol_rt.engine.hardware import Gpu
+from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
-from sol_rt.hardware import Gpu
 from sol_rt.ops import library_path
-from sol_rt.providers import Provider
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"

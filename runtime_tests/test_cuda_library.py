@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 from test_ops_matmul import Nested, matmul_model
 
-from sol_rt import cuda, providers
+from sol_rt.engine import providers
+from sol_rt.engine.gpu import cuda
 from sol_rt.errors import ProviderError
 from sol_rt.ops import library_path
 

@@ -14,11 +14,11 @@ import onnxruntime as ort
 import pytest
 from main_memory import MainMemory
 
-from sol_rt import cuda, cuda_memory, device_runner
-from sol_rt.cuda_memory import Block, CudaDriver
-from sol_rt.device_memory import CudaMemory, DeviceMemory
+from sol_rt.engine.gpu import cuda, cuda_memory, device_runner
+from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver
+from sol_rt.engine.gpu.device_memory import CudaMemory, DeviceMemory
+from sol_rt.engine.hardware import Gpu
 from sol_rt.errors import DeviceError, ProviderError, one_line
-from sol_rt.hardware import Gpu
 
 COMPILER = shutil.which("c++")
 SOURCE = Path(__file__).parent / "native" / "cuda_driver.cc"
@@ -78,7 +78,7 @@ def test_a_tensor_takes_what_it_holds_and_gives_it_back(library: ctypes.CDLL, dt
 def test_a_tensor_may_outlive_everything_else(file: Path) -> None:
     code = f"""
 import ctypes
-from sol_rt.cuda_memory import Block, CudaDriver
+from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver
 kept = [Block(CudaDriver(ctypes.CDLL({str(file)!r}), 0), 64).tensor((64,), "uint8") for _ in range(100)]
 print("ends")
 """

@@ -16,10 +16,11 @@ from device_run import NO_ADAPTER, PROMPT, steps, unpruned
 from greedy import TIE
 from tiny_bundle import write_bundle
 
-from sol_rt import cuda, hardware, providers, webgpu
-from sol_rt.bundle import Bundle
-from sol_rt.cost import CalibrationTable, Line, RefreshLine, calibration_path, device_string, load_cost_model
-from sol_rt.engine import Engine
+from sol_rt.budget.cost import CalibrationTable, Line, RefreshLine, calibration_path, device_string, load_cost_model
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine import hardware, providers
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.gpu import cuda, webgpu
 from sol_rt.errors import ProviderError, UsageError
 from sol_rt.ops import library_path
 

@@ -19,21 +19,21 @@ from random_decoder import CONFIGS
 from reference import Nested
 from tiny_bundle import write_bundle
 
-from sol_rt import logit_summary
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import KvLayout, Variant
-from sol_rt.device_graph import DeviceGraph, device_graph, repacked, room
-from sol_rt.device_runner import DeviceRunner
-from sol_rt.device_weights import DeviceWeights
-from sol_rt.distribution import Distribution
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import KvLayout, Variant
+from sol_rt.bundle.graph_file import external_tensors
+from sol_rt.bundle.weights import SharedWeights
+from sol_rt.engine.distribution import Distribution
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.gpu import logit_summary
+from sol_rt.engine.gpu.device_graph import DeviceGraph, device_graph, repacked, room
+from sol_rt.engine.gpu.device_runner import DeviceRunner
+from sol_rt.engine.gpu.device_weights import DeviceWeights
+from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
+from sol_rt.engine.kv_cache import KvCache
+from sol_rt.engine.signature import CHANNEL_INPUTS, CHOICE_DIMS
 from sol_rt.errors import DeviceError, ProviderError
-from sol_rt.graph_file import external_tensors
-from sol_rt.kv_cache import KvCache
-from sol_rt.logit_summary import LogitSummary, SummarisedDistribution
-from sol_rt.signature import CHANNEL_INPUTS, CHOICE_DIMS
-from sol_rt.weights import SharedWeights
 
 PROMPT = list(range(20, 50))
 ROUNDED = {4: 0.03, 5: 0.01, 6: 0.03, 8: 0.003}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simd_targets import BITS, run_tests
 
-from sol_rt.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
+from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
 from sol_rt.ops import library_path
 
 SUMS = [

@@ -16,13 +16,13 @@ import pytest
 from random_decoder import RandomDecoder, describe
 from tiny_bundle import write_bundle
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import CONFIG_NAME
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.providers import Provider
 from sol_rt.errors import BundleError, ContextError, ProviderError, UsageError
 from sol_rt.ops import library_path
-from sol_rt.providers import Provider
 
 DENSE, CHEAP = Action(100, 100, 8), Action(30, 50, 4)
 TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, 90, 250)]
@@ -231,8 +231,8 @@ def test_providers_by_name(bundle: Bundle) -> None:
 
 _IN_A_PROCESS = """
 import sys
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError
 try:
     engine = Engine(Bundle.open(sys.argv[1]), provider=sys.argv[2])
@@ -331,7 +331,8 @@ def test_a_graph_of_the_other_cache_is_refused(int8_bundle: Bundle, tmp_path: Pa
 def test_the_probes_are_what_their_source_says() -> None:
     from probe_graph import build, build_attention, build_native
 
-    from sol_rt import attention_probe, providers
+    from sol_rt.engine import providers
+    from sol_rt.engine.probes import attention_probe
 
     models = {providers._PROBE: build(), providers._PROBE_NATIVE: build_native()}
     models |= {path: build_attention(dtype) for dtype, path in attention_probe.MODELS.items()}

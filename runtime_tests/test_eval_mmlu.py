@@ -14,13 +14,13 @@ from tiny_bundle import write_bundle
 
 from sol_rt.cli import main
 from sol_rt.errors import ContextError, UsageError
-from sol_rt.evaluation.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
-from sol_rt.evaluation.report import Resampling
-from sol_rt.evaluation.runs import DENSE, Setting
-from sol_rt.evaluation.state import State
-from sol_rt.evaluation.tables import exam_lines
-from sol_rt.model import SolModel
-from sol_rt.perplexity import added_bos
+from sol_rt.evaluation.quality.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
+from sol_rt.evaluation.quality.perplexity import added_bos
+from sol_rt.evaluation.quality.runs import DENSE, Setting
+from sol_rt.evaluation.quality.state import State
+from sol_rt.evaluation.report.report import Resampling
+from sol_rt.evaluation.report.tables import exam_lines
+from sol_rt.generate.model import SolModel
 
 HEAD = "question,choice0,choice1,choice2,choice3,answer\n"
 

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_configs import made_config
 
-from sol_rt.actions import Action
-from sol_rt.controller import Controller
-from sol_rt.cost import BytesCost
-from sol_rt.distribution import Distribution
+from sol_rt.budget.controller import Controller
+from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.schedules import StepContext
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
-from sol_rt.evaluation.bootstrap import Bootstrap, CurvePoint, at_cost
-from sol_rt.evaluation.mix import MixSchedule, hull_pair
-from sol_rt.evaluation.windows import SCORED, spread_windows
-from sol_rt.schedules import StepContext
+from sol_rt.evaluation.quality.mix import MixSchedule, hull_pair
+from sol_rt.evaluation.quality.windows import SCORED, spread_windows
+from sol_rt.evaluation.report.bootstrap import Bootstrap, CurvePoint, at_cost
 
 ONE = np.ones(1)
 

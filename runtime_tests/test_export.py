@@ -21,9 +21,11 @@ from gguf_file import GgufFile  # noqa: E402
 from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sol_rt.actions import Action  # noqa: E402
-from sol_rt.bundle import Bundle  # noqa: E402
-from sol_rt.config import ALIGNMENT, CONFIG_NAME, KvLayout  # noqa: E402
+from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.bundle import Bundle  # noqa: E402
+from sol_rt.bundle.config import ALIGNMENT, CONFIG_NAME, KvLayout  # noqa: E402
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
+from sol_rt.bundle.verify import verify_bundle  # noqa: E402
 from sol_rt.errors import CheckpointError, UsageError  # noqa: E402
 from sol_rt.export import bundle_writer, export_bundle, memory, parity  # noqa: E402
 from sol_rt.export.architecture import family_of, from_hf_config  # noqa: E402
@@ -33,8 +35,6 @@ from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  
 from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.quantize import quantize_matrix  # noqa: E402
-from sol_rt.policy_inputs import KNOWN_SCALARS  # noqa: E402
-from sol_rt.verify import verify_bundle  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 GGUF_PARTS = [

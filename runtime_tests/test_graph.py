@@ -15,7 +15,7 @@ from onnx import TensorProto
 from random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
 from reference import Array
 
-from sol_rt.config import TensorEntry, Variant
+from sol_rt.bundle.config import TensorEntry, Variant
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.graph import LayerShapes, prune_counts
 

@@ -14,10 +14,10 @@ pytest.importorskip("torch", reason="exporting comes with the extra export")
 pytest.importorskip("gguf", reason="exporting comes with the extra export")
 from gguf_file import write_mixed_file
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import SolConfig
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle, head_width
 from sol_rt.export.architecture import Decoder, from_hf_config
 from sol_rt.export.checkpoint import open_checkpoint

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from made_configs import made_config
 
-from sol_rt.config import KV_DTYPES, KvLayout
-from sol_rt.kv_cache import KvCache
+from sol_rt.bundle.config import KV_DTYPES, KvLayout
+from sol_rt.engine.kv_cache import KvCache
 
 SMAPS = Path("/proc/self/smaps")
 on_linux = pytest.mark.skipif(sys.platform != "linux" or not SMAPS.exists(), reason="reads Linux's map of the process")

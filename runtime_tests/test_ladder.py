@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import write_bundle
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.losses import Candidate, token_losses
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
-from sol_rt.actions import Action
-from sol_rt.engine import Engine
+from sol_rt.budget.schedules import StepContext
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
-from sol_rt.evaluation.continuations import PromptScorer
-from sol_rt.model import Dial, SolModel
-from sol_rt.schedules import StepContext
+from sol_rt.evaluation.quality.continuations import PromptScorer
+from sol_rt.generate.model import Dial, SolModel
 
 PROMPT = "w5 w9 w13 w7"
 
@@ -120,7 +120,7 @@ def test_every_answer_begins_an_episode(model: SolModel) -> None:
 @pytest.fixture
 def harness(bundle: Path) -> Any:
     pytest.importorskip("lm_eval", reason="the harness comes with the extra eval")
-    from sol_rt.lm_eval_model import SolLM
+    from sol_rt.evaluation.lm_eval_model import SolLM
 
     return SolLM(str(bundle))
 
@@ -155,7 +155,7 @@ def test_greedy_continuations_are_said_to_be(harness: Any) -> None:
 
 def test_long_texts_roll(bundle: Path, model: SolModel) -> None:
     pytest.importorskip("lm_eval", reason="the harness comes with the extra eval")
-    from sol_rt.lm_eval_model import SolLM
+    from sol_rt.evaluation.lm_eval_model import SolLM
 
     harness = SolLM(str(bundle), max_length=16)
     words = [f"w{index}" for index in np.random.default_rng(1).integers(3, 86, 40)]
@@ -170,7 +170,7 @@ def test_long_texts_roll(bundle: Path, model: SolModel) -> None:
 
 def test_budget_and_what_it_came_to_are_in_the_results(bundle: Path) -> None:
     pytest.importorskip("lm_eval", reason="the harness comes with the extra eval")
-    from sol_rt.lm_eval_model import SolLM
+    from sol_rt.evaluation.lm_eval_model import SolLM
 
     harness = SolLM(str(bundle), budget=0.7, schedule="uniform", batch_size=1)
     pairs = [(PROMPT, " " + " ".join(f"w{index + at}" for at in range(4))) for index in range(30)]

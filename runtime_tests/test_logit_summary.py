@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from sol_rt import logit_summary
-from sol_rt.distribution import Distribution
-from sol_rt.generation_config import GenerationConfig
-from sol_rt.logit_summary import LogitSummary, SummarisedDistribution
-from sol_rt.sampling import Sampler
+from sol_rt.engine.distribution import Distribution
+from sol_rt.engine.gpu import logit_summary
+from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.sampling import Sampler
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sol_rt.model import SolModel
+from sol_rt.generate.model import SolModel
 
 
 class Characters:

@@ -13,7 +13,7 @@ import pytest
 from random_decoder import describe
 from tiny_bundle import write_bundle
 
-from sol_rt.bundle import Bundle
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.ops import library_path
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -25,9 +25,9 @@ _SESSION = 4.0
 _MEASURE = """
 import ctypes, json, re, sys
 from pathlib import Path
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 bundle = Bundle.open(sys.argv[1])
 engine = Engine(bundle, provider="cpu")
 keys = list(bundle.config.variants) if sys.argv[2] == "all" else [bundle.config.dense.variant]

@@ -15,15 +15,15 @@ pytest.importorskip("gguf", reason="exporting comes with the extra export")
 from gguf_file import GgufFile, write_mixed_file  # noqa: E402
 from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 
-from sol_rt.actions import Action  # noqa: E402
-from sol_rt.bundle import Bundle  # noqa: E402
-from sol_rt.cli.inspect import inspect  # noqa: E402
-from sol_rt.config import CONFIG_NAME  # noqa: E402
-from sol_rt.engine import Engine  # noqa: E402
+from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.bundle import Bundle  # noqa: E402
+from sol_rt.bundle.config import CONFIG_NAME  # noqa: E402
+from sol_rt.cli.show.inspect import inspect  # noqa: E402
+from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
+from sol_rt.evaluation.inspect import describe  # noqa: E402
 from sol_rt.export import bundle_writer  # noqa: E402
 from sol_rt.export.bundle_writer import ExportReport, export_bundle  # noqa: E402
-from sol_rt.inspect import describe  # noqa: E402
 from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
 from sol_rt.train.weights import FloatMatrix, read_checkpoint  # noqa: E402
 

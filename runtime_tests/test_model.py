@@ -14,14 +14,15 @@ import pytest
 from random_decoder import describe
 from tiny_bundle import END, seal, write_bundle
 
-from sol_rt import SolModel, providers
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import CONFIG_NAME, SolConfig
-from sol_rt.engine import Engine
+from sol_rt import SolModel
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.engine import providers
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, ContextError, UsageError
-from sol_rt.generation import Decoder
-from sol_rt.trace import read_trace
+from sol_rt.generate.loop import Decoder
+from sol_rt.generate.trace import read_trace
 
 PROMPT = "w1 w2 w3 w4 w5 w6"
 LONG = {"max_new_tokens": 129, "eos_token_id": []}

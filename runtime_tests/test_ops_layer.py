@@ -25,7 +25,8 @@ from reference import Array, Nested
 from simd_targets import X86_TARGETS, run_tests
 from thread_counts import assert_same_for_any_thread_count
 
-from sol_rt.config import KvLayout
+from sol_rt.bundle.bits import MIXED, LayerWidths
+from sol_rt.bundle.config import KvLayout
 from sol_rt.export import bodies
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.attention_body import sparse_attention
@@ -40,7 +41,6 @@ from sol_rt.export.layer import (
 )
 from sol_rt.export.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
-from sol_rt.widths import MIXED, LayerWidths
 
 LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")

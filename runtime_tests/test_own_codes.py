@@ -14,7 +14,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 
-from sol_rt.config import BLOCK  # noqa: E402
+from sol_rt.bundle.config import BLOCK  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import export_bundle  # noqa: E402
 from sol_rt.export.checkpoint import open_checkpoint  # noqa: E402

@@ -11,14 +11,14 @@ import pytest
 from made_configs import made_config
 from tiny_bundle import write_bundle
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.config import PolicySpec, SolConfig
-from sol_rt.controller import Controller
-from sol_rt.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line, RefreshLine
-from sol_rt.distribution import Distribution
-from sol_rt.paying import describe, in_vain, paying, replacements
-from sol_rt.schedules import StepContext, make_schedule
+from sol_rt.budget.controller import Controller
+from sol_rt.budget.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line, RefreshLine
+from sol_rt.budget.dominated import describe, in_vain, paying, replacements
+from sol_rt.budget.schedules import StepContext, make_schedule
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import PolicySpec, SolConfig
+from sol_rt.engine.distribution import Distribution
 
 
 @pytest.fixture(scope="module")

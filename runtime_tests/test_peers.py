@@ -23,8 +23,8 @@ from tiny_bundle import write_bundle
 from workers.client import WorkerError, WorkerProcess
 from workers.scoring import scorer
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
 
 RATES = st.lists(st.floats(1, 1e4), min_size=1, max_size=9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sol_rt.errors import UsageError
-from sol_rt.perplexity import estimate, windows
+from sol_rt.evaluation.quality.perplexity import estimate, windows
 
 
 def test_windows_drop_the_rest_and_put_bos_first() -> None:

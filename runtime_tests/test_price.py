@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sol_rt.price import MEMORY, Price, between, hull
+from sol_rt.budget.multiplier import MEMORY, Price, between, hull
 
 LOGITS = st.floats(-5, 5, width=32)
 COSTS = st.lists(st.integers(20, 100), min_size=2, max_size=6, unique=True).map(lambda each: np.array(each) / 100)

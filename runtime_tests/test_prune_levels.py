@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from random_decoder import describe
 from tiny_bundle import seal, write_bundle
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export import prune_levels
 from sol_rt.export.losses import Candidate, token_divergences, token_losses

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sol_rt import pull, recipes
 from sol_rt.errors import CheckpointError, UsageError
-from sol_rt.recipes import Recipe
+from sol_rt.store import pull, recipes
+from sol_rt.store.recipes import Recipe
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 40
 

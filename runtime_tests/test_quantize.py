@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sol_rt.config import BLOCK
+from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize import (
     Nested,

@@ -9,8 +9,8 @@ import pytest
 import tiny_bundle
 from random_decoder import hf_config
 
-from sol_rt.bundle import Bundle
-from sol_rt.config import CONFIG_NAME
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import BundleError
 from sol_rt.export.regraph import main, regraph
 

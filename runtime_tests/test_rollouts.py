@@ -17,15 +17,15 @@ from random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 from tiny_bundle import write_bundle  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from sol_rt.actions import Action  # noqa: E402
-from sol_rt.bundle import Bundle  # noqa: E402
-from sol_rt.controller import Controller  # noqa: E402
-from sol_rt.cost import BytesCost  # noqa: E402
-from sol_rt.engine import Engine  # noqa: E402
+from sol_rt.budget.controller import Controller  # noqa: E402
+from sol_rt.budget.cost import BytesCost  # noqa: E402
+from sol_rt.budget.schedules import SolSchedule  # noqa: E402
+from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.bundle import Bundle  # noqa: E402
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
+from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import ContextError, UsageError  # noqa: E402
-from sol_rt.generation import Decoder  # noqa: E402
-from sol_rt.policy_inputs import KNOWN_SCALARS  # noqa: E402
-from sol_rt.schedules import SolSchedule  # noqa: E402
+from sol_rt.generate.loop import Decoder  # noqa: E402
 from sol_rt.train.branch_cache import BranchCache, Prefix  # noqa: E402
 from sol_rt.train.observation import relative_costs  # noqa: E402
 from sol_rt.train.rollout import Episode, Observation, Rollouts, RolloutSpec  # noqa: E402

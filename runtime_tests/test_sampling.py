@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_configs import made_config
 
-from sol_rt.bundle import Bundle
-from sol_rt.config import FileEntry
-from sol_rt.distribution import Distribution
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import FileEntry
+from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import BundleError, UsageError
-from sol_rt.generation_config import GenerationConfig
-from sol_rt.sampling import Sampler
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.sampling import Sampler
 
 VOCAB = 300
 

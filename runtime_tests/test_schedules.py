@@ -11,14 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_configs import made_config
 
-from sol_rt.actions import Action
-from sol_rt.config import PolicySpec, SolConfig
-from sol_rt.controller import AxisTargets, Controller
-from sol_rt.cost import BytesCost
-from sol_rt.distribution import Distribution
-from sol_rt.errors import UsageError
-from sol_rt.policy_inputs import KNOWN_SCALARS
-from sol_rt.schedules import (
+from sol_rt.budget.controller import AxisTargets, Controller
+from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.schedules import (
     Schedule,
     StepContext,
     default_schedule,
@@ -26,6 +21,11 @@ from sol_rt.schedules import (
     schedule_actions,
     tilted,
 )
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import PolicySpec, SolConfig
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
+from sol_rt.engine.distribution import Distribution
+from sol_rt.errors import UsageError
 
 LOGITS = np.linspace(-3, 3, 50, dtype=np.float32)
 DISTRIBUTION = Distribution(LOGITS)

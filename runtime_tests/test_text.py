@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from made_configs import made_config
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from sol_rt.bundle import Bundle
-from sol_rt.chat_template import ChatTemplate
-from sol_rt.config import FileEntry
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import FileEntry
 from sol_rt.errors import BundleError, SolError, UsageError
-from sol_rt.stop_strings import StopStrings
-from sol_rt.tokenizer import Tokenizer
+from sol_rt.text.chat_template import ChatTemplate
+from sol_rt.text.stop_strings import StopStrings
+from sol_rt.text.tokenizer import Tokenizer
 
 SAMPLE = "Deep sea: 深海 fish glow 🐟🐙 — naïve, ﷽ and e\u0301. "
 

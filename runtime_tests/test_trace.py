@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sol_rt.errors import SolError, UsageError
-from sol_rt.trace import Trace, TraceHeader, TraceRecord, TraceWriter, first_difference, read_trace
-from sol_rt.trace_page import (
+from sol_rt.evaluation.pages.trace import (
     _DARK_RAMP,
     _LIGHT_RAMP,
     DARK_TEXT,
@@ -23,6 +22,7 @@ from sol_rt.trace_page import (
     render_trace_html,
     shades,
 )
+from sol_rt.generate.trace import Trace, TraceHeader, TraceRecord, TraceWriter, first_difference, read_trace
 
 HEADER = TraceHeader("tiny", "ab" * 32, (1, 2, 3), "Once upon", "sol", 0.5, "bytes")
 TAGS = ("k100-s100-q8", "k050-s050-q4")

@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch")
 
 from made_configs import made_config  # noqa: E402
 
-from sol_rt.actions import Action  # noqa: E402
-from sol_rt.cost import BytesCost  # noqa: E402
+from sol_rt.budget.cost import BytesCost  # noqa: E402
+from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.export.policy_graph import PolicyShape  # noqa: E402
-from sol_rt.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.train import regression  # noqa: E402
 from sol_rt.train.counterfactuals import Counterfactuals  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
@@ -110,7 +110,7 @@ def test_the_gain_is_that_of_knowing_the_token() -> None:
 @pytest.mark.parametrize("horizon", [4, 16, 20])
 def test_episodes_tell_what_a_run_would(horizon: int) -> None:
     """Scalars that follow from earlier choices are those of the decode loop's own code."""
-    from sol_rt.policy_inputs import RECENT, Moment, PolicyInputs
+    from sol_rt.bundle.policy_inputs import RECENT, Moment, PolicyInputs
     from sol_rt.train.observation import RowDistribution
 
     examples = _examples(range(3))

@@ -23,9 +23,9 @@ pytest.importorskip("yaml")
 from safetensors.numpy import load_file  # noqa: E402
 from train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
 
-from sol_rt.bundle import Bundle  # noqa: E402
+from sol_rt.budget.cost import CalibrationTable, Line, RefreshLine, calibration_path  # noqa: E402
+from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
-from sol_rt.cost import CalibrationTable, Line, RefreshLine, calibration_path  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
 from sol_rt.export.policy_file import read_policy  # noqa: E402
 from sol_rt.train.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
@@ -280,7 +280,7 @@ def test_policies_for_something_else_are_refused(
 ) -> None:
     from dataclasses import replace
 
-    from sol_rt.actions import Action
+    from sol_rt.bundle.actions import Action
     from sol_rt.export.policy_file import write_policy
     from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
 

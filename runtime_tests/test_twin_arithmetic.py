@@ -12,8 +12,8 @@ transformers = pytest.importorskip("transformers")
 
 import reference  # noqa: E402
 
-from sol_rt.actions import Action  # noqa: E402
-from sol_rt.config import PAGE_SIZE  # noqa: E402
+from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.config import PAGE_SIZE  # noqa: E402
 from sol_rt.export.architecture import from_hf_config  # noqa: E402
 from sol_rt.train.twin import (  # noqa: E402
     UNROUNDED,

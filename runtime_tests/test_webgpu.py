@@ -20,9 +20,9 @@ from random_decoder import RandomDecoder, describe
 from reference import Array
 from webgpu_tokens import NO_ADAPTER
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 
 PROMPT = list(range(20, 80))
 TOKENS = 16

@@ -11,8 +11,8 @@ from pathlib import Path
 import tokenizers
 from random_decoder import WEIGHTS, RandomDecoder, describe
 
-from sol_rt.actions import Action
-from sol_rt.config import (
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import (
     CONFIG_NAME,
     ActionEntry,
     FileEntry,
@@ -21,9 +21,9 @@ from sol_rt.config import (
     RefreshSpec,
     SolConfig,
 )
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.export.architecture import Decoder
 from sol_rt.export.policy_graph import PolicyShape, build_policy, random_policy_parameters
-from sol_rt.policy_inputs import KNOWN_SCALARS
 
 END = 2
 CHAT_TEMPLATE = (

@@ -11,9 +11,9 @@ import sys
 
 from greedy import greedy
 
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import ProviderError
 
 NO_ADAPTER = 3

@@ -1,5 +1,5 @@
-"""Writes sol_rt/probe*.onnx: tiny models that say whether a provider, its native operators and its attention really
-compute.
+"""Writes sol_rt/engine/probes/*.onnx: tiny models that say whether a provider, its native operators and its attention
+really compute.
 
 `python scripts/probe_graph.py` from the repository root after a change here; a test compares the files with this
 source.
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sol_rt.attention_probe import FLOATS
+from sol_rt.engine.probes.attention_probe import FLOATS
 
 SIZE, BLOCK, ROWS = 64, 32, 8
 HEADS, KV_HEADS, CAPACITY = 4, 2, 256
@@ -135,7 +135,7 @@ def main() -> None:
     models = {"probe": build(), "probe_native": build_native()}
     models |= {f"probe_attention_{dtype}": build_attention(dtype) for dtype in FLOATS}
     for name, model in models.items():
-        Path(f"sol_rt/{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        Path(f"sol_rt/engine/probes/{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":

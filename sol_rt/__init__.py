@@ -16,29 +16,29 @@ from typing import TYPE_CHECKING, Any
 from sol_rt._version import __version__
 
 if TYPE_CHECKING:
-    from sol_rt.actions import Action
-    from sol_rt.bundle import Bundle
-    from sol_rt.engine import Engine, StepOutput
+    from sol_rt.bundle.actions import Action
+    from sol_rt.bundle.bundle import Bundle
+    from sol_rt.engine.engine import Engine, StepOutput
     from sol_rt.errors import BundleError, ContextError, NumericError, ProviderError, SolError, UsageError
-    from sol_rt.generation import Generation, Scores, Step
-    from sol_rt.generation_config import GenerationConfig
-    from sol_rt.model import SolModel
+    from sol_rt.generate.generation_config import GenerationConfig
+    from sol_rt.generate.loop import Generation, Scores, Step
+    from sol_rt.generate.model import SolModel
 
 _HOMES = {
-    "Action": "actions",
-    "Bundle": "bundle",
+    "Action": "bundle.actions",
+    "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "ContextError": "errors",
-    "Engine": "engine",
-    "Generation": "generation",
-    "GenerationConfig": "generation_config",
+    "Engine": "engine.engine",
+    "Generation": "generate.loop",
+    "GenerationConfig": "generate.generation_config",
     "NumericError": "errors",
     "ProviderError": "errors",
-    "Scores": "generation",
+    "Scores": "generate.loop",
     "SolError": "errors",
-    "SolModel": "model",
-    "Step": "generation",
-    "StepOutput": "engine",
+    "SolModel": "generate.model",
+    "Step": "generate.loop",
+    "StepOutput": "engine.engine",
     "UsageError": "errors",
 }
 

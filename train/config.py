@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import UsageError
-from sol_rt.policy_inputs import KNOWN_SCALARS
 
 SHIPPED = Path(__file__).with_name("configs")
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sol_rt.errors import UsageError
-from sol_rt.tokenizer import Tokenizer
+from sol_rt.text.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int64]
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sol_rt.actions import Action
-from sol_rt.config import PolicySpec
-from sol_rt.controller import Controller
-from sol_rt.distribution import Distribution
-from sol_rt.frontier import falling_hull
-from sol_rt.schedules import Schedule, SolSchedule, StepContext, UniformSchedule
+from sol_rt.budget.controller import Controller
+from sol_rt.budget.frontier import falling_hull
+from sol_rt.budget.schedules import Schedule, SolSchedule, StepContext, UniformSchedule
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import PolicySpec
+from sol_rt.engine.distribution import Distribution
 from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.grpo import Embed
 from sol_rt.train.policy_network import PolicyNetwork

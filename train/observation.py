@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sol_rt.actions import Action
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS, Moment, PolicyInputs
 from sol_rt.errors import ContextError, UsageError
-from sol_rt.policy_inputs import KNOWN_SCALARS, Moment, PolicyInputs
 from sol_rt.train.rollout import Choose, Episode, Observation, RolloutSpec
 
 
 class RowDistribution(NamedTuple):
-    """What is kept of a row of logits: a `sol_rt.policy_inputs.NextToken` that knows one token, the true next one.
+    """What is kept of a row of logits: a `NextToken` of sol_rt.bundle.policy_inputs that knows the true next token.
 
     Attributes:
         entropy: nats.

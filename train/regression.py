@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sol_rt.policy_inputs import RECENT
+from sol_rt.bundle.policy_inputs import RECENT
 from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.observation import relative_costs
 from sol_rt.train.policy_network import PolicyNetwork

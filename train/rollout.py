@@ -12,8 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sol_rt.actions import Action
-from sol_rt.cost import CostModel
+from sol_rt.budget.cost import CostModel
+from sol_rt.bundle.actions import Action
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RolloutSpec:
     Attributes:
         actions: in the order of the policy's outputs.
         cost: the cost model; its dense action fills the cache before an episode.
-        scalars: names out of `sol_rt.policy_inputs.KNOWN_SCALARS`, in the order of the policy's inputs.
+        scalars: names out of `sol_rt.bundle.policy_inputs.KNOWN_SCALARS`, in the order of the policy's inputs.
         midway: whether policies are told that the steps before an episode held its budget, as those of a long run have,
             instead of having been dense, as before a run's first episode.
     """

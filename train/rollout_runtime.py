@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sol_rt.actions import Action
-from sol_rt.distribution import Distribution, Reference
-from sol_rt.engine import Engine, StepOutput
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.distribution import Distribution, Reference
+from sol_rt.engine.engine import Engine, StepOutput
 from sol_rt.train.observation import (
     RowDistribution,
     StepResult,

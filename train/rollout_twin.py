@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sol_rt.actions import Action
+from sol_rt.bundle.actions import Action
 from sol_rt.train.branch_cache import BranchCache, Prefix
 from sol_rt.train.observation import (
     RowDistribution,

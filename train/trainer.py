@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.export.policy_graph import PolicyShape
 from sol_rt.export.progress import Progress
-from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.train import grpo, holdout, regression
 from sol_rt.train.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from sol_rt.train.config import TrainConfig

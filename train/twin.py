@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sol_rt.actions import Action
-from sol_rt.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.train.kv_cache import Cache, KVCache, Slots
 from sol_rt.train.weights import ModelWeights, read_bundle
-from sol_rt.widths import Widths
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

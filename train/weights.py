@@ -16,15 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sol_rt.actions import Action
-from sol_rt.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
 from sol_rt.export.architecture import FAMILIES, Decoder, from_hf_config
 from sol_rt.export.checkpoint import check_tensors, open_checkpoint
 from sol_rt.export.checkpoint import matrices as checkpoint_matrices
 from sol_rt.export.checkpoint import vectors as checkpoint_vectors
 from sol_rt.export.quantize import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.rope import tables
-from sol_rt.widths import Widths
 
 # level -> the bits of code8 that it reads
 _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}

@@ -12,9 +12,9 @@ import onnxruntime as ort
 from protocol import arguments, serve
 
 from sol_rt import __version__
-from sol_rt.actions import Action
-from sol_rt.bundle import Bundle
-from sol_rt.engine import Engine
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
 
 
 class SolRt:

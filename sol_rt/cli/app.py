@@ -12,19 +12,19 @@ import typer
 
 from sol_rt._version import __version__
 from sol_rt.cli import INTERRUPTED, options
-from sol_rt.cli.bench import bench
-from sol_rt.cli.calibrate import calibrate
-from sol_rt.cli.chat import chat
-from sol_rt.cli.doctor import doctor
-from sol_rt.cli.eval import evaluate
-from sol_rt.cli.export import export
-from sol_rt.cli.generate import generate
-from sol_rt.cli.inspect import inspect
-from sol_rt.cli.perplexity import perplexity
-from sol_rt.cli.pull import pull
-from sol_rt.cli.trace import trace
-from sol_rt.cli.train import train
-from sol_rt.cli.verify import verify
+from sol_rt.cli.make.export import export
+from sol_rt.cli.make.pull import pull
+from sol_rt.cli.make.train import train
+from sol_rt.cli.measure.bench import bench
+from sol_rt.cli.measure.calibrate import calibrate
+from sol_rt.cli.measure.eval import evaluate
+from sol_rt.cli.measure.perplexity import perplexity
+from sol_rt.cli.run.chat import chat
+from sol_rt.cli.run.generate import generate
+from sol_rt.cli.show.doctor import doctor
+from sol_rt.cli.show.inspect import inspect
+from sol_rt.cli.show.trace import trace
+from sol_rt.cli.show.verify import verify
 from sol_rt.errors import SolError
 
 app = typer.Typer(

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from sol_rt.config import SolConfig
-    from sol_rt.model import SolModel
-    from sol_rt.providers import Provider
+    from sol_rt.bundle.config import SolConfig
+    from sol_rt.engine.providers import Provider
+    from sol_rt.generate.model import SolModel
 
 
 def bundle_path(model: str | None) -> Path:
     """The bundle folder of `-m`, with a note where it was not named."""
-    from sol_rt.home import find_bundle
+    from sol_rt.store.home import find_bundle
 
     path = find_bundle(model)
     if model is None and not os.environ.get("SOL_RT_MODEL"):
@@ -37,8 +37,8 @@ def load(
     ctx_size: int | None = None,
 ) -> SolModel:
     """Opens the bundle of `-m` with its sessions' settings."""
-    from sol_rt.model import SolModel
-    from sol_rt.paying import describe
+    from sol_rt.budget.dominated import describe
+    from sol_rt.generate.model import SolModel
 
     loaded = SolModel.from_pretrained(
         bundle_path(model),
@@ -78,7 +78,7 @@ def dial(
     refresh: bool | None,
 ) -> dict[str, Any]:
     """How decode steps are run, as arguments of `SolModel`. Raises UsageError where the dial was given twice."""
-    from sol_rt.schedules import is_constant
+    from sol_rt.budget.schedules import is_constant
 
     if budget is not None and tokens_per_second is not None:
         raise UsageError("--budget and --tokens-per-second are two forms of one dial; give one")
@@ -98,8 +98,8 @@ def dial(
 
 def check_schedule(name: str, config: SolConfig) -> None:
     """Raises UsageError where the bundle can't run the schedule `name`."""
-    from sol_rt.actions import Action
-    from sol_rt.schedules import NAMES
+    from sol_rt.budget.schedules import NAMES
+    from sol_rt.bundle.actions import Action
 
     if name.startswith("fixed:"):
         action = Action.parse(name.removeprefix("fixed:"))

@@ -1,4 +1,4 @@
-"""What a budget costs in quality, schedule against schedule, through the runtime: held-out text and MMLU.
+"""What is measured and shown of a bundle: quality, speed, reports and pages, the look inside, the machine check.
 
-docs/evaluation.md says how it is done and describes the output.
+May import: everything but sol_rt.cli.
 """

@@ -1,0 +1,98 @@
+"""The frontier of a bundle's actions: loss against cost, as points, as their lower convex hull, and as plain text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sol_rt.bundle.selection import Selection
+
+_WIDTH, _HEIGHT = 66, 16
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """A candidate at one context: cost as a share of the dense step's time, loss and its standard error in nats."""
+
+    tag: str
+    kept: bool
+    reason: str
+    ms: float
+    cost: float
+    loss: float
+    stderr: float
+
+
+def frontier(selection: Selection, context: int) -> list[FrontierPoint]:
+    """Every candidate measured at a context, from the cheapest to the dearest."""
+    found = [(candidate, candidate.at[context]) for candidate in selection.candidates if context in candidate.at]
+    dense = next(point.ms for candidate, point in found if candidate.action == selection.dense)
+    points = [
+        FrontierPoint(
+            candidate.action.tag,
+            candidate.kept,
+            candidate.reason,
+            point.ms,
+            point.ms / dense,
+            point.loss,
+            point.stderr,
+        )
+        for candidate, point in found
+    ]
+    return sorted(points, key=lambda point: (point.cost, point.loss))
+
+
+def lower_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the lower convex hull of (cost, loss) points, from the cheapest to the dearest.
+
+    A schedule that mixes two actions reaches every point between them: the hull is what mixing can reach.
+    """
+    corners: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if corners and point[0] == corners[-1][0]:
+            continue  # the lower of two at one cost came first
+        while len(corners) > 1 and _turn(corners[-2], corners[-1], point) <= 0:
+            corners.pop()
+        corners.append(point)
+    return corners
+
+
+def falling_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the lower hull of (cost, loss) from the cheapest to the best: what costs more than the best is left
+    out."""
+    corners = lower_hull(points)
+    best = min(range(len(corners)), key=lambda index: corners[index][1])
+    return corners[: best + 1]
+
+
+def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
+    """Above 0 where the way from a over b to c turns left."""
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+def text_plot(points: Sequence[FrontierPoint]) -> str:
+    """Kept actions of one context as numbers, 1 the cheapest, with their hull in dots; _HEIGHT + 2 lines."""
+    kept = [point for point in points if point.kept]
+    low, high = min(point.cost for point in kept), max(point.cost for point in kept)
+    bottom, top = min(point.loss for point in kept), max(point.loss for point in kept)
+    cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+
+    def column(cost: float) -> int:
+        return round((cost - low) / (high - low or 1.0) * (_WIDTH - 3))
+
+    def row(loss: float) -> int:
+        return round((top - loss) / (top - bottom or 1.0) * (_HEIGHT - 1))
+
+    hull = lower_hull((point.cost, point.loss) for point in kept)
+    for (x, y), (next_x, next_y) in itertools.pairwise(hull):
+        for at in range(column(x), column(next_x) + 1):
+            share = (at - column(x)) / max(column(next_x) - column(x), 1)
+            cells[row(y + share * (next_y - y))][at] = "·"
+    for number, point in enumerate(kept, 1):
+        for offset, digit in enumerate(str(number)):
+            cells[row(point.loss)][column(point.cost) + offset] = digit
+    labels = {0: f"{top:.3f}", _HEIGHT - 1: f"{bottom:.3f}"}
+    lines = [f"{labels.get(index, ''):>8} │{''.join(cells[index]).rstrip()}" for index in range(_HEIGHT)]
+    ends = f"{low:.2f}", f"{high:.2f} of dense"
+    return "\n".join([*lines, f"{'nats':>8} └{'─' * _WIDTH}", f"{'':>10}{ends[0]}{ends[1]:>{_WIDTH - len(ends[0])}}"])

@@ -1,0 +1,4 @@
+"""The bundle: its config, actions, weights file and graph files, and the check of all of them.
+
+May import: sol_rt.text, sol_rt.errors.
+"""

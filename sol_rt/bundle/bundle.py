@@ -1,0 +1,151 @@
+"""Opening a bundle: everything that can be checked without running it (docs/bundle.md section 4).
+
+Small files are hashed here; the weights file only has its size compared, `verify.py` hashes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.errors import BundleError
+
+if TYPE_CHECKING:
+    from sol_rt.text.chat_template import ChatTemplate
+    from sol_rt.text.tokenizer import Tokenizer
+
+_CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle folder.
+
+    Attributes:
+        path: the folder.
+        config: its `sol_config.json`.
+        identity: sha256 of that file, lower-case hex. Names this exact bundle: the config holds every other hash.
+    """
+
+    path: Path
+    config: SolConfig
+    identity: str
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Reads and checks the bundle in the folder `path`. Raises BundleError."""
+        folder = Path(path)
+        config_path = folder / CONFIG_NAME
+        hint = "point at a folder that `sol-rt export` wrote"
+        if not folder.exists():
+            raise BundleError(folder, "", "no such folder", "a bundle", hint)
+        if not folder.is_dir():
+            raise BundleError(folder, "", "a file", "a bundle folder", hint)
+        if not config_path.is_file():
+            raise BundleError(folder, CONFIG_NAME, "no such file", "a bundle's config", hint)
+        config = SolConfig.from_json(config_path)
+        for name, entry in config.files.items():
+            check_size(folder / name, entry)
+            if name != config.weights_file:
+                check_hash(folder / name, entry, sha256(folder / name))
+        if (folder / config.weights_file).is_symlink():
+            hint = "put the file itself there: ONNX Runtime reads weights only from the bundle's own folder"
+            raise BundleError(folder, config.weights_file, "a symbolic link", "a regular file", hint)
+        _check_shapes(config_path, config)
+        return cls(folder, config, sha256(config_path))
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files. Raises BundleError where the config doesn't list it."""
+        if name not in self.config.files:
+            raise BundleError(self.path, name, "no such file", "a file of the bundle")
+        return self.path / name
+
+    def tokenizer(self) -> Tokenizer:
+        """Reads the model's tokenizer.
+
+        Raises BundleError where the file is missing or unreadable, or has tokens that the model doesn't know.
+        """
+        from sol_rt.text.tokenizer import FILE, Tokenizer
+
+        return Tokenizer.from_folder(self.file(FILE).parent, self.config.model.vocab_size)
+
+    def chat_template(self) -> ChatTemplate:
+        """Reads the model's chat template.
+
+        Raises UsageError where the model has none, BundleError where its files are unreadable.
+        """
+        from sol_rt.text.chat_template import ChatTemplate
+
+        return ChatTemplate.from_folder(self.path, self.config.files)
+
+
+def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Lower-case hex digest of a file; `progress` gets the bytes read so far.
+
+    Raises BundleError where it cannot be read.
+    """
+    digest, done = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done)
+    except OSError as error:
+        raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
+    return digest.hexdigest()
+
+
+def check_size(path: Path, entry: FileEntry) -> None:
+    """Raises BundleError where the file is missing or its size is not the config's."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise BundleError(path, "", "no such file", f"{entry.bytes} bytes") from None
+    if not path.is_file():
+        raise BundleError(path, "", "a folder", f"a file of {entry.bytes} bytes")
+    if size != entry.bytes:
+        raise BundleError(path, "", f"{size} bytes", f"{entry.bytes} bytes", "copy or export the bundle again")
+
+
+def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
+    """Raises BundleError where the digest is not the config's."""
+    if digest != entry.sha256:
+        hint = "the file was changed or damaged: copy or export the bundle again"
+        raise BundleError(path, "sha256", digest, entry.sha256, hint)
+
+
+def _check_shapes(path: Path, config: SolConfig) -> None:
+    """Compares dims and widths with the tensors: an edited dim must not misread the cache later."""
+    for name, axis, expected, key in _carried_dims(config):
+        entry = config.tensors.get(name)
+        if entry is not None and (len(entry.shape) <= axis or entry.shape[axis] != expected):
+            got = f"{list(entry.shape)} in the weights"
+            raise BundleError(
+                path, f"weights.tensors.{name}.shape", got, f"{expected} at axis {axis}, from model.{key}"
+            )
+
+    widest = 4 + 2 * sum(f"embed.plane{index}" in config.tensors for index in (1, 2))
+    for key, variant in config.variants.items():
+        layers = "bits" if variant.layer_widths is None else "layer_widths"
+        for name, bits in ((layers, variant.widths.widest), ("head_bits", variant.head_bits)):
+            if bits > widest:
+                raise BundleError(path, f"variants.{key}.{name}", bits, f"at most {widest}, the widest in the weights")
+
+
+def _carried_dims(config: SolConfig) -> Iterator[tuple[str, int, int, str]]:
+    """(tensor, axis, expected size, config key) of every model dim that a tensor's shape repeats."""
+    model = config.model
+    yield "embed.scale", 0, model.hidden_size // BLOCK, "hidden_size"
+    yield "embed.scale", 1, model.vocab_size, "vocab_size"
+    yield "rope.cos", 0, model.max_context, "max_context"
+    for layer in range(model.num_layers):
+        yield f"layers.{layer}.qkv.scale", 0, model.hidden_size // BLOCK, "hidden_size"
+        yield f"layers.{layer}.qkv.scale", 1, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, "num_heads"
+        yield f"layers.{layer}.o.scale", 0, model.num_heads * model.head_dim // BLOCK, "num_heads"
+        yield f"layers.{layer}.down.scale", 0, model.intermediate_size // BLOCK, "intermediate_size"

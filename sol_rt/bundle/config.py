@@ -1,0 +1,578 @@
+"""`sol_config.json` as frozen dataclasses: reading it strictly, writing it back exactly.
+
+The format is section 4 of docs/bundle.md. Reading raises BundleError with the file, the key, what was found and what
+belongs there; files of the bundle itself are looked at in bundle.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED, LayerWidths, Widths
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
+from sol_rt.errors import BundleError, UsageError
+
+FORMAT = "sol_rt.bundle"
+FORMAT_VERSION = 4
+SAME_WEIGHTS_SINCE = 3
+"""The first format whose bundles need only new graphs."""
+CONFIG_NAME = "sol_config.json"
+BLOCK = 32
+"""Input channels that share one scale."""
+PAGE_SIZE = 4
+ALIGNMENT = 4096
+MATRIX_BITS = (4, 6, 8)
+KV_DTYPES = ("float16", "int8")
+"""Types of keys and values; int8 has a float16 scale a token and KV head."""
+DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
+
+_LARGEST = 1 << 48  # bytes and counts beyond this are damage, not models
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """What the model is: sizes in elements, ids in the vocabulary."""
+
+    name: str
+    architecture: str
+    source: str
+    license: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_context: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Input channels of a layer's matrices, by the name of a variant's count of those that it keeps."""
+        attended = self.num_heads * self.head_dim
+        return {
+            "keep_in": self.hidden_size,
+            "keep_mid": self.intermediate_size,
+            "keep_qkv": self.hidden_size,
+            "keep_o": attended,
+        }
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """KV cache: `page_size` tokens a page, capacity in `capacity_step`s, the first `sinks` tokens always read.
+
+    `dtype` is that of keys and values, one of KV_DTYPES. Attention in `dense_layers` reads all pages under any action.
+    """
+
+    dtype: str = "float16"
+    page_size: int = PAGE_SIZE
+    sinks: int = 4
+    capacity_step: int = 256
+    dense_layers: tuple[int, ...] = ()
+
+    def capacity_for(self, tokens: int) -> int:
+        """The capacity that holds `tokens`: a multiple of the step, for function bodies choose among whole steps."""
+        return -(-tokens // self.capacity_step) * self.capacity_step
+
+    def token_bytes(self, head_dim: int) -> int:
+        """Bytes of one token's key and value in one KV head."""
+        return 2 * (head_dim + 2 if self.dtype == "int8" else 2 * head_dim)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A width, which is a graph, and a prune level.
+
+    Attributes:
+        prune: percent of the layers' base-plane weights read, the mean over layers.
+        bits: width of all matrices but the output's, or MIXED.
+        keep_in, keep_mid: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
+        keep_qkv, keep_o: the same of the attention's projections.
+        weight_bytes: bytes of weights that one decode step reads.
+        head_bits: width at which the output matrix is read, the same for all variants of a width.
+        layer_widths: of a mixed one, the widths in every layer, likewise; None of others.
+    """
+
+    key: str
+    file: str
+    prune: int
+    bits: int
+    keep_in: tuple[int, ...]
+    keep_mid: tuple[int, ...]
+    keep_qkv: tuple[int, ...]
+    keep_o: tuple[int, ...]
+    weight_bytes: int
+    head_bits: int
+    layer_widths: tuple[LayerWidths, ...] | None = None
+
+    @property
+    def widths(self) -> Widths:
+        """Those of its graph."""
+        return Widths(self.bits, self.head_bits, self.layer_widths)
+
+
+@dataclass(frozen=True)
+class ActionEntry:
+    """An action of the bundle and its measured loss over dense in nats, None where it was not measured."""
+
+    action: Action
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What policy.onnx takes and gives (docs/bundle.md section 5). `state_shape`: [layers, 2, heads, horizon, size]."""
+
+    file: str
+    horizon: int
+    scalars: tuple[str, ...]
+    actions: tuple[Action, ...]
+    state_shape: tuple[int, ...]
+    description: str
+
+
+@dataclass(frozen=True)
+class RefreshSpec:
+    """Whether cheap KV entries are repaired by default, and after how many decode steps."""
+
+    default: bool = False
+    episode: int = 16
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies in the weights file, in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and lower-case hex sha256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SolConfig:
+    """The whole of `sol_config.json`."""
+
+    generator: str
+    model: ModelDims
+    kv: KvLayout
+    dense: Action
+    variants: dict[str, Variant]
+    actions: tuple[ActionEntry, ...]
+    policy: PolicySpec | None
+    refresh: RefreshSpec
+    weights_file: str
+    tensors: dict[str, TensorEntry]
+    files: dict[str, FileEntry]
+
+    @classmethod
+    def from_json(cls, path: Path) -> SolConfig:
+        """Reads and checks the file. Raises BundleError in one line for anything that is not a valid config."""
+        try:
+            raw = json.loads(path.read_bytes().decode("utf-8"))
+        except OSError as error:
+            raise BundleError(path, "", error.strerror or "an unreadable file", "a bundle's config") from None
+        except (ValueError, RecursionError) as error:
+            raise BundleError(path, "", f"text that is not JSON ({_short(str(error))})", "UTF-8 JSON") from None
+        return cls.from_json_dict(raw, path)
+
+    @classmethod
+    def from_json_dict(cls, raw: object, path: Path) -> SolConfig:
+        """Checks the parsed JSON; `path` is named in errors. Raises BundleError."""
+        return _read_config(_Table(path, "", raw))
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The JSON object that `from_json` reads back to an equal config."""
+        model = asdict(self.model)
+        model["eos_token_ids"] = list(self.model.eos_token_ids)
+        kv = {**asdict(self.kv), "dense_layers": list(self.kv.dense_layers)}
+        variants = {key: _written(variant) for key, variant in self.variants.items()}
+        policy = None
+        if self.policy is not None:
+            policy = asdict(self.policy)
+            policy["scalars"] = list(self.policy.scalars)
+            policy["actions"] = [action.tag for action in self.policy.actions]
+            policy["state_shape"] = list(self.policy.state_shape)
+        tensors = {name: {**asdict(entry), "shape": list(entry.shape)} for name, entry in self.tensors.items()}
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "generator": self.generator,
+            "model": model,
+            "kv": kv,
+            "dense": self.dense.tag,
+            "variants": variants,
+            "actions": [{"tag": entry.action.tag, "loss": entry.loss} for entry in self.actions],
+            "policy": policy,
+            "refresh": asdict(self.refresh),
+            "weights": {"file": self.weights_file, "tensors": tensors},
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+        }
+
+
+def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
+    """Bytes of a densely packed tensor; sub-byte types are packed, the last byte padded."""
+    return (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
+
+
+def _written(variant: Variant) -> dict[str, Any]:
+    entry = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(variant).items()}
+    del entry["key"]
+    if variant.layer_widths is None:
+        del entry["layer_widths"]
+    else:
+        entry["layer_widths"] = [list(widths) for widths in variant.layer_widths]
+    return entry
+
+
+def _short(text: object, limit: int = 80) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class _Table:
+    """A JSON object under check: each getter names the key in its error; `done` refuses keys nobody asked for."""
+
+    def __init__(self, path: Path, where: str, raw: object) -> None:
+        self.path, self.where = path, where
+        if not isinstance(raw, dict):
+            raise BundleError(path, where or "top level", _short(json.dumps(raw)), "a JSON object")
+        self.raw: dict[str, object] = raw
+        self._asked: set[str] = set()
+
+    def key(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+    def fail(self, name: str, got: object, expected: object, hint: str | None = None) -> BundleError:
+        if hint is None:
+            return BundleError(self.path, self.key(name), got, expected)
+        return BundleError(self.path, self.key(name), got, expected, hint)
+
+    def value(self, name: str) -> object:
+        self._asked.add(name)
+        if name not in self.raw:
+            others = set(self.raw) - self._asked
+            near = difflib.get_close_matches(name, others, 1)
+            got = f"no such key but {near[0]!r}" if near else "no such key"
+            raise self.fail(name, got, "a value")
+        return self.raw[name]
+
+    def typed(self, name: str, test: Callable[[object], bool], expected: str) -> Any:
+        value = self.value(name)
+        if not test(value):
+            raise self.fail(name, _short(json.dumps(value)), expected)
+        return value
+
+    def text(self, name: str) -> str:
+        return str(self.typed(name, lambda v: isinstance(v, str), "a string"))
+
+    def choice(self, name: str, allowed: Collection[str]) -> str:
+        return str(self.typed(name, lambda v: isinstance(v, str) and v in allowed, " or ".join(sorted(allowed))))
+
+    def flag(self, name: str) -> bool:
+        return bool(self.typed(name, lambda v: isinstance(v, bool), "true or false"))
+
+    def integer(self, name: str, low: int = 1, high: int = _LARGEST) -> int:
+        return int(self.typed(name, lambda v: _is_int(v, low, high), f"an integer from {low} to {high}"))
+
+    def integers(self, name: str, low: int = 1, high: int = _LARGEST) -> tuple[int, ...]:
+        values = self.typed(
+            name,
+            lambda v: isinstance(v, list) and all(_is_int(item, low, high) for item in v),
+            f"a list of integers from {low} to {high}",
+        )
+        return tuple(values)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        values = self.typed(
+            name, lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v), "a list of strings"
+        )
+        return tuple(values)
+
+    def file_name(self, name: str) -> str:
+        expected = "a plain file name inside the bundle"
+        return str(self.typed(name, lambda v: isinstance(v, str) and is_file_name(v), expected))
+
+    def table(self, name: str) -> _Table:
+        return _Table(self.path, self.key(name), self.value(name))
+
+    def tables(self) -> Iterator[tuple[str, _Table]]:
+        """Every entry as a table of its own: for objects whose keys are names."""
+        for name in self.raw:
+            yield name, self.table(name)
+
+    def done(self) -> None:
+        for name in self.raw:
+            if name not in self._asked:
+                near = difflib.get_close_matches(name, self._asked, 1)
+                known = ", ".join(sorted(self._asked))
+                expected = f"{near[0]!r}" if near else f"one of {known}"
+                hint = "correct the key, or use a newer sol_rt if a newer one wrote the bundle"
+                raise self.fail(_short(name), "an unknown key", expected, hint)
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `name` is a plain name: no folder, no leading dot, nothing a shell or a browser would mangle."""
+    return bool(_FILE_NAME.fullmatch(name)) and name != CONFIG_NAME and len(name) < 200
+
+
+def _action(table: _Table, name: str, tag: object, variants: Mapping[str, Variant]) -> Action:
+    try:
+        action = Action.parse(tag if isinstance(tag, str) else json.dumps(tag))
+    except UsageError:
+        raise table.fail(name, _short(json.dumps(tag)), "an action tag such as k030-s050-q4") from None
+    if action.variant not in variants:
+        raise table.fail(name, f"{action.tag}, whose variant {action.variant} is not in the bundle", _listed(variants))
+    return action
+
+
+def _listed(variants: Mapping[str, Variant]) -> str:
+    return "a variant of " + ", ".join(variants)
+
+
+def _read_config(top: _Table) -> SolConfig:
+    found = top.value("format")
+    if found != FORMAT:
+        raise top.fail(
+            "format", _short(json.dumps(found)), f'"{FORMAT}"', "point at a folder that `sol-rt export` wrote"
+        )
+    version = top.integer("format_version", 0)
+    if version != FORMAT_VERSION:
+        hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
+        if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION:
+            hint = f"python -m sol_rt.export.regraph '{Path(top.path).parent}' (extra export) writes its graphs anew"
+        raise top.fail("format_version", version, FORMAT_VERSION, hint)
+    generator = top.text("generator")
+    model = _read_model(top.table("model"))
+    kv = _read_kv(top.table("kv"), model)
+    variants = _read_variants(top.table("variants"), model)
+    dense = _action(top, "dense", top.value("dense"), variants)
+    if dense.keep != 100:
+        raise top.fail("dense", dense.tag, "an action that reads all KV pages (k100)")
+    actions = _read_actions(top, variants)
+    if dense not in {entry.action for entry in actions}:
+        raise top.fail("actions", "a list without the dense action", dense.tag)
+    policy = None if top.value("policy") is None else _read_policy(top.table("policy"), variants)
+    refresh_table = top.table("refresh")
+    # a refresh of one token would be a step, and take the place of what it follows
+    refresh = RefreshSpec(refresh_table.flag("default"), refresh_table.integer("episode", 2, 4096))
+    refresh_table.done()
+    files = _read_files(top.table("files"))
+    weights = top.table("weights")
+    weights_file = weights.file_name("file")
+    if weights_file not in files:
+        raise weights.fail("file", weights_file, "a file listed under `files`")
+    tensors = _read_tensors(weights.table("tensors"), files[weights_file].bytes)
+    weights.done()
+    for key, variant in variants.items():
+        if variant.file not in files:
+            raise top.fail(f"variants.{key}.file", variant.file, "a file listed under `files`")
+    if policy is not None and policy.file not in files:
+        raise top.fail("policy.file", policy.file, "a file listed under `files`")
+    top.done()
+    return SolConfig(generator, model, kv, dense, variants, actions, policy, refresh, weights_file, tensors, files)
+
+
+def _read_model(table: _Table) -> ModelDims:
+    vocab_size = table.integer("vocab_size", 1, 1 << 30)
+    last_id = vocab_size - 1
+    bos = None if table.value("bos_token_id") is None else table.integer("bos_token_id", 0, last_id)
+    model = ModelDims(
+        name=table.text("name"),
+        architecture=table.text("architecture"),
+        source=table.text("source"),
+        license=table.text("license"),
+        vocab_size=vocab_size,
+        hidden_size=table.integer("hidden_size", 1, 1 << 20),
+        num_layers=table.integer("num_layers", 1, 1024),
+        num_heads=table.integer("num_heads", 1, 4096),
+        num_kv_heads=table.integer("num_kv_heads", 1, 4096),
+        head_dim=table.integer("head_dim", 1, 4096),
+        intermediate_size=table.integer("intermediate_size", 1, 1 << 24),
+        max_context=table.integer("max_context", 1, 1 << 27),
+        bos_token_id=bos,
+        eos_token_ids=table.integers("eos_token_ids", 0, last_id),
+    )
+    if model.num_heads % model.num_kv_heads:
+        raise table.fail("num_kv_heads", model.num_kv_heads, f"a divisor of num_heads = {model.num_heads}")
+    table.done()
+    return model
+
+
+def _read_kv(table: _Table, model: ModelDims) -> KvLayout:
+    layout = KvLayout(
+        dtype=table.choice("dtype", KV_DTYPES),
+        page_size=table.integer("page_size", PAGE_SIZE, PAGE_SIZE),
+        sinks=table.integer("sinks", 0, PAGE_SIZE),
+        capacity_step=table.integer("capacity_step", PAGE_SIZE, 1 << 20),
+        dense_layers=table.integers("dense_layers", 0, model.num_layers - 1),
+    )
+    if list(layout.dense_layers) != sorted(set(layout.dense_layers)):
+        raise table.fail("dense_layers", list(layout.dense_layers), "each layer once, in ascending order")
+    if layout.capacity_step % layout.page_size:
+        raise table.fail("capacity_step", layout.capacity_step, f"a multiple of page_size = {layout.page_size}")
+    table.done()
+    return layout
+
+
+def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
+    variants: dict[str, Variant] = {}
+    for key, entry in table.tables():
+        bits = entry.integer("bits", 1, 16)
+        variant = Variant(
+            key=key,
+            file=entry.file_name("file"),
+            prune=entry.integer("prune", 1, 100),
+            bits=bits,
+            **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
+            weight_bytes=entry.integer("weight_bytes", 1),
+            head_bits=entry.integer("head_bits", min(MATRIX_BITS) if bits == MIXED else bits, 16),
+            layer_widths=_read_layer_widths(entry, model) if bits == MIXED else None,
+        )
+        entry.done()
+        if variant.head_bits not in MATRIX_BITS:
+            raise entry.fail("head_bits", variant.head_bits, "4, 6 or 8")
+        name = Action(100, variant.prune, variant.bits).variant
+        if key != name:
+            raise table.fail(_short(key), f"prune {variant.prune} and bits {variant.bits}", f"the key {name}")
+        for other in variants.values():
+            if other.file == variant.file and (other.bits, other.head_bits) != (bits, variant.head_bits):
+                raise entry.fail(
+                    "head_bits",
+                    f"bits {bits} and head_bits {variant.head_bits}",
+                    f"{other.bits} and {other.head_bits}, those of {other.key}, which runs the same graph",
+                )
+            if other.file == variant.file and other.layer_widths != variant.layer_widths:
+                raise entry.fail(
+                    "layer_widths", "other widths", f"those of {other.key}, which runs the same graph {other.file}"
+                )
+        variants[key] = variant
+    if not variants:
+        raise BundleError(table.path, table.where, "no variants", "at least the dense one")
+    return variants
+
+
+def _is_width(value: object) -> bool:
+    return isinstance(value, int) and value in MATRIX_BITS
+
+
+def _read_layer_widths(entry: _Table, model: ModelDims) -> tuple[LayerWidths, ...]:
+    name, size = "layer_widths", len(LayerWidths._fields)
+    rows = entry.typed(
+        name,
+        lambda v: (
+            isinstance(v, list)
+            and all(isinstance(row, list) and len(row) == size and all(map(_is_width, row)) for row in v)
+        ),
+        f"a list of lists of {size} widths of 4, 6 or 8, those of {', '.join(LayerWidths._fields)}",
+    )
+    if len(rows) != model.num_layers:
+        raise entry.fail(name, f"{len(rows)} layers", f"{model.num_layers}")
+    return tuple(LayerWidths(*row) for row in rows)
+
+
+def _read_counts(entry: _Table, name: str, channels: int, layers: int) -> tuple[int, ...]:
+    counts = entry.integers(name, 1, channels)
+    if len(counts) != layers:
+        raise entry.fail(name, f"{len(counts)} counts", f"{layers}, one a layer")
+    return counts
+
+
+def _read_actions(top: _Table, variants: Mapping[str, Variant]) -> tuple[ActionEntry, ...]:
+    raw = top.typed("actions", lambda v: isinstance(v, list) and len(v) > 0, "a non-empty list")
+    entries: list[ActionEntry] = []
+    for index, item in enumerate(raw):
+        table = _Table(top.path, f"actions[{index}]", item)
+        action = _action(table, "tag", table.value("tag"), variants)
+        if any(entry.action == action for entry in entries):
+            raise table.fail("tag", f"{action.tag} a second time", "each action once")
+        loss = table.typed("loss", _is_loss, "a finite number of nats, or null")
+        table.done()
+        entries.append(ActionEntry(action, None if loss is None else float(loss)))
+    return tuple(entries)
+
+
+def _is_loss(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
+    horizon = table.integer("horizon", 1, 4096)
+    scalars = table.texts("scalars")
+    for name in scalars:
+        if name not in KNOWN_SCALARS:
+            near = difflib.get_close_matches(name, KNOWN_SCALARS, 1)
+            raise table.fail("scalars", _short(name), repr(near[0]) if near else ", ".join(KNOWN_SCALARS))
+    tags = table.texts("actions")
+    actions = tuple(_action(table, "actions", tag, variants) for tag in tags)
+    if not actions or len(set(actions)) != len(actions):
+        raise table.fail(
+            "actions", f"{len(actions)} tags, {len(set(actions))} of them distinct", "each action once, at least one"
+        )
+    state_shape = table.integers("state_shape", 1, 1 << 16)
+    if len(state_shape) != 5 or state_shape[1] != 2 or state_shape[3] != horizon or math.prod(state_shape) > 1 << 28:
+        raise table.fail("state_shape", list(state_shape), f"[layers, 2, heads, {horizon}, size]")
+    spec = PolicySpec(table.file_name("file"), horizon, scalars, actions, state_shape, table.text("description"))
+    table.done()
+    return spec
+
+
+def _read_files(table: _Table) -> dict[str, FileEntry]:
+    files = {}
+    for name, entry in table.tables():
+        if not is_file_name(name):
+            raise table.fail(_short(name), "this name", "a plain file name inside the bundle")
+        digest = entry.text("sha256")
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise entry.fail("sha256", _short(digest), "64 lower-case hex digits")
+        files[name] = FileEntry(entry.integer("bytes", 0), digest)
+        entry.done()
+    return files
+
+
+def _read_tensors(table: _Table, weights_bytes: int) -> dict[str, TensorEntry]:
+    tensors = {}
+    for name, entry in table.tables():
+        dtype = entry.choice("dtype", DTYPE_BITS)
+        shape = entry.integers("shape", 0)
+        tensor = TensorEntry(dtype, shape, entry.integer("offset", 0), entry.integer("bytes", 0))
+        entry.done()
+        wanted = tensor_bytes(dtype, shape)
+        if tensor.bytes != wanted:
+            raise entry.fail("bytes", tensor.bytes, f"{wanted} for {dtype} {list(shape)}")
+        if tensor.offset % ALIGNMENT:
+            raise entry.fail("offset", tensor.offset, f"a multiple of {ALIGNMENT}")
+        if tensor.offset + tensor.bytes > weights_bytes:
+            raise entry.fail(
+                "offset", f"an end at {tensor.offset + tensor.bytes}", f"at most {weights_bytes}, the file's size"
+            )
+        tensors[name] = tensor
+    if not tensors:
+        raise BundleError(table.path, table.where, "no tensors", "every tensor of the model")
+    return tensors

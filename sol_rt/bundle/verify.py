@@ -1,0 +1,58 @@
+"""The full check of a bundle: every hash, graphs and tokenizer that fit the model, only finite weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sol_rt.bundle.bundle import Bundle, check_hash, sha256
+from sol_rt.bundle.weights import SharedWeights
+from sol_rt.errors import BundleError
+from sol_rt.text.tokenizer import FILE
+
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked: counts, and bytes read."""
+
+    files: int
+    tensors: int
+    bytes: int
+
+
+def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Checks everything Bundle.open does, the hash of the weights file, that graphs and tokenizer are this model's, and
+    that every float tensor is finite.
+
+    `progress(done, total)` is called with bytes of the weights file. Raises BundleError at the first fault.
+    """
+    bundle = Bundle.open(path)
+    config = bundle.config
+    weights = bundle.file(config.weights_file)
+    entry = config.files[config.weights_file]
+    report = None if progress is None else lambda done: progress(done, entry.bytes)
+    check_hash(weights, entry, sha256(weights, report))
+    shared = SharedWeights(bundle)
+    for file in dict.fromkeys(variant.file for variant in config.variants.values()):
+        shared.check(file)
+    if config.policy is not None:
+        shared.check(config.policy.file)
+    if FILE in config.files:
+        bundle.tokenizer()
+    data = np.memmap(weights, np.uint8, "r") if entry.bytes else np.zeros(0, np.uint8)
+    for name, tensor in config.tensors.items():
+        if tensor.dtype not in {"float16", "float32"}:
+            continue
+        values = data[tensor.offset : tensor.offset + tensor.bytes].view(tensor.dtype)
+        for start in range(0, values.size, _CHUNK):
+            finite = np.isfinite(values[start : start + _CHUNK])
+            if not finite.all():
+                index = start + int(np.argmin(finite))
+                got = f"{values[index]} at element {index}"
+                raise BundleError(weights, name, got, "finite numbers", "export again from an undamaged checkpoint")
+    return VerifyReport(len(config.files), len(config.tensors), sum(file.bytes for file in config.files.values()))

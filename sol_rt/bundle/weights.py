@@ -1,0 +1,93 @@
+"""The weights file, mapped once and handed to every CPU session.
+
+Left to itself each session maps the file again, and the process's resident size counts every mapping: eight variants
+would look, and be accounted, like several copies. Initializers given to a session as OrtValues over one mapping are
+counted once.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import onnxruntime as ort
+from numpy.lib.stride_tricks import as_strided
+
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import TensorEntry
+from sol_rt.bundle.graph_file import ExternalTensor, external_tensors
+from sol_rt.errors import BundleError
+
+_ONNX_UINT4 = 21
+
+
+class SharedWeights:
+    """Read-only tensors of one bundle; sessions made with them must not outlive this object.
+
+    Args:
+        bundle: the bundle whose weights file is mapped. Raises BundleError where it cannot be.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        path = bundle.file(bundle.config.weights_file)
+        try:
+            with path.open("rb") as file:
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise BundleError(path, "", str(error), "a file that can be mapped") from None
+        self._bytes = np.frombuffer(mapping, np.uint8)
+        self._values: dict[str, ort.OrtValue] = {}
+
+    def check(self, file: str) -> list[ExternalTensor]:
+        """Compares every weight that a graph file refers to with the config.
+
+        Raises BundleError at the first difference.
+        """
+        config, path = self._bundle.config, self._bundle.file(file)
+        tensors = external_tensors(path)
+        for tensor in tensors:
+            entry = config.tensors.get(tensor.name)
+            hint = "the graph belongs to another bundle: export again"
+            if entry is None or tensor.location != config.weights_file:
+                got = f"a weight in {tensor.location!r}"
+                raise BundleError(path, tensor.name, got, f"a tensor of {config.weights_file}", hint)
+            asked = (tensor.dtype, tensor.shape, tensor.offset, tensor.length)
+            stored = (entry.dtype, entry.shape, entry.offset, entry.bytes)
+            if asked != stored:
+                raise BundleError(path, tensor.name, _describe(*asked), _describe(*stored), hint)
+        return tensors
+
+    def attach(self, options: ort.SessionOptions, file: str) -> None:
+        """Gives the weights of one graph file to the session that `options` will make. Raises BundleError."""
+        for tensor in self.check(file):
+            options.add_initializer(tensor.name, self.value(tensor.name))
+
+    def entry(self, name: str) -> TensorEntry:
+        """Where and what a tensor is."""
+        return self._bundle.config.tensors[name]
+
+    def raw(self, name: str) -> np.ndarray:
+        """A tensor's bytes, uint8, in the mapping itself."""
+        entry = self.entry(name)
+        return self._bytes[entry.offset : entry.offset + entry.bytes]
+
+    def value(self, name: str) -> ort.OrtValue:
+        """A tensor as ONNX Runtime has it, in the mapping itself."""
+        if name not in self._values:
+            self._values[name] = _as_ort_value(self._bytes, self._bundle.config.tensors[name])
+        return self._values[name]
+
+
+def _describe(dtype: str, shape: tuple[int, ...], offset: int, size: int) -> str:
+    return f"{dtype} {list(shape)} at {offset}, {size} bytes"
+
+
+def _as_ort_value(data: np.ndarray, entry: TensorEntry) -> ort.OrtValue:
+    raw = data[entry.offset : entry.offset + entry.bytes]
+    if entry.dtype != "uint4":
+        return ort.OrtValue.ortvalue_from_numpy(raw.view(entry.dtype).reshape(entry.shape))
+    # numpy has no 4-bit type: bytes of the logical shape stand in, ONNX Runtime reads the packed first half
+    strides = tuple(int(np.prod(entry.shape[axis + 1 :])) for axis in range(len(entry.shape)))
+    logical = as_strided(raw, shape=entry.shape, strides=strides, writeable=False)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(logical, _ONNX_UINT4)

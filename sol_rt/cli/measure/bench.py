@@ -1,0 +1,182 @@
+"""`sol-rt bench`: speed, in llama-bench's conventions."""
+
+from __future__ import annotations
+
+import itertools
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, print_json, progress
+from sol_rt.cli.lists import numbers, parts
+from sol_rt.errors import SolError
+
+if TYPE_CHECKING:
+    from sol_rt.evaluation.speed.bench import Row, Setup
+
+
+class Format(str, Enum):
+    """How the rows are written."""
+
+    md = "md"
+    json = "json"
+
+
+COUNTS = "Tests: lists with commas between, or options given several times"
+
+
+def bench(
+    model: options.Model = None,
+    n_prompt: Annotated[
+        list[str] | None,
+        options.option("-p", "--n-prompt", env=False, help="Tokens of a prompt; 0: none. Default: 512.", panel=COUNTS),
+    ] = None,
+    n_gen: Annotated[
+        list[str] | None,
+        options.option("-n", "--n-gen", env=False, help="Tokens to generate; 0: none. Default: 128.", panel=COUNTS),
+    ] = None,
+    n_depth: Annotated[
+        list[str] | None,
+        options.option("-d", "--n-depth", env=False, help="Tokens in the cache before. Default: 0.", panel=COUNTS),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        options.option("-b", "--budget", help="Shares of a dense step's cost. Default: 1.0,0.6,0.4.", panel=COUNTS),
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        options.option(
+            "--schedule",
+            help="sol, uniform, entropy, random, fixed:TAG, dense. Default: sol where there is a policy, else uniform.",
+            panel=COUNTS,
+        ),
+    ] = None,
+    repetitions: Annotated[
+        int, options.option("-r", "--repetitions", env=False, min=1, help="Timed runs of a test, after a warm-up.")
+    ] = 5,
+    interleave: Annotated[
+        bool,
+        options.option(
+            "--interleave",
+            env=False,
+            help="Run the tests of a depth in turn: for ratios on a machine that isn't quiet.",
+        ),
+    ] = False,
+    refresh: options.Refresh = None,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    output: Annotated[Format, options.option("-o", "--output", env=False, help="md or json.")] = Format.md,
+    json: Annotated[bool, options.option("--json", env=False, help="The same as -o json.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure speed: prompts (pp) and generation (tg) at depths and budgets, as llama-bench does.
+
+    Generation is timed with all it takes but making text: schedule, controller, decode steps, choice of the token.
+    """
+    prompts = numbers("--n-prompt", n_prompt, int) or [512]
+    generations = numbers("--n-gen", n_gen, int) or [128]
+    depths = numbers("--n-depth", n_depth, int) or [0]
+    budgets = numbers("--budget", budget, float) or None
+
+    from sol_rt.cli.loading import load
+    from sol_rt.evaluation.speed.bench import Bench, plan
+
+    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    planned = plan(
+        loaded,
+        n_prompt=prompts,
+        n_gen=generations,
+        n_depth=depths,
+        budgets=budgets,
+        schedules=parts(schedule),
+        refresh=refresh,
+    )
+    for name in planned.left_out:
+        note(f"{name}: left out, the model's context is {loaded.engine.max_context} tokens")
+    measuring = Bench(loaded, _read_bandwidth(loaded.engine.provider_name, loaded.engine.threads))
+    as_json = json or output is Format.json
+    rows: list[Row] = []
+    if not as_json:
+        _print_header(measuring.setup)
+    try:
+        for _, depth in itertools.groupby(planned.tests, lambda test: test.n_depth):
+            for tests in [list(depth)] if interleave else [[test] for test in depth]:
+                with progress(timed=True) as report:
+                    measured = measuring.run_in_turn(tests, repetitions, report)
+                rows += measured
+                if not as_json:  # now that the bar has gone: it would catch what is printed to stdout
+                    for row in measured:
+                        _print_row(row)
+    finally:
+        if as_json and rows:
+            print_json([row.as_json() for row in rows])
+
+
+def _read_bandwidth(provider: str, threads: int) -> float | None:
+    """GB/s that the processor reads, None with a note where it wasn't measured."""
+    from sol_rt.evaluation.speed.bandwidth import measure_apart
+
+    if provider != "cpu":
+        note(f"read bandwidth: not measured, {provider} has memory of its own")
+        return None
+    try:
+        return measure_apart(threads)
+    except SolError as error:
+        note(str(error))
+        return None
+
+
+_WIDTHS = {
+    "model": 20,
+    "provider": 8,
+    "threads": 7,
+    "test": 14,
+    "schedule": 18,
+    "budget": 6,
+    "achieved": 8,
+    "t/s": 17,
+    "GB/s": 6,
+    "of read bandwidth": 17,
+    "peak RSS, MB": 12,
+}
+_LEFT = ("model", "provider", "schedule")
+
+
+def _print_header(setup: Setup) -> None:
+    read = "not measured" if setup.read_gb_per_second is None else f"{setup.read_gb_per_second:.1f} GB/s"
+    print(
+        f"{setup.cpu_info}, {setup.n_threads} threads, read bandwidth {read}; sol_rt {setup.version}, onnxruntime "
+        f"{setup.onnxruntime}, {setup.kernels} kernels; budgets in {setup.cost_model}\n"
+    )
+    _print_cells(dict(zip(_WIDTHS, _WIDTHS, strict=True)))
+    rules = [("-" if name in _LEFT else ":").rjust(width, "-") for name, width in _WIDTHS.items()]
+    print(f"| {' | '.join(rules)} |", flush=True)
+
+
+def _print_row(row: Row) -> None:
+    setup = row.setup
+    cells = {
+        "model": setup.model,
+        "provider": setup.provider,
+        "threads": str(setup.n_threads),
+        "test": row.test.name,
+        "schedule": row.test.schedule,
+        "budget": _cell(row.test.budget, ".2f"),
+        "achieved": _cell(row.achieved_budget, ".3f"),
+        "t/s": f"{row.avg_ts:.2f} ± {row.stddev_ts:.2f}",
+        "GB/s": _cell(row.gb_per_second, ".1f"),
+        "of read bandwidth": _cell(row.bandwidth_share, ".0%"),
+        "peak RSS, MB": f"{row.peak_rss_mb:.0f}",
+    }
+    _print_cells(cells)
+
+
+def _print_cells(cells: dict[str, str]) -> None:
+    padded = [text.ljust(_WIDTHS[name]) if name in _LEFT else text.rjust(_WIDTHS[name]) for name, text in cells.items()]
+    print(f"| {' | '.join(padded)} |", flush=True)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,80 @@
+"""`sol-rt calibrate`: measure what every action costs on this device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from sol_rt.bundle.actions import Action
+
+
+def calibrate(
+    model: options.Model = None,
+    contexts: Annotated[
+        str, options.option("--contexts", env=False, help="Context lengths to measure at, with commas between.")
+    ] = "64,512,2048,8000",
+    repeats: Annotated[
+        int, options.option("-r", "--repeats", env=False, min=3, help="Steps of each action at each context.")
+    ] = 15,
+    seconds: Annotated[
+        float,
+        options.option("--seconds", env=False, min=1, help="Take about so long: fewer repeats, shorter contexts."),
+    ] = 60,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure what every action costs in milliseconds: from then on a budget is a share of this device's time."""
+    from rich.table import Table
+
+    from sol_rt.budget.calibrate import measure, save
+    from sol_rt.budget.cost import CalibratedCost
+    from sol_rt.budget.dominated import describe, replacements
+    from sol_rt.bundle.bundle import Bundle
+    from sol_rt.cli.loading import bundle_path, name_device
+    from sol_rt.engine.engine import Engine
+    from sol_rt.errors import UsageError
+
+    try:
+        lengths = [int(part) for part in contexts.split(",")]
+    except ValueError:
+        raise UsageError(f"--contexts {contexts}: expected whole numbers with commas, for example 64,512") from None
+    bundle = Bundle.open(bundle_path(model))
+    engine = Engine(bundle, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    name_device(engine.provider)
+    with progress() as report:
+        result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
+    path = save(bundle, engine, result.table)
+    unpaying: dict[Action, Action] = {}
+    if engine.provider.gpu is not None:
+        unpaying = replacements(bundle.config, CalibratedCost(bundle.config, result.table))
+    if json:
+        rows = [row.as_json() for row in result.rows]
+        instead = {action.tag: other.tag for action, other in unpaying.items()}
+        print_json({"path": str(path), **engine.provider.as_json(), "rows": rows, "unpaying": instead})
+        return
+    columns = sorted({row.context for row in result.rows})
+    table = Table("action", *(f"ms at {context}" for context in columns), "fit, %")
+    found = {(row.action, row.context): row for row in result.rows}
+    for action in sorted({row.action for row in result.rows}, reverse=True):
+        timings = [found[action, context] for context in columns]
+        fit = " ".join(f"{100 * timing.error:+.0f}" for timing in timings)
+        table.add_row(action.tag, *(f"{timing.milliseconds:.2f}" for timing in timings), fit)
+    print_table(table)
+    errors = sorted(abs(row.error) for row in result.rows)
+    worst = max(result.rows, key=lambda row: abs(row.error))
+    middle, largest = 100 * errors[len(errors) // 2], 100 * abs(worst.error)
+    at = f"{worst.action.tag} at {worst.context}"
+    note(f"error of the fitted lines: median {middle:.1f}%, largest {largest:.1f}% ({at})")
+    if left_out := sorted(set(lengths) - set(columns)):
+        note(f"not measured, beyond the model's context or the time: {', '.join(map(str, left_out))}")
+    if unpaying:
+        note(describe(unpaying, engine.provider_name))
+    shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""
+    note(f"saved: {path}{shown}")

@@ -1,0 +1,289 @@
+"""`sol-rt eval`: schedules side by side, on held-out text at matched cost, or on MMLU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, print_json, progress
+from sol_rt.cli.lists import numbers, parts
+from sol_rt.errors import SolError, UsageError
+
+if TYPE_CHECKING:
+    from sol_rt.evaluation.quality.held_out import Plan
+    from sol_rt.evaluation.quality.mmlu import Exam
+    from sol_rt.evaluation.report.report import Resampling
+    from sol_rt.generate.model import SolModel
+
+
+class Format(str, Enum):
+    """How the result is written."""
+
+    md = "md"
+    json = "json"
+
+
+WHAT, EXAM, HOW = "What is measured", "MMLU instead of text", "Intervals"
+
+
+def evaluate(
+    file: Annotated[
+        list[Path] | None,
+        options.option("-f", "--file", env=False, help="Held-out text; may be given several times.", panel=WHAT),
+    ] = None,
+    model: options.Model = None,
+    ctx_size: Annotated[
+        list[str] | None,
+        options.option(
+            "-c",
+            "--ctx-size",
+            env=False,
+            help="Tokens a window. Default: of 512,2048,4096,8000 those within the model's context.",
+            panel=WHAT,
+        ),
+    ] = None,
+    chunks: Annotated[
+        int | None, options.option("--chunks", env=False, min=1, help="Windows of each size at most.", panel=WHAT)
+    ] = None,
+    scored: Annotated[
+        int | None,
+        options.option(
+            "--scored",
+            env=False,
+            min=1,
+            help="Tokens scored at the end of a window. Default: its second half, at most 256.",
+            panel=WHAT,
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        options.option(
+            "-b",
+            "--budget",
+            env=False,
+            help="Shares of the dense cost. Default: 0.4,0.5,0.6,0.7; MMLU: 0.4,0.6.",
+            panel=WHAT,
+        ),
+    ] = None,
+    schedules: Annotated[
+        list[str] | None,
+        options.option(
+            "--schedules",
+            env=False,
+            help="dense, static, uniform, random, entropy, sol; MMLU: dense, uniform, entropy, random, sol, fixed:TAG. "
+            "Default: all that the bundle has; MMLU: dense, uniform and, with a policy, sol.",
+            panel=WHAT,
+        ),
+    ] = None,
+    random: Annotated[
+        int,
+        options.option("--random", env=False, min=1, help="Random schedules of which the best is taken.", panel=WHAT),
+    ] = 100,
+    search: Annotated[
+        int,
+        options.option(
+            "--search-chunks", env=False, min=1, help="Windows that the best of them is chosen on.", panel=WHAT
+        ),
+    ] = 1,
+    mmlu: Annotated[
+        Path | None,
+        options.option("--mmlu", env=False, help="Folder with test/SUBJECT_test.csv and dev/.", panel=EXAM),
+    ] = None,
+    subjects: Annotated[
+        list[str] | None, options.option("--subjects", env=False, help="Default: all in the folder.", panel=EXAM)
+    ] = None,
+    questions: Annotated[
+        int | None,
+        options.option("--questions", env=False, min=1, help="At most so many, from all subjects in turn.", panel=EXAM),
+    ] = None,
+    form: Annotated[
+        str,
+        options.option(
+            "--form", env=False, help="continuation: the answers' texts are scored; letter: A to D.", panel=EXAM
+        ),
+    ] = "continuation",
+    shots: Annotated[
+        int, options.option("--shots", env=False, min=0, max=5, help="Examples before a question.", panel=EXAM)
+    ] = 0,
+    tail: Annotated[
+        int,
+        options.option("--tail", env=False, min=1, help="Last tokens of the prompt that are decode steps.", panel=EXAM),
+    ] = 1,
+    refresh: options.Refresh = None,
+    state: Annotated[
+        Path | None,
+        options.option("--state", env=False, help="Keep results in this file; a rerun goes on where it stopped."),
+    ] = None,
+    draws: Annotated[
+        int, options.option("--draws", env=False, min=100, help="Bootstrap draws of an interval.", panel=HOW)
+    ] = 2000,
+    resample: Annotated[
+        str, options.option("--resample", env=False, help="windows, or blocks of 64 tokens.", panel=HOW)
+    ] = "windows",
+    seed: Annotated[int, options.option("--seed", env=False, min=0, help="Seed of the draws.", panel=HOW)] = 0,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    output: Annotated[Format, options.option("-o", "--output-format", env=False, help="md or json.")] = Format.md,
+    json: Annotated[bool, options.option("--json", env=False, help="The same as -o json.")] = False,
+    html: Annotated[
+        Path | None, options.option("--html", env=False, help="Draw quality against cost on a page.")
+    ] = None,
+    png: Annotated[Path | None, options.option("--png", env=False, help="Draw the same as a picture.")] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Compare schedules at matched cost, on held-out text (-f) or on MMLU (--mmlu), with 95% intervals."""
+    from sol_rt.cli.loading import load, read_text
+    from sol_rt.evaluation.report.report import RESAMPLED, Resampling
+
+    if bool(file) == (mmlu is not None):
+        raise UsageError("eval: expected either --file, texts that no policy was trained on, or --mmlu, a folder")
+    if resample not in RESAMPLED:
+        raise UsageError(f"--resample: got {resample!r}, expected one of {', '.join(RESAMPLED)}")
+    for option, path in (("--html", html), ("--png", png)):
+        if path is not None:
+            _check_drawing(option, path, mmlu is not None)
+    resampling = Resampling(resample, draws, seed)
+    names = tuple(dict.fromkeys(parts(schedules)))
+    budgets = tuple(sorted(set(numbers("--budget", budget, float))))
+    as_json = json or output is Format.json
+    exam = None
+    if mmlu is not None:
+        from sol_rt.evaluation.quality.mmlu import read_exam
+
+        exam = read_exam(mmlu, subjects=parts(subjects), questions=questions, form=form, shots=shots, tail=tail)
+    texts = {str(path): read_text(path) for path in file or ()}
+    sizes = tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int)))
+    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    repair = loaded.bundle.config.refresh.default if refresh is None else refresh
+    try:
+        if exam is not None:
+            _mmlu(loaded, exam, names, budgets, repair, resampling, state, as_json)
+        else:
+            _held_out(
+                loaded,
+                texts,
+                _plan(loaded, sizes, budgets, names, chunks, scored, repair, random, search),
+                resampling,
+                state,
+                html,
+                png,
+                as_json,
+            )
+    except KeyboardInterrupt:
+        if state is not None:
+            note(f"{state}: holds what was measured; the same command goes on from there")
+        raise
+
+
+def _check_drawing(option: str, path: Path, of_mmlu: bool) -> None:
+    """Raises before anything is measured, so that no result is lost for want of a place to draw it."""
+    import importlib.util
+
+    if of_mmlu:
+        raise UsageError(f"{option}: draws held-out text; leave it out with --mmlu")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: got a folder, expected a file")
+    if option == "--png" and importlib.util.find_spec("matplotlib") is None:
+        raise SolError("--png needs matplotlib; run pip install 'sol-rt[plot]', or use --html, which needs nothing")
+
+
+def _plan(
+    model: SolModel,
+    sizes: tuple[int, ...],
+    budgets: tuple[float, ...],
+    schedules: tuple[str, ...],
+    chunks: int | None,
+    scored: int | None,
+    refresh: bool,
+    random: int,
+    searched: int,
+) -> Plan:
+    from sol_rt.evaluation.quality.held_out import BUDGETS, SCHEDULES, SIZES, Plan
+
+    config = model.bundle.config
+    limit = config.model.max_context
+    possible = tuple(name for name in SCHEDULES if name != "sol" or config.policy is not None)
+    plan = Plan(
+        sizes=sizes or tuple(size for size in SIZES if size <= limit) or (limit,),
+        budgets=budgets or BUDGETS,
+        schedules=schedules or possible,
+        chunks=chunks,
+        scored=scored,
+        refresh=refresh,
+        random=random,
+        searched=searched,
+    )
+    plan.check(config)
+    return plan
+
+
+def _held_out(
+    model: SolModel,
+    texts: dict[str, str],
+    plan: Plan,
+    resampling: Resampling,
+    state: Path | None,
+    html: Path | None,
+    png: Path | None,
+    as_json: bool,
+) -> None:
+    from sol_rt.evaluation.pages.evaluation import render_evaluation_html
+    from sol_rt.evaluation.quality.held_out import measure, state_settings
+    from sol_rt.evaluation.quality.state import State
+    from sol_rt.evaluation.report.report import report_of, size_report
+    from sol_rt.evaluation.report.tables import table_lines
+
+    results = State(state, state_settings(model, plan.refresh, plan.block))
+    with progress() as report:
+        sizes = [size_report(runs, plan, resampling) for runs in measure(model, texts, plan, results, report)]
+    evaluation = report_of(model, list(texts), plan, resampling, sizes)
+    if html is not None:
+        html.write_text(render_evaluation_html(evaluation), encoding="utf-8")
+        note(f"{html}: written")
+    if png is not None:
+        from sol_rt.evaluation.pages.picture import write_picture
+
+        write_picture(evaluation, png)
+        note(f"{png}: written")
+    provider = {"provider": model.engine.provider_name}
+    _print({**evaluation.as_json(), **provider} if as_json else table_lines(evaluation))
+
+
+def _mmlu(
+    model: SolModel,
+    exam: Exam,
+    schedules: tuple[str, ...],
+    budgets: tuple[float, ...],
+    refresh: bool,
+    resampling: Resampling,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    from sol_rt.evaluation.quality.held_out import state_settings
+    from sol_rt.evaluation.quality.mmlu import BUDGETS, exam_report, settings_of, sit
+    from sol_rt.evaluation.quality.state import State
+    from sol_rt.evaluation.report.tables import exam_lines
+
+    config = model.bundle.config
+    default = ("dense", "uniform", "sol") if config.policy is not None else ("dense", "uniform")
+    settings = settings_of(config, schedules or default, budgets or BUDGETS)
+    results = State(state, state_settings(model, refresh))
+    with progress() as report:
+        answered = sit(model, exam, settings, refresh, results, report)
+    found = exam_report(model, exam, settings, answered, refresh, resampling)
+    _print({**found.as_json(), "provider": model.engine.provider_name} if as_json else exam_lines(found))
+
+
+def _print(result: dict[str, Any] | Iterator[str]) -> None:
+    if isinstance(result, dict):
+        print_json(result)
+        return
+    for line in result:
+        print(line)

@@ -1,0 +1,70 @@
+"""`sol-rt perplexity`: the quality of a text under a budget, in llama-perplexity's convention."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, print_json, progress
+
+if TYPE_CHECKING:
+    from sol_rt.evaluation.quality.perplexity import Estimate
+
+
+def perplexity(
+    file: Annotated[Path, options.option("-f", "--file", env=False, help="Text to score.")],
+    model: options.Model = None,
+    ctx_size: Annotated[
+        int, options.option("-c", "--ctx-size", env=False, min=4, help="Tokens a window; half of it is context.")
+    ] = 512,
+    chunks: Annotated[int | None, options.option("--chunks", env=False, min=1, help="Windows at most.")] = None,
+    budget: options.Budget = None,
+    schedule: options.Schedule = None,
+    tokens_per_second: options.TokensPerSecond = None,
+    keep: options.Keep = None,
+    prune: options.Prune = None,
+    bits: options.Bits = None,
+    refresh: options.Refresh = None,
+    seed: options.Seed = None,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    output: options.Output = options.Format.text,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Perplexity of a text file: every second half of a window is scored one decode step a token."""
+    from sol_rt.cli.loading import dial, load, read_text, tell_in_vain
+    from sol_rt.evaluation.quality.perplexity import perplexity as measure
+
+    how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
+    text = read_text(file)
+    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    tell_in_vain(loaded, how)
+    finished: list[Estimate] = []
+    try:
+        with progress() as report:
+
+            def window(done: int, total: int, so_far: Estimate) -> None:
+                finished.append(so_far)
+                report("windows", done, total)
+
+            result = measure(loaded, text, size=ctx_size, chunks=chunks, seed=seed, progress=window, **how)
+    except KeyboardInterrupt:
+        if finished:
+            last = finished[-1]
+            note(f"after {last.chunks} windows: PPL = {last.ppl:.4f} +/- {last.stderr:.5f}")
+        raise
+    summary = {key: value for key, value in asdict(result).items() if key != "actions"}
+    summary |= loaded.engine.provider.as_json()
+    if json or output is options.Format.json:
+        print_json(summary)
+        return
+    note(f"{result.tokens} tokens in {result.chunks} windows, {result.nll:.4f} nats a token")
+    note(f"achieved budget {result.achieved_budget:.3f}")
+    for tag, count in sorted(result.actions.items(), reverse=True):
+        note(f"  {tag}  {count}")
+    print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")

@@ -1,0 +1,4 @@
+"""Commands that run a model: `generate`, `chat`.
+
+May import: everything but sol_rt.export and sol_rt.train.
+"""

@@ -1,0 +1,212 @@
+"""`sol-rt generate`: text at a budget."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note, print_json
+from sol_rt.errors import SolError, UsageError
+
+if TYPE_CHECKING:
+    from sol_rt.engine.providers import Provider
+    from sol_rt.generate.loop import Generation
+    from sol_rt.generate.trace import Trace
+
+BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
+
+
+def generate(
+    model: options.Model = None,
+    prompt: options.Prompt = None,
+    file: options.File = None,
+    chat: Annotated[
+        bool,
+        options.option("--chat/--no-chat", env=False, help="Wrap the prompt in the bundle's chat template."),
+    ] = False,
+    max_new_tokens: options.MaxNewTokens = None,
+    ctx_size: options.ContextSize = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    budget: options.Budget = None,
+    tokens_per_second: options.TokensPerSecond = None,
+    schedule: options.Schedule = None,
+    keep: options.Keep = None,
+    prune: options.Prune = None,
+    bits: options.Bits = None,
+    refresh: options.Refresh = None,
+    trace: Annotated[
+        Path | None, options.option("--trace", env=False, help="Write every step to this JSONL file.", panel="Traces")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        options.option("--replay", env=False, help="Repeat a trace and report the first difference.", panel="Traces"),
+    ] = None,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Generate text. The text goes to stdout as it comes; budget, speed and the actions taken go to stderr."""
+    from sol_rt.cli.loading import dial, load, tell_in_vain
+
+    arguments: dict[str, Any] = {
+        **dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh),
+        **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
+        "max_new_tokens": max_new_tokens,
+        "trace": trace,
+    }
+    text: Any = None
+    if replay is None:
+        text = _prompt(prompt, file)
+    else:
+        # A trace has its prompt; one that is given must be the same.
+        arguments["replay"] = _recorded(replay)
+        text = _prompt(prompt, file) if prompt is not None or file is not None else None
+    if chat and text is not None:
+        text = [{"role": "user", "content": text}]
+
+    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    loaded = load(model, **settings, ctx_size=ctx_size)
+    tell_in_vain(loaded, arguments)
+    run = loaded.stream(text, **arguments)
+    begun = False
+    try:
+        for step in run:
+            if not json:
+                sys.stdout.write(step.text)
+                sys.stdout.flush()
+                begun = begun or step.text != ""
+    except SolError:
+        if begun:
+            print(flush=True)  # the error has a line of its own
+        raise
+    except KeyboardInterrupt:
+        run.close()
+        _finish(run.result, loaded.engine.provider, json)
+        raise
+    result = run.result
+    assert result is not None  # a generation that ends without an error has a token
+    _finish(result, loaded.engine.provider, json)
+    if replay is not None:
+        _compare(replay, result)
+    if trace is not None:
+        note(f"trace: {trace}; sol-rt trace {trace} draws it")
+
+
+def _finish(result: Generation | None, provider: Provider, json: bool) -> None:
+    """Ends the text and reports what came, also after Ctrl-C; `result` is None where nothing came."""
+    if not json:
+        print(flush=True)
+    if result is None:
+        return
+    if json:
+        print_json({**summary(result), **provider.as_json()})
+    else:
+        report(result)
+
+
+def sampling(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+    stop: list[str] | None,
+) -> dict[str, Any]:
+    """The sampling flags that were given, under their Hugging Face names; the bundle's defaults hold for the others."""
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop_strings": stop or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if temperature == 0:
+        given["do_sample"] = False
+    elif given.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        given["do_sample"] = True
+    return given
+
+
+def summary(result: Generation) -> dict[str, Any]:
+    """The keys of `generate --json`."""
+    fields = asdict(result)
+    names = ("text", "tokens", "schedule", "requested_budget", "achieved_budget", "cost_model")
+    speeds = ("prompt_tokens_per_second", "tokens_per_second", "time_to_first_token_ms")
+    return {name: fields[name] for name in (*names, *speeds, "actions", "peak_rss_mb", "finish_reason", "floored")}
+
+
+def report(result: Generation) -> None:
+    """Budget, speed and actions of a generation, on stderr."""
+    floored = "; the bundle's cheapest action costs more than was asked for" if result.floored else ""
+    note(
+        f"budget: requested {result.requested_budget:.3f}, achieved {result.achieved_budget:.3f} "
+        f"({result.schedule}, {result.cost_model}){floored}"
+    )
+    note(
+        f"speed: {result.tokens_per_second:.1f} tokens/s, prompt {result.prompt_tokens_per_second:.1f} tokens/s, "
+        f"first token after {result.time_to_first_token_ms:.0f} ms, peak memory {result.peak_rss_mb:.0f} MB"
+    )
+    steps = sum(result.actions.values())
+    for tag, count in sorted(result.actions.items(), key=lambda item: -item[1]):
+        note(f"  {tag}  {count:5}  {100 * count / steps:3.0f}%")
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt: of -p, of -f, of a pipe, or the built-in one. A last newline of a file or pipe is dropped."""
+    from sol_rt.cli.loading import read_text
+
+    if prompt is not None and file is not None:
+        raise UsageError("--prompt and --file both give a prompt; give one")
+    if prompt is not None:
+        text = prompt
+    elif file is not None:
+        text = read_text(file).removesuffix("\n")
+    else:
+        text = _piped()
+        if not text:
+            note(f"prompt: {BUILT_IN_PROMPT!r} (built in; -p gives another)")
+            return BUILT_IN_PROMPT
+    if not text:
+        raise UsageError("the prompt is empty; give some text with -p or -f")
+    return text
+
+
+def _piped() -> str:
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return ""
+    try:
+        # as read_text does it: no byte order mark, one kind of newline
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin: byte {error.start} is not UTF-8; convert it, for example with iconv") from None
+    except OSError:
+        return ""
+
+
+def _recorded(file: Path) -> Trace:
+    from sol_rt.generate.trace import read_trace
+
+    return read_trace(file)
+
+
+def _compare(file: Path, result: Generation) -> None:
+    """Says whether a replay gave the trace's tokens. Raises SolError where it didn't."""
+    if result.first_difference is not None:
+        raise SolError(f"replay {file}: token {result.first_difference} differs from the recorded one")
+    note(f"replay: all {len(result.tokens)} tokens are the recorded ones")

@@ -1,0 +1,30 @@
+"""`sol-rt trace`: draw a recorded generation as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sol_rt.cli import options
+from sol_rt.errors import UsageError
+
+
+def trace(
+    file: Annotated[Path, typer.Argument(help="A trace that generate --trace wrote.")],
+    output: Annotated[
+        Path | None, options.option("-o", "--output", env=False, help="The page; default: FILE with .html.")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Draw a trace as one self-contained HTML page: text shaded by cost, running budget as a line."""
+    from sol_rt.evaluation.pages.trace import render_trace_html
+    from sol_rt.generate.trace import read_trace
+
+    target = output or file.with_suffix(".html")
+    if target.resolve() == file.resolve():
+        raise UsageError(f"{file}: the page would overwrite the trace; choose another -o")
+    page = render_trace_html(read_trace(file))
+    target.write_text(page, encoding="utf-8")
+    print(target)

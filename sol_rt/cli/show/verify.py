@@ -1,0 +1,20 @@
+"""`sol-rt verify`: check every byte of a bundle."""
+
+from __future__ import annotations
+
+from sol_rt.cli import options
+from sol_rt.cli.console import print_json, progress
+
+
+def verify(model: options.Model = None, json: options.Json = False, debug: options.Debug = False) -> None:
+    """Check sizes, hashes and numbers of a bundle. Exit code 1 and one line where something is wrong."""
+    from sol_rt.bundle.verify import verify_bundle
+    from sol_rt.cli.loading import bundle_path
+
+    path = bundle_path(model)
+    with progress() as report:
+        result = verify_bundle(path, lambda done, total: report("checking weights", done, total))
+    if json:
+        print_json({"path": str(path), "files": result.files, "tensors": result.tensors, "bytes": result.bytes})
+    else:
+        print(f"{path}: {result.files} files, {result.tensors} tensors, {result.bytes / 1e6:.1f} MB: all as written")

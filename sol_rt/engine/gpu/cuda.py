@@ -1,0 +1,140 @@
+"""The CUDA provider: whether the GPU build of ONNX Runtime is here and whole, and which GPU it would run on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime as ort
+
+from sol_rt.engine import hardware
+from sol_rt.engine.gpu.cuda_memory import CudaDriver
+from sol_rt.errors import ProviderError, one_line
+
+ORT_NAME = "CUDAExecutionProvider"
+INSTALL = (
+    "pip install 'sol-rt[cuda]', then pip uninstall -y onnxruntime, then pip install --force-reinstall --no-deps "
+    "onnxruntime-gpu"
+)
+_WHEELS = ("onnxruntime", "onnxruntime-gpu")
+_OLDEST_RUNTIME = (1, 26)
+"""Older ONNX Runtimes take no memory of others from Python, by DLPack."""
+_CUDA_13_SINCE = (1, 27)
+"""The wheels of onnxruntime-gpu are built for CUDA 13 from here on, for CUDA 12 before."""
+_MEMORY_IS_SHORT = ("out of memory", "Failed to allocate memory", "Available memory")
+_FAILED = ("CUDA failure", "CUDA error")
+
+
+def installed() -> bool:
+    return ORT_NAME in ort.get_available_providers()
+
+
+def present() -> bool:
+    """Whether an NVIDIA driver is here with a GPU."""
+    return bool(hardware.cuda_gpus())
+
+
+def load_libraries() -> None:
+    """Loads CUDA's own libraries from their wheels, where they came with the extra; else the system's are found.
+
+    What it prints of missing ones is dropped: the probe fails for it and says so.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
+def options(device: int, *, capture: bool) -> dict[str, str]:
+    """Provider options: numbers of full precision, and memory taken as it is needed, as other sessions share it."""
+    given = {"device_id": str(device), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    return {**given, "enable_cuda_graph": "1"} if capture else given
+
+
+def gpu(number: int) -> hardware.Gpu:
+    """GPU `number` in CUDA's order.
+
+    Raises ProviderError where the wheel is mixed with another or too old, or there is no driver, one that is too old or
+    no such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
+    """
+    check_wheels(wheel_versions(), ort.__version__)
+    if hardware.release(ort.__version__) < _OLDEST_RUNTIME:
+        oldest = ".".join(map(str, _OLDEST_RUNTIME))
+        raise ProviderError(
+            f"provider cuda: needs onnxruntime-gpu {oldest} or newer, this is {ort.__version__}; {INSTALL}"
+        )
+    driver = hardware.cuda_driver_version()
+    if driver is None:
+        raise ProviderError("provider cuda: no NVIDIA driver is here; install one, or use --provider cpu")
+    needed = 13 if hardware.release(ort.__version__) >= _CUDA_13_SINCE else 12
+    if driver[0] < needed:
+        has = f"the NVIDIA driver runs CUDA {driver[0]}.{driver[1]}"
+        raise ProviderError(f"provider cuda: {has}, onnxruntime {ort.__version__} needs {needed}; update the driver")
+    found = hardware.cuda_gpus()
+    if not found:
+        raise ProviderError("provider cuda: the NVIDIA driver finds no GPU; check CUDA_VISIBLE_DEVICES and nvidia-smi")
+    if number >= len(found):
+        names = ", ".join(f"{index}: {one.name}" for index, one in enumerate(found))
+        raise ProviderError(f"provider cuda: has no device number {number}; there are {names}")
+    return found[number]
+
+
+def driver(number: int) -> CudaDriver:
+    """What allocates on GPU `number`. Raises ProviderError where there is no memory for it, DeviceError."""
+    try:
+        return CudaDriver(hardware.cuda_library(), number)
+    except MemoryError as error:
+        raise ProviderError(f"provider cuda: {error}; close other programs, or use --provider cpu") from None
+
+
+def reason(error: Exception, gpu: hardware.Gpu | None) -> str:
+    """Why the probe failed, and the next step: memory, a library that is missing, or a GPU that fails."""
+    text = str(error)
+    if any(marker in text for marker in _MEMORY_IS_SHORT):
+        free = "an unknown amount" if gpu is None or gpu.free_bytes is None else f"{gpu.free_bytes / 1e6:.0f} MB"
+        what = f"GPU memory is short even for a tiny model, {free} was free"
+        return f"{what} ({one_line(error)}); close other programs on the GPU, or use --provider cpu"
+    if any(marker in text for marker in _FAILED):
+        return f"{one_line(error)}; check nvidia-smi, or use --provider cpu"
+    return f"{missing_library(Path(ort.__file__).parent / 'capi') or one_line(error)}; {INSTALL}"
+
+
+def missing_library(folder: Path) -> str | None:
+    """What the system's loader says of the provider's library in a folder, None where it loads: ONNX Runtime only says
+    that the provider is not there.
+    """
+    names = ("onnxruntime_providers_shared", "onnxruntime_providers_cuda")
+    for name in names:
+        file = folder / (f"{name}.dll" if os.name == "nt" else f"lib{name}.so")
+        try:
+            ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            return one_line(error)
+    return None
+
+
+def wheel_versions() -> dict[str, str]:
+    """Versions of the wheels that hold ONNX Runtime, of those that are installed."""
+    versions = {}
+    for name in _WHEELS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def check_wheels(versions: Mapping[str, str], running: str) -> None:
+    """Raises ProviderError where two wheels have written into one folder: the provider's library of one version
+    crashes in a runtime of another.
+    """
+    if any(hardware.release(version) != hardware.release(running) for version in versions.values()):
+        both = " and ".join(f"{name} {version}" for name, version in versions.items())
+        what = f"{both} are installed over each other, {running} runs"
+        raise ProviderError(
+            f"provider cuda: {what}; pip uninstall -y {' '.join(versions)}, then pip install onnxruntime-gpu"
+        )

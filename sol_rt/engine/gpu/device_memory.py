@@ -1,0 +1,316 @@
+"""Tensors in a GPU's memory, the same for every GPU provider: made, written, read, resized and wiped there."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver, size_bytes
+from sol_rt.errors import ProviderError, SolError, device_errors, one_line
+
+_FLOATS = ("float16", "float32")
+_OPSETS = [helper.make_opsetid("", 21)]
+_ALIGNMENT = 256  # of tensors that share a block, in bytes: what CUDA gives by itself
+
+
+class DeviceMemory(ABC):
+    """The memory of one GPU.
+
+    Args:
+        where: the provider and the GPU, for messages.
+        session: makes a session there of a serialized model.
+        free_bytes: how much memory is free now, None where nobody knows.
+        floats: type in which it holds what is float16 elsewhere.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        session: Callable[[bytes], ort.InferenceSession],
+        free_bytes: Callable[[], int | None],
+        floats: str = "float16",
+    ) -> None:
+        self.floats = floats
+        self._where, self._make_session, self._free_bytes = where, session, free_bytes
+        self._sessions: dict[bytes, ort.InferenceSession] = {}
+
+    @abstractmethod
+    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        """A tensor of a NumPy type. Raises whatever ONNX Runtime does where it cannot be had."""
+
+    @abstractmethod
+    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        """Copies tensors into tensors in main memory, and waits for it."""
+
+    def bind_four_bits(
+        self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
+    ) -> None:
+        """Binds the bytes of a tensor of 4-bit numbers to a graph's input. Raises ProviderError where none are read."""
+        raise ProviderError(f"{self._where}: reads no 4-bit tensors, as {name} is; use --provider cpu")
+
+    def mirror(self, arrays: Mapping[str, np.ndarray], apart: Collection[str] = ()) -> Mirror:
+        """Tensors there for arrays in main memory. Those `apart` are seldom copied, or large. Raises as `place`."""
+        return Mirror(self, arrays)
+
+    def lost(self) -> bool:
+        """Whether the GPU is known to answer no more."""
+        return False
+
+    def fetch(self, mirror: Mirror, names: Collection[str]) -> None:
+        """Reads tensors into their arrays. Raises DeviceError where that fails."""
+        with self.errors():
+            mirror.receive(names)
+
+    def require(self, needed_bytes: int, what: str) -> None:
+        """Raises ProviderError where so much memory is known not to be free. Some drivers find out only later."""
+        free = self._free_bytes()
+        if free is not None and needed_bytes > free:
+            raise ProviderError(self._too_little(needed_bytes, what, free))
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        """A tensor of a NumPy dtype, its content undefined. Raises ProviderError without room for it, DeviceError."""
+        with self._shortage(size_bytes(shape, dtype)):
+            return self._allocate(shape, np.dtype(dtype).type)
+
+    def place(self, array: np.ndarray) -> ort.OrtValue:
+        """A copy of an array there. Raises ProviderError where there is no room, DeviceError where copying fails."""
+        value = self.empty(array.shape, array.dtype)
+        with self.errors():
+            value.update_inplace(np.ascontiguousarray(array))
+        return value
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> ort.OrtValue:
+        """A tensor of zeros."""
+        return self.place(np.zeros(shape, dtype))
+
+    def grown(self, value: ort.OrtValue, shape: Sequence[int], dtype: str) -> ort.OrtValue:
+        """A tensor of a shape that is larger in the third axis, with the old content first and zeros behind.
+
+        Raises as `place`.
+        """
+        new = self.empty(shape, dtype)
+        if dtype in _FLOATS:
+            pads = np.zeros(2 * len(shape), np.int64)
+            pads[len(shape) + 2] = shape[2] - value.shape()[2]
+            self._run(_pad(dtype, len(shape)), {"x": value, "pads": ort.OrtValue.ortvalue_from_numpy(pads)}, new)
+        else:  # WebGPU pads no bytes
+            array = np.zeros(shape, dtype)
+            with self.errors():
+                array[:, :, : value.shape()[2]] = value.numpy()
+                new.update_inplace(array)
+        return new
+
+    def wipe(self, value: ort.OrtValue, dtype: str, start: int, stop: int) -> None:
+        """Zeroes places `start` to `stop` of the third axis of a tensor [1, heads, …], where it holds floats."""
+        if dtype not in _FLOATS:
+            return
+        shape = value.shape()
+        index = np.zeros((1, shape[1], stop - start, 3), np.int64)
+        index[0, :, :, 1] = np.arange(shape[1])[:, None]
+        index[0, :, :, 2] = np.arange(start, stop)
+        rows = np.zeros((1, shape[1], stop - start, *shape[3:]), dtype)
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        self._run(_scatter(dtype, len(shape)), {"x": value, "index": wrap(index), "rows": wrap(rows)}, value)
+
+    def _run(self, model: bytes, inputs: Mapping[str, ort.OrtValue], output: ort.OrtValue) -> None:
+        with self.errors():
+            if model not in self._sessions:
+                self._sessions[model] = self._make_session(model)
+            session = self._sessions[model]
+            binding = session.io_binding()
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output("y", output)
+            session.run_with_iobinding(binding)
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Makes DeviceErrors of what ONNX Runtime raises within."""
+        return device_errors(self._where)
+
+    @contextmanager
+    def _shortage(self, needed_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except SolError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions share no useful base
+            why = self._too_little(needed_bytes, "a tensor", self._free_bytes())
+            raise ProviderError(f"{why} ({one_line(error)})") from None
+
+    def _too_little(self, needed_bytes: int, what: str, free_bytes: int | None) -> str:
+        free = "an unknown amount" if free_bytes is None else f"{free_bytes / 1e6:.1f} MB"
+        return (
+            f"{self._where}: {what} needs {needed_bytes / 1e6:.1f} MB of GPU memory, {free} is free; "
+            "close other programs, use a smaller model or --provider cpu"
+        )
+
+
+class WebGpuMemory(DeviceMemory):
+    """Buffers of the plug-in's own device, which all its sessions share.
+
+    Args:
+        entry: ONNX Runtime's entry of the device.
+        others: as of DeviceMemory.
+    """
+
+    def __init__(self, entry: Any, *others: Any) -> None:
+        super().__init__(*others)
+        self._info = entry.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
+
+    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, memory_info=self._info)
+
+    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        ort.copy_tensors(values, into)
+
+
+class CudaMemory(DeviceMemory):
+    """Memory of a CUDA device.
+
+    Args:
+        driver: CUDA's, on that device.
+        where, session, floats: as of DeviceMemory.
+    """
+
+    def __init__(
+        self, driver: CudaDriver, where: str, session: Callable[[bytes], ort.InferenceSession], floats: str = "float16"
+    ) -> None:
+        super().__init__(where, session, driver.free_bytes, floats)
+        self._driver = driver
+
+    def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
+        block = Block(self._driver, size_bytes(shape, dtype))
+        with self.errors():
+            return block.tensor(shape, dtype)
+
+    def lost(self) -> bool:
+        return not self._driver.answers()
+
+    def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
+        for value, target in zip(values, into, strict=True):
+            np.copyto(target.numpy(), value.numpy())
+
+    def mirror(self, arrays: Mapping[str, np.ndarray], apart: Collection[str] = ()) -> Mirror:
+        def block(needed_bytes: int) -> Callable[[Sequence[int], Any, int], ort.OrtValue]:
+            with self._shortage(needed_bytes):
+                return Block(self._driver, needed_bytes).tensor
+
+        return PackedMirror(self, arrays, apart, block)
+
+    def bind_four_bits(
+        self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
+    ) -> None:
+        binding.bind_input(name, "cuda", self._driver.device, onnx_type, shape, packed.data_ptr())
+
+
+class Mirror:
+    """Tensors on the GPU and their arrays in main memory, each copied by itself.
+
+    Attributes:
+        values: the tensors by name. They stay where they are.
+        arrays: the arrays.
+    """
+
+    def __init__(self, memory: DeviceMemory, arrays: Mapping[str, np.ndarray]) -> None:
+        self._memory, self.arrays = memory, dict(arrays)
+        self._sent: dict[str, np.ndarray] = {}
+        self._host = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        self.values = {name: memory.place(array) for name, array in arrays.items()}
+
+    def send(self) -> None:
+        """Writes what changed in main memory since the last time, all of it at first."""
+        for name in self._host:
+            array, sent = self.arrays[name], self._sent.get(name)
+            if sent is None or not np.array_equal(array, sent):
+                self.values[name].update_inplace(array)
+                self._sent[name] = array.copy()
+
+    def receive(self, names: Collection[str]) -> None:
+        """Reads these tensors into their arrays, and waits for it."""
+        self._memory.read([self.values[name] for name in names], [self._host[name] for name in names])
+
+
+class PackedMirror(Mirror):
+    """The same with one copy in each direction: small tensors lie side by side. Every copy of a step waits for the GPU.
+
+    Args:
+        memory, arrays: as of Mirror.
+        apart: names of tensors with memory of their own, copied by themselves.
+        block: makes so many bytes there; returns what makes tensors of a shape, a type and an offset in them.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        arrays: Mapping[str, np.ndarray],
+        apart: Collection[str],
+        block: Callable[[int], Callable[[Sequence[int], Any, int], ort.OrtValue]],
+    ) -> None:
+        super().__init__(memory, {name: array for name, array in arrays.items() if name in apart})
+        packed = {name: array for name, array in arrays.items() if name not in apart}
+        ends = np.cumsum([0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in packed.values())])
+        offsets = dict(zip(packed, ends.tolist(), strict=False))
+        self._bytes = np.zeros(int(ends[-1]), np.uint8)
+        tensor = block(self._bytes.nbytes)
+        with memory.errors():
+            self._all = tensor(self._bytes.shape, np.uint8, 0)
+        self._all_host = ort.OrtValue.ortvalue_from_numpy(self._bytes)
+        self._packed: dict[str, np.ndarray] = {}
+        for name, array in packed.items():
+            start = offsets[name]
+            self._packed[name] = self._bytes[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            self._packed[name][...] = array
+            with memory.errors():
+                self.values[name] = tensor(array.shape, array.dtype, start)
+        with memory.errors():
+            self._all.update_inplace(self._bytes)
+        self.arrays |= packed
+
+    def send(self) -> None:
+        changed = False
+        for name, known in self._packed.items():
+            if not np.array_equal(known, self.arrays[name]):
+                known[...] = self.arrays[name]
+                changed = True
+        if changed:
+            self._all.update_inplace(self._bytes)
+        super().send()
+
+    def receive(self, names: Collection[str]) -> None:
+        if any(name in self._packed for name in names):
+            self._memory.read([self._all], [self._all_host])
+            for name, known in self._packed.items():
+                self.arrays[name][...] = known
+        super().receive([name for name in names if name not in self._packed])
+
+
+@functools.cache
+def _pad(dtype: str, rank: int) -> bytes:
+    """y = x and zeros around it, as `pads` says."""
+    node = helper.make_node("Pad", ["x", "pads"], ["y"])
+    return _model(node, dtype, rank, {"pads": [2 * rank]})
+
+
+@functools.cache
+def _scatter(dtype: str, rank: int) -> bytes:
+    """y = x with rows at `index`; in place where y is x."""
+    node = helper.make_node("ScatterND", ["x", "index", "rows"], ["y"])
+    return _model(node, dtype, rank, {"index": [1, "h", "n", 3]}, rows=True)
+
+
+def _model(node: Any, dtype: str, rank: int, integers: dict[str, list[Any]], rows: bool = False) -> bytes:
+    kind = TensorProto.FLOAT16 if dtype == "float16" else TensorProto.FLOAT
+    info = helper.make_tensor_value_info
+    inputs = [info("x", kind, [f"x{axis}" for axis in range(rank)])]
+    inputs += [info(name, TensorProto.INT64, shape) for name, shape in integers.items()]
+    if rows:
+        inputs.append(info("rows", kind, [f"r{axis}" for axis in range(rank)]))
+    graph = helper.make_graph([node], "memory", inputs, [info("y", kind, [f"y{axis}" for axis in range(rank)])])
+    return bytes(helper.make_model(graph, opset_imports=_OPSETS, ir_version=10).SerializeToString())

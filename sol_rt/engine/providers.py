@@ -1,0 +1,374 @@
+"""Execution providers: which one runs, how its sessions are made, where its memory lies.
+
+A GPU provider counts only if a session that may not fall back gives the CPU's numbers: ONNX Runtime otherwise lists
+providers that have no device and computes on the CPU without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from sol_rt.engine.gpu import cuda, webgpu
+from sol_rt.engine.hardware import Gpu, processor_name
+from sol_rt.engine.probes import attention_probe
+from sol_rt.errors import BundleError, ProviderError, UsageError, one_line
+from sol_rt.ops import library_path
+
+if TYPE_CHECKING:
+    from sol_rt.engine.gpu.device_memory import DeviceMemory
+
+NAMES = ("auto", "cpu", "cuda", "webgpu")
+_CPU = "CPUExecutionProvider"
+_GPUS = {"cuda": cuda, "webgpu": webgpu}
+"""In the order in which `auto` tries them."""
+_PROBE = Path(__file__).with_name("probes") / "probe.onnx"
+_PROBE_NATIVE = Path(__file__).with_name("probes") / "probe_native.onnx"
+_PROBE_TOLERANCE = 2e-3
+_QUIET = 4
+_NO_CPU = "session.disable_cpu_ep_fallback"
+_CPU_REFUSED = "fallback to CPU EP has been explicitly disabled"
+
+_pool_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A provider that works on this machine.
+
+    Attributes:
+        name: `cpu`, `cuda` or `webgpu`.
+        threads: threads of the process-wide pool.
+        library: native operators to register, None where the function bodies run.
+        device: number of the GPU.
+        gpu: the GPU, None on the CPU.
+        floats: type of the KV cache and of everything else that graphs hold in float16, where it is another one.
+        most_tokens: how many new tokens attention may be given at once where function bodies run; None for any number.
+    """
+
+    name: str
+    threads: int
+    library: Path | None = None
+    device: int = 0
+    gpu: Gpu | None = None
+    floats: str = "float16"
+    most_tokens: int | None = None
+    _ep_device: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def native(self) -> bool:
+        return self.library is not None
+
+    @property
+    def software(self) -> bool:
+        """Whether the GPU is one that a processor plays; `auto` never chooses it."""
+        return self.gpu is not None and self.gpu.software
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name as its driver has it, on the CPU the processor's."""
+        return processor_name() if self.gpu is None else self.gpu.name
+
+    def as_json(self) -> dict[str, str]:
+        """What every command's JSON says of where it ran."""
+        return {"provider": self.name, "device": self.device_name}
+
+    def options(self) -> ort.SessionOptions:
+        """Session options for a bundle's graph: quiet, on the global pool, no memory kept between runs."""
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.use_per_session_threads = False
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
+        if self.library is not None:
+            self._register(options, self.library)
+        else:
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+            options.add_session_config_entry("session.enable_dq_matmulnbits_fusion", "1")
+        return options
+
+    @staticmethod
+    def _register(options: ort.SessionOptions, library: Path) -> None:
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as error:
+            what = f"native operators {library}: {one_line(error)}"
+            raise ProviderError(f"{what}; install sol-rt again, or go without them (--no-native-ops)") from None
+
+    def session(
+        self, path: Path, options: ort.SessionOptions, graph: bytes | None = None, *, capture: bool = False
+    ) -> ort.InferenceSession:
+        """A session on this provider alone.
+
+        Args:
+            path: the graph's file.
+            options: made by `options`.
+            graph: what to run instead of the file's content.
+            capture: record the first run's commands and send them again in every later one.
+
+        Raises BundleError where ONNX Runtime refuses the graph, ProviderError on a GPU.
+        """
+        try:
+            return self._session(path if graph is None else graph, options, capture=capture, name=path.name)
+        except (
+            Exception
+        ) as error:  # ONNX Runtime's exceptions share no useful base, and their text is for its developers
+            reason = one_line(error)
+            if self.name != "cpu":
+                raise ProviderError(f"provider {self.name}: cannot run {path}: {reason}; use --provider cpu") from None
+            raise BundleError(
+                path, "", f"a graph that ONNX Runtime refuses ({reason})", "a graph of this bundle"
+            ) from None
+
+    def _session(
+        self,
+        model: Path | bytes,
+        options: ort.SessionOptions,
+        *,
+        strict: bool = False,
+        capture: bool = False,
+        name: str = "a graph",
+    ) -> ort.InferenceSession:
+        source = model if isinstance(model, bytes) else str(model)
+        if self.name == "webgpu":
+            settings = {**webgpu.STRICT, **(webgpu.CAPTURE if capture else {})}
+            options.add_provider_for_devices([self._ep_device], settings)
+            options.add_session_config_entry(_NO_CPU, "1")
+            return ort.InferenceSession(source, options, enable_fallback=0)
+        if self.name == "cpu":
+            return ort.InferenceSession(source, options, providers=[_CPU], enable_fallback=0)
+        providers = [(cuda.ORT_NAME, cuda.options(self.device, capture=capture))]
+
+        def make() -> ort.InferenceSession:
+            return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
+        if strict:
+            options.add_session_config_entry(_NO_CPU, "1")
+            return make()
+        return strict_where_possible(make, options, f"provider {self.name}: {name}")
+
+    def probe_session(self, model: bytes) -> ort.InferenceSession:
+        """A session of a serialized model; on a GPU none of its nodes may run on the CPU."""
+        return self._session(model, self.options(), strict=self.name != "cpu")
+
+    def memory(self) -> DeviceMemory:
+        """The GPU's memory. Raises ProviderError where the package is missing that prepares graphs for it."""
+        if importlib.util.find_spec("onnx") is None:
+            raise ProviderError(f"provider {self.name}: needs the package onnx; pip install 'sol-rt[{self.name}]'")
+        from sol_rt.engine.gpu.device_memory import CudaMemory, WebGpuMemory
+
+        where = f"provider {self.name}: {self.device_name}"
+        if self.name == "cuda":
+            return CudaMemory(cuda.driver(self.device), where, self._made_there, self.floats)
+        return WebGpuMemory(self._ep_device, where, self._made_there, self._free_bytes, self.floats)
+
+    def _made_there(self, model: bytes) -> ort.InferenceSession:
+        return self._session(model, self.options())
+
+    def _free_bytes(self) -> int | None:
+        """Free memory of the GPU now."""
+        if self.name == "cuda":
+            return cuda.driver(self.device).free_bytes()
+        return webgpu.gpu(self._ep_device).free_bytes
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether runs are to be captured here: it takes a runtime that lets go of captured buffers again, and on a
+        software adapter, where it takes memory and saves nothing, $SOL_RT_CAPTURE to be 1; where that is 0, none are.
+        """
+        wanted = os.environ.get("SOL_RT_CAPTURE", "0" if self.software else "1") != "0"
+        if self.name == "webgpu":
+            return wanted and hasattr(ort.InferenceSession, "release_captured_graph")
+        return wanted and self.name == "cuda"
+
+
+def strict_where_possible(
+    make: Callable[[], ort.InferenceSession], options: ort.SessionOptions, what: str
+) -> ort.InferenceSession:
+    """A session whose nodes all run on the GPU; where ONNX Runtime has no kernel there for some of them, or leaves
+    arithmetic on shapes to the CPU of its own accord, one that runs those on the CPU, and a line that counts them, once
+    for all sessions of which it would be the same.
+
+    Args:
+        make: makes the session with `options`, in which the GPU's provider is the only one.
+        options: what it is made with.
+        what: begins the line.
+    """
+    options.add_session_config_entry(_NO_CPU, "1")
+    try:
+        return make()
+    except Exception as error:
+        if _CPU_REFUSED not in str(error):
+            raise
+    options.add_session_config_entry(_NO_CPU, "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = make()
+    parts = session.get_provider_graph_assignment_info()
+    on_cpu = [node.op_type for part in parts if part.ep_name == _CPU for node in part.get_nodes()]
+    count = sum(len(part.get_nodes()) for part in parts)
+    kinds = ", ".join(sorted(set(on_cpu)))
+    _tell_once(f"{what}: {len(on_cpu)} of {count} nodes run on the CPU, with copies between it and the GPU ({kinds})")
+    return session
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_pool(threads: int | None) -> int:
+    """Makes the one thread pool of the process, which all sessions share; returns its size.
+
+    Per-session pools make switching between variants many times slower. Raises UsageError where a pool of another
+    size is already running.
+    """
+    global _pool_threads
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"threads: got {threads}, expected 1 to 1024")
+    if _pool_threads is None:
+        ort.set_default_logger_severity(_QUIET)
+        wanted = threads or default_threads()
+        try:
+            ort.set_global_thread_pool_sizes(wanted, 1)
+        except Exception as error:
+            if "already" not in str(error):
+                raise
+        _pool_threads = wanted
+    elif threads is not None and threads != _pool_threads:
+        raise UsageError(f"threads: got {threads}, but this process already runs {_pool_threads}; use another process")
+    return _pool_threads
+
+
+def tell(message: str) -> None:
+    """One line about the choice of a provider, on stderr."""
+    print(f"sol-rt: {message}", file=sys.stderr)
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    tell(message)
+
+
+def choose(
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    native_ops: bool = True,
+    device: int = 0,
+    unfit: Mapping[str, str] = MappingProxyType({}),
+    say: Callable[[str], None] = tell,
+) -> Provider:
+    """The provider that `name` means here.
+
+    `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
+    over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells. Providers that are
+    `unfit` for what they shall run, each with the reason, are no choice.
+    Raises UsageError for an unknown name, a number that is none or a device of a provider that has none, ProviderError
+    where an explicit choice, of a provider or of a device other than the first, does not work.
+    """
+    if name not in NAMES:
+        raise UsageError(f"provider: got {name!r}, expected one of {', '.join(NAMES)}")
+    if not isinstance(device, int) or device < 0:
+        raise UsageError(f"device: got {device!r}, expected a GPU's number, from 0")
+    pool = start_pool(threads)
+    cpu = Provider("cpu", pool, library_path() if native_ops else None)
+    if name == "cpu":
+        if device:
+            raise UsageError(f"device: got {device}, but the cpu provider has one device; leave it out or name a GPU's")
+        return cpu
+    if name in unfit:
+        raise ProviderError(f"provider {name}: {unfit[name]}")
+    if name != "auto":
+        return _gpu(name, pool, device, native_ops)
+    for candidate in _GPUS:
+        if not _has_device(candidate, say):
+            continue
+        try:
+            if candidate in unfit:
+                raise ProviderError(f"provider {candidate}: {unfit[candidate]}")
+            provider = _gpu(candidate, pool, device, native_ops)
+        except ProviderError as error:
+            say(f"{error} (continuing on the next provider)")
+            continue
+        if not provider.software:
+            return provider
+        say(f"provider {candidate}: only a software adapter is here, slower than the cpu provider, which is used")
+    if device:
+        raise ProviderError(
+            f"device {device}: no GPU provider that works here has it; leave it out, or see sol-rt doctor"
+        )
+    return cpu
+
+
+def _has_device(name: str, say: Callable[[str], None]) -> bool:
+    """Whether a GPU provider is installed and the machine has something for it."""
+    if not _GPUS[name].installed():
+        return False
+    try:
+        return cuda.present() if name == "cuda" else bool(webgpu.devices())
+    except ProviderError as error:
+        say(f"{error} (continuing on the next provider)")
+        return False
+
+
+@functools.cache
+def _gpu(name: str, pool: int, device: int, native_ops: bool) -> Provider:
+    if not _GPUS[name].installed():
+        raise ProviderError(f"provider {name}: not installed; {_GPUS[name].INSTALL}")
+    if name == "cuda":
+        provider = Provider(name, pool, library_path(name) if native_ops else None, device, cuda.gpu(device))
+        cuda.load_libraries()
+        probe(provider)
+        return provider
+    # no native operators: ONNX Runtime would not inline them, and there they would run on the CPU
+    entry = webgpu.device(device)
+    provider = Provider(name, pool, device=device, gpu=webgpu.gpu(entry), _ep_device=entry)
+    probe(provider)
+    known = attention_probe.FLOATS if os.environ.get("SOL_RT_WEBGPU_FLOAT16", "1") != "0" else ("float32",)
+    memory = entry.memory_info(ort.OrtDeviceMemoryType.DEFAULT)
+    reference = Provider("cpu", pool).probe_session
+    floats, most_tokens = attention_probe.examine(name, provider.probe_session, reference, memory, known)
+    return replace(provider, floats=floats, most_tokens=most_tokens)
+
+
+def probe(provider: Provider) -> None:
+    """Runs a tiny model on the provider and on the CPU, and one of native operators where the provider has them: they
+    may be built for another GPU or a newer driver.
+
+    Raises ProviderError where one cannot run there or gives other numbers.
+    """
+    _compare(provider, _PROBE, None)
+    if provider.native and (library := library_path()) is not None:
+        _compare(provider, _PROBE_NATIVE, library)
+
+
+def _compare(provider: Provider, path: Path, library: Path | None) -> None:
+    """Compares a probe there with the CPU's, which runs with `library`."""
+    hint = "go without them (--no-native-ops)"
+    feed = {"ids": np.arange(8, dtype=np.int64)[None]}
+    model = path.read_bytes()
+    expected = _probe_run(Provider("cpu", provider.threads, library), model, feed)
+    what = f"provider {provider.name}: " + ("" if library is None else "native operators: ")
+    try:
+        got = _probe_run(provider, model, feed)
+    except Exception as error:
+        found = f"{one_line(error)}; {hint}" if library else _GPUS[provider.name].reason(error, provider.gpu)
+        raise ProviderError(f"{what}{found}") from None
+    difference = float(np.abs(got - expected).max())
+    if not difference <= _PROBE_TOLERANCE:
+        text = f"numbers that differ from the CPU's by {difference:.3g}, expected at most {_PROBE_TOLERANCE}"
+        raise ProviderError(f"{what}{text}; {'update its driver' if library is None else hint}")
+
+
+def _probe_run(provider: Provider, model: bytes, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(provider.probe_session(model).run(None, dict(feed))[0])

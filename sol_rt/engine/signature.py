@@ -1,0 +1,69 @@
+"""Inputs and outputs of a graph, compared with what the bundle's config implies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnxruntime as ort
+
+from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.kv_cache import KvCache
+from sol_rt.errors import BundleError
+
+CHANNEL_INPUTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+"""In the order of `ModelDims.channels`."""
+CHOICE_DIMS = CHOOSING, PRUNING = ("choosing_layers", "pruning_layers")
+"""Dims of `attn_keep` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
+ROOM = "attn_room"
+"""Attribute of layers that only function bodies read: how many pairs of a row they gather at most."""
+Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]
+"""Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
+
+
+_TYPES = {"float32": "float"}
+"""Names that ONNX Runtime has for NumPy's, where they differ."""
+
+
+def step_signature(config: SolConfig, cache: KvCache) -> Signature:
+    """The contract of docs/bundle.md section 1 for this model."""
+    model = config.model
+    inputs: dict[str, tuple[str, list[int | None]]] = {
+        "input_ids": ("tensor(int64)", [1, None]),
+        "past_length": ("tensor(int64)", [1]),
+        **dict.fromkeys(("attn_keep", *CHANNEL_INPUTS), ("tensor(int64)", [None])),
+        "num_logits": ("tensor(int64)", [1]),
+        "total_length": ("tensor(int32)", [1]),
+    }
+    outputs: dict[str, tuple[str, list[int | None]]] = {
+        "logits": ("tensor(float)", [None, model.vocab_size]),
+        "hidden_states": ("tensor(float)", [None, model.hidden_size]),
+    }
+    for buffer in cache.buffers():
+        shape = [1, model.num_kv_heads, None, *([buffer.width] if buffer.width else [])]
+        kind = f"tensor({_TYPES.get(buffer.dtype, buffer.dtype)})"
+        inputs[buffer.past] = outputs[buffer.present] = (kind, shape)
+    return inputs, outputs
+
+
+def check_signature(
+    path: object, session: ort.InferenceSession, expected: Signature, ignored: Collection[str] = ()
+) -> None:
+    """Compares a session's inputs and outputs, but for the `ignored`, with what the config implies.
+
+    Raises BundleError at the first difference.
+    """
+    for found, wanted in zip((session.get_inputs(), session.get_outputs()), expected, strict=True):
+        got = {node.name: (node.type, list(node.shape)) for node in found if node.name not in ignored}
+        for name in wanted.keys() | got.keys():
+            text = [
+                f"{kind} {shape}" if (kind, shape) != ("", []) else "nothing"
+                for kind, shape in (got.get(name, ("", [])), wanted.get(name, ("", [])))
+            ]
+            if name not in got or name not in wanted or not _fits(got[name], wanted[name]):
+                raise BundleError(path, name, text[0], text[1], "the graph belongs to another bundle: export again")
+
+
+def _fits(got: tuple[str, list[object]], wanted: tuple[str, list[int | None]]) -> bool:
+    if got[0] != wanted[0] or len(got[1]) != len(wanted[1]):
+        return False
+    return all(not isinstance(a, int) or b is None or a == b for a, b in zip(got[1], wanted[1], strict=True))

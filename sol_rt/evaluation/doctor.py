@@ -1,0 +1,157 @@
+"""What works on this machine: one finding a part of the installation, each with the next step where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Literal
+
+from sol_rt._version import __version__
+
+_EXTRAS = {
+    "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "huggingface_hub"),
+    "train": ("torch", "yaml", "safetensors"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        state: ok; missing (optional, and not there); broken (generation will fail or fall back).
+        what: the part examined.
+        detail: what was found, and the next step where something is wanting.
+    """
+
+    state: Literal["ok", "missing", "broken"]
+    what: str
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Examines the installation. Never raises: what goes wrong is a finding."""
+    return [
+        Finding(
+            "ok",
+            "sol_rt",
+            f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        ),
+        *_onnxruntime(),
+        _native_operators(),
+        Finding("ok", "processor", f"{_cores()} cores usable"),
+        _memory(),
+        _gpu("webgpu"),
+        _gpu("cuda"),
+        *_extras(),
+        *_home(),
+    ]
+
+
+def _onnxruntime() -> list[Finding]:
+    try:
+        import onnxruntime
+    except Exception as error:
+        return [Finding("broken", "onnxruntime", f"{error}; run pip install --force-reinstall onnxruntime")]
+    return [
+        Finding("ok", "onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
+    ]
+
+
+def _native_operators() -> Finding:
+    from sol_rt.ops import library_path
+
+    library = library_path()
+    if library is None:
+        return Finding(
+            "missing",
+            "native operators",
+            "not built; graphs run on standard operators, slower; pip install sol-rt again with a C++ compiler",
+        )
+    try:
+        import onnxruntime
+
+        onnxruntime.SessionOptions().register_custom_ops_library(str(library))
+    except Exception as error:
+        return Finding(
+            "broken",
+            "native operators",
+            f"{library}: {' '.join(str(error).split())}; pass --no-native-ops, or install sol-rt again",
+        )
+    return Finding("ok", "native operators", str(library))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> Finding:
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return Finding("ok", "memory", "size unknown on this system")
+    return Finding("ok", "memory", f"{total / 2**30:.1f} GiB")
+
+
+def _gpu(name: str) -> Finding:
+    """Whether a GPU provider gives the CPU's numbers here: what `--provider auto` asks too."""
+    from sol_rt.engine.providers import choose
+    from sol_rt.errors import SolError
+
+    try:
+        provider = choose(name)
+        provider.memory()
+    except SolError as error:
+        return Finding("missing", name, str(error).removeprefix(f"provider {name}: "))
+    except Exception as error:
+        return Finding("broken", name, " ".join(str(error).split()))
+    parts = [f"{provider.device_name} gives the CPU's numbers"]
+    if name == "cuda":
+        parts.append("native operators" if provider.native else "no native operators built")
+    if provider.floats != "float16":
+        parts.append(f"computes in {provider.floats}, without float16")
+    if provider.most_tokens is not None:
+        parts.append(f"prompts go in parts of {provider.most_tokens} tokens, as attention of more is wrong there")
+    if provider.software:
+        parts.append(f"a software adapter, which only --provider {name} uses")
+    return Finding("ok", name, "; ".join(parts))
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, modules in _EXTRAS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        detail = f"lacks {', '.join(missing)}; run pip install 'sol-rt[{extra}]'" if missing else "complete"
+        findings.append(Finding("missing" if missing else "ok", f"extra {extra}", detail))
+    return findings
+
+
+def _home() -> list[Finding]:
+    from sol_rt.errors import SolError
+    from sol_rt.store.home import bundle_names, find_bundle, home
+
+    folder = home()
+    existing = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    findings = []
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        findings.append(Finding("ok", "home", f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free"))
+    except OSError as error:
+        findings.append(Finding("broken", "home", f"{folder}: {error.strerror}; set SOL_RT_HOME to a writable folder"))
+    names = bundle_names()
+    findings.append(
+        Finding("ok" if names else "missing", "bundles", ", ".join(names) or "none; run sol-rt export -m smollm2-135m")
+    )
+    try:
+        findings.append(Finding("ok", "default model", str(find_bundle(None))))
+    except SolError as error:
+        findings.append(Finding("missing", "default model", str(error)))
+    if sys.prefix == sys.base_prefix:
+        findings.append(Finding("ok", "environment", f"{sys.prefix}, no virtual environment"))
+    return findings

@@ -1,0 +1,93 @@
+"""A bundle described without running it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sol_rt.budget.cost import BytesCost, load_cost_model
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import FORMAT_VERSION
+from sol_rt.bundle.selection import Candidate, Selection
+from sol_rt.engine.providers import default_threads
+
+
+def describe(path: Path, context: int = 512) -> dict[str, Any]:
+    """What `sol-rt inspect` shows.
+
+    Args:
+        path: bundle folder.
+        context: tokens in the cache before the step that costs are given for.
+
+    Returns:
+        path, format_version, model, kv, variants, policy (null or its description), actions, cost_model and selection.
+        An action's `cost` is its share of the dense step's cost, `bytes` what its step reads by the bytes model, `loss`
+        nats over dense or null, `measured` what selection.json tells of it by context. `selection` is null where
+        nothing was measured at export, else how it was measured and every candidate with why it was kept or not.
+
+    Raises:
+        BundleError: no sound bundle is there.
+    """
+    bundle = Bundle.open(path)
+    config = bundle.config
+    context = min(context, config.model.max_context - 1)
+    cost, size = load_cost_model(bundle, "cpu", default_threads()), BytesCost(config)
+    dense = cost.dense(context)
+    selection = Selection.of(bundle)
+    candidates = {} if selection is None else {candidate.action: candidate for candidate in selection.candidates}
+    return {
+        "path": str(path),
+        "format_version": FORMAT_VERSION,
+        "model": asdict(config.model),
+        "kv": asdict(config.kv),
+        "variants": [
+            {
+                "key": key,
+                "prune": entry.prune,
+                "bits": entry.bits,
+                "head_bits": entry.head_bits,
+                "layer_widths": entry.layer_widths,
+                "file": entry.file,
+                "bytes": entry.weight_bytes,
+            }
+            for key, entry in config.variants.items()
+        ],
+        "policy": config.policy.description if config.policy else None,
+        "actions": [
+            {
+                "tag": entry.action.tag,
+                "cost": cost.step(entry.action, context) / dense,
+                "loss": entry.loss,
+                "bytes": round(size.step(entry.action, context)),
+                "measured": _measured(candidates.get(entry.action)),
+            }
+            for entry in config.actions
+        ],
+        "cost_model": cost.name,
+        "selection": None if selection is None else _selection(selection),
+    }
+
+
+def _measured(candidate: Candidate | None) -> dict[str, Any]:
+    return {} if candidate is None else {str(context): asdict(point) for context, point in candidate.at.items()}
+
+
+def _selection(selection: Selection) -> dict[str, Any]:
+    return {
+        "text": selection.text,
+        "device": selection.device,
+        "busy": selection.busy,
+        "limit": selection.limit,
+        "gone": selection.gone,
+        "contexts": {str(context): asdict(setting) for context, setting in selection.contexts.items()},
+        "candidates": [
+            {
+                "tag": candidate.action.tag,
+                "kept": candidate.kept,
+                "reason": candidate.reason,
+                "measured": _measured(candidate),
+            }
+            for candidate in selection.candidates
+        ],
+    }

@@ -1,0 +1,193 @@
+"""`sol_rt` as a model of EleutherAI's lm-evaluation-harness, which comes with the extra `eval`.
+
+    lm_eval --model sol_rt --model_args pretrained=BUNDLE,budget=0.4,schedule=sol --tasks …
+
+works where lm_eval finds models by entry point (the releases after 0.4.13); `python -m sol_rt.evaluation.lm_eval` takes
+the same arguments and works with all from 0.4.9 on. Prompts are prefilled dense but for their last token; that and the
+tokens of the continuation are decode steps under the schedule, in one account over all requests of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from sol_rt.errors import UsageError
+from sol_rt.evaluation.quality.continuations import PromptScorer
+from sol_rt.generate.model import Dial, SolModel
+
+_MAX_NEW_TOKENS = 256
+_IGNORED = {"batch_size", "max_batch_size", "device", "trust_remote_code", "dtype"}  # the harness hands them to all
+
+
+class SolLM(TemplateLM):
+    """A bundle under a budget.
+
+    Args:
+        pretrained: bundle folder, or the name of one.
+        budget: share of the dense cost.
+        schedule: as of `sol-rt generate`; the bundle's default.
+        refresh: whether cheap cache entries are repaired after every episode; the bundle's default.
+        seed: of the schedule `random`.
+        provider, gpu, threads, native_ops: as of `SolModel.from_pretrained`.
+        max_length: tokens of context; the model's own by default. Longer prompts lose their beginning.
+        max_gen_toks: tokens to generate where a task doesn't say.
+        others: what the harness gives to every model and this one has no use for.
+
+    Raises what `SolModel.from_pretrained` raises, and UsageError for an unknown argument.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        budget: float = 1.0,
+        schedule: str | None = None,
+        refresh: bool | None = None,
+        seed: int | None = 0,
+        provider: str = "auto",
+        gpu: int = 0,
+        threads: int | None = None,
+        native_ops: bool = True,
+        max_length: int | None = None,
+        max_gen_toks: int = _MAX_NEW_TOKENS,
+        **others: Any,
+    ) -> None:
+        super().__init__()
+        unknown = sorted(set(others) - _IGNORED)
+        if unknown:
+            names = "pretrained, budget, schedule, refresh, seed, provider, gpu, threads, native_ops, max_length"
+            names += ", max_gen_toks"
+            raise UsageError(f"--model_args {unknown[0]}: unknown, expected some of {names}")
+        self.model = SolModel.from_pretrained(
+            pretrained,
+            provider=provider,
+            device=gpu,
+            threads=threads,
+            native_ops=native_ops,
+            max_context=max_length,
+        )
+        self._dial = Dial(_number("budget", budget), schedule, refresh=refresh, seed=seed)
+        self._max_new_tokens = max_gen_toks
+        self._name, self._decoder = self.model.decoder(self._dial)
+        self._scorer = PromptScorer(self.model.engine)
+
+    @property
+    def max_length(self) -> int:
+        return self.model.engine.max_context
+
+    @property
+    def eot_token_id(self) -> int:
+        tokens = self.model.bundle.config.model.eos_token_ids
+        if not tokens:
+            raise UsageError("the bundle has no end token, which stands before a text without a prompt")
+        return tokens[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.model.bundle.config.model.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the prompts that the harness caches."""
+        return f"sol_rt-{self.model.bundle.identity[:16]}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        special = True if add_special_tokens is None else add_special_tokens
+        return list(self.model.tokenizer.encode(string, add_special_tokens=special))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        template = self.model.bundle.chat_template()
+        return template.render(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results: the schedule, and the budget that was achieved by the scores."""
+        controller = self._decoder.controller
+        return {
+            "schedule": self._name,
+            "requested_budget": controller.requested,
+            "achieved_budget": controller.achieved,
+            "decode_steps": controller.steps,
+            "cost_model": controller.cost.name,
+        }
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **_: Any,
+    ) -> list[tuple[float, bool]]:
+        found: list[tuple[float, bool]] = []
+        for request, prompt, continuation in tqdm(requests, desc="Scoring", disable=disable_tqdm):
+            result = self._score(prompt, continuation)
+            self.cache_hook.add_partial("loglikelihood", request, result)
+            found.append(result)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Each text in windows of the model's context, every token scored once."""
+        found = []
+        for request in tqdm(requests, desc="Scoring", disable=disable_tqdm):
+            (text,) = request.args
+            total = sum(self._score(prompt, scored)[0] for prompt, scored in self._rolling(text))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+            found.append(total)
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        found = []
+        for request in tqdm(requests, desc="Generating", disable=disable_tqdm):
+            prompt, settings = request.args
+            text = self._generate(prompt, dict(settings))
+            self.cache_hook.add_partial("generate_until", request.args, text)
+            found.append(text)
+        return found
+
+    def _score(self, prompt: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+        """Log-probability of the continuation, and whether it is what greedy decoding gives."""
+        # the continuation's last token is only scored
+        room = self.max_length + 1 - len(continuation)
+        if room < 1:
+            raise UsageError(f"a continuation has {len(continuation)} tokens, expected at most {self.max_length}")
+        self._scorer.open(prompt[-room:])
+        result = self._scorer.score(self._decoder, continuation)
+        return float(result.logprobs.sum()), result.greedy
+
+    def _rolling(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        tokens = self.tok_encode(text, add_special_tokens=False)
+        windows = get_rolling_token_windows(
+            token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+        )
+        yield from map(make_disjoint_window, windows)
+
+    def _generate(self, prompt: str, settings: dict[str, Any]) -> str:
+        stops = settings.pop("until", [])
+        limit = int(settings.pop("max_gen_toks", settings.pop("max_new_tokens", self._max_new_tokens)))
+        sampled = bool(settings.pop("do_sample", False)) and float(settings.get("temperature", 1.0) or 0.0) > 0
+        given = {name: settings[name] for name in ("temperature", "top_k", "top_p") if sampled and name in settings}
+        tokens = self.tok_encode(prompt)[-max(self.max_length - limit, 1) :]
+        result = self.model.generate(
+            tokens,
+            budget=self._dial.budget,
+            schedule=self._dial.schedule,
+            refresh=self._dial.refresh,
+            seed=self._dial.seed,
+            max_new_tokens=limit,
+            stop_strings=[stop for stop in ([stops] if isinstance(stops, str) else stops) if stop],
+            do_sample=sampled,
+            repetition_penalty=1.0,
+            **given,
+        )
+        return result.text
+
+
+def _number(name: str, value: float | str) -> float:
+    """An argument as a number: the harness hands over what is none as text."""
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"--model_args {name}={value}: expected a number") from None

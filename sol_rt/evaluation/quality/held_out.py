@@ -1,0 +1,234 @@
+"""Schedules side by side on held-out text: the same windows, the same prefill, token by token the same tokens.
+
+First every window is run dense, under every action, and under `uniform`, `entropy` and `sol` at every budget; random
+schedules of many seeds run on the first windows only. From that the best static action, the best mix of two and the
+best random schedule are chosen; the latter two then run on all windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import SolConfig
+from sol_rt.errors import ContextError, UsageError
+from sol_rt.evaluation.quality.mix import hull_pair
+from sol_rt.evaluation.quality.perplexity import added_bos
+from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScorer
+from sol_rt.evaluation.quality.state import State
+from sol_rt.evaluation.quality.windows import Window, spread_windows
+from sol_rt.generate.model import SolModel
+
+BUDGETED = ("uniform", "random", "entropy", "sol")
+"""Schedules that run at every budget."""
+SCHEDULES = ("dense", "static", *BUDGETED)
+BUDGETS = (0.4, 0.5, 0.6, 0.7)
+SIZES = (512, 2048, 4096, 8000)
+
+Progress = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured.
+
+    Attributes:
+        sizes: tokens of a window.
+        budgets: shares of the dense cost, over 0 and under 1.
+        schedules: of SCHEDULES; `dense` is always run.
+        chunks: windows of each size at most, None for all.
+        scored: tokens scored in each, None for the second half, at most 256.
+        refresh: whether cheap cache entries are repaired, at their cost.
+        random: random schedules of which the best is taken.
+        searched: windows, the first ones, that the best random schedule is chosen on.
+        block: tokens whose sums are kept together.
+    """
+
+    sizes: tuple[int, ...] = SIZES
+    budgets: tuple[float, ...] = BUDGETS
+    schedules: tuple[str, ...] = SCHEDULES
+    chunks: int | None = None
+    scored: int | None = None
+    refresh: bool = False
+    random: int = 100
+    searched: int = 1
+    block: int = 64
+
+    def check(self, config: SolConfig) -> None:
+        """Raises UsageError for what can't be measured with this bundle."""
+        limit = config.model.max_context
+        for size in self.sizes:
+            if size < 4:
+                raise UsageError(f"--ctx-size: got {size}, expected 4 or more tokens")
+            if size > limit:
+                raise ContextError(f"--ctx-size {size}: the model's context is {limit} tokens")
+        for budget in self.budgets:
+            if not 0 < budget < 1:
+                raise UsageError(f"--budget: got {budget}, expected shares of the dense cost over 0 and under 1")
+        for name in self.schedules:
+            if name not in SCHEDULES:
+                raise UsageError(f"--schedules: got {name!r}, expected some of {', '.join(SCHEDULES)}")
+        if "sol" in self.schedules and config.policy is None:
+            raise UsageError("--schedules sol: this bundle has no policy; leave it out, or train one")
+
+
+@dataclass(frozen=True)
+class SizeRuns:
+    """All runs at one window size.
+
+    Attributes:
+        size: tokens of a window.
+        windows: the windows, in the order of every list of runs.
+        dense: one run a window.
+        fixed: by action tag, a run a window; empty without `static`.
+        budgeted: by schedule and budget, a run a window; `mix` and `random` as they were chosen.
+        chosen: what was chosen for `mix` and `random` at each budget, in words.
+    """
+
+    size: int
+    windows: list[Window]
+    dense: list[WindowRun]
+    fixed: dict[str, list[WindowRun]]
+    budgeted: dict[tuple[str, float], list[WindowRun]]
+    chosen: dict[tuple[str, float], str]
+
+
+def measure(
+    model: SolModel, texts: Mapping[str, str], plan: Plan, state: State, progress: Progress
+) -> Iterator[SizeRuns]:
+    """Runs the plan, one window size after the other.
+
+    Args:
+        model: an open model; its cache is overwritten.
+        texts: held-out texts by name.
+        plan: what to measure.
+        state: holds what was measured before, and gets what is measured now.
+        progress: told what is being done, how many decode steps are done, and how many there are.
+
+    Raises UsageError where a text is shorter than a window, and SolError where a run fails.
+    """
+    plan.check(model.bundle.config)
+    tokens = {name: model.tokenizer.encode(text, add_special_tokens=False) for name, text in texts.items()}
+    bos = added_bos(model)
+    windows = {size: spread_windows(tokens, size, bos, plan.chunks, plan.scored) for size in plan.sizes}
+    for size in plan.sizes:
+        yield _Measuring(model, plan, state, progress, size, windows[size]).run()
+
+
+def state_settings(model: SolModel, refresh: bool, block: int | None = None) -> dict[str, object]:
+    """What the results in a state file hold for. A policy is not of it: its own runs name it."""
+    document = model.bundle.config.to_json_dict()
+    policy = document.pop("policy", None)
+    dropped = {"README.md", policy["file"] if policy else None}
+    document["files"] = {name: entry for name, entry in document["files"].items() if name not in dropped}
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    kernels = "native" if model.engine.native else model.engine.provider_name
+    costs = {action.tag: model.cost.step(action, 511) for action in _actions(model.bundle.config)}
+    return {
+        "bundle": digest[:16],
+        "cost": f"{model.cost.unit} {hashlib.sha256(json.dumps(costs).encode()).hexdigest()[:16]}",
+        "kernels": kernels,
+        "refresh": refresh,
+        "block": block,
+    }
+
+
+class _Measuring:
+    """Makes the runs of one window size."""
+
+    def __init__(
+        self, model: SolModel, plan: Plan, state: State, progress: Progress, size: int, windows: Sequence[Window]
+    ) -> None:
+        self._model, self._plan, self._state = model, plan, state
+        self._size, self._windows = size, list(windows)
+        self._scorer = WindowScorer(model, refresh=plan.refresh, block=plan.block)
+        self._progress = progress
+
+    def run(self) -> SizeRuns:
+        plan, actions = self._plan, _actions(self._model.bundle.config)
+        statics = {action: Setting(f"fixed:{action.tag}") for action in actions if "static" in plan.schedules}
+        steady = [
+            Setting(name, budget)
+            for name in BUDGETED
+            if name in plan.schedules and name != "random"
+            for budget in plan.budgets
+        ]
+        seeds = range(plan.random if "random" in plan.schedules else 0)
+        drawn = [Setting("random", budget, seed) for budget in plan.budgets for seed in seeds]
+        everywhere = [DENSE, *statics.values(), *steady]
+        wanted = [everywhere + drawn * (index < plan.searched) for index in range(len(self._windows))]
+        self._run("schedules", wanted)
+        fixed = {action: self._runs(setting) for action, setting in statics.items()}
+
+        chosen: dict[tuple[str, float], Setting] = {}
+        for budget in plan.budgets:
+            if fixed:
+                pair = hull_pair({action: (cost_of(runs), nll_of(runs)) for action, runs in fixed.items()}, budget)
+                if pair is not None:
+                    chosen["mix", budget] = Setting("mix", budget, mixed=pair)
+            tried = [setting for setting in drawn if setting.budget == budget]
+            if tried:
+                searched = slice(plan.searched)
+                chosen["random", budget] = min(tried, key=lambda each: nll_of(self._runs(each, searched)))
+        self._run("best mix, best random", [list(chosen.values()) for _ in self._windows])
+        settings = {(each.schedule, each.budget): each for each in steady} | chosen
+        return SizeRuns(
+            self._size,
+            self._windows,
+            self._runs(DENSE),
+            {action.tag: runs for action, runs in fixed.items()},
+            {(name, budget): self._runs(setting) for (name, budget), setting in settings.items() if budget is not None},
+            {at: _words(setting) for at, setting in chosen.items()},
+        )
+
+    def _run(self, what: str, wanted: Sequence[Sequence[Setting]]) -> None:
+        """Runs of every window the settings that have no result yet."""
+        steps = [window.steps for window in self._windows]
+        total = sum(step * len(settings) for step, settings in zip(steps, wanted, strict=True))
+        done = 0
+        for window, settings in zip(self._windows, wanted, strict=True):
+            missing = [setting for setting in settings if self._state.get(self._key(window, setting)) is None]
+            done += window.steps * (len(settings) - len(missing))
+            self._progress(f"{self._size}: {what}", done, total)
+            if not missing:
+                continue
+            dense = self._scorer.open(window)
+            for setting in missing:
+                result = dense if setting == DENSE else self._scorer.run(setting)
+                self._state.put(self._key(window, setting), asdict(result))
+                done += window.steps
+                self._progress(f"{self._size}: {what}", done, total)
+
+    def _runs(self, setting: Setting, which: slice = slice(None)) -> list[WindowRun]:
+        return [WindowRun(**self._state.get(self._key(window, setting))) for window in self._windows[which]]
+
+    def _key(self, window: Window, setting: Setting) -> str:
+        config = self._model.bundle.config
+        policy = config.files[config.policy.file].sha256[:16] if setting.schedule == "sol" and config.policy else ""
+        return f"{window.identity} {setting.key} {policy}".strip()
+
+
+def _words(setting: Setting) -> str:
+    """What was chosen."""
+    if setting.mixed is None:
+        return f"seed {setting.seed}"
+    return " and ".join(dict.fromkeys(action.tag for action in setting.mixed))
+
+
+def cost_of(runs: Sequence[WindowRun]) -> float:
+    """Cost of all steps over their dense cost."""
+    return sum(sum(run.spent) for run in runs) / sum(sum(run.full) for run in runs)
+
+
+def nll_of(runs: Sequence[WindowRun]) -> float:
+    """Mean negative log-likelihood, nats a token."""
+    return sum(sum(run.nll) for run in runs) / sum(sum(run.tokens) for run in runs)
+
+
+def _actions(config: SolConfig) -> list[Action]:
+    """The bundle's action set, and the dense action in any case."""
+    found = [entry.action for entry in config.actions]
+    return found if config.dense in found else [config.dense, *found]

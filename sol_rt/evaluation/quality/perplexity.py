@@ -1,0 +1,133 @@
+"""Perplexity in llama-perplexity's convention, measured through the path that generation takes.
+
+The text is tokenized once and cut into windows of c tokens; where the tokenizer adds a BOS, it replaces the first
+token of every window. The first c/2 tokens of a window are context, prefilled dense. Each later token is one decode
+step under the schedule; the step's logits score the token after it. So a window scores c - c/2 - 1 tokens, as
+llama-perplexity does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sol_rt.errors import ContextError, UsageError
+
+if TYPE_CHECKING:
+    from sol_rt.bundle.config import ModelDims
+    from sol_rt.generate.model import SolModel
+    from sol_rt.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Perplexity over the windows so far.
+
+    Attributes:
+        ppl: exp of the mean negative log-likelihood.
+        stderr: of ppl, propagated from the standard error of that mean.
+        nll: the mean, in nats a token.
+        tokens: tokens scored.
+        chunks: windows scored.
+        achieved_budget: cost of all decode steps over their dense cost.
+        actions: decode steps of every action tag.
+    """
+
+    ppl: float
+    stderr: float
+    nll: float
+    tokens: int
+    chunks: int
+    achieved_budget: float
+    actions: dict[str, int]
+
+
+def windows(tokens: Sequence[int], size: int, bos: int | None, chunks: int | None = None) -> list[list[int]]:
+    """Cuts `tokens` into whole windows of `size`, the first token of each replaced by `bos` where one is given.
+
+    Raises UsageError where there are fewer than two windows, as llama-perplexity does.
+    """
+    if len(tokens) < 2 * size:
+        raise UsageError(
+            f"the text has {len(tokens)} tokens, windows of {size} need {2 * size}; use a longer file or smaller -c"
+        )
+    count = len(tokens) // size
+    if chunks is not None:
+        count = min(count, chunks)
+    cut = [list(tokens[index * size : (index + 1) * size]) for index in range(count)]
+    if bos is not None:
+        for window in cut:
+            window[0] = bos
+    return cut
+
+
+def estimate(logprobs: np.ndarray, chunks: int, achieved_budget: float, actions: dict[str, int]) -> Estimate:
+    """Mean, perplexity and its standard error from logprobs float [n], in nats."""
+    losses = -np.asarray(logprobs, np.float64)
+    count, mean = losses.size, float(losses.mean())
+    variance = float(np.square(losses).mean()) - mean * mean
+    error = math.sqrt(variance / (count - 1)) if count > 1 and variance > 0 else 0.0
+    return Estimate(math.exp(mean), error * math.exp(mean), mean, count, chunks, achieved_budget, dict(actions))
+
+
+def perplexity(
+    model: SolModel,
+    text: str,
+    *,
+    size: int = 512,
+    chunks: int | None = None,
+    progress: Callable[[int, int, Estimate], None] | None = None,
+    **how: Any,
+) -> Estimate:
+    """Scores a text window by window.
+
+    Args:
+        model: an open model.
+        text: what to score.
+        size: tokens a window, 4 at least.
+        chunks: windows at most.
+        progress: called after every window with windows done, windows in total and the estimate so far.
+        how: budget, schedule and the other arguments of `SolModel.score`.
+
+    Raises UsageError where the text is shorter than two windows, ContextError where a window exceeds the context.
+    """
+    limit = model.bundle.config.model.max_context
+    if size > limit:
+        raise ContextError(f"--ctx-size {size}: the model's context is {limit} tokens")
+    bos = added_bos(model)
+    tokens = model.tokenizer.encode(text, add_special_tokens=False)
+    cut = windows(tokens if bos is None else [bos, *tokens], size, bos, chunks)
+
+    context = size // 2
+    scored: list[np.ndarray] = []
+    budgets: list[float] = []
+    actions: dict[str, int] = {}
+    for index, window in enumerate(cut):
+        scores = model.score(window, context=context, **how)
+        # The first of them is predicted by the prefill, not by a decode step: llama-perplexity doesn't count it either.
+        scored.append(np.array(scores.logprobs[-(size - context - 1) :]))
+        # Windows have equal lengths, so their dense costs are equal and the mean is exact.
+        budgets.append(scores.achieved_budget)
+        for tag, count in scores.actions.items():
+            actions[tag] = actions.get(tag, 0) + count
+        result = estimate(np.concatenate(scored), index + 1, float(np.mean(budgets)), actions)
+        if progress is not None:
+            progress(index + 1, len(cut), result)
+    return result
+
+
+def added_bos(model: SolModel) -> int | None:
+    """The token that the tokenizer puts before a text, None where it adds none."""
+    return starting_token(model.tokenizer, model.bundle.config.model)
+
+
+def starting_token(tokenizer: Tokenizer, model: ModelDims) -> int | None:
+    """The same, before a model is opened."""
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    full = tokenizer.encode("a", add_special_tokens=True)
+    bos = model.bos_token_id
+    return bos if bos is not None and len(full) > len(bare) and full[0] == bos else None

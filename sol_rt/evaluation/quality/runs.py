@@ -1,0 +1,153 @@
+"""One schedule over one window: what it lost, what it spent, and how far it went from the dense model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sol_rt.budget.controller import Controller
+from sol_rt.budget.schedules import is_constant
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.distribution import Distribution, Reference
+from sol_rt.engine.engine import StepOutput
+from sol_rt.evaluation.quality.mix import MixSchedule
+from sol_rt.evaluation.quality.windows import Window
+from sol_rt.generate.loop import Decoder
+from sol_rt.generate.model import Dial, SolModel
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A schedule and how it is run.
+
+    Attributes:
+        schedule: `dense`, `fixed:TAG`, `uniform`, `random`, `entropy`, `sol`, or `mix`.
+        budget: share of the dense cost; None for those of one action.
+        seed: of `random`.
+        mixed: the two actions of `mix`.
+    """
+
+    schedule: str
+    budget: float | None = None
+    seed: int | None = None
+    mixed: tuple[Action, Action] | None = None
+
+    @property
+    def key(self) -> str:
+        """Names it, for example `uniform@0.4`, `random:17@0.4`."""
+        name = self.schedule if self.seed is None else f"{self.schedule}:{self.seed}"
+        if self.mixed is not None:
+            name = f"{name}:{'+'.join(action.tag for action in self.mixed)}"
+        return name if self.budget is None else f"{name}@{self.budget:g}"
+
+
+DENSE = Setting("dense")
+
+
+@dataclass(frozen=True)
+class WindowRun:
+    """What a schedule did with a window, as sums over blocks of consecutive tokens.
+
+    Attributes:
+        tokens: scored tokens of every block.
+        nll: their negative log-likelihood, nats.
+        kl: divergence of the dense model's distribution from the schedule's, sum KL(dense || schedule), nats.
+        agreed: tokens where both have the same likeliest token.
+        spent: cost of the decode steps, policy and refreshes included, in the cost model's unit.
+        full: dense cost of the same steps.
+        actions: decode steps of every action tag.
+        floored: whether the budget lay below the cheapest action.
+    """
+
+    tokens: list[int]
+    nll: list[float]
+    kl: list[float]
+    agreed: list[int]
+    spent: list[float]
+    full: list[float]
+    actions: dict[str, int] = field(default_factory=dict)
+    floored: bool = False
+
+
+class WindowScorer:
+    """Runs schedules over one window after another, all from the same dense prefill.
+
+    Args:
+        model: an open model; its cache is overwritten.
+        refresh: whether cheap cache entries are repaired after every episode, at their cost.
+        block: tokens whose sums are kept together.
+    """
+
+    def __init__(self, model: SolModel, *, refresh: bool, block: int) -> None:
+        self._model, self._refresh, self._block = model, refresh, block
+        self._window: Window
+        self._prefilled: StepOutput
+        self._dense: list[Reference]
+
+    def open(self, window: Window) -> WindowRun:
+        """Prefills the window's context and runs its scored part dense, which later runs are compared with."""
+        engine = self._model.engine
+        self._window, self._dense = window, []
+        engine.owner = self
+        engine.reset()
+        given = engine.forward(window.tokens[: window.context], self._model.bundle.config.dense)
+        self._prefilled = detached(given)
+        return self.run(DENSE)
+
+    def run(self, setting: Setting) -> WindowRun:
+        """The opened window under a schedule."""
+        window, dense = self._window, self._dense
+        decoder = self._decoder(setting)
+        decoder.rewind(window.context, self._prefilled)
+        first = not dense
+        scored = window.tokens[window.context :]
+        rows = np.empty((window.steps, 5), np.float64)  # nll, kl, agreed, spent, full
+        for index, (token, target) in enumerate(itertools.pairwise(scored)):
+            context = window.context + index
+            taken = decoder.step(token)
+            distribution = decoder.output.distribution
+            if first:
+                dense.append(Reference(distribution, np.float32))
+            row = dense[index]
+            kl = row.divergence(distribution)
+            agreed = distribution.top == row.top
+            spent, full = taken.cost, decoder.controller.cost.dense(context)
+            rows[index] = -distribution.log_probability(target), kl, agreed, spent, full
+        edges = np.arange(0, window.steps, self._block)
+        nll, kl, agreed, spent, full = np.add.reduceat(rows, edges, axis=0).T
+        return WindowRun(
+            tokens=np.diff([*edges.tolist(), window.steps]).tolist(),
+            nll=nll.tolist(),
+            kl=kl.tolist(),
+            agreed=agreed.astype(int).tolist(),
+            spent=spent.tolist(),
+            full=full.tolist(),
+            actions=dict(decoder.actions),
+            floored=decoder.controller.floored,
+        )
+
+    def _decoder(self, setting: Setting) -> Decoder:
+        if setting.mixed is not None:
+            assert setting.budget is not None
+            return mixed_decoder(self._model, setting.mixed, setting.budget, self._refresh)
+        budget = 1.0 if setting.budget is None or is_constant(setting.schedule) else setting.budget
+        refresh = self._refresh and setting != DENSE
+        return self._model.decoder(Dial(budget, setting.schedule, refresh=refresh, seed=setting.seed))[1]
+
+
+def mixed_decoder(model: SolModel, actions: tuple[Action, Action], budget: float, refresh: bool) -> Decoder:
+    """A run that takes two actions in turn, in such shares that the budget is held."""
+    config = model.bundle.config
+    known: Sequence[Action] = actions if config.dense in actions else (*actions, config.dense)
+    every = config.refresh.episode if refresh else None
+    controller = Controller(known, model.cost, budget, refresh_every=every)
+    return Decoder(model.engine, controller, MixSchedule(controller))
+
+
+def detached(output: StepOutput) -> StepOutput:
+    """The same output, in arrays of its own that no later step overwrites."""
+    logits = output.logits[-1:].copy()
+    return StepOutput(logits, output.hidden[-1:].copy(), Distribution(logits[0]))

@@ -1,0 +1,144 @@
+"""An evaluation as markdown tables, aligned for reading as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from sol_rt.evaluation.quality.mmlu import Duel, ExamReport, Score
+from sol_rt.evaluation.report.bootstrap import Figure
+from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport
+
+FEW_WINDOWS = 10
+
+
+def table_lines(evaluation: Evaluation) -> Iterator[str]:
+    """The lines of the report."""
+    resampling = evaluation.resampling
+    yield f"{evaluation.model}; {evaluation.device}; costs in {evaluation.cost_model}, over dense"
+    yield f"texts: {', '.join(evaluation.texts)}; refresh {'on' if evaluation.refresh else 'off'}"
+    yield f"intervals: 95%, paired bootstrap of {resampling.unit}, {resampling.draws} draws, seed {resampling.seed}"
+    if evaluation.random_schedules:
+        windows = f"{evaluation.random_searched} window{'' if evaluation.random_searched == 1 else 's'}"
+        yield (
+            f"random: the best of {evaluation.random_schedules} random schedules a budget, chosen on the first "
+            f"{windows} of each size, scored on all"
+        )
+    yield "static, mix: the best action and the best two in turn, chosen on the very windows that are scored"
+    for size in evaluation.sizes:
+        yield ""
+        yield from _size_lines(size)
+
+
+def exam_lines(report: ExamReport) -> Iterator[str]:
+    """The lines of an MMLU report."""
+    resampling = report.resampling
+    yield f"{report.model}; {report.device}; costs in {report.cost_model}, over dense"
+    yield (
+        f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, {report.tail} of the prompt's "
+        f"tokens as decode steps; refresh {'on' if report.refresh else 'off'}"
+    )
+    if report.cut:
+        yield f"{report.cut} prompts were longer than the context: their beginning was left out"
+    yield f"intervals: 95%, paired bootstrap of questions, {resampling.draws} draws, seed {resampling.seed}"
+    yield ""
+    heads = ["schedule", "budget", "achieved", "accuracy", "95%", "by the character", "95%", "nats of the right one"]
+    yield from _table([*heads, "decode steps"], map(_score, report.scores))
+    if report.duels:
+        yield ""
+        heads = ["against", "budget", "", "difference", "95%", "won", "lost", "p (McNemar)"]
+        yield from _table([f"{report.duels[0].schedule} {heads[0]}", *heads[1:]], map(_duel, report.duels))
+
+
+def _score(score: Score) -> list[str]:
+    normalised = score.normalised
+    return [
+        score.schedule,
+        "" if score.budget is None else f"{score.budget:g}",
+        f"{score.achieved:.3f}",
+        f"{score.accuracy.value:.1%}",
+        interval(score.accuracy, ".1%"),
+        "" if normalised is None else f"{normalised.value:.1%}",
+        "" if normalised is None else interval(normalised, ".1%"),
+        f"{score.right.value:.3f}",
+        f"{score.steps}",
+    ]
+
+
+def _duel(duel: Duel) -> list[str]:
+    return [
+        duel.rival,
+        f"{duel.budget:g}",
+        "accuracy" if duel.metric == "accuracy" else "by the character",
+        f"{duel.difference.value:+.1%}",
+        interval(duel.difference, "+.1%"),
+        f"{duel.won}",
+        f"{duel.lost}",
+        f"{duel.p_value:.3f}",
+    ]
+
+
+def _size_lines(report: SizeReport) -> Iterator[str]:
+    yield f"## Windows of {report.size}"
+    yield f"{report.windows} windows, {report.tokens} tokens scored, behind {report.context} that were prefilled"
+    if report.units < FEW_WINDOWS:
+        yield f"Intervals of {report.units} units only are narrower than they should be: score more windows."
+    yield ""
+    heads = ["budget", "achieved", "perplexity", "95%", "over dense", "KL to dense", "top-1 as dense", ""]
+    yield from _table(["schedule", *heads], [_result(each, report.dense) for each in (report.dense, *report.results)])
+    if report.static:
+        yield ""
+        yield from _table(["action", *heads], [_result(each, report.dense) for each in report.static])
+    if report.comparisons:
+        yield ""
+        heads = ["budget", "cost", "rival's cost", "perplexity", "95%", "added loss avoided", "95%"]
+        yield from _table([f"{report.comparisons[0].schedule} against", *heads], map(_comparison, report.comparisons))
+
+
+def _result(result: Result, dense: Result) -> list[str]:
+    return [
+        result.schedule,
+        "" if result.budget is None else f"{result.budget:g}",
+        f"{result.achieved.value:.3f}",
+        f"{result.perplexity.value:.3f}",
+        interval(result.perplexity, ".3f"),
+        f"{result.perplexity.value / dense.perplexity.value - 1:+.2%}",
+        f"{max(result.kl.value, 0.0):.4f}",
+        f"{result.agreement.value:.1%}",
+        "below the cheapest action" if result.floored else result.chosen,
+    ]
+
+
+def _comparison(each: Comparison) -> list[str]:
+    return [
+        each.rival,
+        f"{each.budget:g}",
+        f"{each.cost:.3f}",
+        f"{each.rival_cost:.3f}{'' if each.matched else ' (not matched)'}",
+        f"{each.perplexity.value:+.3f}",
+        interval(each.perplexity, "+.3f"),
+        "" if each.avoided is None else f"{each.avoided.value:.1%}",
+        "" if each.avoided is None else interval(each.avoided, ".1%"),
+    ]
+
+
+def interval(figure: Figure, form: str) -> str:
+    """`[low, high]`, empty where there is none."""
+    return "" if figure.low is None or figure.high is None else f"[{figure.low:{form}}, {figure.high:{form}}]"
+
+
+def _table(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A markdown table; the first column to the left, numbers to the right, words in a last one to the left."""
+    rows = list(cells)
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    left = {0} | ({len(heads) - 1} if not heads[-1] else set())
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    yield line(heads)
+    yield line(["-" * width if index in left else "-" * (width - 1) + ":" for index, width in enumerate(widths)])
+    yield from map(line, rows)

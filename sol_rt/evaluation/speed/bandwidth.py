@@ -1,0 +1,93 @@
+"""The memory's read bandwidth: the limit of a decode step, which reads every weight once.
+
+`python -m sol_rt.evaluation.speed.bandwidth THREADS` prints it in GB/s.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sol_rt.errors import SolError
+from sol_rt.ops import library_path
+
+BUFFER_BYTES = 512 << 20
+"""Far more than a last-level cache holds."""
+_MEMORY_SHARE = 4  # at most a quarter of the free memory
+_LEAST_BYTES = 1 << 20
+_SECONDS = 1.0
+
+
+def read_bytes(data: np.ndarray) -> int:
+    """Reads a contiguous array once, by the native library, without Python's lock.
+
+    Returns the sum, modulo 2^64, of its 64-bit words; a last incomplete word is filled up with zeros. Raises SolError
+    where the library was not built.
+    """
+    return int(_native()(data.ctypes.data, data.nbytes))
+
+
+@functools.cache
+def _native() -> Any:
+    library = library_path()
+    if library is None:
+        raise SolError("the native operators are not built; install sol-rt again with a C++ compiler")
+    function = ctypes.CDLL(str(library)).SolOpsReadBytes
+    function.restype, function.argtypes = ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_size_t)
+    return function
+
+
+def measure(threads: int, size: int = BUFFER_BYTES, seconds: float = _SECONDS) -> float:
+    """GB/s (10^9 bytes) at which `threads` threads read `size` bytes, each a slice of its own.
+
+    The best of the passes that `seconds` allow, three at least: other work on the machine only ever takes away. Raises
+    SolError where the native library was not built.
+    """
+    buffer = np.empty(size // 8, np.uint64)
+    slices = np.array_split(buffer, threads)
+    best, passes = float("inf"), 0
+    with ThreadPoolExecutor(threads) as pool:
+        # written first, each slice by a thread: untouched pages all lie on one page of zeros
+        list(pool.map(lambda part: part.fill(1), slices))
+        end = time.perf_counter() + seconds
+        while passes < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            list(pool.map(read_bytes, slices))
+            best = min(best, time.perf_counter() - start)
+            passes += 1
+    return buffer.nbytes / best / 1e9
+
+
+def measure_apart(threads: int) -> float:
+    """`measure` in a process of its own, so that its buffer doesn't count as this one's memory. Raises SolError."""
+    command = [sys.executable, "-m", "sol_rt.evaluation.speed.bandwidth", str(threads)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if run.returncode:
+        reason = run.stderr.strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
+        raise SolError(f"read bandwidth not measured: {reason[0]}")
+    return float(run.stdout)
+
+
+def _buffer_size() -> int:
+    """`BUFFER_BYTES`, or less where memory is short, but never nothing; a multiple of 8."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return BUFFER_BYTES
+    return min(BUFFER_BYTES, max(_LEAST_BYTES, free // _MEMORY_SHARE // 8 * 8))
+
+
+if __name__ == "__main__":
+    try:
+        print(measure(int(sys.argv[1]), _buffer_size()))
+    except SolError as error:
+        sys.exit(str(error))

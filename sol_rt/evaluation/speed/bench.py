@@ -1,0 +1,407 @@
+"""Speed in llama-bench's conventions: `pp512` is a prompt of 512 tokens, `tg128 @ d2048` generates 128 on top of 2048.
+
+    from sol_rt.evaluation.speed.bench import Bench, plan
+    bench = Bench(model)
+    for test in plan(model, n_depth=(0, 2048)).tests:
+        print(bench.run(test, repetitions=5).as_json())
+
+What is timed: of `tg`, the decode steps that generation takes, each with schedule, controller, graph, refresh where
+one is due, and the greedy choice of the next token; of `pp`, the dense prefill with the last token's logits. Opening
+the model, filling the cache to the depth, a warm-up repetition and turning tokens into text are not. As in llama-bench
+the prompts are random tokens, and no end token ends a text.
+"""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from sol_rt._version import __version__
+from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.schedules import default_schedule, is_constant
+from sol_rt.engine.hardware import processor_name
+from sol_rt.errors import UsageError
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.loop import Decoder, Taken, peak_rss_mb
+from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.sampling import Sampler
+
+BUDGETS = (1.0, 0.6, 0.4)
+
+ProgressCall = Callable[[str, float, float], None]
+"""Gets what is run, how much of it is done and how much there is."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to measure: a prompt or a generation, on top of `n_depth` tokens in the cache.
+
+    Attributes:
+        n_prompt: tokens of the prompt, 0 for a generation.
+        n_gen: decode steps, 0 for a prompt.
+        n_depth: tokens in the cache before.
+        schedule: name of the schedule; `dense` for a prompt.
+        budget: the one asked for; None for a prompt and for a fixed action.
+        refresh: as in `Dial`.
+    """
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    schedule: str = "dense"
+    budget: float | None = None
+    refresh: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """llama-bench's name of it."""
+        name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        return f"{name} @ d{self.n_depth}" if self.n_depth else name
+
+    @property
+    def label(self) -> str:
+        """The name with what tells generations apart."""
+        if self.n_prompt:
+            return self.name
+        return f"{self.name}, {self.schedule}" + ("" if self.budget is None else f", budget {self.budget:g}")
+
+    @property
+    def dial(self) -> Dial:
+        return Dial(budget=1.0 if self.budget is None else self.budget, schedule=self.schedule, refresh=self.refresh)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tests in llama-bench's order, and the names of those that the model's context is too short for."""
+
+    tests: tuple[Case, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What rows were measured with and on.
+
+    Attributes:
+        version, onnxruntime: versions.
+        cpu_info: the processor.
+        model: the bundle's name of it.
+        model_filename: the bundle folder.
+        model_size: bytes of the weights file.
+        provider: `cpu`, `cuda` or `webgpu`.
+        device: the GPU's name, on the CPU the processor's.
+        kernels: `native`, or `onnxruntime` where the graphs' standard operators ran.
+        n_threads: CPU threads.
+        cost_model: `calibrated` (milliseconds) or `bytes`: what budgets are shares of.
+        read_gb_per_second: the memory's read bandwidth, 10^9 bytes a second; None where it was not measured.
+    """
+
+    version: str
+    onnxruntime: str
+    cpu_info: str
+    model: str
+    model_filename: str
+    model_size: int
+    provider: str
+    device: str
+    kernels: str
+    n_threads: int
+    cost_model: str
+    read_gb_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured test.
+
+    Attributes:
+        setup, test: what was measured.
+        achieved_budget: cost of all decode steps over their dense cost; None for a prompt.
+        actions: decode steps of every action tag, all repetitions together.
+        test_time: when it began, ISO 8601.
+        samples_ns: nanoseconds of every repetition.
+        bytes_read: weights, cache entries and codes of keys that the decode steps of all repetitions read by the
+            bundle's bytes model (docs/bundle.md section 4), refresh and policy included; None for a prompt.
+        peak_rss_mb: largest resident size of the process so far, 10^6 bytes.
+    """
+
+    setup: Setup
+    test: Case
+    achieved_budget: float | None
+    actions: dict[str, int]
+    test_time: str
+    samples_ns: tuple[int, ...]
+    bytes_read: float | None
+    peak_rss_mb: float
+
+    @property
+    def samples_ts(self) -> list[float]:
+        """Tokens a second of every repetition."""
+        count = self.test.n_prompt or self.test.n_gen
+        return [count * 1e9 / ns for ns in self.samples_ns]
+
+    @property
+    def avg_ts(self) -> float:
+        return statistics.fmean(self.samples_ts)
+
+    @property
+    def stddev_ts(self) -> float:
+        return _deviation(self.samples_ts)
+
+    @property
+    def gb_per_second(self) -> float | None:
+        """`bytes_read` over the time of all repetitions, in 10^9 bytes a second."""
+        return None if self.bytes_read is None else self.bytes_read / sum(self.samples_ns)
+
+    @property
+    def bandwidth_share(self) -> float | None:
+        """`gb_per_second` as a share of the memory's read bandwidth. Over 1 where caches hold a part of the model."""
+        achieved, limit = self.gb_per_second, self.setup.read_gb_per_second
+        return None if achieved is None or limit is None else achieved / limit
+
+    def as_json(self) -> dict[str, Any]:
+        """Under llama-bench's keys, where it has one."""
+        return {
+            **asdict(self.setup),
+            "test": self.test.name,
+            "n_prompt": self.test.n_prompt,
+            "n_gen": self.test.n_gen,
+            "n_depth": self.test.n_depth,
+            "schedule": self.test.schedule,
+            "budget": self.test.budget,
+            "achieved_budget": self.achieved_budget,
+            "actions": self.actions,
+            "test_time": self.test_time,
+            "avg_ns": statistics.fmean(self.samples_ns),
+            "stddev_ns": _deviation(self.samples_ns),
+            "avg_ts": self.avg_ts,
+            "stddev_ts": self.stddev_ts,
+            "samples_ns": list(self.samples_ns),
+            "samples_ts": self.samples_ts,
+            "gb_per_second": self.gb_per_second,
+            "bandwidth_share": self.bandwidth_share,
+            "peak_rss_mb": self.peak_rss_mb,
+        }
+
+
+def plan(
+    model: SolModel,
+    *,
+    n_prompt: Sequence[int] = (512,),
+    n_gen: Sequence[int] = (128,),
+    n_depth: Sequence[int] = (0,),
+    budgets: Sequence[float] | None = None,
+    schedules: Sequence[str] = (),
+    refresh: bool | None = None,
+) -> Plan:
+    """The tests of every combination, a depth at a time: prompts, then generations.
+
+    Args:
+        model: what will be measured.
+        n_prompt, n_gen: tokens of prompts and of generations; 0 for none.
+        n_depth: tokens in the cache before.
+        budgets: of every schedule that isn't constant; BUDGETS by default.
+        schedules: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: the bundle's.
+        refresh: as in `Dial`.
+
+    Raises UsageError for counts below 0, a depth that fills the context, budgets out of range or without a schedule
+    that takes one, schedules that the bundle lacks, and where nothing is left to measure.
+    """
+    for name, counts in (("n-prompt", n_prompt), ("n-gen", n_gen), ("n-depth", n_depth)):
+        if least := [count for count in counts if count < 0]:
+            raise UsageError(f"--{name}: got {least[0]}, expected 0 or more tokens")
+    limit = model.engine.max_context
+    if beyond := [depth for depth in n_depth if depth >= limit]:
+        raise UsageError(f"--n-depth: got {beyond[0]}, expected less than {limit}, the model's context")
+    dials = _dials(model, budgets, schedules, refresh)
+    tests: list[Case] = []
+    left_out: list[Case] = []
+    for depth in n_depth:
+        wanted = [Case(count, 0, depth) for count in n_prompt if count]
+        wanted += [Case(0, count, depth, *dial, refresh) for count in n_gen if count for dial in dials]
+        for test in wanted:
+            fits = depth + test.n_prompt + test.n_gen <= limit
+            (tests if fits else left_out).append(test)
+    if not tests:
+        what = f"all tests exceed the model's context of {limit} tokens" if left_out else "no tokens to process"
+        raise UsageError(f"bench: {what}; give other -p, -n or -d")
+    return Plan(tuple(tests), tuple(dict.fromkeys(test.name for test in left_out)))
+
+
+def _dials(
+    model: SolModel, budgets: Sequence[float] | None, schedules: Sequence[str], refresh: bool | None
+) -> list[tuple[str, float | None]]:
+    """Schedules, each with every budget that it takes."""
+    names = list(schedules) or [default_schedule(model.bundle.config)]
+    if budgets is not None and all(map(is_constant, names)):
+        raise UsageError(f"--schedule {', '.join(names)}: fixes the action; leave out --budget")
+    dials: list[tuple[str, float | None]] = []
+    for name in names:
+        if is_constant(name):
+            dials.append((name, 1.0 if name == "dense" else None))
+        else:
+            dials += [(name, budget) for budget in (BUDGETS if budgets is None else budgets)]
+    for name, budget in dials:
+        model.decoder(Case(0, 1, 0, name, budget, refresh).dial)  # raises what would otherwise come after minutes
+    return dials
+
+
+class Bench:
+    """Measures tests on an open model, whose cache it takes over.
+
+    The cache is filled to a depth once, densely. Every repetition goes back to it, so that no test reads what the
+    cheap steps of another one wrote.
+
+    Args:
+        model: what is measured.
+        read_gb_per_second: the memory's read bandwidth (bandwidth.py); None where it is not known.
+    """
+
+    def __init__(self, model: SolModel, read_gb_per_second: float | None = None) -> None:
+        self._model, self._engine = model, model.engine
+        config, engine = model.bundle.config, model.engine
+        self._bytes = BytesCost(config)
+        self._tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, engine.max_context).tolist()
+        self.setup = Setup(
+            version=__version__,
+            onnxruntime=ort.__version__,
+            cpu_info=processor_name(),
+            model=config.model.name,
+            model_filename=str(model.bundle.path),
+            model_size=config.files[config.weights_file].bytes,
+            **engine.provider.as_json(),
+            kernels="native" if engine.native else "onnxruntime",
+            n_threads=engine.threads,
+            cost_model=model.cost.name,
+            read_gb_per_second=read_gb_per_second,
+        )
+
+    def run(self, test: Case, repetitions: int, progress: ProgressCall = lambda description, done, total: None) -> Row:
+        """Measures one test. The cache holds `test.n_depth` tokens afterwards.
+
+        Args:
+            test: one of a `plan`.
+            repetitions: timed runs, 1 or more, after an untimed one.
+            progress: called with the test's label, how many runs are done and how many there are.
+
+        Raises UsageError, NumericError, SolError.
+        """
+        return self.run_in_turn((test,), repetitions, progress)[0]
+
+    def run_in_turn(
+        self,
+        tests: Sequence[Case],
+        repetitions: int,
+        progress: ProgressCall = lambda description, done, total: None,
+    ) -> list[Row]:
+        """Measures tests of one depth in turn, as `run` does one: a repetition of each, then the next.
+
+        What else happens on the machine then meets all of them alike, and ratios of samples of one repetition say more
+        than the figures themselves.
+        """
+        if repetitions < 1:
+            raise UsageError(f"--repetitions: got {repetitions}, expected 1 or more")
+        test_time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        samples: list[list[_Sample]] = [[] for _ in tests]
+        for done in range(repetitions + 1):
+            for test, own in zip(tests, samples, strict=True):
+                progress(test.label, done, repetitions + 1)
+                with self._at(test.n_depth):
+                    sample = self._prompt(test) if test.n_prompt else self._generation(test)
+                if done:  # the first is the warm-up
+                    own.append(sample)
+                progress(test.label, done + 1, repetitions + 1)
+        return [self._row(test, test_time, own) for test, own in zip(tests, samples, strict=True)]
+
+    def _row(self, test: Case, test_time: str, samples: Sequence[_Sample]) -> Row:
+        actions: Counter[str] = Counter()
+        for sample in samples:
+            actions.update(sample.actions)
+        return Row(
+            setup=self.setup,
+            test=test,
+            # every repetition has the same dense cost, so the mean is exact
+            achieved_budget=statistics.fmean(sample.achieved for sample in samples) if test.n_gen else None,
+            actions=dict(actions),
+            test_time=test_time,
+            samples_ns=tuple(sample.ns for sample in samples),
+            bytes_read=sum(sample.bytes_read for sample in samples) if test.n_gen else None,
+            peak_rss_mb=peak_rss_mb(),
+        )
+
+    @contextmanager
+    def _at(self, depth: int) -> Iterator[None]:
+        """The cache holds exactly the first `depth` tokens, densely; what is run inside is forgotten."""
+        engine = self._engine
+        if engine.owner is not self:  # another run filled the cache
+            engine.reset()
+        engine.owner = self
+        engine.truncate(min(depth, engine.length))
+        if engine.length < depth:
+            engine.forward(self._tokens[engine.length : depth], self._model.cost.dense_action)
+        try:
+            yield
+        finally:
+            engine.truncate(min(depth, engine.length))
+            engine.owner = self
+
+    def _prompt(self, test: Case) -> _Sample:
+        _, decoder = self._model.decoder(test.dial)
+        tokens = self._tokens[: test.n_depth + test.n_prompt]
+        start = time.perf_counter_ns()
+        decoder.prefill(tokens, reuse=True)
+        return _Sample(time.perf_counter_ns() - start)
+
+    def _generation(self, test: Case) -> _Sample:
+        _, decoder = self._model.decoder(test.dial)
+        engine, controller = self._engine, decoder.controller
+        if not controller.dense_only and not is_constant(decoder.schedule.name):
+            engine.load({action.variant for action in controller.actions})
+        sampler = Sampler(GenerationConfig(), self._model.bundle.config.model.vocab_size)
+        history = self._tokens[: max(test.n_depth, 1)]
+        taken: list[Taken] = []
+        # runs the last token again, for the distribution that the first token is taken from
+        decoder.prefill(history, reuse=True)
+        engine.truncate(test.n_depth)
+        start = time.perf_counter_ns()
+        for _ in range(test.n_gen):
+            token, _ = sampler.sample(decoder.output.distribution, history)
+            history.append(token)
+            taken.append(decoder.step(token))
+        elapsed = time.perf_counter_ns() - start
+        read = sum(self._bytes_of(decoder, step) for step in taken)
+        return _Sample(elapsed, read, controller.achieved, dict(decoder.actions))
+
+    def _bytes_of(self, decoder: Decoder, step: Taken) -> float:
+        """Bytes that a decode step read, the policy's run and a refresh included."""
+        read = self._bytes.step(step.action, step.context)
+        if decoder.schedule.name == "sol":
+            read += self._bytes.policy()
+        if step.refreshed:
+            episode = self._model.bundle.config.refresh.episode
+            read += self._bytes.refresh(step.context + 1 - episode, episode)
+        return read
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One repetition; what a prompt has nothing of is 0 or empty."""
+
+    ns: int
+    bytes_read: float = 0.0
+    achieved: float = 0.0
+    actions: dict[str, int] = field(default_factory=dict)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; 0 for a single value, as in llama-bench."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,122 @@
+"""How tokens are picked and when generation ends, under Hugging Face's names."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.errors import BundleError, UsageError
+
+FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Settings of one generation. A sampling setting of 1.0, 0 or None, as its default is, changes nothing.
+
+    Attributes:
+        max_new_tokens: tokens to generate at most.
+        do_sample: draw from the distribution; False takes the likeliest token.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: sample among this many likeliest tokens; 0 for all.
+        top_p: sample among the likeliest tokens that together hold this probability.
+        min_p: drop tokens less likely than this share of the likeliest one.
+        repetition_penalty: divides (multiplies, where negative) the logits of tokens that occurred; over 0.
+        stop_strings: end before any of these appears.
+        seed: of sampling; None draws a fresh one.
+        eos_token_id: tokens that end the text.
+    """
+
+    max_new_tokens: int = 256
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    seed: int | None = None
+    eos_token_id: tuple[int, ...] = ()
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> GenerationConfig:
+        """The model's own defaults: `generation_config.json`, where the bundle has one, and the config's end tokens.
+
+        Keys of that file that this runtime has no use for are passed over. Raises BundleError for unusable values.
+        """
+        config = cls(eos_token_id=bundle.config.model.eos_token_ids)
+        if FILE not in bundle.config.files:
+            return config
+        path = bundle.file(FILE)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(path, "", f"unreadable JSON ({error})", "a JSON object") from None
+        if not isinstance(raw, dict):
+            raise BundleError(path, "", type(raw).__name__, "a JSON object")
+        known = {field.name for field in fields(cls)}
+        try:
+            return config.updated(**{name: value for name, value in raw.items() if name in known})
+        except UsageError as error:
+            raise BundleError(path, "", str(error), "settings in range") from None
+
+    def updated(self, **changes: Any) -> GenerationConfig:
+        """A copy with some settings changed; None leaves a setting as it is.
+
+        `stop_strings` and `eos_token_id` also take a single value. Raises UsageError for unknown names and bad values.
+        """
+        known = [field.name for field in fields(self)]
+        given: dict[str, Any] = {}
+        for name, value in changes.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                raise UsageError(f"generation setting {name!r}: unknown; {hint}")
+            if value is not None:
+                given[name] = _checked(name, value)
+        return replace(self, **given)
+
+    @property
+    def greedy(self) -> bool:
+        return not self.do_sample or self.temperature == 0
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "stop_strings":
+        strings = (value,) if isinstance(value, str) else value
+        if isinstance(strings, (list, tuple)) and all(isinstance(item, str) and item for item in strings):
+            return tuple(strings)
+        raise _refused(name, value, "non-empty strings")
+    if name == "eos_token_id":
+        ids = (value,) if isinstance(value, int) else value
+        if isinstance(ids, (list, tuple)) and all(_is_int(item, 0) for item in ids):
+            return tuple(ids)
+        raise _refused(name, value, "token ids")
+    if name == "do_sample":
+        if isinstance(value, bool):
+            return value
+        raise _refused(name, value, "True or False")
+    if name in {"max_new_tokens", "top_k", "seed"}:
+        low = 1 if name == "max_new_tokens" else 0
+        if _is_int(value, low):
+            return int(value)
+        raise _refused(name, value, f"a whole number from {low}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise _refused(name, value, "a number from 0")
+    if name in {"top_p", "min_p"} and value > 1:
+        raise _refused(name, value, "a number from 0 to 1")
+    if name == "repetition_penalty" and value == 0:
+        raise _refused(name, value, "a number over 0")
+    return float(value)
+
+
+def _is_int(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _refused(name: str, value: Any, expected: str) -> UsageError:
+    return UsageError(f"generation setting {name}: got {value!r}, expected {expected}")

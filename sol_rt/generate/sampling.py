@@ -1,0 +1,115 @@
+"""Picking the next token from logits, in transformers' order: repetition penalty, temperature, top_k, top_p, min_p.
+
+After top_k and top_p only the surviving candidates are looked at, so that large vocabularies cost a few passes over
+the logits and no sort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sol_rt.engine.distribution import Distribution
+from sol_rt.errors import UsageError
+from sol_rt.generate.generation_config import GenerationConfig
+
+_BLOCK = 512
+_NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are smaller
+
+
+class Sampler:
+    """Draws tokens as a GenerationConfig says; one instance a generation, as it holds the random state."""
+
+    def __init__(self, config: GenerationConfig, vocab_size: int) -> None:
+        self._config = config
+        self._vocab_size = vocab_size
+        self._random = np.random.default_rng(config.seed)
+        self._all = np.arange(vocab_size)
+
+    def sample(self, distribution: Distribution, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
+        """Picks a token.
+
+        Args:
+            distribution: of a step's raw logits.
+            history: prompt and generated tokens so far; read only for the repetition penalty.
+
+        Returns the token and its log-probability, in nats, under the raw distribution. Raises UsageError where the
+        shape isn't [vocab].
+        """
+        shape = distribution.shape
+        if shape != (self._vocab_size,):
+            raise UsageError(f"sampling: got logits of shape {list(shape)}, expected [{self._vocab_size}]")
+        if self._config.greedy and not self._penalises(history):  # whoever has the logits elsewhere need not get them
+            token = distribution.top
+        else:
+            scores = self._penalised(distribution.logits, history)
+            if self._config.greedy:
+                token = int(scores.argmax())
+            else:
+                candidates, weights = self.candidates(scores)
+                token = int(candidates[_draw(weights, self._random.random())])
+        return token, distribution.log_probability(token)
+
+    def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens that may be drawn and their unnormalised probabilities, int64 [n] and float32 [n], from `scores`
+        [vocab].
+        """
+        config = self._config
+        scaled = scores if config.temperature == 1.0 else scores / np.float32(config.temperature)
+        if 0 < config.top_k < self._vocab_size:
+            # as transformers has it: tokens that tie with the last of the k stay
+            least = np.partition(scaled, self._vocab_size - config.top_k)[self._vocab_size - config.top_k]
+            tokens = np.flatnonzero(scaled >= least)
+            values = scaled[tokens]
+        else:
+            tokens, values = self._all, scaled
+        weights = np.exp(values - values.max(), dtype=np.float32)
+        if config.top_p < 1.0:
+            kept = _nucleus(weights, config.top_p)
+            tokens, weights = tokens[kept], weights[kept]
+        if config.min_p:
+            kept = np.flatnonzero(weights >= np.float32(config.min_p) * weights.max())
+            tokens, weights = tokens[kept], weights[kept]
+        return tokens, weights
+
+    def _penalises(self, history: Sequence[int] | np.ndarray) -> bool:
+        return self._config.repetition_penalty != 1.0 and len(history) > 0
+
+    def _penalised(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> np.ndarray:
+        if not self._penalises(history):
+            return logits
+        penalty = self._config.repetition_penalty
+        seen = np.asarray(history, np.int64)
+        scores = logits.copy()
+        values = scores[seen]
+        scores[seen] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
+        return scores
+
+
+def _draw(weights: np.ndarray, share: float) -> int:
+    """Index at which the running sum of `weights` [n] first exceeds `share` (0 to 1) of the whole."""
+    # sums of blocks first: a running sum over a whole vocabulary would be the dearest part of a step
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+    ends = np.cumsum(sums)
+    wanted = share * ends[-1]
+    block = min(int(np.searchsorted(ends, wanted, side="right")), len(ends) - 1)
+    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    index = int(np.searchsorted(inside, wanted - (ends[block] - sums[block]), side="right"))
+    return block * _BLOCK + min(index, len(inside) - 1)
+
+
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Indices of the likeliest of `weights` [n] whose predecessors hold less than `top_p` of the mass; at least one."""
+    wanted = float(weights.sum(dtype=np.float64)) * top_p
+    size = _NUCLEUS_GUESS
+    while True:
+        if size < len(weights):
+            top = np.flatnonzero(weights >= np.partition(weights, len(weights) - size)[len(weights) - size])
+        else:
+            top = np.arange(len(weights))
+        order = top[np.argsort(-weights[top])]
+        mass = np.cumsum(weights[order], dtype=np.float64)
+        if mass[-1] >= wanted or len(top) == len(weights):
+            return np.asarray(order[: max(1, int(np.searchsorted(mass, wanted, side="left")) + 1)])
+        size *= 8

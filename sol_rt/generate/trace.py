@@ -1,0 +1,219 @@
+"""Traces: every step of a generation as a line of JSON, so that a run can be drawn, compared and repeated.
+
+The first line is the header, each further line one generated token. The first token comes from the dense prefill; it
+has no action and no cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from sol_rt.bundle.actions import Action
+from sol_rt.errors import SolError, UsageError
+
+FORMAT = "sol_rt.trace"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TraceHeader:
+    """What was run.
+
+    Attributes:
+        bundle: name of the model.
+        config_sha256: `Bundle.identity`.
+        prompt_tokens: the whole prompt as token ids.
+        prompt: the prompt as text, empty where it was given as tokens.
+        schedule: name of the schedule.
+        budget: requested budget, None under axis targets.
+        cost_model: "bytes" or "calibrated".
+        generation: settings of `GenerationConfig` that tokens depend on, the seed included, so that a replay draws the
+            same ones.
+    """
+
+    bundle: str
+    config_sha256: str
+    prompt_tokens: tuple[int, ...]
+    prompt: str
+    schedule: str
+    budget: float | None
+    cost_model: str
+    generation: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TraceRecord:
+    """One generated token and the step that produced it.
+
+    Attributes:
+        step: 0 for the token that the prefill gave, then counting decode steps.
+        token: its id.
+        text: the text that it added; empty while a character is incomplete.
+        action: tag of the action, None for the prefill.
+        context: tokens in the cache before the step.
+        cost: of the step, in the cost model's unit, with the policy and a refresh that followed.
+        relative_cost: the same in dense steps.
+        logprob: of the token, in nats, under the step's raw distribution.
+        ms: measured milliseconds from the step's begin to the token.
+        achieved: achieved budget after the step.
+        refresh: whether the cache was refreshed between this step and the next.
+    """
+
+    step: int
+    token: int
+    text: str
+    action: str | None
+    context: int
+    cost: float
+    relative_cost: float
+    logprob: float
+    ms: float
+    achieved: float
+    refresh: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    header: TraceHeader
+    records: tuple[TraceRecord, ...]
+
+
+class TraceWriter:
+    """Writes a trace line by line, so that an interrupted run leaves what it did. Raises UsageError where it can't
+    write.
+    """
+
+    def __init__(self, path: Path | str, header: TraceHeader) -> None:
+        self._path = Path(path)
+        self._file: TextIO = self._open()
+        self._line({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(header)})
+
+    def _open(self) -> TextIO:
+        try:
+            return self._path.open("w", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise UsageError(f"trace {self._path}: {error.strerror}; choose another file") from None
+
+    def write(self, record: TraceRecord) -> None:
+        self._line(asdict(record))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _line(self, content: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UsageError(f"trace {self._path}: {error.strerror}; choose another file") from None
+
+
+def read_trace(path: Path | str) -> Trace:
+    """Reads a trace. Raises SolError in one line for a file that is missing, foreign, damaged or cut off."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise SolError(f"trace {path}: {error.strerror}; give a file that `--trace` wrote") from None
+    except UnicodeDecodeError:
+        raise SolError(f"trace {path}: not UTF-8 text; give a file that `--trace` wrote") from None
+    header = _header(path, lines[0])
+    records: list[TraceRecord] = []
+    for number, line in enumerate(lines[1:], 2):
+        if not line and number == len(lines):
+            break
+        cut = number == len(lines)
+        records.append(_record(path, number, line, cut, len(records)))
+    return Trace(header, tuple(records))
+
+
+def first_difference(trace: Trace, tokens: Iterable[int]) -> int | None:
+    """Index of the first of `tokens` that is not the trace's, None where all agree as far as the shorter one goes."""
+    for index, (record, token) in enumerate(zip(trace.records, tokens, strict=False)):
+        if record.token != token:
+            return index
+    return None
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _header(path: Path, line: str) -> TraceHeader:
+    raw = _parsed(line)
+    if raw.pop("format", None) != FORMAT:
+        raise SolError(f"trace {path}: line 1 is not a trace's header; give a file that `--trace` wrote")
+    version = raw.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise SolError(f"trace {path}: format version {version}, expected {FORMAT_VERSION}; record the run again")
+    kinds = {
+        "bundle": str, "config_sha256": str, "prompt_tokens": list, "prompt": str, "schedule": str,
+        "budget": (int, float, type(None)), "cost_model": str, "generation": dict,
+    }  # fmt: skip
+    problem = _problem(raw, kinds)
+    if not problem and not all(_is_number(token, int) for token in raw["prompt_tokens"]):
+        problem = "prompt_tokens are not token ids"
+    if problem:
+        raise SolError(f"trace {path}: line 1: {problem}; record the run again")
+    return TraceHeader(**{**raw, "prompt_tokens": tuple(raw["prompt_tokens"])})
+
+
+def _record(path: Path, number: int, line: str, cut: bool, step: int) -> TraceRecord:
+    raw = _parsed(line)
+    if not raw:
+        got = "cut off" if cut else "not a record"
+        hint = "remove the line to use the rest" if cut else "record the run again"
+        raise SolError(f"trace {path}: line {number} is {got}; {hint}")
+    number_kind = (int, float)
+    kinds = {
+        "step": int, "token": int, "text": str, "action": (str, type(None)), "context": int, "cost": number_kind,
+        "relative_cost": number_kind, "logprob": number_kind, "ms": number_kind, "achieved": number_kind,
+        "refresh": bool,
+    }  # fmt: skip
+    problem = _problem(raw, kinds)
+    if not problem and raw["step"] != step:
+        problem = f"step {raw['step']}, expected {step}"
+    if not problem and raw["action"] is not None:
+        try:
+            Action.parse(raw["action"])
+        except UsageError as error:
+            problem = str(error)
+    if problem:
+        raise SolError(f"trace {path}: line {number}: {problem}; record the run again")
+    return TraceRecord(**raw)
+
+
+def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
+    """What is wrong with the keys and types of a line; empty where nothing is."""
+    for name, kind in kinds.items():
+        if name not in raw:
+            return f"no key {name!r}"
+        value = raw[name]
+        good = isinstance(value, bool) if kind is bool else _is_number(value, kind)
+        if not good:
+            return f"{name}: got {json.dumps(value)[:40]}, which has the wrong type"
+    unknown = sorted(set(raw) - set(kinds))
+    return f"unknown key {unknown[0]!r}" if unknown else ""
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    return not isinstance(value, float) or math.isfinite(value)

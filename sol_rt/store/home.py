@@ -1,0 +1,90 @@
+"""Where bundles, checkpoints and calibration tables live, and which bundle `--model` means."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.errors import UsageError
+
+_LAST_EXPORT = "last-export"
+
+
+def home() -> Path:
+    """`$SOL_RT_HOME`, or the platform's folder for user data."""
+    chosen = os.environ.get("SOL_RT_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("sol_rt", appauthor=False))
+
+
+def bundles_dir() -> Path:
+    """Folder of exported bundles, one subfolder each."""
+    return home() / "bundles"
+
+
+def checkpoints_dir() -> Path:
+    """Folder of fetched checkpoints."""
+    return home() / "checkpoints"
+
+
+def calibration_dir() -> Path:
+    """Folder of this device's calibration tables."""
+    return home() / "calibration"
+
+
+def bundle_names() -> list[str]:
+    """Names of the bundles under `bundles_dir()`, sorted."""
+    folder = bundles_dir()
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG_NAME).is_file())
+
+
+def remember_last_export(path: Path) -> None:
+    """Makes `path` the bundle that commands without `--model` use."""
+    home().mkdir(parents=True, exist_ok=True)
+    record = home() / _LAST_EXPORT
+    aside = record.with_name(f"{record.name}.{os.getpid()}")
+    aside.write_text(str(path.resolve()), encoding="utf-8")
+    aside.replace(record)
+
+
+def find_bundle(model: str | None) -> Path:
+    """The bundle folder that `model` means.
+
+    A folder, else the name of a bundle under `bundles_dir()`; without `model`, `$SOL_RT_MODEL` read the same way, else
+    the bundle exported last. Only `sol_config.json` is looked for, Bundle.open checks the rest. Raises UsageError.
+    """
+    model = model or os.environ.get("SOL_RT_MODEL")
+    if model:
+        return _named(model)
+    try:
+        last = Path((home() / _LAST_EXPORT).read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(
+            "no model: name one with -m, set SOL_RT_MODEL, or make one with `sol-rt export -m smollm2-135m`"
+        ) from None
+    if not (last / CONFIG_NAME).is_file():
+        raise UsageError(f"no model: the bundle exported last, {last}, is gone; name one with -m or export again")
+    return last
+
+
+def _named(model: str) -> Path:
+    as_path = Path(model).expanduser()
+    if (as_path / CONFIG_NAME).is_file():
+        return as_path
+    plain_name = as_path.name == model and model not in {".", ".."}
+    if plain_name and (bundles_dir() / model / CONFIG_NAME).is_file():
+        return bundles_dir() / model
+    if as_path.exists():
+        return as_path
+    names = bundle_names()
+    near = difflib.get_close_matches(model, names, 1)
+    known = f"did you mean {near[0]!r}?" if near else f"bundles here: {', '.join(names) or 'none'}"
+    where = f"neither a bundle folder nor a bundle under {bundles_dir()}"
+    raise UsageError(f"model {model!r}: {where}; {known}; `sol-rt export -m {model}` may make it")
