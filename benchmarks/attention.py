@@ -20,7 +20,7 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
-from sol_rt.export.attention_shape import AttentionShape
+from sol_rt.export.graphs.functions.attention_shape import AttentionShape
 from sol_rt.ops import library_path
 
 EVICTED_BYTES = 96 << 20

@@ -15,8 +15,8 @@ from sol_rt.bundle.config import PAGE_SIZE, KvLayout, ModelDims
 from sol_rt.engine.gpu.device_graph import room
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import ROOM
-from sol_rt.export.attention_body import sparse_attention
-from sol_rt.export.nodes import IR_VERSION, OPSETS
+from sol_rt.export.graphs.functions.attention import sparse_attention
+from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 
 LAYERS = 8
 """Each with a cache of its own, so that none finds its keys in a cache of the processor's."""

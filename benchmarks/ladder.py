@@ -46,7 +46,7 @@ from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import added_bos, windows
-from sol_rt.export.losses import Candidate, token_losses
+from sol_rt.export.actions.losses import Candidate, token_losses
 from sol_rt.generate.model import SolModel
 from sol_rt.store.home import find_bundle
 from sol_rt.store.pull import resolve

@@ -23,8 +23,8 @@ import numpy as np
 from peer_models import run_tool
 
 from sol_rt.errors import UsageError
-from sol_rt.export.architecture import family_of_gguf
-from sol_rt.export.checkpoint import open_checkpoint
+from sol_rt.export.sources.checkpoint import open_checkpoint
+from sol_rt.export.sources.decoder import family_of_gguf
 
 RUNGS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
 SOURCE = "F32"

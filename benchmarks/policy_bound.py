@@ -31,10 +31,10 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.export.policy_file import TrainedPolicy, read_policy
 from sol_rt.train import holdout, regression
-from sol_rt.train.counterfactuals import ABOUT, Counterfactuals, CounterfactualStore
 from sol_rt.train.policy_network import PolicyNetwork
-from sol_rt.train.rollout import RolloutSpec
-from sol_rt.train.weights import read_matrix
+from sol_rt.train.reference_model.weights import read_matrix
+from sol_rt.train.rollouts.counterfactuals import ABOUT, Counterfactuals, CounterfactualStore
+from sol_rt.train.rollouts.rollout import RolloutSpec
 
 Measured = list[tuple[int, Counterfactuals]]
 """Windows with the length that they belong to."""

@@ -19,8 +19,8 @@ import numpy as np
 
 from sol_rt.bundle.actions import Action
 from sol_rt.evaluation.quality.perplexity import windows
-from sol_rt.export.graph import LayerShapes, mlp_counts, prune_counts
-from sol_rt.export.losses import Candidate, token_losses
+from sol_rt.export.actions.losses import Candidate, token_losses
+from sol_rt.export.graphs.graph import LayerShapes, mlp_counts, prune_counts
 from sol_rt.generate.model import SolModel
 
 

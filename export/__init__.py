@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sol_rt.export.bundle_writer import export_bundle
+    from sol_rt.export.pipeline import export_bundle
 
 __all__ = ["export_bundle"]
 
@@ -13,7 +13,7 @@ __all__ = ["export_bundle"]
 def __getattr__(name: str) -> Any:
     # on first use: the descriptions in here serve the torch twin too, which needs neither onnx nor transformers
     if name == "export_bundle":
-        from sol_rt.export.bundle_writer import export_bundle
+        from sol_rt.export.pipeline import export_bundle
 
         return export_bundle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

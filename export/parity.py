@@ -15,10 +15,10 @@ import torch
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import CheckpointError
-from sol_rt.export.architecture import Decoder, Family
-from sol_rt.export.checkpoint import Checkpoint
 from sol_rt.export.progress import Progress
-from sol_rt.export.source_model import SourceModel
+from sol_rt.export.sources.checkpoint import Checkpoint
+from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.source_model import SourceModel
 
 TEXT = (
     "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one "

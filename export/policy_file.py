@@ -20,7 +20,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, UsageError
-from sol_rt.export.policy_graph import PolicyShape, build_policy
+from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
 
 _SIZES = ("hidden_size", "horizon", "width", "heads", "scalar_size", "action_size")
 

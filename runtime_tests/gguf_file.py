@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 from random_checkpoint import PRESETS, write_random_checkpoint
 
-from sol_rt.export.architecture import TensorNames, family_of
-from sol_rt.export.checkpoint import open_checkpoint
+from sol_rt.export.sources.checkpoint import open_checkpoint
+from sol_rt.export.sources.decoder import TensorNames, family_of
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -26,8 +26,8 @@ from sol_rt.bundle.config import (
     TensorEntry,
     Variant,
 )
-from sol_rt.export.architecture import Decoder, from_hf_config
-from sol_rt.export.graph import LayerShapes, build_graph, prune_counts, weight_bytes
+from sol_rt.export.graphs.graph import LayerShapes, build_graph, prune_counts, weight_bytes
+from sol_rt.export.sources.decoder import Decoder, from_hf_config
 
 WEIGHTS = "weights.bin"
 MIXED_LAYERS = LayerWidths(8, 4, 4, 6), LayerWidths(4, 6, 8, 4)

@@ -9,8 +9,8 @@ import pytest
 from sol_rt.bundle.actions import Action
 from sol_rt.cli.make import export as command
 from sol_rt.errors import SolError
+from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.store import recipes
 from sol_rt.store.home import bundles_dir
 from sol_rt.store.pull import bundle_name

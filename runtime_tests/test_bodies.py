@@ -30,10 +30,10 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu.device_graph import room
-from sol_rt.export import bodies
-from sol_rt.export.attention_body import sparse_attention
-from sol_rt.export.attention_shape import AttentionShape
-from sol_rt.export.nodes import IR_VERSION, OPSETS
+from sol_rt.export.graphs.functions import operators as bodies
+from sol_rt.export.graphs.functions.attention import sparse_attention
+from sol_rt.export.graphs.functions.attention_shape import AttentionShape
+from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
 
 ONE_OPERATOR = 1e-5

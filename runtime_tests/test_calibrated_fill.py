@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from sol_rt.bundle.bits import Widths  # noqa: E402
 from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
-from sol_rt.export.architecture import Decoder, Family, family_of, from_hf_config  # noqa: E402
-from sol_rt.export.blob import fill_blob, layout  # noqa: E402
-from sol_rt.export.checkpoint import Checkpoint, matrices, open_checkpoint  # noqa: E402
-from sol_rt.export.moments import input_moments  # noqa: E402
+from sol_rt.export.blob.hessian import input_moments  # noqa: E402
+from sol_rt.export.blob.weights_file import fill_blob, layout  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
-from sol_rt.train.weights import ModelWeights, read_blob  # noqa: E402
+from sol_rt.export.sources.checkpoint import Checkpoint, matrices, open_checkpoint  # noqa: E402
+from sol_rt.export.sources.decoder import Decoder, Family, family_of, from_hf_config  # noqa: E402
+from sol_rt.train.reference_model.weights import ModelWeights, read_blob  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 WINDOWS = [[int(token) for token in row] for row in np.random.default_rng(0).integers(3, 320, (5, 40))]
@@ -75,7 +75,7 @@ def test_moments_are_of_what_transformers_modules_read(
             model.get_submodule(name).register_forward_pre_hook(keep)
     with torch.inference_mode():
         model(torch.tensor(WINDOWS))
-    monkeypatch.setattr("sol_rt.export.moments._TOKENS_AT_ONCE", 100)  # several batches, the last one smaller
+    monkeypatch.setattr("sol_rt.export.blob.hessian._TOKENS_AT_ONCE", 100)  # several batches, the last one smaller
     longer = [[*window, *[5] * extra] for extra, window in enumerate(WINDOWS)]  # cut to the shortest
     got = dict(input_moments(checkpoint, decoder, family, longer, silent))
     assert got.keys() == modules.keys()

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 from sol_rt.errors import UsageError
-from sol_rt.export import calibration_text
-from sol_rt.export.calibration_text import LONG, WINDOW, distinct_runs, generate_text, read_text
+from sol_rt.export.actions import calibration_text
+from sol_rt.export.actions.calibration_text import LONG, WINDOW, distinct_runs, generate_text, read_text
 from sol_rt.text.tokenizer import Tokenizer
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sol_rt.bundle.config import BLOCK  # noqa: E402
-from sol_rt.export.compensation import Metric, compensate  # noqa: E402
-from sol_rt.export.quantize import Nested, dequantize, quantize_matrix  # noqa: E402
+from sol_rt.export.quantize.gptq import Metric, compensate  # noqa: E402
+from sol_rt.export.quantize.nested import Nested, dequantize, quantize_matrix  # noqa: E402
 
 Array = np.ndarray
 
@@ -110,7 +110,7 @@ def test_pieces_and_repetition_do_not_show(monkeypatch: pytest.MonkeyPatch) -> N
     w, moment = made(2)
     metric, plain = metric_of(moment), quantize_matrix(w, 2)
     whole = compensate(w, plain, metric, (8, 6, 4))
-    monkeypatch.setattr("sol_rt.export.compensation._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("sol_rt.export.quantize.gptq._ROWS_AT_ONCE", 5)
     pieces = compensate(w, plain, metric, (8, 6, 4))
     for part in ("q", "b", "c"):
         assert np.array_equal(getattr(whole, part), getattr(pieces, part))

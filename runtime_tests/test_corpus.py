@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from sol_rt.errors import UsageError
 from sol_rt.text.tokenizer import Tokenizer
-from sol_rt.train import corpus
 from sol_rt.train.config import DataConfig
-from sol_rt.train.corpus import read_documents
-from sol_rt.train.windows import Windows
+from sol_rt.train.data import corpus
+from sol_rt.train.data.corpus import read_documents
+from sol_rt.train.data.windows import Windows
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from random_decoder import hf_config
 from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS
 from tiny_bundle import write_bundle
 
-from sol_rt.export.architecture import from_hf_config
+from sol_rt.export.sources.decoder import from_hf_config
 
 WHEEL = Path(os.environ.get("SOL_RT_CUDA_WHEEL", "none"))
 IN_WHEEL = ("libonnxruntime_providers_cuda.so", f"onnxruntime_pybind11_state{sysconfig.get_config_var('EXT_SUFFIX')}")

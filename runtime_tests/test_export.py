@@ -27,14 +27,19 @@ from sol_rt.bundle.config import ALIGNMENT, CONFIG_NAME, KvLayout  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.bundle.verify import verify_bundle  # noqa: E402
 from sol_rt.errors import CheckpointError, UsageError  # noqa: E402
-from sol_rt.export import bundle_writer, export_bundle, memory, parity  # noqa: E402
-from sol_rt.export.architecture import family_of, from_hf_config  # noqa: E402
-from sol_rt.export.bundle_writer import ExportReport  # noqa: E402
-from sol_rt.export.checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export import (  # noqa: E402
+    export_bundle,
+    parity,
+    pipeline,
+)
+from sol_rt.export.blob import memory  # noqa: E402
+from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
+from sol_rt.export.pipeline import ExportReport  # noqa: E402
 from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  # noqa: E402
-from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
-from sol_rt.export.quantize import quantize_matrix  # noqa: E402
+from sol_rt.export.quantize.nested import quantize_matrix  # noqa: E402
+from sol_rt.export.sources.checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.sources.decoder import family_of, from_hf_config  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 GGUF_PARTS = [
@@ -165,7 +170,7 @@ def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> 
 
 def test_pieces_do_not_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(folder, tmp_path / "whole")
-    monkeypatch.setattr("sol_rt.export.blob.PIECE_WEIGHTS", 64 * 6)
+    monkeypatch.setattr("sol_rt.export.blob.weights_file.PIECE_WEIGHTS", 64 * 6)
     export(folder, tmp_path / "pieces")
     assert (tmp_path / "whole" / "weights.bin").read_bytes() == (tmp_path / "pieces" / "weights.bin").read_bytes()
 
@@ -462,7 +467,7 @@ def test_widths_that_a_narrower_one_beats_are_dropped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = reported(q8=(0.01,) * 8, q6=(0.3, 0.2) * 4, q4=(0.2, 0.11) * 4)
-    monkeypatch.setattr(bundle_writer.parity_report, "measure", lambda *_: compared)
+    monkeypatch.setattr(pipeline.parity_report, "measure", lambda *_: compared)
     report = export(folder, tmp_path / "out", bits=(8, 6, 4), parity=True)
     assert set(report.config.variants) == {"s100-q8", "s050-q8", "s100-q4", "s050-q4"}
     assert not list((tmp_path / "out").glob("*q6.onnx"))
@@ -484,7 +489,7 @@ def test_a_width_is_dropped_for_one_that_reads_less_whatever_its_name(
     source = file.write()
     for five, kept in ((0.1, {8, 6, 5, 4}), (0.3, {8, 6, 4})):
         compared = reported(q8=(0.01,) * 8, q6=(0.2, 0.21) * 4, q5=(five,) * 8, q4=(0.4,) * 8)
-        monkeypatch.setattr(bundle_writer.parity_report, "measure", lambda *_, compared=compared: compared)
+        monkeypatch.setattr(pipeline.parity_report, "measure", lambda *_, compared=compared: compared)
         report = export(source, tmp_path / f"{five}", bits=(8, 6, 5, 4), parity=True)
         assert {variant.bits for variant in report.config.variants.values()} == kept
 
@@ -493,7 +498,7 @@ def test_widths_are_not_dropped_by_chance(folder: Path, tmp_path: Path, monkeypa
     # in the mean 4 bits are closer, by one position of eight
     compared = reported(q8=(0.01,) * 8, q6=(0.1, 0.2) * 3 + (0.1, 0.9), q4=(0.11, 0.22) * 4)
     assert compared.rows[2].kl < compared.rows[1].kl
-    monkeypatch.setattr(bundle_writer.parity_report, "measure", lambda *_: compared)
+    monkeypatch.setattr(pipeline.parity_report, "measure", lambda *_: compared)
     report = export(folder, tmp_path / "out", bits=(8, 6, 4), parity=True)
     assert {variant.bits for variant in report.config.variants.values()} == {8, 6, 4}
     assert not report.dropped

@@ -16,8 +16,8 @@ from random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
 from reference import Array
 
 from sol_rt.bundle.config import TensorEntry, Variant
-from sol_rt.export.architecture import Decoder
-from sol_rt.export.graph import LayerShapes, prune_counts
+from sol_rt.export.graphs.graph import LayerShapes, prune_counts
+from sol_rt.export.sources.decoder import Decoder
 
 COUNTS = {
     "mlp_keep_in": "keep_in",

@@ -18,12 +18,13 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.engine import Engine
-from sol_rt.export import export_bundle, head_width
-from sol_rt.export.architecture import Decoder, from_hf_config
-from sol_rt.export.checkpoint import open_checkpoint
-from sol_rt.export.head_width import HeadPoint, choose_head_widths, worth_reading
+from sol_rt.export import export_bundle
+from sol_rt.export.actions import lm_head_bits
+from sol_rt.export.actions.lm_head_bits import HeadPoint, choose_head_widths, worth_reading
 from sol_rt.export.progress import silent
-from sol_rt.train.weights import read_bundle
+from sol_rt.export.sources.checkpoint import open_checkpoint
+from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.train.reference_model.weights import read_bundle
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 320, 64).tolist() for seed in range(2)]
 
@@ -71,7 +72,7 @@ def test_a_bundle_with_its_choice_runs(
     chosen: int, exported: tuple[Path, SolConfig, Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config, decoder = exported
-    monkeypatch.setattr(head_width, "worth_reading", lambda points, wider: max(chosen, min(points)))
+    monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(chosen, min(points)))
     found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
     for variant in found.variants.values():
         before = config.variants[variant.key].head_bits
@@ -99,7 +100,7 @@ def test_every_width_is_measured_and_the_widest_stays(
         assert losses[-1] > 0
         return min(points)
 
-    monkeypatch.setattr(head_width, "worth_reading", choose)
+    monkeypatch.setattr(lm_head_bits, "worth_reading", choose)
     found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
     widths = sorted({variant.bits for variant in config.variants.values()})
     heads = {4: [4, 6, 8], 5: [6, 8], 6: [6, 8]}
@@ -118,7 +119,7 @@ def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
     source = write_mixed_file(tmp_path / "model.gguf")
     options = {"prune": (100,), "calibration": "none", "parity": False}
     folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 5), **options).path
-    monkeypatch.setattr(head_width, "worth_reading", lambda points, wider: max(points))
+    monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(points))
     decoder = from_hf_config(open_checkpoint(source).config)
     found = choose_head_widths(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
     assert {variant.head_bits for variant in found.variants.values()} == {8}
@@ -135,7 +136,7 @@ def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypat
         asked.append((sorted(points), len(wider)))
         return max(points)
 
-    monkeypatch.setattr(head_width, "worth_reading", choose)
+    monkeypatch.setattr(lm_head_bits, "worth_reading", choose)
     decoder = from_hf_config(open_checkpoint(source).config)
     found = choose_head_widths(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
     assert asked == [([4, 6, 8], 2), ([4, 6, 8], 2), ([6, 8], 1)]

@@ -18,7 +18,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
-from sol_rt.export.losses import Candidate, token_losses
+from sol_rt.export.actions.losses import Candidate, token_losses
 
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 

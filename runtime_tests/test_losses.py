@@ -14,7 +14,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
-from sol_rt.export.losses import Candidate, token_losses
+from sol_rt.export.actions.losses import Candidate, token_losses
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 90, size).tolist() for seed, size in ((1, 120), (2, 61))]
 CHEAP = Action(100, 50, 4)

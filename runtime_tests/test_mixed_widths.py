@@ -22,10 +22,10 @@ from sol_rt.cli.show.inspect import inspect  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
 from sol_rt.evaluation.inspect import describe  # noqa: E402
-from sol_rt.export import bundle_writer  # noqa: E402
-from sol_rt.export.bundle_writer import ExportReport, export_bundle  # noqa: E402
-from sol_rt.train.twin import UNROUNDED, Twin  # noqa: E402
-from sol_rt.train.weights import FloatMatrix, read_checkpoint  # noqa: E402
+from sol_rt.export import pipeline as bundle_writer  # noqa: E402
+from sol_rt.export.pipeline import ExportReport, export_bundle  # noqa: E402
+from sol_rt.train.reference_model.model import UNROUNDED, Twin  # noqa: E402
+from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
 
 
 def write_plain_file(path: Path, kind: str) -> Path:

@@ -27,11 +27,10 @@ from thread_counts import assert_same_for_any_thread_count
 
 from sol_rt.bundle.bits import MIXED, LayerWidths
 from sol_rt.bundle.config import KvLayout
-from sol_rt.export import bodies
-from sol_rt.export.architecture import Decoder
-from sol_rt.export.attention_body import sparse_attention
-from sol_rt.export.attention_shape import AttentionShape
-from sol_rt.export.layer import (
+from sol_rt.export.graphs.functions import operators as bodies
+from sol_rt.export.graphs.functions.attention import sparse_attention
+from sol_rt.export.graphs.functions.attention_shape import AttentionShape
+from sol_rt.export.graphs.layer import (
     CACHE,
     cache_parts,
     decoder_layer,
@@ -39,7 +38,8 @@ from sol_rt.export.layer import (
     layer_weights,
     width_attributes,
 )
-from sol_rt.export.nodes import IR_VERSION, OPSETS
+from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
+from sol_rt.export.sources.decoder import Decoder
 from sol_rt.ops import library_path
 
 LIBRARY = library_path()

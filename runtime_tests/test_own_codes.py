@@ -17,11 +17,11 @@ from random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint
 from sol_rt.bundle.config import BLOCK  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import export_bundle  # noqa: E402
-from sol_rt.export.checkpoint import open_checkpoint  # noqa: E402
-from sol_rt.export.compensation import Metric  # noqa: E402
-from sol_rt.export.gguf_four_bit import FOUR_BIT  # noqa: E402
-from sol_rt.export.own_codes import OwnCodes, choose_zeros, nest, own_codes  # noqa: E402
-from sol_rt.export.quantize import dequantize, quantize_matrix  # noqa: E402
+from sol_rt.export.quantize.gptq import Metric  # noqa: E402
+from sol_rt.export.quantize.nested import dequantize, quantize_matrix  # noqa: E402
+from sol_rt.export.quantize.source_codes import OwnCodes, choose_zeros, nest, own_codes  # noqa: E402
+from sol_rt.export.sources.checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.sources.gguf.four_bit import FOUR_BIT  # noqa: E402
 
 KINDS = ("Q4_0", "Q4_1", "Q4_K")
 

@@ -13,7 +13,7 @@ from random_decoder import WEIGHTS, RandomDecoder, describe
 from reference import Array
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.policy_graph import PolicyShape, build_policy, random_policy_parameters
+from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
 from sol_rt.ops import library_path
 
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=4, width=32, heads=4)

@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 
 from random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 
-from sol_rt.export.policy_graph import PolicyShape, build_policy  # noqa: E402
+from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
-from sol_rt.train.weights import read_blob  # noqa: E402
+from sol_rt.train.reference_model.weights import read_blob  # noqa: E402
 
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=6, width=32, heads=4)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}

@@ -19,9 +19,8 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
-from sol_rt.export import prune_levels
-from sol_rt.export.losses import Candidate, token_divergences, token_losses
-from sol_rt.export.prune_levels import (
+from sol_rt.export.actions import active_channels
+from sol_rt.export.actions.active_channels import (
     MlpSizes,
     PowerLaws,
     PruneLevels,
@@ -30,6 +29,7 @@ from sol_rt.export.prune_levels import (
     whole_counts,
     with_levels,
 )
+from sol_rt.export.actions.losses import Candidate, token_divergences, token_losses
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 90, 96).tolist() for seed in range(4)]
 DENSE = Action(100, 100, 4)
@@ -139,7 +139,7 @@ def test_matrices_that_do_not_matter_are_pruned_first(engine: Engine, monkeypatc
         counts = np.array([(*(each.keep_in or ()), *(each.keep_mid or ())) for each in candidates])
         return np.asarray(((1 - counts / channels) ** 2 * np.array([1.0, 0.01, 1.0, 0.01])).sum(1, keepdims=True))
 
-    monkeypatch.setattr(prune_levels, "token_divergences", made_up)
+    monkeypatch.setattr(active_channels, "token_divergences", made_up)
     found = find_levels(engine, WINDOWS, (75,), 4)[75]
     assert min(found.keep_in[0] / 64, found.keep_mid[0] / 96) > 0.9
     assert found.keep_in[1] / 64 == pytest.approx(0.4, abs=0.03)
@@ -174,7 +174,7 @@ def test_a_bundle_gets_the_levels_that_are_found(
     folder = Path(shutil.copytree(engine.bundle.path, tmp_path / "tiny"))
     before = engine.bundle.config
     with monkeypatch.context() as patch:
-        patch.setattr(prune_levels, "_MOST_WEIGHTS", MlpSizes.of(before).total - 1)
+        patch.setattr(active_channels, "_MOST_WEIGHTS", MlpSizes.of(before).total - 1)
         assert with_levels(folder, before, describe("llama"), WINDOWS) == before
     config = with_levels(folder, before, describe("llama"), WINDOWS)
     rule = next(variant for variant in before.variants.values() if variant.prune == 50)

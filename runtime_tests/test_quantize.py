@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
-from sol_rt.export.quantize import (
+from sol_rt.export.quantize.nested import (
     Nested,
     dequantize,
     pack_base_block_major,

@@ -12,7 +12,7 @@ from random_decoder import hf_config
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import BundleError
-from sol_rt.export.regraph import main, regraph
+from sol_rt.export.migrate import main, regraph
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
@@ -26,7 +26,7 @@ def test_a_bundle_of_version_3_gets_the_graphs_of_today(family: str, tmp_path: P
     config = folder / CONFIG_NAME
     document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 3}
     config.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(BundleError, match=rf"got 3, expected 4; python -m sol_rt.export.regraph '{folder}'"):
+    with pytest.raises(BundleError, match=rf"got 3, expected 4; python -m sol_rt.export.migrate '{folder}'"):
         Bundle.open(folder)
     assert sorted(regraph(folder)) == sorted(expected)
     Bundle.open(folder)  # compares sizes and hashes

@@ -26,13 +26,13 @@ from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import ContextError, UsageError  # noqa: E402
 from sol_rt.generate.loop import Decoder  # noqa: E402
-from sol_rt.train.branch_cache import BranchCache, Prefix  # noqa: E402
-from sol_rt.train.observation import relative_costs  # noqa: E402
-from sol_rt.train.rollout import Episode, Observation, Rollouts, RolloutSpec  # noqa: E402
-from sol_rt.train.rollout_runtime import RuntimeRollouts  # noqa: E402
-from sol_rt.train.rollout_twin import TwinRollouts  # noqa: E402
-from sol_rt.train.twin import UNROUNDED, Arithmetic, Twin  # noqa: E402
-from sol_rt.train.weights import read_blob  # noqa: E402
+from sol_rt.train.reference_model.branch_cache import BranchCache, Prefix  # noqa: E402
+from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, Twin  # noqa: E402
+from sol_rt.train.reference_model.weights import read_blob  # noqa: E402
+from sol_rt.train.rollouts.observation import relative_costs  # noqa: E402
+from sol_rt.train.rollouts.reference import TwinRollouts  # noqa: E402
+from sol_rt.train.rollouts.rollout import Episode, Observation, Rollouts, RolloutSpec  # noqa: E402
+from sol_rt.train.rollouts.runtime import RuntimeRollouts  # noqa: E402
 
 START, HORIZON, SCHEDULES, BUDGET = 70, 6, 4, 0.6
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sol_rt.budget.frontier import lower_hull
 from sol_rt.bundle.actions import Action
-from sol_rt.export.selection import TIE, Point, choose, makes_unnecessary, worth_keeping
+from sol_rt.export.actions.selection import TIE, Point, choose, makes_unnecessary, worth_keeping
 
 DENSE = Action(100, 100, 8)
 GRID = [Action(keep, prune, bits) for bits in (8, 6, 4) for prune in (100, 75, 50) for keep in (100, 25)]

@@ -9,13 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sol_rt.export.policy_graph import PolicyShape  # noqa: E402
+from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402
 from sol_rt.train import grpo  # noqa: E402
 from sol_rt.train.config import GrpoConfig  # noqa: E402
-from sol_rt.train.distributed import Group  # noqa: E402
+from sol_rt.train.multipliers import Prices  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
-from sol_rt.train.prices import Prices  # noqa: E402
-from sol_rt.train.rollout import Episode, Observation  # noqa: E402
+from sol_rt.train.rollouts.rollout import Episode, Observation  # noqa: E402
+from sol_rt.train.run.distributed import Group  # noqa: E402
 
 K, T, A, HIDDEN = 6, 5, 3, 32
 

@@ -14,11 +14,11 @@ from made_configs import made_config  # noqa: E402
 from sol_rt.budget.cost import BytesCost  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
-from sol_rt.export.policy_graph import PolicyShape  # noqa: E402
+from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402
 from sol_rt.train import regression  # noqa: E402
-from sol_rt.train.counterfactuals import Counterfactuals  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
-from sol_rt.train.rollout import RolloutSpec  # noqa: E402
+from sol_rt.train.rollouts.counterfactuals import Counterfactuals  # noqa: E402
+from sol_rt.train.rollouts.rollout import RolloutSpec  # noqa: E402
 
 HIDDEN, POSITIONS, WINDOWS, UNIT = 32, 48, 12, 0.1
 KINDS = torch.tensor([[0.0, 0.3], [0.0, 0.05]])
@@ -111,7 +111,7 @@ def test_the_gain_is_that_of_knowing_the_token() -> None:
 def test_episodes_tell_what_a_run_would(horizon: int) -> None:
     """Scalars that follow from earlier choices are those of the decode loop's own code."""
     from sol_rt.bundle.policy_inputs import RECENT, Moment, PolicyInputs
-    from sol_rt.train.observation import RowDistribution
+    from sol_rt.train.rollouts.observation import RowDistribution
 
     examples = _examples(range(3))
     random = np.random.default_rng(5)

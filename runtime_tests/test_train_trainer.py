@@ -28,8 +28,8 @@ from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
 from sol_rt.export.policy_file import read_policy  # noqa: E402
-from sol_rt.train.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 from sol_rt.train.config import read_config  # noqa: E402
+from sol_rt.train.run.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -281,8 +281,8 @@ def test_policies_for_something_else_are_refused(
     from dataclasses import replace
 
     from sol_rt.bundle.actions import Action
+    from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
     from sol_rt.export.policy_file import write_policy
-    from sol_rt.export.policy_graph import PolicyShape, random_policy_parameters
 
     folder, policy = make_bundle(tmp_path / "whole"), read_policy(trained / "policy.safetensors")
     before = (folder / "sol_config.json").read_bytes()

@@ -26,9 +26,9 @@ from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import Widths  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
-from sol_rt.train.kv_cache import KVCache  # noqa: E402
-from sol_rt.train.twin import UNROUNDED, Arithmetic, Twin  # noqa: E402
-from sol_rt.train.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
+from sol_rt.train.reference_model.kv_cache import KVCache  # noqa: E402
+from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, Twin  # noqa: E402
+from sol_rt.train.reference_model.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
 
 EXACT = 1e-3  # what float32 order alone explains
 NEAR = 0.02  # what float16 attention and coarser rounding of the fine planes explain

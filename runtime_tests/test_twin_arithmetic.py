@@ -14,15 +14,15 @@ import reference  # noqa: E402
 
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.config import PAGE_SIZE  # noqa: E402
-from sol_rt.export.architecture import from_hf_config  # noqa: E402
-from sol_rt.train.twin import (  # noqa: E402
+from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402
+from sol_rt.train.reference_model.model import (  # noqa: E402
     UNROUNDED,
     Arithmetic,
     Twin,
     keep_largest,
     round_activations,
 )
-from sol_rt.train.weights import FloatMatrix, ModelWeights, from_tensors  # noqa: E402
+from sol_rt.train.reference_model.weights import FloatMatrix, ModelWeights, from_tensors  # noqa: E402
 
 VOCAB = 96
 DIMS = {

@@ -22,8 +22,8 @@ from sol_rt.bundle.config import (
     SolConfig,
 )
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
-from sol_rt.export.architecture import Decoder
-from sol_rt.export.policy_graph import PolicyShape, build_policy, random_policy_parameters
+from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
+from sol_rt.export.sources.decoder import Decoder
 
 END = 2
 CHAT_TEMPLATE = (

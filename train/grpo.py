@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from sol_rt.train.config import GrpoConfig
-from sol_rt.train.distributed import Group
 from sol_rt.train.policy_network import PolicyNetwork
-from sol_rt.train.rollout import Episode, Observation
+from sol_rt.train.rollouts.rollout import Episode, Observation
+from sol_rt.train.run.distributed import Group
 
 Embed = Callable[[Tensor], Tensor]
 """Rows of the model's embedding, float32 [..., hidden], of tokens int64 [...]."""

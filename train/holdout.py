@@ -23,10 +23,10 @@ from sol_rt.budget.schedules import Schedule, SolSchedule, StepContext, UniformS
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec
 from sol_rt.engine.distribution import Distribution
-from sol_rt.train.counterfactuals import Counterfactuals
 from sol_rt.train.grpo import Embed
 from sol_rt.train.policy_network import PolicyNetwork
-from sol_rt.train.rollout import Episode, Observation, Rollouts, RolloutSpec
+from sol_rt.train.rollouts.counterfactuals import Counterfactuals
+from sol_rt.train.rollouts.rollout import Episode, Observation, Rollouts, RolloutSpec
 
 SCHEDULES = ("sol", "uniform", "static")
 

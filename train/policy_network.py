@@ -1,4 +1,4 @@
-"""The policy as a torch module: the network of `sol_rt.export.policy_graph`, its parameters under the same names.
+"""The policy as a torch module: the network of sol_rt.export.graphs.policy_graph, its parameters under the same names.
 
 A whole episode runs in one call (`forward`, for updates) or step by step with a state (`step`, for rollouts); both give
 the same logits. Only training needs standardised inputs. They are linear in front of a matrix of the graph: `exported`
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sol_rt.export.policy_graph import PolicyShape
+from sol_rt.export.graphs.policy_graph import PolicyShape
 
 _LEAST_DEVIATION = 1e-3  # an input that varies less says nothing
 

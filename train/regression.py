@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sol_rt.bundle.policy_inputs import RECENT
-from sol_rt.train.counterfactuals import Counterfactuals
-from sol_rt.train.observation import relative_costs
+from sol_rt.train.multipliers import Prices
 from sol_rt.train.policy_network import PolicyNetwork
-from sol_rt.train.prices import Prices
-from sol_rt.train.rollout import RolloutSpec
+from sol_rt.train.rollouts.counterfactuals import Counterfactuals
+from sol_rt.train.rollouts.observation import relative_costs
+from sol_rt.train.rollouts.rollout import RolloutSpec
 
 _LEAST_PRICE = 1e-3
 

@@ -24,20 +24,20 @@ from torch import Tensor, nn
 
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
+from sol_rt.export.graphs.policy_graph import PolicyShape
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.export.policy_graph import PolicyShape
 from sol_rt.export.progress import Progress
 from sol_rt.train import grpo, holdout, regression
-from sol_rt.train.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from sol_rt.train.config import TrainConfig
-from sol_rt.train.counterfactuals import Counterfactuals, CounterfactualStore, measure
-from sol_rt.train.distributed import Group
-from sol_rt.train.log import TrainLog
-from sol_rt.train.observation import relative_costs
+from sol_rt.train.data.windows import Windows
+from sol_rt.train.multipliers import Prices
 from sol_rt.train.policy_network import PolicyNetwork
-from sol_rt.train.prices import Prices
-from sol_rt.train.rollout import Rollouts
-from sol_rt.train.windows import Windows
+from sol_rt.train.rollouts.counterfactuals import Counterfactuals, CounterfactualStore, measure
+from sol_rt.train.rollouts.observation import relative_costs
+from sol_rt.train.rollouts.rollout import Rollouts
+from sol_rt.train.run.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from sol_rt.train.run.distributed import Group
+from sol_rt.train.run.log import TrainLog
 
 POLICY = "policy.safetensors"
 CONFIG = "config.yaml"

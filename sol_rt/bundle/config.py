@@ -364,7 +364,7 @@ def _read_config(top: _Table) -> SolConfig:
     if version != FORMAT_VERSION:
         hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
         if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION:
-            hint = f"python -m sol_rt.export.regraph '{Path(top.path).parent}' (extra export) writes its graphs anew"
+            hint = f"python -m sol_rt.export.migrate '{Path(top.path).parent}' (extra export) writes its graphs anew"
         raise top.fail("format_version", version, FORMAT_VERSION, hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
     from sol_rt.export.progress import Progress
-    from sol_rt.train.rollout import Rollouts
+    from sol_rt.train.rollouts.rollout import Rollouts
 
 _NEEDED = ("torch", "yaml", "safetensors")
 
@@ -82,10 +82,10 @@ def train(
     from sol_rt.evaluation.quality.perplexity import starting_token
     from sol_rt.store.home import home
     from sol_rt.train.config import read_config
-    from sol_rt.train.corpus import read_documents
-    from sol_rt.train.distributed import joined
+    from sol_rt.train.data.corpus import read_documents
+    from sol_rt.train.data.windows import Windows
+    from sol_rt.train.run.distributed import joined
     from sol_rt.train.trainer import Trainer, TrainSetup
-    from sol_rt.train.windows import Windows
 
     if rollouts not in ("auto", "runtime", "twin"):
         raise UsageError(f"--rollouts {rollouts}: expected auto, runtime or twin")
@@ -170,8 +170,8 @@ def _identity(bundle: Bundle) -> str:
 def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, say: Callable[[str], None]) -> Rollouts:
     """Where episodes come from, over the bundle's own actions and costs."""
     from sol_rt.budget.cost import load_cost_model
-    from sol_rt.train.rollout import RolloutSpec
-    from sol_rt.train.rollout_runtime import RuntimeRollouts
+    from sol_rt.train.rollouts.rollout import RolloutSpec
+    from sol_rt.train.rollouts.runtime import RuntimeRollouts
 
     bundle = engine.bundle
     cost = load_cost_model(bundle, *engine.machine)
@@ -183,8 +183,8 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, say: Callab
         return RuntimeRollouts(engine, spec)
     import torch
 
-    from sol_rt.train.rollout_twin import TwinRollouts
-    from sol_rt.train.twin import Twin
+    from sol_rt.train.reference_model.model import Twin
+    from sol_rt.train.rollouts.reference import TwinRollouts
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TwinRollouts(Twin.from_bundle(bundle.path).to(device), spec)
@@ -192,7 +192,7 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, say: Callab
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
     """Rows of the model's embedding at its widest level, as policy.onnx looks them up."""
-    from sol_rt.train.weights import read_matrix
+    from sol_rt.train.reference_model.weights import read_matrix
 
     config = bundle.config
     return read_matrix(bundle.file(config.weights_file), config.tensors, "embed").rows

@@ -1,0 +1,116 @@
+"""The action set of a bundle: candidates measured, the best of them chosen, what and why written down."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import ActionEntry, SolConfig
+from sol_rt.bundle.selection import SELECTION, Candidate, Measured, Selection, Setting
+from sol_rt.export.actions.calibration_text import CalibrationText
+from sol_rt.export.actions.measuring import Measurements, measure
+from sol_rt.export.actions.selection import Verdict, choose
+from sol_rt.export.progress import Progress
+
+BUSY = 0.25
+"""Of `Selection.busy`: from here on the export says that the machine was not idle."""
+
+
+@dataclass(frozen=True)
+class ActionSet:
+    """A config with the chosen actions, and the measurements behind it."""
+
+    config: SolConfig
+    selection: Selection
+
+
+def choose_actions(
+    folder: Path,
+    config: SolConfig,
+    text: CalibrationText,
+    limit: int,
+    progress: Progress,
+    *,
+    own_text: bool = False,
+) -> ActionSet:
+    """Measures the actions of the bundle in `folder`, keeps the best, and writes selection.json.
+
+    Args:
+        folder: a bundle whose weights are final. Graphs that no kept action runs are removed from it.
+        config: its config; its actions are the candidates. A policy's actions are measured too, and kept.
+        text: what losses are measured on.
+        limit: how many actions to keep at most.
+        progress: told how far it is.
+        own_text: the model wrote the text, see `measure`.
+
+    Returns:
+        The config with the actions kept, their loss at the longest context measured, and their variants. The bundle's
+        sol_config.json is not written.
+    """
+    required = () if config.policy is None else config.policy.actions
+    keeps = sorted({entry.action.keep for entry in config.actions}, reverse=True)
+    bundle = Bundle.open(folder)
+    measured = measure(bundle, text, keeps, progress, own_text=own_text, required=required)
+    verdicts = choose(measured.fronts, config.dense, limit, gone=measured.gone, required=required)
+    candidates = sorted({entry.action for entry in config.actions} | set(required), reverse=True)
+    selection = Selection(
+        dense=config.dense,
+        text=text.origin,
+        device=measured.device,
+        busy=measured.busy,
+        limit=limit,
+        gone=measured.gone if math.isfinite(measured.gone) else None,
+        contexts={context: Setting(measured.tokens(context), loss) for context, loss in measured.dense_loss.items()},
+        candidates=tuple(_candidate(action, verdicts, measured) for action in candidates),
+    )
+    (folder / SELECTION).write_text(selection.to_json(), encoding="utf-8")
+    return ActionSet(_with_actions(folder, config, selection), selection)
+
+
+def report_lines(selection: Selection) -> list[str]:
+    """What was chosen, for people: a few short lines."""
+    kept = [candidate for candidate in selection.candidates if candidate.kept]
+    lines = [f"kept {len(kept)} of {len(selection.candidates)} actions; sol-rt inspect --all says why each of them"]
+    if selection.busy > BUSY:
+        lines.append(
+            f"this machine was busy: a step often took {selection.busy:.0%} longer than it needs, so the choice may be "
+            "off; export again when it is idle"
+        )
+    return lines
+
+
+def _candidate(action: Action, verdicts: dict[Action, Verdict], measured: Measurements) -> Candidate:
+    at = {
+        context: Measured(front[action].ms, front[action].loss, front[action].stderr)
+        for context, front in measured.fronts.items()
+        if action in front
+    }
+    verdict, short = verdicts.get(action), min(measured.fronts)
+    if verdict is None and len(measured.fronts) == 1:
+        verdict = Verdict(
+            False, f"not measured: text or model have no more than the {short} tokens that few pages hold"
+        )
+    elif verdict is None:
+        verdict = Verdict(False, f"not measured: {action.variant} was dropped at {short}")
+    return Candidate(action, verdict.kept, verdict.reason, at)
+
+
+def _with_actions(folder: Path, config: SolConfig, selection: Selection) -> SolConfig:
+    longest = max(selection.contexts)
+    kept = [candidate for candidate in selection.candidates if candidate.kept]
+    actions = []
+    for candidate in sorted(kept, key=lambda candidate: _order(candidate.action)):
+        point = candidate.at.get(longest)
+        actions.append(ActionEntry(candidate.action, None if point is None else point.loss))
+    wanted = {entry.action.variant for entry in actions}
+    variants = {key: variant for key, variant in config.variants.items() if key in wanted}
+    for file in {variant.file for variant in config.variants.values()} - {item.file for item in variants.values()}:
+        (folder / file).unlink()
+    return replace(config, actions=tuple(actions), variants=variants)
+
+
+def _order(action: Action) -> tuple[int, int, int]:
+    return -action.bits, -action.prune, -action.keep

@@ -1,0 +1,303 @@
+"""MLP channels to keep in every layer and matrix, for target shares of the MLP weights read: a search by measurement.
+
+Divergence from the unpruned graph, through the runtime, on calibration text. First every matrix is pruned alone at a
+few levels, which gives a power law each: divergence = a * (1 - kept share)^p. The convex sum of these is least, at a
+given share of weights read, where all matrices' slopes a byte are equal. Pruned together they do more harm than the sum
+says, and not in proportion: so mixtures of that split with one that is equal in all layers are measured, and the
+best is improved greedily, a group of neighbouring layers' matrices at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.engine import Engine
+from sol_rt.errors import UsageError
+from sol_rt.export.actions.losses import Candidate, token_divergences
+from sol_rt.export.graphs.graph import mlp_counts, weight_bytes
+from sol_rt.export.progress import Progress, silent
+from sol_rt.export.sources.decoder import Decoder
+
+_PROBES = (0.6, 0.3)  # kept shares at which every matrix is measured alone
+_PROBE_WINDOWS, _WINDOWS = 2, 3
+_EXPONENTS = (1.3, 6.0)
+_LEAST_SHARE = 1 / 32  # of a matrix's channels
+_MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weight of the law's split, the rest that of the equal one
+_GROUPS = 5  # of neighbouring layers, each twice: of first and of second matrices
+_STEP = 1.25  # factor on what a group prunes
+_ROUNDS = 2
+_TINY = 1e-7
+_MOST_WEIGHTS = 500_000_000
+"""Of the layers' MLPs: for larger models the search takes half an hour and more."""
+
+_Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PruneLevels:
+    """Channels kept at the inputs of the first and the second MLP matmul, one count a layer."""
+
+    keep_in: tuple[int, ...]
+    keep_mid: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MlpSizes:
+    """Of every layer: input channels of the first and the second MLP matrix, and weights that a channel of each has."""
+
+    layers: int
+    channels_in: int
+    channels_mid: int
+    weights_in: int
+    weights_mid: int
+
+    @classmethod
+    def of(cls, config: SolConfig) -> MlpSizes:
+        (hidden, width), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
+        return cls(config.model.num_layers, hidden, inner, width, outputs)
+
+    @property
+    def total(self) -> int:
+        """Weights of all MLP matrices."""
+        return self.layers * (self.channels_in * self.weights_in + self.channels_mid * self.weights_mid)
+
+    @property
+    def channels(self) -> _Array:
+        """Of all first matrices, then of all second ones, [2 layers]: the order of all arrays here."""
+        return np.repeat([float(self.channels_in), float(self.channels_mid)], self.layers)
+
+    @property
+    def weights(self) -> _Array:
+        """Share of all MLP weights that each matrix has, [2 layers]."""
+        sizes = np.array([self.channels_in * self.weights_in, self.channels_mid * self.weights_mid], np.float64)
+        return np.repeat(sizes / (sizes.sum() * self.layers), self.layers)
+
+    def equal(self, share: float) -> _Array:
+        """Kept shares that are the same in all layers, by the exporter's rule without calibration."""
+        first, second = (self.channels_in, self.weights_in), (self.channels_mid, self.weights_mid)
+        counts = mlp_counts(round(100 * share) / 100, first, second)
+        return np.repeat(np.array(counts, np.float64), self.layers) / self.channels
+
+    def levels(self, counts: Sequence[int]) -> PruneLevels:
+        return PruneLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
+
+    def share(self, levels: PruneLevels) -> float:
+        """Share of all MLP weights that these levels read, exactly 1 where nothing is pruned."""
+        return (sum(levels.keep_in) * self.weights_in + sum(levels.keep_mid) * self.weights_mid) / self.total
+
+
+def find_levels(
+    engine: Engine,
+    windows: Sequence[Sequence[int]],
+    targets: Sequence[float],
+    bits: int,
+    progress: Progress = silent,
+) -> dict[float, PruneLevels]:
+    """Keep levels for every target, a percentage of the MLP weights.
+
+    A lower target keeps nowhere more than a higher one. The same input gives the same levels.
+
+    Args:
+        engine: of the bundle, with an unpruned variant of width `bits`; its counts stay.
+        windows: calibration text as token ids; the first few windows are used.
+        targets: percentages; 100 prunes nothing.
+        bits: width of the graph to measure with. The levels serve all widths; the narrowest is the fastest.
+
+    Raises UsageError for a target that cannot be met.
+    """
+    sizes = MlpSizes.of(engine.bundle.config)
+    check_targets(targets)
+    passes = len(_PROBES) + (1 + 2 * _ROUNDS) * sum(target < 100 for target in set(targets))
+
+    def report(step: str, done: float, total: float) -> None:
+        progress("searching prune levels", min(search.passes + done / total, passes), passes)
+
+    search = _Search(engine, windows, bits, sizes, report)
+    counts = sizes.channels.astype(int)
+    found = {}
+    for target in sorted(set(targets), reverse=True):
+        if target < 100:
+            counts = search.run(target / 100, counts)
+        found[target] = sizes.levels(counts.tolist())
+    progress("searching prune levels", passes, passes)
+    return {target: found[target] for target in targets}
+
+
+def check_targets(targets: Sequence[float]) -> None:
+    """Raises UsageError for a target that cannot be met."""
+    for target in targets:
+        if not 100 * _LEAST_SHARE < target <= 100:
+            raise UsageError(f"prune: got {target}, expected {int(100 * _LEAST_SHARE) + 1} to 100 percent")
+
+
+def with_levels(
+    folder: Path, config: SolConfig, decoder: Decoder, windows: Sequence[Sequence[int]], progress: Progress = silent
+) -> SolConfig:
+    """The config of the bundle in `folder` with counts that `find_levels` found for its prune levels.
+
+    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. A model of
+    more than _MOST_WEIGHTS keeps the counts that it has, equal in all layers. Raises BundleError, UsageError.
+    """
+    sizes = MlpSizes.of(config)
+    if sizes.total > _MOST_WEIGHTS:
+        return config
+    shares = {key: 100 * sizes.share(PruneLevels(v.keep_in, v.keep_mid)) for key, v in config.variants.items()}
+    targets = sorted(set(shares.values()), reverse=True)
+    bits = min(variant.bits for variant in config.variants.values() if variant.prune == 100)
+    levels = find_levels(Engine(Bundle.open(folder), provider="cpu"), windows, targets, bits, progress)
+    variants = {}
+    for key, variant in config.variants.items():
+        found = levels[shares[key]]
+        pruned = replace(variant, keep_in=found.keep_in, keep_mid=found.keep_mid)
+        variants[key] = replace(pruned, weight_bytes=weight_bytes(decoder, config.tensors, pruned))
+    return replace(config, variants=variants)
+
+
+@dataclass(frozen=True)
+class PowerLaws:
+    """Divergence of every matrix pruned alone: scale * (1 - kept share)^exponent, arrays [matrices]."""
+
+    scale: _Array
+    exponent: _Array
+
+    @classmethod
+    def fit(cls, measured: Mapping[float, _Array]) -> PowerLaws:
+        """Through divergences [matrices] at two kept shares."""
+        (one, first), (other, second) = ((share, np.maximum(values, _TINY)) for share, values in measured.items())
+        exponent = np.clip(np.log(first / second) / np.log((1 - one) / (1 - other)), *_EXPONENTS)
+        middle = np.sqrt(first * second) / ((1 - one) * (1 - other)) ** (exponent / 2)
+        return cls(middle, exponent)
+
+    def split(self, weights: _Array, share: float, most: _Array) -> _Array:
+        """Kept shares that give the least sum where weights * kept shares sum to `share`, none above `most`.
+
+        None below half of `share`: there the laws say too little about the harm.
+        """
+        least = np.minimum(max(_LEAST_SHARE, share / 2), most)
+
+        def kept(slope: float) -> _Array:
+            pruned = (slope * weights / (self.scale * self.exponent)) ** (1 / (self.exponent - 1))
+            return np.clip(1 - pruned, least, most)
+
+        low, high = -60.0, 60.0  # of the logarithm of the slope
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (weights * kept(np.exp(middle))).sum() > share else (low, middle)
+        return kept(np.exp(low))
+
+
+def scaled_to(kept: _Array, weights: _Array, share: float, most: _Array) -> _Array:
+    """What is pruned, 1 - kept, times the one factor at which weights * kept sum to `share`, within the bounds."""
+
+    def at(factor: float) -> _Array:
+        return np.clip(1 - factor * np.maximum(1 - kept, _TINY), _LEAST_SHARE, most)
+
+    low, high = 0.0, 1 / _TINY
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (weights * at(middle)).sum() > share else (low, middle)
+    return at(low)
+
+
+def whole_counts(kept: _Array, sizes: MlpSizes, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Channel counts near `kept` that read `share` of the weights or at most one channel more, none above `most`."""
+    exact = kept * sizes.channels
+    counts = np.clip(np.floor(exact + 1e-9).astype(np.int64), 1, most)
+    each = sizes.weights / sizes.channels
+    # those cut most by rounding first; again from the start where all of them do not suffice
+    order = np.argsort(-(exact - counts), kind="stable")
+    place = 0
+    while (counts * each).sum() < share - 1e-12:
+        matrix = order[place % len(order)]
+        counts[matrix] += counts[matrix] < most[matrix]
+        place += 1
+    return counts
+
+
+class _Search:
+    def __init__(
+        self, engine: Engine, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
+    ) -> None:
+        self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
+        self.action = Action(100, 100, bits)
+        self.laws: PowerLaws | None = None
+        self.passes = 0  # over the text, each with a set of counts
+
+    def run(self, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Counts [matrices] that read `share` of the weights, none above `most`."""
+        if self.laws is None:
+            self.laws = self._probe()
+        sizes = self.sizes
+        weights, bound = sizes.weights, most / sizes.channels
+        equal = scaled_to(np.minimum(sizes.equal(share), bound), weights, share, bound)
+        split = self.laws.split(weights, share, bound)
+        starts = [scaled_to((1 - part) * equal + part * split, weights, share, bound) for part in _MIXTURES]
+        rows = self._divergences(starts, share, most)
+        best, current = self._best(starts, rows, equal, rows[0])
+        for _ in range(_ROUNDS):
+            moves = [
+                scaled_to(1 - (1 - best) * np.where(group, factor, 1.0), weights, share, bound)
+                for group in self._groups()
+                for factor in (_STEP, 1 / _STEP)
+            ]
+            rows = self._divergences(moves, share, most)
+            gains = _sure_gains(rows, current)
+            if not gains.any():
+                break
+            # all helpful moves together, some of the way and all of it, beside the best alone
+            total = sum(gain / gains.max() * (move - best) for move, gain in zip(moves, gains, strict=True))
+            together = [scaled_to(best + part * total, weights, share, bound) for part in (0.5, 1.0)]
+            choices = [moves[int(gains.argmax())], *together]
+            rows = np.stack([rows[int(gains.argmax())], *self._divergences(together, share, most)])
+            best, current = self._best(choices, rows, best, current)
+        return whole_counts(best, sizes, share, most)
+
+    def _probe(self) -> PowerLaws:
+        matrices = len(self.sizes.channels)
+        every = self.sizes.channels.astype(np.int64)
+        measured = {}
+        for share in _PROBES:
+            counts = np.where(np.eye(matrices, dtype=bool), np.ceil(share * every).astype(np.int64), every)
+            measured[share] = self._measure(counts, _PROBE_WINDOWS).mean(1)
+        return PowerLaws.fit(measured)
+
+    def _groups(self) -> list[npt.NDArray[np.bool_]]:
+        layers = np.arange(self.sizes.layers)
+        near = layers * min(_GROUPS, self.sizes.layers) // self.sizes.layers
+        none = np.zeros_like(layers, bool)
+        masks = [near == group for group in range(int(near[-1]) + 1)]
+        return [np.concatenate(pair) for mask in masks for pair in ((mask, none), (none, mask))]
+
+    @staticmethod
+    def _best(kept: Sequence[_Array], rows: _Array, best: _Array, current: _Array) -> tuple[_Array, _Array]:
+        """What gains most on `best`, with its divergences [tokens]; `best` itself where nothing does for sure."""
+        gains = _sure_gains(rows, current)
+        return (kept[int(gains.argmax())], rows[int(gains.argmax())]) if gains.any() else (best, current)
+
+    def _divergences(self, kept: Sequence[_Array], share: float, most: npt.NDArray[np.int64]) -> _Array:
+        return self._measure(np.array([whole_counts(each, self.sizes, share, most) for each in kept]), _WINDOWS)
+
+    def _measure(self, counts: npt.NDArray[np.int64], windows: int) -> _Array:
+        """Divergences of every row of counts [rows, matrices], [rows, tokens]."""
+        levels = [self.sizes.levels(row.tolist()) for row in counts]
+        candidates = [Candidate(self.action, each.keep_in, each.keep_mid) for each in levels]
+        used = self.windows[:windows]
+        found = token_divergences(self.engine, used, self.action, candidates, self.progress)
+        self.passes += 1
+        return found
+
+
+def _sure_gains(rows: _Array, current: _Array) -> _Array:
+    """Mean of current [tokens] less each of rows [rows, tokens], 0 where it is within its standard error: a few hundred
+    tokens must not decide by luck."""
+    gains = current - rows
+    mean, error = gains.mean(1), gains.std(1) / np.sqrt(gains.shape[1])
+    return np.asarray(np.where(mean > error, mean, 0.0))

@@ -1,0 +1,97 @@
+"""Second moments of what a model's matrices read, on a calibration text.
+
+The source model runs in float32 a layer at a time. How inputs of pruned variants differ is left out: a matrix is
+quantized once, for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export.progress import Progress
+from sol_rt.export.sources.checkpoint import Checkpoint, matrices
+from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.source_model import SourceModel
+
+_TOKENS_AT_ONCE = 2048
+_MOST_TOKENS = 1 << 14  # ten times the channels of small models; more improves little and takes its time
+
+
+@torch.inference_mode()
+def input_moments(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    family: Family,
+    windows: Sequence[Sequence[int]],
+    progress: Progress,
+) -> Iterator[tuple[str, Tensor]]:
+    """The moment of every matrix but the embedding, in the order in which the model reads them.
+
+    Args:
+        checkpoint, decoder, family: the model.
+        windows: token ids, each window from the start of a context; all cut to the shortest one's length. The first
+            16384 tokens are used.
+        progress: told the number of layers run.
+
+    Yields:
+        Name of a matrix of the bundle, and E[x x^T] over all tokens, float32 [K, K]. Of a tied model `embed` comes
+        last, with the moment that it has as output matrix; otherwise `head`.
+
+    Raises:
+        CheckpointError: the model's activations are not finite.
+    """
+    tokens = min(map(len, windows))
+    windows = windows[: max(1, _MOST_TOKENS // tokens)]
+    model = SourceModel(checkpoint, decoder, family, tokens)
+    x = model.embed([token for window in windows for token in window[:tokens]]).view(len(windows), tokens, -1)
+    batches = torch.split(x, max(1, _TOKENS_AT_ONCE // tokens))
+    read_by = {modules[0]: matrix for matrix, modules in matrices(decoder, family.names).items()}
+    for index, layer in enumerate(model.layers()):
+        progress("calibrating", index, decoder.num_layers)
+        prefix = f"layers.{index}."
+        sums: dict[str, Tensor] = {}
+        hooks = [
+            model.module(module).register_forward_pre_hook(_adder(sums, matrix))
+            for module, matrix in read_by.items()
+            if matrix.startswith(prefix)
+        ]
+        batches = tuple(model.run(layer, batch) for batch in batches)
+        for hook in hooks:
+            hook.remove()
+        while sums:
+            matrix, total = sums.popitem()
+            yield matrix, _mean(total, len(windows) * tokens, matrix)
+    progress("calibrating", decoder.num_layers, decoder.num_layers)
+    head = "embed" if decoder.tied else "head"
+    add = _adder(sums, head)
+    for batch in batches:
+        add(None, (model.final_norm(batch),))
+    yield head, _mean(sums[head], len(windows) * tokens, head)
+
+
+def _adder(sums: dict[str, Tensor], matrix: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    """A hook that adds the products of a module's inputs [..., K] to the matrix's sum [K, K]."""
+
+    def add(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].flatten(0, -2)
+        if matrix in sums:
+            sums[matrix].addmm_(x.T, x)
+        else:
+            sums[matrix] = x.T @ x
+
+    return add
+
+
+def _mean(total: Tensor, count: int, matrix: str) -> Tensor:
+    total /= count
+    if not torch.isfinite(total.diagonal()).all():
+        raise CheckpointError(
+            f"calibration: the inputs of {matrix} are not finite in float32; "
+            "the checkpoint is damaged, or export with --calibration none"
+        )
+    return total

@@ -1,0 +1,131 @@
+"""What an export will need of memory and disk, and whether this machine has it: said before anything starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.decoder import Decoder
+
+PIECE_WEIGHTS = 1 << 23  # weights quantized at once
+
+_MB = 1 << 20
+_LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime
+_PIECE_BYTES = 16  # a weight of the piece: float32 twice, codes, planes and what is packed
+_TEXT_TOKENS, _TOKENS_AT_ONCE, _LONG_TOKENS, _LOGIT_ROWS = 1 << 14, 2048, 4608, 128  # of calibration
+_SQUARES = 6  # matrices [K, K] of the widest input held at once
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: bool, calibration: bool = False) -> int:
+    """Bytes of memory that is not a mapped file, at the peak.
+
+    Args:
+        decoder: the model.
+        parity: the report at the end is wanted: one layer in float32, and the exported graph loaded.
+        weight_bytes: size of weights.bin.
+        native: operators read the mapped weights as they are; function bodies unpack them into memory.
+        calibration: weights are fitted to a text, and actions measured on it.
+    """
+    quantizing = min(PIECE_WEIGHTS, _largest_matrix(decoder)) * _PIECE_BYTES
+    layer = _layer_weights(decoder) * 4 * 3 // 2
+    stages = [quantizing]
+    if parity:
+        stages.append(layer)
+    if parity or calibration:
+        stages.append(0 if native else 4 * weight_bytes)
+    if calibration:
+        stages += [quantizing + layer + _moments(decoder), _measuring(decoder)]
+    return _LIBRARIES + max(stages)
+
+
+def require_memory(needed: int, available: int | None) -> None:
+    """Raises CheckpointError where memory would not suffice. `available` None: unknown, nothing is refused."""
+    if available is not None and needed > available:
+        raise CheckpointError(
+            f"memory: this export needs {_size(needed)}, available are {_size(available)}; "
+            "close other programs, or leave out parts with --calibration none and --no-parity"
+        )
+
+
+def require_disk(folder: Path, needed: int) -> None:
+    """Raises CheckpointError where `folder`, or the nearest parent that exists, has less than `needed` bytes free."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise CheckpointError(
+            f"disk: the bundle needs {_size(needed)}, free in {existing} are {_size(free)}; "
+            "make room or choose another -o"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be taken: the machine's, or the container's where that is less. None where nothing tells."""
+    readings = (_of_machine, _of_container)
+    known = [value for value in (reading() for reading in readings) if value is not None]
+    return min(known, default=None)
+
+
+def _of_machine() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # free pages are not told everywhere
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _of_container() -> int | None:
+    """Room below the limit of the control group, version 2 or 1; file pages it holds can be given up."""
+    old = _CGROUP / "memory"
+    rooms = (
+        _room(_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file "),
+        _room(
+            old / "memory.limit_in_bytes",
+            old / "memory.usage_in_bytes",
+            old / "memory.stat",
+            "total_inactive_file ",
+        ),
+    )
+    return next((room for room in rooms if room is not None), None)
+
+
+def _room(limit: Path, used: Path, stat: Path, key: str) -> int | None:
+    try:
+        reclaimable = next((int(line.split()[1]) for line in stat.read_text().splitlines() if line.startswith(key)), 0)
+        return max(0, int(limit.read_text()) - int(used.read_text()) + reclaimable)
+    except (OSError, ValueError):  # no such controller, or "max"
+        return None
+
+
+def _largest_matrix(decoder: Decoder) -> int:
+    return decoder.hidden_size * max(decoder.vocab_size, decoder.up_size, decoder.qkv_size)
+
+
+def _moments(decoder: Decoder) -> int:
+    """Second moments of a layer's inputs, what the largest is factorised in, and the hidden states of the text."""
+    channels = max(decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim)
+    states = 2 * _TEXT_TOKENS * decoder.hidden_size + _TOKENS_AT_ONCE * (decoder.up_size + decoder.intermediate_size)
+    return 4 * (_SQUARES * channels * channels + states)
+
+
+def _measuring(decoder: Decoder) -> int:
+    """The cache of a long context, and logits of a batch."""
+    cache = _LONG_TOKENS * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * 4
+    return cache + _LOGIT_ROWS * decoder.vocab_size * 4
+
+
+def _layer_weights(decoder: Decoder) -> int:
+    attention = decoder.hidden_size * (decoder.qkv_size + decoder.num_heads * decoder.head_dim)
+    return attention + decoder.hidden_size * (decoder.up_size + decoder.intermediate_size)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

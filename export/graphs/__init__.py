@@ -1,0 +1,4 @@
+"""Writing ONNX graphs: the decoder, its layer, the policy.
+
+May import: sol_rt.export.blob, sol_rt.export.sources, sol_rt.engine.signature, sol_rt.bundle.
+"""

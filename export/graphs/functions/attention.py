@@ -1,0 +1,203 @@
+"""Function body of the operator `SparseAttention`: see bodies.py for what all bodies heed.
+
+Where every token is read, GroupQueryAttention does it all: it rotates, appends in place, and reads keys and values
+once, of the tokens that are there and not of the whole capacity. Where tokens are chosen for a single new one,
+gathered_attention.py takes its place. An int8 cache has neither: those bodies run on the CPU, and mask. Scores are
+those of the keys themselves, not of their codes, which would have to be made anew at each step: WebGPU has no operators
+that would store them, and their tensors pass through unread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from sol_rt.bundle.config import PAGE_SIZE
+from sol_rt.export.graphs.functions import gathered_attention
+from sol_rt.export.graphs.functions.attention_shape import NEVER, AttentionShape, rotated
+from sol_rt.export.graphs.nodes import END, NodeWriter
+
+_LOWEST_SCORE = 2.0**-100  # smaller scores of tokens count as 0
+_ALL = 1e9  # beyond every position
+_TINY = 1e-30  # instead of a step of zero
+_LARGEST_KV_CODE = 127.0
+_FUSED_ROTARY = 16
+"""GroupQueryAttention rotates multiples of so many channels."""
+
+
+def sparse_attention(
+    shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16
+) -> onnx.FunctionProto:
+    """`SparseAttention` with its attributes inlined, all but `attn_room`: layers of a graph share them.
+
+    A host that binds past and present to one buffer gets an append in place: GroupQueryAttention, ScatterElements and
+    ScatterND write outputs of the function itself, and no other node reads what `past_*` hold. An `int8` cache holds
+    codes and scales of keys and values, for which neither GroupQueryAttention nor WebGPU has operators: those bodies
+    run on the CPU. Of other caches `floats` is the type.
+    """
+    writer = NodeWriter()
+    for part in ("key_codes", "key_range"):  # WebGPU passes uint8 through this, but not through Identity
+        writer.op("Reshape", f"past_{part}", writer.ints(0, 0, 0, -1), out=f"present_{part}")
+    if int8:
+        _int8_attention(writer, shape)
+    else:
+        _float_attention(writer, shape, floats)
+    cache, scales = ["key", "value", "key_codes", "key_range"], ["key_scale", "value_scale"] if int8 else []
+    inputs = ["qkv", *(f"past_{part}" for part in cache), "past_length", "attn_keep", "cos", "sin"]
+    return writer.function(
+        "SparseAttention",
+        [*inputs, *(f"past_{part}" for part in scales), "total_length"],
+        ["y", *(f"present_{part}" for part in cache + scales)],
+        list(shape.attributes),
+    )
+
+
+def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int) -> None:
+    results, types = ["y", "present_key", "present_value"], [TensorProto.FLOAT, floats, floats]
+
+    def dense(inner: NodeWriter) -> list[str]:
+        return _dense(inner, shape)
+
+    def chosen(inner: NodeWriter) -> list[str]:
+        single = inner.op("Equal", inner.op("Shape", "qkv", start=1, end=2), inner.ints(1))
+        names = [inner.name(part) for part in ("attended", "keys", "values")]
+        return inner.branch(single, lambda one: gathered_attention.write(one, shape), dense, names, types)
+
+    writer.branch(writer.nonempty("attn_keep"), chosen, dense, results, types)
+
+
+def _dense(writer: NodeWriter, shape: AttentionShape) -> list[str]:
+    """y and the cache, every token attended."""
+    op, name = writer.op, writer.name
+    every, key, value = name("attended"), name("appended_key"), name("appended_value")
+    rotates = shape.rotary_dim % _FUSED_ROTARY == 0
+    query, tables = _rounded(writer) if rotates else _rounded_after_rotation(writer, shape)
+    op(
+        "GroupQueryAttention",
+        *(*query, "past_key", "past_value", op("Sub", "total_length", writer.const([1], np.int32)), "total_length"),
+        *tables,
+        out=[every, key, value],
+        domain="com.microsoft",
+        num_heads=shape.num_heads,
+        kv_num_heads=shape.kv_heads,
+        scale=shape.softmax_scale,
+        do_rotary=int(rotates),
+    )
+    return [op("Cast", every, to=TensorProto.FLOAT), key, value]
+
+
+def _rounded(writer: NodeWriter) -> tuple[list[str], list[str]]:
+    """q, k and v in one and the tables, all rounded to the type of the cache, in which GroupQueryAttention rotates."""
+    qkv, cos, sin = (writer.op("CastLike", name, "past_key") for name in ("qkv", "cos", "sin"))
+    return [qkv, "", ""], [cos, sin]
+
+
+def _rounded_after_rotation(writer: NodeWriter, shape: AttentionShape) -> tuple[list[str], list[str]]:
+    """q, k and v rotated in float32 and then rounded to the type of the cache, and no tables."""
+    op, ints = writer.op, writer.ints
+    heads, kv_heads = shape.num_heads, shape.kv_heads
+    sizes = [count * shape.head_dim for count in (heads + kv_heads, kv_heads, heads)]
+    op("Split", "qkv", ints(*sizes[:2]), out=["qk", "v"], axis=-1)
+    op("Split", rotated(writer, "qk", heads + kv_heads, shape), ints(sizes[2], sizes[1]), out=["q", "k"], axis=-1)
+    return [op("CastLike", name, "past_key") for name in ("q", "k", "v")], []
+
+
+def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
+    op, const, ints = writer.op, writer.const, writer.ints
+    kv_heads, heads = shape.kv_heads, shape.num_heads
+    past = op("Cast", "past_length", to=TensorProto.FLOAT)
+    ones = op("Expand", const(1.0), op("Shape", "qkv", start=1, end=2))
+    positions = op("Add", op("CumSum", ones, const(0, np.int64)), op("Sub", past, const(1.0)))  # [S]
+    newest = op("Slice", positions, ints(-1), ints(END))
+
+    # q [1, H, S, D], k and v [1, Hk, S, D]
+    split = op("Reshape", "qkv", ints(0, 0, heads + 2 * kv_heads, shape.head_dim))
+    split = op("Transpose", split, perm=[0, 2, 1, 3])
+    qk = op("Split", split, ints(heads + kv_heads, kv_heads), out=["qk", "v"], axis=1)
+    op("Split", rotated(writer, qk, heads + kv_heads, shape), ints(heads, kv_heads), out=["q", "k"], axis=1)
+    rows = _scatter_rows(writer, positions, kv_heads)
+    for new, side in (("k", "key"), ("v", "value")):
+        rounded, scale = _codes(writer, new)
+        op("ScatterND", f"past_{side}_scale", rows, scale, out=f"present_{side}_scale")
+        op("ScatterND", f"past_{side}", rows, rounded, out=f"present_{side}")
+    keys, values = (op("Cast", f"present_{part}", to=TensorProto.FLOAT) for part in ("key", "value"))
+    key_scale, value_scale = (_scale_row(writer, f"present_{part}_scale") for part in ("key", "value"))
+
+    # query rows are grouped by KV head, [1, Hk, group * S, D]; row g * S + s is at position s
+    q = op("Reshape", op("Mul", "q", const(shape.softmax_scale)), ints(1, kv_heads, -1, shape.head_dim))
+    logits = op("Mul", op("MatMul", q, _transposed(writer, keys)), key_scale)
+    at = op("Reshape", op("Mul", positions, const(np.ones((shape.group, 1)))), ints(-1, 1))
+    token = _count(writer, op("Shape", logits, start=3, end=4))
+    causal = op("LessOrEqual", op("Sub", token, const(1.0)), at)  # [rows, C]
+
+    def chosen(inner: NodeWriter) -> str:
+        kept = _kept(inner, shape, logits, newest)  # of the only new token, or of nobody
+        single = inner.op("LessOrEqual", inner.op("Sub", newest, past), inner.const(0.0))
+        several = inner.op("Not", single)
+        return inner.op("And", causal, inner.op("Or", kept, several))
+
+    seen = writer.where_any("attn_keep", chosen, lambda inner: inner.op("Identity", causal))
+    weights = op("Softmax", op("Where", seen, logits, const(NEVER)), axis=-1)
+    y = op("MatMul", op("Mul", weights, value_scale), values)
+    y = op("Transpose", op("Reshape", y, ints(1, heads, -1, shape.head_dim)), perm=[0, 2, 1, 3])
+    op("Reshape", y, ints(0, 0, heads * shape.head_dim), out="y")
+
+
+def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -> str:
+    """Which tokens a single new token attends to, bool [1, Hk, 1, C].
+
+    logits: float [1, Hk, group * S, C] of all its query heads, the softmax scale applied; only with S = 1 does the
+    result mean anything. newest: its position, float [1].
+    """
+    op, const, ints = writer.op, writer.const, writer.ints
+    newest_page = op("Floor", op("Mul", newest, const(1 / PAGE_SIZE)))
+    token = _count(writer, op("Shape", logits, start=3, end=4))  # 1-based, [C]
+    is_old = op("LessOrEqual", token, op("Mul", newest_page, const(float(PAGE_SIZE))))
+    shares = op("Softmax", op("Where", is_old, logits, const(NEVER)), axis=-1)
+    scores = op("ReduceSum", shares, ints(2), keepdims=1)
+    scores = op("Where", op("LessOrEqual", const(_LOWEST_SCORE), scores), scores, const(0.0))
+    scores = op("Reshape", op("Where", is_old, scores, const(-1.0)), ints(1, -1))  # [1, Hk C]
+    pairs = op("Shape", scores, start=1, end=2)
+    order = writer.name("order")
+    op("TopK", scores, pairs, out=[f"{order}_scores", order], axis=-1)
+    kept = op("Mul", writer.count("attn_keep"), const(float(PAGE_SIZE * shape.kv_heads)))
+    by_rank = op("Where", op("LessOrEqual", _count(writer, pairs), kept), const(_ALL), const(float(shape.sinks)))
+    # last 1-based position that a token is attended up to: any where kept, the sinks alone where not
+    limit = op("ScatterElements", scores, order, op("Unsqueeze", by_rank, ints(0)), axis=1)
+    limit = op("Where", is_old, op("Reshape", limit, ints(1, shape.kv_heads, 1, -1)), const(_ALL))
+    return op("LessOrEqual", token, op("Min", limit, op("Add", newest, const(1.0))))
+
+
+def _count(writer: NodeWriter, size: str) -> str:
+    """1, 2, … as float [size]; `size` is int64 [1]. CumSum of float32 is exact below 2**24."""
+    return writer.op("CumSum", writer.op("Expand", writer.const(1.0), size), writer.const(0, np.int64))
+
+
+def _scatter_rows(writer: NodeWriter, index: str, kv_heads: int) -> str:
+    """Indices int64 [1, Hk, n, 3] of the rows (0, head, index) for `index` float [n]."""
+    column = writer.op("Mul", writer.op("Unsqueeze", index, writer.ints(1)), writer.const([0.0, 0.0, 1.0]))
+    heads = np.zeros((1, kv_heads, 1, 3))
+    heads[0, :, 0, 1] = np.arange(kv_heads)
+    return writer.op("Cast", writer.op("Add", column, writer.const(heads)), to=TensorProto.INT64)
+
+
+def _codes(writer: NodeWriter, x: str) -> tuple[str, str]:
+    """Rows of x float [1, Hk, S, D] as int8 codes of the same shape and float16 scales [1, Hk, S]."""
+    op, const = writer.op, writer.const
+    largest = op("ReduceMax", op("Abs", x), writer.ints(3), keepdims=1)
+    scale = op("Cast", op("Div", largest, const(_LARGEST_KV_CODE)), to=TensorProto.FLOAT16)
+    step = op("Cast", scale, to=TensorProto.FLOAT)
+    steps = op("Clip", op("Div", x, op("Max", step, const(_TINY))), const(-_LARGEST_KV_CODE), const(_LARGEST_KV_CODE))
+    codes = op("Where", op("Equal", step, const(0.0)), const(0.0), op("Round", steps))
+    return op("Cast", codes, to=TensorProto.INT8), op("Squeeze", scale, writer.ints(3))
+
+
+def _scale_row(writer: NodeWriter, scale: str) -> str:
+    """float16 [1, Hk, C] -> float [1, Hk, 1, C]."""
+    return writer.op("Unsqueeze", writer.op("Cast", scale, to=TensorProto.FLOAT), writer.ints(2))
+
+
+def _transposed(writer: NodeWriter, x: str) -> str:
+    """[1, Hk, n, D] -> [1, Hk, D, n]."""
+    return writer.op("Transpose", x, perm=[0, 1, 3, 2])

@@ -1,0 +1,232 @@
+"""Function bodies of the operators of domain `sol`: the semantics of docs/bundle.md section 3 in standard ops.
+
+ONNX Runtime inlines a body where no native kernel is registered. Every op used has a CPU and a WebGPU kernel, and no
+shape arithmetic on int64 is left after constant folding: WebGPU would hand it to the CPU, which a strict session
+refuses. Hence positions come from CumSum in float32 (exact below 2**24) and masks from comparisons of floats.
+
+Everything that depends on weights alone folds to constants when a session is made, so a step runs MatMulNBits on the
+stored planes. Activations are rounded beforehand, to the int8 steps of levels 4 and 6: a MatMulNBits that rounds them
+itself finds nothing to round, one that does not gives the same result. The 16 bits of level 8 go in as two parts of 8,
+as twice the rows. (WebGPU at accuracy level 4 rounds once more, in blocks of 128, where K is a multiple of that: half a
+percent of a product, at level 8 as well.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from sol_rt.bundle.config import BLOCK
+from sol_rt.export.graphs.nodes import NodeWriter, Ref
+
+_CODES, _FLOATS = 4, 1
+"""Accuracy levels of MatMulNBits: activations of 8 bits, as the kernels have them, or float32. The float paths of the
+CPU provider are 10 to 100 times slower at 2 bits, at 4 bits they are not."""
+_ALL = 1e9  # beyond every count of channels
+
+_CENTRE = 128.0
+"""z at which the base's zero point inside MatMulNBits, 8, already gives the whole offset, at levels 4 and 8."""
+_LEFT_AT_6 = 1.5 / 16
+"""What the first plane's zero point, 2, leaves of it at level 6, in steps."""
+_SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
+"""Middle of the codes that the planes of a level add."""
+
+
+def planes(bits: int) -> int:
+    """Residual planes that a level reads."""
+    return (bits - 4) // 2
+
+
+def nested_matmul(bits: int) -> onnx.FunctionProto:
+    """`NestedMatMul` at one width; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
+    writer = NodeWriter()
+    names = [f"plane{index + 1}" for index in range(planes(bits))]
+    weights = ["base", "scale", "zero", *names]
+    _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, out="y")
+    return writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
+
+
+def pruned_matmul(bits: int) -> onnx.FunctionProto:
+    """`PrunedMatMul` at one width; K and N stay attributes of the node. x: float [1, rows, K]."""
+    writer = NodeWriter()
+    weights = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(planes(bits)))]
+    x = _largest(writer, "x", "keep")
+    _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, out="y")
+    return writer.function("PrunedMatMul", ["x", "keep", *weights], ["y"], ["K", "N", "bits"])
+
+
+def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
+    """`NestedGather` of rows of `k` channels at one width."""
+    writer = NodeWriter()
+    names = [f"plane{index + 1}" for index in range(planes(bits))]
+
+    def rows(tensor: str, to: int) -> str:
+        return writer.op("Cast", writer.op("Gather", tensor, "ids", axis=1), to=to)  # [KB, 1, S] and [KB, 1, S, bytes]
+
+    def codes(tensor: str, width: int) -> str:
+        per_byte = 8 // width
+        table = np.arange(256)[:, None] >> (width * np.arange(per_byte)) & (2**width - 1)
+        values = writer.op("Gather", writer.const(table), rows(tensor, TensorProto.INT32), axis=0)
+        return writer.op("Reshape", values, writer.ints(0, 0, 0, BLOCK))
+
+    code = writer.op("Mul", codes("base", 4), writer.const(16.0))
+    for name, step in zip(names, (4.0, 1.0), strict=False):
+        code = writer.op("Add", code, writer.op("Mul", codes(name, 2), writer.const(step)))
+    zero = writer.op("Add", rows("zero", TensorProto.FLOAT), writer.const(_SHIFT[bits]))
+    code = writer.op("Sub", code, writer.op("Unsqueeze", zero, writer.ints(3)))
+    scale = writer.op("Mul", rows("scale", TensorProto.FLOAT), writer.const(1 / 16))
+    blocks = writer.op("Mul", code, writer.op("Unsqueeze", scale, writer.ints(3)))
+    blocks = writer.op("Transpose", blocks, perm=[1, 2, 0, 3])
+    writer.op("Reshape", blocks, writer.ints(1, -1, k), out="y")
+    return writer.function("NestedGather", ["ids", "base", "scale", "zero", *names], ["y"], ["K", "N", "bits"])
+
+
+def in_turn(up: Sequence[str], down: Sequence[str]) -> list[str]:
+    """Residual planes of the two matrices of an MLP in the order of its inputs: by planes, then matrices."""
+    return [name for pair in zip_longest(up, down) for name in pair if name is not None]
+
+
+def pruned_mlp(
+    bits: int,
+    *,
+    up_bits: int | None = None,
+    down_bits: int | None = None,
+    hidden: int,
+    intermediate: int,
+    gated: bool,
+    activation: str,
+    has_bias: bool,
+) -> onnx.FunctionProto:
+    """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden].
+
+    The matrices have the widths `up_bits` and `down_bits`, by default `bits`.
+    """
+    writer = NodeWriter()
+    widths = {"up": up_bits or bits, "down": down_bits or bits}
+    up, down = (
+        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(width))))]
+        for side, width in widths.items()
+    )
+    up_size = intermediate * (2 if gated else 1)
+
+    x = _largest(writer, "x", "keep_in")
+    u = _nested_product(writer, x, up, widths["up"], hidden, up_size, channel_major=True)
+    if has_bias:
+        u = writer.op("Add", u, "up_bias")
+    if gated:
+        writer.op("Split", u, out=["gate", "linear"], axis=-1, num_outputs=2)
+        h = writer.op("Mul", _activation(writer, "gate", activation), "linear")
+    else:
+        h = _activation(writer, u, activation)
+    h = _largest(writer, h, "keep_mid")
+    out = None if has_bias else "y"
+    y = _nested_product(writer, h, down, widths["down"], intermediate, hidden, channel_major=True, out=out)
+    if has_bias:
+        writer.op("Add", y, "down_bias", out="y")
+
+    inputs = ["x", "keep_in", "keep_mid", *up[:3], *down[:3], *in_turn(up[3:], down[3:])]
+    if has_bias:
+        inputs += ["up_bias", "down_bias"]
+    own = [name for name, given in (("up_bits", up_bits), ("down_bits", down_bits)) if given]
+    attributes = ["K", "I", "bits", *own, "gated", "activation", "has_bias"]
+    return writer.function("PrunedMLP", inputs, ["y"], attributes)
+
+
+def _nested_product(
+    writer: NodeWriter,
+    x: str,
+    weights: list[str],
+    bits: int,
+    k: int | Ref,
+    n: int | Ref,
+    *,
+    channel_major: bool,
+    out: str | None = None,
+) -> str:
+    """x W at a level, [1, rows, N] or [rows, N] as x is; W is base, scale, zero and the level's planes.
+
+    One product a plane, and block sums of x times what the planes' own zero points leave of the offset. Scales and
+    offsets are the same values at every level: a host that shares them holds them once.
+    """
+    base, scale, zero, *residual = weights
+    op, const = writer.op, writer.const
+    steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
+    block_scale = op("Transpose", steps, perm=[1, 0])
+
+    def product(codes: str, width: int, accuracy: int, *zero_points: str) -> str:
+        """x times a block-major plane, which MatMulNBits wants outputs first."""
+        return op(
+            "MatMulNBits",
+            x,
+            op("Transpose", codes, perm=[1, 0, 2]),
+            block_scale,
+            *zero_points,
+            domain="com.microsoft",
+            K=k,
+            N=n,
+            bits=width,
+            block_size=BLOCK,
+            accuracy_level=accuracy,
+        )
+
+    if channel_major:  # the pattern that ONNX Runtime fuses to MatMulNBits, transposing the weights once
+        eight = op("Expand", const(8, np.uint8), op("Shape", scale))
+        eight = op("Cast", eight, to=TensorProto.UINT4)
+        y = op("MatMul", x, op("DequantizeLinear", base, steps, eight, axis=0, block_size=BLOCK))
+    else:
+        y = product(base, 4, _FLOATS if bits == 8 else _CODES)
+    # 4 * 2 + 0 are the 8 in the middle of the codes that the planes of level 8 add
+    zero_points = [(), (_no_zero_points(writer, scale),)] if bits == 8 else [()]
+    for index, plane in enumerate(residual):
+        part = product(plane, 2, _CODES, *zero_points[index])
+        y = op("Add", y, op("Mul", part, const(0.25 ** (index + 1))))
+    blocks = op("Concat", writer.ints(-1), op("Shape", scale, end=1), writer.ints(BLOCK), axis=0)
+    sums = op("ReduceSum", op("Reshape", x, blocks), writer.ints(2), keepdims=0)  # [rows, KB]
+    left = op("Sub", const(_CENTRE), op("Cast", zero, to=TensorProto.FLOAT))
+    offset = op("Mul", left, op("Mul", steps, const(1 / 16)))
+    flat = op("Concat", writer.ints(-1), op("Shape", scale, start=1), axis=0)
+    total = op("Gemm", sums, offset, op("Reshape", y, flat))
+    if bits == 6:
+        total = op("Gemm", sums, block_scale, total, alpha=_LEFT_AT_6, transB=1)
+    return op("Reshape", total, op("Shape", y), out=out)
+
+
+def _no_zero_points(writer: NodeWriter, scale: str) -> str:
+    """Zero points of 2 bits that are all 0, uint8 [N, KB / 4], for a scale [KB, N]."""
+    op, const = writer.op, writer.const
+    blocks, outputs = op("Shape", scale, end=1), op("Shape", scale, start=1)
+    size = op("Div", op("Add", blocks, writer.ints(3)), writer.ints(4))
+    return op("Expand", const(0, np.uint8), op("Concat", outputs, size, axis=0))
+
+
+def _largest(writer: NodeWriter, x: str, keep: str) -> str:
+    """x with all but the values of largest magnitude of its last axis zero; TopK orders ties by index.
+
+    `keep` int64 says how many stay; where it is empty or 0 all do. All are sorted, so that the count may lie on the
+    GPU, where TopK cannot read it.
+    """
+
+    def pruned(inner: NodeWriter) -> str:
+        op, order = inner.op, inner.name("order")
+        channels = op("Shape", x, start=-1)
+        op("TopK", op("Abs", x), channels, out=[f"{order}_values", order], axis=-1)
+        count = inner.count(keep)
+        count = op("Where", op("LessOrEqual", count, inner.const(0.0)), inner.const(_ALL), count)
+        rank = op("CumSum", op("Expand", inner.const(1.0), channels), inner.const(0, np.int64))
+        stays = op("Where", op("LessOrEqual", rank, count), inner.const(1.0), inner.const(0.0))
+        stays = op("Expand", stays, op("Shape", f"{order}_values"))
+        return op("Mul", x, op("ScatterElements", x, order, stays, axis=-1))
+
+    return writer.where_any(keep, pruned, lambda inner: inner.op("Identity", x))
+
+
+def _activation(writer: NodeWriter, x: str, name: str) -> str:
+    if name == "silu":
+        return writer.op("Mul", x, writer.op("Sigmoid", x))
+    if name == "relu":
+        return writer.op("Relu", x)
+    return writer.op("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")

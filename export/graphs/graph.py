@@ -1,0 +1,340 @@
+"""The graph of a bit-width: one builder for every decoder family, topology only, weights by reference into the blob."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
+from sol_rt.engine.signature import CHOOSING, PRUNING
+from sol_rt.export.graphs.functions import operators as bodies
+from sol_rt.export.graphs.functions.attention import sparse_attention
+from sol_rt.export.graphs.functions.attention_shape import AttentionShape
+from sol_rt.export.graphs.layer import (
+    CACHE,
+    cache_parts,
+    decoder_layer,
+    layer_attributes,
+    layer_weights,
+    nested_names,
+    norm,
+    norm_weights,
+    width_attributes,
+    width_tag,
+)
+from sol_rt.export.graphs.nodes import NodeWriter
+from sol_rt.export.sources.decoder import Decoder
+
+_DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "uint4": TensorProto.UINT4,
+}
+"""Dims of the inputs that choose tokens and channels: the number of layers, or 0 for all tokens or all channels."""
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_KEPT_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
+_KEPT_O = (0.0, 0.22, 0.42, 0.64, 1.0)
+"""Shares of their input channels that the attention's projections keep, at the shares of all weights of _SHARES."""
+_SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
+"""By gated or not: how much more than the MLP's share its first matmul keeps, at the MLP's shares of _SHARES."""
+_BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """(K, N), input channels and outputs, of a layer's matrices."""
+
+    up: tuple[int, int]
+    down: tuple[int, int]
+    qkv: tuple[int, int]
+    o: tuple[int, int]
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> LayerShapes:
+        """Those of a decoder."""
+        hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
+        return cls(
+            (hidden, decoder.up_size),
+            (decoder.intermediate_size, hidden),
+            (hidden, decoder.qkv_size),
+            (attended, hidden),
+        )
+
+
+def prune_counts(prune_percent: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
+    """Channels that a prune level keeps at the inputs of a layer's matrices where all layers keep the same: (keep_in,
+    keep_mid, keep_qkv, keep_o).
+
+    The share of all the layer's weights that is read is `prune_percent`. Attention's output bears more pruning than its
+    input, and the MLP takes what these two leave.
+    """
+    share = prune_percent / 100
+    qkv, o = (float(np.interp(share, _SHARES, kept)) for kept in (_KEPT_QKV, _KEPT_O))
+    sizes = {name: float(math.prod(shape)) for name, shape in vars(shapes).items()}
+    mlp = sizes["up"] + sizes["down"]
+    rest = (share * sum(sizes.values()) - qkv * sizes["qkv"] - o * sizes["o"]) / mlp
+    return *mlp_counts(rest, shapes.up, shapes.down), _ceil(qkv * shapes.qkv[0]), _ceil(o * shapes.o[0])
+
+
+def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tuple[int, int]:
+    """(keep_in, keep_mid) that read `share` of the weights of MLP matrices of shapes (K, N).
+
+    Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
+    share and the second less.
+    """
+    gated = up[1] == 2 * down[0]
+    spread = float(np.interp(share, _SHARES, _SPREAD[gated]))
+    first, second = share + spread, share - spread * (2 if gated else 1)
+    return _ceil(first * up[0]), _ceil(second * down[0])
+
+
+def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
+    """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
+    total = 0
+    counts = {"up": variant.keep_in, "down": variant.keep_mid, "qkv": variant.keep_qkv, "o": variant.keep_o}
+    for name in variant_tensors(decoder, variant.widths):
+        size = tensors[name].bytes
+        if name.startswith("layers.") and name.endswith(".base"):
+            _, layer, matrix, _ = name.split(".")
+            size = size * counts[matrix][int(layer)] // tensors[name].shape[0]
+        elif name.startswith("rope."):
+            continue
+        total += size
+    if not decoder.tied:
+        row = nested_names("embed", widest_bits(tensors))
+        total += sum(tensors[name].bytes for name in row) // decoder.vocab_size
+    return total
+
+
+def variant_tensors(decoder: Decoder, widths: Widths) -> list[str]:
+    """Names of the tensors that a variant computes with, each once; what only the embedding's look-up reads is left
+    out."""
+    names = nested_names("embed" if decoder.tied else "head", widths.head)
+    for layer in range(decoder.num_layers):
+        names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, widths.layer(layer))]
+    names += norm_weights(decoder, "final_norm")
+    names += ["head.bias"] if decoder.head_bias else []
+    return [*names, "rope.cos", "rope.sin"]
+
+
+def widest_bits(tensors: Mapping[str, TensorEntry]) -> int:
+    """Width of the bundle's widest level."""
+    return 4 + 2 * sum(f"embed.plane{index}" in tensors for index in (1, 2))
+
+
+def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorProto:
+    """An initializer whose data lie in the weights file."""
+    tensor = onnx.TensorProto(
+        name=name, data_type=_DTYPES[entry.dtype], dims=entry.shape, data_location=TensorProto.EXTERNAL
+    )
+    for key, value in (("location", weights_file), ("offset", entry.offset), ("length", entry.bytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def build_graph(
+    decoder: Decoder,
+    widths: Widths,
+    tensors: Mapping[str, TensorEntry],
+    weights_file: str,
+    kv: KvLayout | None = None,
+) -> onnx.ModelProto:
+    """The graph of docs/bundle.md section 1 that runs all variants of one width.
+
+    Args:
+        widths: of its matrices.
+        tensors: the blob's tensors by name; those of the widths have to be there.
+        weights_file: the blob's name; it has to lie beside the graph file.
+        kv: the cache's layout, float16 by default.
+    """
+    return _GraphWriter(decoder, widths, tensors, weights_file, kv or KvLayout()).write()
+
+
+class _GraphWriter:
+    def __init__(
+        self,
+        decoder: Decoder,
+        widths: Widths,
+        tensors: Mapping[str, TensorEntry],
+        weights_file: str,
+        kv: KvLayout,
+    ) -> None:
+        self.decoder, self.widths, self.tensors, self.weights_file = decoder, widths, tensors, weights_file
+        self.kinds = sorted({widths.layer(layer) for layer in range(decoder.num_layers)})
+        self.mixed = widths.layers is not None
+        self.kv, self.cache = kv, cache_parts(kv)
+        self.writer = NodeWriter()
+        self.used: dict[str, None] = {}  # names of tensors in order of first use
+
+    def write(self) -> onnx.ModelProto:
+        decoder, op = self.decoder, self.writer.op
+        x = self._nested("NestedGather", ["input_ids"], "embed", decoder.vocab_size, bits=widest_bits(self.tensors))
+        if decoder.embedding_scale != 1.0:
+            x = op("Mul", x, self.writer.const(decoder.embedding_scale))
+        for layer in range(decoder.num_layers):
+            x = self._layer(layer, x)
+        weights = [self._tensor(name) for name in norm_weights(decoder, "final_norm")]
+        hidden = norm(self.writer, decoder, self._last_positions(x), weights, out="hidden_states")
+        self._project(hidden, "embed" if decoder.tied else "head", decoder.vocab_size, bias=decoder.head_bias)
+        return self.writer.model(
+            f"q{self.widths.bits}",
+            self._inputs(),
+            self._outputs(),
+            [reference(name, self.tensors[name], self.weights_file) for name in self.used],
+            self._functions(),
+        )
+
+    def _layer(self, layer: int, x: str) -> str:
+        y, widths = f"layer.{layer}", self.widths.layer(layer)
+        self.writer.declare(y, [1, "S", self.decoder.hidden_size])
+        weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, widths)]
+        return self.writer.op(
+            "DecoderLayer",
+            x,
+            *(_cache_name("past", part, layer) for part in CACHE),
+            "past_length",
+            "attn_keep",
+            "mlp_keep_in",
+            "mlp_keep_mid",
+            "attn_keep_qkv",
+            "attn_keep_o",
+            *map(self._tensor, ["rope.cos", "rope.sin"]),
+            *(_cache_name("past", part, layer) for part in self.cache[len(CACHE) :]),
+            *map(self._tensor, weights),
+            "total_length",
+            out=[y, *(_cache_name("present", part, layer) for part in self.cache)],
+            domain="sol",
+            overload=width_tag(*widths, mixed=self.mixed),
+            layer=layer,
+            **layer_attributes(self.decoder, widths, self.kv),
+        )
+
+    def _last_positions(self, x: str) -> str:
+        """float [1, S, hidden] -> [num_logits, hidden]. Slicing backward spares `num_logits` arithmetic, which a strict
+        WebGPU session refuses."""
+        op, ints = self.writer.op, self.writer.ints
+        x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
+        x = op("Slice", x, ints(0), "num_logits", ints(1))
+        x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
+        return op("Reshape", x, ints(-1, self.decoder.hidden_size))
+
+    def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
+        out = None if bias else "logits"
+        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.widths.head, out=out)
+        if bias:
+            self.writer.declare(logits, ["M", outputs])
+            self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
+
+    def _nested(
+        self,
+        op_type: str,
+        x: list[str],
+        matrix: str,
+        outputs: int,
+        *,
+        bits: int,
+        out: str | None = None,
+    ) -> str:
+        weights = map(self._tensor, nested_names(matrix, bits))
+        k = self.decoder.hidden_size
+        return self.writer.op(op_type, *x, *weights, out=out, domain="sol", K=k, N=outputs, bits=bits)
+
+    def _tensor(self, name: str) -> str:
+        self.used[name] = None
+        return name
+
+    def _functions(self) -> list[onnx.FunctionProto]:
+        functions = [
+            bodies.nested_gather(widest_bits(self.tensors), self.decoder.hidden_size),
+            bodies.nested_matmul(self.widths.head),
+            sparse_attention(AttentionShape.of(self.decoder, self.kv), int8=self.kv.dtype == "int8"),
+            *(decoder_layer(self.decoder, widths, self.kv, mixed=self.mixed) for widths in self.kinds),
+        ]
+        for bits in sorted({bits for widths in self.kinds for bits in (widths.qkv, widths.o)}):
+            functions.append(self._named(bodies.pruned_matmul(bits), bits))
+        for up, down in sorted({(widths.up, widths.down) for widths in self.kinds}):
+            functions.append(self._named(self._mlp(up, down), up, down))
+        return functions
+
+    def _mlp(self, up_bits: int, down_bits: int) -> onnx.FunctionProto:
+        decoder = self.decoder
+        return bodies.pruned_mlp(
+            **width_attributes(up=up_bits, down=down_bits),
+            hidden=decoder.hidden_size,
+            intermediate=decoder.intermediate_size,
+            gated=decoder.gated,
+            activation=decoder.activation,
+            has_bias=decoder.mlp_bias,
+        )
+
+    def _named(self, function: onnx.FunctionProto, *widths: int) -> onnx.FunctionProto:
+        """As bodies of layers call it."""
+        function.name += width_tag(*widths, mixed=self.mixed)
+        return function
+
+    def _inputs(self) -> list[onnx.ValueInfoProto]:
+        info = helper.make_tensor_value_info
+        pruning = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+        sizes: dict[str, int | str] = {"past_length": 1, "attn_keep": CHOOSING, **dict.fromkeys(pruning, PRUNING)}
+        inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
+        inputs += [info(name, TensorProto.INT64, [size]) for name, size in {**sizes, "num_logits": 1}.items()]
+        inputs.append(info("total_length", TensorProto.INT32, [1]))
+        return inputs + self._cache_infos("past")
+
+    def _outputs(self) -> list[onnx.ValueInfoProto]:
+        info = helper.make_tensor_value_info
+        outputs = [
+            info("logits", TensorProto.FLOAT, ["M", self.decoder.vocab_size]),
+            info("hidden_states", TensorProto.FLOAT, ["M", self.decoder.hidden_size]),
+        ]
+        return outputs + self._cache_infos("present")
+
+    def _cache_infos(self, side: str) -> list[onnx.ValueInfoProto]:
+        heads, size = self.decoder.num_kv_heads, self.decoder.head_dim
+        rows, scales = (_DTYPES[self.kv.dtype], [1, heads, "C", size]), (TensorProto.FLOAT16, [1, heads, "C"])
+        codes = (TensorProto.UINT8, [1, heads, "C", size // 2])
+        types = (rows, rows, codes, (TensorProto.FLOAT16, [1, heads, "C", 2]), scales, scales)
+        return [
+            helper.make_tensor_value_info(_cache_name(side, part, layer), *kind)
+            for layer in range(self.decoder.num_layers)
+            for part, kind in zip(self.cache, types, strict=False)
+        ]
+
+
+def _cache_name(side: str, part: str, layer: int) -> str:
+    """Name of a tensor of a layer's cache, `side` being `past` or `present`."""
+    if part in ("key", "value"):
+        return f"{'past_key_values' if side == 'past' else 'present'}.{layer}.{part}"
+    return f"{side}_{part}.{layer}"
+
+
+def _ceil(value: float) -> int:
+    """Rounds up, but not for the last bit of a float's noise."""
+    return math.ceil(value - 1e-9)
+
+
+def write_graphs(folder: Path, config: SolConfig, decoder: Decoder) -> SolConfig:
+    """Writes the graph of every width into `folder`, in place of those there.
+
+    Returns:
+        The config with `weight_bytes` of all variants and the sizes of the graphs, not their hashes.
+    """
+    variants = {
+        key: replace(variant, weight_bytes=weight_bytes(decoder, config.tensors, variant))
+        for key, variant in config.variants.items()
+    }
+    files = dict(config.files)
+    for file, widths in {variant.file: variant.widths for variant in variants.values()}.items():
+        content = build_graph(decoder, widths, config.tensors, config.weights_file, config.kv).SerializeToString()
+        (folder / file).write_bytes(content)
+        files[file] = FileEntry(len(content), "")
+    return replace(config, variants=variants, files=files)

@@ -1,0 +1,132 @@
+"""Source checkpoints: what the exporter reads, whatever the file format."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export.quantize.source_codes import OwnCodes
+from sol_rt.export.sources.decoder import Decoder, Family, TensorNames
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Checkpoint(Protocol):
+    """Tensors under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`), read on demand.
+
+    Attributes:
+        path: folder or file.
+        config: content of an HF `config.json`.
+        license: SPDX name where the checkpoint tells, else empty.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    license: str
+
+    def names(self) -> Collection[str]:
+        """All tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor in `names()`."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
+        """Rows start … stop - 1 as float32; others are not read. Raises CheckpointError for types that can't be."""
+
+    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+        """Rows start … stop - 1 as the 4-bit codes that the file stores; None where it stores them in another way."""
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json, generation_config.json and the chat template, if any."""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a checkpoint folder or a `.gguf` file. Raises CheckpointError where it is neither or cannot be read."""
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        from sol_rt.export.sources.gguf.checkpoint import GgufCheckpoint
+
+        return GgufCheckpoint(path)
+    if path.is_dir():
+        from sol_rt.export.sources.hf_checkpoint import HfCheckpoint
+
+        return HfCheckpoint(path)
+    raise CheckpointError(f"{path}: got no checkpoint, expected a folder with config.json or a .gguf file")
+
+
+def matrices(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
+    """Quantized matrices of the bundle and the modules whose rows they concatenate."""
+    found: dict[str, tuple[str, ...]] = {"embed": (names.embed,)}
+    for i in range(decoder.num_layers):
+        for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
+            found[f"layers.{i}.{part}"] = tuple(module.format(i=i) for module in modules)
+    if not decoder.tied:
+        found["head"] = (names.head,)
+    return found
+
+
+def matrix_shape(decoder: Decoder, matrix: str) -> tuple[int, int]:
+    """(N, K) of a matrix of the bundle."""
+    attention = decoder.num_heads * decoder.head_dim
+    return {
+        "embed": (decoder.vocab_size, decoder.hidden_size),
+        "head": (decoder.vocab_size, decoder.hidden_size),
+        "qkv": (decoder.qkv_size, decoder.hidden_size),
+        "o": (decoder.hidden_size, attention),
+        "up": (decoder.up_size, decoder.hidden_size),
+        "down": (decoder.hidden_size, decoder.intermediate_size),
+    }[matrix.rsplit(".", 1)[-1]]
+
+
+def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
+    """Float vectors of the bundle and the tensors they concatenate."""
+    norm_kinds = ("weight", "bias") if decoder.norm == "layer" else ("weight",)
+    found: dict[str, tuple[str, ...]] = {f"final_norm.{kind}": (f"{names.final_norm}.{kind}",) for kind in norm_kinds}
+    if decoder.head_bias:
+        found["head.bias"] = (f"{names.head}.bias",)
+    biased = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}
+    for i in range(decoder.num_layers):
+        for norm, module in (("attn_norm", names.attn_norm), ("mlp_norm", names.mlp_norm)):
+            if module is not None:
+                found.update({f"layers.{i}.{norm}.{k}": (f"{module.format(i=i)}.{k}",) for k in norm_kinds})
+        for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
+            if biased[part]:
+                found[f"layers.{i}.{part}.bias"] = tuple(f"{module.format(i=i)}.bias" for module in modules)
+    return found
+
+
+def vector_size(decoder: Decoder, vector: str) -> int:
+    """Elements of a vector of the bundle."""
+    owner = vector.rsplit(".", 1)[0]
+    return decoder.hidden_size if owner.endswith("norm") else matrix_shape(decoder, owner)[0]
+
+
+def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
+    """Finds missing and misshapen tensors before anything is written. Raises CheckpointError naming the first."""
+    present = set(checkpoint.names())
+
+    def take(tensors: tuple[str, ...], target: str, rows: int, columns: tuple[int, ...]) -> None:
+        for tensor in tensors:
+            if tensor not in present:
+                raise CheckpointError(f"{checkpoint.path}: tensor {tensor} is missing; the checkpoint is incomplete")
+            shape = checkpoint.shape(tensor)
+            if not shape or shape[1:] != columns:
+                raise CheckpointError(
+                    f"{checkpoint.path}: tensor {tensor}: got shape {list(shape)}, "
+                    f"expected {list(columns)} after the first axis, by config.json"
+                )
+        total = sum(checkpoint.shape(tensor)[0] for tensor in tensors)
+        if total != rows:
+            raise CheckpointError(
+                f"{checkpoint.path}: {target} ({', '.join(tensors)}): got {total} rows, expected {rows}, by config.json"
+            )
+
+    for matrix, modules in matrices(decoder, family.names).items():
+        rows, columns = matrix_shape(decoder, matrix)
+        take(tuple(f"{module}.weight" for module in modules), matrix, rows, (columns,))
+    for vector, tensors in vectors(decoder, family.names).items():
+        take(tensors, vector, vector_size(decoder, vector), ())

@@ -1,0 +1,433 @@
+"""Decoder families, described by data: what one graph builder and one weight exporter need to know of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
+from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.rope import Rope, make_rope
+
+LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
+MOST_KV_HEADS = 1 << 11  # of one token's pairs of KV head and token, function bodies sort them at once
+MOST_PAIRS = 1 << 23  # of a cache, which they count in float32, and in halves
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder-only transformer.
+
+    Sequential blocks: x += attention(norm(x)); x += mlp(norm(x)).
+    Parallel blocks: x += attention(norm(x)) + mlp(norm(x)).
+
+    Attributes:
+        family: key of FAMILIES.
+        hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size: dimensions.
+        max_context: longest context of the bundle, rows of the rope tables.
+        norm: `rms` (weight only) or `layer` (weight and bias).
+        norm_eps: added to the variance.
+        norm_offset: added to norm weights; the blob's weights have it included, graphs add nothing.
+        parallel_residual: attention and MLP of a block read the same input.
+        shared_norm: a parallel block has one norm for both, so the blob has no mlp_norm.
+        rotary_dim: leading channels of a head that are rotated, half-split.
+        rope: angles.
+        qkv_bias, output_bias, mlp_bias, head_bias: which projections have one.
+        gated: MLP is act(gate) * up, otherwise act(up).
+        activation: `silu`, `gelu`, `gelu_tanh` or `relu`.
+        tied: the output projection is the embedding matrix.
+        softmax_scale: factor on q k.
+        embedding_scale: factor on embedding rows.
+    """
+
+    family: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_context: int
+    norm: Literal["rms", "layer"]
+    norm_eps: float
+    norm_offset: float
+    parallel_residual: bool
+    shared_norm: bool
+    rotary_dim: int
+    rope: Rope
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    head_bias: bool
+    gated: bool
+    activation: str
+    tied: bool
+    softmax_scale: float
+    embedding_scale: float
+
+    @property
+    def qkv_size(self) -> int:
+        """Outputs of the joint q, k, v projection."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def up_size(self) -> int:
+        """Outputs of the first MLP projection, gate included."""
+        return self.intermediate_size * (2 if self.gated else 1)
+
+    def dims(
+        self,
+        *,
+        name: str,
+        architecture: str,
+        source: str,
+        license: str,
+        bos_token_id: int | None,
+        eos_token_ids: tuple[int, ...],
+    ) -> ModelDims:
+        """The bundle's `model` section: this decoder's dimensions beside what only the checkpoint tells."""
+        return ModelDims(
+            name=name,
+            architecture=architecture,
+            source=source,
+            license=license,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            intermediate_size=self.intermediate_size,
+            max_context=self.max_context,
+            bos_token_id=bos_token_id,
+            eos_token_ids=eos_token_ids,
+        )
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """Module names in a checkpoint, without `.weight` / `.bias`; `{i}` stands for the layer.
+
+    Several names in a field: their rows are concatenated in this order.
+    """
+
+    embed: str
+    final_norm: str
+    head: str
+    attn_norm: str
+    mlp_norm: str | None
+    qkv: tuple[str, ...]
+    o: str
+    up: tuple[str, ...]
+    down: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """What all checkpoints of an architecture have in common.
+
+    Attributes:
+        architecture: HF class name.
+        model_type: HF `model_type`.
+        gguf: `general.architecture` of GGUF files, None where none is known.
+        names: modules of an HF checkpoint.
+        gguf_names: modules of a GGUF file, field by field the same as `names`.
+        gguf_permuted: llama.cpp reorders rows of q and k for its interleaved rotary embedding.
+    """
+
+    architecture: str
+    model_type: str
+    gguf: str
+    norm: Literal["rms", "layer"]
+    eps_key: str
+    parallel_residual: bool
+    gated: bool
+    names: TensorNames
+    gguf_names: TensorNames
+    gguf_permuted: bool = False
+    default_activation: str = "silu"
+    default_rotary_fraction: float = 1.0
+    default_eps: float = 1e-6
+
+
+_LAYER = "model.layers.{i}."
+_SPLIT_NAMES = TensorNames(
+    embed="model.embed_tokens",
+    final_norm="model.norm",
+    head="lm_head",
+    attn_norm=_LAYER + "input_layernorm",
+    mlp_norm=_LAYER + "post_attention_layernorm",
+    qkv=tuple(_LAYER + f"self_attn.{part}_proj" for part in "qkv"),
+    o=_LAYER + "self_attn.o_proj",
+    up=(_LAYER + "mlp.gate_proj", _LAYER + "mlp.up_proj"),
+    down=_LAYER + "mlp.down_proj",
+)
+_PACKED_NAMES = TensorNames(
+    embed="model.embed_tokens",
+    final_norm="model.norm",
+    head="lm_head",
+    attn_norm=_LAYER + "input_layernorm",
+    mlp_norm=_LAYER + "post_attention_layernorm",
+    qkv=(_LAYER + "self_attn.qkv_proj",),
+    o=_LAYER + "self_attn.o_proj",
+    up=(_LAYER + "mlp.gate_up_proj",),
+    down=_LAYER + "mlp.down_proj",
+)
+_PHI_NAMES = TensorNames(
+    embed="model.embed_tokens",
+    final_norm="model.final_layernorm",
+    head="lm_head",
+    attn_norm=_LAYER + "input_layernorm",
+    mlp_norm=None,
+    qkv=tuple(_LAYER + f"self_attn.{part}_proj" for part in "qkv"),
+    o=_LAYER + "self_attn.dense",
+    up=(_LAYER + "mlp.fc1",),
+    down=_LAYER + "mlp.fc2",
+)
+_GGUF_SPLIT = TensorNames(
+    embed="token_embd",
+    final_norm="output_norm",
+    head="output",
+    attn_norm="blk.{i}.attn_norm",
+    mlp_norm="blk.{i}.ffn_norm",
+    qkv=tuple(f"blk.{{i}}.attn_{part}" for part in "qkv"),
+    o="blk.{i}.attn_output",
+    up=("blk.{i}.ffn_gate", "blk.{i}.ffn_up"),
+    down="blk.{i}.ffn_down",
+)
+_GGUF_PACKED = TensorNames(
+    embed="token_embd",
+    final_norm="output_norm",
+    head="output",
+    attn_norm="blk.{i}.attn_norm",
+    mlp_norm="blk.{i}.ffn_norm",
+    qkv=("blk.{i}.attn_qkv",),
+    o="blk.{i}.attn_output",
+    up=("blk.{i}.ffn_up",),
+    down="blk.{i}.ffn_down",
+)
+_GGUF_PHI = TensorNames(
+    embed="token_embd",
+    final_norm="output_norm",
+    head="output",
+    attn_norm="blk.{i}.attn_norm",
+    mlp_norm=None,
+    qkv=tuple(f"blk.{{i}}.attn_{part}" for part in "qkv"),
+    o="blk.{i}.attn_output",
+    up=("blk.{i}.ffn_up",),
+    down="blk.{i}.ffn_down",
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        "LlamaForCausalLM",
+        "llama",
+        "llama",
+        "rms",
+        "rms_norm_eps",
+        False,
+        True,
+        _SPLIT_NAMES,
+        _GGUF_SPLIT,
+        gguf_permuted=True,
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM", "qwen2", "qwen2", "rms", "rms_norm_eps", False, True, _SPLIT_NAMES, _GGUF_SPLIT
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        "phi3",
+        "phi3",
+        "rms",
+        "rms_norm_eps",
+        False,
+        True,
+        _PACKED_NAMES,
+        _GGUF_PACKED,
+        default_eps=1e-5,
+    ),
+    "phi": Family(
+        "PhiForCausalLM",
+        "phi",
+        "phi2",
+        "layer",
+        "layer_norm_eps",
+        True,
+        False,
+        _PHI_NAMES,
+        _GGUF_PHI,
+        default_activation="gelu_new",
+        default_rotary_fraction=0.5,
+        default_eps=1e-5,
+    ),
+}
+
+# names of HF's ACT2FN -> names of the operator's attribute
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of an HF config. Raises CheckpointError naming the known ones."""
+    listed = config.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else None
+    for family in FAMILIES.values():
+        if named == family.architecture or (named is None and config.get("model_type") == family.model_type):
+            return family
+    known = ", ".join(family.architecture for family in FAMILIES.values())
+    raise CheckpointError(f"architecture: got {named or config.get('model_type')!r}, expected one of {known}")
+
+
+def family_of_gguf(architecture: str) -> Family:
+    """The family of a GGUF file's `general.architecture`. Raises CheckpointError naming the known ones."""
+    for family in FAMILIES.values():
+        if family.gguf == architecture:
+            return family
+    raise CheckpointError(
+        f"GGUF architecture: got {architecture!r}, expected one of {', '.join(f.gguf for f in FAMILIES.values())}"
+    )
+
+
+def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) -> Decoder:
+    """Describes the checkpoint of an HF `config.json`.
+
+    Args:
+        config: its content; `rope_parameters` or the older `rope_theta`, `rope_scaling`, `partial_rotary_factor`.
+        max_context: longest context wanted; default is the model's own.
+
+    Raises:
+        CheckpointError: unknown architecture, a feature no graph here has, or dimensions that do not fit.
+    """
+    family = family_of(config)
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    intermediate, trained_context = _size(config, "intermediate_size"), _size(config, "max_position_embeddings")
+    head_dim = _size(config, "head_dim", hidden // heads)
+    kv_heads = _size(config, "num_key_value_heads", heads, most=MOST_KV_HEADS)
+    rope_parameters = _rope_parameters(config, family)
+    rotary_dim = int(head_dim * _rotary_fraction(rope_parameters))
+    context = _context(config, rope_parameters, trained_context, max_context)
+    activation = config.get("hidden_act") or config.get("hidden_activation") or family.default_activation
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise CheckpointError(f"config.json: hidden_act: got {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    if config.get("qk_layernorm"):
+        raise CheckpointError(
+            "config.json: qk_layernorm: got true, expected false; models that normalize q and k are not supported"
+        )
+    for key, value in (
+        ("hidden_size", hidden),
+        ("intermediate_size", intermediate),
+        ("heads * head_dim", heads * head_dim),
+    ):
+        if value % BLOCK:
+            raise CheckpointError(
+                f"config.json: {key}: got {value}, expected a multiple of {BLOCK}, the quantization block"
+            )
+    if heads % kv_heads or rotary_dim % 2 or not rotary_dim:
+        raise CheckpointError(
+            f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
+            "expected whole groups and an even number of channels"
+        )
+    most_context = MOST_PAIRS // kv_heads - KvLayout.capacity_step  # caches are whole steps
+    if context > most_context:
+        raise CheckpointError(
+            f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
+            f"most {most_context}; use --ctx-size {most_context} or less"
+        )
+    phi, llama = family.model_type == "phi", family.model_type == "llama"
+    return Decoder(
+        family=family.model_type,
+        hidden_size=hidden,
+        num_layers=_size(config, "num_hidden_layers", most=MOST_LAYERS),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate,
+        vocab_size=_size(config, "vocab_size"),
+        max_context=context,
+        norm=family.norm,
+        norm_eps=_epsilon(config, family),
+        norm_offset=0.0,
+        parallel_residual=family.parallel_residual,
+        shared_norm=family.names.mlp_norm is None,
+        rotary_dim=rotary_dim,
+        rope=make_rope(rope_parameters, rotary_dim, context, trained_context),
+        qkv_bias=phi or family.model_type == "qwen2" or (llama and bool(config.get("attention_bias"))),
+        output_bias=phi or (llama and bool(config.get("attention_bias"))),
+        mlp_bias=phi or (llama and bool(config.get("mlp_bias"))),
+        head_bias=phi,
+        gated=family.gated,
+        activation=_ACTIVATIONS[activation],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        softmax_scale=1.0 / math.sqrt(head_dim),
+        embedding_scale=1.0,
+    )
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise CheckpointError(f"config.json: key {key} is missing; the checkpoint is incomplete")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise CheckpointError(f"config.json: {key}: got {str(value)[:40]}, expected a whole number from 1 to {most}")
+    return value
+
+
+def _epsilon(config: Mapping[str, Any], family: Family) -> float:
+    value = config.get(family.eps_key)
+    value = family.default_eps if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise CheckpointError(f"config.json: {family.eps_key}: got {str(value)[:40]}, expected a number from 0 to 1")
+    return float(value)
+
+
+def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
+    value = rope_parameters["partial_rotary_factor"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise CheckpointError(
+            f"config.json: partial_rotary_factor: got {str(value)[:40]}, expected a number above 0 and up to 1"
+        )
+    return float(value)
+
+
+def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Brings both spellings of the rotary settings into the newer one, `partial_rotary_factor` included."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"config.json: rope settings: got {str(given)[:40]}, expected an object")
+    parameters = dict(given)
+    parameters.setdefault("rope_type", parameters.pop("type", None) or "default")
+    if family.model_type == "phi3" and parameters["rope_type"] in ("su", "yarn"):  # earlier names of the same scheme
+        parameters["rope_type"] = "longrope"
+    parameters.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    fraction = config.get("partial_rotary_factor")
+    parameters.setdefault("partial_rotary_factor", family.default_rotary_fraction if fraction is None else fraction)
+    original = config.get("original_max_position_embeddings")
+    if parameters["rope_type"] != "default" and "original_max_position_embeddings" not in parameters and original:
+        parameters["original_max_position_embeddings"] = original
+    return parameters
+
+
+def _context(config: Mapping[str, Any], rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
+    """The bundle's longest context. Attention is full here, so a sliding window's model is exact up to the window."""
+    limit = trained
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        limit = min(limit, _size(config, "sliding_window"))
+    if wanted is None:
+        # short texts, and the reference's reading of them, use the short factors of longrope
+        if rope_parameters["rope_type"] == "longrope" and rope_parameters.get("original_max_position_embeddings"):
+            limit = min(limit, _size(rope_parameters, "original_max_position_embeddings"))
+        return limit
+    if not 1 <= wanted <= limit:
+        raise CheckpointError(f"maximum context: got {wanted}, expected 1 to {limit}, which the model was made for")
+    return wanted

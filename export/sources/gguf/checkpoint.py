@@ -1,0 +1,184 @@
+"""GGUF files as checkpoints: tensors dequantized row by row, under Hugging Face's names and in its row order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export.quantize.source_codes import OwnCodes
+from sol_rt.export.sources.checkpoint import FloatArray
+from sol_rt.export.sources.decoder import Family, TensorNames, family_of_gguf
+from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
+from sol_rt.export.sources.gguf.config import hf_config
+from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
+
+_READABLE = "floats of 32 or 16 bits, or one of the types Q2_K to Q8_0, IQ1 to IQ4, TQ and MXFP4"
+_ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+_TIED_SAMPLE = 256  # rows compared to see whether two quantizations hold the same matrix
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a tensor's rows are: rows first … first + shape[0] - 1 of a GGUF tensor, or those rows in `order`."""
+
+    tensor: Any
+    first: int
+    shape: tuple[int, ...]
+    order: npt.NDArray[np.int64] | None = None
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start … stop - 1 as the file has them: numbers of 16 bits or more, or bytes [n, bytes a row]."""
+        data: npt.NDArray[Any] = self.tensor.data
+        if self.order is not None:
+            return data[self.first + self.order[start:stop]]
+        return data[self.first + start : self.first + stop]
+
+
+class GgufCheckpoint:
+    """A `.gguf` file, mapped.
+
+    Raises CheckpointError where it is damaged, of an unknown architecture, or has tensors of a type that can't be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            reader = gguf.GGUFReader(str(path))
+            self._metadata = {name: field.contents() for name, field in reader.fields.items()}
+        except Exception as error:  # the reader meets damage with index, value and Unicode errors of its own
+            reason = " ".join(str(error).split())[:160]
+            unknown = re.search(rf"(\d+)\W* is not a valid {GGMLQuantizationType.__name__}", reason)
+            if unknown:
+                raise CheckpointError(
+                    f"{path}: got a tensor of type {unknown[1]}, which the package gguf does not know, "
+                    f"expected {_READABLE}; update the package, or take another file"
+                ) from error
+            raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        family = family_of_gguf(str(self._metadata.get("general.architecture")))
+        if f"{family.gguf_names.embed}.weight" not in self._tensors:
+            raise CheckpointError(f"{path}: tensor {family.gguf_names.embed}.weight is missing; fetch the file again")
+        tied = self._is_tied(family.gguf_names)
+        factors = {
+            name: [float(value) for value in self._tensors[f"{name}.weight"].data]
+            for name in _ROPE_FACTORS
+            if f"{name}.weight" in self._tensors
+        }
+        self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
+        self.license = str(self._metadata.get("general.license", ""))
+        self._sources = self._locate(family, tied)
+        for source in self._sources.values():
+            self._dequantized(source.tensor.data[:1], source.tensor)  # a type that can't be read is named at once
+
+    def names(self) -> Collection[str]:
+        return self._sources.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._sources[name].shape
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
+        source = self._sources[name]
+        return self._dequantized(source.rows(start, source.shape[0] if stop is None else stop), source.tensor)
+
+    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+        source = self._sources[name]
+        parse = FOUR_BIT.get(source.tensor.tensor_type)
+        return None if parse is None else parse(source.rows(start, stop))
+
+    def write_tokenizer(self, folder: Path) -> None:
+        gguf_tokenizer.write(self._metadata, self.config, folder)
+
+    def _dequantized(self, rows: npt.NDArray[Any], tensor: Any) -> FloatArray:
+        try:
+            values = gguf.quants.dequantize(rows, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {tensor.name}: got type {tensor.tensor_type.name}, expected {_READABLE}; "
+                "take another file of the model"
+            ) from error
+        return np.require(values, np.float32, "W")  # float32 tensors come as views of the read-only mapping
+
+    def _biases(self) -> list[str]:
+        """Projections of the first layer that have a bias: `attn_q`, `ffn_down` …"""
+        named = (re.fullmatch(r"blk\.0\.(\w+)\.bias", name) for name in self._tensors)
+        return [match[1] for match in named if match and not match[1].endswith("_norm")]
+
+    def _is_tied(self, names: TensorNames) -> bool:
+        """No output matrix, or one that is the embedding in another quantization, as some converters write it."""
+        embed, head = self._tensors[f"{names.embed}.weight"], self._tensors.get(f"{names.head}.weight")
+        if head is None:
+            return True
+        if list(head.shape) != list(embed.shape) or f"{names.head}.bias" in self._tensors:
+            return False
+        rows = slice(0, None, max(1, len(embed.data) // _TIED_SAMPLE))
+        one, other = (self._dequantized(tensor.data[rows], tensor).ravel() for tensor in (embed, head))
+        scale = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
+        return scale > 0 and float(one @ other) / scale > 0.98
+
+    def _locate(self, family: Family, tied: bool) -> dict[str, _Source]:
+        hf, own = family.names, family.gguf_names
+        found: dict[str, _Source] = {}
+        heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
+
+        def add(hf_module: str, module: str, rotated: str = "") -> None:
+            for kind in ("weight", "bias"):
+                tensor = self._tensors.get(f"{module}.{kind}")
+                if tensor is not None:
+                    shape = tuple(int(size) for size in reversed(tensor.shape))
+                    order = _interleaved(shape[0], heads[rotated]) if rotated else None
+                    found[f"{hf_module}.{kind}"] = _Source(tensor, 0, shape, order)
+
+        add(hf.final_norm, own.final_norm)
+        add(hf.embed, own.embed)
+        if not tied:
+            add(hf.head, own.head)
+        elif f"{own.head}.weight" in self._tensors and self._finer(own.head, own.embed):
+            add(hf.embed, own.head)
+        for i in range(self.config["num_hidden_layers"]):
+            pairs = [(hf.attn_norm, own.attn_norm), (hf.o, own.o), (hf.down, own.down)]
+            pairs += zip(hf.up, own.up, strict=True)
+            if hf.mlp_norm is not None and own.mlp_norm is not None:
+                pairs.append((hf.mlp_norm, own.mlp_norm))
+            for hf_module, module in pairs:
+                add(hf_module.format(i=i), module.format(i=i))
+            packed = f"blk.{i}.attn_qkv"
+            if len(hf.qkv) == 3 and f"{packed}.weight" in self._tensors:
+                found.update(self._split(packed, tuple(module.format(i=i) for module in hf.qkv)))
+                continue
+            for hf_module, module in zip(hf.qkv, own.qkv, strict=True):
+                part = module[-1]
+                add(hf_module.format(i=i), module.format(i=i), part if family.gguf_permuted and part in heads else "")
+        return found
+
+    def _split(self, packed: str, modules: tuple[str, ...]) -> dict[str, _Source]:
+        """q, k and v out of a joint matrix."""
+        heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        found = {}
+        for kind in ("weight", "bias"):
+            tensor = self._tensors.get(f"{packed}.{kind}")
+            if tensor is None:
+                continue
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            head_dim, first = shape[0] // (heads + 2 * kv_heads), 0
+            for module, count in zip(modules, (heads, kv_heads, kv_heads), strict=True):
+                found[f"{module}.{kind}"] = _Source(tensor, first, (count * head_dim, *shape[1:]))
+                first += count * head_dim
+        return found
+
+    def _finer(self, one: str, other: str) -> bool:
+        first, second = self._tensors[f"{one}.weight"], self._tensors[f"{other}.weight"]
+        return bool(first.n_bytes > second.n_bytes)
+
+
+def _interleaved(rows: int, heads: int) -> npt.NDArray[np.int64]:
+    """Row in the file of every row of a rotated projection: llama.cpp interleaves the two halves of each head."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()

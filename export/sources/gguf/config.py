@@ -1,0 +1,137 @@
+"""GGUF metadata as the HF `config.json` of the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.decoder import LARGEST_SIZE, MOST_LAYERS, family_of_gguf
+
+
+def hf_config(
+    metadata: Mapping[str, Any], tied: bool, rope_factors: Mapping[str, list[float]], biases: Collection[str]
+) -> dict[str, Any]:
+    """Translates metadata.
+
+    Args:
+        metadata: GGUF key -> value.
+        tied: the output projection is the embedding.
+        rope_factors: values of the tensors `rope_freqs`, `rope_factors_short`, `rope_factors_long` that the file has.
+        biases: those of the first layer's projections, such as `attn_q`, that the file has.
+
+    Raises:
+        CheckpointError: unknown architecture, or a key is missing or not a number.
+    """
+    family = family_of_gguf(str(metadata.get("general.architecture")))
+    keys = _Keys(metadata, family.gguf)
+    heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
+    head_dim = keys.integer("attention.key_length", hidden // heads)
+    context = keys.integer("context_length")
+    eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
+    config: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.integer("block_count", most=MOST_LAYERS),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "vocab_size": len(metadata.get("tokenizer.ggml.tokens") or ()) or keys.integer("vocab_size"),
+        "max_position_embeddings": context,
+        "hidden_act": family.default_activation,
+        family.eps_key: _shortest(keys.number(f"attention.{eps}")),
+        "rope_parameters": _rope(keys, head_dim, context, rope_factors),
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float32",
+    }
+    if head_dim != hidden // heads:
+        config["head_dim"] = head_dim
+    if family.model_type == "llama":  # no key tells, the tensors do
+        config["attention_bias"] = any(name.startswith("attn_") for name in biases)
+        config["mlp_bias"] = any(name.startswith("ffn_") for name in biases)
+    if family.model_type == "phi3" and keys.has("attention.sliding_window"):
+        config["sliding_window"] = keys.integer("attention.sliding_window")
+    if family.model_type == "phi3":
+        config["original_max_position_embeddings"] = keys.integer("rope.scaling.original_context_length", context)
+    for name in ("bos", "eos"):
+        config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
+    return config
+
+
+def _rope(keys: _Keys, head_dim: int, context: int, factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    rotary_dim = keys.integer("rope.dimension_count", head_dim)
+    parameters: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "partial_rotary_factor": rotary_dim / head_dim,
+    }
+    kind = str(keys.value("rope.scaling.type", "none"))
+    original = keys.integer("rope.scaling.original_context_length", context)
+    if "rope_factors_long" in factors:
+        parameters |= {
+            "rope_type": "longrope",
+            "short_factor": factors.get("rope_factors_short", factors["rope_factors_long"]),
+            "long_factor": factors["rope_factors_long"],
+            "original_max_position_embeddings": original,
+            "factor": context / original,
+        }
+        if keys.has("rope.scaling.attn_factor"):
+            parameters["attention_factor"] = keys.number("rope.scaling.attn_factor")
+    elif "rope_freqs" in factors:  # a scaling that the converter evaluated: one divisor a frequency
+        parameters |= {
+            "rope_type": "longrope",
+            "short_factor": factors["rope_freqs"],
+            "long_factor": factors["rope_freqs"],
+            "original_max_position_embeddings": context,
+            "factor": 1.0,
+            "attention_factor": 1.0,
+        }
+    elif kind in ("linear", "yarn"):
+        parameters |= {"rope_type": kind, "factor": keys.number("rope.scaling.factor")}
+        if kind == "yarn":
+            parameters["original_max_position_embeddings"] = original
+    elif kind != "none":
+        raise CheckpointError(f"GGUF key {keys.full('rope.scaling.type')}: got {kind!r}, expected none, linear or yarn")
+    return parameters
+
+
+class _Keys:
+    """Metadata of one architecture, checked."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self._metadata, self._architecture = metadata, architecture
+
+    def full(self, key: str) -> str:
+        return f"{self._architecture}.{key}"
+
+    def has(self, key: str) -> bool:
+        return self.full(key) in self._metadata
+
+    def value(self, key: str, default: Any = None) -> Any:
+        value = self._metadata.get(self.full(key), default)
+        if value is None:
+            raise CheckpointError(f"GGUF key {self.full(key)} is missing; the file is incomplete")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.value(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CheckpointError(f"GGUF key {self.full(key)}: got {type(value).__name__}, expected one number")
+        return float(value)
+
+    def integer(self, key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
+        value = self.value(key, default)
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise CheckpointError(
+                f"GGUF key {self.full(key)}: got {str(value)[:40]}, expected one number for all layers, 1 to {most}"
+            )
+        return value
+
+
+def _shortest(value: float) -> float:
+    """A float32 as people write it: 9.999999747378752e-06 -> 1e-05."""
+    return float(f"{value:.7g}")

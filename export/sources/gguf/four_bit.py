@@ -1,0 +1,61 @@
+"""GGUF's 4-bit block types as codes: Q4_0, Q4_1 and Q4_K, whose blocks share the bundle's 32 input channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import Q4_K
+
+from sol_rt.bundle.config import BLOCK
+from sol_rt.export.quantize.nested import ByteArray, FloatArray
+from sol_rt.export.quantize.source_codes import OwnCodes, own_codes
+
+# Layouts: ggml-common.h of llama.cpp. All have half of a run of channels in the low nibbles, the rest in the high ones.
+
+
+def _q4_0(rows: ByteArray) -> OwnCodes:
+    blocks = _blocks(rows, GGMLQuantizationType.Q4_0)
+    d = _float16(blocks[..., :2])
+    return own_codes(_nibbles(blocks[..., 2:], BLOCK), d, d * np.float32(-8))
+
+
+def _q4_1(rows: ByteArray) -> OwnCodes:
+    blocks = _blocks(rows, GGMLQuantizationType.Q4_1)
+    return own_codes(_nibbles(blocks[..., 4:], BLOCK), _float16(blocks[..., :2]), _float16(blocks[..., 2:4]))
+
+
+def _q4_k(rows: ByteArray) -> OwnCodes:
+    # 256 channels in 8 sub-blocks: W = d sc q - dmin m, with sc and m of 6 bits
+    blocks = _blocks(rows, GGMLQuantizationType.Q4_K)
+    d, dmin = _float16(blocks[..., :2]), _float16(blocks[..., 2:4])
+    sc, m = Q4_K.get_scale_min(np.ascontiguousarray(blocks[..., 4:16]).reshape(-1, 12))
+    shape = (len(rows), -1)
+    step = d[..., None] * sc.reshape(*d.shape, 8).astype(np.float32)
+    least = dmin[..., None] * m.reshape(*d.shape, 8).astype(np.float32)
+    return own_codes(_nibbles(blocks[..., 16:], 2 * BLOCK), step.reshape(shape), -least.reshape(shape))
+
+
+FOUR_BIT: Mapping[GGMLQuantizationType, Callable[[ByteArray], OwnCodes]] = {
+    GGMLQuantizationType.Q4_0: _q4_0,
+    GGMLQuantizationType.Q4_1: _q4_1,
+    GGMLQuantizationType.Q4_K: _q4_k,
+}
+"""What reads rows of a type, bytes [n, bytes a row]."""
+
+
+def _blocks(rows: ByteArray, kind: GGMLQuantizationType) -> ByteArray:
+    return rows.reshape(len(rows), -1, GGML_QUANT_SIZES[kind][1])
+
+
+def _float16(stored: ByteArray) -> FloatArray:
+    """Little-endian float16 numbers, bytes [..., 2] -> float32 [...]."""
+    return np.ascontiguousarray(stored).view("<f2")[..., 0].astype(np.float32)
+
+
+def _nibbles(stored: ByteArray, run: int) -> npt.NDArray[np.uint8]:
+    """Codes of runs of channels, the first half in low nibbles: bytes [n, blocks, m] -> uint8 [n, K / 32, 32]."""
+    runs = stored.reshape(len(stored), -1, 1, run // 2)
+    return np.concatenate([runs & 15, runs >> 4], axis=2).reshape(len(stored), -1, BLOCK)

@@ -1,0 +1,176 @@
+"""The tokenizer of a GGUF file as `tokenizer.json`, by the `tokenizers` library alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.tokenizer_files import TOKENIZER, write_generation, write_settings
+
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's token types
+_SPACE = "▁"  # as SentencePiece writes it
+
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3_WORDS = _QWEN2_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|")
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _smollm() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "default": _gpt2,
+    "gpt-2": _gpt2,
+    "phi-2": _gpt2,
+    "smollm": _smollm,
+    "qwen2": lambda: _words(_QWEN2_WORDS),
+    "llama-bpe": lambda: _words(_LLAMA3_WORDS),
+}
+
+
+_UNTOLD = {"qwen2": "qwen2", "phi2": "phi-2"}
+"""Of files without `tokenizer.ggml.pre`, as older ones are, by architecture: where all its models split words alike."""
+
+
+def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Writes tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.jinja.
+
+    Args:
+        metadata: GGUF key -> value.
+        config: the model's HF config.
+        folder: where to.
+
+    Raises:
+        CheckpointError: the tokenizer is of a kind that can't be rebuilt, or its lists are damaged.
+    """
+    # written here: the library's own save raises something else than OSError where the disk is full
+    (folder / TOKENIZER).write_text(build(metadata).to_str(pretty=True), encoding="utf-8")
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+        token = _token_of(metadata, key)
+        if token is not None:
+            settings[f"{name}_token"] = token
+    template = metadata.get("tokenizer.chat_template")
+    write_settings(folder, settings, template if isinstance(template, str) else None)
+    ends = [config.get("eos_token_id"), *(metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom"))]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    write_generation(folder, {**config, "eos_token_id": ends[0] if len(ends) == 1 else ends or None})
+
+
+def build(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that the metadata describes: byte-level BPE or SentencePiece's. Raises CheckpointError for others
+    and for damage."""
+    model = metadata.get("tokenizer.ggml.model")
+    if model not in ("gpt2", "llama"):
+        raise CheckpointError(
+            f"GGUF key tokenizer.ggml.model: got {model!r}, expected 'gpt2', byte-level BPE, or 'llama', that of "
+            "SentencePiece; export from the checkpoint folder"
+        )
+    tokens = metadata.get("tokenizer.ggml.tokens") or ()
+    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    if not tokens or len(types) != len(tokens):
+        raise CheckpointError("GGUF tokenizer: lists of tokens and token types are missing or of different length")
+    try:
+        tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises plain Exception, and lists may hold anything
+        raise CheckpointError(f"GGUF tokenizer: {' '.join(str(error).split())[:120]}; the file is damaged") from error
+    for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+        added = [
+            AddedToken(token, special=special, normalized=False)
+            for token, t in zip(tokens, types, strict=True)
+            if t == kind
+        ]
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
+    return tokenizer
+
+
+def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
+    pre = metadata.get("tokenizer.ggml.pre", _UNTOLD.get(str(metadata.get("general.architecture"))))
+    if pre not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"GGUF key tokenizer.ggml.pre: got {pre!r}, expected one of {', '.join(_PRE_TOKENIZERS)}; "
+            "export from the checkpoint folder"
+        )
+    merges = metadata.get("tokenizer.ggml.merges")
+    if merges is None:
+        raise CheckpointError("GGUF tokenizer: the list of merges is missing; the file is damaged")
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    tokenizer = _tokenizer(tokens, pairs, ignore_merges=pre == "llama-bpe")
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+    tokenizer.decoder = decoders.ByteLevel()
+    byte_level, template = processors.ByteLevel(trim_offsets=False), _template(metadata, pre == "llama-bpe")
+    tokenizer.post_processor = byte_level if template is None else processors.Sequence([byte_level, template])
+    return tokenizer
+
+
+def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
+    """Of two neighbours those are joined first that make the piece of highest score: merges in that order, of every way
+    to make each piece. Characters without a piece are bytes, `<0x0A>` and the like."""
+    scores = metadata.get("tokenizer.ggml.scores") or ()
+    if len(scores) != len(tokens):
+        raise CheckpointError("GGUF tokenizer: the list of scores is missing or of another length than the tokens")
+    pieces = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind in (_NORMAL, _USER_DEFINED)
+    }
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in sorted(pieces, key=lambda piece: -pieces[piece])
+        for at in range(1, len(piece))
+        if piece[:at] in pieces and piece[at:] in pieces
+    ]
+    tokenizer = _tokenizer(tokens, merges, unk_token=_token_of(metadata, "unknown"), fuse_unk=True, byte_fallback=True)
+    replace, parts = normalizers.Replace(" ", _SPACE), [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
+    parts.append(decoders.Fuse())
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace])
+        parts.append(decoders.Strip(" ", 1, 0))
+    else:
+        tokenizer.normalizer = replace
+    tokenizer.decoder = decoders.Sequence(parts)
+    template = _template(metadata, True)
+    if template is not None:
+        tokenizer.post_processor = template
+    return tokenizer
+
+
+def _tokenizer(tokens: Sequence[str], merges: Sequence[tuple[str, ...]], **options: Any) -> Tokenizer:
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **options))
+
+
+def _template(metadata: Mapping[str, Any], by_default: bool) -> processors.PostProcessor | None:
+    """Puts the first token before a text, where the file says so, or by default."""
+    first = _token_of(metadata, "bos")
+    if first is None or not metadata.get("tokenizer.ggml.add_bos_token", by_default):
+        return None
+    return processors.TemplateProcessing(
+        single=f"{first} $A",
+        pair=f"{first} $A {first} $B",
+        special_tokens=[(first, int(metadata["tokenizer.ggml.bos_token_id"]))],
+    )
+
+
+def _token_of(metadata: Mapping[str, Any], name: str) -> str | None:
+    index, tokens = metadata.get(f"tokenizer.ggml.{name}_token_id"), metadata.get("tokenizer.ggml.tokens") or ()
+    return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None

@@ -1,0 +1,171 @@
+"""Checkpoint folders in Hugging Face's layout: safetensors or PyTorch files, whole or sharded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sol_rt.errors import CheckpointError
+from sol_rt.export.quantize.source_codes import OwnCodes
+from sol_rt.export.sources import tokenizer_files
+from sol_rt.export.sources.checkpoint import FloatArray
+
+
+class HfCheckpoint:
+    """A folder with `config.json` and weights. Files are mapped: reading a tensor touches its own pages only.
+
+    Raises CheckpointError where the folder holds no config or no weights, or a file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: Mapping[str, Any] = read_json(path / "config.json")
+        self.license = _license(path)
+        self._where: dict[str, _WeightsFile] = {}
+        self._open()
+
+    def names(self) -> Collection[str]:
+        return self._where.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._where[name].shape(name)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
+        tensor = self._where[name].rows(name, start, self.shape(name)[0] if stop is None else stop)
+        if not tensor.is_floating_point() or tensor.itemsize < 2:  # 8-bit floats have scales in tensors of their own
+            raise CheckpointError(
+                f"{self.path}: tensor {name}: got type {tensor.dtype}, expected floats of 16 bits or more; "
+                "export from the unquantized checkpoint"
+            )
+        array: FloatArray = tensor.to(torch.float32).numpy()
+        return array
+
+    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+        return None  # floats, of 16 bits or more
+
+    def write_tokenizer(self, folder: Path) -> None:
+        tokenizer_files.copy_from_folder(self.path, self.config, folder)
+
+    def _open(self) -> None:
+        for single, index, kind in (
+            ("model.safetensors", "model.safetensors.index.json", _Safetensors),
+            ("pytorch_model.bin", "pytorch_model.bin.index.json", _TorchFile),
+        ):
+            files = self._listed(single, index)
+            if files:
+                for name in files:
+                    weights = kind(self.path / name)
+                    self._where.update(dict.fromkeys(weights.names(), weights))
+                return
+        raise CheckpointError(
+            f"{self.path}: got no weights, expected model.safetensors or pytorch_model.bin, "
+            "whole or with its index.json"
+        )
+
+    def _listed(self, single: str, index: str) -> list[str]:
+        if (self.path / single).is_file():
+            return [single]
+        if not (self.path / index).is_file():
+            return []
+        weight_map = read_json(self.path / index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(_is_plain(name) for name in weight_map.values()):
+            raise CheckpointError(f"{self.path / index}: key weight_map: expected file names by tensor")
+        files = sorted(set(weight_map.values()))
+        for name in files:
+            if not (self.path / name).is_file():
+                raise CheckpointError(f"{self.path}: shard {name} is missing; fetch the checkpoint again")
+        return files
+
+
+class _WeightsFile(Protocol):
+    """One file of tensors."""
+
+    def names(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor: ...
+
+
+class _Safetensors(_WeightsFile):
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file: Any = safe_open(str(path), framework="pt")
+            self._shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: damaged safetensors file ({error}); fetch the checkpoint again") from error
+
+    def names(self) -> Collection[str]:
+        return self._shapes.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_slice(name)[start:stop]
+        return tensor
+
+
+class _TorchFile(_WeightsFile):
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tensors = _load(path)
+        except Exception as error:  # pickle, zip and torch raise a dozen unrelated types for a damaged file
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"{path}: damaged or unsafe PyTorch file ({reason}); fetch the checkpoint again"
+            ) from error
+
+    def names(self) -> Collection[str]:
+        return self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._tensors[name][start:stop]
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # files older than torch 1.6 can't be mapped
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError where the file is missing or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; expected a checkpoint folder in Hugging Face's layout") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: got {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
+def _license(folder: Path) -> str:
+    """`license:` of the model card's front matter, else empty."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    front = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    found = re.search(r"^license:\s*([\w.+-]+)\s*$", front[1], re.MULTILINE) if front else None
+    return found[1] if found else ""

@@ -1,0 +1,127 @@
+"""A cache of many continuations of one text: the text's keys and values are held once, each row's new tokens apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.train.reference_model.kv_cache import KVCache, Slots, token_scores
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A text as attention reads it, in float32, made once for all steps and rows.
+
+    Attributes:
+        keys, values: [L, Hk, N, D].
+        codes: [L, Hk, N, D], the keys' 4-bit codes.
+        ranges: [L, Hk, N, 2].
+    """
+
+    keys: Tensor
+    values: Tensor
+    codes: Tensor
+    ranges: Tensor
+
+    @classmethod
+    def of(cls, cache: KVCache) -> Prefix:
+        """The one row of a cache."""
+        length = int(cache.lengths[0])
+        held = [cache.held(layer, length) for layer in range(len(cache.keys))]
+        keys, values = (torch.stack([part[0] for part in parts]) for parts in zip(*held, strict=True))
+        codes, ranges = (part[:, 0, :, :length].float() for part in (cache.key_codes, cache.key_ranges))
+        return cls(keys, values, codes, ranges)
+
+
+class BranchCache:
+    """B rows; row b is the first `starts[b]` tokens of a prefix, then tokens of its own. For decode steps alone.
+
+    Args:
+        prefix: of any number of tokens.
+        starts: int64 [B].
+        decoder, dtype: as of KVCache.
+        capacity: own tokens a row to make room for.
+    """
+
+    def __init__(
+        self, prefix: Prefix, starts: Tensor, decoder: Decoder, dtype: torch.dtype, capacity: int = 16
+    ) -> None:
+        self._prefix, self._starts = prefix, starts
+        self._own = KVCache.empty(decoder, len(starts), dtype, starts.device)
+        self._own.reserve(capacity, step=1)
+        self._width = int(starts.max())
+        self._ragged = int(starts.min()) < self._width
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [B], tokens in each row."""
+        return self._starts + self._own.lengths
+
+    def open(self, count: int) -> Slots:
+        if count != 1:
+            raise ValueError(f"branch cache: got {count} tokens a row, expected 1, as rows branch step by step")
+        own = self._own.open(count)
+        starts = self._starts.unsqueeze(1)
+        return replace(own, longest=own.longest + self._width, positions=own.positions + starts)
+
+    def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
+        own = replace(slots, positions=slots.positions - self._starts.unsqueeze(1))
+        self._own.append(own, layer, keys, values)
+
+    def close(self, slots: Slots) -> None:
+        self._own.close(slots)
+
+    def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
+        """As of KVCache."""
+        count = slots.longest - self._width
+        codes, ranges = self._prefix.codes[layer, :, : self._width], self._prefix.ranges[layer, :, : self._width]
+        mine = self._own.token_scores(layer, query, replace(slots, longest=count))
+        old = token_scores(_gathered(query), codes, ranges)
+        return self._placed(old, mine, slots).transpose(0, 1)
+
+    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
+        """As of KVCache."""
+        prefix_keys, prefix_values = (
+            part[layer, :, : self._width] for part in (self._prefix.keys, self._prefix.values)
+        )
+        keys, values = self._own.held(layer, slots.longest - self._width)  # [B, Hk, t, D]
+        query = torch.unflatten(q[:, :, 0] * scale, 1, (len(prefix_keys), -1))  # [B, Hk, G, D]
+        logits = self._placed(_gathered(query) @ prefix_keys.mT, query @ keys.mT, slots)  # [Hk, B, G, T]
+        if self._ragged:
+            to_come = torch.arange(slots.longest, device=q.device) > slots.positions
+            logits = logits.masked_fill(to_come.unsqueeze(1), -torch.inf)
+        if read is not None:
+            grouped = torch.unflatten(read, 1, (len(prefix_keys), -1)).transpose(0, 1)
+            logits = logits.masked_fill(~grouped, -torch.inf)
+        weights = logits.softmax(-1)
+        at = self._own_positions(slots, weights)
+        own_weights = weights.gather(-1, at)
+        if self._ragged:
+            weights.scatter_(-1, at, 0.0)
+        rows, group = weights.shape[1:3]
+        y = torch.unflatten(weights.flatten(1, 2)[..., : self._width] @ prefix_values, 1, (rows, group))
+        return (y.transpose(0, 1) + own_weights.transpose(0, 1) @ values).flatten(1, 2).unsqueeze(2)
+
+    def _placed(self, old: Tensor, mine: Tensor, slots: Slots) -> Tensor:
+        """Numbers of all tokens at their positions, [Hk, B, G, T], from the prefix's [Hk, B * G, width] and the rows'
+        own [B, Hk, G, t]. Positions that a row hasn't reached hold what the prefix has there, or 0.
+        """
+        rows = len(self._starts)
+        shape = (len(old), rows, old.shape[1] // rows)
+        out = old.new_zeros(*shape, slots.longest)
+        out[..., : self._width] = torch.unflatten(old, 1, shape[1:])
+        return out.scatter_(-1, self._own_positions(slots, out), mine.transpose(0, 1))
+
+    def _own_positions(self, slots: Slots, like: Tensor) -> Tensor:
+        """Positions of the rows' own tokens, int64 [Hk, B, G, t] for `like` [Hk, B, G, T]."""
+        own = torch.arange(slots.longest - self._width, device=like.device)
+        positions = (self._starts.unsqueeze(1) + own).unsqueeze(1)  # [B, 1, t]
+        return positions.expand(*like.shape[:-1], -1)
+
+
+def _gathered(query: Tensor) -> Tensor:
+    """Query heads of all rows that read one KV head side by side: [B, Hk, G, D] -> [Hk, B * G, D]."""
+    return query.transpose(0, 1).flatten(1, 2)

@@ -1,0 +1,229 @@
+"""The KV cache of the torch twin: many rows, each with its own length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sol_rt.export.sources.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where S new tokens of every row go; the same for all layers, so it is worked out once a pass.
+
+    Attributes:
+        count: S.
+        longest: T, tokens of the longest row with its new ones.
+        row: int64 [B, 1].
+        positions: int64 [B, S], position of each new token.
+    """
+
+    count: int
+    longest: int
+    row: Tensor
+    positions: Tensor
+
+
+class Cache(Protocol):
+    """What the twin asks of a cache of B rows."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [B], tokens in each row."""
+
+    def open(self, count: int) -> Slots:
+        """Reserves `count` tokens a row and says where they go."""
+
+    def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Writes a layer's new tokens: keys and values [B, S, Hk, D] of any float dtype, and codes of the keys."""
+
+    def close(self, slots: Slots) -> None:
+        """Counts the appended tokens into every row's length, once all layers have them."""
+
+    def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
+        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
+
+    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
+        `read`, bool [B, H, T], says; all where it is None.
+        """
+
+
+class KVCache:
+    """Keys, values and codes of the keys of every layer for B rows.
+
+    Attributes:
+        keys, values: [L, B, Hk, C, D] in the cache's dtype. Content beyond a row's length is finite and never read.
+        key_codes: uint8 [L, B, Hk, C, D], 0 to 15, by which pages are chosen; not packed as the runtime's are.
+        key_ranges: float16 [L, B, Hk, C, 2], minimum and step of a token's key, which its codes count.
+        key_scales, value_scales: float16 [L, B, Hk, C], what a token's int8 codes are multiplied by; of no tokens where
+            the cache is of another dtype.
+        lengths: int64 [B], tokens in each row.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        key_codes: Tensor,
+        key_ranges: Tensor,
+        key_scales: Tensor,
+        value_scales: Tensor,
+        lengths: Tensor,
+    ) -> None:
+        self.keys, self.values, self.lengths = keys, values, lengths
+        self.key_codes, self.key_ranges = key_codes, key_ranges
+        self.key_scales, self.value_scales = key_scales, value_scales
+
+    @classmethod
+    def empty(cls, decoder: Decoder, rows: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> KVCache:
+        """A cache without tokens and without capacity; `open` gives it some."""
+        shape = (decoder.num_layers, rows, decoder.num_kv_heads, 0, decoder.head_dim)
+        nothing = torch.zeros(shape, dtype=dtype, device=device)
+        no_range = torch.zeros((*shape[:4], 2), dtype=torch.float16, device=device)
+        no_scale = torch.zeros(shape[:4], dtype=torch.float16, device=device)
+        lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        return cls(nothing, nothing, nothing.to(torch.uint8), no_range, no_scale, no_scale, lengths)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit into a row before the cache has to grow."""
+        return self.keys.shape[3]
+
+    def reserve(self, tokens: int, step: int = 256) -> None:
+        """Makes room for `tokens` tokens a row, in steps of `step`; content stays."""
+        if tokens <= self.capacity:
+            return
+        extra = -(-tokens // step) * step - self.capacity
+        self.keys, self.values, self.key_codes, self.key_ranges = (
+            _padded(tensor, extra) for tensor in (self.keys, self.values, self.key_codes, self.key_ranges)
+        )
+        if self.keys.dtype == torch.int8:
+            self.key_scales, self.value_scales = (
+                _padded(tensor, extra) for tensor in (self.key_scales, self.value_scales)
+            )
+
+    def open(self, count: int) -> Slots:
+        """Reserves `count` tokens a row and says where they go."""
+        longest = int(self.lengths.max()) + count
+        self.reserve(longest)
+        device = self.keys.device
+        return Slots(
+            count=count,
+            longest=longest,
+            row=torch.arange(len(self.lengths), device=device).unsqueeze(1),
+            positions=self.lengths.unsqueeze(1) + torch.arange(count, device=device),
+        )
+
+    def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Writes a layer's new tokens and the codes of their keys.
+
+        Args:
+            keys, values: [B, S, Hk, D] of any float dtype; rounded to the cache's.
+        """
+        at = slots.row, slice(None), slots.positions
+        if self.keys.dtype == torch.int8:
+            keys, scales = quantize(keys)
+            values, self.value_scales[layer][at] = quantize(values)
+            self.key_scales[layer][at] = scales
+            held = keys * scales.float().unsqueeze(-1)
+        else:
+            held = keys = keys.to(self.keys.dtype)
+        self.keys[layer][at] = keys
+        self.values[layer][at] = values.to(self.values.dtype)
+        self.key_codes[layer][at], self.key_ranges[layer][at] = four_bit_codes(held)
+
+    def held(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """A layer's first `length` keys and values as attention reads them, float32 [B, Hk, length, D]."""
+        keys, values = (part[layer, :, :, :length].float() for part in (self.keys, self.values))
+        if self.keys.dtype == torch.int8:
+            keys = keys * self.key_scales[layer, :, :, :length, None].float()
+            values = values * self.value_scales[layer, :, :, :length, None].float()
+        return keys, values
+
+    def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
+        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
+        codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (self.key_codes, self.key_ranges))
+        return token_scores(query, codes, ranges)
+
+    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
+        `read`, bool [B, H, T], says; all where it is None.
+        """
+        keys, values = self.held(layer, slots.longest)
+        at = torch.arange(slots.longest, device=q.device)
+        mask = (at <= slots.positions.unsqueeze(-1)).unsqueeze(1)  # [B, 1, S, T]
+        grouped = q.shape[1] != keys.shape[1]
+        if read is not None:
+            mask = mask & read.unsqueeze(2)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+    def close(self, slots: Slots) -> None:
+        """Counts the appended tokens into every row's length, once all layers have them."""
+        self.lengths = self.lengths + slots.count
+
+    def truncate(self, lengths: int | Tensor) -> None:
+        """Rewinds rows to `lengths` tokens (one number for all, or int64 [B]); ValueError where a row is shorter."""
+        wanted = torch.as_tensor(lengths, dtype=torch.int64, device=self.lengths.device).expand_as(self.lengths)
+        if bool((wanted > self.lengths).any()) or bool((wanted < 0).any()):
+            raise ValueError(f"truncate: got lengths {wanted.tolist()}, the rows hold {self.lengths.tolist()}")
+        self.lengths = wanted.clone()
+
+    def select(self, rows: Tensor) -> KVCache:
+        """A new cache of the given rows (int64 [n], repeats allowed), for example one row forked into K schedules."""
+        return KVCache(
+            self.keys[:, rows],
+            self.values[:, rows],
+            self.key_codes[:, rows],
+            self.key_ranges[:, rows],
+            self.key_scales[:, rows],
+            self.value_scales[:, rows],
+            self.lengths[rows],
+        )
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows x [..., D] as int8 codes [..., D] and float16 scales [...]: max |x| / 127, and whole steps of it.
+
+    Codes are 0 where the scale is, and at most 127 where float16 rounds a small scale down.
+    """
+    x = x.float()
+    scales = (x.abs().amax(-1) / 127).half()
+    steps = scales.float().unsqueeze(-1)
+    codes = torch.where(steps > 0, torch.round(x / steps), 0.0).clamp(-127, 127)
+    return codes.to(torch.int8), scales
+
+
+def four_bit_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows x [..., D] as codes uint8 [..., D], 0 to 15, and float16 ranges [..., 2]: minimum, and step of the codes.
+
+    Codes are 0 where the step is, and within 0 to 15 where float16 rounds minimum or step away.
+    """
+    x = x.float()
+    low, high = x.aminmax(dim=-1)
+    ranges = torch.stack([low, (high - low) / 15], dim=-1).half()
+    least, step = ranges.float().unsqueeze(-2).unbind(-1)
+    codes = torch.where(step > 0, torch.round((x - least) / step), 0.0).clamp(0, 15)
+    return codes.to(torch.uint8), ranges
+
+
+def token_scores(query: Tensor, codes: Tensor, ranges: Tensor) -> Tensor:
+    """Scores [..., G, T] of tokens for queries [..., G, D], from codes [..., T, D] and ranges [..., T, 2] of keys.
+
+    The query is rounded to whole steps of 1 / 127 of its largest number; all float32.
+    """
+    step = query.abs().amax(-1, keepdim=True) / 127
+    whole = torch.where(step > 0, torch.round(query / step), 0.0)
+    least, key_step = ranges.unsqueeze(-3).unbind(-1)
+    return step * (key_step * (whole @ codes.transpose(-1, -2)) + least * whole.sum(-1, keepdim=True))
+
+
+def _padded(tensor: Tensor, extra: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[3] = extra
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=3)

@@ -1,0 +1,333 @@
+"""The torch twin: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md, sections 2 and 3).
+
+Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
+float16 or int8 keys and values, old tokens chosen by 4-bit codes of their keys. Runtime and twin differ only in the
+order of float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
+from sol_rt.train.reference_model.kv_cache import Cache, KVCache, Slots
+from sol_rt.train.reference_model.weights import ModelWeights, read_bundle
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+_KEEP_IN, _KEEP_MID, _KEEP_QKV, _KEEP_O = range(4)
+_LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
+"""Largest activation code, by level: what an int8 and what 254 c1 + c2 of two of them holds."""
+_NEVER = -1e30
+"""Logit of a token that is not to be chosen: finite, so that no NaN arises where a row has no old token."""
+_LOWEST_SCORE = 2.0**-100
+"""Smaller scores of tokens count as 0."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the twin rounds. The default is what the runtime does.
+
+    Attributes:
+        rounded_activations: round the input of every nested matmul as its level does, by blocks of 32 channels.
+        kv_dtype: type of keys and values.
+    """
+
+    rounded_activations: bool = True
+    kv_dtype: torch.dtype = torch.float16
+
+
+UNROUNDED = Arithmetic(rounded_activations=False, kv_dtype=torch.float32)
+
+
+class _Rows(Protocol):
+    @property
+    def rows(self) -> Tensor | slice:
+        """Which rows of a batch these are."""
+
+
+@dataclass(frozen=True)
+class _Width:
+    """Rows that read the same weights."""
+
+    rows: Tensor | slice
+    widths: Widths
+
+
+@dataclass(frozen=True)
+class _Prune:
+    """Rows that keep the same numbers of channels, one a layer: keep_in, keep_mid, keep_qkv and keep_o of a variant."""
+
+    rows: Tensor | slice
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How the rows of a pass are run.
+
+    Attributes:
+        widths, prunes: each covers all rows, so that a matrix is read once a width, whatever the prune levels.
+        pages: old pages that each row reads, int64 [B]; None where every row reads all.
+    """
+
+    widths: Sequence[_Width]
+    prunes: Sequence[_Prune]
+    pages: Tensor | None
+
+
+class Twin(nn.Module):
+    """A decoder that runs every row under the action it is given.
+
+    Args:
+        weights: from `sol_rt.train.reference_model.weights`.
+        arithmetic: what is rounded.
+        page_size, sinks: tokens a KV page, and tokens at the start that attention always reads: `kv` of the bundle.
+        dense_layers: layers whose attention always reads all pages.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        arithmetic: Arithmetic | None = None,
+        *,
+        page_size: int = PAGE_SIZE,
+        sinks: int = 4,
+        dense_layers: Collection[int] = (),
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.decoder = weights.decoder
+        self.arithmetic = arithmetic or Arithmetic()
+        self.page_size, self.sinks, self.dense_layers = page_size, sinks, frozenset(dense_layers)
+
+    @classmethod
+    def from_bundle(cls, path: Path | str) -> Twin:
+        """The twin of a bundle folder, its cache and attention as the bundle has them. Raises BundleError."""
+        kv = SolConfig.from_json(Path(path) / CONFIG_NAME).kv
+        arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
+        levels = {"page_size": kv.page_size, "sinks": kv.sinks}
+        return cls(read_bundle(path), arithmetic, **levels, dense_layers=kv.dense_layers)
+
+    def new_cache(self, rows: int) -> KVCache:
+        """An empty cache for `rows` sequences."""
+        device = self.weights.vector("rope.cos").device
+        return KVCache.empty(self.decoder, rows, self.arithmetic.kv_dtype, device)
+
+    @torch.no_grad()
+    def forward(
+        self, tokens: Tensor, action: Action, past: Cache, num_logits: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Appends S tokens to every row under one action.
+
+        Args:
+            tokens: int64 [B, S]. Attention is dense where S > 1, as in the runtime.
+            action: the action of all rows.
+            past: cache of B rows, appended to in place.
+            num_logits: positions from the end that logits are wanted for; all where None.
+
+        Returns:
+            Logits float32 [B, n, vocab] and final norm output float32 [B, n, hidden].
+        """
+        pages = None if tokens.shape[1] > 1 else self._pages([action] * len(tokens), past)
+        return self._run(tokens, self._batch([action], pages), past, num_logits)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, actions: Sequence[Action], past: Cache) -> tuple[Tensor, Tensor]:
+        """One decode step of every row, each under its own action; rows of one width run together.
+
+        Args:
+            tokens: int64 [B].
+            actions: B actions.
+            past: cache of B rows, appended to in place.
+
+        Returns:
+            Logits float32 [B, vocab] and final norm output float32 [B, hidden].
+        """
+        if len(actions) != len(tokens):
+            raise ValueError(f"step: got {len(actions)} actions for {len(tokens)} rows")
+        batch = self._batch(actions, self._pages(actions, past))
+        logits, hidden = self._run(tokens.unsqueeze(1), batch, past, None)
+        return logits[:, 0], hidden[:, 0]
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor, action: Action) -> Tensor:
+        """The output matrix's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
+        return self._head(hidden, self._batch([action], None))
+
+    def _batch(self, actions: Sequence[Action], pages: Tensor | None) -> Batch:
+        """Of one action a row, or of a single one for all rows."""
+        device, weights = self.weights.vector("rope.cos").device, self.weights
+        widths = _alike([weights.widths(action) for action in actions], device)
+        prunes = _alike([weights.keep_counts(action) for action in actions], device)
+        return Batch(
+            [_Width(rows, own) for own, rows in widths],
+            [_Prune(rows, counts) for counts, rows in prunes],
+            pages,
+        )
+
+    def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
+        """Old pages that each row reads, int64 [B]; None where every row reads all."""
+        if all(action.keep == 100 for action in actions):
+            return None
+        lengths = past.lengths.tolist()
+        counts = [action.pages(length, self.page_size) for action, length in zip(actions, lengths, strict=True)]
+        return torch.tensor(counts, device=past.lengths.device)
+
+    def _run(self, tokens: Tensor, batch: Batch, past: Cache, num_logits: int | None) -> tuple[Tensor, Tensor]:
+        decoder, slots = self.decoder, past.open(tokens.shape[1])
+        if slots.longest > self.weights.vector("rope.cos").shape[0]:
+            raise ValueError(f"{slots.longest} tokens exceed the model's context of {decoder.max_context}")
+        x = self.weights.matrix("embed").rows(tokens) * decoder.embedding_scale
+        for layer in range(decoder.num_layers):
+            name = f"layers.{layer}"
+            normed = self._norm(x, f"{name}.attn_norm")
+            attended = self._attention(normed, layer, batch, past, slots)
+            if decoder.parallel_residual:
+                mlp_in = normed if decoder.shared_norm else self._norm(x, f"{name}.mlp_norm")
+                x = x + attended + self._mlp(mlp_in, layer, batch)
+            else:
+                x = x + attended
+                x = x + self._mlp(self._norm(x, f"{name}.mlp_norm"), layer, batch)
+        past.close(slots)
+        hidden = self._norm(x if num_logits is None else x[:, -num_logits:], "final_norm")
+        return self._head(hidden, batch), hidden
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.weights.vector(f"{name}.weight"), self.weights.vector_or_none(f"{name}.bias")
+        if self.decoder.norm == "layer":
+            return F.layer_norm(x, x.shape[-1:], weight, bias, self.decoder.norm_eps)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.norm_eps) * weight
+
+    def _head(self, x: Tensor, batch: Batch) -> Tensor:
+        name = "embed" if self.decoder.tied else "head"
+        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.widths.head, "head.bias"))
+
+    def _kept(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
+        """x [B, S, K] with the channels zeroed that each row prunes at the input of a matrix (_KEEP_IN …)."""
+        return _by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
+
+    def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
+        """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
+        return _by_rows(
+            batch.widths,
+            x,
+            lambda part, group: self._product(part, name, group.widths.of(name), f"{name}.bias"),
+        )
+
+    def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:
+        if self.arithmetic.rounded_activations:
+            x = round_activations(x, bits)
+        return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias))
+
+    def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:
+        name = f"layers.{layer}"
+        up = self._linear(self._kept(x, layer, _KEEP_IN, batch), f"{name}.up", batch)
+        act = _ACTIVATIONS[self.decoder.activation]
+        if self.decoder.gated:
+            gate, up = up.chunk(2, dim=-1)
+            middle = act(gate) * up
+        else:
+            middle = act(up)
+        return self._linear(self._kept(middle, layer, _KEEP_MID, batch), f"{name}.down", batch)
+
+    def _attention(self, x: Tensor, layer: int, batch: Batch, past: Cache, slots: Slots) -> Tensor:
+        d, name = self.decoder, f"layers.{layer}"
+        qkv = self._linear(self._kept(x, layer, _KEEP_QKV, batch), f"{name}.qkv", batch)
+        heads = torch.unflatten(qkv, -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
+        q, k, v = torch.split(heads, [d.num_heads, d.num_kv_heads, d.num_kv_heads], dim=2)
+        cos, sin = (self.weights.vector(f"rope.{part}")[slots.positions].unsqueeze(2) for part in ("cos", "sin"))
+        q = rotate(q, cos, sin).transpose(1, 2)  # [B, H, S, D]
+        past.append(slots, layer, rotate(k, cos, sin), v)
+        pages = None if layer in self.dense_layers else batch.pages
+        read = None if pages is None else self._read(q, past, layer, pages, slots)
+        y = past.attend(layer, q, slots, read, d.softmax_scale).transpose(1, 2).flatten(2)
+        return self._linear(self._kept(y, layer, _KEEP_O, batch), f"{name}.o", batch)
+
+    def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
+        """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""
+        d = self.decoder
+        newest = slots.positions // self.page_size * self.page_size  # [B, 1], first token of each row's newest page
+        query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]
+        at = torch.arange(slots.longest, device=q.device)
+        old = (at < newest).unsqueeze(1)  # [B, 1, T]
+        logits = d.softmax_scale * past.token_scores(layer, query, slots)  # [B, Hk, H / Hk, T]
+        score = logits.masked_fill(~old.unsqueeze(2), _NEVER).softmax(-1).sum(2)
+        score = score.where(score >= _LOWEST_SCORE, 0.0).masked_fill(~old, -1.0).flatten(1)
+        order = score.argsort(dim=-1, descending=True, stable=True)
+        ranks = torch.arange(order.shape[-1], device=q.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(-1, order, ranks)
+        count = pages * self.page_size * d.num_kv_heads  # [B]
+        best = torch.unflatten(rank < count.unsqueeze(1), -1, (d.num_kv_heads, -1))
+        tokens = best & old | (at >= newest).unsqueeze(1) | (at < self.sinks)
+        return tokens.repeat_interleave(d.num_heads // d.num_kv_heads, dim=1)
+
+
+_Setting = TypeVar("_Setting", bound=Hashable)
+_Group = TypeVar("_Group", bound=_Rows)
+
+
+def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Setting, Tensor | slice]]:
+    """Each setting that occurs, and the rows that have it."""
+    rows: dict[_Setting, list[int]] = {}
+    for row, setting in enumerate(settings):
+        rows.setdefault(setting, []).append(row)
+    if len(rows) == 1:
+        return [(settings[0], slice(None))]
+    return [(setting, torch.tensor(members, device=device)) for setting, members in rows.items()]
+
+
+def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
+    """Applies `function` to every group's rows of x [B, ...] and puts the results back in place."""
+    if len(groups) == 1:
+        return function(x, groups[0])
+    parts = [function(x[group.rows], group) for group in groups]
+    out = parts[0].new_empty(len(x), *parts[0].shape[1:])
+    for group, part in zip(groups, parts, strict=True):
+        out[group.rows] = part
+    return out
+
+
+def round_activations(x: Tensor, bits: int) -> Tensor:
+    """x [..., K] float32 as its codes at a level stand for it: max |x| of a block of 32 channels gets the largest code.
+
+    Codes are rounded half to even; the largest is 127 at levels 4 and 6, 32258 at level 8.
+    """
+    blocks = torch.unflatten(x, -1, (-1, BLOCK))
+    step = blocks.abs().amax(-1, keepdim=True) / _LARGEST_CODE[bits]
+    codes = torch.where(step > 0, torch.round(blocks / step), 0.0)
+    return (codes * step).flatten(-2)
+
+
+def keep_largest(x: Tensor, count: int) -> Tensor:
+    """x [..., K] with all but the `count` channels of largest magnitude 0; of equal ones the lower index stays.
+
+    A count of 0 keeps all, as in the graph.
+    """
+    if count == 0 or count >= x.shape[-1]:
+        return x
+    size = x.abs()
+    threshold = size.topk(count, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, tied = size > threshold, size == threshold
+    free = count - above.sum(-1, keepdim=True)
+    return x * (above | (tied & (tied.cumsum(-1) <= free)))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split rotary embedding of x [..., D] by tables [..., rotary_dim / 2]; channels beyond rotary_dim pass."""
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

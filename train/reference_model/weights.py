@@ -1,0 +1,290 @@
+"""Weights of the torch twin: nested matrices that can be read at every level, from a bundle or from a checkpoint.
+
+A nested matrix is held as one byte a weight (`code8` of docs/bundle.md, section 2) and turned into float32 a level at a
+time, on first use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
+from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
+from sol_rt.export.sources.checkpoint import check_tensors, open_checkpoint
+from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
+from sol_rt.export.sources.checkpoint import vectors as checkpoint_vectors
+from sol_rt.export.sources.decoder import FAMILIES, Decoder, from_hf_config
+from sol_rt.export.sources.rope import tables
+
+# level -> the bits of code8 that it reads
+_MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
+
+
+class Matrix(nn.Module):
+    """A weight matrix [N, K] (outputs, inputs) as the twin uses it."""
+
+    def at(self, bits: int) -> Tensor:
+        """The matrix at a level: float32 [N, K]."""
+        raise NotImplementedError
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows at the widest level: float32 [..., K] for ids int64 [...]."""
+        raise NotImplementedError
+
+
+class FloatMatrix(Matrix):
+    """The source's own float32 weights [N, K]: every level is the same. For checks of the architecture."""
+
+    values: Tensor
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values.float(), persistent=False)
+
+    def at(self, bits: int) -> Tensor:
+        return self.values
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self.values[ids]
+
+
+class NestedMatrix(Matrix):
+    """Nested codes, dequantized in float32 on first use of a level and kept until `release`.
+
+    Args:
+        codes: uint8 [N, K], code8; planes that the bundle doesn't have are 0.
+        scale: float16 [N, K / 32].
+        zero: uint8 [N, K / 32].
+        widest: widest level that the codes hold: 4, 6 or 8.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor, widest: int) -> None:
+        super().__init__()
+        self.widest = widest
+        self._levels: dict[int, Tensor] = {}
+        for name, tensor in (("codes", codes), ("scale", scale), ("zero", zero)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def at(self, bits: int) -> Tensor:
+        level = self._levels.get(bits)
+        if level is None or level.device != self.codes.device:
+            level = self._levels[bits] = self._dequantize(self.codes, self.scale, self.zero, bits)
+        return level
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self._dequantize(self.codes[ids], self.scale[ids], self.zero[ids], self.widest)
+
+    def release(self) -> None:
+        """Drops the dequantized levels; the codes stay."""
+        self._levels.clear()
+
+    def _dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+        if bits not in _MASKS or bits > self.widest:
+            held = ", ".join(str(level) for level in _MASKS if level <= self.widest)
+            raise ValueError(f"weight bits: got {bits}, the matrix holds {held}")
+        offsets = zero.float().add_(LEVEL_OFFSETS[bits])
+        values = torch.unflatten((codes & _MASKS[bits]).float(), -1, (-1, BLOCK))
+        values.sub_(offsets.unsqueeze(-1)).mul_(scale.float().div_(16).unsqueeze(-1))
+        return values.flatten(-2)
+
+
+def quantized(values: Tensor, planes: int = 2) -> NestedMatrix:
+    """A float32 matrix [N, K] quantized as the exporter does it, with `planes` residual planes (0, 1 or 2)."""
+    nested = quantize_matrix(values.numpy(), planes)
+    scale, zero = (torch.from_numpy(part.T.copy()) for part in (nested.scale, nested.zero))
+    return NestedMatrix(torch.from_numpy(nested.codes), scale, zero, 4 + 2 * planes)
+
+
+class ModelWeights(nn.Module):
+    """All weights of a decoder, by the tensor names of the bundle.
+
+    Args:
+        decoder: description of the decoder.
+        matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
+        vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
+        variants: a bundle's variants by key; others keep what the exporter's rule says, the same in all layers, and
+            read the output matrix at their own width.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        matrices: Mapping[str, Matrix],
+        vectors: Mapping[str, Tensor],
+        variants: Mapping[str, Variant] | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self._matrices = nn.ModuleDict({_key(name): matrix for name, matrix in matrices.items()})
+        self._variants = dict(variants or {})
+        attended = decoder.num_heads * decoder.head_dim
+        self._rule = {100: (decoder.hidden_size, decoder.intermediate_size, decoder.hidden_size, attended)}
+        self._names = frozenset(vectors)
+        for name, vector in vectors.items():
+            self.register_buffer(_key(name), vector.float(), persistent=False)
+
+    def matrix(self, name: str) -> Matrix:
+        matrix = self._matrices[_key(name)]
+        assert isinstance(matrix, Matrix)
+        return matrix
+
+    def vector(self, name: str) -> Tensor:
+        return self.get_buffer(_key(name))
+
+    def vector_or_none(self, name: str) -> Tensor | None:
+        return self.vector(name) if name in self._names else None
+
+    def keep_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
+        """Channels that the action keeps, one count a layer: keep_in, keep_mid, keep_qkv and keep_o of a variant."""
+        variant, d = self._variants.get(action.variant), self.decoder
+        if variant is not None:
+            return variant.keep_in, variant.keep_mid, variant.keep_qkv, variant.keep_o
+        if action.prune not in self._rule:
+            # needs onnx, which the twin of a bundle does without
+            from sol_rt.export.graphs.graph import LayerShapes, prune_counts
+
+            self._rule[action.prune] = prune_counts(action.prune, LayerShapes.of(d))
+        return tuple((count,) * d.num_layers for count in self._rule[action.prune])
+
+    def widths(self, action: Action) -> Widths:
+        """At which widths the action reads the matrices."""
+        variant = self._variants.get(action.variant)
+        return Widths(action.bits, action.bits) if variant is None else variant.widths
+
+    def state(self) -> dict[str, Tensor]:
+        """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""
+        return dict(self.named_buffers())
+
+    def release(self) -> None:
+        """Drops all dequantized levels; they come back on use."""
+        for matrix in self._matrices.values():
+            if isinstance(matrix, NestedMatrix):
+                matrix.release()
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # torch takes dots for a path of modules
+
+
+def read_bundle(path: Path | str) -> ModelWeights:
+    """The weights of a bundle folder. Raises BundleError where its config is damaged."""
+    folder = Path(path)
+    config = SolConfig.from_json(folder / CONFIG_NAME)
+    hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    decoder = from_hf_config(hf_config, config.model.max_context)
+    return read_blob(folder / config.weights_file, config.tensors, decoder, config.variants)
+
+
+def read_blob(
+    path: Path,
+    tensors: Mapping[str, TensorEntry],
+    decoder: Decoder,
+    variants: Mapping[str, Variant] | None = None,
+) -> ModelWeights:
+    """The weights of a weights file whose tensors lie where `tensors` says; `variants` as in ModelWeights."""
+    blob = np.memmap(path, np.uint8, "r")
+    matrices = {name.removesuffix(".base") for name in tensors if name.endswith(".base")}
+    parts = {f"{name}.{part}" for name in matrices for part in ("base", "scale", "zero", "plane1", "plane2")}
+    return ModelWeights(
+        decoder,
+        {name: _read_matrix(blob, tensors, name) for name in sorted(matrices)},
+        {name: torch.from_numpy(_read(blob, entry)) for name, entry in tensors.items() if name not in parts},
+        variants,
+    )
+
+
+def read_matrix(path: Path, tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
+    """One matrix of a weights file, such as `embed`."""
+    return _read_matrix(np.memmap(path, np.uint8, "r"), tensors, name)
+
+
+def _read(blob: npt.NDArray[np.uint8], entry: TensorEntry) -> npt.NDArray[Any]:
+    """A copy of a tensor in its own shape; uint4 comes packed, with half the last axis."""
+    data = np.array(blob[entry.offset : entry.offset + entry.bytes])
+    if entry.dtype == "uint4":
+        return data.reshape(*entry.shape[:-1], entry.shape[-1] // 2)
+    return data.view(entry.dtype).reshape(entry.shape)
+
+
+def _read_matrix(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
+    base_entry = tensors[f"{name}.base"]
+    base = _read(blob, base_entry)
+    if base_entry.dtype == "uint4":
+        codes = np.stack([base & 15, base >> 4], axis=-1).reshape(base_entry.shape).T << 4
+    else:
+        codes = _unpacked(base, bits=4) << 4
+    widest = 4
+    for plane, shift in (("plane1", 2), ("plane2", 0)):
+        if f"{name}.{plane}" in tensors:
+            codes = codes | _unpacked(_read(blob, tensors[f"{name}.{plane}"]), bits=2) << shift
+            widest += 2
+    scale, zero = (torch.from_numpy(_read(blob, tensors[f"{name}.{part}"]).T.copy()) for part in ("scale", "zero"))
+    return NestedMatrix(torch.from_numpy(np.ascontiguousarray(codes)), scale, zero, widest)
+
+
+def _unpacked(plane: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Block-major plane uint8 [KB, N, 4 * bits] -> codes uint8 [N, 32 * KB], lowest bits of a byte first."""
+    parts = [plane >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    blocks = np.stack(parts, axis=-1).reshape(*plane.shape[:2], BLOCK)
+    return blocks.transpose(1, 0, 2).reshape(plane.shape[1], -1)
+
+
+def read_checkpoint(
+    path: Path | str, matrix: Callable[[Tensor], Matrix] | None = None, max_context: int | None = None
+) -> ModelWeights:
+    """The weights of a checkpoint folder or `.gguf` file, quantized as its bundle would be.
+
+    Args:
+        path: what `sol_rt.export.sources.checkpoint.open_checkpoint` takes.
+        matrix: as in `from_tensors`; `quantized` where None.
+        max_context: rows of the rope tables; the model's own context where None.
+
+    Raises CheckpointError where the checkpoint is damaged or of an unknown architecture.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    decoder = from_hf_config(checkpoint.config, max_context)
+    check_tensors(checkpoint, decoder, FAMILIES[decoder.family])
+    return from_tensors(decoder, lambda name: torch.tensor(checkpoint.read(name)), matrix or quantized)
+
+
+def from_tensors(
+    decoder: Decoder, read: Callable[[str], Tensor], matrix: Callable[[Tensor], Matrix] = quantized
+) -> ModelWeights:
+    """Assembles a checkpoint's weights.
+
+    Args:
+        decoder: description of the checkpoint.
+        read: tensor of a name as in the Hugging Face checkpoint (with `.weight` or `.bias`).
+        matrix: makes a matrix of float32 [N, K]: `quantized`, or `FloatMatrix` for the source's own weights.
+    """
+    names = FAMILIES[decoder.family].names
+    joined = {
+        name: torch.cat([read(tensor).float() for tensor in tensors])
+        for name, tensors in checkpoint_vectors(decoder, names).items()
+    }
+    for name, vector in joined.items():
+        if name.endswith("norm.weight"):
+            vector += decoder.norm_offset
+    cos, sin = (torch.from_numpy(table) for table in tables(decoder.rope, 0, decoder.max_context))
+    return ModelWeights(
+        decoder,
+        {
+            name: matrix(torch.cat([read(f"{module}.weight").float() for module in modules]))
+            for name, modules in checkpoint_matrices(decoder, names).items()
+        },
+        {**joined, "rope.cos": cos, "rope.sin": sin},
+    )

@@ -1,0 +1,125 @@
+"""Counterfactuals: what every action would lose at every position of some windows of text, measured once and kept.
+
+One file a window, each written aside and renamed: an interrupted measurement goes on where it was, and several
+trainings, such as those of an ablation, can share a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.train.rollouts.rollout import Rollouts
+
+ABOUT = "about.json"
+_BUDGET = 1.0  # of the view; episodes are given budgets of their own
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """n positions in a row of one text, each behind a dense cache.
+
+    Attributes:
+        token: int64 [n], about to be processed.
+        hidden: float32 [n, hidden], of the dense step before.
+        scalars: float32 [n, columns], as step 0 of an episode: KNOWN_SCALARS as measured, what was asked for as read
+            from a store.
+        loss: float32 [n, A], nats of the true next token under each action.
+        kl: float32 [n, A], divergence of each action from dense, nats.
+        context: tokens before the first of them.
+    """
+
+    token: Tensor
+    hidden: Tensor
+    scalars: Tensor
+    loss: Tensor
+    kl: Tensor
+    context: int
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+
+def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counterfactuals:
+    """The last `positions` positions of a window that have a token to score after them."""
+    length = min(positions, len(tokens) - 2)
+    start = len(tokens) - 1 - length
+    rollouts.open(tokens)
+    view = rollouts.view(start, length, _BUDGET)
+    steps = [rollouts.losses(start, length, action) for action in rollouts.spec.actions]
+    loss, kl = (torch.stack([getattr(step, name) for step in steps], -1) for name in ("loss", "kl"))
+    parts = (view.token, view.hidden.float(), view.scalars.float(), loss, kl)
+    token, hidden, scalars, loss, kl = (part.cpu() for part in parts)
+    return Counterfactuals(token, hidden, scalars, loss, kl, start)
+
+
+class CounterfactualStore:
+    """The folder. All known scalars are kept, so that trainings that see different ones can share it.
+
+    Args:
+        folder: where. about: what the files are measured with. stored: names of the columns of scalars in the files.
+        create: whether this process may begin the folder.
+
+    Raises UsageError where the folder holds files of something else.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, object], stored: Sequence[str], *, create: bool) -> None:
+        self.folder, self._stored = folder, tuple(stored)
+        about = {**about, "scalars": list(stored)}
+        path = folder / ABOUT
+        if path.exists():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                found = {}
+            differs = [name for name in about if found.get(name) != about[name]]
+            if differs:
+                raise UsageError(
+                    f"counterfactuals {folder}: measured with another {differs[0]}: got {found.get(differs[0])}, "
+                    f"expected {about[differs[0]]}; choose another folder"
+                )
+        elif create:
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f"{ABOUT}.{os.getpid()}")
+            aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            aside.replace(path)
+
+    def path(self, window: str) -> Path:
+        return self.folder / f"{window}.safetensors"
+
+    def has(self, window: str) -> bool:
+        return self.path(window).exists()
+
+    def write(self, window: str, measured: Counterfactuals) -> None:
+        """Keeps a window's; hidden states as float16, which holds them to a thousandth."""
+        tensors = {name: value.contiguous() for name, value in vars(measured).items() if name != "context"}
+        tensors["context"] = torch.tensor(measured.context)
+        tensors["hidden"] = tensors["hidden"].half()
+        aside = self.path(window).with_suffix(f".{os.getpid()}")
+        save_file(tensors, str(aside))
+        aside.replace(self.path(window))
+
+    def read(self, window: str, columns: Sequence[str]) -> Counterfactuals:
+        """A window's, its scalars those named. Raises CheckpointError where the file is damaged."""
+        path = self.path(window)
+        wanted = [self._stored.index(name) for name in columns]
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors["hidden"] = tensors["hidden"].float()
+            tensors["scalars"] = tensors["scalars"][:, wanted]
+            return Counterfactuals(**{**tensors, "context": int(tensors["context"])})
+        except (SafetensorError, OSError, TypeError, KeyError, IndexError) as error:
+            problem = " ".join(str(error).split())[:120]
+            raise CheckpointError(
+                f"{path}: not readable ({problem}), expected a window's counterfactuals; delete it and run again"
+            ) from None

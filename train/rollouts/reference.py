@@ -1,0 +1,123 @@
+"""Episodes run on the torch twin: all schedules in one batch, each row under its own action, on any torch device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sol_rt.bundle.actions import Action
+from sol_rt.train.reference_model.branch_cache import BranchCache, Prefix
+from sol_rt.train.reference_model.model import Twin
+from sol_rt.train.rollouts.observation import (
+    RowDistribution,
+    StepResult,
+    check_range,
+    checked_text,
+    dense_scalars,
+    follow,
+    relative_costs,
+    row_distributions,
+    spread_budget,
+)
+from sol_rt.train.rollouts.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
+
+_CHUNK = 256  # tokens of the dense pass at once
+_ROWS = 64  # positions at once whose losses are asked for
+
+
+class TwinRollouts:
+    """`Rollouts` of a twin. A text's keys and values are held once, in float32, for all schedules.
+
+    Args:
+        twin: of the bundle; what lies on its device stays there.
+        spec: what is chosen from and seen.
+    """
+
+    def __init__(self, twin: Twin, spec: RolloutSpec) -> None:
+        self.spec = spec
+        self._twin = twin
+        table = twin.weights.vector("rope.cos")
+        self._device, self._longest = table.device, len(table)
+        self._tokens: list[int] = []
+        self._before: list[RowDistribution] = []  # of position p, which token p + 1 follows
+
+    def open(self, tokens: Sequence[int]) -> None:
+        self._tokens = checked_text(tokens, self._twin.decoder.vocab_size, self._longest)
+        self._ids = ids = torch.tensor(self._tokens, dtype=torch.int64, device=self._device)
+        self._before = []
+        cache = self._twin.new_cache(1)
+        cache.reserve(len(ids), step=1)
+        hidden = []
+        for first in range(0, len(ids), _CHUNK):
+            chunk = ids[None, first : first + _CHUNK]
+            logits, states = self._twin(chunk, self.spec.cost.dense_action, cache)
+            hidden.append(states[0])
+            targets = ids[first + 1 : first + _CHUNK + 1]
+            self._before += row_distributions(logits[0, : len(targets)], targets)
+        self._hidden = torch.cat(hidden) if hidden else torch.empty(0, device=self._device)
+        self._prefix = Prefix.of(cache)
+
+    def run(self, start: int, horizon: int, budget: float | Tensor, choose: Choose, schedules: int) -> Episode:
+        check_range(start, horizon, self._tokens)
+        tokens = self._tokens[start : start + horizon]
+        cache = self._branches(torch.full((schedules,), start, device=self._device), horizon)
+        before = StepResult(
+            self._hidden[start - 1].expand(schedules, -1),
+            [self._before[start - 1]] * schedules,
+            torch.zeros(schedules, device=self._device),
+        )
+        reference = self._log_probabilities(start, horizon)
+
+        def step(t: int, actions: Sequence[int]) -> StepResult:
+            token, target = self._ids[start + t : start + t + 2].unsqueeze(1).expand(2, schedules)
+            logits, hidden = self._twin.step(token, [self.spec.actions[action] for action in actions], cache)
+            return StepResult(hidden, row_distributions(logits, target), _divergence(reference[t], logits))
+
+        budgets = spread_budget(budget, schedules)
+        return follow(self.spec, start, tokens, budgets, slice(0, schedules), before, choose, step)
+
+    def losses(self, start: int, length: int, action: Action) -> StepLosses:
+        check_range(start, length, self._tokens)
+        stop = start + length
+        blocks = [(first, min(first + _ROWS, stop)) for first in range(start, stop, _ROWS)]
+        if action == self.spec.cost.dense_action:
+            loss = torch.tensor([-row.log_likelihood for row in self._before[start:stop]], device=self._device)
+            kl = torch.zeros_like(loss)
+        else:
+            parts = [self._block_losses(first, last, action) for first, last in blocks]
+            loss, kl = (torch.cat(of_blocks) for of_blocks in zip(*parts, strict=True))
+        cost = relative_costs(self.spec, (action,), range(start, stop))[:, 0]
+        return StepLosses(loss, kl, torch.from_numpy(cost).float().to(self._device))
+
+    def view(self, start: int, length: int, budget: float) -> DenseView:
+        check_range(start, length, self._tokens)
+        tokens = self._tokens[start : start + length]
+        scalars = dense_scalars(start, tokens, self._before[start - 1 : start - 1 + length], budget)
+        return DenseView(
+            self._ids[start : start + length],
+            self._hidden[start - 1 : start - 1 + length],
+            scalars.to(self._device),
+        )
+
+    def _block_losses(self, first: int, stop: int, action: Action) -> tuple[Tensor, Tensor]:
+        """Loss and divergence at each position, float32 [n] each: every position is a row with a prefix of its own."""
+        ids = self._ids[first : stop + 1]
+        cache = self._branches(torch.arange(first, stop, device=self._device), 1)
+        logits, _ = self._twin.step(ids[:-1], [action] * (stop - first), cache)
+        loss = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        return loss, _divergence(self._log_probabilities(first, stop - first), logits)
+
+    def _branches(self, starts: Tensor, capacity: int) -> BranchCache:
+        return BranchCache(self._prefix, starts, self._twin.decoder, self._twin.arithmetic.kv_dtype, capacity)
+
+    def _log_probabilities(self, start: int, length: int) -> Tensor:
+        """Of the dense steps at `length` positions from `start` on: float32 [length, vocab]."""
+        hidden = self._hidden[start : start + length]
+        return torch.log_softmax(self._twin.logits(hidden.unsqueeze(1), self.spec.cost.dense_action)[:, 0], dim=-1)
+
+
+def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(reference || other) in nats, float32 [B], of log-probabilities [vocab] or [B, vocab] and logits [B, vocab]."""
+    return (reference.exp() * (reference - torch.log_softmax(logits, dim=-1))).sum(-1)
