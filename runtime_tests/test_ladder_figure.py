@@ -40,7 +40,7 @@ def test_the_picture_in_the_docs_is_drawn_from_the_results_in_the_docs(results: 
 
 def test_every_action_and_every_quant_is_marked_and_labelled(results: dict[str, Any]) -> None:
     drawn = draw(results)
-    (context,) = results["contexts"]
+    context = results["contexts"][0]
     rows = [*context["actions"], *context["rungs"]]
     assert sorted(texts(drawn, "name")) == sorted(row["name"] for row in rows)
     root = ElementTree.fromstring(drawn)
@@ -50,13 +50,14 @@ def test_every_action_and_every_quant_is_marked_and_labelled(results: dict[str, 
 
 def test_axes_units_machine_date_and_text_are_named(results: dict[str, Any]) -> None:
     said = " | ".join(element.text or "" for element in ElementTree.fromstring(draw(results)).iter(f"{SVG}text"))
+    context = results["contexts"][0]
     for expected in (
         "milliseconds per token",
         "nats per token (log)",
         "perplexity over the source",
-        "AMD EPYC, 2 threads",
-        "512 tokens of context",
-        "valid.tokens.txt, 10,200 tokens scored",
+        f"{results['machine']}, {results['threads']} threads",
+        f"{context['context']} tokens of context",
+        f"{results['file']}, {context['source']['tokens']:,} tokens scored",
         results["date"],
     ):
         assert expected in said
@@ -103,17 +104,42 @@ def boxes_of(results: dict[str, Any]) -> list[Box]:
     return found
 
 
+def row(name: str, bits: float, loss: float, rate: float) -> dict[str, Any]:
+    """What the figure reads of an action or a quant."""
+    return {
+        "name": name,
+        "bits_per_weight": bits,
+        "over_source": loss,
+        "over_source_stderr": loss / 10,
+        "tokens_per_second": [rate],
+    }
+
+
+def crowded() -> dict[str, Any]:
+    """Five actions, of which two lie close together, beside five quants in a column."""
+    actions = [
+        row("k100-s100-q8", 8.8, 0.0015, 247),
+        row("k025-s100-q6", 7.0, 0.003, 320),
+        row("k100-s100-q4", 5.2, 0.0046, 406),
+        row("k025-s075-q4", 4.4, 0.2, 460),
+        row("k100-s050-q4", 3.6, 0.3113, 485),
+    ]
+    rungs = [
+        row("Q8_0", 8.5, 0.0041, 151),
+        row("Q6_K", 8.1, 0.0118, 154),
+        row("Q5_K_M", 6.5, 0.0893, 153),
+        row("Q4_K_M", 6.2, 0.0407, 158),
+        row("Q3_K_M", 5.4, 0.1095, 201),
+    ]
+    context = {"context": 512, "source": {"tokens": 1020}, "actions": actions, "rungs": rungs}
+    head = {"model": "m", "file": "text", "date": "2026-01-01", "machine": "CPU", "threads": 2}
+    return {**head, "contexts": [context]}
+
+
 def test_labels_keep_clear_of_each_other_and_of_the_edges(results: dict[str, Any]) -> None:
-    (context,) = results["contexts"]
-    crowded = copy.deepcopy(results)
-    rows = crowded["contexts"][0]
-    for bits, loss, rate in ((6, 0.003, 320.0), (3, 0.2, 460.0)):
-        rows["actions"].append(
-            {**rows["actions"][0], "name": f"k025-s100-q{bits}", "over_source": loss, "tokens_per_second": [rate]}
-        )
-    for document in (results, crowded):
-        boxes = boxes_of(document)
-        assert len(boxes) == len(document["contexts"][0]["actions"]) + len(context["rungs"])
+    for document in (results, crowded()):
+        context, boxes = document["contexts"][0], boxes_of(document)
+        assert len(boxes) == len(context["actions"]) + len(context["rungs"])
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
         assert all(ladder_figure._PLOT.contains(box) for box in boxes)
         assert not any(box.overlaps(ladder_figure._HINT_BOX) for box in boxes)
@@ -162,10 +188,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *argv: object) -> None:
 def test_the_command_writes_the_context_asked_for(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results["contexts"].append({**copy.deepcopy(results["contexts"][0]), "context": 4096})
+    results["contexts"].append({**copy.deepcopy(results["contexts"][0]), "context": 777})
     (tmp_path / "ladder.json").write_text(json.dumps(results))
-    run(monkeypatch, tmp_path / "ladder.json", "-c", 4096, "-o", tmp_path / "new" / "a.svg")
-    assert "after 4096 tokens of context" in (tmp_path / "new" / "a.svg").read_text(encoding="utf-8")
+    run(monkeypatch, tmp_path / "ladder.json", "-c", 777, "-o", tmp_path / "new" / "a.svg")
+    assert "after 777 tokens of context" in (tmp_path / "new" / "a.svg").read_text(encoding="utf-8")
 
 
 def test_results_that_cannot_be_drawn_are_refused_in_one_line(
