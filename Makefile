@@ -7,6 +7,7 @@
 #              (MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum, DEPTHS=64,512,2048,8000; TEXT=file: perplexity too)
 # make ladder TEXT=file   perplexity and speed of our fixed actions beside llama.cpp's quantization ladder, made of the same weights;
 #              writes docs/results/ladder-MODEL.md (MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py)
+# make figure  the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes; needs Python alone
 #
 # make bench-gpu BUNDLES="folder folder" PROVIDER=cuda   decode and prefill on this machine's GPU; writes docs/results/gpu.md. Needs no network
 #              once the package is there: python benchmarks/gpu.py does it without make (GPU_ARGS=its options)
@@ -37,7 +38,7 @@ BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
 
-.PHONY: demo export train peers ladder bench-gpu test lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder figure bench-gpu test lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -70,6 +71,9 @@ peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
 ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }
 	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o docs/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
+
+figure:
+	$(PYTHON) benchmarks/ladder_figure.py docs/results/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
 
 bench-gpu:
 	@test -x $(BIN)/python || { echo "error: no environment; make $(VENV)/.export, or python benchmarks/gpu.py with your own" >&2; exit 2; }

@@ -281,6 +281,21 @@ tokens as independent. {speed if results[0].timed else ""}
 {chr(10).join(result.page() for result in results)}"""
 
 
+def document(run: Run, results: Sequence[Result], command: str) -> dict[str, Any]:
+    """The figures of the page as a JSON object: what was run, when and on which machine, then every context."""
+    return {
+        "format": "sol_rt.ladder",
+        "format_version": 1,
+        "model": run.name,
+        "file": run.args.file.name,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command,
+        "machine": processor_name(),
+        "threads": run.args.threads,
+        "contexts": [result.as_json() for result in results],
+    }
+
+
 def rung_list(text: str) -> list[str]:
     """Names of rungs separated by commas. Raises ArgumentTypeError, as the one below."""
     names = [name.strip() for name in text.split(",")]
@@ -329,7 +344,7 @@ def main() -> None:
     text = page(run, contents, results, shown_command(sys.argv))
     if args.output:
         args.output.write_text(text, encoding="utf-8")
-        figures = {"model": run.name, "file": args.file.name, "contexts": [result.as_json() for result in results]}
+        figures = document(run, results, shown_command(sys.argv))
         args.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text, end="")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from sol_rt.export.actions.losses import Candidate, token_losses
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 
 import ladder  # noqa: E402
+import ladder_figure  # noqa: E402
 import ladder_files  # noqa: E402
 from ladder_files import Contents, Ladder, Rounding, round_to_nearest  # noqa: E402
 from ladder_report import Row, Verdict, check_table, checks, table, verdict, verdicts  # noqa: E402
@@ -357,7 +359,7 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         actions=[Action(100, 100, 4), Action(30, 100, 4)],
         count=2,
         repetitions=2,
-        threads=None,
+        threads=2,
     )
     run = ladder.Run(args)
     run.score()
@@ -368,7 +370,12 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page = ladder.page(run, contents, [result], "command")
     assert "3 windows of 16 tokens, 21 scored" in page
     assert "The cheapest action, `k030-s100-q4`, takes 0.500" in page
-    figures = result.as_json()
+    document = ladder.document(run, [result], "command")
+    assert (document["file"], document["command"]) == ("text", "command")
+    drawn = ladder_figure.draw(json.loads(json.dumps(document)))
+    assert "tiny: added loss against time per token</title>" in drawn
+    assert f"{document['machine']}, 2 threads, after 16 tokens of context" in drawn
+    (figures,) = document["contexts"]
     assert figures["verdicts"].keys() == {"Q4_K_M"}
     (dense, four, sparse) = figures["actions"]
     assert dense["ppl"] == dense["whole_ppl"]

@@ -1,0 +1,129 @@
+"""Places the labels of a chart's points so that they cover neither each other nor what is drawn.
+
+All lengths are in pixels; y grows downwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+Point = tuple[float, float]
+Segment = tuple[Point, Point]
+
+_GAPS = (11.0, 18.0, 28.0)
+"""Distances from a point to its label, the preferred one first."""
+_SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
+"""Directions from a point to its label, the preferred one first."""
+_STARTS = 50  # orders tried; the first is that of the points
+_PASSES = 4
+_OUTSIDE, _ON_LABEL, _ON_MARK, _ON_LINE = 1000.0, 300.0, 100.0, 30.0
+_CLEARANCE = 4.0  # between a label and a line
+_MARK = 7.0  # half the side of the square around a point that labels keep clear of
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle by its edges."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def grown(self, by: float) -> Box:
+        return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
+
+    def overlaps(self, other: Box) -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+    def contains(self, other: Box) -> bool:
+        return (
+            self.left <= other.left
+            and other.right <= self.right
+            and self.top <= other.top
+            and other.bottom <= self.bottom
+        )
+
+    def is_crossed_by(self, segment: Segment) -> bool:
+        """Whether a part of the segment lies inside (Liang and Barsky's clipping)."""
+        (x0, y0), (x1, y1) = segment
+        start, end = 0.0, 1.0
+        for delta, low, high in (
+            (x1 - x0, self.left - x0, self.right - x0),
+            (y1 - y0, self.top - y0, self.bottom - y0),
+        ):
+            if delta == 0:
+                if low > 0 or high < 0:
+                    return False
+                continue
+            first, last = sorted((low / delta, high / delta))
+            start, end = max(start, first), min(end, last)
+        return start < end
+
+
+def place(
+    points: Sequence[Point], sizes: Sequence[Point], lines: Sequence[Segment], taken: Sequence[Box], bounds: Box
+) -> list[Box]:
+    """A box for every point's label.
+
+    Args:
+        points: what is labelled.
+        sizes: (width, height) of each label.
+        lines: what labels should not cross.
+        taken: places of other text.
+        bounds: what labels stay inside.
+
+    Returns the boxes in the order of the points. Where there is no room for all labels, some overlap.
+    """
+    marks = [Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
+    costs: list[list[tuple[float, Box]]] = []  # of each point's candidates, whatever the other labels do
+    for point, size in zip(points, sizes, strict=True):
+        costs.append(
+            [
+                (
+                    rank
+                    + _OUTSIDE * (not bounds.contains(box))
+                    + _ON_LABEL * sum(box.overlaps(text) for text in taken)
+                    + _ON_MARK * sum(box.overlaps(mark) for mark in marks)
+                    + _ON_LINE * sum(box.grown(_CLEARANCE).is_crossed_by(line) for line in lines),
+                    box,
+                )
+                for rank, box in enumerate(_candidates(point, size))
+            ]
+        )
+    order, random = list(range(len(points))), Random(0)
+    best: tuple[float, list[Box]] = (float("inf"), [])
+    for _ in range(_STARTS):
+        best = min(best, _settled(costs, order), key=lambda found: found[0])
+        random.shuffle(order)
+    return best[1]
+
+
+def _settled(costs: Sequence[Sequence[tuple[float, Box]]], order: Sequence[int]) -> tuple[float, list[Box]]:
+    """Moves each label in turn to its best place among the others, a few times; returns (total cost, boxes)."""
+    places: dict[int, tuple[float, Box]] = {}
+    for _ in range(_PASSES):
+        for index in order:
+            others = [box for at, (_, box) in places.items() if at != index]
+            places[index] = min(
+                ((cost + _ON_LABEL * sum(box.overlaps(other) for other in others), box) for cost, box in costs[index]),
+                key=lambda found: found[0],
+            )
+    return sum(cost for cost, _ in places.values()), [places[index][1] for index in range(len(costs))]
+
+
+def _candidates(point: Point, size: Point) -> Iterator[Box]:
+    """Boxes around a point, the preferred ones first."""
+    (x, y), (width, height) = point, size
+    for gap in _GAPS:
+        for right, down in _SIDES:
+            centre_x = x + right * (gap + width / 2)
+            centre_y = y + down * (gap + height / 2)
+            if right and down:  # a diagonal label starts at the point's side, not beyond its corner
+                centre_x -= right * gap / 2
+                centre_y -= down * gap / 2
+            yield Box(centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
