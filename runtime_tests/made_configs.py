@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sol_rt.actions import Action
-from sol_rt.config import ActionEntry, FileEntry, KvLayout, ModelDims, PolicySpec, RefreshSpec, SolConfig, Variant
+from sol_rt.config import ActionEntry, FileEntry, KvLayout, ModelDims, PolicySpec, SolConfig, Variant
 from sol_rt.policy_inputs import KNOWN_SCALARS
 from sol_rt.widths import MIXED, LayerWidths
 
@@ -39,6 +39,4 @@ def made_config(
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense = Action(100, 100, bits[0])
     entries = tuple(ActionEntry(action, None) for action in chosen)
-    return SolConfig(
-        "test", dims, KvLayout(), dense, variants, entries, policy, RefreshSpec(), "weights.bin", {}, files
-    )
+    return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", {}, files)

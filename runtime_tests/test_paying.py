@@ -15,7 +15,7 @@ from sol_rt.actions import Action
 from sol_rt.bundle import Bundle
 from sol_rt.config import PolicySpec, SolConfig
 from sol_rt.controller import Controller
-from sol_rt.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line, RefreshLine
+from sol_rt.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line
 from sol_rt.distribution import Distribution
 from sol_rt.paying import describe, in_vain, paying, replacements
 from sol_rt.schedules import StepContext, make_schedule
@@ -30,7 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SolConfig:
 def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> CalibratedCost:
     """Milliseconds by prune level and bits."""
     lines = {key: dict.fromkeys((100, 30), line(v.prune, v.bits)) for key, v in config.variants.items()}
-    return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, RefreshLine(1, 1, 0), lines))
+    return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, lines))
 
 
 def _tags(found: dict[Action, Action]) -> dict[str, str]:

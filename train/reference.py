@@ -66,9 +66,6 @@ class NominalCost:
     def dense(self, context: int) -> float:
         return self.step(self.dense_action, context)
 
-    def refresh(self, context: int, tokens: int) -> float:
-        return float(tokens)
-
     def policy(self) -> float:
         return 0.0
 

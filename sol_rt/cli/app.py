@@ -22,6 +22,7 @@ from sol_rt.cli.generate import generate
 from sol_rt.cli.inspect import inspect
 from sol_rt.cli.perplexity import perplexity
 from sol_rt.cli.pull import pull
+from sol_rt.cli.renamed import advice, check_environment
 from sol_rt.cli.trace import trace
 from sol_rt.cli.train import train
 from sol_rt.cli.verify import verify
@@ -60,6 +61,7 @@ def _program(
         with contextlib.redirect_stdout(sys.stderr):
             print(context.get_help())
         raise typer.Exit(2)
+    check_environment()
 
 
 def run(argv: list[str]) -> int:
@@ -78,7 +80,8 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except _CLICK_ERROR as error:
-        return _fail(error.format_message() + _origin(error, argv), 2)  # type: ignore[attr-defined]
+        gone = advice(getattr(error, "option_name", ""))
+        return _fail(gone or error.format_message() + _origin(error, argv), 2)  # type: ignore[attr-defined]
     except SolError as error:
         return _fail(str(error), error.exit_code)
     except MemoryError:
