@@ -12,7 +12,6 @@ from sol_rt.bundle.config import (
     KvLayout,
     ModelDims,
     PolicySpec,
-    RefreshSpec,
     SolConfig,
     Variant,
 )
@@ -48,6 +47,4 @@ def made_config(
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense = Action(100, 100, bits[0])
     entries = tuple(ActionEntry(action, None) for action in chosen)
-    return SolConfig(
-        "test", dims, KvLayout(), dense, variants, entries, policy, RefreshSpec(), "weights.bin", {}, files
-    )
+    return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", {}, files)

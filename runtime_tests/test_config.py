@@ -112,7 +112,6 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("weights/tensors/embed.scale/offset", 1 << 30, ["offset", "the file's size"]),
         ("weights/tensors/embed.scale/dtype", "float8", ["dtype", "float16"]),
         ("files/weights.bin/sha256", "xyz", ["sha256", "hex"]),
-        ("refresh/episode", 1, ["episode", "got 1"]),
     ],
 )
 def test_errors_name_key_found_and_expected(raw: dict[str, Any], key: str, value: object, parts: list[str]) -> None:
@@ -191,7 +190,7 @@ def _complaint(folder: Path) -> str:
     """What opening and running complains about; empty where both work. Any error but SolError fails the test."""
     try:
         model = SolModel.from_pretrained(folder, provider="cpu")
-        model.generate("w1 w2 w3", budget=0.6, max_new_tokens=4, refresh=True)
+        model.generate("w1 w2 w3", budget=0.6, max_new_tokens=4)
     except SolError as error:
         return str(error)
     return ""

@@ -12,7 +12,7 @@ from made_configs import made_config
 from tiny_bundle import write_bundle
 
 from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line, RefreshLine
+from sol_rt.budget.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line
 from sol_rt.budget.dominated import describe, in_vain, paying, replacements
 from sol_rt.budget.schedules import StepContext, make_schedule
 from sol_rt.bundle.actions import Action
@@ -30,7 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SolConfig:
 def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> CalibratedCost:
     """Milliseconds by prune level and bits."""
     lines = {key: dict.fromkeys((100, 30), line(v.prune, v.bits)) for key, v in config.variants.items()}
-    return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, RefreshLine(1, 1, 0), lines))
+    return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, lines))
 
 
 def _tags(found: dict[Action, Action]) -> dict[str, str]:

@@ -75,15 +75,12 @@ def scripted(config: SolConfig, logits: np.ndarray) -> ScriptedPolicy:
 @given(
     name=st.sampled_from(["uniform", "entropy", "random", "sol"]),
     budget=st.floats(0.4, 1.0),
-    refresh=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_schedule_holds_its_budget(name: str, budget: float, refresh: bool, seed: int) -> None:
+def test_every_schedule_holds_its_budget(name: str, budget: float, seed: int) -> None:
     config = made_config(policy_bytes=1000)
     actions = schedule_actions(config, name)
-    controller = Controller(
-        actions, BytesCost(config), budget, policy_cost=name == "sol", refresh_every=16 if refresh else None
-    )
+    controller = Controller(actions, BytesCost(config), budget, policy_cost=name == "sol")
     policy = scripted(config, np.random.default_rng(seed).normal(size=len(actions)).astype(np.float32))
     follow(make_schedule(name, controller, seed=seed, policy=policy), controller, 70)
     assert controller.achieved == pytest.approx(budget, abs=0.02)
@@ -200,12 +197,9 @@ CHOSEN = (
     name=st.sampled_from(["uniform", "entropy", "random", "sol"]),
     share=st.floats(0.0, 1.0),
     context=st.sampled_from([300, 4000]),
-    refresh=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_schedule_holds_its_budget_with_chosen_actions(
-    name: str, share: float, context: int, refresh: bool, seed: int
-) -> None:
+def test_every_schedule_holds_its_budget_with_chosen_actions(name: str, share: float, context: int, seed: int) -> None:
     """Actions that are no grid: widths without most prune levels, prune levels without most keeps."""
     tags = CHOSEN.split()
     config = made_config(prunes=(100, 75, 40), bits=(8, 6, 4), policy_bytes=1000, actions=tags, policy_actions=tags)
@@ -215,9 +209,7 @@ def test_every_schedule_holds_its_budget_with_chosen_actions(
     assert {action.variant for action in actions} <= set(config.variants)
     floor = max(cost.step(Action(10, 40, 4), at) / cost.dense(at) for at in (context, context + 70))
     budget = floor + 0.05 + share * (0.95 - floor)
-    controller = Controller(
-        actions, cost, min(budget, 1.0), policy_cost=name == "sol", refresh_every=16 if refresh else None
-    )
+    controller = Controller(actions, cost, min(budget, 1.0), policy_cost=name == "sol")
     policy = scripted(config, np.random.default_rng(seed).normal(size=len(tags)).astype(np.float32))
     follow(make_schedule(name, controller, seed=seed, policy=policy), controller, 70, context)
     assert controller.achieved == pytest.approx(min(budget, 1.0), abs=0.02)

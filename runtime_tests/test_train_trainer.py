@@ -23,7 +23,7 @@ pytest.importorskip("yaml")
 from safetensors.numpy import load_file  # noqa: E402
 from train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
 
-from sol_rt.budget.cost import CalibrationTable, Line, RefreshLine, calibration_path  # noqa: E402
+from sol_rt.budget.cost import CalibrationTable, Line, calibration_path  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
@@ -124,7 +124,7 @@ def test_a_calibration_that_no_longer_holds_is_said(
     give = ["export", "-m", str(folder), "--policy", str(trained / "policy.safetensors")]
     bundle = Bundle.open(folder)
     lines = {name: {keep: Line(1.0, 0.0, 0.0) for keep in (30, 100)} for name in bundle.config.variants}
-    table = CalibrationTable(bundle.identity, "a device", "2026-01-01", 0.0, RefreshLine(1.0, 0.0, 0.0), lines)
+    table = CalibrationTable(bundle.identity, "a device", "2026-01-01", 0.0, lines)
     path = calibration_path(bundle, "cpu", 1, True)
     path.parent.mkdir(parents=True)
     path.write_text(table.to_json())

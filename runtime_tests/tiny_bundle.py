@@ -18,7 +18,6 @@ from sol_rt.bundle.config import (
     FileEntry,
     KvLayout,
     PolicySpec,
-    RefreshSpec,
     SolConfig,
 )
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -75,7 +74,6 @@ def write_bundle(
         variants=variants,
         actions=tuple(ActionEntry(action, None) for action in actions),
         policy=spec,
-        refresh=RefreshSpec(),
         weights_file=WEIGHTS,
         tensors=weights.tensors,
         files={},

@@ -144,14 +144,6 @@ class PolicySpec:
 
 
 @dataclass(frozen=True)
-class RefreshSpec:
-    """Whether cheap KV entries are repaired by default, and after how many decode steps."""
-
-    default: bool = False
-    episode: int = 16
-
-
-@dataclass(frozen=True)
 class TensorEntry:
     """Where a tensor lies in the weights file, in bytes."""
 
@@ -180,7 +172,6 @@ class SolConfig:
     variants: dict[str, Variant]
     actions: tuple[ActionEntry, ...]
     policy: PolicySpec | None
-    refresh: RefreshSpec
     weights_file: str
     tensors: dict[str, TensorEntry]
     files: dict[str, FileEntry]
@@ -224,7 +215,6 @@ class SolConfig:
             "variants": variants,
             "actions": [{"tag": entry.action.tag, "loss": entry.loss} for entry in self.actions],
             "policy": policy,
-            "refresh": asdict(self.refresh),
             "weights": {"file": self.weights_file, "tensors": tensors},
             "files": {name: asdict(entry) for name, entry in self.files.items()},
         }
@@ -377,10 +367,6 @@ def _read_config(top: _Table) -> SolConfig:
     if dense not in {entry.action for entry in actions}:
         raise top.fail("actions", "a list without the dense action", dense.tag)
     policy = None if top.value("policy") is None else _read_policy(top.table("policy"), variants)
-    refresh_table = top.table("refresh")
-    # a refresh of one token would be a step, and take the place of what it follows
-    refresh = RefreshSpec(refresh_table.flag("default"), refresh_table.integer("episode", 2, 4096))
-    refresh_table.done()
     files = _read_files(top.table("files"))
     weights = top.table("weights")
     weights_file = weights.file_name("file")
@@ -394,7 +380,7 @@ def _read_config(top: _Table) -> SolConfig:
     if policy is not None and policy.file not in files:
         raise top.fail("policy.file", policy.file, "a file listed under `files`")
     top.done()
-    return SolConfig(generator, model, kv, dense, variants, actions, policy, refresh, weights_file, tensors, files)
+    return SolConfig(generator, model, kv, dense, variants, actions, policy, weights_file, tensors, files)
 
 
 def _read_model(table: _Table) -> ModelDims:

@@ -75,7 +75,6 @@ def dial(
     keep: float | None,
     prune: float | None,
     bits: float | None,
-    refresh: bool | None,
 ) -> dict[str, Any]:
     """How decode steps are run, as arguments of `SolModel`. Raises UsageError where the dial was given twice."""
     from sol_rt.budget.schedules import is_constant
@@ -91,7 +90,6 @@ def dial(
         "schedule": schedule,
         "budget": 1.0 if budget is None else budget,
         "tokens_per_second": tokens_per_second,
-        "refresh": refresh,
         **targets,
     }
 

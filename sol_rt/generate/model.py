@@ -53,7 +53,6 @@ class Dial:
         keep, prune: mean share of old KV pages, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
-        refresh: whether cheap cache entries are repaired after every episode; None for the bundle's default.
         seed: of the schedule `random`.
     """
 
@@ -63,7 +62,6 @@ class Dial:
     prune: float | None = None
     bits: float | None = None
     tokens_per_second: float | None = None
-    refresh: bool | None = None
     seed: int | None = None
 
 
@@ -165,7 +163,6 @@ class SolModel:
         prune: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
-        refresh: bool | None = None,
         trace: Path | str | None = None,
         replay: Trace | None = None,
         reuse_cache: bool | None = None,
@@ -175,7 +172,7 @@ class SolModel:
 
         Args:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
-            budget, schedule, keep, prune, bits, tokens_per_second, refresh: as in `Dial`.
+            budget, schedule, keep, prune, bits, tokens_per_second: as in `Dial`.
             trace: file to write every step to.
             replay: a trace whose actions are run again, under its settings of `generation` where none are given;
                 `Generation.first_difference` tells where tokens differ.
@@ -185,7 +182,7 @@ class SolModel:
 
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
-        dial = Dial(budget, schedule, keep, prune, bits, tokens_per_second, refresh, generation.get("seed"))
+        dial = Dial(budget, schedule, keep, prune, bits, tokens_per_second, generation.get("seed"))
         given = {name: value for name, value in generation.items() if value is not None}
         recorded = {} if replay is None else replay.header.generation
         config = self._defaults.updated(**{**recorded, **given})
@@ -232,7 +229,6 @@ class SolModel:
         prune: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
-        refresh: bool | None = None,
         seed: int | None = None,
     ) -> Scores:
         """Log-probabilities of given tokens, through the very steps that generation takes.
@@ -241,7 +237,7 @@ class SolModel:
             tokens: token ids.
             context: the first so many are prefilled dense and not scored. Each later token is scored, then processed as
                 one decode step; the last is only scored.
-            budget, schedule, keep, prune, bits, tokens_per_second, refresh, seed: as in `Dial`.
+            budget, schedule, keep, prune, bits, tokens_per_second, seed: as in `Dial`.
 
         Raises UsageError where nothing is left to score, and what `stream` raises.
         """
@@ -249,7 +245,7 @@ class SolModel:
             raise UsageError(
                 f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
             )
-        _, decoder = self.decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, refresh, seed))
+        _, decoder = self.decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, seed))
         logprobs = score_steps(decoder, [int(token) for token in tokens], context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 
@@ -263,7 +259,6 @@ class SolModel:
         axes = AxisTargets(dial.keep, dial.prune, dial.bits)
         if is_constant(name) and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
             raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
-        refresh = config.refresh.default if dial.refresh is None else dial.refresh
         actions = schedule_actions(config, name, axes)
         if not axes.any():  # means of settings need all of them
             actions = paying(actions, self.unpaying)
@@ -276,7 +271,6 @@ class SolModel:
             axis_targets=axes,
             tokens_per_second=dial.tokens_per_second,
             policy_cost=name == "sol",
-            refresh_every=config.refresh.episode if refresh else None,
         )
         return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 
@@ -314,8 +308,7 @@ class SolModel:
         controller = Controller(
             actions, self.cost, 1.0 if header.budget is None else header.budget, policy_cost=header.schedule == "sol"
         )
-        refreshes = {record.step - 1 for record in trace.records if record.refresh}
-        return Decoder(self.engine, controller, schedule, refreshes)
+        return Decoder(self.engine, controller, schedule)
 
     def _header(
         self, prompt: Prompt | None, tokens: list[int], name: str, controller: Controller, config: GenerationConfig
