@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle
 
-from sol_rt.budget.schedules import StepContext
+from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
@@ -96,7 +96,7 @@ def test_every_answer_begins_an_episode(model: SolModel) -> None:
     class Recorded:
         name = inner.name
 
-        def choose(self, step: StepContext) -> Action:
+        def choose(self, step: PolicyInput) -> Action:
             steps.append(step.step)
             return inner.choose(step)
 

@@ -19,14 +19,13 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.engine import providers
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, ContextError, UsageError
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.trace import read_trace
 
 PROMPT = "w1 w2 w3 w4 w5 w6"
 LONG = {"max_new_tokens": 129, "eos_token_id": []}
-CHANNEL_COUNTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+CHANNEL_COUNTS = ("active_up", "active_down", "active_qkv", "active_o")
 FLOOR = "fixed:k030-s050-q4"
 
 
@@ -60,7 +59,7 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
     for _ in range(count):
         past = len(prompt) + len(tokens) - 1 if tokens else 0
         feed |= {name: np.array([value]) for name, value in {"past_length": past, "num_logits": 1}.items()}
-        counts = {"attn_keep": 10**6, **dict.fromkeys(CHANNEL_COUNTS, 0)}
+        counts = {"kv_pages": 10**6, **dict.fromkeys(CHANNEL_COUNTS, 0)}
         feed |= {name: np.full(config.model.num_layers, value) for name, value in counts.items()}
         feed["input_ids"] = np.array([fed], np.int64)
         feed["total_length"] = np.array([past + len(fed)], np.int32)

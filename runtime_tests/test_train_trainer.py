@@ -248,10 +248,10 @@ def test_a_damaged_checkpoint_is_refused(
     _fails(capsys, arguments(place, tmp_path, "--resume"), "checkpoint.pt: not readable", "-o")
 
 
-def test_the_twin_gives_the_same_counterfactuals(trained: Path, place: Path, tmp_path: Path) -> None:
+def test_the_reference_model_gives_the_same_counterfactuals(trained: Path, place: Path, tmp_path: Path) -> None:
     config = tmp_path / "short.yaml"
     config.write_text(CONFIG.replace("updates: 4", "updates: 1"))
-    program(arguments(place, tmp_path / "out", "--rollouts", "twin", config=config))
+    program(arguments(place, tmp_path / "out", "--rollouts", "reference", config=config))
     for path in sorted((trained / "counterfactuals").glob("*.safetensors")):
         one, two = load_file(path), load_file(tmp_path / "out" / "counterfactuals" / path.name)
         assert np.array_equal(one["token"], two["token"])

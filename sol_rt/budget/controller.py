@@ -47,7 +47,7 @@ class AxisTargets:
         return any(getattr(self, field.name) is not None for field in fields(self))
 
 
-class Spend(NamedTuple):
+class Charge(NamedTuple):
     """What one step was charged: `cost` in the cost model's unit, policy included; `relative` in dense steps."""
 
     cost: float
@@ -212,7 +212,7 @@ class Controller:
 
     # What the loop reports
 
-    def record(self, action: Action, context: int) -> Spend:
+    def record(self, action: Action, context: int) -> Charge:
         """Charges one decode step; `context` is the cache length before it."""
         step = self._at(context)
         index = self._indices.get(action)
@@ -226,7 +226,7 @@ class Controller:
         self._axis_sums = [total + value for total, value in zip(self._axis_sums, values, strict=True)]
         for meter, value, target in zip(self._meters, values, self._targets.tolist(), strict=False):
             meter.add(value, target, 1.0)
-        return Spend(cost, cost / step.dense)
+        return Charge(cost, cost / step.dense)
 
     # How it stands
 

@@ -51,14 +51,14 @@ def load(
     name_device(loaded.engine.provider)
     if loaded.cost.note:
         note(loaded.cost.note)
-    if loaded.unpaying:
-        note(describe(loaded.unpaying, provider=loaded.engine.provider_name))
+    if loaded.dominated:
+        note(describe(loaded.dominated, provider=loaded.engine.provider_name))
     return loaded
 
 
 def tell_in_vain(loaded: SolModel, how: Mapping[str, Any]) -> None:
     """Says on stderr which settings of `dial` save nothing on the GPU."""
-    if line := loaded.in_vain(how["schedule"], how["keep"], how["prune"], how["bits"]):
+    if line := loaded.ineffective(how["schedule"], how["keep"], how["prune"], how["bits"]):
         note(line)
 
 

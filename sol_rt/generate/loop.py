@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sol_rt.budget.controller import Controller
-from sol_rt.budget.schedules import Schedule, StepContext
+from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine, StepOutput
 from sol_rt.errors import ContextError, UsageError
@@ -109,7 +109,7 @@ class Scores:
     actions: dict[str, int]
 
 
-class Taken(NamedTuple):
+class StepRecord(NamedTuple):
     """What a decode step did: `cost` and `relative` include the policy; `context` is the length before it."""
 
     action: Action
@@ -155,7 +155,7 @@ class Decoder:
         self.output = output
         self._steps = 0
 
-    def step(self, token: int) -> Taken:
+    def step(self, token: int) -> StepRecord:
         """Processes one token; `output` then holds the distribution of the next."""
         engine, controller = self.engine, self.controller
         if engine.owner is not self:
@@ -163,13 +163,13 @@ class Decoder:
                 "this generation was interrupted by another one on the same model; finish or close one first"
             )
         context = engine.length
-        seen = StepContext(context, token, self.output.hidden, self.output.distribution, self._steps)
+        seen = PolicyInput(context, token, self.output.hidden, self.output.distribution, self._steps)
         action = self.schedule.choose(seen)
         self.output = engine.forward((token,), action)
         spend = controller.record(action, context)
         self.actions[action.tag] += 1
         self._steps += 1
-        return Taken(action, context, spend.cost, spend.relative)
+        return StepRecord(action, context, spend.cost, spend.relative)
 
 
 def generate_steps(
@@ -195,7 +195,7 @@ def generate_steps(
     clock = time.perf_counter()
     outcome.prefilled = decoder.prefill(prompt, reuse=reuse)
     outcome.prefill_seconds = time.perf_counter() - clock
-    taken = Taken(controller.dense, engine.length, 0.0, 0.0)
+    taken = StepRecord(controller.dense, engine.length, 0.0, 0.0)
     finish_reason = None
     while finish_reason is None:
         token, logprob = sampler.sample(decoder.output.distribution, history)
@@ -320,11 +320,11 @@ class ReplaySchedule:
             if action.variant not in variants:
                 raise UsageError(f"replay: {action.tag} is in the trace, its variant is not in the bundle")
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         return self._actions[step.step]
 
 
-def _record(step: Step, taken: Taken, index: int) -> TraceRecord:
+def _record(step: Step, taken: StepRecord, index: int) -> TraceRecord:
     return TraceRecord(
         step=index,
         token=step.token,

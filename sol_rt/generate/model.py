@@ -15,7 +15,7 @@ from typing import Any
 
 from sol_rt.budget.controller import AxisTargets, Controller
 from sol_rt.budget.cost import CostModel, FunctionBodyBytes, load_cost_model
-from sol_rt.budget.dominated import in_vain, paying, replacements
+from sol_rt.budget.dominated import ineffective, replacements, without_dominated
 from sol_rt.budget.policy import PolicySession
 from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.bundle.actions import Action
@@ -124,7 +124,7 @@ class SolModel:
         return PolicySession(self.bundle, native_ops=self.engine.native_ops, weights=self.engine.weights)
 
     @cached_property
-    def unpaying(self) -> dict[Action, Action]:
+    def dominated(self) -> dict[Action, Action]:
         """Actions that a GPU saves nothing by, each with the one used instead; none on the CPU, for which the export
         has looked already."""
         return {} if self._costs_there is None else replacements(self.bundle.config, self._costs_there)
@@ -140,14 +140,14 @@ class SolModel:
             return self.cost
         return None if provider.native else FunctionBodyBytes(self.bundle.config)
 
-    def in_vain(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
+    def ineffective(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
         """One line about settings of a `Dial` that save nothing on a GPU, though they are followed; empty where there
         is nothing to say. Raises UsageError for a malformed tag.
         """
         if self._costs_there is None:
             return ""
         targets = {"keep": keep, "prune": prune, "bits": bits}
-        return in_vain(self.bundle.config, self._costs_there, schedule, targets, self.engine.provider_name)
+        return ineffective(self.bundle.config, self._costs_there, schedule, targets, self.engine.provider_name)
 
     @cached_property
     def _defaults(self) -> GenerationConfig:
@@ -261,7 +261,7 @@ class SolModel:
             raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
         actions = schedule_actions(config, name, axes)
         if not axes.any():  # means of settings need all of them
-            actions = paying(actions, self.unpaying)
+            actions = without_dominated(actions, self.dominated)
             if name != "sol":  # a policy's actions have places
                 actions = tuple(dict.fromkeys(actions))
         controller = Controller(

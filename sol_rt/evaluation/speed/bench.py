@@ -31,7 +31,7 @@ from sol_rt.budget.schedules import default_schedule, is_constant
 from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, Taken, peak_rss_mb
+from sol_rt.generate.loop import Decoder, StepRecord, peak_rss_mb
 from sol_rt.generate.model import Dial, SolModel
 from sol_rt.generate.sampling import Sampler
 
@@ -364,7 +364,7 @@ class Bench:
             engine.load({action.variant for action in controller.actions})
         sampler = Sampler(GenerationConfig(), self._model.bundle.config.model.vocab_size)
         history = self._tokens[: max(test.n_depth, 1)]
-        taken: list[Taken] = []
+        taken: list[StepRecord] = []
         # runs the last token again, for the distribution that the first token is taken from
         decoder.prefill(history, reuse=True)
         engine.truncate(test.n_depth)
@@ -377,7 +377,7 @@ class Bench:
         read = sum(self._bytes_of(decoder, step) for step in taken)
         return _Sample(elapsed, read, controller.achieved, dict(decoder.actions))
 
-    def _bytes_of(self, decoder: Decoder, step: Taken) -> float:
+    def _bytes_of(self, decoder: Decoder, step: StepRecord) -> float:
         """Bytes that a decode step read, the policy's run included."""
         read = self._bytes.step(step.action, step.context)
         if decoder.schedule.name == "sol":
