@@ -31,7 +31,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.export.policy_file import TrainedPolicy, read_policy
-from sol_rt.train import holdout, regression
+from sol_rt.train import holdout, warm_start
 from sol_rt.train.policy_network import PolicyNetwork
 from sol_rt.train.reference_model.weights import read_matrix
 from sol_rt.train.rollouts.counterfactuals import ABOUT, Counterfactuals, CounterfactualStore
@@ -103,7 +103,7 @@ class Bound:
         self._network = None if policy is None else network_of(policy)
 
     def scores(self, length: int, window: Counterfactuals, budget: float) -> Scores:
-        costs, kl = regression.costs_of(window, self._spec).double(), window.kl.double()
+        costs, kl = warm_start.costs_of(window, self._spec).double(), window.kl.double()
         true = (window.loss - window.loss[:, self._dense : self._dense + 1]).double()
         alike = [row for of, row in self._training if of == length] or [row for _, row in self._training]
         losses = torch.stack([row.kl.double().mean(0) for row in alike]).mean(0)

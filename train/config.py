@@ -59,7 +59,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Stage 1, learning from every action's loss at every position (regression.py). `updates` 0 leaves it out.
+    """Stage 1, learning from every action's loss at every position (warm_start.py). `updates` 0 leaves it out.
 
     Attributes:
         windows: how many windows are measured, which multipliers and the static mixes of comparisons come from as well.

@@ -1,4 +1,4 @@
-"""A training from text to policy.safetensors: counterfactuals, stage 1 (regression.py), stage 2 (grpo.py).
+"""A training from text to policy.safetensors: counterfactuals, stage 1 (warm_start.py), stage 2 (grpo.py).
 
 Everything that is drawn comes from a generator seeded by (seed, stage, update, window): the state of a training is its
 parameters, its optimizer's moments and a count, and several processes draw what one would. Updates are whole: a killed
@@ -27,7 +27,7 @@ from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.graphs.policy_graph import PolicyShape
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.export.progress import Progress
-from sol_rt.train import grpo, holdout, regression
+from sol_rt.train import grpo, holdout, warm_start
 from sol_rt.train.config import TrainConfig
 from sol_rt.train.data.windows import Windows
 from sol_rt.train.multipliers import Multipliers
@@ -217,14 +217,14 @@ class Trainer:
 
     def _warm_start(self, training: list[Counterfactuals], held: list[Counterfactuals], kinds: list[int]) -> None:
         warm, shape = self.config.warm_start, self.network.shape
-        examples, held_out = (regression.Examples.of(part, self.setup.rollouts.spec) for part in (training, held))
+        examples, held_out = (warm_start.Examples.of(part, self.setup.rollouts.spec) for part in (training, held))
         multipliers = self._multiplier_range(examples)
         grid = np.geomspace(*multipliers, _MULTIPLIERS).tolist()
         check = self._held_out_episodes(held_out, multipliers)
         groups = torch.tensor(kinds[len(training) :]).repeat_interleave(len(check.multiplier) // len(held))
         if self.update == 0:
             random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM]])
-            shown = regression.draw_episodes(
+            shown = warm_start.draw_episodes(
                 examples, 2048, shape.horizon, multipliers, warm.unit, self.columns, random
             )
             self.network.standardise(
@@ -238,7 +238,7 @@ class Trainer:
             self.update, self.step = self.update + 1, self.step + 1
             values: dict[str, float | str] = {"loss": loss, "learning_rate": rate}
             if self.update % every == 0 or self.update == warm.updates:
-                gain = regression.lagrangian_gain(
+                gain = warm_start.lagrangian_gain(
                     self.network, self.setup.embed(check.token), check, grid, warm.unit, groups
                 )
                 values["held_out_gain"] = gain
@@ -254,53 +254,53 @@ class Trainer:
         self._evaluate_replayed(held, kinds[len(training) :])
         self._checkpoint(now=True)
 
-    def _warm_update(self, examples: regression.Examples, multipliers: tuple[float, float], rate: float) -> float:
+    def _warm_update(self, examples: warm_start.Examples, multipliers: tuple[float, float], rate: float) -> float:
         warm, shape = self.config.warm_start, self.network.shape
         random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM], self.update])
-        whole = regression.draw_episodes(
+        whole = warm_start.draw_episodes(
             examples, warm.batch, shape.horizon, multipliers, warm.unit, self.columns, random
         )
-        shown = regression.shown_features((warm.batch, shape.horizon, 2 * shape.hidden_size), warm.dropout, random)
+        shown = warm_start.shown_features((warm.batch, shape.horizon, 2 * shape.hidden_size), warm.dropout, random)
         mine = slice(self.group.rank, None, self.group.size)
-        batch = regression.EpisodeBatch(**{name: value[mine] for name, value in vars(whole).items()})
+        batch = warm_start.EpisodeBatch(**{name: value[mine] for name, value in vars(whole).items()})
         embedding = self.setup.embed(batch.token)
         logits = self.parallel(
             batch.hidden, embedding, batch.scalars, batch.previous, None if shown is None else shown[mine]
         )
-        loss = regression.objective(logits, batch, warm.unit)
+        loss = warm_start.objective(logits, batch, warm.unit)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, warm.weight_decay
         self._descend(loss, 1.0)
         return float(self.group.sum(loss.detach()) / self.group.size)
 
     def _held_out_episodes(
-        self, held: regression.Examples, multipliers: tuple[float, float]
-    ) -> regression.EpisodeBatch:
+        self, held: warm_start.Examples, multipliers: tuple[float, float]
+    ) -> warm_start.EpisodeBatch:
         """All episodes of the held-out windows, one behind the other."""
         horizon, (windows, positions) = self.network.shape.horizon, held.token.shape
         begins = torch.arange(0, positions - horizon + 1, horizon)
         window = torch.arange(windows).repeat_interleave(len(begins))
         random = np.random.default_rng([self.config.seed, _SEED_OF["held out"]])
-        multiplier = regression.random_multipliers(random, multipliers, len(window))
-        return regression.episodes_at(
+        multiplier = warm_start.random_multipliers(random, multipliers, len(window))
+        return warm_start.episodes_at(
             held, window, begins.repeat(windows), horizon, multiplier, self.config.warm_start.unit, self.columns, random
         )
 
-    def _multiplier_range(self, examples: regression.Examples) -> tuple[float, float]:
+    def _multiplier_range(self, examples: warm_start.Examples) -> tuple[float, float]:
         low, high = self.config.grpo.budget
         reached = float(examples.cost.mean(dim=(0, 1)).min())
-        return regression.multiplier_range(examples, self.config.warm_start.unit, (max(low, min(reached, high)), high))
+        return warm_start.multiplier_range(examples, self.config.warm_start.unit, (max(low, min(reached, high)), high))
 
     @torch.no_grad()
-    def _fit_multipliers(self, examples: regression.Examples, kinds: Sequence[int]) -> None:
+    def _fit_multipliers(self, examples: warm_start.Examples, kinds: Sequence[int]) -> None:
         """Prices at which the network's own sampled choices come to each budget, for each length of window."""
         warm, horizon = self.config.warm_start, self.network.shape.horizon
         random = np.random.default_rng([self.config.seed, _SEED_OF[_GRPO]])
         multipliers = self._multiplier_range(examples)
         for kind, fitted in enumerate(self.multipliers):
             members = [row for row, of in enumerate(kinds) if of == kind] or list(range(len(kinds)))
-            part = regression.Examples(**{name: value[members] for name, value in vars(examples).items()})
-            batch = regression.draw_episodes(part, _FITTED, horizon, multipliers, warm.unit, self.columns, random)
+            part = warm_start.Examples(**{name: value[members] for name, value in vars(examples).items()})
+            batch = warm_start.draw_episodes(part, _FITTED, horizon, multipliers, warm.unit, self.columns, random)
             logits = self.network(batch.hidden, self.setup.embed(batch.token), batch.scalars, batch.previous)
             fitted.fit(functools.partial(self._mean_cost, logits, batch.cost))
 
@@ -419,7 +419,7 @@ class Trainer:
         """What stage 1 gave, from the held-out counterfactuals."""
         if not self.first:
             return
-        costs = [regression.costs_of(measured, self.setup.rollouts.spec) for measured in held]
+        costs = [warm_start.costs_of(measured, self.setup.rollouts.spec) for measured in held]
         middle = torch.stack(costs).double().mean(dim=(0, 1))
         for budget in self.config.evaluation.budgets:
             scores = []
