@@ -7,9 +7,8 @@ On the held-out windows of the folder, every action's loss at every position is 
     static    the two actions of the lower hull around the budget in turn, by mean losses of the training windows
     uniform   the decode loop's own schedule, over the same actions
     sol       the policy, through the decode loop's schedule and controller
-    oracle    for every token the action of least divergence + multiplier * cost, in hindsight, at the multiplier at
-    which a
-              window's mean cost is the budget: no policy can avoid more of the divergence at that cost
+    oracle    for every token the action of least divergence + multiplier * cost, in hindsight, at the multiplier
+              where a window's mean cost is the budget: no policy can avoid more of the divergence at that cost
 
 Losses are divergences from dense in nats a step, each behind a dense cache, and at the budget's cost exactly, what
 was spent beside it counted at the static mix' exchange rate. `true token` has the same choices judged by the true next
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sol_rt.budget.controller import Controller
 from sol_rt.budget.cost import BytesCost, load_cost_model
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -126,7 +126,9 @@ class Bound:
 
     def _schedules(self, budget: float, losses: Tensor) -> Iterator[tuple[str, holdout.Steps]]:
         if self._network is None or self._policy is None:
-            yield holdout.static_steps(self._spec, KNOWN_SCALARS, budget, losses.numpy())
+            controller = Controller(self._spec.actions, self._spec.cost, budget)
+            static = holdout.StaticMix(controller, losses.numpy())
+            yield static.name, holdout.Steps(static, controller, KNOWN_SCALARS)
             return
         columns = self._policy.scalars
         yield from holdout.all_steps(self._network, self._embed, self._spec, columns, budget, losses.numpy())

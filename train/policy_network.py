@@ -7,6 +7,8 @@ multiplies them in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sol_rt.export.graphs.policy_graph import PolicyShape
+from sol_rt.train.config import PolicyConfig
+
+Embed = Callable[[Tensor], Tensor]
+"""Looks up rows of the model's embedding: float32 [..., H] of tokens int64 [...]."""
 
 _LEAST_DEVIATION = 1e-3  # an input that varies less says nothing
 
@@ -143,3 +149,20 @@ class PolicyNetwork(nn.Module):
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         logits: Tensor = self.actions(self.norm(x)) + self.direct(scalars)
         return logits
+
+
+def new_network(config: PolicyConfig, seed: int, hidden_size: int, num_scalars: int, num_actions: int) -> PolicyNetwork:
+    """An untrained network. The seed fixes its parameters; torch's global generator is left as it was."""
+    shape = PolicyShape(
+        hidden_size,
+        num_scalars,
+        num_actions,
+        config.horizon,
+        config.width,
+        config.heads,
+        config.scalar_size,
+        config.action_size,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return PolicyNetwork(shape, use_hidden=config.use_hidden, use_embedding=config.use_embedding)

@@ -49,6 +49,31 @@ class Counterfactuals:
         return len(self.token)
 
 
+@dataclass(frozen=True)
+class MeasuredWindows:
+    """The counterfactuals of several windows.
+
+    Attributes:
+        windows: their counterfactuals.
+        kinds: for each the index of its length in `Windows.lengths`.
+    """
+
+    windows: list[Counterfactuals]
+    kinds: list[int]
+
+    def mean_losses(self, lengths: int) -> Tensor:
+        """Mean added loss of every action at each of `lengths` lengths of window, float64 [lengths, A], nats per step.
+
+        A length that no window has takes the mean over all windows.
+        """
+        losses = torch.zeros(lengths, self.windows[0].kl.shape[1], dtype=torch.float64)
+        for kind in range(lengths):
+            members = [window for window, of in zip(self.windows, self.kinds, strict=True) if of == kind]
+            for window in members or self.windows:
+                losses[kind] += window.kl.double().mean(0) / len(members or self.windows)
+        return losses
+
+
 def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counterfactuals:
     """The last `positions` positions of a window that have a token to score after them."""
     length = min(positions, len(tokens) - 2)

@@ -85,7 +85,8 @@ def train(
     from sol_rt.train.data.corpus import read_documents
     from sol_rt.train.data.windows import Windows
     from sol_rt.train.run.distributed import joined
-    from sol_rt.train.trainer import Trainer, TrainSetup
+    from sol_rt.train.run.setup import TrainSetup
+    from sol_rt.train.trainer import Trainer
 
     if rollouts not in ("auto", "runtime", "reference"):
         raise UsageError(f"--rollouts {rollouts}: expected auto, runtime or reference")
