@@ -1,4 +1,4 @@
-"""A cache for many continuations of one text: rows share the text's keys and values, and each has its own new tokens."""
+"""A cache for many continuations of one text: rows share its keys and values, and each has its own new tokens."""
 
 from __future__ import annotations
 

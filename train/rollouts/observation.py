@@ -67,7 +67,7 @@ def row_distributions(logits: Tensor, tokens: Tensor) -> list[RowDistribution]:
 
 
 def relative_costs(spec: RolloutSpec, actions: Sequence[Action], contexts: Sequence[int]) -> np.ndarray:
-    """Costs of A actions at n contexts, float64 [n, A], in dense steps at the same context. No policy's cost is in them."""
+    """Costs of A actions at n contexts, float64 [n, A], in dense steps at the same context, no policy included."""
     dense = np.array([spec.cost.dense(context) for context in contexts])
     costs = spec.cost.table(actions)(np.asarray(contexts, np.int64))
     return np.asarray(costs / dense[:, None])
