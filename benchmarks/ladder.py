@@ -271,7 +271,7 @@ Ours: a bundle of the same weights, {config.kv.dtype} KV, its fixed actions.
 
 **Limits.** Rungs are quantized anew from float32 values. Where the source file is itself quantized to 4 bits, as GGUF
 files often are, llama.cpp so quantizes twice, while a bundle keeps the file's own codes; the file as it is has no row.
-Where K-quants do not fit a model's sizes, a rung has more bits than its name says: see the types. One machine, one text.
+Where K-quants do not fit a model's sizes, a rung has more bits than its name says: see its types. One text and machine.
 
 Perplexity of {args.file.name} by llama-perplexity's convention, the second half of every window scored. A rung runs the
 whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where a
