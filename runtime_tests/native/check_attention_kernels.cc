@@ -15,8 +15,8 @@
 #include <thread>
 #include <vector>
 
-#include "attention_kernels.h"
-#include "target.h"
+#include "cpu/attention/attention_kernels.h"
+#include "cpu/simd/target.h"
 
 namespace {
 

@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "team.h"
+#include "cpu/threads/team.h"
 
 namespace {
 
