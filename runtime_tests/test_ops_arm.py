@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["matmul", "attention"])
+@pytest.fixture(scope="module", params=["matmul", "attention", "elementwise"])
 def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A check program, built as the library is: one binary for every Arm target."""
     folder = tmp_path_factory.mktemp("arm")

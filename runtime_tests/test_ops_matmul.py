@@ -454,7 +454,7 @@ def test_a_count_of_zero_prunes_nothing(tokens: int, keep_in: int, keep_mid: int
 @pytest.mark.parametrize(("keep_in", "keep_mid"), [(-1, 96), (65, 96), (64, 97)])
 def test_counts_out_of_range_are_refused(keep_in: int, keep_mid: int) -> None:
     mlp = replace(Mlp.random(np.random.default_rng(15), 64, 96, 4), keep_in=keep_in, keep_mid=keep_mid)
-    with pytest.raises(Exception, match="PrunedMLP: input keep_"):
+    with pytest.raises(Exception, match="PrunedMLP: input active_"):
         run(mlp.model(), np.ones((1, 64), np.float32))
 
 

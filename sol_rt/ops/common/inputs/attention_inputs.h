@@ -20,7 +20,7 @@ inline constexpr std::array<Port, 6> kAttentionInputs{{{"past_key", Element},
                                                        {"past_key_codes", kUInt8},
                                                        {"past_key_range", kFloat16},
                                                        {"past_length", kInt64},
-                                                       {"attn_keep", kInt64}}};
+                                                       {"kv_pages", kInt64}}};
 
 // SparseAttention's. At last come an int8 cache's scales and total_length, which only the function body reads: their place decides no type.
 template <Type Element>

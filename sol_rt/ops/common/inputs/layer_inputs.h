@@ -5,8 +5,8 @@
 #include <string>
 
 #include "common/inputs/attention_inputs.h"
+#include "common/nested_format.h"
 #include "common/onnx/op.h"
-#include "cpu/matmul/matmul_kernels.h"
 
 namespace sol {
 
@@ -23,10 +23,10 @@ inline constexpr auto kDecoderLayerInputs = [] {
   std::array<Port, 3 + kMostWeights> rest{};
   for (Port& port : rest) port = {"weight", kAny, kOptional};
   return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
-              std::array<Port, 6>{{{"keep_in", kInt64},
-                                   {"keep_mid", kInt64},
-                                   {"keep_qkv", kInt64},
-                                   {"keep_o", kInt64},
+              std::array<Port, 6>{{{"active_up", kInt64},
+                                   {"active_down", kInt64},
+                                   {"active_qkv", kInt64},
+                                   {"active_o", kInt64},
                                    {"cos", kFloat},
                                    {"sin", kFloat}}},
               rest);

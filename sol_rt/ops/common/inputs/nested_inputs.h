@@ -1,17 +1,15 @@
-// Ports and sizes of the operators on nested matrices, the same on every provider, and reading a matrix from constant inputs: with every
-// check that keeps a damaged bundle from crashing the host.
+// Ports and attributes of the operators on nested matrices, the same on every provider.
 #pragma once
 
 #include <array>
-#include <initializer_list>
 #include <string>
 
+#include "common/nested_format.h"
 #include "common/onnx/op.h"
-#include "cpu/matmul/matmul_kernels.h"
 
 namespace sol {
 
-// A matrix and nothing else, of the width that the attributes say.
+// A matrix and nothing else, at the bits that the attributes say.
 template <Type Base>
 inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
                                                     {"scale", kFloat16},
@@ -20,8 +18,8 @@ inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
                                                     {"plane2", kUInt8, kOptional}}};
 
 inline constexpr std::array<Port, 15> kMlpInputs{{{"x", kFloat},
-                                                  {"keep_in", kInt64},
-                                                  {"keep_mid", kInt64},
+                                                  {"active_up", kInt64},
+                                                  {"active_down", kInt64},
                                                   {"up_base", kUInt4},
                                                   {"up_scale", kFloat16},
                                                   {"up_zero", kUInt8},
@@ -36,7 +34,7 @@ inline constexpr std::array<Port, 15> kMlpInputs{{{"x", kFloat},
                                                   {"extra4", kAny, kOptional},
                                                   {"extra5", kAny, kOptional}}};
 
-// Where a matrix's planes are among the inputs; of no meaning for a plane that the width does not have.
+// Where a matrix's planes are among the inputs; of no meaning for a plane that its bits do not have.
 struct NestedPorts {
   int base, scale, zero, plane1, plane2;
 };
@@ -68,12 +66,10 @@ inline int ExpectBits(const char* op, const char* name, int64_t bits) {
 
 inline int Bits(const Attributes& attributes, const char* op) { return ExpectBits(op, "bits", attributes.Int("bits")); }
 
-// Of one of a node's matrices, by the name of an attribute that only a node of mixed widths has.
+// Of one of a node's matrices, by the name of an attribute that only a node of mixed precision has.
 inline int BitsOf(const Attributes& attributes, const char* op, const char* name) {
   return ExpectBits(op, name, attributes.IntOr(name, Bits(attributes, op)));
 }
-
-inline constexpr int PlanesAt(int bits) { return (bits - 4) / 2; }
 
 inline void ExpectInputs(const Attributes& attributes, const char* op, size_t expected) {
   const size_t count = attributes.InputCount();
@@ -81,34 +77,6 @@ inline void ExpectInputs(const Attributes& attributes, const char* op, size_t ex
     throw Error(std::string(op) + ": got " + std::to_string(count) + " inputs, expected " + std::to_string(expected) +
                 " at this width; export the bundle again");
   }
-}
-
-inline Nested ReadNested(const Attributes& attributes, const char* op, const NestedPorts& ports, bool channel_major,
-                         int64_t K, int64_t N, int bits) {
-  const int64_t blocks = K / static_cast<int64_t>(kBlock);
-  const auto read = [&](int port, const char* name, Type type, std::initializer_list<int64_t> shape) {
-    const Tensor tensor = attributes.Constant(static_cast<size_t>(port), name);
-    Expect(op, name, tensor, type, shape);
-    return tensor;
-  };
-  Nested w;
-  w.K = static_cast<size_t>(K);
-  w.N = static_cast<size_t>(N);
-  w.bits = bits;
-  w.base = channel_major ? read(ports.base, "base", kUInt4, {K, N}).As<uint8_t>()
-                         : read(ports.base, "base", kUInt8, {blocks, N, 16}).As<uint8_t>();
-  w.scale = read(ports.scale, "scale", kFloat16, {blocks, N}).As<uint16_t>();
-  w.zero = read(ports.zero, "zero", kUInt8, {blocks, N}).As<uint8_t>();
-  if (bits > 4) w.plane1 = read(ports.plane1, "plane1", kUInt8, {blocks, N, 8}).As<uint8_t>();
-  if (bits > 6) w.plane2 = read(ports.plane2, "plane2", kUInt8, {blocks, N, 8}).As<uint8_t>();
-  return w;
-}
-
-// A vector of `length` floats.
-inline const float* ReadVector(const Attributes& attributes, const char* op, int port, const char* name, int64_t length) {
-  const Tensor tensor = attributes.Constant(static_cast<size_t>(port), name);
-  Expect(op, name, tensor, kFloat, {length});
-  return tensor.As<float>();
 }
 
 struct MatrixSize {
@@ -133,7 +101,7 @@ inline MatrixSize PrunedMatrixSize(const Attributes& attributes, const char* op)
   return size;
 }
 
-// The inputs of PrunedMLP that depend on its widths.
+// The inputs of PrunedMLP that depend on its bits.
 struct MlpPorts {
   int up_bits, down_bits;
   NestedPorts up, down;
@@ -150,11 +118,6 @@ inline MlpPorts PortsOfMlp(const Attributes& attributes, const char* op) {
   const bool has_bias = attributes.Int("has_bias", 0, 1) != 0;
   ExpectInputs(attributes, op, static_cast<size_t>(ports.biases + (has_bias ? 2 : 0)));
   return ports;
-}
-
-inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op) {
-  const MatrixSize size = OnlyMatrixSize(attributes, op);
-  return ReadNested(attributes, op, {1, 2, 3, 4, 5}, false, size.K, size.N, size.bits);
 }
 
 }  // namespace sol

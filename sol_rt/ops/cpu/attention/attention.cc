@@ -36,8 +36,8 @@ T* Present(const Context& context, const char* op, const char* name, size_t inpu
   return present;
 }
 
-// Asks for what a member reads first of the keys and values, or of the key codes where tokens are selected: `share` of all `members`.
-void FetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share, size_t members) {
+// Asks for what a member reads first of the keys and values, or of the key codes where tokens are selected: share `share` of `members`.
+void PrefetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share, size_t members) {
   const int64_t half = call.rotary_dim / 2;
   PrefetchBytes(call.cos + call.past * half, half * static_cast<int64_t>(sizeof(float)));
   PrefetchBytes(call.sin + call.past * half, half * static_cast<int64_t>(sizeof(float)));
@@ -48,22 +48,22 @@ void FetchShare(const AttentionCall& call, const DecodePlan& plan, size_t share,
   const auto* second = static_cast<const char*>(plan.sparse ? static_cast<const void*>(call.key_range) : call.value);
   const int64_t stride = plan.sparse ? call.capacity / kPageSize : call.capacity;  // rows of a head
   const int64_t rows = std::min(kEarlyBytes / ((row + other_row) * call.kv_heads), plan.sparse ? call.pages - 1 : call.past);
-  const Range part = ShareOf(static_cast<size_t>(call.kv_heads * rows), 4, share, members);
-  for (size_t i = part.begin; i < part.end; ++i) {
+  const Range mine = ShareOf(static_cast<size_t>(call.kv_heads * rows), 4, share, members);
+  for (size_t i = mine.begin; i < mine.end; ++i) {
     const int64_t head = static_cast<int64_t>(i) / rows, at = head * stride + static_cast<int64_t>(i) % rows;
     PrefetchBytes(first + at * row, row);
     PrefetchBytes(second + at * other_row, other_row);
   }
 }
 
-// Whether this was the last part.
-bool EndPart(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
+// Whether this was the last one.
+bool EndOne(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
-// Which of `parts` a task does. Tasks are claimed from both ends, but memory delivers fastest in ascending order: the upper half is turned
-// round, so that a member from the back works upwards from the middle.
-int64_t PartOfTask(int64_t task, int64_t parts) {
-  const int64_t half = parts / 2;
-  return task < half ? task : half + parts - 1 - task;
+// Which of `count` places in memory a task works on. Tasks are claimed from both ends, but memory delivers fastest in ascending order: the
+// upper half is turned round, so that a member from the back works upwards from the middle.
+int64_t PlaceOfTask(int64_t task, int64_t count) {
+  const int64_t half = count / 2;
+  return task < half ? task : half + count - 1 - task;
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ Attention::Attention(const Attributes& attributes, const char* op, bool int8, si
     : op_(op),
       scale_port_(scale_port),
       past_length_(attributes, op, kKeyPort + 4, "past_length"),
-      attn_keep_(attributes, op, kKeyPort + 5, "attn_keep", layer) {
+      kv_pages_(attributes, op, kKeyPort + 5, "kv_pages", layer) {
   const AttentionSizes read = ReadAttentionSizes(attributes, op, int8, scale_port);
   sizes_.int8 = int8;
   sizes_.heads = read.heads;
@@ -99,7 +99,7 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
 
   call.tokens = tokens;
   call.past = past_length_.Read(context);
-  call.keep = attn_keep_.Read(context);
+  call.kv_pages = kv_pages_.Read(context);
   if (call.past < 0 || call.past > call.capacity - call.tokens) {
     throw Error(std::string(op_) + ": input past_length: got " + std::to_string(call.past) + " with " + std::to_string(call.tokens) +
                 " new tokens, expected 0 to the capacity " + std::to_string(call.capacity) + " less the new tokens; enlarge the cache");
@@ -110,7 +110,7 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
     throw Error(std::string(op_) + ": input cos: got " + std::to_string(cos.dims[0]) + " positions, expected at least " +
                 std::to_string(call.total) + "; the context is longer than the model's");
   }
-  if (call.keep < 0) throw Error(std::string(op_) + ": input attn_keep: got " + std::to_string(call.keep) + ", expected 0 or more");
+  if (call.kv_pages < 0) throw Error(std::string(op_) + ": input kv_pages: got " + std::to_string(call.kv_pages) + ", expected 0 or more");
 
   call.cos = cos.As<float>();
   call.sin = sin.As<float>();
@@ -136,15 +136,15 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
 
 DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
   DecodePlan plan{};
-  plan.sparse = call.keep < call.pages - 1;
+  plan.sparse = call.kv_pages < call.pages - 1;
   plan.padded_dim = RoundUp(call.head_dim, kMaxLanes);
   plan.code_stride = RoundUp(kPageSize * RoundUp(call.CodeBytes(), 4), 4 * kMaxLanes);
   plan.old_tokens = (call.pages - 1) * kPageSize;
   const int64_t always = std::min(call.sinks, plan.old_tokens) + call.total - plan.old_tokens;
-  plan.most_tokens = call.kv_heads * (plan.sparse ? call.keep * kPageSize + always : call.total);
+  plan.most_tokens = call.kv_heads * (plan.sparse ? call.kv_pages * kPageSize + always : call.total);
   plan.chunk_tokens = std::clamp(RoundUp(DivideUp(plan.most_tokens, kDecodeTasks), kMaxLanes), kMinChunkTokens, kMaxChunkTokens);
   plan.most_chunks = plan.most_tokens / plan.chunk_tokens + call.kv_heads;
-  plan.score_parts = DivideUp(plan.old_tokens, kScoredTokens);
+  plan.token_blocks = DivideUp(plan.old_tokens, kBlockTokens);
   plan.score_stride = RoundUp(plan.old_tokens, kMaxLanes);
   plan.list_stride = plan.score_stride + kPageSize + kMaxLanes;
 
@@ -158,33 +158,33 @@ DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
   take(call.kv_heads, plan.pending_chunks);
   if (plan.sparse) {
     take(call.heads * plan.score_stride, plan.token_weights);
-    take(call.heads * plan.score_parts, plan.part_max);
-    take(call.heads * plan.score_parts, plan.part_sum);
+    take(call.heads * plan.token_blocks, plan.block_max);
+    take(call.heads * plan.token_blocks, plan.block_sum);
     take(call.kv_heads * plan.score_stride, plan.token_scores);
     take(call.kv_heads * plan.score_stride + kMaxLanes, plan.candidates);
     take(call.kv_heads * plan.list_stride, plan.tokens);
     take(call.kv_heads, plan.listed);
-    take(1, plan.pending_parts);
+    take(1, plan.pending_blocks);
   }
   return plan;
 }
 
-DecodePlan Attention::PlanOwn(const AttentionCall& call, const DecodePlan& plan, Arena& arena) const {
-  DecodePlan own = plan;
+DecodePlan Attention::PlanMember(const AttentionCall& call, const DecodePlan& shared, Arena& arena) const {
+  DecodePlan plan = shared;
   const size_t count = static_cast<size_t>(call.heads * plan.padded_dim);
-  own.query = arena.Take<float>(count);
+  plan.query = arena.Take<float>(count);
   if (plan.sparse) {
-    own.query_low = arena.Take<int8_t>(static_cast<size_t>(call.heads * plan.code_stride));
-    own.query_high = arena.Take<int8_t>(static_cast<size_t>(call.heads * plan.code_stride));
-    own.query_step = arena.Take<float>(static_cast<size_t>(call.heads));
-    own.query_sum = arena.Take<float>(static_cast<size_t>(call.heads));
+    plan.query_low = arena.Take<int8_t>(static_cast<size_t>(call.heads * plan.code_stride));
+    plan.query_high = arena.Take<int8_t>(static_cast<size_t>(call.heads * plan.code_stride));
+    plan.query_step = arena.Take<float>(static_cast<size_t>(call.heads));
+    plan.query_sum = arena.Take<float>(static_cast<size_t>(call.heads));
   }
-  return own;
+  return plan;
 }
 
 void Attention::StartStep(const AttentionCall& call, const DecodePlan& plan) const {
   if (plan.sparse) {
-    new (plan.pending_parts) std::atomic<int32_t>(static_cast<int32_t>(call.kv_heads * plan.score_parts));
+    new (plan.pending_blocks) std::atomic<int32_t>(static_cast<int32_t>(call.kv_heads * plan.token_blocks));
     return;
   }
   const auto chunks = static_cast<int32_t>(DivideUp(call.total, plan.chunk_tokens));
@@ -201,41 +201,43 @@ size_t Attention::StepMembers(const AttentionCall& call, const DecodePlan& plan)
   return std::max(cache, codes) >= kParallelBytes ? ThreadCount::Estimate() : 1;
 }
 
-void Attention::FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const {
-  FetchShare(call, plan, member.FirstOf(members), members);
+void Attention::Prefetch(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const {
+  PrefetchShare(call, plan, member.FirstOf(members), members);
 }
 
-void Attention::Prepare(const AttentionCall& call, const DecodePlan& own) const { BestAttentionKernels().prepare_queries(call, own); }
-
-size_t Attention::ScoreTasks(const AttentionCall& call, const DecodePlan& own) const {
-  return static_cast<size_t>(call.kv_heads * own.score_parts);
+void Attention::PrepareQueries(const AttentionCall& call, const DecodePlan& plan) const {
+  BestAttentionKernels().prepare_queries(call, plan);
 }
 
-void Attention::Weigh(const AttentionCall& call, const DecodePlan& own, size_t task) const {
+size_t Attention::ScoreTasks(const AttentionCall& call, const DecodePlan& plan) const {
+  return static_cast<size_t>(call.kv_heads * plan.token_blocks);
+}
+
+void Attention::Weigh(const AttentionCall& call, const DecodePlan& plan, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
-  const int64_t at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * own.score_parts);
-  const int64_t head = at / own.score_parts, part = at % own.score_parts;
-  if (part == 0) kernels.append_page(call, head, call.pages - 1);
-  kernels.weigh_tokens(call, own, head, part);
+  const int64_t at = PlaceOfTask(static_cast<int64_t>(task), call.kv_heads * plan.token_blocks);
+  const int64_t head = at / plan.token_blocks, block = at % plan.token_blocks;
+  if (block == 0) kernels.append_page(call, head, call.pages - 1);
+  kernels.weigh_tokens(call, plan, head, block);
 }
 
-void Attention::Score(const AttentionCall& call, const DecodePlan& own, size_t task) const {
+void Attention::Score(const AttentionCall& call, const DecodePlan& plan, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
-  const int64_t at = PartOfTask(static_cast<int64_t>(task), call.kv_heads * own.score_parts);
-  kernels.score_tokens(call, own, at / own.score_parts, at % own.score_parts);
-  if (EndPart(*own.pending_parts)) kernels.select_tokens(call, own);
+  const int64_t at = PlaceOfTask(static_cast<int64_t>(task), call.kv_heads * plan.token_blocks);
+  kernels.score_tokens(call, plan, at / plan.token_blocks, at % plan.token_blocks);
+  if (EndOne(*plan.pending_blocks)) kernels.select_tokens(call, plan);
 }
 
-size_t Attention::ChunkTasks(const AttentionCall& call, const DecodePlan& own) const { return static_cast<size_t>(own.first_chunk[call.kv_heads]); }
+size_t Attention::ChunkTasks(const AttentionCall& call, const DecodePlan& plan) const { return static_cast<size_t>(plan.first_chunk[call.kv_heads]); }
 
-void Attention::Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const {
+void Attention::Attend(const AttentionCall& call, const DecodePlan& plan, size_t task) const {
   const AttentionKernels& kernels = BestAttentionKernels();
-  const int64_t chunk = PartOfTask(static_cast<int64_t>(task), own.first_chunk[call.kv_heads]);
+  const int64_t chunk = PlaceOfTask(static_cast<int64_t>(task), plan.first_chunk[call.kv_heads]);
   int64_t head = 0;
-  while (own.first_chunk[head + 1] <= chunk) ++head;
-  if (!own.sparse && chunk == own.first_chunk[head + 1] - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
-  kernels.decode_chunk(call, own, head, chunk);
-  if (EndPart(own.pending_chunks[head])) kernels.combine_chunks(call, own, head);
+  while (plan.first_chunk[head + 1] <= chunk) ++head;
+  if (!plan.sparse && chunk == plan.first_chunk[head + 1] - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
+  kernels.decode_chunk(call, plan, head, chunk);
+  if (EndOne(plan.pending_chunks[head])) kernels.combine_chunks(call, plan, head);
 }
 
 void Attention::Rows(const Context& context, const AttentionCall& call) const {

@@ -24,50 +24,35 @@ class Attention {
   // Checks a call of `tokens` > 0 new tokens and makes the outputs of the cache. The caller adds qkv and y.
   AttentionCall Begin(const Context& context, const Tensor& cos, const Tensor& sin, int64_t tokens) const;
 
-  // One token. A plan's arrays are shared by the team, but every member has queries of its own.
+  // One token, by a team. The members share a plan's arrays, but each has queries of its own.
   DecodePlan PlanStep(const AttentionCall& call, Arena& arena) const;
-  DecodePlan PlanOwn(const AttentionCall& call, const DecodePlan& plan, Arena& arena) const;
+  DecodePlan PlanMember(const AttentionCall& call, const DecodePlan& shared, Arena& arena) const;
   // Before the team starts.
-  void StartStep(const AttentionCall& call, const DecodePlan& plan) const;
+  void StartStep(const AttentionCall& call, const DecodePlan& shared) const;
   // How many members the step has work for.
-  size_t StepMembers(const AttentionCall& call, const DecodePlan& plan) const;
-  // Asks for what the member reads first in Step.
-  void FetchStep(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const;
-  // Three phases of a team, one where all tokens are read. A member makes its own qkv by input() before it reads it; one with nothing left
-  // to do calls ahead().
-  template <class Input, class Ahead>
-  void Step(Member& member, const AttentionCall& call, const DecodePlan& own, const Input& input, const Ahead& ahead) const {
-    bool prepared = false;
-    const auto prepare = [&] {
-      if (prepared) return;
-      input();
-      Prepare(call, own);
-      prepared = true;
-    };
-    if (own.sparse) {
-      member.Run(ScoreTasks(call, own), prepare, [&](size_t task) { Weigh(call, own, task); });
-      member.Run(ScoreTasks(call, own), [] {}, [&](size_t task) { Score(call, own, task); });
-    }
-    member.Run(ChunkTasks(call, own), prepare, [&](size_t task) { Attend(call, own, task); }, ahead);
-  }
+  size_t StepMembers(const AttentionCall& call, const DecodePlan& shared) const;
+  // Asks for what the member reads first of the cache.
+  void Prefetch(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const;
 
+  // The tasks of a step, in phases: with a sparse plan all of Weigh, all of Score, then all of Attend; else Attend alone. `plan` is the
+  // member's. Its queries must be there before the member's first task.
+  void PrepareQueries(const AttentionCall& call, const DecodePlan& plan) const;
+  // Weighs some old tokens of a KV head for each of its query heads.
+  void Weigh(const AttentionCall& call, const DecodePlan& plan, size_t task) const;
+  // Adds the query heads' weights of some old tokens up. The last such task selects the tokens to read.
+  void Score(const AttentionCall& call, const DecodePlan& plan, size_t task) const;
+  size_t ScoreTasks(const AttentionCall& call, const DecodePlan& plan) const;
+  // Attends some tokens of a KV head. The head's last such task adds up.
+  void Attend(const AttentionCall& call, const DecodePlan& plan, size_t task) const;
+  size_t ChunkTasks(const AttentionCall& call, const DecodePlan& plan) const;
+
+  // Many tokens.
   void Rows(const Context& context, const AttentionCall& call) const;
 
  private:
-  // Rotates a member's queries.
-  void Prepare(const AttentionCall& call, const DecodePlan& own) const;
-  // Weighs some old tokens of a KV head for each of its query heads; when all are weighed, adds the heads' weights up. The last such task
-  // selects.
-  size_t ScoreTasks(const AttentionCall& call, const DecodePlan& own) const;
-  void Weigh(const AttentionCall& call, const DecodePlan& own, size_t task) const;
-  void Score(const AttentionCall& call, const DecodePlan& own, size_t task) const;
-  // Attends some tokens of a KV head; the last such task adds up.
-  size_t ChunkTasks(const AttentionCall& call, const DecodePlan& own) const;
-  void Attend(const AttentionCall& call, const DecodePlan& own, size_t task) const;
-
   const char* op_;
   size_t scale_port_;
-  CountInput past_length_, attn_keep_;
+  CountInput past_length_, kv_pages_;
   AttentionCall sizes_{};
 };
 

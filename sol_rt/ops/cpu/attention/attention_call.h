@@ -16,7 +16,7 @@ inline constexpr int64_t kMaxLanes = 16;
 // Upper limit of a decode task. Its scores for 4 heads stay in the first-level cache.
 inline constexpr int64_t kMaxChunkTokens = 256;
 // Old tokens that one task scores, a multiple of kMaxLanes. Their weights for 4 heads stay in the first-level cache.
-inline constexpr int64_t kScoredTokens = 1024;
+inline constexpr int64_t kBlockTokens = 1024;
 inline constexpr float kLog2E = 1.44269504088896341f;
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -42,7 +42,7 @@ struct AttentionCall {
   int64_t tokens;    // S
   int64_t total;     // T = past + S
   int64_t pages;     // P = ceil(T / kPageSize)
-  int64_t keep;      // old pages to read; where there are more, as many tokens instead, chosen one by one
+  int64_t kv_pages;      // old pages to read; where there are more, as many tokens instead, chosen one by one
 
   const float* qkv;             // [S, (H + 2 Hk) D]
   const float* cos;             // [>= T, rotary_dim / 2]
@@ -79,7 +79,7 @@ struct AttentionCall {
 };
 
 // One decode step (S = 1). Every KV head's attended tokens form a list, cut into chunks; a chunk is one task, whose partial result
-// (maximum, sum, weighted values) the last task of the head combines. Old tokens are scored in parts. All cuts depend on sizes and
+// (maximum, sum, weighted values) the last task of the head combines. Old tokens are scored in blocks. All cuts depend on sizes and
 // scores only, so that results are the same for any number of threads.
 struct DecodePlan {
   bool sparse;
@@ -89,7 +89,7 @@ struct DecodePlan {
   int64_t most_tokens;   // upper limit of all lists together
   int64_t chunk_tokens;  // a multiple of kMaxLanes, at most kMaxChunkTokens
   int64_t most_chunks;   // upper limit, of all KV heads
-  int64_t score_parts;   // a KV head
+  int64_t token_blocks;  // that the old tokens of a KV head are scored in
   int64_t score_stride;  // old_tokens rounded up to kMaxLanes
   int64_t list_stride;
 
@@ -98,9 +98,9 @@ struct DecodePlan {
   int8_t* query_high;             // as query_low, odd channels
   float* query_step;              // [H], what the codes are multiplied by, times softmax scale and log2(e)
   float* query_sum;               // [H], sum of the codes
-  float* token_weights;           // [H, score_stride], 2^(score - the part's maximum), scores in units of log2
-  float* part_max;                // [H, score_parts], in units of log2
-  float* part_sum;                // [H, score_parts], of token_weights
+  float* token_weights;           // [H, score_stride], 2^(score - the block's maximum), scores in units of log2
+  float* block_max;                // [H, token_blocks], in units of log2
+  float* block_sum;                // [H, token_blocks], of token_weights
   int32_t* token_scores;          // [Hk, score_stride], the bits of floats >= 0; -1 behind the last old token
   int32_t* candidates;            // [Hk * score_stride + kMaxLanes], scores near the lowest one kept
   int32_t* tokens;                // [Hk, list_stride], positions to read, ascending
@@ -109,7 +109,7 @@ struct DecodePlan {
   float* partial_max;             // [chunks, group], in units of log2
   float* partial_sum;             // [chunks, group]
   float* partial_values;          // [chunks, group, padded_dim]
-  std::atomic<int32_t>* pending_parts;   // parts of all KV heads whose token_scores are not yet made
+  std::atomic<int32_t>* pending_blocks;  // token blocks of all KV heads whose token_scores are not yet made
   std::atomic<int32_t>* pending_chunks;  // [Hk], chunks of the head not yet done
 };
 

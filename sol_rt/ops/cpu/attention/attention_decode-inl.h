@@ -235,11 +235,11 @@ class CodedQueries {
   VX low_held_[HWY_MAX(Vectors, 1)][Heads], high_held_[HWY_MAX(Vectors, 1)][Heads];
 };
 
-// Scores of the old tokens of a part, in units of log2, and their maximum, for the heads from `first_head` on.
+// Scores of the old tokens of a block, in units of log2, and their maximum, for the heads from `first_head` on.
 template <int Heads, int Vectors>
-HWY_INLINE void PartScores(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t first_head, int64_t part) {
+HWY_INLINE void BlockScores(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t first_head, int64_t block) {
   const F32 d;
-  const int64_t begin = part * kScoredTokens, end = HWY_MIN(begin + kScoredTokens, plan.old_tokens);
+  const int64_t begin = block * kBlockTokens, end = HWY_MIN(begin + kBlockTokens, plan.old_tokens);
   const int64_t last_page = end / kPageSize - 1, page_bytes = kPageSize * call.CodeBytes();
   const CodedQueries<Heads, Vectors> queries(call, plan, first_head);
   VF highest[Heads], factor[Heads], sum[Heads];
@@ -281,24 +281,24 @@ HWY_INLINE void PartScores(const AttentionCall& call, const DecodePlan& plan, in
     }
     score(token, pages, ranges);
   }
-  for (int h = 0; h < Heads; ++h) plan.part_max[(first_head + h) * plan.score_parts + part] = hn::ReduceMax(d, highest[h]);
+  for (int h = 0; h < Heads; ++h) plan.block_max[(first_head + h) * plan.token_blocks + block] = hn::ReduceMax(d, highest[h]);
 }
 
-// Weights of the old tokens of one part under each query head of a KV head, over the part's highest, and their sums.
-void WeighTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t part) {
+// Weights of the old tokens of one block under each query head of a KV head, over the block's highest, and their sums.
+void WeighTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t block) {
   const F32 d;
   ForEachPass(call.group, [&](auto heads, int64_t h) HWY_ATTR {
     constexpr int kHeads = decltype(heads)::value;
     const int64_t first = kv_head * call.group + h;
     if (kHeads <= kMaxHeldHeads && call.CodeBytes() == 2 * kLanes) {
-      PartScores<HWY_MIN(kHeads, kMaxHeldHeads), 2>(call, plan, kv_head, first, part);
+      BlockScores<HWY_MIN(kHeads, kMaxHeldHeads), 2>(call, plan, kv_head, first, block);
     } else {
-      PartScores<kHeads, 0>(call, plan, kv_head, first, part);
+      BlockScores<kHeads, 0>(call, plan, kv_head, first, block);
     }
   });
-  const int64_t begin = part * kScoredTokens, end = HWY_MIN(begin + kScoredTokens, plan.old_tokens), whole = end / kLanes * kLanes;
+  const int64_t begin = block * kBlockTokens, end = HWY_MIN(begin + kBlockTokens, plan.old_tokens), whole = end / kLanes * kLanes;
   for (int64_t head = kv_head * call.group; head < (kv_head + 1) * call.group; ++head) {
-    const VF max = hn::Set(d, plan.part_max[head * plan.score_parts + part]);
+    const VF max = hn::Set(d, plan.block_max[head * plan.token_blocks + block]);
     float* weights = plan.token_weights + head * plan.score_stride;
     VF sum = hn::Zero(d);
     for (int64_t i = begin; i < whole; i += kLanes) {
@@ -312,30 +312,30 @@ void WeighTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
       sum = hn::Add(sum, weight);
       hn::StoreU(weight, d, weights + whole);
     }
-    plan.part_sum[head * plan.score_parts + part] = hn::ReduceSum(d, sum);
+    plan.block_sum[head * plan.token_blocks + block] = hn::ReduceSum(d, sum);
   }
 }
 
-// What a part's weights of one head are multiplied by to add up to 1 over all old tokens.
-HWY_INLINE float PartShare(const DecodePlan& plan, int64_t head, int64_t part) {
+// What a block's weights of one head are multiplied by to add up to 1 over all old tokens.
+HWY_INLINE float BlockShare(const DecodePlan& plan, int64_t head, int64_t block) {
   const F32 d;
-  const float* max = plan.part_max + head * plan.score_parts;
-  const float* sum = plan.part_sum + head * plan.score_parts;
-  const float highest = *std::max_element(max, max + plan.score_parts);
+  const float* max = plan.block_max + head * plan.token_blocks;
+  const float* sum = plan.block_sum + head * plan.token_blocks;
+  const float highest = *std::max_element(max, max + plan.token_blocks);
   float total = 0.0f;
-  for (int64_t i = 0; i < plan.score_parts; ++i) total += sum[i] * hn::GetLane(Exp2(hn::Set(d, max[i] - highest)));
-  return hn::GetLane(Exp2(hn::Set(d, max[part] - highest))) / total;
+  for (int64_t i = 0; i < plan.token_blocks; ++i) total += sum[i] * hn::GetLane(Exp2(hn::Set(d, max[i] - highest)));
+  return hn::GetLane(Exp2(hn::Set(d, max[block] - highest))) / total;
 }
 
-// Scores of the old tokens of one part of a KV head: sums over its query heads. Smaller ones than kLowestScore, and what is not a number,
+// Scores of the old tokens of one block of a KV head: sums over its query heads. Smaller ones than kLowestScore, and what is not a number,
 // count as 0.
-void ScoreTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t part) {
+void ScoreTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t block) {
   const F32 d;
   const I32 di;
   const int64_t first = kv_head * call.group;
-  const int64_t begin = part * kScoredTokens, end = HWY_MIN(begin + kScoredTokens, plan.old_tokens);
+  const int64_t begin = block * kBlockTokens, end = HWY_MIN(begin + kBlockTokens, plan.old_tokens);
   float share[kMaxGroup];
-  for (int64_t h = 0; h < call.group; ++h) share[h] = PartShare(plan, first + h, part);
+  for (int64_t h = 0; h < call.group; ++h) share[h] = BlockShare(plan, first + h, block);
   int32_t* scores = plan.token_scores + kv_head * plan.score_stride;
   const VF lowest = hn::Set(d, kLowestScore);
   for (int64_t i = begin; i < end; i += kLanes) {
@@ -422,7 +422,7 @@ HWY_INLINE Threshold FindThreshold(const int32_t* scores, int64_t count, int64_t
 // Lists the tokens that every KV head attends: of all heads' old ones together the best, sinks, and the newest page. Cuts the lists.
 void SelectTokens(const AttentionCall& call, const DecodePlan& plan) {
   const I32 d;
-  const int64_t count = call.kv_heads * plan.score_stride, wanted = call.kv_heads * call.keep * kPageSize;
+  const int64_t count = call.kv_heads * plan.score_stride, wanted = call.kv_heads * call.kv_pages * kPageSize;
   int32_t threshold = std::numeric_limits<int32_t>::max();
   // Among equal scores the first ones win: the last one taken bounds them.
   int64_t last_tie = -1;
@@ -577,7 +577,7 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   HWY_ALIGN float scores[Heads][kMaxChunkTokens];
   ChunkScores<Element, Heads>(call, plan, kv_head, kv_head * call.group + head_in_group, tokens, scores);
   const int64_t padded = RoundUp(tokens.length, kLanes);
-  const int64_t part = chunk * call.group + head_in_group;
+  const int64_t row = chunk * call.group + head_in_group;
   for (int h = 0; h < Heads; ++h) {
     std::fill(scores[h] + tokens.length, scores[h] + padded, -std::numeric_limits<float>::infinity());
     VF highest = hn::Set(d, -std::numeric_limits<float>::infinity());
@@ -595,10 +595,10 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
       }
       hn::StoreU(weight, d, scores[h] + i);
     }
-    plan.partial_max[part + h] = max;
-    plan.partial_sum[part + h] = hn::ReduceSum(d, sum);
+    plan.partial_max[row + h] = max;
+    plan.partial_sum[row + h] = hn::ReduceSum(d, sum);
   }
-  float* values = plan.partial_values + part * plan.padded_dim;
+  float* values = plan.partial_values + row * plan.padded_dim;
   int64_t channel = 0;
   for (; channel + kValueVectors * kLanes <= call.head_dim; channel += kValueVectors * kLanes) {
     ChunkValues<Element, Heads, kValueVectors, false>(call, plan, kv_head, tokens, scores, channel, values);
@@ -628,9 +628,9 @@ void CombineChunks(const AttentionCall& call, const DecodePlan& plan, int64_t kv
   const int64_t step = call.group * plan.padded_dim;
   const int64_t chunks = plan.first_chunk[kv_head + 1] - plan.first_chunk[kv_head];
   for (int64_t h = 0; h < call.group; ++h) {
-    const int64_t part = plan.first_chunk[kv_head] * call.group + h;
-    float* max = plan.partial_max + part;
-    float* sum = plan.partial_sum + part;
+    const int64_t row = plan.first_chunk[kv_head] * call.group + h;
+    float* max = plan.partial_max + row;
+    float* sum = plan.partial_sum + row;
     float highest = max[0];
     for (int64_t c = 1; c < chunks; ++c) highest = HWY_MAX(highest, max[c * call.group]);
     float total = 0.0f;
@@ -640,7 +640,7 @@ void CombineChunks(const AttentionCall& call, const DecodePlan& plan, int64_t kv
       total += weight * sum[c * call.group];
     }
     const VF scale = hn::Set(d, 1.0f / total);
-    const float* values = plan.partial_values + part * plan.padded_dim;
+    const float* values = plan.partial_values + row * plan.padded_dim;
     float* y = call.y + (kv_head * call.group + h) * call.head_dim;
     for (int64_t i = 0; i < call.head_dim; i += kLanes) {
       VF out = hn::Zero(d);

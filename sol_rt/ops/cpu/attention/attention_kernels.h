@@ -11,8 +11,8 @@ struct AttentionKernels {
   void (*append_page)(const AttentionCall& call, int64_t kv_head, int64_t page);
 
   void (*prepare_queries)(const AttentionCall& call, const DecodePlan& plan);
-  void (*weigh_tokens)(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t part);
-  void (*score_tokens)(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t part);
+  void (*weigh_tokens)(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t block);
+  void (*score_tokens)(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t block);
   void (*select_tokens)(const AttentionCall& call, const DecodePlan& plan);
   void (*decode_chunk)(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t chunk);
   void (*combine_chunks)(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head);

@@ -288,17 +288,17 @@ void CombineSplits(const AttentionCall& call, int64_t kv_head, int64_t block, in
   for (int64_t i = 0; i < DivideUp(row_vectors, kTileRows); ++i) {
     const PrefillTile sum = PlaceTile(call, first_token, i, nullptr, states);
     for (int64_t split = 1; split < splits; ++split) {
-      const PrefillTile part = PlaceTile(call, first_token, i, nullptr, states + split * PrefillStateFloats(call));
+      const PrefillTile other = PlaceTile(call, first_token, i, nullptr, states + split * PrefillStateFloats(call));
       for (int64_t r = 0; r < kTileWidth; r += kLanes) {
-        const VF max = hn::Max(hn::Load(d, sum.max + r), hn::Load(d, part.max + r));
+        const VF max = hn::Max(hn::Load(d, sum.max + r), hn::Load(d, other.max + r));
         const VF keep = Exp2(hn::Sub(hn::Load(d, sum.max + r), max));
-        const VF take = Exp2(hn::Sub(hn::Load(d, part.max + r), max));
+        const VF take = Exp2(hn::Sub(hn::Load(d, other.max + r), max));
         hn::Store(max, d, sum.max + r);
         const auto merge = [&](float* to, const float* from) HWY_ATTR {
           hn::Store(hn::MulAdd(keep, hn::Load(d, to), hn::Mul(take, hn::Load(d, from))), d, to);
         };
-        merge(sum.sum + r, part.sum + r);
-        for (int64_t c = 0; c < Columns(call); ++c) merge(sum.output + c * kTileWidth + r, part.output + c * kTileWidth + r);
+        merge(sum.sum + r, other.sum + r);
+        for (int64_t c = 0; c < Columns(call); ++c) merge(sum.output + c * kTileWidth + r, other.output + c * kTileWidth + r);
       }
     }
     FinishTile(call, kv_head, i, row_vectors, sum);

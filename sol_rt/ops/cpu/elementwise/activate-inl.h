@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "cpu/matmul/matmul_kernels.h"
+#include "cpu/elementwise/elementwise_kernels.h"
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -1,8 +1,10 @@
 // RMS or layer normalization.
 #pragma once
 
+#include <algorithm>
+
 #include "common/onnx/node.h"
-#include "cpu/matmul/matmul_kernels.h"
+#include "cpu/elementwise/elementwise_kernels.h"
 
 namespace sol {
 
@@ -13,7 +15,7 @@ class Norm {
   Norm(const float* weight, const float* bias, size_t n, float epsilon) : weight_(weight), bias_(bias), n_(n), epsilon_(epsilon) {}
 
   // One token, [n].
-  void Row(const float* x, float* y) const { BestKernels().normalize(x, n_, weight_, bias_, epsilon_, y); }
+  void Row(const float* x, float* y) const { BestElementwiseKernels().normalize(x, n_, weight_, bias_, epsilon_, y); }
 
   void Rows(const Context& context, const float* x, size_t tokens, float* y) const {
     constexpr size_t kRows = 16;

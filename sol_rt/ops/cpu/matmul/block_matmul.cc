@@ -7,24 +7,24 @@ constexpr size_t kTokensAtOnce = 128;  // a task's sums stay in the core's own c
 
 }  // namespace
 
-void MatMul::Row(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const {
+void BlockMatMul::Product(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const {
   const Range outputs = ShareOf(w_.N, kStep, task, tasks);
   if (outputs.begin == outputs.end) return;
-  BestKernels().row_block_major(w_, x.Codes(), outputs.begin, outputs.end, y);
+  BestMatMulKernels().row_block_major(w_, x.Codes(), outputs.begin, outputs.end, y);
   for (const float* added : {bias_, residual}) {
     if (added == nullptr) continue;
     for (size_t n = outputs.begin; n < outputs.end; ++n) y[n] += added[n];
   }
 }
 
-void MatMul::Rows(const Context& context, const float* x, size_t tokens, const float* residual, float* y) const {
-  const Kernels& kernels = BestKernels();
+void BlockMatMul::Rows(const Context& context, const float* x, size_t tokens, const float* residual, float* y) const {
+  const MatMulKernels& kernels = BestMatMulKernels();
   const size_t blocks = w_.K / kBlock;
   thread_local Buffer memory;
   Activations q;
-  q.parts = w_.Parts();
+  q.halves = w_.Halves();
   Place(memory, [&](Arena& arena) {
-    q.even_odd = arena.Take<int8_t>(tokens * q.parts * w_.K);
+    q.even_odd = arena.Take<int8_t>(tokens * q.halves * w_.K);
     q.step = arena.Take<float>(tokens * blocks);
     q.sum = arena.Take<float>(tokens * blocks);
   });

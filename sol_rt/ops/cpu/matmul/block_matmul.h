@@ -4,32 +4,29 @@
 #include <algorithm>
 
 #include "common/onnx/node.h"
-#include "cpu/matmul/fetch.h"
 #include "cpu/matmul/matmul_kernels.h"
 #include "cpu/matmul/token_input.h"
 #include "cpu/threads/team.h"
 
 namespace sol {
 
-class MatMul {
+class BlockMatMul {
  public:
-  MatMul() = default;
+  BlockMatMul() = default;
   // bias: [N] or null.
-  explicit MatMul(const Nested& w, const float* bias = nullptr) : w_(w), bias_(bias) {}
+  explicit BlockMatMul(const Nested& w, const float* bias = nullptr) : w_(w), bias_(bias) {}
 
   size_t Inputs() const { return w_.K; }
   size_t Outputs() const { return w_.N; }
 
   // One token. Tasks are as wide as can be: a processor reads beyond the end of every run of memory, and what it reads there is lost.
-  size_t RowTasks(size_t members) const {
+  size_t Tasks(size_t members) const {
     constexpr size_t kMost = 32768;  // outputs whose sums stay in a core's own cache
     return TasksOf(w_.N, kStep, kMost, members);
   }
   TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
-  // Asks for the first `bytes` that a task reads.
-  void Fetch(size_t task, size_t tasks, size_t bytes) const { FetchBlockMajor(w_, ShareOf(w_.N, kStep, task, tasks), bytes); }
   // Writes the outputs of one task; adds `residual` [N] where it is not null.
-  void Row(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const;
+  void Product(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const;
 
   // y [tokens, N] of x [tokens, K]; adds `residual` [tokens, N] where it is not null.
   void Rows(const Context& context, const float* x, size_t tokens, const float* residual, float* y) const;

@@ -31,21 +31,21 @@ HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<in
 }
 #endif
 
-// The sums of both parts of the activations as one.
+// The sums of both halves of the activations as one.
 template <class DI, class VI = hn::Vec<DI>>
-HWY_INLINE VI JoinParts(DI di, VI coarse, VI fine) {
-  return hn::Add(hn::Mul(coarse, hn::Set(di, kPartStep)), fine);
+HWY_INLINE VI JoinHalves(DI di, VI coarse, VI fine) {
+  return hn::Add(hn::Mul(coarse, hn::Set(di, kHalfStep)), fine);
 }
 
 // The same for lanes of `coarse` that fit in 16 bits.
 template <class DI, class VI = hn::Vec<DI>>
-HWY_INLINE VI JoinShortParts(DI di, VI coarse, VI fine) {
+HWY_INLINE VI JoinShortHalves(DI di, VI coarse, VI fine) {
 #if HWY_TARGET <= HWY_AVX3_DL
   const hn::Repartition<int16_t, DI> d16;
   VI unused = hn::Zero(di);
-  return hn::ReorderWidenMulAccumulate(di, hn::BitCast(d16, coarse), hn::BitCast(d16, hn::Set(di, kPartStep)), fine, unused);
+  return hn::ReorderWidenMulAccumulate(di, hn::BitCast(d16, coarse), hn::BitCast(d16, hn::Set(di, kHalfStep)), fine, unused);
 #else
-  return JoinParts(di, coarse, fine);
+  return JoinHalves(di, coarse, fine);
 #endif
 }
 
@@ -68,9 +68,9 @@ HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
 #endif
 }
 
-// Sums over the at most eight quads of a block of codes up to 15 times activations of kParts parts, x[p] being four channels' part p in
+// Sums over the at most eight quads of a block of codes up to 15 times activations of kHalves halves, x[h] being four channels' half h in
 // every lane.
-template <class DI, size_t kParts>
+template <class DI, size_t kHalves>
 class BlockSum {
  public:
   using VI = hn::Vec<DI>;
@@ -87,36 +87,36 @@ class BlockSum {
     for (auto& sum : sums_) sum = hn::Zero(DSum());
   }
 
-  HWY_INLINE void Add(VU codes, const VX (&x)[kParts]) {
-    for (size_t p = 0; p < kParts; ++p) {
+  HWY_INLINE void Add(VU codes, const VX (&x)[kHalves]) {
+    for (size_t h = 0; h < kHalves; ++h) {
 #if SOL_BYTE_PAIRS
-      sums_[p] = hn::Add(sums_[p], hn::SatWidenMulPairwiseAdd(DSum(), codes, x[p]));
+      sums_[h] = hn::Add(sums_[h], hn::SatWidenMulPairwiseAdd(DSum(), codes, x[h]));
 #else
-      sums_[p] = DotNibbles(DI(), codes, x[p], sums_[p]);
+      sums_[h] = DotNibbles(DI(), codes, x[h], sums_[h]);
 #endif
     }
   }
 
-  HWY_INLINE VI Total() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinParts(di, coarse, fine); }); }
+  HWY_INLINE VI Total() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinHalves(di, coarse, fine); }); }
 
   // After at most four calls of Add, whose 16 products a lane fit in 16 bits.
-  HWY_INLINE VI ShortTotal() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinShortParts(di, coarse, fine); }); }
+  HWY_INLINE VI ShortTotal() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinShortHalves(di, coarse, fine); }); }
 
  private:
   template <class F>
   HWY_INLINE VI Join(const F& join) const {
 #if SOL_BYTE_PAIRS
     (void)join;
-    const VI last = hn::WidenMulPairwiseAdd(DI(), sums_[kParts - 1], hn::Set(DSum(), 1));
-    if constexpr (kParts == 1) return last;
-    return hn::Add(last, hn::WidenMulPairwiseAdd(DI(), sums_[0], hn::Set(DSum(), kPartStep)));
+    const VI last = hn::WidenMulPairwiseAdd(DI(), sums_[kHalves - 1], hn::Set(DSum(), 1));
+    if constexpr (kHalves == 1) return last;
+    return hn::Add(last, hn::WidenMulPairwiseAdd(DI(), sums_[0], hn::Set(DSum(), kHalfStep)));
 #else
-    if constexpr (kParts == 1) return sums_[0];
-    return join(DI(), sums_[0], sums_[kParts - 1]);
+    if constexpr (kHalves == 1) return sums_[0];
+    return join(DI(), sums_[0], sums_[kHalves - 1]);
 #endif
   }
 
-  hn::Vec<DSum> sums_[kParts];
+  hn::Vec<DSum> sums_[kHalves];
 };
 
 // From four vectors with four lanes an output to one vector of outputs in order.
@@ -205,17 +205,17 @@ class Residual {
  public:
   using DI = hn::Repartition<int32_t, D8>;
   using DX = hn::Repartition<int8_t, D8>;
-  static constexpr size_t kParts = PartsAt(kBits);
-  static constexpr size_t kChains = 2 / kParts;  // sums at a time that wait for no other: two parts are two already
+  static constexpr size_t kHalves = HalvesAt(kBits);
+  static constexpr size_t kChains = 2 / kHalves;  // sums at a time that wait for no other: two halves are two already
 
-  // Parts of the activations lie `part` codes apart.
-  HWY_INLINE Residual(const int8_t* phased, size_t part) {
+  // Halves of the activations lie `stride` codes apart.
+  HWY_INLINE Residual(const int8_t* phased, size_t stride) {
     const hn::Repartition<uint64_t, D8> d64;
     if (kBits == 4) return;  // no residual
-    for (size_t p = 0; p < kParts; ++p) {
+    for (size_t h = 0; h < kHalves; ++h) {
       uint64_t words[4];
-      std::memcpy(words, phased + p * part, sizeof(words));
-      for (size_t f = 0; f < 4; ++f) x_[f][p] = hn::BitCast(DX(), hn::Set(d64, words[f]));
+      std::memcpy(words, phased + h * stride, sizeof(words));
+      for (size_t f = 0; f < 4; ++f) x_[f][h] = hn::BitCast(DX(), hn::Set(d64, words[f]));
     }
   }
 
@@ -245,7 +245,7 @@ class Residual {
       f2 = hn::OrAnd(f2, hn::BitCast(d8, hn::ShiftRight<4>(c)), c_mask);
       f3 = hn::OrAnd(f3, hn::BitCast(d8, hn::ShiftRight<6>(c)), c_mask);
     }
-    BlockSum<DI, kParts> sum[kChains];
+    BlockSum<DI, kHalves> sum[kChains];
     sum[0].Add(f0, x_[0]);
     sum[kChains - 1].Add(f1, x_[1]);
     sum[0].Add(f2, x_[2]);
@@ -255,7 +255,7 @@ class Residual {
     return hn::Add(total, sum[1 % kChains].ShortTotal());
   }
 
-  hn::Vec<DX> x_[4][kParts];
+  hn::Vec<DX> x_[4][kHalves];
 };
 
 // Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)).

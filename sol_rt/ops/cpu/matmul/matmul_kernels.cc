@@ -1,4 +1,4 @@
-// Compiles the arithmetic once a SIMD target and picks the best set.
+// Compiles the -inl.h files of this folder once for every SIMD target and picks the best set of kernels.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/matmul/matmul_kernels.cc"
@@ -6,8 +6,6 @@
 
 #include <hwy/highway.h>
 
-#include "cpu/elementwise/activate-inl.h"
-#include "cpu/elementwise/normalize-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
 #include "cpu/matmul/quantize-inl.h"
 #include "cpu/matmul/row-inl.h"
@@ -18,9 +16,9 @@ HWY_BEFORE_NAMESPACE();
 namespace sol {
 namespace HWY_NAMESPACE {
 
-const Kernels* KernelSet() {
-  static constexpr Kernels kernels = {KeepLargest,    Quantize,        ListActive,     RowBlockMajor,
-                                      RowChannelMajor, TileBlockMajor, TileChannelMajor, Activate,       Normalize};
+const MatMulKernels* MatMulKernelSet() {
+  static constexpr MatMulKernels kernels = {KeepLargest,     Quantize,       ListActive,      RowBlockMajor,
+                                            RowChannelMajor, TileBlockMajor, TileChannelMajor};
   return &kernels;
 }
 
@@ -31,8 +29,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace sol {
 
-const Kernels& BestKernels() {
-  static const Kernels& kernels = *SOL_BEST_TARGET(KernelSet)();
+const MatMulKernels& BestMatMulKernels() {
+  static const MatMulKernels& kernels = *SOL_BEST_TARGET(MatMulKernelSet)();
   return kernels;
 }
 

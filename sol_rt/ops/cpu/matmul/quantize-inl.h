@@ -57,25 +57,25 @@ HWY_INLINE int32_t LargestBits(DI di, const float* x, size_t n) {
   return result;
 }
 
-inline void KeepLargest(float* x, size_t n, size_t keep) {
-  if (keep >= n) return;
-  // At least `keep` elements reach the magnitude `low`, fewer reach `high`.
+inline void KeepLargest(float* x, size_t n, size_t count) {
+  if (count >= n) return;
+  // At least `count` elements reach the magnitude `low`, fewer reach `high`.
   const hn::ScalableTag<int32_t> d_bits;
   int64_t low = 0, high = int64_t{LargestBits(d_bits, x, n)} + 1;
   size_t reach_low = n, reach_high = 0;
-  for (size_t pass = 0; high - low > 1 && reach_low != keep; ++pass) {
+  for (size_t pass = 0; high - low > 1 && reach_low != count; ++pass) {
     int64_t middle;
     if (low == 0) {
       middle = high - (int64_t{2} << 23);  // octaves below the largest, until there is a bracket
     } else if (pass % 4 == 3) {
       middle = low + (high - low) / 2;  // whatever the distribution, the end is near
     } else {
-      const float share = (static_cast<float>(reach_low - keep) + 0.5f) / static_cast<float>(reach_low - reach_high);
+      const float share = (static_cast<float>(reach_low - count) + 0.5f) / static_cast<float>(reach_low - reach_high);
       middle = low + static_cast<int64_t>(static_cast<float>(high - low) * share);
     }
     middle = std::min(std::max(middle, low + 1), high - 1);
     const size_t reach = CountAtLeast(x, n, static_cast<int32_t>(middle));
-    if (reach >= keep) {
+    if (reach >= count) {
       low = middle;
       reach_low = reach;
     } else {
@@ -83,7 +83,7 @@ inline void KeepLargest(float* x, size_t n, size_t keep) {
       reach_high = reach;
     }
   }
-  if (reach_low == keep) {
+  if (reach_low == count) {
     const hn::ScalableTag<int32_t> di;
     const hn::Rebind<float, decltype(di)> df;
     constexpr size_t kLanes = hn::MaxLanes(di);
@@ -98,8 +98,8 @@ inline void KeepLargest(float* x, size_t n, size_t keep) {
     }
     return;
   }
-  // More elements equal the smallest kept magnitude than there is room for.
-  size_t room = keep - (low == 0x7FFFFFFF ? 0 : CountAtLeast(x, n, low + 1));
+  // More elements equal the smallest magnitude that stays than there is room for.
+  size_t room = count - (low == 0x7FFFFFFF ? 0 : CountAtLeast(x, n, low + 1));
   for (size_t i = 0; i < n; ++i) {
     const int32_t bits = MagnitudeBits(x[i]);
     if (bits > low) continue;
@@ -111,7 +111,7 @@ inline void KeepLargest(float* x, size_t n, size_t keep) {
   }
 }
 
-// Writes one block's codes of one part in every order asked for.
+// Writes one block's codes of one half in every order asked for.
 HWY_INLINE void StoreOrders(const uint8_t* HWY_RESTRICT codes, size_t at, const Activations& out) {
   const hn::Full128<uint8_t> du;
   const auto low = hn::Load(du, codes), high = hn::Load(du, codes + 16);
@@ -129,13 +129,13 @@ HWY_INLINE void StoreOrders(const uint8_t* HWY_RESTRICT codes, size_t at, const 
   }
 }
 
-template <size_t kParts>
-HWY_INLINE void QuantizeParts(const float* x, size_t K, size_t token, const Activations& out) {
+template <size_t kHalves>
+HWY_INLINE void QuantizeHalves(const float* x, size_t K, size_t token, const Activations& out) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<int8_t, decltype(df)> d8;
   constexpr size_t kLanes = hn::MaxLanes(df);
-  constexpr int kMost = kParts == 1 ? 127 : 127 * kPartStep;
+  constexpr int kMost = kHalves == 1 ? 127 : 127 * kHalfStep;
   constexpr size_t kVectors = kBlock / kLanes;
   const size_t blocks = K / kBlock;
   for (size_t b = 0; b < blocks; ++b) {
@@ -148,7 +148,7 @@ HWY_INLINE void QuantizeParts(const float* x, size_t K, size_t token, const Acti
     std::memcpy(&largest, &bits, sizeof(largest));
     const float a = largest / static_cast<float>(kMost);
 
-    HWY_ALIGN uint8_t codes[kParts][kBlock];
+    HWY_ALIGN uint8_t codes[kHalves][kBlock];
     auto sum = hn::Zero(di);
     const auto divisor = hn::Set(df, a > 0.0f ? a : 1.0f);
     const auto live = hn::Set(di, a > 0.0f ? -1 : 0);
@@ -157,32 +157,32 @@ HWY_INLINE void QuantizeParts(const float* x, size_t K, size_t token, const Acti
       auto code = hn::And(hn::NearestInt(quotient), live);
       code = hn::Min(hn::Max(code, hn::Set(di, -kMost)), hn::Set(di, kMost));
       sum = hn::Add(sum, code);
-      if constexpr (kParts == 2) {
+      if constexpr (kHalves == 2) {
         // Whichever way a tie is split, 254 c1 + c2 is the code.
-        const auto coarse = hn::NearestInt(hn::Mul(hn::ConvertTo(df, code), hn::Set(df, 1.0f / kPartStep)));
+        const auto coarse = hn::NearestInt(hn::Mul(hn::ConvertTo(df, code), hn::Set(df, 1.0f / kHalfStep)));
         hn::StoreU(hn::DemoteTo(d8, coarse), d8, reinterpret_cast<int8_t*>(codes[0]) + i * kLanes);
-        code = hn::Sub(code, hn::Mul(coarse, hn::Set(di, kPartStep)));
+        code = hn::Sub(code, hn::Mul(coarse, hn::Set(di, kHalfStep)));
       }
-      hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes[kParts - 1]) + i * kLanes);
+      hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes[kHalves - 1]) + i * kLanes);
     }
     out.step[token * blocks + b] = a / 16.0f;
     out.sum[token * blocks + b] = static_cast<float>(hn::ReduceSum(di, sum)) * (a / 16.0f);
 
-    for (size_t p = 0; p < kParts; ++p) StoreOrders(codes[p], (token * kParts + p) * K + b * kBlock, out);
+    for (size_t h = 0; h < kHalves; ++h) StoreOrders(codes[h], (token * kHalves + h) * K + b * kBlock, out);
   }
 }
 
 inline void Quantize(const float* x, size_t K, size_t token, const Activations& out) {
-  if (out.parts == 1) return QuantizeParts<1>(x, K, token, out);
-  QuantizeParts<2>(x, K, token, out);
+  if (out.halves == 1) return QuantizeHalves<1>(x, K, token, out);
+  QuantizeHalves<2>(x, K, token, out);
 }
 
-template <size_t kParts>
-HWY_INLINE void ListActiveParts(const int8_t* natural, const float* step, size_t K, const ActiveQuads& out) {
+template <size_t kHalves>
+HWY_INLINE void ListActiveHalves(const int8_t* natural, const float* step, size_t K, const ActiveQuads& out) {
   const hn::CappedTag<int8_t, kBlock> d;
   const hn::RebindToUnsigned<decltype(d)> du;
   constexpr size_t kLanes = hn::MaxLanes(d);
-  const size_t part = K + ActiveQuads::kSlack;
+  const size_t stride = K + ActiveQuads::kSlack;
   size_t count = 0;  // a multiple of 4 between blocks
   for (size_t b = 0; b < K / kBlock; ++b) {
     out.begin[b] = static_cast<uint32_t>(count / 4);
@@ -190,11 +190,11 @@ HWY_INLINE void ListActiveParts(const int8_t* natural, const float* step, size_t
     for (size_t i = 0; i < kBlock; i += kLanes) {
       const auto codes = hn::LoadU(d, natural + b * kBlock + i);
       auto any = codes;
-      if constexpr (kParts == 2) any = hn::Or(any, hn::LoadU(d, natural + K + b * kBlock + i));
+      if constexpr (kHalves == 2) any = hn::Or(any, hn::LoadU(d, natural + K + b * kBlock + i));
       const auto nonzero = hn::Ne(any, hn::Zero(d));
       hn::CompressStore(codes, nonzero, d, out.codes + count);
-      if constexpr (kParts == 2) {
-        hn::CompressStore(hn::LoadU(d, natural + K + b * kBlock + i), nonzero, d, out.codes + part + count);
+      if constexpr (kHalves == 2) {
+        hn::CompressStore(hn::LoadU(d, natural + K + b * kBlock + i), nonzero, d, out.codes + stride + count);
       }
       const auto rows = hn::Iota(du, static_cast<uint8_t>(i));
       count += hn::CompressStore(rows, hn::RebindMask(du, nonzero), du, out.rows + count);
@@ -202,10 +202,10 @@ HWY_INLINE void ListActiveParts(const int8_t* natural, const float* step, size_t
     if (count == first) {
       if (std::isfinite(step[b])) continue;
       out.rows[count++] = 0;  // NaN or, on Arm, infinity: no block to skip, it spoils the outputs as it should
-      for (size_t p = 0; p < kParts; ++p) out.codes[p * part + first] = 0;
+      for (size_t h = 0; h < kHalves; ++h) out.codes[h * stride + first] = 0;
     }
     // Zeros to the full quad, for the last row once more: no other row is touched.
-    for (size_t p = 0; p < kParts; ++p) std::memset(out.codes + p * part + count, 0, 4);
+    for (size_t h = 0; h < kHalves; ++h) std::memset(out.codes + h * stride + count, 0, 4);
     std::memset(out.rows + count, out.rows[count - 1], 4);
     count = (count + 3) / 4 * 4;
   }
@@ -213,8 +213,8 @@ HWY_INLINE void ListActiveParts(const int8_t* natural, const float* step, size_t
 }
 
 inline void ListActive(const Activations& x, size_t K, const ActiveQuads& out) {
-  if (x.parts == 1) return ListActiveParts<1>(x.natural, x.step, K, out);
-  ListActiveParts<2>(x.natural, x.step, K, out);
+  if (x.halves == 1) return ListActiveHalves<1>(x.natural, x.step, K, out);
+  ListActiveHalves<2>(x.natural, x.step, K, out);
 }
 
 }  // namespace HWY_NAMESPACE

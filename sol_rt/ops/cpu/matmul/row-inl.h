@@ -54,7 +54,7 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
   const hn::Repartition<int8_t, D8> dx;
   constexpr size_t kBytes = hn::MaxLanes(d8);
   constexpr size_t kOutputs = kBytes / 4;
-  constexpr size_t kParts = PartsAt(kBits);
+  constexpr size_t kHalves = HalvesAt(kBits);
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
   const size_t blocks = w.K / kBlock, width = end - begin;
   // A run ends at the end of every block, where the hardware's prefetching stops: ours goes on with the next block, and
@@ -73,15 +73,15 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
 
   std::fill(y + begin, y + end, 0.0f);
   for (size_t b = 0; b < blocks; ++b) {
-    hn::Vec<decltype(dx)> even[kParts], odd[kParts];
-    for (size_t p = 0; p < kParts; ++p) {
-      even[p] = hn::LoadDup128(dx, x.even_odd + p * w.K + b * kBlock);
-      odd[p] = hn::LoadDup128(dx, x.even_odd + p * w.K + b * kBlock + 16);
+    hn::Vec<decltype(dx)> even[kHalves], odd[kHalves];
+    for (size_t h = 0; h < kHalves; ++h) {
+      even[h] = hn::LoadDup128(dx, x.even_odd + h * w.K + b * kBlock);
+      odd[h] = hn::LoadDup128(dx, x.even_odd + h * w.K + b * kBlock + 16);
     }
     const BlockScale<decltype(di)> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
     const auto quarter = [&](const uint8_t* base) HWY_ATTR {
       const auto packed = hn::LoadU(d8, base);
-      BlockSum<decltype(di), kParts> sum;
+      BlockSum<decltype(di), kHalves> sum;
       sum.Add(hn::And(packed, nibble), even);
       sum.Add(hn::ShiftRight<4>(packed), odd);
       return sum.ShortTotal();
@@ -132,12 +132,12 @@ inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, s
 struct BlockQuads {
   BlockQuads(const ActiveQuads& active, size_t K, size_t b)
       : row(active.rows + active.begin[b] * 4), end(active.rows + active.begin[b + 1] * 4),
-        code(active.codes + active.begin[b] * 4), part(K + ActiveQuads::kSlack) {}
+        code(active.codes + active.begin[b] * 4), stride(K + ActiveQuads::kSlack) {}
 
   const uint8_t* row;
   const uint8_t* end;
   const int8_t* code;
-  size_t part;  // from a part's codes to the next part's
+  size_t stride;  // from the codes of one half to those of the other
 };
 
 // A later step, whose weights are asked for while this one is computed: skipped rows defeat the hardware's prefetching.
@@ -151,20 +151,20 @@ struct StepAhead {
 template <int kBits>
 class AheadCursor {
  public:
-  AheadCursor(const Nested& w, const ActiveQuads& active, Range blocks, size_t begin, size_t end, size_t step)
-      : w_(w), active_(active), blocks_(blocks), begin_(begin), end_(end), step_(step), n_(begin) {
+  AheadCursor(const Nested& w, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin, size_t end, size_t step)
+      : w_(w), active_(active), block_(first_block), end_block_(end_block), begin_(begin), end_(end), step_(step), n_(begin) {
     size_t filled = 0;
-    for (size_t b = blocks.begin; b < blocks.end; ++b) filled += Empty(b) ? 0 : 1;
+    for (size_t b = first_block; b < end_block; ++b) filled += Empty(b) ? 0 : 1;
     if (filled == 0) {
-      blocks_.begin = blocks_.end;
+      block_ = end_block_;
       return;
     }
     SkipEmpty();
-    const size_t rows = 4 * (active.begin[blocks.end] - active.begin[blocks.begin]) / filled;
+    const size_t rows = 4 * (active.begin[end_block] - active.begin[first_block]) / filled;
     constexpr size_t kRest = 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
     const bool sparse = rows < kBlock * 3 / 4;
     const size_t bytes = step * (rows / 2 + kRest), distance = sparse ? kSparseBytesAhead : kRowBytesAhead;
-    for (size_t i = (distance + bytes - 1) / bytes; i > 0 && blocks_.begin < blocks_.end; --i) {
+    for (size_t i = (distance + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
       if (sparse) AskAll();  // nobody could ask for these before: Fetch knows no active rows
       Move();
     }
@@ -172,7 +172,7 @@ class AheadCursor {
 
   // The step ahead of the reader's at output `n`; none for the narrower steps that share the last one.
   StepAhead Next(size_t n) {
-    if (blocks_.begin == blocks_.end || (n - begin_) % step_ != 0) return {};
+    if (block_ == end_block_ || (n - begin_) % step_ != 0) return {};
     const StepAhead result = Here();
     Move();
     return result;
@@ -180,7 +180,7 @@ class AheadCursor {
 
  private:
   StepAhead Here() const {
-    const size_t b = blocks_.begin, row_bytes = w_.N / 2;
+    const size_t b = block_, row_bytes = w_.N / 2;
     const BlockQuads rows(active_, w_.K, b);
     return {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
   }
@@ -194,19 +194,20 @@ class AheadCursor {
   }
   bool Empty(size_t b) const { return active_.begin[b] == active_.begin[b + 1]; }
   void SkipEmpty() {
-    while (blocks_.begin < blocks_.end && Empty(blocks_.begin)) ++blocks_.begin;
+    while (block_ < end_block_ && Empty(block_)) ++block_;
   }
   void Move() {
     n_ += step_;
     if (n_ < end_) return;
     n_ = begin_;
-    ++blocks_.begin;
+    ++block_;
     SkipEmpty();
   }
 
   const Nested& w_;
   const ActiveQuads& active_;
-  Range blocks_;  // the first one is where it is
+  size_t block_;  // where it is
+  const size_t end_block_;
   size_t begin_, end_, step_, n_;
 };
 
@@ -219,7 +220,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
   const hn::Repartition<int32_t, D8> di;
   const hn::Repartition<int8_t, D8> dx;
   using VI = hn::Vec<decltype(di)>;
-  constexpr size_t kParts = PartsAt(kBits);
+  constexpr size_t kHalves = HalvesAt(kBits);
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
   const auto load = [&](size_t row) HWY_ATTR {
     const uint8_t* from = v.base + row * stride;
@@ -230,20 +231,20 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     for (size_t i = 0; i < 4; ++i) __builtin_prefetch(ahead.view.base + ahead.row[i] * stride);
     ahead.row += 4;
   };
-  // Two parts of activations take twice the sums, more than AVX2 has registers: the outputs' halves one after the other.
-  constexpr size_t kHalves = SOL_BYTE_PAIRS && HWY_TARGET > HWY_AVX3 && kParts == 2 ? 2 : 1, kEach = 4 / kHalves;
+  // Two halves of activations take twice the sums, more than AVX2 has registers: some of the outputs first, then the others.
+  constexpr size_t kPasses = SOL_BYTE_PAIRS && HWY_TARGET > HWY_AVX3 && kHalves == 2 ? 2 : 1, kEach = 4 / kPasses;
   VI low[4], high[4], sums[8];
-  const auto multiply = [&](auto half) HWY_ATTR {
-    constexpr size_t kFirst = decltype(half)::value * kEach;
-    BlockSum<decltype(di), kParts> even[kEach], odd[kEach];
+  const auto multiply = [&](auto pass) HWY_ATTR {
+    constexpr size_t kFirst = decltype(pass)::value * kEach;
+    BlockSum<decltype(di), kHalves> even[kEach], odd[kEach];
     const int8_t* code = quads.code;
     for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
       if (ahead.row != ahead.end) ask();
-      hn::Vec<decltype(dx)> x[kParts];
-      for (size_t p = 0; p < kParts; ++p) {
+      hn::Vec<decltype(dx)> x[kHalves];
+      for (size_t h = 0; h < kHalves; ++h) {
         int32_t codes;
-        std::memcpy(&codes, code + p * quads.part, sizeof(codes));
-        x[p] = hn::BitCast(dx, hn::Set(di, codes));
+        std::memcpy(&codes, code + h * quads.stride, sizeof(codes));
+        x[h] = hn::BitCast(dx, hn::Set(di, codes));
       }
       hn::Vec<D8> q[4];
       InterleaveRows(d8, load(row[0]), load(row[1]), load(row[2]), load(row[3]), q[0], q[1], q[2], q[3]);
@@ -256,7 +257,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     }
   };
   multiply(std::integral_constant<size_t, 0>());
-  if constexpr (kHalves == 2) multiply(std::integral_constant<size_t, 1>());
+  if constexpr (kPasses == 2) multiply(std::integral_constant<size_t, 1>());
   while (ahead.row != ahead.end) ask();
   OrderOutputs(di, low, high, sums);
   constexpr size_t kOutputs = hn::MaxLanes(di);
@@ -294,13 +295,13 @@ HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x
 }
 
 template <int kBits>
-HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const ActiveQuads& active, Range blocks,
-                                    size_t begin, size_t end, float* y) {
+HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block,
+                                    size_t end_block, size_t begin, size_t end, float* y) {
   const hn::ScalableTag<uint8_t> wide;
   const hn::CappedTag<uint8_t, 32> half;
   const hn::Full128<uint8_t> narrow;
-  AheadCursor<kBits> ahead(w, active, blocks, begin, end, 2 * hn::MaxLanes(wide));
-  for (size_t b = blocks.begin; b < blocks.end; ++b) {
+  AheadCursor<kBits> ahead(w, active, first_block, end_block, begin, end, 2 * hn::MaxLanes(wide));
+  for (size_t b = first_block; b < end_block; ++b) {
     if (active.begin[b] == active.begin[b + 1]) continue;
     size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, end, ahead, y);
     if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) {
@@ -331,11 +332,11 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
   }
 }
 
-inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, Range blocks, size_t begin,
-                            size_t end, float* y) {
-  if (w.bits == 4) return RowChannelMajorBits<4>(w, x, active, blocks, begin, end, y);
-  if (w.bits == 6) return RowChannelMajorBits<6>(w, x, active, blocks, begin, end, y);
-  RowChannelMajorBits<8>(w, x, active, blocks, begin, end, y);
+inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block,
+                            size_t begin, size_t end, float* y) {
+  if (w.bits == 4) return RowChannelMajorBits<4>(w, x, active, first_block, end_block, begin, end, y);
+  if (w.bits == 6) return RowChannelMajorBits<6>(w, x, active, first_block, end_block, begin, end, y);
+  RowChannelMajorBits<8>(w, x, active, first_block, end_block, begin, end, y);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -200,7 +200,7 @@ HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& ou
   MergeScales(w, v, out);
 }
 
-// The integer sums of one block for some outputs of one part of one token's activations.
+// The integer sums of one block for some outputs of one half of one token's activations.
 template <class DI, int kBits>
 class CodeSum {
  public:
@@ -245,12 +245,12 @@ class CodeSum {
 #endif
 };
 
-// Integer sums of one block for the outputs of a tile from `n` on, of kTokens tokens whose parts lie K codes apart.
+// Integer sums of one block for the outputs of a tile from `n` on, of kTokens tokens whose halves lie K codes apart.
 template <int kBits, size_t kTokens, size_t kVectors, class DI>
 class BlockProducts {
  public:
   using VI = hn::Vec<DI>;
-  static constexpr size_t kParts = PartsAt(kBits), kLanes = hn::MaxLanes(DI());
+  static constexpr size_t kHalves = HalvesAt(kBits), kLanes = hn::MaxLanes(DI());
 
   HWY_INLINE BlockProducts(const int8_t* x, size_t K) : x_(x), K_(K) {}
 
@@ -258,7 +258,7 @@ class BlockProducts {
     const DI di;
     const hn::Repartition<uint8_t, DI> d8;
     const hn::Repartition<int8_t, DI> dx;
-    CodeSum<DI, kBits> acc[kTokens * kParts][kVectors];
+    CodeSum<DI, kBits> acc[kTokens * kHalves][kVectors];
 #if SOL_BYTE_PAIRS
 #pragma GCC unroll 1  // unrolled, GCC puts all products before the sums and runs out of registers
 #endif
@@ -267,7 +267,7 @@ class BlockProducts {
       for (size_t i = 0; i < kVectors; ++i) {
         codes[i] = hn::BitCast(d8, hn::Load(di, reinterpret_cast<const int32_t*>(w.quads[quad]) + n + i * kLanes));
       }
-      for (size_t r = 0; r < kTokens * kParts; ++r) {
+      for (size_t r = 0; r < kTokens * kHalves; ++r) {
         int32_t four;
         std::memcpy(&four, x_ + r * K_ + quad * 4, sizeof(four));
         const auto broadcast = hn::BitCast(dx, hn::Set(di, four));
@@ -276,8 +276,8 @@ class BlockProducts {
     }
     for (size_t t = 0; t < kTokens; ++t) {
       for (size_t i = 0; i < kVectors; ++i) {
-        totals[t][i] = acc[t * kParts][i].Total();
-        if constexpr (kParts == 2) totals[t][i] = JoinParts(di, totals[t][i], acc[2 * t + 1][i].Total());
+        totals[t][i] = acc[t * kHalves][i].Total();
+        if constexpr (kHalves == 2) totals[t][i] = JoinHalves(di, totals[t][i], acc[2 * t + 1][i].Total());
       }
     }
   }
@@ -288,7 +288,7 @@ class BlockProducts {
 };
 
 #if SOL_BYTE_PAIRS
-// At level 8 codes and activations are multiplied as numbers of 16 bits: half the products that parts and halves would take.
+// At level 8 codes and activations are multiplied as numbers of 16 bits: half the products that halves of both would take.
 template <size_t kTokens, size_t kVectors, class DI>
 class BlockProducts<8, kTokens, kVectors, DI> {
  public:
@@ -298,11 +298,11 @@ class BlockProducts<8, kTokens, kVectors, DI> {
   HWY_INLINE BlockProducts(const int8_t* x, size_t K) {
     const hn::CappedTag<int16_t, kBlock / 2> d16;
     const hn::Repartition<int8_t, decltype(d16)> d8;
-    const auto step = hn::Set(d16, kPartStep);
+    const auto step = hn::Set(d16, kHalfStep);
     for (size_t t = 0; t < kTokens; ++t) {
-      const int8_t* parts = x + 2 * t * K;
+      const int8_t* halves = x + 2 * t * K;
       for (size_t i = 0; i < kBlock; i += hn::MaxLanes(d8)) {
-        const auto coarse = hn::BitCast(d16, hn::LoadU(d8, parts + i)), fine = hn::BitCast(d16, hn::LoadU(d8, parts + K + i));
+        const auto coarse = hn::BitCast(d16, hn::LoadU(d8, halves + i)), fine = hn::BitCast(d16, hn::LoadU(d8, halves + K + i));
         const auto first = [](auto v) HWY_ATTR { return hn::ShiftRight<8>(hn::ShiftLeft<8>(v)); };  // of each pair of channels
         const auto second = [](auto v) HWY_ATTR { return hn::ShiftRight<8>(v); };
         hn::Store(hn::Add(hn::Mul(first(coarse), step), first(fine)), d16, words_[t][0] + i / 2);
@@ -349,9 +349,9 @@ class BlockProducts<8, kTokens, kVectors, DI> {
 
 // Tokens at a time: the registers hold so many rows of sums.
 template <int kBits>
-constexpr size_t kTokensAtATime = SOL_BYTE_PAIRS ? 4 : 4 / PartsAt(kBits);
+constexpr size_t kTokensAtATime = SOL_BYTE_PAIRS ? 4 : 4 / HalvesAt(kBits);
 
-// sums[t][0 … 63] += one block, for kTokens tokens, whose parts lie K codes apart.
+// sums[t][0 … 63] += one block, for kTokens tokens, whose halves lie K codes apart.
 template <size_t kTokens, int kBits>
 HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
                           float* sums) {
@@ -397,9 +397,9 @@ HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size
 
 template <bool kChannelMajor, int kBits>
 HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
-  constexpr size_t kParts = PartsAt(kBits);
+  constexpr size_t kHalves = HalvesAt(kBits);
   const size_t blocks = w.K / kBlock;
-  const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * kParts * w.K;
+  const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * kHalves * w.K;
   std::fill(sums, sums + tokens * kTile, 0.0f);
   Merged merged;
   for (size_t b = 0; b < blocks; ++b) {
@@ -411,7 +411,7 @@ HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t
       MergeBlockMajor(w, view, merged);
     }
     const auto run = [&](auto count, size_t t) HWY_ATTR {
-      TileBlock<decltype(count)::value, kBits>(merged, codes + t * kParts * w.K + b * kBlock, w.K,
+      TileBlock<decltype(count)::value, kBits>(merged, codes + t * kHalves * w.K + b * kBlock, w.K,
                                                x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,
                                                blocks, sums + t * kTile);
     };

@@ -1,4 +1,4 @@
-// One token's channels as the products with one matrix read them.
+// One token's x [K] as the product with one matrix reads it: its codes, and for a channel-major matrix the list of active channels.
 #pragma once
 
 #include <algorithm>
@@ -12,42 +12,42 @@ class TokenInput {
  public:
   TokenInput() = default;
 
+  // Memory for products with a block-major matrix, or with a channel-major one.
   static TokenInput BlockMajor(const Nested& w, Arena& arena) {
     TokenInput input(w, arena);
-    input.codes_.even_odd = arena.Take<int8_t>(w.Parts() * w.K);
-    if (w.bits > 4) input.codes_.phased = arena.Take<int8_t>(w.Parts() * w.K);
+    input.codes_.even_odd = arena.Take<int8_t>(w.Halves() * w.K);
+    if (w.bits > 4) input.codes_.phased = arena.Take<int8_t>(w.Halves() * w.K);
     return input;
   }
-
   static TokenInput ChannelMajor(const Nested& w, Arena& arena) {
     TokenInput input(w, arena);
-    input.codes_.natural = arena.Take<int8_t>(w.Parts() * w.K);
-    input.codes_.phased = arena.Take<int8_t>(w.Parts() * w.K);
-    input.pruned_ = arena.Take<float>(w.K);
+    input.codes_.natural = arena.Take<int8_t>(w.Halves() * w.K);
+    input.codes_.phased = arena.Take<int8_t>(w.Halves() * w.K);
+    input.largest_ = arena.Take<float>(w.K);
     const size_t size = w.K + ActiveQuads::kSlack;
-    input.active_ = {arena.Take<uint8_t>(size), arena.Take<int8_t>(w.Parts() * size), arena.Take<uint32_t>(w.K / kBlock + 1)};
+    input.active_ = {arena.Take<uint8_t>(size), arena.Take<int8_t>(w.Halves() * size), arena.Take<uint32_t>(w.K / kBlock + 1)};
     return input;
   }
 
-  // Reads x [K], of which the `keep` channels of largest magnitude count.
-  void Read(const float* x, size_t keep) {
-    const Kernels& kernels = BestKernels();
-    if (keep < K_) {
-      std::copy_n(x, K_, pruned_);
-      kernels.keep_largest(pruned_, K_, keep);
-      x = pruned_;
+  // Rounds x [K] to codes. With active < K only the `active` channels of largest magnitude count; the others are zero.
+  void Quantize(const float* x, size_t active) {
+    const MatMulKernels& kernels = BestMatMulKernels();
+    if (active < K_) {
+      std::copy_n(x, K_, largest_);
+      kernels.keep_largest(largest_, K_, active);
+      x = largest_;
     }
     kernels.quantize(x, K_, 0, codes_);
     if (active_.rows != nullptr) kernels.list_active(codes_, K_, active_);
   }
-  void Read(const float* x) { Read(x, K_); }
+  void Quantize(const float* x) { Quantize(x, K_); }
 
   const Activations& Codes() const { return codes_; }
   const ActiveQuads& Active() const { return active_; }
 
  private:
   TokenInput(const Nested& w, Arena& arena) : K_(w.K) {
-    codes_.parts = w.Parts();
+    codes_.halves = w.Halves();
     codes_.step = arena.Take<float>(w.K / kBlock);
     codes_.sum = arena.Take<float>(w.K / kBlock);
   }
@@ -55,7 +55,7 @@ class TokenInput {
   size_t K_ = 0;
   Activations codes_;
   ActiveQuads active_;
-  float* pruned_ = nullptr;
+  float* largest_ = nullptr;  // [K], x without the channels that do not count
 };
 
 }  // namespace sol

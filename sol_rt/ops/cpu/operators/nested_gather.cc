@@ -6,9 +6,8 @@
 #include <array>
 #include <string>
 
-#include "common/inputs/nested_inputs.h"
 #include "common/onnx/op.h"
-#include "cpu/matmul/matmul_kernels.h"
+#include "cpu/matmul/weights_input.h"
 
 namespace sol {
 namespace {

@@ -3,9 +3,9 @@
 #include <array>
 #include <string>
 
-#include "common/inputs/nested_inputs.h"
 #include "common/onnx/op.h"
 #include "cpu/matmul/block_matmul.h"
+#include "cpu/matmul/weights_input.h"
 
 namespace sol {
 namespace {
@@ -39,12 +39,12 @@ class NestedMatMul {
     thread_local Buffer memory;
     TokenInput input;
     Place(memory, [&](Arena& arena) { input = product_.PlaceInput(arena); });
-    input.Read(x);
-    const size_t tasks = product_.RowTasks(ThreadCount::Estimate());
-    context.ParallelFor(tasks, [&](size_t task) { product_.Row(input, task, tasks, nullptr, y); });
+    input.Quantize(x);
+    const size_t tasks = product_.Tasks(ThreadCount::Estimate());
+    context.ParallelFor(tasks, [&](size_t task) { product_.Product(input, task, tasks, nullptr, y); });
   }
 
-  MatMul product_;
+  BlockMatMul product_;
 };
 
 }  // namespace

@@ -2,9 +2,9 @@
 
 #include <array>
 
-#include "common/inputs/nested_inputs.h"
 #include "common/onnx/op.h"
 #include "cpu/layer/mlp.h"
+#include "cpu/matmul/weights_input.h"
 
 namespace sol {
 namespace {
@@ -21,13 +21,13 @@ class PrunedMLP {
     const Tensor x = context.Input(0);
     const size_t K = mlp_.Channels();
     ExpectChannels(kName, x, K);
-    const Mlp::Keep keep = mlp_.ReadKeep(context);
+    const Mlp::ActiveChannels active = mlp_.ReadActive(context);
     float* y = context.Output<float>(0, x.dims.data(), x.rank);
     const size_t tokens = static_cast<size_t>(x.Elements()) / K;
     if (tokens == 1) {
-      One(context, x.As<float>(), keep, y);
+      One(context, x.As<float>(), active, y);
     } else {
-      mlp_.Rows(context, x.As<float>(), tokens, keep, nullptr, y);
+      mlp_.Rows(context, x.As<float>(), tokens, active, nullptr, y);
     }
   }
 
@@ -44,18 +44,42 @@ class PrunedMLP {
     return Mlp(attributes, kName, 1, up, up_bias, down, down_bias);
   }
 
-  void One(const Context& context, const float* x, Mlp::Keep keep, float* y) const {
+  // What a member has for itself.
+  struct Scratch {
+    TokenInput up_input, down_input;
+  };
+
+  void One(const Context& context, const float* x, Mlp::ActiveChannels active, float* y) const {
     thread_local Buffer memory;
     const size_t members = ThreadCount::Estimate();
-    Mlp::Shared shared{};
-    Mlp::Own* own = nullptr;
+    float *up_sums = nullptr, *hidden = nullptr, *down_sums = nullptr;
+    Scratch* scratch = nullptr;
     Place(memory, [&](Arena& arena) {
-      shared = mlp_.PlaceShared(arena);
-      own = arena.Each(members, [&] { return mlp_.PlaceOwn(arena); });
+      up_sums = mlp_.Up().PlaceSums(arena);
+      hidden = arena.Take<float>(mlp_.Inner());
+      down_sums = mlp_.Down().PlaceSums(arena);
+      scratch = arena.Each(members, [&] { return Scratch{mlp_.Up().PlaceInput(arena), mlp_.Down().PlaceInput(arena)}; });
     });
     RunTeam(context, members, [&](Member& member) {
-      mlp_.Step(member, members, shared, own[member.Index()], keep, [x] { return x; },
-                [] { return static_cast<const float*>(nullptr); }, y);
+      Scratch& own = scratch[member.Index()];
+
+      Phase up = member.Enter(mlp_.Up().Tasks(members));
+      if (up.HasTask()) own.up_input.Quantize(x, active.up);
+      for (; up.HasTask(); up.Next()) mlp_.Up().Product(own.up_input, up.Task(), up.Tasks(), up_sums);
+      up.End();
+      mlp_.Down().Prefetch(member, members, active.down);
+      up.Wait();
+
+      Phase activate = member.Enter(mlp_.ActivateTasks(members));
+      for (; activate.HasTask(); activate.Next()) mlp_.Activate(activate.Task(), activate.Tasks(), up_sums, hidden);
+      activate.End();
+      activate.Wait();
+
+      Phase down = member.Enter(mlp_.Down().Tasks(members));
+      if (down.HasTask()) own.down_input.Quantize(hidden, active.down);
+      for (; down.HasTask(); down.Next()) mlp_.Down().Product(own.down_input, down.Task(), down.Tasks(), down_sums);
+      if (down.End()) mlp_.Down().Total(down_sums, nullptr, y);
+      member.Leave();
     });
   }
 

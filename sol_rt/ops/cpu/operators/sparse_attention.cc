@@ -5,6 +5,7 @@
 
 #include "common/onnx/op.h"
 #include "cpu/attention/attention.h"
+#include "cpu/threads/team.h"
 
 namespace sol {
 namespace {
@@ -37,17 +38,38 @@ class SparseAttention {
   void One(const Context& context, const AttentionCall& call) const {
     thread_local Buffer memory;
     const size_t most = ThreadCount::Estimate();
-    DecodePlan plan{};
-    DecodePlan* own = nullptr;
+    DecodePlan shared{};
+    DecodePlan* plans = nullptr;
     Place(memory, [&](Arena& arena) {
-      plan = attention_.PlanStep(call, arena);
-      own = arena.Each(most, [&] { return attention_.PlanOwn(call, plan, arena); });
+      shared = attention_.PlanStep(call, arena);
+      plans = arena.Each(most, [&] { return attention_.PlanMember(call, shared, arena); });
     });
-    attention_.StartStep(call, plan);
-    const size_t members = std::min(most, attention_.StepMembers(call, plan));
+    attention_.StartStep(call, shared);
+    const size_t members = std::min(most, attention_.StepMembers(call, shared));
     RunTeam(context, members, [&](Member& member) {
-      attention_.FetchStep(member, members, call, plan);
-      attention_.Step(member, call, own[member.Index()], [] {}, [] {});
+      const DecodePlan& plan = plans[member.Index()];
+      bool has_queries = false;
+      attention_.Prefetch(member, members, call, plan);
+      if (plan.sparse) {
+        Phase weigh = member.Enter(attention_.ScoreTasks(call, plan));
+        if (weigh.HasTask()) {
+          attention_.PrepareQueries(call, plan);
+          has_queries = true;
+        }
+        for (; weigh.HasTask(); weigh.Next()) attention_.Weigh(call, plan, weigh.Task());
+        weigh.End();
+        weigh.Wait();
+
+        Phase score = member.Enter(attention_.ScoreTasks(call, plan));
+        for (; score.HasTask(); score.Next()) attention_.Score(call, plan, score.Task());
+        score.End();
+        score.Wait();
+      }
+      Phase attend = member.Enter(attention_.ChunkTasks(call, plan));
+      if (attend.HasTask() && !has_queries) attention_.PrepareQueries(call, plan);
+      for (; attend.HasTask(); attend.Next()) attention_.Attend(call, plan, attend.Task());
+      attend.End();
+      member.Leave();
     });
   }
 
