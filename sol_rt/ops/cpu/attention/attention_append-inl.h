@@ -1,4 +1,14 @@
-// Appending to the cache: rotary on k, rounding of k and v to the cache's type, key codes, by which old tokens are chosen.
+// Appends new tokens to the cache, one page of four tokens of one KV head at a time. docs/bundle.md section 3, SparseAttention, has the
+// arithmetic.
+//
+//   key, value [Hk, C, D]      the rotated k and v. float16: rounded. int8: codes round(x / s) with s = max |x| / 127, float16, of the row
+//   key_scale, value_scale     float16 [Hk, C], s of an int8 cache
+//   key_codes [Hk, C, D/2]     of the key as the cache holds it, 4 bits a channel: round((k - m) / step), clamped to 0 … 15
+//   key_range [Hk, C, 2]       float16, m = min k and step = (max k - min k) / 15; of a page four m, then four step
+//
+// By the key codes old tokens are chosen. Within a page they lie four bytes of each token in turn, so that a 32-bit lane of a vector of sums
+// belongs to one token. While a row is appended, a vector has one channel a lane.
+
 #if defined(SOL_RT_OPS_ATTENTION_APPEND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_RT_OPS_ATTENTION_APPEND_INL_H_
 #undef SOL_RT_OPS_ATTENTION_APPEND_INL_H_

@@ -1,4 +1,18 @@
-// One decode step: scores of old tokens, their selection, attention over one chunk of tokens, combination of the chunks.
+// Attention of one new token, in the tasks of Attention::Weigh, Score and Attend. H query heads read Hk KV heads, H / Hk each.
+//
+//   PrepareQueries   q [H, D] rotated; and coded for the scores: c = round(q / a), a = max |q| / 127
+//   WeighTokens      z = softmax_scale log2(e) a (step sum(code c) + m sum(c)) of an old token and query head, from the key codes; its weight
+//                    is 2^(z - the highest z of the block of kBlockTokens tokens)
+//   ScoreTokens      score [Hk, old tokens] = the sum over the KV head's query heads of the weights' shares of 1
+//   SelectTokens     the 4 Hk kv_pages pairs of KV head and old token of the highest scores; lists of tokens [Hk, …], cut into chunks
+//   DecodeChunk      of one chunk of a KV head's list: max, sum and sum of v of 2^(softmax_scale log2(e) q k - max)
+//   CombineChunks    y [H, D] = the chunks' sums of v over their sum, brought to one maximum
+//
+// Where all tokens are read, the first four are not needed but for q, and the list is every token of the cache.
+//
+// Lanes: while codes are multiplied, a 32-bit lane is a part of one token's sum, then one token; a score has one token a lane; a key, a
+// value and y have one channel a lane.
+
 #if defined(SOL_RT_OPS_ATTENTION_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_RT_OPS_ATTENTION_DECODE_INL_H_
 #undef SOL_RT_OPS_ATTENTION_DECODE_INL_H_

@@ -1,4 +1,13 @@
-// Vector helpers of SparseAttention: rows of the cache, sums over lanes, powers of two, rotary embedding.
+// Vector helpers of attention: rows of the cache as floats, sums over lanes, powers of two, rotary embedding.
+//
+//   RotateRow    half-split rotation of one head's row [D]: for i < rotary_dim / 2, with cos and sin of the row's position,
+//                  y[i]                  = x[i] cos[i] - x[i + rotary_dim / 2] sin[i]
+//                  y[i + rotary_dim / 2] = x[i] sin[i] + x[i + rotary_dim / 2] cos[i]
+//                and y[i] = x[i] from rotary_dim on
+//   Exp2         2^x. Scores are in units of log2, so that softmax needs no other power.
+//
+// A vector has one channel of a row a lane, in order.
+
 #if defined(SOL_RT_OPS_ATTENTION_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_RT_OPS_ATTENTION_MATH_INL_H_
 #undef SOL_RT_OPS_ATTENTION_MATH_INL_H_

@@ -1,7 +1,16 @@
-// Causal attention of many new tokens: one task is one KV head and a block of query positions, for all query heads of the group.
+// Causal attention of S new tokens over T cached ones, y = softmax(softmax_scale q k) v for every query head, a query at position p seeing
+// keys 0 … p. One task is one KV head and a block of query positions, for all query heads of its group.
+//
+//   qkv [S, (H + 2 Hk) D]      float32; q is rotated here, k and v lie in the cache already
+//   key, value [Hk, C, D]      float16 or int8 codes; a block of 64 is made to floats, once for all queries of the task
+//   y [S, H D]                 float32
+//
+// Softmax goes along: each block of keys brings sums and values to its new maximum. Where there are few queries, the keys are split over
+// tasks as well, and CombineSplits brings the splits to one maximum.
 //
 // Queries lie along the vector lanes: a row vector holds one head's queries at kLanes successive positions. Scores, softmax and sums are
 // then vertical operations, and keys and values enter as broadcast scalars, so that no matrix is transposed but the queries.
+
 #if defined(SOL_RT_OPS_ATTENTION_PREFILL_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_RT_OPS_ATTENTION_PREFILL_INL_H_
 #undef SOL_RT_OPS_ATTENTION_PREFILL_INL_H_

@@ -1,4 +1,11 @@
-// Activation functions of the MLP, in float32.
+// The activation of the MLP, in float32: h[i] = act(gate[i]) * up[i], or act(gate[i]) where there is no `up`. All are [n].
+//
+//   silu         x sigmoid(x)
+//   gelu         x/2 (1 + erf(x / sqrt(2)))
+//   gelu_tanh    x/2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+//   relu         max(x, 0)
+//
+// A vector has one channel a lane, in order.
 
 #if defined(SOL_ACTIVATE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_ACTIVATE_INL_H_

@@ -1,4 +1,9 @@
-// The norms before attention, before the MLP and before the head, of one token in float32.
+// The norms before attention, before the MLP and before the LM head, of one token x [n], in float32:
+//
+//   RMS norm      y = x / sqrt(mean(x^2) + epsilon) * weight                               no bias
+//   layer norm    y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias
+//
+// weight, bias and y are [n]. A vector has one channel a lane, in order.
 
 #if defined(SOL_NORMALIZE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_NORMALIZE_INL_H_

@@ -1,4 +1,13 @@
-// Integer dot products of weight codes with activations, and the orders in which their results lie.
+// Dot products of weight codes with activation codes, exact in int32, and the orders in which vectors hold them.
+//
+//   DotNibbles    sum[i] += codes[4i … 4i+3] . x[4i … 4i+3]    a 32-bit lane is the sum of four products of bytes
+//   BlockSum      the same over the 32 channels of a block, for codes up to 15 and activations in one half or two: 254 x1 + x2
+//   Residual      sum over a block's channels of (4 b + c) C, from the planes [N, 8] of two bits a channel
+//   BlockScale    y += s (a/16 (sums - center sum C) - z a/16 sum C)    what makes floats of a block's integer sums
+//   SumFours, SumTwos, OrderOutputs    from lanes in the order of the products to one output a lane, in order
+//
+// Codes are unsigned bytes, up to 15 here, and activations signed ones, from -127 to 127. Where a processor has no dot product of four
+// bytes (SOL_BYTE_PAIRS), pairs are added to 16 bits first; the bounds of every such sum stand beside it.
 
 #if defined(SOL_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_DOT_INL_H_

@@ -1,4 +1,15 @@
-// Activations: pruning to the largest, quantizing, listing what is left.
+// From floats to codes: one token's x [K] on its way into a product.
+//
+//   KeepLargest   x[k] = 0 for all but the `count` channels of largest |x[k]|; of equal ones the first stay. What is searched is the lowest
+//                 magnitude that stays, as an integer: the bits of |x| are in the order of the magnitudes.
+//   Quantize      in every block of 32 channels, with a = max |x| / most:
+//                   C = round-half-even(x / a), |C| <= most, and 0 where a is 0
+//                 most is 127 for a matrix at 4 or 6 bits and 32258 = 254 * 127 at 8 bits, where C is stored as two halves of int8,
+//                 C = 254 c1 + c2. Outputs: codes int8 [halves, K] in the orders that Activations lists, step [K/32] = a / 16, and
+//                 sum [K/32] = a / 16 * the sum of C.
+//   ListActive    the channels with C != 0, in quads of one block each, for RowChannelMajor: rows uint8, codes int8 [halves, …].
+//
+// A vector has one channel a lane, in order.
 
 #if defined(SOL_QUANTIZE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_QUANTIZE_INL_H_

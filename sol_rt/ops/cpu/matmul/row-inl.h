@@ -1,4 +1,21 @@
-// One token times a matrix: bound by the weights it reads, so every plane is read once, in order.
+// One token times a matrix: y [N] = x [K] W, for some of the outputs.
+//
+// With x[k] = a C[k] in every block of 32 channels, C an integer code, and W as common/nested_format.h has it,
+//
+//   y[n] = sum over blocks of a s/16 (sum over the block's k of (16 q + 4 b + c)[k, n] C[k] - (z + center) sum of C[k])
+//
+// where a matrix at 4 bits has q alone, at 6 bits q and b, and center is 0, 6.5 or 8. The sums of integers are exact; the rest is float32.
+// q, the base, and 4 b + c, the residual planes, are multiplied apart.
+//
+// The time goes to reading W, so every plane is read once, in the order of memory, and asked for ahead of time.
+//
+//   RowBlockMajor     base [K/32, N, 16]. A vector of bytes holds the 16 bytes of a block of each of some successive outputs. Its dot product
+//                     has four 32-bit lanes an output, and four such vectors add up to one with an output a lane.
+//   RowChannelMajor   base [K, N/2]. Only the rows of active channels are read, four at a time (ActiveQuads). A vector of bytes is a piece
+//                     of a row, two outputs a byte; interleaved with three other rows, a 32-bit lane holds one byte of each of four channels.
+//                     Residual planes, scales and zero points are read for all channels of a block that has an active one.
+//
+// Results lie one output a lane. W.K is a multiple of 32; outputs past the last whole vector are done on padded copies.
 
 #if defined(SOL_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_ROW_INL_H_

@@ -1,4 +1,14 @@
-// Many tokens times 64 outputs: a block's codes are merged to bytes once, in fast memory, and used by every token.
+// Many tokens times 64 outputs of a matrix: sums [tokens, 64] = x [tokens, K] W[:, n … n + 63].
+//
+// The formula is that of row-inl.h. Of each block of 32 channels the planes of the 64 outputs are merged to bytes 16 q + 4 b + c once, in
+// the first-level cache, and every token of the tile is multiplied by these bytes:
+//
+//   quads [8, 64]    32-bit words: four channels of one output, a byte each. Quad i of a block-major matrix holds four channels in the
+//                    order `even_odd`, of a channel-major one in the order `phased`; the tokens' codes lie in the same order.
+//   scale, zero [64] float32, the zero point with the level's center
+//
+// A vector of int32 has one output a lane; four channels of a token are broadcast to all lanes. Up to four tokens share the bytes in
+// registers. Outputs past N are computed on zeros.
 
 #if defined(SOL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_TILE_INL_H_

@@ -1,4 +1,8 @@
-// The order of attention's launches, and the memory between them.
+// Attention as a sequence of launches, and the memory between them. docs/bundle.md section 3, SparseAttention, has the arithmetic.
+//
+//   one new token     attention_select.cu: append, weights and scores of old tokens, the lowest score read; then attention_chunks.cu
+//   2 to 16 tokens    append; then attention_chunks.cu
+//   more              append; then attention_prompt.cu
 
 #include "cuda/attention/attention_kernels.h"
 #include "cuda/device/block.h"
@@ -9,10 +13,10 @@ AttentionScratch PlaceAttention(const AttentionCall& call, Scratch& scratch) {
   AttentionScratch all;
   const auto heads = static_cast<size_t>(call.heads), kv_heads = static_cast<size_t>(call.kv_heads), capacity = static_cast<size_t>(call.capacity);
   if (call.tokens == 1) {
-    const auto parts = static_cast<size_t>(PartsOf(call));
+    const auto token_blocks = static_cast<size_t>(TokenBlocksOf(call));
     all.weights = scratch.Take<float>(heads * capacity);
-    all.part_max = scratch.Take<float>(heads * parts);
-    all.part_sum = scratch.Take<float>(heads * parts);
+    all.block_max = scratch.Take<float>(heads * token_blocks);
+    all.block_sum = scratch.Take<float>(heads * token_blocks);
     all.scores = scratch.Take<uint32_t>(kv_heads * capacity);
     all.bins = scratch.Take<uint32_t>(kFirstBins);
     all.candidates = scratch.Take<uint32_t>(kv_heads * capacity);

@@ -16,7 +16,7 @@ constexpr int kPageSize = sol::kPageSize;
 constexpr int kMaxHeadDim = sol::kMaxHeadDim;
 constexpr int kMaxGroup = sol::kMaxGroup;
 
-// One call. What varies between steps of one captured graph, the count of tokens in the cache and of those to keep, is read on the device.
+// One call. What varies between steps of one captured graph, the count of tokens in the cache and of those to read, is read on the device.
 struct AttentionCall {
   int heads = 0;       // H, query heads
   int kv_heads = 0;    // Hk
@@ -31,7 +31,7 @@ struct AttentionCall {
   int table_rows = 0;  // of cos and sin
 
   const int64_t* past_length = nullptr;
-  const int64_t* attn_keep = nullptr;
+  const int64_t* kv_pages = nullptr;
   const float* qkv = nullptr;  // [S, (H + 2 Hk) D]
   const float* cos = nullptr;  // [table_rows, rotary_dim / 2]
   const float* sin = nullptr;
@@ -53,9 +53,9 @@ struct Selection {
 
 // Memory between the launches of a call.
 struct AttentionScratch {
-  float* weights = nullptr;       // [H, C], of old tokens over the maximum of their part
-  float* part_max = nullptr;      // [H, parts], in units of log2
-  float* part_sum = nullptr;      // [H, parts]
+  float* weights = nullptr;       // [H, C], of old tokens over the maximum of their block of tokens
+  float* block_max = nullptr;      // [H, token blocks], in units of log2
+  float* block_sum = nullptr;      // [H, token blocks]
   uint32_t* scores = nullptr;     // [Hk, C], the bits of floats >= 0
   uint32_t* bins = nullptr;       // how many scores begin with the same 11 bits
   uint32_t* candidates = nullptr; // [Hk C], scores that begin as the lowest one kept

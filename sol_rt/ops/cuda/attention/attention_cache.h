@@ -9,20 +9,20 @@ namespace sol::cuda {
 // What a call reads of its counts.
 struct Step {
   int past, total, pages, old;  // tokens before, tokens in all, pages, tokens before the newest page
-  int64_t keep;
+  int64_t kv_pages;
   bool valid, sparse;
 };
 
 __device__ __forceinline__ Step ReadStep(const AttentionCall& call) {
   const int64_t past = *call.past_length;
   Step step;
-  step.keep = *call.attn_keep;
-  step.valid = past >= 0 && past <= call.capacity - call.tokens && past + call.tokens <= call.table_rows && step.keep >= 0;
+  step.kv_pages = *call.kv_pages;
+  step.valid = past >= 0 && past <= call.capacity - call.tokens && past + call.tokens <= call.table_rows && step.kv_pages >= 0;
   step.past = step.valid ? static_cast<int>(past) : 0;
   step.total = step.past + call.tokens;
   step.pages = (step.total + kPageSize - 1) / kPageSize;
   step.old = (step.pages - 1) * kPageSize;
-  step.sparse = call.tokens == 1 && step.keep < step.pages - 1;
+  step.sparse = call.tokens == 1 && step.kv_pages < step.pages - 1;
   return step;
 }
 

@@ -1,5 +1,13 @@
-// Attention of few queries: the context is split over blocks, each of which reads keys and values of its chunk once for up to eight
-// queries; a KV head's last block combines. After a selection only the tokens that were kept are read.
+// Attention of few queries, 1 to 16 new tokens: y = softmax(softmax_scale q k) v, a query at position p seeing keys 0 … p.
+//
+// The context is split into chunks of 128 places of the cache. A thread block has a chunk of one KV head [128, D] and up to eight queries
+// that read it, so that keys and values are read once for all of them. After a selection only the tokens that it chose are read.
+//
+//   scores [rows, 128]         q k, in units of log2: eight lanes share a key, and each has eight channels of it at a time
+//   partial_max, partial_sum   [Hk, chunks, rows], of the chunk's weights 2^(score - max)
+//   partial_values             [Hk, chunks, rows, D], the sum of weight v: a warp has a token, a lane two channels
+//
+// A KV head's last thread block brings the chunks to one maximum and writes y [S, H D].
 
 #include "cuda/attention/attention_cache.h"
 
@@ -103,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
   const Element* values = static_cast<const Element*>(call.value) + static_cast<int64_t>(kv_head) * call.capacity * dim;
   const uint16_t* key_scale = call.key_scale + (kInt8 ? static_cast<int64_t>(kv_head) * call.capacity : 0);
   const uint16_t* value_scale = call.value_scale + (kInt8 ? static_cast<int64_t>(kv_head) * call.capacity : 0);
-  const int part = lane % kLanesAToken;
+  const int eighth = lane % kLanesAToken;
 #pragma unroll(kRows == 4 ? 4 : 2)
   for (int first = 0; first < count; first += kTokensAtOnce) {
     const int index = first + thread / kLanesAToken;
@@ -112,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
     float dots[kRows] = {};
     if (dim % 8 == 0) {
 #pragma unroll 2
-      for (int d = part * 8; d < dim; d += kLanesAToken * 8) {
+      for (int d = eighth * 8; d < dim; d += kLanesAToken * 8) {
         float numbers[8];
         LoadEight(key + d, numbers);
 #pragma unroll
@@ -124,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
         }
       }
     } else {
-      for (int d = part * 2; d < dim; d += kLanesAToken * 2) {
+      for (int d = eighth * 2; d < dim; d += kLanesAToken * 2) {
         float numbers[2];
         LoadPair(key + d, numbers);
 #pragma unroll
@@ -137,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
       float dot = dots[r];
 #pragma unroll
       for (int by = kLanesAToken / 2; by > 0; by /= 2) dot += __shfl_xor_sync(kAllLanes, dot, by);
-      if (part == r % kLanesAToken && index < count) shared.scores[r][index] = token < shared.limit[r] ? dot * scale : -INFINITY;
+      if (eighth == r % kLanesAToken && index < count) shared.scores[r][index] = token < shared.limit[r] ? dot * scale : -INFINITY;
     }
   }
   __syncthreads();
@@ -190,7 +198,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
   for (int i = thread; i < rows * dim; i += kThreads) {
     const int row = i / dim, d = i % dim;
     float total = 0.0f;
-    for (int part_of = 0; part_of < kWarps; ++part_of) total += shared.values[part_of][row][d];
+    for (int from = 0; from < kWarps; ++from) total += shared.values[from][row][d];
     scratch.partial_values[(partial + row) * dim + d] = total;
   }
   if (!LastBlock(scratch.counters + 1 + kv_head * gridDim.z + pass, static_cast<uint32_t>(chunks), shared.last)) return;
@@ -215,8 +223,8 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
     const int row = i / dim, d = i % dim;
     float total = 0.0f;
 #pragma unroll 4
-    for (int part_of = 0; part_of < chunks; ++part_of) {
-      const int64_t at = base + part_of * stride + row;
+    for (int from = 0; from < chunks; ++from) {
+      const int64_t at = base + from * stride + row;
       const float factor = __ldcg(scratch.partial_max + at);
       if (factor != 0.0f) total += factor * __ldcg(scratch.partial_values + at * dim + d);
     }

@@ -6,11 +6,11 @@
 namespace sol::cuda {
 
 constexpr float kLog2E = 1.44269504088896341f;
-constexpr int kPartTokens = 256;   // old tokens that a block scores, one a thread
+constexpr int kBlockTokens = 256;   // old tokens that a block scores, one a thread
 constexpr int kChunkTokens = 128;  // of the cache that a block attends
 constexpr int kMostDecodeTokens = 16;  // new tokens that are attended chunk by chunk; more of them fill the device by themselves
 
-inline int PartsOf(const AttentionCall& call) { return (call.capacity + kPartTokens - 1) / kPartTokens; }
+inline int TokenBlocksOf(const AttentionCall& call) { return (call.capacity + kBlockTokens - 1) / kBlockTokens; }
 inline int ChunksOf(const AttentionCall& call) { return (call.capacity + kChunkTokens - 1) / kChunkTokens; }
 // A KV head's rows: all queries that read it. A block attends RowsAtOnce of them.
 inline int RowsOf(const AttentionCall& call) { return call.tokens * call.group; }

@@ -17,7 +17,7 @@ class AttentionOp {
   // Scales of an int8 cache are inputs from `scale_port` on.
   AttentionOp(const Attributes& attributes, const char* op, bool int8, size_t scale_port, int64_t layer = CountInput::kNoLayer)
       : op_(op), int8_(int8), scale_port_(scale_port), sizes_(ReadAttentionSizes(attributes, op, int8, scale_port)),
-        past_length_(attributes, op, kKeyPort + 4, "past_length"), attn_keep_(attributes, op, kKeyPort + 5, "attn_keep", layer) {}
+        past_length_(attributes, op, kKeyPort + 4, "past_length"), kv_pages_(attributes, op, kKeyPort + 5, "kv_pages", layer) {}
 
   int64_t QkvSize() const { return (sizes_.heads + 2 * sizes_.kv_heads) * sizes_.head_dim; }
   int64_t OutputSize() const { return sizes_.heads * sizes_.head_dim; }
@@ -56,7 +56,7 @@ class AttentionOp {
     call.cos = cos.As<float>();
     call.sin = sin.As<float>();
     call.past_length = past_length_.Where(context);
-    call.attn_keep = attn_keep_.Where(context);
+    call.kv_pages = kv_pages_.Where(context);
     const std::initializer_list<int64_t> rows{1, heads, capacity, dim}, scales{1, heads, capacity};
     if (int8_) {
       call.key = Present<int8_t>(run, "past_key", kKeyPort, 1, kInt8, rows);
@@ -88,7 +88,7 @@ class AttentionOp {
   bool int8_;
   size_t scale_port_;
   AttentionSizes sizes_;
-  CountInput past_length_, attn_keep_;
+  CountInput past_length_, kv_pages_;
 };
 
 }  // namespace sol::cuda

@@ -1,6 +1,11 @@
-// Causal attention of many new tokens by the matrix instruction m16n8k16 of float16. A warp has 16 queries of a head and goes over the keys
-// in tiles, its sums in registers. Queries and weights are float32 numbers: each is multiplied as the sum of two of float16, so that only
-// products of what both leave are lost, 2^-22 of the largest. Keys, values and codes of 8 bits are float16 as they are.
+// Causal attention of many new tokens by the matrix instruction m16n8k16 of float16: y = softmax(softmax_scale q k) v, a query at position p
+// seeing keys 0 … p.
+//
+// A warp has 16 queries of a head, q [16, D], and goes over the keys [T, D] in tiles of 16 or 32, its sums [16, D] in registers. Softmax goes
+// along: each tile brings the sums to its new maximum. A lane has queries lane / 4 and lane / 4 + 8, and of each eight columns two.
+//
+// Queries and weights are float32 numbers: each is multiplied as the sum of two of float16, so that only products of what both leave are
+// lost, 2^-22 of the largest. Keys, values and codes of 8 bits are float16 as they are; scales of an int8 cache are applied in float32.
 
 #include "cuda/attention/attention_cache.h"
 

@@ -1,11 +1,18 @@
-// Which old tokens a decode step reads: weights of all of them by their keys' codes, scores of KV heads, and the lowest score kept.
+// Which old tokens a decode step reads. H query heads read Hk KV heads.
+//
+//   weigh     appends the new token. z = softmax_scale log2(e) a (step sum(code c) + m sum(c)) of an old token and query head, from key codes of
+//             4 bits and the query's codes c = round(q / a), a = max |q| / 127. weights [H, C] = 2^(z - the highest z of the block of 256 tokens)
+//   score     scores [Hk, C] = the sum over the KV head's query heads of the weights' shares of 1, as the bits of floats >= 0
+//   select    the lowest score read: 4 Hk kv_pages pairs of KV head and old token are, of equal ones the first
+//
+// A thread has one old token. A warp codes one query head, its channels dealt to the lanes. The last thread block to score selects.
 
 #include "cuda/attention/attention_cache.h"
 
 namespace sol::cuda {
 namespace {
 
-constexpr int kThreads = kPartTokens;
+constexpr int kThreads = kBlockTokens;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kHeads = kWarps;  // query heads whose codes lie in shared memory at once
 constexpr int kWords = kMaxHeadDim / 8;
@@ -58,19 +65,19 @@ __device__ __forceinline__ uint32_t CodeWord(const uint8_t* page, int dim, int t
   return codes;
 }
 
-// A block weighs kPartTokens old tokens of a KV head, each for all its query heads; the one that the newest page belongs to appends.
+// A block weighs kBlockTokens old tokens of a KV head, each for all its query heads; the one that the newest page belongs to appends.
 template <class Element>
 __global__ void __launch_bounds__(kThreads) WeighKernel(AttentionCall call, AttentionScratch scratch, int counters) {
   SOL_SHARED(WeighShared, shared);
   const Step step = ReadStep(call);
   const int thread = static_cast<int>(threadIdx.x), lane = Lane(), warp = WarpOfBlock();
-  const int part = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), first = part * kPartTokens;
-  if (part == 0 && kv_head == 0) {
+  const int token_block = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), first = token_block * kBlockTokens;
+  if (token_block == 0 && kv_head == 0) {
     for (int i = thread; i < kFirstBins; i += kThreads) scratch.bins[i] = 0;
     for (int i = thread; i < counters; i += kThreads) scratch.counters[i] = 0;
   }
   if (!step.valid || first > step.old) return;
-  if (step.old < first + kPartTokens) AppendPage<Element>(call, step, kv_head, step.pages - 1, shared.append);
+  if (step.old < first + kBlockTokens) AppendPage<Element>(call, step, kv_head, step.pages - 1, shared.append);
   if (!step.sparse || first == step.old) return;
 
   const int dim = call.head_dim, words = (dim + 7) / 8, group = call.group;
@@ -117,42 +124,42 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(AttentionCall call, Atte
       if (there) scratch.weights[static_cast<int64_t>(head0 + h) * call.capacity + token] = weight;
       const float total = WarpSum(weight);
       if (lane == 0) shared.total[h][warp] = total;
-      if (thread == 0) scratch.part_max[(head0 + h) * gridDim.x + part] = most;
+      if (thread == 0) scratch.block_max[(head0 + h) * gridDim.x + token_block] = most;
     }
     __syncthreads();
     if (thread < count) {
       float total = 0.0f;
       for (int i = 0; i < kWarps; ++i) total += shared.total[thread][i];
-      scratch.part_sum[(head0 + thread) * gridDim.x + part] = total;
+      scratch.block_sum[(head0 + thread) * gridDim.x + token_block] = total;
     }
   }
 }
 
 struct ScoreShared {
-  float share[kMaxGroup];  // what a head's weights in this part are multiplied by to add up to 1 over all old tokens
+  float share[kMaxGroup];  // what a head's weights in this block of tokens are multiplied by to add up to 1 over all old tokens
   SelectMemory select;
   uint32_t candidates;
   bool last;
 };
 
-// A block scores kPartTokens old tokens of a KV head; the last one finds the lowest score to keep.
+// A block scores kBlockTokens old tokens of a KV head; the last one finds the lowest score that is read.
 __global__ void __launch_bounds__(kThreads) ScoreKernel(AttentionCall call, AttentionScratch scratch) {
   SOL_SHARED(ScoreShared, shared);
   const Step step = ReadStep(call);
-  const int part = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), first = part * kPartTokens;
+  const int token_block = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), first = token_block * kBlockTokens;
   if (!step.valid || !step.sparse || first >= step.old) return;
   const int thread = static_cast<int>(threadIdx.x), group = call.group;
-  const int parts = (step.old + kPartTokens - 1) / kPartTokens;
+  const int token_blocks = (step.old + kBlockTokens - 1) / kBlockTokens;
   for (int h = WarpOfBlock(); h < group; h += kWarps) {
     const int64_t head = static_cast<int64_t>(kv_head) * group + h;
-    const float* most = scratch.part_max + head * gridDim.x;
-    const float* sums = scratch.part_sum + head * gridDim.x;
+    const float* most = scratch.block_max + head * gridDim.x;
+    const float* sums = scratch.block_sum + head * gridDim.x;
     float highest = -INFINITY, total = 0.0f;
-    for (int i = Lane(); i < parts; i += kWarp) highest = fmaxf(highest, most[i]);
+    for (int i = Lane(); i < token_blocks; i += kWarp) highest = fmaxf(highest, most[i]);
     highest = WarpMax(highest);
-    for (int i = Lane(); i < parts; i += kWarp) total += sums[i] * exp2f(most[i] - highest);
+    for (int i = Lane(); i < token_blocks; i += kWarp) total += sums[i] * exp2f(most[i] - highest);
     total = WarpSum(total);
-    if (Lane() == 0) shared.share[h] = exp2f(most[part] - highest) / total;
+    if (Lane() == 0) shared.share[h] = exp2f(most[token_block] - highest) / total;
   }
   for (int i = thread; i < kFirstBins; i += kThreads) shared.select.bins[i] = 0;
   __syncthreads();
@@ -170,9 +177,9 @@ __global__ void __launch_bounds__(kThreads) ScoreKernel(AttentionCall call, Atte
   for (int i = thread; i < kFirstBins; i += kThreads) {
     if (shared.select.bins[i] != 0) atomicAdd(&scratch.bins[i], shared.select.bins[i]);
   }
-  if (!LastBlock(scratch.counters, static_cast<uint32_t>(parts * call.kv_heads), shared.last)) return;
+  if (!LastBlock(scratch.counters, static_cast<uint32_t>(token_blocks * call.kv_heads), shared.last)) return;
 
-  const uint32_t wanted = static_cast<uint32_t>(step.keep) * kPageSize * static_cast<uint32_t>(call.kv_heads);
+  const uint32_t wanted = static_cast<uint32_t>(step.kv_pages) * kPageSize * static_cast<uint32_t>(call.kv_heads);
   if (wanted == 0) {
     if (thread == 0) *scratch.selection = {0xffffffffu, -1};
     return;
@@ -231,7 +238,7 @@ __global__ void __launch_bounds__(kThreads) AppendKernel(AttentionCall call, Att
 }  // namespace
 
 void SelectTokens(Stream stream, const AttentionCall& call, const AttentionScratch& scratch) {
-  const dim3 grid(static_cast<unsigned>(PartsOf(call)), static_cast<unsigned>(call.kv_heads));
+  const dim3 grid(static_cast<unsigned>(TokenBlocksOf(call)), static_cast<unsigned>(call.kv_heads));
   const int counters = 1 + call.kv_heads * PassesOf(call);
   Launch(call.int8 ? WeighKernel<int8_t> : WeighKernel<uint16_t>, grid, kThreads, 0, stream, call, scratch, counters);
   if (call.capacity > kPageSize) Launch(ScoreKernel, grid, kThreads, 0, stream, call, scratch);

@@ -1,4 +1,9 @@
-// DecoderLayer: a whole layer, as the launches of its parts.
+// DecoderLayer: a whole layer of a transformer, x [1, S, hidden] -> y [1, S, hidden], with its KV cache, as a sequence of launches:
+//
+//   qkv = norm(x) W_qkv            cuda/matmul/quantize.cu, then matmul_row.cu for one token or matmul_rows.cu for more
+//   attended = softmax(q k) v      cuda/attention/attention.cu
+//   middle = x + attended W_o      as qkv
+//   y = middle + MLP(norm(middle)) cuda/layer/mlp.h
 
 #include <algorithm>
 #include <string>
@@ -79,15 +84,15 @@ class DecoderLayer {
     }
   };
 
-  // A matrix with its bias and the count of channels kept of what enters it.
+  // A matrix with its bias and how many of its input channels are read.
   struct Projection {
     cuda::MatrixInput matrix;
     cuda::WeightInput bias;
-    CountInput keep;
+    CountInput active;
 
     void Launch(const cuda::Run& run, const cuda::Source& source, int64_t rows, const cuda::Codes& codes, const float* residual, float* y) const {
       const Context& context = run.Inputs();
-      cuda::QuantizeAndMultiply(run.Queue(), matrix.Read(context), source, {keep.Where(context)}, rows, codes, bias.Read<float>(context), residual,
+      cuda::QuantizeAndMultiply(run.Queue(), matrix.Read(context), source, {active.Where(context)}, rows, codes, bias.Read<float>(context), residual,
                                 y);
     }
   };
@@ -105,12 +110,12 @@ class DecoderLayer {
       norm.epsilon = attributes_.Float("epsilon");
       return norm;
     }
-    Projection ReadProjection(const char* name, const char* bits_name, const char* bias, size_t keep_port, const char* keep_name, int64_t K,
+    Projection ReadProjection(const char* name, const char* bits_name, const char* bias, size_t active_port, const char* active_name, int64_t K,
                               int64_t N) {
       const cuda::MatrixInput matrix = Matrix(name, bits_name, K, N);
       cuda::WeightInput added;
       if (attributes_.Int(bias, 0, 1) != 0) added = Vector(bias, N);
-      return {matrix, added, CountInput(attributes_, kName, keep_port, keep_name, LayerIndex(attributes_))};
+      return {matrix, added, CountInput(attributes_, kName, active_port, active_name, LayerIndex(attributes_))};
     }
     cuda::Mlp ReadMlp(int64_t hidden) {
       const int64_t I = Channels(attributes_, kName, "intermediate_size");
@@ -157,8 +162,8 @@ class DecoderLayer {
         shared_norm_(attributes.Int("shared_norm", 0, 1) != 0),
         attention_norm_(weights.ReadNorm("attention_norm", hidden_, HasLayerNorm(attributes, kName))),
         mlp_norm_(shared_norm_ ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
-        qkv_(weights.ReadProjection("DecoderLayer qkv", "qkv_bits", "qkv_bias", 9, "keep_qkv", hidden_, attention_.QkvSize())),
-        output_(weights.ReadProjection("DecoderLayer o", "o_bits", "output_bias", 10, "keep_o", attention_.OutputSize(), hidden_)),
+        qkv_(weights.ReadProjection("DecoderLayer qkv", "qkv_bits", "qkv_bias", 9, "active_qkv", hidden_, attention_.QkvSize())),
+        output_(weights.ReadProjection("DecoderLayer o", "o_bits", "output_bias", 10, "active_o", attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
     ExpectWholeBlocks(kName, attention_.OutputSize());
   }

@@ -9,11 +9,11 @@ namespace sol::cuda {
 
 class Mlp {
  public:
-  // Reads the attributes `gated` and `activation` of the operator `op`. Counts of channels to keep are inputs `keep_port` and the next one.
-  Mlp(const Attributes& attributes, const char* op, size_t keep_port, const MatrixInput& up, const WeightInput& up_bias, const MatrixInput& down,
+  // Reads the attributes `gated` and `activation` of the operator `op`. Counts of active channels are inputs `active_port` and the next one.
+  Mlp(const Attributes& attributes, const char* op, size_t active_port, const MatrixInput& up, const WeightInput& up_bias, const MatrixInput& down,
       const WeightInput& down_bias, int64_t layer = CountInput::kNoLayer)
-      : up_(up), down_(down), up_bias_(up_bias), down_bias_(down_bias), keep_in_(attributes, op, keep_port, "keep_in", layer),
-        keep_mid_(attributes, op, keep_port + 1, "keep_mid", layer), gated_(attributes.Int("gated", 0, 1) != 0),
+      : up_(up), down_(down), up_bias_(up_bias), down_bias_(down_bias), active_up_(attributes, op, active_port, "active_up", layer),
+        active_down_(attributes, op, active_port + 1, "active_down", layer), gated_(attributes.Int("gated", 0, 1) != 0),
         activation_(ReadActivation(attributes, op)) {}
 
   int64_t Channels() const { return up_.Shape().K; }
@@ -37,15 +37,15 @@ class Mlp {
     const Weights up = up_.Read(inputs), down = down_.Read(inputs);
     const float* up_bias = up_bias_.Read<float>(inputs);
     const float* down_bias = down_bias_.Read<float>(inputs);
-    const Keep keep_in{keep_in_.Where(inputs)}, keep_mid{keep_mid_.Where(inputs)};
+    const ActiveChannels active_up{active_up_.Where(inputs)}, active_down{active_down_.Where(inputs)};
     Source hidden;
     hidden.kind = gated_ ? Source::kGatedActivation : Source::kActivation;
     hidden.x = memory.hidden;
     hidden.activation = activation_;
     for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
       const int64_t count = rows - first < kRowsAtOnce ? rows - first : kRowsAtOnce;
-      QuantizeAndMultiply(run.Queue(), up, source, keep_in, count, memory.up, up_bias, nullptr, memory.hidden);
-      QuantizeAndMultiply(run.Queue(), down, hidden, keep_mid, count, memory.down, down_bias, residual, y);
+      QuantizeAndMultiply(run.Queue(), up, source, active_up, count, memory.up, up_bias, nullptr, memory.hidden);
+      QuantizeAndMultiply(run.Queue(), down, hidden, active_down, count, memory.down, down_bias, residual, y);
       source.x += count * up.K;
       y += count * up.K;
       if (residual != nullptr) residual += count * up.K;
@@ -55,7 +55,7 @@ class Mlp {
  private:
   MatrixInput up_, down_;
   WeightInput up_bias_, down_bias_;
-  CountInput keep_in_, keep_mid_;
+  CountInput active_up_, active_down_;
   bool gated_;
   Activation activation_;
 };

@@ -1,4 +1,9 @@
-// Products of any number of rows, and rows of an embedding.
+// Products of any number of rows, y [rows, N] = x [rows, K] W + bias + residual: quantize.cu makes codes of the rows, then matmul_row.cu
+// multiplies one row and matmul_rows.cu several.
+//
+// Rows of an embedding have no file of their own: y [tokens, K], y[t, k] = W[k, ids[t]] of a block-major matrix W with K channels, where
+// W[k, n] = s/32 (2 (16 q + 4 b + c) - (2 z + 2 center)), center 0, 6.5 or 8: common/nested_format.h. A thread block has one token; a warp takes
+// one block of 32 channels at a time, a channel a lane.
 
 #include "cuda/matmul/matmul.h"
 
@@ -40,12 +45,12 @@ void Multiply(Stream stream, const Weights& w, const Codes& codes, int64_t rows,
   }
 }
 
-void QuantizeAndMultiply(Stream stream, const Weights& w, Source source, Keep keep, int64_t rows, const Codes& codes, const float* bias,
+void QuantizeAndMultiply(Stream stream, const Weights& w, Source source, ActiveChannels active, int64_t rows, const Codes& codes, const float* bias,
                          const float* residual, float* y) {
   const int64_t width = source.kind == Source::kGatedActivation ? 2 * static_cast<int64_t>(w.K) : w.K;
   for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
     const int64_t count = rows - first < kRowsAtOnce ? rows - first : kRowsAtOnce;
-    Quantize(stream, w, source, keep, count, codes);
+    Quantize(stream, w, source, active, count, codes);
     Multiply(stream, w, codes, count, bias, residual, y);
     source.x += count * width;
     y += count * w.N;

@@ -5,13 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/nested_format.h"
 #include "cuda/device/scratch.h"
 
 namespace sol::cuda {
 
 using Stream = void*;
 
-constexpr int kBlock = 32;  // channels that share a scale
+constexpr int kBlock = static_cast<int>(sol::kBlock);  // channels that share a scale
 
 // A nested matrix in device memory.
 struct Weights {
@@ -26,8 +27,8 @@ struct Weights {
   bool channel_major = false;
 };
 
-// How many channels of a row are kept: *count, 0 meaning all, where count is not null. It is read on the device.
-struct Keep {
+// How many channels of a row are active: *count, 0 meaning all, where count is not null. It is read on the device.
+struct ActiveChannels {
   const int64_t* count = nullptr;
 };
 
@@ -44,28 +45,28 @@ struct Source {
   Activation activation = Activation::kSilu;
 };
 
-// Rows as codes. At 8 bits a code has two parts of int8, C = 254 c1 + c2.
+// Rows as codes. At 8 bits a code has two halves of int8, C = 254 c1 + c2.
 // Orders of a block's 32 codes:
 //   phased    word 2 i + w has channels i + 16 w + {0, 4, 8, 12}: the fields of a residual plane
 //   even_odd  word i of the first four has channels 8 i + {0, 2, 4, 6}, of the last four 8 i + {1, 3, 5, 7}: the nibbles of a block-major base
 struct Codes {
-  int8_t* phased = nullptr;        // [rows, parts, K]
-  int8_t* even_odd = nullptr;      // [rows, parts, K], of one row for a block-major matrix
+  int8_t* phased = nullptr;        // [rows, halves, K]
+  int8_t* even_odd = nullptr;      // [rows, halves, K], of one row for a block-major matrix
   float* step = nullptr;           // [rows, K/32], a / 32
   int32_t* sum = nullptr;          // [rows, K/32], of a block's codes
   // The channels of one row that are not zero, in quads of a block each, the last one of a block padded with codes of zero.
   uint32_t* quad_rows = nullptr;   // [K/32, 8], four channels within the block, a byte each
-  uint32_t* quad_codes = nullptr;  // [parts, K/32, 8]
+  uint32_t* quad_codes = nullptr;  // [halves, K/32, 8]
   int32_t* quads = nullptr;        // [K/32], how many
   float* values = nullptr;         // [blocks, K], where a block's shared memory does not hold a row
-  // What parts of one output's sum are added up by.
+  // Of a product split along K: the splits' sums, and the counters that find the last block.
   float* partial = nullptr;        // [splits, rows, N]
   uint32_t* counters = nullptr;    // zero before the product
   int splits = 1;
   int count_of_counters = 0;
 };
 
-inline int Parts(int bits) { return bits == 8 ? 2 : 1; }
+inline int Halves(int bits) { return static_cast<int>(HalvesAt(bits)); }
 
 // Rows that a product takes at once; what has more is cut by the caller.
 constexpr int64_t kRowsAtOnce = 512;
@@ -73,14 +74,14 @@ constexpr int64_t kRowsAtOnce = 512;
 // Memory of a product of `rows` rows with w.
 Codes PlaceCodes(const Weights& w, int64_t rows, Scratch& scratch);
 
-// Quantizes the rows, of each of which the channels of largest magnitude are kept.
-void Quantize(Stream stream, const Weights& w, const Source& source, Keep keep, int64_t rows, const Codes& codes);
+// Quantizes the rows, of each of which the active channels of largest magnitude count.
+void Quantize(Stream stream, const Weights& w, const Source& source, ActiveChannels active, int64_t rows, const Codes& codes);
 
 // y [rows, N] = rows times w, plus bias [N] and residual [rows, N] where they are not null.
 void Multiply(Stream stream, const Weights& w, const Codes& codes, int64_t rows, const float* bias, const float* residual, float* y);
 
-// Both, in parts of kRowsAtOnce rows; `scratch` comes from PlaceCodes(w, min(rows, kRowsAtOnce)).
-void QuantizeAndMultiply(Stream stream, const Weights& w, Source source, Keep keep, int64_t rows, const Codes& codes, const float* bias,
+// Both, kRowsAtOnce rows at a time; `scratch` comes from PlaceCodes(w, min(rows, kRowsAtOnce)).
+void QuantizeAndMultiply(Stream stream, const Weights& w, Source source, ActiveChannels active, int64_t rows, const Codes& codes, const float* bias,
                          const float* residual, float* y);
 
 // y [tokens, K]: rows of a block-major matrix's transpose; of an id that is none, not a number.

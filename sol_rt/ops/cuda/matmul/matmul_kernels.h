@@ -5,20 +5,20 @@
 
 namespace sol::cuda {
 
-// How a product is cut: shares of the channels, and the counters by which their last block is found.
-struct Cut {
+// How a product is split along K, and how many counters find the last block of its splits.
+struct SplitK {
   int splits, counters;
 };
 
 constexpr int kRowOutputs = 256;       // of a block, of one row of a channel-major matrix
 constexpr int kMostBlocksAWarp = 8;    // blocks of channels; bounds what of the row lies in shared memory
 
-Cut CutRow(const Weights& w);
+SplitK SplitRow(const Weights& w);
 void MultiplyRow(Stream stream, const Weights& w, const Codes& codes, const float* bias, const float* residual, float* y);
 
-Cut CutRows(const Weights& w, int64_t rows);
+SplitK SplitRows(const Weights& w, int64_t rows);
 void MultiplyRows(Stream stream, const Weights& w, const Codes& codes, int64_t rows, const float* bias, const float* residual, float* y);
 
-inline Cut CutOf(const Weights& w, int64_t rows) { return rows == 1 ? CutRow(w) : CutRows(w, rows); }
+inline SplitK SplitOf(const Weights& w, int64_t rows) { return rows == 1 ? SplitRow(w) : SplitRows(w, rows); }
 
 }  // namespace sol::cuda

@@ -1,4 +1,17 @@
-// Products of one row, by integer dot products of four bytes. Channel-major matrices are read only where the row has channels left.
+// One row times a matrix, by integer dot products of four bytes (dp4a): y [N] = x [K] W + bias + residual.
+//
+// With x[k] = a C[k] in every block of 32 channels and W as common/nested_format.h has it,
+//
+//   y[n] = sum over blocks of a/32 s (2 sum over the block's k of (16 q + 4 b + c)[k, n] C[k] - (2 z + 2 center) sum of C[k])
+//
+// at 4 bits without b and c, at 6 bits without c; center is 0, 6.5 or 8, so that twice of it is an integer, and the brackets are exact.
+//
+//   ChannelRowKernel   base [K, N/2]. A thread block has 256 outputs and a split of the channels; its warps divide these. Only the rows of
+//                      active channels are read. A lane has eight successive outputs, a 32-bit word of a row; four rows are transposed to
+//                      words of one output's four channels. Residual planes are read with outputs lane, lane + 32, …
+//   ColumnKernel       base [K/32, N, 16]. A thread has one output: 16 bytes of base and 8 of each plane a block of channels.
+//
+// The last thread block of 256 outputs adds the splits up, always in the same order.
 
 #include "cuda/device/block.h"
 #include "cuda/matmul/matmul_kernels.h"
@@ -42,7 +55,7 @@ __device__ __forceinline__ uint32_t LoadOctet(const uint8_t* at, int count) {
 // kWords, n is one that has eight outputs.
 template <int kBits, bool kWords>
 __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n, float (&sums)[kOctet]) {
-  constexpr int kParts = kPartsOf<kBits>;
+  constexpr int kHalves = kHalvesOf<kBits>;
   const int count = kWords || w.N - n > kOctet ? kOctet : w.N - n;
   const int64_t at = block * w.N + n;
   const uint8_t* base = w.base + block * kBlock * static_cast<int64_t>(w.N / 2) + n / 2;
@@ -66,7 +79,7 @@ __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x
   }
 
   // The sums of even outputs are of the low nibbles themselves, those of odd ones of sixteen times the high ones.
-  int dots[kOctet][kParts] = {};
+  int dots[kOctet][kHalves] = {};
   const int quads = x.quads[slot];
 #pragma unroll 1
   for (int first = 0; first < quads; first += kQuadsAtOnce) {
@@ -86,12 +99,12 @@ __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x
       uint32_t pairs[4];
       TransposeBytes(words[q], pairs);
 #pragma unroll
-      for (int p = 0; p < kParts; ++p) {
-        const uint32_t codes = x.codes[p][slot][first + q];
+      for (int h = 0; h < kHalves; ++h) {
+        const uint32_t codes = x.codes[h][slot][first + q];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          dots[2 * i][p] = DotBytes(pairs[i] & kLowNibbles, codes, dots[2 * i][p]);
-          dots[2 * i + 1][p] = DotBytes(pairs[i] & kHighNibbles, codes, dots[2 * i + 1][p]);
+          dots[2 * i][h] = DotBytes(pairs[i] & kLowNibbles, codes, dots[2 * i][h]);
+          dots[2 * i + 1][h] = DotBytes(pairs[i] & kHighNibbles, codes, dots[2 * i + 1][h]);
         }
       }
     }
@@ -108,18 +121,18 @@ __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x
 // What the residual planes add to output n. All lanes of a warp read what lies side by side.
 template <int kBits>
 __device__ __forceinline__ float ResidualPart(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n) {
-  constexpr int kParts = kPartsOf<kBits>;
+  constexpr int kHalves = kHalvesOf<kBits>;
   const int64_t at = block * w.N + n;
   const uint2 plane1 = __ldg(reinterpret_cast<const uint2*>(w.plane1) + at);
   const uint2 plane2 = kBits == 8 ? __ldg(reinterpret_cast<const uint2*>(w.plane2) + at) : make_uint2(0, 0);
   const float scale = HalfToFloat(__ldg(w.scale + at));
-  int dots[kParts] = {};
+  int dots[kHalves] = {};
 #pragma unroll
   for (int word = 0; word < 8; ++word) {
     const uint32_t codes =
         word % 2 == 0 ? Residual<kBits>(plane1.x, plane2.x, word / 2) : Residual<kBits>(plane1.y, plane2.y, word / 2);
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) dots[p] = DotBytes(codes, x.phased[p][slot][word], dots[p]);
+    for (int h = 0; h < kHalves; ++h) dots[h] = DotBytes(codes, x.phased[h][slot][word], dots[h]);
   }
   return x.step[slot] * scale * static_cast<float>(2 * Whole(dots));
 }
@@ -129,7 +142,7 @@ __device__ __forceinline__ float ResidualPart(const Weights& w, const ChannelSha
 template <int kBits, bool kWords>
 __global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3) ChannelRowKernel(Weights w, Codes x, int blocks_a_warp, const float* bias, const float* residual,
                                                                 float* y) {
-  constexpr int kParts = kPartsOf<kBits>;
+  constexpr int kHalves = kHalvesOf<kBits>;
   SOL_SHARED(ChannelShared, shared);
   SOL_SHARED(ChannelSums, result);
   const int thread = static_cast<int>(threadIdx.x), lane = Lane(), warp = WarpOfBlock();
@@ -143,10 +156,10 @@ __global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3) Ch
     const int64_t at = (first + slot) * int64_t{8} + word;
     const uint32_t rows = x.quad_rows[at], pitch = static_cast<uint32_t>(w.N / 2);
     shared.offsets[slot][word] = make_uint4((rows & 0xff) * pitch, (rows >> 8 & 0xff) * pitch, (rows >> 16 & 0xff) * pitch, (rows >> 24) * pitch);
-    for (int p = 0; p < kParts; ++p) {
-      const int64_t part = p * int64_t{8} * blocks;
-      shared.codes[p][slot][word] = x.quad_codes[part + at];
-      if (kBits > 4) shared.phased[p][slot][word] = reinterpret_cast<const uint32_t*>(x.phased)[part + at];
+    for (int h = 0; h < kHalves; ++h) {
+      const int64_t half = h * int64_t{8} * blocks;
+      shared.codes[h][slot][word] = x.quad_codes[half + at];
+      if (kBits > 4) shared.phased[h][slot][word] = reinterpret_cast<const uint32_t*>(x.phased)[half + at];
     }
     if (word == 0) {
       shared.quads[slot] = x.quads[first + slot];
@@ -213,7 +226,7 @@ struct ColumnShared {
 // Block-major, one output a thread: 16 bytes of base and 8 of each plane a block of channels, side by side in a warp.
 template <int kBits>
 __global__ void __launch_bounds__(kColumnThreads) ColumnKernel(Weights w, Codes x, const float* bias, const float* residual, float* y) {
-  constexpr int kParts = kPartsOf<kBits>;
+  constexpr int kHalves = kHalvesOf<kBits>;
   SOL_SHARED(ColumnShared, shared);
   const int thread = static_cast<int>(threadIdx.x), blocks = w.K / kBlock;
   const int n = static_cast<int>(blockIdx.x) * kColumnThreads + thread;
@@ -228,10 +241,10 @@ __global__ void __launch_bounds__(kColumnThreads) ColumnKernel(Weights w, Codes 
     __syncthreads();
     for (int i = thread; i < count * 8; i += kColumnThreads) {
       const int slot = i / 8, word = i % 8;
-      for (int p = 0; p < kParts; ++p) {
-        const int64_t at = (static_cast<int64_t>(p) * blocks + first + slot) * 8 + word;
-        shared.even_odd[p][slot][word] = reinterpret_cast<const uint32_t*>(x.even_odd)[at];
-        if (kBits > 4) shared.phased[p][slot][word] = reinterpret_cast<const uint32_t*>(x.phased)[at];
+      for (int h = 0; h < kHalves; ++h) {
+        const int64_t at = (static_cast<int64_t>(h) * blocks + first + slot) * 8 + word;
+        shared.even_odd[h][slot][word] = reinterpret_cast<const uint32_t*>(x.even_odd)[at];
+        if (kBits > 4) shared.phased[h][slot][word] = reinterpret_cast<const uint32_t*>(x.phased)[at];
       }
       if (word == 0) {
         shared.step[slot] = x.step[first + slot];
@@ -249,19 +262,19 @@ __global__ void __launch_bounds__(kColumnThreads) ColumnKernel(Weights w, Codes 
       const float scale = HalfToFloat(__ldg(w.scale + at + read));
       const int zero = __ldg(w.zero + at + read);
       const uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
-      int low[kParts] = {}, rest[kParts] = {};
+      int low[kHalves] = {}, rest[kHalves] = {};
 #pragma unroll
-      for (int p = 0; p < kParts; ++p) {
+      for (int h = 0; h < kHalves; ++h) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          low[p] = DotBytes(words[i] & kLowNibbles, shared.even_odd[p][slot][i], low[p]);
-          rest[p] = DotBytes(words[i] & kHighNibbles, shared.even_odd[p][slot][4 + i], rest[p]);
+          low[h] = DotBytes(words[i] & kLowNibbles, shared.even_odd[h][slot][i], low[h]);
+          rest[h] = DotBytes(words[i] & kHighNibbles, shared.even_odd[h][slot][4 + i], rest[h]);
         }
         if constexpr (kBits > 4) {
 #pragma unroll
           for (int word = 0; word < 8; ++word) {
             const uint32_t codes = word % 2 == 0 ? Residual<kBits>(b.x, c.x, word / 2) : Residual<kBits>(b.y, c.y, word / 2);
-            rest[p] = DotBytes(codes, shared.phased[p][slot][word], rest[p]);
+            rest[h] = DotBytes(codes, shared.phased[h][slot][word], rest[h]);
           }
         }
       }
@@ -289,7 +302,7 @@ void MultiplyRowOf(Stream stream, const Weights& w, const Codes& codes, const fl
 
 }  // namespace
 
-Cut CutRow(const Weights& w) {
+SplitK SplitRow(const Weights& w) {
   if (!w.channel_major) return {1, 0};
   // Enough warps to keep every multiprocessor's loads coming, and no more shares to add up than that takes.
   constexpr int64_t kWarpsWanted = 16;

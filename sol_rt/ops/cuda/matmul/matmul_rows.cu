@@ -1,5 +1,14 @@
-// Products of several rows by the matrix instruction m16n8k32 of bytes: a block of 32 channels is its depth, so that every instruction's
-// integer sums get the block's scales. Weights become bytes of whole codes in shared memory once for all rows of a block of threads.
+// Several rows times a matrix, by the matrix instruction m16n8k32 of bytes: y [rows, N] = x [rows, K] W + bias + residual.
+//
+// The formula is that of matmul_row.cu. A block of 32 channels is the depth of the instruction, so that each instruction's integer sums get
+// the block's scales. A thread block has 128 outputs, 16 or 64 rows and a split of the channels. Weights become bytes 16 q + 4 b + c in shared
+// memory once for all its rows:
+//
+//   codes [8, 128]    words of four channels of one output; word 2 i + w has channels i + 16 w + {0, 4, 8, 12}, the order `phased`
+//   a                 fragments of the rows' codes, int8 [16, 32]; b: of the weights, uint8 [32, 8]
+//   sums              a lane has rows lane / 4 and lane / 4 + 8 of outputs 2 (lane % 4) and the next one
+//
+// The last thread block of a tile adds the splits up, always in the same order.
 
 #include "cuda/device/block.h"
 #include "cuda/matmul/matmul_kernels.h"
@@ -112,7 +121,7 @@ __device__ __forceinline__ void AddResiduals(const Loaded& loaded, TileShared& s
 template <int kBits, bool kChannelMajor, int kRowTiles>
 __global__ void __launch_bounds__(kThreads) TileKernel(Weights w, Codes x, int64_t rows, int blocks_a_share, const float* bias, const float* residual,
                                                        float* y) {
-  constexpr int kParts = kPartsOf<kBits>;
+  constexpr int kHalves = kHalvesOf<kBits>;
   constexpr int kTiles = kOutputs / kTileOutputs * kRowTiles / kWarps;  // of a warp
   SOL_SHARED(TileShared, shared);
   const int lane = Lane(), warp = WarpOfBlock(), group = lane / 4, member = lane % 4;
@@ -138,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) TileKernel(Weights w, Codes x, int64
     __syncthreads();
     if (block + 1 < end) loaded = Load<kBits, kChannelMajor>(w, block + 1, n0);
 
-    uint32_t a[kParts][4];
+    uint32_t a[kHalves][4];
     float step[2];
     int sum[2];
 #pragma unroll
@@ -146,26 +155,26 @@ __global__ void __launch_bounds__(kThreads) TileKernel(Weights w, Codes x, int64
       step[r] = x.step[own[r] * blocks + block];
       sum[r] = x.sum[own[r] * blocks + block];
 #pragma unroll
-      for (int p = 0; p < kParts; ++p) {
-        const auto* codes = reinterpret_cast<const uint32_t*>(x.phased + (own[r] * kParts + p) * w.K + block * kBlock);
-        a[p][r] = codes[member];
-        a[p][2 + r] = codes[4 + member];
+      for (int h = 0; h < kHalves; ++h) {
+        const auto* codes = reinterpret_cast<const uint32_t*>(x.phased + (own[r] * kHalves + h) * w.K + block * kBlock);
+        a[h][r] = codes[member];
+        a[h][2 + r] = codes[4 + member];
       }
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int column = (first_tile + tile) * kTileOutputs;
       const uint32_t b[2] = {shared.codes[member][column + group], shared.codes[4 + member][column + group]};
-      int dots[kParts][4] = {};
+      int dots[kHalves][4] = {};
 #pragma unroll
-      for (int p = 0; p < kParts; ++p) MultiplyTile(dots[p], a[p], b);
+      for (int h = 0; h < kHalves; ++h) MultiplyTile(dots[h], a[h], b);
       const float2 scales = *reinterpret_cast<const float2*>(&shared.scale[column + 2 * member]);
       const int2 zeros = *reinterpret_cast<const int2*>(&shared.zero[column + 2 * member]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int r = i / 2;
         int whole = dots[0][i];
-        if constexpr (kParts == 2) whole = 254 * whole + dots[1][i];
+        if constexpr (kHalves == 2) whole = kHalfStep * whole + dots[1][i];
         const float scale = i % 2 == 0 ? scales.x : scales.y;
         const int zero = i % 2 == 0 ? zeros.x : zeros.y;
         sums[tile][i] += step[r] * scale * static_cast<float>(2 * whole - zero * sum[r]);
@@ -192,8 +201,8 @@ __global__ void __launch_bounds__(kThreads) TileKernel(Weights w, Codes x, int64
     each([](float& result, int64_t, int) { result = 0.0f; });
 #pragma unroll 1
     for (unsigned s = 0; s < gridDim.z; ++s) {
-      const float* part = x.partial + s * rows * w.N;
-      each([&](float& result, int64_t at, int) { result += __ldcg(part + at); });
+      const float* split = x.partial + s * rows * w.N;
+      each([&](float& result, int64_t at, int) { result += __ldcg(split + at); });
     }
   }
   each([&](float& result, int64_t at, int n) {
@@ -217,7 +226,7 @@ void MultiplyRowsOf(Stream stream, const Weights& w, const Codes& codes, int64_t
 
 }  // namespace
 
-Cut CutRows(const Weights& w, int64_t rows) {
+SplitK SplitRows(const Weights& w, int64_t rows) {
   const int64_t blocks = w.K / kBlock, tiles = DivideUp(w.N, kOutputs) * DivideUp(rows, RowTiles(rows) * kTileRows);
   constexpr int64_t kBlocksWanted = 4, kMostSplits = 32;  // a multiprocessor; more shares cost more to add up than they hide
   int64_t splits = kBlocksWanted * Multiprocessors() / tiles;

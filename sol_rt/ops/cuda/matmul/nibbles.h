@@ -40,12 +40,12 @@ __device__ __forceinline__ float Centred(int codes, int zero, int sum) {
 }
 
 template <int kBits>
-constexpr int kPartsOf = kBits == 8 ? 2 : 1;
+constexpr int kHalvesOf = kBits == 8 ? 2 : 1;
 
-// The dot product of the whole codes of its parts'.
-template <int kParts>
-__device__ __forceinline__ int Whole(const int (&dots)[kParts]) {
-  if constexpr (kParts == 2) return 254 * dots[0] + dots[1];
+// The dot product of the whole codes of its halves'.
+template <int kHalves>
+__device__ __forceinline__ int Whole(const int (&dots)[kHalves]) {
+  if constexpr (kHalves == 2) return kHalfStep * dots[0] + dots[1];
   return dots[0];
 }
 

@@ -1,5 +1,14 @@
-// Rows on their way into a product: norm or activation, the channels of largest magnitude, codes. A block a row; of a single row several,
-// which all find out what is kept and divide the codes.
+// Rows on their way into a product: a norm or the activation, the active channels of largest magnitude, codes.
+//
+//   Source -> v [rows, K]    v = x, or RMS norm or layer norm of x, or act(x), or act(x[:, :K]) x[:, K:]
+//   active                   v[k] = 0 for all but the `active` channels of largest |v[k]|; of equal ones the first stay
+//   codes                    in every block of 32 channels C = round-half-even(v / a), a = max |v| / most; most is 127, and 32258 for a
+//                            matrix at 8 bits, where C = 254 c1 + c2 is stored as two halves of int8. step = a / 32, sum = the sum of C
+//
+// For one row and a channel-major matrix the channels with C != 0 are listed as well, in quads of one block each.
+//
+// A thread block has a row; of a single row several, which all find out what is active and divide the codes. A warp has a block of 32
+// channels, a channel a lane.
 
 #include "cuda/device/block.h"
 #include "cuda/matmul/matmul_kernels.h"
@@ -11,7 +20,6 @@ constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMostShares = 8;
 constexpr int kMostShared = 48 * 1024 - 10 * 1024;  // bytes of a row's values beside what the selection needs
-constexpr int kPartStep = 254;
 
 __device__ __forceinline__ uint32_t MagnitudeBits(float value) { return __float_as_uint(value) & 0x7fffffffu; }
 
@@ -32,21 +40,21 @@ __device__ __forceinline__ float Activated(Activation activation, float x) {
 }
 
 // One of the block's 32 channels a lane. `poison` spoils what comes of the block.
-template <int kParts>
+template <int kHalves>
 __device__ void QuantizeBlock(float value, bool poison, int64_t row, int block, int K, const Codes& out) {
-  constexpr int kMost = kParts == 1 ? 127 : 127 * kPartStep;
+  constexpr int kMost = kHalves == 1 ? 127 : 127 * kHalfStep;
   const int lane = Lane(), blocks = K / kBlock;
   // A maximum of bits, not of floats: NaN wins, and spoils the outputs as it should.
   const float a = __uint_as_float(WarpMax(MagnitudeBits(value))) / static_cast<float>(kMost);
   int code = a > 0.0f ? __float2int_rn(value / a) : 0;
   code = code > kMost ? kMost : code < -kMost ? -kMost : code;
   const int sum = WarpSum(code);
-  int parts[kParts];
-  if constexpr (kParts == 2) {
-    parts[0] = __float2int_rn(static_cast<float>(code) * (1.0f / kPartStep));
-    parts[1] = code - kPartStep * parts[0];
+  int halves[kHalves];
+  if constexpr (kHalves == 2) {
+    halves[0] = __float2int_rn(static_cast<float>(code) * (1.0f / kHalfStep));
+    halves[1] = code - kHalfStep * halves[0];
   } else {
-    parts[0] = code;
+    halves[0] = code;
   }
   if (lane == 0) {
     out.step[row * blocks + block] = poison ? __uint_as_float(0x7fc00000u) : a / 32.0f;
@@ -55,10 +63,10 @@ __device__ void QuantizeBlock(float value, bool poison, int64_t row, int block, 
   const int phased = lane % 4 * 8 + lane / 16 * 4 + lane / 4 % 4;
   const int even_odd = lane % 2 * 16 + lane / 2;
 #pragma unroll
-  for (int p = 0; p < kParts; ++p) {
-    const int64_t at = (row * kParts + p) * K + block * kBlock;
-    if (out.phased != nullptr) out.phased[at + phased] = static_cast<int8_t>(parts[p]);
-    if (out.even_odd != nullptr) out.even_odd[at + even_odd] = static_cast<int8_t>(parts[p]);
+  for (int h = 0; h < kHalves; ++h) {
+    const int64_t at = (row * kHalves + h) * K + block * kBlock;
+    if (out.phased != nullptr) out.phased[at + phased] = static_cast<int8_t>(halves[h]);
+    if (out.even_odd != nullptr) out.even_odd[at + even_odd] = static_cast<int8_t>(halves[h]);
   }
   if (out.quads == nullptr) return;
   const uint32_t active = __ballot_sync(kAllLanes, code != 0);
@@ -70,12 +78,12 @@ __device__ void QuantizeBlock(float value, bool poison, int64_t row, int block, 
     const int at = __popc(active & ((1u << lane) - 1u));
     rows[at] = static_cast<uint8_t>(lane);
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) codes[p * K + at] = static_cast<int8_t>(parts[p]);
+    for (int h = 0; h < kHalves; ++h) codes[h * K + at] = static_cast<int8_t>(halves[h]);
     // Codes of zero up to the full quad, for the last row once more: no other row is read.
     if (at == count - 1) {
       for (int i = count; i < padded; ++i) {
         rows[i] = static_cast<uint8_t>(lane);
-        for (int p = 0; p < kParts; ++p) codes[p * K + i] = 0;
+        for (int h = 0; h < kHalves; ++h) codes[h * K + i] = 0;
       }
     }
   }
@@ -86,8 +94,8 @@ struct QuantizeShared {
   SelectMemory select;
 };
 
-template <int kParts>
-__global__ void __launch_bounds__(kThreads, 1) QuantizeKernel(Source source, Keep keep, int K, Codes out) {
+template <int kHalves>
+__global__ void __launch_bounds__(kThreads, 1) QuantizeKernel(Source source, ActiveChannels active, int K, Codes out) {
   SOL_SHARED(QuantizeShared, shared);
   SOL_DYNAMIC_SHARED(dynamic);
   const int64_t row = blockIdx.x;
@@ -127,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1) QuantizeKernel(Source source, Kee
     }
   }
 
-  const int64_t wanted = keep.count != nullptr ? *keep.count : 0;
+  const int64_t wanted = active.count != nullptr ? *active.count : 0;
   const bool poison = wanted < 0 || wanted > K;
   if (wanted > 0 && wanted < K) {
     const auto magnitude = [&](int64_t i, uint32_t& key) {
@@ -150,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1) QuantizeKernel(Source source, Kee
     }
   }
   for (int block = share * kWarps + WarpOfBlock(); block < K / kBlock; block += shares * kWarps) {
-    QuantizeBlock<kParts>(values[block * kBlock + Lane()], poison, row, block, K, out);
+    QuantizeBlock<kHalves>(values[block * kBlock + Lane()], poison, row, block, K, out);
   }
 }
 
@@ -162,32 +170,32 @@ int Shares(const Weights& w, int64_t rows) {
 
 }  // namespace
 
-void Quantize(Stream stream, const Weights& w, const Source& source, Keep keep, int64_t rows, const Codes& codes) {
+void Quantize(Stream stream, const Weights& w, const Source& source, ActiveChannels active, int64_t rows, const Codes& codes) {
   const size_t shared = codes.values != nullptr ? 0 : static_cast<size_t>(w.K) * sizeof(float);
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(Shares(w, rows)));
-  Launch(Parts(w.bits) == 2 ? QuantizeKernel<2> : QuantizeKernel<1>, grid, kThreads, shared, stream, source, keep, w.K, codes);
+  Launch(Halves(w.bits) == 2 ? QuantizeKernel<2> : QuantizeKernel<1>, grid, kThreads, shared, stream, source, active, w.K, codes);
 }
 
 Codes PlaceCodes(const Weights& w, int64_t rows, Scratch& scratch) {
   Codes codes;
-  const size_t blocks = static_cast<size_t>(w.K / kBlock), parts = static_cast<size_t>(Parts(w.bits)), count = static_cast<size_t>(rows);
+  const size_t blocks = static_cast<size_t>(w.K / kBlock), halves = static_cast<size_t>(Halves(w.bits)), count = static_cast<size_t>(rows);
   const size_t K = static_cast<size_t>(w.K);
-  codes.phased = scratch.Take<int8_t>(count * parts * K);
+  codes.phased = scratch.Take<int8_t>(count * halves * K);
   codes.step = scratch.Take<float>(count * blocks);
   codes.sum = scratch.Take<int32_t>(count * blocks);
   if (rows == 1 && w.channel_major) {
     codes.quad_rows = scratch.Take<uint32_t>(blocks * 8);
-    codes.quad_codes = scratch.Take<uint32_t>(parts * blocks * 8);
+    codes.quad_codes = scratch.Take<uint32_t>(halves * blocks * 8);
     codes.quads = scratch.Take<int32_t>(blocks);
   }
-  if (rows == 1 && !w.channel_major) codes.even_odd = scratch.Take<int8_t>(parts * K);
+  if (rows == 1 && !w.channel_major) codes.even_odd = scratch.Take<int8_t>(halves * K);
   if (K * sizeof(float) > kMostShared) codes.values = scratch.Take<float>(static_cast<size_t>(rows > kMostShares ? rows : kMostShares) * K);
-  const Cut cut = CutOf(w, rows);
-  codes.splits = cut.splits;
-  codes.count_of_counters = cut.counters;
-  if (cut.splits > 1) {
-    codes.partial = scratch.Take<float>(static_cast<size_t>(cut.splits) * count * static_cast<size_t>(w.N));
-    codes.counters = scratch.Take<uint32_t>(static_cast<size_t>(cut.counters));
+  const SplitK split = SplitOf(w, rows);
+  codes.splits = split.splits;
+  codes.count_of_counters = split.counters;
+  if (split.splits > 1) {
+    codes.partial = scratch.Take<float>(static_cast<size_t>(split.splits) * count * static_cast<size_t>(w.N));
+    codes.counters = scratch.Take<uint32_t>(static_cast<size_t>(split.counters));
   }
   return codes;
 }

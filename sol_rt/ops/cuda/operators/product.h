@@ -11,8 +11,8 @@
 
 namespace sol::cuda {
 
-// Output 0 of the operator `op`, of the channels of each row that `keep` counts.
-inline void MultiplyInput(Context& context, const char* op, const Weights& w, Keep keep) {
+// Output 0 of the operator `op`, of the channels of each row that `active` counts.
+inline void MultiplyInput(Context& context, const char* op, const Weights& w, ActiveChannels active) {
   const Tensor x = context.Input(0);
   ExpectChannels(op, x, static_cast<size_t>(w.K));
   auto shape = x.dims;
@@ -25,7 +25,7 @@ inline void MultiplyInput(Context& context, const char* op, const Weights& w, Ke
   Codes codes;
   const Run run(context, op);
   run.WithScratch([&](Scratch& scratch) { codes = PlaceCodes(w, std::min(rows, kRowsAtOnce), scratch); },
-                  [&] { QuantizeAndMultiply(run.Queue(), w, source, keep, rows, codes, nullptr, nullptr, y); });
+                  [&] { QuantizeAndMultiply(run.Queue(), w, source, active, rows, codes, nullptr, nullptr, y); });
 }
 
 }  // namespace sol::cuda

@@ -1,4 +1,4 @@
-// PrunedMatMul(x, keep, base, scale, zero[, plane1[, plane2]]) -> y: the `keep` largest channels of x [..., K] times a channel-major
+// PrunedMatMul(x, active, base, scale, zero[, plane1[, plane2]]) -> y: the `active` largest channels of x [..., K] times a channel-major
 // matrix.
 
 #include <array>
@@ -13,12 +13,12 @@ namespace {
 class PrunedMatMul {
  public:
   static constexpr const char* kName = "PrunedMatMul";
-  static constexpr auto kInputs = Join(std::array<Port, 2>{{{"x", kFloat}, {"keep", kInt64}}}, kMatrixInputs<kUInt4>);
+  static constexpr auto kInputs = Join(std::array<Port, 2>{{{"x", kFloat}, {"active", kInt64}}}, kMatrixInputs<kUInt4>);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
-  explicit PrunedMatMul(const Attributes& attributes) : matrix_(ReadMatrix(attributes)), keep_(attributes, kName, 1, "keep") {}
+  explicit PrunedMatMul(const Attributes& attributes) : matrix_(ReadMatrix(attributes)), active_(attributes, kName, 1, "active") {}
 
-  void Compute(Context& context) const { cuda::MultiplyInput(context, kName, matrix_.Read(context), {keep_.Where(context)}); }
+  void Compute(Context& context) const { cuda::MultiplyInput(context, kName, matrix_.Read(context), {active_.Where(context)}); }
 
  private:
   static cuda::MatrixInput ReadMatrix(const Attributes& attributes) {
@@ -27,7 +27,7 @@ class PrunedMatMul {
   }
 
   cuda::MatrixInput matrix_;
-  CountInput keep_;
+  CountInput active_;
 };
 
 }  // namespace
