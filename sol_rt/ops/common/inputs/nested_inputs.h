@@ -4,6 +4,7 @@
 #include <array>
 #include <string>
 
+#include "common/activation.h"
 #include "common/nested_format.h"
 #include "common/onnx/op.h"
 
@@ -75,7 +76,7 @@ inline void ExpectInputs(const Attributes& attributes, const char* op, size_t ex
   const size_t count = attributes.InputCount();
   if (count != expected) {
     throw Error(std::string(op) + ": got " + std::to_string(count) + " inputs, expected " + std::to_string(expected) +
-                " at this width; export the bundle again");
+                " at its bits; export the bundle again");
   }
 }
 
@@ -99,6 +100,15 @@ inline MatrixSize PrunedMatrixSize(const Attributes& attributes, const char* op)
   }
   ExpectInputs(attributes, op, static_cast<size_t>(5 + PlanesAt(size.bits)));
   return size;
+}
+
+inline Activation ReadActivation(const Attributes& attributes, const char* op) {
+  const std::string name = attributes.String("activation");
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "relu") return Activation::kRelu;
+  throw Error(std::string(op) + ": attribute activation: got " + name + ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
 }
 
 // The inputs of PrunedMLP that depend on its bits.

@@ -156,11 +156,6 @@ class Context {
 
   OrtKernelContext* Raw() const { return context_; }
 
-  size_t InputCount() const {
-    size_t count = 0;
-    Check(Api().KernelContext_GetInputCount(context_, &count));
-    return count;
-  }
   // Null data where an optional input is absent.
   Tensor Input(size_t index) const {
     const OrtValue* value = nullptr;

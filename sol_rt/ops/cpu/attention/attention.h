@@ -1,7 +1,6 @@
 // Attention over the cache: one token by a team, or many tokens. docs/bundle.md section 3, SparseAttention, is its specification.
 #pragma once
 
-#include <array>
 #include <cstddef>
 
 #include "common/inputs/attention_inputs.h"

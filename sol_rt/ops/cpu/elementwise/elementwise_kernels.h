@@ -3,9 +3,9 @@
 
 #include <cstddef>
 
-namespace sol {
+#include "common/activation.h"
 
-enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
+namespace sol {
 
 struct ElementwiseKernels {
   // h[i] = act(gate[i]) * up[i], or act(gate[i]) where up is null. h may be gate.

@@ -1,7 +1,8 @@
 #include "cpu/layer/mlp.h"
 
 #include <algorithm>
-#include <string>
+
+#include "common/inputs/nested_inputs.h"
 
 namespace sol {
 namespace {
@@ -12,16 +13,6 @@ constexpr size_t kTokensAChunk = 512;  // bounds the scratch memory of a long pr
 // The first matrix has many outputs, so few splits: two keep two members busy, and what is added up is small.
 constexpr SplitK kUpSplit{2, 32768};
 constexpr SplitK kDownSplit{4, 2048};
-
-Activation ReadActivation(const Attributes& attributes, const char* op) {
-  const std::string name = attributes.String("activation");
-  if (name == "silu") return Activation::kSilu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "relu") return Activation::kRelu;
-  throw Error(std::string(op) + ": attribute activation: got " + name +
-              ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
-}
 
 }  // namespace
 

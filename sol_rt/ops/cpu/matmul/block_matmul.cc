@@ -7,17 +7,12 @@ constexpr size_t kTokensAtOnce = 128;  // a task's sums stay in the core's own c
 
 }  // namespace
 
-void BlockMatMul::Product(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const {
+void BlockMatMul::Product(const TokenInput& x, size_t task, size_t tasks, float* y) const {
   const Range outputs = ShareOf(w_.N, kStep, task, tasks);
-  if (outputs.begin == outputs.end) return;
-  BestMatMulKernels().row_block_major(w_, x.Codes(), outputs.begin, outputs.end, y);
-  for (const float* added : {bias_, residual}) {
-    if (added == nullptr) continue;
-    for (size_t n = outputs.begin; n < outputs.end; ++n) y[n] += added[n];
-  }
+  if (outputs.begin < outputs.end) BestMatMulKernels().row_block_major(w_, x.Codes(), outputs.begin, outputs.end, y);
 }
 
-void BlockMatMul::Rows(const Context& context, const float* x, size_t tokens, const float* residual, float* y) const {
+void BlockMatMul::Rows(const Context& context, const float* x, size_t tokens, float* y) const {
   const MatMulKernels& kernels = BestMatMulKernels();
   const size_t blocks = w_.K / kBlock;
   thread_local Buffer memory;
@@ -38,14 +33,7 @@ void BlockMatMul::Rows(const Context& context, const float* x, size_t tokens, co
     const size_t count = std::min(kTokensAtOnce, tokens - first), width = std::min(kTile, w_.N - n);
     alignas(64) float sums[kTokensAtOnce * kTile];
     kernels.tile_block_major(w_, q, first, count, n, sums);
-    for (size_t t = 0; t < count; ++t) {
-      const size_t at = (first + t) * w_.N + n;
-      for (size_t i = 0; i < width; ++i) {
-        float sum = sums[t * kTile + i];
-        if (bias_ != nullptr) sum += bias_[n + i];
-        y[at + i] = residual != nullptr ? residual[at + i] + sum : sum;
-      }
-    }
+    for (size_t t = 0; t < count; ++t) std::copy_n(sums + t * kTile, width, y + (first + t) * w_.N + n);
   });
 }
 

@@ -1,4 +1,4 @@
-// y = x W + bias for a block-major matrix W: one token by a team, or many tokens in tiles.
+// y [N] = x [K] W for a block-major matrix W: one token in tasks that share the outputs, or many tokens in tiles.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,7 @@ namespace sol {
 
 class BlockMatMul {
  public:
-  BlockMatMul() = default;
-  // bias: [N] or null.
-  explicit BlockMatMul(const Nested& w, const float* bias = nullptr) : w_(w), bias_(bias) {}
+  explicit BlockMatMul(const Nested& w) : w_(w) {}
 
   size_t Inputs() const { return w_.K; }
   size_t Outputs() const { return w_.N; }
@@ -25,17 +23,16 @@ class BlockMatMul {
     return TasksOf(w_.N, kStep, kMost, members);
   }
   TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
-  // Writes the outputs of one task; adds `residual` [N] where it is not null.
-  void Product(const TokenInput& x, size_t task, size_t tasks, const float* residual, float* y) const;
+  // Writes the outputs of one task to y [N].
+  void Product(const TokenInput& x, size_t task, size_t tasks, float* y) const;
 
-  // y [tokens, N] of x [tokens, K]; adds `residual` [tokens, N] where it is not null.
-  void Rows(const Context& context, const float* x, size_t tokens, const float* residual, float* y) const;
+  // y [tokens, N] of x [tokens, K].
+  void Rows(const Context& context, const float* x, size_t tokens, float* y) const;
 
  private:
   static constexpr size_t kStep = 32;
 
   Nested w_;
-  const float* bias_ = nullptr;
 };
 
 }  // namespace sol

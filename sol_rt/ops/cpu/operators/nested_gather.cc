@@ -38,7 +38,7 @@ class NestedGather {
     auto shape = ids.dims;
     shape[ids.rank] = static_cast<int64_t>(w_.K);
     float* y = context.Output<float>(0, shape.data(), ids.rank + 1);
-    for (size_t t = 0; t < std::min<size_t>(tokens, 4); ++t) Fetch(static_cast<size_t>(id[t]));
+    for (size_t t = 0; t < std::min<size_t>(tokens, 4); ++t) Prefetch(static_cast<size_t>(id[t]));
     constexpr size_t kRows = 16;
     context.ParallelFor((tokens + kRows - 1) / kRows, [&](size_t task) {
       for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
@@ -49,7 +49,7 @@ class NestedGather {
 
  private:
   // Asks for all blocks of W[:, n] at once: each lies elsewhere.
-  void Fetch(size_t n) const {
+  void Prefetch(size_t n) const {
     for (size_t b = 0; b < w_.K / kBlock; ++b) {
       const size_t at = b * w_.N + n;
       __builtin_prefetch(w_.base + at * 16);

@@ -30,7 +30,7 @@ class NestedMatMul {
     if (tokens == 1) {
       One(context, x.As<float>(), y);
     } else {
-      product_.Rows(context, x.As<float>(), tokens, nullptr, y);
+      product_.Rows(context, x.As<float>(), tokens, y);
     }
   }
 
@@ -41,7 +41,7 @@ class NestedMatMul {
     Place(memory, [&](Arena& arena) { input = product_.PlaceInput(arena); });
     input.Quantize(x);
     const size_t tasks = product_.Tasks(ThreadCount::Estimate());
-    context.ParallelFor(tasks, [&](size_t task) { product_.Product(input, task, tasks, nullptr, y); });
+    context.ParallelFor(tasks, [&](size_t task) { product_.Product(input, task, tasks, y); });
   }
 
   BlockMatMul product_;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/nested_format.h"
 #include "cuda/device/scratch.h"
 
@@ -31,8 +32,6 @@ struct Weights {
 struct ActiveChannels {
   const int64_t* count = nullptr;
 };
-
-enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu };
 
 // The rows that enter a product, float [rows, K].
 struct Source {

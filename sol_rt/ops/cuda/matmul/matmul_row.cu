@@ -140,8 +140,8 @@ __device__ __forceinline__ float ResidualPart(const Weights& w, const ChannelSha
 // A block has kRowOutputs outputs and a share of the channels; its warps divide the channels. The last block of a group of outputs
 // adds the shares up, always in the same order.
 template <int kBits, bool kWords>
-__global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3) ChannelRowKernel(Weights w, Codes x, int blocks_a_warp, const float* bias, const float* residual,
-                                                                float* y) {
+__global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3)
+    ChannelRowKernel(Weights w, Codes x, int blocks_a_warp, const float* bias, const float* residual, float* y) {
   constexpr int kHalves = kHalvesOf<kBits>;
   SOL_SHARED(ChannelShared, shared);
   SOL_SHARED(ChannelSums, result);

@@ -98,13 +98,4 @@ inline MatrixInput OnlyMatrix(const Attributes& attributes, const char* op) {
   return MatrixInput(attributes, op, {1, 2, 3, 4, 5}, false, size.K, size.N, size.bits);
 }
 
-inline Activation ReadActivation(const Attributes& attributes, const char* op) {
-  const std::string name = attributes.String("activation");
-  if (name == "silu") return Activation::kSilu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "relu") return Activation::kRelu;
-  throw Error(std::string(op) + ": attribute activation: got " + name + ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
-}
-
 }  // namespace sol::cuda
