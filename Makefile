@@ -20,7 +20,7 @@ MODEL ?= smollm2-135m
 BUDGET ?= 0.4
 BIN := $(VENV)/bin
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h sol_rt/ops/cuda/*)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
 PEER ?= .venv-peers
 PEERS ?= llama.cpp,genai,optimum

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from random_decoder import hf_config
-from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS
+from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS, SOURCES
 from tiny_bundle import write_bundle
 
 from sol_rt.export.sources.decoder import from_hf_config
@@ -67,12 +67,11 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in NAMES:
         (folder / name).symlink_to(STAND_IN)
     # no code for a device is run: it is made as fast as can be
-    flags += ["-Xcicc", "-O0", "-gencode", "arch=compute_80,code=compute_80", f"-I{OPS / 'cuda'}"]
+    flags += ["-Xcicc", "-O0", "-gencode", "arch=compute_80,code=compute_80", f"-I{OPS}"]
     flags += ["-isystem", str(INCLUDE), '-DSOL_PROVIDER="CUDAExecutionProvider"']
-    sources = [*(OPS / "cuda").glob("*.cu"), *(OPS / "cuda").glob("*.cc"), OPS / "register.cc"]
-    objects = [folder / f"{source.name}.o" for source in sources]
+    objects = [folder / f"{source.name}.o" for source in SOURCES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda source, built: _checked(NVCC, *flags, "-c", source, "-o", built), sources, objects))
+        list(pool.map(lambda source, built: _checked(NVCC, *flags, "-c", source, "-o", built), SOURCES, objects))
     link = ["-shared", "-Wl,--no-undefined", "-Wl,-z,nodelete", f"-L{folder}", "-o", folder / OPERATORS]
     _checked(COMPILER, *link, *objects, "-l:libcudart.so.13")
     return folder

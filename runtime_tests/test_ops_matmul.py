@@ -454,7 +454,7 @@ def test_a_count_of_zero_prunes_nothing(tokens: int, active_up: int, active_down
 @pytest.mark.parametrize(("active_up", "active_down"), [(-1, 96), (65, 96), (64, 97)])
 def test_counts_out_of_range_are_refused(active_up: int, active_down: int) -> None:
     mlp = replace(Mlp.random(np.random.default_rng(15), 64, 96, 4), active_up=active_up, active_down=active_down)
-    with pytest.raises(Exception, match="PrunedMLP: input keep_"):
+    with pytest.raises(Exception, match="PrunedMLP: input active_"):
         run(mlp.model(), np.ones((1, 64), np.float32))
 
 
