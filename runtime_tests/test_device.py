@@ -54,7 +54,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _device(folder: Path, *what: str, **variables: str) -> subprocess.Popen[str]:
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra webgpu")
-    script = str(Path(__file__).with_name("device_run.py"))
+    script = str(Path(__file__).with_name("helpers") / "device_run.py")
     return _python(script, str(folder), *what, **_SOFTWARE, **variables)
 
 

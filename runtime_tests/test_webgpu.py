@@ -36,7 +36,7 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
     """Results by variant: the `logits` of every token of the prompt; of unpruned variants those of a `step` behind it
     that reads half the old tokens, and greedy `tokens` with their `margins`."""
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra dev")
-    script = Path(__file__).with_name("webgpu_tokens.py")
+    script = Path(__file__).with_name("helpers") / "webgpu_tokens.py"
     run = subprocess.run(
         [sys.executable, str(script), str(bundle), json.dumps(PROMPT), str(tokens)],
         env={**os.environ, "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"},
