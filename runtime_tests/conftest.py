@@ -43,7 +43,7 @@ def _sessions_share_the_pool() -> Iterator[None]:
 
 def _checkpoint(factory: pytest.TempPathFactory, preset: str) -> Path:
     pytest.importorskip("onnx", reason="exporting comes with the extra export")
-    from random_checkpoint import PRESETS, write_random_checkpoint
+    from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 
     return write_random_checkpoint(factory.mktemp("checkpoint") / preset, PRESETS[preset])
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_decoder import hf_config
 from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS
-from tiny_bundle import write_bundle
 
+from helpers.random_decoder import hf_config
+from helpers.tiny_bundle import write_bundle
 from sol_rt.export.sources.decoder import from_hf_config
 
 WHEEL = Path(os.environ.get("SOL_RT_CUDA_WHEEL", "none"))

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_run import NO_ADAPTER, PROMPT, steps, unpruned
-from greedy import TIE
-from tiny_bundle import write_bundle
 
+from helpers.device_run import NO_ADAPTER, PROMPT, steps, unpruned
+from helpers.greedy import TIE
+from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost import CalibrationTable, Line, RefreshLine, calibration_path, device_string, load_cost_model
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
@@ -37,6 +37,7 @@ def _python(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         env={**environment, **variables},
+        cwd=Path(__file__).parent,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -54,8 +55,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _device(folder: Path, *what: str, **variables: str) -> subprocess.Popen[str]:
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra webgpu")
-    script = str(Path(__file__).with_name("helpers") / "device_run.py")
-    return _python(script, str(folder), *what, **_SOFTWARE, **variables)
+    return _python("-m", "helpers.device_run", str(folder), *what, **_SOFTWARE, **variables)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from test_cli import fails
-from tiny_bundle import write_bundle
 
+from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.cli.measure.eval import _plan
 from sol_rt.errors import UsageError

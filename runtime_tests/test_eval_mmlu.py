@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_cli import fails
 from test_lm_eval import full_logprobs
-from tiny_bundle import write_bundle
 
+from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.quality.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
