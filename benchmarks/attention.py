@@ -36,7 +36,7 @@ def attention_node(layer: int, attributes: Mapping[str, Any], *more: str) -> Nod
     past, present = ([f"{side}_{part}.{layer}" for part in CACHE] for side in ("past", "present"))
     return helper.make_node(
         "SparseAttention",
-        ["qkv", *past, "past_length", "attn_keep", "cos", "sin", *more],
+        ["qkv", *past, "past_length", "kv_pages", "cos", "sin", *more],
         [f"y.{layer}", *present],
         domain="sol",
         **attributes,
@@ -53,7 +53,7 @@ def build(args: argparse.Namespace) -> ModelProto:
     ranks = {
         "qkv": (FLOAT, 3),
         "past_length": (INTEGER, 1),
-        "attn_keep": (INTEGER, 1),
+        "kv_pages": (INTEGER, 1),
         "cos": (FLOAT, 2),
         "sin": (FLOAT, 2),
     }
@@ -119,7 +119,7 @@ class Layers:
         """Shortest time of one layer."""
         self.binding.bind_ortvalue_input("qkv", self.keep(self.qkv[:, :tokens].copy()))
         self.binding.bind_ortvalue_input("past_length", self.keep(np.array([past])))
-        self.binding.bind_ortvalue_input("attn_keep", self.keep(np.array([keep])))
+        self.binding.bind_ortvalue_input("kv_pages", self.keep(np.array([keep])))
         y = self.keep(np.empty((1, tokens, self.heads_width), np.float32))
         for layer in range(self.layers):
             self.binding.bind_ortvalue_output(f"y.{layer}", y)

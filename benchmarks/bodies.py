@@ -32,7 +32,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
 from sol_rt.engine import providers
 from sol_rt.engine.gpu.device_graph import device_graph
-from sol_rt.engine.signature import CHANNEL_INPUTS, CHOICE_DIMS
+from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS
 
 SIZES = {
     "smollm2-135m": {"hidden_size": 576, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "intermediate_size": 1536},
@@ -103,7 +103,7 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
         options.profile_file_prefix = str(Path(folder) / "profile")
         nothing = np.zeros(0, np.int64)
         constants = {"num_logits": np.ones(1, np.int64)}
-        constants |= {} if keep < 100 else {"attn_keep": nothing}
+        constants |= {} if keep < 100 else {"kv_pages": nothing}
         constants |= {} if prunes else dict.fromkeys(CHANNEL_INPUTS, nothing)
         made = device_graph(
             graph,
@@ -111,7 +111,7 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
             bits=bits,
             kv=KvLayout(),
             constants=constants,
-            dims=dict.fromkeys(CHOICE_DIMS, layers),
+            dims=dict.fromkeys(SPARSE_DIMS, layers),
             one_token=True,
             keep=keep,
         )
@@ -123,7 +123,7 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
         feed["past_length"][:] = context
         feed["total_length"][:] = context + 1
         if keep < 100:
-            feed["attn_keep"][:] = Action(keep, 100, bits).pages(context, PAGE_SIZE)
+            feed["kv_pages"][:] = Action(keep, 100, bits).pages(context, PAGE_SIZE)
         session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     cost = Cost()

@@ -330,8 +330,8 @@ def _dial(
     result = measure(engine, bundle, contexts, args.repeats, lambda *_: None, seconds=args.seconds)
     cost = CalibratedCost(bundle.config, result.table)
     model = SolModel(engine, cost)
-    if model.unpaying:
-        yield describe(model.unpaying, engine.provider_name)
+    if model.dominated:
+        yield describe(model.dominated, engine.provider_name)
         yield ""
     depth = contexts[0]
     if depth + args.tokens > bundle.config.model.max_context:

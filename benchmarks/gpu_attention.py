@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout, ModelDims
 from sol_rt.engine.gpu.device_graph import room
 from sol_rt.engine.providers import Provider
-from sol_rt.engine.signature import ROOM
+from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 
@@ -77,7 +77,7 @@ def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: i
     small = {
         "qkv": qkv.astype(np.float32),
         "past_length": np.array([context]),
-        "attn_keep": np.array([keep]),
+        "kv_pages": np.array([keep]),
         "total_length": np.array([context + 1], np.int32),
         "cos": np.cos(angles).astype(np.float32),
         "sin": np.sin(angles).astype(np.float32),
@@ -124,16 +124,16 @@ def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> 
     inputs = {
         "qkv": (TensorProto.FLOAT, [1, 1, (dims.num_heads + 2 * dims.num_kv_heads) * dims.head_dim]),
         "past_length": (TensorProto.INT64, [1]),
-        "attn_keep": (TensorProto.INT64, [1]),
+        "kv_pages": (TensorProto.INT64, [1]),
         "total_length": (TensorProto.INT32, [1]),
         "cos": table,
         "sin": table,
     }
     attributes = shape.attributes
     if percent is None:
-        del inputs["attn_keep"]
+        del inputs["kv_pages"]
     else:
-        attributes |= {ROOM: room(shape.row_pairs, shape.kv_heads, percent, KvLayout())}
+        attributes |= {GATHER_CAPACITY: room(shape.row_pairs, shape.kv_heads, percent, KvLayout())}
     outputs, nodes = {}, []
     for layer in range(LAYERS):
         inputs |= {f"past_{part}.{layer}": kind for part, kind in parts.items()}
@@ -145,7 +145,7 @@ def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> 
         "attention",
         [info(name, *kind) for name, kind in inputs.items()],
         [info(name, *kind) for name, kind in outputs.items()],
-        [] if percent is not None else [helper.make_tensor("attn_keep", TensorProto.INT64, [0], [])],
+        [] if percent is not None else [helper.make_tensor("kv_pages", TensorProto.INT64, [0], [])],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
     return helper.make_model(

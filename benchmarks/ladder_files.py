@@ -80,18 +80,18 @@ def _others(tensors: Sequence[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Plain round-to-nearest: `bits` a weight, `head_bits` in embedding and output matrix. `RTN4` or `RTN4-H8`."""
+    """Plain round-to-nearest: `bits` a weight, `lm_head_bits` in embedding and output matrix. `RTN4` or `RTN4-H8`."""
 
     bits: int
-    head_bits: int
+    lm_head_bits: int
 
     @property
     def name(self) -> str:
-        return f"RTN{self.bits}" + ("" if self.head_bits == self.bits else f"-H{self.head_bits}")
+        return f"RTN{self.bits}" + ("" if self.lm_head_bits == self.bits else f"-H{self.lm_head_bits}")
 
     def bits_a_weight(self, head_share: float) -> float:
         """With what a bundle has beside the codes: a float16 step and a zero point of 8 bits for 32 weights."""
-        return self.bits + (self.head_bits - self.bits) * head_share + (16 + 8) / BLOCK
+        return self.bits + (self.lm_head_bits - self.bits) * head_share + (16 + 8) / BLOCK
 
     @classmethod
     def parse(cls, name: str) -> Rounding:
@@ -179,7 +179,7 @@ class Ladder:
 
             def values(tensor: Any) -> np.ndarray:
                 head = tensor.name in (_EMBEDDING, _OUTPUT)
-                bits = rounding.head_bits if head else rounding.bits
+                bits = rounding.lm_head_bits if head else rounding.bits
                 return round_to_nearest(tensor.data, bits) if tensor.data.ndim > 1 else tensor.data
 
             _write_float32(part, reader, [(tensor, values) for tensor in reader.tensors])

@@ -69,10 +69,10 @@ def pruned_matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int, k
     return node, tensors, k * n * (keep / 2 + (bits - 4) / 8 + 3 / 32)
 
 
-def mlp(rng: np.random.Generator, i: int, bits: int, keep_in: float, keep_mid: float) -> Node:
+def mlp(rng: np.random.Generator, i: int, bits: int, active_up: float, active_down: float) -> Node:
     up = matrix(rng, f"u{i}.", HIDDEN, 2 * INNER, bits, True)
     down = matrix(rng, f"d{i}.", INNER, HIDDEN, bits, True)
-    counts = {f"in{i}": round(keep_in * HIDDEN), f"mid{i}": round(keep_mid * INNER)}
+    counts = {f"in{i}": round(active_up * HIDDEN), f"mid{i}": round(active_down * INNER)}
     tensors = [onnx.numpy_helper.from_array(np.array([count]), name) for name, count in counts.items()]
     tensors += [m[part] for m in (up, down) for part in ("base", "scale", "zero")]
     tensors += [m[part] for part in ("plane1", "plane2") if part in up for m in (up, down)]
@@ -86,7 +86,7 @@ def mlp(rng: np.random.Generator, i: int, bits: int, keep_in: float, keep_mid: f
     }
     node = helper.make_node("PrunedMLP", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", **attributes)
     rest = (bits - 4) / 8 + 3 / 32
-    return node, tensors, HIDDEN * INNER * (2 * (keep_in / 2 + rest) + keep_mid / 2 + rest)
+    return node, tensors, HIDDEN * INNER * (2 * (active_up / 2 + rest) + active_down / 2 + rest)
 
 
 def measure(name: str, made: list[Node], k: int, args: argparse.Namespace) -> float:
@@ -136,9 +136,9 @@ def main() -> None:
     total += measure("mlp, all", [mlp(rng, i, bits, 1, 1) for i in range(LAYERS)], HIDDEN, args)
     if args.tokens == 1:
         total += measure("head", [matmul(rng, i, HIDDEN, VOCAB, bits) for i in range(2)], HIDDEN, args) / 2
-        for keep_in, keep_mid in ((0.83, 0.59), (0.58, 0.34), (0.3, 0.15)):
-            name = f"mlp, {keep_in:.0%} and {keep_mid:.0%}"
-            measure(name, [mlp(rng, i, bits, keep_in, keep_mid) for i in range(LAYERS)], HIDDEN, args)
+        for active_up, active_down in ((0.83, 0.59), (0.58, 0.34), (0.3, 0.15)):
+            name = f"mlp, {active_up:.0%} and {active_down:.0%}"
+            measure(name, [mlp(rng, i, bits, active_up, active_down) for i in range(LAYERS)], HIDDEN, args)
         for keep in (0.8, 0.56):
             measure(
                 f"qkv, {keep:.0%}",

@@ -7,7 +7,8 @@ On the held-out windows of the folder, every action's loss at every position is 
     static    the two actions of the lower hull around the budget in turn, by mean losses of the training windows
     uniform   the decode loop's own schedule, over the same actions
     sol       the policy, through the decode loop's schedule and controller
-    oracle    for every token the action of least divergence + price * cost, in hindsight, at the price at which a
+    oracle    for every token the action of least divergence + multiplier * cost, in hindsight, at the multiplier at
+    which a
               window's mean cost is the budget: no policy can avoid more of the divergence at that cost
 
 Losses are divergences from dense in nats a step, each behind a dense cache, and at the budget's cost exactly, what
@@ -133,14 +134,14 @@ class Bound:
 
 def hindsight(losses: Tensor, costs: Tensor, budget: float) -> Tensor:
     """The actions [n] that lose least, of losses and costs [n, A], at a mean cost of the budget or just below it."""
-    low, high = 0.0, 1e9  # at the highest price the cheapest actions are chosen, however alike costs are
+    low, high = 0.0, 1e9  # at the highest multiplier the cheapest actions are chosen, however alike costs are
     for _ in range(80):
-        price = (low + high) / 2
-        chosen = (losses + price * costs).argmin(1)
+        multiplier = (low + high) / 2
+        chosen = (losses + multiplier * costs).argmin(1)
         if float(costs.gather(1, chosen[:, None]).mean()) > budget:
-            low = price
+            low = multiplier
         else:
-            high = price
+            high = multiplier
     return (losses + high * costs).argmin(1)
 
 

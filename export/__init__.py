@@ -11,7 +11,8 @@ __all__ = ["export_bundle"]
 
 
 def __getattr__(name: str) -> Any:
-    # on first use: the descriptions in here serve the torch twin too, which needs neither onnx nor transformers
+    # on first use: the descriptions in here serve the torch reference model too, which needs neither onnx nor
+    # transformers
     if name == "export_bundle":
         from sol_rt.export.pipeline import export_bundle
 

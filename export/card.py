@@ -16,7 +16,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
     mixed = ""
     if any(variant.bits == MIXED for variant in config.variants.values()):
-        mixed = f" (`q{MIXED}`: its matrices are read at 4, 6 or 8 bits each, by the source's own codes)"
+        mixed = f" (`q{MIXED}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
     lines = [
         "---",
         f"license: {model.license or 'other'}",

@@ -32,6 +32,7 @@ def regraph(folder: Path) -> list[str]:
     if not isinstance(version, int) or not SAME_WEIGHTS_SINCE <= version <= FORMAT_VERSION:
         raise BundleError(path, "format_version", version, f"{SAME_WEIGHTS_SINCE} to {FORMAT_VERSION}")
     document["format_version"] = FORMAT_VERSION
+    document.pop("refresh", None)  # older configs have it; nothing reads it any more
     config = SolConfig.from_json_dict(document, path)
     decoder = from_hf_config(_read(folder / "config.json"), config.model.max_context)
     variants = {variant.file: variant for variant in config.variants.values()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from sol_rt import ops
 from sol_rt._version import __version__
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, Widths
+from sol_rt.bundle.bits import MIXED, Precision
 from sol_rt.bundle.config import (
     CONFIG_NAME,
     KV_DTYPES,
@@ -24,7 +24,6 @@ from sol_rt.bundle.config import (
     FileEntry,
     KvLayout,
     ModelDims,
-    RefreshSpec,
     SolConfig,
     TensorEntry,
     Variant,
@@ -34,7 +33,7 @@ from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
-from sol_rt.export.actions.lm_head_bits import choose_head_widths
+from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
 from sol_rt.export.blob import memory
 from sol_rt.export.blob.mixed_bits import mixed_widths, with_dense_head
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
@@ -182,7 +181,7 @@ def export_bundle(
         config = _seal(folder, config, unhashed, None, None)
         selection: Selection | None = None
         if fitted is not None and held_out is not None:
-            config = choose_head_widths(folder, config, decoder, held_out.windows, report)
+            config = choose_lm_head_bits(folder, config, decoder, held_out.windows, report)
             config = _seal(folder, config, unhashed, None, None)
             pruned = active_channels.with_levels(folder, config, decoder, fitted, report)
             config = _seal(folder, pruned, unhashed, None, None)
@@ -238,10 +237,10 @@ def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = No
 
 def _graph_widths(
     bits: Sequence[int], checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
-) -> tuple[Widths, ...]:
+) -> tuple[Precision, ...]:
     """Of every graph, the dense one first. Raises CheckpointError where a mixed one alone is wanted, and impossible."""
     mixed = mixed_widths(checkpoint, decoder, names) if MIXED in bits else None
-    found = [Widths(width, width) for width in bits if width != MIXED]
+    found = [Precision(width, width) for width in bits if width != MIXED]
     if mixed is not None:
         # without 8 bits it is the dense one: nothing wider is there to take its output matrix for
         found = [*found, mixed] if 8 in bits else [*(each for each in found if each.bits != 6), with_dense_head(mixed)]
@@ -250,7 +249,7 @@ def _graph_widths(
     return tuple(sorted(found, key=lambda widths: -widths.bits))
 
 
-def _left_out(bits: Sequence[int], widths: Sequence[Widths]) -> tuple[str, ...]:
+def _left_out(bits: Sequence[int], widths: Sequence[Precision]) -> tuple[str, ...]:
     return tuple(_LEFT_OUT[width] for width in bits if width not in {each.bits for each in widths})
 
 
@@ -332,7 +331,7 @@ def _write_graphs(
     decoder: Decoder,
     model: ModelDims,
     tensors: Mapping[str, TensorEntry],
-    widths: Sequence[Widths],
+    widths: Sequence[Precision],
     ladders: _Ladders,
     policy: Path | None,
     kv: KvLayout,
@@ -348,7 +347,6 @@ def _write_graphs(
         variants={variant.key: variant for variant in variants},
         actions=tuple(ActionEntry(action, None) for action in actions),
         policy=None,
-        refresh=RefreshSpec(),
         weights_file=WEIGHTS,
         tensors=dict(tensors),
         files={},
@@ -357,14 +355,16 @@ def _write_graphs(
     return config if policy is None else replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
 
 
-def _variant(decoder: Decoder, prune: int, widths: Widths) -> Variant:
+def _variant(decoder: Decoder, prune: int, widths: Precision) -> Variant:
     """Its weight_bytes are not counted yet."""
     key = Action(100, prune, widths.bits).variant
-    keep_in, keep_mid, keep_qkv, keep_o = (
+    active_up, active_down, active_qkv, active_o = (
         (count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder))
     )
     file = f"model.q{widths.bits}.onnx"
-    return Variant(key, file, prune, widths.bits, keep_in, keep_mid, keep_qkv, keep_o, 0, widths.head, widths.layers)
+    return Variant(
+        key, file, prune, widths.bits, active_up, active_down, active_qkv, active_o, 0, widths.head, widths.layers
+    )
 
 
 def _without_dominated(

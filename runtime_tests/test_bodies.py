@@ -180,7 +180,7 @@ def test_pruned_matmul(rows: int, keep: int, bits: int, native: bool) -> None:
 @TWICE
 @BITS
 @pytest.mark.parametrize(
-    ("gated", "activation", "has_bias", "keep_in", "keep_mid"),
+    ("gated", "activation", "has_bias", "active_up", "active_down"),
     [
         (True, "silu", False, 64, 96),
         (True, "silu", False, 40, 33),
@@ -191,7 +191,7 @@ def test_pruned_matmul(rows: int, keep: int, bits: int, native: bool) -> None:
     ],
 )
 def test_pruned_mlp(
-    gated: bool, activation: str, has_bias: bool, keep_in: int, keep_mid: int, bits: int, native: bool
+    gated: bool, activation: str, has_bias: bool, active_up: int, active_down: int, bits: int, native: bool
 ) -> None:
     rng, hidden, intermediate = np.random.default_rng(2), 64, 96
     up_size = intermediate * (2 if gated else 1)
@@ -220,7 +220,7 @@ def test_pruned_mlp(
         "activation": activation,
         "has_bias": int(has_bias),
     }
-    feed = {"x": x, "keep_in": np.array([keep_in]), "keep_mid": np.array([keep_mid])}
+    feed = {"x": x, "active_up": np.array([active_up]), "active_down": np.array([active_down])}
     weights = {name: tensors[name] for name in body.input if name not in feed}
     (y,) = run_operator(body, feed, weights, attributes, native=native)
     biases = {"up_bias": tensors["up_bias"], "down_bias": tensors["down_bias"]} if has_bias else {}
@@ -231,8 +231,8 @@ def test_pruned_mlp(
         (bits, bits),
         gated=gated,
         act=activation,
-        keep_in=keep_in,
-        keep_mid=keep_mid,
+        active_up=active_up,
+        active_down=active_down,
         **biases,
     )
     assert_close(y, expected, (ONE_CODE if bits == 8 else ONE_OPERATOR) if native else 4 * BODY[bits])
@@ -246,7 +246,7 @@ def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
     body = bodies.pruned_mlp(8, hidden=size, intermediate=size, gated=False, activation="relu", has_bias=False)
     x = np.where(rng.random((1, 1, size)) < 0.5, -1, 1).astype(np.float32)
     tensors = {**up.tensors("up", channel_major=True), **down.tensors("down", channel_major=True)}
-    feed = {"x": x, "keep_in": np.array([20]), "keep_mid": np.array([0])}
+    feed = {"x": x, "active_up": np.array([20]), "active_down": np.array([0])}
     weights = {name: tensors[name.replace("_", ".")] for name in body.input if name not in feed}
     attributes = {"K": size, "I": size, "bits": 8, "gated": 0, "activation": "relu", "has_bias": 0}
     (y,) = run_operator(body, feed, weights, attributes, native=native)
@@ -298,7 +298,7 @@ def test_sparse_attention(
     qkv = (1.5 * rng.standard_normal((1, tokens, (heads + 2 * kv_heads) * head_dim))).astype(np.float32)
     parts = CACHE + SCALES if int8 else CACHE
     cache = dict(zip((f"past_{part}" for part in parts), (key, value, *codes, *scales), strict=True))
-    feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "attn_keep": np.array([keep])}
+    feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "kv_pages": np.array([keep])}
     feed["total_length"] = np.array([past + tokens], np.int32)
     settings = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rotary_dim": rotary_dim}
     attention = AttentionShape(**settings, sinks=sinks, softmax_scale=scale, capacity_step=capacity)
@@ -339,7 +339,7 @@ def test_sparse_attention(
     assert flips <= 1 + key.size // 10000
     assert_close(got[0], expected[0], HALF if halves else ONE_OPERATOR if flips == 0 else 1e-2)
     if not native and (tokens > 1 or keep >= -(-total // PAGE_SIZE) - 1):
-        dense = run_operator(body, {**feed, "attn_keep": NOTHING}, tables, attention.attributes, native=False)
+        dense = run_operator(body, {**feed, "kv_pages": NOTHING}, tables, attention.attributes, native=False)
         assert_close(dense[0], expected[0], HALF)
 
 
@@ -377,10 +377,12 @@ def test_attention_gathers_the_best_of_every_row(
     feed = {"qkv": qkv, **dict(zip((f"past_{part}" for part in CACHE), cache, strict=True))}
     feed |= {
         "past_length": np.array([past]),
-        "attn_keep": np.array([pages]),
+        "kv_pages": np.array([pages]),
         "total_length": np.array([past + 1], np.int32),
     }
-    attributes = shape.attributes | {"attn_room": room(shape.row_pairs, kv_heads, keep, KvLayout(capacity_step=step))}
+    attributes = shape.attributes | {
+        "gather_capacity": room(shape.row_pairs, kv_heads, keep, KvLayout(capacity_step=step))
+    }
     y, keys, values, *_ = run_operator(
         sparse_attention(shape, floats=TensorProto.FLOAT), feed, tables, attributes, native=False
     )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from helpers.gguf_file import GgufFile  # noqa: E402
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
-from sol_rt.bundle.bits import Widths  # noqa: E402
+from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export.blob.hessian import input_moments  # noqa: E402
@@ -39,8 +39,8 @@ def tensors_of(path: Path, levels: tuple[int, ...]) -> dict[str, TensorEntry]:
     return layout(decoder, family.names, planes=(max(levels) - 4) // 2)
 
 
-def alike(levels: tuple[int, ...]) -> list[Widths]:
-    return [Widths(level, level) for level in levels]
+def alike(levels: tuple[int, ...]) -> list[Precision]:
+    return [Precision(level, level) for level in levels]
 
 
 def fill(source: Path, blob: Path, levels: tuple[int, ...] = (8, 6, 4), windows: Any = WINDOWS) -> Path:
@@ -98,7 +98,7 @@ def test_outputs_of_a_calibrated_blob_are_closer(preset: str, tmp_path: Path) ->
             error = (weights.matrix(matrix).at(level) - w).double()
             return float(((error @ moment.double()) * error).sum())
 
-        # random weights make inputs that hardly go together: little to gain, at a price for level 8
+        # random weights make inputs that hardly go together: little to gain, at a multiplier for level 8
         for level, limit in ((4, 1.0), (6, 1.0), (8, 1.5)):
             assert lost(calibrated, level) < limit * lost(plain, level), (matrix, level)
 

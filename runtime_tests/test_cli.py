@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sol_rt._version import __version__
-from sol_rt.cli import main
+from sol_rt.cli import main, renamed
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,28 @@ def test_environment_mirrors_flags(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setenv("SOL_RT_BUDGET", "7")
     fails(capsys, ["generate", "-p", "a"], 2, "--budget", "(from $SOL_RT_BUDGET)")
     fails(capsys, ["generate", "-p", "a", "--budget", "0.5"], 2, "no model")
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "bench", "perplexity", "eval"])
+@pytest.mark.parametrize("flag", ["--refresh", "--no-refresh"])
+def test_a_removed_flag_says_what_to_do(capsys: pytest.CaptureFixture[str], command: str, flag: str) -> None:
+    fails(capsys, [command, flag], 2, f"{flag} was removed: ", "leave it out; see docs/migration.md")
+
+
+def test_a_removed_flag_as_a_value_is_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["generate", "-m", "nowhere", "-p", "--refresh"], 2, "model 'nowhere'")
+
+
+def test_a_removed_flag_in_the_environment_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_REFRESH", "1")
+    fails(capsys, ["pull", "--list"], 2, "--refresh was removed: ", "unset $SOL_RT_REFRESH")
+
+
+def test_a_renamed_flag_names_the_new_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(renamed.RENAMED, "--budgett", "--budget")
+    fails(capsys, ["generate", "--budgett", "0.3"], 2, "--budgett is now --budget; see docs/migration.md")
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,20 +90,20 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("kv/dense_layers", [2], ["kv.dense_layers", "[2]", "0 to 1"]),
         ("kv/dense_layers", [1, 0], ["kv.dense_layers", "[1, 0]", "ascending"]),
         ("kv/dense_layers", 0, ["kv.dense_layers", "list of integers"]),
-        ("variants/s100-q8/keep_in", [64, 65], ["s100-q8.keep_in", "[64, 65]", "1 to 64"]),
-        ("variants/s100-q8/keep_in", 64, ["s100-q8.keep_in", "list of integers"]),
-        ("variants/s100-q8/keep_mid", [96], ["s100-q8.keep_mid", "1 counts", "2, one a layer"]),
-        ("variants/s100-q8/keep_mid", [0, 96], ["s100-q8.keep_mid", "[0, 96]", "1 to 96"]),
-        ("variants/s100-q8/keep_qkv", [64, 65], ["s100-q8.keep_qkv", "[64, 65]", "1 to 64"]),
-        ("variants/s100-q8/keep_o", [64], ["s100-q8.keep_o", "1 counts", "2, one a layer"]),
-        ("variants/s100-q4/head_bits", 3, ["s100-q4.head_bits", "got 3", "from 4"]),
-        ("variants/s050-q4/head_bits", 8, ["s050-q4.head_bits", "4 and 4", "s100-q4"]),
-        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6]], ["s100-q5.layer_widths", "1 layers", "2"]),
-        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6], [4, 4, 5, 4]], ["s100-q5.layer_widths", "qkv, o, up, down"]),
-        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6], [4, 4, [4], 4]], ["s100-q5.layer_widths", "4, 6 or 8"]),
-        ("variants/s100-q5/layer_widths", [[8, 4, 4, 6], [4, 4, 4]], ["s100-q5.layer_widths", "lists of 4"]),
-        ("variants/s050-q5/layer_widths", [[4] * 4] * 2, ["s050-q5.layer_widths", "those of s100-q5"]),
-        ("variants/s100-q4/layer_widths", [[4] * 4] * 2, ["s100-q4.layer_widths"]),
+        ("variants/s100-q8/active_up", [64, 65], ["s100-q8.active_up", "[64, 65]", "1 to 64"]),
+        ("variants/s100-q8/active_up", 64, ["s100-q8.active_up", "list of integers"]),
+        ("variants/s100-q8/active_down", [96], ["s100-q8.active_down", "1 counts", "2, one a layer"]),
+        ("variants/s100-q8/active_down", [0, 96], ["s100-q8.active_down", "[0, 96]", "1 to 96"]),
+        ("variants/s100-q8/active_qkv", [64, 65], ["s100-q8.active_qkv", "[64, 65]", "1 to 64"]),
+        ("variants/s100-q8/active_o", [64], ["s100-q8.active_o", "1 counts", "2, one a layer"]),
+        ("variants/s100-q4/lm_head_bits", 3, ["s100-q4.lm_head_bits", "got 3", "from 4"]),
+        ("variants/s050-q4/lm_head_bits", 8, ["s050-q4.lm_head_bits", "4 and 4", "s100-q4"]),
+        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6]], ["s100-q5.layer_bits", "1 layers", "2"]),
+        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6], [4, 4, 5, 4]], ["s100-q5.layer_bits", "qkv, o, up, down"]),
+        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6], [4, 4, [4], 4]], ["s100-q5.layer_bits", "4, 6 or 8"]),
+        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6], [4, 4, 4]], ["s100-q5.layer_bits", "lists of 4"]),
+        ("variants/s050-q5/layer_bits", [[4] * 4] * 2, ["s050-q5.layer_bits", "those of s100-q5"]),
+        ("variants/s100-q4/layer_bits", [[4] * 4] * 2, ["s100-q4.layer_bits"]),
         ("actions", [], ["actions", "non-empty"]),
         ("policy/scalars", ["entropi"], ["policy.scalars", "'entropy'"]),
         ("policy/state_shape", [1, 2, 4, 8, 8], ["state_shape", "16"]),
@@ -112,7 +112,6 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("weights/tensors/embed.scale/offset", 1 << 30, ["offset", "the file's size"]),
         ("weights/tensors/embed.scale/dtype", "float8", ["dtype", "float16"]),
         ("files/weights.bin/sha256", "xyz", ["sha256", "hex"]),
-        ("refresh/episode", 1, ["episode", "got 1"]),
     ],
 )
 def test_errors_name_key_found_and_expected(raw: dict[str, Any], key: str, value: object, parts: list[str]) -> None:
@@ -191,7 +190,7 @@ def _complaint(folder: Path) -> str:
     """What opening and running complains about; empty where both work. Any error but SolError fails the test."""
     try:
         model = SolModel.from_pretrained(folder, provider="cpu")
-        model.generate("w1 w2 w3", budget=0.6, max_new_tokens=4, refresh=True)
+        model.generate("w1 w2 w3", budget=0.6, max_new_tokens=4)
     except SolError as error:
         return str(error)
     return ""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
 from sol_rt.budget.controller import AxisTargets, Controller
-from sol_rt.budget.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line, RefreshLine
+from sol_rt.budget.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
@@ -34,12 +34,12 @@ def anything(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator
 
 
 def swinging(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    """Long stretches of one extreme, then of the other: the worst to be in front of a refresh or an end."""
+    """Long stretches of one extreme, then of the other: the worst to be in front of an end."""
     return (cheapest if step // 37 % 2 else dearest)(allowed, costs, random, step)
 
 
-def before_refresh(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    """Spends right before the lump of a refresh and saves right after it."""
+def waves(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
+    """Eight steps of one extreme, then eight of the other."""
     return (dearest if step % 16 > 7 else cheapest)(allowed, costs, random, step)
 
 
@@ -47,10 +47,10 @@ def one_action(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generat
     return int(np.flatnonzero(allowed)[0])
 
 
-PICKS = (cheapest, dearest, anything, swinging, before_refresh, one_action)
+PICKS = (cheapest, dearest, anything, swinging, waves, one_action)
 
 
-def calibrated(config: SolConfig, random: np.random.Generator, refresh_steps: float) -> CalibratedCost:
+def calibrated(config: SolConfig, random: np.random.Generator) -> CalibratedCost:
     """A device where savings are ragged: some actions cost more than dense, none is free."""
     lines: dict[str, dict[int, Line]] = {}
     for key, variant in config.variants.items():
@@ -61,13 +61,12 @@ def calibrated(config: SolConfig, random: np.random.Generator, refresh_steps: fl
             10: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
         }
     dense = lines[config.dense.variant][100].fixed
-    refresh = RefreshLine(refresh_steps * dense * 0.5, refresh_steps * dense * 0.5 / 16, 1e-5)
-    table = CalibrationTable("b" * 64, "device", "now", 0.02 * dense, refresh, lines)
+    table = CalibrationTable("b" * 64, "device", "now", 0.02 * dense, lines)
     return CalibratedCost(config, table)
 
 
 def run(controller: Controller, pick: Pick, context: int, steps: int, seed: int) -> float:
-    """Largest |achieved - requested| wherever the text may end from 64 steps on, before and after refreshes."""
+    """Largest |achieved - requested| wherever the text may end from 64 steps on."""
     random = np.random.default_rng(seed)
     worst = 0.0
     for step in range(steps):
@@ -79,10 +78,6 @@ def run(controller: Controller, pick: Pick, context: int, steps: int, seed: int)
         controller.record(controller.actions[index], context)
         context += 1
         worst = max(worst, error(controller))
-        tokens = controller.refresh_due(context)
-        if tokens:
-            controller.record_refresh(context - tokens, tokens)
-            worst = max(worst, error(controller))
     return worst
 
 
@@ -105,17 +100,16 @@ contexts = st.one_of(st.integers(0, 200), st.integers(0, 8000))
     context=contexts,
     steps=st.integers(64, 260),
     pick=st.sampled_from(PICKS),
-    refresh=st.booleans(),
     policy=st.booleans(),
     weights=st.sampled_from([2e6, 147e6, 4e9]),
     seed=st.integers(0, 1000),
 )
 def test_budget_holds_with_costs_in_bytes(
-    budget: float, context: int, steps: int, pick: Pick, refresh: bool, policy: bool, weights: float, seed: int
+    budget: float, context: int, steps: int, pick: Pick, policy: bool, weights: float, seed: int
 ) -> None:
     config = made_config(weight_bytes=weights, policy_bytes=int(0.02 * weights))
     cost = BytesCost(config)
-    controller = Controller(actions_of(config), cost, budget, policy_cost=policy, refresh_every=16 if refresh else None)
+    controller = Controller(actions_of(config), cost, budget, policy_cost=policy)
     worst = run(controller, pick, context, steps, seed)
     if controller.floored:
         assert budget < max(controller.floor(at) for at in range(context, context + steps))
@@ -129,53 +123,25 @@ def test_budget_holds_with_costs_in_bytes(
     context=contexts,
     steps=st.integers(64, 260),
     pick=st.sampled_from(PICKS),
-    refresh_steps=st.sampled_from([None, 0.3, 1.0, 4.0]),
     seed=st.integers(0, 1000),
 )
-def test_budget_holds_with_measured_costs(
-    budget: float, context: int, steps: int, pick: Pick, refresh_steps: float | None, seed: int
-) -> None:
+def test_budget_holds_with_measured_costs(budget: float, context: int, steps: int, pick: Pick, seed: int) -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(seed), refresh_steps or 0.0)
-    every = None if refresh_steps is None else 16
-    controller = Controller(actions_of(config), cost, budget, policy_cost=True, refresh_every=every)
+    cost = calibrated(config, np.random.default_rng(seed))
+    controller = Controller(actions_of(config), cost, budget, policy_cost=True)
     worst = run(controller, pick, context, steps, seed)
     if not controller.floored:
         assert worst <= TOLERANCE
 
 
-@settings(max_examples=40, deadline=None)
-@given(pick=st.sampled_from(PICKS), budget=st.floats(0.5, 0.99), context=contexts, seed=st.integers(0, 1000))
-def test_an_affordable_refresh_is_never_late(pick: Pick, budget: float, context: int, seed: int) -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), budget, refresh_every=16)
-    # the lump of one dense step takes a sixteenth of the budget; what is left must pay for the steps
-    assume(all(budget - 1.1 / 16 > controller.floor(at) for at in (context, context + 199)))
-    random = np.random.default_rng(seed)
-    due = []
-    for step in range(199):
-        allowed = controller.allowed(context)
-        controller.record(controller.actions[pick(allowed, controller.relative_costs(context), random, step)], context)
-        context += 1
-        tokens = controller.refresh_due(context)
-        if tokens:
-            assert tokens == 16
-            controller.record_refresh(context - tokens, tokens)
-            due.append(step + 1)
-    gaps = np.diff([0, *due])
-    # a stretch that was dense throughout needs no repair and is passed over
-    assert (gaps % 16 == 0).all()
-
-
 def test_budget_of_one_is_dense_only() -> None:
     config = made_config(policy_bytes=10**7)
-    controller = Controller(actions_of(config), BytesCost(config), 1.0, policy_cost=True, refresh_every=16)
+    controller = Controller(actions_of(config), BytesCost(config), 1.0, policy_cost=True)
     assert controller.dense_only
     for step in range(70):
         allowed = controller.allowed(100 + step)
         assert [action for action, good in zip(controller.actions, allowed, strict=True) if good] == [config.dense]
         assert controller.record(config.dense, 100 + step).relative == 1.0
-        assert controller.refresh_due(101 + step) == 0
     assert (controller.achieved, controller.requested, controller.floored) == (1.0, 1.0, False)
 
 
@@ -222,7 +188,7 @@ def test_target_makes_up_for_what_was_spent() -> None:
 @given(rate=st.floats(60, 150), pick=st.sampled_from(PICKS), seed=st.integers(0, 1000), context=contexts)
 def test_rate_is_held_where_it_can_be(rate: float, pick: Pick, seed: int, context: int) -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(seed), 0.0)
+    cost = calibrated(config, np.random.default_rng(seed))
     controller = Controller(actions_of(config), cost, tokens_per_second=rate)
     random = np.random.default_rng(seed)
     spent = 0.0
@@ -239,7 +205,7 @@ def test_rate_is_held_where_it_can_be(rate: float, pick: Pick, seed: int, contex
 
 def test_a_slow_rate_stays_dense() -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(0), 0.0)
+    cost = calibrated(config, np.random.default_rng(0))
     controller = Controller(actions_of(config), cost, tokens_per_second=0.1)
     run(controller, dearest, 100, 80, 0)
     assert controller.achieved == pytest.approx(1.0)
@@ -266,7 +232,7 @@ def test_axis_targets_hold(
     targets = AxisTargets(keep, prune, bits)
     assume(targets.any())
     config = made_config(bits=(8, 6, 4), prunes=(100, 75, 50))
-    controller = Controller(actions_of(config), BytesCost(config), axis_targets=targets, refresh_every=16)
+    controller = Controller(actions_of(config), BytesCost(config), axis_targets=targets)
     random = np.random.default_rng(seed)
     seen = []
     for step in range(steps):
@@ -282,7 +248,6 @@ def test_axis_targets_hold(
                 assert abs(mean - wanted) <= TOLERANCE * full
     assert controller.axis_means.bits == pytest.approx(means[2])
     assert (controller.requested, controller.served_budget) == (None, None)
-    assert controller.refresh_due(1000) in (0, 16)
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1.01, float("nan"), float("inf"), None, "0.5"])
@@ -318,7 +283,7 @@ def test_axis_targets_that_no_mix_has() -> None:
 
 def test_contradictory_requests() -> None:
     config = made_config()
-    cost: CostModel = calibrated(config, np.random.default_rng(0), 0.0)
+    cost: CostModel = calibrated(config, np.random.default_rng(0))
     with pytest.raises(UsageError, match="contradict"):
         Controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(keep=0.5))
     with pytest.raises(UsageError, match="contradict"):
@@ -336,9 +301,58 @@ def test_the_dense_action_must_be_there() -> None:
         Controller(others, BytesCost(config), 0.5)
 
 
-def test_dense_steps_need_no_refresh() -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), 0.99, refresh_every=16)
-    for context in range(100, 120):
-        controller.record(config.dense, context)
-        assert controller.refresh_due(context + 1) == 0
+class Documented:
+    """The account and the limits of docs/decode-loop.md, sections 2 and 3, for a budget, line by line."""
+
+    def __init__(self, budget: float, dense: int) -> None:
+        self.budget, self.dense = budget, dense
+        self.n = 0
+        self.spent = self.given = self.full = 0.0
+
+    def record(self, action: int, costs: np.ndarray, dense: float) -> None:
+        self.n += 1
+        self.spent += costs[action]
+        self.given += self.budget * dense
+        self.full += dense
+
+    def allowed(self, costs: np.ndarray, dense: float) -> np.ndarray:
+        allowance = self.budget * dense
+        if allowance < costs.min():
+            return np.asarray(costs == costs.min())
+        window = (self.full + dense) / (self.n + 1) * (1.25 + 0.0075 * max(0, self.n + 1 - 64))
+        after = self.spent - self.given + costs - allowance
+        excess = np.maximum(np.abs(after) - window, 0)
+        excess[(costs >= costs[self.dense]) & (np.arange(len(costs)) != self.dense)] = np.inf
+        return np.asarray(excess == excess.min())
+
+    def target(self, costs: np.ndarray, dense: float) -> float:
+        wanted = self.budget * dense - (self.spent - self.given) / 8
+        return float(np.clip(wanted, costs.min(), costs.max())) / dense
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    budget=st.floats(0.05, 0.99),
+    context=contexts,
+    pick=st.sampled_from(PICKS),
+    policy=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_controller_does_what_the_documentation_says(
+    budget: float, context: int, pick: Pick, policy: bool, seed: int
+) -> None:
+    config = made_config(policy_bytes=3 * 10**6)
+    cost, actions = BytesCost(config), actions_of(config)
+    controller = Controller(actions, cost, budget, policy_cost=policy)
+    documented = Documented(budget, actions.index(config.dense))
+    random = np.random.default_rng(seed)
+    for step in range(150):
+        costs = np.array([cost.step(action, context) for action in actions]) + policy * cost.policy()
+        dense = cost.dense(context)
+        allowed = controller.allowed(context)
+        assert allowed.tolist() == documented.allowed(costs, dense).tolist()
+        assert controller.target(context) == pytest.approx(documented.target(costs, dense), rel=1e-9)
+        index = pick(allowed, controller.relative_costs(context), random, step)
+        controller.record(actions[index], context)
+        documented.record(index, costs, dense)
+        context += 1

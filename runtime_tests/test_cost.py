@@ -17,11 +17,9 @@ from sol_rt.budget.cost import (
     CalibrationTable,
     CostModel,
     Line,
-    RefreshLine,
     calibration_path,
     device_string,
     fit_line,
-    fit_refresh,
     load_cost_model,
     reads,
 )
@@ -43,7 +41,7 @@ def table_for(config, **changes) -> CalibrationTable:  # type: ignore[no-untyped
         }
         for key, variant in config.variants.items()
     }
-    table = CalibrationTable("b" * 64, device_string("cpu", 2, True), "now", 0.25, RefreshLine(10, 1, 0.001), lines)
+    table = CalibrationTable("b" * 64, device_string("cpu", 2, True), "now", 0.25, lines)
     return dataclasses.replace(table, **changes)
 
 
@@ -56,7 +54,6 @@ def test_bytes_of_a_step_by_hand() -> None:
     # a tenth of 249 pages is 25; with the newest page and 4 sinks 108 tokens are read, and the codes of 249 pages
     assert cost.step(Action(10, 100, 8), 999) == weights + KV_BYTES * 108 + CODE_BYTES * 249
     assert cost.dense(999) == cost.step(config.dense, 999)
-    assert cost.refresh(500, 16) == weights + KV_BYTES * 516
     assert cost.policy() == 0
     assert BytesCost(made_config(policy_bytes=1234)).policy() == 1234
 
@@ -116,7 +113,6 @@ def test_calibrated_costs_follow_their_lines() -> None:
     assert cost.step(Action(50, 50, 4), 999) == pytest.approx(weights + 0.001 * (4 * 126 + 4) + 0.002 * 249)
     # 30 was not measured: 50 and 10 are as near, the lower one counts
     assert cost.step(Action(30, 50, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (4 * 76 + 4) + 0.002 * 249)
-    assert cost.refresh(1000, 16) == pytest.approx(10 + 16 + 16)
     assert cost.policy() == 0.25
     assert (cost.unit, cost.name) == ("milliseconds", "calibrated")
 
@@ -162,8 +158,6 @@ def test_fit_finds_exact_lines_and_never_goes_negative() -> None:
     falling = fit_line([(100, 0, 5.0), (1000, 0, 4.0), (2000, 0, 3.9)])
     assert (falling.per_token, falling.per_page) == (0, 0)
     assert falling.error > 0.05
-    refresh = fit_refresh([(c, n, 2.0 + 0.5 * n + 1e-4 * n * c) for c in (0, 1000, 8000) for n in (4, 16)])
-    assert (refresh.fixed, refresh.per_token, refresh.per_pair) == pytest.approx((2.0, 0.5, 1e-4))
 
 
 def test_a_few_disturbed_timings_do_not_move_the_line() -> None:

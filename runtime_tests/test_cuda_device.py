@@ -98,7 +98,7 @@ def test_layer_fixed(case: Any) -> None:
 
 
 def test_one_captured_step_serves_any_length_and_count() -> None:
-    """A captured graph is replayed with another past_length and attn_keep: they are read on the device."""
+    """A captured graph is replayed with another past_length and kv_pages: they are read on the device."""
     dims = attention.Dims(capacity=1024)
     first = attention.Case(dims, 700, 1, 3)
     inputs = attention.make_inputs(first)

@@ -164,11 +164,11 @@ def test_many_channels_are_shared_by_blocks(bits: int, k: int, n: int, rows: int
 def test_pruned_rows_of_many_channels(bits: int, rows: int, k: int, inner: int) -> None:
     """Several blocks for one row's codes, and rows that shared memory does not hold."""
     rng = np.random.default_rng(bits)
-    mlp = matmul.Mlp.random(rng, k, inner, bits, keep_in=k // 2, keep_mid=inner // 3, bias=True)
+    mlp = matmul.Mlp.random(rng, k, inner, bits, active_up=k // 2, active_down=inner // 3, bias=True)
     x = rng.normal(size=(rows, k)).astype(np.float32)
     hidden = mlp.hidden(x)
     magnitudes = np.sort(np.abs(hidden), axis=1)[:, ::-1]
-    clear = magnitudes[:, mlp.keep_mid - 1] - magnitudes[:, mlp.keep_mid] > 1e-6 * magnitudes[:, 0]
+    clear = magnitudes[:, mlp.active_down - 1] - magnitudes[:, mlp.active_down] > 1e-6 * magnitudes[:, 0]
     assert clear.any()
     got, expected = matmul.run(mlp.model(), x), mlp.output(hidden)
     matmul.close(got[clear], expected[clear], 2e-4 if bits == 8 else 3e-2)
@@ -201,7 +201,7 @@ def test_weights_may_be_inputs_of_the_graph() -> None:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("past_length", 256), ("past_length", -1), ("attn_keep", -1), ("keep_qkv", -1), ("keep_mid", 97)],
+    [("past_length", 256), ("past_length", -1), ("kv_pages", -1), ("active_qkv", -1), ("active_down", 97)],
 )
 @pytest.mark.parametrize("case", [layer.FIXED[1], layer.FIXED[3]], ids=["step", "batch"])
 def test_counts_out_of_range_give_nan(case: Any, name: str, count: int) -> None:

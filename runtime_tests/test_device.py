@@ -16,7 +16,7 @@ import pytest
 from helpers.device_run import NO_ADAPTER, PROMPT, steps, unpruned
 from helpers.greedy import TIE
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.cost import CalibrationTable, Line, RefreshLine, calibration_path, device_string, load_cost_model
+from sol_rt.budget.cost import CalibrationTable, Line, calibration_path, device_string, load_cost_model
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
 from sol_rt.engine.engine import Engine
@@ -224,7 +224,7 @@ def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: 
     variants = bundle.config.variants.items()
     lines = {key: dict.fromkeys((100, 30), Line(variant.prune / 10, 0.0, 0.01)) for key, variant in variants}
     device = device_string("webgpu", 2, False, gpu)
-    table = CalibrationTable(bundle.identity, device, "now", 0.0, RefreshLine(1, 1, 0), lines)
+    table = CalibrationTable(bundle.identity, device, "now", 0.0, lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOL_RT_HOME", str(tmp_path))
         table.save(calibration_path(bundle, "webgpu", 2, False, gpu))

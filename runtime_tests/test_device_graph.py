@@ -32,7 +32,7 @@ from sol_rt.engine.gpu.device_runner import DeviceRunner
 from sol_rt.engine.gpu.device_weights import DeviceWeights
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.engine.kv_cache import KvCache
-from sol_rt.engine.signature import CHANNEL_INPUTS, CHOICE_DIMS
+from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS
 from sol_rt.errors import DeviceError, ProviderError
 
 PROMPT = list(range(20, 50))
@@ -60,7 +60,7 @@ def _graph(
 ) -> DeviceGraph:
     constants = _counts(bundle, variant)
     if keep == 100:
-        constants["attn_keep"] = np.zeros(0, np.int64)
+        constants["kv_pages"] = np.zeros(0, np.int64)
     if one_token:
         constants["num_logits"] = np.ones(1, np.int64)
     return device_graph(
@@ -69,7 +69,7 @@ def _graph(
         bits=variant.widths.widest,
         kv=bundle.config.kv,
         constants=constants,
-        dims=dict.fromkeys(CHOICE_DIMS, bundle.config.model.num_layers),
+        dims=dict.fromkeys(SPARSE_DIMS, bundle.config.model.num_layers),
         one_token=one_token,
         float32=float32,
         keep=keep,
@@ -93,7 +93,7 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int, fl
             "input_ids": np.array([[7]]),
             "past_length": np.array([len(PROMPT)]),
             "total_length": np.array([len(PROMPT) + 1], np.int32),
-            "attn_keep": np.full(bundle.config.model.num_layers, action.pages(len(PROMPT), 4)),
+            "kv_pages": np.full(bundle.config.model.num_layers, action.pages(len(PROMPT), 4)),
         }
         names = {node.name for node in session.get_inputs()}
         for name in names & small.keys():
@@ -288,7 +288,7 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
     assert rows is not None
     constants = {
         "num_logits": np.ones(1, np.int64),
-        "attn_keep": np.zeros(0, np.int64),
+        "kv_pages": np.zeros(0, np.int64),
         **_counts(bundle, variant),
     }
     path = bundle.file(variant.file)

@@ -81,7 +81,7 @@ def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(engine: Engine) -
 
 
 def test_a_batch_leaves_what_the_step_before_gave(engine: Engine) -> None:
-    """A refresh runs one while that is still to be sampled from."""
+    """Whoever runs a batch between steps may still sample from the step before it."""
     engine._chunk = 16
     engine.forward(TOKENS[:50], DENSE)
     output = engine.forward(TOKENS[50:51], CHEAP)

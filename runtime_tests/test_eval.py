@@ -67,16 +67,13 @@ def windows_of(model: SolModel, text: str) -> list[Window]:
         (Setting("fixed:k030-s050-q4"), {"schedule": "fixed:k030-s050-q4"}),
     ],
 )
-@pytest.mark.parametrize("refresh", [False, True])
-def test_a_run_is_what_generation_scores(
-    model: SolModel, text: str, setting: Setting, how: dict[str, Any], refresh: bool
-) -> None:
+def test_a_run_is_what_generation_scores(model: SolModel, text: str, setting: Setting, how: dict[str, Any]) -> None:
     window = windows_of(model, text)[1]
-    scorer = WindowScorer(model, refresh=refresh, block=16)
+    scorer = WindowScorer(model, block=16)
     scorer.open(window)
     scorer.run(Setting("uniform", 0.7))  # what another schedule left in the cache must not matter
     run = scorer.run(setting)
-    expected = model.score(window.tokens, context=window.context, refresh=refresh, **how)
+    expected = model.score(window.tokens, context=window.context, **how)
     assert sum(run.tokens) == window.steps == SIZE // 2 - 1
     assert [len(run.nll), run.tokens[0], run.tokens[-1]] == [5, 16, window.steps % 16]
     np.testing.assert_allclose(
@@ -88,7 +85,7 @@ def test_a_run_is_what_generation_scores(
 
 def test_divergence_and_agreement_are_those_of_the_full_logits(model: SolModel, text: str) -> None:
     window, engine = windows_of(model, text)[0], model.engine
-    scorer = WindowScorer(model, refresh=False, block=SIZE)
+    scorer = WindowScorer(model, block=SIZE)
     # a batch adds up otherwise than steps do, and a number of the float16 cache may be rounded to its other neighbour
     assert scorer.open(window).kl[0] == pytest.approx(0.0, abs=1e-5)
     run = scorer.run(Setting("fixed:k030-s050-q4"))
@@ -127,7 +124,7 @@ def test_all_schedules_are_run_on_all_windows(model: SolModel, runs: SizeRuns) -
 def test_the_best_random_schedule_of_the_searched_windows_is_taken(model: SolModel, text: str) -> None:
     plan = Plan(sizes=(SIZE,), budgets=(0.6,), schedules=("random",), chunks=2, random=3, searched=1)
     (runs,) = measure(model, {"text": text}, plan, State(None, {}), lambda *_: None)
-    scorer = WindowScorer(model, refresh=False, block=64)
+    scorer = WindowScorer(model, block=64)
     scorer.open(runs.windows[0])
     tried = [nll_of([scorer.run(Setting("random", 0.6, seed))]) for seed in range(3)]
     assert runs.chosen == {("random", 0.6): f"seed {int(np.argmin(tried))}"}
@@ -202,7 +199,7 @@ def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path
         if done > 0.4 * total:
             raise Stopped
 
-    settings = state_settings(model, QUICK.refresh, QUICK.block)
+    settings = state_settings(model, QUICK.block)
     with pytest.raises(Stopped):
         list(measure(model, {"text": text}, QUICK, State(path, settings), stop))
     done = path.read_text(encoding="utf-8").splitlines()
@@ -217,10 +214,10 @@ def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path
 
 def test_a_state_of_other_settings_is_refused(model: SolModel, tmp_path: Path) -> None:
     path = tmp_path / "state.jsonl"
-    State(path, state_settings(model, QUICK.refresh, QUICK.block)).put("one", {"a": 1})
-    assert State(path, state_settings(model, QUICK.refresh, QUICK.block)).get("one") == {"a": 1}
-    with pytest.raises(UsageError, match="its refresh is False, here it is True"):
-        State(path, {**state_settings(model, QUICK.refresh, QUICK.block), "refresh": True})
+    State(path, state_settings(model, QUICK.block)).put("one", {"a": 1})
+    assert State(path, state_settings(model, QUICK.block)).get("one") == {"a": 1}
+    with pytest.raises(UsageError, match="its block is 16, here it is 32"):
+        State(path, state_settings(model, 32))
     path.write_text("not a state\n", encoding="utf-8")
     with pytest.raises(UsageError, match="another kind of file"):
         State(path, {})
@@ -319,10 +316,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
 def test_sizes_by_default_are_within_the_context(model: SolModel) -> None:
     config = model.bundle.config
-    assert _plan(model, (), (), (), None, None, False, 1, 1).sizes == (config.model.max_context,) == (256,)
+    assert _plan(model, (), (), (), None, None, 1, 1).sizes == (config.model.max_context,) == (256,)
     longer = replace(config, model=replace(config.model, max_context=4096))
     opened = SimpleNamespace(bundle=SimpleNamespace(config=longer))
-    assert _plan(cast(SolModel, opened), (), (), (), None, None, False, 1, 1).sizes == SIZES[:-1]
+    assert _plan(cast(SolModel, opened), (), (), (), None, None, 1, 1).sizes == SIZES[:-1]
 
 
 def test_a_page_of_the_dense_model_alone(model: SolModel, text: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.made_configs import made_config
 from sol_rt.budget.controller import Controller
 from sol_rt.budget.cost import BytesCost
-from sol_rt.budget.schedules import StepContext
+from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
@@ -104,7 +104,7 @@ def test_a_mix_of_two_actions_holds_the_budget_and_takes_them_in_turn(budget: fl
     schedule = MixSchedule(controller)
     chosen = []
     for step in range(200):
-        chosen.append(schedule.choose(StepContext(300 + step, 7, None, Distribution(np.zeros(4, np.float32)), step)))
+        chosen.append(schedule.choose(PolicyInput(300 + step, 7, None, Distribution(np.zeros(4, np.float32)), step)))
         controller.record(chosen[-1], 300 + step)
     assert set(chosen) == {low, high}
     assert controller.achieved == pytest.approx(budget, abs=0.01)

@@ -20,10 +20,10 @@ from sol_rt.export.graphs.graph import LayerShapes, prune_counts
 from sol_rt.export.sources.decoder import Decoder
 
 COUNTS = {
-    "mlp_keep_in": "keep_in",
-    "mlp_keep_mid": "keep_mid",
-    "attn_keep_qkv": "keep_qkv",
-    "attn_keep_o": "keep_o",
+    "active_up": "active_up",
+    "active_down": "active_down",
+    "active_qkv": "active_qkv",
+    "active_o": "active_o",
 }
 """Of a variant, by the graph's input."""
 VARIANTS = ((100, 8), (100, 5), (100, 4), (75, 6), (50, 4), (25, 8))
@@ -68,7 +68,7 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
     half, whole, real = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[int | str]]] = {"input_ids": (whole, [1, "S"])}
     inputs |= {name: (whole, [1]) for name in ("past_length", "num_logits")}
-    inputs |= {"attn_keep": (whole, ["choosing_layers"]), **dict.fromkeys(COUNTS, (whole, ["pruning_layers"]))}
+    inputs |= {"kv_pages": (whole, ["sparse_kv_layers"]), **dict.fromkeys(COUNTS, (whole, ["sparse_channel_layers"]))}
     inputs["total_length"] = (TensorProto.INT32, [1])
     outputs: dict[str, tuple[int, list[int | str]]] = {
         "logits": (real, ["M", shape.vocab_size]),
@@ -113,7 +113,7 @@ def _run(
 ) -> tuple[Array, Array]:
     every = np.zeros(decoder.num_layers, np.int64)
     feed: dict[str, Array] = {"input_ids": np.array([tokens]), "num_logits": np.array([wanted])}
-    feed |= {"past_length": np.array([0]), "attn_keep": every, "total_length": np.array([len(tokens)], np.int32)}
+    feed |= {"past_length": np.array([0]), "kv_pages": every, "total_length": np.array([len(tokens)], np.int32)}
     feed |= {name: every if variant is None else np.array(getattr(variant, count)) for name, count in COUNTS.items()}
     for layer in range(decoder.num_layers):
         for part in ("key", "value"):
@@ -132,10 +132,10 @@ def _run(
     return logits, hidden
 
 
-@pytest.mark.parametrize("head_bits", [6, 8])
-def test_the_output_matrix_at_a_width_of_its_own(made: tuple[Path, RandomDecoder], head_bits: int) -> None:
+@pytest.mark.parametrize("lm_head_bits", [6, 8])
+def test_the_output_matrix_at_a_width_of_its_own(made: tuple[Path, RandomDecoder], lm_head_bits: int) -> None:
     folder, narrow = made
-    decoder = replace(narrow, head_bits={4: head_bits})
+    decoder = replace(narrow, lm_head_bits={4: lm_head_bits})
     path = decoder.write_graph(folder, 100, 4)
     onnx.checker.check_model(str(path), full_check=True)
     got = _run(path, decoder.decoder, TOKENS, len(TOKENS))
@@ -181,8 +181,8 @@ def _optimized(path: Path, choosing: int, pruning: int) -> onnx.GraphProto:
     options.log_severity_level = 4
     options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
     options.add_free_dimension_override_by_name("S", 1)
-    options.add_free_dimension_override_by_name("choosing_layers", choosing)
-    options.add_free_dimension_override_by_name("pruning_layers", pruning)
+    options.add_free_dimension_override_by_name("sparse_kv_layers", choosing)
+    options.add_free_dimension_override_by_name("sparse_channel_layers", pruning)
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return onnx.load(options.optimized_model_filepath).graph
 
@@ -264,8 +264,8 @@ def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) 
     matrix = (".base", ".scale", ".zero")
     expected = _all_bytes(tensors, ".qkv.scale", ".o.scale", ".up.scale", ".down.scale", ".zero")
     expected += _all_bytes(tensors, ".weight", ".bias")
-    expected += sum(variant.keep_in) * shape.up_size // 2 + sum(variant.keep_mid) * shape.hidden_size // 2
-    expected += sum(variant.keep_qkv) * shape.qkv_size // 2 + sum(variant.keep_o) * shape.hidden_size // 2
+    expected += sum(variant.active_up) * shape.up_size // 2 + sum(variant.active_down) * shape.hidden_size // 2
+    expected += sum(variant.active_qkv) * shape.qkv_size // 2 + sum(variant.active_o) * shape.hidden_size // 2
     head = "embed" if shape.tied else "head"
     expected += sum(tensors[head + part].bytes for part in matrix)
     expected += sum(tensors[name].bytes for name in tensors if name.startswith(("final_norm", "head.bias")))
@@ -273,7 +273,7 @@ def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) 
         blocks = shape.hidden_size // 32
         expected += blocks * (16 + 8 + 8 + 2 + 1)  # one row of the embedding, all planes
     assert variant.weight_bytes == expected
-    wide = replace(decoder, head_bits={4: 8}).variant(50, 4)
+    wide = replace(decoder, lm_head_bits={4: 8}).variant(50, 4)
     assert wide.weight_bytes == expected + sum(tensors[f"{head}.plane{index}"].bytes for index in (1, 2))
     assert (
         decoder.variant(100, 8).weight_bytes

@@ -190,7 +190,7 @@ def test_zeros_and_weights_of_one_sign_are_rounded() -> None:
 @pytest.mark.parametrize(("name", "bits", "head"), [("RTN4", 4, 4), ("RTN3-H6", 3, 6)])
 def test_a_roundings_name_reads_back(name: str, bits: int, head: int) -> None:
     rounding = Rounding.parse(name)
-    assert (rounding.bits, rounding.head_bits, rounding.name) == (bits, head, name)
+    assert (rounding.bits, rounding.lm_head_bits, rounding.name) == (bits, head, name)
     assert rounding.bits_a_weight(0.25) == bits + 0.25 * (head - bits) + 0.75
 
 

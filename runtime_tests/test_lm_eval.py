@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.schedules import StepContext
+from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
@@ -89,16 +89,6 @@ def test_one_account_runs_over_all_prompts(model: SolModel) -> None:
     assert spent / full == pytest.approx(0.7, abs=0.02)
 
 
-def test_nothing_of_the_prompt_before_is_repaired(model: SolModel) -> None:
-    """A refresh replays the newest 16 tokens: prompt and answer together have fewer, the answers before don't count."""
-    scorer, (_, decoder) = PromptScorer(model.engine), model.decoder(Dial(0.8, "uniform", refresh=True))
-    for first in range(3, 13):
-        scorer.open([first, 4, 5])
-        result = scorer.score(decoder, list(range(20, 30)))
-        assert len(result.logprobs) == 10
-    assert decoder.controller.achieved == pytest.approx(0.8, abs=0.02)
-
-
 def test_every_answer_begins_an_episode(model: SolModel) -> None:
     scorer, (_, decoder) = PromptScorer(model.engine), model.decoder(Dial(0.8, "uniform"))
     inner, steps = decoder.schedule, []
@@ -106,7 +96,7 @@ def test_every_answer_begins_an_episode(model: SolModel) -> None:
     class Recorded:
         name = inner.name
 
-        def choose(self, step: StepContext) -> Action:
+        def choose(self, step: PolicyInput) -> Action:
             steps.append(step.step)
             return inner.choose(step)
 

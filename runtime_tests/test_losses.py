@@ -95,8 +95,8 @@ def test_a_difference_is_paired() -> None:
 
 
 def test_counts_out_of_range_are_refused(engine: Engine) -> None:
-    for keep_in in ((64,), (0, 64), (64, 65)):
-        with pytest.raises(UsageError, match=r"keep_in: got .* expected 2 counts from 1 to 64"):
-            token_losses(engine, WINDOWS, [Candidate(CHEAP, keep_in, (96, 96))])
+    for active_up in ((64,), (0, 64), (64, 65)):
+        with pytest.raises(UsageError, match=r"active_up: got .* expected 2 counts from 1 to 64"):
+            token_losses(engine, WINDOWS, [Candidate(CHEAP, active_up, (96, 96))])
     with pytest.raises(UsageError, match="s025-q8"):
         token_losses(engine, WINDOWS, [Candidate(Action(100, 25, 8))])

@@ -1,4 +1,4 @@
-"""Generation and scoring: exactness at full budget, budgets held, streams, traces, replays, refresh, chat."""
+"""Generation and scoring: exactness at full budget, budgets held, streams, traces, replays, chat."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.engine import providers
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, ContextError, UsageError
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.trace import read_trace
 
 PROMPT = "w1 w2 w3 w4 w5 w6"
 LONG = {"max_new_tokens": 129, "eos_token_id": []}
-CHANNEL_COUNTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+CHANNEL_COUNTS = ("active_up", "active_down", "active_qkv", "active_o")
 FLOOR = "fixed:k030-s050-q4"
 
 
@@ -60,7 +59,7 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
     for _ in range(count):
         past = len(prompt) + len(tokens) - 1 if tokens else 0
         feed |= {name: np.array([value]) for name, value in {"past_length": past, "num_logits": 1}.items()}
-        counts = {"attn_keep": 10**6, **dict.fromkeys(CHANNEL_COUNTS, 0)}
+        counts = {"kv_pages": 10**6, **dict.fromkeys(CHANNEL_COUNTS, 0)}
         feed |= {name: np.full(config.model.num_layers, value) for name, value in counts.items()}
         feed["input_ids"] = np.array([fed], np.int64)
         feed["total_length"] = np.array([past + len(fed)], np.int32)
@@ -75,10 +74,9 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
 
 
 @pytest.mark.parametrize("schedule", ["sol", "uniform", "random", "dense"])
-@pytest.mark.parametrize("refresh", [False, True])
-def test_full_budget_is_the_dense_graph_bit_by_bit(bundle: Path, model: SolModel, schedule: str, refresh: bool) -> None:
+def test_full_budget_is_the_dense_graph_bit_by_bit(bundle: Path, model: SolModel, schedule: str) -> None:
     tokens, tops = _alone(bundle, model.tokenizer.encode(PROMPT), 129)
-    stream = model.stream(PROMPT, budget=1.0, schedule=schedule, refresh=refresh, **LONG)
+    stream = model.stream(PROMPT, budget=1.0, schedule=schedule, **LONG)
     got, seen = [], []
     for step in stream:
         got.append(step.token)
@@ -99,9 +97,8 @@ def _current_logits(model: SolModel) -> np.ndarray:
 
 @pytest.mark.parametrize("schedule", ["uniform", "random", "sol"])
 @pytest.mark.parametrize("budget", [0.6, 0.7, 0.9])
-@pytest.mark.parametrize("refresh", [False, True])
-def test_budgets_are_held(model: SolModel, schedule: str, budget: float, refresh: bool) -> None:
-    result = model.generate(PROMPT, budget=budget, schedule=schedule, refresh=refresh, seed=3, **LONG)
+def test_budgets_are_held(model: SolModel, schedule: str, budget: float) -> None:
+    result = model.generate(PROMPT, budget=budget, schedule=schedule, seed=3, **LONG)
     assert abs(result.achieved_budget - budget) <= 0.02
     assert result.requested_budget == budget
     assert result.schedule == schedule
@@ -134,7 +131,7 @@ def test_axis_targets(model: SolModel) -> None:
 
 
 def test_steps_and_summary_agree(model: SolModel) -> None:
-    stream = model.stream(PROMPT, budget=0.7, schedule="random", seed=5, refresh=True, **LONG)
+    stream = model.stream(PROMPT, budget=0.7, schedule="random", seed=5, **LONG)
     assert stream.result is None
     steps = list(stream)
     result = stream.result
@@ -254,15 +251,13 @@ def test_two_generations_cannot_share_the_cache(model: SolModel) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "random", "sol", FLOOR])
-@pytest.mark.parametrize("refresh", [False, True])
-def test_a_trace_replays(model: SolModel, tmp_path: Path, schedule: str, refresh: bool) -> None:
+def test_a_trace_replays(model: SolModel, tmp_path: Path, schedule: str) -> None:
     budget = {} if schedule == FLOOR else {"budget": 0.75}
     path = tmp_path / "trace.jsonl"
-    first = model.generate(PROMPT, schedule=schedule, refresh=refresh, trace=path, **budget, **LONG)
+    first = model.generate(PROMPT, schedule=schedule, trace=path, **budget, **LONG)
     trace = read_trace(path)
     assert [record.token for record in trace.records] == first.tokens
     assert trace.records[-1].achieved == first.achieved_budget
-    assert any(record.refresh for record in trace.records) == refresh
     again = model.generate(replay=trace, **LONG)
     assert again.first_difference is None
     assert again.tokens == first.tokens
@@ -281,30 +276,6 @@ def test_a_trace_of_something_else(model: SolModel, tmp_path: Path) -> None:
     other = replace(trace, header=replace(trace.header, config_sha256="0" * 64))
     with pytest.raises(UsageError, match="another bundle"):
         model.generate(replay=other)
-
-
-def test_refresh_leaves_the_cache_of_the_dense_model(bundle: Path, model: SolModel) -> None:
-    """After a refresh the next step sees what it would see had every step been dense; without one it does not."""
-    dense = Action(100, 100, 8)
-    probe = {}
-    for refresh in (False, True):
-        result = model.generate(PROMPT, schedule=FLOOR, refresh=refresh, max_new_tokens=17, eos_token_id=[])
-        assert model.engine.length == result.prompt_tokens + 16
-        probe[refresh] = model.engine.forward((1,), dense).logits[0].copy()
-        tokens = list(model.engine.tokens)
-        fresh = Engine(Bundle.open(bundle), provider="cpu")
-        expected = fresh.forward(tokens, dense).logits[0]
-        error = float(np.abs(probe[refresh] - expected).max())
-        assert (error < 0.1) == refresh
-
-
-def test_refresh_is_charged(model: SolModel) -> None:
-    plain = model.generate(PROMPT, schedule=FLOOR, **LONG)
-    refreshed = model.generate(PROMPT, schedule=FLOOR, refresh=True, **LONG)
-    start = plain.prompt_tokens
-    costs = [model.cost.refresh(start + 16 * index, 16) for index in range(8)]
-    full = sum(model.cost.dense(start + index) for index in range(128))
-    assert refreshed.achieved_budget - plain.achieved_budget == pytest.approx(sum(costs) / full)
 
 
 def test_the_policy_is_charged(model: SolModel) -> None:

@@ -93,7 +93,7 @@ def model_of(dims: Dims, **changed: int) -> onnx.ModelProto:
     kinds = [(element, 4), (element, 4), (TensorProto.UINT8, 4), (half, 4), (half, 3), (half, 3)]
     cache = dict(zip(dims.cache, kinds, strict=False))
     types = {"qkv": (single, 3), **{f"past_{name}": cache[name] for name in CACHE}}
-    types |= {"past_length": (integer, 1), "attn_keep": (integer, 1), "cos": (single, 2), "sin": (single, 2)}
+    types |= {"past_length": (integer, 1), "kv_pages": (integer, 1), "cos": (single, 2), "sin": (single, 2)}
     types |= {f"past_{name}": cache[name] for name in dims.cache[len(CACHE) :]}
     outputs = {"y": (single, 3), **{f"present_{name}": cache[name] for name in dims.cache}}
 
@@ -149,7 +149,7 @@ def make_inputs(case: Case) -> dict[str, np.ndarray]:
         "qkv": (rng.standard_normal((1, case.tokens, width)) * 1.5).astype(np.float32),
         **cache,
         "past_length": np.array([case.past]),
-        "attn_keep": np.array([case.keep]),
+        "kv_pages": np.array([case.keep]),
         "cos": cos,
         "sin": sin,
     }
@@ -545,8 +545,8 @@ def half(*shape: int) -> np.ndarray:
         ("past_length", np.array([-(2**63)])),
         ("past_length", np.array([], np.int64)),
         ("past_length", np.array([1, 2])),
-        ("attn_keep", np.array([-1])),
-        ("attn_keep", np.array([], np.int64)),
+        ("kv_pages", np.array([-1])),
+        ("kv_pages", np.array([], np.int64)),
         ("qkv", np.zeros((1, 0, 960), np.float32)),
         ("qkv", np.zeros((2, 1, 960), np.float32)),
         ("qkv", np.zeros((1, 1, 959), np.float32)),

@@ -25,7 +25,7 @@ from helpers.random_decoder import CONFIGS, describe
 from helpers.reference import Array, Nested
 from helpers.simd_targets import X86_TARGETS, run_tests
 from helpers.thread_counts import assert_same_for_any_thread_count
-from sol_rt.bundle.bits import MIXED, LayerWidths
+from sol_rt.bundle.bits import MIXED, LayerBits
 from sol_rt.bundle.config import KvLayout
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
@@ -49,7 +49,7 @@ BOUND = {4: 0.02, 5: 0.02, 6: 0.02, 8: 5e-4}
 BODY_BOUND = {4: 0.15, 5: 0.15, 6: 0.15, 8: 0.02}
 """Bodies round otherwise, and then keep another channel of the 20 to 45 here and there."""
 CAPACITY = 256
-KEEPS = ("keep_in", "keep_mid", "keep_qkv", "keep_o")
+KEEPS = ("active_up", "active_down", "active_qkv", "active_o")
 FLOAT16, INT8 = KvLayout(), KvLayout("int8")
 
 
@@ -61,20 +61,20 @@ class Layer:
     bits: int
     tokens: int
     past: int
-    attn_keep: int = 0
-    keep_in: int = 0
-    keep_mid: int = 0
-    keep_qkv: int = 0
-    keep_o: int = 0
+    kv_pages: int = 0
+    active_up: int = 0
+    active_down: int = 0
+    active_qkv: int = 0
+    active_o: int = 0
     seed: int = 0
     kv: KvLayout = FLOAT16
     layers: int = 3
     layer: int = 1
 
     @property
-    def widths(self) -> LayerWidths:
+    def widths(self) -> LayerBits:
         """Of the matrices; where `bits` is 5, a mix."""
-        return LayerWidths(8, 8, 4, 6) if self.bits == MIXED else LayerWidths.alike(self.bits)
+        return LayerBits(8, 8, 4, 6) if self.bits == MIXED else LayerBits.alike(self.bits)
 
     @property
     def cache(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class Layer:
             value, scales["past_value_scale"] = reference.quantized_rows(value)
             keys = reference.scaled_rows(key, scales["past_key_scale"])
         cache = (key, value, *reference.in_pages(*reference.key_codes(keys)))
-        counts = {name: getattr(self, name) for name in ("attn_keep", *KEEPS)}
+        counts = {name: getattr(self, name) for name in ("kv_pages", *KEEPS)}
         x = rng.standard_normal((1, self.tokens, d.hidden_size)).astype(np.float32)
         x[..., ::7] *= 5
         return {
@@ -200,10 +200,10 @@ class Layer:
         x = self.feed["x"].astype(np.float64)
         normed = norm("attn_norm", x)
         attended, *cache = reference.sparse_attention(
-            matmul(normed, "qkv", widths.qkv, self.keep_qkv),
+            matmul(normed, "qkv", widths.qkv, self.active_qkv),
             [self.feed[f"past_{part}"] for part in self.cache],
             self.past,
-            self.attn_keep,
+            self.kv_pages,
             v["cos"],
             v["sin"],
             heads=d.num_heads,
@@ -212,7 +212,7 @@ class Layer:
             scale=d.softmax_scale,
             by_keys=by_keys,
         )
-        middle = x + matmul(attended, "o", widths.o, self.keep_o)
+        middle = x + matmul(attended, "o", widths.o, self.active_o)
         if not (d.parallel_residual and d.shared_norm):
             normed = norm("mlp_norm", x if d.parallel_residual else middle)
         mlp = reference.pruned_mlp(
@@ -222,8 +222,8 @@ class Layer:
             widths[2:],
             gated=d.gated,
             act=d.activation,
-            keep_in=self.keep_in or d.hidden_size,
-            keep_mid=self.keep_mid or d.intermediate_size,
+            active_up=self.active_up or d.hidden_size,
+            active_down=self.active_down or d.intermediate_size,
             up_bias=v.get("up.bias", 0.0),
             down_bias=v.get("down.bias", 0.0),
         )
@@ -485,11 +485,11 @@ def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
         ("x", np.zeros((1, 300, 64), np.float32)),
         ("past_length", np.array([CAPACITY])),
         ("past_length", np.array([-1])),
-        ("attn_keep", np.array([0, -1, 0])),
-        ("keep_in", np.array([0, 65, 0])),
-        ("keep_mid", np.array([0, -1, 0])),
-        ("keep_qkv", np.array([0, 65, 0])),
-        ("keep_o", np.array([0, -1, 0])),
+        ("kv_pages", np.array([0, -1, 0])),
+        ("active_up", np.array([0, 65, 0])),
+        ("active_down", np.array([0, -1, 0])),
+        ("active_qkv", np.array([0, 65, 0])),
+        ("active_o", np.array([0, -1, 0])),
     ],
 )
 def test_bad_input_is_one_line(name: str, value: Array) -> None:

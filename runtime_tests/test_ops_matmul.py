@@ -161,8 +161,8 @@ class Mlp:
     down: Nested
     gated: bool
     activation: str
-    keep_in: int
-    keep_mid: int
+    active_up: int
+    active_down: int
     up_bias: Array | None
     down_bias: Array | None
 
@@ -176,8 +176,8 @@ class Mlp:
         up_bits: int | None = None,
         gated: bool = True,
         activation: str = "silu",
-        keep_in: int | None = None,
-        keep_mid: int | None = None,
+        active_up: int | None = None,
+        active_down: int | None = None,
         bias: bool = False,
     ) -> Mlp:
         width = 2 * i if gated else i
@@ -187,8 +187,8 @@ class Mlp:
             Nested.random(rng, i, k, bits),
             gated,
             activation,
-            k if keep_in is None else keep_in,
-            i if keep_mid is None else keep_mid,
+            k if active_up is None else active_up,
+            i if active_down is None else active_down,
             biases[0],
             biases[1],
         )
@@ -196,7 +196,7 @@ class Mlp:
     def model(self) -> onnx.ModelProto:
         up = self.up.tensors("up.", channel_major=True)
         down = self.down.tensors("down.", channel_major=True)
-        counts = {"keep_in": self.keep_in, "keep_mid": self.keep_mid}
+        counts = {"active_up": self.active_up, "active_down": self.active_down}
         tensors = [onnx.numpy_helper.from_array(np.array([count]), name) for name, count in counts.items()]
         tensors += [m[name] for m in (up, down) for name in ("base", "scale", "zero")]
         tensors += [m[name] for name in ("plane1", "plane2") for m in (up, down) if name in m]
@@ -222,7 +222,7 @@ class Mlp:
 
     def hidden(self, x: Array) -> Array:
         """What enters the second pruning, float64 [M, I]."""
-        u = quantized_product(keep_largest(x, self.keep_in), self.up)
+        u = quantized_product(keep_largest(x, self.active_up), self.up)
         if self.up_bias is not None:
             u += self.up_bias
         if not self.gated:
@@ -231,7 +231,7 @@ class Mlp:
         return activated(self.activation, u[:, :half]) * u[:, half:]
 
     def output(self, hidden: Array) -> Array:
-        y = quantized_product(keep_largest(hidden, self.keep_mid), self.down)
+        y = quantized_product(keep_largest(hidden, self.active_down), self.down)
         return y if self.down_bias is None else y + self.down_bias
 
 
@@ -291,7 +291,7 @@ def test_codes_of_16_bits_are_exact(tokens: int) -> None:
     identity = Nested(np.where(np.eye(k, dtype=bool), 9, 8).astype(np.uint8), w.scale[:, :k], w.zero[:, :k], 8)
     mlp = Mlp(identity, identity, False, "relu", k, k, None, None)
     assert np.array_equal(run(mlp.model(), x), np.maximum(x, 0))
-    few = replace(mlp, keep_in=9, keep_mid=5)
+    few = replace(mlp, active_up=9, active_down=5)
     assert np.array_equal(run(few.model(), x), keep_largest(np.maximum(keep_largest(x, 9), 0), 5))
 
 
@@ -397,8 +397,8 @@ def test_mlp_matches_the_reference(
         gated=gated,
         activation=activation,
         bias=bias,
-        keep_in=max(1, round(share_in * k)),
-        keep_mid=max(1, round(share_mid * i)),
+        active_up=max(1, round(share_in * k)),
+        active_down=max(1, round(share_mid * i)),
     )
     x = rng.normal(size=(tokens, k)).astype(np.float32)
     got = run(mlp.model(), x)
@@ -406,30 +406,30 @@ def test_mlp_matches_the_reference(
     expected = mlp.output(hidden)
     # Where two magnitudes at the edge of what is kept are as good as equal, float32 may keep the other one.
     magnitudes = np.sort(np.abs(hidden), axis=1)[:, ::-1]
-    last = magnitudes[:, mlp.keep_mid - 1]
-    next_one = magnitudes[:, mlp.keep_mid] if mlp.keep_mid < i else np.full(tokens, -1.0)
+    last = magnitudes[:, mlp.active_down - 1]
+    next_one = magnitudes[:, mlp.active_down] if mlp.active_down < i else np.full(tokens, -1.0)
     clear = (last - next_one > 1e-5 * magnitudes[:, 0]) | (last == 0)
     # And a quotient at the edge of two codes may be rounded to the other one.
     close(got[clear], expected[clear], 2e-4 if bits == up_bits == 8 else 3e-2)
 
 
-def identity_mlp(k: int, keep_in: int, keep_mid: int) -> Mlp:
+def identity_mlp(k: int, active_up: int, active_down: int) -> Mlp:
     """Plain relu MLP of 4 bits whose matrices are the identity."""
     codes = np.zeros((k, k), np.uint8)
     codes[np.arange(k), np.arange(k)] = 16
     ones = np.ones((k // BLOCK, k), np.float16)
     w = Nested(codes, ones, np.zeros((k // BLOCK, k), np.uint8), 4)
-    return Mlp(w, w, False, "relu", keep_in, keep_mid, None, None)
+    return Mlp(w, w, False, "relu", active_up, active_down, None, None)
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
-@pytest.mark.parametrize(("keep_in", "keep_mid"), [(1, 96), (10, 96), (64, 96), (96, 7), (96, 96), (50, 20)])
-def test_pruning_keeps_exactly_the_largest(tokens: int, keep_in: int, keep_mid: int) -> None:
+@pytest.mark.parametrize(("active_up", "active_down"), [(1, 96), (10, 96), (64, 96), (96, 7), (96, 96), (50, 20)])
+def test_pruning_keeps_exactly_the_largest(tokens: int, active_up: int, active_down: int) -> None:
     rng = np.random.default_rng(5)
     x = rng.integers(1, 128, (tokens, 96)).astype(np.float32)
     x[:, ::BLOCK] = 127.0  # every block's step is 1, and all its values are exact
-    got = run(identity_mlp(96, keep_in, keep_mid).model(), x)
-    expected = keep_largest(keep_largest(x, keep_in), keep_mid)
+    got = run(identity_mlp(96, active_up, active_down).model(), x)
+    expected = keep_largest(keep_largest(x, active_up), active_down)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -442,25 +442,25 @@ def test_ties_keep_the_lower_index(tokens: int) -> None:
         assert list(np.flatnonzero(row)) == sorted([*range(1, 96, 2), *range(0, 24, 2)])
 
 
-@pytest.mark.parametrize(("keep_in", "keep_mid"), [(0, 96), (64, 0), (0, 0)])
+@pytest.mark.parametrize(("active_up", "active_down"), [(0, 96), (64, 0), (0, 0)])
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_a_count_of_zero_prunes_nothing(tokens: int, keep_in: int, keep_mid: int) -> None:
+def test_a_count_of_zero_prunes_nothing(tokens: int, active_up: int, active_down: int) -> None:
     mlp = Mlp.random(np.random.default_rng(13), 64, 96, 4)
     x = np.random.default_rng(14).normal(size=(tokens, 64)).astype(np.float32)
-    zero = replace(mlp, keep_in=keep_in, keep_mid=keep_mid)
+    zero = replace(mlp, active_up=active_up, active_down=active_down)
     assert np.array_equal(run(zero.model(), x), run(mlp.model(), x))
 
 
-@pytest.mark.parametrize(("keep_in", "keep_mid"), [(-1, 96), (65, 96), (64, 97)])
-def test_counts_out_of_range_are_refused(keep_in: int, keep_mid: int) -> None:
-    mlp = replace(Mlp.random(np.random.default_rng(15), 64, 96, 4), keep_in=keep_in, keep_mid=keep_mid)
+@pytest.mark.parametrize(("active_up", "active_down"), [(-1, 96), (65, 96), (64, 97)])
+def test_counts_out_of_range_are_refused(active_up: int, active_down: int) -> None:
+    mlp = replace(Mlp.random(np.random.default_rng(15), 64, 96, 4), active_up=active_up, active_down=active_down)
     with pytest.raises(Exception, match="PrunedMLP: input keep_"):
         run(mlp.model(), np.ones((1, 64), np.float32))
 
 
 def test_mlp_without_pruning_equals_keeping_all() -> None:
     rng = np.random.default_rng(6)
-    mlp = Mlp.random(rng, 64, 96, 4, keep_in=64, keep_mid=96)
+    mlp = Mlp.random(rng, 64, 96, 4, active_up=64, active_down=96)
     x = rng.normal(size=(1, 64)).astype(np.float32)
     x[0, 5:] = 0.0
     few = Mlp(mlp.up, mlp.down, True, "silu", 5, 96, None, None)
@@ -470,7 +470,7 @@ def test_mlp_without_pruning_equals_keeping_all() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_thread_count_changes_no_bit(bits: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
-    mlp = Mlp.random(rng, 160, 416, bits, keep_in=90, keep_mid=200)
+    mlp = Mlp.random(rng, 160, 416, bits, active_up=90, active_down=200)
     w = Nested.random(rng, 160, 1500, bits)
     inputs = [{"x": rng.normal(size=(tokens, 160)).astype(np.float32)} for tokens in (1, 40)]
     for model in (mlp.model(), matmul_model(w)):
@@ -487,13 +487,13 @@ def test_parts_of_the_channels_add_up(k_blocks: int, i_blocks: int, bits: int, k
     x = np.zeros((1, k), np.float32)
     x.reshape(k_blocks, BLOCK)[kept_blocks] = rng.normal(size=BLOCK)
     for bias in (True, False):
-        mlp = Mlp.random(rng, k, i, bits, bias=bias, keep_in=20, keep_mid=i)
+        mlp = Mlp.random(rng, k, i, bits, bias=bias, active_up=20, active_down=i)
         close(run(mlp.model(), x), mlp.output(mlp.hidden(x)), 2e-4 if bits == 8 else 3e-2)
 
 
 def test_one_session_serves_many_threads() -> None:
     rng = np.random.default_rng(8)
-    session = open_session(Mlp.random(rng, 64, 256, 6, keep_in=30, keep_mid=90).model())
+    session = open_session(Mlp.random(rng, 64, 256, 6, active_up=30, active_down=90).model())
     inputs = [rng.normal(size=(t, 64)).astype(np.float32) for t in (1, 2, 1, 3) * 4]
     alone = [session.run(None, {"x": x})[0] for x in inputs]
     with ThreadPoolExecutor(4) as pool:

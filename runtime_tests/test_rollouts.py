@@ -27,10 +27,10 @@ from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import ContextError, UsageError  # noqa: E402
 from sol_rt.generate.loop import Decoder  # noqa: E402
 from sol_rt.train.reference_model.branch_cache import BranchCache, Prefix  # noqa: E402
-from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, Twin  # noqa: E402
+from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import read_blob  # noqa: E402
 from sol_rt.train.rollouts.observation import relative_costs  # noqa: E402
-from sol_rt.train.rollouts.reference import TwinRollouts  # noqa: E402
+from sol_rt.train.rollouts.reference import ReferenceRollouts  # noqa: E402
 from sol_rt.train.rollouts.rollout import Episode, Observation, Rollouts, RolloutSpec  # noqa: E402
 from sol_rt.train.rollouts.runtime import RuntimeRollouts  # noqa: E402
 
@@ -41,7 +41,7 @@ START, HORIZON, SCHEDULES, BUDGET = 70, 6, 4, 0.6
 class Tiny:
     engine: Engine
     other: Engine
-    twin: Twin
+    reference: ReferenceModel
     spec: RolloutSpec
     tokens: list[int]
 
@@ -66,12 +66,12 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     bundle = Bundle.open(write_bundle(folder, bits=(8, 4), policy=True, kv=kv, dense_layers=dense_layers))
     config = bundle.config
     weights = read_blob(folder / config.weights_file, config.tensors, describe("llama"), config.variants)
-    twin = Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=dense_layers)
+    reference = ReferenceModel(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=dense_layers)
     cost = BytesCost(bundle.config)
     assert bundle.config.policy is not None
     spec = RolloutSpec(bundle.config.policy.actions, cost, KNOWN_SCALARS)
     tokens = np.random.default_rng(5).integers(3, bundle.config.model.vocab_size, 120).tolist()
-    return Tiny(Engine(bundle, provider="cpu"), Engine(bundle, provider="cpu"), twin, spec, tokens)
+    return Tiny(Engine(bundle, provider="cpu"), Engine(bundle, provider="cpu"), reference, spec, tokens)
 
 
 class Script:
@@ -214,7 +214,7 @@ def test_episodes_midway_are_told_that_the_budget_was_held(tiny: Tiny) -> None:
 def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
     """But for the cache: where a batch adds up otherwise, a number may get its other neighbour there, which of an int8
     cache is a 127th of the row's largest away."""
-    near = 1e-4 if tiny.twin.arithmetic.kv_dtype == torch.float16 else 1e-3
+    near = 1e-4 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 1e-3
     rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)
     for action in (tiny.dense, Action(30, 50, 4)):
@@ -247,11 +247,11 @@ def test_calls_in_any_order_and_another_user_of_the_engine_change_nothing(tiny: 
     torch.testing.assert_close(again.scalars, first.scalars, rtol=1e-5, atol=1e-5)
 
 
-def test_twin_and_runtime_give_the_same_episodes(tiny: Tiny) -> None:
+def test_reference_model_and_runtime_give_the_same_episodes(tiny: Tiny) -> None:
     """Each action throughout, and mixtures. Costs are equal."""
     sources: list[Rollouts] = [
         RuntimeRollouts(tiny.engine, tiny.spec),
-        TwinRollouts(tiny.twin, tiny.spec),
+        ReferenceRollouts(tiny.reference, tiny.spec),
     ]
     table = torch.cat([torch.arange(8).unsqueeze(1).expand(8, HORIZON), drawn(4, 8)])
     scripts = [Script(table), Script(table)]
@@ -272,26 +272,27 @@ def _episode(source: Rollouts, tiny: Tiny, script: Script) -> Episode:
 
 
 def _check_close(got: Tensor, expected: Tensor, tiny: Tiny, name: str) -> None:
-    """As test_twin.py has it: most numbers agree to what float32 order explains; those after a flip of a code, a
-    channel or a page are off by a flip's worth. One in the int8 codes of a dense cache shows in all steps behind it.
+    """As test_reference_model.py has it: most numbers agree to what float32 order explains; those after a flip of a
+    code, a channel or a page are off by a flip's worth. One in the int8 codes of a dense cache shows in all steps
+    behind it.
     """
     difference = (got - expected).abs().flatten()
-    share = 0.75 if tiny.twin.arithmetic.kv_dtype == torch.float16 else 0.5
+    share = 0.75 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 0.5
     assert (difference < 1e-3).float().mean() >= share, name
     assert difference.square().mean().sqrt() < 0.05, name
     assert difference.max() < 0.5, name
 
 
-def test_twin_and_runtime_give_the_same_losses_and_views(tiny: Tiny) -> None:
-    runtime, twin = RuntimeRollouts(tiny.engine, tiny.spec), TwinRollouts(tiny.twin, tiny.spec)
-    for source in (runtime, twin):
+def test_reference_model_and_runtime_give_the_same_losses_and_views(tiny: Tiny) -> None:
+    runtime, reference = RuntimeRollouts(tiny.engine, tiny.spec), ReferenceRollouts(tiny.reference, tiny.spec)
+    for source in (runtime, reference):
         source.open(tiny.tokens)
     for action in tiny.spec.actions:
-        expected, got = runtime.losses(30, 70, action), twin.losses(30, 70, action)
+        expected, got = runtime.losses(30, 70, action), reference.losses(30, 70, action)
         assert torch.equal(got.cost, expected.cost)
         _check_close(got.loss, expected.loss, tiny, action.tag)
         _check_close(got.kl, expected.kl, tiny, action.tag)
-    views = runtime.view(30, 70, BUDGET), twin.view(30, 70, BUDGET)
+    views = runtime.view(30, 70, BUDGET), reference.view(30, 70, BUDGET)
     assert torch.equal(views[0].token, views[1].token)
     _check_close(views[1].hidden, views[0].hidden, tiny, "hidden")
     _check_close(views[1].scalars, views[0].scalars, tiny, "scalars")
@@ -302,9 +303,9 @@ def test_branches_equal_caches_of_their_own(starts: list[int]) -> None:
     """Steps of rows that share a text against steps on a copy of it each, nothing rounded."""
     torch.manual_seed(0)
     decoder = describe("llama")
-    twin, tokens = _unrounded(), torch.randint(3, decoder.vocab_size, (1, 70))
-    whole = twin.new_cache(1)
-    twin(tokens, Action(100, 100, 8), whole)
+    reference, tokens = _unrounded(), torch.randint(3, decoder.vocab_size, (1, 70))
+    whole = reference.new_cache(1)
+    reference(tokens, Action(100, 100, 8), whole)
     copies = whole.select(torch.zeros(len(starts), dtype=torch.int64))
     copies.truncate(torch.tensor(starts))
     branches = BranchCache(Prefix.of(whole), torch.tensor(starts), decoder, torch.float32, 2)
@@ -315,20 +316,20 @@ def test_branches_equal_caches_of_their_own(starts: list[int]) -> None:
     ):
         actions = [Action.parse(tag) for tag in tags]
         ids = torch.randint(3, decoder.vocab_size, (5,))
-        expected = twin.step(ids, actions, copies)
-        got = twin.step(ids, actions, branches)
+        expected = reference.step(ids, actions, copies)
+        got = reference.step(ids, actions, branches)
         for ours, theirs in zip(got, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         assert branches.lengths.tolist() == copies.lengths.tolist()
 
 
-def _unrounded() -> Twin:
-    """A twin of random float32 weights."""
+def _unrounded() -> ReferenceModel:
+    """A reference model of random float32 weights."""
     decoder = describe("llama")
     with tempfile.TemporaryDirectory() as folder:
         made = RandomDecoder.write(decoder, Path(folder))
         weights = read_blob(Path(folder) / WEIGHTS, made.tensors, decoder)
-    return Twin(weights, UNROUNDED)
+    return ReferenceModel(weights, UNROUNDED)
 
 
 def test_budgets_may_differ_between_schedules(tiny: Tiny) -> None:
@@ -343,11 +344,11 @@ def test_budgets_may_differ_between_schedules(tiny: Tiny) -> None:
     assert [(seen.step, seen.rows.start) for seen in script.seen] == [(t, row) for row in range(2) for t in range(3)]
 
 
-@pytest.mark.parametrize("source", ["runtime", "twin"])
+@pytest.mark.parametrize("source", ["runtime", "reference"])
 def test_bad_calls(tiny: Tiny, source: str) -> None:
     rollouts: Rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
-    if source == "twin":
-        rollouts = TwinRollouts(tiny.twin, tiny.spec)
+    if source == "reference":
+        rollouts = ReferenceRollouts(tiny.reference, tiny.spec)
     with pytest.raises(ContextError, match=r"9000 tokens.*at most \d+"):
         rollouts.open([3] * 9000)
     with pytest.raises(UsageError, match="token 100000: expected 0 to 89"):

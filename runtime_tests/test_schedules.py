@@ -14,8 +14,8 @@ from helpers.made_configs import made_config
 from sol_rt.budget.controller import AxisTargets, Controller
 from sol_rt.budget.cost import BytesCost
 from sol_rt.budget.schedules import (
+    PolicyInput,
     Schedule,
-    StepContext,
     default_schedule,
     make_schedule,
     schedule_actions,
@@ -53,7 +53,7 @@ class ScriptedPolicy:
 def follow(schedule: Schedule, controller: Controller, steps: int, context: int = 300) -> list[Action]:
     chosen = []
     for step in range(steps):
-        action = schedule.choose(StepContext(context + step, 7, HIDDEN, DISTRIBUTION, step))
+        action = schedule.choose(PolicyInput(context + step, 7, HIDDEN, DISTRIBUTION, step))
         controller.record(action, context + step)
         chosen.append(action)
     return chosen
@@ -75,15 +75,12 @@ def scripted(config: SolConfig, logits: np.ndarray) -> ScriptedPolicy:
 @given(
     name=st.sampled_from(["uniform", "entropy", "random", "sol"]),
     budget=st.floats(0.4, 1.0),
-    refresh=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_schedule_holds_its_budget(name: str, budget: float, refresh: bool, seed: int) -> None:
+def test_every_schedule_holds_its_budget(name: str, budget: float, seed: int) -> None:
     config = made_config(policy_bytes=1000)
     actions = schedule_actions(config, name)
-    controller = Controller(
-        actions, BytesCost(config), budget, policy_cost=name == "sol", refresh_every=16 if refresh else None
-    )
+    controller = Controller(actions, BytesCost(config), budget, policy_cost=name == "sol")
     policy = scripted(config, np.random.default_rng(seed).normal(size=len(actions)).astype(np.float32))
     follow(make_schedule(name, controller, seed=seed, policy=policy), controller, 70)
     assert controller.achieved == pytest.approx(budget, abs=0.02)
@@ -131,7 +128,7 @@ def test_entropy_spends_where_the_model_was_in_doubt(budget: float) -> None:
     spent: dict[bool, list[float]] = {False: [], True: []}
     for step in range(300):
         doubt = bool(random.random() < 0.5)
-        action = schedule.choose(StepContext(300 + step, 7, HIDDEN, unsure if doubt else sure, step))
+        action = schedule.choose(PolicyInput(300 + step, 7, HIDDEN, unsure if doubt else sure, step))
         spent[doubt].append(controller.record(action, 300 + step).relative)
     assert np.mean(spent[True]) > np.mean(spent[False]) + 0.05
     assert controller.achieved == pytest.approx(budget, abs=0.005)
@@ -200,12 +197,9 @@ CHOSEN = (
     name=st.sampled_from(["uniform", "entropy", "random", "sol"]),
     share=st.floats(0.0, 1.0),
     context=st.sampled_from([300, 4000]),
-    refresh=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_schedule_holds_its_budget_with_chosen_actions(
-    name: str, share: float, context: int, refresh: bool, seed: int
-) -> None:
+def test_every_schedule_holds_its_budget_with_chosen_actions(name: str, share: float, context: int, seed: int) -> None:
     """Actions that are no grid: widths without most prune levels, prune levels without most keeps."""
     tags = CHOSEN.split()
     config = made_config(prunes=(100, 75, 40), bits=(8, 6, 4), policy_bytes=1000, actions=tags, policy_actions=tags)
@@ -215,9 +209,7 @@ def test_every_schedule_holds_its_budget_with_chosen_actions(
     assert {action.variant for action in actions} <= set(config.variants)
     floor = max(cost.step(Action(10, 40, 4), at) / cost.dense(at) for at in (context, context + 70))
     budget = floor + 0.05 + share * (0.95 - floor)
-    controller = Controller(
-        actions, cost, min(budget, 1.0), policy_cost=name == "sol", refresh_every=16 if refresh else None
-    )
+    controller = Controller(actions, cost, min(budget, 1.0), policy_cost=name == "sol")
     policy = scripted(config, np.random.default_rng(seed).normal(size=len(tags)).astype(np.float32))
     follow(make_schedule(name, controller, seed=seed, policy=policy), controller, 70, context)
     assert controller.achieved == pytest.approx(min(budget, 1.0), abs=0.02)
@@ -275,8 +267,8 @@ def test_sol_follows_the_policy_where_the_budget_allows() -> None:
     assert counts[controller.actions[liked]] > 80
 
 
-def test_sol_spreads_a_spender_by_price() -> None:
-    """A policy that always likes dense best is brought to the budget by the price, seldom by the limit."""
+def test_sol_spreads_a_spender_by_multiplier() -> None:
+    """A policy that always likes dense best is brought to the budget by the multiplier, seldom by the limit."""
     config, random = made_config(policy_bytes=1), np.random.default_rng(0)
     controller = made("sol", 0.6, config)
     liking = 5 * controller.relative_costs(300).astype(np.float32)
@@ -286,7 +278,7 @@ def test_sol_spreads_a_spender_by_price() -> None:
     for step in range(300):
         policy.logits = liking + 0.02 * random.standard_normal(len(liking), np.float32)  # no two steps are quite alike
         blocked += step >= 100 and not controller.allowed(300 + step).all()
-        controller.record(schedule.choose(StepContext(300 + step, 7, HIDDEN, DISTRIBUTION, step)), 300 + step)
+        controller.record(schedule.choose(PolicyInput(300 + step, 7, HIDDEN, DISTRIBUTION, step)), 300 + step)
     assert blocked < 20
     assert controller.achieved == pytest.approx(0.6, abs=0.02)
 
@@ -336,4 +328,4 @@ def test_sol_needs_the_hidden_state() -> None:
     controller = made("sol", 0.6, config)
     schedule = make_schedule("sol", controller, policy=scripted(config, np.zeros(len(controller.actions), np.float32)))
     with pytest.raises(UsageError, match="hidden"):
-        schedule.choose(StepContext(300, 7, None, DISTRIBUTION, 0))
+        schedule.choose(PolicyInput(300, 7, None, DISTRIBUTION, 0))

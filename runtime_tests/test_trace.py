@@ -29,11 +29,11 @@ TAGS = ("k100-s100-q8", "k050-s050-q4")
 
 
 def made_trace(steps: int = 40, texts: tuple[str, ...] = (" the", " sea\n")) -> Trace:
-    first = TraceRecord(0, 5, texts[0], None, 3, 0.0, 0.0, -1.5, 30.0, 1.0, False)
+    first = TraceRecord(0, 5, texts[0], None, 3, 0.0, 0.0, -1.5, 30.0, 1.0)
     records = [
         TraceRecord(
             step, 5 + step, texts[step % len(texts)], TAGS[step % 2], 2 + step, 1e8,
-            (1.0, 0.4)[step % 2] + (step % 16 == 0), -0.25 * step, 3.5, 0.7, step % 16 == 0,
+            (1.0, 0.4)[step % 2], -0.25 * step, 3.5, 0.7,
         )
         for step in range(1, steps + 1)
     ]  # fmt: skip
@@ -102,7 +102,6 @@ def test_edited_trace(tmp_path: Path) -> None:
     assert "prompt_tokens" in edited(0, prompt_tokens=[1, "2"])
     assert "line 3: step 7, expected 1" in edited(2, step=7)
     assert "line 3: cost" in edited(2, cost=None)
-    assert "line 3: refresh" in edited(2, refresh=1)
     assert "line 3: ms" in edited(2, ms=float("nan"))
     assert "action tag" in edited(2, action="fast")
     assert "unknown key 'speed'" in edited(2, speed=1)
@@ -166,11 +165,9 @@ def test_page_shows_every_token_and_its_numbers() -> None:
     assert "k050-s050-q4" in titles[1]
     assert "0.400 of dense" in titles[1]
     assert "token 6" in titles[1]
-    assert "refreshed" in titles[16]
     lines = [attrs for tag, attrs in page.tags if tag == "polyline"]
     assert len((lines[0]["points"] or "").split()) == 40
     assert "requested 0.500" in page.text
-    assert "↻ cache refreshed" in page.text
     assert all(float(attrs["cy"] or "") > 0 for tag, attrs in page.tags if tag == "circle")
     cells = re.findall(r"<code>(.*?)</code>.*?<td>(\d+)</td><td>(\d+)%</td><td>([\d.]+)</td>", render_trace_html(trace))
     assert cells == [("k100-s100-q8", "20", "50", "1.000"), ("k050-s050-q4", "20", "50", "0.400")]

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402
 from sol_rt.train import grpo  # noqa: E402
 from sol_rt.train.config import GrpoConfig  # noqa: E402
-from sol_rt.train.multipliers import Prices  # noqa: E402
+from sol_rt.train.multipliers import Multipliers  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.rollouts.rollout import Episode, Observation  # noqa: E402
 from sol_rt.train.run.distributed import Group  # noqa: E402
@@ -162,20 +162,20 @@ def test_updates_find_the_rewarded_action() -> None:
     assert np.mean(right[-10:]) > 0.9
 
 
-def test_prices_meet_their_budgets() -> None:
-    """Two actions, of cost 1 and 0.2, whose losses are 0 and 0.3 on average: the mix at a price is known."""
-    prices = Prices(0.3, 0.9)
+def test_multipliers_meet_their_budgets() -> None:
+    """Two actions, of cost 1 and 0.2, whose losses are 0 and 0.3 on average: the mix at a multiplier is known."""
+    multipliers = Multipliers(0.3, 0.9)
 
-    def mean_cost(price: float) -> float:
-        share = 1 / (1 + np.exp((price * 0.8 - 0.3) / 0.1))  # of the dear one
+    def mean_cost(multiplier: float) -> float:
+        share = 1 / (1 + np.exp((multiplier * 0.8 - 0.3) / 0.1))  # of the dear one
         return float(share + (1 - share) * 0.2)
 
-    prices.fit(mean_cost)
-    for budget in prices.budgets.tolist():
-        assert mean_cost(prices.at(budget)) == pytest.approx(budget, abs=1e-6)
-    prices.logarithms += 1.0
+    multipliers.fit(mean_cost)
+    for budget in multipliers.budgets.tolist():
+        assert mean_cost(multipliers.at(budget)) == pytest.approx(budget, abs=1e-6)
+    multipliers.logarithms += 1.0
     for _ in range(200):
         budgets = [0.4, 0.55, 0.8]
-        prices.follow(budgets, [mean_cost(prices.at(budget)) for budget in budgets], 0.5)
+        multipliers.follow(budgets, [mean_cost(multipliers.at(budget)) for budget in budgets], 0.5)
     for budget in budgets:
-        assert mean_cost(prices.at(budget)) == pytest.approx(budget, abs=0.005)
+        assert mean_cost(multipliers.at(budget)) == pytest.approx(budget, abs=0.005)

@@ -64,10 +64,10 @@ def _trained() -> tuple[PolicyNetwork, Callable[[regression.EpisodeBatch], torch
     shape = PolicyShape(HIDDEN, len(KNOWN_SCALARS), 2, horizon=4, width=16, heads=2, scalar_size=8, action_size=8)
     network = PolicyNetwork(shape)
     examples = _examples(range(WINDOWS))
-    prices, optimizer = (0.05, 0.5), torch.optim.AdamW(network.parameters(), lr=3e-3)
+    multipliers, optimizer = (0.05, 0.5), torch.optim.AdamW(network.parameters(), lr=3e-3)
     for update in range(150):
         random = np.random.default_rng(update)
-        batch = regression.draw_episodes(examples, 64, 4, prices, UNIT, KNOWN_SCALARS, random)
+        batch = regression.draw_episodes(examples, 64, 4, multipliers, UNIT, KNOWN_SCALARS, random)
         logits = network(0 * batch.hidden, _embed(batch.token), batch.scalars, batch.previous)
         optimizer.zero_grad()
         regression.objective(logits, batch, UNIT).backward()
@@ -89,17 +89,17 @@ def test_logits_become_minus_the_expected_added_loss() -> None:
 
 def test_the_gain_is_that_of_knowing_the_token() -> None:
     network, _ = _trained()
-    examples, price = _examples(range(200, 212)), 0.3
+    examples, multiplier = _examples(range(200, 212)), 0.3
     window = torch.arange(12).repeat_interleave(POSITIONS // 4)
     begin = torch.arange(0, POSITIONS, 4).repeat(12)
-    prices = torch.full((len(window),), price)
+    multipliers = torch.full((len(window),), multiplier)
     random = np.random.default_rng(0)
-    batch = regression.episodes_at(examples, window, begin, 4, prices, UNIT, KNOWN_SCALARS, random)
+    batch = regression.episodes_at(examples, window, begin, 4, multipliers, UNIT, KNOWN_SCALARS, random)
     batch = regression.EpisodeBatch(**{**vars(batch), "hidden": 0 * batch.hidden})
     gain = regression.lagrangian_gain(
-        network, _embed(batch.token), batch, [price], UNIT, torch.zeros(len(window), dtype=torch.int64)
+        network, _embed(batch.token), batch, [multiplier], UNIT, torch.zeros(len(window), dtype=torch.int64)
     )
-    value = batch.added + price * batch.cost
+    value = batch.added + multiplier * batch.cost
     best = torch.where(batch.token == 0, value[..., 0], value[..., 1])  # dense only behind tokens that need it
     static = min(float(value[..., action].mean()) for action in range(2))
     assert gain == pytest.approx(static - float(best.mean()), abs=0.01)
@@ -109,7 +109,7 @@ def test_the_gain_is_that_of_knowing_the_token() -> None:
 @pytest.mark.parametrize("horizon", [4, 16, 20])
 def test_episodes_tell_what_a_run_would(horizon: int) -> None:
     """Scalars that follow from earlier choices are those of the decode loop's own code."""
-    from sol_rt.bundle.policy_inputs import RECENT, Moment, PolicyInputs
+    from sol_rt.bundle.policy_inputs import RECENT, PolicyInputs, StepObservation
     from sol_rt.train.rollouts.observation import RowDistribution
 
     examples = _examples(range(3))
@@ -125,16 +125,16 @@ def test_episodes_tell_what_a_run_would(horizon: int) -> None:
             if t:
                 action = int(batch.previous[row, t])
                 inputs.record(action, float(batch.cost[row, t - 1, action]))
-            told = inputs.at(t, Moment(100, 0, RowDistribution(0.0, 0.0, 0.0, 0.0), budget))
+            told = inputs.at(t, StepObservation(100, 0, RowDistribution(0.0, 0.0, 0.0, 0.0), budget))
             assert int(batch.previous[row, t]) == inputs.previous
             for name in ("step_fraction", "spend_deviation", "recent_spend", *(["previous_cost"] if t else [])):
                 assert float(batch.scalars[row, t, column[name]]) == pytest.approx(told[name], abs=1e-5)
 
 
-def test_prices_are_those_that_the_budgets_ask_for() -> None:
+def test_multipliers_are_those_that_the_budgets_ask_for() -> None:
     examples = _examples(range(WINDOWS))
-    low, high = regression.price_range(examples, UNIT, (0.75, 0.9))
+    low, high = regression.multiplier_range(examples, UNIT, (0.75, 0.9))
     added, cost = examples.added.mean(1), examples.cost.mean(1)
-    for price, budget in ((low, 0.9), (high, 0.75)):
-        cheap = 1 / (1 + torch.exp((added[:, 1] - added[:, 0] + price * (cost[:, 1] - cost[:, 0])) / UNIT))
+    for multiplier, budget in ((low, 0.9), (high, 0.75)):
+        cheap = 1 / (1 + torch.exp((added[:, 1] - added[:, 0] + multiplier * (cost[:, 1] - cost[:, 0])) / UNIT))
         assert float((cost[:, 0] * (1 - cheap) + cost[:, 1] * cheap).mean()) == pytest.approx(budget, abs=1e-3)

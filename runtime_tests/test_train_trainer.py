@@ -23,7 +23,7 @@ pytest.importorskip("yaml")
 from safetensors.numpy import load_file  # noqa: E402
 
 from helpers.train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
-from sol_rt.budget.cost import CalibrationTable, Line, RefreshLine, calibration_path  # noqa: E402
+from sol_rt.budget.cost import CalibrationTable, Line, calibration_path  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
@@ -124,7 +124,7 @@ def test_a_calibration_that_no_longer_holds_is_said(
     give = ["export", "-m", str(folder), "--policy", str(trained / "policy.safetensors")]
     bundle = Bundle.open(folder)
     lines = {name: {keep: Line(1.0, 0.0, 0.0) for keep in (30, 100)} for name in bundle.config.variants}
-    table = CalibrationTable(bundle.identity, "a device", "2026-01-01", 0.0, RefreshLine(1.0, 0.0, 0.0), lines)
+    table = CalibrationTable(bundle.identity, "a device", "2026-01-01", 0.0, lines)
     path = calibration_path(bundle, "cpu", 1, True)
     path.parent.mkdir(parents=True)
     path.write_text(table.to_json())
@@ -248,10 +248,10 @@ def test_a_damaged_checkpoint_is_refused(
     _fails(capsys, arguments(place, tmp_path, "--resume"), "checkpoint.pt: not readable", "-o")
 
 
-def test_the_twin_gives_the_same_counterfactuals(trained: Path, place: Path, tmp_path: Path) -> None:
+def test_the_reference_model_gives_the_same_counterfactuals(trained: Path, place: Path, tmp_path: Path) -> None:
     config = tmp_path / "short.yaml"
     config.write_text(CONFIG.replace("updates: 4", "updates: 1"))
-    program(arguments(place, tmp_path / "out", "--rollouts", "twin", config=config))
+    program(arguments(place, tmp_path / "out", "--rollouts", "reference", config=config))
     for path in sorted((trained / "counterfactuals").glob("*.safetensors")):
         one, two = load_file(path), load_file(tmp_path / "out" / "counterfactuals" / path.name)
         assert np.array_equal(one["token"], two["token"])

@@ -1,1 +1,1 @@
-"""Training side of sol_rt: the torch twin of every action and the policy network."""
+"""Training side of sol_rt: the torch reference model of every action and the policy network."""

@@ -62,7 +62,7 @@ class WarmStartConfig:
     """Stage 1, learning from every action's loss at every position (regression.py). `updates` 0 leaves it out.
 
     Attributes:
-        windows: how many windows are measured, which prices and the static mixes of comparisons come from as well.
+        windows: how many windows are measured, which multipliers and the static mixes of comparisons come from as well.
         positions: scored at the end of each.
         share: of `--minutes`, at most how much goes into measuring.
         updates, batch: optimizer steps, and episodes a step.
@@ -92,11 +92,11 @@ class GrpoConfig:
         updates: optimizer rounds.
         windows, episodes: texts an update, and episodes of each, at different contexts.
         schedules: sampled an episode, against whose mean each is judged.
-        temperature: of sampling; below a price of 1 nat a dense step it falls with the price.
+        temperature: of sampling; below a multiplier of 1 nat a dense step it falls with the multiplier.
         gamma: discount of later rewards.
         budget: lowest and highest budget drawn, as shares of the dense cost.
         penalty, tolerance: minus penalty * max(0, |mean cost - budget| - tolerance)^2 at every step.
-        price_rate: how fast the prices of budgets follow what episodes spend.
+        multiplier_rate: how fast the multipliers of budgets follow what episodes spend.
         clip, epochs, entropy, learning_rate, weight_decay, grad_norm: of PPO's update by AdamW.
     """
 
@@ -109,7 +109,7 @@ class GrpoConfig:
     budget: tuple[float, ...] = (0.4, 0.9)
     penalty: float = 1.0
     tolerance: float = 0.1
-    price_rate: float = 0.2
+    multiplier_rate: float = 0.2
     clip: float = 0.2
     epochs: int = 1
     entropy: float = 0.01
@@ -260,7 +260,7 @@ def _check(config: TrainConfig, where: str) -> None:
         "grpo.updates": grpo.updates,
         "grpo.penalty": grpo.penalty,
         "grpo.tolerance": grpo.tolerance,
-        "grpo.price_rate": grpo.price_rate,
+        "grpo.multiplier_rate": grpo.multiplier_rate,
         "grpo.clip": grpo.clip,
         "grpo.entropy": grpo.entropy,
         "grpo.learning_rate": grpo.learning_rate,

@@ -1,14 +1,15 @@
 """Stage 2: group-relative policy optimization (GRPO) on schedules sampled by the policy itself.
 
 K schedules run over the same tokens from the same dense cache. A step's reward is minus its divergence from dense, less
-price * cost. How this follows and departs from the reference of the method (arXiv 2605.10875):
+multiplier * cost. How this follows and departs from the reference of the method (arXiv 2605.10875):
 
     as there     discounted sums of rewards backwards, minus penalty * max(0, |mean cost - budget| - tolerance)^2 at
                  every step; advantages centred over the K schedules at each step, then scaled over the whole batch;
                  PPO's clipped ratio; entropy bonus; one budget drawn an episode; sampling at a temperature
-    prices       a budget's price (prices.py) times the step's cost is taken from the logits when an action is chosen,
+    multipliers       a budget's multiplier (multipliers.py) times the step's cost is taken from the logits when an
+    action is chosen,
                  as `sol` does at run time, so that the network learns what a step is worth, not how to save; where
-                 prices are low, the temperature goes with them
+                 multipliers are low, the temperature goes with them
     divergence   what a step's likelihood falls by where dense is right about the next token, without the luck of the
                  one token read, which is most of a likelihood's spread between schedules
     costs        those of the bundle's cost model and one budget, where the reference has kept shares and three budgets
@@ -103,12 +104,12 @@ def discounted(rewards: Tensor, gamma: float) -> Tensor:
     return sums
 
 
-def centred_returns(episode: Episode, price: float, config: GrpoConfig) -> Tensor:
+def centred_returns(episode: Episode, multiplier: float, config: GrpoConfig) -> Tensor:
     """Returns of K schedules less their mean at each step, [K, T]: what of them is the schedule's own doing.
 
-    `price`: nats a dense step that the reward pays for costs.
+    `multiplier`: nats a dense step that the reward pays for costs.
     """
-    rewards = -episode.kl - price * episode.cost
+    rewards = -episode.kl - multiplier * episode.cost
     beyond = ((episode.cost.mean(1) - episode.budget).abs() - config.tolerance).clamp_min(0)
     returns = discounted(rewards, config.gamma) - config.penalty * beyond.square()[:, None]
     return returns - returns.mean(dim=0, keepdim=True)

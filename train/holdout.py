@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sol_rt.budget.controller import Controller
 from sol_rt.budget.frontier import falling_hull
-from sol_rt.budget.schedules import Schedule, SolSchedule, StepContext, UniformSchedule
+from sol_rt.budget.schedules import PolicyInput, Schedule, SolSchedule, UniformSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec
 from sol_rt.engine.distribution import Distribution
@@ -48,7 +48,7 @@ class StaticMix:
     def reset(self) -> None:
         self._carry = 0.5
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
         costs = controller.relative_costs(step.context)
         points = list(zip(costs.tolist(), self._losses.tolist(), strict=True))
@@ -126,7 +126,7 @@ class Steps:
     def choose(self, context: int, token: int, hidden: Tensor, scalars: Tensor) -> int:
         """Index of the action for a step; hidden [1, hidden], scalars [columns]."""
         told = cast(Distribution, Told(self._columns, scalars))
-        step = StepContext(context, token, hidden.float().cpu().numpy(), told, self._controller.steps)
+        step = PolicyInput(context, token, hidden.float().cpu().numpy(), told, self._controller.steps)
         action = self._schedule.choose(step)
         self._controller.record(action, context)
         return self._index[action]

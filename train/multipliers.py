@@ -13,12 +13,12 @@ _HALVINGS = 40
 _FIRST = 0.2  # where nothing is known yet
 
 
-class Prices:
+class Multipliers:
     """Prices at evenly spaced budgets from `low` to `high`, their logarithms linear between.
 
     Attributes:
         budgets: float64 [P].
-        logarithms: float64 [P], of the prices; state of a training.
+        logarithms: float64 [P], of the multipliers; state of a training.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -30,8 +30,8 @@ class Prices:
         return float(np.exp(np.interp(budget, self.budgets, self.logarithms)))
 
     def fit(self, mean_cost: Callable[[float], float]) -> None:
-        """Sets every price where `mean_cost(price)`, which falls as the price rises, is the budget; where no price
-        does it, the nearest end."""
+        """Sets every multiplier where `mean_cost(multiplier)`, which falls as the multiplier rises, is the budget;
+        where no multiplier does it, the nearest end."""
         for index, budget in enumerate(self.budgets.tolist()):
             low, high = math.log(_LEAST), math.log(_MOST)
             for _ in range(_HALVINGS):
@@ -43,7 +43,7 @@ class Prices:
             self.logarithms[index] = high
 
     def follow(self, budgets: Sequence[float], means: Sequence[float], rate: float) -> None:
-        """Raises the prices near budgets that episodes overspent, lowers those near the others.
+        """Raises the multipliers near budgets that episodes overspent, lowers those near the others.
 
         A logarithm moves by rate * (mean cost - budget) / budget, shared between the two points around the budget;
         points that several episodes touch take the mean.

@@ -30,7 +30,7 @@ from sol_rt.export.progress import Progress
 from sol_rt.train import grpo, holdout, regression
 from sol_rt.train.config import TrainConfig
 from sol_rt.train.data.windows import Windows
-from sol_rt.train.multipliers import Prices
+from sol_rt.train.multipliers import Multipliers
 from sol_rt.train.policy_network import PolicyNetwork
 from sol_rt.train.rollouts.counterfactuals import Counterfactuals, CounterfactualStore, measure
 from sol_rt.train.rollouts.observation import relative_costs
@@ -44,8 +44,8 @@ CONFIG = "config.yaml"
 _WARM, _GRPO, _DONE = "warm start", "grpo", "done"
 _SEED_OF = {_WARM: 1, _GRPO: 2, "held out": 3}
 _MEASURES = 40  # times that stage 1 looks at the held-out windows
-_PRICES = 12  # at which it does
-_FITTED = 256  # episodes that prices are set on, for each length of window
+_MULTIPLIERS = 12  # at which it does
+_FITTED = 256  # episodes that multipliers are set on, for each length of window
 _LEAST_TEMPERATURE = 0.02  # share of the config's: a thousandth of a nat where a logit is a twentieth
 
 
@@ -103,7 +103,7 @@ class Trainer:
         self.parallel: nn.Module = self.network
         if group.size > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.network)
-        self.prices = [Prices(*self.config.grpo.budget) for _ in setup.windows.lengths]  # by length of window
+        self.multipliers = [Multipliers(*self.config.grpo.budget) for _ in setup.windows.lengths]  # by length of window
         self.stage, self.update, self.step, self.seconds = _WARM, 0, 0, 0.0
         self.best = self._nothing_yet()
         self.measured = 0  # windows that stage 1 learns from
@@ -218,13 +218,15 @@ class Trainer:
     def _warm_start(self, training: list[Counterfactuals], held: list[Counterfactuals], kinds: list[int]) -> None:
         warm, shape = self.config.warm_start, self.network.shape
         examples, held_out = (regression.Examples.of(part, self.setup.rollouts.spec) for part in (training, held))
-        prices = self._price_range(examples)
-        grid = np.geomspace(*prices, _PRICES).tolist()
-        check = self._held_out_episodes(held_out, prices)
-        groups = torch.tensor(kinds[len(training) :]).repeat_interleave(len(check.price) // len(held))
+        multipliers = self._multiplier_range(examples)
+        grid = np.geomspace(*multipliers, _MULTIPLIERS).tolist()
+        check = self._held_out_episodes(held_out, multipliers)
+        groups = torch.tensor(kinds[len(training) :]).repeat_interleave(len(check.multiplier) // len(held))
         if self.update == 0:
             random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM]])
-            shown = regression.draw_episodes(examples, 2048, shape.horizon, prices, warm.unit, self.columns, random)
+            shown = regression.draw_episodes(
+                examples, 2048, shape.horizon, multipliers, warm.unit, self.columns, random
+            )
             self.network.standardise(
                 shown.hidden.flatten(0, 1), self.setup.embed(shown.token).flatten(0, 1), shown.scalars.flatten(0, 1)
             )
@@ -232,7 +234,7 @@ class Trainer:
         every = max(warm.updates // _MEASURES, 1)
         while self.update < warm.updates and self.best["since"] < warm.patience:
             rate = 0.5 * warm.learning_rate * (1 + math.cos(math.pi * self.update / warm.updates))
-            loss = self._warm_update(examples, prices, rate)
+            loss = self._warm_update(examples, multipliers, rate)
             self.update, self.step = self.update + 1, self.step + 1
             values: dict[str, float | str] = {"loss": loss, "learning_rate": rate}
             if self.update % every == 0 or self.update == warm.updates:
@@ -245,17 +247,19 @@ class Trainer:
             self.report("stage 1: regression", self.update, warm.updates)
             self._checkpoint()
         self.network.load_state_dict(self.best["network"])
-        self._fit_prices(examples, kinds[: len(training)])
+        self._fit_multipliers(examples, kinds[: len(training)])
         if warm.updates:
             self.note(f"stage 1: {self.best['gain']:.4f} nats a step over static actions on held-out windows")
         self._begin(_GRPO)
         self._evaluate_replayed(held, kinds[len(training) :])
         self._checkpoint(now=True)
 
-    def _warm_update(self, examples: regression.Examples, prices: tuple[float, float], rate: float) -> float:
+    def _warm_update(self, examples: regression.Examples, multipliers: tuple[float, float], rate: float) -> float:
         warm, shape = self.config.warm_start, self.network.shape
         random = np.random.default_rng([self.config.seed, _SEED_OF[_WARM], self.update])
-        whole = regression.draw_episodes(examples, warm.batch, shape.horizon, prices, warm.unit, self.columns, random)
+        whole = regression.draw_episodes(
+            examples, warm.batch, shape.horizon, multipliers, warm.unit, self.columns, random
+        )
         shown = regression.shown_features((warm.batch, shape.horizon, 2 * shape.hidden_size), warm.dropout, random)
         mine = slice(self.group.rank, None, self.group.size)
         batch = regression.EpisodeBatch(**{name: value[mine] for name, value in vars(whole).items()})
@@ -269,44 +273,47 @@ class Trainer:
         self._descend(loss, 1.0)
         return float(self.group.sum(loss.detach()) / self.group.size)
 
-    def _held_out_episodes(self, held: regression.Examples, prices: tuple[float, float]) -> regression.EpisodeBatch:
+    def _held_out_episodes(
+        self, held: regression.Examples, multipliers: tuple[float, float]
+    ) -> regression.EpisodeBatch:
         """All episodes of the held-out windows, one behind the other."""
         horizon, (windows, positions) = self.network.shape.horizon, held.token.shape
         begins = torch.arange(0, positions - horizon + 1, horizon)
         window = torch.arange(windows).repeat_interleave(len(begins))
         random = np.random.default_rng([self.config.seed, _SEED_OF["held out"]])
-        price = regression.random_prices(random, prices, len(window))
+        multiplier = regression.random_multipliers(random, multipliers, len(window))
         return regression.episodes_at(
-            held, window, begins.repeat(windows), horizon, price, self.config.warm_start.unit, self.columns, random
+            held, window, begins.repeat(windows), horizon, multiplier, self.config.warm_start.unit, self.columns, random
         )
 
-    def _price_range(self, examples: regression.Examples) -> tuple[float, float]:
+    def _multiplier_range(self, examples: regression.Examples) -> tuple[float, float]:
         low, high = self.config.grpo.budget
         reached = float(examples.cost.mean(dim=(0, 1)).min())
-        return regression.price_range(examples, self.config.warm_start.unit, (max(low, min(reached, high)), high))
+        return regression.multiplier_range(examples, self.config.warm_start.unit, (max(low, min(reached, high)), high))
 
     @torch.no_grad()
-    def _fit_prices(self, examples: regression.Examples, kinds: Sequence[int]) -> None:
+    def _fit_multipliers(self, examples: regression.Examples, kinds: Sequence[int]) -> None:
         """Prices at which the network's own sampled choices come to each budget, for each length of window."""
         warm, horizon = self.config.warm_start, self.network.shape.horizon
         random = np.random.default_rng([self.config.seed, _SEED_OF[_GRPO]])
-        prices = self._price_range(examples)
-        for kind, fitted in enumerate(self.prices):
+        multipliers = self._multiplier_range(examples)
+        for kind, fitted in enumerate(self.multipliers):
             members = [row for row, of in enumerate(kinds) if of == kind] or list(range(len(kinds)))
             part = regression.Examples(**{name: value[members] for name, value in vars(examples).items()})
-            batch = regression.draw_episodes(part, _FITTED, horizon, prices, warm.unit, self.columns, random)
+            batch = regression.draw_episodes(part, _FITTED, horizon, multipliers, warm.unit, self.columns, random)
             logits = self.network(batch.hidden, self.setup.embed(batch.token), batch.scalars, batch.previous)
             fitted.fit(functools.partial(self._mean_cost, logits, batch.cost))
 
-    def _mean_cost(self, logits: Tensor, cost: Tensor, price: float) -> float:
+    def _mean_cost(self, logits: Tensor, cost: Tensor, multiplier: float) -> float:
         """Of sampled choices; logits and costs [..., A]."""
-        charged = (logits - price * cost / self.config.warm_start.unit) / self._temperature(price)
+        charged = (logits - multiplier * cost / self.config.warm_start.unit) / self._temperature(multiplier)
         return float((torch.softmax(charged, -1) * cost).sum(-1).mean())
 
-    def _temperature(self, price: float) -> float:
-        """Of GRPO's choices, in logits. Below a price of 1 it goes with the price: where a dense step's cost is worth a
-        hundredth of a nat, thousandths decide, and choices that don't tell them apart teach nothing but noise."""
-        return self.config.grpo.temperature * min(max(price, _LEAST_TEMPERATURE), 1.0)
+    def _temperature(self, multiplier: float) -> float:
+        """Of GRPO's choices, in logits. Below a multiplier of 1 it goes with the multiplier: where a dense step's cost
+        is worth a hundredth of a nat, thousandths decide, and choices that don't tell them apart teach nothing but
+        noise."""
+        return self.config.grpo.temperature * min(max(multiplier, _LEAST_TEMPERATURE), 1.0)
 
     # Stage 2
 
@@ -355,9 +362,9 @@ class Trainer:
         places = [n * config.episodes + e for n in self.group.mine(config.windows) for e in range(config.episodes)]
         everyone[places] = torch.tensor(rows, dtype=torch.float64)
         everyone = self.group.sum(everyone)
-        for kind, prices in enumerate(self.prices):
+        for kind, multipliers in enumerate(self.multipliers):
             budgets, means = everyone[everyone[:, 0] == kind, 1:3].T.tolist()
-            prices.follow(budgets, means, config.price_rate)
+            multipliers.follow(budgets, means, config.multiplier_rate)
         budget, cost, likelihood = everyone[:, 1:].mean(0).tolist()
         return {
             "loss": float(self.group.sum(losses.total.detach()) / self.group.size),
@@ -385,9 +392,9 @@ class Trainer:
         low, high = config.budget
         reached = float(costs.min(1).values.max())  # what the cheapest action doesn't reach is no budget
         budget = float(np.float32(random.uniform(min(max(low, reached), high), high)))
-        price = self.prices[window.kind].at(budget)
-        temperature = self._temperature(price)
-        charge = price * costs / self.config.warm_start.unit
+        multiplier = self.multipliers[window.kind].at(budget)
+        temperature = self._temperature(multiplier)
+        charge = multiplier * costs / self.config.warm_start.unit
         noise = grpo.gumbel(random, config.schedules, horizon, len(spec.actions))
         choose = grpo.SampledChoice(self.network, self.setup.embed, charge, temperature, noise)
         ran = grpo.on_cpu(rollouts.run(start, horizon, budget, choose, config.schedules))
@@ -399,7 +406,7 @@ class Trainer:
             action=ran.action,
             charge=charge.expand(config.schedules, -1, -1),
             temperature=torch.full((config.schedules,), temperature),
-            centred=grpo.centred_returns(ran, price, config),
+            centred=grpo.centred_returns(ran, multiplier, config),
             kind=window.kind,
             budget=budget,
             cost=float(ran.cost.mean()),
@@ -536,7 +543,7 @@ class Trainer:
                 "log_bytes": self.log.size,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "prices": torch.from_numpy(np.stack([prices.logarithms for prices in self.prices])),
+                "multipliers": torch.from_numpy(np.stack([multipliers.logarithms for multipliers in self.multipliers])),
                 "best": self.best,
                 "measured": self.measured,
             },
@@ -574,8 +581,8 @@ class Trainer:
                 f"{self.setup.folder / CHECKPOINT}: of another network ({' '.join(str(error).split())[:120]}); begin "
                 "anew with another -o"
             ) from None
-        for prices, logarithms in zip(self.prices, state["prices"].numpy(), strict=True):
-            prices.logarithms[:] = logarithms
+        for multipliers, logarithms in zip(self.multipliers, state["multipliers"].numpy(), strict=True):
+            multipliers.logarithms[:] = logarithms
         self.stage, self.update, self.step = state["stage"], state["update"], state["step"]
         self.seconds, self.best, self.measured = state["seconds"], state["best"], state["measured"]
         return int(state["log_bytes"])

@@ -45,8 +45,8 @@ _Array = npt.NDArray[np.float64]
 class PruneLevels:
     """Channels kept at the inputs of the first and the second MLP matmul, one count a layer."""
 
-    keep_in: tuple[int, ...]
-    keep_mid: tuple[int, ...]
+    active_up: tuple[int, ...]
+    active_down: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class MlpSizes:
 
     def share(self, levels: PruneLevels) -> float:
         """Share of all MLP weights that these levels read, exactly 1 where nothing is pruned."""
-        return (sum(levels.keep_in) * self.weights_in + sum(levels.keep_mid) * self.weights_mid) / self.total
+        return (sum(levels.active_up) * self.weights_in + sum(levels.active_down) * self.weights_mid) / self.total
 
 
 def find_levels(
@@ -149,14 +149,14 @@ def with_levels(
     sizes = MlpSizes.of(config)
     if sizes.total > _MOST_WEIGHTS:
         return config
-    shares = {key: 100 * sizes.share(PruneLevels(v.keep_in, v.keep_mid)) for key, v in config.variants.items()}
+    shares = {key: 100 * sizes.share(PruneLevels(v.active_up, v.active_down)) for key, v in config.variants.items()}
     targets = sorted(set(shares.values()), reverse=True)
     bits = min(variant.bits for variant in config.variants.values() if variant.prune == 100)
     levels = find_levels(Engine(Bundle.open(folder), provider="cpu"), windows, targets, bits, progress)
     variants = {}
     for key, variant in config.variants.items():
         found = levels[shares[key]]
-        pruned = replace(variant, keep_in=found.keep_in, keep_mid=found.keep_mid)
+        pruned = replace(variant, active_up=found.active_up, active_down=found.active_down)
         variants[key] = replace(pruned, weight_bytes=weight_bytes(decoder, config.tensors, pruned))
     return replace(config, variants=variants)
 
@@ -288,7 +288,7 @@ class _Search:
     def _measure(self, counts: npt.NDArray[np.int64], windows: int) -> _Array:
         """Divergences of every row of counts [rows, matrices], [rows, tokens]."""
         levels = [self.sizes.levels(row.tolist()) for row in counts]
-        candidates = [Candidate(self.action, each.keep_in, each.keep_mid) for each in levels]
+        candidates = [Candidate(self.action, each.active_up, each.active_down) for each in levels]
         used = self.windows[:windows]
         found = token_divergences(self.engine, used, self.action, candidates, self.progress)
         self.passes += 1

@@ -43,15 +43,15 @@ def worth_reading(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint])
     narrowest = min(points)
     start = points[narrowest]
     dearer = [other for other in wider if other.weight_bytes > start.weight_bytes]  # a mix of widths may read as much
-    price = max(
+    multiplier = max(
         ((start.loss - other.loss) / (other.weight_bytes - start.weight_bytes) for other in dearer), default=0.0
     )
-    if price <= 0:  # more bits bring nothing here at all
+    if multiplier <= 0:  # more bits bring nothing here at all
         return narrowest
-    return min(sorted(points), key=lambda width: points[width].loss + _TIMES * price * points[width].weight_bytes)
+    return min(sorted(points), key=lambda width: points[width].loss + _TIMES * multiplier * points[width].weight_bytes)
 
 
-def choose_head_widths(
+def choose_lm_head_bits(
     folder: Path, config: SolConfig, decoder: Decoder, windows: Sequence[Sequence[int]], progress: Progress
 ) -> SolConfig:
     """Measures the narrower variants with their output matrix at every width, and gives each the best one.
@@ -64,12 +64,12 @@ def choose_head_widths(
         progress: told how far it is.
 
     Returns:
-        The config with `head_bits` and `weight_bytes` of all variants. The bundle's sol_config.json is not written, nor
-        are the graphs' hashes.
+        The config with `lm_head_bits` and `weight_bytes` of all variants. The bundle's sol_config.json is not written,
+        nor are the graphs' hashes.
     """
     widths = sorted({variant.bits for variant in config.variants.values()})
     widest = widest_bits(config.tensors)
-    plain = {variant.bits: variant.head_bits for variant in config.variants.values()}
+    plain = {variant.bits: variant.lm_head_bits for variant in config.variants.values()}
     points: dict[int, dict[int, HeadPoint]] = {width: {} for width in widths}
     trials = range(0, widest - min(plain.values()) + 1, 2) if len(widths) > 1 else ()
     for wider in trials:
@@ -101,5 +101,5 @@ def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) 
 
 def _with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, int]) -> SolConfig:
     """The config with variants of every width reading the output matrix at its width in `heads`, graphs written."""
-    variants = {key: replace(variant, head_bits=heads[variant.bits]) for key, variant in config.variants.items()}
+    variants = {key: replace(variant, lm_head_bits=heads[variant.bits]) for key, variant in config.variants.items()}
     return write_graphs(folder, replace(config, variants=variants), decoder)

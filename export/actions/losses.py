@@ -31,15 +31,15 @@ class Candidate:
     """A way to run every step: an action, with channel counts, one a layer, instead of the bundle's where given."""
 
     action: Action
-    keep_in: tuple[int, ...] | None = None
-    keep_mid: tuple[int, ...] | None = None
-    keep_qkv: tuple[int, ...] | None = None
-    keep_o: tuple[int, ...] | None = None
+    active_up: tuple[int, ...] | None = None
+    active_down: tuple[int, ...] | None = None
+    active_qkv: tuple[int, ...] | None = None
+    active_o: tuple[int, ...] | None = None
 
     @property
     def counts(self) -> dict[str, tuple[int, ...]]:
         """Those given, by name."""
-        named = {name: getattr(self, name) for name in ("keep_in", "keep_mid", "keep_qkv", "keep_o")}
+        named = {name: getattr(self, name) for name in ("active_up", "active_down", "active_qkv", "active_o")}
         return {name: counts for name, counts in named.items() if counts is not None}
 
 

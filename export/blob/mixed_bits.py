@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sol_rt.bundle.bits import MIXED, LayerWidths, Widths
+from sol_rt.bundle.bits import MIXED, LayerBits, Precision
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
 from sol_rt.export.sources.decoder import Decoder, TensorNames
 
-_OF_ONLY_CODES = LayerWidths(8, 8, 4, 8)
+_OF_ONLY_CODES = LayerBits(8, 8, 4, 8)
 
 
-def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Widths | None:
+def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Precision | None:
     """Of the mixed graph, its output matrix at the narrowest worth trying; None where no matrix of a layer has codes of
     its own."""
     sources = matrices(decoder, names)
     layers = tuple(
-        LayerWidths(*(_width(checkpoint, sources[f"layers.{layer}.{matrix}"]) for matrix in LayerWidths._fields))
+        LayerBits(*(_width(checkpoint, sources[f"layers.{layer}.{matrix}"]) for matrix in LayerBits._fields))
         for layer in range(decoder.num_layers)
     )
     found = {bits for layer in layers for bits in layer}
@@ -35,10 +35,10 @@ def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -
         return None
     if found == {4}:
         layers = (_OF_ONLY_CODES,) * decoder.num_layers
-    return Widths(MIXED, _width(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
+    return Precision(MIXED, _width(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
 
 
-def with_dense_head(mixed: Widths) -> Widths:
+def with_dense_head(mixed: Precision) -> Precision:
     """Of a mixed graph that is the dense one: its output matrix at 8 bits where it has no codes of its own."""
     return mixed if mixed.head == 4 else replace(mixed, head=8)
 

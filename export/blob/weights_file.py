@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
 from sol_rt.export.blob.hessian import input_moments
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
 from sol_rt.export.progress import Progress
-from sol_rt.export.quantize.gptq import Metric, compensate
+from sol_rt.export.quantize.gptq import HessianFactor, compensate
 from sol_rt.export.quantize.nested import (
     FloatArray,
     Nested,
@@ -31,7 +31,7 @@ from sol_rt.export.quantize.nested import (
     pack_plane,
     quantize_matrix,
 )
-from sol_rt.export.quantize.source_codes import OwnCodes, choose_zeros, nest
+from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
 from sol_rt.export.sources.decoder import Decoder, Family, TensorNames
 from sol_rt.export.sources.rope import tables
@@ -128,7 +128,7 @@ def fill_blob(
     decoder: Decoder,
     family: Family,
     tensors: Mapping[str, TensorEntry],
-    widths: Collection[Widths],
+    widths: Collection[Precision],
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
 ) -> None:
@@ -161,7 +161,7 @@ def fill_blob(
         if not decoder.tied:
             fill.matrix("embed", sources["embed"])  # rows are read one at a time: no products, no moment
         for matrix, moment in input_moments(checkpoint, decoder, family, windows, progress):
-            fill.matrix(matrix, sources[matrix], Metric.of(moment))
+            fill.matrix(matrix, sources[matrix], HessianFactor.of(moment))
 
 
 def _fill_plain(
@@ -185,13 +185,13 @@ class _MatrixFiller:
     blob: BlobWriter
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorEntry]
-    widths: Collection[Widths]
+    widths: Collection[Precision]
 
     def matrix(
         self,
         matrix: str,
         modules: tuple[str, ...],
-        metric: Metric | None = None,
+        metric: HessianFactor | None = None,
         told: Callable[[int], None] = lambda weights: None,
     ) -> None:
         """Reads, quantizes and writes a matrix; `told` the number of its weights that are done, piece by piece."""
@@ -207,7 +207,7 @@ class _MatrixFiller:
             first += rows
 
     def _quantize(
-        self, matrix: str, weights: FloatArray, own: OwnCodes | None, tensor: str, metric: Metric | None
+        self, matrix: str, weights: FloatArray, own: SourceCodes | None, tensor: str, metric: HessianFactor | None
     ) -> Nested:
         """Outputs float32 [n, K] of a matrix; the source's own 4-bit codes stay."""
         planes = sum(f"{matrix}.plane{plane}" in self.tensors for plane in (1, 2))

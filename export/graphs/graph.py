@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
 from sol_rt.engine.signature import CHOOSING, PRUNING
 from sol_rt.export.graphs.functions import operators as bodies
@@ -71,8 +71,8 @@ class LayerShapes:
 
 
 def prune_counts(prune_percent: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
-    """Channels that a prune level keeps at the inputs of a layer's matrices where all layers keep the same: (keep_in,
-    keep_mid, keep_qkv, keep_o).
+    """Channels that a prune level keeps at the inputs of a layer's matrices where all layers keep the same: (active_up,
+    active_down, active_qkv, active_o).
 
     The share of all the layer's weights that is read is `prune_percent`. Attention's output bears more pruning than its
     input, and the MLP takes what these two leave.
@@ -86,7 +86,7 @@ def prune_counts(prune_percent: float, shapes: LayerShapes) -> tuple[int, int, i
 
 
 def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tuple[int, int]:
-    """(keep_in, keep_mid) that read `share` of the weights of MLP matrices of shapes (K, N).
+    """(active_up, active_down) that read `share` of the weights of MLP matrices of shapes (K, N).
 
     Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
     share and the second less.
@@ -100,7 +100,7 @@ def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tupl
 def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
     """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
     total = 0
-    counts = {"up": variant.keep_in, "down": variant.keep_mid, "qkv": variant.keep_qkv, "o": variant.keep_o}
+    counts = {"up": variant.active_up, "down": variant.active_down, "qkv": variant.active_qkv, "o": variant.active_o}
     for name in variant_tensors(decoder, variant.widths):
         size = tensors[name].bytes
         if name.startswith("layers.") and name.endswith(".base"):
@@ -115,7 +115,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     return total
 
 
-def variant_tensors(decoder: Decoder, widths: Widths) -> list[str]:
+def variant_tensors(decoder: Decoder, widths: Precision) -> list[str]:
     """Names of the tensors that a variant computes with, each once; what only the embedding's look-up reads is left
     out."""
     names = nested_names("embed" if decoder.tied else "head", widths.head)
@@ -143,7 +143,7 @@ def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorPr
 
 def build_graph(
     decoder: Decoder,
-    widths: Widths,
+    widths: Precision,
     tensors: Mapping[str, TensorEntry],
     weights_file: str,
     kv: KvLayout | None = None,
@@ -163,7 +163,7 @@ class _GraphWriter:
     def __init__(
         self,
         decoder: Decoder,
-        widths: Widths,
+        widths: Precision,
         tensors: Mapping[str, TensorEntry],
         weights_file: str,
         kv: KvLayout,
@@ -202,11 +202,11 @@ class _GraphWriter:
             x,
             *(_cache_name("past", part, layer) for part in CACHE),
             "past_length",
-            "attn_keep",
-            "mlp_keep_in",
-            "mlp_keep_mid",
-            "attn_keep_qkv",
-            "attn_keep_o",
+            "kv_pages",
+            "active_up",
+            "active_down",
+            "active_qkv",
+            "active_o",
             *map(self._tensor, ["rope.cos", "rope.sin"]),
             *(_cache_name("past", part, layer) for part in self.cache[len(CACHE) :]),
             *map(self._tensor, weights),
@@ -283,8 +283,8 @@ class _GraphWriter:
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
-        pruning = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
-        sizes: dict[str, int | str] = {"past_length": 1, "attn_keep": CHOOSING, **dict.fromkeys(pruning, PRUNING)}
+        pruning = ("active_up", "active_down", "active_qkv", "active_o")
+        sizes: dict[str, int | str] = {"past_length": 1, "kv_pages": CHOOSING, **dict.fromkeys(pruning, PRUNING)}
         inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
         inputs += [info(name, TensorProto.INT64, [size]) for name, size in {**sizes, "num_logits": 1}.items()]
         inputs.append(info("total_length", TensorProto.INT32, [1]))

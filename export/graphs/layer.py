@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from sol_rt.bundle.bits import LayerWidths
+from sol_rt.bundle.bits import LayerBits
 from sol_rt.bundle.config import KvLayout
-from sol_rt.engine.signature import ROOM
+from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention_shape import AttentionShape
 from sol_rt.export.graphs.functions.operators import in_turn, planes
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
@@ -22,10 +22,10 @@ from sol_rt.export.sources.decoder import Decoder
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
 """What an int8 cache has besides."""
-_STEP = ("past_length", "attn_keep", "keep_in", "keep_mid", "keep_qkv", "keep_o")
+_STEP = ("past_length", "kv_pages", "active_up", "active_down", "active_qkv", "active_o")
 
 
-def layer_weights(decoder: Decoder, widths: LayerWidths) -> list[str]:
+def layer_weights(decoder: Decoder, widths: LayerBits) -> list[str]:
     """Names of a layer's tensors below `layers.{i}.`, in the order of the operator's inputs."""
     norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
     names = [name for norm in norms for name in norm_weights(decoder, norm)]
@@ -46,7 +46,7 @@ def nested_names(matrix: str, bits: int) -> list[str]:
     return [f"{matrix}.{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
 
 
-def layer_attributes(decoder: Decoder, widths: LayerWidths, kv: KvLayout) -> dict[str, Any]:
+def layer_attributes(decoder: Decoder, widths: LayerBits, kv: KvLayout) -> dict[str, Any]:
     """The attributes that all `DecoderLayer` nodes of the same widths share: all but `layer`."""
     return {
         "hidden_size": decoder.hidden_size,
@@ -70,7 +70,7 @@ def cache_parts(kv: KvLayout) -> tuple[str, ...]:
     return CACHE + SCALES if kv.dtype == "int8" else CACHE
 
 
-def decoder_layer(decoder: Decoder, widths: LayerWidths, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
+def decoder_layer(decoder: Decoder, widths: LayerBits, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
     """`DecoderLayer` with its attributes inlined: all layers of the same widths share them.
 
     In a `mixed` graph, whose matrices are not all of one width, an overload tells bodies apart, and operators inside
@@ -89,7 +89,7 @@ def width_tag(*widths: int, mixed: bool) -> str:
 class _LayerBody:
     """Formal inputs are named as the tensors are, with `_` for `.`."""
 
-    def __init__(self, decoder: Decoder, widths: LayerWidths, kv: KvLayout, mixed: bool) -> None:
+    def __init__(self, decoder: Decoder, widths: LayerBits, kv: KvLayout, mixed: bool) -> None:
         self.decoder, self.widths, self.kv, self.mixed = decoder, widths, kv, mixed
         self.cache = cache_parts(kv)
         self.scales = [f"past_{part}" for part in self.cache[len(CACHE) :]]
@@ -120,13 +120,13 @@ class _LayerBody:
         decoder = self.decoder
         qkv = self._matmul(x, "qkv", self.widths.qkv, decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
         past = [f"past_{part}" for part in CACHE]
-        inputs = [qkv, *past, "past_length", self._own("attn_keep"), "cos", "sin", *self.scales, "total_length"]
+        inputs = [qkv, *past, "past_length", self._own("kv_pages"), "cos", "sin", *self.scales, "total_length"]
         self.writer.op(
             "SparseAttention",
             *inputs,
             out=["attended", *(f"present_{part}" for part in self.cache)],
             domain="sol",
-            **(AttentionShape.of(decoder, self.kv).attributes | {ROOM: Ref(ROOM)}),
+            **(AttentionShape.of(decoder, self.kv).attributes | {GATHER_CAPACITY: Ref(GATHER_CAPACITY)}),
         )
         width = decoder.num_heads * decoder.head_dim
         y = self._float("attended")
@@ -140,8 +140,8 @@ class _LayerBody:
         y = self.writer.op(
             f"PrunedMLP{width_tag(up_bits, down_bits, mixed=self.mixed)}",
             x,
-            self._own("keep_in"),
-            self._own("keep_mid"),
+            self._own("active_up"),
+            self._own("active_down"),
             *map(_formal, names),
             domain="sol",
             K=decoder.hidden_size,

@@ -38,7 +38,7 @@ _ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
-class Metric:
+class HessianFactor:
     """How much errors at a matrix's inputs weigh, alone and together.
 
     Attributes:
@@ -52,7 +52,7 @@ class Metric:
     importance: FloatArray
 
     @classmethod
-    def of(cls, moment: Tensor) -> Metric:
+    def of(cls, moment: Tensor) -> HessianFactor:
         """Of a second moment H, float32 [K, K], finite."""
         diagonal = moment.diagonal()
         mean = max(float(diagonal.mean()), torch.finfo(torch.float32).tiny)
@@ -72,7 +72,7 @@ class Metric:
 def compensate(
     w: FloatArray,
     nested: Nested,
-    metric: Metric,
+    metric: HessianFactor,
     levels: Collection[int],
     kept: npt.NDArray[np.bool_] | None = None,
 ) -> Nested:
@@ -120,13 +120,13 @@ class _Base:
     kept: Tensor
 
 
-def _columns(values: npt.NDArray[Any], metric: Metric) -> Tensor:
+def _columns(values: npt.NDArray[Any], metric: HessianFactor) -> Tensor:
     """float32 [K, N] of [N, K]: a channel's values of all outputs together, channels in the metric's order."""
     return torch.from_numpy(values).T[metric.order].float().contiguous()
 
 
 def _codes(
-    w: Tensor, scale: Tensor, zero: Tensor, metric: Metric, levels: Collection[int], base: _Base | None
+    w: Tensor, scale: Tensor, zero: Tensor, metric: HessianFactor, levels: Collection[int], base: _Base | None
 ) -> Tensor:
     """Codes uint8 [K, N] in the matrix's order; of weights [K, N] in the metric's, scale and zero [KB, N]."""
     factor, (channels, rows) = metric.factor, w.shape

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from sol_rt.bundle.config import BLOCK
-from sol_rt.export.quantize.gptq import Metric
+from sol_rt.export.quantize.gptq import HessianFactor
 from sol_rt.export.quantize.nested import ByteArray, FloatArray, Nested, quantize_matrix
 
 # An offset in sixteenths of a step is off by half of one at most; float16 steps add a little at the outermost codes.
@@ -18,7 +18,7 @@ _FARTHEST = 1  # sixteenths that a zero point may go from the nearest one to mak
 
 
 @dataclass(frozen=True)
-class OwnCodes:
+class SourceCodes:
     """Rows of a matrix as the source stores them, blocks of 32 input channels: W = scale / 16 * (16 q - zero).
 
     Attributes:
@@ -34,7 +34,7 @@ class OwnCodes:
     held: npt.NDArray[np.bool_]
 
 
-def own_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> OwnCodes:
+def source_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> SourceCodes:
     """Codes of weights step * q + offset, with the blocks marked that the format can hold.
 
     A block is held where its weights come back to within 0.6 sixteenths of a step: not where all of them are far from
@@ -60,10 +60,10 @@ def own_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> OwnCodes:
         drift = np.where(step > 0, scale.astype(np.float32) / step, np.float32(1))
         for code in (0, 15):
             held &= np.abs(drift * (16 * code - zero) - (16 * code - exact_zero)) <= _LARGEST_ERROR
-    return OwnCodes(q.reshape(len(q), -1), scale, zero.astype(np.uint8), held)
+    return SourceCodes(q.reshape(len(q), -1), scale, zero.astype(np.uint8), held)
 
 
-def choose_zeros(own: OwnCodes, w: FloatArray, metric: Metric) -> OwnCodes:
+def choose_zeros(own: SourceCodes, w: FloatArray, metric: HessianFactor) -> SourceCodes:
     """Rounds zero points anew, each making up for those before it.
 
     A rounded zero point shifts a whole block by up to half a sixteenth of a step, and what a row loses by its shifts e
@@ -76,7 +76,7 @@ def choose_zeros(own: OwnCodes, w: FloatArray, metric: Metric) -> OwnCodes:
     """
     n, blocks = own.scale.shape
     sums = torch.zeros(blocks, metric.factor.shape[1]).index_add_(0, metric.order // BLOCK, metric.factor)
-    of_blocks = Metric.of(sums @ sums.T)
+    of_blocks = HessianFactor.of(sums @ sums.T)
     # in sixteenths of a step; where nothing is held any number will do, and there is no error
     sixteenth = torch.from_numpy(np.where(own.held, own.scale, np.float16(0)).astype(np.float32).T.copy()) / 16
     inverse = torch.where(sixteenth > 0, 1 / sixteenth, 0)
@@ -95,7 +95,7 @@ def choose_zeros(own: OwnCodes, w: FloatArray, metric: Metric) -> OwnCodes:
     return replace(own, zero=np.ascontiguousarray(zero.T.to(torch.uint8).numpy()))
 
 
-def nest(own: OwnCodes, w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True) -> Nested:
+def nest(own: SourceCodes, w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True) -> Nested:
     """A nested matrix whose 4-bit level is the source's own, but for blocks that are not held.
 
     The residual planes code what rounding the zero point leaves, which is less than their step, and stay at the middle

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.quantize.source_codes import OwnCodes
+from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.decoder import Decoder, Family, TensorNames
 
 FloatArray = npt.NDArray[np.float32]
@@ -38,7 +38,7 @@ class Checkpoint(Protocol):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         """Rows start … stop - 1 as float32; others are not read. Raises CheckpointError for types that can't be."""
 
-    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+    def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
         """Rows start … stop - 1 as the 4-bit codes that the file stores; None where it stores them in another way."""
 
     def write_tokenizer(self, folder: Path) -> None:

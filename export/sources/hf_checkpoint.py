@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.quantize.source_codes import OwnCodes
+from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
 from sol_rt.export.sources.checkpoint import FloatArray
 
@@ -45,7 +45,7 @@ class HfCheckpoint:
         array: FloatArray = tensor.to(torch.float32).numpy()
         return array
 
-    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+    def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
         return None  # floats, of 16 bits or more
 
     def write_tokenizer(self, folder: Path) -> None:

@@ -71,9 +71,9 @@ def _greedy(engine: Engine) -> dict[str, Any]:
 def _opened_by_dims(engine: Engine) -> list[bool]:
     """Whether strict sessions that a host makes of a file alone give numbers: one that chooses tokens and one not."""
     bundle, finite, sizes = engine.bundle, [], {"S": 1, "C": 64}
-    for dims in ({"choosing_layers": 0}, {"choosing_layers": bundle.config.model.num_layers, "S": 1}):
+    for dims in ({"sparse_kv_layers": 0}, {"sparse_kv_layers": bundle.config.model.num_layers, "S": 1}):
         options = engine.provider.options()
-        for dim, size in {**dims, "pruning_layers": 0}.items():
+        for dim, size in {**dims, "sparse_channel_layers": 0}.items():
             options.add_free_dimension_override_by_name(dim, size)
         session = engine.provider.session(bundle.file(bundle.config.variants["s100-q4"].file), options)
         feed = {

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerWidths
+from sol_rt.bundle.bits import MIXED, LayerBits
 from sol_rt.bundle.config import (
     ActionEntry,
     FileEntry,
     KvLayout,
     ModelDims,
     PolicySpec,
-    RefreshSpec,
     SolConfig,
     Variant,
 )
@@ -35,7 +34,7 @@ def made_config(
             size = int(weight_bytes * width / bits[0] * (0.4 + 0.6 * prune / 100))
             key = Action(100, prune, width).variant
             counts = (576,) * 30, (1536,) * 30, (576,) * 30, (576,) * 30
-            layers = (LayerWidths(8, 4, 4, 6),) * 30 if width == MIXED else None
+            layers = (LayerBits(8, 4, 4, 6),) * 30 if width == MIXED else None
             variants[key] = Variant(key, f"model.q{width}.onnx", prune, width, *counts, size, width, layers)
     product = [Action(keep, prune, width) for keep in keeps for prune in prunes for width in bits]
     chosen = product if actions is None else [Action.parse(tag) for tag in actions]
@@ -48,6 +47,4 @@ def made_config(
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense = Action(100, 100, bits[0])
     entries = tuple(ActionEntry(action, None) for action in chosen)
-    return SolConfig(
-        "test", dims, KvLayout(), dense, variants, entries, policy, RefreshSpec(), "weights.bin", {}, files
-    )
+    return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", {}, files)

@@ -14,14 +14,13 @@ import numpy as np
 from helpers import reference
 from helpers.reference import Array, Nested
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerWidths
+from sol_rt.bundle.bits import MIXED, LayerBits
 from sol_rt.bundle.config import (
     ALIGNMENT,
     CONFIG_NAME,
     ActionEntry,
     FileEntry,
     KvLayout,
-    RefreshSpec,
     SolConfig,
     TensorEntry,
     Variant,
@@ -30,7 +29,7 @@ from sol_rt.export.graphs.graph import LayerShapes, build_graph, prune_counts, w
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 
 WEIGHTS = "weights.bin"
-MIXED_LAYERS = LayerWidths(8, 4, 4, 6), LayerWidths(4, 6, 8, 4)
+MIXED_LAYERS = LayerBits(8, 4, 4, 6), LayerBits(4, 6, 8, 4)
 """Of width 5, in turn."""
 FLOAT16 = KvLayout()
 _COMMON = {
@@ -69,7 +68,7 @@ class RandomDecoder:
     vectors: dict[str, Array] = field(default_factory=dict)
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
     kv: KvLayout = FLOAT16
-    head_bits: Mapping[int, int] = field(default_factory=dict)
+    lm_head_bits: Mapping[int, int] = field(default_factory=dict)
     """Of a width, where it reads the output matrix at another."""
 
     @classmethod
@@ -79,10 +78,10 @@ class RandomDecoder:
         folder: Path,
         seed: int = 0,
         kv: KvLayout = FLOAT16,
-        head_bits: Mapping[int, int] | None = None,
+        lm_head_bits: Mapping[int, int] | None = None,
     ) -> RandomDecoder:
         """Makes the weights and writes the blob into `folder`."""
-        self, rng = cls(decoder, kv=kv, head_bits=head_bits or {}), np.random.default_rng(seed)
+        self, rng = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}), np.random.default_rng(seed)
         hidden, width = decoder.hidden_size, decoder.num_heads * decoder.head_dim
 
         def vector(name: str, size: int, middle: float = 0.0) -> None:
@@ -136,11 +135,11 @@ class RandomDecoder:
         decoder = self.decoder
         shapes = LayerShapes.of(decoder)
         keeps = prune_counts(prune, shapes)
-        key, head_bits = f"s{prune:03d}-q{bits}", self.head_bits.get(bits, 6 if bits == MIXED else bits)
+        key, lm_head_bits = f"s{prune:03d}-q{bits}", self.lm_head_bits.get(bits, 6 if bits == MIXED else bits)
         channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(keeps, channels, strict=True)]
         layers = tuple(MIXED_LAYERS[layer % 2] for layer in range(decoder.num_layers)) if bits == MIXED else None
-        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, head_bits, layers)
+        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, lm_head_bits, layers)
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
     def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
@@ -170,7 +169,6 @@ class RandomDecoder:
             variants={variant.key: variant for variant in made},
             actions=tuple(ActionEntry(Action(100, variant.prune, variant.bits), None) for variant in made),
             policy=None,
-            refresh=RefreshSpec(),
             weights_file=WEIGHTS,
             tensors=self.tensors,
             files={name: _file_entry(folder / name) for name in (WEIGHTS, *names)},
@@ -194,7 +192,7 @@ class RandomDecoder:
                 normed = self._norm(f"{at}.mlp_norm", x)
             x = x + attention + self._mlp(layer, normed, variant)
         hidden = self._norm("final_norm", x)[0]
-        return self._matmul(hidden, "embed" if decoder.tied else "head", variant.head_bits), hidden
+        return self._matmul(hidden, "embed" if decoder.tied else "head", variant.lm_head_bits), hidden
 
     def _matmul(self, x: Array, name: str, bits: int) -> Array:
         product = reference.nested_matmul(x, self.matrices[name], bits)
@@ -213,7 +211,7 @@ class RandomDecoder:
         codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)
         scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
         y, *_ = reference.sparse_attention(
-            self._matmul(reference.largest(x, variant.keep_qkv[layer]), f"{at}.qkv", widths.qkv),
+            self._matmul(reference.largest(x, variant.active_qkv[layer]), f"{at}.qkv", widths.qkv),
             (rows, rows, *codes, *scales),
             0,
             0,
@@ -224,7 +222,7 @@ class RandomDecoder:
             sinks=4,
             scale=decoder.softmax_scale,
         )
-        return self._matmul(reference.largest(y, variant.keep_o[layer]), f"{at}.o", widths.o)
+        return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", widths.o)
 
     def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:
         at = f"layers.{layer}"
@@ -235,8 +233,8 @@ class RandomDecoder:
             variant.widths.layer(layer)[2:],
             gated=self.decoder.gated,
             act=self.decoder.activation,
-            keep_in=variant.keep_in[layer],
-            keep_mid=variant.keep_mid[layer],
+            active_up=variant.active_up[layer],
+            active_down=variant.active_down[layer],
             up_bias=self.vectors.get(f"{at}.up.bias", 0.0),
             down_bias=self.vectors.get(f"{at}.down.bias", 0.0),
         )

@@ -98,15 +98,15 @@ def pruned_mlp(
     *,
     gated: bool,
     act: str,
-    keep_in: int,
-    keep_mid: int,
+    active_up: int,
+    active_down: int,
     up_bias: Array | float = 0.0,
     down_bias: Array | float = 0.0,
 ) -> Array:
     """x [..., K] -> float64 [..., K]; `bits` of the first matrix and of the second."""
-    u = nested_matmul(largest(x, keep_in), up, bits[0]) + up_bias
+    u = nested_matmul(largest(x, active_up), up, bits[0]) + up_bias
     h = activation(u[..., : u.shape[-1] // 2], act) * u[..., u.shape[-1] // 2 :] if gated else activation(u, act)
-    return nested_matmul(largest(h, keep_mid), down, bits[1]) + down_bias
+    return nested_matmul(largest(h, active_down), down, bits[1]) + down_bias
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -213,7 +213,7 @@ def sparse_attention(
     qkv: Array,
     cache: Sequence[Array],
     past: int,
-    attn_keep: int,
+    kv_pages: int,
     cos: Array,
     sin: Array,
     *,
@@ -248,7 +248,7 @@ def sparse_attention(
     old = -(-total // PAGE) - 1
 
     attended = np.ones((kv_heads, total), bool)
-    if count == 1 and attn_keep < old:
+    if count == 1 and kv_pages < old:
         queries = q[0].reshape(kv_heads, heads // kv_heads, size)
         rows = slice(0, old * PAGE)
         if by_keys:
@@ -256,7 +256,7 @@ def sparse_attention(
         else:
             scores = [token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale) for h in range(kv_heads)]
         count_of_rows = 1 if dealt is None else max(-(-old * PAGE // dealt[0]), dealt[1])
-        attended[:, rows] = best_tokens(np.array(scores), kv_heads * attn_keep * PAGE, count_of_rows)
+        attended[:, rows] = best_tokens(np.array(scores), kv_heads * kv_pages * PAGE, count_of_rows)
         attended[:, :sinks] = True
     y = np.zeros((count, heads, size))
     for head in range(kv_heads):

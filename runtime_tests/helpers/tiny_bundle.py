@@ -18,7 +18,6 @@ from sol_rt.bundle.config import (
     FileEntry,
     KvLayout,
     PolicySpec,
-    RefreshSpec,
     SolConfig,
 )
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -43,14 +42,14 @@ def write_bundle(
     policy: bool = False,
     kv: str = "float16",
     dense_layers: tuple[int, ...] = (),
-    head_bits: Mapping[int, int] | None = None,
+    lm_head_bits: Mapping[int, int] | None = None,
     seed: int = 0,
 ) -> Path:
     """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     decoder = decoder or describe(family)
     layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
-    weights = RandomDecoder.write(decoder, folder, seed, layout, head_bits)
+    weights = RandomDecoder.write(decoder, folder, seed, layout, lm_head_bits)
     variants = {}
     for prune in prunes:
         for width in bits:
@@ -75,7 +74,6 @@ def write_bundle(
         variants=variants,
         actions=tuple(ActionEntry(action, None) for action in actions),
         policy=spec,
-        refresh=RefreshSpec(),
         weights_file=WEIGHTS,
         tensors=weights.tensors,
         files={},

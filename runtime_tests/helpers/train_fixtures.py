@@ -20,7 +20,7 @@ evaluation: {every: 2, windows: 3, positions: 16, budgets: [0.6]}
 
 
 def make_bundle(folder: Path) -> Path:
-    """8 actions: 8 and 4 bits, pruned or not, all pages or 30% of them. The twin can read it, too."""
+    """8 actions: 8 and 4 bits, pruned or not, all pages or 30% of them. The reference model can read it, too."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(hf_config("llama")), encoding="utf-8")
     return write_bundle(folder, bits=(8, 4))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.budget.cost import CalibrationTable, Line, calibration_path, device_string, fit_line, fit_refresh, reads
+from sol_rt.budget.cost import CalibrationTable, Line, calibration_path, device_string, fit_line, reads
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -85,7 +85,7 @@ def measure(
         UsageError: no context length is usable.
     """
     config = bundle.config
-    room = config.model.max_context - config.refresh.episode - 1
+    room = config.model.max_context - 1
     lengths = sorted({length for length in contexts if 1 <= length <= room})
     if not lengths:
         raise UsageError(f"calibrate: got contexts {list(contexts)}, expected lengths from 1 to {room}")
@@ -98,8 +98,6 @@ def measure(
     engine.load(config.variants)
     begin = time.perf_counter()
     measured: dict[tuple[Action, int], float] = {}
-    refreshes: list[tuple[int, int, float]] = []
-    episode = [1] * config.refresh.episode
     order = np.random.default_rng(0)
     per_token = 0.0  # seconds to fill the cache, of the stretch before
     for number, length in enumerate(lengths):
@@ -112,7 +110,6 @@ def measure(
         per_token = (time.perf_counter() - start) / len(more)
         until = time.perf_counter() + (begin + seconds - time.perf_counter()) / (len(lengths) - number)
         times: dict[Action, list[float]] = {action: [] for action in actions}
-        repairs: dict[int, list[float]] = {max(1, len(episode) // 4): [], len(episode): []}
         for repeat in range(repeats + _WARM_UP):
             if repeat >= _LEAST + _WARM_UP and time.perf_counter() > until:
                 break
@@ -121,12 +118,9 @@ def measure(
                 elapsed = _timed(engine, length, [1], actions[index])
                 if repeat >= _WARM_UP:
                     times[actions[index]].append(elapsed)
-            for count, runs in repairs.items():
-                runs.append(_timed(engine, length, episode[:count], config.dense))
             progress(f"timing at {length}", number + (repeat + 1) / (repeats + _WARM_UP), len(lengths))
         engine.truncate(length)
         measured |= {(action, length): _typical(values) for action, values in times.items()}
-        refreshes += [(length, count, _typical(runs[_WARM_UP:])) for count, runs in repairs.items()]
     progress("timing done", len(lengths), len(lengths))
 
     lines: dict[str, dict[int, Line]] = {}
@@ -143,7 +137,6 @@ def measure(
         device=device,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         policy_ms=_policy(bundle, repeats, engine.native_ops),
-        refresh=fit_refresh(refreshes),
         lines=lines,
     )
     engine.reset()

@@ -26,8 +26,6 @@ WINDOW_GROWTH = 0.0075
 HORIZON = 8
 """Steps over which a deviation is to be made up."""
 _BLOCK = 64  # contexts whose costs are worked out at once: for one of them most of it would be the calls
-_RESERVE = 1.05  # a refresh's share to save for, as growing contexts make the cheapest steps dearer meanwhile
-_CENTRE = 0.8  # share of the window inside which the targets stay
 _EPSILON = 1e-9
 
 
@@ -49,7 +47,7 @@ class AxisTargets:
         return any(getattr(self, field.name) is not None for field in fields(self))
 
 
-class Spend(NamedTuple):
+class Charge(NamedTuple):
     """What one step was charged: `cost` in the cost model's unit, policy included; `relative` in dense steps."""
 
     cost: float
@@ -69,11 +67,9 @@ class _Meter:
     def deviation(self) -> float:
         return self.spent - self.allowed
 
-    def window(self, full: float = 0.0, steps: int = 0) -> float:
-        """Half width after `steps` more steps that would spend `full` if dense; in the quantity's own unit."""
-        count, total = self.steps + steps, self.full + full
-        if not count:
-            return 0.0
+    def window(self, full: float) -> float:
+        """Half width after one more step that would spend `full` if dense; in the quantity's own unit."""
+        count, total = self.steps + 1, self.full + full
         return total / count * (WINDOW_STEPS + WINDOW_GROWTH * max(0, count - WINDOW_FROM))
 
     def add(self, spent: float, allowed: float, full: float) -> None:
@@ -123,7 +119,6 @@ class Controller:
         axis_targets: means to hold on the axes.
         tokens_per_second: decode rate to hold with as little compression as possible.
         policy_cost: whether each step pays for a run of the policy.
-        refresh_every: decode steps after which cheap cache entries are repaired, None for never.
     """
 
     def __init__(
@@ -135,7 +130,6 @@ class Controller:
         axis_targets: AxisTargets | None = None,
         tokens_per_second: float | None = None,
         policy_cost: bool = False,
-        refresh_every: int | None = None,
     ) -> None:
         self.actions = tuple(actions)
         self.cost = cost
@@ -145,7 +139,6 @@ class Controller:
         self._budget = _checked_budget(budget)
         self._check_request()
         self.dense_only = self._budget == 1.0 and self.axis_targets is None and self._rate is None
-        self.refresh_every = refresh_every
         self.floored = False
         self._policy = cost.policy() if policy_cost and not self.dense_only else 0.0
         self._table = cost.table(self.actions)
@@ -157,8 +150,6 @@ class Controller:
         self._axis_sums = [0.0, 0.0, 0.0]
         self._targets = _axis_targets(self.axis_targets, self._axes, self.dense, self.actions)
         self._meters = [_Meter() for _ in range(3)] if self.axis_targets else []
-        self._since_refresh = 0
-        self._cheap_since_refresh = False
         self._steps: list[_Step] = []  # of the block of contexts that the run is in
 
     def _check_request(self) -> None:
@@ -193,15 +184,13 @@ class Controller:
         return step.low / step.dense
 
     def target(self, context: int) -> float:
-        """Relative cost, policy included, that this step should aim for: the allowance, what makes up for the
-        deviation within HORIZON steps, and the saving for the next refresh; between the cheapest and the dearest
-        action."""
+        """Relative cost, policy included, that this step should aim for: the allowance, and what makes up for the
+        deviation within HORIZON steps; between the cheapest and the dearest action.
+        """
         step = self._at(context)
         if self._meters:
             return step.high / step.dense
-        window = self._spend.window(step.dense, 1)
-        before, after = (self._centre(step, window, taken) for taken in (0, 1))
-        wanted = step.allowance + (after - before) + (before - self._spend.deviation) / HORIZON
+        wanted = step.allowance - self._spend.deviation / HORIZON
         return min(max(wanted, step.low), step.high) / step.dense
 
     def allowed(self, context: int) -> np.ndarray:
@@ -214,14 +203,8 @@ class Controller:
         if step.floored:
             return np.asarray(step.costs <= step.low * (1 + _EPSILON))
         after = self._spend.deviation + step.costs - step.allowance
-        window = self._spend.window(step.dense, 1)
-        violation = np.where(step.useful, np.maximum(np.abs(after) - window, 0.0), np.inf)
-        mask = _least(violation)
-        ceiling = self._ceiling(step, window)
-        if ceiling < window and violation.min() == 0.0:
-            saving = mask & (after <= ceiling)
-            mask = saving if saving.any() else mask & (after <= after[mask].min() + _EPSILON * step.dense)
-        return mask
+        window = self._spend.window(step.dense)
+        return _least(np.where(step.useful, np.maximum(np.abs(after) - window, 0.0), np.inf))
 
     def allows(self, index: int, context: int) -> bool:
         """`allowed(context)[index]`. As a rule the action keeps the promise, which takes no look at the others."""
@@ -229,7 +212,7 @@ class Controller:
 
     # What the loop reports
 
-    def record(self, action: Action, context: int) -> Spend:
+    def record(self, action: Action, context: int) -> Charge:
         """Charges one decode step; `context` is the cache length before it."""
         step = self._at(context)
         index = self._indices.get(action)
@@ -243,35 +226,7 @@ class Controller:
         self._axis_sums = [total + value for total, value in zip(self._axis_sums, values, strict=True)]
         for meter, value, target in zip(self._meters, values, self._targets.tolist(), strict=False):
             meter.add(value, target, 1.0)
-        self._count_for_refresh(action)
-        return Spend(cost, cost / step.dense)
-
-    def refresh_due(self, context: int) -> int:
-        """How many of the newest tokens to replay densely now, 0 for none; `context` is the cache length.
-
-        Due after `refresh_every` steps with a cheap one among them, as soon as its cost fits under the budget.
-        """
-        if self.refresh_every is None or self._since_refresh < self.refresh_every or not self._cheap_since_refresh:
-            return 0
-        tokens = self.refresh_every
-        if not self._meters:
-            after = self._spend.deviation + self.cost.refresh(context - tokens, tokens)
-            if after > self._spend.window() * (1 + _EPSILON):
-                return 0
-        return tokens
-
-    def begin_sequence(self) -> None:
-        """Tells that the cache now holds another text: nothing in it is to be repaired. The spend so far stays."""
-        self._since_refresh, self._cheap_since_refresh = 0, False
-
-    def record_refresh(self, context: int, tokens: int) -> float:
-        """Charges a refresh of `tokens` tokens on top of `context` older ones; returns its cost."""
-        cost = self.cost.refresh(context, tokens)
-        self._spend.spent += cost
-        if self._meters:
-            self._spend.allowed += cost
-        self._since_refresh, self._cheap_since_refresh = 0, False
-        return cost
+        return Charge(cost, cost / step.dense)
 
     # How it stands
 
@@ -334,54 +289,19 @@ class Controller:
     def _keeps_promise(self, index: int, context: int) -> bool:
         """Whether all stays in its window after this action."""
         if self._meters:
-            window = self._meters[0].window(1.0, 1)
+            window = self._meters[0].window(1.0)
             after = zip(self._meters, self._axes[index].tolist(), self._targets.tolist(), strict=True)
             return all(abs(meter.deviation + value - target) <= window for meter, value, target in after)
         step = self._at(context)
         if self.dense_only or step.floored or not step.useful[index]:
             return False
         deviation = self._spend.deviation + step.costs.item(index) - step.allowance
-        window = self._spend.window(step.dense, 1)
-        return abs(deviation) <= window and deviation <= self._ceiling(step, window)
+        return abs(deviation) <= self._spend.window(step.dense)
 
     def _axis_violation(self) -> np.ndarray:
         after = np.array([meter.deviation for meter in self._meters]) + self._axes - self._targets
-        windows = np.array([meter.window(1.0, 1) for meter in self._meters])
+        windows = np.array([meter.window(1.0) for meter in self._meters])
         return np.asarray(np.maximum(np.abs(after) - windows, 0.0).max(axis=1))
-
-    def _lump(self, step: _Step) -> float:
-        """Cost of the next refresh."""
-        if self.refresh_every is None:
-            return 0.0
-        begin = step.context - min(self._since_refresh, self.refresh_every)
-        return self.cost.refresh(max(begin, 0), self.refresh_every)
-
-    def _centre(self, step: _Step, window: float, taken: int) -> float:
-        """Deviation to be at after `taken` of the coming steps: falls evenly from one refresh to the next, around
-        zero.
-        """
-        if self.refresh_every is None:
-            return 0.0
-        lump = self._lump(step)
-        bottom = -min(lump / 2, _CENTRE * window)
-        share = min((self._since_refresh + taken) / self.refresh_every, 1.0)
-        return min(bottom + lump * (1 - share), _CENTRE * window)
-
-    def _ceiling(self, step: _Step, window: float) -> float:
-        """Highest deviation after this step from which the next refresh can still be paid."""
-        if self.refresh_every is None:
-            return math.inf
-        left = max(self.refresh_every - self._since_refresh - 1, 0)
-        saved = left * max(step.allowance - step.low, 0.0)
-        return window - _RESERVE * self._lump(step) + saved
-
-    def _count_for_refresh(self, action: Action) -> None:
-        if self.refresh_every is None:
-            return
-        if self._since_refresh >= self.refresh_every and not self._cheap_since_refresh:
-            self._since_refresh = 0  # a dense episode needs no repair
-        self._since_refresh += 1
-        self._cheap_since_refresh |= action != self.dense
 
 
 def _least(violation: np.ndarray) -> np.ndarray:

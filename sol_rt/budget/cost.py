@@ -54,9 +54,6 @@ class CostModel(Protocol):
     def dense(self, context: int) -> float:
         """Cost of the dense step: what relative costs are relative to."""
 
-    def refresh(self, context: int, tokens: int) -> float:
-        """Cost of replaying `tokens` tokens densely on top of `context` older ones."""
-
     def policy(self) -> float:
         """Cost of one run of the policy; 0 where the bundle has none."""
 
@@ -147,9 +144,6 @@ class BytesCost(_LineCost):
     def _bytes_line(self, action: Action) -> Line:
         return Line(float(self._variants[action.variant].weight_bytes), self._per_token, self._per_page)
 
-    def refresh(self, context: int, tokens: int) -> float:
-        return self._dense_line.fixed + self._per_token * (context + tokens)
-
     def policy(self) -> float:
         return self._policy
 
@@ -167,16 +161,6 @@ class FunctionBodyBytes(BytesCost):
 
 
 @dataclass(frozen=True)
-class RefreshLine:
-    """Milliseconds of a refresh: fixed + per_token * tokens + per_pair * tokens * context."""
-
-    fixed: float
-    per_token: float
-    per_pair: float
-    error: float = 0.0
-
-
-@dataclass(frozen=True)
 class CalibrationTable:
     """Milliseconds measured for one bundle on one device.
 
@@ -185,7 +169,6 @@ class CalibrationTable:
         device: `device_string` of the device that was measured.
         created: date and time, ISO 8601.
         policy_ms: milliseconds of one run of the policy, 0 without one.
-        refresh: the refresh line.
         lines: variant key -> keep percent -> line in milliseconds.
     """
 
@@ -193,7 +176,6 @@ class CalibrationTable:
     device: str
     created: str
     policy_ms: float
-    refresh: RefreshLine
     lines: dict[str, dict[int, Line]]
 
     def to_json(self) -> str:
@@ -213,7 +195,6 @@ class CalibrationTable:
                 device=str(raw["device"]),
                 created=str(raw["created"]),
                 policy_ms=_milliseconds(raw["policy_ms"]),
-                refresh=_numbers(RefreshLine, raw["refresh"]),
                 lines={
                     str(key): {int(keep): _numbers(Line, line) for keep, line in row.items()}
                     for key, row in raw["lines"].items()
@@ -269,10 +250,6 @@ class CalibratedCost(_LineCost):
         alike = [keep for keep in row if (keep == 100) == (action.keep == 100)] or list(row)
         return row[min(alike, key=lambda keep: (abs(keep - action.keep), keep))]
 
-    def refresh(self, context: int, tokens: int) -> float:
-        line = self.calibration.refresh
-        return line.fixed + tokens * (line.per_token + line.per_pair * context)
-
     def policy(self) -> float:
         return self.calibration.policy_ms
 
@@ -285,12 +262,6 @@ def fit_line(samples: Sequence[tuple[float, float, float]]) -> Line:
     """
     fixed, per_token, per_page, error = _fit([(1.0, tokens, pages, ms) for tokens, pages, ms in samples])
     return Line(fixed, per_token, per_page, error)
-
-
-def fit_refresh(samples: Sequence[tuple[int, int, float]]) -> RefreshLine:
-    """Fits (context, tokens, milliseconds) samples of refreshes, as `fit_line` does."""
-    fixed, per_token, per_pair, error = _fit([(1.0, tokens, tokens * context, ms) for context, tokens, ms in samples])
-    return RefreshLine(fixed, per_token, per_pair, error)
 
 
 def _fit(rows: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:

@@ -82,7 +82,7 @@ def describe(found: Mapping[Action, Action], provider: str) -> str:
     return f"on {provider} {len(named)} actions save nothing and are not used: {shown}"
 
 
-def in_vain(
+def ineffective(
     config: SolConfig, cost: CostModel, schedule: str | None, targets: Mapping[str, float | None], provider: str
 ) -> str:
     """One line about what a user has chosen that saves nothing, though it is followed; empty where there is nothing.
@@ -114,6 +114,6 @@ def in_vain(
     return f"on {provider} no step saves time by {' or '.join(vain)}; it is followed as asked" if vain else ""
 
 
-def paying(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:
+def without_dominated(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:
     """The actions with those that save nothing replaced, each in its place; some may come twice then."""
     return tuple(found.get(action, action) for action in actions)

@@ -1,4 +1,5 @@
-"""What a policy's choice pays for cost: the price at which its choices come to the target (docs/decode-loop.md)."""
+"""What a policy's choice pays for cost: the multiplier at which its choices come to the target
+(docs/decode-loop.md)."""
 
 from __future__ import annotations
 
@@ -12,20 +13,21 @@ import numpy as np
 from sol_rt.budget.frontier import lower_hull
 
 MEMORY = 64
-"""Steps that the price goes by."""
+"""Steps that the multiplier goes by."""
 _EPSILON = 1e-9
 
 Edge = tuple[float, float]
 """Of a step's hull: minus what a dense step's cost gains there, in logits, and how much of it the edge spans."""
 
 
-class Price:
-    """The price of a dense step, in the policy's logits, that the next choice pays.
+class Multiplier:
+    """The multiplier of a dense step, in the policy's logits, that the next choice pays.
 
-    At a price, a step takes the action at the corner of the upper hull of its points (cost, logit) where the edges
-    begin to gain less than the price. So the price at which the last steps come to the target on average is found by
-    taking all their edges, those that gain most first, until what the target leaves over the cheapest actions is spent.
-    It needs no time to settle, whatever the scale of the logits, and cost goes to the steps that gain most by it.
+    At a multiplier, a step takes the action at the corner of the upper hull of its points (cost, logit) where the edges
+    begin to gain less than the multiplier. So the multiplier at which the last steps come to the target on average is
+    found by taking all their edges, those that gain most first, until what the target leaves over the cheapest actions
+    is spent. It needs no time to settle, whatever the scale of the logits, and cost goes to the steps that gain most by
+    it.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,7 @@ class Price:
         self._edges: list[Edge] = []  # of all these steps, those that gain most first
 
     def at(self, logits: np.ndarray, costs: np.ndarray, target: float) -> float:
-        """The price for a step, whose logits [A] count from now on. `costs` [A] and `target` are relative."""
+        """The multiplier for a step, whose logits [A] count from now on. `costs` [A] and `target` are relative."""
         if len(self._steps) == MEMORY:
             for edge in self._steps.popleft()[1]:
                 del self._edges[bisect_left(self._edges, edge)]

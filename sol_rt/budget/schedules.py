@@ -17,10 +17,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from sol_rt.budget.controller import AxisTargets, Controller
-from sol_rt.budget.multiplier import Price
+from sol_rt.budget.multiplier import Multiplier
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec, SolConfig
-from sol_rt.bundle.policy_inputs import Moment, PolicyInputs
+from sol_rt.bundle.policy_inputs import PolicyInputs, StepObservation
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
 
@@ -31,7 +31,7 @@ _DOUBT_MEMORY = 0.95  # how slowly what is usual follows
 _DOUBT_GAIN = 0.5  # turns that a doubt of one standard deviation is worth
 
 
-class StepContext(NamedTuple):
+class PolicyInput(NamedTuple):
     """What is known when an action is picked.
 
     Attributes:
@@ -52,7 +52,7 @@ class StepContext(NamedTuple):
 class Schedule(Protocol):
     name: str
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         """The action for this step. The loop then reports it to the controller with `record`."""
 
 
@@ -144,7 +144,7 @@ class ConstantSchedule:
         self.name = name
         self.action = action
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         return self.action
 
 
@@ -167,7 +167,7 @@ class UniformSchedule:
         self._carry = [0.0, 1 / 3, 2 / 3]
         self._forward = 0.0  # how much of a turn the higher settings come early
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
         if controller.dense_only:
             return controller.dense
@@ -233,7 +233,7 @@ class EntropySchedule(UniformSchedule):
         super().__init__(controller)
         self._usual = (_Usual(), _Usual())
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         entropy, margin = self._usual
         distribution = step.distribution
         doubt = (entropy.standing(distribution.entropy) + margin.standing(1.0 - distribution.margin)) / 2
@@ -352,7 +352,7 @@ class RandomSchedule:
         self._controller = controller
         self._random = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
         if controller.dense_only:
             return controller.dense
@@ -381,7 +381,8 @@ def tilted(costs: np.ndarray, target: float) -> np.ndarray:
 
 
 class SolSchedule:
-    """The policy's choice at a price: argmax over allowed actions of logits - price * relative cost (price.py)."""
+    """The policy's choice at a multiplier: argmax over allowed actions of logits - multiplier * relative cost
+    (multiplier.py)."""
 
     name = "sol"
 
@@ -390,22 +391,22 @@ class SolSchedule:
         self._policy = policy
         policy.reset()
         self._inputs = PolicyInputs(policy.spec.scalars, policy.spec.horizon)
-        self._price = Price()
+        self._multiplier = Multiplier()
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
         if controller.dense_only:
             return controller.dense
         if step.hidden is None:
             raise UsageError("schedule sol: needs the hidden state of the last step")
         inputs, budget = self._inputs, 1.0 if controller.requested is None else controller.requested
-        scalars = inputs.at(step.step, Moment(step.context, step.token, step.distribution, budget))
+        scalars = inputs.at(step.step, StepObservation(step.context, step.token, step.distribution, budget))
         logits = self._policy.decide(step.hidden, step.token, scalars, inputs.previous, inputs.position)
         values = logits.astype(np.float64)
         costs, known = controller.relative_costs(step.context), len(logits)
         target = controller.target(step.context)
         if controller.axis_targets is None:
-            values -= self._price.at(values, costs[:known], target) * costs[:known]
+            values -= self._multiplier.at(values, costs[:known], target) * costs[:known]
         if known < len(costs):
             # a dense action that the policy does not know follows its actions, and is taken only where nothing else is
             # allowed

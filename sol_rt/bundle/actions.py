@@ -46,6 +46,6 @@ class Action:
         return cls(keep, prune, bits)
 
     def pages(self, context: int, page_size: int) -> int:
-        """Old pages read by a step with `context` tokens before it (the value of the graph's `attn_keep`)."""
+        """Old pages read by a step with `context` tokens before it (the value of the graph's `kv_pages`)."""
         old_pages = math.ceil((context + 1) / page_size) - 1
         return old_pages if self.keep == 100 else math.ceil(old_pages * self.keep / 100)

@@ -9,7 +9,7 @@ MIXED = 5
 """The width of graphs whose layers' matrices have widths of their own, 4, 6 or 8."""
 
 
-class LayerWidths(NamedTuple):
+class LayerBits(NamedTuple):
     """Of a layer's matrices, in the order in which a token meets them."""
 
     qkv: int
@@ -18,12 +18,12 @@ class LayerWidths(NamedTuple):
     down: int
 
     @classmethod
-    def alike(cls, bits: int) -> LayerWidths:
+    def alike(cls, bits: int) -> LayerBits:
         return cls(bits, bits, bits, bits)
 
 
 @dataclass(frozen=True)
-class Widths:
+class Precision:
     """At which width a graph reads each matrix.
 
     Attributes:
@@ -34,10 +34,10 @@ class Widths:
 
     bits: int
     head: int
-    layers: tuple[LayerWidths, ...] | None = None
+    layers: tuple[LayerBits, ...] | None = None
 
-    def layer(self, index: int) -> LayerWidths:
-        return LayerWidths.alike(self.bits) if self.layers is None else self.layers[index]
+    def layer(self, index: int) -> LayerBits:
+        return LayerBits.alike(self.bits) if self.layers is None else self.layers[index]
 
     def of(self, matrix: str) -> int:
         """Width of a matrix of a layer by its whole name, such as `layers.3.up`."""

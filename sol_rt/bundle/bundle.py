@@ -132,8 +132,8 @@ def _check_shapes(path: Path, config: SolConfig) -> None:
 
     widest = 4 + 2 * sum(f"embed.plane{index}" in config.tensors for index in (1, 2))
     for key, variant in config.variants.items():
-        layers = "bits" if variant.layer_widths is None else "layer_widths"
-        for name, bits in ((layers, variant.widths.widest), ("head_bits", variant.head_bits)):
+        layers = "bits" if variant.layer_bits is None else "layer_bits"
+        for name, bits in ((layers, variant.widths.widest), ("lm_head_bits", variant.lm_head_bits)):
             if bits > widest:
                 raise BundleError(path, f"variants.{key}.{name}", bits, f"at most {widest}, the widest in the weights")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerWidths, Widths
+from sol_rt.bundle.bits import MIXED, LayerBits, Precision
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import BundleError, UsageError
 
@@ -62,10 +62,10 @@ class ModelDims:
         """Input channels of a layer's matrices, by the name of a variant's count of those that it keeps."""
         attended = self.num_heads * self.head_dim
         return {
-            "keep_in": self.hidden_size,
-            "keep_mid": self.intermediate_size,
-            "keep_qkv": self.hidden_size,
-            "keep_o": attended,
+            "active_up": self.hidden_size,
+            "active_down": self.intermediate_size,
+            "active_qkv": self.hidden_size,
+            "active_o": attended,
         }
 
 
@@ -98,29 +98,29 @@ class Variant:
     Attributes:
         prune: percent of the layers' base-plane weights read, the mean over layers.
         bits: width of all matrices but the output's, or MIXED.
-        keep_in, keep_mid: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
-        keep_qkv, keep_o: the same of the attention's projections.
+        active_up, active_down: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
+        active_qkv, active_o: the same of the attention's projections.
         weight_bytes: bytes of weights that one decode step reads.
-        head_bits: width at which the output matrix is read, the same for all variants of a width.
-        layer_widths: of a mixed one, the widths in every layer, likewise; None of others.
+        lm_head_bits: width at which the output matrix is read, the same for all variants of a width.
+        layer_bits: of a mixed one, the widths in every layer, likewise; None of others.
     """
 
     key: str
     file: str
     prune: int
     bits: int
-    keep_in: tuple[int, ...]
-    keep_mid: tuple[int, ...]
-    keep_qkv: tuple[int, ...]
-    keep_o: tuple[int, ...]
+    active_up: tuple[int, ...]
+    active_down: tuple[int, ...]
+    active_qkv: tuple[int, ...]
+    active_o: tuple[int, ...]
     weight_bytes: int
-    head_bits: int
-    layer_widths: tuple[LayerWidths, ...] | None = None
+    lm_head_bits: int
+    layer_bits: tuple[LayerBits, ...] | None = None
 
     @property
-    def widths(self) -> Widths:
+    def widths(self) -> Precision:
         """Those of its graph."""
-        return Widths(self.bits, self.head_bits, self.layer_widths)
+        return Precision(self.bits, self.lm_head_bits, self.layer_bits)
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,6 @@ class PolicySpec:
     actions: tuple[Action, ...]
     state_shape: tuple[int, ...]
     description: str
-
-
-@dataclass(frozen=True)
-class RefreshSpec:
-    """Whether cheap KV entries are repaired by default, and after how many decode steps."""
-
-    default: bool = False
-    episode: int = 16
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,6 @@ class SolConfig:
     variants: dict[str, Variant]
     actions: tuple[ActionEntry, ...]
     policy: PolicySpec | None
-    refresh: RefreshSpec
     weights_file: str
     tensors: dict[str, TensorEntry]
     files: dict[str, FileEntry]
@@ -224,7 +215,6 @@ class SolConfig:
             "variants": variants,
             "actions": [{"tag": entry.action.tag, "loss": entry.loss} for entry in self.actions],
             "policy": policy,
-            "refresh": asdict(self.refresh),
             "weights": {"file": self.weights_file, "tensors": tensors},
             "files": {name: asdict(entry) for name, entry in self.files.items()},
         }
@@ -238,10 +228,10 @@ def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
 def _written(variant: Variant) -> dict[str, Any]:
     entry = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(variant).items()}
     del entry["key"]
-    if variant.layer_widths is None:
-        del entry["layer_widths"]
+    if variant.layer_bits is None:
+        del entry["layer_bits"]
     else:
-        entry["layer_widths"] = [list(widths) for widths in variant.layer_widths]
+        entry["layer_bits"] = [list(widths) for widths in variant.layer_bits]
     return entry
 
 
@@ -377,10 +367,6 @@ def _read_config(top: _Table) -> SolConfig:
     if dense not in {entry.action for entry in actions}:
         raise top.fail("actions", "a list without the dense action", dense.tag)
     policy = None if top.value("policy") is None else _read_policy(top.table("policy"), variants)
-    refresh_table = top.table("refresh")
-    # a refresh of one token would be a step, and take the place of what it follows
-    refresh = RefreshSpec(refresh_table.flag("default"), refresh_table.integer("episode", 2, 4096))
-    refresh_table.done()
     files = _read_files(top.table("files"))
     weights = top.table("weights")
     weights_file = weights.file_name("file")
@@ -394,7 +380,7 @@ def _read_config(top: _Table) -> SolConfig:
     if policy is not None and policy.file not in files:
         raise top.fail("policy.file", policy.file, "a file listed under `files`")
     top.done()
-    return SolConfig(generator, model, kv, dense, variants, actions, policy, refresh, weights_file, tensors, files)
+    return SolConfig(generator, model, kv, dense, variants, actions, policy, weights_file, tensors, files)
 
 
 def _read_model(table: _Table) -> ModelDims:
@@ -450,25 +436,25 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             bits=bits,
             **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
             weight_bytes=entry.integer("weight_bytes", 1),
-            head_bits=entry.integer("head_bits", min(MATRIX_BITS) if bits == MIXED else bits, 16),
-            layer_widths=_read_layer_widths(entry, model) if bits == MIXED else None,
+            lm_head_bits=entry.integer("lm_head_bits", min(MATRIX_BITS) if bits == MIXED else bits, 16),
+            layer_bits=_read_layer_widths(entry, model) if bits == MIXED else None,
         )
         entry.done()
-        if variant.head_bits not in MATRIX_BITS:
-            raise entry.fail("head_bits", variant.head_bits, "4, 6 or 8")
+        if variant.lm_head_bits not in MATRIX_BITS:
+            raise entry.fail("lm_head_bits", variant.lm_head_bits, "4, 6 or 8")
         name = Action(100, variant.prune, variant.bits).variant
         if key != name:
             raise table.fail(_short(key), f"prune {variant.prune} and bits {variant.bits}", f"the key {name}")
         for other in variants.values():
-            if other.file == variant.file and (other.bits, other.head_bits) != (bits, variant.head_bits):
+            if other.file == variant.file and (other.bits, other.lm_head_bits) != (bits, variant.lm_head_bits):
                 raise entry.fail(
-                    "head_bits",
-                    f"bits {bits} and head_bits {variant.head_bits}",
-                    f"{other.bits} and {other.head_bits}, those of {other.key}, which runs the same graph",
+                    "lm_head_bits",
+                    f"bits {bits} and lm_head_bits {variant.lm_head_bits}",
+                    f"{other.bits} and {other.lm_head_bits}, those of {other.key}, which runs the same graph",
                 )
-            if other.file == variant.file and other.layer_widths != variant.layer_widths:
+            if other.file == variant.file and other.layer_bits != variant.layer_bits:
                 raise entry.fail(
-                    "layer_widths", "other widths", f"those of {other.key}, which runs the same graph {other.file}"
+                    "layer_bits", "other widths", f"those of {other.key}, which runs the same graph {other.file}"
                 )
         variants[key] = variant
     if not variants:
@@ -480,19 +466,19 @@ def _is_width(value: object) -> bool:
     return isinstance(value, int) and value in MATRIX_BITS
 
 
-def _read_layer_widths(entry: _Table, model: ModelDims) -> tuple[LayerWidths, ...]:
-    name, size = "layer_widths", len(LayerWidths._fields)
+def _read_layer_widths(entry: _Table, model: ModelDims) -> tuple[LayerBits, ...]:
+    name, size = "layer_bits", len(LayerBits._fields)
     rows = entry.typed(
         name,
         lambda v: (
             isinstance(v, list)
             and all(isinstance(row, list) and len(row) == size and all(map(_is_width, row)) for row in v)
         ),
-        f"a list of lists of {size} widths of 4, 6 or 8, those of {', '.join(LayerWidths._fields)}",
+        f"a list of lists of {size} widths of 4, 6 or 8, those of {', '.join(LayerBits._fields)}",
     )
     if len(rows) != model.num_layers:
         raise entry.fail(name, f"{len(rows)} layers", f"{model.num_layers}")
-    return tuple(LayerWidths(*row) for row in rows)
+    return tuple(LayerBits(*row) for row in rows)
 
 
 def _read_counts(entry: _Table, name: str, channels: int, layers: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class NextToken(Protocol):
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepObservation:
     """What is known before a decode step.
 
     Attributes:
@@ -71,7 +71,7 @@ class PolicyInputs:
         """Mean relative cost of the last 16 steps, whatever the episode; steps before the first one cost `before`."""
         return sum(self._recent) / RECENT
 
-    def at(self, step: int, moment: Moment) -> dict[str, float]:
+    def at(self, step: int, moment: StepObservation) -> dict[str, float]:
         """The scalars before decode step `step` of the run; every `horizon` steps an episode begins."""
         self.position = step % self.horizon
         if self.position == 0:
@@ -88,11 +88,11 @@ class PolicyInputs:
         self._recent.append(relative_cost)
 
 
-def _spend_deviation(inputs: PolicyInputs, moment: Moment) -> float:
+def _spend_deviation(inputs: PolicyInputs, moment: StepObservation) -> float:
     return inputs.episode_cost / inputs.position - moment.budget if inputs.position else 0.0
 
 
-_SCALARS: dict[str, Callable[[PolicyInputs, Moment], float]] = {
+_SCALARS: dict[str, Callable[[PolicyInputs, StepObservation], float]] = {
     "step_fraction": lambda inputs, moment: inputs.position / inputs.horizon,
     "budget": lambda inputs, moment: moment.budget,
     "spend_deviation": _spend_deviation,

@@ -19,6 +19,7 @@ from sol_rt.cli.measure.bench import bench
 from sol_rt.cli.measure.calibrate import calibrate
 from sol_rt.cli.measure.eval import evaluate
 from sol_rt.cli.measure.perplexity import perplexity
+from sol_rt.cli.renamed import advice, check_environment
 from sol_rt.cli.run.chat import chat
 from sol_rt.cli.run.generate import generate
 from sol_rt.cli.show.doctor import doctor
@@ -60,6 +61,7 @@ def _program(
         with contextlib.redirect_stdout(sys.stderr):
             print(context.get_help())
         raise typer.Exit(2)
+    check_environment()
 
 
 def run(argv: list[str]) -> int:
@@ -78,7 +80,8 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except _CLICK_ERROR as error:
-        return _fail(error.format_message() + _origin(error, argv), 2)  # type: ignore[attr-defined]
+        gone = advice(getattr(error, "option_name", ""))
+        return _fail(gone or error.format_message() + _origin(error, argv), 2)  # type: ignore[attr-defined]
     except SolError as error:
         return _fail(str(error), error.exit_code)
     except MemoryError:

@@ -51,14 +51,14 @@ def load(
     name_device(loaded.engine.provider)
     if loaded.cost.note:
         note(loaded.cost.note)
-    if loaded.unpaying:
-        note(describe(loaded.unpaying, provider=loaded.engine.provider_name))
+    if loaded.dominated:
+        note(describe(loaded.dominated, provider=loaded.engine.provider_name))
     return loaded
 
 
 def tell_in_vain(loaded: SolModel, how: Mapping[str, Any]) -> None:
     """Says on stderr which settings of `dial` save nothing on the GPU."""
-    if line := loaded.in_vain(how["schedule"], how["keep"], how["prune"], how["bits"]):
+    if line := loaded.ineffective(how["schedule"], how["keep"], how["prune"], how["bits"]):
         note(line)
 
 
@@ -75,7 +75,6 @@ def dial(
     keep: float | None,
     prune: float | None,
     bits: float | None,
-    refresh: bool | None,
 ) -> dict[str, Any]:
     """How decode steps are run, as arguments of `SolModel`. Raises UsageError where the dial was given twice."""
     from sol_rt.budget.schedules import is_constant
@@ -91,7 +90,6 @@ def dial(
         "schedule": schedule,
         "budget": 1.0 if budget is None else budget,
         "tokens_per_second": tokens_per_second,
-        "refresh": refresh,
         **targets,
     }
 

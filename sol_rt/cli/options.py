@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from sol_rt.cli.renamed import variable_of
+
 
 def option(*flags: str, help: str, env: bool = True, panel: str | None = None, **settings: Any) -> Any:
     """A typer option whose environment variable mirrors its first long flag."""
     long = next(flag for flag in flags if flag.startswith("--"))
-    variable = "SOL_RT_" + long.split("/")[0].lstrip("-").replace("-", "_").upper()
+    variable = variable_of(long.split("/")[0])
     return typer.Option(
         *flags, help=help, envvar=variable if env else None, show_envvar=False, rich_help_panel=panel, **settings
     )
@@ -97,10 +99,6 @@ Prune = Annotated[
     float | None, option("--prune", min=0.0, max=1.0, help="Instead: mean share of base weights to read.", panel=BUDGET)
 ]
 Bits = Annotated[float | None, option("--bits", min=1, max=16, help="Instead: mean weight bits.", panel=BUDGET)]
-Refresh = Annotated[
-    bool | None,
-    option("--refresh/--no-refresh", help="Repair cheap KV entries after every episode.", panel=BUDGET),
-]
 
 Provider = Annotated[str, option("--provider", help="Where to compute: auto, cpu, cuda or webgpu.", panel=MACHINE)]
 Device = Annotated[int, option("--device", min=0, help="Which GPU, counted from 0.", panel=MACHINE)]

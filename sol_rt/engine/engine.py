@@ -23,7 +23,7 @@ from sol_rt.engine import providers
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.providers import Provider
-from sol_rt.engine.signature import CHANNEL_INPUTS, CHOICE_DIMS, check_signature, step_signature
+from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, check_signature, step_signature
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError, UsageError, one_line
 from sol_rt.ops import library_path
 
@@ -209,7 +209,7 @@ class Engine:
     def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """From now on the variant keeps these channels, one count a layer; where a name is left out, the bundle's own.
 
-        For the search of keep levels. Args: counts by `keep_in`, `keep_mid`, `keep_qkv`, `keep_o`.
+        For the search of keep levels. Args: counts by `active_up`, `active_down`, `active_qkv`, `active_o`.
         Raises UsageError where a count is out of range or one is missing.
         """
         model = self.bundle.config.model
@@ -263,7 +263,7 @@ class Engine:
         inputs, length = self._inputs, len(self._tokens)
         inputs.token[0, 0] = token
         inputs.past_length[0], inputs.total_length[0] = length, length + 1
-        inputs.attn_keep[inputs.sparse_layers] = action.pages(length, self._page_size)
+        inputs.kv_pages[inputs.sparse_layers] = action.pages(length, self._page_size)
         self._prepare(action).step().step()
         if self._graphs is None or self._device_inputs.summary is None:
             output = StepOutput(inputs.logits, inputs.hidden, Distribution(inputs.logits[0], self._sums))
@@ -280,7 +280,7 @@ class Engine:
         logits = np.empty((num_logits, model.vocab_size), np.float32)
         hidden = np.empty((num_logits, model.hidden_size), np.float32)
         first_wanted = ids.size - num_logits
-        self._inputs.attn_keep[:] = _ALL_PAGES  # kernels read it where the last chunk is one token
+        self._inputs.kv_pages[:] = _ALL_PAGES  # kernels read it where the last chunk is one token
         for start in range(0, ids.size, self._chunk):
             chunk = ids[start : start + self._chunk]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
@@ -391,7 +391,7 @@ class Engine:
         options = self.provider.options()
         if self.native:
             self.weights.attach(options, file)
-            for name in CHOICE_DIMS:
+            for name in SPARSE_DIMS:
                 options.add_free_dimension_override_by_name(name, config.model.num_layers)
         else:
             self.weights.check(file)
@@ -426,7 +426,7 @@ def _unfit_providers(bundle: Bundle) -> dict[str, str]:
 class _StepInputs:
     """The small inputs and the outputs of a decode step, allocated once and shared by all variants.
 
-    `sparse_layers` indexes the layers in `attn_keep` that may skip pages.
+    `sparse_layers` indexes the layers in `kv_pages` that may skip pages.
     """
 
     def __init__(self, config: SolConfig) -> None:
@@ -435,7 +435,7 @@ class _StepInputs:
         self.token = np.zeros((1, 1), np.int64)
         self.past_length = np.zeros(1, np.int64)
         self.total_length = np.zeros(1, np.int32)
-        self.attn_keep = np.full(layers, _ALL_PAGES, np.int64)
+        self.kv_pages = np.full(layers, _ALL_PAGES, np.int64)
         self.channels = np.zeros((len(CHANNEL_INPUTS), layers), np.int64)
         self.sparse_layers = np.delete(np.arange(layers), dense) if dense else slice(None)
         self.num_logits = np.ones(1, np.int64)
@@ -444,7 +444,7 @@ class _StepInputs:
         self.arrays: dict[str, np.ndarray] = {
             "input_ids": self.token,
             "past_length": self.past_length,
-            "attn_keep": self.attn_keep,
+            "kv_pages": self.kv_pages,
             **dict(zip(CHANNEL_INPUTS, self.channels, strict=True)),
             "num_logits": self.num_logits,
             "total_length": self.total_length,
@@ -452,16 +452,16 @@ class _StepInputs:
         self.results = {"logits": self.logits, "hidden_states": self.hidden}
         wrap = ort.OrtValue.ortvalue_from_numpy
         self._lengths = {"past_length": wrap(self.past_length), "total_length": wrap(self.total_length)}
-        self._attn_keep, self._channel_values = wrap(self.attn_keep), [wrap(counts) for counts in self.channels]
+        self._attn_keep, self._channel_values = wrap(self.kv_pages), [wrap(counts) for counts in self.channels]
         self._nothing = wrap(np.zeros(0, np.int64))
         self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(self.num_logits)}
         self.step_outputs = {"logits": wrap(self.logits), "hidden_states": wrap(self.hidden)}
 
     def scalars(self, choices: _Choices) -> dict[str, ort.OrtValue]:
         """What changes from step to step but the token; counts are empty where nothing is chosen by them."""
-        attn_keep = self._attn_keep if choices.tokens else self._nothing
+        kv_pages = self._attn_keep if choices.tokens else self._nothing
         channels = self._channel_values if choices.channels else [self._nothing] * len(CHANNEL_INPUTS)
-        return {**self._lengths, "attn_keep": attn_keep, **dict(zip(CHANNEL_INPUTS, channels, strict=True))}
+        return {**self._lengths, "kv_pages": kv_pages, **dict(zip(CHANNEL_INPUTS, channels, strict=True))}
 
 
 class _Plan(NamedTuple):

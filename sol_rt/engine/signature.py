@@ -10,11 +10,11 @@ from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import BundleError
 
-CHANNEL_INPUTS = ("mlp_keep_in", "mlp_keep_mid", "attn_keep_qkv", "attn_keep_o")
+CHANNEL_INPUTS = ("active_up", "active_down", "active_qkv", "active_o")
 """In the order of `ModelDims.channels`."""
-CHOICE_DIMS = CHOOSING, PRUNING = ("choosing_layers", "pruning_layers")
-"""Dims of `attn_keep` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
-ROOM = "attn_room"
+SPARSE_DIMS = CHOOSING, PRUNING = ("sparse_kv_layers", "sparse_channel_layers")
+"""Dims of `kv_pages` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
+GATHER_CAPACITY = "gather_capacity"
 """Attribute of layers that only function bodies read: how many pairs of a row they gather at most."""
 Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]
 """Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
@@ -30,7 +30,7 @@ def step_signature(config: SolConfig, cache: KvCache) -> Signature:
     inputs: dict[str, tuple[str, list[int | None]]] = {
         "input_ids": ("tensor(int64)", [1, None]),
         "past_length": ("tensor(int64)", [1]),
-        **dict.fromkeys(("attn_keep", *CHANNEL_INPUTS), ("tensor(int64)", [None])),
+        **dict.fromkeys(("kv_pages", *CHANNEL_INPUTS), ("tensor(int64)", [None])),
         "num_logits": ("tensor(int64)", [1]),
         "total_length": ("tensor(int32)", [1]),
     }

@@ -46,8 +46,8 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
                 "key": key,
                 "prune": entry.prune,
                 "bits": entry.bits,
-                "head_bits": entry.head_bits,
-                "layer_widths": entry.layer_widths,
+                "lm_head_bits": entry.lm_head_bits,
+                "layer_bits": entry.layer_bits,
                 "file": entry.file,
                 "bytes": entry.weight_bytes,
             }

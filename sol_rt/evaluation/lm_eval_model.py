@@ -31,7 +31,6 @@ class SolLM(TemplateLM):
         pretrained: bundle folder, or the name of one.
         budget: share of the dense cost.
         schedule: as of `sol-rt generate`; the bundle's default.
-        refresh: whether cheap cache entries are repaired after every episode; the bundle's default.
         seed: of the schedule `random`.
         provider, gpu, threads, native_ops: as of `SolModel.from_pretrained`.
         max_length: tokens of context; the model's own by default. Longer prompts lose their beginning.
@@ -46,7 +45,6 @@ class SolLM(TemplateLM):
         pretrained: str,
         budget: float = 1.0,
         schedule: str | None = None,
-        refresh: bool | None = None,
         seed: int | None = 0,
         provider: str = "auto",
         gpu: int = 0,
@@ -59,7 +57,7 @@ class SolLM(TemplateLM):
         super().__init__()
         unknown = sorted(set(others) - _IGNORED)
         if unknown:
-            names = "pretrained, budget, schedule, refresh, seed, provider, gpu, threads, native_ops, max_length"
+            names = "pretrained, budget, schedule, seed, provider, gpu, threads, native_ops, max_length"
             names += ", max_gen_toks"
             raise UsageError(f"--model_args {unknown[0]}: unknown, expected some of {names}")
         self.model = SolModel.from_pretrained(
@@ -70,7 +68,7 @@ class SolLM(TemplateLM):
             native_ops=native_ops,
             max_context=max_length,
         )
-        self._dial = Dial(_number("budget", budget), schedule, refresh=refresh, seed=seed)
+        self._dial = Dial(_number("budget", budget), schedule, seed=seed)
         self._max_new_tokens = max_gen_toks
         self._name, self._decoder = self.model.decoder(self._dial)
         self._scorer = PromptScorer(self.model.engine)
@@ -174,7 +172,6 @@ class SolLM(TemplateLM):
             tokens,
             budget=self._dial.budget,
             schedule=self._dial.schedule,
-            refresh=self._dial.refresh,
             seed=self._dial.seed,
             max_new_tokens=limit,
             stop_strings=[stop for stop in ([stops] if isinstance(stops, str) else stops) if stop],

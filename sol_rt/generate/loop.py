@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sol_rt.budget.controller import Controller
-from sol_rt.budget.schedules import Schedule, StepContext
+from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine, StepOutput
 from sol_rt.errors import ContextError, UsageError
@@ -35,7 +35,7 @@ class Step:
         text: the text that became certain with it; pieces joined are the whole text.
         action: what computed the distribution it was drawn from; dense for the first token, which the prefill gives.
         logprob: nats, under the raw distribution.
-        cost: of that decode step, policy and refresh included, in the cost model's unit; 0 for the first token.
+        cost: of that decode step, policy included, in the cost model's unit; 0 for the first token.
         relative_cost: the same in dense steps.
         achieved_budget: cost of all decode steps so far over their dense cost.
         ms: milliseconds from the token before; for the first one, from the call.
@@ -109,14 +109,13 @@ class Scores:
     actions: dict[str, int]
 
 
-class Taken(NamedTuple):
-    """What a decode step did: `cost` and `relative` include policy and refresh; `context` is the length before it."""
+class StepRecord(NamedTuple):
+    """What a decode step did: `cost` and `relative` include the policy; `context` is the length before it."""
 
     action: Action
     context: int
     cost: float
     relative: float
-    refreshed: bool
 
 
 class Decoder:
@@ -125,16 +124,12 @@ class Decoder:
     Args:
         engine: taken over by `prefill`, until another run does so.
         controller, schedule: made for each other, fresh.
-        refreshes: decode steps (0 is the first) after which a replay refreshes; by default the controller says when.
     """
 
-    def __init__(
-        self, engine: Engine, controller: Controller, schedule: Schedule, refreshes: Collection[int] | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, controller: Controller, schedule: Schedule) -> None:
         self.engine, self.controller, self.schedule = engine, controller, schedule
         self.actions: Counter[str] = Counter()
         self.output: StepOutput
-        self._refreshes = refreshes
         self._steps = 0
 
     def prefill(self, tokens: Sequence[int], *, reuse: bool = False) -> int:
@@ -153,15 +148,14 @@ class Decoder:
     def rewind(self, length: int, output: StepOutput) -> None:
         """Goes on behind the first `length` tokens in the cache, whoever ran them; `output` is what the last gave.
 
-        The account goes on, too: what was spent before counts towards the budget. Episodes begin anew.
+        The account goes on, too: what was spent before counts towards the budget. The schedule counts its steps anew.
         """
         self.engine.owner = self
         self.engine.truncate(length)
         self.output = output
         self._steps = 0
-        self.controller.begin_sequence()
 
-    def step(self, token: int) -> Taken:
+    def step(self, token: int) -> StepRecord:
         """Processes one token; `output` then holds the distribution of the next."""
         engine, controller = self.engine, self.controller
         if engine.owner is not self:
@@ -169,32 +163,13 @@ class Decoder:
                 "this generation was interrupted by another one on the same model; finish or close one first"
             )
         context = engine.length
-        seen = StepContext(context, token, self.output.hidden, self.output.distribution, self._steps)
+        seen = PolicyInput(context, token, self.output.hidden, self.output.distribution, self._steps)
         action = self.schedule.choose(seen)
         self.output = engine.forward((token,), action)
         spend = controller.record(action, context)
         self.actions[action.tag] += 1
-        count = self._refresh_due()
         self._steps += 1
-        if not count:
-            return Taken(action, context, spend.cost, spend.relative, False)
-        repair = self._refresh(count)
-        relative = spend.relative + repair / controller.cost.dense(context)
-        return Taken(action, context, spend.cost + repair, relative, True)
-
-    def _refresh_due(self) -> int:
-        if self._refreshes is None:
-            return self.controller.refresh_due(self.engine.length)
-        return self.engine.bundle.config.refresh.episode if self._steps in self._refreshes else 0
-
-    def _refresh(self, count: int) -> float:
-        """Runs the newest `count` tokens again, dense, over what cheap steps wrote; returns the cost."""
-        engine = self.engine
-        start = engine.length - count
-        tokens = list(engine.tokens[start:])
-        engine.truncate(start)
-        engine.forward(tokens, self.controller.dense)
-        return self.controller.record_refresh(start, count)
+        return StepRecord(action, context, spend.cost, spend.relative)
 
 
 def generate_steps(
@@ -220,7 +195,7 @@ def generate_steps(
     clock = time.perf_counter()
     outcome.prefilled = decoder.prefill(prompt, reuse=reuse)
     outcome.prefill_seconds = time.perf_counter() - clock
-    taken = Taken(controller.dense, engine.length, 0.0, 0.0, False)
+    taken = StepRecord(controller.dense, engine.length, 0.0, 0.0)
     finish_reason = None
     while finish_reason is None:
         token, logprob = sampler.sample(decoder.output.distribution, history)
@@ -345,11 +320,11 @@ class ReplaySchedule:
             if action.variant not in variants:
                 raise UsageError(f"replay: {action.tag} is in the trace, its variant is not in the bundle")
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         return self._actions[step.step]
 
 
-def _record(step: Step, taken: Taken, index: int) -> TraceRecord:
+def _record(step: Step, taken: StepRecord, index: int) -> TraceRecord:
     return TraceRecord(
         step=index,
         token=step.token,
@@ -361,7 +336,6 @@ def _record(step: Step, taken: Taken, index: int) -> TraceRecord:
         logprob=step.logprob,
         ms=step.ms,
         achieved=step.achieved_budget,
-        refresh=taken.refreshed,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sol_rt.budget.controller import AxisTargets, Controller
 from sol_rt.budget.cost import CostModel, FunctionBodyBytes, load_cost_model
-from sol_rt.budget.dominated import in_vain, paying, replacements
+from sol_rt.budget.dominated import ineffective, replacements, without_dominated
 from sol_rt.budget.policy import PolicySession
 from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.bundle.actions import Action
@@ -53,7 +53,6 @@ class Dial:
         keep, prune: mean share of old KV pages, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
-        refresh: whether cheap cache entries are repaired after every episode; None for the bundle's default.
         seed: of the schedule `random`.
     """
 
@@ -63,7 +62,6 @@ class Dial:
     prune: float | None = None
     bits: float | None = None
     tokens_per_second: float | None = None
-    refresh: bool | None = None
     seed: int | None = None
 
 
@@ -126,7 +124,7 @@ class SolModel:
         return PolicySession(self.bundle, native_ops=self.engine.native_ops, weights=self.engine.weights)
 
     @cached_property
-    def unpaying(self) -> dict[Action, Action]:
+    def dominated(self) -> dict[Action, Action]:
         """Actions that a GPU saves nothing by, each with the one used instead; none on the CPU, for which the export
         has looked already."""
         return {} if self._costs_there is None else replacements(self.bundle.config, self._costs_there)
@@ -142,14 +140,14 @@ class SolModel:
             return self.cost
         return None if provider.native else FunctionBodyBytes(self.bundle.config)
 
-    def in_vain(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
+    def ineffective(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
         """One line about settings of a `Dial` that save nothing on a GPU, though they are followed; empty where there
         is nothing to say. Raises UsageError for a malformed tag.
         """
         if self._costs_there is None:
             return ""
         targets = {"keep": keep, "prune": prune, "bits": bits}
-        return in_vain(self.bundle.config, self._costs_there, schedule, targets, self.engine.provider_name)
+        return ineffective(self.bundle.config, self._costs_there, schedule, targets, self.engine.provider_name)
 
     @cached_property
     def _defaults(self) -> GenerationConfig:
@@ -165,7 +163,6 @@ class SolModel:
         prune: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
-        refresh: bool | None = None,
         trace: Path | str | None = None,
         replay: Trace | None = None,
         reuse_cache: bool | None = None,
@@ -175,7 +172,7 @@ class SolModel:
 
         Args:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
-            budget, schedule, keep, prune, bits, tokens_per_second, refresh: as in `Dial`.
+            budget, schedule, keep, prune, bits, tokens_per_second: as in `Dial`.
             trace: file to write every step to.
             replay: a trace whose actions are run again, under its settings of `generation` where none are given;
                 `Generation.first_difference` tells where tokens differ.
@@ -185,7 +182,7 @@ class SolModel:
 
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
-        dial = Dial(budget, schedule, keep, prune, bits, tokens_per_second, refresh, generation.get("seed"))
+        dial = Dial(budget, schedule, keep, prune, bits, tokens_per_second, generation.get("seed"))
         given = {name: value for name, value in generation.items() if value is not None}
         recorded = {} if replay is None else replay.header.generation
         config = self._defaults.updated(**{**recorded, **given})
@@ -232,7 +229,6 @@ class SolModel:
         prune: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
-        refresh: bool | None = None,
         seed: int | None = None,
     ) -> Scores:
         """Log-probabilities of given tokens, through the very steps that generation takes.
@@ -241,7 +237,7 @@ class SolModel:
             tokens: token ids.
             context: the first so many are prefilled dense and not scored. Each later token is scored, then processed as
                 one decode step; the last is only scored.
-            budget, schedule, keep, prune, bits, tokens_per_second, refresh, seed: as in `Dial`.
+            budget, schedule, keep, prune, bits, tokens_per_second, seed: as in `Dial`.
 
         Raises UsageError where nothing is left to score, and what `stream` raises.
         """
@@ -249,7 +245,7 @@ class SolModel:
             raise UsageError(
                 f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
             )
-        _, decoder = self.decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, refresh, seed))
+        _, decoder = self.decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, seed))
         logprobs = score_steps(decoder, [int(token) for token in tokens], context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 
@@ -263,10 +259,9 @@ class SolModel:
         axes = AxisTargets(dial.keep, dial.prune, dial.bits)
         if is_constant(name) and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
             raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
-        refresh = config.refresh.default if dial.refresh is None else dial.refresh
         actions = schedule_actions(config, name, axes)
         if not axes.any():  # means of settings need all of them
-            actions = paying(actions, self.unpaying)
+            actions = without_dominated(actions, self.dominated)
             if name != "sol":  # a policy's actions have places
                 actions = tuple(dict.fromkeys(actions))
         controller = Controller(
@@ -276,7 +271,6 @@ class SolModel:
             axis_targets=axes,
             tokens_per_second=dial.tokens_per_second,
             policy_cost=name == "sol",
-            refresh_every=config.refresh.episode if refresh else None,
         )
         return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 
@@ -314,8 +308,7 @@ class SolModel:
         controller = Controller(
             actions, self.cost, 1.0 if header.budget is None else header.budget, policy_cost=header.schedule == "sol"
         )
-        refreshes = {record.step - 1 for record in trace.records if record.refresh}
-        return Decoder(self.engine, controller, schedule, refreshes)
+        return Decoder(self.engine, controller, schedule)
 
     def _header(
         self, prompt: Prompt | None, tokens: list[int], name: str, controller: Controller, config: GenerationConfig

@@ -57,12 +57,11 @@ class TraceRecord:
         text: the text that it added; empty while a character is incomplete.
         action: tag of the action, None for the prefill.
         context: tokens in the cache before the step.
-        cost: of the step, in the cost model's unit, with the policy and a refresh that followed.
+        cost: of the step, in the cost model's unit, policy included.
         relative_cost: the same in dense steps.
         logprob: of the token, in nats, under the step's raw distribution.
         ms: measured milliseconds from the step's begin to the token.
         achieved: achieved budget after the step.
-        refresh: whether the cache was refreshed between this step and the next.
     """
 
     step: int
@@ -75,7 +74,6 @@ class TraceRecord:
     logprob: float
     ms: float
     achieved: float
-    refresh: bool
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,6 @@ def _record(path: Path, number: int, line: str, cut: bool, step: int) -> TraceRe
     kinds = {
         "step": int, "token": int, "text": str, "action": (str, type(None)), "context": int, "cost": number_kind,
         "relative_cost": number_kind, "logprob": number_kind, "ms": number_kind, "achieved": number_kind,
-        "refresh": bool,
     }  # fmt: skip
     problem = _problem(raw, kinds)
     if not problem and raw["step"] != step:

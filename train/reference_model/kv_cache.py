@@ -1,4 +1,4 @@
-"""The KV cache of the torch twin: many rows, each with its own length."""
+"""The KV cache of the torch reference model: many rows, each with its own length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Slots:
 
 
 class Cache(Protocol):
-    """What the twin asks of a cache of B rows."""
+    """What the reference model asks of a cache of B rows."""
 
     @property
     def lengths(self) -> Tensor:

@@ -1,8 +1,9 @@
-"""The torch twin: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md, sections 2 and 3).
+"""The torch reference model: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md,
+sections 2 and 3).
 
 Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
-float16 or int8 keys and values, old tokens chosen by 4-bit codes of their keys. Runtime and twin differ only in the
-order of float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
+float16 or int8 keys and values, old tokens chosen by 4-bit codes of their keys. Runtime and reference model differ only
+in the order of float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
 from sol_rt.train.reference_model.kv_cache import Cache, KVCache, Slots
 from sol_rt.train.reference_model.weights import ModelWeights, read_bundle
@@ -39,7 +40,7 @@ _LOWEST_SCORE = 2.0**-100
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the twin rounds. The default is what the runtime does.
+    """What the reference model rounds. The default is what the runtime does.
 
     Attributes:
         rounded_activations: round the input of every nested matmul as its level does, by blocks of 32 channels.
@@ -64,12 +65,13 @@ class _Width:
     """Rows that read the same weights."""
 
     rows: Tensor | slice
-    widths: Widths
+    widths: Precision
 
 
 @dataclass(frozen=True)
 class _Prune:
-    """Rows that keep the same numbers of channels, one a layer: keep_in, keep_mid, keep_qkv and keep_o of a variant."""
+    """Rows that keep the same numbers of channels, one a layer: active_up, active_down, active_qkv and active_o of a
+    variant."""
 
     rows: Tensor | slice
     counts: tuple[tuple[int, ...], ...]
@@ -89,7 +91,7 @@ class Batch:
     pages: Tensor | None
 
 
-class Twin(nn.Module):
+class ReferenceModel(nn.Module):
     """A decoder that runs every row under the action it is given.
 
     Args:
@@ -115,8 +117,9 @@ class Twin(nn.Module):
         self.page_size, self.sinks, self.dense_layers = page_size, sinks, frozenset(dense_layers)
 
     @classmethod
-    def from_bundle(cls, path: Path | str) -> Twin:
-        """The twin of a bundle folder, its cache and attention as the bundle has them. Raises BundleError."""
+    def from_bundle(cls, path: Path | str) -> ReferenceModel:
+        """The reference model of a bundle folder, its cache and attention as the bundle has them. Raises
+        BundleError."""
         kv = SolConfig.from_json(Path(path) / CONFIG_NAME).kv
         arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
         levels = {"page_size": kv.page_size, "sinks": kv.sinks}

@@ -1,4 +1,5 @@
-"""Weights of the torch twin: nested matrices that can be read at every level, from a bundle or from a checkpoint.
+"""Weights of the torch reference model: nested matrices that can be read at every level, from a bundle or from a
+checkpoint.
 
 A nested matrix is held as one byte a weight (`code8` of docs/bundle.md, section 2) and turned into float32 a level at a
 time, on first use.
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import Widths
+from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.sources.checkpoint import check_tensors, open_checkpoint
@@ -31,7 +32,7 @@ _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
 
 
 class Matrix(nn.Module):
-    """A weight matrix [N, K] (outputs, inputs) as the twin uses it."""
+    """A weight matrix [N, K] (outputs, inputs) as the reference model uses it."""
 
     def at(self, bits: int) -> Tensor:
         """The matrix at a level: float32 [N, K]."""
@@ -149,21 +150,22 @@ class ModelWeights(nn.Module):
         return self.vector(name) if name in self._names else None
 
     def keep_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
-        """Channels that the action keeps, one count a layer: keep_in, keep_mid, keep_qkv and keep_o of a variant."""
+        """Channels that the action keeps, one count a layer: active_up, active_down, active_qkv and active_o of a
+        variant."""
         variant, d = self._variants.get(action.variant), self.decoder
         if variant is not None:
-            return variant.keep_in, variant.keep_mid, variant.keep_qkv, variant.keep_o
+            return variant.active_up, variant.active_down, variant.active_qkv, variant.active_o
         if action.prune not in self._rule:
-            # needs onnx, which the twin of a bundle does without
+            # needs onnx, which the reference model of a bundle does without
             from sol_rt.export.graphs.graph import LayerShapes, prune_counts
 
             self._rule[action.prune] = prune_counts(action.prune, LayerShapes.of(d))
         return tuple((count,) * d.num_layers for count in self._rule[action.prune])
 
-    def widths(self, action: Action) -> Widths:
+    def widths(self, action: Action) -> Precision:
         """At which widths the action reads the matrices."""
         variant = self._variants.get(action.variant)
-        return Widths(action.bits, action.bits) if variant is None else variant.widths
+        return Precision(action.bits, action.bits) if variant is None else variant.widths
 
     def state(self) -> dict[str, Tensor]:
         """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""

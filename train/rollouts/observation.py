@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.policy_inputs import KNOWN_SCALARS, Moment, PolicyInputs
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS, PolicyInputs, StepObservation
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.train.rollouts.rollout import Choose, Episode, Observation, RolloutSpec
 
@@ -98,7 +98,8 @@ def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistrib
     """
     inputs = PolicyInputs(KNOWN_SCALARS, 1)
     moments = (
-        Moment(start + i, token, seen, budget) for i, (token, seen) in enumerate(zip(tokens, before, strict=True))
+        StepObservation(start + i, token, seen, budget)
+        for i, (token, seen) in enumerate(zip(tokens, before, strict=True))
     )
     return torch.tensor([list(inputs.at(0, moment).values()) for moment in moments], dtype=torch.float32)
 
@@ -133,7 +134,7 @@ def follow(
     chosen: list[list[int]] = []
     for t, token in enumerate(tokens):
         known = zip(inputs, before.distributions, wanted, strict=True)
-        values = [list(row.at(t, Moment(start + t, token, p, budget)).values()) for row, p, budget in known]
+        values = [list(row.at(t, StepObservation(start + t, token, p, budget)).values()) for row, p, budget in known]
         scalars = torch.tensor(values, dtype=torch.float32, device=device)
         previous = torch.tensor([row.previous for row in inputs], device=device)
         seen.append(Observation(t, rows, token, before.hidden, scalars, previous))

@@ -1,4 +1,5 @@
-"""Episodes run on the torch twin: all schedules in one batch, each row under its own action, on any torch device."""
+"""Episodes run on the torch reference model: all schedules in one batch, each row under its own action, on any torch
+device."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from sol_rt.bundle.actions import Action
 from sol_rt.train.reference_model.branch_cache import BranchCache, Prefix
-from sol_rt.train.reference_model.model import Twin
+from sol_rt.train.reference_model.model import ReferenceModel
 from sol_rt.train.rollouts.observation import (
     RowDistribution,
     StepResult,
@@ -27,32 +28,32 @@ _CHUNK = 256  # tokens of the dense pass at once
 _ROWS = 64  # positions at once whose losses are asked for
 
 
-class TwinRollouts:
-    """`Rollouts` of a twin. A text's keys and values are held once, in float32, for all schedules.
+class ReferenceRollouts:
+    """`Rollouts` of a reference model. A text's keys and values are held once, in float32, for all schedules.
 
     Args:
-        twin: of the bundle; what lies on its device stays there.
+        reference model: of the bundle; what lies on its device stays there.
         spec: what is chosen from and seen.
     """
 
-    def __init__(self, twin: Twin, spec: RolloutSpec) -> None:
+    def __init__(self, reference: ReferenceModel, spec: RolloutSpec) -> None:
         self.spec = spec
-        self._twin = twin
-        table = twin.weights.vector("rope.cos")
+        self._reference = reference
+        table = reference.weights.vector("rope.cos")
         self._device, self._longest = table.device, len(table)
         self._tokens: list[int] = []
         self._before: list[RowDistribution] = []  # of position p, which token p + 1 follows
 
     def open(self, tokens: Sequence[int]) -> None:
-        self._tokens = checked_text(tokens, self._twin.decoder.vocab_size, self._longest)
+        self._tokens = checked_text(tokens, self._reference.decoder.vocab_size, self._longest)
         self._ids = ids = torch.tensor(self._tokens, dtype=torch.int64, device=self._device)
         self._before = []
-        cache = self._twin.new_cache(1)
+        cache = self._reference.new_cache(1)
         cache.reserve(len(ids), step=1)
         hidden = []
         for first in range(0, len(ids), _CHUNK):
             chunk = ids[None, first : first + _CHUNK]
-            logits, states = self._twin(chunk, self.spec.cost.dense_action, cache)
+            logits, states = self._reference(chunk, self.spec.cost.dense_action, cache)
             hidden.append(states[0])
             targets = ids[first + 1 : first + _CHUNK + 1]
             self._before += row_distributions(logits[0, : len(targets)], targets)
@@ -72,7 +73,7 @@ class TwinRollouts:
 
         def step(t: int, actions: Sequence[int]) -> StepResult:
             token, target = self._ids[start + t : start + t + 2].unsqueeze(1).expand(2, schedules)
-            logits, hidden = self._twin.step(token, [self.spec.actions[action] for action in actions], cache)
+            logits, hidden = self._reference.step(token, [self.spec.actions[action] for action in actions], cache)
             return StepResult(hidden, row_distributions(logits, target), _divergence(reference[t], logits))
 
         budgets = spread_budget(budget, schedules)
@@ -105,17 +106,17 @@ class TwinRollouts:
         """Loss and divergence at each position, float32 [n] each: every position is a row with a prefix of its own."""
         ids = self._ids[first : stop + 1]
         cache = self._branches(torch.arange(first, stop, device=self._device), 1)
-        logits, _ = self._twin.step(ids[:-1], [action] * (stop - first), cache)
+        logits, _ = self._reference.step(ids[:-1], [action] * (stop - first), cache)
         loss = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
         return loss, _divergence(self._log_probabilities(first, stop - first), logits)
 
     def _branches(self, starts: Tensor, capacity: int) -> BranchCache:
-        return BranchCache(self._prefix, starts, self._twin.decoder, self._twin.arithmetic.kv_dtype, capacity)
+        return BranchCache(self._prefix, starts, self._reference.decoder, self._reference.arithmetic.kv_dtype, capacity)
 
     def _log_probabilities(self, start: int, length: int) -> Tensor:
         """Of the dense steps at `length` positions from `start` on: float32 [length, vocab]."""
         hidden = self._hidden[start : start + length]
-        return torch.log_softmax(self._twin.logits(hidden.unsqueeze(1), self.spec.cost.dense_action)[:, 0], dim=-1)
+        return torch.log_softmax(self._reference.logits(hidden.unsqueeze(1), self.spec.cost.dense_action)[:, 0], dim=-1)
 
 
 def _divergence(reference: Tensor, logits: Tensor) -> Tensor:

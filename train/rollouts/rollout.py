@@ -1,7 +1,7 @@
 """Episodes that a policy is trained on: T teacher-forced steps of one text under K counterfactual schedules.
 
-What every source of episodes gives, and what it asks of a policy. The sources are the torch twin, all schedules at once
-(rollout_twin.py), and the runtime, one schedule after the other (rollout_runtime.py).
+What every source of episodes gives, and what it asks of a policy. The sources are the torch reference model, all
+schedules at once (rollout_twin.py), and the runtime, one schedule after the other (rollout_runtime.py).
 """
 
 from __future__ import annotations

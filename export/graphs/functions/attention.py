@@ -29,7 +29,7 @@ _FUSED_ROTARY = 16
 def sparse_attention(
     shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16
 ) -> onnx.FunctionProto:
-    """`SparseAttention` with its attributes inlined, all but `attn_room`: layers of a graph share them.
+    """`SparseAttention` with its attributes inlined, all but `gather_capacity`: layers of a graph share them.
 
     A host that binds past and present to one buffer gets an append in place: GroupQueryAttention, ScatterElements and
     ScatterND write outputs of the function itself, and no other node reads what `past_*` hold. An `int8` cache holds
@@ -44,7 +44,7 @@ def sparse_attention(
     else:
         _float_attention(writer, shape, floats)
     cache, scales = ["key", "value", "key_codes", "key_range"], ["key_scale", "value_scale"] if int8 else []
-    inputs = ["qkv", *(f"past_{part}" for part in cache), "past_length", "attn_keep", "cos", "sin"]
+    inputs = ["qkv", *(f"past_{part}" for part in cache), "past_length", "kv_pages", "cos", "sin"]
     return writer.function(
         "SparseAttention",
         [*inputs, *(f"past_{part}" for part in scales), "total_length"],
@@ -64,7 +64,7 @@ def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int) -> 
         names = [inner.name(part) for part in ("attended", "keys", "values")]
         return inner.branch(single, lambda one: gathered_attention.write(one, shape), dense, names, types)
 
-    writer.branch(writer.nonempty("attn_keep"), chosen, dense, results, types)
+    writer.branch(writer.nonempty("kv_pages"), chosen, dense, results, types)
 
 
 def _dense(writer: NodeWriter, shape: AttentionShape) -> list[str]:
@@ -137,7 +137,7 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
         several = inner.op("Not", single)
         return inner.op("And", causal, inner.op("Or", kept, several))
 
-    seen = writer.where_any("attn_keep", chosen, lambda inner: inner.op("Identity", causal))
+    seen = writer.where_any("kv_pages", chosen, lambda inner: inner.op("Identity", causal))
     weights = op("Softmax", op("Where", seen, logits, const(NEVER)), axis=-1)
     y = op("MatMul", op("Mul", weights, value_scale), values)
     y = op("Transpose", op("Reshape", y, ints(1, heads, -1, shape.head_dim)), perm=[0, 2, 1, 3])
@@ -161,7 +161,7 @@ def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -
     pairs = op("Shape", scores, start=1, end=2)
     order = writer.name("order")
     op("TopK", scores, pairs, out=[f"{order}_scores", order], axis=-1)
-    kept = op("Mul", writer.count("attn_keep"), const(float(PAGE_SIZE * shape.kv_heads)))
+    kept = op("Mul", writer.count("kv_pages"), const(float(PAGE_SIZE * shape.kv_heads)))
     by_rank = op("Where", op("LessOrEqual", _count(writer, pairs), kept), const(_ALL), const(float(shape.sinks)))
     # last 1-based position that a token is attended up to: any where kept, the sinks alone where not
     limit = op("ScatterElements", scores, order, op("Unsqueeze", by_rank, ints(0)), axis=1)

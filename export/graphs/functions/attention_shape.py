@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
-from sol_rt.engine.signature import ROOM
+from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.nodes import NodeWriter
 from sol_rt.export.sources.decoder import MOST_KV_HEADS, Decoder
 
@@ -52,7 +52,7 @@ class AttentionShape:
             "page_size": PAGE_SIZE,
             "sinks": self.sinks,
             "softmax_scale": self.softmax_scale,
-            ROOM: self.row_pairs,
+            GATHER_CAPACITY: self.row_pairs,
         }
 
     @property

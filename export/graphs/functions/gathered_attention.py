@@ -4,9 +4,9 @@ All keys are read once, for the scores; the kept keys and all that is read of th
 are is found without a sort of all pairs of KV head and token, which takes WebGPU a hundred dispatches: pairs are dealt
 out to rows that it sorts in one, and each row's best are kept: at the margin others than the best of all.
 
-How many are gathered of a row is the attribute `attn_room`, for WebGPU has to know sizes when it is told to compute,
-and the count `attn_keep` lies on the GPU. What depends on the position alone is the same in all layers, and is written
-so that ONNX Runtime sees it: from the length of the cache and constants.
+How many are gathered of a row is the attribute `gather_capacity`, for WebGPU has to know sizes when it is told to
+compute, and the count `kv_pages` lies on the GPU. What depends on the position alone is the same in all layers, and is
+written so that ONNX Runtime sees it: from the length of the cache and constants.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto
 
 from sol_rt.bundle.config import PAGE_SIZE
-from sol_rt.engine.signature import ROOM
+from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention_shape import NEVER, AttentionShape, rotated
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 
@@ -131,17 +131,17 @@ def _kept(writer: NodeWriter, shape: AttentionShape, scores: str, pairs: _Pairs)
     """Places and KV heads of the best pairs of every row, float [C / row_tokens * room] each; a head is _NOBODY where
     it does not attend.
 
-    Ranks are shared out among the rows in use one by one, so that the kept ones are as many as `attn_keep` tells.
+    Ranks are shared out among the rows in use one by one, so that the kept ones are as many as `kv_pages` tells.
     """
     op, const, ints = writer.op, writer.const, writer.ints
-    room = op("Reshape", op("Constant", value_int=Ref(ROOM)), ints(1))
+    room = op("Reshape", op("Constant", value_int=Ref(GATHER_CAPACITY)), ints(1))
     order = writer.name("order")
     op("TopK", scores, room, out=[f"{order}_scores", order], axis=-1)
     place, head = (op("GatherElements", table, order, axis=1) for table in (pairs.place, pairs.head))
     rank = op("Sub", op("CumSum", op("Expand", const(1.0), room), const(0, np.int64)), const(1.0))  # in a row
     rank = op("Add", op("Mul", rank, pairs.rows), pairs.row)
     most = op("Mul", pairs.old, const(float(shape.kv_heads)))
-    kept = op("Mul", writer.count("attn_keep"), const(float(PAGE_SIZE * shape.kv_heads)))
+    kept = op("Mul", writer.count("kv_pages"), const(float(PAGE_SIZE * shape.kv_heads)))
     kept = op("Where", op("Less", kept, most), kept, const(_ALL))
     head = op("Where", op("Less", rank, kept), head, const(_NOBODY))
     return op("Reshape", place, ints(-1)), op("Reshape", head, ints(-1))

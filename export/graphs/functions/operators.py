@@ -113,7 +113,7 @@ def pruned_mlp(
     )
     up_size = intermediate * (2 if gated else 1)
 
-    x = _largest(writer, "x", "keep_in")
+    x = _largest(writer, "x", "active_up")
     u = _nested_product(writer, x, up, widths["up"], hidden, up_size, channel_major=True)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
@@ -122,13 +122,13 @@ def pruned_mlp(
         h = writer.op("Mul", _activation(writer, "gate", activation), "linear")
     else:
         h = _activation(writer, u, activation)
-    h = _largest(writer, h, "keep_mid")
+    h = _largest(writer, h, "active_down")
     out = None if has_bias else "y"
     y = _nested_product(writer, h, down, widths["down"], intermediate, hidden, channel_major=True, out=out)
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
-    inputs = ["x", "keep_in", "keep_mid", *up[:3], *down[:3], *in_turn(up[3:], down[3:])]
+    inputs = ["x", "active_up", "active_down", *up[:3], *down[:3], *in_turn(up[3:], down[3:])]
     if has_bias:
         inputs += ["up_bias", "down_bias"]
     own = [name for name, given in (("up_bits", up_bits), ("down_bits", down_bits)) if given]

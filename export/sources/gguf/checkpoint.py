@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.quantize.source_codes import OwnCodes
+from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import FloatArray
 from sol_rt.export.sources.decoder import Family, TensorNames, family_of_gguf
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
@@ -89,7 +89,7 @@ class GgufCheckpoint:
         source = self._sources[name]
         return self._dequantized(source.rows(start, source.shape[0] if stop is None else stop), source.tensor)
 
-    def codes(self, name: str, start: int, stop: int) -> OwnCodes | None:
+    def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
         source = self._sources[name]
         parse = FOUR_BIT.get(source.tensor.tensor_type)
         return None if parse is None else parse(source.rows(start, stop))

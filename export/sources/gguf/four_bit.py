@@ -11,23 +11,23 @@ from gguf.quants import Q4_K
 
 from sol_rt.bundle.config import BLOCK
 from sol_rt.export.quantize.nested import ByteArray, FloatArray
-from sol_rt.export.quantize.source_codes import OwnCodes, own_codes
+from sol_rt.export.quantize.source_codes import SourceCodes, source_codes
 
 # Layouts: ggml-common.h of llama.cpp. All have half of a run of channels in the low nibbles, the rest in the high ones.
 
 
-def _q4_0(rows: ByteArray) -> OwnCodes:
+def _q4_0(rows: ByteArray) -> SourceCodes:
     blocks = _blocks(rows, GGMLQuantizationType.Q4_0)
     d = _float16(blocks[..., :2])
-    return own_codes(_nibbles(blocks[..., 2:], BLOCK), d, d * np.float32(-8))
+    return source_codes(_nibbles(blocks[..., 2:], BLOCK), d, d * np.float32(-8))
 
 
-def _q4_1(rows: ByteArray) -> OwnCodes:
+def _q4_1(rows: ByteArray) -> SourceCodes:
     blocks = _blocks(rows, GGMLQuantizationType.Q4_1)
-    return own_codes(_nibbles(blocks[..., 4:], BLOCK), _float16(blocks[..., :2]), _float16(blocks[..., 2:4]))
+    return source_codes(_nibbles(blocks[..., 4:], BLOCK), _float16(blocks[..., :2]), _float16(blocks[..., 2:4]))
 
 
-def _q4_k(rows: ByteArray) -> OwnCodes:
+def _q4_k(rows: ByteArray) -> SourceCodes:
     # 256 channels in 8 sub-blocks: W = d sc q - dmin m, with sc and m of 6 bits
     blocks = _blocks(rows, GGMLQuantizationType.Q4_K)
     d, dmin = _float16(blocks[..., :2]), _float16(blocks[..., 2:4])
@@ -35,10 +35,10 @@ def _q4_k(rows: ByteArray) -> OwnCodes:
     shape = (len(rows), -1)
     step = d[..., None] * sc.reshape(*d.shape, 8).astype(np.float32)
     least = dmin[..., None] * m.reshape(*d.shape, 8).astype(np.float32)
-    return own_codes(_nibbles(blocks[..., 16:], 2 * BLOCK), step.reshape(shape), -least.reshape(shape))
+    return source_codes(_nibbles(blocks[..., 16:], 2 * BLOCK), step.reshape(shape), -least.reshape(shape))
 
 
-FOUR_BIT: Mapping[GGMLQuantizationType, Callable[[ByteArray], OwnCodes]] = {
+FOUR_BIT: Mapping[GGMLQuantizationType, Callable[[ByteArray], SourceCodes]] = {
     GGMLQuantizationType.Q4_0: _q4_0,
     GGMLQuantizationType.Q4_1: _q4_1,
     GGMLQuantizationType.Q4_K: _q4_k,

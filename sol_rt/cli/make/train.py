@@ -61,7 +61,7 @@ def train(
         options.option(
             "--rollouts",
             env=False,
-            help="runtime, twin (torch), or auto: the twin where torch has a GPU, else the runtime.",
+            help="runtime, reference (the torch model), or auto: reference where torch has a GPU, else runtime.",
         ),
     ] = "auto",
     threads: options.Threads = None,
@@ -87,8 +87,8 @@ def train(
     from sol_rt.train.run.distributed import joined
     from sol_rt.train.trainer import Trainer, TrainSetup
 
-    if rollouts not in ("auto", "runtime", "twin"):
-        raise UsageError(f"--rollouts {rollouts}: expected auto, runtime or twin")
+    if rollouts not in ("auto", "runtime", "reference"):
+        raise UsageError(f"--rollouts {rollouts}: expected auto, runtime or reference")
     settings = read_config(config)
     if seed is not None:
         settings = replace(settings, seed=seed)
@@ -113,8 +113,8 @@ def train(
         windows = Windows(documents, settings.data, bundle.config.model.max_context, bos)
         engine = Engine(bundle, provider="cpu", threads=threads)
         torch.set_num_threads(engine.threads)
-        twin = rollouts == "twin" or (rollouts == "auto" and torch.cuda.is_available())
-        source = _source(engine, settings.policy.scalars, twin=twin, say=say)
+        reference = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
+        source = _source(engine, settings.policy.scalars, reference=reference, say=say)
         setup = TrainSetup(
             rollouts=source,
             embed=_embedding(bundle),
@@ -167,7 +167,7 @@ def _identity(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, say: Callable[[str], None]) -> Rollouts:
+def _source(engine: Engine, scalars: tuple[str, ...], *, reference: bool, say: Callable[[str], None]) -> Rollouts:
     """Where episodes come from, over the bundle's own actions and costs."""
     from sol_rt.budget.cost import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
@@ -179,15 +179,15 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, twin: bool, say: Callab
     say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, of the calibration'}")
     actions = tuple(entry.action for entry in bundle.config.actions)
     spec = RolloutSpec(actions, cost, scalars, midway=True)
-    if not twin:
+    if not reference:
         return RuntimeRollouts(engine, spec)
     import torch
 
-    from sol_rt.train.reference_model.model import Twin
-    from sol_rt.train.rollouts.reference import TwinRollouts
+    from sol_rt.train.reference_model.model import ReferenceModel
+    from sol_rt.train.rollouts.reference import ReferenceRollouts
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TwinRollouts(Twin.from_bundle(bundle.path).to(device), spec)
+    return ReferenceRollouts(ReferenceModel.from_bundle(bundle.path).to(device), spec)
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:

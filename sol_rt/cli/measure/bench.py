@@ -62,7 +62,6 @@ def bench(
             help="Run the tests of a depth in turn: for ratios on a machine that isn't quiet.",
         ),
     ] = False,
-    refresh: options.Refresh = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -91,7 +90,6 @@ def bench(
         n_depth=depths,
         budgets=budgets,
         schedules=parts(schedule),
-        refresh=refresh,
     )
     for name in planned.left_out:
         note(f"{name}: left out, the model's context is {loaded.engine.max_context} tokens")

@@ -51,13 +51,13 @@ def calibrate(
     with progress() as report:
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
-    unpaying: dict[Action, Action] = {}
+    dominated: dict[Action, Action] = {}
     if engine.provider.gpu is not None:
-        unpaying = replacements(bundle.config, CalibratedCost(bundle.config, result.table))
+        dominated = replacements(bundle.config, CalibratedCost(bundle.config, result.table))
     if json:
         rows = [row.as_json() for row in result.rows]
-        instead = {action.tag: other.tag for action, other in unpaying.items()}
-        print_json({"path": str(path), **engine.provider.as_json(), "rows": rows, "unpaying": instead})
+        instead = {action.tag: other.tag for action, other in dominated.items()}
+        print_json({"path": str(path), **engine.provider.as_json(), "rows": rows, "dominated": instead})
         return
     columns = sorted({row.context for row in result.rows})
     table = Table("action", *(f"ms at {context}" for context in columns), "fit, %")
@@ -74,7 +74,7 @@ def calibrate(
     note(f"error of the fitted lines: median {middle:.1f}%, largest {largest:.1f}% ({at})")
     if left_out := sorted(set(lengths) - set(columns)):
         note(f"not measured, beyond the model's context or the time: {', '.join(map(str, left_out))}")
-    if unpaying:
-        note(describe(unpaying, engine.provider_name))
+    if dominated:
+        note(describe(dominated, engine.provider_name))
     shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""
     note(f"saved: {path}{shown}")

@@ -112,7 +112,6 @@ def evaluate(
         int,
         options.option("--tail", env=False, min=1, help="Last tokens of the prompt that are decode steps.", panel=EXAM),
     ] = 1,
-    refresh: options.Refresh = None,
     state: Annotated[
         Path | None,
         options.option("--state", env=False, help="Keep results in this file; a rerun goes on where it stopped."),
@@ -159,15 +158,14 @@ def evaluate(
     texts = {str(path): read_text(path) for path in file or ()}
     sizes = tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int)))
     loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
-    repair = loaded.bundle.config.refresh.default if refresh is None else refresh
     try:
         if exam is not None:
-            _mmlu(loaded, exam, names, budgets, repair, resampling, state, as_json)
+            _mmlu(loaded, exam, names, budgets, resampling, state, as_json)
         else:
             _held_out(
                 loaded,
                 texts,
-                _plan(loaded, sizes, budgets, names, chunks, scored, repair, random, search),
+                _plan(loaded, sizes, budgets, names, chunks, scored, random, search),
                 resampling,
                 state,
                 html,
@@ -201,7 +199,6 @@ def _plan(
     schedules: tuple[str, ...],
     chunks: int | None,
     scored: int | None,
-    refresh: bool,
     random: int,
     searched: int,
 ) -> Plan:
@@ -216,7 +213,6 @@ def _plan(
         schedules=schedules or possible,
         chunks=chunks,
         scored=scored,
-        refresh=refresh,
         random=random,
         searched=searched,
     )
@@ -240,7 +236,7 @@ def _held_out(
     from sol_rt.evaluation.report.report import report_of, size_report
     from sol_rt.evaluation.report.tables import table_lines
 
-    results = State(state, state_settings(model, plan.refresh, plan.block))
+    results = State(state, state_settings(model, plan.block))
     with progress() as report:
         sizes = [size_report(runs, plan, resampling) for runs in measure(model, texts, plan, results, report)]
     evaluation = report_of(model, list(texts), plan, resampling, sizes)
@@ -261,7 +257,6 @@ def _mmlu(
     exam: Exam,
     schedules: tuple[str, ...],
     budgets: tuple[float, ...],
-    refresh: bool,
     resampling: Resampling,
     state: Path | None,
     as_json: bool,
@@ -274,10 +269,10 @@ def _mmlu(
     config = model.bundle.config
     default = ("dense", "uniform", "sol") if config.policy is not None else ("dense", "uniform")
     settings = settings_of(config, schedules or default, budgets or BUDGETS)
-    results = State(state, state_settings(model, refresh))
+    results = State(state, state_settings(model))
     with progress() as report:
-        answered = sit(model, exam, settings, refresh, results, report)
-    found = exam_report(model, exam, settings, answered, refresh, resampling)
+        answered = sit(model, exam, settings, results, report)
+    found = exam_report(model, exam, settings, answered, resampling)
     _print({**found.as_json(), "provider": model.engine.provider_name} if as_json else exam_lines(found))
 
 

@@ -26,7 +26,6 @@ def perplexity(
     keep: options.Keep = None,
     prune: options.Prune = None,
     bits: options.Bits = None,
-    refresh: options.Refresh = None,
     seed: options.Seed = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
@@ -40,7 +39,7 @@ def perplexity(
     from sol_rt.cli.loading import dial, load, read_text, tell_in_vain
     from sol_rt.evaluation.quality.perplexity import perplexity as measure
 
-    how = dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh)
+    how = dial(schedule, budget, tokens_per_second, keep, prune, bits)
     text = read_text(file)
     loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
     tell_in_vain(loaded, how)

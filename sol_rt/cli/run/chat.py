@@ -135,7 +135,6 @@ def chat(
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
     schedule: options.Schedule = None,
-    refresh: options.Refresh = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -147,7 +146,7 @@ def chat(
     from sol_rt.cli.run.generate import sampling
 
     settings = {
-        **dial(schedule, budget, tokens_per_second, None, None, None, refresh),
+        **dial(schedule, budget, tokens_per_second, None, None, None),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
     }
     if max_new_tokens is not None:

@@ -42,7 +42,6 @@ def generate(
     keep: options.Keep = None,
     prune: options.Prune = None,
     bits: options.Bits = None,
-    refresh: options.Refresh = None,
     trace: Annotated[
         Path | None, options.option("--trace", env=False, help="Write every step to this JSONL file.", panel="Traces")
     ] = None,
@@ -61,7 +60,7 @@ def generate(
     from sol_rt.cli.loading import dial, load, tell_in_vain
 
     arguments: dict[str, Any] = {
-        **dial(schedule, budget, tokens_per_second, keep, prune, bits, refresh),
+        **dial(schedule, budget, tokens_per_second, keep, prune, bits),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         "max_new_tokens": max_new_tokens,
         "trace": trace,

@@ -63,7 +63,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     variants = Table("variant", "base weights read", "bits", "of the output matrix", "weights read a step, MB")
     for variant in description["variants"]:
         share, size = f"{variant['prune']}%", f"{variant['bytes'] / 1e6:.1f}"
-        variants.add_row(variant["key"], share, _told_bits(variant), str(variant["head_bits"]), size)
+        variants.add_row(variant["key"], share, _told_bits(variant), str(variant["lm_head_bits"]), size)
     print_table(variants)
 
     selection = description["selection"]
@@ -93,9 +93,9 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
 
 def _told_bits(variant: dict[str, Any]) -> str:
     """The width, and of a mixed one those that it mixes."""
-    if variant["layer_widths"] is None:
+    if variant["layer_bits"] is None:
         return str(variant["bits"])
-    found = sorted({bits for layer in variant["layer_widths"] for bits in layer})
+    found = sorted({bits for layer in variant["layer_bits"] for bits in layer})
     return f"{variant['bits']} (mix of {', '.join(map(str, found))})"
 
 

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sol_rt.bundle.config import BLOCK, KvLayout, tensor_bytes
 from sol_rt.bundle.graph_file import ONNX_DTYPES
 from sol_rt.engine.gpu import logit_summary
-from sol_rt.engine.signature import ROOM
+from sol_rt.engine.signature import GATHER_CAPACITY
 
 _CHANNEL_MAJOR = "channel_major_base"
 """In a recipe: a 4-bit matrix [K, N] as the bytes [N, K / 32, 16] that MatMulNBits reads."""
@@ -120,8 +120,8 @@ def _make_room(graph: onnx.GraphProto, keep: int, kv: KvLayout) -> None:
     """Bundles of before November 2026 have no room to be told: their bodies mask."""
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
-        if ROOM in attributes and attributes["layer"].i not in kv.dense_layers:
-            attributes[ROOM].i = room(attributes[ROOM].i, attributes["kv_heads"].i, keep, kv)
+        if GATHER_CAPACITY in attributes and attributes["layer"].i not in kv.dense_layers:
+            attributes[GATHER_CAPACITY].i = room(attributes[GATHER_CAPACITY].i, attributes["kv_heads"].i, keep, kv)
 
 
 class _Rewriter:

@@ -26,7 +26,7 @@ from sol_rt.engine.gpu.device_weights import DeviceWeights
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.providers import Provider
-from sol_rt.engine.signature import CHANNEL_INPUTS, CHOICE_DIMS, Signature, check_signature
+from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature
 from sol_rt.errors import ProviderError, device_errors
 
 _CAPTURE_ERROR = 1e-5
@@ -189,10 +189,10 @@ class DeviceGraphs:
             for name, count in zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True):
                 constants[name] = count
         if kind.keep == 100:
-            constants["attn_keep"] = np.zeros(0, np.int64)
+            constants["kv_pages"] = np.zeros(0, np.int64)
         if kind.one_token:
             constants["num_logits"] = np.ones(1, np.int64)
-        layers = dict.fromkeys(CHOICE_DIMS, self._bundle.config.model.num_layers)
+        layers = dict.fromkeys(SPARSE_DIMS, self._bundle.config.model.num_layers)
         graph = device_graph(
             path,
             inline=not self._provider.native,

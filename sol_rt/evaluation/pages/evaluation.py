@@ -23,7 +23,6 @@ def render_evaluation_html(evaluation: Evaluation) -> str:
     """The page as text, UTF-8. It loads nothing from elsewhere."""
     tiles = [
         ("costs in", "milliseconds" if evaluation.cost_model == "calibrated" else evaluation.cost_model),
-        ("refresh", "on" if evaluation.refresh else "off"),
         *((f"tokens scored at {size.size}", f"{size.tokens}") for size in evaluation.sizes),
     ]
     foot = [", ".join(evaluation.texts), evaluation.device, f"bundle {evaluation.bundle[:12]}"]

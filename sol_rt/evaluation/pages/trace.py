@@ -27,7 +27,7 @@ def render_trace_html(trace: Trace) -> str:
     """The page as text, UTF-8. It loads nothing from elsewhere and shows text from the trace only escaped."""
     header, records = trace.header, trace.records
     steps = [record for record in records if record.action is not None]
-    costs = [record.relative_cost for record in _plain(steps)]
+    costs = [record.relative_cost for record in steps]
     scale = (min(costs, default=0.0), max(costs, default=1.0))
     title = html.escape(f"{header.bundle}: {header.schedule}")
     return _PAGE.format(
@@ -38,7 +38,6 @@ def render_trace_html(trace: Trace) -> str:
         heading=html.escape(header.bundle),
         summary=_summary(trace, steps),
         scale=_scale(scale),
-        refreshed="<span>↻ cache refreshed</span>" if any(record.refresh for record in records) else "",
         prompt=_prompt(header.prompt),
         text="".join(_token(record, scale) for record in records),
         chart=_chart(trace, steps),
@@ -60,11 +59,6 @@ def shades(ramp: Sequence[str]) -> list[str]:
         mixed = (round(a + (b - a) * (at - low)) for a, b in zip(points[low], points[low + 1], strict=True))
         found.append("#" + "".join(f"{part:02x}" for part in mixed))
     return found
-
-
-def _plain(steps: Sequence[TraceRecord]) -> Sequence[TraceRecord]:
-    """The steps that no refresh adds its cost to, where there are any: what actions cost by themselves."""
-    return [record for record in steps if not record.refresh] or steps
 
 
 def _shade_rules(ramp: Sequence[str]) -> str:
@@ -123,13 +117,10 @@ def _token(record: TraceRecord, scale: tuple[float, float]) -> str:
             f"context {record.context} · achieved so far {record.achieved:.3f}"
         )
         shade = f' style="background:var(--s{_shade(record.relative_cost, scale)})"'
-    if record.refresh:
-        facts += "\ncache refreshed after this step, at its cost"
     kind = "t first" if record.action is None else "t"
     text = _visible(record.text) if record.text else '<span class="none">·</span>'
-    mark = '<span class="mark" aria-hidden="true">↻</span>' if record.refresh else ""
     step = "" if record.action is None else f' data-step="{record.step}"'
-    return f'<span class="{kind}"{shade}{step} title="{html.escape(facts)}">{text}</span>{mark}'
+    return f'<span class="{kind}"{shade}{step} title="{html.escape(facts)}">{text}</span>'
 
 
 def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
@@ -137,7 +128,7 @@ def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
     if not steps:
         return '<p class="quiet">No decode steps.</p>'
     last = max(steps[-1].step, 2)
-    top = max(1.0, *(record.relative_cost for record in _plain(steps)), *(record.achieved for record in steps))
+    top = max(1.0, *(record.relative_cost for record in steps), *(record.achieved for record in steps))
 
     def x(step: float) -> float:
         return _LEFT + (step - 1) / (last - 1) * (_WIDTH - _LEFT - _RIGHT)
@@ -166,8 +157,6 @@ def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
         )
     for record in steps:
         parts.append(f'<circle cx="{x(record.step):.1f}" cy="{y(min(record.relative_cost, top)):.1f}" r="1.8"/>')
-        if record.refresh:
-            parts.append(f'<path class="lump" d="M{x(record.step):.1f} {_HEIGHT - _BOTTOM}v-7"/>')
     line = " ".join(f"{x(record.step):.1f},{y(record.achieved):.1f}" for record in steps)
     parts.append(f'<polyline class="got" points="{line}"/>')
     parts.append(f'<line id="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" x1="0" x2="0" visibility="hidden"/>')
@@ -194,8 +183,8 @@ def _actions(steps: Sequence[TraceRecord], scale: tuple[float, float]) -> str:
     counts = Counter(record.action for record in steps)
     mean = {}
     for action in counts:
-        plain = _plain([record for record in steps if record.action == action])
-        mean[action] = sum(record.relative_cost for record in plain) / len(plain)
+        costs = [record.relative_cost for record in steps if record.action == action]
+        mean[action] = sum(costs) / len(costs)
     most = max(counts.values(), default=1)
     rows = []
     for action in sorted(counts, key=lambda action: (-mean[action], action or "")):
@@ -236,8 +225,7 @@ _PAGE = """<!doctype html>
  -webkit-box-decoration-break: clone; }}
 .first {{ border-bottom: 1px dotted var(--quiet); }}
 .t.on {{ outline: 2px solid var(--blue); }}
-.none, .mark {{ color: var(--quiet); font-size: .8em; }}
-.mark {{ padding: 0 .1em; }}
+.none {{ color: var(--quiet); font-size: .8em; }}
 #text:focus-visible {{ outline: 2px solid var(--blue); outline-offset: 2px; }}
 svg {{ display: block; width: 100%; height: auto; font-size: 12px; }}
 svg text {{ fill: var(--quiet); font-variant-numeric: tabular-nums; }}
@@ -246,7 +234,6 @@ svg text {{ fill: var(--quiet); font-variant-numeric: tabular-nums; }}
 .asked {{ stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 6 4; }}
 circle {{ fill: var(--dot); opacity: .75; }}
 .got {{ fill: none; stroke: var(--blue); stroke-width: 2.5; stroke-linejoin: round; }}
-.lump {{ stroke: var(--quiet); stroke-width: 1.5; }}
 #cursor {{ stroke: var(--ink); }}
 table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }}
@@ -264,7 +251,7 @@ footer {{ margin-top: 2rem; overflow-wrap: anywhere; }}
 <h1>{heading}</h1>
 <dl>{summary}</dl>
 <h2 id="cost">Cost of each token</h2>
-<p class="key"><span>{scale}</span>{refreshed}</p>
+<p class="key"><span>{scale}</span></p>
 <div id="text" dir="auto" tabindex="0" role="group" aria-labelledby="cost" aria-describedby="tip">{prompt}{text}</div>
 <h2>Budget</h2>
 <p class="key"><span><b></b>achieved so far</span><span><b class="asked"></b>requested, ± 0.02</span>

@@ -41,7 +41,6 @@ class Plan:
         schedules: of SCHEDULES; `dense` is always run.
         chunks: windows of each size at most, None for all.
         scored: tokens scored in each, None for the second half, at most 256.
-        refresh: whether cheap cache entries are repaired, at their cost.
         random: random schedules of which the best is taken.
         searched: windows, the first ones, that the best random schedule is chosen on.
         block: tokens whose sums are kept together.
@@ -52,7 +51,6 @@ class Plan:
     schedules: tuple[str, ...] = SCHEDULES
     chunks: int | None = None
     scored: int | None = None
-    refresh: bool = False
     random: int = 100
     searched: int = 1
     block: int = 64
@@ -118,7 +116,7 @@ def measure(
         yield _Measuring(model, plan, state, progress, size, windows[size]).run()
 
 
-def state_settings(model: SolModel, refresh: bool, block: int | None = None) -> dict[str, object]:
+def state_settings(model: SolModel, block: int | None = None) -> dict[str, object]:
     """What the results in a state file hold for. A policy is not of it: its own runs name it."""
     document = model.bundle.config.to_json_dict()
     policy = document.pop("policy", None)
@@ -131,7 +129,6 @@ def state_settings(model: SolModel, refresh: bool, block: int | None = None) -> 
         "bundle": digest[:16],
         "cost": f"{model.cost.unit} {hashlib.sha256(json.dumps(costs).encode()).hexdigest()[:16]}",
         "kernels": kernels,
-        "refresh": refresh,
         "block": block,
     }
 
@@ -144,7 +141,7 @@ class _Measuring:
     ) -> None:
         self._model, self._plan, self._state = model, plan, state
         self._size, self._windows = size, list(windows)
-        self._scorer = WindowScorer(model, refresh=plan.refresh, block=plan.block)
+        self._scorer = WindowScorer(model, block=plan.block)
         self._progress = progress
 
     def run(self) -> SizeRuns:

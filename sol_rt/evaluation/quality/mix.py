@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sol_rt.budget.controller import Controller
 from sol_rt.budget.frontier import falling_hull
-from sol_rt.budget.schedules import StepContext
+from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 
 
@@ -20,7 +20,7 @@ class MixSchedule:
         self._controller = controller
         self._carry = 0.5
 
-    def choose(self, step: StepContext) -> Action:
+    def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
         costs = controller.relative_costs(step.context)[:2].tolist()
         low, high = sorted(range(2), key=costs.__getitem__)

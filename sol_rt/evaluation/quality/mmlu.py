@@ -217,7 +217,7 @@ def settings_of(config: SolConfig, schedules: Sequence[str], budgets: Sequence[f
 
 
 def sit(
-    model: SolModel, exam: Exam, settings: Sequence[Setting], refresh: bool, state: State, progress: Progress
+    model: SolModel, exam: Exam, settings: Sequence[Setting], state: State, progress: Progress
 ) -> list[list[Answered]]:
     """Asks every question under every setting: [settings][questions].
 
@@ -233,7 +233,6 @@ def sit(
         Dial(
             1.0 if setting.budget is None else setting.budget,
             setting.schedule,
-            refresh=refresh and setting != DENSE,
             seed=setting.seed,
         )
         for setting in settings
@@ -366,7 +365,6 @@ class ExamReport:
     tail: int
     questions: int
     cut: int
-    refresh: bool
     resampling: Resampling
     scores: list[Score]
     duels: list[Duel]
@@ -380,7 +378,6 @@ def exam_report(
     exam: Exam,
     settings: Sequence[Setting],
     answered: Sequence[Sequence[Answered]],
-    refresh: bool,
     resampling: Resampling,
 ) -> ExamReport:
     """Figures with 95% intervals; questions are drawn with replacement, the same ones for all settings."""
@@ -396,7 +393,6 @@ def exam_report(
         tail=exam.tail,
         questions=len(exam.questions),
         cut=sum(each.cut > 0 for each in answered[0]),
-        refresh=refresh,
         resampling=resampling,
         scores=[
             _score(exam, setting, answered[index], {metric: each[index] for metric, each in hits.items()}, bootstrap)

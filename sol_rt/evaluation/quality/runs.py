@@ -56,7 +56,7 @@ class WindowRun:
         nll: their negative log-likelihood, nats.
         kl: divergence of the dense model's distribution from the schedule's, sum KL(dense || schedule), nats.
         agreed: tokens where both have the same likeliest token.
-        spent: cost of the decode steps, policy and refreshes included, in the cost model's unit.
+        spent: cost of the decode steps, policy included, in the cost model's unit.
         full: dense cost of the same steps.
         actions: decode steps of every action tag.
         floored: whether the budget lay below the cheapest action.
@@ -77,12 +77,11 @@ class WindowScorer:
 
     Args:
         model: an open model; its cache is overwritten.
-        refresh: whether cheap cache entries are repaired after every episode, at their cost.
         block: tokens whose sums are kept together.
     """
 
-    def __init__(self, model: SolModel, *, refresh: bool, block: int) -> None:
-        self._model, self._refresh, self._block = model, refresh, block
+    def __init__(self, model: SolModel, *, block: int) -> None:
+        self._model, self._block = model, block
         self._window: Window
         self._prefilled: StepOutput
         self._dense: list[Reference]
@@ -132,18 +131,16 @@ class WindowScorer:
     def _decoder(self, setting: Setting) -> Decoder:
         if setting.mixed is not None:
             assert setting.budget is not None
-            return mixed_decoder(self._model, setting.mixed, setting.budget, self._refresh)
+            return mixed_decoder(self._model, setting.mixed, setting.budget)
         budget = 1.0 if setting.budget is None or is_constant(setting.schedule) else setting.budget
-        refresh = self._refresh and setting != DENSE
-        return self._model.decoder(Dial(budget, setting.schedule, refresh=refresh, seed=setting.seed))[1]
+        return self._model.decoder(Dial(budget, setting.schedule, seed=setting.seed))[1]
 
 
-def mixed_decoder(model: SolModel, actions: tuple[Action, Action], budget: float, refresh: bool) -> Decoder:
+def mixed_decoder(model: SolModel, actions: tuple[Action, Action], budget: float) -> Decoder:
     """A run that takes two actions in turn, in such shares that the budget is held."""
     config = model.bundle.config
     known: Sequence[Action] = actions if config.dense in actions else (*actions, config.dense)
-    every = config.refresh.episode if refresh else None
-    controller = Controller(known, model.cost, budget, refresh_every=every)
+    controller = Controller(known, model.cost, budget)
     return Decoder(model.engine, controller, MixSchedule(controller))
 
 

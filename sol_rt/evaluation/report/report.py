@@ -123,7 +123,6 @@ class Evaluation:
         cost_model: `calibrated` (milliseconds) or `bytes`: what every cost is counted in.
         device: provider, threads and kernels.
         texts: what was scored.
-        refresh: whether cheap cache entries were repaired, at their cost.
         random_schedules: of how many random schedules the best was taken.
         random_searched: windows that it was chosen on; its figures are of all windows.
         resampling: how intervals were made; they hold 95%.
@@ -136,7 +135,6 @@ class Evaluation:
     cost_model: str
     device: str
     texts: list[str]
-    refresh: bool
     random_schedules: int
     random_searched: int
     resampling: Resampling
@@ -158,7 +156,6 @@ def report_of(
         cost_model=model.cost.name,
         device=device_words(model),
         texts=list(texts),
-        refresh=plan.refresh,
         random_schedules=plan.random if "random" in plan.schedules else 0,
         random_searched=plan.searched if "random" in plan.schedules else 0,
         resampling=resampling,

@@ -15,7 +15,7 @@ def table_lines(evaluation: Evaluation) -> Iterator[str]:
     """The lines of the report."""
     resampling = evaluation.resampling
     yield f"{evaluation.model}; {evaluation.device}; costs in {evaluation.cost_model}, over dense"
-    yield f"texts: {', '.join(evaluation.texts)}; refresh {'on' if evaluation.refresh else 'off'}"
+    yield f"texts: {', '.join(evaluation.texts)}"
     yield f"intervals: 95%, paired bootstrap of {resampling.unit}, {resampling.draws} draws, seed {resampling.seed}"
     if evaluation.random_schedules:
         windows = f"{evaluation.random_searched} window{'' if evaluation.random_searched == 1 else 's'}"
@@ -35,7 +35,7 @@ def exam_lines(report: ExamReport) -> Iterator[str]:
     yield f"{report.model}; {report.device}; costs in {report.cost_model}, over dense"
     yield (
         f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, {report.tail} of the prompt's "
-        f"tokens as decode steps; refresh {'on' if report.refresh else 'off'}"
+        "tokens as decode steps"
     )
     if report.cut:
         yield f"{report.cut} prompts were longer than the context: their beginning was left out"

@@ -5,8 +5,8 @@
     for test in plan(model, n_depth=(0, 2048)).tests:
         print(bench.run(test, repetitions=5).as_json())
 
-What is timed: of `tg`, the decode steps that generation takes, each with schedule, controller, graph, refresh where
-one is due, and the greedy choice of the next token; of `pp`, the dense prefill with the last token's logits. Opening
+What is timed: of `tg`, the decode steps that generation takes, each with schedule, controller, graph
+and the greedy choice of the next token; of `pp`, the dense prefill with the last token's logits. Opening
 the model, filling the cache to the depth, a warm-up repetition and turning tokens into text are not. As in llama-bench
 the prompts are random tokens, and no end token ends a text.
 """
@@ -31,7 +31,7 @@ from sol_rt.budget.schedules import default_schedule, is_constant
 from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, Taken, peak_rss_mb
+from sol_rt.generate.loop import Decoder, StepRecord, peak_rss_mb
 from sol_rt.generate.model import Dial, SolModel
 from sol_rt.generate.sampling import Sampler
 
@@ -51,7 +51,6 @@ class Case:
         n_depth: tokens in the cache before.
         schedule: name of the schedule; `dense` for a prompt.
         budget: the one asked for; None for a prompt and for a fixed action.
-        refresh: as in `Dial`.
     """
 
     n_prompt: int
@@ -59,7 +58,6 @@ class Case:
     n_depth: int
     schedule: str = "dense"
     budget: float | None = None
-    refresh: bool | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +74,7 @@ class Case:
 
     @property
     def dial(self) -> Dial:
-        return Dial(budget=1.0 if self.budget is None else self.budget, schedule=self.schedule, refresh=self.refresh)
+        return Dial(budget=1.0 if self.budget is None else self.budget, schedule=self.schedule)
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class Row:
         test_time: when it began, ISO 8601.
         samples_ns: nanoseconds of every repetition.
         bytes_read: weights, cache entries and codes of keys that the decode steps of all repetitions read by the
-            bundle's bytes model (docs/bundle.md section 4), refresh and policy included; None for a prompt.
+            bundle's bytes model (docs/bundle.md section 4), policy included; None for a prompt.
         peak_rss_mb: largest resident size of the process so far, 10^6 bytes.
     """
 
@@ -201,7 +199,6 @@ def plan(
     n_depth: Sequence[int] = (0,),
     budgets: Sequence[float] | None = None,
     schedules: Sequence[str] = (),
-    refresh: bool | None = None,
 ) -> Plan:
     """The tests of every combination, a depth at a time: prompts, then generations.
 
@@ -211,7 +208,6 @@ def plan(
         n_depth: tokens in the cache before.
         budgets: of every schedule that isn't constant; BUDGETS by default.
         schedules: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: the bundle's.
-        refresh: as in `Dial`.
 
     Raises UsageError for counts below 0, a depth that fills the context, budgets out of range or without a schedule
     that takes one, schedules that the bundle lacks, and where nothing is left to measure.
@@ -222,12 +218,12 @@ def plan(
     limit = model.engine.max_context
     if beyond := [depth for depth in n_depth if depth >= limit]:
         raise UsageError(f"--n-depth: got {beyond[0]}, expected less than {limit}, the model's context")
-    dials = _dials(model, budgets, schedules, refresh)
+    dials = _dials(model, budgets, schedules)
     tests: list[Case] = []
     left_out: list[Case] = []
     for depth in n_depth:
         wanted = [Case(count, 0, depth) for count in n_prompt if count]
-        wanted += [Case(0, count, depth, *dial, refresh) for count in n_gen if count for dial in dials]
+        wanted += [Case(0, count, depth, *dial) for count in n_gen if count for dial in dials]
         for test in wanted:
             fits = depth + test.n_prompt + test.n_gen <= limit
             (tests if fits else left_out).append(test)
@@ -238,7 +234,7 @@ def plan(
 
 
 def _dials(
-    model: SolModel, budgets: Sequence[float] | None, schedules: Sequence[str], refresh: bool | None
+    model: SolModel, budgets: Sequence[float] | None, schedules: Sequence[str]
 ) -> list[tuple[str, float | None]]:
     """Schedules, each with every budget that it takes."""
     names = list(schedules) or [default_schedule(model.bundle.config)]
@@ -251,7 +247,7 @@ def _dials(
         else:
             dials += [(name, budget) for budget in (BUDGETS if budgets is None else budgets)]
     for name, budget in dials:
-        model.decoder(Case(0, 1, 0, name, budget, refresh).dial)  # raises what would otherwise come after minutes
+        model.decoder(Case(0, 1, 0, name, budget).dial)  # raises what would otherwise come after minutes
     return dials
 
 
@@ -368,7 +364,7 @@ class Bench:
             engine.load({action.variant for action in controller.actions})
         sampler = Sampler(GenerationConfig(), self._model.bundle.config.model.vocab_size)
         history = self._tokens[: max(test.n_depth, 1)]
-        taken: list[Taken] = []
+        taken: list[StepRecord] = []
         # runs the last token again, for the distribution that the first token is taken from
         decoder.prefill(history, reuse=True)
         engine.truncate(test.n_depth)
@@ -381,14 +377,11 @@ class Bench:
         read = sum(self._bytes_of(decoder, step) for step in taken)
         return _Sample(elapsed, read, controller.achieved, dict(decoder.actions))
 
-    def _bytes_of(self, decoder: Decoder, step: Taken) -> float:
-        """Bytes that a decode step read, the policy's run and a refresh included."""
+    def _bytes_of(self, decoder: Decoder, step: StepRecord) -> float:
+        """Bytes that a decode step read, the policy's run included."""
         read = self._bytes.step(step.action, step.context)
         if decoder.schedule.name == "sol":
             read += self._bytes.policy()
-        if step.refreshed:
-            episode = self._model.bundle.config.refresh.episode
-            read += self._bytes.refresh(step.context + 1 - episode, episode)
         return read
 
 

@@ -17,16 +17,16 @@ from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_ch
 from sol_rt.bundle.config import BLOCK  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import export_bundle  # noqa: E402
-from sol_rt.export.quantize.gptq import Metric  # noqa: E402
+from sol_rt.export.quantize.gptq import HessianFactor  # noqa: E402
 from sol_rt.export.quantize.nested import dequantize, quantize_matrix  # noqa: E402
-from sol_rt.export.quantize.source_codes import OwnCodes, choose_zeros, nest, own_codes  # noqa: E402
+from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest, source_codes  # noqa: E402
 from sol_rt.export.sources.checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT  # noqa: E402
 
 KINDS = ("Q4_0", "Q4_1", "Q4_K")
 
 
-def meant(own: OwnCodes) -> np.ndarray:
+def meant(own: SourceCodes) -> np.ndarray:
     """Weights of the codes by section 2 of docs/bundle.md, float64 [n, KB, 32]."""
     q = own.q.reshape(*own.scale.shape, BLOCK).astype(np.float64)
     return own.scale.astype(np.float64)[..., None] / 16 * (16 * q - own.zero.astype(np.float64)[..., None])
@@ -38,7 +38,7 @@ def weights_of(rows: np.ndarray, kind: str) -> np.ndarray:
     return w.reshape(len(rows), -1, BLOCK)
 
 
-def own_of(rows: np.ndarray, kind: str) -> OwnCodes:
+def own_of(rows: np.ndarray, kind: str) -> SourceCodes:
     return FOUR_BIT[gguf.GGMLQuantizationType[kind]](rows)
 
 
@@ -109,14 +109,14 @@ def test_zero_points_make_up_for_each_other() -> None:
     rows, channels = 48, 512
     step = (0.01 + 0.02 * rng.random((rows, channels // BLOCK))).astype(np.float16).astype(np.float32)
     offset = -step * rng.uniform(1, 14, step.shape).astype(np.float32)
-    own = own_codes(rng.integers(0, 16, (rows, channels // BLOCK, BLOCK)).astype(np.uint8), step, offset)
+    own = source_codes(rng.integers(0, 16, (rows, channels // BLOCK, BLOCK)).astype(np.uint8), step, offset)
     own.held[3, 4] = False
     w = (step[..., None] * own.q.reshape(rows, -1, BLOCK) + offset[..., None]).reshape(rows, channels)
     x = rng.standard_normal((4096, channels)) + 0.5  # sums over blocks go together, as those of real inputs do
     moment = x.T @ x / len(x)
-    chosen = choose_zeros(own, w, Metric.of(torch.from_numpy(moment).float()))
+    chosen = choose_zeros(own, w, HessianFactor.of(torch.from_numpy(moment).float()))
 
-    def loss(codes: OwnCodes) -> float:
+    def loss(codes: SourceCodes) -> float:
         lost = np.where(codes.held[..., None], meant(codes) - w.reshape(rows, -1, BLOCK), 0).reshape(rows, channels)
         return float(np.einsum("nk,kj,nj->", lost, moment, lost))
 

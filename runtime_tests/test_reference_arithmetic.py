@@ -1,4 +1,5 @@
-"""The twin's own arithmetic: against transformers with nothing rounded, and against plain loops over docs/bundle.md."""
+"""The reference model's own arithmetic: against transformers with nothing rounded, and against plain loops over
+docs/bundle.md."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402
 from sol_rt.train.reference_model.model import (  # noqa: E402
     UNROUNDED,
     Arithmetic,
-    Twin,
+    ReferenceModel,
     keep_largest,
     round_activations,
 )
@@ -47,7 +48,7 @@ DENSE = Action(100, 100, 8)
 
 
 def _reference(name: str) -> tuple[torch.nn.Module, ModelWeights]:
-    """A random transformers model, norms and biases included, and its twin's unrounded weights."""
+    """A random transformers model, norms and biases included, and its reference model's unrounded weights."""
     kind, extra = CONFIGS[name]
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**DIMS, **extra)
@@ -64,15 +65,15 @@ def _tokens(rows: int, count: int, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_unrounded_twin_equals_transformers(name: str) -> None:
+def test_unrounded_reference_model_equals_transformers(name: str) -> None:
     model, weights = _reference(name)
     tokens = _tokens(2, 44)
     with torch.no_grad():
         expected = model(tokens).logits
-    twin = Twin(weights, UNROUNDED)
-    cache = twin.new_cache(2)
-    prefill, hidden = twin(tokens[:, :37], DENSE, cache)
-    steps = [twin.step(tokens[:, i], [DENSE, DENSE], cache)[0] for i in range(37, 44)]
+    torch_reference = ReferenceModel(weights, UNROUNDED)
+    cache = torch_reference.new_cache(2)
+    prefill, hidden = torch_reference(tokens[:, :37], DENSE, cache)
+    steps = [torch_reference.step(tokens[:, i], [DENSE, DENSE], cache)[0] for i in range(37, 44)]
     got = torch.cat([prefill, torch.stack(steps, dim=1)], dim=1)
     assert hidden.shape == (2, 37, 64)
     assert (got - expected).abs().max() < 1e-4  # logits have a standard deviation of about 1.6
@@ -80,13 +81,13 @@ def test_unrounded_twin_equals_transformers(name: str) -> None:
 
 def test_chunks_give_what_one_pass_gives_and_truncate_rewinds() -> None:
     _, weights = _reference("llama-tied")
-    twin, tokens = Twin(weights, UNROUNDED), _tokens(1, 40)
-    whole, _ = twin(tokens, DENSE, twin.new_cache(1))
-    cache = twin.new_cache(1)
-    twin(tokens[:, :21], DENSE, cache)
-    twin(_tokens(1, 30, seed=5), DENSE, cache)  # to be rewound
+    torch_reference, tokens = ReferenceModel(weights, UNROUNDED), _tokens(1, 40)
+    whole, _ = torch_reference(tokens, DENSE, torch_reference.new_cache(1))
+    cache = torch_reference.new_cache(1)
+    torch_reference(tokens[:, :21], DENSE, cache)
+    torch_reference(_tokens(1, 30, seed=5), DENSE, cache)  # to be rewound
     cache.truncate(21)
-    rest, _ = twin(tokens[:, 21:], DENSE, cache, num_logits=3)
+    rest, _ = torch_reference(tokens[:, 21:], DENSE, cache, num_logits=3)
     assert rest.shape == (1, 3, VOCAB)
     torch.testing.assert_close(rest, whole[:, -3:], atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="truncate"):
@@ -97,11 +98,11 @@ def test_chunks_give_what_one_pass_gives_and_truncate_rewinds() -> None:
 def test_codes_are_those_of_the_keys_that_are_held(dtype: torch.dtype) -> None:
     """After a rewind as well; unrounded keys are coded as they are."""
     _, weights = _reference("phi")
-    twin, tokens = Twin(weights, Arithmetic(kv_dtype=dtype)), _tokens(2, 52)
-    cache = twin.new_cache(2)
-    twin(tokens, DENSE, cache)
+    torch_reference, tokens = ReferenceModel(weights, Arithmetic(kv_dtype=dtype)), _tokens(2, 52)
+    cache = torch_reference.new_cache(2)
+    torch_reference(tokens, DENSE, cache)
     cache.truncate(torch.tensor([35, 20]))
-    twin(_tokens(2, 8, seed=5), DENSE, cache)
+    torch_reference(_tokens(2, 8, seed=5), DENSE, cache)
     for row, length in enumerate((43, 28)):
         keys = cache.keys[:, row, :, :length].numpy()
         if dtype == torch.int8:
@@ -114,25 +115,27 @@ def test_codes_are_those_of_the_keys_that_are_held(dtype: torch.dtype) -> None:
 def test_batched_step_equals_each_row_alone() -> None:
     """Rows of different lengths and actions in one call; unrounded, so that nothing can flip at a rounding border."""
     _, weights = _reference("llama-tied")
-    twin = Twin(weights, UNROUNDED)
+    torch_reference = ReferenceModel(weights, UNROUNDED)
     tokens, lengths = _tokens(5, 120), [100, 83, 64, 17, 96]
     actions = [
         Action.parse(tag) for tag in ("k025-s100-q8", "k050-s050-q8", "k100-s100-q4", "k010-s050-q8", "k025-s050-q6")
     ]
-    together = twin.new_cache(5)
-    twin(tokens, DENSE, together)
+    together = torch_reference.new_cache(5)
+    torch_reference(tokens, DENSE, together)
     together.truncate(torch.tensor(lengths))
     logits, hidden = [], []
     for i in range(3):
         step = torch.stack([tokens[row, length + i] for row, length in enumerate(lengths)])
-        out = twin.step(step, actions, together)
+        out = torch_reference.step(step, actions, together)
         logits.append(out[0])
         hidden.append(out[1])
     for row, (action, length) in enumerate(zip(actions, lengths, strict=True)):
-        alone = twin.new_cache(1)
-        twin(tokens[row : row + 1, :length], DENSE, alone)
+        alone = torch_reference.new_cache(1)
+        torch_reference(tokens[row : row + 1, :length], DENSE, alone)
         for i in range(3):
-            expected, expected_hidden = twin(tokens[row : row + 1, length + i : length + i + 1], action, alone)
+            expected, expected_hidden = torch_reference(
+                tokens[row : row + 1, length + i : length + i + 1], action, alone
+            )
             torch.testing.assert_close(logits[i][row], expected[0, 0], atol=1e-4, rtol=0)
             torch.testing.assert_close(hidden[i][row], expected_hidden[0, 0], atol=1e-4, rtol=0)
     assert together.lengths.tolist() == [length + 3 for length in lengths]
@@ -140,12 +143,12 @@ def test_batched_step_equals_each_row_alone() -> None:
 
 def test_selected_rows_are_copies() -> None:
     _, weights = _reference("llama-tied")
-    twin, tokens = Twin(weights), _tokens(2, 40)
-    cache = twin.new_cache(2)
-    twin(tokens, DENSE, cache)
+    torch_reference, tokens = ReferenceModel(weights), _tokens(2, 40)
+    cache = torch_reference.new_cache(2)
+    torch_reference(tokens, DENSE, cache)
     forks = cache.select(torch.tensor([1, 1, 0]))
     before = cache.keys.clone()
-    logits, _ = twin.step(torch.tensor([7, 7, 7]), [DENSE] * 3, forks)
+    logits, _ = torch_reference.step(torch.tensor([7, 7, 7]), [DENSE] * 3, forks)
     torch.testing.assert_close(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2], atol=1e-3)
     assert torch.equal(cache.keys, before)
@@ -179,16 +182,16 @@ def test_keep_largest_takes_the_lower_index_of_ties(count: int) -> None:
 def test_sparse_step_equals_plain_loops(name: str, length: int, keep: int) -> None:
     """Attention of one step with float16 keys and values, chosen as section 3 of docs/bundle.md words it."""
     _, weights = _reference(name)
-    twin = Twin(weights, Arithmetic(rounded_activations=False))
-    d, cache = twin.decoder, twin.new_cache(1)
-    twin(_tokens(1, length), DENSE, cache)
+    torch_reference = ReferenceModel(weights, Arithmetic(rounded_activations=False))
+    d, cache = torch_reference.decoder, torch_reference.new_cache(1)
+    torch_reference(_tokens(1, length), DENSE, cache)
     slots = cache.open(1)
     q = torch.randn(1, d.num_heads, 1, d.head_dim, generator=torch.Generator().manual_seed(3))
     k = torch.randn(1, 1, d.num_kv_heads, d.head_dim, generator=torch.Generator().manual_seed(4))
     cache.append(slots, 0, k, k)
     keys, _ = cache.held(0, slots.longest)
     pages = Action(keep, 100, 8).pages(length, PAGE_SIZE)
-    read = twin._read(q, cache, 0, torch.tensor([pages]), slots)[0]
+    read = torch_reference._read(q, cache, 0, torch.tensor([pages]), slots)[0]
 
     total = length + 1
     old = 4 * (math.ceil(total / 4) - 1)

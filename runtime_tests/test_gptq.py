@@ -10,7 +10,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sol_rt.bundle.config import BLOCK  # noqa: E402
-from sol_rt.export.quantize.gptq import Metric, compensate  # noqa: E402
+from sol_rt.export.quantize.gptq import HessianFactor, compensate  # noqa: E402
 from sol_rt.export.quantize.nested import Nested, dequantize, quantize_matrix  # noqa: E402
 
 Array = np.ndarray
@@ -25,8 +25,8 @@ def made(seed: int, rows: int = 24, channels: int = 96, tokens: int = 400) -> tu
     return rng.standard_normal((rows, channels)).astype(np.float32), (x.T @ x / tokens).astype(np.float32)
 
 
-def metric_of(moment: Array) -> Metric:
-    return Metric.of(torch.from_numpy(moment))
+def metric_of(moment: Array) -> HessianFactor:
+    return HessianFactor.of(torch.from_numpy(moment))
 
 
 def output_error(nested: Nested, level: int, w: Array, moment: Array) -> float:

@@ -19,7 +19,7 @@ from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.actions import lm_head_bits
-from sol_rt.export.actions.lm_head_bits import HeadPoint, choose_head_widths, worth_reading
+from sol_rt.export.actions.lm_head_bits import HeadPoint, choose_lm_head_bits, worth_reading
 from sol_rt.export.progress import silent
 from sol_rt.export.sources.checkpoint import open_checkpoint
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
@@ -32,7 +32,7 @@ def points(**given: tuple[int, float]) -> dict[int, HeadPoint]:
     return {int(name[1:]): HeadPoint(*values) for name, values in given.items()}
 
 
-def test_a_width_is_taken_at_twice_the_wider_variants_price() -> None:
+def test_a_width_is_taken_at_twice_the_wider_variants_multiplier() -> None:
     """From (80, 0.5) to the wider variant at (120, 0.1) it is 0.01 nats a byte."""
     wider = [HeadPoint(120, 0.1)]
     assert worth_reading(points(h4=(80, 0.5), h6=(90, 0.35), h8=(100, 0.2)), wider) == 4
@@ -72,12 +72,12 @@ def test_a_bundle_with_its_choice_runs(
 ) -> None:
     folder, config, decoder = exported
     monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(chosen, min(points)))
-    found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
+    found = choose_lm_head_bits(folder, config, decoder, WINDOWS, silent)
     for variant in found.variants.values():
-        before = config.variants[variant.key].head_bits
-        assert variant.head_bits == max(chosen, before)
+        before = config.variants[variant.key].lm_head_bits
+        assert variant.lm_head_bits == max(chosen, before)
         more = variant.weight_bytes - config.variants[variant.key].weight_bytes
-        assert more == 64 * 320 * (variant.head_bits - before) // 8
+        assert more == 64 * 320 * (variant.lm_head_bits - before) // 8
     step = Engine(Bundle(folder, found, identity=""), provider="cpu").forward(WINDOWS[0], Action(100, 100, 4))
     head = read_bundle(folder).matrix("embed")
     off = {level: np.abs(step.logits[0] - step.hidden[0] @ head.at(level).numpy().T).mean() for level in (4, 6, 8)}
@@ -100,7 +100,7 @@ def test_every_width_is_measured_and_the_widest_stays(
         return min(points)
 
     monkeypatch.setattr(lm_head_bits, "worth_reading", choose)
-    found = choose_head_widths(folder, config, decoder, WINDOWS, silent)
+    found = choose_lm_head_bits(folder, config, decoder, WINDOWS, silent)
     widths = sorted({variant.bits for variant in config.variants.values()})
     heads = {4: [4, 6, 8], 5: [6, 8], 6: [6, 8]}
     wider = [len(widths) - index - 1 for index in range(len(widths))]
@@ -120,8 +120,8 @@ def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
     folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 5), **options).path
     monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(points))
     decoder = from_hf_config(open_checkpoint(source).config)
-    found = choose_head_widths(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
-    assert {variant.head_bits for variant in found.variants.values()} == {8}
+    found = choose_lm_head_bits(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
+    assert {variant.lm_head_bits for variant in found.variants.values()} == {8}
 
 
 def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +137,6 @@ def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(lm_head_bits, "worth_reading", choose)
     decoder = from_hf_config(open_checkpoint(source).config)
-    found = choose_head_widths(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
+    found = choose_lm_head_bits(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
     assert asked == [([4, 6, 8], 2), ([4, 6, 8], 2), ([6, 8], 1)]
-    assert {variant.head_bits for variant in found.variants.values()} == {8}
+    assert {variant.lm_head_bits for variant in found.variants.values()} == {8}

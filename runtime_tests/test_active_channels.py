@@ -117,14 +117,14 @@ def test_levels_are_nested_repeatable_and_no_worse_than_equal_ones(engine: Engin
     for target, found in levels.items():
         assert -1e-9 < size.share(found) - target / 100 < 0.01
     for more, fewer in itertools.pairwise(levels[target] for target in (100, 75, 50, 30)):
-        for one, other in ((more.keep_in, fewer.keep_in), (more.keep_mid, fewer.keep_mid)):
+        for one, other in ((more.active_up, fewer.active_up), (more.active_down, fewer.active_down)):
             assert all(a >= b >= 1 for a, b in zip(one, other, strict=True))
     equal = whole_counts(
         scaled_to(size.equal(0.75), size.weights, 0.75, np.ones(4)), size, 0.75, size.channels.astype(np.int64)
     )
     rows = [levels[75], size.levels(equal.tolist())]
     found, rule = token_divergences(
-        engine, WINDOWS[:3], DENSE, [Candidate(DENSE, row.keep_in, row.keep_mid) for row in rows]
+        engine, WINDOWS[:3], DENSE, [Candidate(DENSE, row.active_up, row.active_down) for row in rows]
     ).mean(1)
     assert 0 < found <= rule
 
@@ -136,14 +136,14 @@ def test_matrices_that_do_not_matter_are_pruned_first(engine: Engine, monkeypatc
 
     def made_up(_: Any, windows: Any, reference: Any, candidates: Sequence[Candidate], progress: Any) -> np.ndarray:
         channels = np.array([64, 64, 96, 96])
-        counts = np.array([(*(each.keep_in or ()), *(each.keep_mid or ())) for each in candidates])
+        counts = np.array([(*(each.active_up or ()), *(each.active_down or ())) for each in candidates])
         return np.asarray(((1 - counts / channels) ** 2 * np.array([1.0, 0.01, 1.0, 0.01])).sum(1, keepdims=True))
 
     monkeypatch.setattr(active_channels, "token_divergences", made_up)
     found = find_levels(engine, WINDOWS, (75,), 4)[75]
-    assert min(found.keep_in[0] / 64, found.keep_mid[0] / 96) > 0.9
-    assert found.keep_in[1] / 64 == pytest.approx(0.4, abs=0.03)
-    assert found.keep_mid[1] / 96 == pytest.approx(0.7, abs=0.03)
+    assert min(found.active_up[0] / 64, found.active_down[0] / 96) > 0.9
+    assert found.active_up[1] / 64 == pytest.approx(0.4, abs=0.03)
+    assert found.active_down[1] / 96 == pytest.approx(0.7, abs=0.03)
 
 
 def test_divergences_are_those_of_whole_distributions(engine: Engine) -> None:
@@ -178,12 +178,12 @@ def test_a_bundle_gets_the_levels_that_are_found(
         assert with_levels(folder, before, describe("llama"), WINDOWS) == before
     config = with_levels(folder, before, describe("llama"), WINDOWS)
     rule = next(variant for variant in before.variants.values() if variant.prune == 50)
-    share = 100 * MlpSizes.of(before).share(PruneLevels(rule.keep_in, rule.keep_mid))
+    share = 100 * MlpSizes.of(before).share(PruneLevels(rule.active_up, rule.active_down))
     found = find_levels(engine, WINDOWS, (share,), 4)[share]
     for key, variant in config.variants.items():
         if variant.prune == 50:
-            assert (variant.keep_in, variant.keep_mid) == (found.keep_in, found.keep_mid)
-            assert (variant.keep_qkv, variant.keep_o) == (rule.keep_qkv, rule.keep_o)
+            assert (variant.active_up, variant.active_down) == (found.active_up, found.active_down)
+            assert (variant.active_qkv, variant.active_o) == (rule.active_qkv, rule.active_o)
             assert abs(variant.weight_bytes / before.variants[key].weight_bytes - 1) < 0.05
         else:
             assert variant == before.variants[key]

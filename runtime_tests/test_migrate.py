@@ -17,7 +17,7 @@ from sol_rt.export.migrate import main, regraph
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
 def test_a_bundle_of_version_3_gets_the_graphs_of_today(family: str, tmp_path: Path) -> None:
-    folder = tiny_bundle.write_bundle(tmp_path / "bundle", family, bits=(8, 4), head_bits={4: 6})
+    folder = tiny_bundle.write_bundle(tmp_path / "bundle", family, bits=(8, 4), lm_head_bits={4: 6})
     (folder / "config.json").write_text(json.dumps(hf_config(family)), encoding="utf-8")
     tiny_bundle.seal(folder, Bundle.open(folder).config)
     expected = {name: (folder / name).read_bytes() for name in ("model.q8.onnx", "model.q4.onnx")}

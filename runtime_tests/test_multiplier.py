@@ -1,4 +1,4 @@
-"""The price that `sol` pays: what the last steps' choices cost at it, and that no other choices gain more."""
+"""The multiplier that `sol` pays: what the last steps' choices cost at it, and that no other choices gain more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sol_rt.budget.multiplier import MEMORY, Price, between, hull
+from sol_rt.budget.multiplier import MEMORY, Multiplier, between, hull
 
 LOGITS = st.floats(-5, 5, width=32)
 COSTS = st.lists(st.integers(20, 100), min_size=2, max_size=6, unique=True).map(lambda each: np.array(each) / 100)
@@ -23,9 +23,9 @@ def test_the_last_steps_choices_cost_the_target(
 ) -> None:
     """But for half an edge, whatever the scale; the nearest that there is where no choices cost so little or much."""
     logits = scale * np.random.default_rng(seed).standard_normal((steps, len(costs)))
-    price = Price()
+    multiplier = Multiplier()
     for row in logits:
-        found = price.at(row, costs, target)
+        found = multiplier.at(row, costs, target)
     last = logits[-MEMORY:]
     cost = costs[(last - found * costs).argmax(1)].sum()
     wanted = len(last) * min(max(target, costs.min()), costs.max())
@@ -34,9 +34,9 @@ def test_the_last_steps_choices_cost_the_target(
 
 @given(arrays(np.float64, (3, 3), elements=LOGITS), st.floats(0.2, 1.0))
 def test_no_other_choices_of_that_cost_gain_more(logits: np.ndarray, target: float) -> None:
-    costs, price = np.array([0.2, 0.5, 1.0]), Price()
+    costs, multiplier = np.array([0.2, 0.5, 1.0]), Multiplier()
     for row in logits:
-        found = price.at(row, costs, target)
+        found = multiplier.at(row, costs, target)
     chosen = (logits - found * costs).argmax(1)
     cost, gain = costs[chosen].sum(), logits[range(3), chosen].sum()
     for other in itertools.product(range(3), repeat=3):
@@ -46,17 +46,17 @@ def test_no_other_choices_of_that_cost_gain_more(logits: np.ndarray, target: flo
 
 def test_costs_may_change_from_step_to_step() -> None:
     """As contexts grow: each step's choice is counted at its own costs."""
-    random, price, rows = np.random.default_rng(1), Price(), []
+    random, multiplier, rows = np.random.default_rng(1), Multiplier(), []
     for step in range(100):
         costs = np.array([0.3, 0.6, 1.0]) + 0.001 * step * np.array([1, 0.5, 0])
         rows.append((random.standard_normal(3), costs))
-        found = price.at(*rows[-1], 0.55)
+        found = multiplier.at(*rows[-1], 0.55)
     cost = np.mean([costs[(logits - found * costs).argmax()] for logits, costs in rows[-MEMORY:]])
     assert cost == pytest.approx(0.55, abs=0.35 / MEMORY)
 
 
-def test_equal_costs_have_no_price() -> None:
-    assert Price().at(np.array([1.0, 2.0]), np.array([0.5, 0.5]), 0.7) == 0.0
+def test_equal_costs_have_no_multiplier() -> None:
+    assert Multiplier().at(np.array([1.0, 2.0]), np.array([0.5, 0.5]), 0.7) == 0.0
 
 
 def test_edges_of_a_hull() -> None:

@@ -23,7 +23,7 @@ from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
 from sol_rt.evaluation.inspect import describe  # noqa: E402
 from sol_rt.export import pipeline as bundle_writer  # noqa: E402
 from sol_rt.export.pipeline import ExportReport, export_bundle  # noqa: E402
-from sol_rt.train.reference_model.model import UNROUNDED, Twin  # noqa: E402
+from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
 
 
@@ -42,8 +42,8 @@ def test_own_codes_are_read_at_4_bits_and_others_at_more(tmp_path: Path) -> None
     report = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4))
     config = Bundle.open(report.path).config
     mixed, narrow = config.variants["s100-q5"], config.variants["s100-q4"]
-    assert mixed.layer_widths == ((8, 4, 4, 6), (4, 4, 4, 4))
-    assert (mixed.head_bits, narrow.layer_widths) == (4, None)
+    assert mixed.layer_bits == ((8, 4, 4, 6), (4, 4, 4, 4))
+    assert (mixed.lm_head_bits, narrow.layer_bits) == (4, None)
     graph = onnx.load(str(report.path / mixed.file), load_external_data=False).graph
     planes = {tensor.name for tensor in graph.initializer if ".plane" in tensor.name and "layers" in tensor.name}
     assert planes == {"layers.0.qkv.plane1", "layers.0.qkv.plane2", "layers.0.down.plane1"}
@@ -54,7 +54,7 @@ def test_own_codes_are_read_at_4_bits_and_others_at_more(tmp_path: Path) -> None
 
 def test_a_source_of_only_4_bit_codes_reads_more_where_activations_count(tmp_path: Path) -> None:
     config = export(write_plain_file(tmp_path / "model.gguf", "Q4_1"), (8, 5, 4)).config
-    assert config.variants["s100-q5"].layer_widths == ((8, 8, 4, 8),) * 2
+    assert config.variants["s100-q5"].layer_bits == ((8, 8, 4, 8),) * 2
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-phi3"])
@@ -62,23 +62,23 @@ def test_a_source_of_only_4_bit_codes_reads_more_where_activations_count(tmp_pat
 def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(
     preset: str, calibrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the runtime runs it as the twin does. All graphs stay, whatever their speeds are."""
+    """And the runtime runs it as the reference model does. All graphs stay, whatever their speeds are."""
     every = lambda folder, config, *_, **__: SimpleNamespace(config=config, selection=None)  # noqa: E731
     monkeypatch.setattr(bundle_writer.action_set, "choose_actions", every)
     source = write_mixed_file(tmp_path / "model.gguf", preset)
     (tmp_path / "text.txt").write_text(" ".join(map(str, range(3000))), encoding="utf-8")
     calibration = tmp_path / "text.txt" if calibrated else "none"
     folder = export(source, (8, 5, 4), calibration).path
-    exact = Twin(read_checkpoint(source, FloatMatrix), UNROUNDED)
+    exact = ReferenceModel(read_checkpoint(source, FloatMatrix), UNROUNDED)
     tokens = np.random.default_rng(0).integers(3, 320, 40).tolist()
     wanted, _ = exact.forward(torch.tensor([tokens]), Action(100, 100, 8), exact.new_cache(1))
-    engine, twin = Engine(Bundle.open(folder), provider="cpu"), Twin.from_bundle(folder)
+    engine, reference = Engine(Bundle.open(folder), provider="cpu"), ReferenceModel.from_bundle(folder)
     found = {}
     for variant in engine.bundle.config.variants.values():
         engine.reset()
         action = Action(100, 100, variant.bits)
         found[variant.bits] = engine.forward(tokens, action, num_logits=len(tokens)).logits
-        expected, _ = twin.forward(torch.tensor([tokens]), action, twin.new_cache(1))
+        expected, _ = reference.forward(torch.tensor([tokens]), action, reference.new_cache(1))
         assert _mean_square(found[variant.bits], expected[0].numpy()) < 1e-4 * float(expected.var())
     assert _mean_square(found[5], wanted[0].numpy()) < _mean_square(found[4], wanted[0].numpy()) / 4
 
@@ -110,7 +110,7 @@ def test_6_bits_that_lose_more_are_not_what_budgets_are_shares_of(tmp_path: Path
     assert "embed.plane2" in report.config.tensors
 
 
-@pytest.mark.parametrize(("key", "bits"), [("s100-q5", "layer_widths"), ("s100-q8", "bits")])
+@pytest.mark.parametrize(("key", "bits"), [("s100-q5", "layer_bits"), ("s100-q8", "bits")])
 def test_a_variant_wider_than_the_weights_is_named(key: str, bits: str, tmp_path: Path) -> None:
     folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4)).path
     path = folder / CONFIG_NAME
@@ -131,8 +131,8 @@ def test_a_mixed_graph_that_is_the_dense_one_spares_nothing(kind: str, head: int
     """But where 4 bits are all that the output matrix has."""
     source = write_mixed_file(tmp_path / "model.gguf", embedding=kind)
     report = export(source, (5, 4))
-    assert report.config.variants["s100-q5"].head_bits == head
-    beside_8 = export(source, (8, 5)).config.variants["s100-q5"].head_bits
+    assert report.config.variants["s100-q5"].lm_head_bits == head
+    beside_8 = export(source, (8, 5)).config.variants["s100-q5"].lm_head_bits
     assert beside_8 == min(head, 6)
 
 
@@ -140,7 +140,7 @@ def test_inspect_tells_what_a_mixed_graph_mixes(tmp_path: Path, capsys: pytest.C
     folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4)).path
     assert "`q5`: its matrices" in (folder / "README.md").read_text(encoding="utf-8")
     variants = {entry["key"]: entry for entry in describe(folder)["variants"]}
-    assert variants["s100-q5"]["layer_widths"] == ((8, 4, 4, 6), (4, 4, 4, 4))
-    assert variants["s100-q8"]["layer_widths"] is None
+    assert variants["s100-q5"]["layer_bits"] == ((8, 4, 4, 6), (4, 4, 4, 4))
+    assert variants["s100-q8"]["layer_bits"] is None
     inspect(str(folder))
     assert "5 (mix of 4, 6, 8)" in capsys.readouterr().out

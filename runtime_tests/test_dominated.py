@@ -12,9 +12,9 @@ import pytest
 from helpers.made_configs import made_config
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line, RefreshLine
-from sol_rt.budget.dominated import describe, in_vain, paying, replacements
-from sol_rt.budget.schedules import StepContext, make_schedule
+from sol_rt.budget.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line
+from sol_rt.budget.dominated import describe, ineffective, replacements, without_dominated
+from sol_rt.budget.schedules import PolicyInput, make_schedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PolicySpec, SolConfig
@@ -30,7 +30,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SolConfig:
 def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> CalibratedCost:
     """Milliseconds by prune level and bits."""
     lines = {key: dict.fromkeys((100, 30), line(v.prune, v.bits)) for key, v in config.variants.items()}
-    return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, RefreshLine(1, 1, 0), lines))
+    return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, lines))
 
 
 def _tags(found: dict[Action, Action]) -> dict[str, str]:
@@ -118,14 +118,14 @@ def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget
     cost = _cost(config, lambda prune, bits: Line({100: 10.0, 50: 6.0}[prune] + 0.02 * (8 - bits), 0.0, 0.01))
     found = replacements(config, cost)
     assert config.policy is not None
-    actions = paying(config.policy.actions, found)
+    actions = without_dominated(config.policy.actions, found)
     assert [actions[config.policy.actions.index(action)] for action in found] == list(found.values())
     controller = Controller(actions, cost, budget)
     schedule = make_schedule("sol", controller, policy=_Policy(config.policy))
     distribution, hidden = Distribution(np.linspace(-3, 3, 50, dtype=np.float32)), np.zeros((1, 8), np.float32)
     spent = full = 0.0
     for step in range(150):
-        action = schedule.choose(StepContext(step, 7, hidden, distribution, step))
+        action = schedule.choose(PolicyInput(step, 7, hidden, distribution, step))
         assert action not in found
         charged = controller.record(action, step)
         assert charged.cost == pytest.approx(cost.step(action, step))
@@ -141,7 +141,7 @@ def test_what_was_chosen_in_vain_is_said(config: SolConfig) -> None:
     nothing = dict.fromkeys(("keep", "prune", "bits"))
 
     def said(schedule: str | None = None, **targets: float) -> str:
-        return in_vain(config, cost, schedule, {**nothing, **targets}, "webgpu")
+        return ineffective(config, cost, schedule, {**nothing, **targets}, "webgpu")
 
     assert said("fixed:k030-s050-q8") == "on webgpu k030-s050-q8 saves nothing over k100-s050-q8; it runs as asked"
     assert said("fixed:k020-s050-q4").startswith("on webgpu k020-s050-q4 saves nothing over k100-s050-q8;")
@@ -151,7 +151,7 @@ def test_what_was_chosen_in_vain_is_said(config: SolConfig) -> None:
         "on webgpu no step saves time by --keep 30 or --bits 4, 6; it is followed as asked"
     )
     everything_pays = _cost(config, lambda prune, bits: Line(prune * bits / 100, 0.01, 0.0001))
-    assert in_vain(config, everything_pays, None, {**nothing, "keep": 0.5}, "webgpu") == ""
+    assert ineffective(config, everything_pays, None, {**nothing, "keep": 0.5}, "webgpu") == ""
 
 
 def test_the_description_is_one_line_and_names_a_few(config: SolConfig, tmp_path: Path) -> None:

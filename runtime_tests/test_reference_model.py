@@ -1,4 +1,4 @@
-"""Twin and runtime are one arithmetic; and the twin is the model that the checkpoint holds.
+"""ReferenceModel and runtime are one arithmetic; and the reference model is the model that the checkpoint holds.
 
 Both add float32 numbers in different orders, so now and then a value on a border is rounded to the other code, or
 another of two nearly equal channels or pages is kept, and that step's logits move visibly, except where codes have the
@@ -22,11 +22,11 @@ from helpers import reference  # noqa: E402
 from helpers.random_decoder import CONFIGS, describe  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
-from sol_rt.bundle.bits import Widths  # noqa: E402
+from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.kv_cache import KVCache  # noqa: E402
-from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, Twin  # noqa: E402
+from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
 
 EXACT = 1e-3  # what float32 order alone explains
@@ -60,15 +60,15 @@ def _one_thread() -> Iterator[None]:
         ("phi", "int8", (0,), {4: 6, 6: 8}),
     ],
 )
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Twin]:
-    """A bundle of random codes and its twin."""
-    family, kv, dense_layers, head_bits = request.param
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ReferenceModel]:
+    """A bundle of random codes and its reference model."""
+    family, kv, dense_layers, lm_head_bits = request.param
     folder = tmp_path_factory.mktemp(family)
-    levels = {"dense_layers": dense_layers, "head_bits": head_bits}
+    levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits}
     bundle = Bundle.open(write_bundle(folder, family, prunes=(100, 75, 50, 25), bits=(8, 6, 5, 4), kv=kv, **levels))
     config = bundle.config
     weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)
-    return bundle, Twin(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=config.kv.dense_layers)
+    return bundle, ReferenceModel(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=config.kv.dense_layers)
 
 
 def _tokens(count: int, vocabulary: int) -> np.ndarray:
@@ -80,7 +80,8 @@ def _difference(got: torch.Tensor, expected: np.ndarray) -> float:
 
 
 def _take_over(engine: Engine, cache: KVCache) -> None:
-    """Copies the engine's cache into a row of the twin's; codes of the keys anew, for function bodies store none."""
+    """Copies the engine's cache into a row of the reference model's; codes of the keys anew, for function bodies store
+    none."""
     cache.reserve(engine.length + 1)
     cache.lengths[:] = engine.length
     buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
@@ -95,12 +96,12 @@ def _take_over(engine: Engine, cache: KVCache) -> None:
             part[layer, 0, :, : engine.length] = torch.from_numpy(held[0])
 
 
-def _check_steps(engine: Engine, twin: Twin, keeps: tuple[int, ...]) -> None:
+def _check_steps(engine: Engine, reference: ReferenceModel, keeps: tuple[int, ...]) -> None:
     """Some steps of every variant at every keep, each after the same dense prefill."""
     config = engine.bundle.config
     tokens = _tokens(CONTEXT + STEPS, config.model.vocab_size)
     engine.forward(tokens[:CONTEXT], config.dense)
-    cache = twin.new_cache(1)
+    cache = reference.new_cache(1)
     for variant in config.variants.values():
         differences = []
         for keep in keeps:
@@ -109,59 +110,59 @@ def _check_steps(engine: Engine, twin: Twin, keeps: tuple[int, ...]) -> None:
             for token in tokens[CONTEXT:].tolist():
                 _take_over(engine, cache)
                 expected = engine.forward([token], action)
-                logits, hidden = twin.step(torch.tensor([token]), [action], cache)
+                logits, hidden = reference.step(torch.tensor([token]), [action], cache)
                 differences.append(max(_difference(logits, expected.logits), _difference(hidden, expected.hidden)))
         assert (np.array(differences) < EXACT).mean() >= SHARE, (variant.key, differences)
         assert max(differences) < (EXACT if variant.key == "s100-q8" else FLIP), (variant.key, differences)
 
 
-def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, Twin]) -> None:
-    bundle, twin = tiny
-    _check_steps(Engine(bundle, provider="cpu"), twin, KEEPS)
+def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, ReferenceModel]) -> None:
+    bundle, reference = tiny
+    _check_steps(Engine(bundle, provider="cpu"), reference, KEEPS)
 
 
-def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, Twin]) -> None:
+def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """Bodies round otherwise and choose by the keys themselves, so only steps that choose nothing are compared."""
-    bundle, twin = tiny
+    bundle, reference = tiny
     engine = Engine(bundle, provider="cpu", native_ops=False)
     tokens = _tokens(CONTEXT + 1, bundle.config.model.vocab_size)
     for bits, most in ((8, NEAR), (4, FLIP)):
         engine.reset()
         engine.forward(tokens[:CONTEXT], bundle.config.dense)
-        cache = twin.new_cache(1)
+        cache = reference.new_cache(1)
         _take_over(engine, cache)
         action = Action(100, 100, bits)
-        logits, _ = twin.step(torch.tensor(tokens[CONTEXT:]), [action], cache)
+        logits, _ = reference.step(torch.tensor(tokens[CONTEXT:]), [action], cache)
         assert _difference(logits, engine.forward(tokens[CONTEXT:], action).logits) < most, bits
 
 
-def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
+def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """All positions of a pass over 40 tokens, dense attention, every variant: a flip reaches the positions after it."""
-    bundle, twin = tiny
+    bundle, reference = tiny
     engine = Engine(bundle, provider="cpu")
     tokens = _tokens(40, bundle.config.model.vocab_size)
     for variant in bundle.config.variants.values():
         action = Action(10, variant.prune, variant.bits)
         engine.reset()
         expected = engine.forward(tokens, action, num_logits=40).logits
-        got, _ = twin(torch.from_numpy(tokens)[None], action, twin.new_cache(1))
+        got, _ = reference(torch.from_numpy(tokens)[None], action, reference.new_cache(1))
         error = np.sqrt(np.mean((got[0].numpy() - expected) ** 2)) / expected.std()
         assert error < (EXACT if variant.key == "s100-q8" else 0.05), (action.tag, error)
 
 
-def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
+def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """Every action of the bundle at once, one a row, from one dense prefill that the runtime made."""
-    bundle, twin = tiny
+    bundle, reference = tiny
     engine = Engine(bundle, provider="cpu")
     tokens = _tokens(CONTEXT + 1, bundle.config.model.vocab_size)
     actions = [
         Action(keep, variant.prune, variant.bits) for variant in bundle.config.variants.values() for keep in KEEPS
     ]
     engine.forward(tokens[:CONTEXT], bundle.config.dense)
-    cache = twin.new_cache(1)
+    cache = reference.new_cache(1)
     _take_over(engine, cache)
     cache = cache.select(torch.zeros(len(actions), dtype=torch.int64))
-    logits, _ = twin.step(torch.full((len(actions),), int(tokens[-1])), actions, cache)
+    logits, _ = reference.step(torch.full((len(actions),), int(tokens[-1])), actions, cache)
     differences = []
     for row, action in enumerate(actions):
         engine.truncate(CONTEXT)
@@ -171,7 +172,9 @@ def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, Twin]) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
-def test_twin_of_a_checkpoint_is_the_twin_of_its_bundle(family: str, request: pytest.FixtureRequest) -> None:
+def test_reference_model_of_a_checkpoint_is_the_reference_model_of_its_bundle(
+    family: str, request: pytest.FixtureRequest
+) -> None:
     made = read_checkpoint(request.getfixturevalue(f"{family}_checkpoint"))
     read = read_bundle(request.getfixturevalue(f"{family}_bundle"))
     assert made.decoder == read.decoder
@@ -181,17 +184,17 @@ def test_twin_of_a_checkpoint_is_the_twin_of_its_bundle(family: str, request: py
     for prune in (100, 75, 50, 25):
         action = Action(100, prune, 8)
         assert made.keep_counts(action) == read.keep_counts(action)
-        assert made.widths(action) == read.widths(action) == Widths(8, 8)
+        assert made.widths(action) == read.widths(action) == Precision(8, 8)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
-def test_exported_bundle_runs_as_its_twin(family: str, request: pytest.FixtureRequest) -> None:
+def test_exported_bundle_runs_as_its_reference_model(family: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle.open(request.getfixturevalue(f"{family}_bundle"))
-    _check_steps(Engine(bundle, provider="cpu"), Twin.from_bundle(bundle.path), KEEPS)
+    _check_steps(Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path), KEEPS)
 
 
-class _Disturbed(Twin):
-    """A twin whose float32 sums are off by about the last bit that another order of additions can move."""
+class _Disturbed(ReferenceModel):
+    """A reference model whose float32 sums are off by about the last bit that another order of additions can move."""
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         y = super()._norm(x, name)
@@ -202,21 +205,22 @@ def _rms(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)) / b.std())
 
 
-def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
-    """SmolLM2, every variant: runtime and twin are as close as the twin is to itself disturbed in the sixth digit.
+def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None:
+    """SmolLM2, every variant: runtime and reference model are as close as the reference model is to itself disturbed in
+    the sixth digit.
 
     Through 30 layers most steps have a flip somewhere, which a model of massive activations amplifies, so no fixed
     tolerance tells rounding from error; the dense variant's does: root mean square within 0.2% of the logits'
-    deviation. Of its steps that choose pages a fifth has a flip, in the runtime other ones than in the disturbed twin:
-    the middle one of nine has none.
+    deviation. Of its steps that choose pages a fifth has a flip, in the runtime other ones than in the disturbed
+    reference model: the middle one of nine has none.
     """
     bundle = Bundle.open(smollm2_bundle)
-    engine, twin = Engine(bundle, provider="cpu"), Twin.from_bundle(bundle.path)
+    engine, reference = Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path)
     disturbed = _Disturbed.from_bundle(bundle.path)
     tokens = bundle.tokenizer().encode(TEXT, add_special_tokens=False)
     context = len(tokens) - 9
     engine.forward(tokens[:context], bundle.config.dense)
-    cache = twin.new_cache(1)
+    cache = reference.new_cache(1)
     for variant in bundle.config.variants.values():
         for keep in (100, 30):
             ours, own = [], []
@@ -226,7 +230,7 @@ def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
                 _take_over(engine, cache)
                 expected = engine.forward([token], action).logits
                 both = cache.select(torch.tensor([0]))
-                logits = twin.step(torch.tensor([token]), [action], cache)[0].numpy()
+                logits = reference.step(torch.tensor([token]), [action], cache)[0].numpy()
                 ours.append(_rms(logits, expected))
                 own.append(_rms(disturbed.step(torch.tensor([token]), [action], both)[0].numpy(), logits))
             assert np.median(ours) < 3 * np.median(own), (action.tag, ours, own)
@@ -235,7 +239,7 @@ def test_real_weights_run_as_their_twin(smollm2_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
-def test_twin_is_the_checkpoint_s_model(family: str, request: pytest.FixtureRequest) -> None:
+def test_reference_model_is_the_checkpoint_s_model(family: str, request: pytest.FixtureRequest) -> None:
     """Nothing rounded: to 1e-4. With 8-bit weights: root mean square within 2.5%, to which the activations of level 8
     and the float16 cache add a tenth of a percent at most."""
     folder: Path = request.getfixturevalue(f"{family}_checkpoint")
@@ -244,11 +248,11 @@ def test_twin_is_the_checkpoint_s_model(family: str, request: pytest.FixtureRequ
     with torch.no_grad():
         expected = model(tokens).logits
     dense = Action(100, 100, 8)
-    unrounded = Twin(read_checkpoint(folder, FloatMatrix), UNROUNDED)
+    unrounded = ReferenceModel(read_checkpoint(folder, FloatMatrix), UNROUNDED)
     got, _ = unrounded(tokens, dense, unrounded.new_cache(1))
     assert (got - expected).abs().max() / expected.std() < 1e-4
-    twin = Twin(read_checkpoint(folder))
-    rounded, _ = twin(tokens, dense, twin.new_cache(1))
+    reference = ReferenceModel(read_checkpoint(folder))
+    rounded, _ = reference(tokens, dense, reference.new_cache(1))
     assert _rms(rounded.numpy(), expected.numpy()) < 0.025
-    exact = Twin(twin.weights, UNROUNDED)
+    exact = ReferenceModel(reference.weights, UNROUNDED)
     assert _rms(rounded.numpy(), exact(tokens, dense, exact.new_cache(1))[0].numpy()) < 1e-3
