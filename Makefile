@@ -90,6 +90,7 @@ test: $(VENV)/.dev lint
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/lint_imports.py build/typing
 
 # The type checker sees the package as it is installed: sol_rt with export, train and models inside.
 typecheck: $(VENV)/.dev

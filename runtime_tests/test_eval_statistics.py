@@ -16,9 +16,9 @@ from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
+from sol_rt.evaluation.quality.bootstrap import Bootstrap, CurvePoint, at_cost
 from sol_rt.evaluation.quality.mix import MixSchedule, hull_pair
 from sol_rt.evaluation.quality.windows import SCORED, spread_windows
-from sol_rt.evaluation.report.bootstrap import Bootstrap, CurvePoint, at_cost
 
 ONE = np.ones(1)
 
