@@ -181,7 +181,7 @@ class _LayerBody:
         y = self.writer.op(
             f"PrunedMatMul{width_tag(bits, mixed=self.mixed)}",
             x,
-            self._own(f"keep_{matrix}"),
+            self._own(f"active_{matrix}"),
             *weights,
             domain="sol",
             K=inputs,
