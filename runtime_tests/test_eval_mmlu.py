@@ -105,7 +105,7 @@ def test_one_account_holds_the_budget_over_the_questions(model: SolModel, folder
     settings = settings_of(model.bundle.config, ["dense", "uniform", "sol"], [0.7, 0.8])
     assert [each.key for each in settings] == ["dense", "uniform@0.7", "sol@0.7", "uniform@0.8", "sol@0.8"]
     answered = sit(model, exam, settings, State(None, {}), lambda *_: None)
-    report = exam_report(model, exam, settings, answered, False, Resampling("windows", 200, 0))
+    report = exam_report(model, exam, settings, answered, Resampling("windows", 200, 0))
     for score in report.scores:
         assert score.achieved == pytest.approx(1.0 if score.budget is None else score.budget, abs=0.02)
         assert score.steps == 24 * 12
@@ -126,7 +126,7 @@ def test_figures_of_a_report(model: SolModel) -> None:
     sol = [answer(2, 2)] * 7 + [answer(2, 1)] * 1 + [answer(0, 2)] * 2
     uniform = [answer(2, 2)] * 4 + [answer(1, 1)] * 4 + [answer(2, 2)] * 2
     settings = [Setting("uniform", 0.5), Setting("sol", 0.5)]
-    report = exam_report(model, exam, settings, [uniform, sol], False, Resampling("windows", 500, 0))
+    report = exam_report(model, exam, settings, [uniform, sol], Resampling("windows", 500, 0))
     assert [score.accuracy.value for score in report.scores] == pytest.approx([0.6, 0.8])
     assert [score.normalised.value for score in report.scores if score.normalised] == pytest.approx([0.6, 0.9])
     assert report.scores[1].achieved == 0.5
@@ -169,7 +169,7 @@ def test_prompts_that_are_too_long_lose_their_beginning(model: SolModel, bundle:
     exam = read_exam(folder, subjects=["maths"], questions=3, form="continuation", shots=2)
     small = SolModel.from_pretrained(bundle, max_context=24)
     answered = sit(small, exam, [DENSE], State(None, {}), lambda *_: None)
-    report = exam_report(small, exam, [DENSE], answered, False, Resampling())
+    report = exam_report(small, exam, [DENSE], answered, Resampling())
     assert report.cut == 3
     assert "3 prompts were longer than the context" in "\n".join(exam_lines(report))
     for question, each in zip(exam.questions, answered[0], strict=True):
