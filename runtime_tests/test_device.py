@@ -304,7 +304,8 @@ def test_doctor_says_what_each_provider_lacks(folder: Path) -> None:
 def test_doctor_says_what_an_adapter_cannot_do() -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     program = (
-        "from dataclasses import replace; from sol_rt import doctor, providers; choose = providers.choose; "
+        "from dataclasses import replace; from sol_rt.engine import providers; choose = providers.choose; "
+        "from sol_rt.evaluation import doctor; "
         "print(doctor._gpu('webgpu').detail); "
         "providers.choose = lambda name: replace(choose(name), floats='float32', most_tokens=16); "
         "print(doctor._gpu('webgpu').detail)"
@@ -324,7 +325,7 @@ def test_doctor_misses_what_prepares_graphs() -> None:
     program = (
         "import importlib.util as util; find = util.find_spec; "
         "util.find_spec = lambda name, *rest: None if name == 'onnx' else find(name, *rest); "
-        "from sol_rt.doctor import _gpu; found = _gpu('webgpu'); print(found.state, found.detail)"
+        "from sol_rt.evaluation.doctor import _gpu; found = _gpu('webgpu'); print(found.state, found.detail)"
     )
     out, err = _python("-c", program, **_SOFTWARE).communicate(timeout=300)
     if "finds no device" in out:
