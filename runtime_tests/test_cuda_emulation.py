@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from greedy import assert_same_choices, greedy
-from main_memory import MainMemory
 from onnx import helper
-from operator_tests import copy_of
-from random_decoder import RandomDecoder, describe
-from tiny_bundle import write_bundle
 
+from helpers.greedy import assert_same_choices, greedy
+from helpers.main_memory import MainMemory
+from helpers.operator_tests import copy_of
+from helpers.random_decoder import RandomDecoder, describe
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import providers

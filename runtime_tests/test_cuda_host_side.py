@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_decoder import hf_config
 from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS, SOURCES
-from tiny_bundle import write_bundle
 
+from helpers.random_decoder import hf_config
+from helpers.tiny_bundle import write_bundle
 from sol_rt.export.sources.decoder import from_hf_config
 
 WHEEL = Path(os.environ.get("SOL_RT_CUDA_WHEEL", "none"))
 IN_WHEEL = ("libonnxruntime_providers_cuda.so", f"onnxruntime_pybind11_state{sysconfig.get_config_var('EXT_SUFFIX')}")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
-SCRIPT = Path(__file__).with_name("cuda_host_run.py")
+SCRIPT = Path(__file__).with_name("helpers") / "cuda_host_run.py"
 STAND_IN = "libcuda_stand_in.so"
 CUBLAS_LT = "libcublasLt.so.13"
 NAMES = ("libcuda.so.1", "libcudart.so.13", "libcublas.so.13", CUBLAS_LT, "libcurand.so.10", "libnvidia-ml.so.1")

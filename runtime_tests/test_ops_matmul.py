@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from simd_targets import X86_TARGETS, run_tests, with_targets
-from thread_counts import assert_same_for_any_thread_count
 
+from helpers.simd_targets import X86_TARGETS, run_tests, with_targets
+from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.ops import library_path
 
 LIBRARY = library_path()

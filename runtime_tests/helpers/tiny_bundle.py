@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
-from random_decoder import WEIGHTS, RandomDecoder, describe
 
+from helpers.random_decoder import WEIGHTS, RandomDecoder, describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import (
     CONFIG_NAME,

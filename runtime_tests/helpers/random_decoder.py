@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import reference
-from reference import Array, Nested
 
+from helpers import reference
+from helpers.reference import Array, Nested
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, LayerBits
 from sol_rt.bundle.config import (

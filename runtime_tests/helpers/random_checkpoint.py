@@ -1,6 +1,6 @@
 """Checkpoints of random weights in Hugging Face's format: for tests, for trying things out, for measuring an export.
 
-    python runtime_tests/random_checkpoint.py FOLDER --preset tiny-llama
+    python runtime_tests/helpers/random_checkpoint.py FOLDER --preset tiny-llama
 
 The folder has config.json, model.safetensors, generation_config.json, tokenizer_config.json and a tokenizer.json of its
 own (byte-level BPE with a chat template). Weights are written piece by piece: a 2.7B checkpoint needs little memory.

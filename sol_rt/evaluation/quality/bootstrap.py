@@ -14,8 +14,18 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+RESAMPLED = ("windows", "blocks")
 _LEVEL = 0.95
 _APART = 0.01  # relative cost by which two points of a curve have to differ to give a slope
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made: `unit` is `windows` or `blocks`."""
+
+    unit: str = "windows"
+    draws: int = 2000
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 import random
 from pathlib import Path
 
-from random_decoder import hf_config
-from tiny_bundle import write_bundle
+from helpers.random_decoder import hf_config
+from helpers.tiny_bundle import write_bundle
 
 CONFIG = """
 checkpoint_every: 2

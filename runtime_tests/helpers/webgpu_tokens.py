@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from greedy import greedy
-
+from helpers.greedy import greedy
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from random_checkpoint import PRESETS, write_random_checkpoint
 
+from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 from sol_rt.export.sources.checkpoint import open_checkpoint
 from sol_rt.export.sources.decoder import TensorNames, family_of
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from greedy import greedy
 from onnx import TensorProto, helper
 
+from helpers.greedy import greedy
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
