@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sol_rt._version import __version__
+from sol_rt import __version__
 from sol_rt.cli import INTERRUPTED, options
 from sol_rt.cli.make.export import export
 from sol_rt.cli.make.pull import pull

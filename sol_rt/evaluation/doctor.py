@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
-from sol_rt._version import __version__
+from sol_rt import __version__
 
 _EXTRAS = {
     "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "huggingface_hub"),

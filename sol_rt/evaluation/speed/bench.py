@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt._version import __version__
+from sol_rt import __version__
 from sol_rt.budget.cost import BytesCost
 from sol_rt.budget.schedules import default_schedule, is_constant
 from sol_rt.engine.hardware import processor_name
