@@ -1,8 +1,8 @@
-"""MMLU from local CSV files: the answers' texts as continuations of the question, or the letters A to D.
+"""MMLU from local CSV files, scored by the answers' texts or by the letters A to D.
 
-Prompts are lm-evaluation-harness's (tasks `mmlu_continuation` and `mmlu`). A folder holds `test/SUBJECT_test.csv` and,
-for examples before the question, `dev/SUBJECT_dev.csv`; a row is question, four choices, and the answer as an index or
-a letter, with or without a line of headings.
+Prompts are those of lm-evaluation-harness (tasks `mmlu_continuation` and `mmlu`). The folder holds
+`test/SUBJECT_test.csv` and, for examples before the question, `dev/SUBJECT_dev.csv`. A row holds the question, four
+choices, and the answer as an index or a letter. The first row may hold headings.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Progress = Callable[[str, float, float], None]
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its four choices, and the index of the right one."""
+    """A question, its four choices, and the index of the right choice."""
 
     subject: str
     text: str
@@ -51,14 +51,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Exam:
-    """What is asked, and how.
+    """The questions, and how they are asked.
 
     Attributes:
-        questions: in the order in which they are asked.
-        examples: by subject, what stands before its questions.
-        form: of FORMS.
-        shots: examples before a question.
-        tail: last tokens of the prompt that are decode steps, too.
+        questions: the questions in the order in which they are asked.
+        examples: by subject, the examples that may stand before its questions.
+        form: one of FORMS.
+        shots: number of examples before a question.
+        tail: number of last prompt tokens that are decode steps; the tokens before them are prefilled dense.
     """
 
     questions: tuple[Question, ...]
@@ -68,7 +68,7 @@ class Exam:
     tail: int = 1
 
     def prompt(self, question: Question) -> str:
-        """All that stands before the answer."""
+        """The text before the answer: introduction, examples and question."""
         kind = "multiple choice questions" if self.form == "letter" else "questions"
         subject = question.subject.replace("_", " ")
         shown = self.examples.get(question.subject, ())[: self.shots]
@@ -76,7 +76,7 @@ class Exam:
         return "\n\n".join([f"The following are {kind} (with answers) about {subject}.", *shots, self._ask(question)])
 
     def answers(self, question: Question) -> list[str]:
-        """What may follow the prompt, the choices in turn."""
+        """The texts that may follow the prompt, one per choice."""
         if self.form == "letter":
             return [f" {letter}" for letter in LETTERS]
         return [f" {choice}" for choice in question.choices]
@@ -91,17 +91,17 @@ class Exam:
 def read_exam(
     folder: Path, *, subjects: Sequence[str], questions: int | None, form: str, shots: int, tail: int = 1
 ) -> Exam:
-    """Reads the questions, from all subjects in turn.
+    """Reads the questions, one from each subject in turn.
 
     Args:
-        folder: holds `test` and, where `shots` are wanted, `dev`.
-        subjects: names; all there are by default.
-        questions: how many at most.
-        form: of FORMS.
+        folder: folder with `test` and, if `shots` is over 0, `dev`.
+        subjects: names of subjects; an empty list means all in the folder.
+        questions: number of questions at most; None means all.
+        form: one of FORMS.
         shots: examples before each question, 0 to MOST_SHOTS.
-        tail: last tokens of the prompt that are decode steps, 1 at least.
+        tail: number of last prompt tokens that are decode steps, 1 or more.
 
-    Raises UsageError for what isn't there and for rows that are no questions.
+    Raises UsageError for a missing file or subject and for a row that is not a question.
     """
     if form not in FORMS:
         raise UsageError(f"--form: got {form!r}, expected one of {', '.join(FORMS)}")
@@ -148,7 +148,7 @@ def _read(path: Path, subject: str) -> list[Question]:
     ]:
         rows = rows[1:]
     if not rows:
-        raise UsageError(f"{path}: has no question; leave {subject} out, or get the whole file")
+        raise UsageError(f"{path}: got no question, expected one or more; leave {subject} out, or get the whole file")
     return [_question(row, path, subject) for row in rows]
 
 
@@ -163,15 +163,16 @@ def _question(row: Sequence[str], path: Path, subject: str) -> Question:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a schedule made of a question.
+    """How a schedule answered a question.
 
     Attributes:
         scores: log-probability of each choice, nats.
         lengths: characters of each choice.
-        tokens: scored, of all choices together.
-        spent, full: cost of the decode steps, and dense cost of the same.
-        actions: decode steps of every action tag.
-        cut: tokens of the prompt's beginning that the context had no room for.
+        tokens: number of scored tokens, over all choices.
+        spent: cost of the decode steps, in the cost model's unit.
+        full: dense cost of the same steps.
+        actions: number of decode steps by action tag.
+        cut: number of tokens that were cut from the prompt's beginning to fit the context.
     """
 
     scores: list[float]
@@ -184,19 +185,19 @@ class Answered:
 
     @property
     def choice(self) -> int:
-        """The likeliest one."""
+        """Index of the likeliest choice."""
         return int(np.argmax(self.scores))
 
     @property
     def normalised_choice(self) -> int:
-        """The likeliest one by the character."""
+        """Index of the choice with the highest log-probability per character."""
         return int(np.argmax(np.array(self.scores) / np.maximum(self.lengths, 1)))
 
 
 def settings_of(config: SolConfig, schedules: Sequence[str], budgets: Sequence[float]) -> list[Setting]:
-    """Every schedule at every budget; constant ones once, `dense` first.
+    """Every schedule at every budget. Schedules without a budget come once and first, led by `dense`.
 
-    Raises UsageError for unknown ones and for `sol` without a policy.
+    Raises UsageError for an unknown schedule, for `sol` without a policy, and for a budget outside 0 to 1.
     """
     for budget in budgets:
         if not 0 < budget < 1:
@@ -219,13 +220,13 @@ def settings_of(config: SolConfig, schedules: Sequence[str], budgets: Sequence[f
 def sit(
     model: SolModel, exam: Exam, settings: Sequence[Setting], state: State, progress: Progress
 ) -> list[list[Answered]]:
-    """Asks every question under every setting: [settings][questions].
+    """Asks every question under every setting and returns the answers as [settings][questions].
 
-    Each setting keeps one account from question to question, as a server's stream would; a run that goes on from a
-    state file begins a new one. Of a prompt that doesn't fit into the context beside its longest answer, the beginning
-    is left out, as lm-evaluation-harness does.
+    Each setting has one controller, which keeps the budget from question to question, as in a server. A run that
+    continues from a state file starts with a new controller. A prompt that does not fit into the context together with
+    its longest answer loses its beginning, as in lm-evaluation-harness.
 
-    Raises ContextError where an answer alone doesn't fit.
+    Raises ContextError if an answer alone does not fit.
     """
     encode = model.tokenizer.encode
     scorer = PromptScorer(model.engine, exam.tail)
@@ -246,7 +247,7 @@ def sit(
         tokens = encode(prompt, add_special_tokens=True)
         answers = [encode(prompt + answer, add_special_tokens=True)[len(tokens) :] for answer in exam.answers(question)]
         tokens, cut = _fitting(tokens, max(map(len, answers)), model.engine.max_context, bos)
-        # characters as lm-evaluation-harness counts them: without the space before
+        # lm-evaluation-harness counts a choice's characters without the leading space
         lengths = [len(choice) for choice in (LETTERS if exam.form == "letter" else question.choices)]
         for setting, decoder, results in zip(settings, decoders, found, strict=True):
             key = _key(model.bundle.config, tokens, answers, exam, setting)
@@ -261,8 +262,12 @@ def sit(
 
 
 def _fitting(prompt: list[int], answer: int, limit: int, bos: int | None) -> tuple[list[int], int]:
-    """The prompt's last tokens that fit beside `answer` more, behind the BOS where there is one, and how many were left
-    out. The last token of an answer takes no room: it is predicted, not read."""
+    """Cuts a prompt's beginning, so that the prompt and an answer of `answer` tokens fit into `limit` tokens.
+
+    The last token of an answer takes no place: it is predicted and never read. A BOS token stays.
+
+    Returns the prompt's tokens, and how many were cut. Raises ContextError if the answer alone does not fit.
+    """
     room = limit - (answer - 1)
     if room < 2:
         raise ContextError(f"--mmlu: an answer has {answer} tokens, the context {limit}; use another model or subject")
@@ -277,7 +282,7 @@ def _answered(
 ) -> Answered:
     before = Counter(decoder.actions)
     if all(len(answer) == 1 for answer in answers):
-        # one step predicts them all
+        # one decode step predicts all answers
         results = [scorer.score(decoder, answers[0])]
         row = decoder.output.distribution
         scores = [row.log_probability(answer[0]) for answer in answers]
@@ -305,17 +310,18 @@ def _key(
 
 @dataclass(frozen=True)
 class Score:
-    """What a schedule came to.
+    """A schedule's result over all questions.
 
     Attributes:
-        schedule, budget: what was asked for.
-        achieved: cost of all decode steps over their dense cost.
-        accuracy: share of questions whose right answer is the likeliest.
-        normalised: the same with log-probabilities by the character; None in the form `letter`.
-        right: log-probability of the right answer, mean nats.
-        steps: decode steps.
-        actions: of every action tag.
-        by_subject: accuracy in every subject, normalised where that form is.
+        schedule, budget: the requested schedule and budget.
+        achieved: cost of all decode steps divided by their dense cost.
+        accuracy: share of questions whose right choice has the highest log-probability.
+        normalised: share of questions whose right choice has the highest log-probability per character; None in the
+            form `letter`.
+        right: mean log-probability of the right choice, nats.
+        steps: number of decode steps.
+        actions: number of decode steps by action tag.
+        by_subject: `normalised`, or `accuracy` in the form `letter`, of each subject.
     """
 
     schedule: str
@@ -331,14 +337,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Duel:
-    """Two schedules at the same budget over the same questions.
+    """A comparison of two schedules at the same budget on the same questions.
 
     Attributes:
-        schedule, rival, budget: who.
+        schedule, rival, budget: names of the two schedules, and their budget.
         metric: `accuracy` or `normalised`.
-        difference: of the accuracies, the schedule's less the rival's, with the paired bootstrap's interval.
-        won, lost: questions that only the schedule, only the rival has right.
-        p_value: McNemar's exact test, two-sided: how likely such a split is where both are equally good.
+        difference: the schedule's accuracy minus the rival's, with the interval of the paired bootstrap.
+        won: number of questions that only the schedule answers right.
+        lost: number of questions that only the rival answers right.
+        p_value: p-value of McNemar's exact test, two-sided.
     """
 
     schedule: str
@@ -353,8 +360,10 @@ class Duel:
 
 @dataclass(frozen=True)
 class ExamReport:
-    """All of it, and how it was made; the JSON that docs/evaluation.md describes. `cut`: questions whose prompt was too
-    long for the context and lost its beginning."""
+    """The whole MMLU result and how it was measured; docs/evaluation.md describes it as JSON.
+
+    `cut` counts the questions whose prompt was too long for the context and lost its beginning.
+    """
 
     model: str
     bundle: str
@@ -380,7 +389,10 @@ def exam_report(
     answered: Sequence[Sequence[Answered]],
     resampling: Resampling,
 ) -> ExamReport:
-    """Figures with 95% intervals; questions are drawn with replacement, the same ones for all settings."""
+    """Computes figures with 95% intervals.
+
+    The bootstrap draws questions with replacement, the same questions for all settings.
+    """
     bootstrap = Bootstrap(len(exam.questions), resampling.draws, resampling.seed)
     hits = {metric: [_hits(exam, each, metric) for each in answered] for metric in _metrics(exam.form)}
     return ExamReport(
@@ -407,7 +419,7 @@ def _metrics(form: str) -> tuple[str, ...]:
 
 
 def _hits(exam: Exam, answered: Sequence[Answered], metric: str) -> np.ndarray:
-    """Which questions are right, float64 [questions]."""
+    """1 for each question that was answered right, 0 for the others; float64 [questions]."""
     pairs = zip(exam.questions, answered, strict=True)
     return np.array(
         [
@@ -447,7 +459,7 @@ def _score(
 
 
 def _duels(settings: Sequence[Setting], hits: dict[str, list[np.ndarray]], bootstrap: Bootstrap) -> Iterator[Duel]:
-    """`sol`, else `entropy`, against each other schedule at the same budget."""
+    """Compares `sol`, or `entropy` if `sol` was not measured, with each other schedule at the same budget."""
     names = {setting.schedule for setting in settings}
     ours = next((name for name in ("sol", "entropy") if name in names), None)
     for index, setting in enumerate(settings):
@@ -472,7 +484,12 @@ def _duels(settings: Sequence[Setting], hits: dict[str, list[np.ndarray]], boots
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Two-sided p-value of the exact test on the questions where two schedules differ."""
+    """Two-sided p-value of McNemar's exact test.
+
+    Args:
+        won: number of questions that only the first schedule answers right.
+        lost: number of questions that only the second schedule answers right.
+    """
     count = won + lost
     tail = sum(math.comb(count, each) for each in range(min(won, lost) + 1))
     return min(1.0, 2 * tail / 2**count)
