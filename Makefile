@@ -1,5 +1,7 @@
 # make demo    Installs everything, exports a model and generates text at budget 0.4.
-# make test    Makes the environment, then runs the linter, the type checker and the tests.
+# make test    Makes the environment, then runs the linter, the type checker and the quick tests: minutes on two cores.
+# make test-all
+#              Runs the linter, the type checker and all tests. CI runs this.
 # make export MODEL=phi-2
 #              Exports a model to a bundle.
 # make train DATA="folder file.txt"
@@ -25,7 +27,7 @@ MODEL ?= smollm2-135m
 BUDGET ?= 0.4
 BIN := $(VENV)/bin
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h sol_rt/ops/cuda/*)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
 PEER ?= .venv-peers
 PEERS ?= llama.cpp,genai,optimum
@@ -43,7 +45,7 @@ BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
 
-.PHONY: demo export train peers ladder figure bench-gpu test lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder figure bench-gpu test test-all lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -91,10 +93,15 @@ $(PEER)/%/.installed: | $(VENV)/.export
 
 test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev lint
+	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/lint_imports.py build/typing
 
 # The type checker needs the layout of the installed package: sol_rt with export, train and models inside.
 typecheck: $(VENV)/.dev

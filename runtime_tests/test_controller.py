@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
 
+from helpers.made_configs import made_config
 from sol_rt.budget.controller import AxisTargets, Controller
 from sol_rt.budget.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line
 from sol_rt.bundle.actions import Action

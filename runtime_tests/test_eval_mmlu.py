@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from test_cli import fails
 from test_lm_eval import full_logprobs
-from tiny_bundle import write_bundle
 
+from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.errors import ContextError, UsageError
+from sol_rt.evaluation.quality.bootstrap import Resampling
 from sol_rt.evaluation.quality.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
 from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
-from sol_rt.evaluation.report.report import Resampling
 from sol_rt.evaluation.report.tables import exam_lines
 from sol_rt.generate.model import SolModel
 

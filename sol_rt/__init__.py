@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sol_rt.budget.controller import Controller
+    from sol_rt.budget.schedules import PolicyInput, Schedule
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine, StepOutput
@@ -29,11 +31,14 @@ _HOMES = {
     "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "ContextError": "errors",
+    "Controller": "budget.controller",
     "Engine": "engine.engine",
     "Generation": "generate.loop",
     "GenerationConfig": "generate.generation_config",
     "NumericError": "errors",
+    "PolicyInput": "budget.schedules",
     "ProviderError": "errors",
+    "Schedule": "budget.schedules",
     "Scores": "generate.loop",
     "SolError": "errors",
     "SolModel": "generate.model",
@@ -47,11 +52,14 @@ __all__ = [
     "Bundle",
     "BundleError",
     "ContextError",
+    "Controller",
     "Engine",
     "Generation",
     "GenerationConfig",
     "NumericError",
+    "PolicyInput",
     "ProviderError",
+    "Schedule",
     "Scores",
     "SolError",
     "SolModel",

@@ -1,6 +1,6 @@
 """The command line `sol-rt`: one module per subcommand. stdout carries results, stderr everything else.
 
-May import: everything; `sol_rt.export` and `sol_rt.train` only in `make`, inside functions.
+May import: everything; sol_rt.export and sol_rt.train only in cli/make, inside functions.
 """
 
 from __future__ import annotations

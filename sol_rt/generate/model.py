@@ -7,7 +7,7 @@ Opening one makes ONNX Runtime's process-wide thread pool. A program's other ses
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,9 @@ from sol_rt.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
 
+MakeSchedule = Callable[[Controller], Schedule]
+"""Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
+
 
 @dataclass(frozen=True)
 class Dial:
@@ -49,7 +52,8 @@ class Dial:
 
     Attributes:
         budget: share of the dense cost.
-        schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
+        schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default. Or a
+            function that takes the controller of the run and returns a schedule of your own.
         keep, prune: mean share of old KV pages, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
@@ -57,7 +61,7 @@ class Dial:
     """
 
     budget: float = 1.0
-    schedule: str | None = None
+    schedule: str | MakeSchedule | None = None
     keep: float | None = None
     prune: float | None = None
     bits: float | None = None
@@ -158,7 +162,7 @@ class SolModel:
         prompt: Prompt | None = None,
         *,
         budget: float = 1.0,
-        schedule: str | None = None,
+        schedule: str | MakeSchedule | None = None,
         keep: float | None = None,
         prune: float | None = None,
         bits: float | None = None,
@@ -224,7 +228,7 @@ class SolModel:
         *,
         context: int = 1,
         budget: float = 1.0,
-        schedule: str | None = None,
+        schedule: str | MakeSchedule | None = None,
         keep: float | None = None,
         prune: float | None = None,
         bits: float | None = None,
@@ -255,7 +259,8 @@ class SolModel:
         Raises UsageError for contradictory or unreachable requests, BundleError for a policy that doesn't fit.
         """
         config = self.bundle.config
-        name = dial.schedule or default_schedule(config)
+        own = dial.schedule if callable(dial.schedule) else None
+        name = "own" if callable(dial.schedule) else dial.schedule or default_schedule(config)
         axes = AxisTargets(dial.keep, dial.prune, dial.bits)
         if is_constant(name) and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
             raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
@@ -272,6 +277,9 @@ class SolModel:
             tokens_per_second=dial.tokens_per_second,
             policy_cost=name == "sol",
         )
+        if own is not None:
+            schedule = own(controller)
+            return schedule.name, Decoder(self.engine, controller, schedule)
         return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 
     def _prompt(self, prompt: Prompt | None, replay: Trace | None) -> list[int]:

@@ -1,6 +1,6 @@
 """The native operators of the domain `sol`: one shared library per provider, which ONNX Runtime loads.
 
-May import: nothing else of sol_rt.
+May import: nothing of sol_rt.
 """
 
 from pathlib import Path

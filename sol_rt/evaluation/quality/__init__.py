@@ -1,4 +1,4 @@
-"""Measures quality: perplexity, schedules on held-out text, MMLU, and the runs behind them.
+"""Measures quality: perplexity, schedules on held-out text, MMLU, the runs behind them, and their intervals.
 
-May import: sol_rt.generate and the folders below it, sol_rt.evaluation.report.
+May import: sol_rt.generate and the folders below it.
 """

@@ -148,3 +148,10 @@ def detached(output: StepOutput) -> StepOutput:
     """Copies an output, because later steps overwrite the engine's arrays."""
     logits = output.logits[-1:].copy()
     return StepOutput(logits, output.hidden[-1:].copy(), Distribution(logits[0]))
+
+
+def device_words(model: SolModel) -> str:
+    """Describes a model's GPU or processor, threads, provider and kernels in words."""
+    engine = model.engine
+    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
+    return f"{engine.provider.device_name}, {engine.threads} threads, {engine.provider_name}, {kernels}"
