@@ -212,7 +212,7 @@ def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixt
         (["--shots", "6"], ("--shots",)),
         (["--schedules", "static"], ("--schedules: got 'static'",)),
         (["--budget", "2"], ("--budget: got 2.0",)),
-        (["--html", "page.html"], ("--html: draws held-out text",)),
+        (["--html", "page.html"], ("--html: draws results on held-out text only",)),
         (["-f", "text"], ("either --file",)),
     ],
 )

@@ -1,4 +1,4 @@
-"""`sol-rt train`: a policy for a bundle."""
+"""`sol-rt train` trains a policy for a bundle."""
 
 from __future__ import annotations
 
@@ -27,33 +27,36 @@ _NEEDED = ("torch", "yaml", "safetensors")
 def train(
     data: Annotated[
         list[Path],
-        options.option("--data", "-d", env=False, help="Text to train on: a file or a folder; may be repeated."),
+        options.option("--data", "-d", env=False, help="File or folder of text to train on; may be repeated."),
     ],
     model: Annotated[
         str | None,
         options.option(
-            "-m", "--model", env=False, help="Bundle folder or name, or a checkpoint, which is exported first."
+            "-m", "--model", env=False, help="Folder or name of a bundle, or a checkpoint, which is exported first."
         ),
     ] = None,
     config: Annotated[
         str | None,
-        options.option("--config", env=False, help="YAML file, or a shipped one: default, short, …; default: default."),
+        options.option("--config", env=False, help="YAML file, or name of a shipped config such as default or short."),
     ] = None,
     output: Annotated[
         Path | None,
-        options.option("-o", "--output", env=False, help="Folder of the training; default: under $SOL_RT_HOME."),
+        options.option("-o", "--output", env=False, help="Folder of the training; default: a folder in $SOL_RT_HOME."),
     ] = None,
-    resume: Annotated[bool, options.option("--resume", env=False, help="Go on from the folder's checkpoint.")] = False,
+    resume: Annotated[
+        bool, options.option("--resume", env=False, help="Continue from the checkpoint in the training's folder.")
+    ] = False,
     minutes: Annotated[
-        float | None, options.option("--minutes", env=False, min=0.1, help="Wall-clock limit, all runs together.")
+        float | None,
+        options.option("--minutes", env=False, min=0.1, help="Time limit in minutes, over all runs of the training."),
     ] = None,
     seed: Annotated[
-        int | None, options.option("-s", "--seed", env=False, min=0, help="Instead of the config's.")
+        int | None, options.option("-s", "--seed", env=False, min=0, help="Seed that replaces the config's.")
     ] = None,
     counterfactuals: Annotated[
         Path | None,
         options.option(
-            "--counterfactuals", env=False, help="Folder of stage 1's measurements, to share them between trainings."
+            "--counterfactuals", env=False, help="Folder for stage 1's measurements, which several trainings can share."
         ),
     ] = None,
     rollouts: Annotated[
@@ -61,14 +64,15 @@ def train(
         options.option(
             "--rollouts",
             env=False,
-            help="runtime, reference (the torch model), or auto: reference where torch has a GPU, else runtime.",
+            help="Model that runs episodes: runtime, reference (in torch), or auto (reference if torch has a GPU).",
         ),
     ] = "auto",
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train a policy for a bundle: stage 1 learns from every action's loss at every position, stage 2 is GRPO. Prints
-    the policy's path; sol-rt export --policy puts it into a bundle.
+    """Train a policy for a bundle and print its path. sol-rt export --policy puts the policy into a bundle.
+
+    Stage 1 learns from every action's loss at every position. Stage 2 is GRPO.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -132,7 +136,7 @@ def train(
 
 
 def _bundle(model: str | None, report: Progress) -> Path:
-    """The bundle of -m; of a checkpoint, the one that its default export makes."""
+    """The bundle that -m names. A checkpoint is first exported with the default settings."""
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir, find_bundle, remember_last_export
     from sol_rt.store.pull import bundle_name
@@ -157,7 +161,7 @@ def _bundle(model: str | None, report: Progress) -> Path:
 
 
 def _identity(bundle: Bundle) -> str:
-    """sha256 of what decides on losses: weights, model, cache and variants, but neither policy nor chosen actions."""
+    """sha256 of everything that determines losses: weights, model, cache and variants; not the policy or actions."""
     import hashlib
     import json
 
@@ -168,7 +172,7 @@ def _identity(bundle: Bundle) -> str:
 
 
 def _source(engine: Engine, scalars: tuple[str, ...], *, reference: bool, say: Callable[[str], None]) -> Rollouts:
-    """Where episodes come from, over the bundle's own actions and costs."""
+    """The rollouts that run episodes, with the bundle's actions and costs."""
     from sol_rt.budget.cost import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
     from sol_rt.train.rollouts.runtime import RuntimeRollouts
@@ -191,7 +195,7 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, reference: bool, say: C
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
-    """Rows of the model's embedding at its widest level, as policy.onnx looks them up."""
+    """Looks up rows of the model's embedding at full precision, as policy.onnx does."""
     from sol_rt.train.reference_model.weights import read_matrix
 
     config = bundle.config
