@@ -15,10 +15,12 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.quality.bootstrap import Resampling
-from sol_rt.evaluation.quality.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
+from sol_rt.evaluation.quality.exam import Exam, Question, read_exam
+from sol_rt.evaluation.quality.mmlu import Answered, settings_of, sit
 from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
+from sol_rt.evaluation.report.mmlu import exam_report, mcnemar
 from sol_rt.evaluation.report.tables import exam_lines
 from sol_rt.generate.model import SolModel
 

@@ -14,8 +14,8 @@ from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.evaluation.quality.bootstrap import Resampling
+    from sol_rt.evaluation.quality.exam import Exam
     from sol_rt.evaluation.quality.held_out import Plan
-    from sol_rt.evaluation.quality.mmlu import Exam
     from sol_rt.generate.model import SolModel
 
 
@@ -179,7 +179,7 @@ def evaluate(
     as_json = json or output is Format.json
     exam = None
     if mmlu is not None:
-        from sol_rt.evaluation.quality.mmlu import read_exam
+        from sol_rt.evaluation.quality.exam import read_exam
 
         exam = read_exam(mmlu, subjects=parts(subjects), questions=questions, form=form, shots=shots, tail=tail)
     texts = {str(path): read_text(path) for path in file or ()}
@@ -289,8 +289,9 @@ def _mmlu(
     as_json: bool,
 ) -> None:
     from sol_rt.evaluation.quality.held_out import state_settings
-    from sol_rt.evaluation.quality.mmlu import BUDGETS, exam_report, settings_of, sit
+    from sol_rt.evaluation.quality.mmlu import BUDGETS, settings_of, sit
     from sol_rt.evaluation.quality.state import State
+    from sol_rt.evaluation.report.mmlu import exam_report
     from sol_rt.evaluation.report.tables import exam_lines
 
     config = model.bundle.config
