@@ -62,7 +62,7 @@ class AttentionShape:
 
     @property
     def row_tokens(self) -> int:
-        """Tokens in a row of pairs of KV head and token, which bodies sort together: docs/bundle.md, section 3."""
+        """Tokens in a row of pairs of KV head and token, which bodies sort together: docs/function-bodies.md."""
         fitting = [n for n in range(1, self.capacity_step + 1) if n * self.kv_heads <= _SORTED_AT_ONCE]
         return max(n for n in fitting if self.capacity_step % n == 0)
 
