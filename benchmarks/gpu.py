@@ -27,8 +27,7 @@ import gpu_limits
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt import SolModel
-from sol_rt._version import __version__
+from sol_rt import SolModel, __version__
 from sol_rt.budget.calibrate import measure
 from sol_rt.budget.cost import BytesCost, CalibratedCost
 from sol_rt.budget.dominated import describe

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sol_rt import ops
-from sol_rt._version import __version__
+from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, Precision
 from sol_rt.bundle.config import (

@@ -314,7 +314,7 @@ def test_doctor_says_what_an_adapter_cannot_do() -> None:
     if "finds no device" in out:
         pytest.skip("no WebGPU adapter, not even software Vulkan")
     plain, poor = out.splitlines()
-    assert "gives the CPU's numbers" in plain, err
+    assert "computes the same numbers as the CPU" in plain, err
     assert "float16" not in plain
     assert "computes in float32, without float16" in poor
     assert "prompts go in parts of 16 tokens" in poor

@@ -1,4 +1,4 @@
-"""A bundle described without running it."""
+"""Describes a bundle without running it."""
 
 from __future__ import annotations
 
