@@ -25,7 +25,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.export.sources.checkpoint import open_checkpoint
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.pull import resolve
 
 PROMPT = "The history of the steam engine begins with"

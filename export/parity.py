@@ -17,7 +17,8 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import CheckpointError
 from sol_rt.export.progress import Progress
 from sol_rt.export.sources.checkpoint import Checkpoint
-from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
 
 TEXT = (

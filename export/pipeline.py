@@ -42,8 +42,10 @@ from sol_rt.export.graphs.graph import LayerShapes, prune_counts, write_graphs
 from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.progress import Progress, silent
 from sol_rt.export.sources import tokenizer_files
-from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from sol_rt.export.sources.decoder import Decoder, Family, TensorNames, family_of, from_hf_config
+from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
+from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config
+from sol_rt.export.sources.families import Family, TensorNames
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.home import checkpoints_dir
 from sol_rt.store.pull import resolve
 from sol_rt.store.recipes import aliases

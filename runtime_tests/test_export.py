@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import gguf  # noqa: E402
 import onnx  # noqa: E402
 import transformers  # noqa: E402
 from gguf_file import GgufFile  # noqa: E402
-from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sol_rt.bundle.actions import Action  # noqa: E402
@@ -38,8 +39,9 @@ from sol_rt.export.pipeline import ExportReport  # noqa: E402
 from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  # noqa: E402
 from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.quantize.nested import quantize_matrix  # noqa: E402
-from sol_rt.export.sources.checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.decoder import family_of, from_hf_config  # noqa: E402
+from sol_rt.export.sources.families import FAMILIES  # noqa: E402
+from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 GGUF_PARTS = [
@@ -109,6 +111,24 @@ def test_the_streamed_reference_is_transformers_model(preset: str, tmp_path: Pat
     with torch.inference_mode():
         wanted = model(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+def test_a_family_like_those_known_is_added_by_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mistral = replace(
+        FAMILIES["llama"],
+        architecture="MistralForCausalLM",
+        model_type="mistral",
+        gguf=None,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+    )
+    monkeypatch.setitem(FAMILIES, "mistral", mistral)
+    source = write_random_checkpoint(tmp_path / "source", RandomCheckpoint("mistral"))
+    report = export(source, tmp_path / "out", bits=(8,), parity=True)
+    assert report.config.model.architecture == "MistralForCausalLM"
+    assert report.parity is not None
+    assert report.parity.rows[0].kl < 2e-3
 
 
 def test_a_graph_of_other_weights_fails_the_comparison(folder: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from sol_rt.export import export_bundle  # noqa: E402
 from sol_rt.export.quantize.gptq import HessianFactor  # noqa: E402
 from sol_rt.export.quantize.nested import dequantize, quantize_matrix  # noqa: E402
 from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest, source_codes  # noqa: E402
-from sol_rt.export.sources.checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT  # noqa: E402
+from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 
 KINDS = ("Q4_0", "Q4_1", "Q4_K")
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from sol_rt.errors import CheckpointError
 from sol_rt.export.progress import Progress
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
-from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
 
 _TOKENS_AT_ONCE = 2048

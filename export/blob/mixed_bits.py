@@ -17,7 +17,8 @@ from dataclasses import replace
 
 from sol_rt.bundle.bits import MIXED, LayerBits, Precision
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
-from sol_rt.export.sources.decoder import Decoder, TensorNames
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import TensorNames
 
 _OF_ONLY_CODES = LayerBits(8, 8, 4, 8)
 

@@ -33,7 +33,8 @@ from sol_rt.export.quantize.nested import (
 )
 from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
-from sol_rt.export.sources.decoder import Decoder, Family, TensorNames
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family, TensorNames
 from sol_rt.export.sources.rope import tables
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize.source_codes import SourceCodes
-from sol_rt.export.sources.decoder import Decoder, Family, TensorNames
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family, TensorNames
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -43,19 +44,6 @@ class Checkpoint(Protocol):
 
     def write_tokenizer(self, folder: Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json, generation_config.json and the chat template, if any."""
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint folder or a `.gguf` file. Raises CheckpointError where it is neither or cannot be read."""
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        from sol_rt.export.sources.gguf.checkpoint import GgufCheckpoint
-
-        return GgufCheckpoint(path)
-    if path.is_dir():
-        from sol_rt.export.sources.hf_checkpoint import HfCheckpoint
-
-        return HfCheckpoint(path)
-    raise CheckpointError(f"{path}: got no checkpoint, expected a folder with config.json or a .gguf file")
 
 
 def matrices(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,8 @@
-"""Decoder families, described by data: what one graph builder and one weight exporter need to know of a checkpoint."""
+"""The description of a decoder, from its config.json and the facts of its family.
+
+`Decoder` is the envelope: what the graph builder, the weight exporter and the reference model can express. Facts of the
+families are data in families.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any, Literal
 
 from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.families import FAMILIES, Family, GgufForm
 from sol_rt.export.sources.rope import Rope, make_rope
 
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
@@ -107,164 +112,6 @@ class Decoder:
         )
 
 
-@dataclass(frozen=True)
-class TensorNames:
-    """Module names in a checkpoint, without `.weight` / `.bias`; `{i}` stands for the layer.
-
-    Several names in a field: their rows are concatenated in this order.
-    """
-
-    embed: str
-    final_norm: str
-    head: str
-    attn_norm: str
-    mlp_norm: str | None
-    qkv: tuple[str, ...]
-    o: str
-    up: tuple[str, ...]
-    down: str
-
-
-@dataclass(frozen=True)
-class Family:
-    """What all checkpoints of an architecture have in common.
-
-    Attributes:
-        architecture: HF class name.
-        model_type: HF `model_type`.
-        gguf: `general.architecture` of GGUF files, None where none is known.
-        names: modules of an HF checkpoint.
-        gguf_names: modules of a GGUF file, field by field the same as `names`.
-        gguf_permuted: llama.cpp reorders rows of q and k for its interleaved rotary embedding.
-    """
-
-    architecture: str
-    model_type: str
-    gguf: str
-    norm: Literal["rms", "layer"]
-    eps_key: str
-    parallel_residual: bool
-    gated: bool
-    names: TensorNames
-    gguf_names: TensorNames
-    gguf_permuted: bool = False
-    default_activation: str = "silu"
-    default_rotary_fraction: float = 1.0
-    default_eps: float = 1e-6
-
-
-_LAYER = "model.layers.{i}."
-_SPLIT_NAMES = TensorNames(
-    embed="model.embed_tokens",
-    final_norm="model.norm",
-    head="lm_head",
-    attn_norm=_LAYER + "input_layernorm",
-    mlp_norm=_LAYER + "post_attention_layernorm",
-    qkv=tuple(_LAYER + f"self_attn.{part}_proj" for part in "qkv"),
-    o=_LAYER + "self_attn.o_proj",
-    up=(_LAYER + "mlp.gate_proj", _LAYER + "mlp.up_proj"),
-    down=_LAYER + "mlp.down_proj",
-)
-_PACKED_NAMES = TensorNames(
-    embed="model.embed_tokens",
-    final_norm="model.norm",
-    head="lm_head",
-    attn_norm=_LAYER + "input_layernorm",
-    mlp_norm=_LAYER + "post_attention_layernorm",
-    qkv=(_LAYER + "self_attn.qkv_proj",),
-    o=_LAYER + "self_attn.o_proj",
-    up=(_LAYER + "mlp.gate_up_proj",),
-    down=_LAYER + "mlp.down_proj",
-)
-_PHI_NAMES = TensorNames(
-    embed="model.embed_tokens",
-    final_norm="model.final_layernorm",
-    head="lm_head",
-    attn_norm=_LAYER + "input_layernorm",
-    mlp_norm=None,
-    qkv=tuple(_LAYER + f"self_attn.{part}_proj" for part in "qkv"),
-    o=_LAYER + "self_attn.dense",
-    up=(_LAYER + "mlp.fc1",),
-    down=_LAYER + "mlp.fc2",
-)
-_GGUF_SPLIT = TensorNames(
-    embed="token_embd",
-    final_norm="output_norm",
-    head="output",
-    attn_norm="blk.{i}.attn_norm",
-    mlp_norm="blk.{i}.ffn_norm",
-    qkv=tuple(f"blk.{{i}}.attn_{part}" for part in "qkv"),
-    o="blk.{i}.attn_output",
-    up=("blk.{i}.ffn_gate", "blk.{i}.ffn_up"),
-    down="blk.{i}.ffn_down",
-)
-_GGUF_PACKED = TensorNames(
-    embed="token_embd",
-    final_norm="output_norm",
-    head="output",
-    attn_norm="blk.{i}.attn_norm",
-    mlp_norm="blk.{i}.ffn_norm",
-    qkv=("blk.{i}.attn_qkv",),
-    o="blk.{i}.attn_output",
-    up=("blk.{i}.ffn_up",),
-    down="blk.{i}.ffn_down",
-)
-_GGUF_PHI = TensorNames(
-    embed="token_embd",
-    final_norm="output_norm",
-    head="output",
-    attn_norm="blk.{i}.attn_norm",
-    mlp_norm=None,
-    qkv=tuple(f"blk.{{i}}.attn_{part}" for part in "qkv"),
-    o="blk.{i}.attn_output",
-    up=("blk.{i}.ffn_up",),
-    down="blk.{i}.ffn_down",
-)
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        "LlamaForCausalLM",
-        "llama",
-        "llama",
-        "rms",
-        "rms_norm_eps",
-        False,
-        True,
-        _SPLIT_NAMES,
-        _GGUF_SPLIT,
-        gguf_permuted=True,
-    ),
-    "qwen2": Family(
-        "Qwen2ForCausalLM", "qwen2", "qwen2", "rms", "rms_norm_eps", False, True, _SPLIT_NAMES, _GGUF_SPLIT
-    ),
-    "phi3": Family(
-        "Phi3ForCausalLM",
-        "phi3",
-        "phi3",
-        "rms",
-        "rms_norm_eps",
-        False,
-        True,
-        _PACKED_NAMES,
-        _GGUF_PACKED,
-        default_eps=1e-5,
-    ),
-    "phi": Family(
-        "PhiForCausalLM",
-        "phi",
-        "phi2",
-        "layer",
-        "layer_norm_eps",
-        True,
-        False,
-        _PHI_NAMES,
-        _GGUF_PHI,
-        default_activation="gelu_new",
-        default_rotary_fraction=0.5,
-        default_eps=1e-5,
-    ),
-}
-
 # names of HF's ACT2FN -> names of the operator's attribute
 _ACTIVATIONS = {
     "silu": "silu",
@@ -288,14 +135,17 @@ def family_of(config: Mapping[str, Any]) -> Family:
     raise CheckpointError(f"architecture: got {named or config.get('model_type')!r}, expected one of {known}")
 
 
-def family_of_gguf(architecture: str) -> Family:
-    """The family of a GGUF file's `general.architecture`. Raises CheckpointError naming the known ones."""
-    for family in FAMILIES.values():
-        if family.gguf == architecture:
-            return family
-    raise CheckpointError(
-        f"GGUF architecture: got {architecture!r}, expected one of {', '.join(f.gguf for f in FAMILIES.values())}"
-    )
+def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
+    """The family of a GGUF file's `general.architecture`, and its form there.
+
+    Raises CheckpointError naming the known ones.
+    """
+    forms = [(family, family.gguf) for family in FAMILIES.values() if family.gguf is not None]
+    for family, form in forms:
+        if form.architecture == architecture:
+            return family, form
+    known = ", ".join(form.architecture for _, form in forms)
+    raise CheckpointError(f"GGUF architecture: got {architecture!r}, expected one of {known}")
 
 
 def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) -> Decoder:
@@ -343,7 +193,6 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
             f"most {most_context}; use --ctx-size {most_context} or less"
         )
-    phi, llama = family.model_type == "phi", family.model_type == "llama"
     return Decoder(
         family=family.model_type,
         hidden_size=hidden,
@@ -361,10 +210,10 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         shared_norm=family.names.mlp_norm is None,
         rotary_dim=rotary_dim,
         rope=make_rope(rope_parameters, rotary_dim, context, trained_context),
-        qkv_bias=phi or family.model_type == "qwen2" or (llama and bool(config.get("attention_bias"))),
-        output_bias=phi or (llama and bool(config.get("attention_bias"))),
-        mlp_bias=phi or (llama and bool(config.get("mlp_bias"))),
-        head_bias=phi,
+        qkv_bias=_has_bias(config, family.qkv_bias),
+        output_bias=_has_bias(config, family.output_bias),
+        mlp_bias=_has_bias(config, family.mlp_bias),
+        head_bias=family.head_bias,
         gated=family.gated,
         activation=_ACTIVATIONS[activation],
         tied=bool(config.get("tie_word_embeddings", False)),
@@ -381,6 +230,11 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None, most:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise CheckpointError(f"config.json: {key}: got {str(value)[:40]}, expected a whole number from 1 to {most}")
     return value
+
+
+def _has_bias(config: Mapping[str, Any], rule: bool | str) -> bool:
+    """What a field such as `Family.qkv_bias` means for one checkpoint."""
+    return bool(config.get(rule)) if isinstance(rule, str) else rule
 
 
 def _epsilon(config: Mapping[str, Any], family: Family) -> float:
@@ -407,8 +261,9 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
         raise CheckpointError(f"config.json: rope settings: got {str(given)[:40]}, expected an object")
     parameters = dict(given)
     parameters.setdefault("rope_type", parameters.pop("type", None) or "default")
-    if family.model_type == "phi3" and parameters["rope_type"] in ("su", "yarn"):  # earlier names of the same scheme
-        parameters["rope_type"] = "longrope"
+    kind = parameters["rope_type"]
+    if isinstance(kind, str):  # anything else is refused by make_rope
+        parameters["rope_type"] = family.rope_types.get(kind, kind)
     parameters.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     fraction = config.get("partial_rotary_factor")
     parameters.setdefault("partial_rotary_factor", family.default_rotary_fraction if fraction is None else fraction)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sol_rt.export.quantize.nested import not_finite
 from sol_rt.export.sources.checkpoint import Checkpoint
-from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family
 
 
 class SourceModel:

@@ -21,10 +21,12 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
-from sol_rt.export.sources.checkpoint import check_tensors, open_checkpoint
+from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
 from sol_rt.export.sources.checkpoint import vectors as checkpoint_vectors
-from sol_rt.export.sources.decoder import FAMILIES, Decoder, from_hf_config
+from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.export.sources.families import FAMILIES
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import tables
 
 # level -> the bits of code8 that it reads
@@ -251,7 +253,7 @@ def read_checkpoint(
     """The weights of a checkpoint folder or `.gguf` file, quantized as its bundle would be.
 
     Args:
-        path: what `sol_rt.export.sources.checkpoint.open_checkpoint` takes.
+        path: what `sol_rt.export.sources.open_checkpoint.open_checkpoint` takes.
         matrix: as in `from_tensors`; `quantized` where None.
         max_context: rows of the rope tables; the model's own context where None.
 

@@ -16,7 +16,8 @@ from gguf import GGMLQuantizationType
 from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import FloatArray
-from sol_rt.export.sources.decoder import Family, TensorNames, family_of_gguf
+from sol_rt.export.sources.decoder import family_of_gguf
+from sol_rt.export.sources.families import Family, GgufForm, TensorNames
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
 from sol_rt.export.sources.gguf.config import hf_config
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
@@ -64,10 +65,10 @@ class GgufCheckpoint:
                 ) from error
             raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        family = family_of_gguf(str(self._metadata.get("general.architecture")))
-        if f"{family.gguf_names.embed}.weight" not in self._tensors:
-            raise CheckpointError(f"{path}: tensor {family.gguf_names.embed}.weight is missing; fetch the file again")
-        tied = self._is_tied(family.gguf_names)
+        family, form = family_of_gguf(str(self._metadata.get("general.architecture")))
+        if f"{form.names.embed}.weight" not in self._tensors:
+            raise CheckpointError(f"{path}: tensor {form.names.embed}.weight is missing; fetch the file again")
+        tied = self._is_tied(form.names)
         factors = {
             name: [float(value) for value in self._tensors[f"{name}.weight"].data]
             for name in _ROPE_FACTORS
@@ -75,7 +76,7 @@ class GgufCheckpoint:
         }
         self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
         self.license = str(self._metadata.get("general.license", ""))
-        self._sources = self._locate(family, tied)
+        self._sources = self._locate(family, form, tied)
         for source in self._sources.values():
             self._dequantized(source.tensor.data[:1], source.tensor)  # a type that can't be read is named at once
 
@@ -124,8 +125,8 @@ class GgufCheckpoint:
         scale = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
         return scale > 0 and float(one @ other) / scale > 0.98
 
-    def _locate(self, family: Family, tied: bool) -> dict[str, _Source]:
-        hf, own = family.names, family.gguf_names
+    def _locate(self, family: Family, form: GgufForm, tied: bool) -> dict[str, _Source]:
+        hf, own = family.names, form.names
         found: dict[str, _Source] = {}
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
 
@@ -156,7 +157,7 @@ class GgufCheckpoint:
                 continue
             for hf_module, module in zip(hf.qkv, own.qkv, strict=True):
                 part = module[-1]
-                add(hf_module.format(i=i), module.format(i=i), part if family.gguf_permuted and part in heads else "")
+                add(hf_module.format(i=i), module.format(i=i), part if form.interleaves_qk and part in heads else "")
         return found
 
     def _split(self, packed: str, modules: tuple[str, ...]) -> dict[str, _Source]:

@@ -23,8 +23,8 @@ def hf_config(
     Raises:
         CheckpointError: unknown architecture, or a key is missing or not a number.
     """
-    family = family_of_gguf(str(metadata.get("general.architecture")))
-    keys = _Keys(metadata, family.gguf)
+    family, form = family_of_gguf(str(metadata.get("general.architecture")))
+    keys = _Keys(metadata, form.architecture)
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
     context = keys.integer("context_length")
@@ -47,13 +47,14 @@ def hf_config(
     }
     if head_dim != hidden // heads:
         config["head_dim"] = head_dim
-    if family.model_type == "llama":  # no key tells, the tensors do
-        config["attention_bias"] = any(name.startswith("attn_") for name in biases)
-        config["mlp_bias"] = any(name.startswith("ffn_") for name in biases)
-    if family.model_type == "phi3" and keys.has("attention.sliding_window"):
-        config["sliding_window"] = keys.integer("attention.sliding_window")
-    if family.model_type == "phi3":
-        config["original_max_position_embeddings"] = keys.integer("rope.scaling.original_context_length", context)
+    # no metadata key tells of biases, the tensors do
+    for rule, projections in ((family.qkv_bias, "attn_"), (family.output_bias, "attn_"), (family.mlp_bias, "ffn_")):
+        if isinstance(rule, str):
+            config[rule] = any(name.startswith(projections) for name in biases)
+    for key, candidates in form.config_keys.items():
+        found = next((candidate for candidate in candidates if keys.has(candidate)), None)
+        if found is not None:
+            config[key] = keys.integer(found)
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
     config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")

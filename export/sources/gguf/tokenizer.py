@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.tokenizer_files import TOKENIZER, write_generation, write_settings
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's token types
@@ -33,18 +35,32 @@ def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "default": _gpt2,
-    "gpt-2": _gpt2,
-    "phi-2": _gpt2,
-    "smollm": _smollm,
-    "qwen2": lambda: _words(_QWEN2_WORDS),
-    "llama-bpe": lambda: _words(_LLAMA3_WORDS),
+@dataclass(frozen=True)
+class _WordSplit:
+    """What one value of `tokenizer.ggml.pre` stands for.
+
+    Attributes:
+        make: builds the pre-tokenizer.
+        whole_words: a word that is in the vocabulary becomes one token without merges.
+        begins: the tokenizer puts the first token before a text, where the file does not say whether it does.
+        nfc: texts are brought into Unicode's normalization form C first.
+    """
+
+    make: Callable[[], pre_tokenizers.PreTokenizer]
+    whole_words: bool = False
+    begins: bool = False
+    nfc: bool = False
+
+
+_PRE_TOKENIZERS = {
+    "default": _WordSplit(_gpt2),
+    "gpt-2": _WordSplit(_gpt2),
+    "phi-2": _WordSplit(_gpt2),
+    "smollm": _WordSplit(_smollm),
+    "qwen2": _WordSplit(lambda: _words(_QWEN2_WORDS), nfc=True),
+    "llama-bpe": _WordSplit(lambda: _words(_LLAMA3_WORDS), whole_words=True, begins=True),
 }
-
-
-_UNTOLD = {"qwen2": "qwen2", "phi2": "phi-2"}
-"""Of files without `tokenizer.ggml.pre`, as older ones are, by architecture: where all its models split words alike."""
+"""By `tokenizer.ggml.pre`."""
 
 
 def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
@@ -102,8 +118,9 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre", _UNTOLD.get(str(metadata.get("general.architecture"))))
-    if pre not in _PRE_TOKENIZERS:
+    pre = metadata.get("tokenizer.ggml.pre", _family_pre_tokenizer(metadata))
+    split = _PRE_TOKENIZERS.get(pre) if isinstance(pre, str) else None
+    if split is None:
         raise CheckpointError(
             f"GGUF key tokenizer.ggml.pre: got {pre!r}, expected one of {', '.join(_PRE_TOKENIZERS)}; "
             "export from the checkpoint folder"
@@ -112,14 +129,20 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
     if merges is None:
         raise CheckpointError("GGUF tokenizer: the list of merges is missing; the file is damaged")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    tokenizer = _tokenizer(tokens, pairs, ignore_merges=pre == "llama-bpe")
-    if pre == "qwen2":
+    tokenizer = _tokenizer(tokens, pairs, ignore_merges=split.whole_words)
+    if split.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+    tokenizer.pre_tokenizer = split.make()
     tokenizer.decoder = decoders.ByteLevel()
-    byte_level, template = processors.ByteLevel(trim_offsets=False), _template(metadata, pre == "llama-bpe")
+    byte_level, template = processors.ByteLevel(trim_offsets=False), _template(metadata, split.begins)
     tokenizer.post_processor = byte_level if template is None else processors.Sequence([byte_level, template])
     return tokenizer
+
+
+def _family_pre_tokenizer(metadata: Mapping[str, Any]) -> str | None:
+    """The pre-tokenizer of files that do not name one, by their architecture."""
+    forms = [family.gguf for family in FAMILIES.values() if family.gguf is not None]
+    return next((f.pre_tokenizer for f in forms if f.architecture == metadata.get("general.architecture")), None)
 
 
 def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
