@@ -16,9 +16,9 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.families import FAMILIES, Family, GgufForm
 from sol_rt.export.sources.rope import Rope, make_rope
 
-LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
-MOST_KV_HEADS = 1 << 11  # of one token's pairs of KV head and token, function bodies sort them at once
-MOST_PAIRS = 1 << 23  # of a cache, which they count in float32, and in halves
+LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # larger than any model has: a config that says more is damaged
+MOST_KV_HEADS = 1 << 11  # function bodies sort this many (KV head, token) pairs at once: at least those of one token
+MOST_PAIRS = 1 << 23  # pairs of a whole cache: function bodies count them, and halves of them, in float32
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Decoder:
     Parallel blocks: x += attention(norm(x)) + mlp(norm(x)).
 
     Attributes:
-        family: key of FAMILIES.
+        family: the family's key in FAMILIES, its `model_type`.
         hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size: dimensions.
-        max_context: longest context of the bundle, rows of the rope tables.
+        max_context: longest context of the bundle in tokens; the rope tables have as many rows.
         norm: `rms` (weight only) or `layer` (weight and bias).
-        norm_eps: added to the variance.
-        norm_offset: added to norm weights; the blob's weights have it included, graphs add nothing.
+        norm_eps: number added to the variance.
+        norm_offset: number added to norm weights. weights.bin holds the sums, so graphs add nothing.
         parallel_residual: attention and MLP of a block read the same input.
-        shared_norm: a parallel block has one norm for both, so the blob has no mlp_norm.
-        rotary_dim: leading channels of a head that are rotated, half-split.
-        rope: angles.
-        qkv_bias, output_bias, mlp_bias, head_bias: which projections have one.
-        gated: MLP is act(gate) * up, otherwise act(up).
+        shared_norm: a parallel block has one norm for both, so there is no mlp_norm.
+        rotary_dim: number of a head's first channels that are rotated, in the half-split form.
+        rope: the rotary embedding's angles.
+        qkv_bias, output_bias, mlp_bias, head_bias: which projections have a bias.
+        gated: the MLP computes act(gate) * up; otherwise act(up).
         activation: `silu`, `gelu`, `gelu_tanh` or `relu`.
-        tied: the output projection is the embedding matrix.
-        softmax_scale: factor on q k.
+        tied: the LM head is the embedding matrix.
+        softmax_scale: factor on the products of q and k.
         embedding_scale: factor on embedding rows.
     """
 
@@ -75,12 +75,12 @@ class Decoder:
 
     @property
     def qkv_size(self) -> int:
-        """Outputs of the joint q, k, v projection."""
+        """The number of outputs of the joint q, k and v projection."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
     def up_size(self) -> int:
-        """Outputs of the first MLP projection, gate included."""
+        """The number of outputs of the first MLP matrix, the gate's included."""
         return self.intermediate_size * (2 if self.gated else 1)
 
     def dims(
@@ -93,7 +93,7 @@ class Decoder:
         bos_token_id: int | None,
         eos_token_ids: tuple[int, ...],
     ) -> ModelDims:
-        """The bundle's `model` section: this decoder's dimensions beside what only the checkpoint tells."""
+        """The `model` section of sol_config.json: this decoder's dimensions, and the arguments."""
         return ModelDims(
             name=name,
             architecture=architecture,
@@ -112,7 +112,7 @@ class Decoder:
         )
 
 
-# names of HF's ACT2FN -> names of the operator's attribute
+# names in transformers' ACT2FN -> names of the operators' attribute `activation`
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -125,7 +125,7 @@ _ACTIVATIONS = {
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of an HF config. Raises CheckpointError naming the known ones."""
+    """The family of a Hugging Face config. Raises CheckpointError if it is unknown."""
     listed = config.get("architectures")
     named = listed[0] if isinstance(listed, list) and listed else None
     for family in FAMILIES.values():
@@ -136,9 +136,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
-    """The family of a GGUF file's `general.architecture`, and its form there.
+    """The family of a GGUF file's `general.architecture`, and its GGUF form.
 
-    Raises CheckpointError naming the known ones.
+    Raises CheckpointError if it is unknown.
     """
     forms = [(family, family.gguf) for family in FAMILIES.values() if family.gguf is not None]
     for family, form in forms:
@@ -149,14 +149,16 @@ def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
 
 
 def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) -> Decoder:
-    """Describes the checkpoint of an HF `config.json`.
+    """Describes the decoder of a checkpoint.
 
     Args:
-        config: its content; `rope_parameters` or the older `rope_theta`, `rope_scaling`, `partial_rotary_factor`.
-        max_context: longest context wanted; default is the model's own.
+        config: the content of its Hugging Face `config.json`. Rotary settings are in `rope_parameters`, or in the older
+            keys `rope_theta`, `rope_scaling` and `partial_rotary_factor`.
+        max_context: longest context of the bundle in tokens; by default the model's own.
 
     Raises:
-        CheckpointError: unknown architecture, a feature no graph here has, or dimensions that do not fit.
+        CheckpointError: the architecture is unknown, the model has an unsupported feature, or its dimensions are out of
+            range.
     """
     family = family_of(config)
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
@@ -187,7 +189,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
             "expected whole groups and an even number of channels"
         )
-    most_context = MOST_PAIRS // kv_heads - KvLayout.capacity_step  # caches are whole steps
+    most_context = MOST_PAIRS // kv_heads - KvLayout.capacity_step  # a cache's capacity is rounded up to whole steps
     if context > most_context:
         raise CheckpointError(
             f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
@@ -255,7 +257,7 @@ def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
 
 
 def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Brings both spellings of the rotary settings into the newer one, `partial_rotary_factor` included."""
+    """The rotary settings in the newer form of `rope_parameters`, `partial_rotary_factor` included."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise CheckpointError(f"config.json: rope settings: got {str(given)[:40]}, expected an object")
@@ -274,12 +276,16 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
 
 
 def _context(config: Mapping[str, Any], rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
-    """The bundle's longest context. Attention is full here, so a sliding window's model is exact up to the window."""
+    """The bundle's longest context in tokens.
+
+    Attention here is full. A model with a sliding window is computed exactly up to the window, so the window is the
+    limit.
+    """
     limit = trained
     if config.get("sliding_window") and config.get("use_sliding_window", True):
         limit = min(limit, _size(config, "sliding_window"))
     if wanted is None:
-        # short texts, and the reference's reading of them, use the short factors of longrope
+        # longrope has other factors beyond the original context, and one table of angles serves the whole bundle
         if rope_parameters["rope_type"] == "longrope" and rope_parameters.get("original_max_position_embeddings"):
             limit = min(limit, _size(rope_parameters, "original_max_position_embeddings"))
         return limit

@@ -1,4 +1,7 @@
-"""GGUF files as checkpoints: tensors dequantized row by row, under Hugging Face's names and in its row order."""
+"""Reads GGUF files as checkpoints.
+
+Tensors get Hugging Face's names and row order, and are dequantized by rows as they are read.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
 
 _READABLE = "floats of 32 or 16 bits, or one of the types Q2_K to Q8_0, IQ1 to IQ4, TQ and MXFP4"
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
-_TIED_SAMPLE = 256  # rows compared to see whether two quantizations hold the same matrix
+_TIED_SAMPLE = 256  # rows compared to find out whether two quantized tensors hold the same matrix
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a tensor's rows are: rows first … first + shape[0] - 1 of a GGUF tensor, or those rows in `order`."""
+    """Where a tensor's rows are: shape[0] rows of a GGUF tensor from `first` on, permuted by `order` if it is given."""
 
     tensor: Any
     first: int
@@ -37,7 +40,7 @@ class _Source:
     order: npt.NDArray[np.int64] | None = None
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start … stop - 1 as the file has them: numbers of 16 bits or more, or bytes [n, bytes a row]."""
+        """Rows start … stop - 1 as the file stores them: numbers of 16 bits or more, or uint8 [n, bytes per row]."""
         data: npt.NDArray[Any] = self.tensor.data
         if self.order is not None:
             return data[self.first + self.order[start:stop]]
@@ -45,9 +48,9 @@ class _Source:
 
 
 class GgufCheckpoint:
-    """A `.gguf` file, mapped.
+    """A memory-mapped `.gguf` file.
 
-    Raises CheckpointError where it is damaged, of an unknown architecture, or has tensors of a type that can't be read.
+    Raises CheckpointError if the file is damaged, its architecture unknown, or a tensor's type unreadable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +58,7 @@ class GgufCheckpoint:
         try:
             reader = gguf.GGUFReader(str(path))
             self._metadata = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:  # the reader meets damage with index, value and Unicode errors of its own
+        except Exception as error:  # the reader raises many types for a damaged file
             reason = " ".join(str(error).split())[:160]
             unknown = re.search(rf"(\d+)\W* is not a valid {GGMLQuantizationType.__name__}", reason)
             if unknown:
@@ -78,7 +81,7 @@ class GgufCheckpoint:
         self.license = str(self._metadata.get("general.license", ""))
         self._sources = self._locate(family, form, tied)
         for source in self._sources.values():
-            self._dequantized(source.tensor.data[:1], source.tensor)  # a type that can't be read is named at once
+            self._dequantized(source.tensor.data[:1], source.tensor)  # an unreadable type fails here, at once
 
     def names(self) -> Collection[str]:
         return self._sources.keys()
@@ -106,15 +109,18 @@ class GgufCheckpoint:
                 f"{self.path}: tensor {tensor.name}: got type {tensor.tensor_type.name}, expected {_READABLE}; "
                 "take another file of the model"
             ) from error
-        return np.require(values, np.float32, "W")  # float32 tensors come as views of the read-only mapping
+        return np.require(values, np.float32, "W")  # float32 tensors are views of the read-only mapping
 
     def _biases(self) -> list[str]:
-        """Projections of the first layer that have a bias: `attn_q`, `ffn_down` …"""
+        """The projections of the first layer that have a bias: `attn_q`, `ffn_down` …"""
         named = (re.fullmatch(r"blk\.0\.(\w+)\.bias", name) for name in self._tensors)
         return [match[1] for match in named if match and not match[1].endswith("_norm")]
 
     def _is_tied(self, names: TensorNames) -> bool:
-        """No output matrix, or one that is the embedding in another quantization, as some converters write it."""
+        """Whether the LM head is the embedding: it is absent, or the same matrix in another quantization.
+
+        Some converters write such a second copy.
+        """
         embed, head = self._tensors[f"{names.embed}.weight"], self._tensors.get(f"{names.head}.weight")
         if head is None:
             return True
@@ -161,7 +167,7 @@ class GgufCheckpoint:
         return found
 
     def _split(self, packed: str, modules: tuple[str, ...]) -> dict[str, _Source]:
-        """q, k and v out of a joint matrix."""
+        """The tensors of q, k and v within a joint matrix."""
         heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         found = {}
         for kind in ("weight", "bias"):
@@ -181,5 +187,5 @@ class GgufCheckpoint:
 
 
 def _interleaved(rows: int, heads: int) -> npt.NDArray[np.int64]:
-    """Row in the file of every row of a rotated projection: llama.cpp interleaves the two halves of each head."""
+    """For each row of a q or k projection, its row in the file: llama.cpp interleaves the two halves of each head."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()

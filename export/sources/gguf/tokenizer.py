@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file as `tokenizer.json`, by the `tokenizers` library alone."""
+"""Rebuilds the tokenizer of a GGUF file as `tokenizer.json`, with the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.tokenizer_files import TOKENIZER, write_generation, write_settings
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's token types
-_SPACE = "▁"  # as SentencePiece writes it
+_SPACE = "▁"  # SentencePiece's character for a space
 
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -68,13 +68,13 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
 
     Args:
         metadata: GGUF key -> value.
-        config: the model's HF config.
-        folder: where to.
+        config: the model's Hugging Face config.
+        folder: where to write.
 
     Raises:
-        CheckpointError: the tokenizer is of a kind that can't be rebuilt, or its lists are damaged.
+        CheckpointError: the tokenizer is of an unknown kind, or its lists are damaged.
     """
-    # written here: the library's own save raises something else than OSError where the disk is full
+    # not by the library's own save, which does not raise OSError when the disk is full
     (folder / TOKENIZER).write_text(build(metadata).to_str(pretty=True), encoding="utf-8")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
@@ -89,8 +89,10 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
 
 
 def build(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that the metadata describes: byte-level BPE or SentencePiece's. Raises CheckpointError for others
-    and for damage."""
+    """The tokenizer that the metadata describes, byte-level BPE or SentencePiece's BPE.
+
+    Raises CheckpointError for other kinds and for damaged lists.
+    """
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise CheckpointError(
@@ -105,7 +107,7 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
         tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises plain Exception, and lists may hold anything
+    except Exception as error:  # the library raises plain Exception, and damaged lists may hold anything
         raise CheckpointError(f"GGUF tokenizer: {' '.join(str(error).split())[:120]}; the file is damaged") from error
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [
@@ -146,8 +148,12 @@ def _family_pre_tokenizer(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
-    """Of two neighbours those are joined first that make the piece of highest score: merges in that order, of every way
-    to make each piece. Characters without a piece are bytes, `<0x0A>` and the like."""
+    """SentencePiece's BPE as merges.
+
+    SentencePiece first joins the neighbours that make the piece of highest score. So the merges are all ways to make
+    each piece from two others, in descending order of its score. Characters without a piece are written as bytes, such
+    as `<0x0A>`.
+    """
     scores = metadata.get("tokenizer.ggml.scores") or ()
     if len(scores) != len(tokens):
         raise CheckpointError("GGUF tokenizer: the list of scores is missing or of another length than the tokens")
@@ -183,7 +189,10 @@ def _tokenizer(tokens: Sequence[str], merges: Sequence[tuple[str, ...]], **optio
 
 
 def _template(metadata: Mapping[str, Any], by_default: bool) -> processors.PostProcessor | None:
-    """Puts the first token before a text, where the file says so, or by default."""
+    """The step that puts the first token before a text.
+
+    None if the file, or else `by_default`, says that none is put.
+    """
     first = _token_of(metadata, "bos")
     if first is None or not metadata.get("tokenizer.ggml.add_bos_token", by_default):
         return None
