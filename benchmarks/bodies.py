@@ -72,11 +72,15 @@ def main() -> None:
     parser.add_argument("--nodes", action="store_true", help="tell the costs of every operator")
     args = parser.parse_args()
     print(f"| {args.model}, a layer at decode | bits | context | dispatches | MB |\n|---|--:|--:|--:|--:|")
-    sessions = {"dense": (100, False), f"keeps {args.keep}%": (args.keep, False), "pruning channels": (100, True)}
-    for name, (keep, prunes) in sessions.items():
+    sessions = {
+        "dense": (100, False),
+        f"keeps {args.kv_density}%": (args.kv_density, False),
+        "pruning channels": (100, True),
+    }
+    for name, (kv_density, channel_densities) in sessions.items():
         for bits in map(int, args.bits.split(",")) if name == "dense" else [4]:
             for context in map(int, args.contexts.split(",")):
-                layer = _layer(args.model, bits, context, keep, prunes)
+                layer = _layer(args.model, bits, context, kv_density, channel_densities)
                 dispatches, size = layer.total()
                 print(f"| {name} | {bits} | {context} | {dispatches} | {size / 1e6:.2f} |", flush=True)
                 if args.nodes:
@@ -84,15 +88,15 @@ def main() -> None:
                         print(f"|   {op} | | | {count} | {part / 1e6:.3f} |")
 
 
-def _layer(model: str, bits: int, context: int, keep: int, prunes: bool) -> Cost:
-    one, two = (_step(model, layers, bits, context, keep, prunes) for layers in (1, 2))
+def _layer(model: str, bits: int, context: int, kv_density: float, channel_densities: bool) -> Cost:
+    one, two = (_step(model, layers, bits, context, kv_density, channel_densities) for layers in (1, 2))
     layer = Cost()
     for op in two:
         layer[op] = [two[op][i] - one[op][i] for i in range(2)]
     return layer
 
 
-def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: bool) -> Cost:
+def _step(model: str, layers: int, bits: int, context: int, kv_density: float, channel_densities: bool) -> Cost:
     """A decode step of a graph of so many layers behind `context` tokens, of which it attends `keep` percent."""
     sizes: dict[str, Any] = {**SIZES[model], "rotary_dim": SIZES[model]["head_dim"], "num_layers": layers}
     decoder = replace(describe("llama"), vocab_size=96, max_context=context + 64, **sizes)
@@ -104,8 +108,8 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
         options.profile_file_prefix = str(Path(folder) / "profile")
         nothing = np.zeros(0, np.int64)
         constants = {"num_logits": np.ones(1, np.int64)}
-        constants |= {} if keep < 100 else {"kv_pages": nothing}
-        constants |= {} if prunes else dict.fromkeys(CHANNEL_INPUTS, nothing)
+        constants |= {} if kv_density < 1.0 else {"kv_pages": nothing}
+        constants |= {} if channel_densities else dict.fromkeys(CHANNEL_INPUTS, nothing)
         made = device_graph(
             graph,
             inline=True,
@@ -114,7 +118,7 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
             constants=constants,
             dims=dict.fromkeys(SPARSE_DIMS, layers),
             one_token=True,
-            keep=keep,
+            kv_density=kv_density,
         )
         session = provider.session(graph, options, made.model)
         feed, capacity = {}, KvLayout().capacity_for(context + 1)
@@ -123,8 +127,8 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
             feed[node.name] = np.ones(shape, _TYPES[node.type])
         feed["past_length"][:] = context
         feed["total_length"][:] = context + 1
-        if keep < 100:
-            feed["kv_pages"][:] = Action(keep, 100, bits).pages(context, PAGE_SIZE)
+        if kv_density < 1.0:
+            feed["kv_pages"][:] = Action(kv_density, 1.0, bits).pages(context, PAGE_SIZE)
         session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     cost = Cost()

@@ -59,7 +59,7 @@ Score = Callable[[Sequence[int]], Sequence[float]]
 
 def runs_alone(action: Action) -> bool:
     """Whether whole windows are scored under it too: what is left out is bits alone, as in a file of llama.cpp's."""
-    return (action.keep, action.prune) == (100, 100)
+    return (action.keep, action.channel_density) == (100, 100)
 
 
 @dataclass(frozen=True)

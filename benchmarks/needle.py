@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
-    keeps = [int(keep) for keep in args.keep.split(",")]
+    kv_densities = [int(kv_density) for kv_density in args.kv_density.split(",")]
     depths = sorted(map(float, args.depths.split(",")), reverse=True)
     model = SolModel.from_pretrained(args.bundle, threads=args.threads)
     dense, bos = model.bundle.config.dense, added_bos(model)
@@ -117,16 +117,20 @@ def main() -> None:
     print(f"{model.bundle.config.model.name}, variant {dense.variant}: needles found, and their share by depth\n")
     print(f"| context | keep | found | {shown} |\n|--:|--:|--:|---|")
     for size in [int(size) for size in args.ctx_size.split(",")]:
-        found: dict[int, list[bool]] = {keep: [] for keep in keeps}  # trial by trial, in each depth by depth
+        found: dict[int, list[bool]] = {
+            kv_density: [] for kv_density in kv_densities
+        }  # trial by trial, in each depth by depth
         for book in books * args.trials:
             for tokens, needle in haystacks(book, size - len(start), depths, model.tokenizer, rng):
                 prefill(model, start + tokens)
-                for keep in keeps:
-                    found[keep].append(answers(model, needle, Action(keep, dense.prune, dense.bits)))
-        for keep in keeps:
-            table = np.array(found[keep]).reshape(-1, len(depths))
+                for kv_density in kv_densities:
+                    found[kv_density].append(
+                        answers(model, needle, Action(kv_density, dense.channel_density, dense.bits))
+                    )
+        for kv_density in kv_densities:
+            table = np.array(found[kv_density]).reshape(-1, len(depths))
             by_depth = " ".join(f"{share:.2f}" for share in table.mean(0))
-            print(f"| {size} | {keep}% | {table.sum()} of {table.size} | {by_depth} |", flush=True)
+            print(f"| {size} | {kv_density}% | {table.sum()} of {table.size} | {by_depth} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from sol_rt.evaluation.quality.perplexity import Estimate, perplexity
 from sol_rt.generate.model import SolModel
 
 
-def actions(model: SolModel, keeps: list[int]) -> list[Action]:
+def actions(model: SolModel, kv_densities: list[float]) -> list[Action]:
     """Every variant at every keep, the most expensive first."""
     variants = sorted(model.bundle.config.variants.values(), key=lambda variant: -variant.weight_bytes)
-    return [Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps]
+    return [
+        Action(kv_density, variant.channel_density, variant.bits) for variant in variants for kv_density in kv_densities
+    ]
 
 
 def measure(model: SolModel, text: str, action: Action, size: int, chunks: int) -> Estimate:
@@ -58,7 +60,7 @@ def main() -> None:
     model = SolModel.from_pretrained(args.bundle, threads=args.threads)
     text = args.file.read_text(encoding="utf-8")
     reference, lines, tokens = args.reference, [], 0
-    for action in actions(model, [int(keep) for keep in args.keep.split(",")]):
+    for action in actions(model, [int(kv_density) for kv_density in args.kv_density.split(",")]):
         result = measure(model, text, action, args.ctx_size, args.chunks)
         reference, tokens = reference or result.ppl, result.tokens
         lines.append(row(model, action, result, reference))

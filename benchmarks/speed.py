@@ -29,13 +29,15 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--keep", default="100", help="percent of old KV pages, separated by commas")
     args = parser.parse_args()
-    keeps = [int(keep) for keep in args.keep.split(",")]
-    if 100 not in keeps:
+    kv_densities = [int(kv_density) for kv_density in args.kv_density.split(",")]
+    if 100 not in kv_densities:
         parser.error("--keep: 100 belongs to the dense action, which the others are compared with")
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu")
     config, bench = model.bundle.config, Bench(model)
     variants = sorted(config.variants.values(), key=lambda variant: -variant.weight_bytes)
-    actions = [Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps]
+    actions = [
+        Action(kv_density, variant.channel_density, variant.bits) for variant in variants for kv_density in kv_densities
+    ]
     tags = [action.tag for action in actions]
     schedules = [f"fixed:{tag}" for tag in tags]
     tests = plan(model, n_prompt=(), n_gen=(args.count,), n_depth=(args.depth,), schedules=schedules).tests

@@ -25,7 +25,7 @@ from sol_rt.bundle.config import (
     TensorEntry,
     Variant,
 )
-from sol_rt.export.graphs.graph import LayerShapes, build_graph, prune_counts, weight_bytes
+from sol_rt.export.graphs.graph import LayerShapes, active_counts, build_graph, weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 
 WEIGHTS = "weights.bin"
@@ -130,21 +130,21 @@ class RandomDecoder:
             stored |= nested.tensors(name, channel_major=name.startswith("layers."))
         return stored
 
-    def variant(self, prune: int, bits: int) -> Variant:
+    def variant(self, channel_density: float, bits: int) -> Variant:
         """The variant's entry as an export would make it."""
         decoder = self.decoder
         shapes = LayerShapes.of(decoder)
-        keeps = prune_counts(prune, shapes)
-        key, lm_head_bits = f"s{prune:03d}-q{bits}", self.lm_head_bits.get(bits, 6 if bits == MIXED else bits)
+        keeps = active_counts(channel_density, shapes)
+        key, lm_head_bits = f"s{channel_density:03d}-q{bits}", self.lm_head_bits.get(bits, 6 if bits == MIXED else bits)
         channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(keeps, channels, strict=True)]
         layers = tuple(MIXED_LAYERS[layer % 2] for layer in range(decoder.num_layers)) if bits == MIXED else None
-        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, lm_head_bits, layers)
+        draft = Variant(key, f"model.q{bits}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers)
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
-    def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
+    def write_graph(self, folder: Path, channel_density: float, bits: int) -> Path:
         """Writes the graph that runs the variant beside the blob; returns its path."""
-        variant = self.variant(prune, bits)
+        variant = self.variant(channel_density, bits)
         model = build_graph(self.decoder, variant.widths, self.tensors, WEIGHTS, self.kv)
         path = folder / variant.file
         path.write_bytes(model.SerializeToString())
@@ -152,8 +152,8 @@ class RandomDecoder:
 
     def write_bundle(self, folder: Path, variants: Iterable[tuple[int, int]]) -> Path:
         """Completes `folder`, which holds the blob, to a bundle of the (prune, bits) variants without a tokenizer."""
-        decoder, made = self.decoder, [self.variant(prune, bits) for prune, bits in variants]
-        names = [self.write_graph(folder, variant.prune, variant.bits).name for variant in made]
+        decoder, made = self.decoder, [self.variant(channel_density, bits) for channel_density, bits in variants]
+        names = [self.write_graph(folder, variant.channel_density, variant.bits).name for variant in made]
         config = SolConfig(
             generator="sol_rt test",
             model=decoder.dims(
@@ -165,9 +165,9 @@ class RandomDecoder:
                 eos_token_ids=(),
             ),
             kv=self.kv,
-            dense=Action(100, made[0].prune, made[0].bits),
+            dense=Action(1.0, made[0].channel_density, made[0].bits),
             variants={variant.key: variant for variant in made},
-            actions=tuple(ActionEntry(Action(100, variant.prune, variant.bits), None) for variant in made),
+            actions=tuple(ActionEntry(Action(1.0, variant.channel_density, variant.bits), None) for variant in made),
             policy=None,
             weights_file=WEIGHTS,
             tensors=self.tensors,
@@ -176,9 +176,9 @@ class RandomDecoder:
         (folder / CONFIG_NAME).write_text(json.dumps(config.to_json_dict()), encoding="utf-8")
         return folder
 
-    def logits(self, tokens: list[int], prune: int, bits: int) -> tuple[Array, Array]:
+    def logits(self, tokens: list[int], channel_density: float, bits: int) -> tuple[Array, Array]:
         """Dense attention over `tokens` from an empty cache: float64 logits [S, vocab], hidden states [S, hidden]."""
-        decoder, variant = self.decoder, self.variant(prune, bits)
+        decoder, variant = self.decoder, self.variant(channel_density, bits)
         x = reference.nested_gather(np.array([tokens]), self.matrices["embed"], 8)
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"

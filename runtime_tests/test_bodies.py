@@ -373,7 +373,7 @@ def test_attention_gathers_the_best_of_every_row(
     cache[0][:, :, past:], cache[1][:, :, past:] = 300, -300  # what lies there does not matter
     cache += reference.in_pages(*reference.key_codes(cache[0]))
     qkv = 2 * rng.standard_normal((1, 1, (heads + 2 * kv_heads) * size)).astype(np.float32)
-    pages = Action(keep, 100, 8).pages(past, PAGE_SIZE)
+    pages = Action(keep, 1.0, 8).pages(past, PAGE_SIZE)
     feed = {"qkv": qkv, **dict(zip((f"past_{part}" for part in CACHE), cache, strict=True))}
     feed |= {
         "past_length": np.array([past]),
@@ -411,23 +411,23 @@ NATIVE = pytest.mark.skipif(library_path() is None, reason="the native operators
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_kernels_and_bodies_agree_on_every_variant(family: str, tmp_path: Path) -> None:
     decoder = RandomDecoder.write(describe(family), tmp_path)
-    variants = [(prune, bits) for prune in (100, 75, 50, 25) for bits in (8, 6, 5, 4)]
+    variants = [(channel_density, bits) for channel_density in (1.0, 0.75, 0.5, 0.25) for bits in (8, 6, 5, 4)]
     bundle = Bundle.open(decoder.write_bundle(tmp_path, variants))
     prompt = [int(token) for token in np.random.default_rng(7).integers(0, 90, 75)]
     kernel, body = (Engine(bundle, provider="cpu", native_ops=native) for native in (True, False))
     unpruned: dict[int, Array] = {}
-    for prune, bits in variants:
+    for channel_density, bits in variants:
         outputs = []
         for engine in (kernel, body):
             engine.reset()
-            batch = engine.forward(prompt, Action(100, prune, bits), num_logits=75).logits.copy()
-            outputs.append(np.concatenate([batch, engine.forward([3], Action(100, prune, bits)).logits]))
+            batch = engine.forward(prompt, Action(1.0, channel_density, bits), num_logits=75).logits.copy()
+            outputs.append(np.concatenate([batch, engine.forward([3], Action(1.0, channel_density, bits)).logits]))
         expected, got = outputs
-        bound = PRUNED_GRAPH if prune < 100 else DENSE_GRAPH if bits == 8 else WHOLE_GRAPH
+        bound = PRUNED_GRAPH if channel_density < 1.0 else DENSE_GRAPH if bits == 8 else WHOLE_GRAPH
         unpruned.setdefault(bits, expected)
         error, pruning = (np.sqrt(np.mean((found - expected) ** 2, -1)) for found in (got, unpruned[bits]))
-        assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) <= bound, (prune, bits)
-        assert prune == 100 or np.median(error) < np.median(pruning) / 2, (prune, bits)
+        assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) <= bound, (channel_density, bits)
+        assert channel_density == 1.0 or np.median(error) < np.median(pruning) / 2, (channel_density, bits)
 
 
 @pytest.mark.parametrize("kv", ["float16", "int8"])
@@ -439,8 +439,8 @@ def test_bodies_choose_tokens_and_keep_all_where_told(kv: str, tmp_path: Path) -
     logits = {}
     for keep in (100, 99, 10):  # 99 percent of 18 old pages are all of them, but the session chooses
         engine.reset()
-        engine.forward(prompt, Action(keep, 100, 8))
-        logits[keep] = engine.forward([3], Action(keep, 100, 8)).logits.copy()
+        engine.forward(prompt, Action(keep, 1.0, 8))
+        logits[keep] = engine.forward([3], Action(keep, 1.0, 8)).logits.copy()
     assert_close(logits[99], logits[100], DENSE_GRAPH)
     assert error(logits[10], logits[100]) > 3 * DENSE_GRAPH
 
@@ -461,11 +461,11 @@ def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) ->
 
 
 def _same_without_the_library(bundle: Bundle, prompt: list[int]) -> None:
-    variants = [variant for variant in bundle.config.variants.values() if variant.prune == 100]
+    variants = [variant for variant in bundle.config.variants.values() if variant.channel_density == 1.0]
     runs = []
     for native in (True, False):
         engine = Engine(bundle, provider="cpu", native_ops=native)
         assert engine.native is native
-        runs.append({v.key: greedy(engine, prompt, Action(100, v.prune, v.bits), 32) for v in variants})
+        runs.append({v.key: greedy(engine, prompt, Action(1.0, v.channel_density, v.bits), 32) for v in variants})
     kernel, body = runs
     assert_same_choices(body, kernel)

@@ -25,7 +25,9 @@ DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("config") / "tiny", prunes=(100, 50), bits=(8, 5, 4), policy=True)
+    return write_bundle(
+        tmp_path_factory.mktemp("config") / "tiny", channel_densities=(1.0, 0.5), bits=(8, 5, 4), policy=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,5 +236,5 @@ def test_any_damage_of_the_weights_is_an_error_or_works(
 
 
 def test_the_undamaged_bundle_opens(damaged: Path) -> None:
-    keys = {f"s{prune}-q{bits}" for prune in ("100", "050") for bits in (8, 5, 4)}
+    keys = {f"s{channel_density}-q{bits}" for channel_density in ("100", "050") for bits in (8, 5, 4)}
     assert Bundle.open(damaged).config.variants.keys() == keys

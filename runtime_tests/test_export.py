@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 def export(source: Path, output: Path, **options: Any) -> ExportReport:
     """A small export without calibration and comparison."""
-    levels = {"bits": (8, 4), "prune": (100, 50), "keep": (100, 25)}
+    levels = {"bits": (8, 4), "channel_density": (100, 50), "kv_density": (100, 25)}
     given = {**levels, "calibration": "none", "parity": False, **options}
     return export_bundle(str(source), output, **given)
 
@@ -84,7 +84,7 @@ def test_export_is_complete_and_close_to_its_source(preset: str, tmp_path: Path)
     assert {8, 4} <= widths <= {8, 6, 5, 4}  # of 5 and 6 bits one may be cheaper and closer than the other
     assert len(config.variants) == 5 * len(widths)
     assert len(config.actions) == 4 * len(config.variants)
-    assert config.dense == Action(100, 100, 8)
+    assert config.dense == Action(1.0, 1.0, 8)
     assert config.model.name == preset
     assert verify_bundle(tmp_path / "out").tensors == len(config.tensors)
     for variant in config.variants.values():
@@ -394,14 +394,14 @@ def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) ->
     [
         ({"bits": (8, 7)}, "bits: got .* expected different numbers of 8, 6, 5, 4"),
         ({"bits": ()}, "bits: got"),
-        ({"prune": (75, 50)}, "prune: got .* expected 100 among them"),
-        ({"keep": (100, 100)}, "keep: got .* different"),
-        ({"keep": (100, 0)}, "keep: got .* 1 to 100"),
+        ({"channel_density": (75, 50)}, "prune: got .* expected 100 among them"),
+        ({"kv_density": (100, 100)}, "keep: got .* different"),
+        ({"kv_density": (100, 0)}, "keep: got .* 1 to 100"),
         ({"kv": "int4"}, "kv: got int4, expected float16 or int8"),
         ({"bits": (3,)}, r"bits: got \[3\], expected different numbers of 8, 6, 5, 4"),
-        ({"keep": (100, 101)}, "keep: got .* 1 to 100"),
+        ({"kv_density": (100, 101)}, "keep: got .* 1 to 100"),
         ({"max_actions": 0, "calibration": "self"}, "max actions: got 0, expected 1 or more"),
-        ({"prune": (100, 3), "calibration": "self"}, "prune: got 3, expected 4 to 100 percent"),
+        ({"channel_density": (100, 3), "calibration": "self"}, "prune: got 3, expected 4 to 100 percent"),
         ({"max_actions": 5}, "max actions: got 5, .* without one nothing says which actions to drop"),
         ({"calibration": "no-such-file"}, "calibration no-such-file: no such file"),
     ],
@@ -418,7 +418,7 @@ def test_only_bundles_are_replaced(folder: Path, tmp_path: Path) -> None:
     (output / "diary.txt").unlink()
     export(folder, output)
     first = (output / CONFIG_NAME).read_text()
-    export(folder, output, bits=(8,), prune=(100,))
+    export(folder, output, bits=(8,), channel_density=(1.0,))
     assert not (output / "model.q4.onnx").exists()
     assert (output / CONFIG_NAME).read_text() != first
     assert Bundle.open(output).config.variants.keys() == {"s100-q8"}

@@ -16,7 +16,7 @@ from random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
 from reference import Array
 
 from sol_rt.bundle.config import TensorEntry, Variant
-from sol_rt.export.graphs.graph import LayerShapes, prune_counts
+from sol_rt.export.graphs.graph import LayerShapes, active_counts
 from sol_rt.export.sources.decoder import Decoder
 
 COUNTS = {
@@ -46,10 +46,10 @@ def _signature(values: list[onnx.ValueInfoProto]) -> dict[str, tuple[int, list[i
     }
 
 
-@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
-def test_graph_is_valid_and_small(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+@pytest.mark.parametrize(("channel_density", "bits"), VARIANTS)
+def test_graph_is_valid_and_small(made: tuple[Path, RandomDecoder], channel_density: float, bits: int) -> None:
     folder, decoder = made
-    path = decoder.write_graph(folder, prune, bits)
+    path = decoder.write_graph(folder, channel_density, bits)
     onnx.checker.check_model(str(path), full_check=True)
     assert path.stat().st_size < (72 if bits == 5 else 56) << 10  # two bodies of some operators
     model = onnx.load(str(path), load_external_data=False)
@@ -85,10 +85,12 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
     assert _signature(graph.output) == outputs
 
 
-@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
-def test_weights_are_references_into_the_blob(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+@pytest.mark.parametrize(("channel_density", "bits"), VARIANTS)
+def test_weights_are_references_into_the_blob(
+    made: tuple[Path, RandomDecoder], channel_density: float, bits: int
+) -> None:
     folder, decoder = made
-    graph = onnx.load(str(decoder.write_graph(folder, prune, bits)), load_external_data=False).graph
+    graph = onnx.load(str(decoder.write_graph(folder, channel_density, bits)), load_external_data=False).graph
     for tensor in graph.initializer:
         entry = decoder.tensors[tensor.name]
         place = {item.key: item.value for item in tensor.external_data}
@@ -144,22 +146,22 @@ def test_the_output_matrix_at_a_width_of_its_own(made: tuple[Path, RandomDecoder
     assert error <= 0.03 * np.sqrt(np.mean(expected[0] ** 2)) < difference
 
 
-@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
-def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+@pytest.mark.parametrize(("channel_density", "bits"), VARIANTS)
+def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], channel_density: float, bits: int) -> None:
     """Root mean square error within 3% of the values', for bodies round activations otherwise than kernels do; 20%
     where that flips choices of channels, in a random network of two narrow layers; 0.3% with 8 bits and nothing pruned,
     where attention's float16 is all that is left.
     """
     folder, decoder = made
-    variant = decoder.variant(prune, bits)
-    path = decoder.write_graph(folder, prune, bits)
+    variant = decoder.variant(channel_density, bits)
+    path = decoder.write_graph(folder, channel_density, bits)
     got = _run(path, decoder.decoder, TOKENS, len(TOKENS), variant)
-    bound = 0.2 if prune < 100 else 0.003 if bits == 8 else 0.03
+    bound = 0.2 if channel_density < 1.0 else 0.003 if bits == 8 else 0.03
     unpruned = decoder.logits(TOKENS, 100, bits)
-    for value, expected, whole in zip(got, decoder.logits(TOKENS, prune, bits), unpruned, strict=True):
+    for value, expected, whole in zip(got, decoder.logits(TOKENS, channel_density, bits), unpruned, strict=True):
         assert np.sqrt(np.mean((value - expected) ** 2)) <= bound * np.sqrt(np.mean(expected**2))
         error, pruning = (np.median(np.sqrt(np.mean((found - expected) ** 2, -1))) for found in (value, whole))
-        assert prune == 100 or error < pruning / 2
+        assert channel_density == 1.0 or error < pruning / 2
 
 
 def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) -> None:
@@ -236,7 +238,7 @@ SHAPES = [
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("percent", [100, 99, 90, 75, 60, 50, 40, 25, 10, 1])
 def test_prune_counts_keep_the_share(percent: int, shapes: LayerShapes) -> None:
-    counts = prune_counts(percent, shapes)
+    counts = active_counts(percent, shapes)
     matrices = (shapes.up, shapes.down, shapes.qkv, shapes.o)
     for count, (channels, _) in zip(counts, matrices, strict=True):
         assert 1 <= count <= channels
@@ -248,7 +250,7 @@ def test_prune_counts_keep_the_share(percent: int, shapes: LayerShapes) -> None:
 
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_a_lower_level_keeps_no_channel_more(shapes: LayerShapes) -> None:
-    levels = [prune_counts(percent, shapes) for percent in range(100, 0, -1)]
+    levels = [active_counts(percent, shapes) for percent in range(100, 0, -1)]
     for more, fewer in itertools.pairwise(levels):
         assert all(a >= b for a, b in zip(more, fewer, strict=True))
 

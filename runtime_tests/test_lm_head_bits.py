@@ -79,7 +79,7 @@ def test_a_bundle_with_its_choice_runs(
         assert variant.lm_head_bits == max(chosen, before)
         more = variant.weight_bytes - config.variants[variant.key].weight_bytes
         assert more == 64 * 320 * (variant.lm_head_bits - before) // 8
-    step = Engine(Bundle(folder, found, identity=""), provider="cpu").forward(WINDOWS[0], Action(100, 100, 4))
+    step = Engine(Bundle(folder, found, identity=""), provider="cpu").forward(WINDOWS[0], Action(1.0, 1.0, 4))
     head = read_bundle(folder).matrix("embed")
     off = {level: np.abs(step.logits[0] - step.hidden[0] @ head.at(level).numpy().T).mean() for level in (4, 6, 8)}
     assert min(off, key=lambda level: off[level]) == chosen
@@ -117,7 +117,7 @@ def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
 ) -> None:
     """A mixed graph may start at 4 bits where no graph of 4 bits is."""
     source = write_mixed_file(tmp_path / "model.gguf")
-    options = {"prune": (100,), "calibration": "none", "parity": False}
+    options = {"channel_density": (100,), "calibration": "none", "parity": False}
     folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 5), **options).path
     monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(points))
     decoder = from_hf_config(open_checkpoint(source).config)
@@ -128,7 +128,7 @@ def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
 def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets a choice of its own."""
     source = write_mixed_file(tmp_path / "model.gguf")
-    options = {"prune": (100,), "calibration": "none", "parity": False}
+    options = {"channel_density": (100,), "calibration": "none", "parity": False}
     folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 6, 5, 4), **options).path
     asked = []
 

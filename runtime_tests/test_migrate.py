@@ -34,7 +34,7 @@ def test_a_bundle_of_version_3_gets_the_graphs_of_today(family: str, tmp_path: P
 
 
 def test_weights_of_an_older_format_are_refused(tmp_path: Path) -> None:
-    folder = tiny_bundle.write_bundle(tmp_path / "bundle", prunes=(100,), bits=(4,))
+    folder = tiny_bundle.write_bundle(tmp_path / "bundle", channel_densities=(1.0,), bits=(4,))
     config = folder / CONFIG_NAME
     document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 2}
     config.write_text(json.dumps(document), encoding="utf-8")
@@ -60,7 +60,7 @@ def test_what_cannot_be_rewritten_is_one_line_and_stays(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tiny_bundle.write_bundle(tmp_path / "bundle", prunes=(100,), bits=(4,))
+    folder = tiny_bundle.write_bundle(tmp_path / "bundle", channel_densities=(1.0,), bits=(4,))
     (folder / "config.json").write_text(json.dumps(hf_config("llama")), encoding="utf-8")
     (folder / missing).unlink()
     if content is not None:

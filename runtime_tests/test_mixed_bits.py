@@ -36,7 +36,7 @@ def write_plain_file(path: Path, kind: str) -> Path:
 
 def export(source: Path, bits: tuple[int, ...], calibration: str | Path = "none") -> ExportReport:
     output = source.with_name("bundle")
-    return export_bundle(str(source), output, bits=bits, prune=(100,), calibration=calibration, parity=False)
+    return export_bundle(str(source), output, bits=bits, channel_density=(1.0,), calibration=calibration, parity=False)
 
 
 def test_own_codes_are_read_at_4_bits_and_others_at_more(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(
     folder = export(source, (8, 5, 4), calibration).path
     exact = ReferenceModel(read_checkpoint(source, FloatMatrix), UNROUNDED)
     tokens = np.random.default_rng(0).integers(3, 320, 40).tolist()
-    wanted, _ = exact.forward(torch.tensor([tokens]), Action(100, 100, 8), exact.new_cache(1))
+    wanted, _ = exact.forward(torch.tensor([tokens]), Action(1.0, 1.0, 8), exact.new_cache(1))
     engine, reference = Engine(Bundle.open(folder), provider="cpu"), ReferenceModel.from_bundle(folder)
     found = {}
     for variant in engine.bundle.config.variants.values():
         engine.reset()
-        action = Action(100, 100, variant.bits)
+        action = Action(1.0, 1.0, variant.bits)
         found[variant.bits] = engine.forward(tokens, action, num_logits=len(tokens)).logits
         expected, _ = reference.forward(torch.tensor([tokens]), action, reference.new_cache(1))
         assert _mean_square(found[variant.bits], expected[0].numpy()) < 1e-4 * float(expected.var())
@@ -105,7 +105,7 @@ def test_a_mixed_graph_alone_of_a_source_without_codes_is_refused(tmp_path: Path
 
 def test_6_bits_that_lose_more_are_not_what_budgets_are_shares_of(tmp_path: Path) -> None:
     report = export(write_mixed_file(tmp_path / "model.gguf"), (6, 5, 4))
-    assert report.config.dense == Action(100, 100, 5)
+    assert report.config.dense == Action(1.0, 1.0, 5)
     assert {variant.bits for variant in report.config.variants.values()} == {5, 4}
     assert "width 6 left out" in report.lines()[-1]
     assert "embed.plane2" in report.config.tensors

@@ -32,11 +32,11 @@ from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.functions.attention_shape import AttentionShape
 from sol_rt.export.graphs.layer import (
     CACHE,
+    bits_attributes,
     cache_parts,
     decoder_layer,
     layer_attributes,
     layer_weights,
-    width_attributes,
 )
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 from sol_rt.export.sources.decoder import Decoder
@@ -169,7 +169,7 @@ class Layer:
             bodies.pruned_matmul(widths.qkv),
             sparse_attention(AttentionShape.of(d, self.kv), int8=self.kv.dtype == "int8"),
             bodies.pruned_mlp(
-                **width_attributes(up=widths.up, down=widths.down),
+                **bits_attributes(up=widths.up, down=widths.down),
                 hidden=d.hidden_size,
                 intermediate=d.intermediate_size,
                 gated=d.gated,

@@ -58,10 +58,10 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
     engine = Engine(bundle, provider="cpu", native_ops=False)
     got, expected, logits = {}, {}, {}
     for key, variant in bundle.config.variants.items():
-        dense, sparse = (Action(keep, variant.prune, variant.bits) for keep in (100, 50))
+        dense, sparse = (Action(kv_density, variant.channel_density, variant.bits) for kv_density in (1.0, 0.5))
         engine.reset()
         logits[key] = engine.forward(PROMPT, dense, num_logits=len(PROMPT)).logits.copy()
-        if variant.prune == 100:
+        if variant.channel_density == 1.0:
             assert _error(results[key]["logits"][-1], logits[key][-1]) <= ERRORS[variant.bits], key
             step = engine.forward(PROMPT[:1], sparse).logits[0].copy()
             assert _error(results[key]["step"], step) <= ERRORS[4], key
@@ -72,7 +72,7 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
         pairs = zip(results[key]["logits"], logits[key], logits[f"s100-q{variant.bits}"], strict=True)
         errors = [(_error(on_gpu, on_cpu), _error(unpruned, on_cpu)) for on_gpu, on_cpu, unpruned in pairs]
         error, pruning = np.median(errors, axis=0)
-        assert variant.prune == 100 or error < pruning / 2, key
+        assert variant.channel_density == 1.0 or error < pruning / 2, key
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

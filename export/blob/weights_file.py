@@ -128,7 +128,7 @@ def fill_blob(
     decoder: Decoder,
     family: Family,
     tensors: Mapping[str, TensorEntry],
-    widths: Collection[Precision],
+    precisions: Collection[Precision],
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
 ) -> None:
@@ -140,7 +140,7 @@ def fill_blob(
         decoder: its description.
         family: names of its tensors.
         tensors: places in the file, from `layout`.
-        widths: of the graphs.
+        precisions: of the graphs.
         progress: told how far the work is.
         windows: token ids of a calibration text, each window from the start of a context. Codes then make up for each
             other's errors on that text; without it every weight is rounded on its own.
@@ -154,7 +154,7 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, checkpoint, tensors, widths)
+        fill = _MatrixFiller(blob, checkpoint, tensors, precisions)
         if windows is None:
             _fill_plain(fill, decoder, sources, progress)
             return
@@ -185,7 +185,7 @@ class _MatrixFiller:
     blob: BlobWriter
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorEntry]
-    widths: Collection[Precision]
+    precisions: Collection[Precision]
 
     def matrix(
         self,
@@ -225,12 +225,12 @@ class _MatrixFiller:
         return compensate(weights, nested, metric, levels, None if own is None else own.held)
 
     def _levels(self, matrix: str, planes: int, chosen: bool) -> Collection[int]:
-        """Widths at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
+        """Bits at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
         variant as well."""
         if matrix in ("embed", "head"):
-            levels = {widths.head for widths in self.widths}
+            levels = {precision.lm_head_bits for precision in self.precisions}
             return range(min(levels), 4 + 2 * planes + 1, 2) if chosen else levels
-        return {widths.of(matrix) for widths in self.widths}
+        return {precision.of(matrix) for precision in self.precisions}
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:
         """Places outputs first … of a matrix."""

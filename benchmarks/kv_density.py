@@ -69,7 +69,10 @@ def main() -> None:
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, native_ops=not args.no_native_ops)
     config, bos = model.bundle.config, added_bos(model)
-    actions = [Action(keep, config.dense.prune, config.dense.bits) for keep in map(int, args.keep.split(","))]
+    actions = [
+        Action(kv_density, config.dense.channel_density, config.dense.bits)
+        for kv_density in map(int, args.kv_density.split(","))
+    ]
     books = [model.tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in args.file]
     print(f"{config.model.name}, {', '.join(path.stem for path in args.file)}; differences to {config.dense.tag}\n")
     print("| context | action | tokens read | perplexity | added, nats a token | added | ms a step |")
