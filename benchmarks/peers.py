@@ -50,7 +50,7 @@ class Entry:
 
 def sparse_action(depth: int, page_size: int) -> Action:
     """The cheapest 4-bit action whose old pages after `depth` tokens hold `SPARSE_TOKENS` tokens or more."""
-    actions = (Action(kv_density, 1.0, 4) for kv_density in range(1, 101))
+    actions = (Action(share / 100, 1.0, 4) for share in range(1, 101))
     return next(action for action in actions if action.pages(depth, page_size) * page_size >= SPARSE_TOKENS)
 
 

@@ -29,7 +29,7 @@ from sol_rt.export.sources.checkpoint import open_checkpoint
 from sol_rt.store.pull import resolve
 
 PROMPT = "The history of the steam engine begins with"
-KV_DENSITIES, CHANNEL_DENSITIES, BITS = (100, 50, 25, 10), (100, 75, 50, 40, 25), (8, 6, 4)
+KV_DENSITIES, CHANNEL_DENSITIES, BITS = (1.0, 0.5, 0.25, 0.1), (1.0, 0.75, 0.5, 0.4, 0.25), (8, 6, 4)
 
 _RESIDENT = """
 import ctypes
@@ -44,7 +44,7 @@ keys = list(bundle.config.variants) if sys.argv[2] == "all" else [bundle.config.
 engine.load(keys)
 engine.forward(list(range(3, 40)), bundle.config.dense)
 for key in keys:
-    engine.forward([5], Action(1.0, bundle.config.variants[key].prune, bundle.config.variants[key].bits))
+    engine.forward([5], Action(1.0, bundle.config.variants[key].channel_density, bundle.config.variants[key].bits))
 ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps of freed memory comes and goes by some MB
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")))
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/pruning.py BUNDLE -f TEXT
     ... --shares 75,64,56.5     percent of the layers' base-plane weights read; by default 67, 52, 42% of an MLP
-    ... --bits 4 --windows 40   width, and windows of 512 tokens from the beginning of the text
+    ... --bits 4 --windows 40   weight bits, and windows of 512 tokens from the beginning of the text
 
 Both ways run on one bundle, whose own counts don't matter. Losses are nats a token over nothing pruned, of the second
 half of each window behind a dense first half; every earlier token of the half was pruned too. ± is the standard error
@@ -31,7 +31,7 @@ def both(share: float, shapes: LayerShapes, layers: int, action: Action) -> tupl
     alone = (share * sum(sizes.values()) - attention) / (sizes["up"] + sizes["down"])
     counts = (
         (*mlp_counts(alone, shapes.up, shapes.down), shapes.qkv[0], shapes.o[0]),
-        active_counts(100 * share, shapes),
+        active_counts(share, shapes),
     )
     one, other = (Candidate(action, *((count,) * layers for count in each)) for each in counts)
     return one, other

@@ -42,8 +42,8 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         "",
         "## Variants",
         "",
-        f"`sPPP` is the channel density in hundredths, the share of the layers' base weights read, `qB` the weight bits{mixed}; megabytes are what a step "
-        "reads.",
+        f"`sSSS` is the channel density in hundredths, the share of the layers' base weights read, `qB` the weight "
+        f"bits{mixed}; megabytes are what a step reads.",
         "",
         "| variant | MB a step | of dense |",
         "|---|---|---|",

@@ -62,7 +62,7 @@ def migrate(folder: Path) -> Migrated:
     version = document.get("format_version")
     if not isinstance(version, int) or not SAME_WEIGHTS_SINCE <= version <= FORMAT_VERSION:
         raise BundleError(path, "format_version", version, f"{SAME_WEIGHTS_SINCE} to {FORMAT_VERSION}")
-    old_files = {str(variant["file"]) for variant in _tables(document.get("variants"))  if "file" in variant}
+    old_files = {str(variant["file"]) for variant in _tables(document.get("variants")) if "file" in variant}
     identity = sha256(path)
     config = SolConfig.from_json_dict(_upgraded(document) if version < FORMAT_VERSION else document, path)
     decoder = from_hf_config(_read(folder / "config.json"), config.model.max_context)

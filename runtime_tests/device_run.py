@@ -32,7 +32,7 @@ PROMPT = list(range(20, 50))
 
 
 def unpruned(bundle: Bundle) -> list[Action]:
-    """Every width at every keep."""
+    """All bits at every KV density, nothing pruned."""
     kv_densities = sorted({entry.action.kv_density for entry in bundle.config.actions})
     return [
         Action(kv_density, 1.0, bits)

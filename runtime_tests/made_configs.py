@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerBits
+from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
 from sol_rt.bundle.config import (
     ActionEntry,
     FileEntry,
@@ -19,8 +19,8 @@ from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 
 
 def made_config(
-    kv_densities: Sequence[float] = (100, 50, 10),
-    channel_densities: Sequence[float] = (100, 50),
+    kv_densities: Sequence[float] = (1.0, 0.5, 0.1),
+    channel_densities: Sequence[float] = (1.0, 0.5),
     bits: Sequence[int] = (8, 4),
     weight_bytes: float = 147e6,
     policy_bytes: int | None = None,
@@ -30,17 +30,19 @@ def made_config(
     """The dims of a 135M model; weight bytes fall with bits and, for the MLP's part, with the channels kept."""
     variants = {}
     for channel_density in channel_densities:
-        for width in bits:
-            size = int(weight_bytes * width / bits[0] * (0.4 + 0.6 * channel_density / 100))
-            key = Action(1.0, channel_density, width).variant
+        for level in bits:
+            size = int(weight_bytes * level / bits[0] * (0.4 + 0.6 * channel_density))
+            key = Action(1.0, channel_density, level).variant
             counts = (576,) * 30, (1536,) * 30, (576,) * 30, (576,) * 30
-            layers = (LayerBits(8, 4, 4, 6),) * 30 if width == MIXED else None
-            variants[key] = Variant(key, f"model.q{width}.onnx", channel_density, width, *counts, size, width, layers)
+            layers = (LayerBits(8, 4, 4, 6),) * 30 if level == MIXED else None
+            variants[key] = Variant(
+                key, f"model.{bits_tag(level)}.onnx", channel_density, level, *counts, size, level, layers
+            )
     product = [
-        Action(kv_density, channel_density, width)
+        Action(kv_density, channel_density, level)
         for kv_density in kv_densities
         for channel_density in channel_densities
-        for width in bits
+        for level in bits
     ]
     chosen = product if actions is None else [Action.parse(tag) for tag in actions]
     policy = None

@@ -99,7 +99,7 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     from sol_rt.engine.engine import Engine
 
     bundle, text = Bundle.open(llama_bundle), random_text()
-    measured = measuring.measure(bundle, text, (100, 10), silent)
+    measured = measuring.measure(bundle, text, (1.0, 0.1), silent)
     engine, dense = Engine(bundle, provider="cpu"), bundle.config.dense
 
     def losses(window: Sequence[int], context: int, action: Action) -> np.ndarray:
@@ -135,8 +135,8 @@ def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
         shares = np.exp(logits - logits.max())
         window.append(int(draw.choice(len(shares), p=shares / shares.sum())))
     text = CalibrationText((tuple(window),), (), "drawn from the model")
-    divergences = measuring.measure(bundle, text, (100,), silent, own_text=True).fronts[512]
-    losses = measuring.measure(bundle, text, (100,), silent).fronts[512]
+    divergences = measuring.measure(bundle, text, (1.0,), silent, own_text=True).fronts[512]
+    losses = measuring.measure(bundle, text, (1.0,), silent).fronts[512]
     assert abs(divergences[dense].loss) < 1e-6
     for action, found in divergences.items():
         assert found.added.min() > -1e-6
@@ -149,7 +149,7 @@ def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
 def test_without_a_long_text_pages_are_not_measured(llama_bundle: Path, tmp_path: Path) -> None:
     folder, config = copied(llama_bundle, tmp_path)
     chosen = action_set.choose_actions(folder, config, random_text(long=0), 12, silent)
-    assert {entry.action.kv_density for entry in chosen.config.actions} == {100}
+    assert {entry.action.kv_density for entry in chosen.config.actions} == {1.0}
     dropped = [candidate for candidate in chosen.selection.candidates if candidate.action.kv_density < 1.0]
     assert dropped
     assert all(candidate.reason.startswith("not measured: text or model") for candidate in dropped)
@@ -160,8 +160,8 @@ def test_the_choice_is_what_the_bundle_has(llama_bundle: Path, tmp_path: Path, m
     folder, config = copied(llama_bundle, tmp_path)
     wanted = {config.dense, Action(0.25, 0.5, 4)}
 
-    def choose(fronts: object, dense: Action, limit: int, **how: object) -> dict[Action, Verdict]:
-        assert limit == 2
+    def choose(fronts: object, dense: Action, max_actions: int, **how: object) -> dict[Action, Verdict]:
+        assert max_actions == 2
         return {entry.action: Verdict(entry.action in wanted, "made up") for entry in config.actions}
 
     monkeypatch.setattr(action_set, "choose", choose)
@@ -172,7 +172,7 @@ def test_the_choice_is_what_the_bundle_has(llama_bundle: Path, tmp_path: Path, m
 
 
 def test_a_policy_keeps_its_actions(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
-    """One of them with a keep that is no level of the export."""
+    """One of them with a KV density that is no level of the export."""
     wanted = ("k100-s100-q8", "k060-s050-q8", "k025-s050-q4")
     write_policy(tmp_path / "policy.safetensors", policy_for(wanted))
     given = {"policy": tmp_path / "policy.safetensors", "calibration": text_file, "max_actions": 1}
@@ -224,7 +224,7 @@ def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
     document = json.loads((folder / SELECTION).read_text())
     for damage in (
         {"format_version": 2},
-        {"gone": "nan"},
+        {"collapse_loss": "nan"},
         {"candidates": [{"tag": "fast"}]},
         {"candidates": []},
         {"contexts": None},
@@ -237,7 +237,7 @@ def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
 def test_a_busy_machine_is_told() -> None:
     selection = Selection(Action(1.0, 1.0, 8), "a", "b", 0.01, 12, None, {}, ())
     assert len(action_set.report_lines(selection)) == 1
-    assert "this machine was busy" in action_set.report_lines(replace(selection, busy=0.5))[1]
+    assert "this machine was busy" in action_set.report_lines(replace(selection, slowdown=0.5))[1]
 
 
 def test_inspect_of_a_bundle_with_a_selection(

@@ -56,11 +56,11 @@ def calibrated(config: SolConfig, random: np.random.Generator) -> CalibratedCost
     for key, variant in config.variants.items():
         fixed = variant.weight_bytes / 1e7 * float(random.uniform(0.7, 1.3))
         lines[key] = {
-            100: Line(fixed, 1e-3, 0.0),
-            50: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
-            10: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
+            1.0: Line(fixed, 1e-3, 0.0),
+            0.5: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
+            0.1: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
         }
-    dense = lines[config.dense.variant][100].fixed
+    dense = lines[config.dense.variant][1.0].fixed
     table = CalibrationTable("b" * 64, "device", "now", 0.02 * dense, lines)
     return CalibratedCost(config, table)
 
@@ -171,7 +171,7 @@ def test_actions_that_save_nothing_are_not_offered() -> None:
     config = made_config()
     controller = Controller(actions_of(config), BytesCost(config), 0.9)
     allowed = dict(zip(controller.actions, controller.allowed(10), strict=True))
-    # at ten tokens every keep reads everything
+    # at ten tokens every KV density reads everything
     assert not allowed[Action(0.1, 1.0, 8)]
     assert allowed[config.dense]
 
@@ -240,7 +240,7 @@ def test_axis_targets_hold(
         assert [controller.allows(index, 300 + step) for index in range(len(allowed))] == allowed.tolist()
         action = controller.actions[pick(allowed, controller.relative_costs(300 + step), random, step)]
         controller.record(action, 300 + step)
-        seen.append((action.kv_density / 100, action.channel_density / 100, action.bits))
+        seen.append((action.kv_density, action.channel_density, action.bits))
         if len(seen) >= 64:
             means = np.mean(seen, axis=0)
             for mean, target, full in zip(means, (kv_density, channel_density, bits), (1.0, 1.0, 8.0), strict=True):
@@ -260,9 +260,9 @@ def test_budget_out_of_range(budget: object) -> None:
 @pytest.mark.parametrize(
     ("targets", "name"),
     [
-        (AxisTargets(kv_density=1.2), "--keep"),
-        (AxisTargets(kv_density=0.0), "--keep"),
-        (AxisTargets(channel_density=0.3), "--prune"),
+        (AxisTargets(kv_density=1.2), "--kv-density"),
+        (AxisTargets(kv_density=0.0), "--kv-density"),
+        (AxisTargets(channel_density=0.3), "--channel-density"),
         (AxisTargets(bits=9), "--bits"),
         (AxisTargets(bits=float("nan")), "--bits"),
     ],

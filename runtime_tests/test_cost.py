@@ -35,9 +35,9 @@ CODE_BYTES = 30 * 3 * 4 * (32 + 4)  # per page of 4 tokens
 def table_for(config, **changes) -> CalibrationTable:  # type: ignore[no-untyped-def]
     lines = {
         key: {
-            100: Line(variant.weight_bytes / 1e7, 0.001, 0.0),
-            50: Line(variant.weight_bytes / 1e7, 0.001, 0.002),
-            10: Line(variant.weight_bytes / 1e7 + 0.1, 0.001, 0.002),
+            1.0: Line(variant.weight_bytes / 1e7, 0.001, 0.0),
+            0.5: Line(variant.weight_bytes / 1e7, 0.001, 0.002),
+            0.1: Line(variant.weight_bytes / 1e7 + 0.1, 0.001, 0.002),
         }
         for key, variant in config.variants.items()
     }
@@ -71,7 +71,7 @@ def test_an_int8_cache_costs_a_byte_a_number_and_a_scale_a_row() -> None:
         assert cost.step(sparse, 999) == weights + (4 * 26 + 4) * 2 * rows * row + 249 * CODE_BYTES
 
 
-def test_a_keep_that_covers_everything_reads_no_codes() -> None:
+def test_a_kv_density_that_covers_everything_reads_no_codes() -> None:
     config = made_config()
     assert reads(Action(0.1, 1.0, 8), 0, config) == (1, 0)
     assert reads(Action(0.1, 1.0, 8), 3, config) == (4, 0)
@@ -111,7 +111,7 @@ def test_calibrated_costs_follow_their_lines() -> None:
     weights = config.variants["s050-q4"].weight_bytes / 1e7
     assert cost.step(Action(1.0, 0.5, 4), 999) == pytest.approx(weights + 1.0)
     assert cost.step(Action(0.5, 0.5, 4), 999) == pytest.approx(weights + 0.001 * (4 * 126 + 4) + 0.002 * 249)
-    # 30 was not measured: 50 and 10 are as near, the lower one counts
+    # 0.3 was not measured: 0.5 and 0.1 are as near, the lower one counts
     assert cost.step(Action(0.3, 0.5, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (4 * 76 + 4) + 0.002 * 249)
     assert cost.policy() == 0.25
     assert (cost.unit, cost.name) == ("milliseconds", "calibrated")

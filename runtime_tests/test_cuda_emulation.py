@@ -25,6 +25,7 @@ from random_decoder import RandomDecoder, describe
 from tiny_bundle import write_bundle
 
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import providers
 from sol_rt.engine.distribution import Distribution
@@ -220,7 +221,7 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A whole model through the engine, every width, with and without pruning and selection of tokens."""
     bundle = Bundle.open(
         RandomDecoder.write(describe("llama"), tmp_path).write_bundle(
-            tmp_path, [(100, 8), (100, 6), (100, 5), (100, 4), (50, 8)]
+            tmp_path, [(1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4), (0.5, 8)]
         )
     )
     runs = []

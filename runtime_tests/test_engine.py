@@ -54,7 +54,7 @@ def _logits(engine: Engine, tokens: list[int], action: Action = DENSE) -> np.nda
 
 def test_a_prompt_gives_the_reference_logits(engine: Engine, tmp_path: Path) -> None:
     decoder = RandomDecoder.write(describe("llama"), tmp_path, kv=engine.bundle.config.kv)
-    reference, _ = decoder.logits(TOKENS[:40], 100, 8)
+    reference, _ = decoder.logits(TOKENS[:40], 1.0, 8)
     output = engine.forward(TOKENS[:40], DENSE, num_logits=40)
     assert output.logits.shape == (40, 90)
     assert output.hidden.shape == (40, 64)
@@ -160,7 +160,7 @@ def test_rewinding_repeats_exactly(engine: Engine) -> None:
         engine.truncate(61)
 
 
-def test_keep_reads_fewer_pages(engine: Engine) -> None:
+def test_a_lower_kv_density_reads_fewer_pages(engine: Engine) -> None:
     engine.forward(TOKENS[:200], DENSE)
     dense = engine.forward([5], DENSE).logits.copy()
     engine.truncate(200)
@@ -239,9 +239,9 @@ try:
     print("chose", engine.provider_name, engine.provider.software, end=";")
     engine.forward([1, 2, 3, 4], engine.bundle.config.dense)
     for index in range(70):
-        widths = [entry.action for entry in engine.bundle.config.actions if entry.action.variant.startswith("s100")]
-        widths = [action for action in widths if action.keep == 100]
-        output = engine.forward([index % 90], widths[-index % len(widths)])
+        actions = [entry.action for entry in engine.bundle.config.actions if entry.action.variant.startswith("s100")]
+        actions = [action for action in actions if action.kv_density == 1.0]
+        output = engine.forward([index % 90], actions[-index % len(actions)])
     print(" ".join(f"{value:.4f}" for value in output.logits[0]))
 except SolError as error:
     print(type(error).__name__, error)

@@ -118,7 +118,7 @@ def test_a_mix_of_two_actions_holds_the_budget_and_takes_them_in_turn(budget: fl
     st.floats(0.2, 1.0),
 )
 def test_no_other_pair_loses_less(points: list[tuple[float, float]], budget: float) -> None:
-    actions = {Action(index + 1, 1.0, 4): each for index, each in enumerate(points)}
+    actions = {Action((index + 1) / 100, 1.0, 4): each for index, each in enumerate(points)}
     pair = hull_pair(actions, budget)
     affordable = [each for each in points if each[0] <= budget]
     if pair is None:

@@ -35,7 +35,7 @@ engine.load(keys)
 engine.forward(list(range(3, 40)), bundle.config.dense)
 for key in keys:
     variant = bundle.config.variants[key]
-    engine.forward([5], Action(1.0, variant.prune, variant.bits))
+    engine.forward([5], Action(1.0, variant.channel_density, variant.bits))
 ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps of freed memory comes and goes by some MB
 status = Path("/proc/self/status").read_text()
 print(json.dumps([int(re.search(name + r":\\s+(\\d+)", status)[1]) / 1e3 for name in ("VmRSS", "RssAnon", "RssFile")]))

@@ -114,7 +114,7 @@ def test_a_budget_below_the_floor_is_served_and_said(model: SolModel) -> None:
     )
 
 
-def test_fixed_takes_any_keep(model: SolModel) -> None:
+def test_fixed_takes_any_kv_density(model: SolModel) -> None:
     result = model.generate(PROMPT, schedule="fixed:k077-s050-q6", **LONG)
     assert result.actions == {"k077-s050-q6": 128}
     assert result.requested_budget == result.achieved_budget < 1

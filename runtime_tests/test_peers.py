@@ -24,6 +24,7 @@ from workers.client import WorkerError, WorkerProcess
 from workers.scoring import scorer
 
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
 
@@ -86,9 +87,9 @@ def test_tables_name_the_best_peer_of_each_row() -> None:
 @given(st.integers(4096, 32768))
 def test_the_sparse_row_reads_512_tokens_or_more_and_one_percent_less_would_not(depth: int) -> None:
     action = peers.sparse_action(depth, 16)
-    assert (action.channel_density, action.bits) == (100, 4)
+    assert (action.channel_density, action.bits) == (1.0, 4)
     assert action.pages(depth, 16) >= 32
-    assert action.kv_density == 0.01 or Action(action.kv_density - 1, 1.0, 4).pages(depth, 16) < 32
+    assert action.kv_density == 0.01 or Action(action.kv_density - 0.01, 1.0, 4).pages(depth, 16) < 32
 
 
 def test_a_decode_request_rewinds_to_its_prompt_and_takes_one_step_more_than_it_counts(recorder: WorkerProcess) -> None:
@@ -173,8 +174,8 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: 
     )
     with pytest.raises(UsageError, match=r"genai.bin.python: .*make peers"):
         peers.run(args)
-    args.actions = [Action(1.0, 1.0, 5)]
-    with pytest.raises(UsageError, match="--actions k100-s100-q5: no variant s100-q5"):
+    args.actions = [Action(1.0, 1.0, MIXED)]
+    with pytest.raises(UsageError, match="--actions k100-s100-qmix: no variant s100-qmix"):
         peers.run(args)
 
 

@@ -23,7 +23,7 @@ from random_decoder import CONFIGS, describe  # noqa: E402
 from tiny_bundle import write_bundle  # noqa: E402
 
 from sol_rt.bundle.actions import Action  # noqa: E402
-from sol_rt.bundle.bits import Precision  # noqa: E402
+from sol_rt.bundle.bits import MIXED, Precision  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.kv_cache import KVCache  # noqa: E402
@@ -67,7 +67,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(family)
     levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits}
     bundle = Bundle.open(
-        write_bundle(folder, family, channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8, 6, 5, 4), kv=kv, **levels)
+        write_bundle(folder, family, channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8, 6, MIXED, 4), kv=kv, **levels)
     )
     config = bundle.config
     weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)
@@ -100,7 +100,7 @@ def _take_over(engine: Engine, cache: KVCache) -> None:
 
 
 def _check_steps(engine: Engine, reference: ReferenceModel, kv_densities: tuple[float, ...]) -> None:
-    """Some steps of every variant at every keep, each after the same dense prefill."""
+    """Some steps of every variant at every KV density, each after the same dense prefill."""
     config = engine.bundle.config
     tokens = _tokens(CONTEXT + STEPS, config.model.vocab_size)
     engine.forward(tokens[:CONTEXT], config.dense)
@@ -189,7 +189,7 @@ def test_reference_model_of_a_checkpoint_is_the_reference_model_of_its_bundle(
     for channel_density in (1.0, 0.75, 0.5, 0.25):
         action = Action(1.0, channel_density, 8)
         assert made.active_counts(action) == read.active_counts(action)
-        assert made.widths(action) == read.widths(action) == Precision(8, 8)
+        assert made.precision(action) == read.precision(action) == Precision(8, 8)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])

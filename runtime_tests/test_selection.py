@@ -50,21 +50,23 @@ def fronts(draw: st.DrawFn, apart: bool = False) -> dict[int, dict[Action, Point
 
 
 @settings(max_examples=200, deadline=None)
-@given(measured=fronts(), limit=st.integers(1, 20), gone=st.floats(0.5, 3.0))
-def test_what_every_choice_has(measured: dict[int, dict[Action, Point]], limit: int, gone: float) -> None:
-    verdicts = choose(measured, DENSE, limit, gone=gone)
+@given(measured=fronts(), max_actions=st.integers(1, 20), collapse_loss=st.floats(0.5, 3.0))
+def test_what_every_choice_has(
+    measured: dict[int, dict[Action, Point]], max_actions: int, collapse_loss: float
+) -> None:
+    verdicts = choose(measured, DENSE, max_actions, collapse_loss=collapse_loss)
     assert verdicts.keys() == {action for found in measured.values() for action in found}
     kept = {action for action, verdict in verdicts.items() if verdict.kept}
     assert DENSE in kept
     assert all(verdict.reason for verdict in verdicts.values())
     fastest = 0
     for found in measured.values():
-        useful = [action for action in worth_keeping(found, DENSE, gone) if action != DENSE]
-        if useful and limit > 1:
+        useful = [action for action in worth_keeping(found, DENSE, collapse_loss) if action != DENSE]
+        if useful and max_actions > 1:
             fastest += 1
             assert min(useful, key=lambda action: found[action].ms) in kept
-    assert len(kept) <= max(limit, 1 + fastest)
-    assert kept <= {DENSE}.union(*(worth_keeping(found, DENSE, gone) for found in measured.values()))
+    assert len(kept) <= max(max_actions, 1 + fastest)
+    assert kept <= {DENSE}.union(*(worth_keeping(found, DENSE, collapse_loss) for found in measured.values()))
 
 
 @settings(max_examples=200, deadline=None)
@@ -144,15 +146,15 @@ def test_an_action_kept_at_one_context_is_kept() -> None:
 
 
 def test_text_that_is_gone() -> None:
-    verdicts = choose({512: front(k100_s100_q4=(5, 0.1), k100_s050_q4=(3, 2.5))}, DENSE, 12, gone=2.0)
+    verdicts = choose({512: front(k100_s100_q4=(5, 0.1), k100_s050_q4=(3, 2.5))}, DENSE, 12, collapse_loss=2.0)
     assert not verdicts[Action(1.0, 0.5, 4)].kept
-    assert "the text is gone at 512: 2.5 nats" in verdicts[Action(1.0, 0.5, 4)].reason
+    assert "the output collapses at 512: 2.5 nats" in verdicts[Action(1.0, 0.5, 4)].reason
 
 
 def test_the_policys_actions_stay() -> None:
     measured = {512: front(k100_s100_q4=(5, 0.1), k100_s050_q6=(7, 0.2), k100_s050_q4=(3, 2.5))}
     required = (Action(1.0, 0.5, 6), Action(1.0, 0.5, 4))
-    verdicts = choose(measured, DENSE, 1, gone=2.0, required=required)
+    verdicts = choose(measured, DENSE, 1, collapse_loss=2.0, required=required)
     assert {action for action, verdict in verdicts.items() if verdict.kept} == {DENSE, *required}
     assert verdicts[required[0]].reason == "the policy picks it"
 
@@ -165,9 +167,9 @@ def test_beyond_the_limit_the_hull_decides() -> None:
         k100_s075_q4=(5, 0.5),  # above the line from the corner to the cheapest
         k100_s050_q4=(4, 0.6),
     )
-    for limit, gone in ((4, {(75, 4)}), (3, {(75, 4), (100, 6)}), (2, {(75, 4), (100, 6), (100, 4)})):
-        verdicts = choose({512: measured}, DENSE, limit)
-        assert {(a.channel_density, a.bits) for a, verdict in verdicts.items() if not verdict.kept} == gone
+    for max_actions, dropped in ((4, {(0.75, 4)}), (3, {(0.75, 4), (1.0, 6)}), (2, {(0.75, 4), (1.0, 6), (1.0, 4)})):
+        verdicts = choose({512: measured}, DENSE, max_actions)
+        assert {(a.channel_density, a.bits) for a, verdict in verdicts.items() if not verdict.kept} == dropped
     assert verdicts[Action(1.0, 1.0, 4)].reason.startswith("over the limit of 2: without it the frontier rises by")
     assert verdicts[Action(1.0, 0.75, 4)].reason.startswith("over the limit of 2: without it nothing rises")
 

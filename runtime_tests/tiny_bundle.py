@@ -36,9 +36,9 @@ def write_bundle(
     family: str = "llama",
     *,
     decoder: Decoder | None = None,
-    channel_densities: tuple[float, ...] = (100, 50),
+    channel_densities: tuple[float, ...] = (1.0, 0.5),
     bits: tuple[int, ...] = (8, 6, 4),
-    kv_densities: tuple[float, ...] = (100, 30),
+    kv_densities: tuple[float, ...] = (1.0, 0.3),
     policy: bool = False,
     kv: str = "float16",
     dense_layers: tuple[int, ...] = (),
@@ -52,15 +52,15 @@ def write_bundle(
     weights = RandomDecoder.write(decoder, folder, seed, layout, lm_head_bits)
     variants = {}
     for channel_density in channel_densities:
-        for width in bits:
-            variant = weights.variant(channel_density, width)
-            weights.write_graph(folder, channel_density, width)
+        for level in bits:
+            variant = weights.variant(channel_density, level)
+            weights.write_graph(folder, channel_density, level)
             variants[variant.key] = variant
     actions = tuple(
-        Action(kv_density, channel_density, width)
+        Action(kv_density, channel_density, level)
         for kv_density in kv_densities
         for channel_density in channel_densities
-        for width in bits
+        for level in bits
     )
     _write_text_files(folder)
     spec = _write_policy(folder, weights, actions, seed) if policy else None

@@ -78,8 +78,8 @@ def report_lines(selection: Selection) -> list[str]:
     lines = [f"kept {len(kept)} of {len(selection.candidates)} actions; sol-rt inspect --all says why each of them"]
     if selection.slowdown > BUSY:
         lines.append(
-            f"this machine was busy: a step often took {selection.slowdown:.0%} longer than it needs, so the choice may be "
-            "off; export again when it is idle"
+            f"this machine was busy: a step often took {selection.slowdown:.0%} longer than it needs, so the "
+            "choice may be off; export again when it is idle"
         )
     return lines
 

@@ -100,6 +100,6 @@ def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) 
 
 
 def _with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, int]) -> SolConfig:
-    """The config with variants reading as many bits of the LM head as `heads` says by their own bits, graphs written."""
+    """The config with variants reading the bits of the LM head that `heads` has for their own, graphs written."""
     variants = {key: replace(variant, lm_head_bits=heads[variant.bits]) for key, variant in config.variants.items()}
     return write_graphs(folder, replace(config, variants=variants), decoder)

@@ -47,8 +47,8 @@ class Measurements:
         fronts: by context, what was measured there: variants at the short one, all candidates left at the long one,
             where the text and the model allow one.
         dense_loss: by context, nats a token under the dense action.
-        collapse_loss: nats over dense from which an action's output counts as collapsed: half of what the context tells, which is the
-            entropy of the text's own token frequencies less the dense loss.
+        collapse_loss: nats over dense from which an action's output counts as collapsed: half of what the context
+            tells, which is the entropy of the text's own token frequencies less the dense loss.
         device: what the milliseconds hold for.
         slowdown: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
     """
@@ -118,7 +118,7 @@ def measure(
 
 
 def long_context(tokens: int, max_context: int) -> int | None:
-    """Where to measure KV densities, given the length of the longest stretch of text; None where that is too short for it."""
+    """Where to measure KV densities, given the length of the longest stretch of text; None where it is too short."""
     context = min(LONG, min(tokens, max_context) - _STEPS - 1) // PAGE_SIZE * PAGE_SIZE
     return context if context > SHORT else None
 

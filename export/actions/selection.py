@@ -71,8 +71,8 @@ def choose(
     Args:
         fronts: by context in tokens, what was measured there.
         dense: the dense action, always kept.
-        max_actions: how many actions to keep, 1 or more; required ones and, if it is 2 or more, the fastest at each context
-            are kept even beyond it.
+        max_actions: how many actions to keep, 1 or more; required ones and, if it is 2 or more, the fastest at each
+            context are kept even beyond it.
         collapse_loss: loss in nats from which output counts as collapsed: such an action is not kept for that context.
         required: actions that are kept whatever they cost.
 
@@ -88,8 +88,8 @@ def choose(
         for action, point in front.items():
             if action != dense and point.loss > collapse_loss:
                 dropped[action] = (
-                    f"the output collapses at {context}: {point.loss:.3g} nats over dense, {collapse_loss:.3g} are half of what the "
-                    "context tells"
+                    f"the output collapses at {context}: {point.loss:.3g} nats over dense, {collapse_loss:.3g} are "
+                    "half of what the context tells"
                 )
             else:
                 useful[context][action] = point

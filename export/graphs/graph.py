@@ -41,8 +41,8 @@ _DTYPES = {
 }
 """Dims of the inputs that choose tokens and channels: the number of layers, or 0 for all tokens or all channels."""
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_KEPT_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
-_KEPT_O = (0.0, 0.22, 0.42, 0.64, 1.0)
+_ACTIVE_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
+_ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
 """Active shares of the input channels of the attention's projections, at the shares of all weights of _SHARES."""
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
 """By gated or not: how much more than the MLP's share its first matmul keeps, at the MLP's shares of _SHARES."""
@@ -71,13 +71,13 @@ class LayerShapes:
 
 
 def active_counts(channel_density: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
-    """Active channels of a density level at the inputs of a layer's matrices where all layers have the same: (active_up,
+    """Active channels of a density level at the inputs of a layer's matrices, the same in all layers: (active_up,
     active_down, active_qkv, active_o).
 
     The share of all the layer's weights that is read is `channel_density`. Attention's output bears more pruning than
     its input, and the MLP takes what these two leave.
     """
-    qkv, o = (float(np.interp(channel_density, _SHARES, kept)) for kept in (_KEPT_QKV, _KEPT_O))
+    qkv, o = (float(np.interp(channel_density, _SHARES, active)) for active in (_ACTIVE_QKV, _ACTIVE_O))
     sizes = {name: float(math.prod(shape)) for name, shape in vars(shapes).items()}
     mlp = sizes["up"] + sizes["down"]
     rest = (channel_density * sum(sizes.values()) - qkv * sizes["qkv"] - o * sizes["o"]) / mlp

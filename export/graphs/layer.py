@@ -73,8 +73,8 @@ def cache_parts(kv: KvLayout) -> tuple[str, ...]:
 def decoder_layer(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
     """`DecoderLayer` with its attributes inlined: all layers of the same bits share them.
 
-    In a `mixed` graph, whose matrices are not all of the same bits, an overload tells bodies apart, and operators inside
-    that depend on bits are called after them, for ONNX Runtime loses overloads of functions in functions.
+    In a `mixed` graph, whose matrices are not all of the same bits, an overload tells bodies apart, and operators
+    inside that depend on bits are called after them, for ONNX Runtime loses overloads of functions in functions.
     """
     function = _LayerBody(decoder, layer_bits, kv, mixed).function()
     function.overload = overload_tag(*layer_bits, mixed=mixed)

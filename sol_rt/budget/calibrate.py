@@ -2,8 +2,8 @@
 
 Actions take turns, so that a machine that slows down or speeds up does so for all of them, and so that a step pays
 for the switch from another variant as it does in generation. Of the repeats the lower quartile counts: what else runs
-on the machine only ever adds time. One line is fitted a variant, over all KV densities and contexts: a density differs by what
-it reads, which the line's terms are.
+on the machine only ever adds time. One line is fitted a variant, over all KV densities and contexts: a density
+differs by what it reads, which the line's terms are.
 """
 
 from __future__ import annotations

@@ -222,9 +222,10 @@ class UniformSchedule:
 class EntropySchedule(UniformSchedule):
     """A hand-made rule: the mix of `uniform`, its dearer settings on the steps where the model was uncertain before.
 
-    Uncertainty is the entropy of the last step's distribution in nats, and one minus the margin between its two likeliest
-    tokens; each in standard deviations from what is usual in this text, and the mean of both, from -2 to 2. It brings
-    an axis' turn to take its higher setting forward or puts it off; how often each setting comes is as in `uniform`.
+    Uncertainty is the entropy of the last step's distribution in nats, and one minus the margin between its two
+    likeliest tokens; each in standard deviations from what is usual in this text, and the mean of both, from -2 to 2.
+    It brings an axis' turn to take its higher setting forward or puts it off; how often each setting comes is as in
+    `uniform`.
     """
 
     name = "entropy"
@@ -267,7 +268,7 @@ class _Axes:
         levels: of KV density, channel density and bits, ascending.
         scale: [3], the highest level of each.
         settings: [A, 3], each action's settings over `scale`.
-        cheap_keep, cheap_prune: the action of the lowest keep or prune, the other axes at their highest.
+        sparsest_kv, sparsest_channels: the action of the lowest density on that axis, the others at their highest.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:

@@ -455,7 +455,7 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
                 raise entry.fail(
                     "lm_head_bits",
                     f"bits {bits_name(bits)} and lm_head_bits {variant.lm_head_bits}",
-                    f"{bits_name(other.bits)} and {other.lm_head_bits}, those of {other.key}, which runs the same graph",
+                    f"{bits_name(other.bits)} and {other.lm_head_bits}, those of {other.key}, which runs this graph",
                 )
             if other.file == variant.file and other.layer_bits != variant.layer_bits:
                 raise entry.fail(

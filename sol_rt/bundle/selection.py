@@ -63,7 +63,8 @@ class Selection:
         device: what the milliseconds hold for.
         slowdown: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
         max_actions: how many actions were to be kept at most.
-        collapse_loss: loss in nats from which output counts as collapsed; null where the dense action itself makes no use of context.
+        collapse_loss: loss in nats from which output counts as collapsed; null where the dense action
+            itself makes no use of context.
         contexts: by context in tokens.
         candidates: kept and dropped ones.
     """

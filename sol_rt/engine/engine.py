@@ -207,7 +207,7 @@ class Engine:
             self._runner(variant, counts).open()
 
     def set_active_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
-        """From now on the variant has these active channels, one count a layer; where a name is left out, the bundle's own.
+        """From now on the variant has these active channels, one count a layer; the bundle's where a name is left out.
 
         For the search of density levels. Args: counts by `active_up`, `active_down`, `active_qkv`, `active_o`.
         Raises UsageError where a count is out of range or one is missing.

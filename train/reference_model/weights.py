@@ -117,8 +117,8 @@ class ModelWeights(nn.Module):
         decoder: description of the decoder.
         matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
         vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
-        variants: a bundle's variants by key; others have active channels by the exporter's rule, the same in all layers,
-            and read the LM head at their own bits.
+        variants: a bundle's variants by key; others have active channels by the exporter's rule, the same in all
+            layers, and read the LM head at their own bits.
     """
 
     def __init__(

@@ -84,11 +84,8 @@ def export(
     from sol_rt.store.home import bundles_dir, remember_last_export
     from sol_rt.store.pull import bundle_name
 
-    levels = {
-        "bits": _bits(bits),
-        "channel_density": _densities("--channel-density", channel_density),
-        "kv_density": _densities("--kv-density", kv_density),
-    }
+    bit_levels = _bits(bits)
+    kv_levels, channel_levels = _densities("--kv-density", kv_density), _densities("--channel-density", channel_density)
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
     given = None if policy in (None, _NO_POLICY) else Path(str(policy))
@@ -105,7 +102,9 @@ def export(
             note("the bundle's calibration was made without this policy: costs are bytes; run sol-rt calibrate again")
         return
     if policy is None:
-        given = _policy_of_alias(model, levels)
+        given = _policy_of_alias(
+            model, {"kv_density": kv_levels, "channel_density": channel_levels, "bits": bit_levels}
+        )
     from sol_rt.export import export_bundle
 
     target = output or bundles_dir() / bundle_name(model)
@@ -115,7 +114,9 @@ def export(
         result = export_bundle(
             model,
             target,
-            **levels,
+            bits=bit_levels,
+            channel_density=channel_levels,
+            kv_density=kv_levels,
             max_context=ctx_size,
             policy=given,
             kv=kv,

@@ -107,7 +107,7 @@ def device_graph(
 
 
 def gather_capacity(row_pairs: int, kv_heads: int, kv_density: float, kv: KvLayout) -> int:
-    """How many pairs of a row of so many bodies gather at most, where a step reads the share `kv_density` of the old tokens.
+    """How many pairs of a row of so many bodies gather at most, where a step reads a share of the old tokens.
 
     That share of a row's tokens, with its part of what rounding up to a page adds in a cache of the least capacity, of
     each KV head: where a few tokens are all kept, a row may hold them for every head.
