@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bits import MIXED, bits_tag
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.export.parity import Parity
@@ -16,7 +16,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
     mixed = ""
     if any(variant.bits == MIXED for variant in config.variants.values()):
-        mixed = f" (`q{MIXED}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
+        mixed = f" (`{bits_tag(MIXED)}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
     lines = [
         "---",
         f"license: {model.license or 'other'}",
@@ -42,8 +42,8 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         "",
         "## Variants",
         "",
-        f"`sPPP` is the share of the layers' base weights read, `qB` the weight bits{mixed}; megabytes are what a step "
-        "reads.",
+        f"`sSSS` is the channel density in hundredths, the share of the layers' base weights read, `qB` the weight "
+        f"bits{mixed}; megabytes are what a step reads.",
         "",
         "| variant | MB a step | of dense |",
         "|---|---|---|",
@@ -70,7 +70,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
 
 def _actions(config: SolConfig, selection: Selection | None) -> list[str]:
     """Quality and speed of every action, as measured when they were chosen."""
-    lines = ["", "## Actions", "", "`kKKK` is the share of old cache pages read."]
+    lines = ["", "## Actions", "", "`kKKK` is the KV density in hundredths, the share of the old cached tokens read."]
     if selection is None:
         tags = ", ".join(f"`{entry.action.tag}`" for entry in config.actions)
         return [*lines, "What they lose was not measured when the bundle was exported.", "", tags]

@@ -32,7 +32,7 @@ _ABSURD_KL = 1.0  # nats; the widest level of a right graph stays far below a te
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One bit-width against the reference, nothing pruned.
+    """One precision against the reference, nothing pruned.
 
     Attributes:
         variant: key of the graph.
@@ -88,10 +88,10 @@ def measure(
     expected = torch.from_numpy(reference_logits(checkpoint, decoder, family, ids, progress)).log_softmax(-1)
     engine = Engine(bundle, provider="cpu")
     rows = []
-    for done, width in enumerate(bits):
+    for done, level in enumerate(bits):
         progress("comparing", done, len(bits))
         engine.reset()
-        action = Action(100, bundle.config.dense.prune, width)
+        action = Action(1.0, bundle.config.dense.channel_density, level)
         got = engine.forward(ids, action, num_logits=len(ids)).logits
         rows.append(_compare(action.variant, expected, torch.from_numpy(np.array(got))))
     progress("comparing", len(bits), len(bits))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from sol_rt import ops
 from sol_rt._version import __version__
-from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, Precision
+from sol_rt.bundle.actions import Action, density
+from sol_rt.bundle.bits import MIXED, Precision, bits_name, bits_tag
 from sol_rt.bundle.config import (
     CONFIG_NAME,
     KV_DTYPES,
@@ -35,10 +35,10 @@ from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
 from sol_rt.export.blob import memory
-from sol_rt.export.blob.mixed_bits import mixed_widths, with_dense_head
+from sol_rt.export.blob.mixed_bits import mixed_precision, with_dense_head
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
 from sol_rt.export.card import model_card
-from sol_rt.export.graphs.graph import LayerShapes, prune_counts, write_graphs
+from sol_rt.export.graphs.graph import LayerShapes, active_counts, write_graphs
 from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.progress import Progress, silent
 from sol_rt.export.sources import tokenizer_files
@@ -55,12 +55,12 @@ from sol_rt.text.tokenizer import Tokenizer
 OWN_TEXT, NO_TEXT = "self", "none"
 """Where the calibration text comes from: the model generates it, or there is none."""
 MAX_ACTIONS = 12
-BITS = (8, 6, 5, 4)
+BITS = (8, 6, MIXED, 4)
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
 _LEFT_OUT = {
-    MIXED: f"width {MIXED} left out: it keeps a source's own 4-bit codes, and this one has none",
-    6: f"width 6 left out: beside width {MIXED}, which is closer, it needs width 8 as the dense one",
+    MIXED: "mixed bits left out: they keep a source's own 4-bit codes, and this one has none",
+    6: "6 bits left out: beside mixed bits, which are closer, they need 8 bits as the dense ones",
 }
 _HELD_OUT = 4  # every so manieth window is left to measure losses on
 _SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
@@ -76,7 +76,7 @@ class ExportReport:
         seconds: wall-clock time.
         parity: comparison with the source, None where it was not wanted.
         selection: what was measured of the candidate actions, None without calibration.
-        dropped: widths left out for another reason than what `selection` tells, and why.
+        dropped: bits left out for another reason than what `selection` tells, and why.
     """
 
     path: Path
@@ -110,8 +110,8 @@ def export_bundle(
     output: Path,
     *,
     bits: Sequence[int] = BITS,
-    prune: Sequence[int] = (100, 75, 50, 40, 25),
-    keep: Sequence[int] = (100, 50, 25, 10),
+    channel_density: Sequence[float] = (1.0, 0.75, 0.5, 0.4, 0.25),
+    kv_density: Sequence[float] = (1.0, 0.5, 0.25, 0.1),
     max_context: int | None = None,
     policy: Path | None = None,
     kv: str = "float16",
@@ -125,9 +125,9 @@ def export_bundle(
     Args:
         source: checkpoint folder, `.gguf` file, alias or hub id.
         output: the bundle's folder; a bundle that is there already is replaced.
-        bits: weight widths, of 8, 6, 5 (mixed) and 4.
-        prune: percent of the layers' base-plane weights read, with 100 among them.
-        keep: percent of old KV pages read, with 100 among them.
+        bits: weight bits, of 8, 6, MIXED and 4.
+        channel_density: shares of the layers' base-plane weights read, with 1 among them.
+        kv_density: shares of the old cached tokens read, with 1 among them.
         max_context: longest context; default the model's own.
         policy: file of a trained policy.
         kv: type of the cache's keys and values, float16 or int8.
@@ -142,7 +142,11 @@ def export_bundle(
         CheckpointError: the source can't be exported, or memory or disk do not suffice.
     """
     began, report, output = time.monotonic(), progress or silent, Path(output)
-    ladders = _Ladders(_ladder("bits", bits, BITS), _ladder("prune", prune), _ladder("keep", keep))
+    ladders = _Ladders(
+        _bits_ladder(bits),
+        _density_ladder("channel_density", channel_density),
+        _density_ladder("kv_density", kv_density),
+    )
     if kv not in KV_DTYPES:
         raise UsageError(f"kv: got {kv}, expected {' or '.join(KV_DTYPES)}")
     if max_actions is not None and (max_actions < 1 or calibration == NO_TEXT):
@@ -153,15 +157,15 @@ def export_bundle(
     if calibration not in (OWN_TEXT, NO_TEXT) and not Path(calibration).is_file():
         raise UsageError(f"calibration {calibration}: no such file, expected a text file, {OWN_TEXT} or {NO_TEXT}")
     if calibration != NO_TEXT:
-        active_channels.check_targets(ladders.prune)
+        active_channels.check_targets(ladders.channel_density)
     _check_output(output)
     path, name = resolve(source, report)
     checkpoint = open_checkpoint(path)
     family = family_of(checkpoint.config)
     decoder = from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
-    widths = _graph_widths(ladders.bits, checkpoint, decoder, family.names)
-    tensors = layout(decoder, family.names, planes=(max(each.stored for each in widths) - 4) // 2)
+    precisions = _precisions(ladders.bits, checkpoint, decoder, family.names)
+    tensors = layout(decoder, family.names, planes=(max(each.stored for each in precisions) - 4) // 2)
     size = blob_bytes(tensors.values())
     native = ops.library_path() is not None
     needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
@@ -172,14 +176,14 @@ def export_bundle(
         _write_texts(folder, checkpoint, decoder)
         model = _model_dims(checkpoint, decoder, family, source, name, folder)
         text = _given_text(calibration, folder, decoder)
-        config = _write_graphs(folder, decoder, model, tensors, widths, ladders, policy, KvLayout(kv))
+        config = _write_graphs(folder, decoder, model, tensors, precisions, ladders, policy, KvLayout(kv))
         unhashed = FileEntry(size, "0" * 64)  # while the weights may still change
         if calibration == OWN_TEXT:  # written by the model with weights rounded plainly
-            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, widths, report)
+            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions, report)
             _seal(folder, config, unhashed, None, None)
             text = calibration_text.generate_text(folder, report)
         fitted, held_out = (None, None) if text is None else _split(text)
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, widths, report, fitted)
+        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions, report, fitted)
         config = _seal(folder, config, unhashed, None, None)
         selection: Selection | None = None
         if fitted is not None and held_out is not None:
@@ -192,7 +196,7 @@ def export_bundle(
             )
             config, selection = _seal(folder, chosen.config, unhashed, None, None), chosen.selection
         compared: parity_report.Parity | None = None
-        dropped = _left_out(ladders.bits, widths)
+        dropped = _left_out(ladders.bits, precisions)
         if parity:
             kept = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
             compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
@@ -223,36 +227,42 @@ class _Ladders:
     """Levels of the three axes, from dense to sparse."""
 
     bits: tuple[int, ...]
-    prune: tuple[int, ...]
-    keep: tuple[int, ...]
+    channel_density: tuple[float, ...]
+    kv_density: tuple[float, ...]
 
 
-def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    allowed = known or tuple(range(1, 101))
-    said = ", ".join(map(str, known)) if known else "1 to 100"
-    if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(allowed):
-        raise UsageError(f"{name}: got {list(levels)}, expected different numbers of {said}")
-    if known is None and 100 not in levels:
-        raise UsageError(f"{name}: got {list(levels)}, expected 100 among them: a bundle has its dense action")
+def _bits_ladder(levels: Sequence[int]) -> tuple[int, ...]:
+    if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(BITS):
+        got, known = (", ".join(str(bits_name(bits)) for bits in each) for each in (levels, BITS))
+        raise UsageError(f"bits: got {got}, expected different ones of {known}")
     return tuple(sorted(levels, reverse=True))
 
 
-def _graph_widths(
+def _density_ladder(name: str, levels: Sequence[float]) -> tuple[float, ...]:
+    shares = {density(name, level) for level in levels}
+    if len(shares) != len(levels):
+        raise UsageError(f"{name}: got {list(levels)}, expected different shares")
+    if 1.0 not in shares:
+        raise UsageError(f"{name}: got {list(levels)}, expected 1 among them: a bundle has its dense action")
+    return tuple(sorted(shares, reverse=True))
+
+
+def _precisions(
     bits: Sequence[int], checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
 ) -> tuple[Precision, ...]:
     """Of every graph, the dense one first. Raises CheckpointError where a mixed one alone is wanted, and impossible."""
-    mixed = mixed_widths(checkpoint, decoder, names) if MIXED in bits else None
-    found = [Precision(width, width) for width in bits if width != MIXED]
+    mixed = mixed_precision(checkpoint, decoder, names) if MIXED in bits else None
+    found = [Precision(level, level) for level in bits if level != MIXED]
     if mixed is not None:
         # without 8 bits it is the dense one: nothing wider is there to take its output matrix for
         found = [*found, mixed] if 8 in bits else [*(each for each in found if each.bits != 6), with_dense_head(mixed)]
     if not found:
         raise CheckpointError(f"bits: {_LEFT_OUT[MIXED]}; give --bits {BITS[0]},{BITS[-1]}")
-    return tuple(sorted(found, key=lambda widths: -widths.bits))
+    return tuple(sorted(found, key=lambda precision: -precision.bits))
 
 
-def _left_out(bits: Sequence[int], widths: Sequence[Precision]) -> tuple[str, ...]:
-    return tuple(_LEFT_OUT[width] for width in bits if width not in {each.bits for each in widths})
+def _left_out(bits: Sequence[int], precisions: Sequence[Precision]) -> tuple[str, ...]:
+    return tuple(_LEFT_OUT[level] for level in bits if level not in {each.bits for each in precisions})
 
 
 def _check_output(output: Path) -> None:
@@ -333,19 +343,25 @@ def _write_graphs(
     decoder: Decoder,
     model: ModelDims,
     tensors: Mapping[str, TensorEntry],
-    widths: Sequence[Precision],
+    precisions: Sequence[Precision],
     ladders: _Ladders,
     policy: Path | None,
     kv: KvLayout,
 ) -> SolConfig:
     """Writes graphs and policy; the config still lacks the list of files."""
-    variants = [_variant(decoder, prune, each) for each in widths for prune in ladders.prune]
-    actions = tuple(Action(keep, variant.prune, variant.bits) for variant in variants for keep in ladders.keep)
+    variants = [
+        _variant(decoder, channel_density, each) for each in precisions for channel_density in ladders.channel_density
+    ]
+    actions = tuple(
+        Action(kv_density, variant.channel_density, variant.bits)
+        for variant in variants
+        for kv_density in ladders.kv_density
+    )
     config = SolConfig(
         generator=f"sol_rt {__version__}",
         model=model,
         kv=kv,
-        dense=Action(100, 100, widths[0].bits),
+        dense=Action(1.0, 1.0, precisions[0].bits),
         variants={variant.key: variant for variant in variants},
         actions=tuple(ActionEntry(action, None) for action in actions),
         policy=None,
@@ -357,24 +373,36 @@ def _write_graphs(
     return config if policy is None else replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
 
 
-def _variant(decoder: Decoder, prune: int, widths: Precision) -> Variant:
+def _variant(decoder: Decoder, channel_density: float, precision: Precision) -> Variant:
     """Its weight_bytes are not counted yet."""
-    key = Action(100, prune, widths.bits).variant
+    key = Action(1.0, channel_density, precision.bits).variant
     active_up, active_down, active_qkv, active_o = (
-        (count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder))
+        (count,) * decoder.num_layers for count in active_counts(channel_density, LayerShapes.of(decoder))
     )
-    file = f"model.q{widths.bits}.onnx"
+    file = f"model.{bits_tag(precision.bits)}.onnx"
     return Variant(
-        key, file, prune, widths.bits, active_up, active_down, active_qkv, active_o, 0, widths.head, widths.layers
+        key,
+        file,
+        channel_density,
+        precision.bits,
+        active_up,
+        active_down,
+        active_qkv,
+        active_o,
+        0,
+        precision.lm_head_bits,
+        precision.layers,
     )
 
 
 def _without_dominated(
     folder: Path, config: SolConfig, compared: parity_report.Parity
 ) -> tuple[SolConfig, tuple[str, ...]]:
-    """Drops widths that another one beats: it reads less, and here it is closer to the source beyond doubt."""
-    rows = {int(row.variant.rsplit("q", 1)[1]): row for row in compared.rows}
-    sizes = {variant.bits: variant.weight_bytes for variant in config.variants.values() if variant.prune == 100}
+    """Drops bits that other ones beat: they read less, and here they are closer to the source beyond doubt."""
+    rows = {config.variants[row.variant].bits: row for row in compared.rows}
+    sizes = {
+        variant.bits: variant.weight_bytes for variant in config.variants.values() if variant.channel_density == 1.0
+    }
     picked = {action.bits for action in config.policy.actions} if config.policy else set()
     dropped, said = set(), []
     for bits in sorted(set(rows) - {config.dense.bits} - picked, reverse=True):
@@ -384,7 +412,7 @@ def _without_dominated(
         if better is not None and rows[better].is_beyond_doubt_closer_than(rows[bits]):
             dropped.add(bits)
             said.append(
-                f"{bits} bits dropped: {better} bits are cheaper and closer "
+                f"{bits_name(bits)} bits dropped: {bits_name(better)} bits are cheaper and closer "
                 f"({rows[better].kl:.3g} to {rows[bits].kl:.3g} nats)"
             )
     for variant in config.variants.values():

@@ -153,7 +153,7 @@ def test_other_types_have_no_codes(tmp_path: Path) -> None:
 
 def test_a_bundle_has_the_files_codes(tmp_path: Path) -> None:
     path = gguf_of(PRESETS["tiny-llama"], "Q4_0", tmp_path, 16)
-    levels = {"bits": (4,), "prune": (100,), "keep": (100,)}
+    levels = {"bits": (4,), "channel_density": (1.0,), "kv_density": (1.0,)}
     report = export_bundle(str(path), tmp_path / "out", **levels, calibration="none", parity=False)
     entry = report.config.tensors["layers.1.down.base"]
     packed = np.fromfile(tmp_path / "out" / "weights.bin", np.uint8, entry.bytes, offset=entry.offset)

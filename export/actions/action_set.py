@@ -16,7 +16,7 @@ from sol_rt.export.actions.selection import Verdict, choose
 from sol_rt.export.progress import Progress
 
 BUSY = 0.25
-"""Of `Selection.busy`: from here on the export says that the machine was not idle."""
+"""Of `Selection.slowdown`: from here on the export says that the machine was not idle."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def choose_actions(
     folder: Path,
     config: SolConfig,
     text: CalibrationText,
-    limit: int,
+    max_actions: int,
     progress: Progress,
     *,
     own_text: bool = False,
@@ -42,7 +42,7 @@ def choose_actions(
         folder: a bundle whose weights are final. Graphs that no kept action runs are removed from it.
         config: its config; its actions are the candidates. A policy's actions are measured too, and kept.
         text: what losses are measured on.
-        limit: how many actions to keep at most.
+        max_actions: how many actions to keep at most.
         progress: told how far it is.
         own_text: the model wrote the text, see `measure`.
 
@@ -51,18 +51,20 @@ def choose_actions(
         sol_config.json is not written.
     """
     required = () if config.policy is None else config.policy.actions
-    keeps = sorted({entry.action.keep for entry in config.actions}, reverse=True)
+    kv_densities = sorted({entry.action.kv_density for entry in config.actions}, reverse=True)
     bundle = Bundle.open(folder)
-    measured = measure(bundle, text, keeps, progress, own_text=own_text, required=required)
-    verdicts = choose(measured.fronts, config.dense, limit, gone=measured.gone, required=required)
+    measured = measure(bundle, text, kv_densities, progress, own_text=own_text, required=required)
+    verdicts = choose(
+        measured.fronts, config.dense, max_actions, collapse_loss=measured.collapse_loss, required=required
+    )
     candidates = sorted({entry.action for entry in config.actions} | set(required), reverse=True)
     selection = Selection(
         dense=config.dense,
         text=text.origin,
         device=measured.device,
-        busy=measured.busy,
-        limit=limit,
-        gone=measured.gone if math.isfinite(measured.gone) else None,
+        slowdown=measured.slowdown,
+        max_actions=max_actions,
+        collapse_loss=measured.collapse_loss if math.isfinite(measured.collapse_loss) else None,
         contexts={context: Setting(measured.tokens(context), loss) for context, loss in measured.dense_loss.items()},
         candidates=tuple(_candidate(action, verdicts, measured) for action in candidates),
     )
@@ -74,10 +76,10 @@ def report_lines(selection: Selection) -> list[str]:
     """What was chosen, for people: a few short lines."""
     kept = [candidate for candidate in selection.candidates if candidate.kept]
     lines = [f"kept {len(kept)} of {len(selection.candidates)} actions; sol-rt inspect --all says why each of them"]
-    if selection.busy > BUSY:
+    if selection.slowdown > BUSY:
         lines.append(
-            f"this machine was busy: a step often took {selection.busy:.0%} longer than it needs, so the choice may be "
-            "off; export again when it is idle"
+            f"this machine was busy: a step often took {selection.slowdown:.0%} longer than it needs, so the "
+            "choice may be off; export again when it is idle"
         )
     return lines
 
@@ -112,5 +114,5 @@ def _with_actions(folder: Path, config: SolConfig, selection: Selection) -> SolC
     return replace(config, actions=tuple(actions), variants=variants)
 
 
-def _order(action: Action) -> tuple[int, int, int]:
-    return -action.bits, -action.prune, -action.keep
+def _order(action: Action) -> tuple[int, float, float]:
+    return -action.bits, -action.channel_density, -action.kv_density

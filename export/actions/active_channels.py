@@ -1,4 +1,4 @@
-"""MLP channels to keep in every layer and matrix, for target shares of the MLP weights read: a search by measurement.
+"""Active MLP channels in every layer and matrix, for target shares of the MLP weights read: a search by measurement.
 
 Divergence from the unpruned graph, through the runtime, on calibration text. First every matrix is pruned alone at a
 few levels, which gives a power law each: divergence = a * (1 - kept share)^p. The convex sum of these is least, at a
@@ -9,6 +9,7 @@ best is improved greedily, a group of neighbouring layers' matrices at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,8 +43,8 @@ _Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PruneLevels:
-    """Channels kept at the inputs of the first and the second MLP matmul, one count a layer."""
+class DensityLevels:
+    """Active channels at the inputs of the first and the second MLP matmul, one count a layer."""
 
     active_up: tuple[int, ...]
     active_down: tuple[int, ...]
@@ -61,8 +62,8 @@ class MlpSizes:
 
     @classmethod
     def of(cls, config: SolConfig) -> MlpSizes:
-        (hidden, width), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
-        return cls(config.model.num_layers, hidden, inner, width, outputs)
+        (hidden, columns), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
+        return cls(config.model.num_layers, hidden, inner, columns, outputs)
 
     @property
     def total(self) -> int:
@@ -86,10 +87,10 @@ class MlpSizes:
         counts = mlp_counts(round(100 * share) / 100, first, second)
         return np.repeat(np.array(counts, np.float64), self.layers) / self.channels
 
-    def levels(self, counts: Sequence[int]) -> PruneLevels:
-        return PruneLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
+    def levels(self, counts: Sequence[int]) -> DensityLevels:
+        return DensityLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
 
-    def share(self, levels: PruneLevels) -> float:
+    def share(self, levels: DensityLevels) -> float:
         """Share of all MLP weights that these levels read, exactly 1 where nothing is pruned."""
         return (sum(levels.active_up) * self.weights_in + sum(levels.active_down) * self.weights_mid) / self.total
 
@@ -100,58 +101,58 @@ def find_levels(
     targets: Sequence[float],
     bits: int,
     progress: Progress = silent,
-) -> dict[float, PruneLevels]:
-    """Keep levels for every target, a percentage of the MLP weights.
+) -> dict[float, DensityLevels]:
+    """Density levels for every target, a share of the MLP weights.
 
     A lower target keeps nowhere more than a higher one. The same input gives the same levels.
 
     Args:
-        engine: of the bundle, with an unpruned variant of width `bits`; its counts stay.
+        engine: of the bundle, with an unpruned variant of `bits`; its counts stay.
         windows: calibration text as token ids; the first few windows are used.
-        targets: percentages; 100 prunes nothing.
-        bits: width of the graph to measure with. The levels serve all widths; the narrowest is the fastest.
+        targets: shares; 1 prunes nothing.
+        bits: of the graph to measure with. The levels serve all graphs; the one of fewest bits is the fastest.
 
     Raises UsageError for a target that cannot be met.
     """
     sizes = MlpSizes.of(engine.bundle.config)
     check_targets(targets)
-    passes = len(_PROBES) + (1 + 2 * _ROUNDS) * sum(target < 100 for target in set(targets))
+    passes = len(_PROBES) + (1 + 2 * _ROUNDS) * sum(target < 1 for target in set(targets))
 
     def report(step: str, done: float, total: float) -> None:
-        progress("searching prune levels", min(search.passes + done / total, passes), passes)
+        progress("searching density levels", min(search.passes + done / total, passes), passes)
 
     search = _Search(engine, windows, bits, sizes, report)
     counts = sizes.channels.astype(int)
     found = {}
     for target in sorted(set(targets), reverse=True):
-        if target < 100:
-            counts = search.run(target / 100, counts)
+        if target < 1:
+            counts = search.run(target, counts)
         found[target] = sizes.levels(counts.tolist())
-    progress("searching prune levels", passes, passes)
+    progress("searching density levels", passes, passes)
     return {target: found[target] for target in targets}
 
 
 def check_targets(targets: Sequence[float]) -> None:
     """Raises UsageError for a target that cannot be met."""
     for target in targets:
-        if not 100 * _LEAST_SHARE < target <= 100:
-            raise UsageError(f"prune: got {target}, expected {int(100 * _LEAST_SHARE) + 1} to 100 percent")
+        if not _LEAST_SHARE < target <= 1:
+            raise UsageError(f"channel_density: got {target}, expected {math.ceil(100 * _LEAST_SHARE) / 100} to 1")
 
 
 def with_levels(
     folder: Path, config: SolConfig, decoder: Decoder, windows: Sequence[Sequence[int]], progress: Progress = silent
 ) -> SolConfig:
-    """The config of the bundle in `folder` with counts that `find_levels` found for its prune levels.
+    """The config of the bundle in `folder` with counts that `find_levels` found for its density levels.
 
-    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. A model of
+    The same for all graphs, measured at the fewest bits: MLP channels alone, of as many weights as before. A model of
     more than _MOST_WEIGHTS keeps the counts that it has, equal in all layers. Raises BundleError, UsageError.
     """
     sizes = MlpSizes.of(config)
     if sizes.total > _MOST_WEIGHTS:
         return config
-    shares = {key: 100 * sizes.share(PruneLevels(v.active_up, v.active_down)) for key, v in config.variants.items()}
+    shares = {key: sizes.share(DensityLevels(v.active_up, v.active_down)) for key, v in config.variants.items()}
     targets = sorted(set(shares.values()), reverse=True)
-    bits = min(variant.bits for variant in config.variants.values() if variant.prune == 100)
+    bits = min(variant.bits for variant in config.variants.values() if variant.channel_density == 1.0)
     levels = find_levels(Engine(Bundle.open(folder), provider="cpu"), windows, targets, bits, progress)
     variants = {}
     for key, variant in config.variants.items():
@@ -227,7 +228,7 @@ class _Search:
         self, engine: Engine, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
     ) -> None:
         self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
-        self.action = Action(100, 100, bits)
+        self.action = Action(1.0, 1.0, bits)
         self.laws: PowerLaws | None = None
         self.passes = 0  # over the text, each with a set of counts
 

@@ -1,4 +1,4 @@
-"""Losses of ways to run a bundle on given text, through the runtime: what keep levels and actions are chosen by.
+"""Losses of ways to run a bundle on given text, through the runtime: what density levels and actions are chosen by.
 
 A window's first half is context, prefilled dense; under the way to be judged every token of the second half is scored
 as `sol-rt perplexity` does. Where attention reads all pages, a batch computes what steps compute, at a tenth of the
@@ -157,7 +157,7 @@ def _measure(
 def _set_counts(engine: Engine, candidate: Candidate) -> None:
     variant = engine.bundle.config.variants.get(candidate.action.variant)
     if variant is not None:  # the engine names those that the bundle has
-        engine.keep_channels(variant.key, candidate.counts)
+        engine.set_active_channels(variant.key, candidate.counts)
 
 
 def _prefilled(window: Sequence[int], context: int | None = None) -> int:
@@ -168,7 +168,7 @@ def _prefilled(window: Sequence[int], context: int | None = None) -> int:
 def _rows(engine: Engine, scored: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
     """Logits [vocab] after every one of the tokens but the last."""
     tokens = scored[:-1]
-    rows = _ROWS if action.keep == 100 else 1
+    rows = _ROWS if action.kv_density == 1.0 else 1
     for start in range(0, len(tokens), rows):
         part = tokens[start : start + rows]
         yield from engine.forward(part, action, num_logits=len(part)).logits

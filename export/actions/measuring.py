@@ -4,7 +4,7 @@ Losses are those of `losses`: of steps behind a dense prompt, each with the acti
 before it in the cache.
 
 Short contexts come first, from windows of the text, for variants alone: pages only matter at long ones. There,
-after one stretch of text, every variant that the short ones left is measured at every keep.
+after one stretch of text, every variant that the short ones left is measured at every KV density.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Measurements:
         fronts: by context, what was measured there: variants at the short one, all candidates left at the long one,
             where the text and the model allow one.
         dense_loss: by context, nats a token under the dense action.
-        gone: nats over dense from which an action's text counts as gone: half of what the context tells, which is the
-            entropy of the text's own token frequencies less the dense loss.
+        collapse_loss: nats over dense from which an action's output counts as collapsed: half of what the context
+            tells, which is the entropy of the text's own token frequencies less the dense loss.
         device: what the milliseconds hold for.
-        busy: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
+        slowdown: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
     """
 
     fronts: dict[int, dict[Action, Point]]
     dense_loss: dict[int, float]
-    gone: float
+    collapse_loss: float
     device: str
-    busy: float
+    slowdown: float
 
     def tokens(self, context: int) -> int:
         """Tokens scored for each action there."""
@@ -67,18 +67,18 @@ class Measurements:
 def measure(
     bundle: Bundle,
     text: CalibrationText,
-    keeps: Sequence[int],
+    kv_densities: Sequence[float],
     progress: Progress,
     *,
     own_text: bool = False,
     required: Iterable[Action] = (),
 ) -> Measurements:
-    """Measures the variants of a bundle, and those worth it at every keep.
+    """Measures the variants of a bundle, and those worth it at every KV density.
 
     Args:
         bundle: the bundle as far as it is; its actions don't matter.
         text: windows of SHORT tokens or the model's context, and a longer stretch where there is one.
-        keeps: percent of old KV pages read, 100 among them.
+        kv_densities: shares of the old cached tokens read, 1 among them.
         progress: told how far each of four stages is.
         own_text: the text was drawn from the dense action's distribution. What an action then loses over dense is, in
             expectation over the token drawn, its divergence from dense: that is taken, without the luck of the draw.
@@ -86,21 +86,27 @@ def measure(
     """
     engine = Engine(bundle, provider="cpu")
     required, dense = tuple(required), bundle.config.dense
-    variants = [Action(100, variant.prune, variant.bits) for variant in bundle.config.variants.values()]
+    variants = [Action(1.0, variant.channel_density, variant.bits) for variant in bundle.config.variants.values()]
     short = min(SHORT, engine.max_context - 1)
     added, loss = _losses(engine, text.windows, None, variants, own_text, f"losses at {short}", progress)
-    times, busy = _times(engine, variants, dense, short, progress)
+    times, slowdown = _times(engine, variants, dense, short, progress)
     fronts, dense_loss = {short: _front(added, times)}, {short: loss}
-    gone = max(_frequency_entropy(text.windows) - loss, 0.0) / 2 or math.inf
+    collapse_loss = max(_frequency_entropy(text.windows) - loss, 0.0) / 2 or math.inf
 
     context = long_context(len(text.long), engine.max_context)
-    if context is not None and (len(set(keeps)) > 1 or required):
-        useful = worth_keeping(fronts[short], dense, gone) | {replace(action, keep=100) for action in required}
-        grid = [replace(action, keep=keep) for action in sorted(useful, reverse=True) for keep in keeps]
+    if context is not None and (len(set(kv_densities)) > 1 or required):
+        useful = worth_keeping(fronts[short], dense, collapse_loss) | {
+            replace(action, kv_density=1.0) for action in required
+        }
+        grid = [
+            replace(action, kv_density=kv_density)
+            for action in sorted(useful, reverse=True)
+            for kv_density in kv_densities
+        ]
         candidates = list(dict.fromkeys([*grid, *required]))
         times, spread = _times(engine, candidates, dense, context, progress)
-        busy = max(busy, spread)
-        by_step = sum(times[action] for action in candidates if action.keep < 100)
+        slowdown = max(slowdown, spread)
+        by_step = sum(times[action] for action in candidates if action.kv_density < 1.0)
         room = min(len(text.long), engine.max_context) - context - 1
         steps = min(room, max(_FEWEST_STEPS, int(_LOSS_SECONDS * 1e3 / by_step))) if by_step else room
         window = text.long[: context + steps + 1]
@@ -108,11 +114,11 @@ def measure(
         added, dense_loss[context] = _losses(engine, [window], context, candidates, own_text, stage, progress)
         fronts[context] = _front(added, times)
     device = device_string(*engine.machine)
-    return Measurements(fronts, dense_loss, gone, device, busy)
+    return Measurements(fronts, dense_loss, collapse_loss, device, slowdown)
 
 
 def long_context(tokens: int, max_context: int) -> int | None:
-    """Where to measure keeps, given the length of the longest stretch of text; None where that is too short for it."""
+    """Where to measure KV densities, given the length of the longest stretch of text; None where it is too short."""
     context = min(LONG, min(tokens, max_context) - _STEPS - 1) // PAGE_SIZE * PAGE_SIZE
     return context if context > SHORT else None
 

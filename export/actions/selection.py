@@ -61,9 +61,9 @@ class Verdict:
 def choose(
     fronts: Mapping[int, Front],
     dense: Action,
-    limit: int,
+    max_actions: int,
     *,
-    gone: float = math.inf,
+    collapse_loss: float = math.inf,
     required: Collection[Action] = (),
 ) -> dict[Action, Verdict]:
     """Decides on every action measured.
@@ -71,9 +71,9 @@ def choose(
     Args:
         fronts: by context in tokens, what was measured there.
         dense: the dense action, always kept.
-        limit: how many actions to keep, 1 or more; required ones and, if it is 2 or more, the fastest at each context
-            are kept even beyond it.
-        gone: loss in nats from which a text counts as gone: such an action is not kept for that context.
+        max_actions: how many actions to keep, 1 or more; required ones and, if it is 2 or more, the fastest at each
+            context are kept even beyond it.
+        collapse_loss: loss in nats from which output counts as collapsed: such an action is not kept for that context.
         required: actions that are kept whatever they cost.
 
     Returns:
@@ -86,10 +86,10 @@ def choose(
     for context, front in fronts.items():
         useful[context] = {}
         for action, point in front.items():
-            if action != dense and point.loss > gone:
+            if action != dense and point.loss > collapse_loss:
                 dropped[action] = (
-                    f"the text is gone at {context}: {point.loss:.3g} nats over dense, {gone:.3g} are half of what the "
-                    "context tells"
+                    f"the output collapses at {context}: {point.loss:.3g} nats over dense, {collapse_loss:.3g} are "
+                    "half of what the context tells"
                 )
             else:
                 useful[context][action] = point
@@ -98,21 +98,21 @@ def choose(
         pareto[context], reasons = _undominated(front, dense, context)
         dropped |= {action: reason for action, reason in reasons.items() if action not in dropped}
     found = {action for front in pareto.values() for action in front} | set(required) | {dense}
-    kept, costs = _within_limit({c: useful[c] for c in pareto}, found, dense, limit, set(required), pareto)
+    kept, costs = _within_limit({c: useful[c] for c in pareto}, found, dense, max_actions, set(required), pareto)
     for action in found - set(verdicts):
         if action in kept:
             at = [str(context) for context in fronts if action in pareto[context]]
             verdicts[action] = Verdict(True, f"best of its speed at {' and '.join(at)}")
         else:
-            verdicts[action] = Verdict(False, f"over the limit of {limit}: without it {costs[action]}")
+            verdicts[action] = Verdict(False, f"over the limit of {max_actions}: without it {costs[action]}")
     for action, reason in dropped.items():
         verdicts.setdefault(action, Verdict(False, reason))
     return dict(sorted(verdicts.items(), reverse=True))
 
 
-def worth_keeping(front: Front, dense: Action, gone: float) -> set[Action]:
-    """The actions measured at one context that no other makes unnecessary and whose text is not gone."""
-    return _undominated({a: p for a, p in front.items() if a == dense or p.loss <= gone}, dense, 0)[0]
+def worth_keeping(front: Front, dense: Action, collapse_loss: float) -> set[Action]:
+    """The actions measured at one context that no other makes unnecessary and whose output does not collapse."""
+    return _undominated({a: p for a, p in front.items() if a == dense or p.loss <= collapse_loss}, dense, 0)[0]
 
 
 def makes_unnecessary(one: Point, other: Point, one_is_simpler: bool) -> bool:
@@ -127,10 +127,10 @@ def makes_unnecessary(one: Point, other: Point, one_is_simpler: bool) -> bool:
     return better or (not worse and one_is_simpler)
 
 
-def _simplicity(action: Action) -> tuple[int, int, int, int]:
+def _simplicity(action: Action) -> tuple[int, int, float, float]:
     """Sorts actions: the fewer axes below full first, then the cheaper ones."""
-    below = (action.keep < 100) + (action.prune < 100)
-    return below, action.bits, action.prune, action.keep
+    below = (action.kv_density < 1.0) + (action.channel_density < 1.0)
+    return below, action.bits, action.channel_density, action.kv_density
 
 
 def _undominated(front: Front, dense: Action, context: int) -> tuple[set[Action], dict[Action, str]]:
@@ -169,18 +169,18 @@ def _within_limit(
     fronts: Mapping[int, Front],
     found: set[Action],
     dense: Action,
-    limit: int,
+    max_actions: int,
     required: set[Action],
     pareto: Mapping[int, set[Action]],
 ) -> tuple[set[Action], dict[Action, str]]:
     """Takes away, one by one, what raises the hulls least. Returns what stays and what each loss of one came to."""
     bound = required | {dense}
-    if limit > 1:
+    if max_actions > 1:
         for context, front in fronts.items():
             candidates = [action for action in found if action in pareto[context] and action != dense]
             bound |= {min(candidates, key=lambda action: front[action].ms)} if candidates else set()
     kept, costs = set(found), {}
-    while len(kept) > limit and kept - bound:
+    while len(kept) > max_actions and kept - bound:
         rises = {action: _rise(fronts, kept, action, dense) for action in kept - bound}
         least = min(rises, key=lambda action: (rises[action], action))
         kept.remove(least)

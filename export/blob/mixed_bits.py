@@ -1,4 +1,4 @@
-"""The widths of a mixed graph: those of a source that has 4-bit codes of its own, as many GGUF files have.
+"""The bits of a mixed graph: those of a source that has 4-bit codes of its own, as many GGUF files have.
 
 Files of K-quants mix: most matrices have 4-bit codes, some more bits. The former are read at 4 bits, which is what they
 are (6 bits have no value where those codes lie); the latter at 6; one that joins both at 8.
@@ -23,12 +23,12 @@ from sol_rt.export.sources.families import TensorNames
 _OF_ONLY_CODES = LayerBits(8, 8, 4, 8)
 
 
-def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Precision | None:
-    """Of the mixed graph, its output matrix at the narrowest worth trying; None where no matrix of a layer has codes of
+def mixed_precision(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Precision | None:
+    """Of the mixed graph, its LM head at the narrowest worth trying; None where no matrix of a layer has codes of
     its own."""
     sources = matrices(decoder, names)
     layers = tuple(
-        LayerBits(*(_width(checkpoint, sources[f"layers.{layer}.{matrix}"]) for matrix in LayerBits._fields))
+        LayerBits(*(_matrix_bits(checkpoint, sources[f"layers.{layer}.{matrix}"]) for matrix in LayerBits._fields))
         for layer in range(decoder.num_layers)
     )
     found = {bits for layer in layers for bits in layer}
@@ -36,15 +36,15 @@ def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -
         return None
     if found == {4}:
         layers = (_OF_ONLY_CODES,) * decoder.num_layers
-    return Precision(MIXED, _width(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
+    return Precision(MIXED, _matrix_bits(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
 
 
 def with_dense_head(mixed: Precision) -> Precision:
-    """Of a mixed graph that is the dense one: its output matrix at 8 bits where it has no codes of its own."""
-    return mixed if mixed.head == 4 else replace(mixed, head=8)
+    """Of a mixed graph that is the dense one: its LM head at 8 bits where it has no codes of its own."""
+    return mixed if mixed.lm_head_bits == 4 else replace(mixed, lm_head_bits=8)
 
 
-def _width(checkpoint: Checkpoint, modules: Sequence[str]) -> int:
+def _matrix_bits(checkpoint: Checkpoint, modules: Sequence[str]) -> int:
     """Of the matrix that joins these modules, by the type of their weights."""
     own = [checkpoint.codes(f"{module}.weight", 0, 1) is not None for module in modules]
     return 4 if all(own) else 8 if any(own) else 6

@@ -136,7 +136,7 @@ def fill_blob(
     decoder: Decoder,
     family: Family,
     tensors: Mapping[str, TensorEntry],
-    widths: Collection[Precision],
+    precisions: Collection[Precision],
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
 ) -> None:
@@ -148,7 +148,7 @@ def fill_blob(
         decoder: the checkpoint's description.
         family: the names of its tensors.
         tensors: the places of the tensors, from `layout`.
-        widths: of the graphs.
+        precisions: the precisions of the graphs.
         progress: reports how far the work is.
         windows: token ids of a calibration text; each window starts a context. Codes are then chosen by GPTQ on that
             text. None: every weight is rounded by itself.
@@ -162,7 +162,7 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, checkpoint, tensors, widths)
+        fill = _MatrixFiller(blob, checkpoint, tensors, precisions)
         if windows is None:
             _fill_plain(fill, decoder, sources, progress)
             return
@@ -193,7 +193,7 @@ class _MatrixFiller:
     blob: BlobWriter
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorEntry]
-    widths: Collection[Precision]
+    precisions: Collection[Precision]
 
     def matrix(
         self,
@@ -236,12 +236,12 @@ class _MatrixFiller:
         return choose_codes(weights, nested, hessian, levels, None if codes is None else codes.representable)
 
     def _levels(self, matrix: str, planes: int, chosen: bool) -> Collection[int]:
-        """Widths at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
+        """Bits at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
         variant as well."""
         if matrix in ("embed", "head"):
-            levels = {widths.head for widths in self.widths}
+            levels = {precision.lm_head_bits for precision in self.precisions}
             return range(min(levels), 4 + 2 * planes + 1, 2) if chosen else levels
-        return {widths.of(matrix) for widths in self.widths}
+        return {precision.of(matrix) for precision in self.precisions}
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:
         """Writes outputs first, first + 1, … of a matrix."""

@@ -59,7 +59,7 @@ class KVCache:
 
     Attributes:
         keys, values: [L, B, Hk, C, D] in the cache's dtype. Content beyond a row's length is finite and never read.
-        key_codes: uint8 [L, B, Hk, C, D], 0 to 15, by which pages are chosen; not packed as the runtime's are.
+        key_codes: uint8 [L, B, Hk, C, D], 0 to 15, by which tokens are chosen; not packed as the runtime's are.
         key_ranges: float16 [L, B, Hk, C, 2], minimum and step of a token's key, which its codes count.
         key_scales, value_scales: float16 [L, B, Hk, C], what a token's int8 codes are multiplied by; of no tokens where
             the cache is of another dtype.

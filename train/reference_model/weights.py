@@ -119,8 +119,8 @@ class ModelWeights(nn.Module):
         decoder: description of the decoder.
         matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
         vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
-        variants: a bundle's variants by key; others keep what the exporter's rule says, the same in all layers, and
-            read the output matrix at their own width.
+        variants: a bundle's variants by key; others have active channels by the exporter's rule, the same in all
+            layers, and read the LM head at their own bits.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class ModelWeights(nn.Module):
         self._matrices = nn.ModuleDict({_key(name): matrix for name, matrix in matrices.items()})
         self._variants = dict(variants or {})
         attended = decoder.num_heads * decoder.head_dim
-        self._rule = {100: (decoder.hidden_size, decoder.intermediate_size, decoder.hidden_size, attended)}
+        self._rule = {1.0: (decoder.hidden_size, decoder.intermediate_size, decoder.hidden_size, attended)}
         self._names = frozenset(vectors)
         for name, vector in vectors.items():
             self.register_buffer(_key(name), vector.float(), persistent=False)
@@ -151,23 +151,23 @@ class ModelWeights(nn.Module):
     def vector_or_none(self, name: str) -> Tensor | None:
         return self.vector(name) if name in self._names else None
 
-    def keep_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
-        """Channels that the action keeps, one count a layer: active_up, active_down, active_qkv and active_o of a
+    def active_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
+        """Active channels of the action, one count a layer: active_up, active_down, active_qkv and active_o of a
         variant."""
         variant, d = self._variants.get(action.variant), self.decoder
         if variant is not None:
             return variant.active_up, variant.active_down, variant.active_qkv, variant.active_o
-        if action.prune not in self._rule:
+        if action.channel_density not in self._rule:
             # needs onnx, which the reference model of a bundle does without
-            from sol_rt.export.graphs.graph import LayerShapes, prune_counts
+            from sol_rt.export.graphs.graph import LayerShapes, active_counts
 
-            self._rule[action.prune] = prune_counts(action.prune, LayerShapes.of(d))
-        return tuple((count,) * d.num_layers for count in self._rule[action.prune])
+            self._rule[action.channel_density] = active_counts(action.channel_density, LayerShapes.of(d))
+        return tuple((count,) * d.num_layers for count in self._rule[action.channel_density])
 
-    def widths(self, action: Action) -> Precision:
-        """At which widths the action reads the matrices."""
+    def precision(self, action: Action) -> Precision:
+        """How many bits of the matrices the action reads."""
         variant = self._variants.get(action.variant)
-        return Precision(action.bits, action.bits) if variant is None else variant.widths
+        return Precision(action.bits, action.bits) if variant is None else variant.precision
 
     def state(self) -> dict[str, Tensor]:
         """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""

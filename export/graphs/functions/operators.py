@@ -42,7 +42,7 @@ def planes(bits: int) -> int:
 
 
 def nested_matmul(bits: int) -> onnx.FunctionProto:
-    """`NestedMatMul` at one width; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
+    """`NestedMatMul` at one number of bits; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
     weights = ["base", "scale", "zero", *names]
@@ -51,25 +51,25 @@ def nested_matmul(bits: int) -> onnx.FunctionProto:
 
 
 def pruned_matmul(bits: int) -> onnx.FunctionProto:
-    """`PrunedMatMul` at one width; K and N stay attributes of the node. x: float [1, rows, K]."""
+    """`PrunedMatMul` at one number of bits; K and N stay attributes of the node. x: float [1, rows, K]."""
     writer = NodeWriter()
     weights = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(planes(bits)))]
-    x = _largest(writer, "x", "keep")
+    x = _largest(writer, "x", "active")
     _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, out="y")
-    return writer.function("PrunedMatMul", ["x", "keep", *weights], ["y"], ["K", "N", "bits"])
+    return writer.function("PrunedMatMul", ["x", "active", *weights], ["y"], ["K", "N", "bits"])
 
 
 def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
-    """`NestedGather` of rows of `k` channels at one width."""
+    """`NestedGather` of rows of `k` channels at one number of bits."""
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
 
     def rows(tensor: str, to: int) -> str:
         return writer.op("Cast", writer.op("Gather", tensor, "ids", axis=1), to=to)  # [KB, 1, S] and [KB, 1, S, bytes]
 
-    def codes(tensor: str, width: int) -> str:
-        per_byte = 8 // width
-        table = np.arange(256)[:, None] >> (width * np.arange(per_byte)) & (2**width - 1)
+    def codes(tensor: str, size: int) -> str:
+        per_byte = 8 // size
+        table = np.arange(256)[:, None] >> (size * np.arange(per_byte)) & (2**size - 1)
         values = writer.op("Gather", writer.const(table), rows(tensor, TensorProto.INT32), axis=0)
         return writer.op("Reshape", values, writer.ints(0, 0, 0, BLOCK))
 
@@ -103,18 +103,18 @@ def pruned_mlp(
 ) -> onnx.FunctionProto:
     """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden].
 
-    The matrices have the widths `up_bits` and `down_bits`, by default `bits`.
+    The matrices are read at `up_bits` and `down_bits` bits, by default `bits`.
     """
     writer = NodeWriter()
-    widths = {"up": up_bits or bits, "down": down_bits or bits}
+    matrix_bits = {"up": up_bits or bits, "down": down_bits or bits}
     up, down = (
-        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(width))))]
-        for side, width in widths.items()
+        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(own))))]
+        for side, own in matrix_bits.items()
     )
     up_size = intermediate * (2 if gated else 1)
 
     x = _largest(writer, "x", "active_up")
-    u = _nested_product(writer, x, up, widths["up"], hidden, up_size, channel_major=True)
+    u = _nested_product(writer, x, up, matrix_bits["up"], hidden, up_size, channel_major=True)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
     if gated:
@@ -124,7 +124,7 @@ def pruned_mlp(
         h = _activation(writer, u, activation)
     h = _largest(writer, h, "active_down")
     out = None if has_bias else "y"
-    y = _nested_product(writer, h, down, widths["down"], intermediate, hidden, channel_major=True, out=out)
+    y = _nested_product(writer, h, down, matrix_bits["down"], intermediate, hidden, channel_major=True, out=out)
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
@@ -157,7 +157,7 @@ def _nested_product(
     steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
     block_scale = op("Transpose", steps, perm=[1, 0])
 
-    def product(codes: str, width: int, accuracy: int, *zero_points: str) -> str:
+    def product(codes: str, size: int, accuracy: int, *zero_points: str) -> str:
         """x times a block-major plane, which MatMulNBits wants outputs first."""
         return op(
             "MatMulNBits",
@@ -168,7 +168,7 @@ def _nested_product(
             domain="com.microsoft",
             K=k,
             N=n,
-            bits=width,
+            bits=size,
             block_size=BLOCK,
             accuracy_level=accuracy,
         )
@@ -203,10 +203,10 @@ def _no_zero_points(writer: NodeWriter, scale: str) -> str:
     return op("Expand", const(0, np.uint8), op("Concat", outputs, size, axis=0))
 
 
-def _largest(writer: NodeWriter, x: str, keep: str) -> str:
+def _largest(writer: NodeWriter, x: str, active: str) -> str:
     """x with all but the values of largest magnitude of its last axis zero; TopK orders ties by index.
 
-    `keep` int64 says how many stay; where it is empty or 0 all do. All are sorted, so that the count may lie on the
+    `active` int64 says how many stay; where it is empty or 0 all do. All are sorted, so that the count may lie on the
     GPU, where TopK cannot read it.
     """
 
@@ -214,14 +214,14 @@ def _largest(writer: NodeWriter, x: str, keep: str) -> str:
         op, order = inner.op, inner.name("order")
         channels = op("Shape", x, start=-1)
         op("TopK", op("Abs", x), channels, out=[f"{order}_values", order], axis=-1)
-        count = inner.count(keep)
+        count = inner.count(active)
         count = op("Where", op("LessOrEqual", count, inner.const(0.0)), inner.const(_ALL), count)
         rank = op("CumSum", op("Expand", inner.const(1.0), channels), inner.const(0, np.int64))
         stays = op("Where", op("LessOrEqual", rank, count), inner.const(1.0), inner.const(0.0))
         stays = op("Expand", stays, op("Shape", f"{order}_values"))
         return op("Mul", x, op("ScatterElements", x, order, stays, axis=-1))
 
-    return writer.where_any(keep, pruned, lambda inner: inner.op("Identity", x))
+    return writer.where_any(active, pruned, lambda inner: inner.op("Identity", x))
 
 
 def _activation(writer: NodeWriter, x: str, name: str) -> str:
