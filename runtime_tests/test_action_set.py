@@ -20,12 +20,12 @@ from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.selection import SELECTION, Selection
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.errors import BundleError, UsageError
-from sol_rt.export import pipeline
 from sol_rt.export.actions import action_set, measuring
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.selection import Verdict
+from sol_rt.export.bundle_folder import seal
 from sol_rt.export.policy_file import write_policy
-from sol_rt.export.progress import silent
+from sol_rt.store.progress import silent
 
 TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay. "
 
@@ -201,7 +201,7 @@ def test_texts_that_nothing_can_be_learned_from(
 
 def test_losses_are_measured_on_windows_that_nothing_was_fitted_to() -> None:
     text = random_text(windows=9)
-    fitted, held_out = pipeline._split(text)
+    fitted, held_out = text.split()
     assert set(fitted).isdisjoint(held_out.windows)
     assert set(fitted) | set(held_out.windows) == set(text.windows)
     # the ninth is the last of a long stretch of 4608 tokens, where losses behind 4096 are measured
@@ -218,7 +218,7 @@ def test_long_contexts() -> None:
 def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
     folder, config = copied(llama_bundle, tmp_path)
     chosen = action_set.choose_actions(folder, config, random_text(), 12, silent)
-    pipeline._seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
+    seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
     bundle = Bundle.open(folder)
     assert Selection.of(bundle) == chosen.selection
     document = json.loads((folder / SELECTION).read_text())
@@ -248,7 +248,7 @@ def test_inspect_of_a_bundle_with_a_selection(
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     folder, config = copied(llama_bundle, tmp_path)
     chosen = action_set.choose_actions(folder, config, random_text(), 12, silent)
-    pipeline._seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
+    seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
     assert main(["inspect", "-m", str(folder), "-o", "json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert {"path", "format_version", "variants", "policy", "actions", "cost_model"} <= set(result)

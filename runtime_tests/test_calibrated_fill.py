@@ -20,11 +20,11 @@ from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export.blob.hessian import input_hessians  # noqa: E402
 from sol_rt.export.blob.weights_file import fill_blob, layout  # noqa: E402
-from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices  # noqa: E402
 from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import Family  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.store.progress import silent  # noqa: E402
 from sol_rt.train.reference_model.weights import ModelWeights, read_blob  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")

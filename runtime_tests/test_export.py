@@ -38,11 +38,11 @@ from sol_rt.export.blob import memory  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
 from sol_rt.export.pipeline import ExportReport  # noqa: E402
 from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  # noqa: E402
-from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.quantize.nested import quantize_matrix  # noqa: E402
 from sol_rt.export.sources.decoder import family_of, from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.store.progress import silent  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 GGUF_PARTS = [

@@ -26,7 +26,7 @@ from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.graphs.policy_graph import PolicyShape
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.export.progress import Progress
+from sol_rt.store.progress import Progress
 from sol_rt.train import grpo, holdout, regression
 from sol_rt.train.config import TrainConfig
 from sol_rt.train.data.windows import Windows

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import ActionEntry, SolConfig
 from sol_rt.bundle.selection import SELECTION, Candidate, Measured, Selection, Setting
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.measuring import Measurements, measure
 from sol_rt.export.actions.selection import Verdict, choose
-from sol_rt.export.progress import Progress
+from sol_rt.export.parity import Parity
+from sol_rt.store.progress import Progress
 
 BUSY = 0.25
 """Of `Selection.slowdown`: from here on the export says that the machine was not idle."""
@@ -82,6 +84,38 @@ def report_lines(selection: Selection) -> list[str]:
             "choice may be off; export again when it is idle"
         )
     return lines
+
+
+def without_dominated_bits(folder: Path, config: SolConfig, parity: Parity) -> tuple[SolConfig, tuple[str, ...]]:
+    """Drops bits beside which fewer bytes lose less, for exports without calibration.
+
+    Bits are dominated if others read less and are closer to the source beyond doubt. The dense bits stay, and so do
+    those that the policy picks. Graphs of dropped bits are removed from `folder`.
+
+    Returns:
+        The config without the dropped bits, and one line for each of them.
+    """
+    rows = {config.variants[row.variant].bits: row for row in parity.rows}
+    sizes = {
+        variant.bits: variant.weight_bytes for variant in config.variants.values() if variant.channel_density == 1.0
+    }
+    picked = {action.bits for action in config.policy.actions} if config.policy else set()
+    dropped, reasons = set(), []
+    for bits in sorted(set(rows) - {config.dense.bits} - picked, reverse=True):
+        cheaper = [other for other in rows if sizes[other] < sizes[bits]]
+        better = min(cheaper, key=lambda other: rows[other].kl, default=None)
+        if better is not None and rows[better].is_beyond_doubt_closer_than(rows[bits]):
+            dropped.add(bits)
+            reasons.append(
+                f"{bits_name(bits)} bits dropped: {bits_name(better)} bits are cheaper and closer "
+                f"({rows[better].kl:.3g} to {rows[bits].kl:.3g} nats)"
+            )
+    for variant in config.variants.values():
+        if variant.bits in dropped:
+            (folder / variant.file).unlink(missing_ok=True)
+    variants = {key: variant for key, variant in config.variants.items() if variant.bits not in dropped}
+    actions = tuple(entry for entry in config.actions if entry.action.bits not in dropped)
+    return replace(config, variants=variants, actions=actions), tuple(reasons)
 
 
 def _candidate(action: Action, verdicts: dict[Action, Verdict], measured: Measurements) -> Candidate:

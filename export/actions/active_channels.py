@@ -24,8 +24,8 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.graphs.graph import mlp_counts, weight_bytes
-from sol_rt.export.progress import Progress, silent
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.store.progress import Progress, silent
 
 _PROBES = (0.6, 0.3)  # kept shares at which every matrix is measured alone
 _PROBE_WINDOWS, _WINDOWS = 2, 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,14 +13,15 @@ import numpy as np
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
-from sol_rt.export.progress import Progress, silent
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+from sol_rt.store.progress import Progress, silent
 from sol_rt.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of a window
 LONG = 4608  # tokens of the long stretch
 _WINDOWS = 32
+_HELD_OUT = 4  # every fourth window is left to measure losses on
 _LEAST_WINDOWS = 8  # of a file; second moments over fewer tokens than channels say nothing of most directions
 _LEAST_LONG = 2 * WINDOW  # a shorter stretch tells nothing that windows don't
 
@@ -51,6 +52,15 @@ class CalibrationText:
     windows: tuple[tuple[int, ...], ...]
     long: tuple[int, ...]
     origin: str
+
+    def split(self) -> tuple[list[tuple[int, ...]], CalibrationText]:
+        """The windows to fit weights to, and the text with the others, to measure losses on.
+
+        On fitted windows losses would come out too low.
+        """
+        held_out = self.windows[::_HELD_OUT]
+        fitted = [window for index, window in enumerate(self.windows) if index % _HELD_OUT]
+        return fitted, replace(self, windows=held_out)
 
 
 def read_text(path: Path, tokenizer: Tokenizer, max_context: int) -> CalibrationText:

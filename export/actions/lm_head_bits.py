@@ -18,8 +18,8 @@ from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.graphs.graph import widest_bits, write_graphs
-from sol_rt.export.progress import Progress
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.store.progress import Progress
 
 _WINDOWS = 4
 _TIMES = 2.0  # what the LM head has to take away for a byte, of what a wider variant does

@@ -26,7 +26,7 @@ from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.losses import Candidate as LossCandidate
 from sol_rt.export.actions.losses import token_divergences, token_losses
 from sol_rt.export.actions.selection import Point, worth_keeping
-from sol_rt.export.progress import Progress
+from sol_rt.store.progress import Progress
 
 SHORT = 512  # or what the model has room for
 LONG = 4096

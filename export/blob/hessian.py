@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.progress import Progress
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
+from sol_rt.store.progress import Progress
 
 _TOKENS_AT_ONCE = 2048
 _MOST_TOKENS = 1 << 14  # ten times the channels of small models; more tokens take longer and improve little

@@ -21,7 +21,6 @@ from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
 from sol_rt.export.blob.hessian import input_hessians
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
-from sol_rt.export.progress import Progress
 from sol_rt.export.quantize.gptq import HessianFactor, choose_codes
 from sol_rt.export.quantize.nested import (
     FloatArray,
@@ -37,6 +36,7 @@ from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape,
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
 from sol_rt.export.sources.rope import tables
+from sol_rt.store.progress import Progress
 
 
 def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, TensorEntry]:
