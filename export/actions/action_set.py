@@ -1,4 +1,8 @@
-"""The action set of a bundle: candidates measured, the best of them chosen, what and why written down."""
+"""Gives a bundle its action set: measures the candidates, keeps the best, and records why in selection.json.
+
+measuring.py measures, selection.py decides. Without calibration nothing is measured, and only `without_dominated_bits`
+drops actions.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,12 @@ from sol_rt.export.parity import Parity
 from sol_rt.store.progress import Progress
 
 BUSY = 0.25
-"""Of `Selection.slowdown`: from here on the export says that the machine was not idle."""
+"""The `Selection.slowdown` above which the report says that the machine was not idle."""
 
 
 @dataclass(frozen=True)
 class ActionSet:
-    """A config with the chosen actions, and the measurements behind it."""
+    """A bundle's config with the chosen actions, and the measurements behind the choice."""
 
     config: SolConfig
     selection: Selection
@@ -38,19 +42,19 @@ def choose_actions(
     *,
     own_text: bool = False,
 ) -> ActionSet:
-    """Measures the actions of the bundle in `folder`, keeps the best, and writes selection.json.
+    """Measures the candidate actions of the bundle in `folder`, keeps the best, and writes selection.json.
 
     Args:
         folder: a bundle whose weights are final. Graphs that no kept action runs are removed from it.
-        config: its config; its actions are the candidates. A policy's actions are measured too, and kept.
-        text: what losses are measured on.
-        max_actions: how many actions to keep at most.
-        progress: told how far it is.
-        own_text: the model wrote the text, see `measure`.
+        config: the bundle's config, whose actions are the candidates. The policy's actions are measured and kept too.
+        text: the text to measure losses on.
+        max_actions: most actions to keep.
+        progress: reports how far the work is.
+        own_text: the model wrote the text; see `measure`.
 
     Returns:
-        The config with the actions kept, their loss at the longest context measured, and their variants. The bundle's
-        sol_config.json is not written.
+        The config with the kept actions, their losses at the longest context measured, and their variants. It is not
+        written to sol_config.json.
     """
     required = () if config.policy is None else config.policy.actions
     kv_densities = sorted({entry.action.kv_density for entry in config.actions}, reverse=True)
@@ -75,9 +79,9 @@ def choose_actions(
 
 
 def report_lines(selection: Selection) -> list[str]:
-    """What was chosen, for people: a few short lines."""
+    """The result for people: a few short lines."""
     kept = [candidate for candidate in selection.candidates if candidate.kept]
-    lines = [f"kept {len(kept)} of {len(selection.candidates)} actions; sol-rt inspect --all says why each of them"]
+    lines = [f"kept {len(kept)} of {len(selection.candidates)} actions; sol-rt inspect --all gives the reasons"]
     if selection.slowdown > BUSY:
         lines.append(
             f"this machine was busy: a step often took {selection.slowdown:.0%} longer than it needs, so the "
@@ -127,7 +131,7 @@ def _candidate(action: Action, verdicts: dict[Action, Verdict], measured: Measur
     verdict, short = verdicts.get(action), min(measured.fronts)
     if verdict is None and len(measured.fronts) == 1:
         verdict = Verdict(
-            False, f"not measured: text or model have no more than the {short} tokens that few pages hold"
+            False, f"not measured: KV density saves little at {short} tokens, and text or model end there"
         )
     elif verdict is None:
         verdict = Verdict(False, f"not measured: {action.variant} was dropped at {short}")

@@ -1,10 +1,10 @@
-"""What candidate actions cost and lose, measured through the runtime on this machine.
+"""Measures the losses and times of candidate actions with the runtime, on this machine.
 
-Losses are those of `losses`: of steps behind a dense prompt, each with the action's own keys and values of the steps
-before it in the cache.
+Losses are those of losses.py: of decode steps after a dense prompt, whose keys and values the action itself computed.
 
-Short contexts come first, from windows of the text, for variants alone: pages only matter at long ones. There,
-after one stretch of text, every variant that the short ones left is measured at every KV density.
+The short context comes first, on windows of the text, with every variant at KV density 1: skipping old tokens matters
+only at long contexts. Then, after one long stretch of text, every variant that the short context left is measured at
+every KV density.
 """
 
 from __future__ import annotations
@@ -28,29 +28,30 @@ from sol_rt.export.actions.losses import token_divergences, token_losses
 from sol_rt.export.actions.selection import Point, worth_keeping
 from sol_rt.store.progress import Progress
 
-SHORT = 512  # or what the model has room for
+SHORT = 512  # tokens; less for models with a shorter context
 LONG = 4096
-_STEPS = 256  # that the text has behind a long context, at least
-_FEWEST_STEPS = 32  # scored there, however long they take
+_STEPS = 256  # tokens that the text must have after a long context
+_FEWEST_STEPS = 32  # scored there in any case
 _WARM_UP = 2
-_FEWEST_REPEATS, _MOST_REPEATS = 7, 120  # of timings, between them as _TIMING_SECONDS allows
-_TIMING_SECONDS = 20.0  # a context
+_FEWEST_REPEATS, _MOST_REPEATS = 7, 120  # of the timings; _TIMING_SECONDS decides between the two
+_TIMING_SECONDS = 20.0  # for each context
 _PERCENTILE = 10
-_LOSS_SECONDS = 90.0  # a context
+_LOSS_SECONDS = 90.0  # for each context
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of the candidates.
+    """The measurements of the candidates.
 
     Attributes:
-        fronts: by context, what was measured there: variants at the short one, all candidates left at the long one,
-            where the text and the model allow one.
-        dense_loss: by context, nats a token under the dense action.
-        collapse_loss: nats over dense from which an action's output counts as collapsed: half of what the context
-            tells, which is the entropy of the text's own token frequencies less the dense loss.
-        device: what the milliseconds hold for.
-        slowdown: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
+        fronts: by context in tokens, the actions measured there: variants at the short context, all remaining
+            candidates at the long one, if text and model are long enough for it.
+        dense_loss: by context, the dense action's loss in nats per token.
+        collapse_loss: added loss in nats per token above which an action's output counts as incoherent: half of the
+            information gained from context, which is the entropy of the text's token frequencies minus the dense loss.
+        device: the device that the times hold for.
+        slowdown: how much longer the median dense step took than the time counted for it, as a share; near 0 on an idle
+            machine.
     """
 
     fronts: dict[int, dict[Action, Point]]
@@ -60,7 +61,7 @@ class Measurements:
     slowdown: float
 
     def tokens(self, context: int) -> int:
-        """Tokens scored for each action there."""
+        """The number of tokens scored for each action at a context."""
         return len(next(iter(self.fronts[context].values())).added)
 
 
@@ -73,16 +74,16 @@ def measure(
     own_text: bool = False,
     required: Iterable[Action] = (),
 ) -> Measurements:
-    """Measures the variants of a bundle, and those worth it at every KV density.
+    """Measures all variants of a bundle at the short context, and the useful ones at every KV density at the long one.
 
     Args:
-        bundle: the bundle as far as it is; its actions don't matter.
-        text: windows of SHORT tokens or the model's context, and a longer stretch where there is one.
+        bundle: the unfinished bundle; its actions play no part.
+        text: windows of SHORT tokens, or of the model's whole context, and a longer stretch if there is one.
         kv_densities: shares of the old cached tokens read, 1 among them.
-        progress: told how far each of four stages is.
-        own_text: the text was drawn from the dense action's distribution. What an action then loses over dense is, in
-            expectation over the token drawn, its divergence from dense: that is taken, without the luck of the draw.
-        required: actions that have to be measured, their variants those of the bundle.
+        progress: reports how far each of four stages is.
+        own_text: the text was drawn from the dense action's distribution. The expectation of an action's added loss is
+            then its divergence from dense. That is taken instead, as it has less noise.
+        required: actions to measure in any case, of variants that the bundle has.
     """
     engine = Engine(bundle, provider="cpu")
     required, dense = tuple(required), bundle.config.dense
@@ -118,7 +119,7 @@ def measure(
 
 
 def long_context(tokens: int, max_context: int) -> int | None:
-    """Where to measure KV densities, given the length of the longest stretch of text; None where it is too short."""
+    """The long context for a longest stretch of `tokens` tokens. None if text or model are too short for one."""
     context = min(LONG, min(tokens, max_context) - _STEPS - 1) // PAGE_SIZE * PAGE_SIZE
     return context if context > SHORT else None
 
@@ -132,9 +133,9 @@ def _losses(
     stage: str,
     progress: Progress,
 ) -> tuple[dict[Action, np.ndarray], float]:
-    """(nats over dense at each token, float64 [n], of every action on the same tokens, the dense action's mean loss).
+    """The added loss of every action at each token, float64 [n], on the same tokens; and the dense action's mean loss.
 
-    Of the windows as many are taken as fit into _LOSS_SECONDS, one at least.
+    Uses as many windows as fit into _LOSS_SECONDS, and at least one.
     """
     dense = engine.bundle.config.dense
     dense_losses: list[np.ndarray] = []
@@ -162,12 +163,12 @@ def _losses(
 def _times(
     engine: Engine, actions: Sequence[Action], dense: Action, context: int, progress: Progress
 ) -> tuple[dict[Action, float], float]:
-    """(milliseconds of a step of each action at a context, how much longer a middling dense step took than that).
+    """Milliseconds of a step of each action at a context, and `Measurements.slowdown`.
 
-    Actions take turns, in another order each time, as in `sol_rt.budget.calibrate`. Here a low percentile of many
-    repeats counts: an export often shares its machine, and what else runs there only ever adds time.
+    Actions take turns, each time in another order, as in `sol_rt.budget.calibrate`. A low percentile of many repeats
+    counts: an export often shares its machine, and other programs can only add time.
     """
-    # any tokens do: what a step costs does not depend on them
+    # the cost of a step does not depend on the tokens
     engine.reset()
     engine.forward(np.arange(context, dtype=np.int64) % engine.bundle.config.model.vocab_size, dense)
     times: dict[Action, list[float]] = {action: [] for action in actions}
@@ -191,7 +192,7 @@ def _front(added: Mapping[Action, np.ndarray], times: Mapping[Action, float]) ->
 
 
 def _frequency_entropy(windows: Sequence[Sequence[int]]) -> float:
-    """Nats a token that a model would lose which knows nothing but how often each token occurs in this text."""
+    """The entropy of the text's token frequencies in nats: the loss of a model that knows these frequencies only."""
     counts = np.array(list(Counter(token for window in windows for token in window).values()), np.float64)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())

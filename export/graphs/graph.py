@@ -1,4 +1,7 @@
-"""The graph of a precision: one builder for every decoder family, topology only, weights by reference into the blob."""
+"""Builds the graph of a precision (docs/bundle.md section 1), and says which channels and bytes its variants read.
+
+One builder serves every family. The graph holds topology only; its weights are references into weights.bin.
+"""
 
 from __future__ import annotations
 
@@ -39,19 +42,19 @@ _DTYPES = {
     "uint8": TensorProto.UINT8,
     "uint4": TensorProto.UINT4,
 }
-"""Dims of the inputs that choose tokens and channels: the number of layers, or 0 for all tokens or all channels."""
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ACTIVE_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
 _ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
-"""Active shares of the input channels of the attention's projections, at the shares of all weights of _SHARES."""
+"""Active shares of the input channels of attention's two projections, at the channel densities of _SHARES."""
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
-"""By gated or not: how much more than the MLP's share its first matmul keeps, at the MLP's shares of _SHARES."""
+"""How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
+or not."""
 _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
 
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """(K, N), input channels and outputs, of a layer's matrices."""
+    """The shapes of a layer's matrices: (K, N), input channels and outputs."""
 
     up: tuple[int, int]
     down: tuple[int, int]
@@ -60,7 +63,7 @@ class LayerShapes:
 
     @classmethod
     def of(cls, decoder: Decoder) -> LayerShapes:
-        """Those of a decoder."""
+        """The shapes of a decoder's layers."""
         hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
         return cls(
             (hidden, decoder.up_size),
@@ -71,11 +74,11 @@ class LayerShapes:
 
 
 def active_counts(channel_density: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
-    """Active channels of a density level at the inputs of a layer's matrices, the same in all layers: (active_up,
-    active_down, active_qkv, active_o).
+    """The active channels of a layer's matrices, (active_up, active_down, active_qkv, active_o), the same in all
+    layers.
 
-    The share of all the layer's weights that is read is `channel_density`. Attention's output bears more pruning than
-    its input, and the MLP takes what these two leave.
+    Together the matrices read the share `channel_density` of the layer's weights. The output projection of attention
+    tolerates fewer active channels than the input projection; the MLP gets what these two leave.
     """
     qkv, o = (float(np.interp(channel_density, _SHARES, active)) for active in (_ACTIVE_QKV, _ACTIVE_O))
     sizes = {name: float(math.prod(shape)) for name, shape in vars(shapes).items()}
@@ -85,10 +88,10 @@ def active_counts(channel_density: float, shapes: LayerShapes) -> tuple[int, int
 
 
 def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tuple[int, int]:
-    """(active_up, active_down) that read `share` of the weights of MLP matrices of shapes (K, N).
+    """The active channels (active_up, active_down) that read `share` of the weights of MLP matrices of shapes (K, N).
 
-    Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
-    share and the second less.
+    Channels of the hidden state matter more than those between the two matrices. So more than `share` of the first
+    matrix's channels are active, and less of the second's.
     """
     gated = up[1] == 2 * down[0]
     spread = float(np.interp(share, _SHARES, _SPREAD[gated]))
@@ -97,7 +100,7 @@ def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tupl
 
 
 def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
-    """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
+    """Bytes of weights.bin that a decode step of the variant reads, by the rule of docs/bundle.md section 4."""
     total = 0
     counts = {"up": variant.active_up, "down": variant.active_down, "qkv": variant.active_qkv, "o": variant.active_o}
     for name in variant_tensors(decoder, variant.precision):
@@ -115,8 +118,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
 
 
 def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
-    """Names of the tensors that a variant computes with, each once; what only the embedding's look-up reads is left
-    out."""
+    """The names of the tensors that a variant multiplies or adds. Those that are only looked up are left out."""
     names = nested_names("embed" if decoder.tied else "head", precision.lm_head_bits)
     for layer in range(decoder.num_layers):
         names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, precision.layer(layer))]
@@ -126,12 +128,12 @@ def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
 
 
 def widest_bits(tensors: Mapping[str, TensorEntry]) -> int:
-    """Bits of the bundle's widest level."""
+    """The bits of the bundle's widest level."""
     return 4 + 2 * sum(f"embed.plane{index}" in tensors for index in (1, 2))
 
 
 def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorProto:
-    """An initializer whose data lie in the weights file."""
+    """An initializer whose data are in the weights file."""
     tensor = onnx.TensorProto(
         name=name, data_type=_DTYPES[entry.dtype], dims=entry.shape, data_location=TensorProto.EXTERNAL
     )
@@ -150,10 +152,11 @@ def build_graph(
     """The graph of docs/bundle.md section 1 that runs all variants of the same bits.
 
     Args:
-        precision: of its matrices.
-        tensors: the blob's tensors by name; those of the precision have to be there.
-        weights_file: the blob's name; it has to lie beside the graph file.
-        kv: the cache's layout, float16 by default.
+        decoder: the model.
+        precision: the bits of the graph's matrices.
+        tensors: places in the weights file, by name, of at least the tensors that the precision reads.
+        weights_file: name of the weights file, in the graph's folder.
+        kv: the cache's layout; by default float16.
     """
     return _GraphWriter(decoder, precision, tensors, weights_file, kv or KvLayout()).write()
 
@@ -218,8 +221,10 @@ class _GraphWriter:
         )
 
     def _last_positions(self, x: str) -> str:
-        """float [1, S, hidden] -> [num_logits, hidden]. Slicing backward spares `num_logits` arithmetic, which a strict
-        WebGPU session refuses."""
+        """float [1, S, hidden] -> [num_logits, hidden].
+
+        It slices the reversed positions: a strict WebGPU session refuses arithmetic on `num_logits`.
+        """
         op, ints = self.writer.op, self.writer.ints
         x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
         x = op("Slice", x, ints(0), "num_logits", ints(1))
@@ -276,7 +281,7 @@ class _GraphWriter:
         )
 
     def _named(self, function: onnx.FunctionProto, *bits: int) -> onnx.FunctionProto:
-        """As bodies of layers call it."""
+        """Renames a function to what the bodies of layers call it."""
         function.name += overload_tag(*bits, mixed=self.mixed)
         return function
 
@@ -314,22 +319,22 @@ class _GraphWriter:
 
 
 def _cache_name(side: str, part: str, layer: int) -> str:
-    """Name of a tensor of a layer's cache, `side` being `past` or `present`."""
+    """The name of a tensor of a layer's cache. `side` is `past` or `present`."""
     if part in ("key", "value"):
         return f"{'past_key_values' if side == 'past' else 'present'}.{layer}.{part}"
     return f"{side}_{part}.{layer}"
 
 
 def _ceil(value: float) -> int:
-    """Rounds up, but not for the last bit of a float's noise."""
+    """Rounds up, with a tolerance for rounding errors of floats."""
     return math.ceil(value - 1e-9)
 
 
 def write_graphs(folder: Path, config: SolConfig, decoder: Decoder) -> SolConfig:
-    """Writes the graph of every precision into `folder`, in place of those there.
+    """Writes the graph of every precision into `folder` and replaces those that are there.
 
     Returns:
-        The config with `weight_bytes` of all variants and the sizes of the graphs, not their hashes.
+        The config with `weight_bytes` of all variants, and with the sizes of the graphs but not their hashes.
     """
     variants = {
         key: replace(variant, weight_bytes=weight_bytes(decoder, config.tensors, variant))

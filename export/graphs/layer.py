@@ -1,7 +1,10 @@
 """The operator `DecoderLayer`: the order of its weights, its attributes, and its function body.
 
-The body is made of the other operators of domain `sol`, which have bodies of their own: a provider that has kernels for
-those runs them, one that has none gets standard operators all the way down. (In mixed graphs some have no kernels.)
+    sequential:  m = x + attention(norm(x));   y = m + mlp(norm(m))
+    parallel:    y = x + attention(norm(x)) + mlp(norm(x))                       x and y float [1, S, hidden]
+
+The body consists of other operators of the domain `sol`, which have bodies of their own. A provider with kernels for
+those runs them; one without gets standard operators only. In mixed-precision graphs some of them have no kernels.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ from sol_rt.export.sources.decoder import Decoder
 
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
-"""What an int8 cache has besides."""
+"""Further tensors of an int8 cache."""
 _STEP = ("past_length", "kv_pages", "active_up", "active_down", "active_qkv", "active_o")
 
 
 def layer_weights(decoder: Decoder, layer_bits: LayerBits) -> list[str]:
-    """Names of a layer's tensors below `layers.{i}.`, in the order of the operator's inputs."""
+    """The names of a layer's tensors, without `layers.{i}.`, in the order of the operator's inputs."""
     norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
     names = [name for norm in norms for name in norm_weights(decoder, norm)]
     biases = (decoder.qkv_bias, decoder.output_bias, decoder.mlp_bias, decoder.mlp_bias)
@@ -37,17 +40,17 @@ def layer_weights(decoder: Decoder, layer_bits: LayerBits) -> list[str]:
 
 
 def norm_weights(decoder: Decoder, name: str) -> list[str]:
-    """The tensors of a norm."""
+    """The names of a norm's tensors."""
     return [f"{name}.weight"] if decoder.norm == "rms" else [f"{name}.weight", f"{name}.bias"]
 
 
 def nested_names(matrix: str, bits: int) -> list[str]:
-    """The tensors of a nested matrix read at so many bits, in the order of the operators' inputs."""
+    """The names of the tensors of a nested matrix read at `bits`, in the order of the operators' inputs."""
     return [f"{matrix}.{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
 
 
 def layer_attributes(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout) -> dict[str, Any]:
-    """The attributes that all `DecoderLayer` nodes of the same bits share: all but `layer`."""
+    """The attributes of a `DecoderLayer` node except `layer`. All nodes of the same bits share them."""
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.intermediate_size,
@@ -71,10 +74,11 @@ def cache_parts(kv: KvLayout) -> tuple[str, ...]:
 
 
 def decoder_layer(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
-    """`DecoderLayer` with its attributes inlined: all layers of the same bits share them.
+    """The body of `DecoderLayer`. Its attributes except `layer` are constants in it; all layers of the same bits share
+    it.
 
-    In a `mixed` graph, whose matrices are not all of the same bits, an overload tells bodies apart, and operators
-    inside that depend on bits are called after them, for ONNX Runtime loses overloads of functions in functions.
+    A `mixed` graph has layers of different bits. There the bodies are overloads, and operators inside that depend on
+    bits have them in their names: ONNX Runtime loses the overloads of functions that functions call.
     """
     function = _LayerBody(decoder, layer_bits, kv, mixed).function()
     function.overload = overload_tag(*layer_bits, mixed=mixed)
@@ -87,7 +91,7 @@ def overload_tag(*bits: int, mixed: bool) -> str:
 
 
 class _LayerBody:
-    """Formal inputs are named as the tensors are, with `_` for `.`."""
+    """Writes the body. Its formal inputs have the names of the tensors, with `_` for `.`."""
 
     def __init__(self, decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, mixed: bool) -> None:
         self.decoder, self.layer_bits, self.kv, self.mixed = decoder, layer_bits, kv, mixed
@@ -154,8 +158,10 @@ class _LayerBody:
         return self._float(y)
 
     def _own(self, counts: str) -> str:
-        """The layer's own entry of `counts`, int64 [1], nothing where they are empty. WebGPU gathers int64 but does not
-        slice or split it."""
+        """The layer's entry of `counts`, int64 [1]; empty if `counts` is empty.
+
+        It is gathered, because WebGPU does not slice or split int64.
+        """
         index = self.writer.op("Reshape", self.writer.op("Constant", value_int=Ref("layer")), self.writer.ints(1))
         return self.writer.where_any(
             counts, lambda inner: inner.op("Gather", counts, index), lambda inner: inner.op("Identity", counts)
@@ -165,7 +171,7 @@ class _LayerBody:
         return norm(self.writer, self.decoder, x, [_formal(part) for part in norm_weights(self.decoder, name)])
 
     def _norm_of_sum(self, name: str, x: str, added: str) -> tuple[str, str]:
-        """The norm of x + added, and that sum, in one node."""
+        """One node for the norm of x + added and for that sum: names of both."""
         normed, middle = self.writer.name("normed"), self.writer.name("middle")
         self.writer.op(
             "SkipSimplifiedLayerNormalization" if self.decoder.norm == "rms" else "SkipLayerNormalization",
@@ -192,20 +198,20 @@ class _LayerBody:
         return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
 
     def _allow_four_bits(self, x: str) -> None:
-        """States that input x may be uint4.
+        """Makes ONNX Runtime accept uint4 for the input x.
 
-        ONNX Runtime takes an input's types from the operator that reads it first, and where that is a function allows
-        none of 4 bits. The node folds to a constant that nobody reads.
+        It takes an input's types from the first operator that reads it, and if that is a function, it allows no type of
+        4 bits. The node folds to a constant that no other node reads.
         """
         self.writer.op("Shape", x)
 
     def _float(self, x: str) -> str:
-        """States that x is float: type inference does not see through functions."""
+        """States that x is float, which type inference cannot see through functions."""
         return self.writer.op("Cast", x, to=TensorProto.FLOAT)
 
 
 def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: str | None = None) -> str:
-    """The decoder's kind of norm."""
+    """Writes the decoder's norm of x."""
     op_type = "RMSNormalization" if decoder.norm == "rms" else "LayerNormalization"
     return writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=decoder.norm_eps)
 
