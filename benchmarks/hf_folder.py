@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from sol_rt.export.sources.checkpoint import open_checkpoint
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.pull import resolve
 
 

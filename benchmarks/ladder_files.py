@@ -23,8 +23,8 @@ import numpy as np
 from peer_models import run_tool
 
 from sol_rt.errors import UsageError
-from sol_rt.export.sources.checkpoint import open_checkpoint
 from sol_rt.export.sources.decoder import family_of_gguf
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
 RUNGS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
 SOURCE = "F32"
@@ -203,7 +203,8 @@ class Ladder:
         """Writes the float32 file. If export ties the LM head to the embedding, the file has only the embedding."""
         reader, checkpoint = gguf.GGUFReader(str(self._source)), open_checkpoint(self._source)
         tied = bool(checkpoint.config["tie_word_embeddings"])
-        embedding = family_of_gguf(str(reader.fields["general.architecture"].contents())).names.embed
+        family, _ = family_of_gguf(str(reader.fields["general.architecture"].contents()))
+        embedding = family.names.embed
 
         def values(tensor: Any) -> np.ndarray:
             if tied and tensor.name == _EMBEDDING:

@@ -222,7 +222,7 @@ def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: 
         pytest.skip("no Vulkan adapter, not even a software one")
     bundle, gpu = Bundle.open(folder), hardware.vulkan_gpus()[0].name
     variants = bundle.config.variants.items()
-    lines = {key: dict.fromkeys((100, 30), Line(variant.prune / 10, 0.0, 0.01)) for key, variant in variants}
+    lines = {key: dict.fromkeys((1.0, 0.3), Line(10 * variant.channel_density, 0.0, 0.01)) for key, variant in variants}
     device = device_string("webgpu", 2, False, gpu)
     table = CalibrationTable(bundle.identity, device, "now", 0.0, lines)
     with pytest.MonkeyPatch.context() as patch:

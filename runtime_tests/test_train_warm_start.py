@@ -37,7 +37,7 @@ def _spec() -> RolloutSpec:
     config = made_config()
     dense = config.dense
     cheap = next(entry.action for entry in config.actions if entry.action.variant != dense.variant)
-    return RolloutSpec((dense, Action(100, cheap.prune, cheap.bits)), BytesCost(config), KNOWN_SCALARS)
+    return RolloutSpec((dense, Action(1.0, cheap.channel_density, cheap.bits)), BytesCost(config), KNOWN_SCALARS)
 
 
 def _window(seed: int) -> Counterfactuals:

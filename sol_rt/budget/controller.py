@@ -27,6 +27,7 @@ HORIZON = 8
 """Steps over which a deviation is to be made up."""
 _BLOCK = 64  # contexts whose costs are worked out at once: for one of them most of it would be the calls
 _EPSILON = 1e-9
+_AXIS_FLAGS = "--kv-density/--channel-density/--bits"
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class AxisTargets:
     """Mean settings to hold on the three axes; an axis without a target stays at its full value.
 
     Attributes:
-        keep: mean share of old KV pages, 0 to 1.
-        prune: mean share of the layers' base-plane weights read, 0 to 1.
+        kv_density: mean share of the old cached tokens that attention reads, 0 to 1.
+        channel_density: mean share of the layers' base-plane weights read, 0 to 1.
         bits: mean weight bits.
     """
 
-    keep: float | None = None
-    prune: float | None = None
+    kv_density: float | None = None
+    channel_density: float | None = None
     bits: float | None = None
 
     def any(self) -> bool:
@@ -79,7 +80,7 @@ class _Meter:
         self.full += full
 
 
-class _Step(NamedTuple):
+class StepCosts(NamedTuple):
     """Costs at one context, in the cost model's unit; all but `dense` include the policy.
 
     Attributes:
@@ -150,7 +151,7 @@ class Controller:
         self._axis_sums = [0.0, 0.0, 0.0]
         self._targets = _axis_targets(self.axis_targets, self._axes, self.dense, self.actions)
         self._meters = [_Meter() for _ in range(3)] if self.axis_targets else []
-        self._steps: list[_Step] = []  # of the block of contexts that the run is in
+        self._steps: list[StepCosts] = []  # of the block of contexts that the run is in
 
     def _check_request(self) -> None:
         if self.dense not in self.actions:
@@ -159,7 +160,7 @@ class Controller:
             name
             for name, given in (
                 ("--budget", self._budget < 1.0),
-                ("--keep/--prune/--bits", self.axis_targets is not None),
+                (_AXIS_FLAGS, self.axis_targets is not None),
                 ("--tokens-per-second", self._rate is not None),
             )
             if given
@@ -256,8 +257,8 @@ class Controller:
     @property
     def axis_means(self) -> AxisTargets:
         """Mean settings of the steps so far, in the units of AxisTargets."""
-        keep, prune, bits = (total / max(self.steps, 1) for total in self._axis_sums)
-        return AxisTargets(keep, prune, bits * self.dense.bits)
+        kv_density, channel_density, bits = (total / max(self.steps, 1) for total in self._axis_sums)
+        return AxisTargets(kv_density, channel_density, bits * self.dense.bits)
 
     @property
     def steps(self) -> int:
@@ -266,12 +267,12 @@ class Controller:
 
     # Arithmetic
 
-    def _at(self, context: int) -> _Step:
+    def _at(self, context: int) -> StepCosts:
         if not self._steps or not 0 <= context - self._steps[0].context < _BLOCK:
             self._steps = self._block(context // _BLOCK * _BLOCK)
         return self._steps[context - self._steps[0].context]
 
-    def _block(self, first: int) -> list[_Step]:
+    def _block(self, first: int) -> list[StepCosts]:
         """Costs at the _BLOCK contexts from `first` on."""
         contexts = np.arange(first, first + _BLOCK)
         costs = self._table(contexts)
@@ -284,7 +285,7 @@ class Controller:
         low, high = costs.min(axis=1, keepdims=True), costs.max(axis=1, keepdims=True)
         floored = allowance < low * (1 - _EPSILON)
         numbers = (column.ravel().tolist() for column in (low, high, dense, allowance, floored))
-        return [_Step(*row) for row in zip(contexts.tolist(), costs, costs / dense, useful, *numbers, strict=True)]
+        return [StepCosts(*row) for row in zip(contexts.tolist(), costs, costs / dense, useful, *numbers, strict=True)]
 
     def _keeps_promise(self, index: int, context: int) -> bool:
         """Whether all stays in its window after this action."""
@@ -316,8 +317,8 @@ def _checked_budget(budget: float) -> float:
 
 
 def _axis_values(actions: Sequence[Action], dense: Action) -> np.ndarray:
-    """[A, 3]: keep, prune and bits of each action as shares of the dense ones."""
-    return np.array([(a.keep / 100, a.prune / 100, a.bits / dense.bits) for a in actions], np.float64)
+    """[A, 3]: KV density, channel density and bits of each action as shares of the dense ones."""
+    return np.array([(a.kv_density, a.channel_density, a.bits / dense.bits) for a in actions], np.float64)
 
 
 def _axis_targets(
@@ -329,19 +330,21 @@ def _axis_targets(
     if targets is None:
         return np.ones(3)
     wanted = np.ones(3)
-    for axis, (name, full) in enumerate((("keep", 1.0), ("prune", 1.0), ("bits", float(dense.bits)))):
+    for axis, (name, full) in enumerate((("kv_density", 1.0), ("channel_density", 1.0), ("bits", float(dense.bits)))):
         value = getattr(targets, name)
         low, high = float(values[:, axis].min()) * full, float(values[:, axis].max()) * full
         if value is None:
             wanted[axis] = high / full
             continue
         if not (isinstance(value, (int, float)) and math.isfinite(value) and low - 1e-6 <= value <= high + 1e-6):
-            raise UsageError(f"--{name}: got {value}, expected {low:g} to {high:g}, as this bundle has")
+            raise UsageError(
+                f"--{name.replace('_', '-')}: got {value}, expected {low:g} to {high:g}, as this bundle has"
+            )
         wanted[axis] = value / full
     if _distance_to_hull(values - wanted) > 0.01:
         near = actions[int(np.argmin(((values - wanted) ** 2).sum(axis=1)))]
         raise UsageError(
-            f"--keep/--prune/--bits: no mix of this bundle's actions has these means; the nearest action is {near.tag}"
+            f"{_AXIS_FLAGS}: no mix of this bundle's actions has these means; the nearest action is {near.tag}"
         )
     return wanted
 

@@ -20,16 +20,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sol_rt.bundle.actions import Action
+from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
-from sol_rt.errors import SolError
+from sol_rt.errors import SolError, UsageError
 from sol_rt.ops import library_path
 from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
 _REWEIGHTINGS = 30
 _SMALL_RESIDUAL = 1e-3  # relative: below it residuals count by their square, as noise does
 
@@ -109,14 +109,14 @@ class _LineCost:
         fixed = np.array([line.fixed for line in lines], np.float64)
         per_token = np.array([line.per_token for line in lines], np.float64)
         per_page = np.array([line.per_page for line in lines], np.float64)
-        keep = np.array([action.keep for action in actions], np.int64)
+        kept = np.array([hundredths(action.kv_density) for action in actions], np.int64)
         page, sinks, layers = self._config.kv.page_size, self._config.kv.sinks, self._config.model.num_layers
         dense = len(self._config.kv.dense_layers) / layers
 
         def costs(contexts: np.ndarray) -> np.ndarray:
             held = contexts[:, None] + 1
             old_pages = -(-held // page) - 1
-            pages = -(-old_pages * keep // 100)
+            pages = -(-old_pages * kept // 100)
             sparse = (pages < old_pages) * (1 - dense)
             tokens = held + sparse * (np.minimum(held, page * (pages + 1) + sinks) - held)
             return np.asarray(fixed + per_token * tokens + per_page * (sparse * old_pages))
@@ -155,9 +155,10 @@ class FunctionBodyBytes(BytesCost):
 
     def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
         most = {
-            bits: max(v.prune for v in self._variants.values() if v.bits == bits) for bits in {a.bits for a in actions}
+            bits: max(v.channel_density for v in self._variants.values() if v.bits == bits)
+            for bits in {a.bits for a in actions}
         }
-        return super().table([Action(100, most[action.bits], action.bits) for action in actions])
+        return super().table([Action(1.0, most[action.bits], action.bits) for action in actions])
 
 
 @dataclass(frozen=True)
@@ -169,17 +170,19 @@ class CalibrationTable:
         device: `device_string` of the device that was measured.
         created: date and time, ISO 8601.
         policy_ms: milliseconds of one run of the policy, 0 without one.
-        lines: variant key -> keep percent -> line in milliseconds.
+        lines: variant key -> KV density -> line in milliseconds.
     """
 
     bundle: str
     device: str
     created: str
     policy_ms: float
-    lines: dict[str, dict[int, Line]]
+    lines: dict[str, dict[float, Line]]
 
     def to_json(self) -> str:
-        lines = {key: {str(keep): asdict(line) for keep, line in row.items()} for key, row in self.lines.items()}
+        lines = {
+            key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
+        }
         document = {"format": CALIBRATION_FORMAT, "format_version": CALIBRATION_VERSION, **asdict(self), "lines": lines}
         return json.dumps(document, indent=1) + "\n"
 
@@ -196,11 +199,14 @@ class CalibrationTable:
                 created=str(raw["created"]),
                 policy_ms=_milliseconds(raw["policy_ms"]),
                 lines={
-                    str(key): {int(keep): _numbers(Line, line) for keep, line in row.items()}
+                    str(key): {
+                        density("kv_density", float(kv_density)): _numbers(Line, line)
+                        for kv_density, line in row.items()
+                    }
                     for key, row in raw["lines"].items()
                 },
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
 
@@ -227,7 +233,7 @@ def _numbers(kind: type[Any], raw: Mapping[str, Any]) -> Any:
 
 
 class CalibratedCost(_LineCost):
-    """Milliseconds from a calibration table. A keep that was not measured takes the line of the nearest one that
+    """Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that
     was.
     """
 
@@ -247,8 +253,9 @@ class CalibratedCost(_LineCost):
     def _measured_line(self, action: Action) -> Line:
         row = self.calibration.lines[action.variant]
         # a step that scores pages is another computation than one that reads all of them
-        alike = [keep for keep in row if (keep == 100) == (action.keep == 100)] or list(row)
-        return row[min(alike, key=lambda keep: (abs(keep - action.keep), keep))]
+        alike = [kv_density for kv_density in row if (kv_density == 1.0) == (action.kv_density == 1.0)] or list(row)
+        asked = hundredths(action.kv_density)
+        return row[min(alike, key=lambda kv_density: (abs(hundredths(kv_density) - asked), kv_density))]
 
     def policy(self) -> float:
         return self.calibration.policy_ms

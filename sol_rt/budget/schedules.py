@@ -25,10 +25,10 @@ from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
 
 NAMES = ("sol", "uniform", "entropy", "random", "fixed:TAG", "dense")
-_KEEP, _PRUNE, _BITS = range(3)  # the axes
+_KV_DENSITY, _CHANNEL_DENSITY, _BITS = range(3)  # the axes
 _GRID = 160  # positions of the uniform mix between all-cheapest and dense
-_DOUBT_MEMORY = 0.95  # how slowly what is usual follows
-_DOUBT_GAIN = 0.5  # turns that a doubt of one standard deviation is worth
+_UNCERTAINTY_MEMORY = 0.95  # how slowly what is usual follows
+_UNCERTAINTY_GAIN = 0.5  # turns that an uncertainty of one standard deviation is worth
 
 
 class PolicyInput(NamedTuple):
@@ -83,14 +83,18 @@ def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | N
     """The actions that the controller and the schedule `name` work with; the dense one is always among them.
 
     `sol`: the policy's, in its order. `random`: the bundle's action set. `uniform` and `entropy`, and every schedule
-    but `sol` under axis targets: every keep of the action set with every variant.
+    but `sol` under axis targets: every KV density of the action set with every variant.
     """
     if name == "sol" and config.policy is not None:
         actions = config.policy.actions
     elif name in ("uniform", "entropy") or (axis_targets is not None and axis_targets.any()):
-        keeps = sorted({entry.action.keep for entry in config.actions} | {100}, reverse=True)
-        variants = sorted(config.variants.values(), key=lambda variant: (-variant.bits, -variant.prune))
-        actions = tuple(Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps)
+        kv_densities = sorted({entry.action.kv_density for entry in config.actions} | {1.0}, reverse=True)
+        variants = sorted(config.variants.values(), key=lambda variant: (-variant.bits, -variant.channel_density))
+        actions = tuple(
+            Action(kv_density, variant.channel_density, variant.bits)
+            for variant in variants
+            for kv_density in kv_densities
+        )
     else:
         actions = tuple(entry.action for entry in config.actions)
     return actions if config.dense in actions else (*actions, config.dense)
@@ -171,8 +175,8 @@ class UniformSchedule:
         controller = self._controller
         if controller.dense_only:
             return controller.dense
-        keep, prune, bits = (self._deal(axis, at) for axis, at in enumerate(self._wanted(step.context)))
-        index = self._axes.nearest((keep, prune, bits))
+        kv_density, channel_density, bits = (self._deal(axis, at) for axis, at in enumerate(self._wanted(step.context)))
+        index = self._axes.nearest((kv_density, channel_density, bits))
         if not controller.allows(index, step.context):
             allowed = controller.allowed(step.context)
             costs = controller.relative_costs(step.context)
@@ -196,19 +200,15 @@ class UniformSchedule:
         return high
 
     def _wanted(self, context: int) -> list[float]:
-        """Position of each axis for this step, [3], in percent, percent and bits."""
+        """Position of each axis for this step, [3]: two densities and bits."""
         controller, axes = self._controller, self._axes
         targets = controller.axis_targets
         if targets is not None:
-            given = (
-                None if targets.keep is None else 100 * targets.keep,
-                None if targets.prune is None else 100 * targets.prune,
-                targets.bits,
-            )
+            given = (targets.kv_density, targets.channel_density, targets.bits)
             return [top if value is None else value for value, top in zip(given, axes.scale.tolist(), strict=True)]
         # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
         costs = controller.relative_costs(context)
-        pages_first = bool(costs[axes.cheap_keep] < costs[axes.cheap_prune])
+        pages_first = bool(costs[axes.sparsest_kv] < costs[axes.sparsest_channels])
         # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
         expected = np.maximum.accumulate(np.einsum("ja,a->j", axes.mixes(pages_first), costs))
         wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))
@@ -220,39 +220,40 @@ class UniformSchedule:
 
 
 class EntropySchedule(UniformSchedule):
-    """A hand-made rule: the mix of `uniform`, its dearer settings on the steps where the model was in doubt before.
+    """A hand-made rule: the mix of `uniform`, its dearer settings on the steps where the model was uncertain before.
 
-    Doubt is the entropy of the last step's distribution in nats, and one minus the margin between its two likeliest
-    tokens; each in standard deviations from what is usual in this text, and the mean of both, from -2 to 2. It brings
-    an axis' turn to take its higher setting forward or puts it off; how often each setting comes is as in `uniform`.
+    Uncertainty is the entropy of the last step's distribution in nats, and one minus the margin between its two
+    likeliest tokens; each in standard deviations from what is usual in this text, and the mean of both, from -2 to 2.
+    It brings an axis' turn to take its higher setting forward or puts it off; how often each setting comes is as in
+    `uniform`.
     """
 
     name = "entropy"
 
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
-        self._usual = (_Usual(), _Usual())
+        self._scores = (RunningZScore(), RunningZScore())
 
     def choose(self, step: PolicyInput) -> Action:
-        entropy, margin = self._usual
+        entropy, margin = self._scores
         distribution = step.distribution
-        doubt = (entropy.standing(distribution.entropy) + margin.standing(1.0 - distribution.margin)) / 2
-        self._forward = _DOUBT_GAIN * doubt
+        uncertainty = (entropy.update(distribution.entropy) + margin.update(1.0 - distribution.margin)) / 2
+        self._forward = _UNCERTAINTY_GAIN * uncertainty
         return super().choose(step)
 
 
-class _Usual:
+class RunningZScore:
     """Running mean and variance of a number."""
 
     def __init__(self) -> None:
         self._mean = self._variance = self._weight = 0.0
 
-    def standing(self, value: float) -> float:
+    def update(self, value: float) -> float:
         """How many standard deviations `value` is over the mean of those before it, -2 to 2; it then counts itself."""
         deviation = math.sqrt(self._variance)
         found = (value - self._mean) / deviation if deviation > 0 else 0.0
         # the first values weigh alike, later ones fade
-        self._weight = _DOUBT_MEMORY * self._weight + 1.0
+        self._weight = _UNCERTAINTY_MEMORY * self._weight + 1.0
         share = 1.0 / self._weight
         step = value - self._mean
         self._mean += share * step
@@ -264,21 +265,21 @@ class _Axes:
     """The three axes of an action set: their levels, the way from the lowest ones to dense, and the mixes along it.
 
     Attributes:
-        levels: of keep, prune and bits, ascending.
+        levels: of KV density, channel density and bits, ascending.
         scale: [3], the highest level of each.
         settings: [A, 3], each action's settings over `scale`.
-        cheap_keep, cheap_prune: the action of the lowest keep or prune, the other axes at their highest.
+        sparsest_kv, sparsest_channels: the action of the lowest density on that axis, the others at their highest.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        axes = ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions])
+        axes = ([a.kv_density for a in actions], [a.channel_density for a in actions], [a.bits for a in actions])
         self.levels = [sorted({float(value) for value in values}) for values in axes]
         self.scale = np.array([levels[-1] for levels in self.levels])
-        self.settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self.scale
+        self.settings = np.array([(a.kv_density, a.channel_density, a.bits) for a in actions], np.float64) / self.scale
         self._found: dict[tuple[float, float, float], int] = {}
-        keep, prune, bits = self.scale.tolist()
-        self.cheap_keep = self.nearest((self.levels[_KEEP][0], prune, bits))
-        self.cheap_prune = self.nearest((keep, self.levels[_PRUNE][0], bits))
+        kv_density, channel_density, bits = self.scale.tolist()
+        self.sparsest_kv = self.nearest((self.levels[_KV_DENSITY][0], channel_density, bits))
+        self.sparsest_channels = self.nearest((kv_density, self.levels[_CHANNEL_DENSITY][0], bits))
         self._paths = {pages_first: self._path(pages_first) for pages_first in (False, True)}
         self._mixes: dict[bool, np.ndarray] = {}
 
@@ -316,7 +317,7 @@ class _Axes:
         """Corners of the way from the lowest settings (first) to dense (last), [6, 3]; one axis moves between two."""
         corner = self.scale.tolist()
         corners = [corner]
-        axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
+        axes = (_KV_DENSITY, _CHANNEL_DENSITY) if pages_first else (_CHANNEL_DENSITY, _KV_DENSITY)
         for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
             corner = corner.copy()
             corner[axis] = self.levels[axis][min(rank, len(self.levels[axis]) - 1)]
@@ -329,9 +330,11 @@ class _Axes:
         around = [self.around(axis, position) for axis, position in enumerate(positions)]
         for ups in itertools.product((False, True), repeat=3):
             share = math.prod(s if up else 1 - s for up, (_, _, s) in zip(ups, around, strict=True))
-            keep, prune, bits = (high if up else low for up, (low, high, _) in zip(ups, around, strict=True))
+            kv_density, channel_density, bits = (
+                high if up else low for up, (low, high, _) in zip(ups, around, strict=True)
+            )
             if share > 0:
-                mix[self.nearest((keep, prune, bits))] += share
+                mix[self.nearest((kv_density, channel_density, bits))] += share
         return mix
 
 

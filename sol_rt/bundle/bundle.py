@@ -122,7 +122,7 @@ def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
 
 
 def _check_shapes(path: Path, config: SolConfig) -> None:
-    """Compares dims and widths with the tensors: an edited dim must not misread the cache later."""
+    """Compares dims and bits with the tensors: an edited dim must not misread the cache later."""
     for name, axis, expected, key in _carried_dims(config):
         entry = config.tensors.get(name)
         if entry is not None and (len(entry.shape) <= axis or entry.shape[axis] != expected):
@@ -134,7 +134,7 @@ def _check_shapes(path: Path, config: SolConfig) -> None:
     widest = 4 + 2 * sum(f"embed.plane{index}" in config.tensors for index in (1, 2))
     for key, variant in config.variants.items():
         layers = "bits" if variant.layer_bits is None else "layer_bits"
-        for name, bits in ((layers, variant.widths.widest), ("lm_head_bits", variant.lm_head_bits)):
+        for name, bits in ((layers, variant.precision.widest), ("lm_head_bits", variant.lm_head_bits)):
             if bits > widest:
                 raise BundleError(path, f"variants.{key}.{name}", bits, f"at most {widest}, the widest in the weights")
 

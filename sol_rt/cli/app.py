@@ -13,6 +13,7 @@ import typer
 from sol_rt import __version__
 from sol_rt.cli import INTERRUPTED, options
 from sol_rt.cli.make.export import export
+from sol_rt.cli.make.migrate import migrate
 from sol_rt.cli.make.pull import pull
 from sol_rt.cli.make.train import train
 from sol_rt.cli.measure.bench import bench
@@ -40,6 +41,7 @@ for command in (export, generate, chat, bench, perplexity, train, calibrate, ins
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("ppl", hidden=True)(perplexity)
+app.command("migrate", hidden=True)(migrate)
 
 # Newer versions of Typer carry their own copy of click. Every version exports BadParameter, which leads to the base.
 _CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]

@@ -8,7 +8,7 @@ from sol_rt.errors import UsageError
 
 GUIDE = "docs/migration.md"
 
-RENAMED: dict[str, str] = {}
+RENAMED = {"--keep": "--kv-density", "--prune": "--channel-density"}
 """Old flag to the flag that replaced it. The environment variable of an old flag is refused as well."""
 
 REMOVED: dict[str, str] = {

@@ -192,7 +192,7 @@ class Engine:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Keys of the variants whose graph has a session."""
-        files = {file for file, _ in self._runners}  # on the CPU all variants of a width share one
+        files = {file for file, _ in self._runners}  # on the CPU all variants of the same bits share one
         variants = self.bundle.config.variants.items()
         return tuple(key for key, variant in variants if variant.file in files or key in self._loaded)
 
@@ -206,10 +206,10 @@ class Engine:
             counts = _channels(variant, self.bundle.config.model)
             self._runner(variant, counts).open()
 
-    def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
-        """From now on the variant keeps these channels, one count a layer; where a name is left out, the bundle's own.
+    def set_active_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
+        """From now on the variant has these active channels, one count a layer; the bundle's where a name is left out.
 
-        For the search of keep levels. Args: counts by `active_up`, `active_down`, `active_qkv`, `active_o`.
+        For the search of density levels. Args: counts by `active_up`, `active_down`, `active_qkv`, `active_o`.
         Raises UsageError where a count is out of range or one is missing.
         """
         model = self.bundle.config.model
@@ -327,7 +327,7 @@ class Engine:
         raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
 
     def _prepare(self, action: Action) -> _Plan:
-        """Tells the graph how many channels to keep; returns what runs it."""
+        """Tells the graph how many channels are active; returns what runs it."""
         plan = self._plans.get(action)
         if plan is None:
             plan = self._plans[action] = self._planned(action, self._variant(action.variant))
@@ -339,7 +339,7 @@ class Engine:
     def _planned(self, action: Action, variant: Variant) -> _Plan:
         channels = _channels(variant, self.bundle.config.model)
         runner = self._runner
-        return _Plan(lambda: runner(variant, channels, action.keep), lambda: runner(variant, channels), channels)
+        return _Plan(lambda: runner(variant, channels, action.kv_density), lambda: runner(variant, channels), channels)
 
     def _variant(self, key: str) -> Variant:
         """As it is now."""
@@ -352,13 +352,13 @@ class Engine:
             raise UsageError(f"variant {key}: not in this bundle, expected one of {', '.join(variants)}")
         return variants[key]
 
-    def _runner(self, variant: Variant, channels: np.ndarray, keep: int = 100) -> _Runner | DeviceRunner:
-        """What runs a variant that keeps these channels, as `_channels`, and attends `keep` percent of old tokens."""
+    def _runner(self, variant: Variant, channels: np.ndarray, kv_density: float = 1.0) -> _Runner | DeviceRunner:
+        """What runs a variant with these active channels, as `_channels`, and attends this share of old tokens."""
         if self._graphs is not None:
             self._loaded.add(variant.key)
-            return self._device_runner(self._graphs, variant, channels, keep)
+            return self._device_runner(self._graphs, variant, channels, kv_density)
         # kernels choose where they are told to, at no cost where they are not
-        choices = _Choices(True, True) if self.native else _Choices(keep < 100, bool(channels.any()))
+        choices = _Choices(True, True) if self.native else _Choices(kv_density < 1.0, bool(channels.any()))
         key = variant.file, choices
         runner = self._runners.get(key)
         if runner is None:
@@ -367,17 +367,19 @@ class Engine:
             _return_freed_memory()
         return runner
 
-    def _device_runner(self, graphs: DeviceGraphs, variant: Variant, channels: np.ndarray, keep: int) -> DeviceRunner:
+    def _device_runner(
+        self, graphs: DeviceGraphs, variant: Variant, channels: np.ndarray, kv_density: float
+    ) -> DeviceRunner:
         """One for every choice: function bodies leave out what others need, and know the counts beforehand,
         for which they would have to ask the GPU and wait."""
         from sol_rt.engine.gpu.device_runner import DeviceRunner, Kind
 
-        counts, chosen, every = (b"", None, None) if self.native else (channels.tobytes(), keep, 100)
-        step = Kind(variant.file, variant.widths.widest, counts, chosen, one_token=True)
+        counts, chosen, every = (b"", None, None) if self.native else (channels.tobytes(), kv_density, 1.0)
+        step = Kind(variant.file, variant.precision.widest, counts, chosen, one_token=True)
         runner = self._device_runners.get(step)
         if runner is None:
             where = f"provider {self.provider.name}: {self.provider.device_name}"
-            batch = Kind(variant.file, variant.widths.widest, counts, every, one_token=False)
+            batch = Kind(variant.file, variant.precision.widest, counts, every, one_token=False)
             runner = DeviceRunner(graphs, step, batch, self._cache, self._device_inputs, where)
             self._device_runners[step] = runner
         return runner
@@ -395,7 +397,7 @@ class Engine:
                 options.add_free_dimension_override_by_name(name, config.model.num_layers)
         else:
             self.weights.check(file)
-            if variant.widths.widest == 8:  # 8 bits of activations would cost it more than its weights do
+            if variant.precision.widest == 8:  # 8 bits of activations would cost it more than its weights do
                 options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         path = self.bundle.file(file)
         session = self._sessions[file] = self.provider.session(path, options)
@@ -411,7 +413,7 @@ class _Choices(NamedTuple):
 
 
 def _channels(variant: Variant, model: ModelDims) -> np.ndarray:
-    """int64 [4, layers]: channels to keep as the graph takes them, 0 for all of them, which spares sorting."""
+    """int64 [4, layers]: active channels as the graph takes them, 0 for all of them, which spares sorting."""
     return np.array([np.array(getattr(variant, name)) % most for name, most in model.channels.items()])
 
 
@@ -452,20 +454,20 @@ class _StepInputs:
         self.results = {"logits": self.logits, "hidden_states": self.hidden}
         wrap = ort.OrtValue.ortvalue_from_numpy
         self._lengths = {"past_length": wrap(self.past_length), "total_length": wrap(self.total_length)}
-        self._attn_keep, self._channel_values = wrap(self.kv_pages), [wrap(counts) for counts in self.channels]
+        self._kv_pages, self._channel_values = wrap(self.kv_pages), [wrap(counts) for counts in self.channels]
         self._nothing = wrap(np.zeros(0, np.int64))
         self.step_inputs = {"input_ids": wrap(self.token), "num_logits": wrap(self.num_logits)}
         self.step_outputs = {"logits": wrap(self.logits), "hidden_states": wrap(self.hidden)}
 
     def scalars(self, choices: _Choices) -> dict[str, ort.OrtValue]:
         """What changes from step to step but the token; counts are empty where nothing is chosen by them."""
-        kv_pages = self._attn_keep if choices.tokens else self._nothing
+        kv_pages = self._kv_pages if choices.tokens else self._nothing
         channels = self._channel_values if choices.channels else [self._nothing] * len(CHANNEL_INPUTS)
         return {**self._lengths, "kv_pages": kv_pages, **dict(zip(CHANNEL_INPUTS, channels, strict=True))}
 
 
 class _Plan(NamedTuple):
-    """How an action runs: what makes the runners of a step and of a batch, and the channels to keep, as `_channels`."""
+    """How an action runs: what makes the runners of a step and of a batch, and the active channels, as `_channels`."""
 
     step: Callable[[], _Runner | DeviceRunner]
     batch: Callable[[], _Runner | DeviceRunner]

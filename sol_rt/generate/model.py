@@ -54,7 +54,7 @@ class Dial:
         budget: share of the dense cost.
         schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default. Or a
             function that takes the controller of the run and returns a schedule of your own.
-        keep, prune: mean share of old KV pages, of base-plane weights.
+        kv_density, channel_density: mean share of old cached tokens, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
         seed: of the schedule `random`.
@@ -62,8 +62,8 @@ class Dial:
 
     budget: float = 1.0
     schedule: str | MakeSchedule | None = None
-    keep: float | None = None
-    prune: float | None = None
+    kv_density: float | None = None
+    channel_density: float | None = None
     bits: float | None = None
     tokens_per_second: float | None = None
     seed: int | None = None
@@ -144,13 +144,15 @@ class SolModel:
             return self.cost
         return None if provider.native else FunctionBodyBytes(self.bundle.config)
 
-    def ineffective(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
+    def ineffective(
+        self, schedule: str | None, kv_density: float | None, channel_density: float | None, bits: float | None
+    ) -> str:
         """One line about settings of a `Dial` that save nothing on a GPU, though they are followed; empty where there
         is nothing to say. Raises UsageError for a malformed tag.
         """
         if self._costs_there is None:
             return ""
-        targets = {"keep": keep, "prune": prune, "bits": bits}
+        targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
         return ineffective(self.bundle.config, self._costs_there, schedule, targets, self.engine.provider_name)
 
     @cached_property
@@ -163,8 +165,8 @@ class SolModel:
         *,
         budget: float = 1.0,
         schedule: str | MakeSchedule | None = None,
-        keep: float | None = None,
-        prune: float | None = None,
+        kv_density: float | None = None,
+        channel_density: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
         trace: Path | str | None = None,
@@ -176,7 +178,7 @@ class SolModel:
 
         Args:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
-            budget, schedule, keep, prune, bits, tokens_per_second: as in `Dial`.
+            budget, schedule, kv_density, channel_density, bits, tokens_per_second: as in `Dial`.
             trace: file to write every step to.
             replay: a trace whose actions are run again, under its settings of `generation` where none are given;
                 `Generation.first_difference` tells where tokens differ.
@@ -186,7 +188,7 @@ class SolModel:
 
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
-        dial = Dial(budget, schedule, keep, prune, bits, tokens_per_second, generation.get("seed"))
+        dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, generation.get("seed"))
         given = {name: value for name, value in generation.items() if value is not None}
         recorded = {} if replay is None else replay.header.generation
         config = self._defaults.updated(**{**recorded, **given})
@@ -229,8 +231,8 @@ class SolModel:
         context: int = 1,
         budget: float = 1.0,
         schedule: str | MakeSchedule | None = None,
-        keep: float | None = None,
-        prune: float | None = None,
+        kv_density: float | None = None,
+        channel_density: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
         seed: int | None = None,
@@ -241,7 +243,7 @@ class SolModel:
             tokens: token ids.
             context: the first so many are prefilled dense and not scored. Each later token is scored, then processed as
                 one decode step; the last is only scored.
-            budget, schedule, keep, prune, bits, tokens_per_second, seed: as in `Dial`.
+            budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed: as in `Dial`.
 
         Raises UsageError where nothing is left to score, and what `stream` raises.
         """
@@ -249,7 +251,7 @@ class SolModel:
             raise UsageError(
                 f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
             )
-        _, decoder = self.decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, seed))
+        _, decoder = self.decoder(Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed))
         logprobs = score_steps(decoder, [int(token) for token in tokens], context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 
@@ -261,9 +263,11 @@ class SolModel:
         config = self.bundle.config
         own = dial.schedule if callable(dial.schedule) else None
         name = "own" if callable(dial.schedule) else dial.schedule or default_schedule(config)
-        axes = AxisTargets(dial.keep, dial.prune, dial.bits)
+        axes = AxisTargets(dial.kv_density, dial.channel_density, dial.bits)
         if is_constant(name) and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
-            raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
+            raise UsageError(
+                f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits and rate"
+            )
         actions = schedule_actions(config, name, axes)
         if not axes.any():  # means of settings need all of them
             actions = without_dominated(actions, self.dominated)

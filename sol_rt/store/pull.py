@@ -11,14 +11,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.store.home import checkpoints_dir
+from sol_rt.store.progress import Progress
 from sol_rt.store.recipes import Recipe, aliases
-
-Progress = Callable[[str, float, float], None]
 
 _CHUNK = 1 << 20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
-    from sol_rt.export.progress import Progress
+    from sol_rt.store.progress import Progress
     from sol_rt.train.config import TrainConfig
     from sol_rt.train.data.windows import Windows
     from sol_rt.train.rollouts.rollout import Rollouts
