@@ -131,7 +131,7 @@ def _candidate(action: Action, verdicts: dict[Action, Verdict], measured: Measur
     verdict, short = verdicts.get(action), min(measured.fronts)
     if verdict is None and len(measured.fronts) == 1:
         verdict = Verdict(
-            False, f"not measured: KV density saves little at {short} tokens, and text or model end there"
+            False, f"not measured: text or model end at {short} tokens, where a lower KV density saves little"
         )
     elif verdict is None:
         verdict = Verdict(False, f"not measured: {action.variant} was dropped at {short}")

@@ -97,7 +97,7 @@ def choose(
         for action, point in front.items():
             if action != dense and point.loss > collapse_loss:
                 dropped[action] = (
-                    f"the output collapses at {context}: it loses {point.loss:.3g} nats over dense, more than "
+                    f"the output collapses at {context}: {point.loss:.3g} nats over dense, more than "
                     f"{collapse_loss:.3g}, half the information gained from context"
                 )
             else:
