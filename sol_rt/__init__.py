@@ -18,7 +18,8 @@ from sol_rt._version import __version__
 if TYPE_CHECKING:
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.engine import Engine, StepOutput
+    from sol_rt.engine.engine import Engine
+    from sol_rt.engine.step import StepOutput
     from sol_rt.errors import BundleError, ContextError, NumericError, ProviderError, SolError, UsageError
     from sol_rt.generate.generation_config import GenerationConfig
     from sol_rt.generate.loop import Generation, Scores, Step
@@ -38,7 +39,7 @@ _HOMES = {
     "SolError": "errors",
     "SolModel": "generate.model",
     "Step": "generate.loop",
-    "StepOutput": "engine.engine",
+    "StepOutput": "engine.step",
     "UsageError": "errors",
 }
 

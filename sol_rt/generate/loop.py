@@ -17,7 +17,8 @@ import numpy as np
 from sol_rt.budget.controller import Controller
 from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.engine import Engine, StepOutput
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
