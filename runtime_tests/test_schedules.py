@@ -19,8 +19,8 @@ from sol_rt.budget.schedules import (
     default_schedule,
     make_schedule,
     schedule_actions,
-    tilted,
 )
+from sol_rt.budget.schedules.random_schedule import tilted
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS

@@ -1,0 +1,98 @@
+"""The axes of an action set, and the path along which `uniform` turns them down."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+
+from sol_rt.bundle.actions import Action
+
+_KEEP, _PRUNE, _BITS = range(3)  # the axes
+GRID = 160
+"""Positions of the uniform mix between all-cheapest and dense."""
+
+
+class Axes:
+    """The three axes of an action set: their levels, the way from the lowest ones to dense, and the mixes along it.
+
+    Attributes:
+        levels: of keep, prune and bits, ascending.
+        scale: [3], the highest level of each.
+        settings: [A, 3], each action's settings over `scale`.
+        cheap_keep, cheap_prune: the action of the lowest keep or prune, the other axes at their highest.
+    """
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        axes = ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions])
+        self.levels = [sorted({float(value) for value in values}) for values in axes]
+        self.scale = np.array([levels[-1] for levels in self.levels])
+        self.settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self.scale
+        self._found: dict[tuple[float, float, float], int] = {}
+        keep, prune, bits = self.scale.tolist()
+        self.cheap_keep = self.nearest((self.levels[_KEEP][0], prune, bits))
+        self.cheap_prune = self.nearest((keep, self.levels[_PRUNE][0], bits))
+        self._paths = {pages_first: self._path(pages_first) for pages_first in (False, True)}
+        self._mixes: dict[bool, np.ndarray] = {}
+
+    def positions(self, u: float, pages_first: bool) -> list[float]:
+        """Of each axis, [3]: the point at share u of the path."""
+        path = self._paths[pages_first]
+        at = u * (len(path) - 1)
+        below = min(int(at), len(path) - 2)
+        corners = zip(path[below], path[below + 1], strict=True)
+        return [start + (at - below) * (end - start) for start, end in corners]
+
+    def around(self, axis: int, position: float) -> tuple[float, float, float]:
+        """(setting below, setting above, share of the one above) whose mean is `position`."""
+        levels = self.levels[axis]
+        above = min(bisect_left(levels, position), len(levels) - 1)
+        low, high = levels[max(above - 1, 0)], levels[above]
+        return low, high, 1.0 if high == low else min(max((position - low) / (high - low), 0.0), 1.0)
+
+    def nearest(self, settings: tuple[float, float, float]) -> int:
+        """Index of the existing action nearest to these settings, of which there are few: found once each."""
+        index = self._found.get(settings)
+        if index is None:
+            index = int(np.argmin(np.abs(self.settings - np.array(settings) / self.scale).sum(axis=1)))
+            self._found[settings] = index
+        return index
+
+    def mixes(self, pages_first: bool) -> np.ndarray:
+        """Share of each action at the points of the path, [GRID + 1, A]."""
+        if pages_first not in self._mixes:
+            points = [self.positions(index / GRID, pages_first) for index in range(GRID + 1)]
+            self._mixes[pages_first] = np.stack([self._mix(point) for point in points])
+        return self._mixes[pages_first]
+
+    def _path(self, pages_first: bool) -> list[list[float]]:
+        """Corners of the way from the lowest settings (first) to dense (last), [6, 3]; one axis moves between two."""
+        corner = self.scale.tolist()
+        corners = [corner]
+        axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
+        for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
+            corner = corner.copy()
+            corner[axis] = self.levels[axis][min(rank, len(self.levels[axis]) - 1)]
+            corners.append(corner)
+        return corners[::-1]
+
+    def _mix(self, positions: Sequence[float]) -> np.ndarray:
+        """Share of each action, [A], when the axes are dealt out independently around `positions`."""
+        mix = np.zeros(len(self.settings))
+        around = [self.around(axis, position) for axis, position in enumerate(positions)]
+        for ups in itertools.product((False, True), repeat=3):
+            share = math.prod(s if up else 1 - s for up, (_, _, s) in zip(ups, around, strict=True))
+            keep, prune, bits = (high if up else low for up, (low, high, _) in zip(ups, around, strict=True))
+            if share > 0:
+                mix[self.nearest((keep, prune, bits))] += share
+        return mix
+
+
+@functools.lru_cache(maxsize=8)
+def axes_of(actions: tuple[Action, ...]) -> Axes:
+    """Kept from one generation to the next: the mixes of an action set take milliseconds, a step's worth and more."""
+    return Axes(actions)

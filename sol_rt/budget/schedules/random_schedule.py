@@ -1,0 +1,48 @@
+"""`random`: draws actions, their mean cost held at the target."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sol_rt.budget.controller import Controller
+from sol_rt.budget.schedules.schedule import PolicyInput
+from sol_rt.bundle.actions import Action
+
+
+class RandomSchedule:
+    """Draws actions with probability proportional to exp(-rate * cost), the rate such that the expected cost is the
+    target.
+    """
+
+    name = "random"
+
+    def __init__(self, controller: Controller, seed: int | None) -> None:
+        self._controller = controller
+        self._random = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def choose(self, step: PolicyInput) -> Action:
+        controller = self._controller
+        if controller.dense_only:
+            return controller.dense
+        candidates = np.flatnonzero(controller.allowed(step.context))
+        if controller.axis_targets is not None:
+            return controller.actions[int(self._random.choice(candidates))]
+        shares = tilted(controller.relative_costs(step.context)[candidates], controller.target(step.context))
+        return controller.actions[int(candidates[int(self._random.choice(len(candidates), p=shares))])]
+
+
+def tilted(costs: np.ndarray, target: float) -> np.ndarray:
+    """The distribution [A] of largest entropy whose expected cost is `target`, or as near to it as `costs` [A]
+    allow.
+    """
+    low, high = -500.0, 500.0
+    for _ in range(40):
+        rate = (low + high) / 2
+        exponents = -rate * costs
+        shares = np.exp(exponents - exponents.max())
+        shares = shares / shares.sum()
+        if float(shares @ costs) > target:
+            low = rate
+        else:
+            high = rate
+    return np.asarray(shares)
