@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sol_rt.engine.step import StepOutput
     from sol_rt.errors import BundleError, ContextError, NumericError, ProviderError, SolError, UsageError
     from sol_rt.generate.generation_config import GenerationConfig
-    from sol_rt.generate.loop import Generation, Scores, Step
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.results import GeneratedToken, Generation, Scores
 
 _HOMES = {
     "Action": "bundle.actions",
@@ -31,14 +31,14 @@ _HOMES = {
     "BundleError": "errors",
     "ContextError": "errors",
     "Engine": "engine.engine",
-    "Generation": "generate.loop",
+    "GeneratedToken": "generate.results",
+    "Generation": "generate.results",
     "GenerationConfig": "generate.generation_config",
     "NumericError": "errors",
     "ProviderError": "errors",
-    "Scores": "generate.loop",
+    "Scores": "generate.results",
     "SolError": "errors",
     "SolModel": "generate.model",
-    "Step": "generate.loop",
     "StepOutput": "engine.step",
     "UsageError": "errors",
 }
@@ -49,6 +49,7 @@ __all__ = [
     "BundleError",
     "ContextError",
     "Engine",
+    "GeneratedToken",
     "Generation",
     "GenerationConfig",
     "NumericError",
@@ -56,7 +57,6 @@ __all__ = [
     "Scores",
     "SolError",
     "SolModel",
-    "Step",
     "StepOutput",
     "UsageError",
     "__version__",

@@ -1,4 +1,8 @@
-"""The axes of an action set, and the path along which `uniform` turns them down."""
+"""The axes of an action set, and the path along which `uniform` turns them down.
+
+A path leads from the lowest settings (position 0) to dense (position 1). Each point of it stands for a mix of actions,
+whose mean settings are the point's.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,17 @@ from sol_rt.bundle.actions import Action
 
 _KEEP, _PRUNE, _BITS = range(3)  # the axes
 GRID = 160
-"""Positions of the uniform mix between all-cheapest and dense."""
+"""Parts into which the path is cut: its mixes are computed at GRID + 1 points."""
 
 
 class Axes:
-    """The three axes of an action set: their levels, the way from the lowest ones to dense, and the mixes along it.
+    """The three axes of an action set of A actions.
 
     Attributes:
-        levels: of keep, prune and bits, ascending.
-        scale: [3], the highest level of each.
-        settings: [A, 3], each action's settings over `scale`.
-        cheap_keep, cheap_prune: the action of the lowest keep or prune, the other axes at their highest.
+        levels: the settings that occur on each axis - keep, prune and bits - in ascending order.
+        scale: float64 [3], the highest level of each axis.
+        settings: float64 [A, 3], the settings of each action as shares of `scale`.
+        cheap_keep, cheap_prune: index of the action with the lowest keep or prune and the other axes at their highest.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
@@ -40,7 +44,7 @@ class Axes:
         self._mixes: dict[bool, np.ndarray] = {}
 
     def positions(self, u: float, pages_first: bool) -> list[float]:
-        """Of each axis, [3]: the point at share u of the path."""
+        """The settings at share `u` of the path, one for each axis, [3]."""
         path = self._paths[pages_first]
         at = u * (len(path) - 1)
         below = min(int(at), len(path) - 2)
@@ -48,14 +52,14 @@ class Axes:
         return [start + (at - below) * (end - start) for start, end in corners]
 
     def around(self, axis: int, position: float) -> tuple[float, float, float]:
-        """(setting below, setting above, share of the one above) whose mean is `position`."""
+        """The two levels around `position` and the share of the higher one, so that their mean is `position`."""
         levels = self.levels[axis]
         above = min(bisect_left(levels, position), len(levels) - 1)
         low, high = levels[max(above - 1, 0)], levels[above]
         return low, high, 1.0 if high == low else min(max((position - low) / (high - low), 0.0), 1.0)
 
     def nearest(self, settings: tuple[float, float, float]) -> int:
-        """Index of the existing action nearest to these settings, of which there are few: found once each."""
+        """Index of the action nearest to these settings. Few settings occur, so each is looked up once and kept."""
         index = self._found.get(settings)
         if index is None:
             index = int(np.argmin(np.abs(self.settings - np.array(settings) / self.scale).sum(axis=1)))
@@ -63,14 +67,14 @@ class Axes:
         return index
 
     def mixes(self, pages_first: bool) -> np.ndarray:
-        """Share of each action at the points of the path, [GRID + 1, A]."""
+        """Share of each action at the points of the path, float64 [GRID + 1, A]."""
         if pages_first not in self._mixes:
             points = [self.positions(index / GRID, pages_first) for index in range(GRID + 1)]
             self._mixes[pages_first] = np.stack([self._mix(point) for point in points])
         return self._mixes[pages_first]
 
     def _path(self, pages_first: bool) -> list[list[float]]:
-        """Corners of the way from the lowest settings (first) to dense (last), [6, 3]; one axis moves between two."""
+        """Corners of the path, [6, 3], from the lowest settings to dense. One axis changes between two corners."""
         corner = self.scale.tolist()
         corners = [corner]
         axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
@@ -81,7 +85,7 @@ class Axes:
         return corners[::-1]
 
     def _mix(self, positions: Sequence[float]) -> np.ndarray:
-        """Share of each action, [A], when the axes are dealt out independently around `positions`."""
+        """Share of each action, float64 [A], if each axis takes the two levels around its position independently."""
         mix = np.zeros(len(self.settings))
         around = [self.around(axis, position) for axis, position in enumerate(positions)]
         for ups in itertools.product((False, True), repeat=3):
@@ -94,5 +98,5 @@ class Axes:
 
 @functools.lru_cache(maxsize=8)
 def axes_of(actions: tuple[Action, ...]) -> Axes:
-    """Kept from one generation to the next: the mixes of an action set take milliseconds, a step's worth and more."""
+    """The axes of an action set. They are kept between generations: their mixes take milliseconds to compute."""
     return Axes(actions)

@@ -7,11 +7,12 @@ from sol_rt.bundle.actions import Action
 
 
 class ConstantSchedule:
-    """The same action at every step, whatever the budget: `fixed:TAG` and `dense`."""
+    """Takes one action at every step, whatever the budget: `fixed:TAG` and `dense`."""
 
     def __init__(self, name: str, action: Action) -> None:
         self.name = name
         self.action = action
 
     def choose(self, step: PolicyInput) -> Action:
+        """The one action."""
         return self.action

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.base_controller import BaseController
 from sol_rt.budget.schedules.constant import ConstantSchedule
 from sol_rt.budget.schedules.entropy import EntropySchedule
 from sol_rt.budget.schedules.policy import Policy, SolSchedule
@@ -17,7 +17,7 @@ from sol_rt.errors import UsageError
 
 def make_schedule(
     name: str,
-    controller: Controller,
+    controller: BaseController,
     *,
     seed: int | None = None,
     policy: Policy | None = None,
@@ -27,10 +27,10 @@ def make_schedule(
 
     Args:
         name: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`.
-        controller: gives actions, limits and target.
-        seed: of `random`; None draws a fresh one.
-        policy: of `sol`.
-        variants: variant keys of the bundle, which `fixed:TAG` is checked against.
+        controller: a fresh controller.
+        seed: seed of `random`; None draws a fresh one.
+        policy: the bundle's policy, for `sol`.
+        variants: keys of the bundle's variants, against which `fixed:TAG` is checked; None does not check it.
 
     Raises UsageError for an unknown name, a tag whose variant the bundle lacks, and `sol` without a policy.
     """

@@ -1,4 +1,4 @@
-"""`sol`: asks the bundle's policy."""
+"""`sol`: asks the bundle's policy, and charges its logits for cost so that the budget is held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.base_controller import BaseController
 from sol_rt.budget.multiplier import Multiplier
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
@@ -17,25 +17,34 @@ from sol_rt.errors import UsageError
 
 
 class Policy(Protocol):
-    """What `sol` needs of a policy session (policy.py)."""
+    """What `sol` needs of a policy. `sol_rt.budget.policy.PolicySession` is the bundle's.
+
+    Attributes:
+        spec: its actions, scalars and horizon.
+    """
 
     spec: PolicySpec
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Forgets the episode."""
 
     def decide(
         self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
     ) -> np.ndarray:
-        """Logits over the policy's actions, float32 [A]."""
+        """Logits over the policy's actions, float32 [A]: see `PolicySession.decide`."""
 
 
 class SolSchedule:
-    """The policy's choice at a multiplier: argmax over allowed actions of logits - multiplier * relative cost
-    (multiplier.py)."""
+    """Takes the allowed action with the largest value of logits - multiplier * relative cost.
+
+    The Lagrange multiplier makes these choices come to the target on average (`sol_rt.budget.multiplier`). Under axis
+    targets it is 0. If the policy does not know the dense action, that action is added behind the policy's own, and
+    taken only where no other one is allowed.
+    """
 
     name = "sol"
 
-    def __init__(self, controller: Controller, policy: Policy) -> None:
+    def __init__(self, controller: BaseController, policy: Policy) -> None:
         self._controller = controller
         self._policy = policy
         policy.reset()
@@ -43,6 +52,7 @@ class SolSchedule:
         self._multiplier = Multiplier()
 
     def choose(self, step: PolicyInput) -> Action:
+        """The action for this step. Runs the policy, unless the budget allows nothing but dense."""
         controller = self._controller
         if controller.dense_only:
             return controller.dense
@@ -57,8 +67,7 @@ class SolSchedule:
         if controller.axis_targets is None:
             values -= self._multiplier.at(values, costs[:known], target) * costs[:known]
         if known < len(costs):
-            # a dense action that the policy does not know follows its actions, and is taken only where nothing else is
-            # allowed
+            # the dense action, unknown to the policy
             values = np.append(values, -1e9)
         index = int(values.argmax())
         if not controller.allows(index, step.context):

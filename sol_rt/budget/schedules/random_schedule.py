@@ -1,26 +1,27 @@
-"""`random`: draws actions, their mean cost held at the target."""
+"""`random`: draws actions so that their expected cost is the target."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.base_controller import BaseController
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
 
 
 class RandomSchedule:
-    """Draws actions with probability proportional to exp(-rate * cost), the rate such that the expected cost is the
-    target.
+    """Draws actions with probability proportional to exp(-rate * cost), with the rate at which the expected cost is the
+    target. Under axis targets all allowed actions are equally likely.
     """
 
     name = "random"
 
-    def __init__(self, controller: Controller, seed: int | None) -> None:
+    def __init__(self, controller: BaseController, seed: int | None) -> None:
         self._controller = controller
         self._random = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
     def choose(self, step: PolicyInput) -> Action:
+        """A random one of the allowed actions."""
         controller = self._controller
         if controller.dense_only:
             return controller.dense
@@ -32,8 +33,9 @@ class RandomSchedule:
 
 
 def tilted(costs: np.ndarray, target: float) -> np.ndarray:
-    """The distribution [A] of largest entropy whose expected cost is `target`, or as near to it as `costs` [A]
-    allow.
+    """The distribution, float64 [A], of largest entropy whose expected cost is `target`.
+
+    If no distribution over `costs` [A] has that expectation, the nearest possible one. The rate is found by bisection.
     """
     low, high = -500.0, 500.0
     for _ in range(40):

@@ -1,4 +1,9 @@
-"""What every schedule implements, and the names by which commands know them."""
+"""What a schedule is: the `Schedule` protocol, what it is told, and the names by which commands know schedules.
+
+`sol` asks the bundle's policy. `uniform`, `random` and the hand-made rule `entropy` are what it is compared with.
+`fixed:TAG` and `dense` are constant. All but the constant ones choose only what the controller allows, so all of them
+hold the same budget through the same code.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sol_rt.budget.controller import AxisTargets
+from sol_rt.budget.base_controller import AxisTargets
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.distribution import Distribution
@@ -15,14 +20,15 @@ NAMES = ("sol", "uniform", "entropy", "random", "fixed:TAG", "dense")
 
 
 class PolicyInput(NamedTuple):
-    """What is known when an action is picked.
+    """What a schedule is told before a decode step.
 
     Attributes:
-        context: tokens in the cache.
-        token: the token about to be processed.
-        hidden: float32 [1, hidden], final hidden state of the step that produced `token`; only `sol` needs it.
-        distribution: of the tokens after that step; only `sol` and `entropy` read it.
-        step: decode steps done before this one.
+        context: tokens in the cache before the step.
+        token: the token that the step is to process.
+        hidden: float32 [1, hidden], the final norm's output of the step before, from which `token` was picked; only
+            `sol` needs it.
+        distribution: the distribution from which `token` was picked; only `sol` and `entropy` read it.
+        step: decode steps of the run before this one.
     """
 
     context: int
@@ -33,14 +39,20 @@ class PolicyInput(NamedTuple):
 
 
 class Schedule(Protocol):
+    """Picks the action of each decode step.
+
+    Attributes:
+        name: one of NAMES, or the name of a schedule of your own.
+    """
+
     name: str
 
     def choose(self, step: PolicyInput) -> Action:
-        """The action for this step. The loop then reports it to the controller with `record`."""
+        """The action for this step. The loop runs it, then reports it to the controller with `record`."""
 
 
 def is_constant(name: str) -> bool:
-    """Whether the schedule `name` takes one action whatever the budget."""
+    """Whether the schedule `name` always takes the same action, whatever the budget."""
     return name == "dense" or name.startswith("fixed:")
 
 
@@ -50,10 +62,10 @@ def default_schedule(config: SolConfig) -> str:
 
 
 def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | None = None) -> tuple[Action, ...]:
-    """The actions that the controller and the schedule `name` work with; the dense one is always among them.
+    """The actions that the controller and the schedule `name` work with; the dense action is always among them.
 
-    `sol`: the policy's, in its order. `random`: the bundle's action set. `uniform` and `entropy`, and every schedule
-    but `sol` under axis targets: every keep of the action set with every variant.
+    `sol` has the policy's actions, in the policy's order, and `random` the bundle's action set. `uniform` and
+    `entropy`, and every schedule but `sol` under axis targets, have every keep of the action set with every variant.
     """
     if name == "sol" and config.policy is not None:
         actions = config.policy.actions

@@ -1,35 +1,36 @@
-"""`uniform`: the hand-made mix that needs no policy."""
+"""`uniform`: mixes the two nearest settings of each axis in fixed proportions. It needs no policy."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.base_controller import BaseController
 from sol_rt.budget.schedules.axes import GRID, axes_of
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
 
 
 class UniformSchedule:
-    """The hand-made mix that needs no policy: on each axis the two nearest settings in turn.
+    """Alternates between the two nearest settings on each axis.
 
-    A single position u in [0, 1] turns the axes down one after the other: bits, which cost least quality for what they
-    save, then pages or channels, whichever can save more at this context (reading fewer pages of a short cache would
-    save nothing), then the other; the lowest settings of both come last, for they cost most. u is where the mix's
-    expected cost is the controller's target. Under axis targets each axis is at its own target instead. Error diffusion
-    on each axis deals out the two settings around its position.
+    A single position u in [0, 1] turns the axes down one after the other. Bits go first: they save most for what they
+    lose. Then comes keep or prune, whichever can save more at this context: reading fewer pages of a short cache would
+    save nothing. Then comes the other one. The lowest settings of both come last, as they lose most. u is where the
+    mix's expected cost is the controller's target. Under axis targets each axis is at its own target instead. Error
+    diffusion on each axis decides which of the two settings around its position a step takes.
     """
 
     name = "uniform"
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: BaseController) -> None:
         self._controller = controller
         self._axes = axes_of(controller.actions)
-        # thirds apart, so that the axes don't all turn cheap on the same step
+        # what error diffusion owes each axis; thirds apart, so that the axes don't all turn cheap on the same step
         self._carry = [0.0, 1 / 3, 2 / 3]
-        self._forward = 0.0  # how much of a turn the higher settings come early
+        self._forward = 0.0  # by how much of a turn the higher settings come early
 
     def choose(self, step: PolicyInput) -> Action:
+        """The action nearest to the step's settings, or if that is not allowed the nearest allowed one."""
         controller = self._controller
         if controller.dense_only:
             return controller.dense
@@ -47,7 +48,7 @@ class UniformSchedule:
         return controller.actions[index]
 
     def _deal(self, axis: int, position: float) -> float:
-        """One of the two settings around `position`, so that their mean over the steps is what the positions ask."""
+        """One of the two levels around `position`; over the steps, their mean is the mean of the positions."""
         low, high, share = self._axes.around(axis, position)
         if share >= 1.0:
             return high
@@ -58,7 +59,7 @@ class UniformSchedule:
         return high
 
     def _wanted(self, context: int) -> list[float]:
-        """Position of each axis for this step, [3], in percent, percent and bits."""
+        """The settings that this step aims for: keep and prune in percent, and bits, [3]."""
         controller, axes = self._controller, self._axes
         targets = controller.axis_targets
         if targets is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import NAMES, is_constant
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import ContextError, UsageError
@@ -28,7 +29,7 @@ from sol_rt.evaluation.quality.state import State
 from sol_rt.evaluation.report.bootstrap import Bootstrap, Figure
 from sol_rt.evaluation.report.report import Resampling, device_words
 from sol_rt.generate.loop import Decoder
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.model import SolModel
 
 FORMAT, VERSION = "sol_rt.evaluation_mmlu", 1
 FORMS = ("continuation", "letter")
