@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from made_configs import made_config
 
 from sol_rt.budget.base_controller import AxisTargets, BaseController
+from sol_rt.budget.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line
+from sol_rt.budget.cost import BytesCost, CostModel, Line
 from sol_rt.budget.dial import make_controller
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.budget.base_controller import BaseController
-from sol_rt.budget.cost import CostModel, load_cost_model
+from sol_rt.budget.calibration_table import load_cost_model
+from sol_rt.budget.cost import CostModel
 from sol_rt.budget.dial import Dial, make_controller
 from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
 from sol_rt.budget.policy import PolicySession

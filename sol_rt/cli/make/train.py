@@ -169,7 +169,7 @@ def _identity(bundle: Bundle) -> str:
 
 def _source(engine: Engine, scalars: tuple[str, ...], *, reference: bool, say: Callable[[str], None]) -> Rollouts:
     """Where episodes come from, over the bundle's own actions and costs."""
-    from sol_rt.budget.cost import load_cost_model
+    from sol_rt.budget.calibration_table import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
     from sol_rt.train.rollouts.runtime import RuntimeRollouts
 
