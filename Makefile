@@ -1,5 +1,6 @@
 # make demo    everything from a fresh machine to text at budget 0.4
-# make test    environment, linters, type checker, test suite
+# make test      environment, linters, type checker, the tests that are quick: minutes on two cores
+# make test-all  the same with all tests: what CI runs
 # make export MODEL=phi-2
 # make train DATA="folder file.txt"   a policy for MODEL's bundle, which is exported where it is missing; CONFIG=, TRAIN_ARGS='--minutes 60';
 #              writes TRAIN_OUT/policy.safetensors and gives it to the bundle
@@ -20,7 +21,7 @@ MODEL ?= smollm2-135m
 BUDGET ?= 0.4
 BIN := $(VENV)/bin
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h sol_rt/ops/cuda/*)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
 PEER ?= .venv-peers
 PEERS ?= llama.cpp,genai,optimum
@@ -38,7 +39,7 @@ BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
 
-.PHONY: demo export train peers ladder figure bench-gpu test lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder figure bench-gpu test test-all lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -86,10 +87,15 @@ $(PEER)/%/.installed: | $(VENV)/.export
 
 test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev lint
+	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/lint_imports.py build/typing
 
 # The type checker sees the package as it is installed: sol_rt with export, train and models inside.
 typecheck: $(VENV)/.dev

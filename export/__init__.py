@@ -1,4 +1,8 @@
-"""From a checkpoint to a bundle: graphs, quantized weights, tokenizer, model card. Needs the extra `export`."""
+"""From a checkpoint to a bundle: graphs, quantized weights, tokenizer, model card. Needs the extra `export`.
+
+May import: sol_rt.generate and the folders below it. Inside, from top to bottom: pipeline; card, migrate, parity,
+policy_file; actions; graphs; blob; sources; quantize.
+"""
 
 from __future__ import annotations
 

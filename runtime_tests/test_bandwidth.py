@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simd_targets import BITS, run_tests
 
+from helpers.simd_targets import BITS, run_tests
 from sol_rt.errors import SolError
 from sol_rt.evaluation.speed import bandwidth
 from sol_rt.ops import library_path

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_decoder import describe
-from tiny_bundle import write_bundle
 
+from helpers.random_decoder import describe
+from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.cost import BytesCost
 from sol_rt.bundle.actions import Action

@@ -17,14 +17,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import reference
-from greedy import assert_same_choices, greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from random_decoder import CONFIGS, RandomDecoder, describe
-from reference import Array, Nested
 
+from helpers import reference
+from helpers.greedy import assert_same_choices, greedy
+from helpers.random_decoder import CONFIGS, RandomDecoder, describe
+from helpers.reference import Array, Nested
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
 
+from helpers.made_configs import made_config
 from sol_rt.budget.base_controller import AxisTargets, BaseController
 from sol_rt.budget.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.controller import Controller

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_configs import made_config
 
+from helpers.made_configs import made_config
 from sol_rt.budget.calibration_table import (
     CalibratedCost,
     CalibrationTable,

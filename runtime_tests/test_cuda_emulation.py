@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from greedy import assert_same_choices, greedy
-from main_memory import MainMemory
 from onnx import helper
-from operator_tests import copy_of
-from random_decoder import RandomDecoder, describe
-from tiny_bundle import write_bundle
 
+from helpers.greedy import assert_same_choices, greedy
+from helpers.main_memory import MainMemory
+from helpers.operator_tests import copy_of
+from helpers.random_decoder import RandomDecoder, describe
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import providers
@@ -38,6 +38,7 @@ from sol_rt.ops import library_path
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"
+SOURCES = [*(OPS / "cuda").rglob("*.cu"), *(OPS / "cuda").rglob("*.cc"), OPS / "common" / "onnx" / "register.cc"]
 NATIVE = TESTS / "native"
 COMPILER = shutil.which("c++")
 RACES = ["-fsanitize=thread", "-g1"]  # native/cuda_races.cc stands in for the sanitizer's library
@@ -52,7 +53,7 @@ pytestmark = pytest.mark.skipif(
 matmul, attention, layer = (copy_of(f"test_ops_{name}", "cuda") for name in ("matmul", "attention", "layer"))
 
 
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{NATIVE}", f"-I{OPS / 'cuda'}"]
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{NATIVE}", f"-I{OPS}"]
 MACHINE = [NATIVE / "cuda_machine.cc", NATIVE / "cuda_races.cc"]
 
 
@@ -76,7 +77,7 @@ def build(folder: Path, *, races: bool = False) -> Path:
     """The library of the CUDA operators for the CPU provider, kernels emulated, and their races looked for."""
     assert COMPILER is not None
     flags = os.environ.get("SOL_RT_EMULATION_FLAGS", "").split()
-    sources = sorted([*(OPS / "cuda").glob("*.cu"), *(OPS / "cuda").glob("*.cc"), OPS / "register.cc", *MACHINE])
+    sources = sorted([*SOURCES, *MACHINE])
     objects = compiled(sources, folder, flags, RACES if races else [])
     library = folder / "libsol_ops_cuda_emulated.so"
     sanitizer = [flag for flag in flags if flag.startswith("-fsanitize")]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_configs import made_config
-from tiny_bundle import write_bundle
 
+from helpers.made_configs import made_config
+from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.controller import Controller
 from sol_rt.budget.cost import FunctionBodyBytes, Line

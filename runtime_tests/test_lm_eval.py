@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import write_bundle
 
+from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_bundle
-from random_decoder import hf_config
 
+from helpers import tiny_bundle
+from helpers.random_decoder import hf_config
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import BundleError

@@ -18,10 +18,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import reference  # noqa: E402
-from random_decoder import CONFIGS, describe  # noqa: E402
-from tiny_bundle import write_bundle  # noqa: E402
-
+from helpers import reference  # noqa: E402
+from helpers.random_decoder import CONFIGS, describe  # noqa: E402
+from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402

@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
-from tiny_bundle import write_bundle  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from helpers.random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
+from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.budget.controller import Controller  # noqa: E402
 from sol_rt.budget.cost import BytesCost  # noqa: E402
 from sol_rt.budget.schedules.policy import SolSchedule  # noqa: E402

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
 
+from helpers.made_configs import made_config
 from sol_rt.budget.base_controller import AxisTargets, BaseController
 from sol_rt.budget.controller import Controller
 from sol_rt.budget.cost import BytesCost

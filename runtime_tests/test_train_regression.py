@@ -9,8 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from made_configs import made_config  # noqa: E402
-
+from helpers.made_configs import made_config  # noqa: E402
 from sol_rt.budget.cost import BytesCost  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402

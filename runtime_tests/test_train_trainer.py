@@ -21,8 +21,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
 from safetensors.numpy import load_file  # noqa: E402
-from train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
 
+from helpers.train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
 from sol_rt.budget.calibration_table import CalibrationTable, calibration_path  # noqa: E402
 from sol_rt.budget.cost import Line  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from greedy import Run, assert_same_choices, greedy
-from random_decoder import RandomDecoder, describe
-from reference import Array
-from webgpu_tokens import NO_ADAPTER
 
+from helpers.greedy import Run, assert_same_choices, greedy
+from helpers.random_decoder import RandomDecoder, describe
+from helpers.reference import Array
+from helpers.webgpu_tokens import NO_ADAPTER
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
@@ -36,10 +36,10 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
     """Results by variant: the `logits` of every token of the prompt; of unpruned variants those of a `step` behind it
     that reads half the old tokens, and greedy `tokens` with their `margins`."""
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra dev")
-    script = Path(__file__).with_name("webgpu_tokens.py")
     run = subprocess.run(
-        [sys.executable, str(script), str(bundle), json.dumps(PROMPT), str(tokens)],
+        [sys.executable, "-m", "helpers.webgpu_tokens", str(bundle), json.dumps(PROMPT), str(tokens)],
         env={**os.environ, "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"},
+        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sol_rt._version import __version__
 
 if TYPE_CHECKING:
+    from sol_rt.budget.controller import Controller
+    from sol_rt.budget.schedules import PolicyInput, Schedule
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
@@ -30,12 +32,15 @@ _HOMES = {
     "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "ContextError": "errors",
+    "Controller": "budget.controller",
     "Engine": "engine.engine",
     "GeneratedToken": "generate.results",
     "Generation": "generate.results",
     "GenerationConfig": "generate.generation_config",
     "NumericError": "errors",
+    "PolicyInput": "budget.schedules",
     "ProviderError": "errors",
+    "Schedule": "budget.schedules",
     "Scores": "generate.results",
     "SolError": "errors",
     "SolModel": "generate.model",
@@ -48,12 +53,15 @@ __all__ = [
     "Bundle",
     "BundleError",
     "ContextError",
+    "Controller",
     "Engine",
     "GeneratedToken",
     "Generation",
     "GenerationConfig",
     "NumericError",
+    "PolicyInput",
     "ProviderError",
+    "Schedule",
     "Scores",
     "SolError",
     "SolModel",

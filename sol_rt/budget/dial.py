@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sol_rt.budget.axis_controller import AxisController
 from sol_rt.budget.base_controller import AxisTargets, BaseController, check_request
 from sol_rt.budget.controller import Controller
 from sol_rt.budget.cost import CostModel
+from sol_rt.budget.schedules import Schedule
 from sol_rt.bundle.actions import Action
+
+MakeSchedule = Callable[[BaseController], Schedule]
+"""Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Dial:
 
     Attributes:
         budget: share of the dense cost, 0 to 1.
-        schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
+        schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default. Or a
+            function that takes the run's controller and returns a schedule of your own.
         keep, prune: mean share of old KV pages, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
@@ -26,7 +31,7 @@ class Dial:
     """
 
     budget: float = 1.0
-    schedule: str | None = None
+    schedule: str | MakeSchedule | None = None
     keep: float | None = None
     prune: float | None = None
     bits: float | None = None

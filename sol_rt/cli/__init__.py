@@ -1,4 +1,7 @@
-"""The command line `sol-rt`: one module a subcommand. stdout carries results, stderr everything else."""
+"""The command line `sol-rt`: one module a subcommand. stdout carries results, stderr everything else.
+
+May import: everything; sol_rt.export and sol_rt.train only in cli/make, inside functions.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 from sol_rt.budget.base_controller import BaseController
 from sol_rt.budget.calibration_table import load_cost_model
 from sol_rt.budget.cost import CostModel
-from sol_rt.budget.dial import Dial, make_controller
+from sol_rt.budget.dial import Dial, MakeSchedule, make_controller
 from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
 from sol_rt.budget.policy import PolicySession
 from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
@@ -125,7 +125,7 @@ class SolModel:
         prompt: Prompt | None = None,
         *,
         budget: float = 1.0,
-        schedule: str | None = None,
+        schedule: str | MakeSchedule | None = None,
         keep: float | None = None,
         prune: float | None = None,
         bits: float | None = None,
@@ -178,7 +178,7 @@ class SolModel:
         *,
         context: int = 1,
         budget: float = 1.0,
-        schedule: str | None = None,
+        schedule: str | MakeSchedule | None = None,
         keep: float | None = None,
         prune: float | None = None,
         bits: float | None = None,
@@ -208,6 +208,10 @@ class SolModel:
 
         Raises UsageError for contradictory or unreachable requests, BundleError for a policy that doesn't fit.
         """
+        if callable(dial.schedule):
+            controller = self._controller("own", dial)
+            schedule = dial.schedule(controller)
+            return schedule.name, Decoder(self.engine, controller, schedule)
         name = dial.schedule or default_schedule(self.bundle.config)
         controller = self._controller(name, dial)
         return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))

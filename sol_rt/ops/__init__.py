@@ -1,4 +1,7 @@
-"""The native operators of the domain `sol`: one shared library a provider, which ONNX Runtime loads."""
+"""The native operators of the domain `sol`: one shared library a provider, which ONNX Runtime loads.
+
+May import: nothing of sol_rt.
+"""
 
 from pathlib import Path
 

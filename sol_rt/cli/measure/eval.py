@@ -13,9 +13,9 @@ from sol_rt.cli.lists import numbers, parts
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
+    from sol_rt.evaluation.quality.bootstrap import Resampling
     from sol_rt.evaluation.quality.held_out import Plan
     from sol_rt.evaluation.quality.mmlu import Exam
-    from sol_rt.evaluation.report.report import Resampling
     from sol_rt.generate.model import SolModel
 
 
@@ -137,7 +137,7 @@ def evaluate(
 ) -> None:
     """Compare schedules at matched cost, on held-out text (-f) or on MMLU (--mmlu), with 95% intervals."""
     from sol_rt.cli.loading import load, read_text
-    from sol_rt.evaluation.report.report import RESAMPLED, Resampling
+    from sol_rt.evaluation.quality.bootstrap import RESAMPLED, Resampling
 
     if bool(file) == (mmlu is not None):
         raise UsageError("eval: expected either --file, texts that no policy was trained on, or --mmlu, a folder")

@@ -11,7 +11,7 @@ import ctypes
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -26,10 +26,12 @@ from sol_rt.engine.gpu.device_memory import DeviceMemory
 from sol_rt.engine.gpu.device_weights import DeviceWeights
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.engine.kv_cache import KvCache
-from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature, step_signature
 from sol_rt.engine.step import StepBuffers, StepOutput
 from sol_rt.errors import ProviderError, device_errors
+
+if TYPE_CHECKING:
+    from sol_rt.engine.providers import Provider
 
 _CAPTURE_ERROR = 1e-5
 """Of the largest number: by how much a captured run may differ from a plain one."""

@@ -1,4 +1,4 @@
-"""Quality: perplexity, held-out text, MMLU, and the runs behind them.
+"""Quality: perplexity, held-out text, MMLU, the runs behind them and their intervals.
 
-May import: sol_rt.generate and the folders below it, sol_rt.evaluation.report.
+May import: sol_rt.generate and the folders below it.
 """

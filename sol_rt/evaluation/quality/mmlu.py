@@ -22,12 +22,11 @@ from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import NAMES, is_constant
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import ContextError, UsageError
+from sol_rt.evaluation.quality.bootstrap import Bootstrap, Figure, Resampling
 from sol_rt.evaluation.quality.continuations import PromptScorer
 from sol_rt.evaluation.quality.perplexity import added_bos
-from sol_rt.evaluation.quality.runs import DENSE, Setting
+from sol_rt.evaluation.quality.runs import DENSE, Setting, device_words
 from sol_rt.evaluation.quality.state import State
-from sol_rt.evaluation.report.bootstrap import Bootstrap, Figure
-from sol_rt.evaluation.report.report import Resampling, device_words
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
 

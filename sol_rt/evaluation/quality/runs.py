@@ -149,3 +149,10 @@ def detached(output: StepOutput) -> StepOutput:
     """The same output, in arrays of its own that no later step overwrites."""
     logits = output.logits[-1:].copy()
     return StepOutput(logits, output.hidden[-1:].copy(), Distribution(logits[0]))
+
+
+def device_words(model: SolModel) -> str:
+    """GPU or processor, threads, provider and kernels."""
+    engine = model.engine
+    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
+    return f"{engine.provider.device_name}, {engine.threads} threads, {engine.provider_name}, {kernels}"

@@ -9,23 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from sol_rt.evaluation.quality.bootstrap import Bootstrap, CurvePoint, Figure, Resampling, Sample, at_cost
 from sol_rt.evaluation.quality.held_out import Plan, SizeRuns, cost_of, nll_of
-from sol_rt.evaluation.quality.runs import WindowRun
-from sol_rt.evaluation.report.bootstrap import Bootstrap, CurvePoint, Figure, Sample, at_cost
+from sol_rt.evaluation.quality.runs import WindowRun, device_words
 from sol_rt.generate.model import SolModel
 
 FORMAT, VERSION = "sol_rt.evaluation", 1
-RESAMPLED = ("windows", "blocks")
 _TINY = 1e-6
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """How intervals are made: `unit` is `windows` or `blocks`."""
-
-    unit: str = "windows"
-    draws: int = 2000
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,13 +152,6 @@ def report_of(
         subject=subject(plan.schedules),
         sizes=list(sizes),
     )
-
-
-def device_words(model: SolModel) -> str:
-    """GPU or processor, threads, provider and kernels."""
-    engine = model.engine
-    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
-    return f"{engine.provider.device_name}, {engine.threads} threads, {engine.provider_name}, {kernels}"
 
 
 def size_report(runs: SizeRuns, plan: Plan, resampling: Resampling) -> SizeReport:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from sol_rt.evaluation.quality.bootstrap import Figure
 from sol_rt.evaluation.quality.mmlu import Duel, ExamReport, Score
-from sol_rt.evaluation.report.bootstrap import Figure
 from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport
 
 FEW_WINDOWS = 10
