@@ -29,7 +29,8 @@ import onnxruntime as ort
 
 from sol_rt import SolModel, __version__
 from sol_rt.budget.calibrate import measure
-from sol_rt.budget.cost import BytesCost, CalibratedCost
+from sol_rt.budget.calibration_table import CalibratedCost
+from sol_rt.budget.cost import BytesCost
 from sol_rt.budget.dominated import describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle

@@ -31,6 +31,7 @@ from sol_rt.engine import providers
 from sol_rt.engine.distribution import Distribution
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu import cuda
+from sol_rt.engine.gpu.device_runner import DeviceRunners
 from sol_rt.engine.hardware import Gpu
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
@@ -267,7 +268,9 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
     emulated = _Emulated("cuda", on_cpu.threads, layer.LIBRARY, gpu=Gpu("emulated"))
     monkeypatch.setattr(providers, "choose", lambda *_, **__: emulated)
     engine = Engine(bundle, provider="cuda")
-    assert engine._device_inputs.summary is not None
+    runners = engine._runners
+    assert isinstance(runners, DeviceRunners)
+    assert runners.inputs.summary is not None
     for kv_density in (1.0, 0.3):
         got, expected = (
             {
@@ -280,8 +283,7 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
         unpruned = [key for key, variant in bundle.config.variants.items() if variant.channel_density == 1.0]
         assert_same_choices({key: got[key] for key in unpruned}, {key: expected[key] for key in unpruned})
     assert engine.capacity > 64
-    assert engine._graphs is not None
-    assert len(engine._graphs._opened) == 4  # steps and batches of two widths
+    assert len(runners.graphs._opened) == 4  # steps and batches of two widths
     assert list(engine.loaded) == list(bundle.config.variants)
     output = engine.forward([5], bundle.config.dense)
     assert output.host_logits is None

@@ -19,7 +19,7 @@ from helpers.random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E40
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.budget.controller import Controller  # noqa: E402
 from sol_rt.budget.cost import BytesCost  # noqa: E402
-from sol_rt.budget.schedules import SolSchedule  # noqa: E402
+from sol_rt.budget.schedules.policy import SolSchedule  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402

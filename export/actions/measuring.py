@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sol_rt.budget.cost import device_string
+from sol_rt.budget.calibration_table import device_string
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE

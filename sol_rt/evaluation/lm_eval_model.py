@@ -18,9 +18,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from sol_rt.budget.dial import Dial
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.quality.continuations import PromptScorer
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.model import SolModel
 
 _MAX_NEW_TOKENS = 256
 _IGNORED = {"batch_size", "max_batch_size", "device", "trust_remote_code", "dtype"}  # the harness sends these to all

@@ -36,7 +36,7 @@ def calibrate(
     from rich.table import Table
 
     from sol_rt.budget.calibrate import measure, save
-    from sol_rt.budget.cost import CalibratedCost
+    from sol_rt.budget.calibration_table import CalibratedCost
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import bundle_path, name_device

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sol_rt.engine.engine import Engine, StepOutput
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.quality.runs import detached
 from sol_rt.generate.loop import Decoder

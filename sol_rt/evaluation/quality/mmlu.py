@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import NAMES, is_constant
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import ContextError, UsageError
@@ -18,7 +19,7 @@ from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
 from sol_rt.generate.loop import Decoder
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.model import SolModel
 
 BUDGETS = (0.4, 0.6)
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sol_rt.budget.controller import Controller
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import is_constant
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, Reference
-from sol_rt.engine.engine import StepOutput
+from sol_rt.engine.step import StepOutput
 from sol_rt.evaluation.quality.mix import MixSchedule
 from sol_rt.evaluation.quality.windows import Window
 from sol_rt.generate.loop import Decoder
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.model import SolModel
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,13 @@ import onnxruntime as ort
 
 from sol_rt import __version__
 from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import default_schedule, is_constant
-from sol_rt.engine.hardware import processor_name
+from sol_rt.engine.hardware import peak_rss_mb, processor_name
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, StepRecord, peak_rss_mb
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.loop import Decoder, StepRecord
+from sol_rt.generate.model import SolModel
 from sol_rt.generate.sampling import Sampler
 
 BUDGETS = (1.0, 0.6, 0.4)
