@@ -113,7 +113,7 @@ def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> d
             profile = next(path for kind, path in paths.items() if engine._prepare(action).step._kinds[0] == kind)
             events = json.loads(profile.read_text(encoding="utf-8"))
             nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
-            widest = bundle.config.variants[action.variant].widths.widest
+            widest = bundle.config.variants[action.variant].precision.widest
             counts[action] = sum(
                 _KERNEL_LAUNCHES.get(node["op_name"]) or node_cost(node["op_name"], node, widest, 1)[0]
                 for node in nodes

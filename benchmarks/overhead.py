@@ -130,7 +130,7 @@ def main() -> None:
     if config.policy is not None:
         rows["sol"] = {"schedule": "sol", "budget": args.budget}
     cheapest = min(config.variants.values(), key=lambda variant: variant.weight_bytes)
-    cheap = Action(100, cheapest.prune, cheapest.bits)
+    cheap = Action(1.0, cheapest.channel_density, cheapest.bits)
     found: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     switches = []
     with clocked() as clock:

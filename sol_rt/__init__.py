@@ -13,8 +13,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sol_rt._version import __version__
-
 if TYPE_CHECKING:
     from sol_rt.budget.controller import Controller
     from sol_rt.budget.schedules import PolicyInput, Schedule
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from sol_rt.generate.generation_config import GenerationConfig
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import GeneratedToken, Generation, Scores
+
+__version__ = "0.1.0"  # the build back end and the exporter read the version from here
 
 _HOMES = {
     "Action": "bundle.actions",

@@ -34,10 +34,12 @@ PROMPT = list(range(20, 50))
 
 
 def unpruned(bundle: Bundle) -> list[Action]:
-    """Every width at every keep."""
-    keeps = sorted({entry.action.keep for entry in bundle.config.actions})
+    """All bits at every KV density, nothing pruned."""
+    kv_densities = sorted({entry.action.kv_density for entry in bundle.config.actions})
     return [
-        Action(keep, 100, bits) for keep in keeps for bits in sorted({v.bits for v in bundle.config.variants.values()})
+        Action(kv_density, 1.0, bits)
+        for kv_density in kv_densities
+        for bits in sorted({v.bits for v in bundle.config.variants.values()})
     ]
 
 
@@ -282,7 +284,7 @@ def main() -> int:
         if "steps" in what:
             result["steps"] = [logits.tolist() for logits in steps(engine, 60)]
         if "channels" in what:
-            engine.keep_channels(bundle.config.dense.variant, {})  # plans its actions anew
+            engine.set_active_channels(bundle.config.dense.variant, {})  # plans its actions anew
             result["channels"] = [logits.tolist() for logits in steps(engine, 60)]
         if "broken" in what:
             result["broken"] = _broken(engine)

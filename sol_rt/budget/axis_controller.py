@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.base_controller import AxisTargets, BaseController, least
+from sol_rt.budget.base_controller import AXIS_FLAGS, AxisTargets, BaseController, least
 from sol_rt.budget.cost import CostModel
 from sol_rt.budget.spend_window import SpendWindow
 from sol_rt.budget.step_costs import StepCosts
@@ -80,19 +80,21 @@ def _as_shares(targets: AxisTargets, settings: np.ndarray, dense: Action, action
     Raises UsageError for targets out of range, or that no mix of the actions has. `settings` are the actions', [A, 3].
     """
     wanted = np.ones(3)
-    for axis, (name, full) in enumerate((("keep", 1.0), ("prune", 1.0), ("bits", float(dense.bits)))):
+    for axis, (name, full) in enumerate((("kv_density", 1.0), ("channel_density", 1.0), ("bits", float(dense.bits)))):
         value = getattr(targets, name)
         low, high = float(settings[:, axis].min()) * full, float(settings[:, axis].max()) * full
         if value is None:
             wanted[axis] = high / full
             continue
         if not (isinstance(value, (int, float)) and math.isfinite(value) and low - 1e-6 <= value <= high + 1e-6):
-            raise UsageError(f"--{name}: got {value}, expected {low:g} to {high:g}, as this bundle has")
+            raise UsageError(
+                f"--{name.replace('_', '-')}: got {value}, expected {low:g} to {high:g}, as this bundle has"
+            )
         wanted[axis] = value / full
     if _distance_to_hull(settings - wanted) > _NEAR_HULL:
         near = actions[int(np.argmin(((settings - wanted) ** 2).sum(axis=1)))]
         raise UsageError(
-            f"--keep/--prune/--bits: no mix of this bundle's actions has these means; the nearest action is {near.tag}"
+            f"{AXIS_FLAGS}: no mix of this bundle's actions has these means; the nearest action is {near.tag}"
         )
     return wanted
 

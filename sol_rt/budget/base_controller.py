@@ -18,6 +18,7 @@ from sol_rt.errors import UsageError
 
 EPSILON = 1e-9
 """Relative difference below which two costs count as equal."""
+AXIS_FLAGS = "--kv-density/--channel-density/--bits"
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class AxisTargets:
     """Mean settings to hold on the three axes; an axis without a target stays at its full value.
 
     Attributes:
-        keep: mean share of old KV pages, 0 to 1.
-        prune: mean share of the layers' base-plane weights read, 0 to 1.
+        kv_density: mean share of the old cached tokens that attention reads, 0 to 1.
+        channel_density: mean share of the layers' base-plane weights read, 0 to 1.
         bits: mean weight bits.
     """
 
-    keep: float | None = None
-    prune: float | None = None
+    kv_density: float | None = None
+    channel_density: float | None = None
     bits: float | None = None
 
     def any(self) -> bool:
@@ -155,8 +156,8 @@ class BaseController(ABC):
     @property
     def axis_means(self) -> AxisTargets:
         """Mean settings of the steps so far, in the units of AxisTargets."""
-        keep, prune, bits = (total / max(self.steps, 1) for total in self._setting_sums)
-        return AxisTargets(keep, prune, bits * self.dense.bits)
+        kv_density, channel_density, bits = (total / max(self.steps, 1) for total in self._setting_sums)
+        return AxisTargets(kv_density, channel_density, bits * self.dense.bits)
 
     @property
     def steps(self) -> int:
@@ -172,7 +173,7 @@ def check_request(budget: float, axis_targets: AxisTargets | None, tokens_per_se
         name
         for name, given in (
             ("--budget", budget < 1.0),
-            ("--keep/--prune/--bits", axis_targets is not None and axis_targets.any()),
+            (AXIS_FLAGS, axis_targets is not None and axis_targets.any()),
             ("--tokens-per-second", tokens_per_second is not None),
         )
         if given
@@ -187,5 +188,5 @@ def least(excess: np.ndarray) -> np.ndarray:
 
 
 def _axis_settings(actions: Sequence[Action], dense: Action) -> np.ndarray:
-    """[A, 3]: keep, prune and bits of each action as shares of the dense action's."""
-    return np.array([(a.keep / 100, a.prune / 100, a.bits / dense.bits) for a in actions], np.float64)
+    """[A, 3]: KV density, channel density and bits of each action as shares of the dense action's."""
+    return np.array([(a.kv_density, a.channel_density, a.bits / dense.bits) for a in actions], np.float64)

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.budget.cost import BytesCost, CostModel, Line, LineCost
-from sol_rt.bundle.actions import Action
+from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
-from sol_rt.errors import SolError
+from sol_rt.errors import SolError, UsageError
 from sol_rt.ops import library_path
 from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,19 @@ class CalibrationTable:
         device: `device_string` of the device that was measured.
         created: date and time, ISO 8601.
         policy_ms: milliseconds of one run of the policy, 0 without one.
-        lines: variant key -> keep percent -> line in milliseconds.
+        lines: variant key -> KV density -> line in milliseconds.
     """
 
     bundle: str
     device: str
     created: str
     policy_ms: float
-    lines: dict[str, dict[int, Line]]
+    lines: dict[str, dict[float, Line]]
 
     def to_json(self) -> str:
-        lines = {key: {str(keep): asdict(line) for keep, line in row.items()} for key, row in self.lines.items()}
+        lines = {
+            key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
+        }
         document = {"format": CALIBRATION_FORMAT, "format_version": CALIBRATION_VERSION, **asdict(self), "lines": lines}
         return json.dumps(document, indent=1) + "\n"
 
@@ -61,11 +63,14 @@ class CalibrationTable:
                 created=str(raw["created"]),
                 policy_ms=_milliseconds(raw["policy_ms"]),
                 lines={
-                    str(key): {int(keep): _numbers(Line, line) for keep, line in row.items()}
+                    str(key): {
+                        density("kv_density", float(kv_density)): _numbers(Line, line)
+                        for kv_density, line in row.items()
+                    }
                     for key, row in raw["lines"].items()
                 },
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
 
@@ -92,8 +97,8 @@ def _numbers(kind: type[Any], raw: Mapping[str, Any]) -> Any:
 
 
 class CalibratedCost(LineCost):
-    """Milliseconds from a calibration table. A keep that was not measured takes the line of the nearest one that
-    was.
+    """Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest
+    one that was.
     """
 
     unit = "milliseconds"
@@ -112,8 +117,9 @@ class CalibratedCost(LineCost):
     def _measured_line(self, action: Action) -> Line:
         row = self.calibration.lines[action.variant]
         # a step that scores pages is another computation than one that reads all of them
-        alike = [keep for keep in row if (keep == 100) == (action.keep == 100)] or list(row)
-        return row[min(alike, key=lambda keep: (abs(keep - action.keep), keep))]
+        alike = [kv_density for kv_density in row if (kv_density == 1.0) == (action.kv_density == 1.0)] or list(row)
+        asked = hundredths(action.kv_density)
+        return row[min(alike, key=lambda kv_density: (abs(hundredths(kv_density) - asked), kv_density))]
 
     def policy(self) -> float:
         return self.calibration.policy_ms

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sol_rt.bundle.actions import Action
+from sol_rt.bundle.actions import Action, hundredths
 from sol_rt.bundle.config import SolConfig
 
 
@@ -92,14 +92,14 @@ class LineCost:
         fixed = np.array([line.fixed for line in lines], np.float64)
         per_token = np.array([line.per_token for line in lines], np.float64)
         per_page = np.array([line.per_page for line in lines], np.float64)
-        keep = np.array([action.keep for action in actions], np.int64)
+        kept = np.array([hundredths(action.kv_density) for action in actions], np.int64)
         page, sinks, layers = self._config.kv.page_size, self._config.kv.sinks, self._config.model.num_layers
         dense = len(self._config.kv.dense_layers) / layers
 
         def costs(contexts: np.ndarray) -> np.ndarray:
             held = contexts[:, None] + 1
             old_pages = -(-held // page) - 1
-            pages = -(-old_pages * keep // 100)
+            pages = -(-old_pages * kept // 100)
             sparse = (pages < old_pages) * (1 - dense)
             tokens = held + sparse * (np.minimum(held, page * (pages + 1) + sinks) - held)
             return np.asarray(fixed + per_token * tokens + per_page * (sparse * old_pages))
@@ -138,6 +138,7 @@ class FunctionBodyBytes(BytesCost):
 
     def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
         most = {
-            bits: max(v.prune for v in self._variants.values() if v.bits == bits) for bits in {a.bits for a in actions}
+            bits: max(v.channel_density for v in self._variants.values() if v.bits == bits)
+            for bits in {a.bits for a in actions}
         }
-        return super().table([Action(100, most[action.bits], action.bits) for action in actions])
+        return super().table([Action(1.0, most[action.bits], action.bits) for action in actions])

@@ -24,7 +24,7 @@ class Dial:
         budget: share of the dense cost, 0 to 1.
         schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default. Or a
             function that takes the run's controller and returns a schedule of your own.
-        keep, prune: mean share of old KV pages, of base-plane weights.
+        kv_density, channel_density: mean share of old cached tokens, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
         seed: seed of the schedule `random`; None draws a fresh one.
@@ -32,8 +32,8 @@ class Dial:
 
     budget: float = 1.0
     schedule: str | MakeSchedule | None = None
-    keep: float | None = None
-    prune: float | None = None
+    kv_density: float | None = None
+    channel_density: float | None = None
     bits: float | None = None
     tokens_per_second: float | None = None
     seed: int | None = None
@@ -41,7 +41,7 @@ class Dial:
     @property
     def axis_targets(self) -> AxisTargets:
         """The axis targets, each None where it is not asked for."""
-        return AxisTargets(self.keep, self.prune, self.bits)
+        return AxisTargets(self.kv_density, self.channel_density, self.bits)
 
     @property
     def is_set(self) -> bool:

@@ -59,10 +59,10 @@ class CpuRunners:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._runners: dict[tuple[str, Choices], CpuRunner] = {}
 
-    def runner(self, variant: Variant, channels: np.ndarray, keep: int) -> CpuRunner:
+    def runner(self, variant: Variant, channels: np.ndarray, kv_density: float) -> CpuRunner:
         """The runner of a variant: see `Runners.runner`."""
         # native operators read the counts at every step; function bodies compute less where they get none
-        choices = Choices(True, True) if self._provider.native else Choices(keep < 100, bool(channels.any()))
+        choices = Choices(True, True) if self._provider.native else Choices(kv_density < 1.0, bool(channels.any()))
         key = variant.file, choices
         runner = self._runners.get(key)
         if runner is None:
@@ -96,7 +96,7 @@ class CpuRunners:
                 options.add_free_dimension_override_by_name(name, config.model.num_layers)
         else:
             self._weights.check(file)
-            if variant.widths.widest == 8:  # quantizing activations to 8 bits would lose more than the weights do
+            if variant.precision.widest == 8:  # quantizing activations to 8 bits would lose more than the weights do
                 options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         path = self._bundle.file(file)
         session = self._provider.session(path, options)

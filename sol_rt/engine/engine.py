@@ -104,7 +104,7 @@ class Engine:
 
         runners = DeviceRunners(self.bundle, provider, self.weights, self._buffers, self._sums)
         dense = self.bundle.config.dense.variant
-        runners.runner(self._variant(dense), _channels(self._variant(dense), self.bundle.config.model), 100).open()
+        runners.runner(self._variant(dense), _channels(self._variant(dense), self.bundle.config.model), 1.0).open()
         return runners
 
     @property
@@ -171,9 +171,9 @@ class Engine:
         """
         for key in variant_keys:
             variant = self._variant(key)
-            self._runners.runner(variant, _channels(variant, self.bundle.config.model), 100).open()
+            self._runners.runner(variant, _channels(variant, self.bundle.config.model), 1.0).open()
 
-    def keep_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
+    def set_active_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """Changes a variant's active channels for this engine. Export searches for density levels with it.
 
         Args:
@@ -309,10 +309,12 @@ class Engine:
     def _make_plan(self, action: Action) -> _Plan:
         variant, runners = self._variant(action.variant), self._runners
         channels = _channels(variant, self.bundle.config.model)
-        return _Plan(runners.runner(variant, channels, action.keep), runners.runner(variant, channels, 100), channels)
+        return _Plan(
+            runners.runner(variant, channels, action.kv_density), runners.runner(variant, channels, 1.0), channels
+        )
 
     def _variant(self, key: str) -> Variant:
-        """A variant, with the active channels that `keep_channels` gave it."""
+        """A variant, with the active channels that `set_active_channels` gave it."""
         return self._changed.get(key) or self._bundle_variant(key)
 
     def _bundle_variant(self, key: str) -> Variant:

@@ -136,13 +136,13 @@ class Runners(Protocol):
     def captured_graphs(self) -> int:
         """Number of sessions whose commands the GPU recorded and repeats; 0 on the CPU."""
 
-    def runner(self, variant: Variant, channels: np.ndarray, keep: int) -> Runner:
+    def runner(self, variant: Variant, channels: np.ndarray, kv_density: float) -> Runner:
         """The runner of a variant; made when first asked for.
 
         Args:
             variant: the variant.
             channels: int64 [4, L], its active channels as in `StepBuffers.channels`.
-            keep: percent of the old tokens that its decode steps read.
+            kv_density: share of the old tokens that its decode steps read.
 
         Raises BundleError, ProviderError.
         """

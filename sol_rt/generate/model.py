@@ -106,14 +106,16 @@ class SolModel:
         """
         return {} if self._gpu_cost is None else replacements(self.bundle.config, self._gpu_cost)
 
-    def ineffective(self, schedule: str | None, keep: float | None, prune: float | None, bits: float | None) -> str:
+    def ineffective(
+        self, schedule: str | None, kv_density: float | None, channel_density: float | None, bits: float | None
+    ) -> str:
         """One line about settings of a `Dial` that save nothing on this GPU, though they are followed.
 
         Empty where there is nothing to say. Raises UsageError for a malformed tag.
         """
         if self._gpu_cost is None:
             return ""
-        targets = {"keep": keep, "prune": prune, "bits": bits}
+        targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
         return ineffective(self.bundle.config, self._gpu_cost, schedule, targets, self.engine.provider_name)
 
     @cached_property
@@ -126,8 +128,8 @@ class SolModel:
         *,
         budget: float = 1.0,
         schedule: str | MakeSchedule | None = None,
-        keep: float | None = None,
-        prune: float | None = None,
+        kv_density: float | None = None,
+        channel_density: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
         trace: Path | str | None = None,
@@ -139,7 +141,7 @@ class SolModel:
 
         Args:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
-            budget, schedule, keep, prune, bits, tokens_per_second: as in `Dial`.
+            budget, schedule, kv_density, channel_density, bits, tokens_per_second: as in `Dial`.
             trace: file to write every step to.
             replay: a trace whose actions are run again, under its settings of `generation` where none are given;
                 `Generation.first_difference` tells where tokens differ.
@@ -154,7 +156,7 @@ class SolModel:
         config = self._generation_config(generation, replay)
         tokens = self._tokens(prompt, replay)
         if replay is None:
-            dial = Dial(budget, schedule, keep, prune, bits, tokens_per_second, generation.get("seed"))
+            dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, generation.get("seed"))
             name, decoder = self.decoder(dial)
         else:
             name, decoder = replay.header.schedule, replay_decoder(self.engine, self.cost, replay)
@@ -179,8 +181,8 @@ class SolModel:
         context: int = 1,
         budget: float = 1.0,
         schedule: str | MakeSchedule | None = None,
-        keep: float | None = None,
-        prune: float | None = None,
+        kv_density: float | None = None,
+        channel_density: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
         seed: int | None = None,
@@ -191,7 +193,7 @@ class SolModel:
             tokens: token ids.
             context: the first so many are prefilled dense and not scored. Each later token is scored, then processed as
                 one decode step; the last is only scored.
-            budget, schedule, keep, prune, bits, tokens_per_second, seed: as in `Dial`.
+            budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed: as in `Dial`.
 
         Raises UsageError where nothing is left to score, and what `stream` raises.
         """
@@ -199,7 +201,7 @@ class SolModel:
             raise UsageError(
                 f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
             )
-        _, decoder = self.decoder(Dial(budget, schedule, keep, prune, bits, tokens_per_second, seed))
+        _, decoder = self.decoder(Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed))
         logprobs = score_steps(decoder, [int(token) for token in tokens], context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 
@@ -219,7 +221,9 @@ class SolModel:
     def _controller(self, name: str, dial: Dial) -> BaseController:
         axes = dial.axis_targets
         if is_constant(name) and dial.is_set:
-            raise UsageError(f"schedule {name}: fixes the action; leave out budget, keep, prune, bits and rate")
+            raise UsageError(
+                f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits and rate"
+            )
         actions = schedule_actions(self.bundle.config, name, axes)
         if not axes.any():  # means of settings need all of them
             actions = without_dominated(actions, self.dominated)

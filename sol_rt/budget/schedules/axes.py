@@ -16,7 +16,7 @@ import numpy as np
 
 from sol_rt.bundle.actions import Action
 
-_KEEP, _PRUNE, _BITS = range(3)  # the axes
+_KV_DENSITY, _CHANNEL_DENSITY, _BITS = range(3)  # the axes
 GRID = 160
 """Parts into which the path is cut: its mixes are computed at GRID + 1 points."""
 
@@ -25,21 +25,22 @@ class Axes:
     """The three axes of an action set of A actions.
 
     Attributes:
-        levels: the settings that occur on each axis - keep, prune and bits - in ascending order.
+        levels: the settings that occur on each axis - KV density, channel density and bits - in ascending order.
         scale: float64 [3], the highest level of each axis.
         settings: float64 [A, 3], the settings of each action as shares of `scale`.
-        cheap_keep, cheap_prune: index of the action with the lowest keep or prune and the other axes at their highest.
+        sparsest_kv, sparsest_channels: index of the action with the lowest KV density or channel density and the other
+            axes at their highest.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        axes = ([a.keep for a in actions], [a.prune for a in actions], [a.bits for a in actions])
+        axes = ([a.kv_density for a in actions], [a.channel_density for a in actions], [a.bits for a in actions])
         self.levels = [sorted({float(value) for value in values}) for values in axes]
         self.scale = np.array([levels[-1] for levels in self.levels])
-        self.settings = np.array([(a.keep, a.prune, a.bits) for a in actions], np.float64) / self.scale
+        self.settings = np.array([(a.kv_density, a.channel_density, a.bits) for a in actions], np.float64) / self.scale
         self._found: dict[tuple[float, float, float], int] = {}
-        keep, prune, bits = self.scale.tolist()
-        self.cheap_keep = self.nearest((self.levels[_KEEP][0], prune, bits))
-        self.cheap_prune = self.nearest((keep, self.levels[_PRUNE][0], bits))
+        kv_density, channel_density, bits = self.scale.tolist()
+        self.sparsest_kv = self.nearest((self.levels[_KV_DENSITY][0], channel_density, bits))
+        self.sparsest_channels = self.nearest((kv_density, self.levels[_CHANNEL_DENSITY][0], bits))
         self._paths = {pages_first: self._path(pages_first) for pages_first in (False, True)}
         self._mixes: dict[bool, np.ndarray] = {}
 
@@ -77,7 +78,7 @@ class Axes:
         """Corners of the path, [6, 3], from the lowest settings to dense. One axis changes between two corners."""
         corner = self.scale.tolist()
         corners = [corner]
-        axes = (_KEEP, _PRUNE) if pages_first else (_PRUNE, _KEEP)
+        axes = (_KV_DENSITY, _CHANNEL_DENSITY) if pages_first else (_CHANNEL_DENSITY, _KV_DENSITY)
         for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
             corner = corner.copy()
             corner[axis] = self.levels[axis][min(rank, len(self.levels[axis]) - 1)]
@@ -90,9 +91,11 @@ class Axes:
         around = [self.around(axis, position) for axis, position in enumerate(positions)]
         for ups in itertools.product((False, True), repeat=3):
             share = math.prod(s if up else 1 - s for up, (_, _, s) in zip(ups, around, strict=True))
-            keep, prune, bits = (high if up else low for up, (low, high, _) in zip(ups, around, strict=True))
+            kv_density, channel_density, bits = (
+                high if up else low for up, (low, high, _) in zip(ups, around, strict=True)
+            )
             if share > 0:
-                mix[self.nearest((keep, prune, bits))] += share
+                mix[self.nearest((kv_density, channel_density, bits))] += share
         return mix
 
 

@@ -65,14 +65,18 @@ def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | N
     """The actions that the controller and the schedule `name` work with; the dense action is always among them.
 
     `sol` has the policy's actions, in the policy's order, and `random` the bundle's action set. `uniform` and
-    `entropy`, and every schedule but `sol` under axis targets, have every keep of the action set with every variant.
+    `entropy`, and every schedule but `sol` under axis targets, have every KV density of the set with every variant.
     """
     if name == "sol" and config.policy is not None:
         actions = config.policy.actions
     elif name in ("uniform", "entropy") or (axis_targets is not None and axis_targets.any()):
-        keeps = sorted({entry.action.keep for entry in config.actions} | {100}, reverse=True)
-        variants = sorted(config.variants.values(), key=lambda variant: (-variant.bits, -variant.prune))
-        actions = tuple(Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps)
+        kv_densities = sorted({entry.action.kv_density for entry in config.actions} | {1.0}, reverse=True)
+        variants = sorted(config.variants.values(), key=lambda variant: (-variant.bits, -variant.channel_density))
+        actions = tuple(
+            Action(kv_density, variant.channel_density, variant.bits)
+            for variant in variants
+            for kv_density in kv_densities
+        )
     else:
         actions = tuple(entry.action for entry in config.actions)
     return actions if config.dense in actions else (*actions, config.dense)

@@ -14,8 +14,8 @@ class UniformSchedule:
     """Alternates between the two nearest settings on each axis.
 
     A single position u in [0, 1] turns the axes down one after the other. Bits go first: they save most for what they
-    lose. Then comes keep or prune, whichever can save more at this context: reading fewer pages of a short cache would
-    save nothing. Then comes the other one. The lowest settings of both come last, as they lose most. u is where the
+    lose. Then comes one of the densities, whichever can save more at this context: reading fewer pages of a short cache
+    would save nothing. Then comes the other. The lowest settings of both come last, as they lose most. u is where the
     mix's expected cost is the controller's target. Under axis targets each axis is at its own target instead. Error
     diffusion on each axis decides which of the two settings around its position a step takes.
     """
@@ -34,8 +34,8 @@ class UniformSchedule:
         controller = self._controller
         if controller.dense_only:
             return controller.dense
-        keep, prune, bits = (self._deal(axis, at) for axis, at in enumerate(self._wanted(step.context)))
-        index = self._axes.nearest((keep, prune, bits))
+        kv_density, channel_density, bits = (self._deal(axis, at) for axis, at in enumerate(self._wanted(step.context)))
+        index = self._axes.nearest((kv_density, channel_density, bits))
         if not controller.allows(index, step.context):
             allowed = controller.allowed(step.context)
             costs = controller.relative_costs(step.context)
@@ -59,19 +59,15 @@ class UniformSchedule:
         return high
 
     def _wanted(self, context: int) -> list[float]:
-        """The settings that this step aims for: keep and prune in percent, and bits, [3]."""
+        """The settings that this step aims for: KV density, channel density and bits, [3]."""
         controller, axes = self._controller, self._axes
         targets = controller.axis_targets
         if targets is not None:
-            given = (
-                None if targets.keep is None else 100 * targets.keep,
-                None if targets.prune is None else 100 * targets.prune,
-                targets.bits,
-            )
+            given = (targets.kv_density, targets.channel_density, targets.bits)
             return [top if value is None else value for value, top in zip(given, axes.scale.tolist(), strict=True)]
         # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
         costs = controller.relative_costs(context)
-        pages_first = bool(costs[axes.cheap_keep] < costs[axes.cheap_prune])
+        pages_first = bool(costs[axes.sparsest_kv] < costs[axes.sparsest_channels])
         # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
         expected = np.maximum.accumulate(np.einsum("ja,a->j", axes.mixes(pages_first), costs))
         wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))

@@ -76,14 +76,14 @@ class DeviceRunners:
         """Number of sessions whose commands the GPU recorded and repeats."""
         return self.graphs.captured
 
-    def runner(self, variant: Variant, channels: np.ndarray, keep: int) -> DeviceRunner:
+    def runner(self, variant: Variant, channels: np.ndarray, kv_density: float) -> DeviceRunner:
         """The runner of a variant: see `Runners.runner`."""
         self._loaded.add(variant.key)
-        counts, chosen, every = (b"", None, None) if self._native else (channels.tobytes(), keep, 100)
-        step = Kind(variant.file, variant.widths.widest, counts, chosen, one_token=True)
+        counts, chosen, every = (b"", None, None) if self._native else (channels.tobytes(), kv_density, 1.0)
+        step = Kind(variant.file, variant.precision.widest, counts, chosen, one_token=True)
         runner = self._runners.get(step)
         if runner is None:
-            batch = Kind(variant.file, variant.widths.widest, counts, every, one_token=False)
+            batch = Kind(variant.file, variant.precision.widest, counts, every, one_token=False)
             runner = DeviceRunner(self.graphs, step, batch, self.cache, self.inputs, self._where)
             self._runners[step] = runner
         return runner

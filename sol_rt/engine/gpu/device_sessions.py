@@ -43,16 +43,16 @@ class Kind(NamedTuple):
 
     Attributes:
         file: the graph file.
-        bits: width of its layers' widest matrices.
-        channels: int64 [4, L] as bytes, counts of channels that it keeps; empty where it reads them at every step.
-        keep: percent of the old tokens that its steps attend; None where it reads how many at every step.
+        bits: most bits of its layers' matrices.
+        channels: int64 [4, L] as bytes, counts of active channels; empty where it reads them at every step.
+        kv_density: share of the old tokens that its steps read; None where it reads how many at every step.
         one_token: whether it takes one token and gives one row of logits.
     """
 
     file: str
     bits: int
     channels: bytes
-    keep: int | None
+    kv_density: float | None
     one_token: bool
 
 
@@ -109,7 +109,7 @@ class DeviceGraphs:
             counts = np.frombuffer(kind.channels, np.int64).reshape(len(CHANNEL_INPUTS), -1)
             for name, count in zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True):
                 constants[name] = count
-        if kind.keep == 100:
+        if kind.kv_density == 1.0:
             constants["kv_pages"] = np.zeros(0, np.int64)
         if kind.one_token:
             constants["num_logits"] = np.ones(1, np.int64)
@@ -124,7 +124,7 @@ class DeviceGraphs:
             one_token=kind.one_token,
             float32=self._provider.floats == "float32",
             summary=self._summary if kind.one_token else None,
-            keep=100 if kind.keep is None else kind.keep,
+            kv_density=1.0 if kind.kv_density is None else kind.kv_density,
         )
         self.weights.place(graph.values)
         capture = self.captures and kind.one_token
