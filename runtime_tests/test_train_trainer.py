@@ -23,7 +23,8 @@ pytest.importorskip("yaml")
 from safetensors.numpy import load_file  # noqa: E402
 
 from helpers.train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
-from sol_rt.budget.cost import CalibrationTable, Line, calibration_path  # noqa: E402
+from sol_rt.budget.calibration_table import CalibrationTable, calibration_path  # noqa: E402
+from sol_rt.budget.cost import Line  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
@@ -123,7 +124,7 @@ def test_a_calibration_that_no_longer_holds_is_said(
     folder = make_bundle(tmp_path / "given")
     give = ["export", "-m", str(folder), "--policy", str(trained / "policy.safetensors")]
     bundle = Bundle.open(folder)
-    lines = {name: {keep: Line(1.0, 0.0, 0.0) for keep in (30, 100)} for name in bundle.config.variants}
+    lines = {name: {kv_density: Line(1.0, 0.0, 0.0) for kv_density in (0.3, 1.0)} for name in bundle.config.variants}
     table = CalibrationTable(bundle.identity, "a device", "2026-01-01", 0.0, lines)
     path = calibration_path(bundle, "cpu", 1, True)
     path.parent.mkdir(parents=True)
@@ -297,7 +298,7 @@ def test_policies_for_something_else_are_refused(
         assert not list(folder.glob("*policy*"))
 
     refused(replace(policy, model="large"), "trained on large, the bundle has tiny")
-    actions = (*policy.actions[:-1], Action(30, 40, 4))
+    actions = (*policy.actions[:-1], Action(0.3, 0.4, 4))
     refused(
         replace(policy, actions=actions),
         "k030-s040-q4, which the bundle can't run",

@@ -1,5 +1,5 @@
-"""Training a policy: rollouts, the torch reference model of every action, stage 1 and GRPO. Needs the extra `train`.
+"""Trains a policy: `trainer.py` runs two stages, `warm_start.py` and `grpo.py`. docs/training.md explains them.
 
-May import: sol_rt.export, sol_rt.generate and the folders below it. Inside, from top to bottom: trainer; grpo, holdout,
-regression; policy_network, multipliers; rollouts; data, reference_model, run; config.
+Needs the extra `train`. May import: sol_rt.export, sol_rt.generate and the folders below it. From top to bottom:
+trainer; holdout; warm_start; grpo; run; policy_network, multipliers; rollouts; data, reference_model; config.
 """

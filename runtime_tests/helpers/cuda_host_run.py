@@ -56,8 +56,7 @@ def prepare(operators: Path) -> None:
 def steps(bundle: Bundle) -> dict[str, Any]:
     """Every action: its session, a captured step after another, on a cache that grows in between."""
     engine = Engine(bundle, provider="cuda")
-    graphs = engine._graphs
-    assert graphs is not None
+    graphs = engine._runners.graphs  # type: ignore[attr-defined]
     engine.forward(range(10, 30), bundle.config.dense)
     costs, captures, kernels = {}, 0, 0
     for place in ("short", "grown"):

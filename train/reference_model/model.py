@@ -1,9 +1,11 @@
 """The torch reference model: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md,
 sections 2 and 3).
 
-Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
-float16 or int8 keys and values, old tokens chosen by 4-bit codes of their keys. Runtime and reference model differ only
-in the order of float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
+It dequantizes nested weights in float32, rounds activations in front of every nested product, takes exactly the largest
+channels, holds keys and values in float16 or int8, and chooses old tokens by 4-bit codes of their keys. So runtime and
+reference model differ only in the order of float32 additions. The decoder is frozen: no gradient flows through it.
+
+Shapes: B rows, S tokens per row in a pass, T tokens of the longest row, H query heads, Hk KV heads, D head size.
 """
 
 from __future__ import annotations
@@ -29,22 +31,22 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-_KEEP_IN, _KEEP_MID, _KEEP_QKV, _KEEP_O = range(4)
+_ACTIVE_UP, _ACTIVE_DOWN, _ACTIVE_QKV, _ACTIVE_O = range(4)
 _LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
-"""Largest activation code, by level: what an int8 and what 254 c1 + c2 of two of them holds."""
+"""Largest activation code by bits: of one int8, and of 254 * c1 + c2 where two int8 make a code."""
 _NEVER = -1e30
-"""Logit of a token that is not to be chosen: finite, so that no NaN arises where a row has no old token."""
+"""Logit of a token that must not be chosen. It is finite, so that a row without old tokens gives no NaN."""
 _LOWEST_SCORE = 2.0**-100
 """Smaller scores of tokens count as 0."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the reference model rounds. The default is what the runtime does.
+    """What the reference model rounds. The defaults are what the runtime does.
 
     Attributes:
-        rounded_activations: round the input of every nested matmul as its level does, by blocks of 32 channels.
-        kv_dtype: type of keys and values.
+        rounded_activations: whether the input of every nested product is rounded, in blocks of 32 channels.
+        kv_dtype: dtype of keys and values.
     """
 
     rounded_activations: bool = True
@@ -52,26 +54,29 @@ class Arithmetic:
 
 
 UNROUNDED = Arithmetic(rounded_activations=False, kv_dtype=torch.float32)
+"""Rounds nothing: for checks of the architecture."""
 
 
 class _Rows(Protocol):
+    """Some rows of a batch that are treated alike."""
+
     @property
     def rows(self) -> Tensor | slice:
-        """Which rows of a batch these are."""
+        """Their numbers."""
 
 
 @dataclass(frozen=True)
-class _Width:
+class _Precision:
     """Rows that read the same weights."""
 
     rows: Tensor | slice
-    widths: Precision
+    precision: Precision
 
 
 @dataclass(frozen=True)
-class _Prune:
-    """Rows that keep the same numbers of channels, one a layer: active_up, active_down, active_qkv and active_o of a
-    variant."""
+class _ActiveChannels:
+    """Rows that have the same numbers of active channels, one a layer: active_up, active_down, active_qkv and active_o
+    of a variant."""
 
     rows: Tensor | slice
     counts: tuple[tuple[int, ...], ...]
@@ -82,23 +87,24 @@ class Batch:
     """How the rows of a pass are run.
 
     Attributes:
-        widths, prunes: each covers all rows, so that a matrix is read once a width, whatever the prune levels.
+        precisions, channels: each covers all rows, so that a matrix is read once a precision, whatever the densities.
         pages: old pages that each row reads, int64 [B]; None where every row reads all.
     """
 
-    widths: Sequence[_Width]
-    prunes: Sequence[_Prune]
+    precisions: Sequence[_Precision]
+    channels: Sequence[_ActiveChannels]
     pages: Tensor | None
 
 
 class ReferenceModel(nn.Module):
-    """A decoder that runs every row under the action it is given.
+    """A decoder that runs every row under an action of its own.
 
     Args:
         weights: from `sol_rt.train.reference_model.weights`.
         arithmetic: what is rounded.
-        page_size, sinks: tokens a KV page, and tokens at the start that attention always reads: `kv` of the bundle.
-        dense_layers: layers whose attention always reads all pages.
+        page_size: tokens in a KV page.
+        sinks: tokens at the start that attention always reads.
+        dense_layers: layers whose attention always reads all tokens.
     """
 
     def __init__(
@@ -118,8 +124,7 @@ class ReferenceModel(nn.Module):
 
     @classmethod
     def from_bundle(cls, path: Path | str) -> ReferenceModel:
-        """The reference model of a bundle folder, its cache and attention as the bundle has them. Raises
-        BundleError."""
+        """The reference model of a bundle folder, with the bundle's cache and attention. Raises BundleError."""
         kv = SolConfig.from_json(Path(path) / CONFIG_NAME).kv
         arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
         levels = {"page_size": kv.page_size, "sinks": kv.sinks}
@@ -140,7 +145,7 @@ class ReferenceModel(nn.Module):
             tokens: int64 [B, S]. Attention is dense where S > 1, as in the runtime.
             action: the action of all rows.
             past: cache of B rows, appended to in place.
-            num_logits: positions from the end that logits are wanted for; all where None.
+            num_logits: for how many positions from the end to compute logits; None: all.
 
         Returns:
             Logits float32 [B, n, vocab] and final norm output float32 [B, n, hidden].
@@ -150,7 +155,7 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def step(self, tokens: Tensor, actions: Sequence[Action], past: Cache) -> tuple[Tensor, Tensor]:
-        """One decode step of every row, each under its own action; rows of one width run together.
+        """One decode step of every row, each under its own action; rows of the same bits run together.
 
         Args:
             tokens: int64 [B].
@@ -168,23 +173,23 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def logits(self, hidden: Tensor, action: Action) -> Tensor:
-        """The output matrix's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
+        """The LM head's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
         return self._head(hidden, self._batch([action], None))
 
     def _batch(self, actions: Sequence[Action], pages: Tensor | None) -> Batch:
         """Of one action a row, or of a single one for all rows."""
         device, weights = self.weights.vector("rope.cos").device, self.weights
-        widths = _alike([weights.widths(action) for action in actions], device)
-        prunes = _alike([weights.keep_counts(action) for action in actions], device)
+        precisions = _alike([weights.precision(action) for action in actions], device)
+        channels = _alike([weights.active_counts(action) for action in actions], device)
         return Batch(
-            [_Width(rows, own) for own, rows in widths],
-            [_Prune(rows, counts) for counts, rows in prunes],
+            [_Precision(rows, own) for own, rows in precisions],
+            [_ActiveChannels(rows, counts) for counts, rows in channels],
             pages,
         )
 
     def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
         """Old pages that each row reads, int64 [B]; None where every row reads all."""
-        if all(action.keep == 100 for action in actions):
+        if all(action.kv_density == 1.0 for action in actions):
             return None
         lengths = past.lengths.tolist()
         counts = [action.pages(length, self.page_size) for action, length in zip(actions, lengths, strict=True)]
@@ -217,18 +222,22 @@ class ReferenceModel(nn.Module):
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor:
         name = "embed" if self.decoder.tied else "head"
-        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.widths.head, "head.bias"))
+        return _by_rows(
+            batch.precisions,
+            x,
+            lambda part, group: self._product(part, name, group.precision.lm_head_bits, "head.bias"),
+        )
 
-    def _kept(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
-        """x [B, S, K] with the channels zeroed that each row prunes at the input of a matrix (_KEEP_IN …)."""
-        return _by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
+    def _active(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
+        """x [B, S, K] with the channels zeroed that a row does not use at the input of a matrix (_ACTIVE_UP …)."""
+        return _by_rows(batch.channels, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
 
     def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
-        """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
+        """x [B, S, K] times a matrix [N, K] at each row's bits, plus its bias: [B, S, N]."""
         return _by_rows(
-            batch.widths,
+            batch.precisions,
             x,
-            lambda part, group: self._product(part, name, group.widths.of(name), f"{name}.bias"),
+            lambda part, group: self._product(part, name, group.precision.of(name), f"{name}.bias"),
         )
 
     def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:
@@ -238,18 +247,18 @@ class ReferenceModel(nn.Module):
 
     def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:
         name = f"layers.{layer}"
-        up = self._linear(self._kept(x, layer, _KEEP_IN, batch), f"{name}.up", batch)
+        up = self._linear(self._active(x, layer, _ACTIVE_UP, batch), f"{name}.up", batch)
         act = _ACTIVATIONS[self.decoder.activation]
         if self.decoder.gated:
             gate, up = up.chunk(2, dim=-1)
             middle = act(gate) * up
         else:
             middle = act(up)
-        return self._linear(self._kept(middle, layer, _KEEP_MID, batch), f"{name}.down", batch)
+        return self._linear(self._active(middle, layer, _ACTIVE_DOWN, batch), f"{name}.down", batch)
 
     def _attention(self, x: Tensor, layer: int, batch: Batch, past: Cache, slots: Slots) -> Tensor:
         d, name = self.decoder, f"layers.{layer}"
-        qkv = self._linear(self._kept(x, layer, _KEEP_QKV, batch), f"{name}.qkv", batch)
+        qkv = self._linear(self._active(x, layer, _ACTIVE_QKV, batch), f"{name}.qkv", batch)
         heads = torch.unflatten(qkv, -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
         q, k, v = torch.split(heads, [d.num_heads, d.num_kv_heads, d.num_kv_heads], dim=2)
         cos, sin = (self.weights.vector(f"rope.{part}")[slots.positions].unsqueeze(2) for part in ("cos", "sin"))
@@ -258,7 +267,7 @@ class ReferenceModel(nn.Module):
         pages = None if layer in self.dense_layers else batch.pages
         read = None if pages is None else self._read(q, past, layer, pages, slots)
         y = past.attend(layer, q, slots, read, d.softmax_scale).transpose(1, 2).flatten(2)
-        return self._linear(self._kept(y, layer, _KEEP_O, batch), f"{name}.o", batch)
+        return self._linear(self._active(y, layer, _ACTIVE_O, batch), f"{name}.o", batch)
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
         """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""
@@ -284,7 +293,7 @@ _Group = TypeVar("_Group", bound=_Rows)
 
 
 def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Setting, Tensor | slice]]:
-    """Each setting that occurs, and the rows that have it."""
+    """Groups rows by their setting: each setting that occurs, with the numbers of its rows."""
     rows: dict[_Setting, list[int]] = {}
     for row, setting in enumerate(settings):
         rows.setdefault(setting, []).append(row)
@@ -294,7 +303,7 @@ def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Se
 
 
 def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
-    """Applies `function` to every group's rows of x [B, ...] and puts the results back in place."""
+    """Applies `function` to each group's rows of x [B, ...]. Returns the results in the order of the rows."""
     if len(groups) == 1:
         return function(x, groups[0])
     parts = [function(x[group.rows], group) for group in groups]
@@ -305,9 +314,10 @@ def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _G
 
 
 def round_activations(x: Tensor, bits: int) -> Tensor:
-    """x [..., K] float32 as its codes at a level stand for it: max |x| of a block of 32 channels gets the largest code.
+    """Rounds x, float32 [..., K], as the runtime does in front of a product at `bits` bits of weight.
 
-    Codes are rounded half to even; the largest is 127 at levels 4 and 6, 32258 at level 8.
+    In blocks of 32 channels: step = max |x| / largest code, result = round(x / step) * step, rounded half to even. The
+    largest code is 127 at 4 and 6 bits, 32258 at 8.
     """
     blocks = torch.unflatten(x, -1, (-1, BLOCK))
     step = blocks.abs().amax(-1, keepdim=True) / _LARGEST_CODE[bits]
@@ -316,9 +326,9 @@ def round_activations(x: Tensor, bits: int) -> Tensor:
 
 
 def keep_largest(x: Tensor, count: int) -> Tensor:
-    """x [..., K] with all but the `count` channels of largest magnitude 0; of equal ones the lower index stays.
+    """x [..., K] with all but the `count` channels of largest magnitude set to 0; of equal ones the lower index stays.
 
-    A count of 0 keeps all, as in the graph.
+    A count of 0 leaves all channels, as in the graph.
     """
     if count == 0 or count >= x.shape[-1]:
         return x
@@ -330,7 +340,10 @@ def keep_largest(x: Tensor, count: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split rotary embedding of x [..., D] by tables [..., rotary_dim / 2]; channels beyond rotary_dim pass."""
+    """Half-split rotary embedding of x [..., D] by tables [..., rotary_dim / 2].
+
+    Channels beyond rotary_dim stay as they are.
+    """
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

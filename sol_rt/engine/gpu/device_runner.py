@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,15 +17,17 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import Variant
 from sol_rt.bundle.weights import SharedWeights
-from sol_rt.engine.distribution import Distribution
+from sol_rt.engine.distribution import Distribution, SoftmaxSums
 from sol_rt.engine.gpu import logit_summary
 from sol_rt.engine.gpu.device_graph import Value, device_graph
 from sol_rt.engine.gpu.device_memory import DeviceMemory
 from sol_rt.engine.gpu.device_weights import DeviceWeights
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.engine.kv_cache import KvCache
-from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature
+from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature, step_signature
+from sol_rt.engine.step import StepBuffers, StepOutput
 from sol_rt.errors import ProviderError, device_errors
 
 if TYPE_CHECKING:
@@ -43,28 +45,29 @@ def _graph_options(number: int) -> ort.RunOptions:
 
 
 class DeviceInputs:
-    """Small inputs and results of steps, on the GPU and in main memory.
+    """The step buffers on the GPU, and how they are copied between there and main memory.
 
     Args:
-        memory: of the GPU.
-        inputs: arrays in main memory by the names of the graph's inputs; a step takes what they hold then.
-        results: float32 arrays in main memory by the names of the graph's outputs, `logits` and others; a step fills
-            them, but for the logits where there is a summary of them.
-        summary: of the logits, None where graphs give none.
+        memory: the GPU's memory.
+        buffers: inputs and results of decode steps in main memory. A step takes what the inputs hold when it starts
+            and fills the results, but for the logits if there is a summary of them.
+        summary: the summary of logits that graphs compute, or None if they compute none.
+        sums: computes the softmax sums of a row of logits.
     """
 
     def __init__(
         self,
         memory: DeviceMemory,
-        inputs: Mapping[str, np.ndarray],
-        results: Mapping[str, np.ndarray],
-        summary: LogitSummary | None = None,
+        buffers: StepBuffers,
+        summary: LogitSummary | None,
+        sums: Callable[[np.ndarray], SoftmaxSums],
     ) -> None:
-        self._memory, self.summary = memory, summary
-        self._inputs = memory.mirror(inputs)
+        self._memory, self._buffers, self.summary, self._sums = memory, buffers, summary, sums
+        self._inputs = memory.mirror(buffers.inputs)
         self.inputs = self._inputs.values
-        self.host_inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        self._results = memory.mirror({**results, **({} if summary is None else summary.arrays)}, apart=["logits"])
+        self.host_inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in buffers.inputs.items()}
+        results = buffers.results if summary is None else {**buffers.results, **summary.arrays}
+        self._results = memory.mirror(results, apart=["logits"])
         self._logits_are_here = self._logits_were_asked_for = False
 
     def send(self) -> None:
@@ -79,10 +82,12 @@ class DeviceInputs:
         self._logits_were_asked_for = False
         self._results.receive([name for name in self._results.values if name != "logits" or self._logits_are_here])
 
-    def distribution(self) -> Distribution:
-        """That of the step before, of its summary."""
-        assert self.summary is not None
-        return SummarisedDistribution(self.summary, self.logits)
+    def output(self) -> StepOutput:
+        """Output of the step whose results were received: its logits stay on the GPU where there is a summary."""
+        if self.summary is not None:
+            return StepOutput(None, self._buffers.hidden, SummarisedDistribution(self.summary, self.logits))
+        logits = self._buffers.logits
+        return StepOutput(logits, self._buffers.hidden, Distribution(logits[0], self._sums))
 
     def logits(self) -> np.ndarray:
         """Logits of the step before, float32 [vocab]. Raises DeviceError where they cannot be fetched."""
@@ -124,16 +129,16 @@ class Kind(NamedTuple):
 
     Attributes:
         file: the graph file.
-        bits: width of its layers' widest matrices.
-        channels: int64 [4, L] as bytes, counts of channels that it keeps; empty where it reads them at every step.
-        keep: percent of the old tokens that its steps attend; None where it reads how many at every step.
+        bits: most bits of its layers' matrices.
+        channels: int64 [4, L] as bytes, counts of active channels; empty where it reads them at every step.
+        kv_density: share of the old tokens that its steps attend; None where it reads how many at every step.
         one_token: whether it takes one token and gives one row of logits.
     """
 
     file: str
     bits: int
     channels: bytes
-    keep: int | None
+    kv_density: float | None
     one_token: bool
 
 
@@ -190,7 +195,7 @@ class DeviceGraphs:
             counts = np.frombuffer(kind.channels, np.int64).reshape(len(CHANNEL_INPUTS), -1)
             for name, count in zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True):
                 constants[name] = count
-        if kind.keep == 100:
+        if kind.kv_density == 1.0:
             constants["kv_pages"] = np.zeros(0, np.int64)
         if kind.one_token:
             constants["num_logits"] = np.ones(1, np.int64)
@@ -205,7 +210,7 @@ class DeviceGraphs:
             one_token=kind.one_token,
             float32=self._provider.floats == "float32",
             summary=self._summary if kind.one_token else None,
-            keep=100 if kind.keep is None else kind.keep,
+            kv_density=1.0 if kind.kv_density is None else kind.kv_density,
         )
         self.weights.place(graph.values)
         capture = self.captures and kind.one_token
@@ -338,15 +343,87 @@ class OpenGraph:
             self._captured_options = _graph_options(self._graph_number)
 
 
+class DeviceRunners:
+    """The runners of a bundle on one GPU, with the weights, the KV cache and the step buffers there.
+
+    Function bodies need a runner for each combination of active channels and KV density: their graphs get the counts as
+    constants, as reading counts from the GPU would make the host wait. Native operators read the counts themselves.
+
+    Args:
+        bundle: the bundle.
+        provider: the GPU's provider.
+        weights: the mapped weights file.
+        buffers: inputs and results of decode steps in main memory.
+        sums: computes the softmax sums of a row of logits.
+
+    Attributes:
+        cache: the KV cache, on the GPU.
+        graphs: the sessions.
+        inputs: the step buffers on the GPU.
+
+    Raises ProviderError where the GPU has too little memory.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        weights: SharedWeights,
+        buffers: StepBuffers,
+        sums: Callable[[np.ndarray], SoftmaxSums],
+    ) -> None:
+        config, memory = bundle.config, provider.memory()
+        self.cache = KvCache(config.model, config.kv, memory)
+        shape = logit_summary.cut(config.model.vocab_size)
+        summary = None if shape is None else LogitSummary(*shape)
+        self.inputs = DeviceInputs(memory, buffers, summary, sums)
+        self.graphs = DeviceGraphs(bundle, provider, memory, weights, step_signature(config, self.cache), shape)
+        self._native = provider.native
+        self._where = f"provider {provider.name}: {provider.device_name}"
+        self._runners: dict[Kind, DeviceRunner] = {}
+        self._loaded: set[str] = set()  # keys of variants
+
+    @property
+    def device_weight_bytes(self) -> int:
+        """Bytes of weights in the GPU's memory."""
+        return self.graphs.weights.size_bytes
+
+    @property
+    def captured_graphs(self) -> int:
+        """Number of sessions whose commands the GPU recorded and repeats."""
+        return self.graphs.captured
+
+    def runner(self, variant: Variant, channels: np.ndarray, kv_density: float) -> DeviceRunner:
+        """The runner of a variant: see `Runners.runner`."""
+        self._loaded.add(variant.key)
+        counts, chosen, every = (b"", None, None) if self._native else (channels.tobytes(), kv_density, 1.0)
+        step = Kind(variant.file, variant.precision.widest, counts, chosen, one_token=True)
+        runner = self._runners.get(step)
+        if runner is None:
+            batch = Kind(variant.file, variant.precision.widest, counts, every, one_token=False)
+            runner = DeviceRunner(self.graphs, step, batch, self.cache, self.inputs, self._where)
+            self._runners[step] = runner
+        return runner
+
+    def release(self) -> None:
+        """Forgets the buffers of the KV cache in every runner, as they are about to be replaced."""
+        for runner in self._runners.values():
+            runner.release()
+
+    def is_loaded(self, variant: Variant) -> bool:
+        """Whether the variant has a runner, and so a session from its first run on."""
+        return variant.key in self._loaded
+
+
 class DeviceRunner:
-    """An action's graphs on the GPU: one for steps, captured where the provider can, and one for batches.
+    """One action's two graphs on the GPU: a graph for steps, captured if the provider can do that, and one for batches.
 
     Args:
         graphs: the sessions.
-        step, batch: what they are made for.
+        step, batch: which sessions to use for steps and for batches.
         cache: the KV cache on the GPU.
-        inputs: small tensors there.
-        where: the provider and GPU, for messages.
+        inputs: the step buffers on the GPU.
+        where: the provider and the GPU, for messages.
     """
 
     def __init__(
@@ -358,38 +435,42 @@ class DeviceRunner:
         self._batch: tuple[OpenGraph, ort.IOBinding] | None = None
 
     def open(self) -> None:
-        """Makes the session of steps now."""
+        """Makes the session for decode steps now. Raises BundleError, ProviderError."""
         self._graphs.open(self._kinds[0])
 
     def release(self) -> None:
-        """Lets go of the cache's buffers, before they are replaced."""
+        """Forgets the buffers of the KV cache, which are about to be replaced."""
         if self._step is not None:
             self._step[0].release_capture()
         self._step = self._batch = None
 
-    def step(self) -> None:
-        """Runs the one token that the shared inputs hold."""
+    def step(self) -> StepOutput:
+        """Runs the token in the step buffers and waits for the results: see `Runner.step`."""
         if self._step is None:
-            graph = self._graphs.open(self._kinds[0])
-            if self._graphs.captures:
-                with self._errors(graph), self._inputs.kept():
-                    graph.try_capture(self._cache, self._inputs)
-            if graph.refused or (
-                graph.may_capture and not self._graphs.captures and not graph.captured
-            ):  # a session that captures keeps more memory, captured or not
-                graph = self._graphs.open_plain(self._kinds[0])
-            with self._errors(graph):
-                binding = graph.bound(self._cache.bindings(), self._inputs)
-                self._inputs.bind_results(binding)
-            self._step = graph, binding
+            self._step = self._open_step()
         graph, binding = self._step
         with self._errors(graph):
             self._inputs.send()
             graph.run(binding)
             self._inputs.receive()
+        return self._inputs.output()
+
+    def _open_step(self) -> tuple[OpenGraph, ort.IOBinding]:
+        graph = self._graphs.open(self._kinds[0])
+        if self._graphs.captures:
+            with self._errors(graph), self._inputs.kept():
+                graph.try_capture(self._cache, self._inputs)
+        if graph.refused or (
+            graph.may_capture and not self._graphs.captures and not graph.captured
+        ):  # a session that captures keeps more memory, captured or not
+            graph = self._graphs.open_plain(self._kinds[0])
+        with self._errors(graph):
+            binding = graph.bound(self._cache.bindings(), self._inputs)
+            self._inputs.bind_results(binding)
+        return graph, binding
 
     def batch(self, ids: np.ndarray, logits: np.ndarray, hidden: np.ndarray) -> None:
-        """Runs tokens int64 [S]; the last rows' results go into `logits` and `hidden`, as many as they have."""
+        """Runs tokens int64 [S] and fills logits [n, vocab] and hidden [n, hidden]: see `Runner.batch`."""
         if self._batch is None:
             graph = self._graphs.open(self._kinds[1])
             with self._errors(graph):

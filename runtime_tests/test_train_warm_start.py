@@ -14,7 +14,7 @@ from sol_rt.budget.cost import BytesCost  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402
-from sol_rt.train import regression  # noqa: E402
+from sol_rt.train import warm_start  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.rollouts.counterfactuals import Counterfactuals  # noqa: E402
 from sol_rt.train.rollouts.rollout import RolloutSpec  # noqa: E402
@@ -37,7 +37,7 @@ def _spec() -> RolloutSpec:
     config = made_config()
     dense = config.dense
     cheap = next(entry.action for entry in config.actions if entry.action.variant != dense.variant)
-    return RolloutSpec((dense, Action(100, cheap.prune, cheap.bits)), BytesCost(config), KNOWN_SCALARS)
+    return RolloutSpec((dense, Action(1.0, cheap.channel_density, cheap.bits)), BytesCost(config), KNOWN_SCALARS)
 
 
 def _window(seed: int) -> Counterfactuals:
@@ -55,11 +55,11 @@ def _embed(tokens: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.one_hot(tokens, HIDDEN).float()
 
 
-def _examples(windows: Sequence[int]) -> regression.Examples:
-    return regression.Examples.of([_window(seed) for seed in windows], _spec())
+def _examples(windows: Sequence[int]) -> warm_start.Examples:
+    return warm_start.Examples.of([_window(seed) for seed in windows], _spec())
 
 
-def _trained() -> tuple[PolicyNetwork, Callable[[regression.EpisodeBatch], torch.Tensor]]:
+def _trained() -> tuple[PolicyNetwork, Callable[[warm_start.EpisodeBatch], torch.Tensor]]:
     torch.manual_seed(0)
     shape = PolicyShape(HIDDEN, len(KNOWN_SCALARS), 2, horizon=4, width=16, heads=2, scalar_size=8, action_size=8)
     network = PolicyNetwork(shape)
@@ -67,10 +67,10 @@ def _trained() -> tuple[PolicyNetwork, Callable[[regression.EpisodeBatch], torch
     multipliers, optimizer = (0.05, 0.5), torch.optim.AdamW(network.parameters(), lr=3e-3)
     for update in range(150):
         random = np.random.default_rng(update)
-        batch = regression.draw_episodes(examples, 64, 4, multipliers, UNIT, KNOWN_SCALARS, random)
+        batch = warm_start.draw_episodes(examples, 64, 4, multipliers, UNIT, KNOWN_SCALARS, random)
         logits = network(0 * batch.hidden, _embed(batch.token), batch.scalars, batch.previous)
         optimizer.zero_grad()
-        regression.objective(logits, batch, UNIT).backward()
+        warm_start.objective(logits, batch, UNIT).backward()
         optimizer.step()
     return network, lambda batch: network(0 * batch.hidden, _embed(batch.token), batch.scalars, batch.previous)
 
@@ -79,7 +79,7 @@ def test_logits_become_minus_the_expected_added_loss() -> None:
     _, logits_of = _trained()
     random = np.random.default_rng(99)
     examples = _examples(range(100, 104))
-    batch = regression.draw_episodes(examples, 200, 4, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
+    batch = warm_start.draw_episodes(examples, 200, 4, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
     with torch.no_grad():
         logits = logits_of(batch)
     found = UNIT * (logits[..., 0] - logits[..., 1])  # how much more the cheap action is thought to lose
@@ -94,9 +94,9 @@ def test_the_gain_is_that_of_knowing_the_token() -> None:
     begin = torch.arange(0, POSITIONS, 4).repeat(12)
     multipliers = torch.full((len(window),), multiplier)
     random = np.random.default_rng(0)
-    batch = regression.episodes_at(examples, window, begin, 4, multipliers, UNIT, KNOWN_SCALARS, random)
-    batch = regression.EpisodeBatch(**{**vars(batch), "hidden": 0 * batch.hidden})
-    gain = regression.lagrangian_gain(
+    batch = warm_start.episodes_at(examples, window, begin, 4, multipliers, UNIT, KNOWN_SCALARS, random)
+    batch = warm_start.EpisodeBatch(**{**vars(batch), "hidden": 0 * batch.hidden})
+    gain = warm_start.lagrangian_gain(
         network, _embed(batch.token), batch, [multiplier], UNIT, torch.zeros(len(window), dtype=torch.int64)
     )
     value = batch.added + multiplier * batch.cost
@@ -114,7 +114,7 @@ def test_episodes_tell_what_a_run_would(horizon: int) -> None:
 
     examples = _examples(range(3))
     random = np.random.default_rng(5)
-    batch = regression.draw_episodes(examples, 20, horizon, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
+    batch = warm_start.draw_episodes(examples, 20, horizon, (0.1, 0.3), UNIT, KNOWN_SCALARS, random)
     column = {name: index for index, name in enumerate(KNOWN_SCALARS)}
     for row in range(20):
         inputs = PolicyInputs(KNOWN_SCALARS, horizon)
@@ -133,7 +133,7 @@ def test_episodes_tell_what_a_run_would(horizon: int) -> None:
 
 def test_multipliers_are_those_that_the_budgets_ask_for() -> None:
     examples = _examples(range(WINDOWS))
-    low, high = regression.multiplier_range(examples, UNIT, (0.75, 0.9))
+    low, high = warm_start.multiplier_range(examples, UNIT, (0.75, 0.9))
     added, cost = examples.added.mean(1), examples.cost.mean(1)
     for multiplier, budget in ((low, 0.9), (high, 0.75)):
         cheap = 1 / (1 + torch.exp((added[:, 1] - added[:, 0] + multiplier * (cost[:, 1] - cost[:, 0])) / UNIT))
