@@ -177,7 +177,7 @@ class ReferenceModel(nn.Module):
         return self._head(hidden, self._batch([action], None))
 
     def _batch(self, actions: Sequence[Action], pages: Tensor | None) -> Batch:
-        """Of one action a row, or of a single one for all rows."""
+        """The batch of one action per row, or of a single action for all rows."""
         device, weights = self.weights.vector("rope.cos").device, self.weights
         widths = _alike([weights.widths(action) for action in actions], device)
         prunes = _alike([weights.keep_counts(action) for action in actions], device)
@@ -266,7 +266,15 @@ class ReferenceModel(nn.Module):
         return self._linear(self._kept(y, layer, _KEEP_O, batch), f"{name}.o", batch)
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
-        """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""
+        """Which tokens each query head of a step reads: bool [B, H, T].
+
+        Every row reads its sinks, its newest page, and as many old tokens as `pages` hold, per KV head on average. The
+        KV heads of a layer share that quota; the tokens of the highest scores get it, earlier ones first where equal.
+
+        Args:
+            q: query heads, float32 [B, H, 1, D].
+            pages: old pages to read, int64 [B].
+        """
         d = self.decoder
         newest = slots.positions // self.page_size * self.page_size  # [B, 1], first token of each row's newest page
         query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]
