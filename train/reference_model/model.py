@@ -269,7 +269,8 @@ class ReferenceModel(nn.Module):
         """Which tokens each query head of a step reads: bool [B, H, T].
 
         Every row reads its sinks, its newest page, and as many old tokens as `pages` hold, per KV head on average. The
-        KV heads of a layer share that quota; the tokens of the highest scores get it, earlier ones first where equal.
+        KV heads of a layer share that quota. The highest scores get it; of equal ones the lower head, then the earlier
+        token.
 
         Args:
             q: query heads, float32 [B, H, 1, D].
