@@ -115,11 +115,11 @@ class Layers:
         self.arrays.append(array)  # an OrtValue borrows its array's memory
         return ort.OrtValue.ortvalue_from_numpy(array)
 
-    def seconds(self, past: int, tokens: int, keep: int, repetitions: int) -> float:
+    def seconds(self, past: int, tokens: int, pages: int, repetitions: int) -> float:
         """Shortest time of one layer."""
         self.binding.bind_ortvalue_input("qkv", self.keep(self.qkv[:, :tokens].copy()))
         self.binding.bind_ortvalue_input("past_length", self.keep(np.array([past])))
-        self.binding.bind_ortvalue_input("kv_pages", self.keep(np.array([keep])))
+        self.binding.bind_ortvalue_input("kv_pages", self.keep(np.array([pages])))
         y = self.keep(np.empty((1, tokens, self.heads_width), np.float32))
         for layer in range(self.layers):
             self.binding.bind_ortvalue_output(f"y.{layer}", y)
@@ -137,6 +137,10 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
+def shares(text: str) -> list[float]:
+    return [float(part) for part in text.split(",") if part]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=int, default=9)
@@ -146,7 +150,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--contexts", type=numbers, default=[64, 256, 512, 1024, 2048, 4096, 8000])
-    parser.add_argument("--keeps", type=numbers, default=[100, 50, 25, 10], help="percent of old pages")
+    parser.add_argument(
+        "--kv-densities", type=shares, default=[1.0, 0.5, 0.25, 0.1], help="shares of the old pages read"
+    )
     parser.add_argument("--prompts", type=numbers, default=[16, 128, 512, 2048])
     args = parser.parse_args()
     capacity = -(-(max(args.contexts + args.prompts) + 32) // PAGE_SIZE) * PAGE_SIZE
@@ -154,15 +160,15 @@ def main() -> None:
     page_bytes = PAGE_SIZE * args.kv_heads * (args.head_dim // 2 + 4)
 
     layers = Layers(args, capacity, max([1, *args.prompts]))
-    print("| decode, context | keep % | us a layer | GB/s read |\n|---:|---:|---:|---:|")
+    print("| decode, context | KV density | us a layer | GB/s read |\n|---:|---:|---:|---:|")
     for context in args.contexts:
         old = -(-(context + 1) // PAGE_SIZE) - 1
-        for percent in args.keeps:
-            keep = -(-old * percent // 100)
-            seconds = layers.seconds(context, 1, keep, args.repetitions)
-            sparse = keep < old
-            read = token_bytes * min(context + 1, PAGE_SIZE * (keep + 1) + 4) + (page_bytes * old if sparse else 0)
-            print(f"| {context} | {percent} | {seconds * 1e6:.2f} | {read / seconds / 1e9:.1f} |", flush=True)
+        for kv_density in args.kv_densities:
+            pages = -(-old * round(100 * kv_density) // 100)
+            seconds = layers.seconds(context, 1, pages, args.repetitions)
+            sparse = pages < old
+            read = token_bytes * min(context + 1, PAGE_SIZE * (pages + 1) + 4) + (page_bytes * old if sparse else 0)
+            print(f"| {context} | {kv_density:g} | {seconds * 1e6:.2f} | {read / seconds / 1e9:.1f} |", flush=True)
     print("\n| prefill, tokens | after | ms a layer | GFLOP/s |\n|---:|---:|---:|---:|")
     for tokens in args.prompts:
         for past in sorted({0, max(args.contexts) - tokens}):

@@ -1,8 +1,8 @@
 """What function bodies cost on WebGPU, counted where there is no GPU: dispatches and bytes of one layer's decode step.
 
-    python benchmarks/bodies.py                     # every bit-width, at contexts of 512 and 16384
+    python benchmarks/bodies.py                     # every number of bits, at contexts of 512 and 16384
     python benchmarks/bodies.py --model smollm2-135m --contexts 4096 --nodes
-    python benchmarks/bodies.py --model phi-3-mini --contexts 4096 --keep 10
+    python benchmarks/bodies.py --model phi-3-mini --contexts 4096 --kv-density 0.1
 
 A layer is what a graph of two layers, as sol_rt makes it for a GPU, has more than one of one, of random weights in a
 model's sizes. Nodes and shapes are those that ONNX Runtime's profile of a strict session tells; node_costs.py knows how
@@ -65,17 +65,21 @@ class Cost(defaultdict[str, list[int]]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(SIZES), default="smollm2-135m", help="whose sizes")
-    parser.add_argument("--bits", default="4,6,8", help="bit-widths, of 4, 6 and 8")
+    parser.add_argument("--bits", default="4,6,8", help="of 4, 6 and 8")
     parser.add_argument("--contexts", default="512,16384", help="tokens in the cache")
-    parser.add_argument("--keep", type=int, default=10, help="percent of the tokens that are kept where some are")
+    parser.add_argument("--kv-density", type=float, default=0.1, help="share of the old tokens read where some are")
     parser.add_argument("--nodes", action="store_true", help="tell the costs of every operator")
     args = parser.parse_args()
     print(f"| {args.model}, a layer at decode | bits | context | dispatches | MB |\n|---|--:|--:|--:|--:|")
-    sessions = {"dense": (100, False), f"keeps {args.keep}%": (args.keep, False), "pruning channels": (100, True)}
-    for name, (keep, prunes) in sessions.items():
+    sessions = {
+        "dense": (1.0, False),
+        f"KV density {args.kv_density:g}": (args.kv_density, False),
+        "pruning channels": (1.0, True),
+    }
+    for name, (kv_density, prunes) in sessions.items():
         for bits in map(int, args.bits.split(",")) if name == "dense" else [4]:
             for context in map(int, args.contexts.split(",")):
-                layer = _layer(args.model, bits, context, keep, prunes)
+                layer = _layer(args.model, bits, context, kv_density, prunes)
                 dispatches, size = layer.total()
                 print(f"| {name} | {bits} | {context} | {dispatches} | {size / 1e6:.2f} |", flush=True)
                 if args.nodes:
@@ -83,27 +87,27 @@ def main() -> None:
                         print(f"|   {op} | | | {count} | {part / 1e6:.3f} |")
 
 
-def _layer(model: str, bits: int, context: int, keep: int, prunes: bool) -> Cost:
-    one, two = (_step(model, layers, bits, context, keep, prunes) for layers in (1, 2))
+def _layer(model: str, bits: int, context: int, kv_density: float, prunes: bool) -> Cost:
+    one, two = (_step(model, layers, bits, context, kv_density, prunes) for layers in (1, 2))
     layer = Cost()
     for op in two:
         layer[op] = [two[op][i] - one[op][i] for i in range(2)]
     return layer
 
 
-def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: bool) -> Cost:
-    """A decode step of a graph of so many layers behind `context` tokens, of which it attends `keep` percent."""
+def _step(model: str, layers: int, bits: int, context: int, kv_density: float, prunes: bool) -> Cost:
+    """A decode step of a graph of so many layers behind `context` tokens, of which it reads the share `kv_density`."""
     sizes: dict[str, Any] = {**SIZES[model], "rotary_dim": SIZES[model]["head_dim"], "num_layers": layers}
     decoder = replace(describe("llama"), vocab_size=96, max_context=context + 64, **sizes)
     with tempfile.TemporaryDirectory() as folder:
-        graph = RandomDecoder.write(decoder, Path(folder)).write_graph(Path(folder), 100, bits)
+        graph = RandomDecoder.write(decoder, Path(folder)).write_graph(Path(folder), 1.0, bits)
         provider = providers.choose("webgpu", native_ops=False)
         options = provider.options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         nothing = np.zeros(0, np.int64)
         constants = {"num_logits": np.ones(1, np.int64)}
-        constants |= {} if keep < 100 else {"kv_pages": nothing}
+        constants |= {} if kv_density < 1.0 else {"kv_pages": nothing}
         constants |= {} if prunes else dict.fromkeys(CHANNEL_INPUTS, nothing)
         made = device_graph(
             graph,
@@ -113,7 +117,7 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
             constants=constants,
             dims=dict.fromkeys(SPARSE_DIMS, layers),
             one_token=True,
-            keep=keep,
+            kv_density=kv_density,
         )
         session = provider.session(graph, options, made.model)
         feed, capacity = {}, KvLayout().capacity_for(context + 1)
@@ -122,8 +126,8 @@ def _step(model: str, layers: int, bits: int, context: int, keep: int, prunes: b
             feed[node.name] = np.ones(shape, _TYPES[node.type])
         feed["past_length"][:] = context
         feed["total_length"][:] = context + 1
-        if keep < 100:
-            feed["kv_pages"][:] = Action(keep, 100, bits).pages(context, PAGE_SIZE)
+        if kv_density < 1.0:
+            feed["kv_pages"][:] = Action(kv_density, 1.0, bits).pages(context, PAGE_SIZE)
         session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     cost = Cost()

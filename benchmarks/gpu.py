@@ -27,10 +27,10 @@ import gpu_limits
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt import SolModel
-from sol_rt._version import __version__
-from sol_rt.budget.calibrate import measure
-from sol_rt.budget.cost import BytesCost, CalibratedCost
+from sol_rt import SolModel, __version__
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.calibrate import measure
+from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.dominated import describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -248,9 +248,11 @@ def _has_kernels(provider: str) -> bool:
 
 
 def _actions(bundle: Bundle) -> list[Action]:
-    keeps = sorted({entry.action.keep for entry in bundle.config.actions} | {100}, reverse=True)
+    kv_densities = sorted({entry.action.kv_density for entry in bundle.config.actions} | {1.0}, reverse=True)
     variants = bundle.config.variants.values()
-    return [Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps]
+    return [
+        Action(kv_density, variant.channel_density, variant.bits) for variant in variants for kv_density in kv_densities
+    ]
 
 
 def _fill(engine: Engine, context: int, prefill: int) -> float:

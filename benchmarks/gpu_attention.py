@@ -12,7 +12,7 @@ from gpu_limits import Wait
 from onnx import ModelProto, TensorProto, helper
 
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout, ModelDims
-from sol_rt.engine.gpu.device_graph import room
+from sol_rt.engine.gpu.device_graph import gather_capacity
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention import sparse_attention
@@ -42,18 +42,18 @@ def measure(provider: Provider, dims: ModelDims, context: int, kept: int, repeat
 
     Kernels run where the provider has them, else function bodies; kernels are captured where the provider can.
     """
-    pages = max((kept - SINKS - PAGE_SIZE) // PAGE_SIZE, 1)
-    return Attention(*(_us(provider, dims, context, keep, repeats) for keep in (_ALL, pages)))
+    few = max((kept - SINKS - PAGE_SIZE) // PAGE_SIZE, 1)
+    return Attention(*(_us(provider, dims, context, pages, repeats) for pages in (_ALL, few)))
 
 
-def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: int) -> float:
+def _us(provider: Provider, dims: ModelDims, context: int, pages: int, repeats: int) -> float:
     capacity = KvLayout().capacity_for(context + 1)
-    chooses = keep != _ALL or provider.native
-    percent = min(100, -(-100 * keep * PAGE_SIZE // context))
+    chooses = pages != _ALL or provider.native
+    kv_density = min(100, -(-100 * pages * PAGE_SIZE // context)) / 100
     options = provider.options()
     capture = provider.native and provider.can_capture
     session = provider._session(
-        _model(dims, provider.floats, capacity, percent if chooses else None).SerializeToString(),
+        _model(dims, provider.floats, capacity, kv_density if chooses else None).SerializeToString(),
         options,
         capture=capture,
     )
@@ -77,7 +77,7 @@ def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: i
     small = {
         "qkv": qkv.astype(np.float32),
         "past_length": np.array([context]),
-        "kv_pages": np.array([keep]),
+        "kv_pages": np.array([pages]),
         "total_length": np.array([context + 1], np.int32),
         "cos": np.cos(angles).astype(np.float32),
         "sin": np.sin(angles).astype(np.float32),
@@ -103,9 +103,9 @@ def _us(provider: Provider, dims: ModelDims, context: int, keep: int, repeats: i
     return best / LAYERS * 1e6
 
 
-def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> ModelProto:
-    """LAYERS nodes of SparseAttention, each with its cache of type `floats`, with room for so many percent of the
-    tokens; without, they get no counts and read all.
+def _model(dims: ModelDims, floats: str, capacity: int, kv_density: float | None) -> ModelProto:
+    """LAYERS nodes of SparseAttention, each with its cache of type `floats`, with room for that share of the tokens;
+    without, they get no counts and read all.
     """
     shape = attention_shape(dims.num_heads, dims.num_kv_heads, dims.head_dim)
     half, byte, info = (
@@ -130,10 +130,10 @@ def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> 
         "sin": table,
     }
     attributes = shape.attributes
-    if percent is None:
+    if kv_density is None:
         del inputs["kv_pages"]
     else:
-        attributes |= {GATHER_CAPACITY: room(shape.row_pairs, shape.kv_heads, percent, KvLayout())}
+        attributes |= {GATHER_CAPACITY: gather_capacity(shape.row_pairs, shape.kv_heads, kv_density, KvLayout())}
     outputs, nodes = {}, []
     for layer in range(LAYERS):
         inputs |= {f"past_{part}.{layer}": kind for part, kind in parts.items()}
@@ -145,7 +145,7 @@ def _model(dims: ModelDims, floats: str, capacity: int, percent: int | None) -> 
         "attention",
         [info(name, *kind) for name, kind in inputs.items()],
         [info(name, *kind) for name, kind in outputs.items()],
-        [] if percent is not None else [helper.make_tensor("kv_pages", TensorProto.INT64, [0], [])],
+        [] if kv_density is not None else [helper.make_tensor("kv_pages", TensorProto.INT64, [0], [])],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
     return helper.make_model(

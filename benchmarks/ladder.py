@@ -6,7 +6,7 @@
 
 Perplexity in llama-perplexity's convention: windows of c tokens, the second half scored, the same token ids for all.
 A rung runs its whole window; an action runs as `sol-rt perplexity` does: the first half prefilled dense, then its own
-steps, in batches where it reads all pages, which computes the same. `whole window` is a width that runs the first half
+steps, in batches where it reads all pages, which computes the same. `whole window`: the action runs the first half
 too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32, all matrices at 4 bits; RTN4-H8 has
 embedding and output matrix at 8.
 
@@ -59,7 +59,7 @@ Score = Callable[[Sequence[int]], Sequence[float]]
 
 def runs_alone(action: Action) -> bool:
     """Whether whole windows are scored under it too: what is left out is bits alone, as in a file of llama.cpp's."""
-    return (action.keep, action.prune) == (100, 100)
+    return (action.kv_density, action.channel_density) == (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Result:
         return self.actions[0].rates is not None
 
     def page(self) -> str:
-        """Markdown: widths, all rows, and the verdicts where speeds are known."""
+        """Markdown: bits, all rows, and the verdicts where speeds are known."""
         dense, count = self.actions[0], len(self.cut.windows)
         tokens = count * self.source.loss.tokens
         text = f"""## Context {self.cut.context}
@@ -223,7 +223,7 @@ class Result:
 {count} windows of {self.cut.context} tokens, {tokens} scored. The source in float32 has perplexity
 {self.source.loss.ppl:.3f} ± {self.source.loss.ppl_error:.3f}.
 
-Whole windows at a width against its bounds:
+Whole windows of an action against its bounds:
 
 {check_table(checks(self.actions, self.rungs, self.references, self.source), self.source)}
 
@@ -274,8 +274,8 @@ files often are, llama.cpp so quantizes twice, while a bundle keeps the file's o
 Where K-quants do not fit a model's sizes, a rung has more bits than its name says: see its types. One text and machine.
 
 Perplexity of {args.file.name} by llama-perplexity's convention, the second half of every window scored. A rung runs the
-whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where a
-width runs the first half too. Losses are paired, ± is the standard error over windows; that of a perplexity takes
+whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where an
+action runs the first half too. Losses are paired, ± is the standard error over windows; that of a perplexity takes
 tokens as independent. {speed if results[0].timed else ""}
 
 | file | bits a weight | MB | types by share of weights |

@@ -126,7 +126,7 @@ def verdicts(found: Sequence[Verdict]) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """A width's increase over the source against a share of another's, or of the source's perplexity itself.
+    """An action's increase over the source against a share of another's, or of the source's perplexity itself.
 
     Attributes:
         row: the action.
@@ -146,20 +146,20 @@ class Check:
 def checks(actions: Sequence[Row], rungs: Sequence[Row], roundings: Sequence[Row], source: Row) -> list[Check]:
     """Dense actions over whole windows: 8 bits to 0.3%, 4 to half of plain rounding and to Q4_K_M, 3 to Q3_K_M.
 
-    The rounding is that of the action's width, named in the rounding's name, whose bits a weight are nearest.
+    The rounding is that of the action's bits, named in the rounding's name, whose bits a weight are nearest.
     """
     named = {row.name: row for row in rungs}
     found = []
     for action in actions:
         if not action.name.startswith(DENSE):
             continue
-        width = action.name.removeprefix(DENSE)
-        if width == "8":
+        bits = action.name.removeprefix(DENSE)
+        if bits == "8":
             over = difference(action.alone, source.loss)
             found.append(Check(action, "+0.30%", Difference(over.mean - math.log(1.003), over.error)))
-        plain = [row for row in roundings if row.name.startswith(f"RTN{width}")]
+        plain = [row for row in roundings if row.name.startswith(f"RTN{bits}")]
         nearest = min(plain, key=lambda row: abs(row.bits - action.bits), default=None)
-        for other, share in ((nearest, 0.5), (named.get({"4": "Q4_K_M", "3": "Q3_K_M"}.get(width, "")), 1.0)):
+        for other, share in ((nearest, 0.5), (named.get({"4": "Q4_K_M", "3": "Q3_K_M"}.get(bits, "")), 1.0)):
             if other is not None:
                 bound = f"{'half of ' if share < 1 else ''}`{other.name}` {percent(other.loss, source.loss)}"
                 found.append(Check(action, bound, difference(action.alone, other.loss, share, source.loss)))

@@ -1,9 +1,9 @@
-"""A needle in book text: a fact planted deep in a long context, asked for at its end under every attention keep.
+"""A needle in book text: a fact planted deep in a long context, asked for at its end under every KV density.
 
     python benchmarks/needle.py BUNDLE -f BOOK [-f BOOK …] -c 2048,4096,8000
-    ... --keep 100,25,10        percent of old pages that attention reads
-    ... --depths 0.1,0.5,0.9    where the fact stands, 0 the beginning and 1 the end
-    ... --trials 4              haystacks a book, context and depth
+    ... --kv-density 1,0.25,0.1  shares of the old tokens that attention reads
+    ... --depths 0.1,0.5,0.9     where the fact stands, 0 the beginning and 1 the end
+    ... --trials 4               haystacks a book, context and depth
 
 A haystack is a stretch of a book with one sentence in it, "The secret code of Lisbon is 48213.", town and code drawn
 anew each time. It is prefilled densely. The sentence's beginning then is fed again, one decode step of the action a
@@ -100,13 +100,13 @@ def main() -> None:
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-f", "--file", type=Path, action="append", required=True, help="a book; may be repeated")
     parser.add_argument("-c", "--ctx-size", default="2048,4096,8000", help="tokens of a haystack")
-    parser.add_argument("--keep", default="100,25,10", help="percent of old KV pages, separated by commas")
+    parser.add_argument("--kv-density", default="1,0.25,0.1", help="shares of the old tokens read, separated by commas")
     parser.add_argument("--depths", default="0.1,0.3,0.5,0.7,0.9")
     parser.add_argument("--trials", type=int, default=1, help="haystacks a book, context and depth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
-    keeps = [int(keep) for keep in args.keep.split(",")]
+    kv_densities = [float(share) for share in args.kv_density.split(",")]
     depths = sorted(map(float, args.depths.split(",")), reverse=True)
     model = SolModel.from_pretrained(args.bundle, threads=args.threads)
     dense, bos = model.bundle.config.dense, added_bos(model)
@@ -115,18 +115,21 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     shown = " ".join(f"{depth:g}" for depth in depths)
     print(f"{model.bundle.config.model.name}, variant {dense.variant}: needles found, and their share by depth\n")
-    print(f"| context | keep | found | {shown} |\n|--:|--:|--:|---|")
+    print(f"| context | KV density | found | {shown} |\n|--:|--:|--:|---|")
     for size in [int(size) for size in args.ctx_size.split(",")]:
-        found: dict[int, list[bool]] = {keep: [] for keep in keeps}  # trial by trial, in each depth by depth
+        # trial by trial, in each depth by depth
+        found: dict[float, list[bool]] = {kv_density: [] for kv_density in kv_densities}
         for book in books * args.trials:
             for tokens, needle in haystacks(book, size - len(start), depths, model.tokenizer, rng):
                 prefill(model, start + tokens)
-                for keep in keeps:
-                    found[keep].append(answers(model, needle, Action(keep, dense.prune, dense.bits)))
-        for keep in keeps:
-            table = np.array(found[keep]).reshape(-1, len(depths))
+                for kv_density in kv_densities:
+                    found[kv_density].append(
+                        answers(model, needle, Action(kv_density, dense.channel_density, dense.bits))
+                    )
+        for kv_density in kv_densities:
+            table = np.array(found[kv_density]).reshape(-1, len(depths))
             by_depth = " ".join(f"{share:.2f}" for share in table.mean(0))
-            print(f"| {size} | {keep}% | {table.sum()} of {table.size} | {by_depth} |", flush=True)
+            print(f"| {size} | {kv_density:g} | {table.sum()} of {table.size} | {by_depth} |", flush=True)
 
 
 if __name__ == "__main__":

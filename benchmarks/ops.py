@@ -60,13 +60,13 @@ def matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int) -> Node:
     return node, tensors, k * n * bits / 8 + k / 32 * n * 3
 
 
-def pruned_matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int, keep: float = 1) -> Node:
-    tensors = [onnx.numpy_helper.from_array(np.array([round(keep * k)]), f"keep{i}")]
+def pruned_matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int, active: float = 1) -> Node:
+    tensors = [onnx.numpy_helper.from_array(np.array([round(active * k)]), f"active{i}")]
     tensors += matrix(rng, f"w{i}.", k, n, bits, True).values()
     node = helper.make_node(
         "PrunedMatMul", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", K=k, N=n, bits=bits
     )
-    return node, tensors, k * n * (keep / 2 + (bits - 4) / 8 + 3 / 32)
+    return node, tensors, k * n * (active / 2 + (bits - 4) / 8 + 3 / 32)
 
 
 def mlp(rng: np.random.Generator, i: int, bits: int, active_up: float, active_down: float) -> Node:
@@ -139,10 +139,10 @@ def main() -> None:
         for active_up, active_down in ((0.83, 0.59), (0.58, 0.34), (0.3, 0.15)):
             name = f"mlp, {active_up:.0%} and {active_down:.0%}"
             measure(name, [mlp(rng, i, bits, active_up, active_down) for i in range(LAYERS)], HIDDEN, args)
-        for keep in (0.8, 0.56):
+        for active in (0.8, 0.56):
             measure(
-                f"qkv, {keep:.0%}",
-                [pruned_matmul(rng, i, HIDDEN, QKV, bits, keep) for i in range(LAYERS)],
+                f"qkv, {active:.0%}",
+                [pruned_matmul(rng, i, HIDDEN, QKV, bits, active) for i in range(LAYERS)],
                 HIDDEN,
                 args,
             )

@@ -23,8 +23,10 @@ import onnxruntime as ort
 from peer_report import quartiles
 
 from sol_rt import SolModel
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.schedules import ConstantSchedule, SolSchedule, UniformSchedule
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.schedules.constant import ConstantSchedule
+from sol_rt.budget.schedules.policy import SolSchedule
+from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import processor_name
@@ -128,7 +130,7 @@ def main() -> None:
     if config.policy is not None:
         rows["sol"] = {"schedule": "sol", "budget": args.budget}
     cheapest = min(config.variants.values(), key=lambda variant: variant.weight_bytes)
-    cheap = Action(100, cheapest.prune, cheapest.bits)
+    cheap = Action(1.0, cheapest.channel_density, cheapest.bits)
     found: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     switches = []
     with clocked() as clock:

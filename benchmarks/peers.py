@@ -50,7 +50,7 @@ class Entry:
 
 def sparse_action(depth: int, page_size: int) -> Action:
     """The cheapest 4-bit action whose old pages after `depth` tokens hold `SPARSE_TOKENS` tokens or more."""
-    actions = (Action(keep, 100, 4) for keep in range(1, 101))
+    actions = (Action(share / 100, 1.0, 4) for share in range(1, 101))
     return next(action for action in actions if action.pages(depth, page_size) * page_size >= SPARSE_TOKENS)
 
 
@@ -141,7 +141,7 @@ file that llama.cpp reads; genai and optimum get it in float32 and quantize it o
 
 def _sparse_note(test: Test, tag: str, page_size: int) -> str:
     depth, action = int(test.name.rsplit("d", 1)[1]), Action.parse(tag)
-    pages, old = (each.pages(depth, page_size) for each in (action, replace(action, keep=100)))
+    pages, old = (each.pages(depth, page_size) for each in (action, replace(action, kv_density=1.0)))
     reads = f"reads {pages} of {old} old pages of {page_size} tokens, the newest page and the first tokens"
     return f"\n`{tag}` after {depth} tokens {reads}."
 

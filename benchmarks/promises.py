@@ -25,11 +25,11 @@ from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.export.sources.checkpoint import open_checkpoint
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.pull import resolve
 
 PROMPT = "The history of the steam engine begins with"
-KEEPS, PRUNES, BITS = (100, 50, 25, 10), (100, 75, 50, 40, 25), (8, 6, 4)
+KV_DENSITIES, CHANNEL_DENSITIES, BITS = (1.0, 0.5, 0.25, 0.1), (1.0, 0.75, 0.5, 0.4, 0.25), (8, 6, 4)
 
 _RESIDENT = """
 import ctypes
@@ -44,7 +44,7 @@ keys = list(bundle.config.variants) if sys.argv[2] == "all" else [bundle.config.
 engine.load(keys)
 engine.forward(list(range(3, 40)), bundle.config.dense)
 for key in keys:
-    engine.forward([5], Action(100, bundle.config.variants[key].prune, bundle.config.variants[key].bits))
+    engine.forward([5], Action(1.0, bundle.config.variants[key].channel_density, bundle.config.variants[key].bits))
 ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps of freed memory comes and goes by some MB
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")))
 """
@@ -53,7 +53,12 @@ print(next(line.split()[1] for line in Path("/proc/self/status").read_text().spl
 def export_with_random_policy(source: str, folder: Path) -> Path:
     path, _ = resolve(source, lambda step, done, total: None)
     hidden = int(open_checkpoint(path).config["hidden_size"])
-    actions = tuple(Action(keep, prune, bits) for bits in BITS for prune in PRUNES for keep in KEEPS)
+    actions = tuple(
+        Action(kv_density, channel_density, bits)
+        for bits in BITS
+        for channel_density in CHANNEL_DENSITIES
+        for kv_density in KV_DENSITIES
+    )
     shape = PolicyShape(hidden, len(KNOWN_SCALARS), len(actions))
     policy = TrainedPolicy(shape, KNOWN_SCALARS, actions, "random", random_policy_parameters(0, shape))
     write_policy(folder / "policy.safetensors", policy)
@@ -61,8 +66,8 @@ def export_with_random_policy(source: str, folder: Path) -> Path:
         str(path),
         folder / "bundle",
         bits=BITS,
-        prune=PRUNES,
-        keep=KEEPS,
+        channel_density=CHANNEL_DENSITIES,
+        kv_density=KV_DENSITIES,
         policy=folder / "policy.safetensors",
         calibration="none",
         parity=False,

@@ -2,7 +2,7 @@
 
     python benchmarks/pruning.py BUNDLE -f TEXT
     ... --shares 75,64,56.5     percent of the layers' base-plane weights read; by default 67, 52, 42% of an MLP
-    ... --bits 4 --windows 40   width, and windows of 512 tokens from the beginning of the text
+    ... --bits 4 --windows 40   weight bits, and windows of 512 tokens from the beginning of the text
 
 Both ways run on one bundle, whose own counts don't matter. Losses are nats a token over nothing pruned, of the second
 half of each window behind a dense first half; every earlier token of the half was pruned too. ± is the standard error
@@ -20,7 +20,7 @@ import numpy as np
 from sol_rt.bundle.actions import Action
 from sol_rt.evaluation.quality.perplexity import windows
 from sol_rt.export.actions.losses import Candidate, token_losses
-from sol_rt.export.graphs.graph import LayerShapes, mlp_counts, prune_counts
+from sol_rt.export.graphs.graph import LayerShapes, active_counts, mlp_counts
 from sol_rt.generate.model import SolModel
 
 
@@ -31,7 +31,7 @@ def both(share: float, shapes: LayerShapes, layers: int, action: Action) -> tupl
     alone = (share * sum(sizes.values()) - attention) / (sizes["up"] + sizes["down"])
     counts = (
         (*mlp_counts(alone, shapes.up, shapes.down), shapes.qkv[0], shapes.o[0]),
-        prune_counts(100 * share, shapes),
+        active_counts(share, shapes),
     )
     one, other = (Candidate(action, *((count,) * layers for count in each)) for each in counts)
     return one, other
@@ -59,7 +59,7 @@ def main() -> None:
     ids = model.tokenizer.encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
     cut = windows(ids, 512, None, args.windows)
     shares = [float(share) / 100 for share in args.shares.split(",")]
-    action = Action(100, 100, args.bits)
+    action = Action(1.0, 1.0, args.bits)
     pairs = [both(share, shapes, config.model.num_layers, action) for share in shares]
     rows = token_losses(model.engine, cut, [Candidate(action), *(candidate for pair in pairs for candidate in pair)])
 

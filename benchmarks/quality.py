@@ -1,7 +1,7 @@
 """Perplexity of every variant of a bundle, as a Markdown table: what each way to run a step costs in quality.
 
     python benchmarks/quality.py BUNDLE -f FILE -c 512 --chunks 40
-    ... --keep 100,25           attention keeps to cross with the variants
+    ... --kv-density 1,0.25     KV densities to cross with the variants
     ... --reference PPL         compare with the source's own perplexity, from reference_perplexity.py
 
 llama-perplexity's convention, through the path of generation: the first half of a window is prefilled dense, every
@@ -19,10 +19,12 @@ from sol_rt.evaluation.quality.perplexity import Estimate, perplexity
 from sol_rt.generate.model import SolModel
 
 
-def actions(model: SolModel, keeps: list[int]) -> list[Action]:
-    """Every variant at every keep, the most expensive first."""
+def actions(model: SolModel, kv_densities: list[float]) -> list[Action]:
+    """Every variant at every KV density, the most expensive first."""
     variants = sorted(model.bundle.config.variants.values(), key=lambda variant: -variant.weight_bytes)
-    return [Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps]
+    return [
+        Action(kv_density, variant.channel_density, variant.bits) for variant in variants for kv_density in kv_densities
+    ]
 
 
 def measure(model: SolModel, text: str, action: Action, size: int, chunks: int) -> Estimate:
@@ -51,14 +53,14 @@ def main() -> None:
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=40)
-    parser.add_argument("--keep", default="100", help="percent of old KV pages, separated by commas")
+    parser.add_argument("--kv-density", default="1", help="shares of the old tokens read, separated by commas")
     parser.add_argument("--reference", type=float, help="perplexity to compare with; the dense action's by default")
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads)
     text = args.file.read_text(encoding="utf-8")
     reference, lines, tokens = args.reference, [], 0
-    for action in actions(model, [int(keep) for keep in args.keep.split(",")]):
+    for action in actions(model, [float(share) for share in args.kv_density.split(",")]):
         result = measure(model, text, action, args.ctx_size, args.chunks)
         reference, tokens = reference or result.ppl, result.tokens
         lines.append(row(model, action, result, reference))

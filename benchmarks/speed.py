@@ -1,7 +1,7 @@
 """Decode speed of every variant of a bundle, interleaved in one run, as a Markdown table.
 
     python benchmarks/speed.py BUNDLE -d 64 -n 64 -r 10
-    ... --keep 100,25      attention keeps to cross with the variants
+    ... --kv-density 1,0.25  KV densities to cross with the variants
 
 Measured as `sol-rt bench --interleave` does. Median and quartiles over the repetitions; the ratio is to the dense
 action of the same repetition.
@@ -27,15 +27,17 @@ def main() -> None:
     parser.add_argument("-n", "--count", type=int, default=64, help="decode steps a repetition")
     parser.add_argument("-r", "--repetitions", type=int, default=10)
     parser.add_argument("-t", "--threads", type=int)
-    parser.add_argument("--keep", default="100", help="percent of old KV pages, separated by commas")
+    parser.add_argument("--kv-density", default="1", help="shares of the old tokens read, separated by commas")
     args = parser.parse_args()
-    keeps = [int(keep) for keep in args.keep.split(",")]
-    if 100 not in keeps:
-        parser.error("--keep: 100 belongs to the dense action, which the others are compared with")
+    kv_densities = [float(share) for share in args.kv_density.split(",")]
+    if 1.0 not in kv_densities:
+        parser.error("--kv-density: 1 belongs to the dense action, which the others are compared with")
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu")
     config, bench = model.bundle.config, Bench(model)
     variants = sorted(config.variants.values(), key=lambda variant: -variant.weight_bytes)
-    actions = [Action(keep, variant.prune, variant.bits) for variant in variants for keep in keeps]
+    actions = [
+        Action(kv_density, variant.channel_density, variant.bits) for variant in variants for kv_density in kv_densities
+    ]
     tags = [action.tag for action in actions]
     schedules = [f"fixed:{tag}" for tag in tags]
     tests = plan(model, n_prompt=(), n_gen=(args.count,), n_depth=(args.depth,), schedules=schedules).tests

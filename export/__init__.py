@@ -1,7 +1,6 @@
-"""From a checkpoint to a bundle: graphs, quantized weights, tokenizer, model card. Needs the extra `export`.
+"""Exports a checkpoint to a bundle: sources, quantization, graphs, choice of actions. Needs the extra `export`.
 
-May import: sol_rt.generate and the folders below it. Inside, from top to bottom: pipeline; card, migrate, parity,
-policy_file; actions; graphs; blob; sources; quantize.
+pipeline.py runs the stages; docs/export.md describes them. May import: sol_rt.generate and the folders below it.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ __all__ = ["export_bundle"]
 
 
 def __getattr__(name: str) -> Any:
-    # on first use: the descriptions in here serve the torch reference model too, which needs neither onnx nor
-    # transformers
+    # imported on first use: sol_rt.train uses sources and quantize, and needs neither onnx nor transformers for them
     if name == "export_bundle":
         from sol_rt.export.pipeline import export_bundle
 

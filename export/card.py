@@ -1,22 +1,27 @@
-"""The model card of a bundle."""
+"""Writes the model card, a bundle's README.md."""
 
 from __future__ import annotations
 
-from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bits import MIXED, bits_tag
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.export.parity import Parity
 
 
 def model_card(config: SolConfig, parity: Parity | None, selection: Selection | None) -> str:
-    """README.md: what the bundle is, where it comes from, what its variants read, what its actions cost and lose, how
-    close they are to the source.
+    """The text of README.md: origin and sizes, what each variant reads, what each action costs and loses, and how close
+    the bundle is to its source.
+
+    Args:
+        config: the bundle's config.
+        parity: the comparison with the source, None if it was not made.
+        selection: the measurements of the actions, None without calibration.
     """
     model = config.model
     token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
     mixed = ""
     if any(variant.bits == MIXED for variant in config.variants.values()):
-        mixed = f" (`q{MIXED}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
+        mixed = f" (`{bits_tag(MIXED)}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
     lines = [
         "---",
         f"license: {model.license or 'other'}",
@@ -27,7 +32,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         f"# {model.name}",
         "",
         f"A bundle for sol_rt, made by {config.generator} from `{model.source}`.",
-        f"Licence of the weights: {model.license or 'not told by the source; look there'}.",
+        f"Licence of the weights: {model.license or 'the source does not say; look there'}.",
         "",
         "    sol-rt generate -m . --budget 0.4",
         "",
@@ -42,8 +47,8 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         "",
         "## Variants",
         "",
-        f"`sPPP` is the share of the layers' base weights read, `qB` the weight bits{mixed}; megabytes are what a step "
-        "reads.",
+        f"`sSSS` is the channel density in hundredths, the share of the layers' base weights read, `qB` the weight "
+        f"bits{mixed}; megabytes are what a step reads.",
         "",
         "| variant | MB a step | of dense |",
         "|---|---|---|",
@@ -54,10 +59,10 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     lines += _actions(config, selection)
     lines += ["", "## Against the source", ""]
     if parity is None:
-        return "\n".join([*lines, "Not compared when it was exported.", ""])
+        return "\n".join([*lines, "Not compared when the bundle was exported.", ""])
     lines += [
-        "Logits of the unpruned variants against transformers in float32 with the source's weights, over",
-        f"{parity.tokens} tokens of plain English, read in one pass. KL is the mean divergence of the source's",
+        "Logits of the variants of channel density 1 against transformers in float32 with the source's weights, over",
+        f"{parity.tokens} tokens of plain English, read in one pass. KL is the mean divergence from the source's",
         "distribution, in nats.",
         "",
         "| variant | largest logit difference | KL | same top token |",
@@ -69,11 +74,11 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
 
 
 def _actions(config: SolConfig, selection: Selection | None) -> list[str]:
-    """Quality and speed of every action, as measured when they were chosen."""
-    lines = ["", "## Actions", "", "`kKKK` is the share of old cache pages read."]
+    """The section on actions: quality and speed of each, as measured when they were chosen."""
+    lines = ["", "## Actions", "", "`kKKK` is the KV density in hundredths, the share of the old cached tokens read."]
     if selection is None:
         tags = ", ".join(f"`{entry.action.tag}`" for entry in config.actions)
-        return [*lines, "What they lose was not measured when the bundle was exported.", "", tags]
+        return [*lines, "Their losses were not measured when the bundle was exported.", "", tags]
     found = {candidate.action: candidate for candidate in selection.candidates}
     contexts = selection.contexts
     scored = " and ".join(f"{setting.tokens} tokens at {context}" for context, setting in contexts.items())

@@ -1,51 +1,188 @@
-"""Writes a bundle's graphs anew from its config and weights, for bundles of an older format with the same weights.
+"""Bundles of an older format with the same weights: config, selection and graphs as this version has them.
 
-`python -m sol_rt.export.migrate BUNDLE`: nothing is quantized, measured or trained again. Measured milliseconds and
-losses stay as they are.
+Nothing is quantized, measured or trained again: losses and milliseconds stay as they are, and so do the tokens.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
-from dataclasses import replace
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sol_rt.bundle import selection
+from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
-from sol_rt.errors import BundleError, SolError
+from sol_rt.errors import BundleError
 from sol_rt.export.graphs.graph import build_graph
 from sol_rt.export.sources.decoder import from_hf_config
+from sol_rt.store.home import calibration_dir
+
+_CARD = "README.md"
+_OLD_MIXED = re.compile(r"\bq5\b")
+_RENAMED = {
+    "keep_in": "active_up",
+    "keep_mid": "active_down",
+    "keep_qkv": "active_qkv",
+    "keep_o": "active_o",
+    "head_bits": "lm_head_bits",
+    "layer_widths": "layer_bits",
+}
+"""Keys of a variant that kept their value."""
+_SELECTION = {"busy": "slowdown", "limit": "max_actions", "gone": "collapse_loss"}
 
 
-def regraph(folder: Path) -> list[str]:
-    """Rewrites the graphs of the bundle in `folder` and its config; returns the names of the graph files.
+@dataclass(frozen=True)
+class Migrated:
+    """What was done: the version before, the graph files written, and the device calibrations removed."""
+
+    version: int
+    graphs: tuple[str, ...]
+    calibrations: tuple[Path, ...]
+
+
+def migrate(folder: Path) -> Migrated:
+    """Brings the bundle in `folder` to FORMAT_VERSION; a bundle that has it gets its graphs anew.
+
+    The new bundle is written aside and takes the folder's place at the end; its weights are not copied. The bundle's
+    device calibrations are removed, as they belong to the old config.
 
     Raises BundleError where files are missing or damaged, or of a format whose weights are not today's, CheckpointError
-    for an architecture that no graph here has; nothing is written then.
+    for an architecture that no graph here has, OSError where it can't write; the bundle stays as it was then.
     """
+    folder = folder.resolve()
     path = folder / CONFIG_NAME
     document = _read(path)
     version = document.get("format_version")
     if not isinstance(version, int) or not SAME_WEIGHTS_SINCE <= version <= FORMAT_VERSION:
         raise BundleError(path, "format_version", version, f"{SAME_WEIGHTS_SINCE} to {FORMAT_VERSION}")
-    document["format_version"] = FORMAT_VERSION
-    document.pop("refresh", None)  # older configs have it; nothing reads it any more
-    config = SolConfig.from_json_dict(document, path)
+    old_files = {str(variant["file"]) for variant in _tables(document.get("variants")) if "file" in variant}
+    identity = sha256(path)
+    config = SolConfig.from_json_dict(_upgraded(document) if version < FORMAT_VERSION else document, path)
     decoder = from_hf_config(_read(folder / "config.json"), config.model.max_context)
-    variants = {variant.file: variant for variant in config.variants.values()}
-    graphs = {
-        file: build_graph(decoder, variant.widths, config.tensors, config.weights_file, config.kv).SerializeToString()
-        for file, variant in variants.items()
+    precisions = {variant.file: variant.precision for variant in config.variants.values()}
+    contents = {
+        file: build_graph(decoder, precision, config.tensors, config.weights_file, config.kv).SerializeToString()
+        for file, precision in precisions.items()
     }
-    files = {file: FileEntry(len(content), hashlib.sha256(content).hexdigest()) for file, content in graphs.items()}
-    text = json.dumps(replace(config, files={**config.files, **files}).to_json_dict(), indent=2, ensure_ascii=False)
-    for file, content in graphs.items():
-        (folder / file).write_bytes(content)
-    path.write_text(text + "\n", encoding="utf-8")
-    return list(graphs)
+    graphs = tuple(contents)
+    if version < FORMAT_VERSION:
+        contents |= _upgraded_texts(folder, config)
+    files = {name: entry for name, entry in config.files.items() if name not in old_files - set(graphs)}
+    files |= {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
+    text = json.dumps(replace(config, files=files).to_json_dict(), indent=2, ensure_ascii=False)
+    contents[CONFIG_NAME] = (text + "\n").encode()
+    with _in_place_of(folder) as aside:
+        for file in old_files:
+            (aside / file).unlink(missing_ok=True)
+        for file, data in contents.items():
+            (aside / file).unlink(missing_ok=True)  # a link to the old one
+            (aside / file).write_bytes(data)
+        Bundle.open(aside)
+    return Migrated(version, graphs, _remove_calibrations(identity))
+
+
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """A config of version 3 or 4 with the keys of version 5."""
+    config = {key: value for key, value in document.items() if key != "refresh"}
+    config["format_version"] = FORMAT_VERSION
+    for table in (config, *_tables(config.get("actions")), *_tables([config.get("policy")])):
+        for key in {"dense", "tag", "actions"} & set(table):
+            table[key] = _with_tags(table[key])
+    variants = config.get("variants")
+    if isinstance(variants, dict):
+        config["variants"] = {_with_tags(key): _upgraded_variant(entry) for key, entry in variants.items()}
+    files = config.get("files")
+    if isinstance(files, dict):
+        config["files"] = {_with_tags(name): entry for name, entry in files.items()}
+    return config
+
+
+def _upgraded_variant(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    entry = {_RENAMED.get(key, key): value for key, value in entry.items()}
+    if isinstance(percent := entry.pop("prune", None), int):
+        entry["channel_density"] = percent / 100
+    if entry.get("bits") == 5:
+        entry["bits"] = "mixed"
+    if "file" in entry:
+        entry["file"] = _with_tags(entry["file"])
+    return entry
+
+
+def _upgraded_texts(folder: Path, config: SolConfig) -> dict[str, bytes]:
+    """selection.json and the card, where the bundle has them."""
+    texts = {}
+    if selection.SELECTION in config.files:
+        found = _with_tags(_read(folder / selection.SELECTION))
+        found = {_SELECTION.get(key, key): value for key, value in found.items()}
+        found["format_version"] = selection.FORMAT_VERSION
+        texts[selection.SELECTION] = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    if _CARD in config.files:
+        texts[_CARD] = _with_tags((folder / _CARD).read_text(encoding="utf-8"))
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _with_tags(value: Any) -> Any:
+    """The value with `q5` written `qmix` in every string in it, keys aside."""
+    if isinstance(value, str):
+        return _OLD_MIXED.sub("qmix", value)
+    if isinstance(value, list):
+        return [_with_tags(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_tags(item) for key, item in value.items()}
+    return value
+
+
+def _tables(values: Any) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the values of a JSON array or object."""
+    items = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+    return (item for item in items if isinstance(item, dict))
+
+
+@contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    """A folder of links to the files in `folder`, which takes its place when all went well and is removed otherwise."""
+    aside = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    try:
+        shutil.copytree(folder, aside, symlinks=True, copy_function=_link)
+        yield aside
+        folder.rename(old)
+        aside.rename(folder)
+    finally:
+        # by what is there, not by how far the code came: an interruption may fall between any two of its steps
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _remove_calibrations(identity: str) -> tuple[Path, ...]:
+    """Removes the calibration tables made for a config of this hash; returns them."""
+    found = []
+    for path in calibration_dir().glob("*.json"):
+        try:
+            if json.loads(path.read_text(encoding="utf-8"))["bundle"] == identity:
+                path.unlink()
+                found.append(path)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return tuple(sorted(found))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -61,23 +198,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BundleError(path, "", "no JSON object", "one")
     return document
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a bundle's graphs anew, as this version of sol_rt has them.")
-    parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    folder = parser.parse_args().bundle
-    try:
-        names = regraph(folder)
-    except SolError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    print("\n".join(names))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,8 @@
-"""The parity report: the exported graphs against transformers, on a short text, from the source's own weights."""
+"""The parity report: compares the exported graphs with transformers, which runs the source's own weights in float32.
+
+It is made on a short text. If even the widest graph is far from transformers, the checkpoint has a feature that this
+exporter does not know, and the export fails.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,11 @@ import torch
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import CheckpointError
-from sol_rt.export.progress import Progress
 from sol_rt.export.sources.checkpoint import Checkpoint
-from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
+from sol_rt.store.progress import Progress
 
 TEXT = (
     "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one "
@@ -26,18 +31,18 @@ TEXT = (
 )
 _MAX_TOKENS = 64
 _HEAD_ROWS = 1 << 14
-_ABSURD_KL = 1.0  # nats; the widest level of a right graph stays far below a tenth of it
+_ABSURD_KL = 1.0  # nats; the widest level of a correct graph stays far below a tenth of this
 
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One bit-width against the reference, nothing pruned.
+    """One precision against the reference, nothing pruned.
 
     Attributes:
-        variant: key of the graph.
-        max_difference: largest |logit difference|.
-        divergences: Kullback-Leibler divergence of the reference from the graph at every position, nats.
-        top1: share of positions where both have the same likeliest token.
+        variant: key of the graph's variant at channel density 1.
+        max_difference: largest absolute difference of a logit.
+        divergences: Kullback-Leibler divergence of the graph from the reference at every position, nats.
+        top1: share of positions at which both have the same likeliest token.
     """
 
     variant: str
@@ -47,13 +52,13 @@ class ParityRow:
 
     @property
     def kl(self) -> float:
-        """Mean of the divergences, nats."""
+        """The mean of the divergences, nats."""
         return max(0.0, sum(self.divergences) / len(self.divergences))
 
     def is_beyond_doubt_closer_than(self, other: ParityRow) -> bool:
         """Whether the mean advantage over `other`, position by position, is more than twice its standard error.
 
-        On a few dozen tokens two graphs of equal quality differ in their mean, one way or the other.
+        On a few dozen tokens, the means of two equally good graphs differ by chance.
         """
         gains = [theirs - own for own, theirs in zip(self.divergences, other.divergences, strict=True)]
         if len(gains) < 2:
@@ -63,7 +68,7 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class Parity:
-    """The report: rows from wide to narrow, over `tokens` positions."""
+    """The report: one row for each precision, the most bits first, over `tokens` positions."""
 
     tokens: int
     rows: tuple[ParityRow, ...]
@@ -72,11 +77,16 @@ class Parity:
 def measure(
     checkpoint: Checkpoint, decoder: Decoder, family: Family, folder: Path, bits: Sequence[int], progress: Progress
 ) -> Parity:
-    """Compares the bundle in `folder` with its source.
+    """Compares the graphs of the bundle in `folder` with its source.
+
+    Args:
+        checkpoint, decoder, family: the source.
+        folder: the bundle.
+        bits: bits of the graphs to compare, the most first.
+        progress: reports how far the work is.
 
     Raises:
-        CheckpointError: the widest graph has next to nothing in common with the reference: the checkpoint has a feature
-            that its description lacks.
+        CheckpointError: the widest graph is far from transformers, or the tokenizer gives no tokens.
     """
     from sol_rt.engine.engine import Engine
 
@@ -87,10 +97,10 @@ def measure(
     expected = torch.from_numpy(reference_logits(checkpoint, decoder, family, ids, progress)).log_softmax(-1)
     engine = Engine(bundle, provider="cpu")
     rows = []
-    for done, width in enumerate(bits):
+    for done, level in enumerate(bits):
         progress("comparing", done, len(bits))
         engine.reset()
-        action = Action(100, bundle.config.dense.prune, width)
+        action = Action(1.0, bundle.config.dense.channel_density, level)
         got = engine.forward(ids, action, num_logits=len(ids)).logits
         rows.append(_compare(action.variant, expected, torch.from_numpy(np.array(got))))
     progress("comparing", len(bits), len(bits))
@@ -103,11 +113,11 @@ def measure(
 
 
 def _compare(variant: str, expected: torch.Tensor, logits: torch.Tensor) -> ParityRow:
-    """`expected` holds log-probabilities [T, vocab], `logits` raw logits of the same shape."""
+    """Compares a graph's logits [T, vocab] with the reference's log-probabilities `expected` [T, vocab]."""
     got = logits.float().log_softmax(-1)
     divergences = (expected.exp() * (expected - got)).sum(-1)
     top1 = (expected.argmax(-1) == got.argmax(-1)).float().mean()
-    # log-probabilities differ from logits by a constant a position
+    # at each position log-probabilities differ from logits by a constant, so both are centred
     centred = (logits - logits.mean(-1, keepdim=True)) - (expected - expected.mean(-1, keepdim=True))
     return ParityRow(variant, float(centred.abs().max()), tuple(divergences.tolist()), float(top1))
 
@@ -116,7 +126,7 @@ def _compare(variant: str, expected: torch.Tensor, logits: torch.Tensor) -> Pari
 def reference_logits(
     checkpoint: Checkpoint, decoder: Decoder, family: Family, ids: Sequence[int], progress: Progress
 ) -> npt.NDArray[np.float32]:
-    """transformers' logits, float32 [T, vocab], for T token ids from the start of a context."""
+    """The logits of transformers, float32 [T, vocab], for T token ids from the start of a context."""
     model = SourceModel(checkpoint, decoder, family, len(ids))
     x = model.embed(ids)[None]
     for index, layer in enumerate(model.layers()):

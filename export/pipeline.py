@@ -1,80 +1,62 @@
-"""The whole export: a checkpoint becomes a bundle, or nothing at all."""
+"""The whole export, stage by stage: a checkpoint becomes a bundle, or nothing is left behind.
+
+`export_bundle` reads from top to bottom; docs/export.md describes the stages and names their files.
+"""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from sol_rt import ops
-from sol_rt._version import __version__
+from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, Precision
-from sol_rt.bundle.config import (
-    CONFIG_NAME,
-    KV_DTYPES,
-    ActionEntry,
-    FileEntry,
-    KvLayout,
-    ModelDims,
-    SolConfig,
-    TensorEntry,
-    Variant,
-)
+from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, KvLayout, SolConfig
 from sol_rt.bundle.selection import Selection
-from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.errors import UsageError
 from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
+from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES, Levels
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
 from sol_rt.export.blob import memory
-from sol_rt.export.blob.mixed_bits import mixed_widths, with_dense_head
+from sol_rt.export.blob.mixed_bits import graph_precisions, left_out
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
-from sol_rt.export.card import model_card
-from sol_rt.export.graphs.graph import LayerShapes, prune_counts, write_graphs
+from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
+from sol_rt.export.graphs.graph import write_graphs
 from sol_rt.export.policy_file import write_policy_graph
-from sol_rt.export.progress import Progress, silent
 from sol_rt.export.sources import tokenizer_files
-from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from sol_rt.export.sources.decoder import Decoder, Family, TensorNames, family_of, from_hf_config
-from sol_rt.store.home import checkpoints_dir
+from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
+from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config
+from sol_rt.export.sources.model_section import model_section
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
+from sol_rt.store.progress import Progress, silent
 from sol_rt.store.pull import resolve
-from sol_rt.store.recipes import aliases
 from sol_rt.text.tokenizer import FILE as TOKENIZER
 from sol_rt.text.tokenizer import Tokenizer
 
 OWN_TEXT, NO_TEXT = "self", "none"
-"""Where the calibration text comes from: the model generates it, or there is none."""
+"""Values of `calibration` that are no file: the model writes the text, or there is none."""
 MAX_ACTIONS = 12
-BITS = (8, 6, 5, 4)
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
-_LEFT_OUT = {
-    MIXED: f"width {MIXED} left out: it keeps a source's own 4-bit codes, and this one has none",
-    6: f"width 6 left out: beside width {MIXED}, which is closer, it needs width 8 as the dense one",
-}
-_HELD_OUT = 4  # every so manieth window is left to measure losses on
-_SMALL_FILES = 64 << 20  # graphs, tokenizer and card, generously
+_SMALL_FILES = 64 << 20  # more than graphs, tokenizer and card take
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did.
+    """The result of an export.
 
     Attributes:
         path: the bundle.
         config: its sol_config.json.
         seconds: wall-clock time.
-        parity: comparison with the source, None where it was not wanted.
-        selection: what was measured of the candidate actions, None without calibration.
-        dropped: widths left out for another reason than what `selection` tells, and why.
+        parity: the comparison with the source; None if it was not asked for.
+        selection: the measurements of the candidate actions; None without calibration.
+        dropped: one line for each of the bits asked for that the bundle lacks for another reason than `selection`
+            gives.
     """
 
     path: Path
@@ -85,7 +67,7 @@ class ExportReport:
     dropped: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report for people, a few short lines."""
+        """The report for people: a few short lines."""
         size = sum(entry.bytes for entry in self.config.files.values())
         lines = [
             f"{self.config.model.name}: {len(self.config.variants)} variants, {len(self.config.actions)} actions, "
@@ -108,8 +90,8 @@ def export_bundle(
     output: Path,
     *,
     bits: Sequence[int] = BITS,
-    prune: Sequence[int] = (100, 75, 50, 40, 25),
-    keep: Sequence[int] = (100, 50, 25, 10),
+    channel_density: Sequence[float] = CHANNEL_DENSITIES,
+    kv_density: Sequence[float] = KV_DENSITIES,
     max_context: int | None = None,
     policy: Path | None = None,
     kv: str = "float16",
@@ -118,29 +100,106 @@ def export_bundle(
     progress: Progress | None = None,
     parity: bool = True,
 ) -> ExportReport:
-    """Exports a checkpoint. The bundle is written aside and renamed at the end: nothing is left behind by a failure.
+    """Exports a checkpoint. The bundle is written aside and moved into place at the end; a failure leaves nothing
+    behind.
 
     Args:
         source: checkpoint folder, `.gguf` file, alias or hub id.
-        output: the bundle's folder; a bundle that is there already is replaced.
-        bits: weight widths, of 8, 6, 5 (mixed) and 4.
-        prune: percent of the layers' base-plane weights read, with 100 among them.
-        keep: percent of old KV pages read, with 100 among them.
-        max_context: longest context; default the model's own.
+        output: the bundle's folder. A bundle that is there already is replaced.
+        bits: weight bits, of 8, 6, MIXED and 4.
+        channel_density: shares of the layers' base-plane weights that a step reads, 1 among them.
+        kv_density: shares of the old cached tokens that a step reads, 1 among them.
+        max_context: longest context in tokens; by default the model's own.
         policy: file of a trained policy.
         kv: type of the cache's keys and values, float16 or int8.
-        calibration: OWN_TEXT, NO_TEXT or a text file. On the text, errors of quantization are compensated and the
-            actions are chosen; without it all actions of the levels stay, and their losses are not known.
-        max_actions: how many actions to choose at most, by default MAX_ACTIONS; only with calibration.
-        progress: told how far the work is.
+        calibration: OWN_TEXT, NO_TEXT or a text file. With a text, GPTQ fits the weights to it and the actions are
+            chosen on it. Without one, all combinations of the levels stay, and their losses are unknown.
+        max_actions: most actions to choose, by default MAX_ACTIONS; needs a calibration text.
+        progress: reports how far the work is.
         parity: compare with transformers at the end.
 
     Raises:
-        UsageError: an argument is out of range, or `output` is something else than a bundle.
-        CheckpointError: the source can't be exported, or memory or disk do not suffice.
+        UsageError: an argument is out of range, or `output` exists and is no bundle.
+        CheckpointError: the source cannot be exported, or memory or disk do not suffice.
     """
     began, report, output = time.monotonic(), progress or silent, Path(output)
-    ladders = _Ladders(_ladder("bits", bits, BITS), _ladder("prune", prune), _ladder("keep", keep))
+    levels = Levels.checked(bits, channel_density, kv_density)
+    _check_arguments(levels, kv, calibration, max_actions)
+    check_output(output)
+
+    # open the source
+    path, name = resolve(source, report)
+    checkpoint = open_checkpoint(path)
+    family, decoder = family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
+    check_tensors(checkpoint, decoder, family)
+    precisions = graph_precisions(levels.bits, checkpoint, decoder, family.names)
+    tensors = layout(decoder, family.names, planes=(max(each.stored for each in precisions) - 4) // 2)
+
+    # check memory and disk
+    size = blob_bytes(tensors.values())
+    native = ops.library_path() is not None
+    needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
+    memory.require_memory(needed, memory.available_memory())
+    memory.require_disk(output.parent, size + _SMALL_FILES)
+
+    with written_aside(output) as folder:
+        # write the small files and the graphs first: their errors show before the minutes that the weights take
+        _write_small_files(folder, checkpoint, decoder)
+        variants = levels.variants(decoder, precisions)
+        config = SolConfig(
+            generator=f"sol_rt {__version__}",
+            model=model_section(checkpoint, decoder, source, name, folder),
+            kv=KvLayout(kv),
+            dense=Action(1.0, 1.0, precisions[0].bits),
+            variants={variant.key: variant for variant in variants},
+            actions=tuple(ActionEntry(action, None) for action in levels.actions(variants)),
+            policy=None,
+            weights_file=WEIGHTS,
+            tensors=dict(tensors),
+            files={},
+        )
+        text = _text_of_file(calibration, folder, decoder)
+        config = write_graphs(folder, config, decoder)
+        if policy is not None:
+            config = replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
+
+        # write the weights; if the model is to write the calibration text, with rounded weights first
+        write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions, report)
+        save = partial(seal, folder, weights=FileEntry(size, "0" * 64))  # hashed at the end
+        if calibration == OWN_TEXT:
+            write_weights()
+            save(config)
+            text = calibration_text.generate_text(folder, report)
+        fitted, held_out = (None, None) if text is None else text.split()
+        write_weights(fitted)
+        config = save(config)
+
+        # choose the LM head's bits, the active channels and the actions
+        selection: Selection | None = None
+        if fitted is not None and held_out is not None:
+            config = save(choose_lm_head_bits(folder, config, decoder, held_out.windows, report))
+            config = save(active_channels.with_levels(folder, config, decoder, fitted, report))
+            chosen = action_set.choose_actions(
+                folder, config, held_out, max_actions or MAX_ACTIONS, report, own_text=calibration == OWN_TEXT
+            )
+            config, selection = save(chosen.config), chosen.selection
+
+        # compare with the source
+        compared: parity_report.Parity | None = None
+        dropped = left_out(levels.bits, precisions)
+        if parity:
+            kept = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
+            compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
+            if selection is None:
+                config, dominated = action_set.without_dominated_bits(folder, config, compared)
+                dropped += dominated
+
+        # write the card and the config, with hashes
+        config = seal(folder, config, hashed(folder / WEIGHTS, report), compared, selection)
+    return ExportReport(output, config, time.monotonic() - began, compared, selection, dropped)
+
+
+def _check_arguments(levels: Levels, kv: str, calibration: str | Path, max_actions: int | None) -> None:
     if kv not in KV_DTYPES:
         raise UsageError(f"kv: got {kv}, expected {' or '.join(KV_DTYPES)}")
     if max_actions is not None and (max_actions < 1 or calibration == NO_TEXT):
@@ -151,275 +210,18 @@ def export_bundle(
     if calibration not in (OWN_TEXT, NO_TEXT) and not Path(calibration).is_file():
         raise UsageError(f"calibration {calibration}: no such file, expected a text file, {OWN_TEXT} or {NO_TEXT}")
     if calibration != NO_TEXT:
-        active_channels.check_targets(ladders.prune)
-    _check_output(output)
-    path, name = resolve(source, report)
-    checkpoint = open_checkpoint(path)
-    family = family_of(checkpoint.config)
-    decoder = from_hf_config(checkpoint.config, max_context)
-    check_tensors(checkpoint, decoder, family)
-    widths = _graph_widths(ladders.bits, checkpoint, decoder, family.names)
-    tensors = layout(decoder, family.names, planes=(max(each.stored for each in widths) - 4) // 2)
-    size = blob_bytes(tensors.values())
-    native = ops.library_path() is not None
-    needed = memory.needed_memory(decoder, parity, size, native, calibration=calibration != NO_TEXT)
-    memory.require_memory(needed, memory.available_memory())
-    memory.require_disk(output.parent, size + _SMALL_FILES)
-    with _aside(output) as folder:
-        # what can be wrong with small files is found before the minutes that the weights take
-        _write_texts(folder, checkpoint, decoder)
-        model = _model_dims(checkpoint, decoder, family, source, name, folder)
-        text = _given_text(calibration, folder, decoder)
-        config = _write_graphs(folder, decoder, model, tensors, widths, ladders, policy, KvLayout(kv))
-        unhashed = FileEntry(size, "0" * 64)  # while the weights may still change
-        if calibration == OWN_TEXT:  # written by the model with weights rounded plainly
-            fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, widths, report)
-            _seal(folder, config, unhashed, None, None)
-            text = calibration_text.generate_text(folder, report)
-        fitted, held_out = (None, None) if text is None else _split(text)
-        fill_blob(folder / WEIGHTS, checkpoint, decoder, family, tensors, widths, report, fitted)
-        config = _seal(folder, config, unhashed, None, None)
-        selection: Selection | None = None
-        if fitted is not None and held_out is not None:
-            config = choose_lm_head_bits(folder, config, decoder, held_out.windows, report)
-            config = _seal(folder, config, unhashed, None, None)
-            pruned = active_channels.with_levels(folder, config, decoder, fitted, report)
-            config = _seal(folder, pruned, unhashed, None, None)
-            chosen = action_set.choose_actions(
-                folder, config, held_out, max_actions or MAX_ACTIONS, report, own_text=calibration == OWN_TEXT
-            )
-            config, selection = _seal(folder, chosen.config, unhashed, None, None), chosen.selection
-        compared: parity_report.Parity | None = None
-        dropped = _left_out(ladders.bits, widths)
-        if parity:
-            kept = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
-            compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
-            if selection is None:
-                config, dominated = _without_dominated(folder, config, compared)
-                dropped += dominated
-        digest = FileEntry(size, _sha256(folder / WEIGHTS, report))
-        config = _seal(folder, config, digest, compared, selection)
-    return ExportReport(output, config, time.monotonic() - began, compared, selection, dropped)
+        active_channels.check_targets(levels.channel_density)
 
 
-def _given_text(calibration: str | Path, folder: Path, decoder: Decoder) -> CalibrationText | None:
-    """The text of a file that the caller named, None otherwise: what is wrong with it is said before the long work."""
-    if calibration in (OWN_TEXT, NO_TEXT):
-        return None
-    return calibration_text.read_text(Path(calibration), Tokenizer.from_file(folder / TOKENIZER), decoder.max_context)
-
-
-def _split(text: CalibrationText) -> tuple[list[tuple[int, ...]], CalibrationText]:
-    """(windows to fit weights to, the text with the other windows): losses on fitted windows would flatter."""
-    held_out = text.windows[::_HELD_OUT]
-    fitted = [window for index, window in enumerate(text.windows) if index % _HELD_OUT]
-    return fitted, replace(text, windows=held_out)
-
-
-@dataclass(frozen=True)
-class _Ladders:
-    """Levels of the three axes, from dense to sparse."""
-
-    bits: tuple[int, ...]
-    prune: tuple[int, ...]
-    keep: tuple[int, ...]
-
-
-def _ladder(name: str, levels: Sequence[int], known: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    allowed = known or tuple(range(1, 101))
-    said = ", ".join(map(str, known)) if known else "1 to 100"
-    if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(allowed):
-        raise UsageError(f"{name}: got {list(levels)}, expected different numbers of {said}")
-    if known is None and 100 not in levels:
-        raise UsageError(f"{name}: got {list(levels)}, expected 100 among them: a bundle has its dense action")
-    return tuple(sorted(levels, reverse=True))
-
-
-def _graph_widths(
-    bits: Sequence[int], checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
-) -> tuple[Precision, ...]:
-    """Of every graph, the dense one first. Raises CheckpointError where a mixed one alone is wanted, and impossible."""
-    mixed = mixed_widths(checkpoint, decoder, names) if MIXED in bits else None
-    found = [Precision(width, width) for width in bits if width != MIXED]
-    if mixed is not None:
-        # without 8 bits it is the dense one: nothing wider is there to take its output matrix for
-        found = [*found, mixed] if 8 in bits else [*(each for each in found if each.bits != 6), with_dense_head(mixed)]
-    if not found:
-        raise CheckpointError(f"bits: {_LEFT_OUT[MIXED]}; give --bits {BITS[0]},{BITS[-1]}")
-    return tuple(sorted(found, key=lambda widths: -widths.bits))
-
-
-def _left_out(bits: Sequence[int], widths: Sequence[Precision]) -> tuple[str, ...]:
-    return tuple(_LEFT_OUT[width] for width in bits if width not in {each.bits for each in widths})
-
-
-def _check_output(output: Path) -> None:
-    if output.is_dir() and ((output / CONFIG_NAME).is_file() or not any(output.iterdir())):
-        return
-    if output.exists() or output.is_symlink():
-        raise UsageError(f"output {output}: it is there already and no bundle, so it stays; choose another place")
-
-
-@contextmanager
-def _aside(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when all went well, and is removed otherwise."""
-    output = output.resolve()  # of a link, what it points to is replaced
-    folder = output.with_name(f"{output.name}.part-{os.getpid()}")
-    old = output.with_name(f"{output.name}.old-{os.getpid()}")
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        if output.exists():
-            output.rename(old)
-        folder.rename(output)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o") from error
-        raise CheckpointError(f"output {output}: {error.strerror or error}; choose another -o") from error
-    finally:
-        # by what is there, not by how far the code came: an interruption may fall between any two of its steps
-        if old.exists() and not output.exists():
-            old.rename(output)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_texts(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
+def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
+    """Writes the tokenizer's files and the model's config.json."""
     checkpoint.write_tokenizer(folder)
     tokenizer_files.check_vocabulary(folder, decoder.vocab_size)
     tokenizer_files.write_json(folder / "config.json", checkpoint.config)
 
 
-def _model_dims(
-    checkpoint: Checkpoint, decoder: Decoder, family: Family, source: str, name: str, folder: Path
-) -> ModelDims:
-    generation = json.loads((folder / tokenizer_files.GENERATION).read_text(encoding="utf-8"))
-
-    def special(key: str) -> list[int]:
-        found = generation.get(key, checkpoint.config.get(key))
-        ids = found if isinstance(found, list) else [] if found is None else [found]
-        if not all(isinstance(token, int) and 0 <= token < decoder.vocab_size for token in ids):
-            raise CheckpointError(
-                f"{checkpoint.path}: {key}: got {found}, expected ids of the vocabulary, 0 to {decoder.vocab_size - 1}"
-            )
-        return ids
-
-    told, license_name = _provenance(checkpoint, source)
-    return decoder.dims(
-        name=name,
-        architecture=family.architecture,
-        source=told,
-        license=license_name,
-        bos_token_id=next(iter(special("bos_token_id")), None),
-        eos_token_ids=tuple(special("eos_token_id")),
-    )
-
-
-def _provenance(checkpoint: Checkpoint, source: str) -> tuple[str, str]:
-    """(source, licence) as the bundle tells them: for fetched checkpoints the recipe's, and no path of this machine."""
-    path = checkpoint.path.resolve()
-    if path.parent == checkpoints_dir().resolve():
-        recipe = aliases().get(path.stem if path.is_file() else path.name)
-        if recipe is not None:
-            return recipe.hub or f"{recipe.package}: {recipe.member}", checkpoint.license or recipe.license
-        return path.name.replace("--", "/"), checkpoint.license
-    return path.name if Path(source).exists() else source, checkpoint.license
-
-
-def _write_graphs(
-    folder: Path,
-    decoder: Decoder,
-    model: ModelDims,
-    tensors: Mapping[str, TensorEntry],
-    widths: Sequence[Precision],
-    ladders: _Ladders,
-    policy: Path | None,
-    kv: KvLayout,
-) -> SolConfig:
-    """Writes graphs and policy; the config still lacks the list of files."""
-    variants = [_variant(decoder, prune, each) for each in widths for prune in ladders.prune]
-    actions = tuple(Action(keep, variant.prune, variant.bits) for variant in variants for keep in ladders.keep)
-    config = SolConfig(
-        generator=f"sol_rt {__version__}",
-        model=model,
-        kv=kv,
-        dense=Action(100, 100, widths[0].bits),
-        variants={variant.key: variant for variant in variants},
-        actions=tuple(ActionEntry(action, None) for action in actions),
-        policy=None,
-        weights_file=WEIGHTS,
-        tensors=dict(tensors),
-        files={},
-    )
-    config = write_graphs(folder, config, decoder)
-    return config if policy is None else replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
-
-
-def _variant(decoder: Decoder, prune: int, widths: Precision) -> Variant:
-    """Its weight_bytes are not counted yet."""
-    key = Action(100, prune, widths.bits).variant
-    active_up, active_down, active_qkv, active_o = (
-        (count,) * decoder.num_layers for count in prune_counts(prune, LayerShapes.of(decoder))
-    )
-    file = f"model.q{widths.bits}.onnx"
-    return Variant(
-        key, file, prune, widths.bits, active_up, active_down, active_qkv, active_o, 0, widths.head, widths.layers
-    )
-
-
-def _without_dominated(
-    folder: Path, config: SolConfig, compared: parity_report.Parity
-) -> tuple[SolConfig, tuple[str, ...]]:
-    """Drops widths that another one beats: it reads less, and here it is closer to the source beyond doubt."""
-    rows = {int(row.variant.rsplit("q", 1)[1]): row for row in compared.rows}
-    sizes = {variant.bits: variant.weight_bytes for variant in config.variants.values() if variant.prune == 100}
-    picked = {action.bits for action in config.policy.actions} if config.policy else set()
-    dropped, said = set(), []
-    for bits in sorted(set(rows) - {config.dense.bits} - picked, reverse=True):
-        better = min(
-            (other for other in rows if sizes[other] < sizes[bits]), key=lambda other: rows[other].kl, default=None
-        )
-        if better is not None and rows[better].is_beyond_doubt_closer_than(rows[bits]):
-            dropped.add(bits)
-            said.append(
-                f"{bits} bits dropped: {better} bits are cheaper and closer "
-                f"({rows[better].kl:.3g} to {rows[bits].kl:.3g} nats)"
-            )
-    for variant in config.variants.values():
-        if variant.bits in dropped:
-            (folder / variant.file).unlink(missing_ok=True)
-    variants = {key: variant for key, variant in config.variants.items() if variant.bits not in dropped}
-    actions = tuple(entry for entry in config.actions if entry.action.bits not in dropped)
-    return replace(config, variants=variants, actions=actions), tuple(said)
-
-
-def _seal(
-    folder: Path,
-    config: SolConfig,
-    weights: FileEntry,
-    compared: parity_report.Parity | None,
-    selection: Selection | None,
-) -> SolConfig:
-    """Writes the card and, last, sol_config.json with the size and hash of every other file."""
-    config = replace(config, files={WEIGHTS: weights})
-    (folder / "README.md").write_text(model_card(config, compared, selection), encoding="utf-8")
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != CONFIG_NAME:
-            files[path.name] = (
-                weights if path.name == WEIGHTS else FileEntry(path.stat().st_size, _sha256(path, silent))
-            )
-    config = replace(config, files=files)
-    text = json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False)
-    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-    return config
-
-
-def _sha256(path: Path, progress: Progress) -> str:
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-            done += len(chunk)
-            progress(f"hashing {path.name}", done, total)
-    return digest.hexdigest()
+def _text_of_file(calibration: str | Path, folder: Path, decoder: Decoder) -> CalibrationText | None:
+    """The calibration text of a file, None if `calibration` names no file."""
+    if calibration in (OWN_TEXT, NO_TEXT):
+        return None
+    return calibration_text.read_text(Path(calibration), Tokenizer.from_file(folder / TOKENIZER), decoder.max_context)

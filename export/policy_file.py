@@ -1,6 +1,6 @@
-"""A trained policy: as one safetensors file, and as the graph that a bundle gets of it.
+"""Reads and writes a trained policy's file, and gives a bundle the graph of a policy.
 
-The file holds the parameters, and as metadata what they were trained for.
+The file is safetensors: the parameters, and as metadata the policy's sizes, inputs, actions, model and training.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class TrainedPolicy:
     """A policy before it is bound to a bundle.
 
     Attributes:
-        shape: its sizes.
+        shape: the policy's sizes.
         scalars: names of its scalar inputs, in order.
-        actions: what it chooses among, in order.
-        description: how it was trained, one line.
+        actions: the actions that it chooses among, in order.
+        description: one line on how it was trained.
         parameters: float32 arrays by the names of `PolicyShape.parameters`.
-        model: name of the model that it was trained on; empty where nobody said.
+        model: name of the model that it was trained on; empty if unknown.
     """
 
     shape: PolicyShape
@@ -47,7 +47,7 @@ class TrainedPolicy:
 
 
 def write_policy(path: Path, policy: TrainedPolicy) -> None:
-    """Writes the file."""
+    """Writes a policy's file."""
     from safetensors.numpy import save_file
 
     metadata = {
@@ -61,7 +61,7 @@ def write_policy(path: Path, policy: TrainedPolicy) -> None:
 
 
 def read_policy(path: Path) -> TrainedPolicy:
-    """Reads the file. Raises CheckpointError where it is damaged or something else."""
+    """Reads a policy's file. Raises CheckpointError if it is damaged or no policy."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -86,13 +86,16 @@ def check_fits(
     variants: Collection[str],
     actions: Collection[Action],
 ) -> None:
-    """Raises CheckpointError where a policy is of another model, or picks what a bundle can't run; says all of it.
+    """Raises CheckpointError if a policy is for another model or picks actions that a bundle cannot run.
+
+    The message lists all differences.
 
     Args:
         path: the policy's file, for the message.
-        model, hidden_size: of the bundle's model.
+        policy: the policy.
+        model, hidden_size: name and hidden size of the bundle's model.
         variants: keys of the bundle's variants.
-        actions: the bundle's, for the message.
+        actions: the bundle's actions, for the message.
     """
     differs = []
     if policy.model and policy.model != model:
@@ -112,9 +115,9 @@ def check_fits(
 
 
 def write_policy_graph(folder: Path, source: Path, config: SolConfig, name: str) -> PolicySpec:
-    """Writes the graph of the policy in `source` as `name` into `folder`.
+    """Writes the graph of the policy in the file `source` to `folder` / `name`.
 
-    Raises CheckpointError where the file is no policy, or one for another model or other actions.
+    Raises CheckpointError if the file is no policy, or one for another model or other actions.
     """
     policy = read_policy(source)
     actions = [entry.action for entry in config.actions]
@@ -126,11 +129,13 @@ def write_policy_graph(folder: Path, source: Path, config: SolConfig, name: str)
 
 
 def give_policy(path: Path, source: Path) -> Bundle:
-    """Gives the bundle in the folder `path` the policy in `source`, in place of the one that it has, if any.
+    """Gives the bundle in the folder `path` the policy in the file `source`. It replaces the bundle's policy, if any.
 
-    The graph is written under a name of its own before the config, which is replaced as a whole: whenever this is
-    interrupted, the bundle is the old one or the new one. Raises BundleError where `path` is no whole bundle or the
-    policy would make it none, and what `write_policy_graph` does.
+    The graph gets a new file name, and the config is replaced as a whole after it. So an interruption leaves either the
+    old bundle or the new one.
+
+    Raises BundleError if `path` is not a complete bundle or would not be one with the policy, and CheckpointError for
+    the reasons of `write_policy_graph`.
     """
     bundle = Bundle.open(path)
     folder, config = bundle.path.resolve(), bundle.config
@@ -148,7 +153,7 @@ def give_policy(path: Path, source: Path) -> Bundle:
         given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
         text = json.dumps(given.to_json_dict(), indent=2, ensure_ascii=False)
         config_aside.write_text(text + "\n", encoding="utf-8")
-        SolConfig.from_json(config_aside)  # a wrong one is not to replace a right one
+        SolConfig.from_json(config_aside)  # a wrong config must not replace a right one
         aside.replace(folder / name)
         config_aside.replace(folder / CONFIG_NAME)
     except OSError as error:

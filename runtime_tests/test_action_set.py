@@ -20,12 +20,12 @@ from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.selection import SELECTION, Selection
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.errors import BundleError, UsageError
-from sol_rt.export import pipeline
 from sol_rt.export.actions import action_set, measuring
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.selection import Verdict
+from sol_rt.export.bundle_folder import seal
 from sol_rt.export.policy_file import write_policy
-from sol_rt.export.progress import silent
+from sol_rt.store.progress import silent
 
 TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay. "
 
@@ -84,6 +84,7 @@ def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_fi
     assert str(tmp_path) not in (tmp_path / "out" / SELECTION).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [64, 256, 512, 513])
 def test_a_context_that_holds_no_whole_window(
     room: int, llama_checkpoint: Path, text_file: Path, tmp_path: Path
@@ -99,7 +100,7 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     from sol_rt.engine.engine import Engine
 
     bundle, text = Bundle.open(llama_bundle), random_text()
-    measured = measuring.measure(bundle, text, (100, 10), silent)
+    measured = measuring.measure(bundle, text, (1.0, 0.1), silent)
     engine, dense = Engine(bundle, provider="cpu"), bundle.config.dense
 
     def losses(window: Sequence[int], context: int, action: Action) -> np.ndarray:
@@ -113,14 +114,14 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
 
     long = max(measured.fronts)
     assert long == 640
-    for context, action in ((512, Action(100, 25, 4)), (long, Action(10, 100, 8))):
+    for context, action in ((512, Action(1.0, 0.25, 4)), (long, Action(0.1, 1.0, 8))):
         windows, at = (text.windows, 256) if context == 512 else ((text.long,), context)
         wanted = np.concatenate([losses(window, at, action) - losses(window, at, dense) for window in windows])
         got = measured.fronts[context][action].added
         # a batch sums in another order, which now and then turns the rounding of an activation
         assert np.quantile(np.abs(got - wanted), 0.95) < 1e-2
         assert abs(got.mean() - wanted.mean()) < 1e-3
-    assert all(action.keep == 100 for action in measured.fronts[512])
+    assert all(action.kv_density == 1.0 for action in measured.fronts[512])
 
 
 def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
@@ -135,13 +136,13 @@ def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
         shares = np.exp(logits - logits.max())
         window.append(int(draw.choice(len(shares), p=shares / shares.sum())))
     text = CalibrationText((tuple(window),), (), "drawn from the model")
-    divergences = measuring.measure(bundle, text, (100,), silent, own_text=True).fronts[512]
-    losses = measuring.measure(bundle, text, (100,), silent).fronts[512]
+    divergences = measuring.measure(bundle, text, (1.0,), silent, own_text=True).fronts[512]
+    losses = measuring.measure(bundle, text, (1.0,), silent).fronts[512]
     assert abs(divergences[dense].loss) < 1e-6
     for action, found in divergences.items():
         assert found.added.min() > -1e-6
         assert abs(found.loss - losses[action].loss) < 4 * losses[action].stderr + 1e-6
-    cheap = Action(100, 25, 4)
+    cheap = Action(1.0, 0.25, 4)
     assert divergences[cheap].loss > 0
     assert divergences[cheap].stderr < losses[cheap].stderr
 
@@ -149,8 +150,8 @@ def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
 def test_without_a_long_text_pages_are_not_measured(llama_bundle: Path, tmp_path: Path) -> None:
     folder, config = copied(llama_bundle, tmp_path)
     chosen = action_set.choose_actions(folder, config, random_text(long=0), 12, silent)
-    assert {entry.action.keep for entry in chosen.config.actions} == {100}
-    dropped = [candidate for candidate in chosen.selection.candidates if candidate.action.keep < 100]
+    assert {entry.action.kv_density for entry in chosen.config.actions} == {1.0}
+    dropped = [candidate for candidate in chosen.selection.candidates if candidate.action.kv_density < 1.0]
     assert dropped
     assert all(candidate.reason.startswith("not measured: text or model") for candidate in dropped)
     assert list(chosen.selection.contexts) == [512]
@@ -158,10 +159,10 @@ def test_without_a_long_text_pages_are_not_measured(llama_bundle: Path, tmp_path
 
 def test_the_choice_is_what_the_bundle_has(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, config = copied(llama_bundle, tmp_path)
-    wanted = {config.dense, Action(25, 50, 4)}
+    wanted = {config.dense, Action(0.25, 0.5, 4)}
 
-    def choose(fronts: object, dense: Action, limit: int, **how: object) -> dict[Action, Verdict]:
-        assert limit == 2
+    def choose(fronts: object, dense: Action, max_actions: int, **how: object) -> dict[Action, Verdict]:
+        assert max_actions == 2
         return {entry.action: Verdict(entry.action in wanted, "made up") for entry in config.actions}
 
     monkeypatch.setattr(action_set, "choose", choose)
@@ -171,8 +172,9 @@ def test_the_choice_is_what_the_bundle_has(llama_bundle: Path, tmp_path: Path, m
     assert {path.name for path in folder.glob("*.onnx")} == {"model.q8.onnx", "model.q4.onnx"}
 
 
+@pytest.mark.slow
 def test_a_policy_keeps_its_actions(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
-    """One of them with a keep that is no level of the export."""
+    """One of them with a KV density that is no level of the export."""
     wanted = ("k100-s100-q8", "k060-s050-q8", "k025-s050-q4")
     write_policy(tmp_path / "policy.safetensors", policy_for(wanted))
     given = {"policy": tmp_path / "policy.safetensors", "calibration": text_file, "max_actions": 1}
@@ -201,7 +203,7 @@ def test_texts_that_nothing_can_be_learned_from(
 
 def test_losses_are_measured_on_windows_that_nothing_was_fitted_to() -> None:
     text = random_text(windows=9)
-    fitted, held_out = pipeline._split(text)
+    fitted, held_out = text.split()
     assert set(fitted).isdisjoint(held_out.windows)
     assert set(fitted) | set(held_out.windows) == set(text.windows)
     # the ninth is the last of a long stretch of 4608 tokens, where losses behind 4096 are measured
@@ -218,13 +220,13 @@ def test_long_contexts() -> None:
 def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
     folder, config = copied(llama_bundle, tmp_path)
     chosen = action_set.choose_actions(folder, config, random_text(), 12, silent)
-    pipeline._seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
+    seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
     bundle = Bundle.open(folder)
     assert Selection.of(bundle) == chosen.selection
     document = json.loads((folder / SELECTION).read_text())
     for damage in (
         {"format_version": 2},
-        {"gone": "nan"},
+        {"collapse_loss": "nan"},
         {"candidates": [{"tag": "fast"}]},
         {"candidates": []},
         {"contexts": None},
@@ -235,9 +237,9 @@ def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_busy_machine_is_told() -> None:
-    selection = Selection(Action(100, 100, 8), "a", "b", 0.01, 12, None, {}, ())
+    selection = Selection(Action(1.0, 1.0, 8), "a", "b", 0.01, 12, None, {}, ())
     assert len(action_set.report_lines(selection)) == 1
-    assert "this machine was busy" in action_set.report_lines(replace(selection, busy=0.5))[1]
+    assert "this machine was busy" in action_set.report_lines(replace(selection, slowdown=0.5))[1]
 
 
 def test_inspect_of_a_bundle_with_a_selection(
@@ -248,7 +250,7 @@ def test_inspect_of_a_bundle_with_a_selection(
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     folder, config = copied(llama_bundle, tmp_path)
     chosen = action_set.choose_actions(folder, config, random_text(), 12, silent)
-    pipeline._seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
+    seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
     assert main(["inspect", "-m", str(folder), "-o", "json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert {"path", "format_version", "variants", "policy", "actions", "cost_model"} <= set(result)

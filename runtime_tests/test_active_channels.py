@@ -1,4 +1,4 @@
-"""The search of keep levels: shares met, counts in range, nested levels, and a split that beats the equal one."""
+"""The search of density levels: shares met, counts in range, nested levels, and a split that beats the equal one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.actions import active_channels
 from sol_rt.export.actions.active_channels import (
+    DensityLevels,
     MlpSizes,
     PowerLaws,
-    PruneLevels,
     find_levels,
     scaled_to,
     whole_counts,
@@ -32,7 +32,7 @@ from sol_rt.export.actions.active_channels import (
 from sol_rt.export.actions.losses import Candidate, token_divergences, token_losses
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 90, 96).tolist() for seed in range(4)]
-DENSE = Action(100, 100, 4)
+DENSE = Action(1.0, 1.0, 4)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def problems(draw: st.DrawFn) -> tuple[MlpSizes, PowerLaws, list[float]]:
 
 @pytest.mark.parametrize("layers", range(1, 81))
 def test_all_channels_are_the_whole_share(layers: int) -> None:
-    """Exactly: an unpruned variant is no target of the search, and more than 100% is refused."""
+    """Exactly: an unpruned variant is no target of the search, and more than 1 is refused."""
     size = MlpSizes(layers, 576, 1536, 3072, 576)
     assert size.share(size.levels(size.channels.astype(int).tolist())) == 1.0
 
@@ -109,14 +109,14 @@ def test_laws_go_through_what_was_measured() -> None:
 
 def test_levels_are_nested_repeatable_and_no_worse_than_equal_ones(engine: Engine) -> None:
     size = MlpSizes.of(engine.bundle.config)
-    targets = (50, 100, 75, 30)
+    targets = (0.5, 1.0, 0.75, 0.3)
     levels = find_levels(engine, WINDOWS, targets, 4)
     assert list(levels) == list(targets)
     assert levels == find_levels(engine, WINDOWS, targets, 4)
-    assert levels[100] == PruneLevels((64, 64), (96, 96))
+    assert levels[1.0] == DensityLevels((64, 64), (96, 96))
     for target, found in levels.items():
-        assert -1e-9 < size.share(found) - target / 100 < 0.01
-    for more, fewer in itertools.pairwise(levels[target] for target in (100, 75, 50, 30)):
+        assert -1e-9 < size.share(found) - target < 0.01
+    for more, fewer in itertools.pairwise(levels[target] for target in (1.0, 0.75, 0.5, 0.3)):
         for one, other in ((more.active_up, fewer.active_up), (more.active_down, fewer.active_down)):
             assert all(a >= b >= 1 for a, b in zip(one, other, strict=True))
     equal = whole_counts(
@@ -148,7 +148,7 @@ def test_matrices_that_do_not_matter_are_pruned_first(engine: Engine, monkeypatc
 
 def test_divergences_are_those_of_whole_distributions(engine: Engine) -> None:
     """Fewer words than are counted one by one, so the coarse divergence is the whole one; float64 from logits."""
-    candidate = Candidate(Action(100, 50, 4))
+    candidate = Candidate(Action(1.0, 0.5, 4))
     got = token_divergences(engine, WINDOWS[:1], DENSE, [candidate, Candidate(DENSE)])
     rows = {}
     for action in (DENSE, candidate.action):
@@ -162,10 +162,10 @@ def test_divergences_are_those_of_whole_distributions(engine: Engine) -> None:
     assert token_losses(engine, WINDOWS[:1], [candidate]).shape == got[:1].shape
 
 
-@pytest.mark.parametrize("target", [0, 3, 101, -5])
-def test_targets_out_of_reach_are_refused(engine: Engine, target: int) -> None:
-    with pytest.raises(UsageError, match=rf"prune: got {target}, expected 4 to 100 percent"):
-        find_levels(engine, WINDOWS, (75, target), 4)
+@pytest.mark.parametrize("target", [0, 0.03, 1.01, -0.5])
+def test_targets_out_of_reach_are_refused(engine: Engine, target: float) -> None:
+    with pytest.raises(UsageError, match=rf"channel_density: got {target}, expected 0.04 to 1"):
+        find_levels(engine, WINDOWS, (0.75, target), 4)
 
 
 def test_a_bundle_gets_the_levels_that_are_found(
@@ -177,11 +177,11 @@ def test_a_bundle_gets_the_levels_that_are_found(
         patch.setattr(active_channels, "_MOST_WEIGHTS", MlpSizes.of(before).total - 1)
         assert with_levels(folder, before, describe("llama"), WINDOWS) == before
     config = with_levels(folder, before, describe("llama"), WINDOWS)
-    rule = next(variant for variant in before.variants.values() if variant.prune == 50)
-    share = 100 * MlpSizes.of(before).share(PruneLevels(rule.active_up, rule.active_down))
+    rule = next(variant for variant in before.variants.values() if variant.channel_density == 0.5)
+    share = MlpSizes.of(before).share(DensityLevels(rule.active_up, rule.active_down))
     found = find_levels(engine, WINDOWS, (share,), 4)[share]
     for key, variant in config.variants.items():
-        if variant.prune == 50:
+        if variant.channel_density == 0.5:
             assert (variant.active_up, variant.active_down) == (found.active_up, found.active_down)
             assert (variant.active_qkv, variant.active_o) == (rule.active_qkv, rule.active_o)
             assert abs(variant.weight_bytes / before.variants[key].weight_bytes - 1) < 0.05
@@ -189,4 +189,4 @@ def test_a_bundle_gets_the_levels_that_are_found(
             assert variant == before.variants[key]
     seal(folder, config)
     opened = Engine(Bundle.open(folder), provider="cpu")
-    assert np.isfinite(opened.forward(WINDOWS[0], Action(100, 50, 8)).logits).all()
+    assert np.isfinite(opened.forward(WINDOWS[0], Action(1.0, 0.5, 8)).logits).all()

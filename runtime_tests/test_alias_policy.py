@@ -15,7 +15,7 @@ from sol_rt.store import recipes
 from sol_rt.store.home import bundles_dir
 from sol_rt.store.pull import bundle_name
 
-LEVELS = {"bits": (8, 6, 4), "prune": (100, 50), "keep": (100, 10)}
+LEVELS = {"bits": (8, 6, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.1)}
 TAGS = ("k100-s100-q8", "k010-s100-q4", "k010-s050-q4")
 
 
@@ -36,7 +36,8 @@ def test_an_alias_brings_its_policy(policy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "levels", "tag"), [("bits", (8, 6), TAGS[1]), ("prune", (100, 75), TAGS[2]), ("keep", (100, 25), TAGS[1])]
+    ("axis", "levels", "tag"),
+    [("bits", (8, 6), TAGS[1]), ("channel_density", (1.0, 0.75), TAGS[2]), ("kv_density", (1.0, 0.25), TAGS[1])],
 )
 def test_not_where_the_levels_lack_one_of_its_actions(
     policy: Path, axis: str, levels: tuple[int, ...], tag: str, capsys: pytest.CaptureFixture[str]

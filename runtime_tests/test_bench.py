@@ -12,9 +12,9 @@ import pytest
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.engine import StepOutput
+from sol_rt.engine.step import StepOutput
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.speed.bench import Bench, Case, Row, Setup, plan
 
@@ -105,7 +105,7 @@ def test_what_the_context_cannot_hold_is_left_out_and_named(model: SolModel) -> 
         ({"budgets": (0.4, -0.1)}, "--budget: got -0.1"),
         ({"budgets": (float("nan"),)}, "--budget: got nan"),
         ({"schedules": ("best",)}, "'best'"),
-        ({"schedules": ("fixed:k100-s100-q5",)}, "no variant s100-q5"),
+        ({"schedules": ("fixed:k100-s100-qmix",)}, "no variant s100-qmix"),
         ({"schedules": ("fixed:q4",)}, "action tag"),
         ({"schedules": ("dense",), "budgets": (0.4,)}, "leave out --budget"),
     ],

@@ -26,10 +26,11 @@ from helpers.greedy import assert_same_choices, greedy
 from helpers.random_decoder import CONFIGS, RandomDecoder, describe
 from helpers.reference import Array, Nested
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
 from sol_rt.engine.engine import Engine
-from sol_rt.engine.gpu.device_graph import room
+from sol_rt.engine.gpu.device_graph import gather_capacity
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.functions.attention_shape import AttentionShape
@@ -160,20 +161,20 @@ def test_nested_gather(bits: int, native: bool) -> None:
 
 @TWICE
 @BITS
-@pytest.mark.parametrize("keep", [0, 1, 40, 96])
+@pytest.mark.parametrize("active", [0, 1, 40, 96])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_pruned_matmul(rows: int, keep: int, bits: int, native: bool) -> None:
+def test_pruned_matmul(rows: int, active: int, bits: int, native: bool) -> None:
     rng, k, n = np.random.default_rng(2), 96, 70
     nested, x = Nested.random(rng, k, n), rng.standard_normal((1, rows, k)).astype(np.float32)
     tensors = nested.tensors("w", channel_major=True)
     body = bodies.pruned_matmul(bits)
-    weights = {name: tensors[f"w.{name}"] for name in body.input if name not in ("x", "keep")}
+    weights = {name: tensors[f"w.{name}"] for name in body.input if name not in ("x", "active")}
     attributes = {"K": k, "N": n, "bits": bits}
-    (y,) = run_operator(body, {"x": x, "keep": np.array([keep])}, weights, attributes, native=native)
-    expected = reference.nested_matmul(reference.largest(x, keep or k), nested, bits)
+    (y,) = run_operator(body, {"x": x, "active": np.array([active])}, weights, attributes, native=native)
+    expected = reference.nested_matmul(reference.largest(x, active or k), nested, bits)
     assert_close(y, expected, (ONE_CODE if bits == 8 else ONE_OPERATOR) if native else BODY[bits])
-    if not native and keep == 0:
-        (same,) = run_operator(body, {"x": x, "keep": NOTHING}, weights, attributes, native=False)
+    if not native and active == 0:
+        (same,) = run_operator(body, {"x": x, "active": NOTHING}, weights, attributes, native=False)
         np.testing.assert_array_equal(same, y)
 
 
@@ -258,7 +259,7 @@ def test_pruning_ties_go_to_the_lower_index(native: bool) -> None:
 @TWICE
 @pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "rotary_dim", "tokens", "past", "keep"),
+    ("heads", "kv_heads", "head_dim", "rotary_dim", "tokens", "past", "pages"),
     [
         (4, 2, 16, 16, 1, 100, 12),
         (4, 2, 16, 16, 1, 100, 25),  # all old pages but none more
@@ -280,7 +281,7 @@ def test_sparse_attention(
     rotary_dim: int,
     tokens: int,
     past: int,
-    keep: int,
+    pages: int,
     int8: bool,
     native: bool,
 ) -> None:
@@ -298,7 +299,7 @@ def test_sparse_attention(
     qkv = (1.5 * rng.standard_normal((1, tokens, (heads + 2 * kv_heads) * head_dim))).astype(np.float32)
     parts = CACHE + SCALES if int8 else CACHE
     cache = dict(zip((f"past_{part}" for part in parts), (key, value, *codes, *scales), strict=True))
-    feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "kv_pages": np.array([keep])}
+    feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "kv_pages": np.array([pages])}
     feed["total_length"] = np.array([past + tokens], np.int32)
     settings = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rotary_dim": rotary_dim}
     attention = AttentionShape(**settings, sinks=sinks, softmax_scale=scale, capacity_step=capacity)
@@ -308,7 +309,7 @@ def test_sparse_attention(
         qkv,
         list(cache.values()),
         past,
-        keep,
+        pages,
         *tables.values(),
         heads=heads,
         kv_heads=kv_heads,
@@ -338,7 +339,7 @@ def test_sparse_attention(
             np.testing.assert_allclose(found, wanted, rtol=1e-3 if flips == 0 else 2e-2, err_msg=part)
     assert flips <= 1 + key.size // 10000
     assert_close(got[0], expected[0], HALF if halves else ONE_OPERATOR if flips == 0 else 1e-2)
-    if not native and (tokens > 1 or keep >= -(-total // PAGE_SIZE) - 1):
+    if not native and (tokens > 1 or pages >= -(-total // PAGE_SIZE) - 1):
         dense = run_operator(body, {**feed, "kv_pages": NOTHING}, tables, attention.attributes, native=False)
         assert_close(dense[0], expected[0], HALF)
 
@@ -350,13 +351,13 @@ def test_sparse_attention(
     steps=st.integers(1, 5),
     row=st.integers(0, 9),
     beyond=st.integers(-2, 8),
-    keep=st.integers(1, 99),
+    kv_density=st.integers(1, 99).map(lambda share: share / 100),
     seed=st.integers(0, 1000),
 )
 def test_attention_gathers_the_best_of_every_row(
-    sizes: tuple[int, int, int], group: int, steps: int, row: int, beyond: int, keep: int, seed: int
+    sizes: tuple[int, int, int], group: int, steps: int, row: int, beyond: int, kv_density: float, seed: int
 ) -> None:
-    """With the room that a GPU's graphs have for a keep, in caches full to about the end of a row, against float64.
+    """With the room that a GPU's graphs have for a density, in caches full to about the end of a row, against float64.
 
     `sizes` are KV heads, the step in which caches grow, and how many of its tokens make a row of at most 2048 pairs.
     The cache is float32, so that rounding changes no choice.
@@ -373,7 +374,7 @@ def test_attention_gathers_the_best_of_every_row(
     cache[0][:, :, past:], cache[1][:, :, past:] = 300, -300  # what lies there does not matter
     cache += reference.in_pages(*reference.key_codes(cache[0]))
     qkv = 2 * rng.standard_normal((1, 1, (heads + 2 * kv_heads) * size)).astype(np.float32)
-    pages = Action(keep, 100, 8).pages(past, PAGE_SIZE)
+    pages = Action(kv_density, 1.0, 8).pages(past, PAGE_SIZE)
     feed = {"qkv": qkv, **dict(zip((f"past_{part}" for part in CACHE), cache, strict=True))}
     feed |= {
         "past_length": np.array([past]),
@@ -381,7 +382,7 @@ def test_attention_gathers_the_best_of_every_row(
         "total_length": np.array([past + 1], np.int32),
     }
     attributes = shape.attributes | {
-        "gather_capacity": room(shape.row_pairs, kv_heads, keep, KvLayout(capacity_step=step))
+        "gather_capacity": gather_capacity(shape.row_pairs, kv_heads, kv_density, KvLayout(capacity_step=step))
     }
     y, keys, values, *_ = run_operator(
         sparse_attention(shape, floats=TensorProto.FLOAT), feed, tables, attributes, native=False
@@ -411,38 +412,38 @@ NATIVE = pytest.mark.skipif(library_path() is None, reason="the native operators
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_kernels_and_bodies_agree_on_every_variant(family: str, tmp_path: Path) -> None:
     decoder = RandomDecoder.write(describe(family), tmp_path)
-    variants = [(prune, bits) for prune in (100, 75, 50, 25) for bits in (8, 6, 5, 4)]
+    variants = [(channel_density, bits) for channel_density in (1.0, 0.75, 0.5, 0.25) for bits in (8, 6, MIXED, 4)]
     bundle = Bundle.open(decoder.write_bundle(tmp_path, variants))
     prompt = [int(token) for token in np.random.default_rng(7).integers(0, 90, 75)]
     kernel, body = (Engine(bundle, provider="cpu", native_ops=native) for native in (True, False))
     unpruned: dict[int, Array] = {}
-    for prune, bits in variants:
+    for channel_density, bits in variants:
         outputs = []
         for engine in (kernel, body):
             engine.reset()
-            batch = engine.forward(prompt, Action(100, prune, bits), num_logits=75).logits.copy()
-            outputs.append(np.concatenate([batch, engine.forward([3], Action(100, prune, bits)).logits]))
+            batch = engine.forward(prompt, Action(1.0, channel_density, bits), num_logits=75).logits.copy()
+            outputs.append(np.concatenate([batch, engine.forward([3], Action(1.0, channel_density, bits)).logits]))
         expected, got = outputs
-        bound = PRUNED_GRAPH if prune < 100 else DENSE_GRAPH if bits == 8 else WHOLE_GRAPH
+        bound = PRUNED_GRAPH if channel_density < 1.0 else DENSE_GRAPH if bits == 8 else WHOLE_GRAPH
         unpruned.setdefault(bits, expected)
         error, pruning = (np.sqrt(np.mean((found - expected) ** 2, -1)) for found in (got, unpruned[bits]))
-        assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) <= bound, (prune, bits)
-        assert prune == 100 or np.median(error) < np.median(pruning) / 2, (prune, bits)
+        assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) <= bound, (channel_density, bits)
+        assert channel_density == 1.0 or np.median(error) < np.median(pruning) / 2, (channel_density, bits)
 
 
 @pytest.mark.parametrize("kv", ["float16", "int8"])
 def test_bodies_choose_tokens_and_keep_all_where_told(kv: str, tmp_path: Path) -> None:
-    """A keep that covers the context is as dense as none given, and a small one is not."""
+    """A KV density that covers the context is as dense as none given, and a small one is not."""
     decoder = RandomDecoder.write(describe("llama"), tmp_path, kv=KvLayout(kv))
-    engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(100, 8)])), provider="cpu", native_ops=False)
+    engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(1.0, 8)])), provider="cpu", native_ops=False)
     prompt = [int(token) for token in np.random.default_rng(7).integers(0, 90, 75)]
     logits = {}
-    for keep in (100, 99, 10):  # 99 percent of 18 old pages are all of them, but the session chooses
+    for kv_density in (1.0, 0.99, 0.1):  # 0.99 of 18 old pages are all of them, but the session chooses
         engine.reset()
-        engine.forward(prompt, Action(keep, 100, 8))
-        logits[keep] = engine.forward([3], Action(keep, 100, 8)).logits.copy()
-    assert_close(logits[99], logits[100], DENSE_GRAPH)
-    assert error(logits[10], logits[100]) > 3 * DENSE_GRAPH
+        engine.forward(prompt, Action(kv_density, 1.0, 8))
+        logits[kv_density] = engine.forward([3], Action(kv_density, 1.0, 8)).logits.copy()
+    assert_close(logits[0.99], logits[1.0], DENSE_GRAPH)
+    assert error(logits[0.1], logits[1.0]) > 3 * DENSE_GRAPH
 
 
 @NATIVE
@@ -451,6 +452,7 @@ def test_a_bundle_generates_the_same_without_the_library(tiny_bundle: Path) -> N
     _same_without_the_library(bundle, list(range(20, 80)))
 
 
+@pytest.mark.slow
 @NATIVE
 def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) -> None:
     """On text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits, between the
@@ -461,11 +463,11 @@ def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) ->
 
 
 def _same_without_the_library(bundle: Bundle, prompt: list[int]) -> None:
-    variants = [variant for variant in bundle.config.variants.values() if variant.prune == 100]
+    variants = [variant for variant in bundle.config.variants.values() if variant.channel_density == 1.0]
     runs = []
     for native in (True, False):
         engine = Engine(bundle, provider="cpu", native_ops=native)
         assert engine.native is native
-        runs.append({v.key: greedy(engine, prompt, Action(100, v.prune, v.bits), 32) for v in variants})
+        runs.append({v.key: greedy(engine, prompt, Action(1.0, v.channel_density, v.bits), 32) for v in variants})
     kernel, body = runs
     assert_same_choices(body, kernel)

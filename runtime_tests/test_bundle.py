@@ -25,7 +25,7 @@ GRAPH = "model.q8.onnx"
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", prunes=(100,), bits=(8, 4), policy=True)
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", channel_densities=(1.0,), bits=(8, 4), policy=True)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_dims_that_are_not_the_weights(bundle: Path, key: str, value: int) -> No
 
 
 def test_a_graph_of_a_bundle_with_other_weights(bundle: Path, tmp_path: Path) -> None:
-    other = write_bundle(tmp_path / "other", "qwen2", prunes=(100,), bits=(8, 4))
+    other = write_bundle(tmp_path / "other", "qwen2", channel_densities=(1.0,), bits=(8, 4))
     shutil.copy(other / GRAPH, bundle / GRAPH)
     seal(bundle, _config(bundle))
     with pytest.raises(BundleError) as caught:
@@ -170,7 +170,7 @@ def test_verify_finds_a_flipped_bit_in_the_weights(bundle: Path) -> None:
 
 
 def test_verify_finds_a_graph_of_another_bundle(bundle: Path, tmp_path: Path) -> None:
-    other = write_bundle(tmp_path / "other", "qwen2", prunes=(100,), bits=(8, 4))
+    other = write_bundle(tmp_path / "other", "qwen2", channel_densities=(1.0,), bits=(8, 4))
     shutil.copy(other / GRAPH, bundle / GRAPH)
     seal(bundle, _config(bundle))
     with pytest.raises(BundleError) as caught:

@@ -1,4 +1,4 @@
-"""Calibration: moments against transformers, and weights.bin filled with them."""
+"""Calibration: Hessians against transformers, and weights.bin filled with them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: 
 from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
-from sol_rt.export.blob.hessian import input_moments  # noqa: E402
+from sol_rt.export.blob.hessian import input_hessians  # noqa: E402
 from sol_rt.export.blob.weights_file import fill_blob, layout  # noqa: E402
-from sol_rt.export.progress import silent  # noqa: E402
-from sol_rt.export.sources.checkpoint import Checkpoint, matrices, open_checkpoint  # noqa: E402
-from sol_rt.export.sources.decoder import Decoder, Family, family_of, from_hf_config  # noqa: E402
+from sol_rt.export.sources.checkpoint import Checkpoint, matrices  # noqa: E402
+from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config  # noqa: E402
+from sol_rt.export.sources.families import Family  # noqa: E402
+from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.store.progress import silent  # noqa: E402
 from sol_rt.train.reference_model.weights import ModelWeights, read_blob  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
@@ -58,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("preset", FAMILY_PRESETS)
-def test_moments_are_of_what_transformers_modules_read(
+def test_hessians_are_of_what_transformers_modules_read(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
@@ -77,11 +79,11 @@ def test_moments_are_of_what_transformers_modules_read(
         model(torch.tensor(WINDOWS))
     monkeypatch.setattr("sol_rt.export.blob.hessian._TOKENS_AT_ONCE", 100)  # several batches, the last one smaller
     longer = [[*window, *[5] * extra] for extra, window in enumerate(WINDOWS)]  # cut to the shortest
-    got = dict(input_moments(checkpoint, decoder, family, longer, silent))
+    got = dict(input_hessians(checkpoint, decoder, family, longer, silent))
     assert got.keys() == modules.keys()
-    for matrix, moment in got.items():
+    for matrix, hessian in got.items():
         wanted = read[matrix].T @ read[matrix] / len(read[matrix])
-        np.testing.assert_allclose(moment, wanted, atol=2e-4 * float(wanted.diagonal().max()))
+        np.testing.assert_allclose(hessian, wanted, atol=2e-4 * float(wanted.diagonal().max()))
 
 
 @pytest.mark.parametrize("preset", FAMILY_PRESETS)
@@ -91,12 +93,12 @@ def test_outputs_of_a_calibrated_blob_are_closer(preset: str, tmp_path: Path) ->
     calibrated = filled(source, fill(source, tmp_path / "calibrated.bin"))
     plain = filled(source, fill(source, tmp_path / "plain.bin", windows=None))
     modules = matrices(decoder, family.names)
-    for matrix, moment in input_moments(checkpoint, decoder, family, WINDOWS, silent):
+    for matrix, hessian in input_hessians(checkpoint, decoder, family, WINDOWS, silent):
         w = torch.from_numpy(np.concatenate([checkpoint.read(f"{module}.weight") for module in modules[matrix]]))
 
-        def lost(weights: ModelWeights, level: int, w: Any = w, moment: Any = moment, matrix: str = matrix) -> float:
+        def lost(weights: ModelWeights, level: int, w: Any = w, hessian: Any = hessian, matrix: str = matrix) -> float:
             error = (weights.matrix(matrix).at(level) - w).double()
-            return float(((error @ moment.double()) * error).sum())
+            return float(((error @ hessian.double()) * error).sum())
 
         # random weights make inputs that hardly go together: little to gain, at a multiplier for level 8
         for level, limit in ((4, 1.0), (6, 1.0), (8, 1.5)):

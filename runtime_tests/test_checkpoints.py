@@ -23,9 +23,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from helpers.gguf_file import GgufFile, interleave, random_rows  # noqa: E402
 from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
-from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors, open_checkpoint  # noqa: E402
-from sol_rt.export.sources.decoder import FAMILIES, family_of, from_hf_config  # noqa: E402
+from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors  # noqa: E402
+from sol_rt.export.sources.decoder import family_of, from_hf_config  # noqa: E402
+from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer  # noqa: E402
+from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.rope import make_rope, tables  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")

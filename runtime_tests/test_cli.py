@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sol_rt._version import __version__
+from sol_rt import __version__
 from sol_rt.cli import main, renamed
 
 
@@ -66,12 +66,12 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["perplexity"], "--file"),
         (["export"], "--model"),
         (["export", "-m", "smollm2-135m", "--bits", "eight"], "--bits"),
-        (["export", "-m", "smollm2-135m", "--prune", "100,100"], "--prune"),
+        (["export", "-m", "smollm2-135m", "--channel-density", "1,1"], "--channel-density"),
         (["export", "-m", "smollm2-135m", "--kv", "int7"], "--kv int7: expected float16 or int8"),
         (["export", "-m", "smollm2-135m", "--calibration", "no-such-file"], "calibration no-such-file: no such file"),
         (["export", "-m", "smollm2-135m", "--calibration", "none", "--max-actions", "5"], "max actions: got 5"),
         (["export", "-m", "smollm2-135m", "--max-actions", "0"], "--max-actions"),
-        (["export", "-m", "smollm2-135m", "--bits", "3"], "bits: got [3], expected different numbers of 8, 6, 5, 4"),
+        (["export", "-m", "smollm2-135m", "--bits", "3"], "bits: got 3, expected different ones of 8, 6, mixed, 4"),
         (["export", "-m", "no-such-model"], "no-such-model"),
         (["pull", "no-such-model"], "no-such-model"),
         (["verify"], "no model"),

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.tiny_bundle import write_bundle
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SolConfig
 from sol_rt.errors import BundleError, SolError
@@ -25,7 +26,9 @@ DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("config") / "tiny", prunes=(100, 50), bits=(8, 5, 4), policy=True)
+    return write_bundle(
+        tmp_path_factory.mktemp("config") / "tiny", channel_densities=(1.0, 0.5), bits=(8, MIXED, 4), policy=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("dense", "fast", ["dense", "action tag"]),
         ("variants/s100-q8/file", "../model.onnx", ["file", "plain file name"]),
         ("variants/s100-q8/file", "other.onnx", ["other.onnx", "listed under `files`"]),
-        ("variants/s100-q8/prune", 50, ["s100-q8", "s050-q8"]),
+        ("variants/s100-q8/channel_density", 0.5, ["s100-q8", "s050-q8"]),
         ("kv/dense_layers", [2], ["kv.dense_layers", "[2]", "0 to 1"]),
         ("kv/dense_layers", [1, 0], ["kv.dense_layers", "[1, 0]", "ascending"]),
         ("kv/dense_layers", 0, ["kv.dense_layers", "list of integers"]),
@@ -98,11 +101,11 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("variants/s100-q8/active_o", [64], ["s100-q8.active_o", "1 counts", "2, one a layer"]),
         ("variants/s100-q4/lm_head_bits", 3, ["s100-q4.lm_head_bits", "got 3", "from 4"]),
         ("variants/s050-q4/lm_head_bits", 8, ["s050-q4.lm_head_bits", "4 and 4", "s100-q4"]),
-        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6]], ["s100-q5.layer_bits", "1 layers", "2"]),
-        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6], [4, 4, 5, 4]], ["s100-q5.layer_bits", "qkv, o, up, down"]),
-        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6], [4, 4, [4], 4]], ["s100-q5.layer_bits", "4, 6 or 8"]),
-        ("variants/s100-q5/layer_bits", [[8, 4, 4, 6], [4, 4, 4]], ["s100-q5.layer_bits", "lists of 4"]),
-        ("variants/s050-q5/layer_bits", [[4] * 4] * 2, ["s050-q5.layer_bits", "those of s100-q5"]),
+        ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6]], ["s100-qmix.layer_bits", "1 layers", "2"]),
+        ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6], [4, 4, 5, 4]], ["s100-qmix.layer_bits", "qkv, o, up, down"]),
+        ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6], [4, 4, [4], 4]], ["s100-qmix.layer_bits", "4, 6 or 8"]),
+        ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6], [4, 4, 4]], ["s100-qmix.layer_bits", "lists of 4"]),
+        ("variants/s050-qmix/layer_bits", [[4] * 4] * 2, ["s050-qmix.layer_bits", "those of s100-qmix"]),
         ("variants/s100-q4/layer_bits", [[4] * 4] * 2, ["s100-q4.layer_bits"]),
         ("actions", [], ["actions", "non-empty"]),
         ("policy/scalars", ["entropi"], ["policy.scalars", "'entropy'"]),
@@ -234,5 +237,5 @@ def test_any_damage_of_the_weights_is_an_error_or_works(
 
 
 def test_the_undamaged_bundle_opens(damaged: Path) -> None:
-    keys = {f"s{prune}-q{bits}" for prune in ("100", "050") for bits in (8, 5, 4)}
+    keys = {f"s{share}-q{bits}" for share in ("100", "050") for bits in (8, "mix", 4)}
     assert Bundle.open(damaged).config.variants.keys() == keys

@@ -10,8 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.controller import AxisTargets, Controller
-from sol_rt.budget.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line
+from sol_rt.budget.controller.base import AxisTargets, BaseController
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.dial import make_controller
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
@@ -56,16 +59,16 @@ def calibrated(config: SolConfig, random: np.random.Generator) -> CalibratedCost
     for key, variant in config.variants.items():
         fixed = variant.weight_bytes / 1e7 * float(random.uniform(0.7, 1.3))
         lines[key] = {
-            100: Line(fixed, 1e-3, 0.0),
-            50: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
-            10: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
+            1.0: Line(fixed, 1e-3, 0.0),
+            0.5: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
+            0.1: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
         }
-    dense = lines[config.dense.variant][100].fixed
+    dense = lines[config.dense.variant][1.0].fixed
     table = CalibrationTable("b" * 64, "device", "now", 0.02 * dense, lines)
     return CalibratedCost(config, table)
 
 
-def run(controller: Controller, pick: Pick, context: int, steps: int, seed: int) -> float:
+def run(controller: BaseController, pick: Pick, context: int, steps: int, seed: int) -> float:
     """Largest |achieved - requested| wherever the text may end from 64 steps on."""
     random = np.random.default_rng(seed)
     worst = 0.0
@@ -81,7 +84,7 @@ def run(controller: Controller, pick: Pick, context: int, steps: int, seed: int)
     return worst
 
 
-def error(controller: Controller) -> float:
+def error(controller: BaseController) -> float:
     assert controller.requested is not None
     return abs(controller.achieved - controller.requested) if controller.steps >= 64 else 0.0
 
@@ -171,8 +174,8 @@ def test_actions_that_save_nothing_are_not_offered() -> None:
     config = made_config()
     controller = Controller(actions_of(config), BytesCost(config), 0.9)
     allowed = dict(zip(controller.actions, controller.allowed(10), strict=True))
-    # at ten tokens every keep reads everything
-    assert not allowed[Action(10, 100, 8)]
+    # at ten tokens every KV density reads everything
+    assert not allowed[Action(0.1, 1.0, 8)]
     assert allowed[config.dense]
 
 
@@ -219,20 +222,20 @@ def test_rate_needs_measured_costs() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    keep=st.one_of(st.none(), st.floats(0.1, 1.0)),
-    prune=st.one_of(st.none(), st.floats(0.5, 1.0)),
+    kv_density=st.one_of(st.none(), st.floats(0.1, 1.0)),
+    channel_density=st.one_of(st.none(), st.floats(0.5, 1.0)),
     bits=st.one_of(st.none(), st.floats(4, 8)),
     pick=st.sampled_from(PICKS),
     seed=st.integers(0, 1000),
     steps=st.integers(64, 200),
 )
 def test_axis_targets_hold(
-    keep: float | None, prune: float | None, bits: float | None, pick: Pick, seed: int, steps: int
+    kv_density: float | None, channel_density: float | None, bits: float | None, pick: Pick, seed: int, steps: int
 ) -> None:
-    targets = AxisTargets(keep, prune, bits)
+    targets = AxisTargets(kv_density, channel_density, bits)
     assume(targets.any())
-    config = made_config(bits=(8, 6, 4), prunes=(100, 75, 50))
-    controller = Controller(actions_of(config), BytesCost(config), axis_targets=targets)
+    config = made_config(bits=(8, 6, 4), channel_densities=(1.0, 0.75, 0.5))
+    controller = make_controller(actions_of(config), BytesCost(config), axis_targets=targets)
     random = np.random.default_rng(seed)
     seen = []
     for step in range(steps):
@@ -240,10 +243,10 @@ def test_axis_targets_hold(
         assert [controller.allows(index, 300 + step) for index in range(len(allowed))] == allowed.tolist()
         action = controller.actions[pick(allowed, controller.relative_costs(300 + step), random, step)]
         controller.record(action, 300 + step)
-        seen.append((action.keep / 100, action.prune / 100, action.bits))
+        seen.append((action.kv_density, action.channel_density, action.bits))
         if len(seen) >= 64:
             means = np.mean(seen, axis=0)
-            for mean, target, full in zip(means, (keep, prune, bits), (1.0, 1.0, 8.0), strict=True):
+            for mean, target, full in zip(means, (kv_density, channel_density, bits), (1.0, 1.0, 8.0), strict=True):
                 wanted = full if target is None else target
                 assert abs(mean - wanted) <= TOLERANCE * full
     assert controller.axis_means.bits == pytest.approx(means[2])
@@ -260,9 +263,9 @@ def test_budget_out_of_range(budget: object) -> None:
 @pytest.mark.parametrize(
     ("targets", "name"),
     [
-        (AxisTargets(keep=1.2), "--keep"),
-        (AxisTargets(keep=0.0), "--keep"),
-        (AxisTargets(prune=0.3), "--prune"),
+        (AxisTargets(kv_density=1.2), "--kv-density"),
+        (AxisTargets(kv_density=0.0), "--kv-density"),
+        (AxisTargets(channel_density=0.3), "--channel-density"),
         (AxisTargets(bits=9), "--bits"),
         (AxisTargets(bits=float("nan")), "--bits"),
     ],
@@ -270,26 +273,26 @@ def test_budget_out_of_range(budget: object) -> None:
 def test_axis_target_out_of_range(targets: AxisTargets, name: str) -> None:
     config = made_config()
     with pytest.raises(UsageError, match=name):
-        Controller(actions_of(config), BytesCost(config), axis_targets=targets)
+        make_controller(actions_of(config), BytesCost(config), axis_targets=targets)
 
 
 def test_axis_targets_that_no_mix_has() -> None:
     # the only action with fewer bits also prunes
     config = made_config(actions=("k100-s100-q8", "k100-s050-q4"))
     with pytest.raises(UsageError, match="no mix"):
-        Controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6))
-    Controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6, prune=0.75))
+        make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6))
+    make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6, channel_density=0.75))
 
 
 def test_contradictory_requests() -> None:
     config = made_config()
     cost: CostModel = calibrated(config, np.random.default_rng(0))
     with pytest.raises(UsageError, match="contradict"):
-        Controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(keep=0.5))
+        make_controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(kv_density=0.5))
     with pytest.raises(UsageError, match="contradict"):
         Controller(actions_of(config), cost, 0.5, tokens_per_second=10)
     with pytest.raises(UsageError, match="contradict"):
-        Controller(actions_of(config), cost, axis_targets=AxisTargets(keep=0.5), tokens_per_second=10)
+        make_controller(actions_of(config), cost, axis_targets=AxisTargets(kv_density=0.5), tokens_per_second=10)
     with pytest.raises(UsageError, match="tokens-per-second"):
         Controller(actions_of(config), cost, tokens_per_second=0)
 

@@ -11,18 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.cost import (
-    BytesCost,
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, reads
+from sol_rt.budget.cost.calibration_table import (
     CalibratedCost,
     CalibrationTable,
-    CostModel,
-    Line,
     calibration_path,
     device_string,
-    fit_line,
     load_cost_model,
-    reads,
 )
+from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KvLayout
@@ -35,9 +32,9 @@ CODE_BYTES = 30 * 3 * 4 * (32 + 4)  # per page of 4 tokens
 def table_for(config, **changes) -> CalibrationTable:  # type: ignore[no-untyped-def]
     lines = {
         key: {
-            100: Line(variant.weight_bytes / 1e7, 0.001, 0.0),
-            50: Line(variant.weight_bytes / 1e7, 0.001, 0.002),
-            10: Line(variant.weight_bytes / 1e7 + 0.1, 0.001, 0.002),
+            1.0: Line(variant.weight_bytes / 1e7, 0.001, 0.0),
+            0.5: Line(variant.weight_bytes / 1e7, 0.001, 0.002),
+            0.1: Line(variant.weight_bytes / 1e7 + 0.1, 0.001, 0.002),
         }
         for key, variant in config.variants.items()
     }
@@ -50,9 +47,9 @@ def test_bytes_of_a_step_by_hand() -> None:
     cost = BytesCost(config)
     weights = config.variants["s100-q8"].weight_bytes
     # context 999: 1000 tokens, 250 pages, 249 of them old
-    assert cost.step(Action(100, 100, 8), 999) == weights + KV_BYTES * 1000
+    assert cost.step(Action(1.0, 1.0, 8), 999) == weights + KV_BYTES * 1000
     # a tenth of 249 pages is 25; with the newest page and 4 sinks 108 tokens are read, and the codes of 249 pages
-    assert cost.step(Action(10, 100, 8), 999) == weights + KV_BYTES * 108 + CODE_BYTES * 249
+    assert cost.step(Action(0.1, 1.0, 8), 999) == weights + KV_BYTES * 108 + CODE_BYTES * 249
     assert cost.dense(999) == cost.step(config.dense, 999)
     assert cost.policy() == 0
     assert BytesCost(made_config(policy_bytes=1234)).policy() == 1234
@@ -64,21 +61,21 @@ def test_an_int8_cache_costs_a_byte_a_number_and_a_scale_a_row() -> None:
     rows = 30 * 3  # layers and KV heads; heads of 64
     costs = [BytesCost(config) for config in (float16, int8)]
     for cost, row in zip(costs, (128, 64 + 2), strict=True):
-        dense, sparse = Action(100, 100, 8), Action(10, 100, 8)
+        dense, sparse = Action(1.0, 1.0, 8), Action(0.1, 1.0, 8)
         weights = float16.variants["s100-q8"].weight_bytes
         assert cost.step(dense, 999) == weights + 1000 * 2 * rows * row
         # 25 of 249 old pages, the newest and the sinks; codes of all old pages
         assert cost.step(sparse, 999) == weights + (4 * 26 + 4) * 2 * rows * row + 249 * CODE_BYTES
 
 
-def test_a_keep_that_covers_everything_reads_no_codes() -> None:
+def test_a_kv_density_that_covers_everything_reads_no_codes() -> None:
     config = made_config()
-    assert reads(Action(10, 100, 8), 0, config) == (1, 0)
-    assert reads(Action(10, 100, 8), 3, config) == (4, 0)
+    assert reads(Action(0.1, 1.0, 8), 0, config) == (1, 0)
+    assert reads(Action(0.1, 1.0, 8), 3, config) == (4, 0)
     # one old page, and a tenth of it rounds up to it
-    assert reads(Action(10, 100, 8), 4, config) == (5, 0)
-    assert reads(Action(10, 100, 8), 12, config) == (12, 3)
-    assert reads(Action(10, 100, 8), 48, config) == (16, 12)
+    assert reads(Action(0.1, 1.0, 8), 4, config) == (5, 0)
+    assert reads(Action(0.1, 1.0, 8), 12, config) == (12, 3)
+    assert reads(Action(0.1, 1.0, 8), 48, config) == (16, 12)
 
 
 def test_layers_that_stay_dense_read_every_page() -> None:
@@ -86,17 +83,17 @@ def test_layers_that_stay_dense_read_every_page() -> None:
     config = made_config()
     config = dataclasses.replace(config, kv=KvLayout(dense_layers=(0, 1, 7)))
     # 1000 tokens, 249 old pages, a tenth of them is 25
-    assert reads(Action(10, 100, 8), 999, config) == ((27 * 108 + 3 * 1000) / 30, 27 * 249 / 30)
+    assert reads(Action(0.1, 1.0, 8), 999, config) == ((27 * 108 + 3 * 1000) / 30, 27 * 249 / 30)
     weights = config.variants["s100-q8"].weight_bytes
     cache = 27 * (KV_BYTES * 108 + CODE_BYTES * 249) + 3 * KV_BYTES * 1000
-    step = BytesCost(config).step(Action(10, 100, 8), 999)
+    step = BytesCost(config).step(Action(0.1, 1.0, 8), 999)
     assert step == pytest.approx(weights + cache / 30, rel=1e-12)
     assert BytesCost(config).dense(999) == BytesCost(made_config()).dense(999)
 
 
 @given(st.lists(st.integers(0, 8000), min_size=1, max_size=5), st.booleans(), st.sampled_from([(), (0, 29)]))
 def test_the_table_is_the_steps(contexts: list[int], calibrated: bool, dense_layers: tuple[int, ...]) -> None:
-    config = made_config(keeps=(100, 99, 50, 33, 10, 1))
+    config = made_config(kv_densities=(1.0, 0.99, 0.5, 0.33, 0.1, 0.01))
     config = dataclasses.replace(config, kv=KvLayout(dense_layers=dense_layers))
     cost: CostModel = CalibratedCost(config, table_for(config)) if calibrated else BytesCost(config)
     actions = [entry.action for entry in config.actions]
@@ -109,10 +106,10 @@ def test_calibrated_costs_follow_their_lines() -> None:
     config = made_config()
     cost = CalibratedCost(config, table_for(config))
     weights = config.variants["s050-q4"].weight_bytes / 1e7
-    assert cost.step(Action(100, 50, 4), 999) == pytest.approx(weights + 1.0)
-    assert cost.step(Action(50, 50, 4), 999) == pytest.approx(weights + 0.001 * (4 * 126 + 4) + 0.002 * 249)
-    # 30 was not measured: 50 and 10 are as near, the lower one counts
-    assert cost.step(Action(30, 50, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (4 * 76 + 4) + 0.002 * 249)
+    assert cost.step(Action(1.0, 0.5, 4), 999) == pytest.approx(weights + 1.0)
+    assert cost.step(Action(0.5, 0.5, 4), 999) == pytest.approx(weights + 0.001 * (4 * 126 + 4) + 0.002 * 249)
+    # 0.3 was not measured: 0.5 and 0.1 are as near, the lower one counts
+    assert cost.step(Action(0.3, 0.5, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (4 * 76 + 4) + 0.002 * 249)
     assert cost.policy() == 0.25
     assert (cost.unit, cost.name) == ("milliseconds", "calibrated")
 

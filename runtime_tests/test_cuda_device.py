@@ -116,8 +116,8 @@ def test_one_captured_step_serves_any_length_and_count() -> None:
     binding.bind_ortvalue_output("y", y)
     for name in dims.cache:
         binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
-    for past, keep in ((700, 3), (701, 3), (702, 200), (300, 0), (1023, 40)):
-        case = attention.Case(dims, past, 1, keep, seed=past)
+    for past, pages in ((700, 3), (701, 3), (702, 200), (300, 0), (1023, 40)):
+        case = attention.Case(dims, past, 1, pages, seed=past)
         feeds = attention.make_inputs(case)
         for name, array in feeds.items():
             values[name].update_inplace(array)
@@ -151,11 +151,14 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path) -> None:
     from sol_rt.engine.engine import Engine
 
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
-    bundle = Bundle.open(decoder.write_bundle(tmp_path, [(100, 8), (100, 6), (100, 4), (50, 8)]))
+    bundle = Bundle.open(decoder.write_bundle(tmp_path, [(1.0, 8), (1.0, 6), (1.0, 4), (0.5, 8)]))
     prompt = list(range(20, 80))
     on_gpu, on_cpu = Engine(bundle, provider="cuda"), Engine(bundle, provider="cpu")
-    for keep in (100, 30):
-        actions = {key: Action(keep, variant.prune, variant.bits) for key, variant in bundle.config.variants.items()}
+    for kv_density in (1.0, 0.3):
+        actions = {
+            key: Action(kv_density, variant.channel_density, variant.bits)
+            for key, variant in bundle.config.variants.items()
+        }
         got, expected = (
             {key: greedy(engine, prompt, action, 32) for key, action in actions.items()} for engine in (on_gpu, on_cpu)
         )

@@ -25,11 +25,13 @@ from helpers.operator_tests import copy_of
 from helpers.random_decoder import RandomDecoder, describe
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import providers
 from sol_rt.engine.distribution import Distribution
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu import cuda
+from sol_rt.engine.gpu.device_runner import DeviceRunners
 from sol_rt.engine.hardware import Gpu
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
@@ -221,7 +223,7 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A whole model through the engine, every width, with and without pruning and selection of tokens."""
     bundle = Bundle.open(
         RandomDecoder.write(describe("llama"), tmp_path).write_bundle(
-            tmp_path, [(100, 8), (100, 6), (100, 5), (100, 4), (50, 8)]
+            tmp_path, [(1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4), (0.5, 8)]
         )
     )
     runs = []
@@ -231,16 +233,18 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         engine = Engine(bundle, provider="cpu")
         runs.append(
             {
-                f"{keep}": {
-                    key: greedy(engine, list(range(20, 60)), Action(keep, variant.prune, variant.bits), 10)
+                f"{kv_density}": {
+                    key: greedy(
+                        engine, list(range(20, 60)), Action(kv_density, variant.channel_density, variant.bits), 10
+                    )
                     for key, variant in bundle.config.variants.items()
                 }
-                for keep in (100, 30)
+                for kv_density in (1.0, 0.3)
             }
         )
     assert runs[0] != runs[1]  # margins are: another library has added up
-    for keep, expected in runs[0].items():
-        assert_same_choices(runs[1][keep], expected)
+    for kv_density, expected in runs[0].items():
+        assert_same_choices(runs[1][kv_density], expected)
 
 
 class _Emulated(Provider):
@@ -264,21 +268,22 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
     emulated = _Emulated("cuda", on_cpu.threads, layer.LIBRARY, gpu=Gpu("emulated"))
     monkeypatch.setattr(providers, "choose", lambda *_, **__: emulated)
     engine = Engine(bundle, provider="cuda")
-    assert engine._device_inputs.summary is not None
-    for keep in (100, 30):
+    runners = engine._runners
+    assert isinstance(runners, DeviceRunners)
+    assert runners.inputs.summary is not None
+    for kv_density in (1.0, 0.3):
         got, expected = (
             {
-                key: greedy(one, list(range(20, 72)), Action(keep, variant.prune, variant.bits), 14)
+                key: greedy(one, list(range(20, 72)), Action(kv_density, variant.channel_density, variant.bits), 14)
                 for key, variant in bundle.config.variants.items()
-                if keep == 100 or variant.prune == 100
+                if kv_density == 1.0 or variant.channel_density == 1.0
             }
             for one in (engine, on_cpu)
         )
-        unpruned = [key for key, variant in bundle.config.variants.items() if variant.prune == 100]
+        unpruned = [key for key, variant in bundle.config.variants.items() if variant.channel_density == 1.0]
         assert_same_choices({key: got[key] for key in unpruned}, {key: expected[key] for key in unpruned})
     assert engine.capacity > 64
-    assert engine._graphs is not None
-    assert len(engine._graphs._opened) == 4  # steps and batches of two widths
+    assert len(runners.graphs._opened) == 4  # steps and batches of two widths
     assert list(engine.loaded) == list(bundle.config.variants)
     output = engine.forward([5], bundle.config.dense)
     assert output.host_logits is None

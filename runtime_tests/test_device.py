@@ -16,7 +16,8 @@ import pytest
 from helpers.device_run import NO_ADAPTER, PROMPT, steps, unpruned
 from helpers.greedy import TIE
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.cost import CalibrationTable, Line, calibration_path, device_string, load_cost_model
+from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string, load_cost_model
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
 from sol_rt.engine.engine import Engine
@@ -222,7 +223,7 @@ def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: 
         pytest.skip("no Vulkan adapter, not even a software one")
     bundle, gpu = Bundle.open(folder), hardware.vulkan_gpus()[0].name
     variants = bundle.config.variants.items()
-    lines = {key: dict.fromkeys((100, 30), Line(variant.prune / 10, 0.0, 0.01)) for key, variant in variants}
+    lines = {key: dict.fromkeys((1.0, 0.3), Line(10 * variant.channel_density, 0.0, 0.01)) for key, variant in variants}
     device = device_string("webgpu", 2, False, gpu)
     table = CalibrationTable(bundle.identity, device, "now", 0.0, lines)
     with pytest.MonkeyPatch.context() as patch:
@@ -314,7 +315,7 @@ def test_doctor_says_what_an_adapter_cannot_do() -> None:
     if "finds no device" in out:
         pytest.skip("no WebGPU adapter, not even software Vulkan")
     plain, poor = out.splitlines()
-    assert "gives the CPU's numbers" in plain, err
+    assert "computes the same numbers as the CPU" in plain, err
     assert "float16" not in plain
     assert "computes in float32, without float16" in poor
     assert "prompts go in parts of 16 tokens" in poor

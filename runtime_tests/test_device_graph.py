@@ -20,6 +20,7 @@ from helpers.random_decoder import CONFIGS
 from helpers.reference import Nested
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KvLayout, Variant
 from sol_rt.bundle.graph_file import external_tensors
@@ -27,7 +28,7 @@ from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine.distribution import Distribution
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu import logit_summary
-from sol_rt.engine.gpu.device_graph import DeviceGraph, device_graph, repacked, room
+from sol_rt.engine.gpu.device_graph import DeviceGraph, device_graph, gather_capacity, repacked
 from sol_rt.engine.gpu.device_runner import DeviceRunner
 from sol_rt.engine.gpu.device_weights import DeviceWeights
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
@@ -36,7 +37,7 @@ from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS
 from sol_rt.errors import DeviceError, ProviderError
 
 PROMPT = list(range(20, 50))
-ROUNDED = {4: 0.03, 5: 0.01, 6: 0.03, 8: 0.003}
+ROUNDED = {4: 0.03, MIXED: 0.01, 6: 0.03, 8: 0.003}
 """Relative error of the logits: on the CPU MatMulNBits rounds activations only where the weights are constants."""
 _NORMS = "RMSNormalization", "LayerNormalization"
 FLIPPED = 0.4
@@ -45,44 +46,46 @@ FLIPPED = 0.4
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.open(write_bundle(tmp_path_factory.mktemp("device") / "tiny", request.param, bits=(8, 6, 5, 4)))
+    return Bundle.open(write_bundle(tmp_path_factory.mktemp("device") / "tiny", request.param, bits=(8, 6, MIXED, 4)))
 
 
 def _counts(bundle: Bundle, variant: Variant) -> dict[str, np.ndarray]:
-    """Channels that a variant keeps; nothing where it keeps all."""
+    """Active channels of a variant; nothing where all are."""
     channels = bundle.config.model.channels.items()
     counts = np.array([np.array(getattr(variant, name)) % most for name, most in channels], np.int64)
     return dict(zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True))
 
 
 def _graph(
-    bundle: Bundle, variant: Variant, *, keep: int = 100, one_token: bool = True, float32: bool = False
+    bundle: Bundle, variant: Variant, *, kv_density: float = 1.0, one_token: bool = True, float32: bool = False
 ) -> DeviceGraph:
     constants = _counts(bundle, variant)
-    if keep == 100:
+    if kv_density == 1.0:
         constants["kv_pages"] = np.zeros(0, np.int64)
     if one_token:
         constants["num_logits"] = np.ones(1, np.int64)
     return device_graph(
         bundle.file(variant.file),
         inline=True,
-        bits=variant.widths.widest,
+        bits=variant.precision.widest,
         kv=bundle.config.kv,
         constants=constants,
         dims=dict.fromkeys(SPARSE_DIMS, bundle.config.model.num_layers),
         one_token=one_token,
         float32=float32,
-        keep=keep,
+        kv_density=kv_density,
     )
 
 
-@pytest.mark.parametrize(("keep", "floats"), [(100, "float16"), (30, "float16"), (100, "float32"), (30, "float32")])
-def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int, floats: str) -> None:
+@pytest.mark.parametrize(
+    ("kv_density", "floats"), [(1.0, "float16"), (0.3, "float16"), (1.0, "float32"), (0.3, "float32")]
+)
+def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, kv_density: float, floats: str) -> None:
     engine = Engine(bundle, provider="cpu", native_ops=False)
     weights = DeviceWeights(SharedWeights(bundle), MainMemory())
     for variant in bundle.config.variants.values():
-        action = Action(keep, variant.prune, variant.bits)
-        graph = _graph(bundle, variant, keep=keep, float32=floats == "float32")
+        action = Action(kv_density, variant.channel_density, variant.bits)
+        graph = _graph(bundle, variant, kv_density=kv_density, float32=floats == "float32")
         weights.place(graph.values)
         session = cpu_session(graph.model)
         binding = session.io_binding()
@@ -106,7 +109,7 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, keep: int, fl
         session.run_with_iobinding(binding)
         got = dict(zip((node.name for node in session.get_outputs()), binding.copy_outputs_to_cpu(), strict=True))
         expected = engine.forward([7], action)
-        bound = FLIPPED if variant.prune < 100 else ROUNDED[variant.bits]
+        bound = FLIPPED if variant.channel_density < 1.0 else ROUNDED[variant.bits]
         assert _error(got["logits"], expected.logits) <= bound, action.tag
         assert _error(got["hidden_states"], expected.hidden) <= bound, action.tag
 
@@ -127,15 +130,19 @@ def test_all_graphs_share_what_the_widest_one_holds(bundle: Bundle) -> None:
     assert together <= 1.05 * widest
 
 
-@pytest.mark.parametrize(("keep", "dense_layers"), [(10, ()), (50, ()), (10, (1,))])
-def test_a_layer_gathers_what_it_keeps_and_no_more(keep: int, dense_layers: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kv_density", "dense_layers"), [(0.1, ()), (0.5, ()), (0.1, (1,))])
+def test_a_layer_gathers_what_it_keeps_and_no_more(
+    kv_density: float, dense_layers: tuple[int, ...], tmp_path: Path
+) -> None:
     """A row of 64 tokens and 2 KV heads, of which a dense layer gathers all."""
     made = Bundle.open(write_bundle(tmp_path / "tiny", dense_layers=dense_layers))
     pairs, kv = 64 * 2, made.config.kv
-    graph = onnx.load_from_string(_graph(made, made.config.variants["s100-q8"], keep=keep).model).graph
+    graph = onnx.load_from_string(_graph(made, made.config.variants["s100-q8"], kv_density=kv_density).model).graph
     sizes = [size for node in graph.node for size in _sorted_sizes(node)]
-    assert sizes == [pairs if layer in dense_layers else room(pairs, 2, keep, kv) for layer in range(2)]
-    assert room(pairs, 2, keep, kv) == 2 * (-(-64 * keep // 100) + 4)
+    assert sizes == [
+        pairs if layer in dense_layers else gather_capacity(pairs, 2, kv_density, kv) for layer in range(2)
+    ]
+    assert gather_capacity(pairs, 2, kv_density, kv) == 2 * (-(-64 * round(100 * kv_density) // 100) + 4)
 
 
 def _sorted_sizes(node: onnx.NodeProto) -> list[int]:
@@ -151,17 +158,19 @@ def _sorted_sizes(node: onnx.NodeProto) -> list[int]:
 @given(
     layout=st.sampled_from([(4, 4), (64, 64), (256, 256), (256, 64), (256, 16)]),
     kv_heads=st.sampled_from([1, 2, 3, 8, 32]),
-    keep=st.integers(1, 99),
+    kv_density=st.integers(1, 99).map(lambda share: share / 100),
     context=st.integers(0, 1 << 13),
 )
-def test_there_is_room_for_what_a_row_keeps(layout: tuple[int, int], kv_heads: int, keep: int, context: int) -> None:
+def test_there_is_room_for_what_a_row_keeps(
+    layout: tuple[int, int], kv_heads: int, kv_density: float, context: int
+) -> None:
     """`layout` is the step in which caches grow, and the tokens of a row."""
     step, row_tokens = layout
     old = context // 4
     rows = max(-(-4 * old // row_tokens), step // row_tokens)
-    pages = Action(keep, 100, 8).pages(context, 4)
+    pages = Action(kv_density, 1.0, 8).pages(context, 4)
     kept = kv_heads * -(-4 * old // rows) if pages >= old else -(-4 * kv_heads * pages // rows)
-    made = room(row_tokens * kv_heads, kv_heads, keep, KvLayout(capacity_step=step))
+    made = gather_capacity(row_tokens * kv_heads, kv_heads, kv_density, KvLayout(capacity_step=step))
     assert kept <= made <= row_tokens * kv_heads
 
 
@@ -169,8 +178,8 @@ def test_layers_share_what_they_compute_alike(bundle: Bundle, tmp_path: Path) ->
     """Tables of rotation are cast when weights are made and not at each step, and neither layer copies its cache. Where
     tokens are chosen, what depends on the position alone is computed once.
     """
-    for keep in (100, 30):
-        made = _graph(bundle, bundle.config.variants["s100-q8"], keep=keep)
+    for kv_density in (1.0, 0.3):
+        made = _graph(bundle, bundle.config.variants["s100-q8"], kv_density=kv_density)
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -178,7 +187,7 @@ def test_layers_share_what_they_compute_alike(bundle: Bundle, tmp_path: Path) ->
         graph = onnx.load(options.optimized_model_filepath).graph
         operators = [node.op_type for node in graph.node]
         assert "Identity" not in {node.op_type for node in onnx.load_from_string(made.model).graph.node}
-        assert operators.count("CumSum") == operators.count("TopK") / 2 == (keep < 100)
+        assert operators.count("CumSum") == operators.count("TopK") / 2 == (kv_density < 1.0)
         weights = {value.name for value in made.values}
         assert not [node for node in graph.node if node.op_type == "Cast" and node.input[0] in weights]
 
@@ -246,8 +255,8 @@ def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
 def test_no_float16_is_left_where_there_is_none(bundle: Bundle) -> None:
     """Every tensor's type, as ONNX infers it of the operators that it knows and the graph says of the others."""
     for variant in bundle.config.variants.values():
-        for keep in (100, 30):
-            graph = _graph(bundle, variant, keep=keep, float32=True)
+        for kv_density in (1.0, 0.3):
+            graph = _graph(bundle, variant, kv_density=kv_density, float32=True)
             model = onnx.load_from_string(graph.model)
             assert onnx.TensorProto.FLOAT16 not in {value.onnx_type for value in graph.values}
             inferred = onnx.shape_inference.infer_shapes(model).graph

@@ -11,11 +11,13 @@ import pytest
 
 from helpers.made_configs import made_config
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import FunctionBodyBytes, Line
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.dominated import describe, ineffective, replacements, without_dominated
 from sol_rt.budget.schedules import PolicyInput, make_schedule
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.engine.distribution import Distribution
@@ -23,13 +25,13 @@ from sol_rt.engine.distribution import Distribution
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SolConfig:
-    """Prune 100 and 50, 8, 6 and 4 bits, keep 100 and 30; nothing measured."""
+    """Channel densities 1 and 0.5, 8, 6 and 4 bits, KV densities 1 and 0.3; nothing measured."""
     return Bundle.open(write_bundle(tmp_path_factory.mktemp("paying") / "tiny", policy=True)).config
 
 
 def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> CalibratedCost:
-    """Milliseconds by prune level and bits."""
-    lines = {key: dict.fromkeys((100, 30), line(v.prune, v.bits)) for key, v in config.variants.items()}
+    """Milliseconds by density level and bits."""
+    lines = {key: dict.fromkeys((1.0, 0.3), line(v.channel_density, v.bits)) for key, v in config.variants.items()}
     return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, lines))
 
 
@@ -38,28 +40,28 @@ def _tags(found: dict[Action, Action]) -> dict[str, str]:
 
 
 def test_nothing_is_replaced_where_everything_pays(config: SolConfig) -> None:
-    cost = _cost(config, lambda prune, bits: Line(prune * bits / 100, 0.01, 0.0001))
+    cost = _cost(config, lambda channel_density, bits: Line(channel_density * bits, 0.01, 0.0001))
     assert replacements(config, cost) == {}
 
 
 def test_bits_that_save_nothing_are_replaced_by_more_bits(config: SolConfig) -> None:
-    cost = _cost(config, lambda prune, bits: Line(prune / 10, 0.01, 0.0001))
+    cost = _cost(config, lambda channel_density, bits: Line(10 * channel_density, 0.01, 0.0001))
     found = _tags(replacements(config, cost))
     assert found["k100-s100-q6"] == found["k100-s100-q4"] == "k100-s100-q8"
     assert found["k030-s050-q4"] == "k030-s050-q8"
     assert set(found) == {f"k{k}-s{s}-q{b}" for k in ("100", "030") for s in ("100", "050") for b in (6, 4)}
 
 
-def test_a_mix_of_widths_stands_for_neither_of_its_neighbours() -> None:
+def test_mixed_bits_stand_for_neither_of_its_neighbours() -> None:
     """5 bits are 4 to 8: what they lose beside 6 is not known, so neither replaces the other."""
-    config = made_config(prunes=(100,), keeps=(100,), bits=(8, 6, 5, 4))
-    cost = _cost(config, lambda prune, bits: Line(80.0 if bits == 8 else 50.0, 0.01, 0.0001))
+    config = made_config(channel_densities=(1.0,), kv_densities=(1.0,), bits=(8, 6, MIXED, 4))
+    cost = _cost(config, lambda channel_density, bits: Line(80.0 if bits == 8 else 50.0, 0.01, 0.0001))
     found = _tags(replacements(config, cost))
     assert set(found) == {"k100-s100-q4"}
 
 
-def test_a_keep_that_reads_all_the_same_is_replaced(config: SolConfig) -> None:
-    cost = _cost(config, lambda prune, bits: Line(prune * bits / 100, 0.0, 0.01))
+def test_a_kv_density_that_reads_all_the_same_is_replaced(config: SolConfig) -> None:
+    cost = _cost(config, lambda channel_density, bits: Line(channel_density * bits, 0.0, 0.01))
     found = _tags(replacements(config, cost))
     assert found == {f"k030-s{s}-q{b}": f"k100-s{s}-q{b}" for s in ("100", "050") for b in (8, 6, 4)}
 
@@ -71,8 +73,8 @@ def test_function_bodies_save_by_bits_alone(config: SolConfig) -> None:
 
 
 def test_a_saving_at_long_contexts_alone_is_one(config: SolConfig) -> None:
-    cost = _cost(config, lambda prune, bits: Line(prune * bits / 100, 0.1, 0.0001))
-    costs = cost.table([Action(100, 100, 8), Action(30, 100, 8)])(np.array([3, 200]))
+    cost = _cost(config, lambda channel_density, bits: Line(channel_density * bits, 0.1, 0.0001))
+    costs = cost.table([Action(1.0, 1.0, 8), Action(0.3, 1.0, 8)])(np.array([3, 200]))
     assert costs[0, 0] == costs[0, 1]
     assert costs[1, 0] > costs[1, 1]
     assert replacements(config, cost) == {}
@@ -83,7 +85,7 @@ def test_measured_losses_say_which_is_better(config: SolConfig) -> None:
     losses = {"k100-s100-q8": 0.02, "k100-s100-q6": 0.01, "k100-s050-q8": 0.2, "k100-s050-q6": 0.1}
     entries = tuple(replace(entry, loss=losses.get(entry.action.tag)) for entry in config.actions)
     config = replace(config, actions=entries)
-    cost = _cost(config, lambda prune, bits: Line(prune / 10, 0.01, 0.0001))
+    cost = _cost(config, lambda channel_density, bits: Line(10 * channel_density, 0.01, 0.0001))
     found = _tags(replacements(config, cost))
     assert found["k100-s050-q8"] == "k100-s050-q6"
     assert "k100-s100-q8" not in found
@@ -91,7 +93,9 @@ def test_measured_losses_say_which_is_better(config: SolConfig) -> None:
 
 def test_what_is_used_instead_is_itself_used(config: SolConfig) -> None:
     """6 bits cost less than 1% more than 4, 8 less than 1% more than 6, but 8 cost more than 1% more than 4."""
-    cost = _cost(config, lambda prune, bits: Line(prune / 10 * {4: 1.0, 6: 1.008, 8: 1.016}[bits], 0.0, 0.01))
+    cost = _cost(
+        config, lambda channel_density, bits: Line(10 * channel_density * {4: 1.0, 6: 1.008, 8: 1.016}[bits], 0.0, 0.01)
+    )
     found = replacements(config, cost)
     assert _tags(found)["k100-s100-q6"] == "k100-s100-q8"
     assert set(found.values()).isdisjoint(found)
@@ -115,7 +119,10 @@ class _Policy:
 @pytest.mark.parametrize("budget", [0.75, 0.2])
 def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget: float) -> None:
     """Bits save nothing, and half the channels 40%: places of 4 bits and dense ones are the same action then."""
-    cost = _cost(config, lambda prune, bits: Line({100: 10.0, 50: 6.0}[prune] + 0.02 * (8 - bits), 0.0, 0.01))
+    cost = _cost(
+        config,
+        lambda channel_density, bits: Line({1.0: 10.0, 0.5: 6.0}[channel_density] + 0.02 * (8 - bits), 0.0, 0.01),
+    )
     found = replacements(config, cost)
     assert config.policy is not None
     actions = without_dominated(config.policy.actions, found)
@@ -137,25 +144,27 @@ def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget
 
 def test_what_was_chosen_in_vain_is_said(config: SolConfig) -> None:
     """Here keeping fewer tokens saves nothing, and neither do bits."""
-    cost = _cost(config, lambda prune, bits: Line(prune / 10, 0.0, 0.01))
-    nothing = dict.fromkeys(("keep", "prune", "bits"))
+    cost = _cost(config, lambda channel_density, bits: Line(10 * channel_density, 0.0, 0.01))
+    nothing = dict.fromkeys(("kv_density", "channel_density", "bits"))
 
     def said(schedule: str | None = None, **targets: float) -> str:
         return ineffective(config, cost, schedule, {**nothing, **targets}, "webgpu")
 
     assert said("fixed:k030-s050-q8") == "on webgpu k030-s050-q8 saves nothing over k100-s050-q8; it runs as asked"
     assert said("fixed:k020-s050-q4").startswith("on webgpu k020-s050-q4 saves nothing over k100-s050-q8;")
-    assert said("fixed:k100-s050-q8") == said("fixed:k100-s100-q8") == said("uniform") == said(prune=0.7) == ""
-    assert said(keep=0.5) == "on webgpu no step saves time by --keep 30; it is followed as asked"
-    assert said(keep=0.5, bits=6.0, prune=0.7) == (
-        "on webgpu no step saves time by --keep 30 or --bits 4, 6; it is followed as asked"
+    assert (
+        said("fixed:k100-s050-q8") == said("fixed:k100-s100-q8") == said("uniform") == said(channel_density=0.7) == ""
     )
-    everything_pays = _cost(config, lambda prune, bits: Line(prune * bits / 100, 0.01, 0.0001))
-    assert ineffective(config, everything_pays, None, {**nothing, "keep": 0.5}, "webgpu") == ""
+    assert said(kv_density=0.5) == "on webgpu no step saves time by --kv-density 0.3; it is followed as asked"
+    assert said(kv_density=0.5, bits=6.0, channel_density=0.7) == (
+        "on webgpu no step saves time by --kv-density 0.3 or --bits 4, 6; it is followed as asked"
+    )
+    everything_pays = _cost(config, lambda channel_density, bits: Line(channel_density * bits, 0.01, 0.0001))
+    assert ineffective(config, everything_pays, None, {**nothing, "kv_density": 0.5}, "webgpu") == ""
 
 
 def test_the_description_is_one_line_and_names_a_few(config: SolConfig, tmp_path: Path) -> None:
-    found = {Action(keep, 100, 4): Action(100, 100, 8) for keep in range(10, 70, 10)}
+    found = {Action(share / 100, 1.0, 4): Action(1.0, 1.0, 8) for share in range(10, 70, 10)}
     text = describe(found, "webgpu")
     assert text.startswith("on webgpu 6 actions save nothing and are not used: k060-s100-q4 (over k100-s100-q8), ")
     assert text.endswith(" and 2 more")

@@ -24,7 +24,7 @@ from sol_rt.engine.providers import Provider
 from sol_rt.errors import BundleError, ContextError, ProviderError, UsageError
 from sol_rt.ops import library_path
 
-DENSE, CHEAP = Action(100, 100, 8), Action(30, 50, 4)
+DENSE, CHEAP = Action(1.0, 1.0, 8), Action(0.3, 0.5, 4)
 TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, 90, 250)]
 
 
@@ -54,7 +54,7 @@ def _logits(engine: Engine, tokens: list[int], action: Action = DENSE) -> np.nda
 
 def test_a_prompt_gives_the_reference_logits(engine: Engine, tmp_path: Path) -> None:
     decoder = RandomDecoder.write(describe("llama"), tmp_path, kv=engine.bundle.config.kv)
-    reference, _ = decoder.logits(TOKENS[:40], 100, 8)
+    reference, _ = decoder.logits(TOKENS[:40], 1.0, 8)
     output = engine.forward(TOKENS[:40], DENSE, num_logits=40)
     assert output.logits.shape == (40, 90)
     assert output.hidden.shape == (40, 64)
@@ -75,7 +75,7 @@ def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(engine: Engine) -
     """Whatever the step before it chose: a graph takes a chunk of one token for a step."""
     engine._chunk = 64
     whole = engine.forward(TOKENS[:193], DENSE).logits.copy()
-    engine.forward(TOKENS[193:194], Action(3, 100, 8))
+    engine.forward(TOKENS[193:194], Action(0.03, 1.0, 8))
     engine.reset()
     assert np.array_equal(engine.forward(TOKENS[:193], DENSE).logits, whole)
 
@@ -141,7 +141,7 @@ def test_native_operators_agree_with_the_bodies(bundle: Bundle) -> None:
     for tokens, action in (
         (TOKENS[:60], DENSE),
         (TOKENS[60:61], DENSE),
-        (TOKENS[61:62], Action(100, 100, 4)),
+        (TOKENS[61:62], Action(1.0, 1.0, 4)),
     ):
         a, b = (engine.forward(tokens, action) for engine in (native, bodies))
         assert np.abs(a.logits - b.logits).max() < (0.3 if action.bits == 4 else 0.05)
@@ -160,13 +160,13 @@ def test_rewinding_repeats_exactly(engine: Engine) -> None:
         engine.truncate(61)
 
 
-def test_keep_reads_fewer_pages(engine: Engine) -> None:
+def test_a_lower_kv_density_reads_fewer_pages(engine: Engine) -> None:
     engine.forward(TOKENS[:200], DENSE)
     dense = engine.forward([5], DENSE).logits.copy()
     engine.truncate(200)
-    assert not np.array_equal(engine.forward([5], Action(10, 100, 8)).logits, dense)
+    assert not np.array_equal(engine.forward([5], Action(0.1, 1.0, 8)).logits, dense)
     engine.truncate(200)
-    assert np.array_equal(engine.forward([5], Action(100, 100, 8)).logits, dense)
+    assert np.array_equal(engine.forward([5], Action(1.0, 1.0, 8)).logits, dense)
 
 
 def test_context_limits(engine: Engine) -> None:
@@ -190,7 +190,7 @@ def test_tokens_outside_the_vocabulary(engine: Engine, tokens: list[int]) -> Non
 
 def test_unknown_variant(engine: Engine) -> None:
     with pytest.raises(UsageError, match="s025-q8"):
-        engine.forward([1], Action(100, 25, 8))
+        engine.forward([1], Action(1.0, 0.25, 8))
 
 
 def test_steps_allocate_nothing_that_grows(engine: Engine) -> None:
@@ -239,9 +239,9 @@ try:
     print("chose", engine.provider_name, engine.provider.software, end=";")
     engine.forward([1, 2, 3, 4], engine.bundle.config.dense)
     for index in range(70):
-        widths = [entry.action for entry in engine.bundle.config.actions if entry.action.variant.startswith("s100")]
-        widths = [action for action in widths if action.keep == 100]
-        output = engine.forward([index % 90], widths[-index % len(widths)])
+        actions = [entry.action for entry in engine.bundle.config.actions if entry.action.variant.startswith("s100")]
+        actions = [action for action in actions if action.kv_density == 1.0]
+        output = engine.forward([index % 90], actions[-index % len(actions)])
     print(" ".join(f"{value:.4f}" for value in output.logits[0]))
 except SolError as error:
     print(type(error).__name__, error)

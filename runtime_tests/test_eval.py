@@ -332,6 +332,6 @@ def test_a_page_of_the_dense_model_alone(model: SolModel, text: str) -> None:
 def test_few_windows_are_said(model: SolModel, runs: SizeRuns) -> None:
     resampling = Resampling("windows", 100, 0)
     report = report_of(model, ["text"], QUICK, resampling, [size_report(runs, QUICK, resampling)])
-    assert any("Intervals of 3 units only" in line for line in table_lines(report))
+    assert any("Intervals from only 3 units" in line for line in table_lines(report))
     assert isinstance(report.sizes[0].dense.nll, Figure)
     assert DENSE.key == "dense"

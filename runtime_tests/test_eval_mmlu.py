@@ -15,10 +15,12 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.quality.bootstrap import Resampling
-from sol_rt.evaluation.quality.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
+from sol_rt.evaluation.quality.exam import Exam, Question, read_exam
+from sol_rt.evaluation.quality.mmlu import Answered, settings_of, sit
 from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
+from sol_rt.evaluation.report.mmlu import exam_report, mcnemar
 from sol_rt.evaluation.report.tables import exam_lines
 from sol_rt.generate.model import SolModel
 
@@ -199,7 +201,7 @@ def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixt
     assert [score["schedule"] for score in document["scores"]] == ["dense", "uniform", "sol"]
     assert main([*argv, "--form", "letter", "--shots", "2", "--tail", "3"]) == 0
     out = capsys.readouterr().out
-    assert "MMLU, 6 questions, form letter, 2 shots, 3 of" in out
+    assert "MMLU, 6 questions, form letter, 2 shots, last 3 of" in out
     assert "| sol against" in out
 
 
@@ -212,7 +214,7 @@ def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixt
         (["--shots", "6"], ("--shots",)),
         (["--schedules", "static"], ("--schedules: got 'static'",)),
         (["--budget", "2"], ("--budget: got 2.0",)),
-        (["--html", "page.html"], ("--html: draws held-out text",)),
+        (["--html", "page.html"], ("--html: draws results on held-out text only",)),
         (["-f", "text"], ("either --file",)),
     ],
 )
@@ -234,7 +236,7 @@ def test_rows_that_are_no_questions(tmp_path: Path, row: str) -> None:
 def test_a_file_without_questions(tmp_path: Path, content: str) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "law_test.csv").write_text(content, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"law_test\.csv: has no question; leave law out"):
+    with pytest.raises(UsageError, match=r"law_test\.csv: got no question, expected one or more; leave law out"):
         read_exam(tmp_path, subjects=[], questions=None, form="letter", shots=0)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution
@@ -84,7 +84,7 @@ def test_points_of_one_cost_give_no_slope() -> None:
     assert at_cost(curve[:2], 0, ONE * 0.46) == pytest.approx(4.0)
 
 
-A, B, C, D = (Action(100, 100, 8), Action(100, 100, 4), Action(100, 50, 4), Action(10, 50, 4))
+A, B, C, D = (Action(1.0, 1.0, 8), Action(1.0, 1.0, 4), Action(1.0, 0.5, 4), Action(0.1, 0.5, 4))
 
 
 def test_the_mix_is_the_lower_hulls() -> None:
@@ -99,7 +99,7 @@ def test_the_mix_is_the_lower_hulls() -> None:
 def test_a_mix_of_two_actions_holds_the_budget_and_takes_them_in_turn(budget: float) -> None:
     config = made_config()
     cost = BytesCost(config)
-    low, high = Action(100, 50, 4), config.dense
+    low, high = Action(1.0, 0.5, 4), config.dense
     controller = Controller((low, high), cost, budget)
     schedule = MixSchedule(controller)
     chosen = []
@@ -118,7 +118,7 @@ def test_a_mix_of_two_actions_holds_the_budget_and_takes_them_in_turn(budget: fl
     st.floats(0.2, 1.0),
 )
 def test_no_other_pair_loses_less(points: list[tuple[float, float]], budget: float) -> None:
-    actions = {Action(index + 1, 100, 4): each for index, each in enumerate(points)}
+    actions = {Action((index + 1) / 100, 1.0, 4): each for index, each in enumerate(points)}
     pair = hull_pair(actions, budget)
     affordable = [each for each in points if each[0] <= budget]
     if pair is None:

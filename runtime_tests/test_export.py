@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from helpers.gguf_file import GgufFile  # noqa: E402
-from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.bundle.config import ALIGNMENT, CONFIG_NAME, KvLayout  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
@@ -36,10 +38,11 @@ from sol_rt.export.blob import memory  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
 from sol_rt.export.pipeline import ExportReport  # noqa: E402
 from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  # noqa: E402
-from sol_rt.export.progress import silent  # noqa: E402
 from sol_rt.export.quantize.nested import quantize_matrix  # noqa: E402
-from sol_rt.export.sources.checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.decoder import family_of, from_hf_config  # noqa: E402
+from sol_rt.export.sources.families import FAMILIES  # noqa: E402
+from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.store.progress import silent  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 GGUF_PARTS = [
@@ -59,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 def export(source: Path, output: Path, **options: Any) -> ExportReport:
     """A small export without calibration and comparison."""
-    levels = {"bits": (8, 4), "prune": (100, 50), "keep": (100, 25)}
+    levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
     given = {**levels, "calibration": "none", "parity": False, **options}
     return export_bundle(str(source), output, **given)
 
@@ -80,11 +83,13 @@ def test_export_is_complete_and_close_to_its_source(preset: str, tmp_path: Path)
     report = export_bundle(str(source), tmp_path / "out", calibration="none")
     config = Bundle.open(tmp_path / "out").config
     assert config == report.config
-    widths = {variant.bits for variant in config.variants.values()}
-    assert {8, 4} <= widths <= {8, 6, 5, 4}  # of 5 and 6 bits one may be cheaper and closer than the other
-    assert len(config.variants) == 5 * len(widths)
+    levels_of_bits = {variant.bits for variant in config.variants.values()}
+    assert (
+        {8, 4} <= levels_of_bits <= {8, 6, MIXED, 4}
+    )  # of mixed and 6 bits one may be cheaper and closer than the other
+    assert len(config.variants) == 5 * len(levels_of_bits)
     assert len(config.actions) == 4 * len(config.variants)
-    assert config.dense == Action(100, 100, 8)
+    assert config.dense == Action(1.0, 1.0, 8)
     assert config.model.name == preset
     assert verify_bundle(tmp_path / "out").tensors == len(config.tensors)
     for variant in config.variants.values():
@@ -109,6 +114,24 @@ def test_the_streamed_reference_is_transformers_model(preset: str, tmp_path: Pat
     with torch.inference_mode():
         wanted = model(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+def test_a_family_like_those_known_is_added_by_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mistral = replace(
+        FAMILIES["llama"],
+        architecture="MistralForCausalLM",
+        model_type="mistral",
+        gguf=None,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+    )
+    monkeypatch.setitem(FAMILIES, "mistral", mistral)
+    source = write_random_checkpoint(tmp_path / "source", RandomCheckpoint("mistral"))
+    report = export(source, tmp_path / "out", bits=(8,), parity=True)
+    assert report.config.model.architecture == "MistralForCausalLM"
+    assert report.parity is not None
+    assert report.parity.rows[0].kl < 2e-3
 
 
 def test_a_graph_of_other_weights_fails_the_comparison(folder: Path, tmp_path: Path) -> None:
@@ -392,16 +415,16 @@ def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": (8, 7)}, "bits: got .* expected different numbers of 8, 6, 5, 4"),
+        ({"bits": (8, 7)}, "bits: got .* expected different ones of 8, 6, mixed, 4"),
         ({"bits": ()}, "bits: got"),
-        ({"prune": (75, 50)}, "prune: got .* expected 100 among them"),
-        ({"keep": (100, 100)}, "keep: got .* different"),
-        ({"keep": (100, 0)}, "keep: got .* 1 to 100"),
+        ({"channel_density": (0.75, 0.5)}, "channel_density: got .* expected 1 among them"),
+        ({"kv_density": (1.0, 1.0)}, "kv_density: got .* different"),
+        ({"kv_density": (1.0, 0.0)}, "kv_density: got .* 0.01 to 1"),
         ({"kv": "int4"}, "kv: got int4, expected float16 or int8"),
-        ({"bits": (3,)}, r"bits: got \[3\], expected different numbers of 8, 6, 5, 4"),
-        ({"keep": (100, 101)}, "keep: got .* 1 to 100"),
+        ({"bits": (3,)}, r"bits: got 3, expected different ones of 8, 6, mixed, 4"),
+        ({"kv_density": (1.0, 1.01)}, "kv_density: got .* 0.01 to 1"),
         ({"max_actions": 0, "calibration": "self"}, "max actions: got 0, expected 1 or more"),
-        ({"prune": (100, 3), "calibration": "self"}, "prune: got 3, expected 4 to 100 percent"),
+        ({"channel_density": (1.0, 0.03), "calibration": "self"}, "channel_density: got 0.03, expected 0.04 to 1"),
         ({"max_actions": 5}, "max actions: got 5, .* without one nothing says which actions to drop"),
         ({"calibration": "no-such-file"}, "calibration no-such-file: no such file"),
     ],
@@ -418,7 +441,7 @@ def test_only_bundles_are_replaced(folder: Path, tmp_path: Path) -> None:
     (output / "diary.txt").unlink()
     export(folder, output)
     first = (output / CONFIG_NAME).read_text()
-    export(folder, output, bits=(8,), prune=(100,))
+    export(folder, output, bits=(8,), channel_density=(1.0,))
     assert not (output / "model.q4.onnx").exists()
     assert (output / CONFIG_NAME).read_text() != first
     assert Bundle.open(output).config.variants.keys() == {"s100-q8"}
@@ -487,10 +510,10 @@ def test_a_width_is_dropped_for_one_that_reads_less_whatever_its_name(
     for layer, name in enumerate(queries):
         file.add(f"{name}.weight", file.source.read(f"model.layers.{layer}.self_attn.q_proj.weight"), "Q4_0")
     source = file.write()
-    for five, kept in ((0.1, {8, 6, 5, 4}), (0.3, {8, 6, 4})):
-        compared = reported(q8=(0.01,) * 8, q6=(0.2, 0.21) * 4, q5=(five,) * 8, q4=(0.4,) * 8)
+    for mixed, kept in ((0.1, {8, 6, MIXED, 4}), (0.3, {8, 6, 4})):
+        compared = reported(q8=(0.01,) * 8, q6=(0.2, 0.21) * 4, qmix=(mixed,) * 8, q4=(0.4,) * 8)
         monkeypatch.setattr(pipeline.parity_report, "measure", lambda *_, compared=compared: compared)
-        report = export(source, tmp_path / f"{five}", bits=(8, 6, 5, 4), parity=True)
+        report = export(source, tmp_path / f"{mixed}", bits=(8, 6, MIXED, 4), parity=True)
         assert {variant.bits for variant in report.config.variants.values()} == kept
 
 

@@ -1,4 +1,4 @@
-"""Error compensation: it lowers what it says it lowers, in float64, and leaves the format's promises as they are."""
+"""GPTQ: it lowers what it says it lowers, in float64, and leaves the format's promises as they are."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sol_rt.bundle.config import BLOCK  # noqa: E402
-from sol_rt.export.quantize.gptq import HessianFactor, compensate  # noqa: E402
+from sol_rt.export.quantize.gptq import HessianFactor, choose_codes  # noqa: E402
 from sol_rt.export.quantize.nested import Nested, dequantize, quantize_matrix  # noqa: E402
 
 Array = np.ndarray
 
 
 def made(seed: int, rows: int = 24, channels: int = 96, tokens: int = 400) -> tuple[Array, Array]:
-    """Weights float32 [N, K], and the moment float32 [K, K] of inputs that go together and differ in size."""
+    """Weights float32 [N, K], and the hessian float32 [K, K] of inputs that go together and differ in size."""
     rng = np.random.default_rng(seed)
     causes = channels // 4
     x = rng.standard_normal((tokens, causes)) @ rng.standard_normal((causes, channels))
@@ -25,35 +25,35 @@ def made(seed: int, rows: int = 24, channels: int = 96, tokens: int = 400) -> tu
     return rng.standard_normal((rows, channels)).astype(np.float32), (x.T @ x / tokens).astype(np.float32)
 
 
-def metric_of(moment: Array) -> HessianFactor:
-    return HessianFactor.of(torch.from_numpy(moment))
+def factor_of(hessian: Array) -> HessianFactor:
+    return HessianFactor.of(torch.from_numpy(hessian))
 
 
-def output_error(nested: Nested, level: int, w: Array, moment: Array) -> float:
+def output_error(nested: Nested, level: int, w: Array, hessian: Array) -> float:
     """tr((W - Q) H (W - Q)^T) in float64."""
     error = dequantize(nested, level).astype(np.float64) - w
-    return float(((error @ moment.astype(np.float64)) * error).sum())
+    return float(((error @ hessian.astype(np.float64)) * error).sum())
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([(4,), (6, 4), (8, 4), (8, 6, 4), (8, 6), (8,)]))
 def test_outputs_are_closer_than_of_weights_rounded_alone(seed: int, levels: tuple[int, ...]) -> None:
-    w, moment = made(seed)
-    metric, planes = metric_of(moment), (max(levels) - 4) // 2
+    w, hessian = made(seed)
+    factor, planes = factor_of(hessian), (max(levels) - 4) // 2
     plain = quantize_matrix(w, planes, six_bits=False)
-    found = compensate(w, plain, metric, levels)
+    found = choose_codes(w, plain, factor, levels)
     for level in levels:
         limit = 0.3 if len(levels) == 1 else 1.0  # a level of its own has no other's wishes to heed
-        assert output_error(found, level, w, moment) < limit * output_error(plain, level, w, moment)
+        assert output_error(found, level, w, hessian) < limit * output_error(plain, level, w, hessian)
 
 
 def test_each_code_is_the_best_one_after_those_before_it() -> None:
     """At 4 bits alone, against GPTQ as its paper has it: by the inverse of H, in float64."""
-    w, moment = made(3, rows=8, channels=64)
+    w, hessian = made(3, rows=8, channels=64)
     plain = quantize_matrix(w, 0)
-    found = compensate(w, plain, metric_of(moment), (4,))
-    damped = moment.astype(np.float64) + 0.01 * moment.diagonal().mean(dtype=np.float64) * np.eye(64)
-    order = np.argsort(-moment.diagonal(), kind="stable")
+    found = choose_codes(w, plain, factor_of(hessian), (4,))
+    damped = hessian.astype(np.float64) + 0.01 * hessian.diagonal().mean(dtype=np.float64) * np.eye(64)
+    order = np.argsort(-hessian.diagonal(), kind="stable")
     upper = np.linalg.cholesky(np.linalg.inv(damped[order][:, order])).T
     rest, wanted = w.T[order].astype(np.float64), np.empty((64, 8))
     for j, channel in enumerate(order):
@@ -69,8 +69,8 @@ def test_each_code_is_the_best_one_after_those_before_it() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
 def test_wide_levels_stay_near_their_weights(seed: int) -> None:
-    w, moment = made(seed)
-    found = compensate(w, quantize_matrix(w, 2, six_bits=False), metric_of(moment), (8, 6, 4))
+    w, hessian = made(seed)
+    found = choose_codes(w, quantize_matrix(w, 2, six_bits=False), factor_of(hessian), (8, 6, 4))
     step = np.repeat(found.scale.T.astype(np.float64), BLOCK, axis=1)
     errors = {level: dequantize(found, level).astype(np.float64) - w for level in (4, 6, 8)}
     for wide, bound in ((8, 0.5), (6, 0.5)):
@@ -81,59 +81,59 @@ def test_wide_levels_stay_near_their_weights(seed: int) -> None:
     assert mean[8] < mean[6] < mean[4]
 
 
-def test_kept_blocks_keep_their_base() -> None:
-    w, moment = made(1)
+def test_fixed_blocks_keep_their_base() -> None:
+    w, hessian = made(1)
     plain = quantize_matrix(w, 2, six_bits=False)
-    kept = np.zeros((len(w), w.shape[1] // BLOCK), np.bool_)
-    kept[::2, 1] = True
-    found = compensate(w, plain, metric_of(moment), (8, 6, 4), kept)
-    same = (found.q == plain.q).reshape(*kept.shape, BLOCK).all(axis=-1)
-    assert same[kept].all()
-    assert not same[~kept].all()
+    fixed = np.zeros((len(w), w.shape[1] // BLOCK), np.bool_)
+    fixed[::2, 1] = True
+    found = choose_codes(w, plain, factor_of(hessian), (8, 6, 4), fixed)
+    same = (found.q == plain.q).reshape(*fixed.shape, BLOCK).all(axis=-1)
+    assert same[fixed].all()
+    assert not same[~fixed].all()
 
 
-def test_six_bits_of_kept_codes_have_no_common_shift() -> None:
+def test_six_bits_of_fixed_codes_have_no_common_shift() -> None:
     """Weights on their 4-bit values: level 6 has none of them, and would be off by 1.5 sixteenths, all to one side."""
     rng = np.random.default_rng(0)
     plain = quantize_matrix(rng.standard_normal((16, 96)).astype(np.float32), 2)
     w = dequantize(plain, 4)
-    moment = (0.1 * np.eye(96) + 3).astype(np.float32)  # inputs with a common part: errors to one side add up
-    kept = np.ones((16, 3), np.bool_)
-    found = compensate(w, plain, metric_of(moment), (8, 6, 4), kept)
+    hessian = (0.1 * np.eye(96) + 3).astype(np.float32)  # inputs with a common part: errors to one side add up
+    fixed = np.ones((16, 3), np.bool_)
+    found = choose_codes(w, plain, factor_of(hessian), (8, 6, 4), fixed)
     assert np.array_equal(found.q, plain.q)
     centred = Nested(plain.q, np.full_like(plain.q, 2), np.zeros_like(plain.q), plain.scale, plain.zero)
-    assert output_error(found, 6, w, moment) < 0.2 * output_error(centred, 6, w, moment)
-    assert output_error(found, 4, w, moment) == 0
+    assert output_error(found, 6, w, hessian) < 0.2 * output_error(centred, 6, w, hessian)
+    assert output_error(found, 4, w, hessian) == 0
 
 
 def test_pieces_and_repetition_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    w, moment = made(2)
-    metric, plain = metric_of(moment), quantize_matrix(w, 2)
-    whole = compensate(w, plain, metric, (8, 6, 4))
+    w, hessian = made(2)
+    factor, plain = factor_of(hessian), quantize_matrix(w, 2)
+    whole = choose_codes(w, plain, factor, (8, 6, 4))
     monkeypatch.setattr("sol_rt.export.quantize.gptq._ROWS_AT_ONCE", 5)
-    pieces = compensate(w, plain, metric, (8, 6, 4))
+    pieces = choose_codes(w, plain, factor, (8, 6, 4))
     for part in ("q", "b", "c"):
         assert np.array_equal(getattr(whole, part), getattr(pieces, part))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 7])
-def test_moments_without_full_rank_do(rank: int) -> None:
+def test_hessians_without_full_rank_do(rank: int) -> None:
     """A few tokens, channels that are never on, or none at all."""
     w, _ = made(4)
     x = np.random.default_rng(4).standard_normal((rank, w.shape[1])).astype(np.float32)
     x[:, 5:40] = 0
-    moment = (x.T @ x).astype(np.float32)
-    plain = quantize_matrix(w, 2, importance=moment.diagonal())
-    found = compensate(w, plain, metric_of(moment), (8, 6, 4))
+    hessian = (x.T @ x).astype(np.float32)
+    plain = quantize_matrix(w, 2, importance=hessian.diagonal())
+    found = choose_codes(w, plain, factor_of(hessian), (8, 6, 4))
     for level in (4, 6, 8):
-        assert output_error(found, level, w, moment) <= output_error(plain, level, w, moment)
+        assert output_error(found, level, w, hessian) <= output_error(plain, level, w, hessian)
     assert (np.abs(dequantize(found, 8) - w) <= 2 * np.repeat(found.scale.T.astype(np.float32), BLOCK, axis=1)).all()
 
 
 def test_zero_blocks_stay_zero() -> None:
-    w, moment = made(5)
+    w, hessian = made(5)
     w[:, 32:64] = 0
-    found = compensate(w, quantize_matrix(w, 2), metric_of(moment), (8, 6, 4))
+    found = choose_codes(w, quantize_matrix(w, 2), factor_of(hessian), (8, 6, 4))
     for level in (4, 6, 8):
         assert not dequantize(found, level)[:, 32:64].any()
 

@@ -15,8 +15,9 @@ from onnx import TensorProto
 
 from helpers.random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
 from helpers.reference import Array
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import TensorEntry, Variant
-from sol_rt.export.graphs.graph import LayerShapes, prune_counts
+from sol_rt.export.graphs.graph import LayerShapes, active_counts
 from sol_rt.export.sources.decoder import Decoder
 
 COUNTS = {
@@ -26,7 +27,7 @@ COUNTS = {
     "active_o": "active_o",
 }
 """Of a variant, by the graph's input."""
-VARIANTS = ((100, 8), (100, 5), (100, 4), (75, 6), (50, 4), (25, 8))
+VARIANTS = ((1.0, 8), (1.0, MIXED), (1.0, 4), (0.75, 6), (0.5, 4), (0.25, 8))
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(0, 90, 40)]
 
 
@@ -46,24 +47,24 @@ def _signature(values: list[onnx.ValueInfoProto]) -> dict[str, tuple[int, list[i
     }
 
 
-@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
-def test_graph_is_valid_and_small(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+@pytest.mark.parametrize(("channel_density", "bits"), VARIANTS)
+def test_graph_is_valid_and_small(made: tuple[Path, RandomDecoder], channel_density: float, bits: int) -> None:
     folder, decoder = made
-    path = decoder.write_graph(folder, prune, bits)
+    path = decoder.write_graph(folder, channel_density, bits)
     onnx.checker.check_model(str(path), full_check=True)
-    assert path.stat().st_size < (72 if bits == 5 else 56) << 10  # two bodies of some operators
+    assert path.stat().st_size < (72 if bits == MIXED else 56) << 10  # two bodies of some operators
     model = onnx.load(str(path), load_external_data=False)
     assert model.ir_version == 11
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 23, "com.microsoft": 1, "sol": 1}
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     called = {("sol", node.op_type, node.overload) for node in nodes if node.domain == "sol"}
     assert {(function.domain, function.name, function.overload) for function in model.functions} == called
-    assert {name for _, name, overload in called if overload} == ({"DecoderLayer"} if bits == 5 else set())
+    assert {name for _, name, overload in called if overload} == ({"DecoderLayer"} if bits == MIXED else set())
 
 
 def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -> None:
     folder, decoder = made
-    graph = onnx.load(str(decoder.write_graph(folder, 50, 4)), load_external_data=False).graph
+    graph = onnx.load(str(decoder.write_graph(folder, 0.5, 4)), load_external_data=False).graph
     shape = decoder.decoder
     half, whole, real = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.FLOAT
     inputs: dict[str, tuple[int, list[int | str]]] = {"input_ids": (whole, [1, "S"])}
@@ -85,10 +86,12 @@ def test_inputs_and_outputs_are_the_contract(made: tuple[Path, RandomDecoder]) -
     assert _signature(graph.output) == outputs
 
 
-@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
-def test_weights_are_references_into_the_blob(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+@pytest.mark.parametrize(("channel_density", "bits"), VARIANTS)
+def test_weights_are_references_into_the_blob(
+    made: tuple[Path, RandomDecoder], channel_density: float, bits: int
+) -> None:
     folder, decoder = made
-    graph = onnx.load(str(decoder.write_graph(folder, prune, bits)), load_external_data=False).graph
+    graph = onnx.load(str(decoder.write_graph(folder, channel_density, bits)), load_external_data=False).graph
     for tensor in graph.initializer:
         entry = decoder.tensors[tensor.name]
         place = {item.key: item.value for item in tensor.external_data}
@@ -99,7 +102,7 @@ def test_weights_are_references_into_the_blob(made: tuple[Path, RandomDecoder], 
     # a variant reads the planes of its width, and a row of the embedding at the widest
     four, six = r"0\.(o|up)|1\.(qkv|down)", r"0\.down|1\.o"
     mixed = rf"^layers\.({four})\.plane[12]$|^layers\.({six})\.plane2$|^head\.plane2$"
-    skipped = {4: r"\.plane[12]$", 5: mixed, 6: r"\.plane2$", 8: "^$"}[bits]
+    skipped = {4: r"\.plane[12]$", MIXED: mixed, 6: r"\.plane2$", 8: "^$"}[bits]
     assert {name for name in names if not name.startswith("embed.")} == {
         name for name in read if not re.search(skipped, name)
     }
@@ -125,7 +128,7 @@ def _run(
         feed[f"past_key_range.{layer}"] = np.zeros((1, decoder.num_kv_heads, 4, 2), np.float16)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    if "q8" in path.name or "q5" in path.name:  # see docs/bundle.md, section 3
+    if "q8" in path.name or "qmix" in path.name:  # see docs/bundle.md, section 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     logits, hidden = session.run(["logits", "hidden_states"], feed)
@@ -136,35 +139,35 @@ def _run(
 def test_the_output_matrix_at_a_width_of_its_own(made: tuple[Path, RandomDecoder], lm_head_bits: int) -> None:
     folder, narrow = made
     decoder = replace(narrow, lm_head_bits={4: lm_head_bits})
-    path = decoder.write_graph(folder, 100, 4)
+    path = decoder.write_graph(folder, 1.0, 4)
     onnx.checker.check_model(str(path), full_check=True)
     got = _run(path, decoder.decoder, TOKENS, len(TOKENS))
-    expected, other = (each.logits(TOKENS, 100, 4) for each in (decoder, narrow))
+    expected, other = (each.logits(TOKENS, 1.0, 4) for each in (decoder, narrow))
     error, difference = (np.sqrt(np.mean((got[0] - logits[0]) ** 2)) for logits in (expected, other))
     assert error <= 0.03 * np.sqrt(np.mean(expected[0] ** 2)) < difference
 
 
-@pytest.mark.parametrize(("prune", "bits"), VARIANTS)
-def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], prune: int, bits: int) -> None:
+@pytest.mark.parametrize(("channel_density", "bits"), VARIANTS)
+def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], channel_density: float, bits: int) -> None:
     """Root mean square error within 3% of the values', for bodies round activations otherwise than kernels do; 20%
     where that flips choices of channels, in a random network of two narrow layers; 0.3% with 8 bits and nothing pruned,
     where attention's float16 is all that is left.
     """
     folder, decoder = made
-    variant = decoder.variant(prune, bits)
-    path = decoder.write_graph(folder, prune, bits)
+    variant = decoder.variant(channel_density, bits)
+    path = decoder.write_graph(folder, channel_density, bits)
     got = _run(path, decoder.decoder, TOKENS, len(TOKENS), variant)
-    bound = 0.2 if prune < 100 else 0.003 if bits == 8 else 0.03
-    unpruned = decoder.logits(TOKENS, 100, bits)
-    for value, expected, whole in zip(got, decoder.logits(TOKENS, prune, bits), unpruned, strict=True):
+    bound = 0.2 if channel_density < 1.0 else 0.003 if bits == 8 else 0.03
+    unpruned = decoder.logits(TOKENS, 1.0, bits)
+    for value, expected, whole in zip(got, decoder.logits(TOKENS, channel_density, bits), unpruned, strict=True):
         assert np.sqrt(np.mean((value - expected) ** 2)) <= bound * np.sqrt(np.mean(expected**2))
         error, pruning = (np.median(np.sqrt(np.mean((found - expected) ** 2, -1))) for found in (value, whole))
-        assert prune == 100 or error < pruning / 2
+        assert channel_density == 1.0 or error < pruning / 2
 
 
 def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) -> None:
     folder, decoder = made
-    path = decoder.write_graph(folder, 100, 8)
+    path = decoder.write_graph(folder, 1.0, 8)
     every = _run(path, decoder.decoder, TOKENS, len(TOKENS))
     for wanted in (1, 7):
         for value, whole in zip(_run(path, decoder.decoder, TOKENS, wanted), every, strict=True):
@@ -192,7 +195,7 @@ def test_a_session_that_chooses_nothing_reads_the_planes_of_its_width_and_no_mor
     made: tuple[Path, RandomDecoder], bits: int
 ) -> None:
     folder, decoder = made
-    graph = _optimized(decoder.write_graph(folder, 100, bits), 0, 0)
+    graph = _optimized(decoder.write_graph(folder, 1.0, bits), 0, 0)
     layers = decoder.decoder.num_layers
     operators = [node.op_type for node in graph.node]
     assert not _CHOOSERS & set(operators)
@@ -216,7 +219,7 @@ def test_a_layer_that_chooses_nothing_has_few_nodes(made: tuple[Path, RandomDeco
     views = {"Reshape", "Shape", "Unsqueeze", "Squeeze", "Constant", "Identity"}
 
     def moving(choosing: int, pruning: int) -> int:
-        graph = _optimized(decoder.write_graph(folder, 100, 4), choosing, pruning)
+        graph = _optimized(decoder.write_graph(folder, 1.0, 4), choosing, pruning)
         return sum(node.op_type not in views for node in graph.node)
 
     layers, beside = decoder.decoder.num_layers, 40
@@ -235,8 +238,8 @@ SHAPES = [
 
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("percent", [100, 99, 90, 75, 60, 50, 40, 25, 10, 1])
-def test_prune_counts_keep_the_share(percent: int, shapes: LayerShapes) -> None:
-    counts = prune_counts(percent, shapes)
+def test_active_counts_read_the_share(percent: int, shapes: LayerShapes) -> None:
+    counts = active_counts(percent / 100, shapes)
     matrices = (shapes.up, shapes.down, shapes.qkv, shapes.o)
     for count, (channels, _) in zip(counts, matrices, strict=True):
         assert 1 <= count <= channels
@@ -247,8 +250,8 @@ def test_prune_counts_keep_the_share(percent: int, shapes: LayerShapes) -> None:
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_a_lower_level_keeps_no_channel_more(shapes: LayerShapes) -> None:
-    levels = [prune_counts(percent, shapes) for percent in range(100, 0, -1)]
+def test_a_lower_density_has_no_channel_more(shapes: LayerShapes) -> None:
+    levels = [active_counts(percent / 100, shapes) for percent in range(100, 0, -1)]
     for more, fewer in itertools.pairwise(levels):
         assert all(a >= b for a, b in zip(more, fewer, strict=True))
 
@@ -260,7 +263,7 @@ def _all_bytes(tensors: dict[str, TensorEntry], *parts: str) -> int:
 def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) -> None:
     _, decoder = made
     shape, tensors = decoder.decoder, decoder.tensors
-    variant = decoder.variant(50, 4)
+    variant = decoder.variant(0.5, 4)
     matrix = (".base", ".scale", ".zero")
     expected = _all_bytes(tensors, ".qkv.scale", ".o.scale", ".up.scale", ".down.scale", ".zero")
     expected += _all_bytes(tensors, ".weight", ".bias")
@@ -273,10 +276,10 @@ def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) 
         blocks = shape.hidden_size // 32
         expected += blocks * (16 + 8 + 8 + 2 + 1)  # one row of the embedding, all planes
     assert variant.weight_bytes == expected
-    wide = replace(decoder, lm_head_bits={4: 8}).variant(50, 4)
+    wide = replace(decoder, lm_head_bits={4: 8}).variant(0.5, 4)
     assert wide.weight_bytes == expected + sum(tensors[f"{head}.plane{index}"].bytes for index in (1, 2))
     assert (
-        decoder.variant(100, 8).weight_bytes
-        > decoder.variant(100, 6).weight_bytes
+        decoder.variant(1.0, 8).weight_bytes
+        > decoder.variant(1.0, 6).weight_bytes
         > decoder.variant(75, 6).weight_bytes
     )

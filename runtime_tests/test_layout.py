@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [ROOT / name for name in ("sol_rt", "export", "train")]
 MOST_ENTRIES = 12
 _BUILT = {".so", ".pyc"}
-_ALWAYS_THERE = {"__init__.py", "__main__.py", "__pycache__", "_version.py", "py.typed"}
+_ALWAYS_THERE = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
 
 
 def entries(folder: Path) -> list[str]:

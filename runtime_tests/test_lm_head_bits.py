@@ -1,4 +1,4 @@
-"""The output matrix's own width: the rule by hand, and the choice made and written for a bundle."""
+"""The output matrix's own bits: the rule by hand, and the choice made and written for a bundle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ pytest.importorskip("torch", reason="exporting comes with the extra export")
 pytest.importorskip("gguf", reason="exporting comes with the extra export")
 from helpers.gguf_file import write_mixed_file
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.actions import lm_head_bits
 from sol_rt.export.actions.lm_head_bits import HeadPoint, choose_lm_head_bits, worth_reading
-from sol_rt.export.progress import silent
-from sol_rt.export.sources.checkpoint import open_checkpoint
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
+from sol_rt.store.progress import silent
 from sol_rt.train.reference_model.weights import read_bundle
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 320, 64).tolist() for seed in range(2)]
@@ -78,7 +79,7 @@ def test_a_bundle_with_its_choice_runs(
         assert variant.lm_head_bits == max(chosen, before)
         more = variant.weight_bytes - config.variants[variant.key].weight_bytes
         assert more == 64 * 320 * (variant.lm_head_bits - before) // 8
-    step = Engine(Bundle(folder, found, identity=""), provider="cpu").forward(WINDOWS[0], Action(100, 100, 4))
+    step = Engine(Bundle(folder, found, identity=""), provider="cpu").forward(WINDOWS[0], Action(1.0, 1.0, 4))
     head = read_bundle(folder).matrix("embed")
     off = {level: np.abs(step.logits[0] - step.hidden[0] @ head.at(level).numpy().T).mean() for level in (4, 6, 8)}
     assert min(off, key=lambda level: off[level]) == chosen
@@ -92,19 +93,19 @@ def test_every_width_is_measured_and_the_widest_stays(
 
     def choose(points: dict[int, HeadPoint], wider: list[HeadPoint]) -> int:
         asked.append((sorted(points), len(wider)))
-        sizes = [points[width].weight_bytes for width in sorted(points)]
+        sizes = [points[bits].weight_bytes for bits in sorted(points)]
         assert sizes == sorted(set(sizes))
-        losses = [points[width].loss for width in sorted(points)]
+        losses = [points[bits].loss for bits in sorted(points)]
         assert losses == sorted(losses, reverse=True)
         assert losses[-1] > 0
         return min(points)
 
     monkeypatch.setattr(lm_head_bits, "worth_reading", choose)
     found = choose_lm_head_bits(folder, config, decoder, WINDOWS, silent)
-    widths = sorted({variant.bits for variant in config.variants.values()})
+    graph_bits = sorted({variant.bits for variant in config.variants.values()})
     heads = {4: [4, 6, 8], 5: [6, 8], 6: [6, 8]}
-    wider = [len(widths) - index - 1 for index in range(len(widths))]
-    assert asked == [(heads[width], count) for width, count in zip(widths[:-1], wider, strict=False)]
+    wider = [len(graph_bits) - index - 1 for index in range(len(graph_bits))]
+    assert asked == [(heads[bits], count) for bits, count in zip(graph_bits[:-1], wider, strict=False)]
     assert replace(found, files={}) == replace(config, files={})
     for variant in config.variants.values():
         graph = (folder / variant.file).read_bytes()
@@ -116,8 +117,8 @@ def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
 ) -> None:
     """A mixed graph may start at 4 bits where no graph of 4 bits is."""
     source = write_mixed_file(tmp_path / "model.gguf")
-    options = {"prune": (100,), "calibration": "none", "parity": False}
-    folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 5), **options).path
+    options = {"channel_density": (1.0,), "calibration": "none", "parity": False}
+    folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, MIXED), **options).path
     monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(points))
     decoder = from_hf_config(open_checkpoint(source).config)
     found = choose_lm_head_bits(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
@@ -127,8 +128,8 @@ def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
 def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets a choice of its own."""
     source = write_mixed_file(tmp_path / "model.gguf")
-    options = {"prune": (100,), "calibration": "none", "parity": False}
-    folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 6, 5, 4), **options).path
+    options = {"channel_density": (1.0,), "calibration": "none", "parity": False}
+    folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 6, MIXED, 4), **options).path
     asked = []
 
     def choose(points: dict[int, HeadPoint], wider: list[HeadPoint]) -> int:

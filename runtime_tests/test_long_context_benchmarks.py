@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keep
+import kv_density
 import needle
 import numpy as np
 import pytest
@@ -46,13 +46,13 @@ def test_book_too_short_is_one_line() -> None:
     with pytest.raises(SystemExit, match=r"has 10 tokens, a context of 60 needs as many"):
         next(needle.haystacks(range(10), 60, [0.5], Characters(), np.random.default_rng(0)))  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match=r"2 windows of 10 need 30"):
-        keep.cut(range(29), 10, 2)
+        kv_density.cut(range(29), 10, 2)
 
 
 @given(size=st.integers(2, 50), count=st.integers(1, 5), spare=st.integers(0, 200))
 def test_windows_do_not_overlap(size: int, count: int, spare: int) -> None:
     book = list(range(size * (count + 1) + spare))
-    windows = keep.cut(book, size, count)
+    windows = kv_density.cut(book, size, count)
     assert [len(window) for window in windows] == [size] * count
     flat = [token for window in windows for token in window]
     assert flat == sorted(set(flat))
@@ -68,7 +68,7 @@ def test_asking_and_scoring_on_a_bundle(llama_bundle: Path) -> None:
     needle.prefill(model, [*tokens[:40], 1, 2])
     assert list(model.engine.tokens) == [*tokens[:40], 1, 2]
 
-    losses, times = keep.losses(model, tokens, 20, [dense])
+    losses, times = kv_density.losses(model, tokens, 20, [dense])
     together = model.score(tokens, context=len(tokens) - 20, schedule="dense")
     # `score` predicts its first token by the prefill, `losses` by a step
     np.testing.assert_allclose(losses[0, 1:], -np.array(together.logprobs)[1:], atol=1e-4)

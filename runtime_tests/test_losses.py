@@ -17,7 +17,7 @@ from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_losses
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 90, size).tolist() for seed, size in ((1, 120), (2, 61))]
-CHEAP = Action(100, 50, 4)
+CHEAP = Action(1.0, 0.5, 4)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def _by_steps(engine: Engine, window: list[int], action: Action) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("action", [CHEAP, Action(100, 100, 8), Action(30, 100, 8), Action(30, 50, 4)])
+@pytest.mark.parametrize("action", [CHEAP, Action(1.0, 1.0, 8), Action(0.3, 1.0, 8), Action(0.3, 0.5, 4)])
 def test_batches_give_what_steps_give(engine: Engine, action: Action) -> None:
     """To float32 order; a flipped code or choice of a channel shows at its own token and a little at later ones."""
     (got,) = token_losses(engine, WINDOWS, [Candidate(action)])
     expected = np.array([loss for window in WINDOWS for loss in _by_steps(engine, window, action)])
     assert got.shape == expected.shape == (59 + 30,)
-    if action.keep < 100:
+    if action.kv_density < 1.0:
         assert np.abs(got - expected).max() < 1e-4
     assert np.mean(np.abs(got - expected) < 0.02) > 0.8
     assert abs(float(np.mean(got - expected))) < 0.01
@@ -51,9 +51,9 @@ def test_batches_give_what_steps_give(engine: Engine, action: Action) -> None:
 def test_losses_are_those_of_the_reference(tmp_path: Path) -> None:
     """float64 arithmetic of docs/bundle.md, dense at 8 bits."""
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
-    engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(100, 8)])), provider="cpu")
-    (got,) = token_losses(engine, WINDOWS[1:], [Candidate(Action(100, 100, 8))])
-    logits, _ = decoder.logits(WINDOWS[1], 100, 8)
+    engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(1.0, 8)])), provider="cpu")
+    (got,) = token_losses(engine, WINDOWS[1:], [Candidate(Action(1.0, 1.0, 8))])
+    logits, _ = decoder.logits(WINDOWS[1], 1.0, 8)
     logits = logits - logits.max(-1, keepdims=True)
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     rows = np.arange(30, 60)
@@ -61,7 +61,7 @@ def test_losses_are_those_of_the_reference(tmp_path: Path) -> None:
 
 
 def test_first_halves_run_under_the_prefill_that_is_asked_for(engine: Engine) -> None:
-    action, window = Action(100, 100, 4), WINDOWS[0]
+    action, window = Action(1.0, 1.0, 4), WINDOWS[0]
     half = len(window) // 2
     (got,) = token_losses(engine, [window], [Candidate(action)], prefill=action)
     logits = engine.forward(window, action, num_logits=len(window)).logits.astype(np.float64)
@@ -76,7 +76,7 @@ def test_counts_of_candidates_count_and_leave_the_engine_as_it_was(engine: Engin
     every = Candidate(CHEAP, (64, 64), (96, 96), (64, 64), (64, 64))
     few = [replace(every, **{name: (every.counts[name][0], 8)}) for name in every.counts]
     own, whole, *pruned, again, dense = token_losses(
-        engine, WINDOWS, [Candidate(CHEAP), every, *few, Candidate(CHEAP), Candidate(Action(100, 100, 4))]
+        engine, WINDOWS, [Candidate(CHEAP), every, *few, Candidate(CHEAP), Candidate(Action(1.0, 1.0, 4))]
     )
     assert np.array_equal(own, again)
     assert np.array_equal(whole, dense)
@@ -99,4 +99,4 @@ def test_counts_out_of_range_are_refused(engine: Engine) -> None:
         with pytest.raises(UsageError, match=r"active_up: got .* expected 2 counts from 1 to 64"):
             token_losses(engine, WINDOWS, [Candidate(CHEAP, active_up, (96, 96))])
     with pytest.raises(UsageError, match="s025-q8"):
-        token_losses(engine, WINDOWS, [Candidate(Action(100, 25, 8))])
+        token_losses(engine, WINDOWS, [Candidate(Action(1.0, 0.25, 8))])

@@ -35,7 +35,7 @@ engine.load(keys)
 engine.forward(list(range(3, 40)), bundle.config.dense)
 for key in keys:
     variant = bundle.config.variants[key]
-    engine.forward([5], Action(100, variant.prune, variant.bits))
+    engine.forward([5], Action(1.0, variant.channel_density, variant.bits))
 ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps of freed memory comes and goes by some MB
 status = Path("/proc/self/status").read_text()
 print(json.dumps([int(re.search(name + r":\\s+(\\d+)", status)[1]) / 1e3 for name in ("VmRSS", "RssAnon", "RssFile")]))
@@ -66,7 +66,7 @@ def _one_process(bundle: Path, which: str) -> list[float]:
 def _assert_shared(bundle: Path) -> tuple[Resident, Resident]:
     one, every = _resident(bundle, "one"), _resident(bundle, "all")
     config = Bundle.open(bundle).config
-    more = len({variant.file for variant in config.variants.values()}) - 1  # prune levels are inputs of a graph
+    more = len({variant.file for variant in config.variants.values()}) - 1  # density levels are inputs of a graph
     weights = config.files[config.weights_file].bytes / 1e6
     assert one.mapped > weights / 2
     assert every.mapped - one.mapped < 0.05 * weights

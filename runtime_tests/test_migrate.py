@@ -1,73 +1,196 @@
-"""Graphs written anew from a bundle's config and weights."""
+"""Bundles of older formats brought to the present one."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import tiny_bundle
+from helpers.greedy import greedy
 from helpers.random_decoder import hf_config
+from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path
+from sol_rt.bundle import selection
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.cli import main
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError
-from sol_rt.export.migrate import main, regraph
+from sol_rt.export.migrate import migrate
+
+_OLD_KEYS = {
+    "active_up": "keep_in",
+    "active_down": "keep_mid",
+    "active_qkv": "keep_qkv",
+    "active_o": "keep_o",
+    "lm_head_bits": "head_bits",
+    "layer_bits": "layer_widths",
+}
 
 
-@pytest.mark.parametrize("family", ["llama", "phi"])
-def test_a_bundle_of_version_3_gets_the_graphs_of_today(family: str, tmp_path: Path) -> None:
-    folder = tiny_bundle.write_bundle(tmp_path / "bundle", family, bits=(8, 4), lm_head_bits={4: 6})
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+
+
+def old(document: dict[str, Any], version: int) -> dict[str, Any]:
+    """A config as version 3 or 4 had it."""
+    document = json.loads(json.dumps(document).replace("qmix", "q5")) | {"format_version": version}
+    document["refresh"] = {"default": False, "episode": 16}
+    for entry in document["variants"].values():
+        for new, before in _OLD_KEYS.items():
+            if new in entry:
+                entry[before] = entry.pop(new)
+        entry["prune"] = round(100 * entry.pop("channel_density"))
+        entry["bits"] = 5 if entry["bits"] == "mixed" else entry["bits"]
+    return document
+
+
+def old_bundle(folder: Path, version: int, family: str = "llama") -> tuple[SolConfig, dict[str, bytes]]:
+    """Writes a bundle of version 3 or 4 whose graphs are damaged; returns config and graphs of the present one."""
+    tiny_bundle.write_bundle(folder, family, bits=(8, MIXED, 4), lm_head_bits={4: 6}, policy=True)
     (folder / "config.json").write_text(json.dumps(hf_config(family)), encoding="utf-8")
+    (folder / "README.md").write_text("| `k100-s100-qmix` |", encoding="utf-8")
     tiny_bundle.seal(folder, Bundle.open(folder).config)
-    expected = {name: (folder / name).read_bytes() for name in ("model.q8.onnx", "model.q4.onnx")}
-    for name in expected:
-        (folder / name).write_bytes(b"graph of another version")
-    config = folder / CONFIG_NAME
-    document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 3}
-    config.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(BundleError, match=rf"got 3, expected 4; python -m sol_rt.export.migrate '{folder}'"):
+    config = Bundle.open(folder).config
+    graphs = {variant.file: (folder / variant.file).read_bytes() for variant in config.variants.values()}
+    for name in graphs:
+        (folder / name).unlink()
+        (folder / name.replace("qmix", "q5")).write_bytes(b"graph of another version")
+    (folder / "README.md").write_text("| `k100-s100-q5` |", encoding="utf-8")
+    document = old(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")), version)
+    (folder / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
+    return config, graphs
+
+
+@pytest.mark.parametrize(("family", "version"), [("llama", 3), ("phi", 4)])
+def test_an_old_bundle_becomes_the_present_one(family: str, version: int, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    config, graphs = old_bundle(folder, version, family)
+    with pytest.raises(BundleError, match=rf"got {version}, expected 5; run `sol-rt migrate '{folder}'`"):
         Bundle.open(folder)
-    assert sorted(regraph(folder)) == sorted(expected)
-    Bundle.open(folder)  # compares sizes and hashes
-    assert {name: (folder / name).read_bytes() for name in expected} == expected
+    done = migrate(folder)
+    assert (done.version, sorted(done.graphs)) == (version, sorted(graphs))
+    assert Bundle.open(folder).config == config  # compares sizes and hashes, too
+    assert {name: (folder / name).read_bytes() for name in graphs} == graphs
+    assert sorted(path.name for path in folder.iterdir()) == sorted([CONFIG_NAME, *config.files])
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_migrated_bundle_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    config, _ = old_bundle(folder, 4)
+    migrate(folder)
+    engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
+    for action in (config.dense, Action(0.3, 0.5, MIXED)):
+        assert len(greedy(engine, [3, 4, 5], action, 4).tokens) == 4
+
+
+def test_the_selection_gets_its_new_keys(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    config, _ = old_bundle(folder, 4)
+    at = {"100": {"ms": 2.0, "loss": 0.0, "stderr": 0.0}}
+    document = {
+        "format": selection.FORMAT,
+        "format_version": 1,
+        "dense": config.dense.tag,
+        "text": "a text",
+        "device": "a processor",
+        "busy": 0.25,
+        "limit": 12,
+        "gone": None,
+        "contexts": {"100": {"tokens": 9, "dense_loss": 2.0}},
+        "candidates": [
+            {"tag": config.dense.tag, "kept": True, "reason": "dense", "at": at},
+            {"tag": "k100-s050-q5", "kept": False, "reason": "k100-s100-q5 does as well", "at": at},
+        ],
+    }
+    (folder / selection.SELECTION).write_text(json.dumps(document), encoding="utf-8")
+    path = folder / CONFIG_NAME
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw["files"][selection.SELECTION] = {"bytes": 1, "sha256": "0" * 64}
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    migrate(folder)
+    found = selection.Selection.of(Bundle.open(folder))
+    assert found is not None
+    assert (found.slowdown, found.max_actions, found.collapse_loss) == (0.25, 12, None)
+    assert found.candidates[1].action == Action(1.0, 0.5, MIXED)
+    assert found.candidates[1].reason == "k100-s100-qmix does as well"
+
+
+def test_its_calibration_is_removed_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "bundle"
+    old_bundle(folder, 4)
+    lines = {"s100-q8": {1.0: Line(1.0, 0.0, 0.0)}}
+    from sol_rt.bundle.bundle import sha256
+
+    own = calibration_path(Bundle(folder, Bundle.open(other_bundle(tmp_path)).config, ""), "cpu", 1, True)
+    CalibrationTable(sha256(folder / CONFIG_NAME), "device", "now", 0.0, lines).save(own)
+    other = own.with_name("other-cpu-0-1.json")
+    CalibrationTable("of another bundle", "device", "now", 0.0, lines).save(other)
+    assert main(["migrate", str(folder)]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"{folder}\n"
+    assert "format 4 is now 5" in output.err
+    assert "run sol-rt calibrate again" in output.err
+    assert (own.exists(), other.exists()) == (False, True)
+
+
+def other_bundle(folder: Path) -> Path:
+    return tiny_bundle.write_bundle(folder / "other", channel_densities=(1.0,), bits=(4,))
+
+
+def test_an_interruption_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bundle"
+    old_bundle(folder, 4)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sol_rt.export.migrate.Bundle.open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            migrate(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_weights_of_an_older_format_are_refused(tmp_path: Path) -> None:
-    folder = tiny_bundle.write_bundle(tmp_path / "bundle", prunes=(100,), bits=(4,))
+    folder = tiny_bundle.write_bundle(tmp_path / "bundle", channel_densities=(1.0,), bits=(4,))
     config = folder / CONFIG_NAME
     document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 2}
     config.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(BundleError, match=r"format_version: got 2, expected 3 to 4; export the bundle again"):
-        regraph(folder)
+    with pytest.raises(BundleError, match=r"format_version: got 2, expected 3 to 5; export the bundle again"):
+        migrate(folder)
     assert json.loads(config.read_text(encoding="utf-8")) == document
 
 
 @pytest.mark.parametrize(
     ("missing", "content", "said"),
     [
-        ("sol_config.json", None, "sol_config.json: got no such file"),
+        ("sol_config.json", "[]", "sol_config.json: got no JSON object"),
         ("config.json", None, "config.json: got no such file"),
         ("config.json", "[1]", "config.json: got no JSON object"),
         ("config.json", "{}", "architecture"),
+        ("tokenizer.json", None, "tokenizer.json: got no such file"),
     ],
 )
-def test_what_cannot_be_rewritten_is_one_line_and_stays(
-    missing: str,
-    content: str | None,
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_what_cannot_be_migrated_is_one_line_and_stays(
+    missing: str, content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tiny_bundle.write_bundle(tmp_path / "bundle", prunes=(100,), bits=(4,))
-    (folder / "config.json").write_text(json.dumps(hf_config("llama")), encoding="utf-8")
+    folder = tmp_path / "bundle"
+    old_bundle(folder, 4)
     (folder / missing).unlink()
     if content is not None:
         (folder / missing).write_text(content, encoding="utf-8")
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("sys.argv", ["regraph", str(folder)])
-    assert main() == 1
+    assert main(["migrate", str(folder)]) == 1
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Mixed widths: those that a source gives, and the export of a file with 4-bit codes in some of its matrices."""
+"""Mixed bits: those that a source gives, and the export of a file with 4-bit codes in some of its matrices."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ pytest.importorskip("gguf", reason="exporting comes with the extra export")
 from helpers.gguf_file import GgufFile, write_mixed_file  # noqa: E402
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.bundle.config import CONFIG_NAME  # noqa: E402
 from sol_rt.cli.show.inspect import inspect  # noqa: E402
@@ -35,13 +36,13 @@ def write_plain_file(path: Path, kind: str) -> Path:
 
 def export(source: Path, bits: tuple[int, ...], calibration: str | Path = "none") -> ExportReport:
     output = source.with_name("bundle")
-    return export_bundle(str(source), output, bits=bits, prune=(100,), calibration=calibration, parity=False)
+    return export_bundle(str(source), output, bits=bits, channel_density=(1.0,), calibration=calibration, parity=False)
 
 
 def test_own_codes_are_read_at_4_bits_and_others_at_more(tmp_path: Path) -> None:
-    report = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4))
+    report = export(write_mixed_file(tmp_path / "model.gguf"), (8, MIXED, 4))
     config = Bundle.open(report.path).config
-    mixed, narrow = config.variants["s100-q5"], config.variants["s100-q4"]
+    mixed, narrow = config.variants["s100-qmix"], config.variants["s100-q4"]
     assert mixed.layer_bits == ((8, 4, 4, 6), (4, 4, 4, 4))
     assert (mixed.lm_head_bits, narrow.layer_bits) == (4, None)
     graph = onnx.load(str(report.path / mixed.file), load_external_data=False).graph
@@ -53,8 +54,8 @@ def test_own_codes_are_read_at_4_bits_and_others_at_more(tmp_path: Path) -> None
 
 
 def test_a_source_of_only_4_bit_codes_reads_more_where_activations_count(tmp_path: Path) -> None:
-    config = export(write_plain_file(tmp_path / "model.gguf", "Q4_1"), (8, 5, 4)).config
-    assert config.variants["s100-q5"].layer_bits == ((8, 8, 4, 8),) * 2
+    config = export(write_plain_file(tmp_path / "model.gguf", "Q4_1"), (8, MIXED, 4)).config
+    assert config.variants["s100-qmix"].layer_bits == ((8, 8, 4, 8),) * 2
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-phi3"])
@@ -68,15 +69,15 @@ def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(
     source = write_mixed_file(tmp_path / "model.gguf", preset)
     (tmp_path / "text.txt").write_text(" ".join(map(str, range(3000))), encoding="utf-8")
     calibration = tmp_path / "text.txt" if calibrated else "none"
-    folder = export(source, (8, 5, 4), calibration).path
+    folder = export(source, (8, MIXED, 4), calibration).path
     exact = ReferenceModel(read_checkpoint(source, FloatMatrix), UNROUNDED)
     tokens = np.random.default_rng(0).integers(3, 320, 40).tolist()
-    wanted, _ = exact.forward(torch.tensor([tokens]), Action(100, 100, 8), exact.new_cache(1))
+    wanted, _ = exact.forward(torch.tensor([tokens]), Action(1.0, 1.0, 8), exact.new_cache(1))
     engine, reference = Engine(Bundle.open(folder), provider="cpu"), ReferenceModel.from_bundle(folder)
     found = {}
     for variant in engine.bundle.config.variants.values():
         engine.reset()
-        action = Action(100, 100, variant.bits)
+        action = Action(1.0, 1.0, variant.bits)
         found[variant.bits] = engine.forward(tokens, action, num_logits=len(tokens)).logits
         expected, _ = reference.forward(torch.tensor([tokens]), action, reference.new_cache(1))
         assert _mean_square(found[variant.bits], expected[0].numpy()) < 1e-4 * float(expected.var())
@@ -89,30 +90,30 @@ def _mean_square(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", ["Q8_0", "F16"])
 def test_a_source_without_codes_has_no_mixed_graph(kind: str, tmp_path: Path) -> None:
-    report = export(write_plain_file(tmp_path / "model.gguf", kind), (8, 5, 4))
+    report = export(write_plain_file(tmp_path / "model.gguf", kind), (8, MIXED, 4))
     assert {variant.bits for variant in report.config.variants.values()} == {8, 4}
-    assert "width 5 left out" in report.lines()[-1]
-    assert "`q5`" not in (report.path / "README.md").read_text(encoding="utf-8")
+    assert "mixed bits left out" in report.lines()[-1]
+    assert "`qmix`" not in (report.path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_mixed_graph_alone_of_a_source_without_codes_is_refused(tmp_path: Path) -> None:
     source = write_plain_file(tmp_path / "model.gguf", "Q8_0")
-    with pytest.raises(CheckpointError, match=r"bits: width 5 left out: .*; give --bits 8,4"):
-        export(source, (5,))
+    with pytest.raises(CheckpointError, match=r"bits: mixed bits left out: .*; give --bits 8,4"):
+        export(source, (MIXED,))
     assert not (tmp_path / "bundle").exists()
 
 
 def test_6_bits_that_lose_more_are_not_what_budgets_are_shares_of(tmp_path: Path) -> None:
-    report = export(write_mixed_file(tmp_path / "model.gguf"), (6, 5, 4))
-    assert report.config.dense == Action(100, 100, 5)
+    report = export(write_mixed_file(tmp_path / "model.gguf"), (6, MIXED, 4))
+    assert report.config.dense == Action(1.0, 1.0, MIXED)
     assert {variant.bits for variant in report.config.variants.values()} == {5, 4}
-    assert "width 6 left out" in report.lines()[-1]
+    assert "6 bits left out" in report.lines()[-1]
     assert "embed.plane2" in report.config.tensors
 
 
-@pytest.mark.parametrize(("key", "bits"), [("s100-q5", "layer_bits"), ("s100-q8", "bits")])
+@pytest.mark.parametrize(("key", "bits"), [("s100-qmix", "layer_bits"), ("s100-q8", "bits")])
 def test_a_variant_wider_than_the_weights_is_named(key: str, bits: str, tmp_path: Path) -> None:
-    folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4)).path
+    folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, MIXED, 4)).path
     path = folder / CONFIG_NAME
     document = json.loads(path.read_text(encoding="utf-8"))
     tensors = document["weights"]["tensors"]
@@ -130,17 +131,17 @@ def test_a_variant_wider_than_the_weights_is_named(key: str, bits: str, tmp_path
 def test_a_mixed_graph_that_is_the_dense_one_spares_nothing(kind: str, head: int, tmp_path: Path) -> None:
     """But where 4 bits are all that the output matrix has."""
     source = write_mixed_file(tmp_path / "model.gguf", embedding=kind)
-    report = export(source, (5, 4))
-    assert report.config.variants["s100-q5"].lm_head_bits == head
-    beside_8 = export(source, (8, 5)).config.variants["s100-q5"].lm_head_bits
+    report = export(source, (MIXED, 4))
+    assert report.config.variants["s100-qmix"].lm_head_bits == head
+    beside_8 = export(source, (8, MIXED)).config.variants["s100-qmix"].lm_head_bits
     assert beside_8 == min(head, 6)
 
 
 def test_inspect_tells_what_a_mixed_graph_mixes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, 5, 4)).path
-    assert "`q5`: its matrices" in (folder / "README.md").read_text(encoding="utf-8")
+    folder = export(write_mixed_file(tmp_path / "model.gguf"), (8, MIXED, 4)).path
+    assert "`qmix`: its matrices" in (folder / "README.md").read_text(encoding="utf-8")
     variants = {entry["key"]: entry for entry in describe(folder)["variants"]}
-    assert variants["s100-q5"]["layer_bits"] == ((8, 4, 4, 6), (4, 4, 4, 4))
+    assert variants["s100-qmix"]["layer_bits"] == ((8, 4, 4, 6), (4, 4, 4, 4))
     assert variants["s100-q8"]["layer_bits"] is None
     inspect(str(folder))
     assert "5 (mix of 4, 6, 8)" in capsys.readouterr().out

@@ -114,7 +114,7 @@ def test_a_budget_below_the_floor_is_served_and_said(model: SolModel) -> None:
     )
 
 
-def test_fixed_takes_any_keep(model: SolModel) -> None:
+def test_fixed_takes_any_kv_density(model: SolModel) -> None:
     result = model.generate(PROMPT, schedule="fixed:k077-s050-q6", **LONG)
     assert result.actions == {"k077-s050-q6": 128}
     assert result.requested_budget == result.achieved_budget < 1
@@ -140,7 +140,7 @@ def test_steps_and_summary_agree(model: SolModel) -> None:
     assert result.text == "".join(step.text for step in steps)
     assert result.text.split() == [f"w{step.token}" for step in steps if step.token < 86]
     assert steps[0].cost == 0
-    assert steps[0].action == Action(100, 100, 8)
+    assert steps[0].action == Action(1.0, 1.0, 8)
     assert [step.finish_reason for step in steps] == [None] * 128 + ["length"]
     assert steps[-1].achieved_budget == result.achieved_budget
     dense = [model.cost.dense(result.prompt_tokens + index) for index in range(128)]
@@ -214,7 +214,9 @@ def test_unusable_arguments(model: SolModel, arguments: dict[str, object], part:
 
 
 def test_sol_needs_a_policy(tmp_path: Path) -> None:
-    without = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", prunes=(100,), bits=(8, 4)), provider="cpu")
+    without = SolModel.from_pretrained(
+        write_bundle(tmp_path / "tiny", channel_densities=(1.0,), bits=(8, 4)), provider="cpu"
+    )
     assert without.generate(PROMPT, budget=0.8, max_new_tokens=8).schedule == "uniform"
     with pytest.raises(UsageError, match="policy"):
         without.generate(PROMPT, budget=0.8, schedule="sol")
@@ -320,7 +322,7 @@ def test_chat_keeps_what_was_said(model: SolModel) -> None:
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "tiny", prunes=(100,), bits=(8,))
+    folder = write_bundle(tmp_path / "tiny", channel_densities=(1.0,), bits=(8,))
     path = folder / "tokenizer.json"
     document = json.loads(path.read_text())
     document["model"]["vocab"] |= {f"extra{index}": 90 + index for index in range(10)}

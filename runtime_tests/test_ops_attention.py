@@ -67,12 +67,12 @@ class Dims:
 
 @dataclass(frozen=True)
 class Case:
-    """One call: dims, tokens in the cache, new tokens, pages to keep."""
+    """One call: dims, tokens in the cache, new tokens, pages to pages."""
 
     dims: Dims
     past: int
     tokens: int
-    keep: int
+    pages: int
     seed: int = 0
 
 
@@ -149,7 +149,7 @@ def make_inputs(case: Case) -> dict[str, np.ndarray]:
         "qkv": (rng.standard_normal((1, case.tokens, width)) * 1.5).astype(np.float32),
         **cache,
         "past_length": np.array([case.past]),
-        "kv_pages": np.array([case.keep]),
+        "kv_pages": np.array([case.pages]),
         "cos": cos,
         "sin": sin,
     }
@@ -183,18 +183,18 @@ class TooCloseError(Exception):
     """Two tokens' scores differ by less than float32 can tell."""
 
 
-def attended(dims: Dims, query: np.ndarray, codes: np.ndarray, ranges: np.ndarray, keep: int) -> np.ndarray:
+def attended(dims: Dims, query: np.ndarray, codes: np.ndarray, ranges: np.ndarray, pages: int) -> np.ndarray:
     """Positions that every KV head reads at a decode step, bool [Hk, T]: for rotated queries [Hk, group, D], codes and
     ranges [Hk, T, …] of all tokens.
     """
     total = codes.shape[1]
     old = PAGE * (-(-total // PAGE) - 1)
     read = np.ones((dims.kv_heads, total), bool)
-    if PAGE * keep >= old:
+    if PAGE * pages >= old:
         return read
     heads = list(zip(query, codes[:, :old], ranges[:, :old], strict=True))
     scores = np.array([token_scores(*head, dims.scale) for head in heads])
-    read[:, :old] = kept = best_tokens(scores, dims.kv_heads * PAGE * keep)
+    read[:, :old] = kept = best_tokens(scores, dims.kv_heads * PAGE * pages)
     # A score is off by the error of its logits, and by 1e-5 of it for exponentials and sums.
     error = np.exp([[dims.scale * float32_error(*head) + 1e-5] for head in heads])
     lowest = np.where(kept, scores / error, np.inf).min()
@@ -260,7 +260,7 @@ def check(case: Case, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarr
     read = np.ones((dims.kv_heads, total), bool)
     if case.tokens == 1:
         queries = query[0].reshape(dims.kv_heads, dims.group, dims.head_dim)
-        read = attended(dims, queries, codes[:, :total], ranges[:, :total], case.keep)
+        read = attended(dims, queries, codes[:, :total], ranges[:, :total], case.pages)
     expected_y = np.empty((case.tokens, dims.heads, dims.head_dim))
     for head in range(dims.kv_heads):
         keys, values = key[0, head], value[0, head]
@@ -318,8 +318,8 @@ def cases(draw: st.DrawFn) -> Case:
     past = draw(
         st.one_of(st.sampled_from([0, 1, 3, 4, 5, 31, 32, 33, room]), st.integers(0, room)).filter(lambda n: n <= room)
     )
-    keep = draw(st.one_of(st.sampled_from([0, 1, 2, 2**40]), st.integers(0, 80)))
-    return Case(dims, past, tokens, keep, draw(st.integers(0, 2**32 - 1)))
+    pages = draw(st.one_of(st.sampled_from([0, 1, 2, 2**40]), st.integers(0, 80)))
+    return Case(dims, past, tokens, pages, draw(st.integers(0, 2**32 - 1)))
 
 
 @settings(deadline=None, max_examples=200)
@@ -409,16 +409,16 @@ def test_rewinding_into_a_page(int8: bool) -> None:
     first = Case(dims, 0, 75, 0)
     inputs = make_inputs(first)
     cache = {f"past_{name}": run(first, inputs)[f"present_{name}"] for name in dims.cache}
-    for past, tokens, keep in ((37, 1, 1), (48, 1, 0), (5, 30, 0), (0, 1, 0)):
-        case = Case(dims, past, tokens, keep, seed=past + 2)
+    for past, tokens, pages in ((37, 1, 1), (48, 1, 0), (5, 30, 0), (0, 1, 0)):
+        case = Case(dims, past, tokens, pages, seed=past + 2)
         feeds = make_inputs(case) | cache
         check(case, feeds, run(case, feeds))
 
 
-@pytest.mark.parametrize("keep", [1, 2, 5, 13])
-def test_among_equal_tokens_the_lower_ones_are_kept(keep: int) -> None:
+@pytest.mark.parametrize("pages", [1, 2, 5, 13])
+def test_among_equal_tokens_the_lower_ones_are_kept(pages: int) -> None:
     dims = Dims(kv_heads=1, sinks=0, capacity=512)
-    case = Case(dims, 500, 1, keep)
+    case = Case(dims, 500, 1, pages)
     inputs = make_inputs(case)
     # All keys the same: every token scores the same, every attended token weighs the same.
     inputs["past_key"][:, :, :500] = inputs["past_key"][:, :, :1]
@@ -516,12 +516,12 @@ def test_a_row_too_large_for_its_scale_gives_no_finite_result() -> None:
 
 
 @INT8
-@pytest.mark.parametrize(("tokens", "keep"), [(1, 2**40), (1, 3), (20, 0)], ids=["dense", "sparse", "prompt"])
+@pytest.mark.parametrize(("tokens", "pages"), [(1, 2**40), (1, 3), (20, 0)], ids=["dense", "sparse", "prompt"])
 @pytest.mark.parametrize("part", ["query", "key", "value"])
-def test_nan_is_not_hidden(int8: bool, tokens: int, keep: int, part: str) -> None:
+def test_nan_is_not_hidden(int8: bool, tokens: int, pages: int, part: str) -> None:
     """Of the last token, a query's spoils its head, a key's or value's all heads that read it, and no other."""
     dims = Dims(int8=int8)
-    case = Case(dims, 101, tokens, keep)
+    case = Case(dims, 101, tokens, pages)
     inputs = make_inputs(case)
     first = {"query": 0, "key": dims.heads, "value": dims.heads + dims.kv_heads}[part]
     inputs["qkv"][0, -1].reshape(-1, dims.head_dim)[first, 5] = np.nan
@@ -624,6 +624,7 @@ def available_targets() -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_every_simd_target() -> None:
     targets = available_targets()
     assert "" not in targets

@@ -24,6 +24,7 @@ from workers.scoring import scorer
 from helpers.bad_options import assert_refused
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
 
@@ -86,9 +87,9 @@ def test_tables_name_the_best_peer_of_each_row() -> None:
 @given(st.integers(4096, 32768))
 def test_the_sparse_row_reads_512_tokens_or_more_and_one_percent_less_would_not(depth: int) -> None:
     action = peers.sparse_action(depth, 16)
-    assert (action.prune, action.bits) == (100, 4)
+    assert (action.channel_density, action.bits) == (1.0, 4)
     assert action.pages(depth, 16) >= 32
-    assert action.keep == 1 or Action(action.keep - 1, 100, 4).pages(depth, 16) < 32
+    assert action.kv_density == 0.01 or Action(action.kv_density - 0.01, 1.0, 4).pages(depth, 16) < 32
 
 
 def test_a_decode_request_rewinds_to_its_prompt_and_takes_one_step_more_than_it_counts(recorder: WorkerProcess) -> None:
@@ -169,12 +170,12 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(peers, "resolve", lambda *how: (tmp_path / "tiny.gguf", "tiny"))
     monkeypatch.setattr(peers, "bundle_of", lambda *how: bundle)
     args = argparse.Namespace(
-        model="tiny.gguf", environments=tmp_path, peers=["genai"], actions=[Action(100, 100, 4)], depths=[64], count=8
+        model="tiny.gguf", environments=tmp_path, peers=["genai"], actions=[Action(1.0, 1.0, 4)], depths=[64], count=8
     )
     with pytest.raises(UsageError, match=r"genai.bin.python: .*make peers"):
         peers.run(args)
-    args.actions = [Action(100, 100, 5)]
-    with pytest.raises(UsageError, match="--actions k100-s100-q5: no variant s100-q5"):
+    args.actions = [Action(1.0, 1.0, MIXED)]
+    with pytest.raises(UsageError, match="--actions k100-s100-qmix: no variant s100-qmix"):
         peers.run(args)
 
 
@@ -182,7 +183,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
     """A sparse action among the rows too, which a prompt has nothing to say of."""
     with recorder:
         args = argparse.Namespace(
-            model="smollm2-135m", depths=[64], repetitions=2, count=32, threads=1, actions=[Action(50, 100, 4)]
+            model="smollm2-135m", depths=[64], repetitions=2, count=32, threads=1, actions=[Action(0.5, 1.0, 4)]
         )
         rates = {"k050-s100-q4": [10.0, 10.0]}
         results = [peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}) for name in ("pp512", "tg32 @ d64")]
@@ -195,7 +196,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
 def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:
     sparse = peers.sparse_action(8000, 16)
     bundle = Bundle.open(write_bundle(tmp_path / "tiny"))
-    assert peers._with_sparse([Action(100, 100, 4)], 8000, bundle) == ["k100-s100-q4", sparse.tag]
+    assert peers._with_sparse([Action(1.0, 1.0, 4)], 8000, bundle) == ["k100-s100-q4", sparse.tag]
     assert peers._with_sparse([sparse], 8000, bundle) == [sparse.tag]
 
 

@@ -22,7 +22,7 @@ from helpers import reference  # noqa: E402
 from helpers.random_decoder import CONFIGS, describe  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
-from sol_rt.bundle.bits import Precision  # noqa: E402
+from sol_rt.bundle.bits import MIXED, Precision  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.kv_cache import KVCache  # noqa: E402
@@ -33,7 +33,7 @@ EXACT = 1e-3  # what float32 order alone explains
 NEAR = 0.02  # what float16 attention and coarser rounding of the fine planes explain
 FLIP = 0.5  # what a flip in a model of 64 channels explains
 SHARE = 0.75  # of the steps have no flip
-KEEPS = (100, 30, 10)
+KV_DENSITIES = (1.0, 0.3, 0.1)
 CONTEXT, STEPS = 150, 4
 TEXT = """The lighthouse stood at the end of a long spit of land, and for a hundred years its keepers had written down
 the weather every evening. When the last of them retired, the logbooks were carried to the library of the nearest town,
@@ -65,7 +65,9 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family, kv, dense_layers, lm_head_bits = request.param
     folder = tmp_path_factory.mktemp(family)
     levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits}
-    bundle = Bundle.open(write_bundle(folder, family, prunes=(100, 75, 50, 25), bits=(8, 6, 5, 4), kv=kv, **levels))
+    bundle = Bundle.open(
+        write_bundle(folder, family, channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8, 6, MIXED, 4), kv=kv, **levels)
+    )
     config = bundle.config
     weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)
     return bundle, ReferenceModel(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=config.kv.dense_layers)
@@ -96,16 +98,16 @@ def _take_over(engine: Engine, cache: KVCache) -> None:
             part[layer, 0, :, : engine.length] = torch.from_numpy(held[0])
 
 
-def _check_steps(engine: Engine, reference: ReferenceModel, keeps: tuple[int, ...]) -> None:
-    """Some steps of every variant at every keep, each after the same dense prefill."""
+def _check_steps(engine: Engine, reference: ReferenceModel, kv_densities: tuple[float, ...]) -> None:
+    """Some steps of every variant at every KV density, each after the same dense prefill."""
     config = engine.bundle.config
     tokens = _tokens(CONTEXT + STEPS, config.model.vocab_size)
     engine.forward(tokens[:CONTEXT], config.dense)
     cache = reference.new_cache(1)
     for variant in config.variants.values():
         differences = []
-        for keep in keeps:
-            action = Action(keep, variant.prune, variant.bits)
+        for kv_density in kv_densities:
+            action = Action(kv_density, variant.channel_density, variant.bits)
             engine.truncate(CONTEXT)
             for token in tokens[CONTEXT:].tolist():
                 _take_over(engine, cache)
@@ -118,7 +120,7 @@ def _check_steps(engine: Engine, reference: ReferenceModel, keeps: tuple[int, ..
 
 def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, ReferenceModel]) -> None:
     bundle, reference = tiny
-    _check_steps(Engine(bundle, provider="cpu"), reference, KEEPS)
+    _check_steps(Engine(bundle, provider="cpu"), reference, KV_DENSITIES)
 
 
 def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, ReferenceModel]) -> None:
@@ -131,7 +133,7 @@ def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, Referen
         engine.forward(tokens[:CONTEXT], bundle.config.dense)
         cache = reference.new_cache(1)
         _take_over(engine, cache)
-        action = Action(100, 100, bits)
+        action = Action(1.0, 1.0, bits)
         logits, _ = reference.step(torch.tensor(tokens[CONTEXT:]), [action], cache)
         assert _difference(logits, engine.forward(tokens[CONTEXT:], action).logits) < most, bits
 
@@ -142,7 +144,7 @@ def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> No
     engine = Engine(bundle, provider="cpu")
     tokens = _tokens(40, bundle.config.model.vocab_size)
     for variant in bundle.config.variants.values():
-        action = Action(10, variant.prune, variant.bits)
+        action = Action(0.1, variant.channel_density, variant.bits)
         engine.reset()
         expected = engine.forward(tokens, action, num_logits=40).logits
         got, _ = reference(torch.from_numpy(tokens)[None], action, reference.new_cache(1))
@@ -156,7 +158,9 @@ def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) 
     engine = Engine(bundle, provider="cpu")
     tokens = _tokens(CONTEXT + 1, bundle.config.model.vocab_size)
     actions = [
-        Action(keep, variant.prune, variant.bits) for variant in bundle.config.variants.values() for keep in KEEPS
+        Action(kv_density, variant.channel_density, variant.bits)
+        for variant in bundle.config.variants.values()
+        for kv_density in KV_DENSITIES
     ]
     engine.forward(tokens[:CONTEXT], bundle.config.dense)
     cache = reference.new_cache(1)
@@ -181,16 +185,16 @@ def test_reference_model_of_a_checkpoint_is_the_reference_model_of_its_bundle(
     assert made.state().keys() == read.state().keys()
     for name, value in made.state().items():
         assert torch.equal(value, read.state()[name]), name
-    for prune in (100, 75, 50, 25):
-        action = Action(100, prune, 8)
-        assert made.keep_counts(action) == read.keep_counts(action)
-        assert made.widths(action) == read.widths(action) == Precision(8, 8)
+    for channel_density in (1.0, 0.75, 0.5, 0.25):
+        action = Action(1.0, channel_density, 8)
+        assert made.active_counts(action) == read.active_counts(action)
+        assert made.precision(action) == read.precision(action) == Precision(8, 8)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])
 def test_exported_bundle_runs_as_its_reference_model(family: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle.open(request.getfixturevalue(f"{family}_bundle"))
-    _check_steps(Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path), KEEPS)
+    _check_steps(Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path), KV_DENSITIES)
 
 
 class _Disturbed(ReferenceModel):
@@ -205,6 +209,7 @@ def _rms(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)) / b.std())
 
 
+@pytest.mark.slow
 def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None:
     """SmolLM2, every variant: runtime and reference model are as close as the reference model is to itself disturbed in
     the sixth digit.
@@ -222,9 +227,9 @@ def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None
     engine.forward(tokens[:context], bundle.config.dense)
     cache = reference.new_cache(1)
     for variant in bundle.config.variants.values():
-        for keep in (100, 30):
+        for kv_density in (1.0, 0.3):
             ours, own = [], []
-            action = Action(keep, variant.prune, variant.bits)
+            action = Action(kv_density, variant.channel_density, variant.bits)
             engine.truncate(context)
             for token in tokens[context:]:
                 _take_over(engine, cache)
@@ -247,7 +252,7 @@ def test_reference_model_is_the_checkpoint_s_model(family: str, request: pytest.
     tokens = torch.from_numpy(_tokens(60, model.config.vocab_size))[None]
     with torch.no_grad():
         expected = model(tokens).logits
-    dense = Action(100, 100, 8)
+    dense = Action(1.0, 1.0, 8)
     unrounded = ReferenceModel(read_checkpoint(folder, FloatMatrix), UNROUNDED)
     got, _ = unrounded(tokens, dense, unrounded.new_cache(1))
     assert (got - expected).abs().max() / expected.std() < 1e-4

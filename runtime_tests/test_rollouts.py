@@ -17,9 +17,9 @@ from torch import Tensor  # noqa: E402
 
 from helpers.random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
-from sol_rt.budget.controller import Controller  # noqa: E402
-from sol_rt.budget.cost import BytesCost  # noqa: E402
-from sol_rt.budget.schedules import SolSchedule  # noqa: E402
+from sol_rt.budget.controller.budget import Controller  # noqa: E402
+from sol_rt.budget.cost.bytes_model import BytesCost  # noqa: E402
+from sol_rt.budget.schedules.policy import SolSchedule  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
@@ -217,7 +217,7 @@ def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
     near = 1e-4 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 1e-3
     rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)
-    for action in (tiny.dense, Action(30, 50, 4)):
+    for action in (tiny.dense, Action(0.3, 0.5, 4)):
         losses, engine = rollouts.losses(START, 9, action), tiny.engine
         view = rollouts.view(START, 9, BUDGET)
         for i in range(9):
@@ -305,7 +305,7 @@ def test_branches_equal_caches_of_their_own(starts: list[int]) -> None:
     decoder = describe("llama")
     reference, tokens = _unrounded(), torch.randint(3, decoder.vocab_size, (1, 70))
     whole = reference.new_cache(1)
-    reference(tokens, Action(100, 100, 8), whole)
+    reference(tokens, Action(1.0, 1.0, 8), whole)
     copies = whole.select(torch.zeros(len(starts), dtype=torch.int64))
     copies.truncate(torch.tensor(starts))
     branches = BranchCache(Prefix.of(whole), torch.tensor(starts), decoder, torch.float32, 2)

@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.controller import AxisTargets, Controller
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.controller.base import AxisTargets, BaseController
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.dial import make_controller
 from sol_rt.budget.schedules import (
     PolicyInput,
     Schedule,
     default_schedule,
     make_schedule,
     schedule_actions,
-    tilted,
 )
+from sol_rt.budget.schedules.random_schedule import tilted
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -50,7 +52,7 @@ class ScriptedPolicy:
         return self.logits
 
 
-def follow(schedule: Schedule, controller: Controller, steps: int, context: int = 300) -> list[Action]:
+def follow(schedule: Schedule, controller: BaseController, steps: int, context: int = 300) -> list[Action]:
     chosen = []
     for step in range(steps):
         action = schedule.choose(PolicyInput(context + step, 7, HIDDEN, DISTRIBUTION, step))
@@ -59,11 +61,11 @@ def follow(schedule: Schedule, controller: Controller, steps: int, context: int 
     return chosen
 
 
-def made(name: str, budget: float = 1.0, config: SolConfig | None = None, **options: object) -> Controller:
+def made(name: str, budget: float = 1.0, config: SolConfig | None = None, **options: object) -> BaseController:
     config = config or made_config()
     targets = options.get("axis_targets")
     assert targets is None or isinstance(targets, AxisTargets)
-    return Controller(schedule_actions(config, name, targets), BytesCost(config), budget, axis_targets=targets)
+    return make_controller(schedule_actions(config, name, targets), BytesCost(config), budget, axis_targets=targets)
 
 
 def scripted(config: SolConfig, logits: np.ndarray) -> ScriptedPolicy:
@@ -99,9 +101,9 @@ def test_constant_schedules() -> None:
     config = made_config()
     controller = made("dense", 0.5)
     assert set(follow(make_schedule("dense", controller), controller, 5)) == {config.dense}
-    # any keep will do, the variant must be there
+    # any KV density will do, the variant must be there
     fixed = make_schedule("fixed:k037-s050-q4", controller, variants=list(config.variants))
-    assert set(follow(fixed, controller, 5)) == {Action(37, 50, 4)}
+    assert set(follow(fixed, controller, 5)) == {Action(0.37, 0.5, 4)}
     assert fixed.name == "fixed:k037-s050-q4"
     with pytest.raises(UsageError, match="s060-q4"):
         make_schedule("fixed:k037-s060-q4", controller, variants=list(config.variants))
@@ -127,9 +129,9 @@ def test_entropy_spends_where_the_model_was_in_doubt(budget: float) -> None:
     sure, unsure = Distribution(8 * LOGITS), Distribution(LOGITS / 4)
     spent: dict[bool, list[float]] = {False: [], True: []}
     for step in range(300):
-        doubt = bool(random.random() < 0.5)
-        action = schedule.choose(PolicyInput(300 + step, 7, HIDDEN, unsure if doubt else sure, step))
-        spent[doubt].append(controller.record(action, 300 + step).relative)
+        unsure_now = bool(random.random() < 0.5)
+        action = schedule.choose(PolicyInput(300 + step, 7, HIDDEN, unsure if unsure_now else sure, step))
+        spent[unsure_now].append(controller.record(action, 300 + step).relative)
     assert np.mean(spent[True]) > np.mean(spent[False]) + 0.05
     assert controller.achieved == pytest.approx(budget, abs=0.005)
 
@@ -141,47 +143,56 @@ def test_entropy_is_uniform_where_doubt_stays_the_same() -> None:
 
 
 def test_uniform_stays_on_neighbouring_settings() -> None:
-    config = made_config(keeps=(100,), prunes=(100, 75, 50, 25), bits=(8,))
+    config = made_config(kv_densities=(1.0,), channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8,))
     controller = made("uniform", 0.8, config)
     chosen = follow(make_schedule("uniform", controller), controller, 100)
     # 0.8 of the weights lies between 75% and 50% of the channels
-    assert {action.prune for action in chosen[20:]} == {75, 50}
+    assert {action.channel_density for action in chosen[20:]} == {0.75, 0.5}
     assert controller.achieved == pytest.approx(0.8, abs=0.005)
 
 
-@pytest.mark.parametrize(("context", "budget", "turned_down"), [(100, 0.5, "prune"), (7000, 0.65, "keep")])
+@pytest.mark.parametrize(
+    ("context", "budget", "turned_down"), [(100, 0.5, "channel_density"), (7000, 0.65, "kv_density")]
+)
 def test_uniform_turns_down_bits_then_what_saves_most(context: int, budget: float, turned_down: str) -> None:
     """At short contexts channels are worth more than pages, at long ones pages are; the other axis stays full."""
-    config = made_config(keeps=(100, 50, 10), prunes=(100, 75, 50), bits=(8, 6, 4), weight_bytes=70e6)
+    config = made_config(
+        kv_densities=(1.0, 0.5, 0.1), channel_densities=(1.0, 0.75, 0.5), bits=(8, 6, 4), weight_bytes=70e6
+    )
     controller = made("uniform", budget, config)
     actions = follow(make_schedule("uniform", controller), controller, 200, context)
-    means = {axis: np.mean([getattr(action, axis) for action in actions]) for axis in ("keep", "prune", "bits")}
+    means = {
+        axis: np.mean([getattr(action, axis) for action in actions])
+        for axis in ("kv_density", "channel_density", "bits")
+    }
     assert means.pop("bits") < 4.2
-    assert means.pop(turned_down) < 95
+    assert means.pop(turned_down) < 0.95
     assert min(means.values()) > 98
 
 
 def test_uniform_takes_the_lowest_levels_last() -> None:
     """A little more than bits and the second lowest channels can save: pages go down before the lowest channels do."""
-    config = made_config(keeps=(100, 50, 10), prunes=(100, 50, 25), bits=(8, 4), weight_bytes=70e6)
+    config = made_config(
+        kv_densities=(1.0, 0.5, 0.1), channel_densities=(1.0, 0.5, 0.25), bits=(8, 4), weight_bytes=70e6
+    )
     controller = made("uniform", 0.42, config)
     actions = follow(make_schedule("uniform", controller), controller, 200, 600)
-    assert {action.prune for action in actions} == {50}
-    assert np.mean([action.keep for action in actions]) < 95
+    assert {action.channel_density for action in actions} == {0.5}
+    assert np.mean([action.kv_density for action in actions]) < 0.95
 
 
 def test_uniform_leaves_pages_and_channels_alone_while_bits_suffice() -> None:
     controller = made("uniform", 0.8)
     actions = follow(make_schedule("uniform", controller), controller, 200)
-    assert {(action.keep, action.prune) for action in actions} == {(100, 100)}
+    assert {(action.kv_density, action.channel_density) for action in actions} == {(1.0, 1.0)}
 
 
 def test_uniform_without_some_combinations() -> None:
     config = made_config(actions=("k100-s100-q8", "k100-s050-q8", "k010-s050-q4"))
     del config.variants["s100-q4"]
     controller = made("uniform", 0.6, config)
-    assert Action(10, 100, 4) not in controller.actions
-    assert Action(10, 50, 8) in controller.actions
+    assert Action(0.1, 1.0, 4) not in controller.actions
+    assert Action(0.1, 0.5, 8) in controller.actions
     follow(make_schedule("uniform", controller), controller, 80)
     assert controller.achieved == pytest.approx(0.6, abs=0.02)
 
@@ -200,14 +211,16 @@ CHOSEN = (
     seed=st.integers(0, 99),
 )
 def test_every_schedule_holds_its_budget_with_chosen_actions(name: str, share: float, context: int, seed: int) -> None:
-    """Actions that are no grid: widths without most prune levels, prune levels without most keeps."""
+    """Actions that are no grid: bits without most channel densities, channel densities without most KV densities."""
     tags = CHOSEN.split()
-    config = made_config(prunes=(100, 75, 40), bits=(8, 6, 4), policy_bytes=1000, actions=tags, policy_actions=tags)
+    config = made_config(
+        channel_densities=(1.0, 0.75, 0.4), bits=(8, 6, 4), policy_bytes=1000, actions=tags, policy_actions=tags
+    )
     for key in set(config.variants) - {Action.parse(tag).variant for tag in tags}:
         del config.variants[key]
     actions, cost = schedule_actions(config, name), BytesCost(config)
     assert {action.variant for action in actions} <= set(config.variants)
-    floor = max(cost.step(Action(10, 40, 4), at) / cost.dense(at) for at in (context, context + 70))
+    floor = max(cost.step(Action(0.1, 0.4, 4), at) / cost.dense(at) for at in (context, context + 70))
     budget = floor + 0.05 + share * (0.95 - floor)
     controller = Controller(actions, cost, min(budget, 1.0), policy_cost=name == "sol")
     policy = scripted(config, np.random.default_rng(seed).normal(size=len(tags)).astype(np.float32))
@@ -216,8 +229,8 @@ def test_every_schedule_holds_its_budget_with_chosen_actions(name: str, share: f
 
 
 def test_uniform_of_chosen_actions_mixes_neighbours() -> None:
-    """Between two widths it deals out those two, though prune levels are there for the narrowest alone."""
-    config = made_config(prunes=(100, 75, 40), bits=(8, 6, 4), actions=CHOSEN.split(), weight_bytes=70e6)
+    """Between two bits it deals out those two, though density levels are there for the narrowest alone."""
+    config = made_config(channel_densities=(1.0, 0.75, 0.4), bits=(8, 6, 4), actions=CHOSEN.split(), weight_bytes=70e6)
     for key in set(config.variants) - {Action.parse(tag).variant for tag in CHOSEN.split()}:
         del config.variants[key]
     controller = made("uniform", 0.85, config)
@@ -229,13 +242,13 @@ def test_uniform_of_chosen_actions_mixes_neighbours() -> None:
 @pytest.mark.parametrize("name", ["uniform", "random", "sol"])
 def test_axis_targets(name: str) -> None:
     config = made_config(policy_bytes=1)
-    controller = made(name, 1.0, config, axis_targets=AxisTargets(keep=0.4, bits=5))
+    controller = made(name, 1.0, config, axis_targets=AxisTargets(kv_density=0.4, bits=5))
     policy = scripted(config, np.arange(len(controller.actions), dtype=np.float32))
     follow(make_schedule(name, controller, seed=1, policy=policy), controller, 90)
     means = controller.axis_means
-    assert means.keep == pytest.approx(0.4, abs=0.02)
+    assert means.kv_density == pytest.approx(0.4, abs=0.02)
     assert means.bits == pytest.approx(5, abs=0.16)
-    assert means.prune == pytest.approx(1.0, abs=0.02)
+    assert means.channel_density == pytest.approx(1.0, abs=0.02)
 
 
 def test_random_is_seeded() -> None:
@@ -317,7 +330,7 @@ def test_sol_tells_the_policy_how_things_stand() -> None:
 def test_sol_with_a_policy_that_does_not_know_dense() -> None:
     config = made_config(policy_bytes=1, policy_actions=("k100-s050-q8", "k010-s050-q4"))
     actions = schedule_actions(config, "sol")
-    assert actions == (Action(100, 50, 8), Action(10, 50, 4), config.dense)
+    assert actions == (Action(1.0, 0.5, 8), Action(0.1, 0.5, 4), config.dense)
     controller = Controller(actions, BytesCost(config), 0.9)
     follow(make_schedule("sol", controller, policy=scripted(config, np.array([1.0, 0.0], np.float32))), controller, 80)
     assert controller.achieved == pytest.approx(0.9, abs=0.02)

@@ -11,8 +11,13 @@ from sol_rt.budget.frontier import lower_hull
 from sol_rt.bundle.actions import Action
 from sol_rt.export.actions.selection import TIE, Point, choose, makes_unnecessary, worth_keeping
 
-DENSE = Action(100, 100, 8)
-GRID = [Action(keep, prune, bits) for bits in (8, 6, 4) for prune in (100, 75, 50) for keep in (100, 25)]
+DENSE = Action(1.0, 1.0, 8)
+GRID = [
+    Action(kv_density, channel_density, bits)
+    for bits in (8, 6, 4)
+    for channel_density in (1.0, 0.75, 0.5)
+    for kv_density in (1.0, 0.25)
+]
 
 
 def point(ms: float, loss: float, noise: float = 0.0, tokens: int = 100, seed: int = 0) -> Point:
@@ -45,21 +50,23 @@ def fronts(draw: st.DrawFn, apart: bool = False) -> dict[int, dict[Action, Point
 
 
 @settings(max_examples=200, deadline=None)
-@given(measured=fronts(), limit=st.integers(1, 20), gone=st.floats(0.5, 3.0))
-def test_what_every_choice_has(measured: dict[int, dict[Action, Point]], limit: int, gone: float) -> None:
-    verdicts = choose(measured, DENSE, limit, gone=gone)
+@given(measured=fronts(), max_actions=st.integers(1, 20), collapse_loss=st.floats(0.5, 3.0))
+def test_what_every_choice_has(
+    measured: dict[int, dict[Action, Point]], max_actions: int, collapse_loss: float
+) -> None:
+    verdicts = choose(measured, DENSE, max_actions, collapse_loss=collapse_loss)
     assert verdicts.keys() == {action for found in measured.values() for action in found}
     kept = {action for action, verdict in verdicts.items() if verdict.kept}
     assert DENSE in kept
     assert all(verdict.reason for verdict in verdicts.values())
     fastest = 0
     for found in measured.values():
-        useful = [action for action in worth_keeping(found, DENSE, gone) if action != DENSE]
-        if useful and limit > 1:
+        useful = [action for action in worth_keeping(found, DENSE, collapse_loss) if action != DENSE]
+        if useful and max_actions > 1:
             fastest += 1
             assert min(useful, key=lambda action: found[action].ms) in kept
-    assert len(kept) <= max(limit, 1 + fastest)
-    assert kept <= {DENSE}.union(*(worth_keeping(found, DENSE, gone) for found in measured.values()))
+    assert len(kept) <= max(max_actions, 1 + fastest)
+    assert kept <= {DENSE}.union(*(worth_keeping(found, DENSE, collapse_loss) for found in measured.values()))
 
 
 @settings(max_examples=200, deadline=None)
@@ -89,8 +96,8 @@ def test_a_kept_action_is_the_best_of_its_speed_somewhere(measured: dict[int, di
 
 def test_a_dearer_and_worse_action_goes() -> None:
     verdicts = choose({512: front(k100_s100_q4=(5, 0.1), k100_s050_q6=(7, 0.2))}, DENSE, 12)
-    assert verdicts[Action(100, 100, 4)].kept
-    dropped = verdicts[Action(100, 50, 6)]
+    assert verdicts[Action(1.0, 1.0, 4)].kept
+    dropped = verdicts[Action(1.0, 0.5, 6)]
     assert not dropped.kept
     assert dropped.reason.startswith("k100-s100-q4 does as well at 512: 5 ms for 7, -0.1 ±")
 
@@ -100,10 +107,10 @@ def test_a_gain_that_noise_may_have_made_is_none(tokens: int, kept: bool) -> Non
     """0.02 nats with a spread of 0.2 a token: 0.7 standard errors of 50 tokens, 7 of 5000."""
     measured = {
         DENSE: point(10, 0.0, tokens=tokens),
-        Action(100, 100, 6): point(8, 0.02, tokens=tokens),
-        Action(100, 100, 4): point(6, 0.04, 0.2, tokens),
+        Action(1.0, 1.0, 6): point(8, 0.02, tokens=tokens),
+        Action(1.0, 1.0, 4): point(6, 0.04, 0.2, tokens),
     }
-    assert choose({512: measured}, DENSE, 12)[Action(100, 100, 6)].kept == kept
+    assert choose({512: measured}, DENSE, 12)[Action(1.0, 1.0, 6)].kept == kept
 
 
 def test_differences_are_paired() -> None:
@@ -111,43 +118,43 @@ def test_differences_are_paired() -> None:
     common = np.random.default_rng(0).normal(size=200)
     measured = {
         DENSE: Point(10, np.zeros(200)),
-        Action(100, 100, 6): Point(8, common - common.mean() + 0.30),
-        Action(100, 100, 4): Point(6, common - common.mean() + 0.32 + 0.01 * np.sin(np.arange(200))),
+        Action(1.0, 1.0, 6): Point(8, common - common.mean() + 0.30),
+        Action(1.0, 1.0, 4): Point(6, common - common.mean() + 0.32 + 0.01 * np.sin(np.arange(200))),
     }
-    assert choose({512: measured}, DENSE, 12)[Action(100, 100, 6)].kept
+    assert choose({512: measured}, DENSE, 12)[Action(1.0, 1.0, 6)].kept
 
 
 def test_a_tie_goes_to_the_simpler() -> None:
     verdicts = choose({512: front(k025_s100_q6=(8.0, 0.1), k100_s100_q6=(8.05, 0.1))}, DENSE, 12)
-    assert verdicts[Action(100, 100, 6)].kept
-    assert not verdicts[Action(25, 100, 6)].kept
+    assert verdicts[Action(1.0, 1.0, 6)].kept
+    assert not verdicts[Action(0.25, 1.0, 6)].kept
 
 
 def test_as_fast_and_better_wins_though_a_little_slower() -> None:
     verdicts = choose({512: front(k100_s075_q6=(8.0, 0.2), k100_s100_q6=(8.05, 0.1))}, DENSE, 12)
-    assert verdicts[Action(100, 100, 6)].kept
-    assert not verdicts[Action(100, 75, 6)].kept
+    assert verdicts[Action(1.0, 1.0, 6)].kept
+    assert not verdicts[Action(1.0, 0.75, 6)].kept
 
 
 def test_an_action_kept_at_one_context_is_kept() -> None:
     short = front(k100_s100_q4=(5, 0.1), k100_s050_q4=(5.5, 0.2))
     long = front(k100_s100_q4=(8, 0.1), k100_s050_q4=(6, 0.2))
     verdicts = choose({512: short, 4096: long}, DENSE, 12)
-    assert verdicts[Action(100, 50, 4)].kept
-    assert verdicts[Action(100, 50, 4)].reason == "best of its speed at 4096"
-    assert verdicts[Action(100, 100, 4)].reason == "best of its speed at 512 and 4096"
+    assert verdicts[Action(1.0, 0.5, 4)].kept
+    assert verdicts[Action(1.0, 0.5, 4)].reason == "best of its speed at 4096"
+    assert verdicts[Action(1.0, 1.0, 4)].reason == "best of its speed at 512 and 4096"
 
 
 def test_text_that_is_gone() -> None:
-    verdicts = choose({512: front(k100_s100_q4=(5, 0.1), k100_s050_q4=(3, 2.5))}, DENSE, 12, gone=2.0)
-    assert not verdicts[Action(100, 50, 4)].kept
-    assert "the text is gone at 512: 2.5 nats" in verdicts[Action(100, 50, 4)].reason
+    verdicts = choose({512: front(k100_s100_q4=(5, 0.1), k100_s050_q4=(3, 2.5))}, DENSE, 12, collapse_loss=2.0)
+    assert not verdicts[Action(1.0, 0.5, 4)].kept
+    assert "the output collapses at 512: 2.5 nats" in verdicts[Action(1.0, 0.5, 4)].reason
 
 
 def test_the_policys_actions_stay() -> None:
     measured = {512: front(k100_s100_q4=(5, 0.1), k100_s050_q6=(7, 0.2), k100_s050_q4=(3, 2.5))}
-    required = (Action(100, 50, 6), Action(100, 50, 4))
-    verdicts = choose(measured, DENSE, 1, gone=2.0, required=required)
+    required = (Action(1.0, 0.5, 6), Action(1.0, 0.5, 4))
+    verdicts = choose(measured, DENSE, 1, collapse_loss=2.0, required=required)
     assert {action for action, verdict in verdicts.items() if verdict.kept} == {DENSE, *required}
     assert verdicts[required[0]].reason == "the policy picks it"
 
@@ -160,11 +167,11 @@ def test_beyond_the_limit_the_hull_decides() -> None:
         k100_s075_q4=(5, 0.5),  # above the line from the corner to the cheapest
         k100_s050_q4=(4, 0.6),
     )
-    for limit, gone in ((4, {(75, 4)}), (3, {(75, 4), (100, 6)}), (2, {(75, 4), (100, 6), (100, 4)})):
-        verdicts = choose({512: measured}, DENSE, limit)
-        assert {(a.prune, a.bits) for a, verdict in verdicts.items() if not verdict.kept} == gone
-    assert verdicts[Action(100, 100, 4)].reason.startswith("over the limit of 2: without it the frontier rises by")
-    assert verdicts[Action(100, 75, 4)].reason.startswith("over the limit of 2: without it nothing rises")
+    for max_actions, dropped in ((4, {(0.75, 4)}), (3, {(0.75, 4), (1.0, 6)}), (2, {(0.75, 4), (1.0, 6), (1.0, 4)})):
+        verdicts = choose({512: measured}, DENSE, max_actions)
+        assert {(a.channel_density, a.bits) for a, verdict in verdicts.items() if not verdict.kept} == dropped
+    assert verdicts[Action(1.0, 1.0, 4)].reason.startswith("over the limit of 2: without it the frontier rises by")
+    assert verdicts[Action(1.0, 0.75, 4)].reason.startswith("over the limit of 2: without it nothing rises")
 
 
 def test_the_hull_is_below_all_points_and_convex() -> None:

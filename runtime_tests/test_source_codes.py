@@ -20,8 +20,8 @@ from sol_rt.export import export_bundle  # noqa: E402
 from sol_rt.export.quantize.gptq import HessianFactor  # noqa: E402
 from sol_rt.export.quantize.nested import dequantize, quantize_matrix  # noqa: E402
 from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest, source_codes  # noqa: E402
-from sol_rt.export.sources.checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT  # noqa: E402
+from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 
 KINDS = ("Q4_0", "Q4_1", "Q4_K")
 
@@ -49,7 +49,7 @@ def test_held_blocks_are_the_files_weights(kind: str, seed: int) -> None:
     own, w = own_of(rows, kind), weights_of(rows, kind)
     sixteenth = own.scale.astype(np.float64)[..., None] / 16
     error = np.abs(meant(own) - w) - np.abs(w) * 1e-6
-    assert (error <= 0.61 * sixteenth)[own.held].all()
+    assert (error <= 0.61 * sixteenth)[own.representable].all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -57,7 +57,7 @@ def test_held_blocks_are_the_files_weights(kind: str, seed: int) -> None:
 def test_symmetric_blocks_are_exact_whatever_their_sign(seed: int) -> None:
     rows = random_rows("Q4_0", 3, 512, np.random.default_rng(seed))
     own = own_of(rows, "Q4_0")
-    assert own.held.all()
+    assert own.representable.all()
     assert np.array_equal(meant(own), weights_of(rows, "Q4_0"))
 
 
@@ -65,12 +65,12 @@ def test_symmetric_blocks_are_exact_whatever_their_sign(seed: int) -> None:
 def test_only_blocks_far_from_zero_are_not_held(kind: str) -> None:
     rows = random_rows(kind, 64, 1024, np.random.default_rng(5))
     own, w = own_of(rows, kind), weights_of(rows, kind)
-    assert 0.2 < own.held.mean() < 1
+    assert 0.2 < own.representable.mean() < 1
     low, high = w.min(axis=-1), w.max(axis=-1)
     far = (low > 0) | (high < 0)  # no zero point of this side's range, or barely
-    assert far[~own.held].mean() > 0.99
+    assert far[~own.representable].mean() > 0.99
     crossing = (w == 0).any(axis=-1)
-    assert own.held[crossing & (high > low)].all()
+    assert own.representable[crossing & (high > low)].all()
 
 
 @pytest.mark.parametrize("place", [0, 2])
@@ -79,7 +79,7 @@ def test_numbers_that_are_not_finite_are_not_held(place: int, value: float) -> N
     rows = random_rows("Q4_1", 1, 64, np.random.default_rng(0))
     rows[0, place : place + 2] = np.array([value], "<f2").view(np.uint8)
     own = own_of(rows, "Q4_1")
-    assert not own.held[0, 0]
+    assert not own.representable[0, 0]
     with np.errstate(invalid="ignore"):
         w = weights_of(rows, "Q4_1").reshape(1, -1)
     with pytest.raises(CheckpointError, match="tensor x: got NaN or infinite"):
@@ -93,14 +93,14 @@ def test_levels_of_own_codes(planes: int) -> None:
     nested = nest(own, w.reshape(16, -1), planes)
     assert (nested.b is None, nested.c is None) == (planes < 1, planes < 2)
     blocks = nested.q.reshape(w.shape)
-    assert np.array_equal(blocks[own.held], own.q.reshape(w.shape)[own.held])
-    assert np.array_equal(nested.zero.T[own.held], own.zero[own.held])
+    assert np.array_equal(blocks[own.representable], own.q.reshape(w.shape)[own.representable])
+    assert np.array_equal(nested.zero.T[own.representable], own.zero[own.representable])
     sixteenth = own.scale.astype(np.float32)[..., None] / 16
     for level, bound in ((4, 0.61), (6, 2.2), (8, 0.61))[: planes + 1]:
         error = np.abs(dequantize(nested, level).reshape(w.shape) - w)
-        assert (error <= bound * sixteenth * 1.001)[own.held].all()
-    plain = quantize_matrix(w[~own.held], planes)
-    got = dequantize(nested, 4 + 2 * planes).reshape(w.shape)[~own.held]
+        assert (error <= bound * sixteenth * 1.001)[own.representable].all()
+    plain = quantize_matrix(w[~own.representable], planes)
+    got = dequantize(nested, 4 + 2 * planes).reshape(w.shape)[~own.representable]
     assert np.array_equal(got, dequantize(plain, 4 + 2 * planes))
 
 
@@ -110,15 +110,17 @@ def test_zero_points_make_up_for_each_other() -> None:
     step = (0.01 + 0.02 * rng.random((rows, channels // BLOCK))).astype(np.float16).astype(np.float32)
     offset = -step * rng.uniform(1, 14, step.shape).astype(np.float32)
     own = source_codes(rng.integers(0, 16, (rows, channels // BLOCK, BLOCK)).astype(np.uint8), step, offset)
-    own.held[3, 4] = False
+    own.representable[3, 4] = False
     w = (step[..., None] * own.q.reshape(rows, -1, BLOCK) + offset[..., None]).reshape(rows, channels)
     x = rng.standard_normal((4096, channels)) + 0.5  # sums over blocks go together, as those of real inputs do
-    moment = x.T @ x / len(x)
-    chosen = choose_zeros(own, w, HessianFactor.of(torch.from_numpy(moment).float()))
+    hessian = x.T @ x / len(x)
+    chosen = choose_zeros(own, w, HessianFactor.of(torch.from_numpy(hessian).float()))
 
     def loss(codes: SourceCodes) -> float:
-        lost = np.where(codes.held[..., None], meant(codes) - w.reshape(rows, -1, BLOCK), 0).reshape(rows, channels)
-        return float(np.einsum("nk,kj,nj->", lost, moment, lost))
+        lost = np.where(codes.representable[..., None], meant(codes) - w.reshape(rows, -1, BLOCK), 0).reshape(
+            rows, channels
+        )
+        return float(np.einsum("nk,kj,nj->", lost, hessian, lost))
 
     assert loss(chosen) < 0.4 * loss(own)
     assert np.abs(chosen.zero.astype(int) - own.zero).max() == 1
@@ -151,7 +153,7 @@ def test_other_types_have_no_codes(tmp_path: Path) -> None:
 
 def test_a_bundle_has_the_files_codes(tmp_path: Path) -> None:
     path = gguf_of(PRESETS["tiny-llama"], "Q4_0", tmp_path, 16)
-    levels = {"bits": (4,), "prune": (100,), "keep": (100,)}
+    levels = {"bits": (4,), "channel_density": (1.0,), "kv_density": (1.0,)}
     report = export_bundle(str(path), tmp_path / "out", **levels, calibration="none", parity=False)
     entry = report.config.tensors["layers.1.down.base"]
     packed = np.fromfile(tmp_path / "out" / "weights.bin", np.uint8, entry.bytes, offset=entry.offset)

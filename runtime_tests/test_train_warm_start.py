@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from helpers.made_configs import made_config  # noqa: E402
-from sol_rt.budget.cost import BytesCost  # noqa: E402
+from sol_rt.budget.cost.bytes_model import BytesCost  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402
@@ -37,7 +37,7 @@ def _spec() -> RolloutSpec:
     config = made_config()
     dense = config.dense
     cheap = next(entry.action for entry in config.actions if entry.action.variant != dense.variant)
-    return RolloutSpec((dense, Action(100, cheap.prune, cheap.bits)), BytesCost(config), KNOWN_SCALARS)
+    return RolloutSpec((dense, Action(1.0, cheap.channel_density, cheap.bits)), BytesCost(config), KNOWN_SCALARS)
 
 
 def _window(seed: int) -> Counterfactuals:

@@ -1,8 +1,8 @@
-"""Checks the contracts on imports that pyproject.toml holds: `python scripts/lint_imports.py FOLDER`.
+"""Checks the import contracts in pyproject.toml with import-linter: `python scripts/lint_imports.py FOLDER`.
 
-FOLDER holds the package sol_rt as it is installed, with export and train inside: `make lint` has the type checker's.
-An editable installation maps those folders by an import hook that import-linter can't follow, so this program removes
-the hook first.
+FOLDER holds the package sol_rt in its installed layout, with export and train inside; `make lint` passes the type
+checker's folder. An editable installation maps those folders by an import hook that import-linter cannot follow, so
+this program removes the hook first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 def main() -> int:
     sys.meta_path = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
-    os.chdir(sys.argv[1])  # where import-linter looks first
+    os.chdir(sys.argv[1])  # import-linter searches the current folder first
     return cli.lint_imports(config_filename=str(CONFIG), no_cache=True, no_logo=True)
 
 

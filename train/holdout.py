@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.frontier import falling_hull
-from sol_rt.budget.schedules import PolicyInput, Schedule, SolSchedule, UniformSchedule
+from sol_rt.budget.schedules import PolicyInput, Schedule
+from sol_rt.budget.schedules.policy import SolSchedule
+from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec
 from sol_rt.engine.distribution import Distribution

@@ -23,7 +23,7 @@ from torch import nn
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.export.progress import Progress
+from sol_rt.store.progress import Progress
 from sol_rt.train.grpo import Grpo
 from sol_rt.train.holdout import Comparison, HeldOutComparison
 from sol_rt.train.multipliers import Multipliers

@@ -1,4 +1,4 @@
-"""Choosing actions by measurement: text to calibrate on, losses, times, active channels, LM head bits.
+"""Chooses a bundle's actions by measurement: calibration text, losses, times, active channels, LM head bits.
 
 May import: sol_rt.export.graphs and the folders below it, the runtime.
 """

@@ -1,14 +1,20 @@
-"""MLP channels to keep in every layer and matrix, for target shares of the MLP weights read: a search by measurement.
+"""Searches how many MLP channels are active in each layer, for each target share of MLP weights read.
 
-Divergence from the unpruned graph, through the runtime, on calibration text. First every matrix is pruned alone at a
-few levels, which gives a power law each: divergence = a * (1 - kept share)^p. The convex sum of these is least, at a
-given share of weights read, where all matrices' slopes a byte are equal. Pruned together they do more harm than the sum
-says, and not in proportion: so mixtures of that split with one that is equal in all layers are measured, and the
-best is improved greedily, a group of neighbouring layers' matrices at a time.
+The search minimises the divergence from the dense graph, measured with the runtime on calibration text. Let matrix j
+have active share k[j] and hold the share w[j] of all MLP weights.
+
+1. Each matrix is made sparse alone at two shares. That gives a power law for each: divergence = a[j] (1 - k[j])^p[j].
+2. The sum of these laws under sum w[j] k[j] = target is least where all matrices have the same slope per weight:
+   a[j] p[j] (1 - k[j])^(p[j] - 1) / w[j] is the same for all j.
+3. Together, sparse matrices do more harm than that sum says. So mixtures of this split with equal shares in all layers
+   are measured, and the best one is improved greedily, one group of neighbouring layers at a time.
+
+All arrays over matrices have the MLP's first matrices of all layers, then its second matrices: float64 [2 layers].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,27 +29,27 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.graphs.graph import mlp_counts, weight_bytes
-from sol_rt.export.progress import Progress, silent
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.store.progress import Progress, silent
 
-_PROBES = (0.6, 0.3)  # kept shares at which every matrix is measured alone
+_PROBES = (0.6, 0.3)  # active shares at which every matrix is measured alone
 _PROBE_WINDOWS, _WINDOWS = 2, 3
 _EXPONENTS = (1.3, 6.0)
 _LEAST_SHARE = 1 / 32  # of a matrix's channels
-_MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weight of the law's split, the rest that of the equal one
-_GROUPS = 5  # of neighbouring layers, each twice: of first and of second matrices
-_STEP = 1.25  # factor on what a group prunes
+_MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weight of the power laws' split; the rest is that of equal shares
+_GROUPS = 5  # groups of neighbouring layers, each for first and for second matrices
+_STEP = 1.25  # factor on the inactive share of a group
 _ROUNDS = 2
 _TINY = 1e-7
 _MOST_WEIGHTS = 500_000_000
-"""Of the layers' MLPs: for larger models the search takes half an hour and more."""
+"""Largest number of MLP weights for a search. For larger models it would take half an hour or more."""
 
 _Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PruneLevels:
-    """Channels kept at the inputs of the first and the second MLP matmul, one count a layer."""
+class DensityLevels:
+    """Active channels at the inputs of the first and the second MLP matrix, one count for each layer."""
 
     active_up: tuple[int, ...]
     active_down: tuple[int, ...]
@@ -51,7 +57,13 @@ class PruneLevels:
 
 @dataclass(frozen=True)
 class MlpSizes:
-    """Of every layer: input channels of the first and the second MLP matrix, and weights that a channel of each has."""
+    """The sizes of the MLPs.
+
+    Attributes:
+        layers: number of layers.
+        channels_in, channels_mid: input channels of the first and of the second MLP matrix.
+        weights_in, weights_mid: weights of one input channel of the first and of the second matrix.
+    """
 
     layers: int
     channels_in: int
@@ -61,36 +73,37 @@ class MlpSizes:
 
     @classmethod
     def of(cls, config: SolConfig) -> MlpSizes:
-        (hidden, width), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
-        return cls(config.model.num_layers, hidden, inner, width, outputs)
+        (hidden, columns), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
+        return cls(config.model.num_layers, hidden, inner, columns, outputs)
 
     @property
     def total(self) -> int:
-        """Weights of all MLP matrices."""
+        """The number of weights of all MLP matrices."""
         return self.layers * (self.channels_in * self.weights_in + self.channels_mid * self.weights_mid)
 
     @property
     def channels(self) -> _Array:
-        """Of all first matrices, then of all second ones, [2 layers]: the order of all arrays here."""
+        """Input channels of each matrix, [2 layers]."""
         return np.repeat([float(self.channels_in), float(self.channels_mid)], self.layers)
 
     @property
     def weights(self) -> _Array:
-        """Share of all MLP weights that each matrix has, [2 layers]."""
+        """The share of all MLP weights that each matrix holds, [2 layers]."""
         sizes = np.array([self.channels_in * self.weights_in, self.channels_mid * self.weights_mid], np.float64)
         return np.repeat(sizes / (sizes.sum() * self.layers), self.layers)
 
     def equal(self, share: float) -> _Array:
-        """Kept shares that are the same in all layers, by the exporter's rule without calibration."""
+        """Active shares that are the same in all layers, as an export without calibration has them, [2 layers]."""
         first, second = (self.channels_in, self.weights_in), (self.channels_mid, self.weights_mid)
         counts = mlp_counts(round(100 * share) / 100, first, second)
         return np.repeat(np.array(counts, np.float64), self.layers) / self.channels
 
-    def levels(self, counts: Sequence[int]) -> PruneLevels:
-        return PruneLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
+    def levels(self, counts: Sequence[int]) -> DensityLevels:
+        """Counts [2 layers] by layer."""
+        return DensityLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
 
-    def share(self, levels: PruneLevels) -> float:
-        """Share of all MLP weights that these levels read, exactly 1 where nothing is pruned."""
+    def share(self, levels: DensityLevels) -> float:
+        """The share of all MLP weights that these counts read; exactly 1 if all channels are active."""
         return (sum(levels.active_up) * self.weights_in + sum(levels.active_down) * self.weights_mid) / self.total
 
 
@@ -100,58 +113,60 @@ def find_levels(
     targets: Sequence[float],
     bits: int,
     progress: Progress = silent,
-) -> dict[float, PruneLevels]:
-    """Keep levels for every target, a percentage of the MLP weights.
+) -> dict[float, DensityLevels]:
+    """Finds the active channels for every target.
 
-    A lower target keeps nowhere more than a higher one. The same input gives the same levels.
+    No count of a lower target is above that of a higher one. The same arguments give the same result.
 
     Args:
-        engine: of the bundle, with an unpruned variant of width `bits`; its counts stay.
-        windows: calibration text as token ids; the first few windows are used.
-        targets: percentages; 100 prunes nothing.
-        bits: width of the graph to measure with. The levels serve all widths; the narrowest is the fastest.
+        engine: runs the bundle, which has a variant of these bits at channel density 1. Its active channels are as
+            before afterwards.
+        windows: calibration text as token ids. The first few windows are used.
+        targets: shares of the MLP weights read. 1 makes all channels active.
+        bits: bits of the graph to measure with. The result serves all graphs; the one of fewest bits is the fastest.
+        progress: reports how far the search is.
 
     Raises UsageError for a target that cannot be met.
     """
     sizes = MlpSizes.of(engine.bundle.config)
     check_targets(targets)
-    passes = len(_PROBES) + (1 + 2 * _ROUNDS) * sum(target < 100 for target in set(targets))
+    passes = len(_PROBES) + (1 + 2 * _ROUNDS) * sum(target < 1 for target in set(targets))
 
     def report(step: str, done: float, total: float) -> None:
-        progress("searching prune levels", min(search.passes + done / total, passes), passes)
+        progress("searching density levels", min(search.passes + done / total, passes), passes)
 
     search = _Search(engine, windows, bits, sizes, report)
     counts = sizes.channels.astype(int)
     found = {}
     for target in sorted(set(targets), reverse=True):
-        if target < 100:
-            counts = search.run(target / 100, counts)
+        if target < 1:
+            counts = search.run(target, counts)
         found[target] = sizes.levels(counts.tolist())
-    progress("searching prune levels", passes, passes)
+    progress("searching density levels", passes, passes)
     return {target: found[target] for target in targets}
 
 
 def check_targets(targets: Sequence[float]) -> None:
     """Raises UsageError for a target that cannot be met."""
     for target in targets:
-        if not 100 * _LEAST_SHARE < target <= 100:
-            raise UsageError(f"prune: got {target}, expected {int(100 * _LEAST_SHARE) + 1} to 100 percent")
+        if not _LEAST_SHARE < target <= 1:
+            raise UsageError(f"channel_density: got {target}, expected {math.ceil(100 * _LEAST_SHARE) / 100} to 1")
 
 
 def with_levels(
     folder: Path, config: SolConfig, decoder: Decoder, windows: Sequence[Sequence[int]], progress: Progress = silent
 ) -> SolConfig:
-    """The config of the bundle in `folder` with counts that `find_levels` found for its prune levels.
+    """The config of the bundle in `folder` with searched active channels of the MLPs, at each channel density.
 
-    The same for all widths, measured at the narrowest: MLP channels alone, of as many weights as before. A model of
-    more than _MOST_WEIGHTS keeps the counts that it has, equal in all layers. Raises BundleError, UsageError.
+    Every density reads as many MLP weights as before, and all graphs get the same counts. A model of more than
+    _MOST_WEIGHTS keeps its counts, equal in all layers. Raises BundleError, UsageError.
     """
     sizes = MlpSizes.of(config)
     if sizes.total > _MOST_WEIGHTS:
         return config
-    shares = {key: 100 * sizes.share(PruneLevels(v.active_up, v.active_down)) for key, v in config.variants.items()}
+    shares = {key: sizes.share(DensityLevels(v.active_up, v.active_down)) for key, v in config.variants.items()}
     targets = sorted(set(shares.values()), reverse=True)
-    bits = min(variant.bits for variant in config.variants.values() if variant.prune == 100)
+    bits = min(variant.bits for variant in config.variants.values() if variant.channel_density == 1.0)
     levels = find_levels(Engine(Bundle.open(folder), provider="cpu"), windows, targets, bits, progress)
     variants = {}
     for key, variant in config.variants.items():
@@ -163,23 +178,23 @@ def with_levels(
 
 @dataclass(frozen=True)
 class PowerLaws:
-    """Divergence of every matrix pruned alone: scale * (1 - kept share)^exponent, arrays [matrices]."""
+    """The divergence if one matrix alone is sparse: scale * (1 - active share)^exponent, arrays [2 layers]."""
 
     scale: _Array
     exponent: _Array
 
     @classmethod
     def fit(cls, measured: Mapping[float, _Array]) -> PowerLaws:
-        """Through divergences [matrices] at two kept shares."""
+        """Fits the laws to divergences [2 layers] at two active shares."""
         (one, first), (other, second) = ((share, np.maximum(values, _TINY)) for share, values in measured.items())
         exponent = np.clip(np.log(first / second) / np.log((1 - one) / (1 - other)), *_EXPONENTS)
         middle = np.sqrt(first * second) / ((1 - one) * (1 - other)) ** (exponent / 2)
         return cls(middle, exponent)
 
     def split(self, weights: _Array, share: float, most: _Array) -> _Array:
-        """Kept shares that give the least sum where weights * kept shares sum to `share`, none above `most`.
+        """The active shares with the least sum of divergences whose sum times `weights` is `share`, none above `most`.
 
-        None below half of `share`: there the laws say too little about the harm.
+        None is below half of `share`, where the laws underestimate the harm.
         """
         least = np.minimum(max(_LEAST_SHARE, share / 2), most)
 
@@ -187,7 +202,7 @@ class PowerLaws:
             pruned = (slope * weights / (self.scale * self.exponent)) ** (1 / (self.exponent - 1))
             return np.clip(1 - pruned, least, most)
 
-        low, high = -60.0, 60.0  # of the logarithm of the slope
+        low, high = -60.0, 60.0  # bounds of the slope's logarithm
         for _ in range(100):
             middle = (low + high) / 2
             low, high = (middle, high) if (weights * kept(np.exp(middle))).sum() > share else (low, middle)
@@ -195,7 +210,10 @@ class PowerLaws:
 
 
 def scaled_to(kept: _Array, weights: _Array, share: float, most: _Array) -> _Array:
-    """What is pruned, 1 - kept, times the one factor at which weights * kept sum to `share`, within the bounds."""
+    """Scales the inactive shares, 1 - kept, by the one factor at which weights * kept sums to `share`.
+
+    No result is above `most` or below _LEAST_SHARE.
+    """
 
     def at(factor: float) -> _Array:
         return np.clip(1 - factor * np.maximum(1 - kept, _TINY), _LEAST_SHARE, most)
@@ -208,11 +226,14 @@ def scaled_to(kept: _Array, weights: _Array, share: float, most: _Array) -> _Arr
 
 
 def whole_counts(kept: _Array, sizes: MlpSizes, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Channel counts near `kept` that read `share` of the weights or at most one channel more, none above `most`."""
+    """Whole counts near the active shares `kept`, none above `most`.
+
+    They read `share` of the weights, or one channel more.
+    """
     exact = kept * sizes.channels
     counts = np.clip(np.floor(exact + 1e-9).astype(np.int64), 1, most)
     each = sizes.weights / sizes.channels
-    # those cut most by rounding first; again from the start where all of them do not suffice
+    # counts that rounding cut most are raised first, in turns
     order = np.argsort(-(exact - counts), kind="stable")
     place = 0
     while (counts * each).sum() < share - 1e-12:
@@ -227,12 +248,12 @@ class _Search:
         self, engine: Engine, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
     ) -> None:
         self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
-        self.action = Action(100, 100, bits)
+        self.action = Action(1.0, 1.0, bits)
         self.laws: PowerLaws | None = None
-        self.passes = 0  # over the text, each with a set of counts
+        self.passes = 0  # passes over the text, each with a set of counts
 
     def run(self, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Counts [matrices] that read `share` of the weights, none above `most`."""
+        """The counts [2 layers] that read `share` of the weights, none above `most`."""
         if self.laws is None:
             self.laws = self._probe()
         sizes = self.sizes
@@ -252,7 +273,7 @@ class _Search:
             gains = _sure_gains(rows, current)
             if not gains.any():
                 break
-            # all helpful moves together, some of the way and all of it, beside the best alone
+            # tried: the best move alone, and all helpful moves together, half of the way and all of it
             total = sum(gain / gains.max() * (move - best) for move, gain in zip(moves, gains, strict=True))
             together = [scaled_to(best + part * total, weights, share, bound) for part in (0.5, 1.0)]
             choices = [moves[int(gains.argmax())], *together]
@@ -278,7 +299,7 @@ class _Search:
 
     @staticmethod
     def _best(kept: Sequence[_Array], rows: _Array, best: _Array, current: _Array) -> tuple[_Array, _Array]:
-        """What gains most on `best`, with its divergences [tokens]; `best` itself where nothing does for sure."""
+        """The split that gains most over `best`, with its divergences [tokens]; `best` itself if no gain is certain."""
         gains = _sure_gains(rows, current)
         return (kept[int(gains.argmax())], rows[int(gains.argmax())]) if gains.any() else (best, current)
 
@@ -286,7 +307,7 @@ class _Search:
         return self._measure(np.array([whole_counts(each, self.sizes, share, most) for each in kept]), _WINDOWS)
 
     def _measure(self, counts: npt.NDArray[np.int64], windows: int) -> _Array:
-        """Divergences of every row of counts [rows, matrices], [rows, tokens]."""
+        """The divergences of every row of counts [rows, 2 layers], float64 [rows, tokens]."""
         levels = [self.sizes.levels(row.tolist()) for row in counts]
         candidates = [Candidate(self.action, each.active_up, each.active_down) for each in levels]
         used = self.windows[:windows]
@@ -296,8 +317,10 @@ class _Search:
 
 
 def _sure_gains(rows: _Array, current: _Array) -> _Array:
-    """Mean of current [tokens] less each of rows [rows, tokens], 0 where it is within its standard error: a few hundred
-    tokens must not decide by luck."""
+    """The mean of `current` [tokens] minus that of each of `rows` [rows, tokens]; 0 if below its standard error.
+
+    A few hundred tokens must not decide by luck.
+    """
     gains = current - rows
     mean, error = gains.mean(1), gains.std(1) / np.sqrt(gains.shape[1])
     return np.asarray(np.where(mean > error, mean, 0.0))

@@ -1,10 +1,10 @@
-"""Text to calibrate on: from a file that the user names, or written by the model itself through the runtime."""
+"""Gets the calibration text: from a file that the user names, or written by the model itself."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,29 +13,30 @@ import numpy as np
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
-from sol_rt.export.progress import Progress, silent
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+from sol_rt.store.progress import Progress, silent
 from sol_rt.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of a window
 LONG = 4608  # tokens of the long stretch
 _WINDOWS = 32
-_LEAST_WINDOWS = 8  # of a file; second moments over fewer tokens than channels say nothing of most directions
-_LEAST_LONG = 2 * WINDOW  # a shorter stretch tells nothing that windows don't
+_HELD_OUT = 4  # every fourth window is left to measure losses on
+_LEAST_WINDOWS = 8  # of a file; a Hessian over fewer tokens than channels knows nothing of most directions
+_LEAST_LONG = 2 * WINDOW  # a shorter stretch shows nothing that windows do not
 
-_WHOLE_BYTES = 2 << 20  # of a larger file, slices spread over it are read
+_WHOLE_BYTES = 2 << 20  # of a larger file only slices are read
 _SLICE_BYTES = 1 << 16
 
-_MAX_SECONDS = 110.0  # for the model's own text: two minutes, with the start
+_MAX_SECONDS = 110.0  # for the model's own text: two minutes in all
 _LEAST_OWN_WINDOWS = 4
-_FREE = 8  # tokens after an opener drawn from the whole distribution: they set what a window is about
-_TOP_P = 0.9  # of all others: drawn from everything, a small model's text is no text any more after a page
-_RUN = 4  # tokens of the runs that tell repetition
-_LEAST_DISTINCT = 0.5  # of a window's runs; texts have over 0.9
+_FREE = 8  # tokens after an opener are drawn from the whole distribution: they set the window's topic
+_TOP_P = 0.9  # for all other tokens: without it, a small model's text falls apart after a page
+_RUN = 4  # tokens of the runs by which repetition is found
+_LEAST_DISTINCT = 0.5  # share of a window's runs that differ; texts have over 0.9
 _TRIES = 3
-_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")  # where a vocabulary tells it apart from the end of a chat turn
-_MARK = "\ue000"  # stands for what a user says
+_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")  # ends of a document, unlike those of a chat turn
+_MARK = "\ue000"  # stands for the user's message
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,34 @@ class CalibrationText:
     """Tokens of a calibration text.
 
     Attributes:
-        windows: stretches of WINDOW tokens, fewer where the context is shorter; each is the start of a context.
-        long: one stretch of up to LONG tokens, empty where there is none that is longer than two windows.
-        origin: where it comes from, in a few words.
+        windows: stretches of WINDOW tokens, or of the model's context if that is shorter. Each starts a context.
+        long: one stretch of up to LONG tokens; empty if there is none longer than two windows.
+        origin: where the text comes from, in a few words.
     """
 
     windows: tuple[tuple[int, ...], ...]
     long: tuple[int, ...]
     origin: str
 
+    def split(self) -> tuple[list[tuple[int, ...]], CalibrationText]:
+        """The windows to fit weights to, and the text with the others, to measure losses on.
+
+        On fitted windows losses would come out too low.
+        """
+        held_out = self.windows[::_HELD_OUT]
+        fitted = [window for index, window in enumerate(self.windows) if index % _HELD_OUT]
+        return fitted, replace(self, windows=held_out)
+
 
 def read_text(path: Path, tokenizer: Tokenizer, max_context: int) -> CalibrationText:
-    """Windows spread evenly over a UTF-8 text file, and a long stretch where it has one.
+    """Takes windows spread evenly over a UTF-8 text file, and a long stretch if it has one.
 
     Args:
         path: the file.
-        tokenizer: the model's.
-        max_context: of the model.
+        tokenizer: the model's tokenizer.
+        max_context: the model's longest context in tokens.
 
-    Raises UsageError where the file is missing, no text, or shorter than 4096 tokens.
+    Raises UsageError if the file is missing, no text, or shorter than 4096 tokens.
     """
     size, prefix = min(WINDOW, max_context), _prefix(tokenizer)
     body = size - len(prefix)
@@ -76,7 +86,7 @@ def read_text(path: Path, tokenizer: Tokenizer, max_context: int) -> Calibration
     if len(windows) < _LEAST_WINDOWS:
         raise UsageError(
             f"calibration {path}: got {found} tokens, expected {_LEAST_WINDOWS * size} or more; "
-            "name a longer text, or none for text of the model's own"
+            "name a longer text, or leave --calibration out: the model then writes one"
         )
     longest = max(pieces, key=len)[: min(LONG, max_context) - len(prefix)]
     return CalibrationText(
@@ -94,20 +104,19 @@ def generate_text(
     windows: int = _WINDOWS,
     max_seconds: float = _MAX_SECONDS,
 ) -> CalibrationText:
-    """Text that the model writes itself, drawn from its dense distribution.
+    """Lets the model write the text, drawn from its dense distribution.
 
-    One long stretch, which gives windows as well, then windows of their own: conversations with both sides written by
-    the model where it has a chat template, else documents. Each window has a seed of its own, so that they are about
-    different things.
+    It writes one long stretch, which is cut into windows, then further windows. With a chat template it writes both
+    sides of conversations, otherwise documents. Every window has its own seed, so that topics differ.
 
     Args:
-        folder: a bundle; its dense action writes.
-        progress: told the tokens written.
-        seed: equal seeds give equal text on one machine; how much, `max_seconds` decides by powers of two.
-        windows: as many at most, 1 or more.
-        max_seconds: about as long at most, by the rate of the first window.
+        folder: a bundle, whose dense action writes.
+        progress: reports the tokens written.
+        seed: equal seeds give equal text on one machine, except that `max_seconds` may end one earlier.
+        windows: most windows, 1 or more.
+        max_seconds: most seconds, by the rate of the first window. The number of windows it allows is a power of two.
 
-    Raises SolError where the bundle can't be run.
+    Raises SolError if the bundle cannot run.
     """
     bundle = Bundle.open(folder)
     writer = _Writer(Engine(bundle, provider="cpu"), seed)
@@ -136,7 +145,7 @@ def generate_text(
 
 
 class _Writer:
-    """Draws text, and draws again where it goes round in circles."""
+    """Draws text with the engine, and draws again if it repeats itself."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self.engine = engine
@@ -152,7 +161,7 @@ class _Writer:
         return tuple(text)
 
     def extend(self, text: list[int], size: int, opener: Sequence[int], index: int) -> None:
-        """Appends `size` tokens; an empty text, or one that got stuck, goes on with the opener."""
+        """Appends `size` tokens. An empty text, or one that repeats itself, continues with the opener."""
         start = len(text)
         for attempt in range(_TRIES):
             del text[start:]
@@ -174,15 +183,15 @@ class _Writer:
 
 
 def distinct_runs(tokens: Sequence[int]) -> float:
-    """Share of different runs of four among all runs of four tokens: near 1 for texts, near 0 for a loop."""
+    """The share of distinct runs among all runs of four tokens: near 1 for texts, near 0 for a loop."""
     runs = list(zip(*(tokens[first:] for first in range(_RUN)), strict=False))
     return len(set(runs)) / len(runs) if runs else 1.0
 
 
 def _opener(bundle: Bundle, tokenizer: Tokenizer) -> list[int]:
-    """What texts begin with: what a user says, where there is a chat template, else a document.
+    """The tokens that texts begin with: the start of a user's turn if there is a chat template, else of a document.
 
-    Chat models write both sides of a conversation well; of what they make of a bare document, half is no text.
+    Chat models write both sides of a conversation well. Without a template, half of what they write is no text.
     """
     try:
         rendered = bundle.chat_template().render([{"role": "user", "content": _MARK}])
@@ -199,14 +208,14 @@ def _opener(bundle: Bundle, tokenizer: Tokenizer) -> list[int]:
 
 
 def _prefix(tokenizer: Tokenizer) -> list[int]:
-    """Tokens that the tokenizer puts before every text."""
+    """The tokens that the tokenizer puts before every text."""
     bare = tokenizer.encode("a", add_special_tokens=False)
     full = tokenizer.encode("a", add_special_tokens=True)
     return full[: full.index(bare[0])] if bare and bare[0] in full else []
 
 
 def _pieces(path: Path) -> list[str]:
-    """The whole file, or of a large one, slices spread evenly over it. Raises UsageError where it is no text."""
+    """The whole file; of a large one, slices spread evenly over it. Raises UsageError if it is no text."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -216,7 +225,8 @@ def _pieces(path: Path) -> list[str]:
     pieces = [_text(data, path) for data in slices]
     if not any(piece.strip() for piece in pieces):
         raise UsageError(
-            f"calibration {path}: the file is empty; name a longer text, or none for text of the model's own"
+            f"calibration {path}: the file is empty; name a longer text, or leave --calibration out: the model then "
+            "writes one"
         )
     return pieces
 
@@ -225,7 +235,7 @@ def _slices(file: BinaryIO, size: int) -> Iterator[bytes]:
     for start in np.linspace(0, size - _SLICE_BYTES, _WINDOWS).astype(int):
         file.seek(int(start))
         data = file.read(_SLICE_BYTES)
-        # from a character to a character: continuation bytes are 10xxxxxx, a character has 4 bytes at most
+        # cut at whole characters: continuation bytes are 10xxxxxx, and a character has at most 4 bytes
         first = next((at for at in range(4) if data[at] & 0xC0 != 0x80), 0)
         last = next((at for at in range(1, 5) if data[-at] & 0xC0 != 0x80), 1)
         yield data[first:-last]

@@ -1,8 +1,8 @@
-"""Losses of ways to run a bundle on given text, through the runtime: what keep levels and actions are chosen by.
+"""Scores actions and active channels on a text, with the runtime.
 
-A window's first half is context, prefilled dense; under the way to be judged every token of the second half is scored
-as `sol-rt perplexity` does. Where attention reads all pages, a batch computes what steps compute, at a tenth of the
-time; actions that skip pages are run step by step.
+The first half of each window is prefilled dense. Every token of the second half is then scored under the candidate, as
+`sol-rt perplexity` does. At KV density 1 a batch of tokens computes the same as single steps, in a tenth of the time.
+Actions of lower KV density run step by step.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy.typing as npt
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
 from sol_rt.engine.engine import Engine
-from sol_rt.export.progress import Progress, silent
+from sol_rt.store.progress import Progress, silent
 
 Losses = npt.NDArray[np.float64]
 
-_ROWS = 128  # of logits at once: those of a large vocabulary take half a megabyte each
-_TOP = 256  # tokens of the reference that count each for itself
+_ROWS = 128  # rows of logits at once: a row of a large vocabulary takes half a megabyte
+_TOP = 256  # the reference's likeliest tokens, which a divergence counts one by one
 _LEAST = 1e-9
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run every step: an action, with channel counts, one a layer, instead of the bundle's where given."""
+    """A way to run every step: an action, and active channels for each layer that replace the bundle's if given."""
 
     action: Action
     active_up: tuple[int, ...] | None = None
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def counts(self) -> dict[str, tuple[int, ...]]:
-        """Those given, by name."""
+        """The active channels that are given, by name."""
         named = {name: getattr(self, name) for name in ("active_up", "active_down", "active_qkv", "active_o")}
         return {name: counts for name, counts in named.items() if counts is not None}
 
@@ -51,19 +51,20 @@ def token_losses(
     prefill: Action | None = None,
     context: int | None = None,
 ) -> Losses:
-    """Loss in nats of every scored token under every candidate, [candidates, tokens].
+    """The loss of every scored token under every candidate in nats, float64 [candidates, tokens].
 
-    The tokens are the same for all candidates, so that differences between rows are paired. A window of c tokens scores
-    c - context - 1 of them.
+    All candidates are scored on the same tokens, so differences between rows are paired. In a window of c tokens,
+    c - context - 1 of them are scored.
 
     Args:
-        engine: of the bundle; its cache is overwritten, its counts are the bundle's own afterwards.
+        engine: runs the bundle. Its cache is overwritten; its active channels are the bundle's again afterwards.
         windows: token ids, 4 or more each.
-        progress: told how many windows are done under how many candidates.
-        prefill: runs the first part of each window; the bundle's dense action by default.
-        context: length of that part in tokens; default: half of the window.
+        candidates: what to score.
+        progress: reports the pairs of window and candidate that are done.
+        prefill: the action that runs the first part of each window; by default the bundle's dense one.
+        context: the length of that part in tokens; by default half of the window.
 
-    Raises UsageError for counts that the bundle's graphs cannot hold, SolError where a run fails.
+    Raises UsageError for counts that the bundle's graphs cannot hold, SolError if a run fails.
     """
     sums = _sums(engine)
 
@@ -87,14 +88,16 @@ def token_divergences(
     progress: Progress = silent,
     context: int | None = None,
 ) -> Losses:
-    """Kullback-Leibler divergence of every candidate from `reference` at the positions that `token_losses` scores, in
-    nats, [candidates, tokens].
+    """The divergence of every candidate from `reference` in nats, float64 [candidates, tokens].
 
-    What the loss rises by where the reference's probabilities are true, without the luck of the tokens read: small
-    differences show in a few hundred positions. The reference's likeliest tokens count each for itself, all others
-    together as one.
+    At each position that `token_losses` scores, with p the reference's and q the candidate's distribution:
 
-    Args and errors as of `token_losses`; the reference keeps the bundle's counts.
+        KL(p | q) = sum over tokens v of p(v) log(p(v) / q(v))
+
+    This is the expected added loss if p is true. It has less noise than losses on a text, so small differences show in
+    a few hundred positions. The sum runs over the reference's 256 likeliest tokens, with all others as one more token.
+
+    Arguments and errors are those of `token_losses`. The reference runs with the bundle's active channels.
     """
     sums = _sums(engine)
 
@@ -118,7 +121,7 @@ def token_divergences(
 
 
 def _rest(logprobs: Losses) -> Losses:
-    """Probability of all tokens but those of `logprobs` [positions, tokens]."""
+    """The probability of all tokens except those of `logprobs` [positions, tokens]: [positions]."""
     return np.asarray(np.maximum(1 - np.exp(logprobs).sum(-1), _LEAST))
 
 
@@ -131,7 +134,7 @@ def _measure(
     prefill: Action | None = None,
     context: int | None = None,
 ) -> Losses:
-    """Calls what `score` gives for a window with every candidate's action, after the window's first part."""
+    """Prefills each window, then scores it with every candidate: `score` gives a window's function of an action."""
     prefill, total = prefill or engine.bundle.config.dense, len(windows) * len(candidates)
     losses: list[list[Losses]] = [[] for _ in candidates]
     try:
@@ -156,19 +159,19 @@ def _measure(
 
 def _set_counts(engine: Engine, candidate: Candidate) -> None:
     variant = engine.bundle.config.variants.get(candidate.action.variant)
-    if variant is not None:  # the engine names those that the bundle has
-        engine.keep_channels(variant.key, candidate.counts)
+    if variant is not None:  # an unknown variant is the engine's to report
+        engine.set_active_channels(variant.key, candidate.counts)
 
 
 def _prefilled(window: Sequence[int], context: int | None = None) -> int:
-    """Tokens of the window that are prefilled."""
+    """The number of the window's tokens that are prefilled."""
     return len(window) // 2 if context is None else context
 
 
 def _rows(engine: Engine, scored: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
-    """Logits [vocab] after every one of the tokens but the last."""
+    """Yields the logits, float32 [vocab], after each token except the last."""
     tokens = scored[:-1]
-    rows = _ROWS if action.keep == 100 else 1
+    rows = _ROWS if action.kv_density == 1.0 else 1
     for start in range(0, len(tokens), rows):
         part = tokens[start : start + rows]
         yield from engine.forward(part, action, num_logits=len(part)).logits
@@ -181,7 +184,7 @@ def _sums(engine: Engine) -> Callable[[np.ndarray], SoftmaxSums]:
 def _logprobs(
     logits: npt.NDArray[np.float32], at: npt.NDArray[np.int64], sums: Callable[[np.ndarray], SoftmaxSums]
 ) -> Losses:
-    """Log-probabilities of some tokens by logits [vocab]."""
+    """The log-probabilities of the tokens `at`, float64 [len(at)], from logits [vocab]."""
     found = sums(logits)
     assert found.top is not None  # the engine refuses logits that are not finite
     return logits[at].astype(np.float64) - (logits.item(found.top) + math.log(found.total))

@@ -1,10 +1,10 @@
-"""What candidate actions cost and lose, measured through the runtime on this machine.
+"""Measures the losses and times of candidate actions with the runtime, on this machine.
 
-Losses are those of `losses`: of steps behind a dense prompt, each with the action's own keys and values of the steps
-before it in the cache.
+Losses are those of losses.py: of decode steps after a dense prompt, whose keys and values the action itself computed.
 
-Short contexts come first, from windows of the text, for variants alone: pages only matter at long ones. There,
-after one stretch of text, every variant that the short ones left is measured at every keep.
+The short context comes first, on windows of the text, with every variant at KV density 1: skipping old tokens matters
+only at long contexts. Then, after one long stretch of text, every variant that the short context left is measured at
+every KV density.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sol_rt.budget.cost import device_string
+from sol_rt.budget.cost.calibration_table import device_string
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE
@@ -26,81 +26,88 @@ from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.losses import Candidate as LossCandidate
 from sol_rt.export.actions.losses import token_divergences, token_losses
 from sol_rt.export.actions.selection import Point, worth_keeping
-from sol_rt.export.progress import Progress
+from sol_rt.store.progress import Progress
 
-SHORT = 512  # or what the model has room for
+SHORT = 512  # tokens; less for models with a shorter context
 LONG = 4096
-_STEPS = 256  # that the text has behind a long context, at least
-_FEWEST_STEPS = 32  # scored there, however long they take
+_STEPS = 256  # tokens that the text must have after a long context
+_FEWEST_STEPS = 32  # scored there in any case
 _WARM_UP = 2
-_FEWEST_REPEATS, _MOST_REPEATS = 7, 120  # of timings, between them as _TIMING_SECONDS allows
-_TIMING_SECONDS = 20.0  # a context
+_FEWEST_REPEATS, _MOST_REPEATS = 7, 120  # of the timings; _TIMING_SECONDS decides between the two
+_TIMING_SECONDS = 20.0  # for each context
 _PERCENTILE = 10
-_LOSS_SECONDS = 90.0  # a context
+_LOSS_SECONDS = 90.0  # for each context
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of the candidates.
+    """The measurements of the candidates.
 
     Attributes:
-        fronts: by context, what was measured there: variants at the short one, all candidates left at the long one,
-            where the text and the model allow one.
-        dense_loss: by context, nats a token under the dense action.
-        gone: nats over dense from which an action's text counts as gone: half of what the context tells, which is the
-            entropy of the text's own token frequencies less the dense loss.
-        device: what the milliseconds hold for.
-        busy: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
+        fronts: by context in tokens, the actions measured there: variants at the short context, all remaining
+            candidates at the long one, if text and model are long enough for it.
+        dense_loss: by context, the dense action's loss in nats per token.
+        collapse_loss: added loss in nats per token above which an action's output counts as incoherent: half of the
+            information gained from context, which is the entropy of the text's token frequencies minus the dense loss.
+        device: the device that the times hold for.
+        slowdown: how much longer the median dense step took than the time counted for it, as a share; near 0 on an idle
+            machine.
     """
 
     fronts: dict[int, dict[Action, Point]]
     dense_loss: dict[int, float]
-    gone: float
+    collapse_loss: float
     device: str
-    busy: float
+    slowdown: float
 
     def tokens(self, context: int) -> int:
-        """Tokens scored for each action there."""
+        """The number of tokens scored for each action at a context."""
         return len(next(iter(self.fronts[context].values())).added)
 
 
 def measure(
     bundle: Bundle,
     text: CalibrationText,
-    keeps: Sequence[int],
+    kv_densities: Sequence[float],
     progress: Progress,
     *,
     own_text: bool = False,
     required: Iterable[Action] = (),
 ) -> Measurements:
-    """Measures the variants of a bundle, and those worth it at every keep.
+    """Measures all variants of a bundle at the short context, and the useful ones at every KV density at the long one.
 
     Args:
-        bundle: the bundle as far as it is; its actions don't matter.
-        text: windows of SHORT tokens or the model's context, and a longer stretch where there is one.
-        keeps: percent of old KV pages read, 100 among them.
-        progress: told how far each of four stages is.
-        own_text: the text was drawn from the dense action's distribution. What an action then loses over dense is, in
-            expectation over the token drawn, its divergence from dense: that is taken, without the luck of the draw.
-        required: actions that have to be measured, their variants those of the bundle.
+        bundle: the unfinished bundle; its actions play no part.
+        text: windows of SHORT tokens, or of the model's whole context, and a longer stretch if there is one.
+        kv_densities: shares of the old cached tokens read, 1 among them.
+        progress: reports how far each of four stages is.
+        own_text: the text was drawn from the dense action's distribution. The expectation of an action's added loss is
+            then its divergence from dense. That is taken instead, as it has less noise.
+        required: actions to measure in any case, of variants that the bundle has.
     """
     engine = Engine(bundle, provider="cpu")
     required, dense = tuple(required), bundle.config.dense
-    variants = [Action(100, variant.prune, variant.bits) for variant in bundle.config.variants.values()]
+    variants = [Action(1.0, variant.channel_density, variant.bits) for variant in bundle.config.variants.values()]
     short = min(SHORT, engine.max_context - 1)
     added, loss = _losses(engine, text.windows, None, variants, own_text, f"losses at {short}", progress)
-    times, busy = _times(engine, variants, dense, short, progress)
+    times, slowdown = _times(engine, variants, dense, short, progress)
     fronts, dense_loss = {short: _front(added, times)}, {short: loss}
-    gone = max(_frequency_entropy(text.windows) - loss, 0.0) / 2 or math.inf
+    collapse_loss = max(_frequency_entropy(text.windows) - loss, 0.0) / 2 or math.inf
 
     context = long_context(len(text.long), engine.max_context)
-    if context is not None and (len(set(keeps)) > 1 or required):
-        useful = worth_keeping(fronts[short], dense, gone) | {replace(action, keep=100) for action in required}
-        grid = [replace(action, keep=keep) for action in sorted(useful, reverse=True) for keep in keeps]
+    if context is not None and (len(set(kv_densities)) > 1 or required):
+        useful = worth_keeping(fronts[short], dense, collapse_loss) | {
+            replace(action, kv_density=1.0) for action in required
+        }
+        grid = [
+            replace(action, kv_density=kv_density)
+            for action in sorted(useful, reverse=True)
+            for kv_density in kv_densities
+        ]
         candidates = list(dict.fromkeys([*grid, *required]))
         times, spread = _times(engine, candidates, dense, context, progress)
-        busy = max(busy, spread)
-        by_step = sum(times[action] for action in candidates if action.keep < 100)
+        slowdown = max(slowdown, spread)
+        by_step = sum(times[action] for action in candidates if action.kv_density < 1.0)
         room = min(len(text.long), engine.max_context) - context - 1
         steps = min(room, max(_FEWEST_STEPS, int(_LOSS_SECONDS * 1e3 / by_step))) if by_step else room
         window = text.long[: context + steps + 1]
@@ -108,11 +115,11 @@ def measure(
         added, dense_loss[context] = _losses(engine, [window], context, candidates, own_text, stage, progress)
         fronts[context] = _front(added, times)
     device = device_string(*engine.machine)
-    return Measurements(fronts, dense_loss, gone, device, busy)
+    return Measurements(fronts, dense_loss, collapse_loss, device, slowdown)
 
 
 def long_context(tokens: int, max_context: int) -> int | None:
-    """Where to measure keeps, given the length of the longest stretch of text; None where that is too short for it."""
+    """The long context for a longest stretch of `tokens` tokens. None if text or model are too short for one."""
     context = min(LONG, min(tokens, max_context) - _STEPS - 1) // PAGE_SIZE * PAGE_SIZE
     return context if context > SHORT else None
 
@@ -126,9 +133,9 @@ def _losses(
     stage: str,
     progress: Progress,
 ) -> tuple[dict[Action, np.ndarray], float]:
-    """(nats over dense at each token, float64 [n], of every action on the same tokens, the dense action's mean loss).
+    """The added loss of every action at each token, float64 [n], on the same tokens; and the dense action's mean loss.
 
-    Of the windows as many are taken as fit into _LOSS_SECONDS, one at least.
+    Uses as many windows as fit into _LOSS_SECONDS, and at least one.
     """
     dense = engine.bundle.config.dense
     dense_losses: list[np.ndarray] = []
@@ -156,12 +163,13 @@ def _losses(
 def _times(
     engine: Engine, actions: Sequence[Action], dense: Action, context: int, progress: Progress
 ) -> tuple[dict[Action, float], float]:
-    """(milliseconds of a step of each action at a context, how much longer a middling dense step took than that).
+    """Milliseconds of a step of each action at a context, and `Measurements.slowdown`.
 
-    Actions take turns, in another order each time, as in `sol_rt.budget.calibrate`. Here a low percentile of many
-    repeats counts: an export often shares its machine, and what else runs there only ever adds time.
+    Actions take turns, each time in another order, as in `sol_rt.budget.cost.calibrate`. A low percentile of many
+    repeats
+    counts: an export often shares its machine, and other programs can only add time.
     """
-    # any tokens do: what a step costs does not depend on them
+    # the cost of a step does not depend on the tokens
     engine.reset()
     engine.forward(np.arange(context, dtype=np.int64) % engine.bundle.config.model.vocab_size, dense)
     times: dict[Action, list[float]] = {action: [] for action in actions}
@@ -185,7 +193,7 @@ def _front(added: Mapping[Action, np.ndarray], times: Mapping[Action, float]) ->
 
 
 def _frequency_entropy(windows: Sequence[Sequence[int]]) -> float:
-    """Nats a token that a model would lose which knows nothing but how often each token occurs in this text."""
+    """The entropy of the text's token frequencies in nats: the loss of a model that knows these frequencies only."""
     counts = np.array(list(Counter(token for window in windows for token in window).values()), np.float64)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())

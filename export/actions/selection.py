@@ -1,10 +1,17 @@
-"""Which of the measured candidate actions a bundle keeps.
+"""Decides which of the measured candidate actions a bundle keeps.
 
-At each context, a candidate is dropped when another one makes it unnecessary: that one is faster and not measurably
-worse, or as fast and measurably better, or no different and simpler. "Measurably" means by more than SIGNIFICANCE
-standard errors of the paired differences of loss, token by token; times are the same within TIE. What is left at any
-context is kept. If that is more than the limit, those actions stay that hold the lower convex hull of (time, loss)
-down: a schedule that mixes two actions reaches every point between them.
+At each context, let t be the time of a step and l(i) the loss at token i = 1 … n. Action a makes action b unnecessary
+if
+
+    t(a) < t(b) / (1 + TIE)      and a is not measurably worse,
+    or t(a) <= t(b) (1 + TIE)    and a is measurably better, or not measurably worse and simpler.
+
+a is measurably better if the mean of d(i) = l_b(i) - l_a(i) is more than SIGNIFICANCE times its standard error,
+std(d) / sqrt(n); measurably worse if the mean is below minus that.
+
+Actions that remain at any context are kept. If they are too many, those are removed in turn that raise the lower convex
+hull of the points (time, loss) least. A schedule that mixes two actions reaches every point on the line between them,
+so what lies above the hull is not needed.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from sol_rt.bundle.actions import Action
 
 SIGNIFICANCE = 2.0
 TIE = 0.02
-"""Relative difference of times that a repeated timing of the same actions shows as well."""
+"""Times that differ by less than this share count as equal: repeated timings of one action differ as much."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,8 @@ class Point:
 
     Attributes:
         ms: milliseconds of a decode step.
-        added: nats over dense of each scored token, float64 [n]; the same tokens for all actions of a context.
+        added: added loss over dense of each scored token in nats, float64 [n]. All actions of a context are scored on
+            the same tokens.
     """
 
     ms: float
@@ -37,22 +45,22 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """Mean nats over dense."""
+        """Mean added loss over dense, nats per token."""
         return float(self.added.mean())
 
     @property
     def stderr(self) -> float:
-        """Standard error of `loss`."""
+        """The standard error of `loss`."""
         return _stderr(self.added)
 
 
 Front = Mapping[Action, Point]
-"""What was measured at one context; the dense action is among it."""
+"""The actions measured at one context, with the dense action among them."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an action is kept, and why or why not in a few words."""
+    """Whether an action is kept, and the reason in a few words."""
 
     kept: bool
     reason: str
@@ -61,20 +69,21 @@ class Verdict:
 def choose(
     fronts: Mapping[int, Front],
     dense: Action,
-    limit: int,
+    max_actions: int,
     *,
-    gone: float = math.inf,
+    collapse_loss: float = math.inf,
     required: Collection[Action] = (),
 ) -> dict[Action, Verdict]:
-    """Decides on every action measured.
+    """Decides on every measured action.
 
     Args:
-        fronts: by context in tokens, what was measured there.
-        dense: the dense action, always kept.
-        limit: how many actions to keep, 1 or more; required ones and, if it is 2 or more, the fastest at each context
-            are kept even beyond it.
-        gone: loss in nats from which a text counts as gone: such an action is not kept for that context.
-        required: actions that are kept whatever they cost.
+        fronts: by context in tokens, the actions measured there.
+        dense: the dense action, which is always kept.
+        max_actions: most actions to keep, 1 or more. Required ones are kept even beyond it, and so is the fastest at
+            each context if it is 2 or more.
+        collapse_loss: added loss in nats per token. An action that loses more at a context is not kept for that
+            context.
+        required: actions that are kept in any case.
 
     Returns:
         A verdict on every action of `fronts`, in descending order of the actions.
@@ -86,10 +95,10 @@ def choose(
     for context, front in fronts.items():
         useful[context] = {}
         for action, point in front.items():
-            if action != dense and point.loss > gone:
+            if action != dense and point.loss > collapse_loss:
                 dropped[action] = (
-                    f"the text is gone at {context}: {point.loss:.3g} nats over dense, {gone:.3g} are half of what the "
-                    "context tells"
+                    f"the output collapses at {context}: {point.loss:.3g} nats over dense, more than "
+                    f"{collapse_loss:.3g}, half the information gained from context"
                 )
             else:
                 useful[context][action] = point
@@ -98,25 +107,25 @@ def choose(
         pareto[context], reasons = _undominated(front, dense, context)
         dropped |= {action: reason for action, reason in reasons.items() if action not in dropped}
     found = {action for front in pareto.values() for action in front} | set(required) | {dense}
-    kept, costs = _within_limit({c: useful[c] for c in pareto}, found, dense, limit, set(required), pareto)
+    kept, costs = _within_limit({c: useful[c] for c in pareto}, found, dense, max_actions, set(required), pareto)
     for action in found - set(verdicts):
         if action in kept:
             at = [str(context) for context in fronts if action in pareto[context]]
             verdicts[action] = Verdict(True, f"best of its speed at {' and '.join(at)}")
         else:
-            verdicts[action] = Verdict(False, f"over the limit of {limit}: without it {costs[action]}")
+            verdicts[action] = Verdict(False, f"over the limit of {max_actions}: without it {costs[action]}")
     for action, reason in dropped.items():
         verdicts.setdefault(action, Verdict(False, reason))
     return dict(sorted(verdicts.items(), reverse=True))
 
 
-def worth_keeping(front: Front, dense: Action, gone: float) -> set[Action]:
-    """The actions measured at one context that no other makes unnecessary and whose text is not gone."""
-    return _undominated({a: p for a, p in front.items() if a == dense or p.loss <= gone}, dense, 0)[0]
+def worth_keeping(front: Front, dense: Action, collapse_loss: float) -> set[Action]:
+    """The actions of one context that no other makes unnecessary and whose added loss is at most `collapse_loss`."""
+    return _undominated({a: p for a, p in front.items() if a == dense or p.loss <= collapse_loss}, dense, 0)[0]
 
 
 def makes_unnecessary(one: Point, other: Point, one_is_simpler: bool) -> bool:
-    """Whether an action makes another one unnecessary at a context."""
+    """Whether the action measured as `one` makes that measured as `other` unnecessary, by the rule of this module."""
     if one.ms > other.ms * (1 + TIE):
         return False
     gain, error = float((other.added - one.added).mean()), _stderr(other.added - one.added)
@@ -127,14 +136,14 @@ def makes_unnecessary(one: Point, other: Point, one_is_simpler: bool) -> bool:
     return better or (not worse and one_is_simpler)
 
 
-def _simplicity(action: Action) -> tuple[int, int, int, int]:
-    """Sorts actions: the fewer axes below full first, then the cheaper ones."""
-    below = (action.keep < 100) + (action.prune < 100)
-    return below, action.bits, action.prune, action.keep
+def _simplicity(action: Action) -> tuple[int, int, float, float]:
+    """A sort key: actions with fewer densities below 1 come first, then those of fewer bits and lower densities."""
+    below = (action.kv_density < 1.0) + (action.channel_density < 1.0)
+    return below, action.bits, action.channel_density, action.kv_density
 
 
 def _undominated(front: Front, dense: Action, context: int) -> tuple[set[Action], dict[Action, str]]:
-    """The actions that no kept one makes unnecessary, and of the others what does."""
+    """The actions that no other kept one makes unnecessary, and the reason for each of the others."""
     left = dict(front)
     kept: set[Action] = set()
     reasons: dict[Action, str] = {}
@@ -145,7 +154,7 @@ def _undominated(front: Front, dense: Action, context: int) -> tuple[set[Action]
         return makes_unnecessary(front[by], front[action], _simplicity(by) < _simplicity(action))
 
     while left:
-        # where noise makes a circle of them, the simplest of it
+        # noise can make the relation circular; then the simplest action of the circle wins
         free = [action for action in left if not any(beaten(action, by) for by in left)]
         winner = min(free or left, key=_simplicity)
         kept.add(winner)
@@ -169,18 +178,21 @@ def _within_limit(
     fronts: Mapping[int, Front],
     found: set[Action],
     dense: Action,
-    limit: int,
+    max_actions: int,
     required: set[Action],
     pareto: Mapping[int, set[Action]],
 ) -> tuple[set[Action], dict[Action, str]]:
-    """Takes away, one by one, what raises the hulls least. Returns what stays and what each loss of one came to."""
+    """Removes actions one by one, each time the one whose removal raises the hulls least.
+
+    Returns the actions that stay, and for each removed one what its removal cost.
+    """
     bound = required | {dense}
-    if limit > 1:
+    if max_actions > 1:
         for context, front in fronts.items():
             candidates = [action for action in found if action in pareto[context] and action != dense]
             bound |= {min(candidates, key=lambda action: front[action].ms)} if candidates else set()
     kept, costs = set(found), {}
-    while len(kept) > limit and kept - bound:
+    while len(kept) > max_actions and kept - bound:
         rises = {action: _rise(fronts, kept, action, dense) for action in kept - bound}
         least = min(rises, key=lambda action: (rises[action], action))
         kept.remove(least)
@@ -192,9 +204,10 @@ def _within_limit(
 
 
 def _rise(fronts: Mapping[int, Front], kept: set[Action], without: Action, dense: Action) -> tuple[float, float]:
-    """(mean rise of the hulls in nats over the range of relative costs when `without` goes, minus its height above).
+    """What removing the action `without` costs: (area, -height), each summed over the contexts where it was measured.
 
-    Both are sums over the contexts where it was measured.
+    The area is the mean rise of the hull in nats, over the range of relative costs. The height is how far the action
+    lies above the hull of the others, for actions whose removal does not raise it.
     """
     area = height = 0.0
     for front in fronts.values():

@@ -1,4 +1,4 @@
-"""Writing weights.bin: its layout, what each matrix is calibrated by, and the memory that takes.
+"""Writes weights.bin: its layout, the Hessians that calibrate it, the bits of a mixed graph, and the memory needed.
 
 May import: sol_rt.export.sources, sol_rt.export.quantize, sol_rt.bundle.
 """

@@ -1,7 +1,11 @@
-"""Second moments of what a model's matrices read, on a calibration text.
+"""The Hessians that GPTQ needs: second moments of the inputs of every matrix, on a calibration text.
 
-The source model runs in float32 a layer at a time. How inputs of pruned variants differ is left out: a matrix is
-quantized once, for all of them.
+For a matrix with K input channels, over all tokens t of the text with inputs x_t [K]:
+
+    H = E[x x^T] = 1 / T * sum over t of x_t x_t^T        float32 [K, K]
+
+The source model runs in float32, one layer at a time, on all windows of the text. Its inputs are those of a dense step.
+A matrix is quantized once for all channel densities, so the sparser inputs of the other variants play no part.
 """
 
 from __future__ import annotations
@@ -13,34 +17,35 @@ import torch
 from torch import Tensor
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.progress import Progress
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
-from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
+from sol_rt.store.progress import Progress
 
 _TOKENS_AT_ONCE = 2048
-_MOST_TOKENS = 1 << 14  # ten times the channels of small models; more improves little and takes its time
+_MOST_TOKENS = 1 << 14  # ten times the channels of small models; more tokens take longer and improve little
 
 
 @torch.inference_mode()
-def input_moments(
+def input_hessians(
     checkpoint: Checkpoint,
     decoder: Decoder,
     family: Family,
     windows: Sequence[Sequence[int]],
     progress: Progress,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The moment of every matrix but the embedding, in the order in which the model reads them.
+    """The Hessian of every matrix that is multiplied, layer by layer and the LM head last.
 
     Args:
-        checkpoint, decoder, family: the model.
-        windows: token ids, each window from the start of a context; all cut to the shortest one's length. The first
-            16384 tokens are used.
-        progress: told the number of layers run.
+        checkpoint, decoder, family: the source model.
+        windows: token ids. Each window starts a context; all are cut to the length of the shortest. The first 16384
+            tokens are used.
+        progress: reports the number of layers run.
 
     Yields:
-        Name of a matrix of the bundle, and E[x x^T] over all tokens, float32 [K, K]. Of a tied model `embed` comes
-        last, with the moment that it has as output matrix; otherwise `head`.
+        The name of a matrix of the bundle, and its Hessian, float32 [K, K]. The LM head is called `embed` if it is tied
+        to the embedding, otherwise `head`.
 
     Raises:
         CheckpointError: the model's activations are not finite.
@@ -75,7 +80,7 @@ def input_moments(
 
 
 def _adder(sums: dict[str, Tensor], matrix: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
-    """A hook that adds the products of a module's inputs [..., K] to the matrix's sum [K, K]."""
+    """A forward hook that adds x x^T of a module's inputs [..., K] to `sums[matrix]` [K, K]."""
 
     def add(module: Any, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].flatten(0, -2)

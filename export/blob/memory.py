@@ -1,4 +1,4 @@
-"""What an export will need of memory and disk, and whether this machine has it: said before anything starts."""
+"""Estimates the memory and disk that an export needs, and refuses before it starts if this machine has less."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ PIECE_WEIGHTS = 1 << 23  # weights quantized at once
 
 _MB = 1 << 20
 _LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime
-_PIECE_BYTES = 16  # a weight of the piece: float32 twice, codes, planes and what is packed
-_TEXT_TOKENS, _TOKENS_AT_ONCE, _LONG_TOKENS, _LOGIT_ROWS = 1 << 14, 2048, 4608, 128  # of calibration
-_SQUARES = 6  # matrices [K, K] of the widest input held at once
+_PIECE_BYTES = 16  # for each weight of a piece: two float32 copies, codes, planes and their packed form
+_TEXT_TOKENS, _TOKENS_AT_ONCE, _LONG_TOKENS, _LOGIT_ROWS = 1 << 14, 2048, 4608, 128  # as in hessian.py and actions/
+_SQUARES = 6  # matrices [K, K] in memory at once, K being the largest number of input channels
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: bool, calibration: bool = False) -> int:
-    """Bytes of memory that is not a mapped file, at the peak.
+    """The peak of an export's memory in bytes, without mapped files.
 
     Args:
         decoder: the model.
-        parity: the report at the end is wanted: one layer in float32, and the exported graph loaded.
-        weight_bytes: size of weights.bin.
-        native: operators read the mapped weights as they are; function bodies unpack them into memory.
-        calibration: weights are fitted to a text, and actions measured on it.
+        parity: the export ends with a parity report, which holds one layer in float32 and the exported graph.
+        weight_bytes: the size of weights.bin.
+        native: the native operators run, which read the mapped weights in place. Function bodies unpack them into
+            memory.
+        calibration: the export fits weights to a text and measures actions on it.
     """
     quantizing = min(PIECE_WEIGHTS, _largest_matrix(decoder)) * _PIECE_BYTES
     layer = _layer_weights(decoder) * 4 * 3 // 2
@@ -37,12 +38,12 @@ def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: boo
     if parity or calibration:
         stages.append(0 if native else 4 * weight_bytes)
     if calibration:
-        stages += [quantizing + layer + _moments(decoder), _measuring(decoder)]
+        stages += [quantizing + layer + _hessians(decoder), _measuring(decoder)]
     return _LIBRARIES + max(stages)
 
 
 def require_memory(needed: int, available: int | None) -> None:
-    """Raises CheckpointError where memory would not suffice. `available` None: unknown, nothing is refused."""
+    """Raises CheckpointError if `needed` is more than `available` bytes. None: not known, so nothing is refused."""
     if available is not None and needed > available:
         raise CheckpointError(
             f"memory: this export needs {_size(needed)}, available are {_size(available)}; "
@@ -51,7 +52,7 @@ def require_memory(needed: int, available: int | None) -> None:
 
 
 def require_disk(folder: Path, needed: int) -> None:
-    """Raises CheckpointError where `folder`, or the nearest parent that exists, has less than `needed` bytes free."""
+    """Raises CheckpointError if the disk of `folder` has less than `needed` bytes free. `folder` need not exist."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -64,7 +65,7 @@ def require_disk(folder: Path, needed: int) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be taken: the machine's, or the container's where that is less. None where nothing tells."""
+    """Free memory in bytes: the machine's or the container's, whichever is less. None if neither can be read."""
     readings = (_of_machine, _of_container)
     known = [value for value in (reading() for reading in readings) if value is not None]
     return min(known, default=None)
@@ -77,27 +78,27 @@ def _of_machine() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # free pages are not told everywhere
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # not every system reports free pages
     except (ValueError, OSError, AttributeError):
         return None
 
 
 def _of_container() -> int | None:
-    """Room below the limit of the control group, version 2 or 1; file pages it holds can be given up."""
+    """Bytes below the limit of the control group, version 2 or 1. Cached file pages count as free."""
     old = _CGROUP / "memory"
-    rooms = (
-        _room(_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file "),
-        _room(
+    readings = (
+        _below_limit(_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file "),
+        _below_limit(
             old / "memory.limit_in_bytes",
             old / "memory.usage_in_bytes",
             old / "memory.stat",
             "total_inactive_file ",
         ),
     )
-    return next((room for room in rooms if room is not None), None)
+    return next((reading for reading in readings if reading is not None), None)
 
 
-def _room(limit: Path, used: Path, stat: Path, key: str) -> int | None:
+def _below_limit(limit: Path, used: Path, stat: Path, key: str) -> int | None:
     try:
         reclaimable = next((int(line.split()[1]) for line in stat.read_text().splitlines() if line.startswith(key)), 0)
         return max(0, int(limit.read_text()) - int(used.read_text()) + reclaimable)
@@ -109,15 +110,15 @@ def _largest_matrix(decoder: Decoder) -> int:
     return decoder.hidden_size * max(decoder.vocab_size, decoder.up_size, decoder.qkv_size)
 
 
-def _moments(decoder: Decoder) -> int:
-    """Second moments of a layer's inputs, what the largest is factorised in, and the hidden states of the text."""
+def _hessians(decoder: Decoder) -> int:
+    """The Hessians of a layer, the matrices in which the largest is factorised, and the hidden states of the text."""
     channels = max(decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim)
     states = 2 * _TEXT_TOKENS * decoder.hidden_size + _TOKENS_AT_ONCE * (decoder.up_size + decoder.intermediate_size)
     return 4 * (_SQUARES * channels * channels + states)
 
 
 def _measuring(decoder: Decoder) -> int:
-    """The cache of a long context, and logits of a batch."""
+    """The KV cache of a long context, and the logits of a batch."""
     cache = _LONG_TOKENS * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * 4
     return cache + _LOGIT_ROWS * decoder.vocab_size * 4
 

@@ -1,13 +1,20 @@
-"""The widths of a mixed graph: those of a source that has 4-bit codes of its own, as many GGUF files have.
+"""The precisions of a bundle's graphs, and the bits of each matrix in a mixed-precision graph.
 
-Files of K-quants mix: most matrices have 4-bit codes, some more bits. The former are read at 4 bits, which is what they
-are (6 bits have no value where those codes lie); the latter at 6; one that joins both at 8.
+A mixed-precision graph is for sources that already have 4-bit codes, as many GGUF files do. Each matrix is read at the
+bits that suit its source:
 
-Where all matrices have 4-bit codes, what a graph of 4 bits loses is in its activations, of 8 bits. Of a matrix read at
-8 bits they have 16: here all but the MLP's first, the largest.
+| the source's rows of the matrix | bits | reason |
+|---|---|---|
+| all have 4-bit codes | 4 | more bits add nothing; the 6-bit level has no value where these codes lie |
+| some have 4-bit codes | 8 | the 6-bit level would not hold the codes |
+| none has 4-bit codes | 6 | the file gives these rows more than 4 bits |
 
-A source without such codes has no mixed graph: what a mix of 4 and 6 bits reaches, steps of both in turn reach too. Of
-a 135M model of full precision, 6 bits in half of the layers left 0.026 nats, 4 bits 0.045 and 6 bits 0.009.
+If every matrix of the layers has 4-bit codes, what a 4-bit graph loses is in its activations, which have 8 bits. Those
+of a matrix read at 8 bits have 16. So the graph then reads all matrices at 8 bits except the largest, the MLP's first.
+
+A source without 4-bit codes has no mixed-precision graph: taking steps of 4 and 6 bits in turn reaches what a mix of
+both would. On a 135M model of full precision, 6 bits in half of the layers left 0.026 nats of loss, 4 bits 0.045, 6
+bits 0.009.
 """
 
 from __future__ import annotations
@@ -16,34 +23,72 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sol_rt.bundle.bits import MIXED, LayerBits, Precision
+from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
-from sol_rt.export.sources.decoder import Decoder, TensorNames
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import TensorNames
 
-_OF_ONLY_CODES = LayerBits(8, 8, 4, 8)
+_ONLY_CODES = LayerBits(qkv=8, o=8, up=4, down=8)
+_LEFT_OUT = {
+    MIXED: "mixed bits left out: they keep a source's own 4-bit codes, and this one has none",
+    6: "6 bits left out: beside mixed bits, which are closer, they need 8 bits as the dense ones",
+}
 
 
-def mixed_widths(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Precision | None:
-    """Of the mixed graph, its output matrix at the narrowest worth trying; None where no matrix of a layer has codes of
-    its own."""
+def graph_precisions(
+    bits: Sequence[int], checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
+) -> tuple[Precision, ...]:
+    """The precision of every graph, the dense one first.
+
+    Args:
+        bits: the bits asked for, of 8, 6, MIXED and 4. `left_out` says which of them get no graph.
+        checkpoint, decoder, names: the source.
+
+    Raises:
+        CheckpointError: mixed precision alone is asked for, and the source has no 4-bit codes.
+    """
+    mixed = mixed_precision(checkpoint, decoder, names) if MIXED in bits else None
+    found = [Precision(level, level) for level in bits if level != MIXED]
+    if mixed is not None:
+        # without 8 bits the mixed graph is the dense one, so no wider one is there to lend it an LM head
+        found = [*found, mixed] if 8 in bits else [*(each for each in found if each.bits != 6), with_dense_head(mixed)]
+    if not found:
+        raise CheckpointError(f"bits: {_LEFT_OUT[MIXED]}; give --bits 8,4")
+    return tuple(sorted(found, key=lambda precision: -precision.bits))
+
+
+def left_out(bits: Sequence[int], precisions: Sequence[Precision]) -> tuple[str, ...]:
+    """One line for each of the bits asked for that has no graph, and why."""
+    return tuple(_LEFT_OUT[level] for level in bits if level not in {each.bits for each in precisions})
+
+
+def mixed_precision(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Precision | None:
+    """The precision of the mixed graph, its LM head at the fewest bits worth trying.
+
+    None if no matrix of a layer has 4-bit codes in the source.
+    """
     sources = matrices(decoder, names)
     layers = tuple(
-        LayerBits(*(_width(checkpoint, sources[f"layers.{layer}.{matrix}"]) for matrix in LayerBits._fields))
+        LayerBits(*(_matrix_bits(checkpoint, sources[f"layers.{layer}.{matrix}"]) for matrix in LayerBits._fields))
         for layer in range(decoder.num_layers)
     )
     found = {bits for layer in layers for bits in layer}
     if found == {6}:
         return None
     if found == {4}:
-        layers = (_OF_ONLY_CODES,) * decoder.num_layers
-    return Precision(MIXED, _width(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
+        layers = (_ONLY_CODES,) * decoder.num_layers
+    return Precision(MIXED, _matrix_bits(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
 
 
 def with_dense_head(mixed: Precision) -> Precision:
-    """Of a mixed graph that is the dense one: its output matrix at 8 bits where it has no codes of its own."""
-    return mixed if mixed.head == 4 else replace(mixed, head=8)
+    """The mixed precision with an LM head of 8 bits, for a mixed graph that is the dense one.
+
+    An LM head that has 4-bit codes in the source stays at 4 bits.
+    """
+    return mixed if mixed.lm_head_bits == 4 else replace(mixed, lm_head_bits=8)
 
 
-def _width(checkpoint: Checkpoint, modules: Sequence[str]) -> int:
-    """Of the matrix that joins these modules, by the type of their weights."""
-    own = [checkpoint.codes(f"{module}.weight", 0, 1) is not None for module in modules]
-    return 4 if all(own) else 8 if any(own) else 6
+def _matrix_bits(checkpoint: Checkpoint, modules: Sequence[str]) -> int:
+    """The bits of the matrix that joins these modules of the source."""
+    coded = [checkpoint.codes(f"{module}.weight", 0, 1) is not None for module in modules]
+    return 4 if all(coded) else 8 if any(coded) else 6

@@ -1,6 +1,7 @@
-"""weights.bin: laid out before anything is written, then filled tensor by tensor through a mapping.
+"""Writes weights.bin: `layout` places every tensor, then `fill_blob` writes the tensors through a memory mapping.
 
-Matrices are read, quantized, packed and placed a piece at a time.
+Each matrix is read, quantized, packed and written a few million weights at a time, so memory does not grow with the
+model. docs/bundle.md section 2 defines the tensors, section 4 their names.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ import numpy.typing as npt
 
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
-from sol_rt.export.blob.hessian import input_moments
+from sol_rt.export.blob.hessian import input_hessians
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
-from sol_rt.export.progress import Progress
-from sol_rt.export.quantize.gptq import HessianFactor, compensate
+from sol_rt.export.quantize.gptq import HessianFactor, choose_codes
 from sol_rt.export.quantize.nested import (
     FloatArray,
     Nested,
@@ -33,17 +33,19 @@ from sol_rt.export.quantize.nested import (
 )
 from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
-from sol_rt.export.sources.decoder import Decoder, Family, TensorNames
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family, TensorNames
 from sol_rt.export.sources.rope import tables
+from sol_rt.store.progress import Progress
 
 
 def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, TensorEntry]:
-    """Every tensor of the blob with its place, in the order of the file: what one step reads together lies together.
+    """The place of every tensor in weights.bin, in file order: tensors that a step reads together lie together.
 
     Args:
         decoder: the model.
-        names: its modules; only how they are grouped matters here.
-        planes: residual planes stored, 0 to 2.
+        names: its modules. Only their grouping into matrices matters here.
+        planes: number of residual planes stored, 0 to 2.
     """
     entries: dict[str, TensorEntry] = {}
     end = 0
@@ -73,17 +75,20 @@ def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, Tenso
 
 
 def is_channel_major(matrix: str) -> bool:
-    """Base planes of a layer's matrices have one contiguous row a channel, so that a pruned channel is not read."""
+    """Whether a matrix's base plane has one contiguous row for each input channel, so that a step can skip rows.
+
+    True for the matrices of layers, false for embedding and LM head.
+    """
     return matrix.startswith("layers.")
 
 
 def blob_bytes(entries: Iterable[TensorEntry]) -> int:
-    """Size of the file."""
+    """The size of weights.bin in bytes."""
     return max(entry.offset + entry.bytes for entry in entries)
 
 
 class BlobWriter:
-    """The file under construction, a context manager. Raises OSError at once where the disk has no room for it."""
+    """weights.bin while it is written; a context manager. The constructor raises OSError if the disk has no room."""
 
     def __init__(self, path: Path, entries: Mapping[str, TensorEntry]) -> None:
         size = blob_bytes(entries.values())
@@ -93,7 +98,7 @@ class BlobWriter:
         self._data: npt.NDArray[np.uint8] | None = np.memmap(path, np.uint8, "r+", shape=(size,))
 
     def view(self, name: str) -> npt.NDArray[Any]:
-        """A tensor's place as a writable array in its own shape; uint4 as bytes, with half the last axis."""
+        """A tensor of the file as a writable array of its shape. uint4 comes as bytes, with half the last axis."""
         entry = self._entries[name]
         assert self._data is not None
         data = self._data[entry.offset : entry.offset + entry.bytes]
@@ -113,7 +118,10 @@ class BlobWriter:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Takes the disk space now: a mapping over a hole dies of a signal, not of an exception, when the disk is full."""
+    """Reserves the disk space.
+
+    Writing to a mapping of a sparse file on a full disk would kill the process by a signal.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
         return
@@ -128,25 +136,25 @@ def fill_blob(
     decoder: Decoder,
     family: Family,
     tensors: Mapping[str, TensorEntry],
-    widths: Collection[Precision],
+    precisions: Collection[Precision],
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
 ) -> None:
-    """Writes weights.bin from a checkpoint, a few million weights at a time.
+    """Writes weights.bin from a checkpoint.
 
     Args:
-        path: the file.
+        path: the file to write.
         checkpoint: where the weights come from.
-        decoder: its description.
-        family: names of its tensors.
-        tensors: places in the file, from `layout`.
-        widths: of the graphs.
-        progress: told how far the work is.
-        windows: token ids of a calibration text, each window from the start of a context. Codes then make up for each
-            other's errors on that text; without it every weight is rounded on its own.
+        decoder: the checkpoint's description.
+        family: the names of its tensors.
+        tensors: the places of the tensors, from `layout`.
+        precisions: the precisions of the graphs.
+        progress: reports how far the work is.
+        windows: token ids of a calibration text; each window starts a context. Codes are then chosen by GPTQ on that
+            text. None: every weight is rounded by itself.
 
     Raises:
-        CheckpointError: weights are not finite, too large, or of a type that can't be read.
+        CheckpointError: weights are not finite, too large, or of an unreadable type.
         OSError: the disk has no room.
     """
     sources = matrices(decoder, family.names)
@@ -154,14 +162,14 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, checkpoint, tensors, widths)
+        fill = _MatrixFiller(blob, checkpoint, tensors, precisions)
         if windows is None:
             _fill_plain(fill, decoder, sources, progress)
             return
         if not decoder.tied:
-            fill.matrix("embed", sources["embed"])  # rows are read one at a time: no products, no moment
-        for matrix, moment in input_moments(checkpoint, decoder, family, windows, progress):
-            fill.matrix(matrix, sources[matrix], HessianFactor.of(moment))
+            fill.matrix("embed", sources["embed"])  # only looked up, never multiplied, so it has no Hessian
+        for matrix, hessian in input_hessians(checkpoint, decoder, family, windows, progress):
+            fill.matrix(matrix, sources[matrix], HessianFactor.of(hessian))
 
 
 def _fill_plain(
@@ -174,66 +182,69 @@ def _fill_plain(
         progress("quantizing weights", done + weights, total)
 
     for matrix, modules in sources.items():
-        fill.matrix(matrix, modules, told=tell)
+        fill.matrix(matrix, modules, done=tell)
         done += sizes[matrix]
 
 
 @dataclass(frozen=True)
 class _MatrixFiller:
-    """Brings matrices from the checkpoint into the blob."""
+    """Reads matrices from the checkpoint, quantizes them, and writes them to weights.bin."""
 
     blob: BlobWriter
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorEntry]
-    widths: Collection[Precision]
+    precisions: Collection[Precision]
 
     def matrix(
         self,
         matrix: str,
         modules: tuple[str, ...],
-        metric: HessianFactor | None = None,
-        told: Callable[[int], None] = lambda weights: None,
+        hessian: HessianFactor | None = None,
+        done: Callable[[int], None] = lambda weights: None,
     ) -> None:
-        """Reads, quantizes and writes a matrix; `told` the number of its weights that are done, piece by piece."""
+        """Reads, quantizes and writes a matrix.
+
+        `done` is called after each piece with the number of weights written.
+        """
         first = 0
         for module in modules:
             tensor = f"{module}.weight"
             rows, columns = self.checkpoint.shape(tensor)
             for start, stop in _pieces(rows, columns):
                 weights = self.checkpoint.read(tensor, start, stop)
-                own = self.checkpoint.codes(tensor, start, stop)
-                self._write(matrix, first + start, self._quantize(matrix, weights, own, tensor, metric))
-                told((first + stop) * columns)
+                codes = self.checkpoint.codes(tensor, start, stop)
+                self._write(matrix, first + start, self._quantize(matrix, weights, codes, tensor, hessian))
+                done((first + stop) * columns)
             first += rows
 
     def _quantize(
-        self, matrix: str, weights: FloatArray, own: SourceCodes | None, tensor: str, metric: HessianFactor | None
+        self, matrix: str, weights: FloatArray, codes: SourceCodes | None, tensor: str, hessian: HessianFactor | None
     ) -> Nested:
-        """Outputs float32 [n, K] of a matrix; the source's own 4-bit codes stay."""
+        """Quantizes n outputs of a matrix, float32 [n, K]. Where the source has 4-bit codes of its own, these stay."""
         planes = sum(f"{matrix}.plane{plane}" in self.tensors for plane in (1, 2))
-        levels = self._levels(matrix, planes, metric is not None)
-        # on a 4-bit source's grid the shared shift takes from level 4 what compensation does not need for level 6
-        six_bits = 6 in levels and (metric is None or 4 not in levels)
-        if own is not None:
-            own = own if metric is None else choose_zeros(own, weights, metric)
-            nested = nest(own, weights, planes, tensor, six_bits)
+        levels = self._levels(matrix, planes, hessian is not None)
+        # the zero point's shift for level 6 costs level 4, and GPTQ brings level 6 close without it
+        six_bits = 6 in levels and (hessian is None or 4 not in levels)
+        if codes is not None:
+            codes = codes if hessian is None else choose_zeros(codes, weights, hessian)
+            nested = nest(codes, weights, planes, tensor, six_bits)
         else:
-            importance = None if metric is None else metric.importance
+            importance = None if hessian is None else hessian.importance
             nested = quantize_matrix(weights, planes, tensor, six_bits, importance)
-        if metric is None:
+        if hessian is None:
             return nested
-        return compensate(weights, nested, metric, levels, None if own is None else own.held)
+        return choose_codes(weights, nested, hessian, levels, None if codes is None else codes.representable)
 
     def _levels(self, matrix: str, planes: int, chosen: bool) -> Collection[int]:
-        """Widths at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
+        """Bits at which a matrix may be read: where they are `chosen`, the output matrix at wider ones than its
         variant as well."""
         if matrix in ("embed", "head"):
-            levels = {widths.head for widths in self.widths}
+            levels = {precision.lm_head_bits for precision in self.precisions}
             return range(min(levels), 4 + 2 * planes + 1, 2) if chosen else levels
-        return {widths.of(matrix) for widths in self.widths}
+        return {precision.of(matrix) for precision in self.precisions}
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:
-        """Places outputs first … of a matrix."""
+        """Writes outputs first, first + 1, … of a matrix."""
         blob, last = self.blob, first + len(nested.q)
         if is_channel_major(matrix):
             blob.view(f"{matrix}.base")[:, first // 2 : last // 2] = pack_base_channel_major(nested.q)
@@ -247,7 +258,7 @@ class _MatrixFiller:
 
 
 def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    # an even number of rows, as two outputs share a byte of a channel-major base plane
+    # an even number of rows: two outputs share a byte of a channel-major base plane
     step = max(2, PIECE_WEIGHTS // columns // 2 * 2)
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 

@@ -1,4 +1,4 @@
-"""Writing ONNX graphs: the decoder, its layer, the policy.
+"""Writes the ONNX graphs: the decoder, its layers, the policy.
 
 May import: sol_rt.export.blob, sol_rt.export.sources, sol_rt.engine.signature, sol_rt.bundle.
 """

@@ -1,4 +1,7 @@
-"""The graph of a bit-width: one builder for every decoder family, topology only, weights by reference into the blob."""
+"""Builds the graph of a precision (docs/bundle.md section 1), and says which channels and bytes its variants read.
+
+One builder serves every family. The graph holds topology only; its weights are references into weights.bin.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.bundle.bits import Precision
+from sol_rt.bundle.bits import Precision, bits_tag
 from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
-from sol_rt.engine.signature import CHOOSING, PRUNING
+from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.functions.attention_shape import AttentionShape
 from sol_rt.export.graphs.layer import (
     CACHE,
+    bits_attributes,
     cache_parts,
     decoder_layer,
     layer_attributes,
@@ -26,8 +30,7 @@ from sol_rt.export.graphs.layer import (
     nested_names,
     norm,
     norm_weights,
-    width_attributes,
-    width_tag,
+    overload_tag,
 )
 from sol_rt.export.graphs.nodes import NodeWriter
 from sol_rt.export.sources.decoder import Decoder
@@ -39,19 +42,19 @@ _DTYPES = {
     "uint8": TensorProto.UINT8,
     "uint4": TensorProto.UINT4,
 }
-"""Dims of the inputs that choose tokens and channels: the number of layers, or 0 for all tokens or all channels."""
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_KEPT_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
-_KEPT_O = (0.0, 0.22, 0.42, 0.64, 1.0)
-"""Shares of their input channels that the attention's projections keep, at the shares of all weights of _SHARES."""
+_ACTIVE_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
+_ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
+"""Active shares of the input channels of attention's two projections, at the channel densities of _SHARES."""
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
-"""By gated or not: how much more than the MLP's share its first matmul keeps, at the MLP's shares of _SHARES."""
+"""How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
+or not."""
 _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
 
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """(K, N), input channels and outputs, of a layer's matrices."""
+    """The shapes of a layer's matrices: (K, N), input channels and outputs."""
 
     up: tuple[int, int]
     down: tuple[int, int]
@@ -60,7 +63,7 @@ class LayerShapes:
 
     @classmethod
     def of(cls, decoder: Decoder) -> LayerShapes:
-        """Those of a decoder."""
+        """The shapes of a decoder's layers."""
         hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
         return cls(
             (hidden, decoder.up_size),
@@ -70,26 +73,25 @@ class LayerShapes:
         )
 
 
-def prune_counts(prune_percent: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
-    """Channels that a prune level keeps at the inputs of a layer's matrices where all layers keep the same: (active_up,
-    active_down, active_qkv, active_o).
+def active_counts(channel_density: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
+    """The active channels of a layer's matrices, (active_up, active_down, active_qkv, active_o), the same in all
+    layers.
 
-    The share of all the layer's weights that is read is `prune_percent`. Attention's output bears more pruning than its
-    input, and the MLP takes what these two leave.
+    Together the matrices read the share `channel_density` of the layer's weights. The output projection of attention
+    tolerates fewer active channels than the input projection; the MLP gets what these two leave.
     """
-    share = prune_percent / 100
-    qkv, o = (float(np.interp(share, _SHARES, kept)) for kept in (_KEPT_QKV, _KEPT_O))
+    qkv, o = (float(np.interp(channel_density, _SHARES, active)) for active in (_ACTIVE_QKV, _ACTIVE_O))
     sizes = {name: float(math.prod(shape)) for name, shape in vars(shapes).items()}
     mlp = sizes["up"] + sizes["down"]
-    rest = (share * sum(sizes.values()) - qkv * sizes["qkv"] - o * sizes["o"]) / mlp
+    rest = (channel_density * sum(sizes.values()) - qkv * sizes["qkv"] - o * sizes["o"]) / mlp
     return *mlp_counts(rest, shapes.up, shapes.down), _ceil(qkv * shapes.qkv[0]), _ceil(o * shapes.o[0])
 
 
 def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tuple[int, int]:
-    """(active_up, active_down) that read `share` of the weights of MLP matrices of shapes (K, N).
+    """The active channels (active_up, active_down) that read `share` of the weights of MLP matrices of shapes (K, N).
 
-    Channels of the hidden state carry more than those between the matmuls, so the first matmul keeps more than the
-    share and the second less.
+    Channels of the hidden state matter more than those between the two matrices. So more than `share` of the first
+    matrix's channels are active, and less of the second's.
     """
     gated = up[1] == 2 * down[0]
     spread = float(np.interp(share, _SHARES, _SPREAD[gated]))
@@ -98,10 +100,10 @@ def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tupl
 
 
 def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
-    """Bytes of the blob that one decode step of the variant reads, by the rule of docs/bundle.md section 4."""
+    """Bytes of weights.bin that a decode step of the variant reads, by the rule of docs/bundle.md section 4."""
     total = 0
     counts = {"up": variant.active_up, "down": variant.active_down, "qkv": variant.active_qkv, "o": variant.active_o}
-    for name in variant_tensors(decoder, variant.widths):
+    for name in variant_tensors(decoder, variant.precision):
         size = tensors[name].bytes
         if name.startswith("layers.") and name.endswith(".base"):
             _, layer, matrix, _ = name.split(".")
@@ -115,24 +117,23 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     return total
 
 
-def variant_tensors(decoder: Decoder, widths: Precision) -> list[str]:
-    """Names of the tensors that a variant computes with, each once; what only the embedding's look-up reads is left
-    out."""
-    names = nested_names("embed" if decoder.tied else "head", widths.head)
+def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
+    """The names of the tensors that a variant multiplies or adds. Those that are only looked up are left out."""
+    names = nested_names("embed" if decoder.tied else "head", precision.lm_head_bits)
     for layer in range(decoder.num_layers):
-        names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, widths.layer(layer))]
+        names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, precision.layer(layer))]
     names += norm_weights(decoder, "final_norm")
     names += ["head.bias"] if decoder.head_bias else []
     return [*names, "rope.cos", "rope.sin"]
 
 
 def widest_bits(tensors: Mapping[str, TensorEntry]) -> int:
-    """Width of the bundle's widest level."""
+    """The bits of the bundle's widest level."""
     return 4 + 2 * sum(f"embed.plane{index}" in tensors for index in (1, 2))
 
 
 def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorProto:
-    """An initializer whose data lie in the weights file."""
+    """An initializer whose data are in the weights file."""
     tensor = onnx.TensorProto(
         name=name, data_type=_DTYPES[entry.dtype], dims=entry.shape, data_location=TensorProto.EXTERNAL
     )
@@ -143,34 +144,35 @@ def reference(name: str, entry: TensorEntry, weights_file: str) -> onnx.TensorPr
 
 def build_graph(
     decoder: Decoder,
-    widths: Precision,
+    precision: Precision,
     tensors: Mapping[str, TensorEntry],
     weights_file: str,
     kv: KvLayout | None = None,
 ) -> onnx.ModelProto:
-    """The graph of docs/bundle.md section 1 that runs all variants of one width.
+    """The graph of docs/bundle.md section 1 that runs all variants of the same bits.
 
     Args:
-        widths: of its matrices.
-        tensors: the blob's tensors by name; those of the widths have to be there.
-        weights_file: the blob's name; it has to lie beside the graph file.
-        kv: the cache's layout, float16 by default.
+        decoder: the model.
+        precision: the bits of the graph's matrices.
+        tensors: places in the weights file, by name, of at least the tensors that the precision reads.
+        weights_file: name of the weights file, in the graph's folder.
+        kv: the cache's layout; by default float16.
     """
-    return _GraphWriter(decoder, widths, tensors, weights_file, kv or KvLayout()).write()
+    return _GraphWriter(decoder, precision, tensors, weights_file, kv or KvLayout()).write()
 
 
 class _GraphWriter:
     def __init__(
         self,
         decoder: Decoder,
-        widths: Precision,
+        precision: Precision,
         tensors: Mapping[str, TensorEntry],
         weights_file: str,
         kv: KvLayout,
     ) -> None:
-        self.decoder, self.widths, self.tensors, self.weights_file = decoder, widths, tensors, weights_file
-        self.kinds = sorted({widths.layer(layer) for layer in range(decoder.num_layers)})
-        self.mixed = widths.layers is not None
+        self.decoder, self.precision, self.tensors, self.weights_file = decoder, precision, tensors, weights_file
+        self.kinds = sorted({precision.layer(layer) for layer in range(decoder.num_layers)})
+        self.mixed = precision.layers is not None
         self.kv, self.cache = kv, cache_parts(kv)
         self.writer = NodeWriter()
         self.used: dict[str, None] = {}  # names of tensors in order of first use
@@ -186,7 +188,7 @@ class _GraphWriter:
         hidden = norm(self.writer, decoder, self._last_positions(x), weights, out="hidden_states")
         self._project(hidden, "embed" if decoder.tied else "head", decoder.vocab_size, bias=decoder.head_bias)
         return self.writer.model(
-            f"q{self.widths.bits}",
+            bits_tag(self.precision.bits),
             self._inputs(),
             self._outputs(),
             [reference(name, self.tensors[name], self.weights_file) for name in self.used],
@@ -194,9 +196,9 @@ class _GraphWriter:
         )
 
     def _layer(self, layer: int, x: str) -> str:
-        y, widths = f"layer.{layer}", self.widths.layer(layer)
+        y, layer_bits = f"layer.{layer}", self.precision.layer(layer)
         self.writer.declare(y, [1, "S", self.decoder.hidden_size])
-        weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, widths)]
+        weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, layer_bits)]
         return self.writer.op(
             "DecoderLayer",
             x,
@@ -213,14 +215,16 @@ class _GraphWriter:
             "total_length",
             out=[y, *(_cache_name("present", part, layer) for part in self.cache)],
             domain="sol",
-            overload=width_tag(*widths, mixed=self.mixed),
+            overload=overload_tag(*layer_bits, mixed=self.mixed),
             layer=layer,
-            **layer_attributes(self.decoder, widths, self.kv),
+            **layer_attributes(self.decoder, layer_bits, self.kv),
         )
 
     def _last_positions(self, x: str) -> str:
-        """float [1, S, hidden] -> [num_logits, hidden]. Slicing backward spares `num_logits` arithmetic, which a strict
-        WebGPU session refuses."""
+        """float [1, S, hidden] -> [num_logits, hidden].
+
+        It slices the reversed positions: a strict WebGPU session refuses arithmetic on `num_logits`.
+        """
         op, ints = self.writer.op, self.writer.ints
         x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
         x = op("Slice", x, ints(0), "num_logits", ints(1))
@@ -229,7 +233,7 @@ class _GraphWriter:
 
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         out = None if bias else "logits"
-        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.widths.head, out=out)
+        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.precision.lm_head_bits, out=out)
         if bias:
             self.writer.declare(logits, ["M", outputs])
             self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
@@ -255,20 +259,20 @@ class _GraphWriter:
     def _functions(self) -> list[onnx.FunctionProto]:
         functions = [
             bodies.nested_gather(widest_bits(self.tensors), self.decoder.hidden_size),
-            bodies.nested_matmul(self.widths.head),
+            bodies.nested_matmul(self.precision.lm_head_bits),
             sparse_attention(AttentionShape.of(self.decoder, self.kv), int8=self.kv.dtype == "int8"),
-            *(decoder_layer(self.decoder, widths, self.kv, mixed=self.mixed) for widths in self.kinds),
+            *(decoder_layer(self.decoder, layer_bits, self.kv, mixed=self.mixed) for layer_bits in self.kinds),
         ]
-        for bits in sorted({bits for widths in self.kinds for bits in (widths.qkv, widths.o)}):
+        for bits in sorted({bits for layer_bits in self.kinds for bits in (layer_bits.qkv, layer_bits.o)}):
             functions.append(self._named(bodies.pruned_matmul(bits), bits))
-        for up, down in sorted({(widths.up, widths.down) for widths in self.kinds}):
+        for up, down in sorted({(layer_bits.up, layer_bits.down) for layer_bits in self.kinds}):
             functions.append(self._named(self._mlp(up, down), up, down))
         return functions
 
     def _mlp(self, up_bits: int, down_bits: int) -> onnx.FunctionProto:
         decoder = self.decoder
         return bodies.pruned_mlp(
-            **width_attributes(up=up_bits, down=down_bits),
+            **bits_attributes(up=up_bits, down=down_bits),
             hidden=decoder.hidden_size,
             intermediate=decoder.intermediate_size,
             gated=decoder.gated,
@@ -276,15 +280,19 @@ class _GraphWriter:
             has_bias=decoder.mlp_bias,
         )
 
-    def _named(self, function: onnx.FunctionProto, *widths: int) -> onnx.FunctionProto:
-        """As bodies of layers call it."""
-        function.name += width_tag(*widths, mixed=self.mixed)
+    def _named(self, function: onnx.FunctionProto, *bits: int) -> onnx.FunctionProto:
+        """Renames a function to what the bodies of layers call it."""
+        function.name += overload_tag(*bits, mixed=self.mixed)
         return function
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
-        pruning = ("active_up", "active_down", "active_qkv", "active_o")
-        sizes: dict[str, int | str] = {"past_length": 1, "kv_pages": CHOOSING, **dict.fromkeys(pruning, PRUNING)}
+        channels = ("active_up", "active_down", "active_qkv", "active_o")
+        sizes: dict[str, int | str] = {
+            "past_length": 1,
+            "kv_pages": SPARSE_KV,
+            **dict.fromkeys(channels, SPARSE_CHANNELS),
+        }
         inputs = [info("input_ids", TensorProto.INT64, [1, "S"])]
         inputs += [info(name, TensorProto.INT64, [size]) for name, size in {**sizes, "num_logits": 1}.items()]
         inputs.append(info("total_length", TensorProto.INT32, [1]))
@@ -311,30 +319,30 @@ class _GraphWriter:
 
 
 def _cache_name(side: str, part: str, layer: int) -> str:
-    """Name of a tensor of a layer's cache, `side` being `past` or `present`."""
+    """The name of a tensor of a layer's cache. `side` is `past` or `present`."""
     if part in ("key", "value"):
         return f"{'past_key_values' if side == 'past' else 'present'}.{layer}.{part}"
     return f"{side}_{part}.{layer}"
 
 
 def _ceil(value: float) -> int:
-    """Rounds up, but not for the last bit of a float's noise."""
+    """Rounds up, with a tolerance for rounding errors of floats."""
     return math.ceil(value - 1e-9)
 
 
 def write_graphs(folder: Path, config: SolConfig, decoder: Decoder) -> SolConfig:
-    """Writes the graph of every width into `folder`, in place of those there.
+    """Writes the graph of every precision into `folder` and replaces those that are there.
 
     Returns:
-        The config with `weight_bytes` of all variants and the sizes of the graphs, not their hashes.
+        The config with `weight_bytes` of all variants, and with the sizes of the graphs but not their hashes.
     """
     variants = {
         key: replace(variant, weight_bytes=weight_bytes(decoder, config.tensors, variant))
         for key, variant in config.variants.items()
     }
     files = dict(config.files)
-    for file, widths in {variant.file: variant.widths for variant in variants.values()}.items():
-        content = build_graph(decoder, widths, config.tensors, config.weights_file, config.kv).SerializeToString()
+    for file, precision in {variant.file: variant.precision for variant in variants.values()}.items():
+        content = build_graph(decoder, precision, config.tensors, config.weights_file, config.kv).SerializeToString()
         (folder / file).write_bytes(content)
         files[file] = FileEntry(len(content), "")
     return replace(config, variants=variants, files=files)

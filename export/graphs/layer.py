@@ -1,7 +1,10 @@
 """The operator `DecoderLayer`: the order of its weights, its attributes, and its function body.
 
-The body is made of the other operators of domain `sol`, which have bodies of their own: a provider that has kernels for
-those runs them, one that has none gets standard operators all the way down. (In mixed graphs some have no kernels.)
+    sequential:  m = x + attention(norm(x));   y = m + mlp(norm(m))
+    parallel:    y = x + attention(norm(x)) + mlp(norm(x))                       x and y float [1, S, hidden]
+
+The body consists of other operators of the domain `sol`, which have bodies of their own. A provider with kernels for
+those runs them; one without gets standard operators only. In mixed-precision graphs some of them have no kernels.
 """
 
 from __future__ import annotations
@@ -21,37 +24,37 @@ from sol_rt.export.sources.decoder import Decoder
 
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
-"""What an int8 cache has besides."""
+"""Further tensors of an int8 cache."""
 _STEP = ("past_length", "kv_pages", "active_up", "active_down", "active_qkv", "active_o")
 
 
-def layer_weights(decoder: Decoder, widths: LayerBits) -> list[str]:
-    """Names of a layer's tensors below `layers.{i}.`, in the order of the operator's inputs."""
+def layer_weights(decoder: Decoder, layer_bits: LayerBits) -> list[str]:
+    """The names of a layer's tensors, without `layers.{i}.`, in the order of the operator's inputs."""
     norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
     names = [name for norm in norms for name in norm_weights(decoder, norm)]
     biases = (decoder.qkv_bias, decoder.output_bias, decoder.mlp_bias, decoder.mlp_bias)
-    for matrix, bits, bias in zip(widths._fields, widths, biases, strict=True):
+    for matrix, bits, bias in zip(layer_bits._fields, layer_bits, biases, strict=True):
         names += nested_names(matrix, bits)
         names += [f"{matrix}.bias"] if bias else []
     return names
 
 
 def norm_weights(decoder: Decoder, name: str) -> list[str]:
-    """The tensors of a norm."""
+    """The names of a norm's tensors."""
     return [f"{name}.weight"] if decoder.norm == "rms" else [f"{name}.weight", f"{name}.bias"]
 
 
 def nested_names(matrix: str, bits: int) -> list[str]:
-    """The tensors of a nested matrix at a width, in the order of the operators' inputs."""
+    """The names of the tensors of a nested matrix read at `bits`, in the order of the operators' inputs."""
     return [f"{matrix}.{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
 
 
-def layer_attributes(decoder: Decoder, widths: LayerBits, kv: KvLayout) -> dict[str, Any]:
-    """The attributes that all `DecoderLayer` nodes of the same widths share: all but `layer`."""
+def layer_attributes(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout) -> dict[str, Any]:
+    """The attributes of a `DecoderLayer` node except `layer`. All nodes of the same bits share them."""
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.intermediate_size,
-        **width_attributes(**widths._asdict()),
+        **bits_attributes(**layer_bits._asdict()),
         "norm": decoder.norm,
         "epsilon": decoder.norm_eps,
         "parallel_residual": int(decoder.parallel_residual),
@@ -70,34 +73,35 @@ def cache_parts(kv: KvLayout) -> tuple[str, ...]:
     return CACHE + SCALES if kv.dtype == "int8" else CACHE
 
 
-def decoder_layer(decoder: Decoder, widths: LayerBits, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
-    """`DecoderLayer` with its attributes inlined: all layers of the same widths share them.
+def decoder_layer(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
+    """The body of `DecoderLayer`. Its attributes except `layer` are constants in it; all layers of the same bits share
+    it.
 
-    In a `mixed` graph, whose matrices are not all of one width, an overload tells bodies apart, and operators inside
-    that depend on widths are called after them, for ONNX Runtime loses overloads of functions in functions.
+    A `mixed` graph has layers of different bits. There the bodies are overloads, and operators inside that depend on
+    bits have them in their names: ONNX Runtime loses the overloads of functions that functions call.
     """
-    function = _LayerBody(decoder, widths, kv, mixed).function()
-    function.overload = width_tag(*widths, mixed=mixed)
+    function = _LayerBody(decoder, layer_bits, kv, mixed).function()
+    function.overload = overload_tag(*layer_bits, mixed=mixed)
     return function
 
 
-def width_tag(*widths: int, mixed: bool) -> str:
-    """What tells a function of these widths from those of others in a mixed graph."""
-    return "".join(map(str, widths)) if mixed else ""
+def overload_tag(*bits: int, mixed: bool) -> str:
+    """What tells a function of these bits from those of others in a mixed graph."""
+    return "".join(map(str, bits)) if mixed else ""
 
 
 class _LayerBody:
-    """Formal inputs are named as the tensors are, with `_` for `.`."""
+    """Writes the body. Its formal inputs have the names of the tensors, with `_` for `.`."""
 
-    def __init__(self, decoder: Decoder, widths: LayerBits, kv: KvLayout, mixed: bool) -> None:
-        self.decoder, self.widths, self.kv, self.mixed = decoder, widths, kv, mixed
+    def __init__(self, decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, mixed: bool) -> None:
+        self.decoder, self.layer_bits, self.kv, self.mixed = decoder, layer_bits, kv, mixed
         self.cache = cache_parts(kv)
         self.scales = [f"past_{part}" for part in self.cache[len(CACHE) :]]
         self.writer = NodeWriter()
 
     def function(self) -> onnx.FunctionProto:
         decoder, op = self.decoder, self.writer.op
-        for matrix in self.widths._fields:
+        for matrix in self.layer_bits._fields:
             self._allow_four_bits(f"{matrix}_base")
         normed = self._norm("attn_norm", "x")
         attention = self._attention(normed)
@@ -108,17 +112,17 @@ class _LayerBody:
         else:
             normed, middle = self._norm_of_sum("mlp_norm", "x", attention)
             op("Add", middle, self._mlp(normed), out="y")
-        weights = [_formal(name) for name in layer_weights(decoder, self.widths)]
+        weights = [_formal(name) for name in layer_weights(decoder, self.layer_bits)]
         return self.writer.function(
             "DecoderLayer",
             ["x", *(f"past_{part}" for part in CACHE), *_STEP, "cos", "sin", *self.scales, *weights, "total_length"],
             ["y", *(f"present_{part}" for part in self.cache)],
-            ["layer", *layer_attributes(decoder, self.widths, self.kv)],
+            ["layer", *layer_attributes(decoder, self.layer_bits, self.kv)],
         )
 
     def _attention(self, x: str) -> str:
         decoder = self.decoder
-        qkv = self._matmul(x, "qkv", self.widths.qkv, decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
+        qkv = self._matmul(x, "qkv", self.layer_bits.qkv, decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
         past = [f"past_{part}" for part in CACHE]
         inputs = [qkv, *past, "past_length", self._own("kv_pages"), "cos", "sin", *self.scales, "total_length"]
         self.writer.op(
@@ -130,15 +134,15 @@ class _LayerBody:
         )
         width = decoder.num_heads * decoder.head_dim
         y = self._float("attended")
-        return self._matmul(y, "o", self.widths.o, width, decoder.hidden_size, bias=decoder.output_bias)
+        return self._matmul(y, "o", self.layer_bits.o, width, decoder.hidden_size, bias=decoder.output_bias)
 
     def _mlp(self, x: str) -> str:
-        decoder, up_bits, down_bits = self.decoder, self.widths.up, self.widths.down
+        decoder, up_bits, down_bits = self.decoder, self.layer_bits.up, self.layer_bits.down
         up, down = nested_names("up", up_bits), nested_names("down", down_bits)
         names = [*up[:3], *down[:3], *in_turn(up[3:], down[3:])]
         names += ["up.bias", "down.bias"] if decoder.mlp_bias else []
         y = self.writer.op(
-            f"PrunedMLP{width_tag(up_bits, down_bits, mixed=self.mixed)}",
+            f"PrunedMLP{overload_tag(up_bits, down_bits, mixed=self.mixed)}",
             x,
             self._own("active_up"),
             self._own("active_down"),
@@ -146,7 +150,7 @@ class _LayerBody:
             domain="sol",
             K=decoder.hidden_size,
             I=decoder.intermediate_size,
-            **width_attributes(up=up_bits, down=down_bits),
+            **bits_attributes(up=up_bits, down=down_bits),
             gated=int(decoder.gated),
             activation=decoder.activation,
             has_bias=int(decoder.mlp_bias),
@@ -154,8 +158,10 @@ class _LayerBody:
         return self._float(y)
 
     def _own(self, counts: str) -> str:
-        """The layer's own entry of `counts`, int64 [1], nothing where they are empty. WebGPU gathers int64 but does not
-        slice or split it."""
+        """The layer's entry of `counts`, int64 [1]; empty if `counts` is empty.
+
+        It is gathered, because WebGPU does not slice or split int64.
+        """
         index = self.writer.op("Reshape", self.writer.op("Constant", value_int=Ref("layer")), self.writer.ints(1))
         return self.writer.where_any(
             counts, lambda inner: inner.op("Gather", counts, index), lambda inner: inner.op("Identity", counts)
@@ -165,7 +171,7 @@ class _LayerBody:
         return norm(self.writer, self.decoder, x, [_formal(part) for part in norm_weights(self.decoder, name)])
 
     def _norm_of_sum(self, name: str, x: str, added: str) -> tuple[str, str]:
-        """The norm of x + added, and that sum, in one node."""
+        """One node for the norm of x + added and for that sum: names of both."""
         normed, middle = self.writer.name("normed"), self.writer.name("middle")
         self.writer.op(
             "SkipSimplifiedLayerNormalization" if self.decoder.norm == "rms" else "SkipLayerNormalization",
@@ -179,7 +185,7 @@ class _LayerBody:
     def _matmul(self, x: str, matrix: str, bits: int, inputs: int, outputs: int, *, bias: bool) -> str:
         weights = map(_formal, nested_names(matrix, bits))
         y = self.writer.op(
-            f"PrunedMatMul{width_tag(bits, mixed=self.mixed)}",
+            f"PrunedMatMul{overload_tag(bits, mixed=self.mixed)}",
             x,
             self._own(f"active_{matrix}"),
             *weights,
@@ -192,28 +198,28 @@ class _LayerBody:
         return self.writer.op("Add", y, f"{matrix}_bias") if bias else y
 
     def _allow_four_bits(self, x: str) -> None:
-        """States that input x may be uint4.
+        """Makes ONNX Runtime accept uint4 for the input x.
 
-        ONNX Runtime takes an input's types from the operator that reads it first, and where that is a function allows
-        none of 4 bits. The node folds to a constant that nobody reads.
+        It takes an input's types from the first operator that reads it, and if that is a function, it allows no type of
+        4 bits. The node folds to a constant that no other node reads.
         """
         self.writer.op("Shape", x)
 
     def _float(self, x: str) -> str:
-        """States that x is float: type inference does not see through functions."""
+        """States that x is float, which type inference cannot see through functions."""
         return self.writer.op("Cast", x, to=TensorProto.FLOAT)
 
 
 def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: str | None = None) -> str:
-    """The decoder's kind of norm."""
+    """Writes the decoder's norm of x."""
     op_type = "RMSNormalization" if decoder.norm == "rms" else "LayerNormalization"
     return writer.op(op_type, x, *weights, out=out, axis=-1, epsilon=decoder.norm_eps)
 
 
-def width_attributes(**widths: int) -> dict[str, Any]:
-    """The attributes that say the widths of matrices, given by name: the widest, and of each other one its own."""
-    most = max(widths.values())
-    return {"bits": most, **{f"{matrix}_bits": bits for matrix, bits in widths.items() if bits < most}}
+def bits_attributes(**bits: int) -> dict[str, Any]:
+    """The attributes that say the bits of matrices, given by name: the widest, and of each other one its own."""
+    most = max(bits.values())
+    return {"bits": most, **{f"{matrix}_bits": own for matrix, own in bits.items() if own < most}}
 
 
 def _formal(name: str) -> str:

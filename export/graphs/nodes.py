@@ -1,4 +1,4 @@
-"""Writes ONNX nodes one call a node, for graphs and function bodies alike."""
+"""Writes ONNX nodes, one call for each node, for graphs and function bodies."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from onnx import helper, numpy_helper
 IR_VERSION = 11
 OPSETS = {"": 23, "com.microsoft": 1, "sol": 1}
 END = np.iinfo(np.int64).max
-"""`ends` of a Slice that goes to the end of the axis."""
+"""`ends` of a Slice that runs to the end of the axis."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """Value of a node's attribute inside a function body: the integer attribute `name` of the calling node."""
+    """Stands for the integer attribute `name` of the calling node, as an attribute's value inside a function body."""
 
     name: str
 
 
 class NodeWriter:
-    """Nodes in execution order; names of intermediate values are made here, each beginning with `prefix`."""
+    """Collects nodes in execution order, and makes up names of intermediate values, which begin with `prefix`."""
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
@@ -41,9 +41,9 @@ class NodeWriter:
         overload: str = "",
         **attributes: Any,
     ) -> str:
-        """Appends a node; returns the name of its first output, made up where `out` does not give it.
+        """Appends a node and returns the name of its first output, which is made up unless `out` gives it.
 
-        `overload` tells which body it has where a model has several for its operator.
+        `overload` selects the body if the model has several bodies for the operator.
         """
         outputs = [out] if isinstance(out, str) else list(out or [self.name(op_type.lower())])
         refs = {key: value for key, value in attributes.items() if isinstance(value, Ref)}
@@ -55,11 +55,11 @@ class NodeWriter:
         return outputs[0]
 
     def name(self, stem: str) -> str:
-        """A name that no node has given to an output before."""
+        """A new name for an output."""
         return f"{self.prefix}{stem}_{len(self.nodes)}"
 
     def nonempty(self, counts: str) -> str:
-        """Whether the tensor `counts` of one dim has an element, bool [1]."""
+        """Whether the one-dimensional tensor `counts` has any element, bool [1]."""
         return self.op("Cast", self.op("Shape", counts), to=onnx.TensorProto.BOOL)
 
     def branch(
@@ -70,11 +70,16 @@ class NodeWriter:
         out: Sequence[str],
         types: Sequence[int] = (),
     ) -> list[str]:
-        """Writes If: `out` are the values that `then` writes where `condition`, bool [1], holds, else `otherwise`'s.
+        """Writes an If node and returns `out`, the names of its outputs.
 
-        Their element types are wanted where type inference does not see them. The condition should depend on shapes
-        alone: where they are known when a session is made, ONNX Runtime leaves the branch that is not taken out of the
-        graph.
+        The condition should depend on shapes alone. If these are known when a session is made, ONNX Runtime removes the
+        branch that is not taken.
+
+        Args:
+            condition: bool [1].
+            then, otherwise: write a branch into the writer that they get, and return the names of its results.
+            out: names of the node's outputs.
+            types: element types of the outputs, if type inference cannot find them.
         """
         branches = {}
         for key, write in (("then_branch", then), ("else_branch", otherwise)):
@@ -87,19 +92,21 @@ class NodeWriter:
         return list(out)
 
     def where_any(self, counts: str, then: Callable[[NodeWriter], str], otherwise: Callable[[NodeWriter], str]) -> str:
-        """As `branch`, of one value, by whether `counts` has an element."""
+        """A branch with one result: `then` if `counts` has any element, else `otherwise`."""
         (result,) = self.branch(
             self.nonempty(counts), lambda inner: [then(inner)], lambda inner: [otherwise(inner)], [self.name("if")]
         )
         return result
 
     def count(self, counts: str) -> str:
-        """An int64 count [1] as float [1]. Of an empty tensor too, so that the shapes of a branch that is not taken
-        pass inference."""
+        """An int64 count [1] as float [1].
+
+        Works for an empty tensor too, so that shape inference accepts a branch that is not taken.
+        """
         return self.op("ReduceSum", self.op("Cast", counts, to=onnx.TensorProto.FLOAT), self.ints(0), keepdims=1)
 
     def const(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant of `dtype`; equal ones share a node."""
+        """A constant of type `dtype`. Equal constants share a node."""
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
@@ -109,11 +116,11 @@ class NodeWriter:
         return self._constants[key]
 
     def ints(self, *values: int) -> str:
-        """A constant int64 [len(values)]: shapes, axes, starts."""
+        """A constant int64 [len(values)], for shapes, axes and starts."""
         return self.const(values, np.int64)
 
     def declare(self, name: str, shape: Sequence[int | str]) -> str:
-        """States that `name` is float of this shape: type inference does not see through functions of other domains."""
+        """States that `name` is float of this shape, which type inference cannot see through functions."""
         self.value_infos.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
         return name
 

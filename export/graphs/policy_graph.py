@@ -1,6 +1,7 @@
-"""The policy as a graph (docs/bundle.md section 5): which action runs the coming token.
+"""Writes the policy's graph (docs/bundle.md section 5), which gives every action a logit before a step.
 
-A causal transformer of one layer over the steps of an episode; one run is one step, keys and values stay in the state.
+The policy is a causal transformer of one layer over the steps of an episode. One run of the graph is one step; keys and
+values of earlier steps are in the state.
 
     observation = [hidden state, embedding of the current token, MLP(scalars), embedding of the previous action]
     x  = input(observation) + position[step]
@@ -24,7 +25,7 @@ w = width, n scalars, A actions, s = scalar_size, a = action_size):
     actions.weight [A, w], actions.bias [A]
     direct.0.weight [s, n], direct.0.bias [s], direct.2.weight [A, s], direct.2.bias [A]         Linear, GELU, Linear
 
-The embedding is the bundle's own, dequantized at its widest level.
+The embedding is the bundle's, dequantized at its widest level.
 """
 
 from __future__ import annotations
@@ -46,21 +47,21 @@ from sol_rt.export.graphs.layer import nested_names
 from sol_rt.export.graphs.nodes import NodeWriter
 
 _NORM_EPS = 1e-5
-_UNSEEN = -1e30  # score of a step that is not attended
+_UNSEEN = -1e30  # score of a step that has not happened yet
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PolicyShape:
-    """Sizes of a policy.
+    """The sizes of a policy.
 
     Attributes:
-        hidden_size: of the model.
-        num_scalars, num_actions: lengths of the config's `policy.scalars` and `policy.actions`.
-        horizon: steps of an episode.
-        width, heads: of the transformer layer.
-        scalar_size, action_size: of the scalars' and the previous action's part of the observation.
+        hidden_size: the model's hidden size.
+        num_scalars, num_actions: lengths of `policy.scalars` and `policy.actions` in sol_config.json.
+        horizon: number of steps in an episode.
+        width, heads: width and number of heads of the transformer layer.
+        scalar_size, action_size: sizes of the observation's parts for the scalars and for the previous action.
     """
 
     hidden_size: int
@@ -74,11 +75,11 @@ class PolicyShape:
 
     @property
     def state_shape(self) -> tuple[int, int, int, int, int]:
-        """Layers, keys and values, heads, steps, size of a head."""
+        """The state's shape: layers, keys and values, heads, steps, size of a head."""
         return (1, 2, self.heads, self.horizon, self.width // self.heads)
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter by name."""
+        """The shape of every parameter by name."""
         width, small, actions = self.width, self.scalar_size, self.num_actions
         shapes: dict[str, tuple[int, ...]] = {
             "previous.weight": (actions + 1, self.action_size),
@@ -103,7 +104,10 @@ class PolicyShape:
 
 
 def random_policy_parameters(seed: int, shape: PolicyShape) -> dict[str, FloatArray]:
-    """Untrained parameters: norms are the identity, the rest is normal with deviation 1 / sqrt(inputs), biases 0."""
+    """Untrained parameters.
+
+    Norms are the identity, biases are 0, and all others are normal with standard deviation 1 / sqrt(inputs).
+    """
     rng, parameters = np.random.default_rng(seed), {}
     for name, size in shape.parameters().items():
         if name.startswith("norm"):
@@ -119,10 +123,10 @@ def random_policy_parameters(seed: int, shape: PolicyShape) -> dict[str, FloatAr
 def build_policy(
     shape: PolicyShape, parameters: Mapping[str, FloatArray], tensors: Mapping[str, TensorEntry], weights_file: str
 ) -> onnx.ModelProto:
-    """policy.onnx with its parameters inside; the embedding is a reference into the weights file.
+    """The policy's graph with its parameters. The embedding is a reference into the weights file.
 
-    Raises CheckpointError where a parameter is missing, unknown or of another shape, or the embedding is of another
-    model.
+    Raises CheckpointError if a parameter is missing, unknown or of a wrong shape, or if the hidden size is not that of
+    the bundle's model.
     """
     _check(shape, parameters, tensors)
     return _PolicyWriter(shape, parameters, tensors, weights_file).write()
@@ -188,7 +192,10 @@ class _PolicyWriter:
         return self.writer.op("LayerNormalization", x, f"{name}.weight", f"{name}.bias", axis=-1, epsilon=_NORM_EPS)
 
     def _attention(self, qkv: str) -> str:
-        """Stores the step's key and value, then attends to the episode's steps so far: float [1, 3 w] -> [1, w]."""
+        """Stores the step's key and value, then attends to the episode's steps so far.
+
+        `qkv` is float [1, 3 w]; returns float [1, w].
+        """
         op, ints, const = self.writer.op, self.writer.ints, self.writer.const
         _, _, heads, horizon, size = self.shape.state_shape
         q = op("Split", qkv, ints(self.shape.width, 2 * self.shape.width), out=["q", "kv"], axis=-1)

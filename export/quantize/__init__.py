@@ -1,4 +1,4 @@
-"""Quantizing one matrix: nested codes, GPTQ, and 4-bit codes that a source already has.
+"""Quantizes one matrix: nested codes, GPTQ, and the 4-bit codes that a quantized source already has.
 
 May import: sol_rt.bundle, sol_rt.errors.
 """

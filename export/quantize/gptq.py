@@ -1,16 +1,20 @@
-"""Error compensation: codes of a matrix chosen one input channel after another, each making up for those before it.
+"""GPTQ for nested codes: input channels are quantized in turn, and each makes up for the errors of those before it.
 
-What a layer's output loses by quantization is tr((W - Q) H (W - Q)^T), H = E[x x^T] being the second moment of the
-matrix's inputs. With H = R R^T, R upper triangular, that is the sum over channels j of R[j, j]^2 (t[j] - Q[j])^2, where
+W [N, K] are the weights, Q [N, K] the quantized ones, x [K] an input. The expected squared error of the output x W^T is
 
-    t[j] = W[j] + sum over i < j of (W[i] - Q[i]) R[i, j] / R[j, j],
+    tr((W - Q) H (W - Q)^T),   H = E[x x^T]  [K, K], the Hessian of that error up to a factor of 2.
 
-so that the code nearest t[j], not W[j], is the best one given its predecessors (GPTQ, arXiv:2210.17323, in the form of
-Babai's nearest plane, arXiv:2507.18553).
+With H = R R^T, R [K, K] upper triangular, it equals the sum over channels j of R[j, j]^2 |t[:, j] - Q[:, j]|^2, where
 
-Here one code serves several levels, and levels want different ones: what makes up best at 4 bits may leave the 8-bit
-level a residual it has no room for. Each level therefore has a target t of its own, and the code is the one with the
-least weighted sum of the levels' squared errors.
+    t[:, j] = W[:, j] + sum over i < j of (W[:, i] - Q[:, i]) R[i, j] / R[j, j].
+
+So the best code for channel j, given the codes of the channels before it, is the one nearest t[:, j] instead of
+W[:, j]. This is GPTQ (Frantar et al. 2022, arXiv 2210.17323), written as Babai's nearest plane algorithm
+(arXiv 2507.18553).
+
+One nested code serves the levels of 4, 6 and 8 bits, and their best codes differ: a code that is best at 4 bits may
+leave the 8-bit level a residual that its planes cannot hold. So each level has a target t of its own, and the code
+chosen is the one with the least weighted sum of the levels' squared errors.
 """
 
 from __future__ import annotations
@@ -30,21 +34,22 @@ from sol_rt.export.quantize.nested import LEVEL_OFFSETS, FloatArray, Nested
 
 LEVELS = (4, 6, 8)
 
-# Of a level's squared error, in the sum that a code minimises. With these the 8-bit level is no further from the source
-# than without compensation. Equal weights take another fifth off the error of level 4 and treble that of level 8.
+# Weights of the levels' squared errors in the sum that a code minimises. With these the 8-bit level is no further from
+# the source than plain rounding. Equal weights would take another fifth off the error of level 4, but treble that of 8.
 _LEVEL_WEIGHTS = {4: 1.0, 6: 2.0, 8: 16.0}
-_DAMPING = 0.01  # of the mean diagonal, added to the diagonal of H: a sample's moment is not quite the population's
+_DAMPING = 0.01  # times the mean of H's diagonal, added to the diagonal: H is estimated from a sample
 _ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
 class HessianFactor:
-    """How much errors at a matrix's inputs weigh, alone and together.
+    """The factorised Hessian of a matrix with K input channels.
 
     Attributes:
-        order: channels, most weighty first, int64 [K]: those that come last have few left to make up for them.
-        factor: R of H = R R^T, channels in that order, upper triangular, float32 [K, K].
-        importance: what an error alone weighs, H's diagonal, float32 [K].
+        order: the order in which channels are quantized, int64 [K]. The largest diagonal entry comes first, because few
+            channels are left to make up for the errors of the last ones.
+        factor: R of H = R R^T, upper triangular, channels in that order, float32 [K, K].
+        importance: H's diagonal in the matrix's own order, float32 [K]: the weight of a channel's squared error.
     """
 
     order: Tensor
@@ -52,55 +57,56 @@ class HessianFactor:
     importance: FloatArray
 
     @classmethod
-    def of(cls, moment: Tensor) -> HessianFactor:
-        """Of a second moment H, float32 [K, K], finite."""
-        diagonal = moment.diagonal()
+    def of(cls, hessian: Tensor) -> HessianFactor:
+        """Factorises H, float32 [K, K], finite. Damping grows until H is positive definite in float32."""
+        diagonal = hessian.diagonal()
         mean = max(float(diagonal.mean()), torch.finfo(torch.float32).tiny)
         order = torch.argsort(diagonal, descending=True, stable=True)
-        # R is upper triangular: Cholesky's lower factor of the matrix read from its end
+        # reversing both axes of the lower Cholesky factor of the reversed matrix gives the upper triangular R
         backwards = order.flip(0)
-        reversed_moment = moment[backwards][:, backwards]
+        reversed_hessian = hessian[backwards][:, backwards]
         damping = _DAMPING
         while True:
-            reversed_moment.diagonal().add_(damping * mean)
-            lower, failed = torch.linalg.cholesky_ex(reversed_moment)
+            reversed_hessian.diagonal().add_(damping * mean)
+            lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
             if not failed:
                 return cls(order, lower.flip(0, 1), diagonal.numpy().copy())
             damping *= 10
 
 
-def compensate(
+def choose_codes(
     w: FloatArray,
     nested: Nested,
-    metric: HessianFactor,
+    hessian: HessianFactor,
     levels: Collection[int],
-    kept: npt.NDArray[np.bool_] | None = None,
+    fixed: npt.NDArray[np.bool_] | None = None,
 ) -> Nested:
-    """Chooses the codes of a quantized matrix anew, on its own grid.
+    """Chooses the codes of a quantized matrix again, by GPTQ. Scales and zero points stay.
 
     Args:
         w: weights, float32 [N, K].
-        nested: the matrix quantized.
-        metric: of the matrix's inputs.
-        levels: those that are going to be read, of 4, 6 and 8.
-        kept: blocks whose 4-bit codes stay, bool [N, K / 32]; of them only the residual planes are chosen.
+        nested: the same matrix, quantized by rounding.
+        hessian: of the matrix's inputs.
+        levels: the levels that a graph will read, of 4, 6 and 8.
+        fixed: blocks whose 4-bit codes stay, bool [N, K / 32]. In these, only the residual planes are chosen.
     """
     rows, channels = w.shape
     codes = np.empty((rows, channels), np.uint8)
 
     def work(part: slice) -> None:
-        base = None if kept is None else _Base(_columns(nested.q[part], metric), torch.from_numpy(kept[part].T.copy()))
+        stay = None if fixed is None else torch.from_numpy(fixed[part].T.copy())
+        base = None if stay is None else _FixedBase(_columns(nested.q[part], hessian), stay)
         found = _codes(
-            _columns(w[part], metric),
+            _columns(w[part], hessian),
             torch.from_numpy(nested.scale[:, part].astype(np.float32)),
             torch.from_numpy(nested.zero[:, part].astype(np.float32)),
-            metric,
+            hessian,
             levels,
             base,
         )
         codes[part] = found.T.numpy()
 
-    # thousands of small steps: threads that meet after each of them would mostly wait
+    # one thread for each part: an update is thousands of small operations, too small to share between threads
     threads = torch.get_num_threads()
     parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, rows, _ROWS_AT_ONCE)]
     try:
@@ -113,58 +119,63 @@ def compensate(
 
 
 @dataclass(frozen=True)
-class _Base:
-    """4-bit codes, float32 [K, N], channels in the metric's order, and the blocks where they stay, bool [KB, N]."""
+class _FixedBase:
+    """4-bit codes, float32 [K, N], channels in the Hessian's order, and the blocks where they stay, bool [KB, N]."""
 
     codes: Tensor
-    kept: Tensor
+    fixed: Tensor
 
 
-def _columns(values: npt.NDArray[Any], metric: HessianFactor) -> Tensor:
-    """float32 [K, N] of [N, K]: a channel's values of all outputs together, channels in the metric's order."""
-    return torch.from_numpy(values).T[metric.order].float().contiguous()
+def _columns(values: npt.NDArray[Any], hessian: HessianFactor) -> Tensor:
+    """`values` [N, K] transposed to float32 [K, N], with the channels in the Hessian's order."""
+    return torch.from_numpy(values).T[hessian.order].float().contiguous()
 
 
 def _codes(
-    w: Tensor, scale: Tensor, zero: Tensor, metric: HessianFactor, levels: Collection[int], base: _Base | None
+    w: Tensor, scale: Tensor, zero: Tensor, hessian: HessianFactor, levels: Collection[int], base: _FixedBase | None
 ) -> Tensor:
-    """Codes uint8 [K, N] in the matrix's order; of weights [K, N] in the metric's, scale and zero [KB, N]."""
-    factor, (channels, rows) = metric.factor, w.shape
-    sixteenth = scale / 16  # codes count these
+    """Runs GPTQ over the channels.
+
+    `w` is float32 [K, N] with channels in the Hessian's order; scale and zero are float32 [KB, N]. Returns code8, uint8
+    [K, N], in the matrix's own order.
+    """
+    factor, (channels, rows) = hessian.factor, w.shape
+    sixteenth = scale / 16  # the unit of code8
     inverse = torch.where(sixteenth > 0, 1 / sixteenth, 0)
     weights = torch.tensor([_LEVEL_WEIGHTS[level] * (level in levels) for level in LEVELS]).view(3, 1)
     offsets = torch.tensor([LEVEL_OFFSETS[level] for level in LEVELS]).view(3, 1)
-    blocks = (metric.order // BLOCK).tolist()
-    errors = torch.empty(3, channels, rows)  # W - Q of each level
+    blocks = (hessian.order // BLOCK).tolist()
+    errors = torch.empty(3, channels, rows)  # W - Q at each level
     codes = torch.empty(channels, rows, dtype=torch.uint8)
     for start in range(0, channels, BLOCK):
         stop = min(start + BLOCK, channels)
-        owed = torch.matmul(factor[:start, start:stop].T, errors[:, :start])  # [3, stop - start, N]
+        # sum over earlier i of (W[i] - Q[i]) R[i, j] for the channels of this part: [3, stop - start, N]
+        owed = torch.matmul(factor[:start, start:stop].T, errors[:, :start])
         for j in range(start, stop):
             block = blocks[j]
             target = w[j] + owed[:, j - start] / factor[j, j]
             position = target * inverse[block] + zero[block] + offsets
-            code = _nearest(position, weights, None if base is None else (base.codes[j], base.kept[block]))
-            values = torch.stack([(code / width).floor() * width for width in (16, 4, 1)])
+            code = _nearest(position, weights, None if base is None else (base.codes[j], base.fixed[block]))
+            values = torch.stack([(code / unit).floor() * unit for unit in (16, 4, 1)])
             errors[:, j] = w[j] - (values - offsets - zero[block]) * sixteenth[block]
-            codes[metric.order[j]] = code.to(torch.uint8)
+            codes[hessian.order[j]] = code.to(torch.uint8)
             owed[:, j + 1 - start :] += factor[j, j + 1 : stop].view(1, -1, 1) * errors[:, j : j + 1]
     return codes
 
 
 def _nearest(position: Tensor, weights: Tensor, base: tuple[Tensor, Tensor] | None) -> Tensor:
-    """The code with the least weighted error.
+    """The code8 with the least weighted sum of the levels' squared errors, for each of N outputs.
 
     Args:
-        position: the levels' targets as real codes: float32 [3, N].
+        position: the targets of levels 4, 6 and 8 as real-valued codes, float32 [3, N].
         weights: of the levels, float32 [3, 1].
-        base: 4-bit codes float32 [N], and where they stay, bool [N].
+        base: 4-bit codes float32 [N], and where they are fixed, bool [N].
 
     Returns:
         Whole numbers 0 … 255, float32 [N].
     """
     four, six, eight = position
-    # in question are the cell that the narrow level wants and the one that the wide level wants; in it, likewise
+    # two candidates for q: the one nearest level 4's target, and the one that holds level 8's; the same for b
     q = torch.stack([(four / 16).round_(), (eight.round() / 16).floor_()]).clamp_(0, 15)
     if base is not None:
         q = torch.where(base[1], base[0], q)

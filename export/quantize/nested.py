@@ -1,10 +1,18 @@
-"""Nested quantization: one code of 8 bits a weight whose leading bits are good codes of 4 and of 6 bits.
+"""Nested quantization: one 8-bit code for each weight, whose leading bits are good 4-bit and 6-bit codes.
 
-The format is section 2 of docs/bundle.md. A block's step s and zero point z define a grid of 256 points, s / 16 apart,
-and with it all levels: the 4-bit level is the grid's 16 groups of 16, so a group spans exactly the rounding interval of
-its 4-bit value. What is chosen here is s and z. They minimise the squared error of the 4-bit level among grids that
-cover every weight of the block, which leaves the 8-bit level a stand-alone 8-bit quantization: its step is 1/240 to
-1/256 of the block's range.
+The format, from section 2 of docs/bundle.md. W has N outputs and K input channels, in KB = K / 32 blocks:
+
+    code8 = 16 q + 4 b + c          q in 0..15 (base plane), b and c in 0..3 (residual planes 1 and 2)     uint8 [N, K]
+    level 4:  W = s / 16 * (16 q               - z)
+    level 6:  W = s / 16 * (16 q + 4 b - 6.5   - z)
+    level 8:  W = s / 16 * (16 q + 4 b + c - 8 - z)
+
+All levels share s, the 4-bit step, float16 [KB, N], and z, the zero point in sixteenths of s, uint8 [KB, N].
+
+`quantize_matrix` chooses s and z for each block and output. Together they define a grid of 256 points, s / 16 apart.
+The 4-bit level merges them into 16 groups of 16, and a group spans exactly the rounding interval of its 4-bit value.
+The search minimises the squared error of the 4-bit level among the grids that cover every weight of the block. The
+8-bit level is then as good as an 8-bit quantization on its own: its step is 1/240 to 1/256 of the block's range.
 """
 
 from __future__ import annotations
@@ -21,11 +29,12 @@ from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
 
 LEVEL_OFFSETS = {4: 0.0, 6: 6.5, 8: 8.0}
+"""Constant offset of each level, in sixteenths of a step."""
 
-# Candidates: the block's range in 4-bit steps, and shifts of the grid in sixteenths of a step around the centred one.
-# 15 steps put a code on both ends; 16 are what the 8-bit grid covers, half a step beyond the outer codes. The search
-# lowers the squared error of round-to-nearest at 15 steps by a fifth on Gaussian weights; five times as many candidates
-# gain one percent more.
+# Candidates of the search: the block's range in 4-bit steps, and shifts of the grid from the centred one in sixteenths
+# of a step. 15 steps put a code on both ends of the range; the 8-bit grid covers 16, half a step beyond the outer
+# codes. On Gaussian weights the search lowers the squared error of rounding at 15 steps by a fifth; five times as many
+# candidates would gain one percent more.
 _COVERING = (
     (15.0, (0.0, -7.0, -3.5, 3.5, 7.0)),
     (15.2, (-5.0, 0.0, 5.0)),
@@ -34,15 +43,15 @@ _COVERING = (
     (15.8, (-1.0, 1.0)),
     (16.0, (0.0,)),
 )
-# without residual planes nothing needs the outermost weights to be covered
+# without residual planes the outermost weights may be clipped
 _CLIPPING = (*_COVERING, (16.6, (-5.0, 0.0, 5.0)), (17.2, (-8.0, -2.0, 2.0, 8.0)), (18.0, (-8.0, 0.0, 8.0)))
 
-# Of the 6-bit level's squared error against the 4-bit level's, where the two pull in different directions. On a model
-# whose source is 4-bit, 1.5 adds 0.01 nats to the loss of level 4 and takes 0.12 off level 6.
+# Weight of the 6-bit level's squared error against the 4-bit level's. On a model with a 4-bit source, 1.5 adds 0.01
+# nats to the loss of level 4 and takes 0.12 nats off that of level 6.
 _SIX_BIT_WEIGHT = np.float32(1.5)
 
-_BLOCKS_AT_ONCE = 4096  # temporaries of half a megabyte stay in the second-level cache
-_LARGEST_RANGE = 15 * 65504.0  # float16 scales end here
+_BLOCKS_AT_ONCE = 4096  # temporaries of half a megabyte, which stay in the second-level cache
+_LARGEST_RANGE = 15 * 65504.0  # 65504 is the largest float16 step
 _SMALLEST_STEP = np.float16(2.0**-24)
 
 FloatArray = npt.NDArray[np.float32]
@@ -55,8 +64,8 @@ class Nested:
 
     Attributes:
         q: base codes 0 … 15, uint8 [N, K].
-        b: residual codes 0 … 3 of plane 1, uint8 [N, K], None in a bundle without the plane.
-        c: residual codes 0 … 3 of plane 2, likewise.
+        b: residual codes 0 … 3 of plane 1, uint8 [N, K]; None in a bundle without this plane.
+        c: residual codes 0 … 3 of plane 2, uint8 [N, K]; None in a bundle without this plane.
         scale: 4-bit steps, float16 [KB, N].
         zero: zero points in sixteenths of a step, uint8 [KB, N].
     """
@@ -69,7 +78,10 @@ class Nested:
 
     @classmethod
     def of_codes(cls, codes: ByteArray, planes: int, scale: npt.NDArray[np.float16], zero: ByteArray) -> Nested:
-        """Splits code8, uint8 [N, K], into the base and `planes` residual planes; scale and zero are those [KB, N]."""
+        """Splits code8, uint8 [N, K], into the base plane and `planes` residual planes.
+
+        `scale` float16 and `zero` uint8 are [KB, N].
+        """
         return cls(
             q=np.right_shift(codes, 4, dtype=np.uint8),
             b=np.right_shift(codes, 2, dtype=np.uint8) & np.uint8(3) if planes >= 1 else None,
@@ -80,12 +92,12 @@ class Nested:
 
     @property
     def planes(self) -> int:
-        """Residual planes: 0, 1 or 2."""
+        """The number of residual planes: 0, 1 or 2."""
         return (self.b is not None) + (self.c is not None)
 
     @property
     def codes(self) -> ByteArray:
-        """code8, uint8 [N, K], with 0 in the bits of planes that are absent."""
+        """code8, uint8 [N, K]. Bits of absent planes are 0."""
         codes = np.left_shift(self.q, 4, dtype=np.uint8)
         for plane, shift in ((self.b, 2), (self.c, 0)):
             if plane is not None:
@@ -96,14 +108,14 @@ class Nested:
 def quantize_matrix(
     w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True, importance: FloatArray | None = None
 ) -> Nested:
-    """Quantizes a matrix on all processors, in float32, in temporaries of a few megabytes.
+    """Quantizes a matrix in float32 on all processors. Temporaries take a few megabytes.
 
     Args:
         w: weights, float32 [N, K], K a multiple of 32.
-        planes: residual planes wanted: 0 for 4 bits alone, 1 for up to 6, 2 for up to 8.
-        name: tensor named in errors.
-        six_bits: the 6-bit level is going to be used; it gets a say where planes > 0.
-        importance: factors on the squared errors of input channels, float32 [K], none negative; equal where None.
+        planes: number of residual planes: 0 for 4 bits only, 1 for up to 6 bits, 2 for up to 8.
+        name: the tensor's name in error messages.
+        six_bits: a graph will read the 6-bit level. If `planes` > 0, the zero points then take its error into account.
+        importance: weights of the input channels' squared errors, float32 [K], not negative. None: all equal.
 
     Raises:
         CheckpointError: a weight is NaN or infinite, a block's range does not fit a float16 step, or K is not a
@@ -147,7 +159,7 @@ def _processors() -> int:
 
 
 def _shares(importance: FloatArray) -> FloatArray:
-    """Brought to a mean of 1, so that products with squared steps stay in float32's range."""
+    """`importance` [K] divided by its mean. Products with squared steps then stay within float32's range."""
     mean = importance.mean(dtype=np.float64)
     return (importance / mean).astype(np.float32) if mean > 0 else np.ones_like(importance)
 
@@ -155,8 +167,12 @@ def _shares(importance: FloatArray) -> FloatArray:
 def _quantize_blocks(
     w: FloatArray, planes: int, name: str, six_bits: bool, weights: FloatArray | None
 ) -> tuple[ByteArray, npt.NDArray[np.float16], ByteArray]:
-    """Codes uint8 [32, B], steps [B] and zero points [B] of B blocks, one a column of w [32, B]; weights likewise."""
-    # zero is always inside the range: z has no room for a grid far from it
+    """Quantizes B blocks, the columns of w float32 [32, B].
+
+    `weights`, float32 [32, B], are the importances of the squared errors. Returns code8 uint8 [32, B], steps float16
+    [B] and zero points uint8 [B].
+    """
+    # the range always includes 0: z, a uint8, cannot place a grid far from 0
     low, high = np.minimum(w.min(axis=0), 0), np.maximum(w.max(axis=0), 0)
     _check(low, high, name)
     step, zero = _search(w, low, high, planes, weights)
@@ -170,7 +186,7 @@ def _quantize_blocks(
 
 
 def not_finite(name: str) -> CheckpointError:
-    """What is wrong with a tensor that holds NaN or infinite weights."""
+    """The error for a tensor that holds NaN or infinite weights."""
     return CheckpointError(f"tensor {name}: got NaN or infinite weights, expected finite ones; it is damaged")
 
 
@@ -190,7 +206,10 @@ def _check(low: FloatArray, high: FloatArray, name: str) -> None:
 def _search(
     w: FloatArray, low: FloatArray, high: FloatArray, planes: int, weights: FloatArray | None
 ) -> tuple[FloatArray, FloatArray]:
-    """The best step and zero point a block: two float32 [B] of values that float16 and uint8 hold exactly."""
+    """The step and the zero point of each block with the least squared error of the 4-bit level.
+
+    Returns two arrays float32 [B], whose values float16 and uint8 hold exactly.
+    """
     spread = high - low
     evaluate = _Evaluation(w, weights)
     best = np.full(spread.shape, np.inf, np.float32)
@@ -199,7 +218,7 @@ def _search(
     def offer(zero: FloatArray) -> None:
         error = evaluate.error(zero)
         better = error < best
-        if planes and np.isfinite(best).all():  # the first candidate stands for blocks that no other one covers
+        if planes and np.isfinite(best).all():  # the first candidate is taken even if its grid does not cover a block
             better &= _covers(low, high, evaluate.inverse * 16, zero)
         np.copyto(best, error, where=better)
         np.copyto(best_step, evaluate.step, where=better)
@@ -211,7 +230,7 @@ def _search(
         centre = np.rint(evaluate.inverse * low * np.float32(-16) + np.float32(8 * (15 - width)))
         for shift in shifts:
             offer(np.clip(centre + np.rint(np.float32(shift)), 0, 255))
-    # least squares over the step, codes fixed, gains another percent
+    # the least-squares step for these codes gains another percent
     evaluate.set_step(best_step)
     step = evaluate.least_squares_step(best_zero)
     evaluate.set_step(_float16(step, spread / np.float32(16 if planes else 18)))
@@ -220,17 +239,17 @@ def _search(
 
 
 def _covers(low: FloatArray, high: FloatArray, inverse: FloatArray, zero: FloatArray) -> npt.NDArray[np.bool_]:
-    """Whether the 8-bit grid reaches both ends of the blocks' ranges, or stops a tenth of its step short."""
+    """Whether the 8-bit grid reaches both ends of a block's range, to within 0.1 of its step: bool [B]."""
     covered: npt.NDArray[np.bool_] = (low * inverse + zero >= -8.6) & (high * inverse + zero <= 247.6)
     return covered
 
 
 def _share_shift(w: FloatArray, low: FloatArray, high: FloatArray, step: FloatArray, zero: FloatArray) -> FloatArray:
-    """Moves zero points by a sixteenth of a step where levels 4 and 6 together gain: float32 [B].
+    """Moves a block's zero point by one sixteenth of a step if that lowers the error of levels 4 and 6 together.
 
-    No value of the 6-bit level coincides with one of the 4-bit level, the nearest is 1.5 sixteenths off. Weights that
-    were quantized to 4 bits before lie on the 4-bit values, and all would be off by that much, to the same side.
-    Other weights are spread over a step, so that nothing is gained and nothing moves.
+    The values of the 6-bit level lie 1.5 sixteenths of a step or more from those of the 4-bit level. If the weights
+    were quantized to 4 bits before, they all lie on 4-bit values, and level 6 would be off by that much, always to the
+    same side. Other weights are spread over a step; they gain nothing, so their zero points stay. Returns float32 [B].
     """
     inverse = np.divide(np.float32(16), step, out=np.zeros_like(step), where=step > 0)
     position = w * inverse + (zero + np.float32(8))
@@ -245,7 +264,10 @@ def _share_shift(w: FloatArray, low: FloatArray, high: FloatArray, step: FloatAr
 
 
 def _shared_error(position: FloatArray) -> FloatArray:
-    """Squared errors of levels 4 and 6, in sixteenths of a step, of weights at real codes [32, B]: float32 [B]."""
+    """Weighted sum of the squared errors of levels 4 and 6, in sixteenths of a step: float32 [B].
+
+    `position` [32, B] holds the weights as real-valued codes on the 256-point grid.
+    """
     code = np.rint(position)
     four = position - (np.floor(code / 16) * 16 + 8)
     six = position - (np.floor(code / 4) * 4 + np.float32(1.5))
@@ -254,7 +276,10 @@ def _shared_error(position: FloatArray) -> FloatArray:
 
 
 def _float16(wanted: FloatArray, least: FloatArray) -> FloatArray:
-    """`wanted` as float16, rounded up where rounding down leaves weights uncovered (gaps of denormals are wide)."""
+    """`wanted` rounded to float16, upwards if the nearest value is below `least`, which covers the block's weights.
+
+    Only among denormal numbers are the gaps wide enough for that.
+    """
     rounded = np.minimum(wanted, np.float32(65504)).astype(np.float16)
     short = rounded.astype(np.float32) < least * np.float32(0.998)
     rounded = np.where(short, np.maximum(np.nextafter(rounded, np.float16(np.inf)), _SMALLEST_STEP), rounded)
@@ -262,7 +287,7 @@ def _float16(wanted: FloatArray, least: FloatArray) -> FloatArray:
 
 
 class _Evaluation:
-    """Squared errors of the 4-bit level of blocks w [32, B] under a step and zero point a block, times weights."""
+    """Weighted squared errors of the 4-bit level of blocks w [32, B], for one step and one zero point a block."""
 
     def __init__(self, w: FloatArray, weights: FloatArray | None) -> None:
         self._w, self._weights = w, weights
@@ -285,7 +310,7 @@ class _Evaluation:
         if self._weights is not None:
             self._sum *= self._weights
         total: FloatArray = self._sum.sum(axis=0)
-        # steps in units of the smallest one, so that squares of tiny steps stay in float32's range
+        # scaled, so that squares of tiny steps stay within float32's range
         total *= np.square(self.step * np.float32(2**12))
         return total
 
@@ -300,7 +325,7 @@ class _Evaluation:
 
 
 def dequantize(nested: Nested, level: int) -> FloatArray:
-    """Weights of a level (4, 6 or 8 bits), float32 [N, K]. Raises ValueError where a plane of that level is absent."""
+    """The weights of a level (4, 6 or 8 bits), float32 [N, K]. Raises ValueError if the level needs an absent plane."""
     code = nested.q.astype(np.float32) * 16
     if level >= 6:
         if nested.b is None:

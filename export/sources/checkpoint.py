@@ -1,4 +1,4 @@
-"""Source checkpoints: what the exporter reads, whatever the file format."""
+"""The interface of a source, whatever its file format, and the tensors that make up each tensor of a bundle."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy.typing as npt
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize.source_codes import SourceCodes
-from sol_rt.export.sources.decoder import Decoder, Family, TensorNames
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family, TensorNames
 
 FloatArray = npt.NDArray[np.float32]
 
 
 class Checkpoint(Protocol):
-    """Tensors under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`), read on demand.
+    """A source whose tensors are read on demand, under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`).
 
     Attributes:
-        path: folder or file.
-        config: content of an HF `config.json`.
-        license: SPDX name where the checkpoint tells, else empty.
+        path: the checkpoint's folder or file.
+        config: the content of a Hugging Face `config.json`.
+        license: SPDX name of the weights' licence; empty if the checkpoint does not say.
     """
 
     path: Path
@@ -30,36 +31,26 @@ class Checkpoint(Protocol):
     license: str
 
     def names(self) -> Collection[str]:
-        """All tensors."""
+        """The names of all tensors."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor in `names()`."""
+        """The shape of a tensor that `names()` lists."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
-        """Rows start … stop - 1 as float32; others are not read. Raises CheckpointError for types that can't be."""
+        """Rows start … stop - 1 as float32; only these are read from disk.
+
+        Raises CheckpointError for unreadable types.
+        """
 
     def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
-        """Rows start … stop - 1 as the 4-bit codes that the file stores; None where it stores them in another way."""
+        """Rows start … stop - 1 as the 4-bit codes that the file stores. None if it does not store 4-bit codes."""
 
     def write_tokenizer(self, folder: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json, generation_config.json and the chat template, if any."""
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint folder or a `.gguf` file. Raises CheckpointError where it is neither or cannot be read."""
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        from sol_rt.export.sources.gguf.checkpoint import GgufCheckpoint
-
-        return GgufCheckpoint(path)
-    if path.is_dir():
-        from sol_rt.export.sources.hf_checkpoint import HfCheckpoint
-
-        return HfCheckpoint(path)
-    raise CheckpointError(f"{path}: got no checkpoint, expected a folder with config.json or a .gguf file")
+        """Writes the tokenizer's JSON files, generation_config.json, and the chat template if there is one."""
 
 
 def matrices(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
-    """Quantized matrices of the bundle and the modules whose rows they concatenate."""
+    """The bundle's quantized matrices, and the checkpoint's modules whose rows each of them joins."""
     found: dict[str, tuple[str, ...]] = {"embed": (names.embed,)}
     for i in range(decoder.num_layers):
         for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
@@ -70,7 +61,7 @@ def matrices(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]
 
 
 def matrix_shape(decoder: Decoder, matrix: str) -> tuple[int, int]:
-    """(N, K) of a matrix of the bundle."""
+    """(N, K), outputs and input channels, of a matrix of the bundle."""
     attention = decoder.num_heads * decoder.head_dim
     return {
         "embed": (decoder.vocab_size, decoder.hidden_size),
@@ -83,7 +74,7 @@ def matrix_shape(decoder: Decoder, matrix: str) -> tuple[int, int]:
 
 
 def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
-    """Float vectors of the bundle and the tensors they concatenate."""
+    """The bundle's float vectors, and the checkpoint's tensors that each of them joins."""
     norm_kinds = ("weight", "bias") if decoder.norm == "layer" else ("weight",)
     found: dict[str, tuple[str, ...]] = {f"final_norm.{kind}": (f"{names.final_norm}.{kind}",) for kind in norm_kinds}
     if decoder.head_bias:
@@ -100,13 +91,13 @@ def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
 
 
 def vector_size(decoder: Decoder, vector: str) -> int:
-    """Elements of a vector of the bundle."""
+    """The number of elements of a vector of the bundle."""
     owner = vector.rsplit(".", 1)[0]
     return decoder.hidden_size if owner.endswith("norm") else matrix_shape(decoder, owner)[0]
 
 
 def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
-    """Finds missing and misshapen tensors before anything is written. Raises CheckpointError naming the first."""
+    """Raises CheckpointError for the first tensor that is missing or has a wrong shape."""
     present = set(checkpoint.names())
 
     def take(tensors: tuple[str, ...], target: str, rows: int, columns: tuple[int, ...]) -> None:

@@ -1,4 +1,8 @@
-"""Decoder families, described by data: what one graph builder and one weight exporter need to know of a checkpoint."""
+"""The description of a decoder, from its config.json and the facts of its family.
+
+`Decoder` is the envelope: what the graph builder, the weight exporter and the reference model can express. Facts of the
+families are data in families.py.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ from typing import Any, Literal
 
 from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.families import FAMILIES, Family, GgufForm
 from sol_rt.export.sources.rope import Rope, make_rope
 
-LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # beyond any model: a config that says more is damaged
-MOST_KV_HEADS = 1 << 11  # of one token's pairs of KV head and token, function bodies sort them at once
-MOST_PAIRS = 1 << 23  # of a cache, which they count in float32, and in halves
+LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # larger than any model has: a config that says more is damaged
+MOST_KV_HEADS = 1 << 11  # function bodies sort this many (KV head, token) pairs at once: at least those of one token
+MOST_PAIRS = 1 << 23  # pairs of a whole cache: function bodies count them, and halves of them, in float32
 
 
 @dataclass(frozen=True)
@@ -24,21 +29,21 @@ class Decoder:
     Parallel blocks: x += attention(norm(x)) + mlp(norm(x)).
 
     Attributes:
-        family: key of FAMILIES.
+        family: the family's key in FAMILIES, its `model_type`.
         hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size, vocab_size: dimensions.
-        max_context: longest context of the bundle, rows of the rope tables.
+        max_context: longest context of the bundle in tokens; the rope tables have as many rows.
         norm: `rms` (weight only) or `layer` (weight and bias).
-        norm_eps: added to the variance.
-        norm_offset: added to norm weights; the blob's weights have it included, graphs add nothing.
+        norm_eps: number added to the variance.
+        norm_offset: number added to norm weights. weights.bin holds the sums, so graphs add nothing.
         parallel_residual: attention and MLP of a block read the same input.
-        shared_norm: a parallel block has one norm for both, so the blob has no mlp_norm.
-        rotary_dim: leading channels of a head that are rotated, half-split.
-        rope: angles.
-        qkv_bias, output_bias, mlp_bias, head_bias: which projections have one.
-        gated: MLP is act(gate) * up, otherwise act(up).
+        shared_norm: a parallel block has one norm for both, so there is no mlp_norm.
+        rotary_dim: number of a head's first channels that are rotated, in the half-split form.
+        rope: the rotary embedding's angles.
+        qkv_bias, output_bias, mlp_bias, head_bias: which projections have a bias.
+        gated: the MLP computes act(gate) * up; otherwise act(up).
         activation: `silu`, `gelu`, `gelu_tanh` or `relu`.
-        tied: the output projection is the embedding matrix.
-        softmax_scale: factor on q k.
+        tied: the LM head is the embedding matrix.
+        softmax_scale: factor on the products of q and k.
         embedding_scale: factor on embedding rows.
     """
 
@@ -70,12 +75,12 @@ class Decoder:
 
     @property
     def qkv_size(self) -> int:
-        """Outputs of the joint q, k, v projection."""
+        """The number of outputs of the joint q, k and v projection."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
     def up_size(self) -> int:
-        """Outputs of the first MLP projection, gate included."""
+        """The number of outputs of the first MLP matrix, the gate's included."""
         return self.intermediate_size * (2 if self.gated else 1)
 
     def dims(
@@ -88,7 +93,7 @@ class Decoder:
         bos_token_id: int | None,
         eos_token_ids: tuple[int, ...],
     ) -> ModelDims:
-        """The bundle's `model` section: this decoder's dimensions beside what only the checkpoint tells."""
+        """The `model` section of sol_config.json: this decoder's dimensions, and the arguments."""
         return ModelDims(
             name=name,
             architecture=architecture,
@@ -107,165 +112,7 @@ class Decoder:
         )
 
 
-@dataclass(frozen=True)
-class TensorNames:
-    """Module names in a checkpoint, without `.weight` / `.bias`; `{i}` stands for the layer.
-
-    Several names in a field: their rows are concatenated in this order.
-    """
-
-    embed: str
-    final_norm: str
-    head: str
-    attn_norm: str
-    mlp_norm: str | None
-    qkv: tuple[str, ...]
-    o: str
-    up: tuple[str, ...]
-    down: str
-
-
-@dataclass(frozen=True)
-class Family:
-    """What all checkpoints of an architecture have in common.
-
-    Attributes:
-        architecture: HF class name.
-        model_type: HF `model_type`.
-        gguf: `general.architecture` of GGUF files, None where none is known.
-        names: modules of an HF checkpoint.
-        gguf_names: modules of a GGUF file, field by field the same as `names`.
-        gguf_permuted: llama.cpp reorders rows of q and k for its interleaved rotary embedding.
-    """
-
-    architecture: str
-    model_type: str
-    gguf: str
-    norm: Literal["rms", "layer"]
-    eps_key: str
-    parallel_residual: bool
-    gated: bool
-    names: TensorNames
-    gguf_names: TensorNames
-    gguf_permuted: bool = False
-    default_activation: str = "silu"
-    default_rotary_fraction: float = 1.0
-    default_eps: float = 1e-6
-
-
-_LAYER = "model.layers.{i}."
-_SPLIT_NAMES = TensorNames(
-    embed="model.embed_tokens",
-    final_norm="model.norm",
-    head="lm_head",
-    attn_norm=_LAYER + "input_layernorm",
-    mlp_norm=_LAYER + "post_attention_layernorm",
-    qkv=tuple(_LAYER + f"self_attn.{part}_proj" for part in "qkv"),
-    o=_LAYER + "self_attn.o_proj",
-    up=(_LAYER + "mlp.gate_proj", _LAYER + "mlp.up_proj"),
-    down=_LAYER + "mlp.down_proj",
-)
-_PACKED_NAMES = TensorNames(
-    embed="model.embed_tokens",
-    final_norm="model.norm",
-    head="lm_head",
-    attn_norm=_LAYER + "input_layernorm",
-    mlp_norm=_LAYER + "post_attention_layernorm",
-    qkv=(_LAYER + "self_attn.qkv_proj",),
-    o=_LAYER + "self_attn.o_proj",
-    up=(_LAYER + "mlp.gate_up_proj",),
-    down=_LAYER + "mlp.down_proj",
-)
-_PHI_NAMES = TensorNames(
-    embed="model.embed_tokens",
-    final_norm="model.final_layernorm",
-    head="lm_head",
-    attn_norm=_LAYER + "input_layernorm",
-    mlp_norm=None,
-    qkv=tuple(_LAYER + f"self_attn.{part}_proj" for part in "qkv"),
-    o=_LAYER + "self_attn.dense",
-    up=(_LAYER + "mlp.fc1",),
-    down=_LAYER + "mlp.fc2",
-)
-_GGUF_SPLIT = TensorNames(
-    embed="token_embd",
-    final_norm="output_norm",
-    head="output",
-    attn_norm="blk.{i}.attn_norm",
-    mlp_norm="blk.{i}.ffn_norm",
-    qkv=tuple(f"blk.{{i}}.attn_{part}" for part in "qkv"),
-    o="blk.{i}.attn_output",
-    up=("blk.{i}.ffn_gate", "blk.{i}.ffn_up"),
-    down="blk.{i}.ffn_down",
-)
-_GGUF_PACKED = TensorNames(
-    embed="token_embd",
-    final_norm="output_norm",
-    head="output",
-    attn_norm="blk.{i}.attn_norm",
-    mlp_norm="blk.{i}.ffn_norm",
-    qkv=("blk.{i}.attn_qkv",),
-    o="blk.{i}.attn_output",
-    up=("blk.{i}.ffn_up",),
-    down="blk.{i}.ffn_down",
-)
-_GGUF_PHI = TensorNames(
-    embed="token_embd",
-    final_norm="output_norm",
-    head="output",
-    attn_norm="blk.{i}.attn_norm",
-    mlp_norm=None,
-    qkv=tuple(f"blk.{{i}}.attn_{part}" for part in "qkv"),
-    o="blk.{i}.attn_output",
-    up=("blk.{i}.ffn_up",),
-    down="blk.{i}.ffn_down",
-)
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        "LlamaForCausalLM",
-        "llama",
-        "llama",
-        "rms",
-        "rms_norm_eps",
-        False,
-        True,
-        _SPLIT_NAMES,
-        _GGUF_SPLIT,
-        gguf_permuted=True,
-    ),
-    "qwen2": Family(
-        "Qwen2ForCausalLM", "qwen2", "qwen2", "rms", "rms_norm_eps", False, True, _SPLIT_NAMES, _GGUF_SPLIT
-    ),
-    "phi3": Family(
-        "Phi3ForCausalLM",
-        "phi3",
-        "phi3",
-        "rms",
-        "rms_norm_eps",
-        False,
-        True,
-        _PACKED_NAMES,
-        _GGUF_PACKED,
-        default_eps=1e-5,
-    ),
-    "phi": Family(
-        "PhiForCausalLM",
-        "phi",
-        "phi2",
-        "layer",
-        "layer_norm_eps",
-        True,
-        False,
-        _PHI_NAMES,
-        _GGUF_PHI,
-        default_activation="gelu_new",
-        default_rotary_fraction=0.5,
-        default_eps=1e-5,
-    ),
-}
-
-# names of HF's ACT2FN -> names of the operator's attribute
+# names in transformers' ACT2FN -> names of the operators' attribute `activation`
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -278,7 +125,7 @@ _ACTIVATIONS = {
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of an HF config. Raises CheckpointError naming the known ones."""
+    """The family of a Hugging Face config. Raises CheckpointError if it is unknown."""
     listed = config.get("architectures")
     named = listed[0] if isinstance(listed, list) and listed else None
     for family in FAMILIES.values():
@@ -288,25 +135,30 @@ def family_of(config: Mapping[str, Any]) -> Family:
     raise CheckpointError(f"architecture: got {named or config.get('model_type')!r}, expected one of {known}")
 
 
-def family_of_gguf(architecture: str) -> Family:
-    """The family of a GGUF file's `general.architecture`. Raises CheckpointError naming the known ones."""
-    for family in FAMILIES.values():
-        if family.gguf == architecture:
-            return family
-    raise CheckpointError(
-        f"GGUF architecture: got {architecture!r}, expected one of {', '.join(f.gguf for f in FAMILIES.values())}"
-    )
+def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
+    """The family of a GGUF file's `general.architecture`, and its GGUF form.
+
+    Raises CheckpointError if it is unknown.
+    """
+    forms = [(family, family.gguf) for family in FAMILIES.values() if family.gguf is not None]
+    for family, form in forms:
+        if form.architecture == architecture:
+            return family, form
+    known = ", ".join(form.architecture for _, form in forms)
+    raise CheckpointError(f"GGUF architecture: got {architecture!r}, expected one of {known}")
 
 
 def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) -> Decoder:
-    """Describes the checkpoint of an HF `config.json`.
+    """Describes the decoder of a checkpoint.
 
     Args:
-        config: its content; `rope_parameters` or the older `rope_theta`, `rope_scaling`, `partial_rotary_factor`.
-        max_context: longest context wanted; default is the model's own.
+        config: the content of its Hugging Face `config.json`. Rotary settings are in `rope_parameters`, or in the older
+            keys `rope_theta`, `rope_scaling` and `partial_rotary_factor`.
+        max_context: longest context of the bundle in tokens; by default the model's own.
 
     Raises:
-        CheckpointError: unknown architecture, a feature no graph here has, or dimensions that do not fit.
+        CheckpointError: the architecture is unknown, the model has an unsupported feature, or its dimensions are out of
+            range.
     """
     family = family_of(config)
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
@@ -337,13 +189,12 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
             "expected whole groups and an even number of channels"
         )
-    most_context = MOST_PAIRS // kv_heads - KvLayout.capacity_step  # caches are whole steps
+    most_context = MOST_PAIRS // kv_heads - KvLayout.capacity_step  # a cache's capacity is rounded up to whole steps
     if context > most_context:
         raise CheckpointError(
             f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
             f"most {most_context}; use --ctx-size {most_context} or less"
         )
-    phi, llama = family.model_type == "phi", family.model_type == "llama"
     return Decoder(
         family=family.model_type,
         hidden_size=hidden,
@@ -361,10 +212,10 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         shared_norm=family.names.mlp_norm is None,
         rotary_dim=rotary_dim,
         rope=make_rope(rope_parameters, rotary_dim, context, trained_context),
-        qkv_bias=phi or family.model_type == "qwen2" or (llama and bool(config.get("attention_bias"))),
-        output_bias=phi or (llama and bool(config.get("attention_bias"))),
-        mlp_bias=phi or (llama and bool(config.get("mlp_bias"))),
-        head_bias=phi,
+        qkv_bias=_has_bias(config, family.qkv_bias),
+        output_bias=_has_bias(config, family.output_bias),
+        mlp_bias=_has_bias(config, family.mlp_bias),
+        head_bias=family.head_bias,
         gated=family.gated,
         activation=_ACTIVATIONS[activation],
         tied=bool(config.get("tie_word_embeddings", False)),
@@ -381,6 +232,11 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None, most:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise CheckpointError(f"config.json: {key}: got {str(value)[:40]}, expected a whole number from 1 to {most}")
     return value
+
+
+def _has_bias(config: Mapping[str, Any], rule: bool | str) -> bool:
+    """What a field such as `Family.qkv_bias` means for one checkpoint."""
+    return bool(config.get(rule)) if isinstance(rule, str) else rule
 
 
 def _epsilon(config: Mapping[str, Any], family: Family) -> float:
@@ -401,14 +257,15 @@ def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
 
 
 def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Brings both spellings of the rotary settings into the newer one, `partial_rotary_factor` included."""
+    """The rotary settings in the newer form of `rope_parameters`, `partial_rotary_factor` included."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise CheckpointError(f"config.json: rope settings: got {str(given)[:40]}, expected an object")
     parameters = dict(given)
     parameters.setdefault("rope_type", parameters.pop("type", None) or "default")
-    if family.model_type == "phi3" and parameters["rope_type"] in ("su", "yarn"):  # earlier names of the same scheme
-        parameters["rope_type"] = "longrope"
+    kind = parameters["rope_type"]
+    if isinstance(kind, str):  # anything else is refused by make_rope
+        parameters["rope_type"] = family.rope_types.get(kind, kind)
     parameters.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     fraction = config.get("partial_rotary_factor")
     parameters.setdefault("partial_rotary_factor", family.default_rotary_fraction if fraction is None else fraction)
@@ -419,12 +276,16 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
 
 
 def _context(config: Mapping[str, Any], rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
-    """The bundle's longest context. Attention is full here, so a sliding window's model is exact up to the window."""
+    """The bundle's longest context in tokens.
+
+    Attention here is full. A model with a sliding window is computed exactly up to the window, so the window is the
+    limit.
+    """
     limit = trained
     if config.get("sliding_window") and config.get("use_sliding_window", True):
         limit = min(limit, _size(config, "sliding_window"))
     if wanted is None:
-        # short texts, and the reference's reading of them, use the short factors of longrope
+        # longrope has other factors beyond the original context, and one table of angles serves the whole bundle
         if rope_parameters["rope_type"] == "longrope" and rope_parameters.get("original_max_position_embeddings"):
             limit = min(limit, _size(rope_parameters, "original_max_position_embeddings"))
         return limit

@@ -1,4 +1,4 @@
-"""Checkpoint folders in Hugging Face's layout: safetensors or PyTorch files, whole or sharded."""
+"""Reads checkpoint folders in Hugging Face's layout: safetensors or PyTorch files, whole or sharded."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class HfCheckpoint:
-    """A folder with `config.json` and weights. Files are mapped: reading a tensor touches its own pages only.
+    """A folder with `config.json` and weights. Files are memory-mapped, so reading a tensor touches its own pages only.
 
-    Raises CheckpointError where the folder holds no config or no weights, or a file is damaged.
+    Raises CheckpointError if the folder has no config or no weights, or if a file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class HfCheckpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         tensor = self._where[name].rows(name, start, self.shape(name)[0] if stop is None else stop)
-        if not tensor.is_floating_point() or tensor.itemsize < 2:  # 8-bit floats have scales in tensors of their own
+        if not tensor.is_floating_point() or tensor.itemsize < 2:  # 8-bit floats keep their scales in other tensors
             raise CheckpointError(
                 f"{self.path}: tensor {name}: got type {tensor.dtype}, expected floats of 16 bits or more; "
                 "export from the unquantized checkpoint"
@@ -48,7 +48,7 @@ class HfCheckpoint:
         return array
 
     def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
-        return None  # floats, of 16 bits or more
+        return None  # the weights are floats
 
     def write_tokenizer(self, folder: Path) -> None:
         tokenizer_files.copy_from_folder(self.path, self.config, folder)
@@ -85,7 +85,7 @@ class HfCheckpoint:
 
 
 class _WeightsFile(Protocol):
-    """One file of tensors."""
+    """One file of tensors, read by rows."""
 
     def names(self) -> Collection[str]: ...
 
@@ -119,7 +119,7 @@ class _TorchFile(_WeightsFile):
     def __init__(self, path: Path) -> None:
         try:
             self._tensors = _load(path)
-        except Exception as error:  # pickle, zip and torch raise a dozen unrelated types for a damaged file
+        except Exception as error:  # a damaged file makes pickle, zipfile and torch raise a dozen unrelated types
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(
                 f"{path}: damaged or unsafe PyTorch file ({reason}); fetch the checkpoint again"
@@ -141,12 +141,12 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # files older than torch 1.6 can't be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # files older than torch 1.6 cannot be mapped
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError where the file is missing or something else."""
+    """Reads a JSON object. Raises CheckpointError if the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -163,7 +163,7 @@ def _is_plain(name: object) -> bool:
 
 
 def _license(folder: Path) -> str:
-    """`license:` of the model card's front matter, else empty."""
+    """`license:` in the front matter of the model card; empty if it has none."""
     try:
         card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:

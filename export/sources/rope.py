@@ -1,4 +1,12 @@
-"""Rotary embedding: from a checkpoint's settings to the cos and sin tables of the bundle."""
+"""Rotary embedding: from a checkpoint's settings to the bundle's tables of cos and sin.
+
+For channel pair i of a head at position p, with base `rope_theta` and r = rotary_dim:
+
+    angle = p * f[i],   f[i] = theta^(-2 i / r),   i = 0 … r / 2 - 1
+
+The scalings `linear`, `llama3`, `yarn` (Peng et al. 2023, arXiv 2309.00071) and `longrope` (Ding et al. 2024, arXiv
+2402.13753) change f and may scale cos and sin by an attention factor. All are evaluated as transformers does.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +25,10 @@ KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class Rope:
-    """Angles of one position step.
+    """The angles by which one position step rotates a head.
 
     Attributes:
-        inverse_frequencies: rotary_dim / 2 angles in radians, one a rotated pair.
+        inverse_frequencies: f, rotary_dim / 2 angles in radians, one for each rotated pair of channels.
         attention_factor: factor on cos and sin.
     """
 
@@ -32,13 +40,13 @@ def make_rope(parameters: Mapping[str, Any], rotary_dim: int, max_context: int, 
     """Evaluates a checkpoint's rotary settings.
 
     Args:
-        parameters: `rope_parameters` of an HF config: `rope_type`, `rope_theta` and what the type needs.
-        rotary_dim: rotated channels of a head.
-        max_context: longest context of the bundle; decides between the short and long factors of longrope.
+        parameters: `rope_parameters` of a Hugging Face config: `rope_type`, `rope_theta` and what the type needs.
+        rotary_dim: number of rotated channels of a head.
+        max_context: longest context of the bundle in tokens. It decides between longrope's short and long factors.
         trained_context: the checkpoint's `max_position_embeddings`.
 
     Raises:
-        CheckpointError: unknown scaling, or a setting that it needs is missing.
+        CheckpointError: the scaling is unknown, or a setting that it needs is missing or wrong.
     """
     kind = parameters.get("rope_type", "default")
     if not isinstance(kind, str) or kind not in KNOWN_SCALINGS:
@@ -108,7 +116,7 @@ def _longrope(
     plain: npt.NDArray[np.float64], parameters: Mapping[str, Any], max_context: int, trained_context: int
 ) -> tuple[npt.NDArray[np.float64], float]:
     original = int(parameters["original_max_position_embeddings"])
-    # one table serves every length, so the bundle's longest context decides
+    # one table serves texts of every length, so the bundle's longest context decides
     key = "long_factor" if max_context > original else "short_factor"
     factors = np.asarray(parameters[key], np.float64)
     if factors.shape != plain.shape:
@@ -121,8 +129,11 @@ def _longrope(
 
 
 def tables(rope: Rope, first: int, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """cos and sin, times the attention factor, of positions first … : two float32 [count, rotary_dim / 2]."""
-    # float32 angles as the reference implementation has them: at position 8000 rounding is visible otherwise
+    """cos and sin, times the attention factor, of `count` positions from `first` on.
+
+    Two arrays float32 [count, rotary_dim / 2].
+    """
+    # angles in float32, as in transformers: at position 8000 another rounding would show
     inverse = np.asarray(rope.inverse_frequencies, np.float32)
     angles = np.arange(first, first + count, dtype=np.float32)[:, None] * inverse[None, :]
     return (np.cos(angles) * np.float32(rope.attention_factor), np.sin(angles) * np.float32(rope.attention_factor))

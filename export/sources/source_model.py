@@ -1,7 +1,7 @@
-"""The source model in float32, a decoder layer at a time, by transformers' own modules.
+"""Runs the source model in float32, one decoder layer at a time, with transformers' own modules.
 
-The model is built without storage; one layer gets its weights, runs all tokens and gives them back. So a 2.7B model
-needs the memory of one layer.
+The model is built without storage. Each layer in turn gets its weights, runs on all tokens, and gives up its weights.
+So a model of any depth needs the memory of one layer.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from sol_rt.export.quantize.nested import not_finite
 from sol_rt.export.sources.checkpoint import Checkpoint
-from sol_rt.export.sources.decoder import Decoder, Family
+from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import Family
 
 
 class SourceModel:
-    """A checkpoint's decoder for sequences of T tokens, all of the same length.
+    """A checkpoint's decoder, for sequences that all have T tokens.
 
     Args:
         checkpoint: where the weights come from.
-        decoder: its description.
-        family: names of its modules.
+        decoder: the checkpoint's description.
+        family: the names of its modules.
         tokens: T.
     """
 
@@ -39,26 +40,26 @@ class SourceModel:
                 config, attn_implementation="eager", dtype=torch.float32
             ).eval()
         self._positions = torch.arange(tokens)[None]
-        # its table of frequencies isn't a weight of the checkpoint, so it is made again, with storage
+        # its frequencies are no weights of the checkpoint, so the module is built again, with storage
         rotary = type(self._model.model.rotary_emb)(config=config)
         self._cos_sin = rotary(torch.empty(0), self._positions)
         self._mask = torch.full((tokens, tokens), -math.inf).triu(1)[None, None]
 
     def embed(self, ids: Sequence[int]) -> Tensor:
-        """Rows of the embedding, float32 [len(ids), hidden]."""
+        """The embeddings of tokens, float32 [len(ids), hidden]."""
         name = f"{self._family.names.embed}.weight"
         rows = {token: self._checkpoint.read(name, token, token + 1) for token in sorted(set(ids))}
         return torch.from_numpy(np.concatenate([rows[token] for token in ids]))
 
     def layers(self) -> Iterator[nn.Module]:
-        """The decoder's layers in their order, each with weights until the next is asked for."""
+        """Yields the decoder's layers in order. A layer has its weights until the next one is asked for."""
         for index, layer in enumerate(self._model.model.layers):
             self._fill(layer, f"model.layers.{index}.")
             yield layer
             layer.to("meta")
 
     def run(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """A layer's output float32 [B, T, hidden] for its input of the same shape."""
+        """Runs a layer on x float32 [B, T, hidden]; returns its output, of the same shape."""
         out = layer(
             x,
             attention_mask=self._mask,
@@ -70,23 +71,23 @@ class SourceModel:
         return hidden
 
     def final_norm(self, x: Tensor) -> Tensor:
-        """What the output matrix reads, float32 [B, T, hidden], for the last layer's output."""
+        """The input of the LM head, float32 [B, T, hidden], from the last layer's output of the same shape."""
         norm = self._model.get_submodule(self._family.names.final_norm)
         self._fill(norm, f"{self._family.names.final_norm}.")
         normed: Tensor = norm(x)
         return normed
 
     def module(self, name: str) -> nn.Module:
-        """A module by its name in the checkpoint."""
+        """The module that has this name in the checkpoint."""
         module: nn.Module = self._model.get_submodule(name)
         return module
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
-        """Gives a module without storage its weights."""
+        """Loads the weights of a module that was built without storage."""
         weights = {}
         for name in module.state_dict():
             weights[name] = torch.from_numpy(self._checkpoint.read(prefix + name))
-            if not all(map(math.isfinite, torch.aminmax(weights[name]))):  # both are NaN where a weight is
+            if not all(map(math.isfinite, torch.aminmax(weights[name]))):  # a NaN weight makes both NaN
                 raise not_finite(prefix + name)
         module.load_state_dict(weights, strict=True, assign=True)
 
@@ -97,5 +98,5 @@ def _config(checkpoint: Checkpoint, decoder: Decoder) -> Any:
     config = AutoConfig.for_model(**{"model_type": decoder.family, **checkpoint.config})
     rope = config.rope_parameters
     if rope.get("rope_type") == "longrope" and decoder.max_context > rope["original_max_position_embeddings"]:
-        rope["short_factor"] = rope["long_factor"]  # as the bundle, whose one table is for long contexts
+        rope["short_factor"] = rope["long_factor"]  # as in the bundle, which has one table
     return config

@@ -1,4 +1,4 @@
-"""Tokenizer, chat template and generation defaults of a checkpoint folder, as the bundle has them."""
+"""Writes a bundle's tokenizer, chat template and generation defaults from those of a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TOKENIZER, SETTINGS, TEMPLATE, GENERATION = (
 
 
 def copy_from_folder(source: Path, config: Mapping[str, Any], folder: Path) -> None:
-    """Copies the tokenizer's files; what a folder holds only in an older form is converted.
+    """Copies the tokenizer's files. Older forms are converted to tokenizer.json.
 
-    Raises CheckpointError where there is no usable tokenizer.
+    Raises CheckpointError if there is no usable tokenizer.
     """
     if (source / TOKENIZER).is_file():
         shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
@@ -38,7 +38,7 @@ def copy_from_folder(source: Path, config: Mapping[str, Any], folder: Path) -> N
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], template: str | None) -> None:
-    """Writes tokenizer_config.json, and the template as a file of its own."""
+    """Writes tokenizer_config.json, and the chat template to its own file, chat_template.jinja."""
     kept = {key: value for key, value in settings.items() if key != "chat_template"}
     write_json(folder / SETTINGS, kept)
     if template:
@@ -46,7 +46,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any], template: str | No
 
 
 def write_generation(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes generation_config.json from what the model's config tells: its special tokens."""
+    """Writes a generation_config.json with the special tokens that the model's config names."""
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     write_json(folder / GENERATION, {key: config[key] for key in keys if config.get(key) is not None})
 
@@ -57,7 +57,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def check_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Raises CheckpointError where the tokenizer is unreadable or has ids beyond the model's vocabulary."""
+    """Raises CheckpointError if the tokenizer is unreadable or has ids beyond the model's vocabulary."""
     from tokenizers import Tokenizer
 
     path = folder / TOKENIZER
@@ -86,13 +86,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _convert(source: Path, folder: Path) -> dict[str, Any]:
-    """tokenizer.json out of older tokenizer files, by transformers."""
+    """Lets transformers convert older tokenizer files to tokenizer.json; returns the tokenizer's settings."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
         content = tokenizer.backend_tokenizer.to_str(pretty=True)
-    except Exception as error:  # any of many types, depending on what is missing
+    except Exception as error:  # which type depends on what is missing
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{source}: no {TOKENIZER}, and none can be made ({reason})") from error
     (folder / TOKENIZER).write_text(content, encoding="utf-8")
@@ -106,7 +106,7 @@ def _template(source: Path, settings: Mapping[str, Any]) -> str | None:
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{source / TEMPLATE}: got no UTF-8 text ({error})") from error
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several named ones
+    if isinstance(template, list):  # several templates, each with a name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None

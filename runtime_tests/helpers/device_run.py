@@ -6,6 +6,7 @@ A driver that crashes takes only this process with it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import sys
@@ -23,6 +24,7 @@ from sol_rt.engine import hardware, providers
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu import logit_summary
 from sol_rt.engine.gpu.device_memory import DeviceMemory
+from sol_rt.engine.gpu.device_runner import DeviceRunners
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError
 from sol_rt.generate.model import SolModel
 
@@ -32,10 +34,12 @@ PROMPT = list(range(20, 50))
 
 
 def unpruned(bundle: Bundle) -> list[Action]:
-    """Every width at every keep."""
-    keeps = sorted({entry.action.keep for entry in bundle.config.actions})
+    """All bits at every KV density, nothing pruned."""
+    kv_densities = sorted({entry.action.kv_density for entry in bundle.config.actions})
     return [
-        Action(keep, 100, bits) for keep in keeps for bits in sorted({v.bits for v in bundle.config.variants.values()})
+        Action(kv_density, 1.0, bits)
+        for kv_density in kv_densities
+        for bits in sorted({v.bits for v in bundle.config.variants.values()})
     ]
 
 
@@ -128,7 +132,7 @@ def _broken(engine: Engine) -> dict[str, Any]:
     engine.reset()
     before = engine.forward([1, 2, 3], dense).logits.copy()
     engine.forward([4], dense)
-    runner = engine._prepare(dense).step()
+    runner = engine._prepare(dense).step
     graph, binding = runner._step  # type: ignore[union-attr]
     whole = runner._step
     empty = graph.session.io_binding()
@@ -227,9 +231,14 @@ def _on_the_cpu(engine: Engine) -> list[str]:
     return told
 
 
+def _on_the_gpu() -> list[str]:
+    """Objects of this process that hold a bundle's memory on a GPU."""
+    return [type(found).__name__ for found in gc.get_objects() if type(found) is DeviceRunners]
+
+
 def _short_of_memory(folder: str) -> dict[str, Any]:
     """What happens where the driver reports 1000 free bytes: asked for, and under auto."""
-    adapter = hardware.vulkan_gpus()[0]
+    adapter, held = hardware.vulkan_gpus()[0], _on_the_gpu()
     short = hardware.Gpu(adapter.name, adapter.vendor_id, adapter.device_id, False, adapter.total_bytes, 1000)
     report = hardware.vulkan_gpus
     hardware.vulkan_gpus = lambda: [short]
@@ -244,7 +253,7 @@ def _short_of_memory(folder: str) -> dict[str, Any]:
     with contextlib.redirect_stderr(io.StringIO()) as told:
         chosen = Engine(Bundle.open(folder), provider="auto")
     hardware.vulkan_gpus = report
-    left = [*chosen.loaded, *chosen._device_runners]
+    left = [*chosen.loaded, *_on_the_gpu()[len(held) :]]
     return {"error": error, "auto": chosen.provider_name, "told": told.getvalue().splitlines(), "left": left}
 
 
@@ -275,7 +284,7 @@ def main() -> int:
         if "steps" in what:
             result["steps"] = [logits.tolist() for logits in steps(engine, 60)]
         if "channels" in what:
-            engine.keep_channels(bundle.config.dense.variant, {})  # plans its actions anew
+            engine.set_active_channels(bundle.config.dense.variant, {})  # plans its actions anew
             result["channels"] = [logits.tolist() for logits in steps(engine, 60)]
         if "broken" in what:
             result["broken"] = _broken(engine)

@@ -9,8 +9,9 @@ import gguf
 import numpy as np
 
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
-from sol_rt.export.sources.checkpoint import open_checkpoint
-from sol_rt.export.sources.decoder import TensorNames, family_of
+from sol_rt.export.sources.decoder import family_of
+from sol_rt.export.sources.families import TensorNames
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -25,7 +26,8 @@ class GgufFile:
         self.path, self.source = path, open_checkpoint(source)
         self.config = self.source.config
         self.family = family_of(self.config)
-        self.writer = gguf.GGUFWriter(str(path), self.family.gguf)
+        self.form = self.family.gguf
+        self.writer = gguf.GGUFWriter(str(path), self.form.architecture)
 
     def metadata(self, rotary_dim: int, pre: str = "gpt-2") -> GgufFile:
         w, config = self.writer, self.config
@@ -57,12 +59,12 @@ class GgufFile:
 
     def tensors(self, kind: str | None = None, packed_qkv: bool = False, leave_out: tuple[str, ...] = ()) -> GgufFile:
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
-        for name, module in self._pairs(self.family.names, self.family.gguf_names):
+        for name, module in self._pairs(self.family.names, self.form.names):
             if module.rsplit(".", 1)[0] in leave_out:
                 continue
             values = self.source.read(name)
             part = module.split(".")[-2][-1]
-            if self.family.gguf_permuted and "attn_" in module and part in heads and "norm" not in module:
+            if self.form.interleaves_qk and "attn_" in module and part in heads and "norm" not in module:
                 values = interleave(values, heads[part])
             if packed_qkv and module.split(".")[-2] in ("attn_q", "attn_k", "attn_v"):
                 continue
@@ -135,7 +137,7 @@ def write_mixed_file(path: Path, preset: str = "tiny-llama", embedding: str = "Q
     Q8_0, in the first layer. `embedding` is the type of the embedding."""
     source = write_random_checkpoint(path.with_suffix(".source"), PRESETS[preset])
     file = GgufFile(path, source).metadata(16)
-    names, own = file.family.names, file.family.gguf_names
+    names, own = file.family.names, file.form.names
     finer = {b.format(i=0): a.format(i=0) for a, b in ((names.qkv[-1], own.qkv[-1]), (names.down, own.down))}
     file.tensors("Q4_0", leave_out=(*finer, own.embed))
     file.add(f"{own.embed}.weight", file.source.read(f"{names.embed}.weight"), embedding)

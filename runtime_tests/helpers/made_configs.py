@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerBits
+from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
 from sol_rt.bundle.config import (
     ActionEntry,
     FileEntry,
@@ -19,8 +19,8 @@ from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 
 
 def made_config(
-    keeps: Sequence[int] = (100, 50, 10),
-    prunes: Sequence[int] = (100, 50),
+    kv_densities: Sequence[float] = (1.0, 0.5, 0.1),
+    channel_densities: Sequence[float] = (1.0, 0.5),
     bits: Sequence[int] = (8, 4),
     weight_bytes: float = 147e6,
     policy_bytes: int | None = None,
@@ -29,14 +29,21 @@ def made_config(
 ) -> SolConfig:
     """The dims of a 135M model; weight bytes fall with bits and, for the MLP's part, with the channels kept."""
     variants = {}
-    for prune in prunes:
-        for width in bits:
-            size = int(weight_bytes * width / bits[0] * (0.4 + 0.6 * prune / 100))
-            key = Action(100, prune, width).variant
+    for channel_density in channel_densities:
+        for level in bits:
+            size = int(weight_bytes * level / bits[0] * (0.4 + 0.6 * channel_density))
+            key = Action(1.0, channel_density, level).variant
             counts = (576,) * 30, (1536,) * 30, (576,) * 30, (576,) * 30
-            layers = (LayerBits(8, 4, 4, 6),) * 30 if width == MIXED else None
-            variants[key] = Variant(key, f"model.q{width}.onnx", prune, width, *counts, size, width, layers)
-    product = [Action(keep, prune, width) for keep in keeps for prune in prunes for width in bits]
+            layers = (LayerBits(8, 4, 4, 6),) * 30 if level == MIXED else None
+            variants[key] = Variant(
+                key, f"model.{bits_tag(level)}.onnx", channel_density, level, *counts, size, level, layers
+            )
+    product = [
+        Action(kv_density, channel_density, level)
+        for kv_density in kv_densities
+        for channel_density in channel_densities
+        for level in bits
+    ]
     chosen = product if actions is None else [Action.parse(tag) for tag in actions]
     policy = None
     files = {"weights.bin": FileEntry(1, "0" * 64)}
@@ -45,6 +52,6 @@ def made_config(
         policy = PolicySpec("policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), "made up")
         files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
-    dense = Action(100, 100, bits[0])
+    dense = Action(1.0, 1.0, bits[0])
     entries = tuple(ActionEntry(action, None) for action in chosen)
     return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", {}, files)

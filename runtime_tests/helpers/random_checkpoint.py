@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sol_rt.export.sources.decoder import FAMILIES, Decoder, from_hf_config
+from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.export.sources.families import FAMILIES
 
 _PIECE = 1 << 22  # values drawn at once
 _TEXT = """The quick brown fox jumps over the lazy dog. A language model reads the text so far and says what may come

@@ -14,7 +14,7 @@ import numpy as np
 from helpers import reference
 from helpers.reference import Array, Nested
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerBits
+from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
 from sol_rt.bundle.config import (
     ALIGNMENT,
     CONFIG_NAME,
@@ -25,12 +25,12 @@ from sol_rt.bundle.config import (
     TensorEntry,
     Variant,
 )
-from sol_rt.export.graphs.graph import LayerShapes, build_graph, prune_counts, weight_bytes
+from sol_rt.export.graphs.graph import LayerShapes, active_counts, build_graph, weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 
 WEIGHTS = "weights.bin"
 MIXED_LAYERS = LayerBits(8, 4, 4, 6), LayerBits(4, 6, 8, 4)
-"""Of width 5, in turn."""
+"""Of MIXED bits, in turn."""
 FLOAT16 = KvLayout()
 _COMMON = {
     "hidden_size": 64,
@@ -69,7 +69,7 @@ class RandomDecoder:
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
     kv: KvLayout = FLOAT16
     lm_head_bits: Mapping[int, int] = field(default_factory=dict)
-    """Of a width, where it reads the output matrix at another."""
+    """By the bits of a graph, where it reads others of the LM head."""
 
     @classmethod
     def write(
@@ -82,7 +82,7 @@ class RandomDecoder:
     ) -> RandomDecoder:
         """Makes the weights and writes the blob into `folder`."""
         self, rng = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}), np.random.default_rng(seed)
-        hidden, width = decoder.hidden_size, decoder.num_heads * decoder.head_dim
+        hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
 
         def vector(name: str, size: int, middle: float = 0.0) -> None:
             self.vectors[name] = (middle + 0.2 * rng.standard_normal(size)).astype(np.float32)
@@ -100,7 +100,7 @@ class RandomDecoder:
             at = f"layers.{layer}"
             norms += [f"{at}.attn_norm"] if decoder.shared_norm else [f"{at}.attn_norm", f"{at}.mlp_norm"]
             matrix(f"{at}.qkv", hidden, decoder.qkv_size, decoder.qkv_bias)
-            matrix(f"{at}.o", width, hidden, decoder.output_bias)
+            matrix(f"{at}.o", attended, hidden, decoder.output_bias)
             matrix(f"{at}.up", hidden, decoder.up_size, decoder.mlp_bias)
             matrix(f"{at}.down", decoder.intermediate_size, hidden, decoder.mlp_bias)
         for norm in norms:
@@ -130,30 +130,31 @@ class RandomDecoder:
             stored |= nested.tensors(name, channel_major=name.startswith("layers."))
         return stored
 
-    def variant(self, prune: int, bits: int) -> Variant:
+    def variant(self, channel_density: float, bits: int) -> Variant:
         """The variant's entry as an export would make it."""
         decoder = self.decoder
         shapes = LayerShapes.of(decoder)
-        keeps = prune_counts(prune, shapes)
-        key, lm_head_bits = f"s{prune:03d}-q{bits}", self.lm_head_bits.get(bits, 6 if bits == MIXED else bits)
+        active = active_counts(channel_density, shapes)
+        key = Action(1.0, channel_density, bits).variant
+        lm_head_bits = self.lm_head_bits.get(bits, 6 if bits == MIXED else bits)
         channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
-        counts = [_spread(count, most, decoder.num_layers) for count, most in zip(keeps, channels, strict=True)]
+        counts = [_spread(count, most, decoder.num_layers) for count, most in zip(active, channels, strict=True)]
         layers = tuple(MIXED_LAYERS[layer % 2] for layer in range(decoder.num_layers)) if bits == MIXED else None
-        draft = Variant(key, f"model.q{bits}.onnx", prune, bits, *counts, 0, lm_head_bits, layers)
+        draft = Variant(key, f"model.{bits_tag(bits)}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers)
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
-    def write_graph(self, folder: Path, prune: int, bits: int) -> Path:
+    def write_graph(self, folder: Path, channel_density: float, bits: int) -> Path:
         """Writes the graph that runs the variant beside the blob; returns its path."""
-        variant = self.variant(prune, bits)
-        model = build_graph(self.decoder, variant.widths, self.tensors, WEIGHTS, self.kv)
+        variant = self.variant(channel_density, bits)
+        model = build_graph(self.decoder, variant.precision, self.tensors, WEIGHTS, self.kv)
         path = folder / variant.file
         path.write_bytes(model.SerializeToString())
         return path
 
-    def write_bundle(self, folder: Path, variants: Iterable[tuple[int, int]]) -> Path:
-        """Completes `folder`, which holds the blob, to a bundle of the (prune, bits) variants without a tokenizer."""
-        decoder, made = self.decoder, [self.variant(prune, bits) for prune, bits in variants]
-        names = [self.write_graph(folder, variant.prune, variant.bits).name for variant in made]
+    def write_bundle(self, folder: Path, variants: Iterable[tuple[float, int]]) -> Path:
+        """Completes `folder`, which holds the blob, to a bundle of (channel_density, bits) variants, no tokenizer."""
+        decoder, made = self.decoder, [self.variant(channel_density, bits) for channel_density, bits in variants]
+        names = [self.write_graph(folder, variant.channel_density, variant.bits).name for variant in made]
         config = SolConfig(
             generator="sol_rt test",
             model=decoder.dims(
@@ -165,9 +166,9 @@ class RandomDecoder:
                 eos_token_ids=(),
             ),
             kv=self.kv,
-            dense=Action(100, made[0].prune, made[0].bits),
+            dense=Action(1.0, made[0].channel_density, made[0].bits),
             variants={variant.key: variant for variant in made},
-            actions=tuple(ActionEntry(Action(100, variant.prune, variant.bits), None) for variant in made),
+            actions=tuple(ActionEntry(Action(1.0, variant.channel_density, variant.bits), None) for variant in made),
             policy=None,
             weights_file=WEIGHTS,
             tensors=self.tensors,
@@ -176,9 +177,9 @@ class RandomDecoder:
         (folder / CONFIG_NAME).write_text(json.dumps(config.to_json_dict()), encoding="utf-8")
         return folder
 
-    def logits(self, tokens: list[int], prune: int, bits: int) -> tuple[Array, Array]:
+    def logits(self, tokens: list[int], channel_density: float, bits: int) -> tuple[Array, Array]:
         """Dense attention over `tokens` from an empty cache: float64 logits [S, vocab], hidden states [S, hidden]."""
-        decoder, variant = self.decoder, self.variant(prune, bits)
+        decoder, variant = self.decoder, self.variant(channel_density, bits)
         x = reference.nested_gather(np.array([tokens]), self.matrices["embed"], 8)
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"
@@ -205,13 +206,13 @@ class RandomDecoder:
         return x * self.vectors[f"{name}.weight"] + self.vectors.get(f"{name}.bias", 0.0)
 
     def _attention(self, layer: int, x: Array, variant: Variant) -> Array:
-        decoder, at, widths = self.decoder, f"layers.{layer}", variant.widths.layer(layer)
+        decoder, at, layer_bits = self.decoder, f"layers.{layer}", variant.precision.layer(layer)
         shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
         rows = np.zeros(shape, self.kv.dtype)
         codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)
         scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
         y, *_ = reference.sparse_attention(
-            self._matmul(reference.largest(x, variant.active_qkv[layer]), f"{at}.qkv", widths.qkv),
+            self._matmul(reference.largest(x, variant.active_qkv[layer]), f"{at}.qkv", layer_bits.qkv),
             (rows, rows, *codes, *scales),
             0,
             0,
@@ -222,7 +223,7 @@ class RandomDecoder:
             sinks=4,
             scale=decoder.softmax_scale,
         )
-        return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", widths.o)
+        return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", layer_bits.o)
 
     def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:
         at = f"layers.{layer}"
@@ -230,7 +231,7 @@ class RandomDecoder:
             x,
             self.matrices[f"{at}.up"],
             self.matrices[f"{at}.down"],
-            variant.widths.layer(layer)[2:],
+            variant.precision.layer(layer)[2:],
             gated=self.decoder.gated,
             act=self.decoder.activation,
             active_up=variant.active_up[layer],
@@ -241,7 +242,7 @@ class RandomDecoder:
 
 
 def _spread(count: int, channels: int, layers: int) -> tuple[int, ...]:
-    """One count a layer, each another, around `count` where it prunes."""
+    """One count a layer, each another, around `count` where it is below `most`."""
     if count == channels:
         return (count,) * layers
     return tuple(min(max(count + 5 * (-1) ** layer, 1), channels) for layer in range(layers))

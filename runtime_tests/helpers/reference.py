@@ -27,7 +27,7 @@ class Nested:
 
     @classmethod
     def random(cls, rng: np.random.Generator, k: int, n: int) -> Nested:
-        """Codes over their whole range, zero points off centre, scales that keep products near 1."""
+        """Codes over their whole range, zero points off centre, scales that active products near 1."""
         q, b, c = (rng.integers(0, top, (k, n)).astype(np.uint8) for top in (16, 4, 4))
         scale = rng.uniform(0.5, 1.5, (k // 32, n)) * 0.2 / math.sqrt(k)
         return cls(q, b, c, scale.astype(np.float16), rng.integers(80, 176, (k // 32, n)).astype(np.uint8))
@@ -72,9 +72,9 @@ def nested_gather(ids: Array, weights: Nested, bits: int) -> Array:
     return weights.weights(bits).T[ids]
 
 
-def largest(x: Array, keep: int) -> Array:
-    """x with all but the `keep` largest magnitudes of the last axis zero; ties go to the lower index."""
-    order = np.argsort(-np.abs(x), axis=-1, kind="stable")[..., :keep]
+def largest(x: Array, active: int) -> Array:
+    """x with all but the `active` largest magnitudes of the last axis zero; ties go to the lower index."""
+    order = np.argsort(-np.abs(x), axis=-1, kind="stable")[..., :active]
     out = np.zeros_like(x)
     np.put_along_axis(out, order, np.take_along_axis(x, order, -1), -1)
     return out

@@ -36,9 +36,9 @@ def write_bundle(
     family: str = "llama",
     *,
     decoder: Decoder | None = None,
-    prunes: tuple[int, ...] = (100, 50),
+    channel_densities: tuple[float, ...] = (1.0, 0.5),
     bits: tuple[int, ...] = (8, 6, 4),
-    keeps: tuple[int, ...] = (100, 30),
+    kv_densities: tuple[float, ...] = (1.0, 0.3),
     policy: bool = False,
     kv: str = "float16",
     dense_layers: tuple[int, ...] = (),
@@ -51,12 +51,17 @@ def write_bundle(
     layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
     weights = RandomDecoder.write(decoder, folder, seed, layout, lm_head_bits)
     variants = {}
-    for prune in prunes:
-        for width in bits:
-            variant = weights.variant(prune, width)
-            weights.write_graph(folder, prune, width)
+    for channel_density in channel_densities:
+        for level in bits:
+            variant = weights.variant(channel_density, level)
+            weights.write_graph(folder, channel_density, level)
             variants[variant.key] = variant
-    actions = tuple(Action(keep, prune, width) for keep in keeps for prune in prunes for width in bits)
+    actions = tuple(
+        Action(kv_density, channel_density, level)
+        for kv_density in kv_densities
+        for channel_density in channel_densities
+        for level in bits
+    )
     _write_text_files(folder)
     spec = _write_policy(folder, weights, actions, seed) if policy else None
     config = SolConfig(
@@ -70,7 +75,7 @@ def write_bundle(
             eos_token_ids=(END,),
         ),
         kv=weights.kv,
-        dense=Action(100, 100, max(bits)),
+        dense=Action(1.0, 1.0, max(bits)),
         variants=variants,
         actions=tuple(ActionEntry(action, None) for action in actions),
         policy=spec,

@@ -29,10 +29,10 @@ def main() -> int:
         return NO_ADAPTER
     results = {}
     for variant in bundle.config.variants.values():
-        dense, sparse = (Action(keep, variant.prune, variant.bits) for keep in (100, 50))
+        dense, sparse = (Action(kv_density, variant.channel_density, variant.bits) for kv_density in (1.0, 0.5))
         engine.reset()
         found = results[variant.key] = {"logits": engine.forward(prompt, dense, num_logits=len(prompt)).logits.tolist()}
-        if variant.prune == 100:
+        if variant.channel_density == 1.0:
             found["step"] = engine.forward(prompt[:1], sparse).logits[0].tolist()
             run = greedy(engine, prompt, dense, count)
             found |= {"tokens": run.tokens, "margins": run.margins}

@@ -11,9 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from sol_rt.budget.cost import CostModel
+from sol_rt.budget.cost.bytes_model import CostModel, FunctionBodyBytes
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.config import ActionEntry, SolConfig
+from sol_rt.engine.providers import Provider
 
 _NOISE = 0.01
 """Relative: savings below it are none."""
@@ -23,7 +25,7 @@ _CONTEXTS = 24
 def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
     """For every action but the dense one that saves nothing, the one of best quality that costs no more.
 
-    Looked at are all keeps of the action set with all variants, at contexts up to the model's.
+    Looked at are all KV densities of the action set with all variants, at contexts up to the model's.
     """
     actions = _candidates(config)
     losses = {entry.action: entry.loss for entry in config.actions if entry.loss is not None}
@@ -47,10 +49,26 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
     return {action: _last(found, action) for action in found}
 
 
+def cost_of_gpu(provider: Provider, cost: CostModel, config: SolConfig) -> CostModel | None:
+    """The cost model by which dominated actions are found on a GPU; None on the CPU and where nothing is known.
+
+    Measured milliseconds where the GPU was calibrated, else, where function bodies run, the bytes that these read.
+    """
+    if provider.gpu is None:
+        return None
+    if cost.name == "calibrated":
+        return cost
+    return None if provider.native else FunctionBodyBytes(config)
+
+
 def _candidates(config: SolConfig) -> list[Action]:
-    """All keeps of the action set, and all tokens, with all variants."""
-    keeps = {entry.action.keep for entry in config.actions} | {100}
-    return [Action(keep, variant.prune, variant.bits) for variant in config.variants.values() for keep in keeps]
+    """All KV densities of the action set, and 1, with all variants."""
+    kv_densities = {entry.action.kv_density for entry in config.actions} | {1.0}
+    return [
+        Action(kv_density, variant.channel_density, variant.bits)
+        for variant in config.variants.values()
+        for kv_density in kv_densities
+    ]
 
 
 def _last(found: Mapping[Action, Action], action: Action) -> Action:
@@ -66,11 +84,11 @@ def _better(one: Action, other: Action, losses: Mapping[Action, float], config: 
         return False
     if one in losses and other in losses:
         return losses[one] < losses[other]
-    if one.keep < other.keep or one.prune < other.prune:
+    if one.kv_density < other.kv_density or one.channel_density < other.channel_density:
         return False
-    widths, others = (config.variants[action.variant].widths for action in (one, other))
+    precision, others = (config.variants[action.variant].precision for action in (one, other))
     layers = range(config.model.num_layers)
-    return all(a >= b for layer in layers for a, b in zip(widths.layer(layer), others.layer(layer), strict=True))
+    return all(a >= b for layer in layers for a, b in zip(precision.layer(layer), others.layer(layer), strict=True))
 
 
 def describe(found: Mapping[Action, Action], provider: str) -> str:
@@ -90,7 +108,7 @@ def ineffective(
     Args:
         config, cost: as of `replacements`.
         schedule: its name; looked at is the action of `fixed:TAG`.
-        targets: mean `keep`, `prune` and `bits`, None where none was given.
+        targets: mean `kv_density`, `channel_density` and `bits`, None where none was given.
         provider: for the line.
     """
     if schedule is not None and schedule.startswith("fixed:"):
@@ -106,12 +124,13 @@ def ineffective(
         return ""
     found = replacements(config, cost)
     pays = [action for action in _candidates(config) if action not in found]
-    vain = []
+    useless = []
     for axis, target in targets.items():
         settings = {getattr(action, axis) for action in found} - {getattr(action, axis) for action in pays}
         if target is not None and settings:
-            vain.append(f"--{axis} {', '.join(map(str, sorted(settings)))}")
-    return f"on {provider} no step saves time by {' or '.join(vain)}; it is followed as asked" if vain else ""
+            named = (bits_name(setting) if axis == "bits" else setting for setting in sorted(settings))
+            useless.append(f"--{axis.replace('_', '-')} {', '.join(map(str, named))}")
+    return f"on {provider} no step saves time by {' or '.join(useless)}; it is followed as asked" if useless else ""
 
 
 def without_dominated(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:

@@ -45,12 +45,12 @@ class Multiplier:
             insort(self._edges, edge)
         if not self._edges:
             return 0.0
-        room = sum(target - cheapest for cheapest, _ in self._steps)
+        remaining = sum(target - cheapest for cheapest, _ in self._steps)
         taken = 0
         for _, width in self._edges:
-            if width / 2 > room:
+            if width / 2 > remaining:
                 break
-            room -= width
+            remaining -= width
             taken += 1
         return -between([slope for slope, _ in self._edges], taken)
 

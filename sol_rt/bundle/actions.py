@@ -6,46 +6,75 @@ import math
 import re
 from dataclasses import dataclass
 
+from sol_rt.bundle.bits import MIXED, bits_tag, parse_bits_tag
 from sol_rt.errors import UsageError
 
-_TAG = re.compile(r"k(\d{3})-s(\d{3})-q(\d{1,2})")
+_TAG = re.compile(r"k(\d{3})-s(\d{3})-q(\d{1,2}|[a-z]+)")
+_LARGEST_BITS = 16
 
 
 @dataclass(frozen=True, order=True)
 class Action:
     """One way to run a decode step.
 
+    Densities are shares of what a step reads: 1.0 reads everything, as the dense step does. They are multiples of
+    0.01, for a tag writes them in hundredths: `Action(0.3, 0.5, 4)` is `k030-s050-q4`. Raises UsageError for any other.
+
     Attributes:
-        keep: percent of old KV pages that attention reads, 1 to 100.
-        prune: percent of the layers' base-plane weights that are read, 1 to 100.
-        bits: weight bits, of which 5 are a mix: `sol_rt.bundle.bits`.
+        kv_density: share of the old cached tokens that attention reads, 0.01 to 1.
+        channel_density: share of the layers' weights that are read because their input channels are active, 0.01 to 1.
+        bits: weight bits, or MIXED (`sol_rt.bundle.bits`).
     """
 
-    keep: int
-    prune: int
+    kv_density: float
+    channel_density: float
     bits: int
+
+    def __post_init__(self) -> None:
+        for name in ("kv_density", "channel_density"):
+            object.__setattr__(self, name, density(name, getattr(self, name)))
 
     @property
     def tag(self) -> str:
-        return f"k{self.keep:03d}-s{self.prune:03d}-q{self.bits}"
+        return f"k{hundredths(self.kv_density):03d}-{self.variant}"
 
     @property
     def variant(self) -> str:
         """Key of the graph that runs it."""
-        return f"s{self.prune:03d}-q{self.bits}"
+        return f"s{hundredths(self.channel_density):03d}-{bits_tag(self.bits)}"
 
     @classmethod
     def parse(cls, tag: str) -> Action:
         """Reads a tag such as `k030-s050-q4`. Raises UsageError where it is malformed or out of range."""
         match = _TAG.fullmatch(tag)
-        if not match:
+        bits = None if match is None else parse_bits_tag(match[3])
+        if match is None or bits is None:
             raise UsageError(f"action tag: got {tag!r}, expected kKKK-sSSS-qB, for example k030-s050-q4")
-        keep, prune, bits = (int(group) for group in match.groups())
-        if not (1 <= keep <= 100 and 1 <= prune <= 100 and 1 <= bits <= 16):
-            raise UsageError(f"action tag {tag!r}: keep and channels must be 001 to 100 percent, bits 1 to 16")
-        return cls(keep, prune, bits)
+        kv, channels = int(match[1]), int(match[2])
+        if match[3] == str(MIXED):
+            now = f"k{match[1]}-s{match[2]}-{bits_tag(MIXED)}"
+            raise UsageError(f"action tag {tag!r}: mixed bits are written {bits_tag(MIXED)}; use {now}")
+        if not (1 <= kv <= 100 and 1 <= channels <= 100 and 1 <= bits <= _LARGEST_BITS):
+            raise UsageError(
+                f"action tag {tag!r}: densities must be 001 to 100 hundredths, bits 1 to {_LARGEST_BITS} or mix"
+            )
+        return cls(kv / 100, channels / 100, bits)
 
     def pages(self, context: int, page_size: int) -> int:
         """Old pages read by a step with `context` tokens before it (the value of the graph's `kv_pages`)."""
         old_pages = math.ceil((context + 1) / page_size) - 1
-        return old_pages if self.keep == 100 else math.ceil(old_pages * self.keep / 100)
+        kept = hundredths(self.kv_density)
+        return old_pages if kept == 100 else math.ceil(old_pages * kept / 100)
+
+
+def density(name: str, value: float) -> float:
+    """The share as a float, exactly a multiple of 0.01. Raises UsageError, which calls it `name`, for any other."""
+    share = round(float(value), 2)
+    if not (0.01 <= share <= 1.0 and abs(share - value) < 1e-9):
+        raise UsageError(f"{name}: got {value}, expected a share from 0.01 to 1 in hundredths, for example 0.3")
+    return share
+
+
+def hundredths(share: float) -> int:
+    """A density in whole hundredths, 1 to 100: for tags, and for arithmetic that has to be exact."""
+    return round(100 * share)

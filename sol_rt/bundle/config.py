@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerBits, Precision
+from sol_rt.bundle.bits import MIXED, LayerBits, Precision, bits_name, parse_bits_name
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import BundleError, UsageError
 
 FORMAT = "sol_rt.bundle"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 SAME_WEIGHTS_SINCE = 3
 """The first format whose bundles need only new graphs."""
 CONFIG_NAME = "sol_config.json"
@@ -59,7 +59,7 @@ class ModelDims:
 
     @property
     def channels(self) -> dict[str, int]:
-        """Input channels of a layer's matrices, by the name of a variant's count of those that it keeps."""
+        """Input channels of a layer's matrices, by the name of a variant's count of active ones."""
         attended = self.num_heads * self.head_dim
         return {
             "active_up": self.hidden_size,
@@ -93,21 +93,21 @@ class KvLayout:
 
 @dataclass(frozen=True)
 class Variant:
-    """A width, which is a graph, and a prune level.
+    """A graph, which is one for all of its bits, and a density level.
 
     Attributes:
-        prune: percent of the layers' base-plane weights read, the mean over layers.
-        bits: width of all matrices but the output's, or MIXED.
-        active_up, active_down: channels kept at the inputs of the first and the second MLP matmul, one count a layer.
+        channel_density: share of the layers' base-plane weights read, the mean over layers, as of an Action.
+        bits: bits of all matrices but the LM head, or MIXED.
+        active_up, active_down: active channels at the inputs of the first and the second MLP matmul, one count a layer.
         active_qkv, active_o: the same of the attention's projections.
         weight_bytes: bytes of weights that one decode step reads.
-        lm_head_bits: width at which the output matrix is read, the same for all variants of a width.
-        layer_bits: of a mixed one, the widths in every layer, likewise; None of others.
+        lm_head_bits: bits of the LM head that are read, the same for all variants of a graph.
+        layer_bits: of a mixed one, the bits of every layer's matrices, likewise; None of others.
     """
 
     key: str
     file: str
-    prune: int
+    channel_density: float
     bits: int
     active_up: tuple[int, ...]
     active_down: tuple[int, ...]
@@ -118,8 +118,8 @@ class Variant:
     layer_bits: tuple[LayerBits, ...] | None = None
 
     @property
-    def widths(self) -> Precision:
-        """Those of its graph."""
+    def precision(self) -> Precision:
+        """That of its graph."""
         return Precision(self.bits, self.lm_head_bits, self.layer_bits)
 
 
@@ -228,10 +228,11 @@ def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
 def _written(variant: Variant) -> dict[str, Any]:
     entry = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(variant).items()}
     del entry["key"]
+    entry["bits"] = bits_name(variant.bits)
     if variant.layer_bits is None:
         del entry["layer_bits"]
     else:
-        entry["layer_bits"] = [list(widths) for widths in variant.layer_bits]
+        entry["layer_bits"] = [list(layer) for layer in variant.layer_bits]
     return entry
 
 
@@ -354,14 +355,14 @@ def _read_config(top: _Table) -> SolConfig:
     if version != FORMAT_VERSION:
         hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
         if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION:
-            hint = f"python -m sol_rt.export.migrate '{Path(top.path).parent}' (extra export) writes its graphs anew"
+            hint = f"run `sol-rt migrate '{Path(top.path).parent}'` (extra export), which keeps its weights"
         raise top.fail("format_version", version, FORMAT_VERSION, hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))
     kv = _read_kv(top.table("kv"), model)
     variants = _read_variants(top.table("variants"), model)
     dense = _action(top, "dense", top.value("dense"), variants)
-    if dense.keep != 100:
+    if dense.kv_density != 1.0:
         raise top.fail("dense", dense.tag, "an action that reads all KV pages (k100)")
     actions = _read_actions(top, variants)
     if dense not in {entry.action for entry in actions}:
@@ -428,33 +429,37 @@ def _read_kv(table: _Table, model: ModelDims) -> KvLayout:
 def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
     variants: dict[str, Variant] = {}
     for key, entry in table.tables():
-        bits = entry.integer("bits", 1, 16)
+        bits = _read_bits(entry)
         variant = Variant(
             key=key,
             file=entry.file_name("file"),
-            prune=entry.integer("prune", 1, 100),
+            channel_density=_read_density(entry, "channel_density"),
             bits=bits,
             **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
             weight_bytes=entry.integer("weight_bytes", 1),
             lm_head_bits=entry.integer("lm_head_bits", min(MATRIX_BITS) if bits == MIXED else bits, 16),
-            layer_bits=_read_layer_widths(entry, model) if bits == MIXED else None,
+            layer_bits=_read_layer_bits(entry, model) if bits == MIXED else None,
         )
         entry.done()
         if variant.lm_head_bits not in MATRIX_BITS:
             raise entry.fail("lm_head_bits", variant.lm_head_bits, "4, 6 or 8")
-        name = Action(100, variant.prune, variant.bits).variant
+        name = Action(1.0, variant.channel_density, variant.bits).variant
         if key != name:
-            raise table.fail(_short(key), f"prune {variant.prune} and bits {variant.bits}", f"the key {name}")
+            raise table.fail(
+                _short(key),
+                f"channel_density {variant.channel_density} and bits {bits_name(variant.bits)}",
+                f"the key {name}",
+            )
         for other in variants.values():
             if other.file == variant.file and (other.bits, other.lm_head_bits) != (bits, variant.lm_head_bits):
                 raise entry.fail(
                     "lm_head_bits",
-                    f"bits {bits} and lm_head_bits {variant.lm_head_bits}",
-                    f"{other.bits} and {other.lm_head_bits}, those of {other.key}, which runs the same graph",
+                    f"bits {bits_name(bits)} and lm_head_bits {variant.lm_head_bits}",
+                    f"{bits_name(other.bits)} and {other.lm_head_bits}, those of {other.key}, which runs this graph",
                 )
             if other.file == variant.file and other.layer_bits != variant.layer_bits:
                 raise entry.fail(
-                    "layer_bits", "other widths", f"those of {other.key}, which runs the same graph {other.file}"
+                    "layer_bits", "other bits", f"those of {other.key}, which runs the same graph {other.file}"
                 )
         variants[key] = variant
     if not variants:
@@ -462,19 +467,41 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
     return variants
 
 
-def _is_width(value: object) -> bool:
+def _read_bits(entry: _Table) -> int:
+    raw = entry.typed("bits", _is_bits, 'an integer from 1 to 16, or "mixed"')
+    bits = parse_bits_name(raw)
+    assert bits is not None
+    return bits
+
+
+def _is_bits(value: object) -> bool:
+    bits = None if isinstance(value, str) and value.isdecimal() else parse_bits_name(value)
+    return bits is not None and 1 <= bits <= 16
+
+
+def _read_density(entry: _Table, name: str) -> float:
+    return float(entry.typed(name, _is_density, "a share from 0.01 to 1 in hundredths"))
+
+
+def _is_density(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return 0.01 <= value <= 1 and value == round(value, 2)
+
+
+def _is_matrix_bits(value: object) -> bool:
     return isinstance(value, int) and value in MATRIX_BITS
 
 
-def _read_layer_widths(entry: _Table, model: ModelDims) -> tuple[LayerBits, ...]:
+def _read_layer_bits(entry: _Table, model: ModelDims) -> tuple[LayerBits, ...]:
     name, size = "layer_bits", len(LayerBits._fields)
     rows = entry.typed(
         name,
         lambda v: (
             isinstance(v, list)
-            and all(isinstance(row, list) and len(row) == size and all(map(_is_width, row)) for row in v)
+            and all(isinstance(row, list) and len(row) == size and all(map(_is_matrix_bits, row)) for row in v)
         ),
-        f"a list of lists of {size} widths of 4, 6 or 8, those of {', '.join(LayerBits._fields)}",
+        f"a list of lists of {size} bits of 4, 6 or 8, those of {', '.join(LayerBits._fields)}",
     )
     if len(rows) != model.num_layers:
         raise entry.fail(name, f"{len(rows)} layers", f"{model.num_layers}")

@@ -16,7 +16,7 @@ from sol_rt.errors import BundleError, UsageError
 
 SELECTION = "selection.json"
 FORMAT = "sol_rt.selection"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class Selection:
         dense: the action that losses are over.
         text: where the text came from.
         device: what the milliseconds hold for.
-        busy: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
-        limit: how many actions were to be kept at most.
-        gone: loss in nats from which a text counts as gone; null where the dense action itself makes no use of context.
+        slowdown: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
+        max_actions: how many actions were to be kept at most.
+        collapse_loss: loss in nats from which output counts as collapsed; null where the dense action
+            itself makes no use of context.
         contexts: by context in tokens.
         candidates: kept and dropped ones.
     """
@@ -71,9 +72,9 @@ class Selection:
     dense: Action
     text: str
     device: str
-    busy: float
-    limit: int
-    gone: float | None
+    slowdown: float
+    max_actions: int
+    collapse_loss: float | None
     contexts: dict[int, Setting]
     candidates: tuple[Candidate, ...]
 
@@ -125,9 +126,9 @@ def _read(raw: Any) -> Selection:
         dense=dense,
         text=str(raw["text"]),
         device=str(raw["device"]),
-        busy=_finite(raw["busy"]),
-        limit=int(raw["limit"]),
-        gone=None if raw["gone"] is None else _finite(raw["gone"]),
+        slowdown=_finite(raw["slowdown"]),
+        max_actions=int(raw["max_actions"]),
+        collapse_loss=None if raw["collapse_loss"] is None else _finite(raw["collapse_loss"]),
         contexts={
             int(context): Setting(int(setting["tokens"]), _finite(setting["dense_loss"]))
             for context, setting in raw["contexts"].items()

@@ -56,9 +56,9 @@ def load(
     return loaded
 
 
-def tell_in_vain(loaded: SolModel, how: Mapping[str, Any]) -> None:
+def note_ineffective(loaded: SolModel, how: Mapping[str, Any]) -> None:
     """Says on stderr which settings of `dial` save nothing on the GPU."""
-    if line := loaded.ineffective(how["schedule"], how["keep"], how["prune"], how["bits"]):
+    if line := loaded.ineffective(how["schedule"], how["kv_density"], how["channel_density"], how["bits"]):
         note(line)
 
 
@@ -72,8 +72,8 @@ def dial(
     schedule: str | None,
     budget: float | None,
     tokens_per_second: float | None,
-    keep: float | None,
-    prune: float | None,
+    kv_density: float | None,
+    channel_density: float | None,
     bits: float | None,
 ) -> dict[str, Any]:
     """How decode steps are run, as arguments of `SolModel`. Raises UsageError where the dial was given twice."""
@@ -81,10 +81,10 @@ def dial(
 
     if budget is not None and tokens_per_second is not None:
         raise UsageError("--budget and --tokens-per-second are two forms of one dial; give one")
-    targets = {"keep": keep, "prune": prune, "bits": bits}
+    targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
     if schedule is not None and is_constant(schedule):
-        given = {"budget": budget, "tokens-per-second": tokens_per_second, **targets}
-        if names := [name for name, value in given.items() if value is not None]:
+        given = {"budget": budget, "tokens_per_second": tokens_per_second, **targets}
+        if names := [name.replace("_", "-") for name, value in given.items() if value is not None]:
             raise UsageError(f"--schedule {schedule} fixes the action; leave out --{' --'.join(names)}")
     return {
         "schedule": schedule,

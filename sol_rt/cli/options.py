@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sol_rt.cli.renamed import variable_of
+from sol_rt.errors import UsageError
 
 
 def option(*flags: str, help: str, env: bool = True, panel: str | None = None, **settings: Any) -> Any:
@@ -92,11 +93,23 @@ Schedule = Annotated[
         panel=BUDGET,
     ),
 ]
-Keep = Annotated[
-    float | None, option("--keep", min=0.0, max=1.0, help="Instead: mean share of old KV pages to read.", panel=BUDGET)
+KvDensity = Annotated[
+    float | None,
+    option(
+        "--kv-density",
+        help="Instead: mean share of the old cached tokens to read, 0 to 1.",
+        panel=BUDGET,
+        callback=lambda value: _check_share("--kv-density", value),
+    ),
 ]
-Prune = Annotated[
-    float | None, option("--prune", min=0.0, max=1.0, help="Instead: mean share of base weights to read.", panel=BUDGET)
+ChannelDensity = Annotated[
+    float | None,
+    option(
+        "--channel-density",
+        help="Instead: mean share of the layers' weights to read, 0 to 1.",
+        panel=BUDGET,
+        callback=lambda value: _check_share("--channel-density", value),
+    ),
 ]
 Bits = Annotated[float | None, option("--bits", min=1, max=16, help="Instead: mean weight bits.", panel=BUDGET)]
 
@@ -114,6 +127,13 @@ Debug = Annotated[
 ]
 
 debug = False
+
+
+def _check_share(flag: str, value: float | None) -> float | None:
+    """The value. Raises UsageError where it is no share, as percent are none."""
+    if value is not None and not 0 <= value <= 1:
+        raise UsageError(f"{flag} {value:g}: expected a share from 0 to 1, for example 0.3")
+    return value
 
 
 def _remember_debug(value: bool) -> bool:

@@ -32,7 +32,7 @@ class Buffer(NamedTuple):
 
 
 class KvCache:
-    """Per layer, token and KV head a key and a value, and 4-bit codes of the key, by which pages are chosen.
+    """Per layer, token and KV head a key and a value, and 4-bit codes of the key, by which tokens are chosen.
 
     Keys and values are float16, or int8 with a float16 scale a token and KV head each; on a GPU without float16 all of
     these are float32.

@@ -12,7 +12,7 @@ from sol_rt.errors import BundleError
 
 CHANNEL_INPUTS = ("active_up", "active_down", "active_qkv", "active_o")
 """In the order of `ModelDims.channels`."""
-SPARSE_DIMS = CHOOSING, PRUNING = ("sparse_kv_layers", "sparse_channel_layers")
+SPARSE_DIMS = SPARSE_KV, SPARSE_CHANNELS = ("sparse_kv_layers", "sparse_channel_layers")
 """Dims of `kv_pages` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
 GATHER_CAPACITY = "gather_capacity"
 """Attribute of layers that only function bodies read: how many pairs of a row they gather at most."""

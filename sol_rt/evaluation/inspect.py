@@ -1,4 +1,4 @@
-"""A bundle described without running it."""
+"""Describes a bundle without running it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.cost import BytesCost, load_cost_model
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FORMAT_VERSION
 from sol_rt.bundle.selection import Candidate, Selection
@@ -44,8 +46,8 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         "variants": [
             {
                 "key": key,
-                "prune": entry.prune,
-                "bits": entry.bits,
+                "channel_density": entry.channel_density,
+                "bits": bits_name(entry.bits),
                 "lm_head_bits": entry.lm_head_bits,
                 "layer_bits": entry.layer_bits,
                 "file": entry.file,
@@ -77,9 +79,9 @@ def _selection(selection: Selection) -> dict[str, Any]:
     return {
         "text": selection.text,
         "device": selection.device,
-        "busy": selection.busy,
-        "limit": selection.limit,
-        "gone": selection.gone,
+        "slowdown": selection.slowdown,
+        "max_actions": selection.max_actions,
+        "collapse_loss": selection.collapse_loss,
         "contexts": {str(context): asdict(setting) for context, setting in selection.contexts.items()},
         "candidates": [
             {

@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-_KEEP_IN, _KEEP_MID, _KEEP_QKV, _KEEP_O = range(4)
+_ACTIVE_UP, _ACTIVE_DOWN, _ACTIVE_QKV, _ACTIVE_O = range(4)
 _LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
 """Largest activation code by bits: of one int8, and of 254 * c1 + c2 where two int8 make a code."""
 _NEVER = -1e30
@@ -66,17 +66,17 @@ class _Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class _Width:
+class _Precision:
     """Rows that read the same weights."""
 
     rows: Tensor | slice
-    widths: Precision
+    precision: Precision
 
 
 @dataclass(frozen=True)
-class _Prune:
-    """Rows that keep the same numbers of channels, one a layer: active_up, active_down, active_qkv and active_o of a
-    variant."""
+class _ActiveChannels:
+    """Rows that have the same numbers of active channels, one a layer: active_up, active_down, active_qkv and active_o
+    of a variant."""
 
     rows: Tensor | slice
     counts: tuple[tuple[int, ...], ...]
@@ -87,12 +87,12 @@ class Batch:
     """How the rows of a pass are run.
 
     Attributes:
-        widths, prunes: each covers all rows, so that a matrix is read once a width, whatever the prune levels.
+        precisions, channels: each covers all rows, so that a matrix is read once a precision, whatever the densities.
         pages: old pages that each row reads, int64 [B]; None where every row reads all.
     """
 
-    widths: Sequence[_Width]
-    prunes: Sequence[_Prune]
+    precisions: Sequence[_Precision]
+    channels: Sequence[_ActiveChannels]
     pages: Tensor | None
 
 
@@ -155,7 +155,7 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def step(self, tokens: Tensor, actions: Sequence[Action], past: Cache) -> tuple[Tensor, Tensor]:
-        """One decode step of every row, each under its own action; rows of one width run together.
+        """One decode step of every row, each under its own action; rows of the same bits run together.
 
         Args:
             tokens: int64 [B].
@@ -173,23 +173,23 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def logits(self, hidden: Tensor, action: Action) -> Tensor:
-        """The output matrix's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
+        """The LM head's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
         return self._head(hidden, self._batch([action], None))
 
     def _batch(self, actions: Sequence[Action], pages: Tensor | None) -> Batch:
         """The batch of one action per row, or of a single action for all rows."""
         device, weights = self.weights.vector("rope.cos").device, self.weights
-        widths = _alike([weights.widths(action) for action in actions], device)
-        prunes = _alike([weights.keep_counts(action) for action in actions], device)
+        precisions = _alike([weights.precision(action) for action in actions], device)
+        channels = _alike([weights.active_counts(action) for action in actions], device)
         return Batch(
-            [_Width(rows, own) for own, rows in widths],
-            [_Prune(rows, counts) for counts, rows in prunes],
+            [_Precision(rows, own) for own, rows in precisions],
+            [_ActiveChannels(rows, counts) for counts, rows in channels],
             pages,
         )
 
     def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
         """Old pages that each row reads, int64 [B]; None where every row reads all."""
-        if all(action.keep == 100 for action in actions):
+        if all(action.kv_density == 1.0 for action in actions):
             return None
         lengths = past.lengths.tolist()
         counts = [action.pages(length, self.page_size) for action, length in zip(actions, lengths, strict=True)]
@@ -222,18 +222,22 @@ class ReferenceModel(nn.Module):
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor:
         name = "embed" if self.decoder.tied else "head"
-        return _by_rows(batch.widths, x, lambda part, group: self._product(part, name, group.widths.head, "head.bias"))
+        return _by_rows(
+            batch.precisions,
+            x,
+            lambda part, group: self._product(part, name, group.precision.lm_head_bits, "head.bias"),
+        )
 
-    def _kept(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
-        """x [B, S, K] with the channels zeroed that each row prunes at the input of a matrix (_KEEP_IN …)."""
-        return _by_rows(batch.prunes, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
+    def _active(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
+        """x [B, S, K] with the channels zeroed that a row does not use at the input of a matrix (_ACTIVE_UP …)."""
+        return _by_rows(batch.channels, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
 
     def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
-        """x [B, S, K] times a matrix [N, K] at each row's width, plus its bias: [B, S, N]."""
+        """x [B, S, K] times a matrix [N, K] at each row's bits, plus its bias: [B, S, N]."""
         return _by_rows(
-            batch.widths,
+            batch.precisions,
             x,
-            lambda part, group: self._product(part, name, group.widths.of(name), f"{name}.bias"),
+            lambda part, group: self._product(part, name, group.precision.of(name), f"{name}.bias"),
         )
 
     def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:
@@ -243,18 +247,18 @@ class ReferenceModel(nn.Module):
 
     def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:
         name = f"layers.{layer}"
-        up = self._linear(self._kept(x, layer, _KEEP_IN, batch), f"{name}.up", batch)
+        up = self._linear(self._active(x, layer, _ACTIVE_UP, batch), f"{name}.up", batch)
         act = _ACTIVATIONS[self.decoder.activation]
         if self.decoder.gated:
             gate, up = up.chunk(2, dim=-1)
             middle = act(gate) * up
         else:
             middle = act(up)
-        return self._linear(self._kept(middle, layer, _KEEP_MID, batch), f"{name}.down", batch)
+        return self._linear(self._active(middle, layer, _ACTIVE_DOWN, batch), f"{name}.down", batch)
 
     def _attention(self, x: Tensor, layer: int, batch: Batch, past: Cache, slots: Slots) -> Tensor:
         d, name = self.decoder, f"layers.{layer}"
-        qkv = self._linear(self._kept(x, layer, _KEEP_QKV, batch), f"{name}.qkv", batch)
+        qkv = self._linear(self._active(x, layer, _ACTIVE_QKV, batch), f"{name}.qkv", batch)
         heads = torch.unflatten(qkv, -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
         q, k, v = torch.split(heads, [d.num_heads, d.num_kv_heads, d.num_kv_heads], dim=2)
         cos, sin = (self.weights.vector(f"rope.{part}")[slots.positions].unsqueeze(2) for part in ("cos", "sin"))
@@ -263,7 +267,7 @@ class ReferenceModel(nn.Module):
         pages = None if layer in self.dense_layers else batch.pages
         read = None if pages is None else self._read(q, past, layer, pages, slots)
         y = past.attend(layer, q, slots, read, d.softmax_scale).transpose(1, 2).flatten(2)
-        return self._linear(self._kept(y, layer, _KEEP_O, batch), f"{name}.o", batch)
+        return self._linear(self._active(y, layer, _ACTIVE_O, batch), f"{name}.o", batch)
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
         """Which tokens each query head of a step reads: bool [B, H, T].

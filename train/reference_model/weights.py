@@ -20,10 +20,12 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
-from sol_rt.export.sources.checkpoint import check_tensors, open_checkpoint
+from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
 from sol_rt.export.sources.checkpoint import vectors as checkpoint_vectors
-from sol_rt.export.sources.decoder import FAMILIES, Decoder, from_hf_config
+from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.export.sources.families import FAMILIES
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import tables
 
 # weight bits -> the bits of code8 that they read
@@ -118,8 +120,8 @@ class ModelWeights(nn.Module):
         decoder: description of the decoder.
         matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
         vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
-        variants: a bundle's variants by key; others keep what the exporter's rule says, the same in all layers, and
-            read the output matrix at their own width.
+        variants: a bundle's variants by key; others have active channels by the exporter's rule, the same in all
+            layers, and read the LM head at their own bits.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class ModelWeights(nn.Module):
         self._matrices = nn.ModuleDict({_key(name): matrix for name, matrix in matrices.items()})
         self._variants = dict(variants or {})
         attended = decoder.num_heads * decoder.head_dim
-        self._rule = {100: (decoder.hidden_size, decoder.intermediate_size, decoder.hidden_size, attended)}
+        self._rule = {1.0: (decoder.hidden_size, decoder.intermediate_size, decoder.hidden_size, attended)}
         self._names = frozenset(vectors)
         for name, vector in vectors.items():
             self.register_buffer(_key(name), vector.float(), persistent=False)
@@ -150,23 +152,23 @@ class ModelWeights(nn.Module):
     def vector_or_none(self, name: str) -> Tensor | None:
         return self.vector(name) if name in self._names else None
 
-    def keep_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
-        """Channels that the action keeps, one count a layer: active_up, active_down, active_qkv and active_o of a
+    def active_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
+        """Active channels of the action, one count a layer: active_up, active_down, active_qkv and active_o of a
         variant."""
         variant, d = self._variants.get(action.variant), self.decoder
         if variant is not None:
             return variant.active_up, variant.active_down, variant.active_qkv, variant.active_o
-        if action.prune not in self._rule:
+        if action.channel_density not in self._rule:
             # needs onnx, which the reference model of a bundle does without
-            from sol_rt.export.graphs.graph import LayerShapes, prune_counts
+            from sol_rt.export.graphs.graph import LayerShapes, active_counts
 
-            self._rule[action.prune] = prune_counts(action.prune, LayerShapes.of(d))
-        return tuple((count,) * d.num_layers for count in self._rule[action.prune])
+            self._rule[action.channel_density] = active_counts(action.channel_density, LayerShapes.of(d))
+        return tuple((count,) * d.num_layers for count in self._rule[action.channel_density])
 
-    def widths(self, action: Action) -> Precision:
-        """At which widths the action reads the matrices."""
+    def precision(self, action: Action) -> Precision:
+        """How many bits of the matrices the action reads."""
         variant = self._variants.get(action.variant)
-        return Precision(action.bits, action.bits) if variant is None else variant.widths
+        return Precision(action.bits, action.bits) if variant is None else variant.precision
 
     def state(self) -> dict[str, Tensor]:
         """Every stored tensor by name: vectors, and codes, scales and zero points of matrices."""
@@ -254,7 +256,7 @@ def read_checkpoint(
     Tests check the arithmetic and the bundle's file against these weights.
 
     Args:
-        path: what `sol_rt.export.sources.checkpoint.open_checkpoint` takes.
+        path: what `sol_rt.export.sources.open_checkpoint.open_checkpoint` takes.
         matrix: as in `from_tensors`; None: `quantized`.
         max_context: rows of the rope tables; None: the model's own context.
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, Reference
-from sol_rt.engine.engine import Engine, StepOutput
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.train.rollouts.observation import (
     RowDistribution,
     StepResult,

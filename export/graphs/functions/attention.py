@@ -1,10 +1,17 @@
-"""Function body of the operator `SparseAttention`: see bodies.py for what all bodies heed.
+"""The function body of `SparseAttention` (docs/bundle.md section 3); operators.py says what all bodies have to heed.
 
-Where every token is read, GroupQueryAttention does it all: it rotates, appends in place, and reads keys and values
-once, of the tokens that are there and not of the whole capacity. Where tokens are chosen for a single new one,
-gathered_attention.py takes its place. An int8 cache has neither: those bodies run on the CPU, and mask. Scores are
-those of the keys themselves, not of their codes, which would have to be made anew at each step: WebGPU has no operators
-that would store them, and their tensors pass through unread.
+For query head h and its KV head g = h / (H / Hk), over the tokens t that are read:
+
+    y[h] = sum over t of softmax_t(softmax_scale * q[h] . k[g, t]) v[g, t]
+
+The body has three forms: - Every token is read: GroupQueryAttention rotates q and k, appends k and v in place, and
+reads the cache once, up to the
+  last token and not to its capacity.
+- One new token reads chosen old ones: gathered_attention.py writes that form.
+- An int8 cache: neither form has operators for it. Its body masks the tokens that are not read, and runs on the CPU.
+
+Bodies choose tokens by the keys themselves, not by the key codes that the kernels use. WebGPU has no operators that
+would store codes, so the tensors of codes pass through unread.
 """
 
 from __future__ import annotations
@@ -18,26 +25,29 @@ from sol_rt.export.graphs.functions import gathered_attention
 from sol_rt.export.graphs.functions.attention_shape import NEVER, AttentionShape, rotated
 from sol_rt.export.graphs.nodes import END, NodeWriter
 
-_LOWEST_SCORE = 2.0**-100  # smaller scores of tokens count as 0
-_ALL = 1e9  # beyond every position
-_TINY = 1e-30  # instead of a step of zero
+_LOWEST_SCORE = 2.0**-100  # smaller scores count as 0
+_ALL = 1e9  # larger than every position
+_TINY = 1e-30  # replaces a step of 0 as a divisor
 _LARGEST_KV_CODE = 127.0
 _FUSED_ROTARY = 16
-"""GroupQueryAttention rotates multiples of so many channels."""
+"""GroupQueryAttention can rotate a multiple of this many channels."""
 
 
 def sparse_attention(
     shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16
 ) -> onnx.FunctionProto:
-    """`SparseAttention` with its attributes inlined, all but `gather_capacity`: layers of a graph share them.
+    """The body of `SparseAttention`. Its attributes are constants in it, except `gather_capacity`.
 
     A host that binds past and present to one buffer gets an append in place: GroupQueryAttention, ScatterElements and
-    ScatterND write outputs of the function itself, and no other node reads what `past_*` hold. An `int8` cache holds
-    codes and scales of keys and values, for which neither GroupQueryAttention nor WebGPU has operators: those bodies
-    run on the CPU. Of other caches `floats` is the type.
+    ScatterND write outputs of the function itself, and no other node reads `past_*`.
+
+    Args:
+        shape: the attributes, which all layers of a graph share.
+        int8: the cache holds int8 codes and scales of keys and values. Such a body runs on the CPU only.
+        floats: the type of any other cache.
     """
     writer = NodeWriter()
-    for part in ("key_codes", "key_range"):  # WebGPU passes uint8 through this, but not through Identity
+    for part in ("key_codes", "key_range"):  # WebGPU has no Identity for uint8, but its Reshape takes it
         writer.op("Reshape", f"past_{part}", writer.ints(0, 0, 0, -1), out=f"present_{part}")
     if int8:
         _int8_attention(writer, shape)
@@ -68,7 +78,7 @@ def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int) -> 
 
 
 def _dense(writer: NodeWriter, shape: AttentionShape) -> list[str]:
-    """y and the cache, every token attended."""
+    """Attention that reads every token: names of y and of the new keys and values."""
     op, name = writer.op, writer.name
     every, key, value = name("attended"), name("appended_key"), name("appended_value")
     rotates = shape.rotary_dim % _FUSED_ROTARY == 0
@@ -88,13 +98,13 @@ def _dense(writer: NodeWriter, shape: AttentionShape) -> list[str]:
 
 
 def _rounded(writer: NodeWriter) -> tuple[list[str], list[str]]:
-    """q, k and v in one and the tables, all rounded to the type of the cache, in which GroupQueryAttention rotates."""
+    """Inputs of a GroupQueryAttention that rotates: the joint q, k and v, and the tables, in the type of the cache."""
     qkv, cos, sin = (writer.op("CastLike", name, "past_key") for name in ("qkv", "cos", "sin"))
     return [qkv, "", ""], [cos, sin]
 
 
 def _rounded_after_rotation(writer: NodeWriter, shape: AttentionShape) -> tuple[list[str], list[str]]:
-    """q, k and v rotated in float32 and then rounded to the type of the cache, and no tables."""
+    """Inputs of a GroupQueryAttention that does not rotate: q, k and v in the cache's type, rotated in float32."""
     op, ints = writer.op, writer.ints
     heads, kv_heads = shape.num_heads, shape.kv_heads
     sizes = [count * shape.head_dim for count in (heads + kv_heads, kv_heads, heads)]
@@ -132,7 +142,7 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
     causal = op("LessOrEqual", op("Sub", token, const(1.0)), at)  # [rows, C]
 
     def chosen(inner: NodeWriter) -> str:
-        kept = _kept(inner, shape, logits, newest)  # of the only new token, or of nobody
+        kept = _kept(inner, shape, logits, newest)  # has a meaning only if there is one new token
         single = inner.op("LessOrEqual", inner.op("Sub", newest, past), inner.const(0.0))
         several = inner.op("Not", single)
         return inner.op("And", causal, inner.op("Or", kept, several))
@@ -145,10 +155,11 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
 
 
 def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -> str:
-    """Which tokens a single new token attends to, bool [1, Hk, 1, C].
+    """Which tokens a single new token reads, bool [1, Hk, 1, C]. The result has a meaning only if S = 1.
 
-    logits: float [1, Hk, group * S, C] of all its query heads, the softmax scale applied; only with S = 1 does the
-    result mean anything. newest: its position, float [1].
+    Args:
+        logits: scores of all query heads, with the softmax scale, float [1, Hk, group * S, C].
+        newest: the new token's position, float [1].
     """
     op, const, ints = writer.op, writer.const, writer.ints
     newest_page = op("Floor", op("Mul", newest, const(1 / PAGE_SIZE)))
@@ -163,19 +174,19 @@ def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -
     op("TopK", scores, pairs, out=[f"{order}_scores", order], axis=-1)
     kept = op("Mul", writer.count("kv_pages"), const(float(PAGE_SIZE * shape.kv_heads)))
     by_rank = op("Where", op("LessOrEqual", _count(writer, pairs), kept), const(_ALL), const(float(shape.sinks)))
-    # last 1-based position that a token is attended up to: any where kept, the sinks alone where not
+    # a token is read if its 1-based position is at most this limit: any for kept ones, that of the sinks for others
     limit = op("ScatterElements", scores, order, op("Unsqueeze", by_rank, ints(0)), axis=1)
     limit = op("Where", is_old, op("Reshape", limit, ints(1, shape.kv_heads, 1, -1)), const(_ALL))
     return op("LessOrEqual", token, op("Min", limit, op("Add", newest, const(1.0))))
 
 
 def _count(writer: NodeWriter, size: str) -> str:
-    """1, 2, … as float [size]; `size` is int64 [1]. CumSum of float32 is exact below 2**24."""
+    """1, 2, … `size` as float [size]; `size` is int64 [1]. CumSum in float32 is exact below 2**24."""
     return writer.op("CumSum", writer.op("Expand", writer.const(1.0), size), writer.const(0, np.int64))
 
 
 def _scatter_rows(writer: NodeWriter, index: str, kv_heads: int) -> str:
-    """Indices int64 [1, Hk, n, 3] of the rows (0, head, index) for `index` float [n]."""
+    """Indices of the rows (0, head, index) of a cache, int64 [1, Hk, n, 3], for `index` float [n]."""
     column = writer.op("Mul", writer.op("Unsqueeze", index, writer.ints(1)), writer.const([0.0, 0.0, 1.0]))
     heads = np.zeros((1, kv_heads, 1, 3))
     heads[0, :, 0, 1] = np.arange(kv_heads)
@@ -183,7 +194,7 @@ def _scatter_rows(writer: NodeWriter, index: str, kv_heads: int) -> str:
 
 
 def _codes(writer: NodeWriter, x: str) -> tuple[str, str]:
-    """Rows of x float [1, Hk, S, D] as int8 codes of the same shape and float16 scales [1, Hk, S]."""
+    """Quantizes rows of x float [1, Hk, S, D]: int8 codes of the same shape, and float16 scales [1, Hk, S]."""
     op, const = writer.op, writer.const
     largest = op("ReduceMax", op("Abs", x), writer.ints(3), keepdims=1)
     scale = op("Cast", op("Div", largest, const(_LARGEST_KV_CODE)), to=TensorProto.FLOAT16)
@@ -194,10 +205,10 @@ def _codes(writer: NodeWriter, x: str) -> tuple[str, str]:
 
 
 def _scale_row(writer: NodeWriter, scale: str) -> str:
-    """float16 [1, Hk, C] -> float [1, Hk, 1, C]."""
+    """Scales float16 [1, Hk, C] -> float [1, Hk, 1, C]."""
     return writer.op("Unsqueeze", writer.op("Cast", scale, to=TensorProto.FLOAT), writer.ints(2))
 
 
 def _transposed(writer: NodeWriter, x: str) -> str:
-    """[1, Hk, n, D] -> [1, Hk, D, n]."""
+    """x [1, Hk, n, D] -> [1, Hk, D, n]."""
     return writer.op("Transpose", x, perm=[0, 1, 3, 2])

@@ -1,4 +1,4 @@
-"""What both ways to write attention's function body share: sizes, and rotation by position."""
+"""The sizes of attention, and rotation by position, for every form of its function body."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sol_rt.export.graphs.nodes import NodeWriter
 from sol_rt.export.sources.decoder import MOST_KV_HEADS, Decoder
 
 NEVER = -1e30
-"""Score of a key that is not attended: finite, so that no NaN arises."""
+"""The score of a key that is not read. It is finite, so that a softmax over such scores gives no NaN."""
 _SORTED_AT_ONCE = MOST_KV_HEADS
-"""WebGPU's TopK sorts so many numbers in one dispatch, and more of them in dozens."""
+"""WebGPU's TopK sorts up to this many numbers in one dispatch, and more in dozens of them."""
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What the operator's attributes say, all but the page size, and the step in which caches grow, in tokens."""
+    """The attributes of `SparseAttention` except the page size, and the step by which caches grow, in tokens."""
 
     num_heads: int
     kv_heads: int
@@ -30,7 +30,7 @@ class AttentionShape:
 
     @classmethod
     def of(cls, decoder: Decoder, kv: KvLayout) -> AttentionShape:
-        """That of a decoder's layers."""
+        """The shape of a decoder's attention."""
         return cls(
             decoder.num_heads,
             decoder.num_kv_heads,
@@ -43,7 +43,7 @@ class AttentionShape:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Of the operator; bodies may gather all pairs."""
+        """The operator's attributes. With this `gather_capacity` a body can gather every pair."""
         return {
             "num_heads": self.num_heads,
             "kv_heads": self.kv_heads,
@@ -57,23 +57,24 @@ class AttentionShape:
 
     @property
     def group(self) -> int:
-        """Query heads that read one KV head."""
+        """The number of query heads that share one KV head."""
         return self.num_heads // self.kv_heads
 
     @property
     def row_tokens(self) -> int:
-        """Tokens in a row of pairs of KV head and token, which bodies sort together: docs/function-bodies.md."""
+        """The number of tokens whose pairs of KV head and token form a row, which bodies sort at once
+        (docs/function-bodies.md)."""
         fitting = [n for n in range(1, self.capacity_step + 1) if n * self.kv_heads <= _SORTED_AT_ONCE]
         return max(n for n in fitting if self.capacity_step % n == 0)
 
     @property
     def row_pairs(self) -> int:
-        """Pairs in a row."""
+        """The number of pairs in a row."""
         return self.row_tokens * self.kv_heads
 
 
 def rotated(writer: NodeWriter, x: str, heads: int, shape: AttentionShape) -> str:
-    """x float [1, heads, S, D] or [1, S, heads * D] at the positions from `past_length` on."""
+    """Rotates x float [1, heads, S, D] or [1, S, heads * D], whose first token is at position `past_length`."""
     return writer.op(
         "RotaryEmbedding",
         *(x, "past_length", "cos", "sin"),

@@ -1,12 +1,14 @@
-"""Attention of one new token to chosen old ones, for providers without kernels: it gathers what it attends to.
+"""Attention of one new token to chosen old tokens, for providers without kernels: it gathers the rows that it reads.
 
-All keys are read once, for the scores; the kept keys and all that is read of the values are gathered rows. Which they
-are is found without a sort of all pairs of KV head and token, which takes WebGPU a hundred dispatches: pairs are dealt
-out to rows that it sorts in one, and each row's best are kept: at the margin others than the best of all.
+It reads all keys once, to score them. Then it gathers the keys and values of the chosen pairs of KV head and token, and
+computes attention over these.
 
-How many are gathered of a row is the attribute `gather_capacity`, for WebGPU has to know sizes when it is told to
-compute, and the count `kv_pages` lies on the GPU. What depends on the position alone is the same in all layers, and is
-written so that ONNX Runtime sees it: from the length of the cache and constants.
+Sorting all pairs would take WebGPU a hundred dispatches. Instead the pairs are dealt to rows short enough to be sorted
+in one dispatch, and the best of each row are kept. At the margin these differ from the best of all.
+
+The attribute `gather_capacity` says how many pairs of a row are gathered: WebGPU has to know sizes on the host, and the
+count `kv_pages` lies on the GPU. Whatever depends on the position alone is the same in all layers; it is computed from
+constants and the length of the cache, so that ONNX Runtime can share it.
 """
 
 from __future__ import annotations
@@ -21,22 +23,22 @@ from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention_shape import NEVER, AttentionShape, rotated
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 
-_NOBODY = -1.0  # KV head of a pair that is not attended
-_ALL = 1e9  # more than all pairs
+_NOBODY = -1.0  # stands for the KV head of a pair that is not read
+_ALL = 1e9  # larger than the number of all pairs
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Names of tensors on pairs of KV head h and token t, dealt to rows: with R rows in use, t goes to row t mod R.
+    """Names of tensors that describe the pairs of KV head h and token t. With R rows in use, t goes to row t mod R.
 
     Attributes:
-        place: float [C / row_tokens, pairs of a row], h C + t; rows that are not in use hold places of others.
-        index: the same in int64.
-        head: float of the same shape, h of an old token that is no sink; _NOBODY else, and in rows that are not in use.
-        young: bool [C], of each token whether it is not old.
-        position, old, capacity: float [1], where the new token goes, how many are old, and C.
-        rows: float [1], R: enough for the old tokens, and at least capacity_step / row_tokens.
-        row: float [C / row_tokens, 1], the row's number.
+        place: h C + t, float [C / row_tokens, pairs of a row]. Rows not in use hold places of other rows.
+        index: the same as int64.
+        head: h if the token is old and no sink, else _NOBODY, as in rows not in use. Float, shaped as `place`.
+        young: whether a token is not old, bool [C].
+        position, old, capacity: the new token's position, the number of old tokens, and C; float [1] each.
+        rows: R, float [1]: enough for the old tokens, and at least capacity_step / row_tokens.
+        row: the row's number, float [C / row_tokens, 1].
     """
 
     place: str
@@ -51,9 +53,10 @@ class _Pairs:
 
 
 def write(writer: NodeWriter, shape: AttentionShape) -> list[str]:
-    """Names of y float [1, 1, H D] and of the cache with the new token in it, keys and values [1, Hk, C, D].
+    """Writes the nodes, which read the operator's inputs; `qkv` holds one token, and C is a multiple of
+    `capacity_step`.
 
-    The nodes read the operator's inputs; `qkv` holds one token. C has to be a multiple of `capacity_step`.
+    Returns the names of y, float [1, 1, H D], and of the keys and values with the new token, [1, Hk, C, D] each.
     """
     op, ints = writer.op, writer.ints
     heads, kv_heads, group, size = shape.num_heads, shape.kv_heads, shape.group, shape.head_dim
@@ -81,7 +84,7 @@ def write(writer: NodeWriter, shape: AttentionShape) -> list[str]:
 
 
 def _appended(writer: NodeWriter, shape: AttentionShape, new: str, past: str) -> str:
-    """The cache with a row in it: in place where a host binds one buffer to both."""
+    """The cache with the new token's row in it. Happens in place if the host binds past and present to one buffer."""
     op, size = writer.op, [1, shape.kv_heads, 1, shape.head_dim]
     row = op("CastLike", op("Reshape", new, writer.ints(*size)), past)
     at = op("Expand", op("Reshape", "past_length", writer.ints(1, 1, 1, 1)), writer.ints(*size))
@@ -113,12 +116,13 @@ def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
 
 
 def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs: _Pairs) -> str:
-    """The shares of the old tokens, added up over a group's heads, float as `pairs.place`; 0 for others.
+    """The score of every pair: the softmax shares that a group's query heads give the token, added up.
 
-    q: float [1, Hk, group, D], scaled.
+    `q` is float [1, Hk, group, D], with the softmax scale. Returns float, shaped as `pairs.place`; 0 for tokens that
+    are not old.
     """
     op, ints = writer.op, writer.ints
-    # keys first: the other way round they would have to be transposed
+    # keys come first in the product; otherwise the whole cache would have to be transposed
     q = op("CastLike", op("Transpose", q, perm=[0, 1, 3, 2]), keys)
     logits = op("Transpose", op("MatMul", keys, q), perm=[0, 1, 3, 2])
     logits = op("Cast", logits, to=TensorProto.FLOAT)  # [1, Hk, group, C]
@@ -128,17 +132,17 @@ def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs:
 
 
 def _kept(writer: NodeWriter, shape: AttentionShape, scores: str, pairs: _Pairs) -> tuple[str, str]:
-    """Places and KV heads of the best pairs of every row, float [C / row_tokens * room] each; a head is _NOBODY where
-    it does not attend.
+    """Places and KV heads of the best pairs of every row, float [C / row_tokens * gather_capacity] each.
 
-    Ranks are shared out among the rows in use one by one, so that the kept ones are as many as `kv_pages` tells.
+    The head of a pair that is not read is _NOBODY. Every row in use gives its best pair, then every row its second, and
+    so on, until there are as many as `kv_pages` says.
     """
     op, const, ints = writer.op, writer.const, writer.ints
-    room = op("Reshape", op("Constant", value_int=Ref(GATHER_CAPACITY)), ints(1))
+    gathered = op("Reshape", op("Constant", value_int=Ref(GATHER_CAPACITY)), ints(1))
     order = writer.name("order")
-    op("TopK", scores, room, out=[f"{order}_scores", order], axis=-1)
+    op("TopK", scores, gathered, out=[f"{order}_scores", order], axis=-1)
     place, head = (op("GatherElements", table, order, axis=1) for table in (pairs.place, pairs.head))
-    rank = op("Sub", op("CumSum", op("Expand", const(1.0), room), const(0, np.int64)), const(1.0))  # in a row
+    rank = op("Sub", op("CumSum", op("Expand", const(1.0), gathered), const(0, np.int64)), const(1.0))  # in a row
     rank = op("Add", op("Mul", rank, pairs.rows), pairs.row)
     most = op("Mul", pairs.old, const(float(shape.kv_heads)))
     kept = op("Mul", writer.count("kv_pages"), const(float(PAGE_SIZE * shape.kv_heads)))
@@ -148,14 +152,14 @@ def _kept(writer: NodeWriter, shape: AttentionShape, scores: str, pairs: _Pairs)
 
 
 def _always(writer: NodeWriter, shape: AttentionShape, pairs: _Pairs) -> tuple[str, str]:
-    """As of `_kept`, the sinks and the tokens of the newest page."""
+    """Places and KV heads of the pairs that are always read, those of the sinks and of the newest page."""
     op, const, ints = writer.op, writer.const, writer.ints
     sinks = np.arange(shape.sinks + PAGE_SIZE) < shape.sinks
     token = op("Concat", const(np.arange(shape.sinks)), op("Add", pairs.old, const(np.arange(PAGE_SIZE))), axis=0)
-    # the last one of each that is attended: an old one of the sinks, any up to the new one of the newest page
+    # sinks are read up to the last old token, tokens of the newest page up to the new one
     before = op("Sub", op("Sub", pairs.old, const(1.0)), pairs.position)
     last = op("Add", pairs.position, op("Mul", const(sinks), before))
-    attended = op("LessOrEqual", token, last)  # places beyond the cache there are none: it is whole pages
+    attended = op("LessOrEqual", token, last)  # the cache holds whole pages, so no place is beyond it
     head = const(np.arange(shape.kv_heads)[:, None])
     place = op("Add", op("Mul", head, pairs.capacity), token)
     head = op("Where", attended, head, const(_NOBODY))

@@ -1,14 +1,19 @@
-"""Function bodies of the operators of domain `sol`: the semantics of docs/bundle.md section 3 in standard ops.
+"""The function bodies of the operators of domain `sol`, in standard operators. docs/bundle.md section 3 defines them.
 
-ONNX Runtime inlines a body where no native kernel is registered. Every op used has a CPU and a WebGPU kernel, and no
-shape arithmetic on int64 is left after constant folding: WebGPU would hand it to the CPU, which a strict session
-refuses. Hence positions come from CumSum in float32 (exact below 2**24) and masks from comparisons of floats.
+ONNX Runtime inlines a body if no native kernel is registered. Rules for all bodies:
+- Every operator used has a CPU and a WebGPU kernel.
+- No shape arithmetic on int64 is left after constant folding: WebGPU would hand it to the CPU, which a strict session
+  refuses. So positions come from CumSum in float32, which is exact below 2**24, and masks from comparisons of floats.
+- Whatever depends on weights alone folds to constants when a session is made. A step then runs MatMulNBits on the
+stored
+  planes.
 
-Everything that depends on weights alone folds to constants when a session is made, so a step runs MatMulNBits on the
-stored planes. Activations are rounded beforehand, to the int8 steps of levels 4 and 6: a MatMulNBits that rounds them
-itself finds nothing to round, one that does not gives the same result. The 16 bits of level 8 go in as two parts of 8,
-as twice the rows. (WebGPU at accuracy level 4 rounds once more, in blocks of 128, where K is a multiple of that: half a
-percent of a product, at level 8 as well.)
+A product at a level is a sum over its planes. With x [rows, K], block-wise steps s and zero points z (section 2 there):
+
+    level 4:  y = x . (q - 8) s + offset
+    level 6:  y = level 4 + x . (b - 2) s / 4
+    level 8:  y = level 4 + x . (b - 2) s / 4 + x . c s / 16
+    offset  = sum over blocks of (sum of x over the block) s (128 - z [+ 1.5 at level 6]) / 16
 """
 
 from __future__ import annotations
@@ -24,25 +29,25 @@ from sol_rt.bundle.config import BLOCK
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 
 _CODES, _FLOATS = 4, 1
-"""Accuracy levels of MatMulNBits: activations of 8 bits, as the kernels have them, or float32. The float paths of the
-CPU provider are 10 to 100 times slower at 2 bits, at 4 bits they are not."""
-_ALL = 1e9  # beyond every count of channels
+"""Accuracy levels of MatMulNBits: activations of 8 bits, as in the kernels, or float32. For weights of 2 bits the CPU
+provider's float paths are 10 to 100 times slower; for 4 bits they are not."""
+_ALL = 1e9  # larger than every count of channels
 
 _CENTRE = 128.0
-"""z at which the base's zero point inside MatMulNBits, 8, already gives the whole offset, at levels 4 and 8."""
+"""The z for which MatMulNBits' own zero point of the base plane, 8, gives the whole offset of levels 4 and 8."""
 _LEFT_AT_6 = 1.5 / 16
-"""What the first plane's zero point, 2, leaves of it at level 6, in steps."""
+"""The rest of level 6's offset beside plane 1's zero point, 2, in steps."""
 _SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
-"""Middle of the codes that the planes of a level add."""
+"""Constant offset of each level, in sixteenths of a step."""
 
 
 def planes(bits: int) -> int:
-    """Residual planes that a level reads."""
+    """The number of residual planes that a level reads."""
     return (bits - 4) // 2
 
 
 def nested_matmul(bits: int) -> onnx.FunctionProto:
-    """`NestedMatMul` at one width; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
+    """`NestedMatMul` at one number of bits; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
     weights = ["base", "scale", "zero", *names]
@@ -51,25 +56,25 @@ def nested_matmul(bits: int) -> onnx.FunctionProto:
 
 
 def pruned_matmul(bits: int) -> onnx.FunctionProto:
-    """`PrunedMatMul` at one width; K and N stay attributes of the node. x: float [1, rows, K]."""
+    """`PrunedMatMul` at one number of bits; K and N stay attributes of the node. x: float [1, rows, K]."""
     writer = NodeWriter()
     weights = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(planes(bits)))]
-    x = _largest(writer, "x", "keep")
+    x = _largest(writer, "x", "active")
     _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, out="y")
-    return writer.function("PrunedMatMul", ["x", "keep", *weights], ["y"], ["K", "N", "bits"])
+    return writer.function("PrunedMatMul", ["x", "active", *weights], ["y"], ["K", "N", "bits"])
 
 
 def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
-    """`NestedGather` of rows of `k` channels at one width."""
+    """`NestedGather` of rows of `k` channels at one number of bits."""
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
 
     def rows(tensor: str, to: int) -> str:
         return writer.op("Cast", writer.op("Gather", tensor, "ids", axis=1), to=to)  # [KB, 1, S] and [KB, 1, S, bytes]
 
-    def codes(tensor: str, width: int) -> str:
-        per_byte = 8 // width
-        table = np.arange(256)[:, None] >> (width * np.arange(per_byte)) & (2**width - 1)
+    def codes(tensor: str, size: int) -> str:
+        per_byte = 8 // size
+        table = np.arange(256)[:, None] >> (size * np.arange(per_byte)) & (2**size - 1)
         values = writer.op("Gather", writer.const(table), rows(tensor, TensorProto.INT32), axis=0)
         return writer.op("Reshape", values, writer.ints(0, 0, 0, BLOCK))
 
@@ -86,7 +91,7 @@ def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
 
 
 def in_turn(up: Sequence[str], down: Sequence[str]) -> list[str]:
-    """Residual planes of the two matrices of an MLP in the order of its inputs: by planes, then matrices."""
+    """The residual planes of an MLP's two matrices in the order of its inputs: by plane, then by matrix."""
     return [name for pair in zip_longest(up, down) for name in pair if name is not None]
 
 
@@ -103,18 +108,18 @@ def pruned_mlp(
 ) -> onnx.FunctionProto:
     """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden].
 
-    The matrices have the widths `up_bits` and `down_bits`, by default `bits`.
+    The matrices are read at `up_bits` and `down_bits` bits, by default `bits`.
     """
     writer = NodeWriter()
-    widths = {"up": up_bits or bits, "down": down_bits or bits}
+    matrix_bits = {"up": up_bits or bits, "down": down_bits or bits}
     up, down = (
-        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(width))))]
-        for side, width in widths.items()
+        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(own))))]
+        for side, own in matrix_bits.items()
     )
     up_size = intermediate * (2 if gated else 1)
 
     x = _largest(writer, "x", "active_up")
-    u = _nested_product(writer, x, up, widths["up"], hidden, up_size, channel_major=True)
+    u = _nested_product(writer, x, up, matrix_bits["up"], hidden, up_size, channel_major=True)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
     if gated:
@@ -124,7 +129,7 @@ def pruned_mlp(
         h = _activation(writer, u, activation)
     h = _largest(writer, h, "active_down")
     out = None if has_bias else "y"
-    y = _nested_product(writer, h, down, widths["down"], intermediate, hidden, channel_major=True, out=out)
+    y = _nested_product(writer, h, down, matrix_bits["down"], intermediate, hidden, channel_major=True, out=out)
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
@@ -147,18 +152,18 @@ def _nested_product(
     channel_major: bool,
     out: str | None = None,
 ) -> str:
-    """x W at a level, [1, rows, N] or [rows, N] as x is; W is base, scale, zero and the level's planes.
+    """Writes x W at a level, by the formula of this module; W is base, scale, zero and the level's planes.
 
-    One product a plane, and block sums of x times what the planes' own zero points leave of the offset. Scales and
-    offsets are the same values at every level: a host that shares them holds them once.
+    x and the result are [1, rows, ·] or [rows, ·]. Scales and offsets have the same values at every level, so a host
+    that shares them holds them once.
     """
     base, scale, zero, *residual = weights
     op, const = writer.op, writer.const
     steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
     block_scale = op("Transpose", steps, perm=[1, 0])
 
-    def product(codes: str, width: int, accuracy: int, *zero_points: str) -> str:
-        """x times a block-major plane, which MatMulNBits wants outputs first."""
+    def product(codes: str, size: int, accuracy: int, *zero_points: str) -> str:
+        """x times a block-major plane. MatMulNBits takes it with the outputs as its first axis."""
         return op(
             "MatMulNBits",
             x,
@@ -168,18 +173,18 @@ def _nested_product(
             domain="com.microsoft",
             K=k,
             N=n,
-            bits=width,
+            bits=size,
             block_size=BLOCK,
             accuracy_level=accuracy,
         )
 
-    if channel_major:  # the pattern that ONNX Runtime fuses to MatMulNBits, transposing the weights once
+    if channel_major:  # ONNX Runtime fuses this pattern to MatMulNBits, with the weights transposed once
         eight = op("Expand", const(8, np.uint8), op("Shape", scale))
         eight = op("Cast", eight, to=TensorProto.UINT4)
         y = op("MatMul", x, op("DequantizeLinear", base, steps, eight, axis=0, block_size=BLOCK))
     else:
         y = product(base, 4, _FLOATS if bits == 8 else _CODES)
-    # 4 * 2 + 0 are the 8 in the middle of the codes that the planes of level 8 add
+    # with zero points 2 of plane 1 and 0 of plane 2, the offset of level 8 is 4 * 2 + 0 = 8
     zero_points = [(), (_no_zero_points(writer, scale),)] if bits == 8 else [()]
     for index, plane in enumerate(residual):
         part = product(plane, 2, _CODES, *zero_points[index])
@@ -196,32 +201,32 @@ def _nested_product(
 
 
 def _no_zero_points(writer: NodeWriter, scale: str) -> str:
-    """Zero points of 2 bits that are all 0, uint8 [N, KB / 4], for a scale [KB, N]."""
+    """2-bit zero points that are all 0, uint8 [N, KB / 4], for a scale [KB, N]."""
     op, const = writer.op, writer.const
     blocks, outputs = op("Shape", scale, end=1), op("Shape", scale, start=1)
     size = op("Div", op("Add", blocks, writer.ints(3)), writer.ints(4))
     return op("Expand", const(0, np.uint8), op("Concat", outputs, size, axis=0))
 
 
-def _largest(writer: NodeWriter, x: str, keep: str) -> str:
-    """x with all but the values of largest magnitude of its last axis zero; TopK orders ties by index.
+def _largest(writer: NodeWriter, x: str, active: str) -> str:
+    """x with all but the values of largest magnitude along its last axis set to 0. Of equal values the first ones stay.
 
-    `keep` int64 says how many stay; where it is empty or 0 all do. All are sorted, so that the count may lie on the
-    GPU, where TopK cannot read it.
+    `active`, int64, says how many stay; all do if it is empty or 0. TopK sorts all values, since it could not read a
+    count that lies on the GPU.
     """
 
     def pruned(inner: NodeWriter) -> str:
         op, order = inner.op, inner.name("order")
         channels = op("Shape", x, start=-1)
         op("TopK", op("Abs", x), channels, out=[f"{order}_values", order], axis=-1)
-        count = inner.count(keep)
+        count = inner.count(active)
         count = op("Where", op("LessOrEqual", count, inner.const(0.0)), inner.const(_ALL), count)
         rank = op("CumSum", op("Expand", inner.const(1.0), channels), inner.const(0, np.int64))
         stays = op("Where", op("LessOrEqual", rank, count), inner.const(1.0), inner.const(0.0))
         stays = op("Expand", stays, op("Shape", f"{order}_values"))
         return op("Mul", x, op("ScatterElements", x, order, stays, axis=-1))
 
-    return writer.where_any(keep, pruned, lambda inner: inner.op("Identity", x))
+    return writer.where_any(active, pruned, lambda inner: inner.op("Identity", x))
 
 
 def _activation(writer: NodeWriter, x: str, name: str) -> str:

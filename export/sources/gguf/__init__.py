@@ -1,4 +1,4 @@
-"""Reading a GGUF file: metadata as a config, tensors, 4-bit codes, tokenizer.
+"""Reads a GGUF file: its metadata as a config, its tensors, its 4-bit codes, its tokenizer.
 
-May import: what sol_rt.export.sources may, and its modules beside this folder.
+May import: the modules of sol_rt.export.sources, and what these may import.
 """

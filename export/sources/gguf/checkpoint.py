@@ -1,4 +1,7 @@
-"""GGUF files as checkpoints: tensors dequantized row by row, under Hugging Face's names and in its row order."""
+"""Reads GGUF files as checkpoints.
+
+Tensors get Hugging Face's names and row order, and are dequantized by rows as they are read.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from gguf import GGMLQuantizationType
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize.source_codes import SourceCodes
-from sol_rt.export.sources.decoder import Family, TensorNames, family_of_gguf
+from sol_rt.export.sources.checkpoint import FloatArray
+from sol_rt.export.sources.decoder import family_of_gguf
+from sol_rt.export.sources.families import Family, GgufForm, TensorNames
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
 from sol_rt.export.sources.gguf.config import hf_config
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
@@ -25,12 +30,12 @@ if TYPE_CHECKING:
 
 _READABLE = "floats of 32 or 16 bits, or one of the types Q2_K to Q8_0, IQ1 to IQ4, TQ and MXFP4"
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
-_TIED_SAMPLE = 256  # rows compared to see whether two quantizations hold the same matrix
+_TIED_SAMPLE = 256  # rows compared to find out whether two quantized tensors hold the same matrix
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a tensor's rows are: rows first … first + shape[0] - 1 of a GGUF tensor, or those rows in `order`."""
+    """Where a tensor's rows are: shape[0] rows of a GGUF tensor from `first` on, permuted by `order` if it is given."""
 
     tensor: Any
     first: int
@@ -38,7 +43,7 @@ class _Source:
     order: npt.NDArray[np.int64] | None = None
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start … stop - 1 as the file has them: numbers of 16 bits or more, or bytes [n, bytes a row]."""
+        """Rows start … stop - 1 as the file stores them: numbers of 16 bits or more, or uint8 [n, bytes per row]."""
         data: npt.NDArray[Any] = self.tensor.data
         if self.order is not None:
             return data[self.first + self.order[start:stop]]
@@ -46,9 +51,9 @@ class _Source:
 
 
 class GgufCheckpoint:
-    """A `.gguf` file, mapped.
+    """A memory-mapped `.gguf` file.
 
-    Raises CheckpointError where it is damaged, of an unknown architecture, or has tensors of a type that can't be read.
+    Raises CheckpointError if the file is damaged, its architecture unknown, or a tensor's type unreadable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +61,7 @@ class GgufCheckpoint:
         try:
             reader = gguf.GGUFReader(str(path))
             self._metadata = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:  # the reader meets damage with index, value and Unicode errors of its own
+        except Exception as error:  # the reader raises many types for a damaged file
             reason = " ".join(str(error).split())[:160]
             unknown = re.search(rf"(\d+)\W* is not a valid {GGMLQuantizationType.__name__}", reason)
             if unknown:
@@ -66,10 +71,10 @@ class GgufCheckpoint:
                 ) from error
             raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        family = family_of_gguf(str(self._metadata.get("general.architecture")))
-        if f"{family.gguf_names.embed}.weight" not in self._tensors:
-            raise CheckpointError(f"{path}: tensor {family.gguf_names.embed}.weight is missing; fetch the file again")
-        tied = self._is_tied(family.gguf_names)
+        family, form = family_of_gguf(str(self._metadata.get("general.architecture")))
+        if f"{form.names.embed}.weight" not in self._tensors:
+            raise CheckpointError(f"{path}: tensor {form.names.embed}.weight is missing; fetch the file again")
+        tied = self._is_tied(form.names)
         factors = {
             name: [float(value) for value in self._tensors[f"{name}.weight"].data]
             for name in _ROPE_FACTORS
@@ -77,9 +82,9 @@ class GgufCheckpoint:
         }
         self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
         self.license = str(self._metadata.get("general.license", ""))
-        self._sources = self._locate(family, tied)
+        self._sources = self._locate(family, form, tied)
         for source in self._sources.values():
-            self._dequantized(source.tensor.data[:1], source.tensor)  # a type that can't be read is named at once
+            self._dequantized(source.tensor.data[:1], source.tensor)  # an unreadable type fails here, at once
 
     def names(self) -> Collection[str]:
         return self._sources.keys()
@@ -107,15 +112,18 @@ class GgufCheckpoint:
                 f"{self.path}: tensor {tensor.name}: got type {tensor.tensor_type.name}, expected {_READABLE}; "
                 "take another file of the model"
             ) from error
-        return np.require(values, np.float32, "W")  # float32 tensors come as views of the read-only mapping
+        return np.require(values, np.float32, "W")  # float32 tensors are views of the read-only mapping
 
     def _biases(self) -> list[str]:
-        """Projections of the first layer that have a bias: `attn_q`, `ffn_down` …"""
+        """The projections of the first layer that have a bias: `attn_q`, `ffn_down` …"""
         named = (re.fullmatch(r"blk\.0\.(\w+)\.bias", name) for name in self._tensors)
         return [match[1] for match in named if match and not match[1].endswith("_norm")]
 
     def _is_tied(self, names: TensorNames) -> bool:
-        """No output matrix, or one that is the embedding in another quantization, as some converters write it."""
+        """Whether the LM head is the embedding: it is absent, or the same matrix in another quantization.
+
+        Some converters write such a second copy.
+        """
         embed, head = self._tensors[f"{names.embed}.weight"], self._tensors.get(f"{names.head}.weight")
         if head is None:
             return True
@@ -126,8 +134,8 @@ class GgufCheckpoint:
         scale = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
         return scale > 0 and float(one @ other) / scale > 0.98
 
-    def _locate(self, family: Family, tied: bool) -> dict[str, _Source]:
-        hf, own = family.names, family.gguf_names
+    def _locate(self, family: Family, form: GgufForm, tied: bool) -> dict[str, _Source]:
+        hf, own = family.names, form.names
         found: dict[str, _Source] = {}
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
 
@@ -158,11 +166,11 @@ class GgufCheckpoint:
                 continue
             for hf_module, module in zip(hf.qkv, own.qkv, strict=True):
                 part = module[-1]
-                add(hf_module.format(i=i), module.format(i=i), part if family.gguf_permuted and part in heads else "")
+                add(hf_module.format(i=i), module.format(i=i), part if form.interleaves_qk and part in heads else "")
         return found
 
     def _split(self, packed: str, modules: tuple[str, ...]) -> dict[str, _Source]:
-        """q, k and v out of a joint matrix."""
+        """The tensors of q, k and v within a joint matrix."""
         heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         found = {}
         for kind in ("weight", "bias"):
@@ -182,5 +190,5 @@ class GgufCheckpoint:
 
 
 def _interleaved(rows: int, heads: int) -> npt.NDArray[np.int64]:
-    """Row in the file of every row of a rotated projection: llama.cpp interleaves the two halves of each head."""
+    """For each row of a q or k projection, its row in the file: llama.cpp interleaves the two halves of each head."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()

@@ -1,4 +1,4 @@
-"""GGUF metadata as the HF `config.json` of the same model."""
+"""Translates GGUF metadata into the Hugging Face `config.json` of the same model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from sol_rt.export.sources.decoder import LARGEST_SIZE, MOST_LAYERS, family_of_g
 def hf_config(
     metadata: Mapping[str, Any], tied: bool, rope_factors: Mapping[str, list[float]], biases: Collection[str]
 ) -> dict[str, Any]:
-    """Translates metadata.
+    """The `config.json` that GGUF metadata describes.
 
     Args:
         metadata: GGUF key -> value.
-        tied: the output projection is the embedding.
-        rope_factors: values of the tensors `rope_freqs`, `rope_factors_short`, `rope_factors_long` that the file has.
-        biases: those of the first layer's projections, such as `attn_q`, that the file has.
+        tied: the LM head is the embedding matrix.
+        rope_factors: the values of the tensors `rope_freqs`, `rope_factors_short` and `rope_factors_long` that the file
+            has.
+        biases: projections of the first layer, such as `attn_q`, that have a bias.
 
     Raises:
-        CheckpointError: unknown architecture, or a key is missing or not a number.
+        CheckpointError: the architecture is unknown, or a key is missing or not a number.
     """
-    family = family_of_gguf(str(metadata.get("general.architecture")))
-    keys = _Keys(metadata, family.gguf)
+    family, form = family_of_gguf(str(metadata.get("general.architecture")))
+    keys = _Keys(metadata, form.architecture)
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
     context = keys.integer("context_length")
@@ -47,13 +48,14 @@ def hf_config(
     }
     if head_dim != hidden // heads:
         config["head_dim"] = head_dim
-    if family.model_type == "llama":  # no key tells, the tensors do
-        config["attention_bias"] = any(name.startswith("attn_") for name in biases)
-        config["mlp_bias"] = any(name.startswith("ffn_") for name in biases)
-    if family.model_type == "phi3" and keys.has("attention.sliding_window"):
-        config["sliding_window"] = keys.integer("attention.sliding_window")
-    if family.model_type == "phi3":
-        config["original_max_position_embeddings"] = keys.integer("rope.scaling.original_context_length", context)
+    # no metadata key tells of biases, the tensors do
+    for rule, projections in ((family.qkv_bias, "attn_"), (family.output_bias, "attn_"), (family.mlp_bias, "ffn_")):
+        if isinstance(rule, str):
+            config[rule] = any(name.startswith(projections) for name in biases)
+    for key, candidates in form.config_keys.items():
+        found = next((candidate for candidate in candidates if keys.has(candidate)), None)
+        if found is not None:
+            config[key] = keys.integer(found)
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
     config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
@@ -79,7 +81,7 @@ def _rope(keys: _Keys, head_dim: int, context: int, factors: Mapping[str, list[f
         }
         if keys.has("rope.scaling.attn_factor"):
             parameters["attention_factor"] = keys.number("rope.scaling.attn_factor")
-    elif "rope_freqs" in factors:  # a scaling that the converter evaluated: one divisor a frequency
+    elif "rope_freqs" in factors:  # the converter evaluated a scaling: one divisor for each frequency
         parameters |= {
             "rope_type": "longrope",
             "short_factor": factors["rope_freqs"],
@@ -98,7 +100,7 @@ def _rope(keys: _Keys, head_dim: int, context: int, factors: Mapping[str, list[f
 
 
 class _Keys:
-    """Metadata of one architecture, checked."""
+    """Reads metadata keys of one architecture and checks their values."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
         self._metadata, self._architecture = metadata, architecture
@@ -133,5 +135,5 @@ class _Keys:
 
 
 def _shortest(value: float) -> float:
-    """A float32 as people write it: 9.999999747378752e-06 -> 1e-05."""
+    """A float32 value with the digits that a person would write: 9.999999747378752e-06 -> 1e-05."""
     return float(f"{value:.7g}")

@@ -1,4 +1,12 @@
-"""GGUF's 4-bit block types as codes: Q4_0, Q4_1 and Q4_K, whose blocks share the bundle's 32 input channels."""
+"""Reads the 4-bit codes of GGUF's types Q4_0, Q4_1 and Q4_K, whose blocks have 32 input channels as the bundle's have.
+
+    Q4_0:  W = d q - 8 d            d float16 for each block of 32
+    Q4_1:  W = d q + m              d and m float16 for each block of 32
+    Q4_K:  W = d sc q - dmin m      d and dmin float16 for 256 channels; sc and m of 6 bits for each 32 of them
+
+Layouts are those of ggml-common.h in llama.cpp: half of a run of channels in the low nibbles, the rest in the high
+ones.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +21,6 @@ from sol_rt.bundle.config import BLOCK
 from sol_rt.export.quantize.nested import ByteArray, FloatArray
 from sol_rt.export.quantize.source_codes import SourceCodes, source_codes
 
-# Layouts: ggml-common.h of llama.cpp. All have half of a run of channels in the low nibbles, the rest in the high ones.
-
 
 def _q4_0(rows: ByteArray) -> SourceCodes:
     blocks = _blocks(rows, GGMLQuantizationType.Q4_0)
@@ -28,7 +34,6 @@ def _q4_1(rows: ByteArray) -> SourceCodes:
 
 
 def _q4_k(rows: ByteArray) -> SourceCodes:
-    # 256 channels in 8 sub-blocks: W = d sc q - dmin m, with sc and m of 6 bits
     blocks = _blocks(rows, GGMLQuantizationType.Q4_K)
     d, dmin = _float16(blocks[..., :2]), _float16(blocks[..., 2:4])
     sc, m = Q4_K.get_scale_min(np.ascontiguousarray(blocks[..., 4:16]).reshape(-1, 12))
@@ -43,7 +48,7 @@ FOUR_BIT: Mapping[GGMLQuantizationType, Callable[[ByteArray], SourceCodes]] = {
     GGMLQuantizationType.Q4_1: _q4_1,
     GGMLQuantizationType.Q4_K: _q4_k,
 }
-"""What reads rows of a type, bytes [n, bytes a row]."""
+"""GGUF type -> function that reads its rows, uint8 [n, bytes per row]."""
 
 
 def _blocks(rows: ByteArray, kind: GGMLQuantizationType) -> ByteArray:
@@ -51,11 +56,11 @@ def _blocks(rows: ByteArray, kind: GGMLQuantizationType) -> ByteArray:
 
 
 def _float16(stored: ByteArray) -> FloatArray:
-    """Little-endian float16 numbers, bytes [..., 2] -> float32 [...]."""
+    """Little-endian float16 numbers in uint8 [..., 2] -> float32 [...]."""
     return np.ascontiguousarray(stored).view("<f2")[..., 0].astype(np.float32)
 
 
 def _nibbles(stored: ByteArray, run: int) -> npt.NDArray[np.uint8]:
-    """Codes of runs of channels, the first half in low nibbles: bytes [n, blocks, m] -> uint8 [n, K / 32, 32]."""
+    """Unpacks codes: uint8 [n, blocks, m] -> uint8 [n, K / 32, 32]. `run` channels share `run` / 2 bytes."""
     runs = stored.reshape(len(stored), -1, 1, run // 2)
     return np.concatenate([runs & 15, runs >> 4], axis=2).reshape(len(stored), -1, BLOCK)

@@ -1,18 +1,20 @@
-"""The tokenizer of a GGUF file as `tokenizer.json`, by the `tokenizers` library alone."""
+"""Rebuilds the tokenizer of a GGUF file as `tokenizer.json`, with the `tokenizers` library."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sol_rt.errors import CheckpointError
+from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.tokenizer_files import TOKENIZER, write_generation, write_settings
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's token types
-_SPACE = "▁"  # as SentencePiece writes it
+_SPACE = "▁"  # SentencePiece's character for a space
 
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,18 +35,32 @@ def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "default": _gpt2,
-    "gpt-2": _gpt2,
-    "phi-2": _gpt2,
-    "smollm": _smollm,
-    "qwen2": lambda: _words(_QWEN2_WORDS),
-    "llama-bpe": lambda: _words(_LLAMA3_WORDS),
+@dataclass(frozen=True)
+class _WordSplit:
+    """What one value of `tokenizer.ggml.pre` stands for.
+
+    Attributes:
+        make: builds the pre-tokenizer.
+        whole_words: a word that is in the vocabulary becomes one token without merges.
+        begins: the tokenizer puts the first token before a text, where the file does not say whether it does.
+        nfc: texts are brought into Unicode's normalization form C first.
+    """
+
+    make: Callable[[], pre_tokenizers.PreTokenizer]
+    whole_words: bool = False
+    begins: bool = False
+    nfc: bool = False
+
+
+_PRE_TOKENIZERS = {
+    "default": _WordSplit(_gpt2),
+    "gpt-2": _WordSplit(_gpt2),
+    "phi-2": _WordSplit(_gpt2),
+    "smollm": _WordSplit(_smollm),
+    "qwen2": _WordSplit(lambda: _words(_QWEN2_WORDS), nfc=True),
+    "llama-bpe": _WordSplit(lambda: _words(_LLAMA3_WORDS), whole_words=True, begins=True),
 }
-
-
-_UNTOLD = {"qwen2": "qwen2", "phi2": "phi-2"}
-"""Of files without `tokenizer.ggml.pre`, as older ones are, by architecture: where all its models split words alike."""
+"""By `tokenizer.ggml.pre`."""
 
 
 def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
@@ -52,13 +68,13 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
 
     Args:
         metadata: GGUF key -> value.
-        config: the model's HF config.
-        folder: where to.
+        config: the model's Hugging Face config.
+        folder: where to write.
 
     Raises:
-        CheckpointError: the tokenizer is of a kind that can't be rebuilt, or its lists are damaged.
+        CheckpointError: the tokenizer is of an unknown kind, or its lists are damaged.
     """
-    # written here: the library's own save raises something else than OSError where the disk is full
+    # not by the library's own save, which does not raise OSError when the disk is full
     (folder / TOKENIZER).write_text(build(metadata).to_str(pretty=True), encoding="utf-8")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
@@ -73,8 +89,10 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
 
 
 def build(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that the metadata describes: byte-level BPE or SentencePiece's. Raises CheckpointError for others
-    and for damage."""
+    """The tokenizer that the metadata describes, byte-level BPE or SentencePiece's BPE.
+
+    Raises CheckpointError for other kinds and for damaged lists.
+    """
     model = metadata.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise CheckpointError(
@@ -89,7 +107,7 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
         tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises plain Exception, and lists may hold anything
+    except Exception as error:  # the library raises plain Exception, and damaged lists may hold anything
         raise CheckpointError(f"GGUF tokenizer: {' '.join(str(error).split())[:120]}; the file is damaged") from error
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [
@@ -102,8 +120,9 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre", _UNTOLD.get(str(metadata.get("general.architecture"))))
-    if pre not in _PRE_TOKENIZERS:
+    pre = metadata.get("tokenizer.ggml.pre", _family_pre_tokenizer(metadata))
+    split = _PRE_TOKENIZERS.get(pre) if isinstance(pre, str) else None
+    if split is None:
         raise CheckpointError(
             f"GGUF key tokenizer.ggml.pre: got {pre!r}, expected one of {', '.join(_PRE_TOKENIZERS)}; "
             "export from the checkpoint folder"
@@ -112,19 +131,29 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
     if merges is None:
         raise CheckpointError("GGUF tokenizer: the list of merges is missing; the file is damaged")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    tokenizer = _tokenizer(tokens, pairs, ignore_merges=pre == "llama-bpe")
-    if pre == "qwen2":
+    tokenizer = _tokenizer(tokens, pairs, ignore_merges=split.whole_words)
+    if split.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+    tokenizer.pre_tokenizer = split.make()
     tokenizer.decoder = decoders.ByteLevel()
-    byte_level, template = processors.ByteLevel(trim_offsets=False), _template(metadata, pre == "llama-bpe")
+    byte_level, template = processors.ByteLevel(trim_offsets=False), _template(metadata, split.begins)
     tokenizer.post_processor = byte_level if template is None else processors.Sequence([byte_level, template])
     return tokenizer
 
 
+def _family_pre_tokenizer(metadata: Mapping[str, Any]) -> str | None:
+    """The pre-tokenizer of files that do not name one, by their architecture."""
+    forms = [family.gguf for family in FAMILIES.values() if family.gguf is not None]
+    return next((f.pre_tokenizer for f in forms if f.architecture == metadata.get("general.architecture")), None)
+
+
 def _sentence_piece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
-    """Of two neighbours those are joined first that make the piece of highest score: merges in that order, of every way
-    to make each piece. Characters without a piece are bytes, `<0x0A>` and the like."""
+    """SentencePiece's BPE as merges.
+
+    SentencePiece first joins the neighbours that make the piece of highest score. So the merges are all ways to make
+    each piece from two others, in descending order of its score. Characters without a piece are written as bytes, such
+    as `<0x0A>`.
+    """
     scores = metadata.get("tokenizer.ggml.scores") or ()
     if len(scores) != len(tokens):
         raise CheckpointError("GGUF tokenizer: the list of scores is missing or of another length than the tokens")
@@ -160,7 +189,10 @@ def _tokenizer(tokens: Sequence[str], merges: Sequence[tuple[str, ...]], **optio
 
 
 def _template(metadata: Mapping[str, Any], by_default: bool) -> processors.PostProcessor | None:
-    """Puts the first token before a text, where the file says so, or by default."""
+    """The step that puts the first token before a text.
+
+    None if the file, or else `by_default`, says that none is put.
+    """
     first = _token_of(metadata, "bos")
     if first is None or not metadata.get("tokenizer.ggml.add_bos_token", by_default):
         return None

@@ -29,14 +29,15 @@ def export(
         Path | None, options.option("-o", "--output", env=False, help="Bundle folder; default: under $SOL_RT_HOME.")
     ] = None,
     bits: Annotated[
-        str, options.option("--bits", env=False, help="Weight widths, of 8, 6, 4, and 5: by matrix.")
-    ] = "8,6,5,4",
-    prune: Annotated[
-        str, options.option("--prune", env=False, help="Shares of the layers' base weights read, percent.")
-    ] = "100,75,50,40,25",
-    keep: Annotated[
-        str, options.option("--keep", env=False, help="Shares of old KV pages read, percent.")
-    ] = "100,50,25,10",
+        str, options.option("--bits", env=False, help="Weight bits, of 8, 6, mixed (by matrix) and 4.")
+    ] = "8,6,mixed,4",
+    channel_density: Annotated[
+        str,
+        options.option("--channel-density", env=False, help="Shares of the layers' weights read, 1 among them."),
+    ] = "1,0.75,0.5,0.4,0.25",
+    kv_density: Annotated[
+        str, options.option("--kv-density", env=False, help="Shares of old cached tokens read, 1 among them.")
+    ] = "1,0.5,0.25,0.1",
     ctx_size: Annotated[
         int | None,
         options.option("-c", "--ctx-size", env=False, min=32, help="Largest context; default: the model's own."),
@@ -83,18 +84,15 @@ def export(
     from sol_rt.store.home import bundles_dir, remember_last_export
     from sol_rt.store.pull import bundle_name
 
-    levels = {
-        "bits": _levels("bits", bits, 8),
-        "prune": _levels("prune", prune, 100),
-        "keep": _levels("keep", keep, 100),
-    }
+    bit_levels = _bits(bits)
+    kv_levels, channel_levels = _densities("--kv-density", kv_density), _densities("--channel-density", channel_density)
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
     given = None if policy in (None, _NO_POLICY) else Path(str(policy))
     bundle = None if given is None else _existing(model, output, force)
     _need(("onnx", "safetensors") if bundle else _NEEDED)
     if given is not None and bundle is not None:
-        from sol_rt.budget.cost import has_table
+        from sol_rt.budget.cost.calibration_table import has_table
         from sol_rt.bundle.bundle import Bundle
         from sol_rt.export.policy_file import give_policy
 
@@ -104,7 +102,9 @@ def export(
             note("the bundle's calibration was made without this policy: costs are bytes; run sol-rt calibrate again")
         return
     if policy is None:
-        given = _policy_of_alias(model, levels)
+        given = _policy_of_alias(
+            model, {"kv_density": kv_levels, "channel_density": channel_levels, "bits": bit_levels}
+        )
     from sol_rt.export import export_bundle
 
     target = output or bundles_dir() / bundle_name(model)
@@ -114,7 +114,9 @@ def export(
         result = export_bundle(
             model,
             target,
-            **levels,
+            bits=bit_levels,
+            channel_density=channel_levels,
+            kv_density=kv_levels,
             max_context=ctx_size,
             policy=given,
             kv=kv,
@@ -148,7 +150,7 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     return target if (target / CONFIG_NAME).is_file() and not force else None
 
 
-def _policy_of_alias(model: str, levels: Mapping[str, Sequence[int]]) -> Path | None:
+def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path | None:
     """The policy that the alias comes with, where the levels asked for have all its actions."""
     from sol_rt.export.policy_file import read_policy
     from sol_rt.store.recipes import aliases
@@ -158,9 +160,13 @@ def _policy_of_alias(model: str, levels: Mapping[str, Sequence[int]]) -> Path | 
     if path is None:
         return None
     for action in read_policy(path).actions:
-        for axis, level in (("keep", action.keep), ("prune", action.prune), ("bits", action.bits)):
+        for axis, level in (
+            ("kv_density", action.kv_density),
+            ("channel_density", action.channel_density),
+            ("bits", action.bits),
+        ):
             if level not in levels[axis]:
-                note(f"no policy: that of {model} picks {action.tag}, which --{axis} leaves out")
+                note(f"no policy: that of {model} picks {action.tag}, which --{axis.replace('_', '-')} leaves out")
                 return None
     return path
 
@@ -171,11 +177,27 @@ def _need(packages: tuple[str, ...]) -> None:
         raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
 
 
-def _levels(name: str, text: str, top: int) -> tuple[int, ...]:
+def _bits(text: str) -> tuple[int, ...]:
+    from sol_rt.bundle.bits import parse_bits_name
+
+    found = [parse_bits_name(part.strip()) for part in text.split(",")]
+    levels = [bits for bits in found if bits is not None]
+    if len(levels) != len(found) or len(set(levels)) != len(levels):
+        raise UsageError(f"--bits {text}: expected different ones of 8, 6, mixed, 4, with commas between")
+    return tuple(sorted(levels, reverse=True))
+
+
+def _densities(flag: str, text: str) -> tuple[float, ...]:
+    from sol_rt.bundle.actions import density
+
     try:
-        levels = tuple(int(part) for part in text.split(","))
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--{name} {text}: expected whole numbers with commas between, for example 100,50") from None
-    if not all(1 <= level <= top for level in levels) or len(set(levels)) != len(levels):
-        raise UsageError(f"--{name} {text}: expected different numbers from 1 to {top}")
+        raise UsageError(f"{flag} {text}: expected shares with commas between, for example 1,0.5") from None
+    for value in values:
+        if not 0 < value <= 1:
+            raise UsageError(f"{flag} {value:g}: expected a share from 0 to 1, for example 0.3")
+    levels = {density(flag, value) for value in values}
+    if len(levels) != len(values):
+        raise UsageError(f"{flag} {text}: expected different shares")
     return tuple(sorted(levels, reverse=True))

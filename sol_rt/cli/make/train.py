@@ -1,4 +1,4 @@
-"""`sol-rt train`: trains a policy for a bundle."""
+"""`sol-rt train` trains a policy for a bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
-    from sol_rt.export.progress import Progress
+    from sol_rt.store.progress import Progress
     from sol_rt.train.config import TrainConfig
     from sol_rt.train.data.windows import Windows
     from sol_rt.train.rollouts.rollout import Rollouts
@@ -31,39 +31,36 @@ _ROLLOUTS = ("auto", "runtime", "reference")
 def train(
     data: Annotated[
         list[Path],
-        options.option("--data", "-d", env=False, help="Text to train on: a file or a folder; may be repeated."),
+        options.option("--data", "-d", env=False, help="File or folder of text to train on; may be repeated."),
     ],
     model: Annotated[
         str | None,
         options.option(
-            "-m", "--model", env=False, help="Bundle folder or name, or a checkpoint, which is exported first."
+            "-m", "--model", env=False, help="Folder or name of a bundle, or a checkpoint, which is exported first."
         ),
     ] = None,
     config: Annotated[
         str | None,
-        options.option(
-            "--config",
-            env=False,
-            help="YAML file, or the name of a shipped config: default, short, ablation-…; default: default.",
-        ),
+        options.option("--config", env=False, help="YAML file, or name of a shipped config such as default or short."),
     ] = None,
     output: Annotated[
         Path | None,
-        options.option("-o", "--output", env=False, help="Folder of the training; default: under $SOL_RT_HOME."),
+        options.option("-o", "--output", env=False, help="Folder of the training; default: a folder in $SOL_RT_HOME."),
     ] = None,
-    resume: Annotated[bool, options.option("--resume", env=False, help="Go on from the folder's checkpoint.")] = False,
+    resume: Annotated[
+        bool, options.option("--resume", env=False, help="Continue from the checkpoint in the training's folder.")
+    ] = False,
     minutes: Annotated[
-        float | None, options.option("--minutes", env=False, min=0.1, help="Wall-clock limit over all runs together.")
+        float | None,
+        options.option("--minutes", env=False, min=0.1, help="Time limit in minutes, over all runs of the training."),
     ] = None,
     seed: Annotated[
-        int | None, options.option("-s", "--seed", env=False, min=0, help="Seed; default: the config's.")
+        int | None, options.option("-s", "--seed", env=False, min=0, help="Seed that replaces the config's.")
     ] = None,
     counterfactuals: Annotated[
         Path | None,
         options.option(
-            "--counterfactuals",
-            env=False,
-            help="Folder of the measured losses, for several trainings to share; default: inside the output folder.",
+            "--counterfactuals", env=False, help="Folder for stage 1's measurements, which several trainings can share."
         ),
     ] = None,
     rollouts: Annotated[
@@ -71,15 +68,15 @@ def train(
         options.option(
             "--rollouts",
             env=False,
-            help="What runs the steps: runtime, reference (the model in torch), or auto, which takes reference where "
-            "torch has a GPU.",
+            help="Model that runs episodes: runtime, reference (in torch), or auto (reference if torch has a GPU).",
         ),
     ] = "auto",
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train a policy for a bundle. Stage 1 learns from every action's loss at every position, stage 2 is GRPO. Prints
-    the policy's path; `sol-rt export --policy` puts it into a bundle.
+    """Train a policy for a bundle and print its path. sol-rt export --policy puts the policy into a bundle.
+
+    Stage 1 learns from every action's loss at every position. Stage 2 is GRPO.
     """
     _require_packages()
     import torch
@@ -196,7 +193,7 @@ def _rollouts(engine: Engine, scalars: tuple[str, ...], *, in_torch: bool, say: 
     """What runs the steps, with the bundle's own actions and costs."""
     import torch
 
-    from sol_rt.budget.cost import load_cost_model
+    from sol_rt.budget.cost.calibration_table import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
 
     bundle = engine.bundle
@@ -217,7 +214,7 @@ def _rollouts(engine: Engine, scalars: tuple[str, ...], *, in_torch: bool, say: 
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
-    """Looks up rows of the model's embedding with all their bits, as policy.onnx does."""
+    """Looks up rows of the model's embedding at full precision, as policy.onnx does."""
     from sol_rt.train.reference_model.weights import read_matrix
 
     config = bundle.config

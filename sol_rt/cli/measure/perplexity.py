@@ -23,8 +23,8 @@ def perplexity(
     budget: options.Budget = None,
     schedule: options.Schedule = None,
     tokens_per_second: options.TokensPerSecond = None,
-    keep: options.Keep = None,
-    prune: options.Prune = None,
+    kv_density: options.KvDensity = None,
+    channel_density: options.ChannelDensity = None,
     bits: options.Bits = None,
     seed: options.Seed = None,
     provider: options.Provider = "auto",
@@ -36,13 +36,13 @@ def perplexity(
     debug: options.Debug = False,
 ) -> None:
     """Perplexity of a text file: every second half of a window is scored one decode step a token."""
-    from sol_rt.cli.loading import dial, load, read_text, tell_in_vain
+    from sol_rt.cli.loading import dial, load, note_ineffective, read_text
     from sol_rt.evaluation.quality.perplexity import perplexity as measure
 
-    how = dial(schedule, budget, tokens_per_second, keep, prune, bits)
+    how = dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits)
     text = read_text(file)
     loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
-    tell_in_vain(loaded, how)
+    note_ineffective(loaded, how)
     finished: list[Estimate] = []
     try:
         with progress() as report:

@@ -11,8 +11,8 @@ from sol_rt.cli.console import note
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
-    from sol_rt.generate.loop import Generation
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.results import Generation
 
 _HELP = """/budget 0.3     share of the full cost from now on
 /schedule NAME  sol, uniform, entropy, random, fixed:TAG or dense
@@ -142,7 +142,7 @@ def chat(
     debug: options.Debug = False,
 ) -> None:
     """Chat with a model. /budget 0.3 turns the dial between answers; /help lists the commands."""
-    from sol_rt.cli.loading import dial, load, tell_in_vain
+    from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import sampling
 
     settings = {
@@ -154,7 +154,7 @@ def chat(
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     interactive = sys.stdin.isatty()
     loaded = load(model, **machine, ctx_size=ctx_size)
-    tell_in_vain(loaded, settings)
+    note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
     if interactive:
         import readline  # noqa: F401  importing it gives input() line editing and history

@@ -13,7 +13,7 @@ from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.engine.providers import Provider
-    from sol_rt.generate.loop import Generation
+    from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
 
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
@@ -39,8 +39,8 @@ def generate(
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
     schedule: options.Schedule = None,
-    keep: options.Keep = None,
-    prune: options.Prune = None,
+    kv_density: options.KvDensity = None,
+    channel_density: options.ChannelDensity = None,
     bits: options.Bits = None,
     trace: Annotated[
         Path | None, options.option("--trace", env=False, help="Write every step to this JSONL file.", panel="Traces")
@@ -57,10 +57,10 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text goes to stdout as it comes; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import dial, load, tell_in_vain
+    from sol_rt.cli.loading import dial, load, note_ineffective
 
     arguments: dict[str, Any] = {
-        **dial(schedule, budget, tokens_per_second, keep, prune, bits),
+        **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         "max_new_tokens": max_new_tokens,
         "trace": trace,
@@ -77,7 +77,7 @@ def generate(
 
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     loaded = load(model, **settings, ctx_size=ctx_size)
-    tell_in_vain(loaded, arguments)
+    note_ineffective(loaded, arguments)
     run = loaded.stream(text, **arguments)
     begun = False
     try:

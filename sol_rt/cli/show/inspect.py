@@ -60,9 +60,9 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     kv = description["kv"]["dtype"]
     print(f"format {description['format_version']}, context {model['max_context']}, {kv} KV cache, policy: {policy}")
 
-    variants = Table("variant", "base weights read", "bits", "of the output matrix", "weights read a step, MB")
+    variants = Table("variant", "channel density", "bits", "LM head bits", "weights read a step, MB")
     for variant in description["variants"]:
-        share, size = f"{variant['prune']}%", f"{variant['bytes'] / 1e6:.1f}"
+        share, size = f"{variant['channel_density']:g}", f"{variant['bytes'] / 1e6:.1f}"
         variants.add_row(variant["key"], share, _told_bits(variant), str(variant["lm_head_bits"]), size)
     print_table(variants)
 
@@ -92,7 +92,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
 
 
 def _told_bits(variant: dict[str, Any]) -> str:
-    """The width, and of a mixed one those that it mixes."""
+    """The bits, and of mixed ones those that it mixes."""
     if variant["layer_bits"] is None:
         return str(variant["bits"])
     found = sorted({bits for layer in variant["layer_bits"] for bits in layer})

@@ -78,25 +78,25 @@ def device_graph(
     one_token: bool = False,
     float32: bool = False,
     summary: tuple[int, int] | None = None,
-    keep: int = 100,
+    kv_density: float = 1.0,
 ) -> DeviceGraph:
     """Reads a graph file of a bundle.
 
     Args:
         path: the file; only its topology is read.
         inline: whether the function bodies run; else the operators' kernels do, and weights stay as they are stored.
-        bits: width of its layers' widest matrices.
+        bits: most bits of its layers' matrices.
         kv: the cache's layout.
         constants: graph inputs that always have these values; what depends on them alone is decided here.
         dims: sizes of dims of inputs that the file leaves open.
         one_token: whether `input_ids` always holds one token.
         float32: whether everything in float16 becomes float32, the cache too; for function bodies alone.
         summary: rows and width of a summary of the logits that the graph is to give besides (logit_summary.py).
-        keep: percent of the old tokens that a step attends, for which function bodies are to have room.
+        kv_density: share of the old tokens that a step attends, for which function bodies are to have room.
     """
     model = onnx.load(path, load_external_data=False)
     if inline:
-        _make_room(model.graph, keep, kv)
+        _fit_gather_capacity(model.graph, kv_density, kv)
         model = onnx.inliner.inline_local_functions(model)
     if summary is not None:
         logit_summary.append(model.graph, *summary)
@@ -106,22 +106,24 @@ def device_graph(
     return rewriter.write()
 
 
-def room(row_pairs: int, kv_heads: int, keep: int, kv: KvLayout) -> int:
-    """How many pairs of a row of so many bodies gather at most, where a step keeps `keep` percent of the old tokens.
+def gather_capacity(row_pairs: int, kv_heads: int, kv_density: float, kv: KvLayout) -> int:
+    """How many pairs of a row of so many bodies gather at most, where a step reads a share of the old tokens.
 
     That share of a row's tokens, with its part of what rounding up to a page adds in a cache of the least capacity, of
     each KV head: where a few tokens are all kept, a row may hold them for every head.
     """
     row_tokens = row_pairs // kv_heads
-    return kv_heads * min(row_tokens, math.ceil(row_tokens * (keep / 100 + kv.page_size / kv.capacity_step)))
+    return kv_heads * min(row_tokens, math.ceil(row_tokens * (kv_density + kv.page_size / kv.capacity_step)))
 
 
-def _make_room(graph: onnx.GraphProto, keep: int, kv: KvLayout) -> None:
+def _fit_gather_capacity(graph: onnx.GraphProto, kv_density: float, kv: KvLayout) -> None:
     """Bundles of before November 2026 have no room to be told: their bodies mask."""
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if GATHER_CAPACITY in attributes and attributes["layer"].i not in kv.dense_layers:
-            attributes[GATHER_CAPACITY].i = room(attributes[GATHER_CAPACITY].i, attributes["kv_heads"].i, keep, kv)
+            attributes[GATHER_CAPACITY].i = gather_capacity(
+                attributes[GATHER_CAPACITY].i, attributes["kv_heads"].i, kv_density, kv
+            )
 
 
 class _Rewriter:

@@ -1,7 +1,7 @@
-"""Intervals by the paired bootstrap: windows are drawn with replacement, the same ones for all schedules.
+"""Confidence intervals by the paired bootstrap: it draws windows with replacement, the same windows for all schedules.
 
-Every quantity is worked out anew on each draw, what a schedule costs included, so an interval of a difference at
-matched cost holds the uncertainty of the matching, too.
+Every quantity, including a schedule's cost, is computed again on each draw. An interval of a difference at matched cost
+therefore includes the uncertainty of the matching.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Floats = npt.NDArray[np.float64]
 
 RESAMPLED = ("windows", "blocks")
 _LEVEL = 0.95
-_APART = 0.01  # relative cost by which two points of a curve have to differ to give a slope
+_APART = 0.01  # two points of a curve give a slope only if their relative costs differ by this much
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made: `unit` is `windows` or `blocks`."""
+    """How the bootstrap draws: its unit (`windows` or `blocks`), its number of draws, and its seed."""
 
     unit: str = "windows"
     draws: int = 2000
@@ -30,7 +30,7 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its 95% interval, percentiles of the bootstrap; without one where there was a single window."""
+    """A value with its 95% interval from the bootstrap's percentiles; the ends are None if there was only one unit."""
 
     value: float
     low: float | None
@@ -39,7 +39,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one schedule gave, float64 [units]: sums over each unit that is resampled, a window or a block of one."""
+    """Sums of one schedule over each resampled unit, float64 [units]. A unit is a window or a block of a window."""
 
     tokens: Floats
     nll: Floats
@@ -50,27 +50,27 @@ class Sample:
 
 
 class Bootstrap:
-    """Draws of units with replacement.
+    """Draws units with replacement.
 
     Args:
-        units: how many there are; the order is the same in every sample.
-        draws: how many times they are drawn.
-        seed: of the draws.
+        units: number of units; every sample lists them in the same order.
+        draws: number of draws.
+        seed: seed of the draws.
     """
 
     def __init__(self, units: int, draws: int, seed: int) -> None:
         random = np.random.default_rng(seed)
         drawn = random.multinomial(units, np.full(units, 1 / units), size=draws)
-        # the units as they are come first: they give the value, all others the interval
+        # row 0 counts every unit once and gives the value; the other rows give the interval
         self._counts = np.concatenate([np.ones((1, units)), drawn])
         self._single = units == 1
 
     def mean(self, sums: Floats, over: Floats) -> Floats:
-        """sum of `sums` / sum of `over`, both [units], in the sample itself and on every draw: [1 + draws]."""
+        """sum of `sums` / sum of `over`, both [units], for the sample itself and for every draw: [1 + draws]."""
         return np.asarray((self._counts @ sums) / (self._counts @ over))
 
     def figure(self, values: Floats) -> Figure:
-        """Value and interval of a quantity [1 + draws]."""
+        """Value and interval of a quantity that `mean` computed, [1 + draws]."""
         value = float(values[0])
         if self._single:
             return Figure(value, None, None)
@@ -81,17 +81,22 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Cost in dense steps and loss in nats of a schedule at one budget, [1 + draws] each."""
+    """A schedule's relative cost (dense = 1) and loss in nats per token at one budget, [1 + draws] each."""
 
     cost: Floats
     nll: Floats
 
 
 def at_cost(curve: Sequence[CurvePoint], index: int, cost: Floats) -> Floats:
-    """Loss of a schedule at another cost than it had, [1 + draws].
+    """Estimates a schedule's loss at another cost than it had, [1 + draws].
 
-    From point `index` of its curve along the line to the nearest other point on the side of `cost`; where there is
-    none, along that to the other side. Its own loss where it has one point only.
+    The estimate follows the line from point `index` of the curve to the nearest other point on the side of `cost`, or
+    on the other side if there is none. If no other point is far enough away, the result is the loss of point `index`.
+
+    Args:
+        curve: the schedule's points, one per budget.
+        index: index of the point to start from.
+        cost: wanted relative cost, [1 + draws].
     """
     here = curve[index]
     wanted = cost[0] - here.cost[0]

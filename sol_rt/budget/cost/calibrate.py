@@ -2,8 +2,8 @@
 
 Actions take turns, so that a machine that slows down or speeds up does so for all of them, and so that a step pays
 for the switch from another variant as it does in generation. Of the repeats the lower quartile counts: what else runs
-on the machine only ever adds time. One line is fitted a variant, over all keeps and contexts: a keep differs by what
-it reads, which the line's terms are.
+on the machine only ever adds time. One line is fitted a variant, over all KV densities and contexts: a density
+differs by what it reads, which the line's terms are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.budget.cost import CalibrationTable, Line, calibration_path, device_string, fit_line, reads
+from sol_rt.budget.cost.bytes_model import Line, reads
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string
+from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -70,7 +72,7 @@ def measure(
     *,
     seconds: float = math.inf,
 ) -> Calibration:
-    """Times every variant at every keep of the bundle's actions.
+    """Times every variant at every KV density of the bundle's actions.
 
     Args:
         engine: an engine of the bundle; its cache is overwritten.
@@ -89,8 +91,12 @@ def measure(
     lengths = sorted({length for length in contexts if 1 <= length <= room})
     if not lengths:
         raise UsageError(f"calibrate: got contexts {list(contexts)}, expected lengths from 1 to {room}")
-    keeps = sorted({100} | {entry.action.keep for entry in config.actions}, reverse=True)
-    actions = [Action(keep, variant.prune, variant.bits) for variant in config.variants.values() for keep in keeps]
+    kv_densities = sorted({1.0} | {entry.action.kv_density for entry in config.actions}, reverse=True)
+    actions = [
+        Action(kv_density, variant.channel_density, variant.bits)
+        for variant in config.variants.values()
+        for kv_density in kv_densities
+    ]
 
     # Any tokens do: what a step costs does not depend on them.
     tokens = np.arange(lengths[-1], dtype=np.int64) % config.model.vocab_size
@@ -123,12 +129,12 @@ def measure(
         measured |= {(action, length): _typical(values) for action, values in times.items()}
     progress("timing done", len(lengths), len(lengths))
 
-    lines: dict[str, dict[int, Line]] = {}
+    lines: dict[str, dict[float, Line]] = {}
     rows: list[Timing] = []
     for variant in config.variants:
         mine = [(action, length, ms) for (action, length), ms in measured.items() if action.variant == variant]
         line = fit_line([(*reads(action, length, config), ms) for action, length, ms in mine])
-        lines[variant] = dict.fromkeys(keeps, line)
+        lines[variant] = dict.fromkeys(kv_densities, line)
         rows += [Timing(*row, line.at(*reads(row[0], row[1], config))) for row in mine]
 
     device = device_string(*engine.machine)

@@ -1,9 +1,9 @@
-"""What reading a part of the cache loses at long contexts: attention keeps beside dense, on windows of several books.
+"""What reading a part of the cache loses at long contexts: KV densities beside dense, on windows of several books.
 
-    python benchmarks/keep.py BUNDLE -f BOOK [-f BOOK …] -c 4096,8000
-    ... --keep 50,25,10         percent of old pages that attention reads
-    ... --windows 2             windows a book, spread over its length
-    ... --scored 512            tokens scored at the end of each window, instead of its second half
+    python benchmarks/kv_density.py BUNDLE -f BOOK [-f BOOK …] -c 4096,8000
+    ... --kv-density 0.5,0.25,0.1  shares of the old tokens that attention reads
+    ... --windows 2                windows a book, spread over its length
+    ... --scored 512               tokens scored at the end of each window, instead of its second half
 
 As in `sol-rt perplexity`, the first half of a window is prefilled densely and every later token is a decode step of the
 action, whose keys and values the following steps attend. Losses are compared token by token with dense ones; the
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.budget.cost import reads
+from sol_rt.budget.cost.bytes_model import reads
 from sol_rt.bundle.actions import Action
 from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.generate.model import SolModel
@@ -33,7 +33,7 @@ def cut(book: Sequence[int], size: int, count: int) -> list[list[int]]:
     """
     if len(book) < size * (count + 1):
         raise SystemExit(
-            f"keep.py: a book has {len(book)} tokens, {count} windows of {size} need {size * (count + 1)}; "
+            f"kv_density.py: a book has {len(book)} tokens, {count} windows of {size} need {size * (count + 1)}; "
             "use a longer one or fewer --windows"
         )
     step = (len(book) - size) // count
@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-f", "--file", type=Path, action="append", required=True, help="a book; may be repeated")
     parser.add_argument("-c", "--ctx-size", default="4096,8000", help="tokens a window")
-    parser.add_argument("--keep", default="50,25,10", help="percent of old KV pages, separated by commas")
+    parser.add_argument(
+        "--kv-density", default="0.5,0.25,0.1", help="shares of the old tokens read, separated by commas"
+    )
     parser.add_argument("--windows", type=int, default=1, help="windows a book")
     parser.add_argument("--scored", type=int, help="tokens scored a window; its second half by default")
     parser.add_argument("-t", "--threads", type=int)
@@ -69,7 +71,10 @@ def main() -> None:
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, native_ops=not args.no_native_ops)
     config, bos = model.bundle.config, added_bos(model)
-    actions = [Action(keep, config.dense.prune, config.dense.bits) for keep in map(int, args.keep.split(","))]
+    actions = [
+        Action(kv_density, config.dense.channel_density, config.dense.bits)
+        for kv_density in map(float, args.kv_density.split(","))
+    ]
     books = [model.tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in args.file]
     print(f"{config.model.name}, {', '.join(path.stem for path in args.file)}; differences to {config.dense.tag}\n")
     print("| context | action | tokens read | perplexity | added, nats a token | added | ms a step |")

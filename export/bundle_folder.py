@@ -1,0 +1,94 @@
+"""Writes a bundle's folder: aside while the export runs, sealed with hashes, moved into place at the end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sol_rt.bundle.bundle import sha256
+from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.selection import Selection
+from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.export.card import model_card
+from sol_rt.export.parity import Parity
+from sol_rt.store.progress import Progress
+
+
+def check_output(output: Path) -> None:
+    """Raises UsageError if `output` exists and is neither a bundle nor an empty folder: it is not replaced then."""
+    if output.is_dir() and ((output / CONFIG_NAME).is_file() or not any(output.iterdir())):
+        return
+    if output.exists() or output.is_symlink():
+        raise UsageError(f"output {output}: it is there already and no bundle, so it stays; choose another place")
+
+
+@contextmanager
+def written_aside(output: Path) -> Iterator[Path]:
+    """Yields a new folder beside `output`, which takes the place of `output` at the end.
+
+    After an exception the new folder is removed, and `output` is as it was. Raises CheckpointError for errors of the
+    file system.
+    """
+    output = output.resolve()  # if it is a link, its target is replaced
+    folder = output.with_name(f"{output.name}.part-{os.getpid()}")
+    old = output.with_name(f"{output.name}.old-{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        if output.exists():
+            output.rename(old)
+        folder.rename(output)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o") from error
+        raise CheckpointError(f"output {output}: {error.strerror or error}; choose another -o") from error
+    finally:
+        # judged by the files, for an interruption may fall between any two of the renames
+        if old.exists() and not output.exists():
+            old.rename(output)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(
+    folder: Path,
+    config: SolConfig,
+    weights: FileEntry,
+    parity: Parity | None = None,
+    selection: Selection | None = None,
+) -> SolConfig:
+    """Writes the model card and, last, sol_config.json with the sizes and hashes of all other files.
+
+    Args:
+        folder: the bundle, complete but for these two files.
+        config: its config; `files` is filled in here.
+        weights: size and hash of weights.bin, which is too large to be hashed at every call.
+        parity, selection: what the card reports, if it was measured.
+
+    Returns:
+        The config as written.
+    """
+    config = replace(config, files={config.weights_file: weights})
+    (folder / "README.md").write_text(model_card(config, parity, selection), encoding="utf-8")
+    names = sorted(path.name for path in folder.iterdir() if path.name != CONFIG_NAME)
+    files = {name: weights if name == config.weights_file else _entry(folder / name) for name in names}
+    config = replace(config, files=files)
+    text = json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False)
+    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    return config
+
+
+def hashed(path: Path, progress: Progress) -> FileEntry:
+    """The size and hash of a large file. `progress` gets the bytes read."""
+    size = path.stat().st_size
+    return FileEntry(size, sha256(path, lambda done: progress(f"hashing {path.name}", done, size)))
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(path.stat().st_size, sha256(path))
