@@ -120,8 +120,8 @@ class ModelWeights(nn.Module):
         decoder: description of the decoder.
         matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
         vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
-        variants: a bundle's variants by key; others have active channels by the exporter's rule, the same in all
-            layers, and read the LM head at their own bits.
+        variants: a bundle's variants by key. Other variants take the exporter's rule for active channels, the same in
+            all layers, and read the LM head at their own bits.
     """
 
     def __init__(
@@ -153,8 +153,7 @@ class ModelWeights(nn.Module):
         return self.vector(name) if name in self._names else None
 
     def active_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
-        """Active channels of the action, one count a layer: active_up, active_down, active_qkv and active_o of a
-        variant."""
+        """The active channels of an action, a count per layer: its variant's active_up, _down, _qkv and _o."""
         variant, d = self._variants.get(action.variant), self.decoder
         if variant is not None:
             return variant.active_up, variant.active_down, variant.active_qkv, variant.active_o
