@@ -1,11 +1,12 @@
-"""Time of the native SparseAttention kernel: a decode step over contexts and kept pages, and prefill.
-
-A graph of `--layers` nodes, each with its own cache bound in place. Before every decode step a large array is read, as
-a model reads its weights between two steps: keys and values come from memory. Times are the minimum over repetitions,
-for one layer.
+"""Measures the time of the native SparseAttention kernel, at decode and at prefill.
 
     python benchmarks/attention.py
     python benchmarks/attention.py --heads 12 --kv-heads 2 --head-dim 128 --layers 28 --contexts 512,4096 --prompts 512
+
+Prints two Markdown tables: decode steps by context and KV density (microseconds per layer, GB/s), and prefills by
+prompt length (milliseconds per layer, GFLOP/s). The graph has `--layers` attention nodes, each with its own cache,
+bound in place. A large array is read before every decode step, as a model reads its weights between two steps, so keys
+and values come from memory. Times are the minimum over repetitions.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What function bodies cost on WebGPU, counted where there is no GPU: dispatches and bytes of one layer's decode step.
+"""Counts what the function bodies cost on WebGPU, without a GPU: dispatches and bytes of one layer's decode step.
 
-    python benchmarks/bodies.py                     # every number of bits, at contexts of 512 and 16384
+    python benchmarks/bodies.py                     # 4, 6 and 8 bits at contexts of 512 and 16384
     python benchmarks/bodies.py --model smollm2-135m --contexts 4096 --nodes
     python benchmarks/bodies.py --model phi-3-mini --contexts 4096 --kv-density 0.1
 
-A layer is what a graph of two layers, as sol_rt makes it for a GPU, has more than one of one, of random weights in a
-model's sizes. Nodes and shapes are those that ONNX Runtime's profile of a strict session tells; node_costs.py knows how
-many dispatches a node takes, and what it reads.
+Prints a Markdown table with a row per kind of step, bits and context; `--nodes` adds the cost of every operator. The
+program builds graphs of one and of two layers with random weights in a model's sizes; the difference of the two is a
+layer's cost. Nodes and shapes come from ONNX Runtime's profile, dispatches and bytes of a node from node_costs.py.
 """
 
 from __future__ import annotations

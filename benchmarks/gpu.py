@@ -1,13 +1,15 @@
-"""Decode and prefill on a GPU, as tables: every variant at several contexts, kernels beside function bodies, sparse
-attention, the dial, and each figure beside what is asked of it.
+"""Measures decode and prefill on a GPU.
 
     python benchmarks/gpu.py BUNDLE [BUNDLE …] --provider cuda|webgpu [-o docs/results/gpu.md]
 
-Needs the package, bundles and a GPU, no network. Steps take turns in an order that changes, and of every step's times
-the median counts. Bandwidth is what the bundle's bytes model says that a step reads, over its time; its limit is a
-measured pass that reads and writes large tensors on the same device; another is the number of kernels that a step
-launches, times what a launch takes. On the CPU and on a software adapter it runs as well, to try it, and writes no
-file.
+Prints Markdown tables per bundle: prefill, a decode step of every action at several contexts, kernels beside function
+bodies, attention alone, the time at a budget, and a last table of figures beside their targets. With -o, the tables of
+a real GPU also replace those in the file. The program needs the package, bundles and a GPU, but no network. It also
+runs on the CPU and on a software adapter, for a try.
+
+Steps take turns in a random order, and each figure is a median. Bandwidth is the bytes that a step reads by the
+bundle's bytes model, divided by its time. It is compared with two limits: the measured rate at which the device reads
+and writes large tensors, and the number of kernels that a step launches times the measured time of a launch.
 """
 
 from __future__ import annotations

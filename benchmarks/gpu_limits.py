@@ -1,4 +1,7 @@
-"""What bounds a step on a device: bytes a second, what a launch takes, how many launches there are, and its memory."""
+"""Measures what limits a step on a device: bandwidth, time per launch, number of launches, memory in use.
+
+gpu.py uses these functions; the module is no command.
+"""
 
 from __future__ import annotations
 

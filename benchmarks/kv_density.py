@@ -1,13 +1,14 @@
-"""What reading a part of the cache loses at long contexts: KV densities beside dense, on windows of several books.
+"""Measures what reading only part of the KV cache loses at long contexts, on windows of several books.
 
     python benchmarks/kv_density.py BUNDLE -f BOOK [-f BOOK …] -c 4096,8000
     ... --kv-density 0.5,0.25,0.1  shares of the old tokens that attention reads
-    ... --windows 2                windows a book, spread over its length
+    ... --windows 2                windows per book, spread over its length
     ... --scored 512               tokens scored at the end of each window, instead of its second half
 
-As in `sol-rt perplexity`, the first half of a window is prefilled densely and every later token is a decode step of the
-action, whose keys and values the following steps attend. Losses are compared token by token with dense ones; the
-standard error of their mean difference takes windows as independent.
+Prints a Markdown table with a row per context and KV density: loss over dense and time per step. As in `sol-rt
+perplexity`, the first half of a window is prefilled dense, and every later token is a decode step of the action; later
+steps read the keys and values that it writes. Losses are compared with the dense losses token by token. The standard
+error of the mean difference treats windows as independent.
 """
 
 from __future__ import annotations

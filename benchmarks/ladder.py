@@ -1,17 +1,20 @@
-"""llama.cpp's quantization ladder beside our fixed actions: perplexity and speed of the same weights in one run.
+"""Compares our fixed actions with llama.cpp's quantization ladder: perplexity and speed of the same weights in one run.
 
     python benchmarks/ladder.py smollm2-135m -f valid.tokens.txt -o docs/results/ladder-smollm2-135m.md
     python benchmarks/ladder.py FILE.gguf -f TEXT --contexts 512 --windows 20 --actions k100-s100-q4,k100-s100-q8
     ... --no-speed                    perplexities alone
 
-Perplexity in llama-perplexity's convention: windows of c tokens, the second half scored, the same token ids for all.
-A rung runs its whole window; an action runs as `sol-rt perplexity` does: the first half prefilled dense, then its own
-steps, in batches where it reads all pages, which computes the same. `whole window`: the action runs the first half
-too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32, all matrices at 4 bits; RTN4-H8 has
-embedding and output matrix at 8.
+Prints a Markdown page; -o also writes the page to a file, and its figures beside it as .json. `make ladder` first
+makes llama.cpp's environment, ENVIRONMENTS/llama.cpp/bin/python.
 
-Results of windows are kept in the cache folder, so that a stopped run goes on; so are the files, 4 bytes a weight the
-largest. `make ladder` makes llama.cpp's environment first: ENVIRONMENTS/llama.cpp/bin/python.
+Perplexity follows llama-perplexity: windows of c tokens, the second half scored, the same token ids for all. llama.cpp
+runs the whole window with a rung. An action runs as in `sol-rt perplexity`: its first half is prefilled dense, and its
+steps follow, in batches if the action reads all pages, which gives the same losses. In the column `whole window` the
+action runs the first half too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32 with all
+matrices at 4 bits; RTN4-H8 has embedding and LM head at 8 bits.
+
+The cache folder keeps the result of each window, so that a stopped run continues, and the model files, of which the
+largest takes 4 bytes per weight.
 """
 
 from __future__ import annotations

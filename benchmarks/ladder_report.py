@@ -1,4 +1,7 @@
-"""What a run of the ladder says: rates and losses of all rows, and the verdict a rung."""
+"""Turns the results of a ladder run into tables and verdicts: rates and losses of all rows, one verdict per rung.
+
+ladder.py uses it.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""A needle in book text: a fact planted deep in a long context, asked for at its end under every KV density.
+"""Measures whether sparse attention still finds a fact in a long context: a needle hidden in the text of books.
 
     python benchmarks/needle.py BUNDLE -f BOOK [-f BOOK …] -c 2048,4096,8000
     ... --kv-density 1,0.25,0.1  shares of the old tokens that attention reads
     ... --depths 0.1,0.5,0.9     where the fact stands, 0 the beginning and 1 the end
-    ... --trials 4               haystacks a book, context and depth
+    ... --trials 4               haystacks per book, context and depth
 
-A haystack is a stretch of a book with one sentence in it, "The secret code of Lisbon is 48213.", town and code drawn
-anew each time. It is prefilled densely. The sentence's beginning then is fed again, one decode step of the action a
-token, and the greedy answer is decoded under the action too: right where all digits are. So every step has to find the
-planted page by its keys among the pages of a book. The words are the sentence's own because a model of 135M parameters
-answers in no other form.
+Prints a Markdown table with a row per context and KV density: needles found, and their share by depth. A haystack is a
+part of a book with one sentence in it, "The secret code of Lisbon is 48213."; town and code are drawn anew each time.
+The haystack is prefilled dense. Then the beginning of the sentence runs again, one decode step of the action per
+token, and the action decodes the answer greedily. The needle counts as found if all digits are right. Every step
+therefore has to find the needle's page by its keys among the pages of a book. The question repeats the sentence's own
+words, because a model of 135M parameters answers no other form.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Times the native operators alone at the shapes of a 135M model: microseconds and GB/s of weights an op.
+"""Measures the native operators alone, at the shapes of a 135M model: microseconds and GB/s of weights per operator.
 
     python benchmarks/ops.py [--bits 4] [--threads 2] [--seconds 0.5] [--tokens 1]
 
-Every op exists in as many copies as a model has layers, so that weights come from memory as they do in a decode step.
-The figure is the best of the repetitions: other work on the machine only ever adds.
+Prints one line per operator. Each operator exists in as many copies as a model has layers, so that weights come from
+memory as in a decode step. Times are the best over the repetitions, because other work on the machine can only slow a
+repetition down.
 """
 
 from __future__ import annotations

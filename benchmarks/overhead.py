@@ -1,12 +1,12 @@
-"""What choosing costs: policy, controller and switching between variants, as a share of a dense step.
+"""Measures what choosing actions costs: policy, controller and switching of variants, relative to a dense step.
 
     python benchmarks/overhead.py BUNDLE -d 64 -n 64 -r 10
 
-Generations take turns: dense, and each schedule at the budget. Of every token the time inside the model's graph, and
-that inside the schedule (its policy included) and the controller, are told from the rest, which is the loop's own:
-text, softmax, sampling. Switching is measured apart: the dense variant and the cheapest one alternate, against each
-staying, at one context. Shares are of the dense step of the same round; figures are medians over the rounds, with
-quartiles.
+Prints a Markdown table with a row for dense and for each schedule at the budget. For every token the program separates
+the time in the model's graph, the time in schedule (including its policy) and controller, and the rest of the decode
+loop: text, softmax, sampling. Switching is measured on its own: steps that alternate between the dense and the
+cheapest variant are compared with steps that stay on one variant, at one context. Generations take turns, and shares
+are relative to the dense step of the same round. Figures are medians over the rounds, with quartiles.
 """
 
 from __future__ import annotations

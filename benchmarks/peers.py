@@ -1,10 +1,10 @@
-"""sol_rt beside its peers on the same weights, threads and prompt, all taken in turn in one run.
+"""Compares the speed of sol_rt and its peers on the same weights, threads and prompt, all measured in turn in one run.
 
     python benchmarks/peers.py smollm2-135m -o docs/results/peers-smollm2-135m.md
     python benchmarks/peers.py FILE.gguf --peers llama.cpp,genai --depths 512
 
-Measures prompts of 512 tokens (pp512) and greedy decoding after a prompt of a given depth (tg64 @ d512), and prints
-Markdown. `make peers` makes the environments first: ENVIRONMENTS/PEER/bin/python.
+Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
+d512), in tokens per second and as ratios. `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the runtime promises, shown on a real model: budgets held, full budget exact, memory of all variants, start-up.
+"""Checks the runtime's promises on a real model: budgets held, exact at budget 1.0, memory, start-up time.
 
     python benchmarks/promises.py smollm2-135m
 
-Exports the source with a randomly initialised policy into a temporary folder, then prints a line a promise.
+Prints one line per promise. The program exports the source with a randomly initialised policy into a temporary folder.
 """
 
 from __future__ import annotations

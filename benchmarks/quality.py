@@ -1,11 +1,11 @@
-"""Perplexity of every variant of a bundle, as a Markdown table: what each way to run a step costs in quality.
+"""Measures the perplexity of every variant of a bundle: what each way to run a step costs in quality.
 
     python benchmarks/quality.py BUNDLE -f FILE -c 512 --chunks 40
-    ... --kv-density 1,0.25     KV densities to cross with the variants
+    ... --kv-density 1,0.25     KV densities to combine with the variants
     ... --reference PPL         compare with the source's own perplexity, from reference_perplexity.py
 
-llama-perplexity's convention, through the path of generation: the first half of a window is prefilled dense, every
-later token is one decode step of the row's action.
+Prints a Markdown table with a row per action. Perplexity follows llama-perplexity and takes the path of generation:
+the first half of a window is prefilled dense, and every later token is one decode step of the row's action.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Decode speed of every variant of a bundle, interleaved in one run, as a Markdown table.
+"""Measures the decode speed of every variant of a bundle, interleaved in one run.
 
     python benchmarks/speed.py BUNDLE -d 64 -n 64 -r 10
-    ... --kv-density 1,0.25  KV densities to cross with the variants
+    ... --kv-density 1,0.25  KV densities to combine with the variants
 
-Measured as `sol-rt bench --interleave` does. Median and quartiles over the repetitions; the ratio is to the dense
-action of the same repetition.
+Prints a Markdown table with a row per action: median and quartiles over the repetitions, and the ratio to the dense
+action of the same repetition. The measurement is that of `sol-rt bench --interleave`.
 """
 
 from __future__ import annotations
