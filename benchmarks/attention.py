@@ -31,8 +31,9 @@ CACHE = {"key": HALF, "value": HALF, "key_codes": BYTE, "key_range": HALF}
 
 
 def attention_node(layer: int, attributes: Mapping[str, Any], *more: str) -> NodeProto:
-    """SparseAttention of a layer, whose cache is past_PART.LAYER and present_PART.LAYER, PART of CACHE; `more` inputs
-    come last.
+    """The SparseAttention node of a layer; `more` inputs come last.
+
+    The layer's cache is past_PART.LAYER and present_PART.LAYER, for each PART of CACHE.
     """
     past, present = ([f"{side}_{part}.{layer}" for part in CACHE] for side in ("past", "present"))
     return helper.make_node(
@@ -45,7 +46,7 @@ def attention_node(layer: int, attributes: Mapping[str, Any], *more: str) -> Nod
 
 
 def attention_shape(heads: int, kv_heads: int, head_dim: int) -> AttentionShape:
-    """Of heads that are rotated whole."""
+    """The shape of attention whose rotary embedding covers the whole head."""
     return AttentionShape(heads, kv_heads, head_dim, head_dim, SINKS, head_dim**-0.5, KvLayout().capacity_step)
 
 
@@ -81,7 +82,7 @@ def build(args: argparse.Namespace) -> ModelProto:
 
 
 class Layers:
-    """The session with every cache bound to itself."""
+    """A session in which every layer's cache is bound as input and as output."""
 
     def __init__(self, args: argparse.Namespace, capacity: int, longest: int) -> None:
         options = ort.SessionOptions()
@@ -117,7 +118,7 @@ class Layers:
         return ort.OrtValue.ortvalue_from_numpy(array)
 
     def seconds(self, past: int, tokens: int, pages: int, repetitions: int) -> float:
-        """Shortest time of one layer."""
+        """Shortest time of one layer over the repetitions, in seconds."""
         self.binding.bind_ortvalue_input("qkv", self.keep(self.qkv[:, :tokens].copy()))
         self.binding.bind_ortvalue_input("past_length", self.keep(np.array([past])))
         self.binding.bind_ortvalue_input("kv_pages", self.keep(np.array([pages])))

@@ -46,14 +46,14 @@ SIZES = {
     "phi-2": {"hidden_size": 2560, "num_heads": 32, "num_kv_heads": 32, "head_dim": 80, "intermediate_size": 10240},
     "phi-3-mini": {"hidden_size": 3072, "num_heads": 32, "num_kv_heads": 32, "head_dim": 96, "intermediate_size": 8192},
 }
-"""As if each were a Llama."""
+"""Sizes of known models; each is built as a Llama."""
 _TYPES = {f"tensor({name})": np.dtype(name) for name in ("float16", "uint8", "int64", "int32")} | {
     "tensor(float)": np.dtype(np.float32)
 }
 
 
 class Cost(defaultdict[str, list[int]]):
-    """(dispatches, bytes) by operator."""
+    """[dispatches, bytes] by operator."""
 
     def __init__(self) -> None:
         super().__init__(lambda: [0, 0])
@@ -64,11 +64,13 @@ class Cost(defaultdict[str, list[int]]):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(SIZES), default="smollm2-135m", help="whose sizes")
-    parser.add_argument("--bits", default="4,6,8", help="of 4, 6 and 8")
+    parser.add_argument("--model", choices=sorted(SIZES), default="smollm2-135m", help="model whose sizes are used")
+    parser.add_argument("--bits", default="4,6,8", help="weight bits, from 4, 6 and 8")
     parser.add_argument("--contexts", default="512,16384", help="tokens in the cache")
-    parser.add_argument("--kv-density", type=float, default=0.1, help="share of the old tokens read where some are")
-    parser.add_argument("--nodes", action="store_true", help="tell the costs of every operator")
+    parser.add_argument(
+        "--kv-density", type=float, default=0.1, help="share of the old tokens that the sparse step reads"
+    )
+    parser.add_argument("--nodes", action="store_true", help="also print the cost of every operator")
     args = parser.parse_args()
     print(f"| {args.model}, a layer at decode | bits | context | dispatches | MB |\n|---|--:|--:|--:|--:|")
     sessions = {
@@ -96,7 +98,7 @@ def _layer(model: str, bits: int, context: int, kv_density: float, prunes: bool)
 
 
 def _step(model: str, layers: int, bits: int, context: int, kv_density: float, prunes: bool) -> Cost:
-    """A decode step of a graph of so many layers behind `context` tokens, of which it reads the share `kv_density`."""
+    """Cost of a decode step of a graph with `layers` layers after `context` tokens, of which `kv_density` is read."""
     sizes: dict[str, Any] = {**SIZES[model], "rotary_dim": SIZES[model]["head_dim"], "num_layers": layers}
     decoder = replace(describe("llama"), vocab_size=96, max_context=context + 64, **sizes)
     with tempfile.TemporaryDirectory() as folder:

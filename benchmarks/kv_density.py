@@ -28,7 +28,7 @@ from sol_rt.generate.model import SolModel
 
 
 def cut(book: Sequence[int], size: int, count: int) -> list[list[int]]:
-    """`count` windows of `size` tokens at equal distances, none at the very beginning with its title and preface.
+    """Cuts `count` windows of `size` tokens at equal distances. Skips the book's beginning, its title and preface.
 
     Raises SystemExit where the book is too short for them.
     """
@@ -42,7 +42,7 @@ def cut(book: Sequence[int], size: int, count: int) -> list[list[int]]:
 
 
 def losses(model: SolModel, window: Sequence[int], scored: int, actions: Sequence[Action]) -> tuple[np.ndarray, ...]:
-    """Losses in nats of a window's last `scored` tokens under each action, float64 [A, scored], and ms a step [A]."""
+    """Losses of a window's last `scored` tokens under each action, nats, float64 [A, scored], and ms per step [A]."""
     engine = model.engine
     context = len(window) - scored - 1
     engine.reset()
@@ -61,14 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-f", "--file", type=Path, action="append", required=True, help="a book; may be repeated")
-    parser.add_argument("-c", "--ctx-size", default="4096,8000", help="tokens a window")
+    parser.add_argument("-c", "--ctx-size", default="4096,8000", help="tokens per window")
     parser.add_argument(
         "--kv-density", default="0.5,0.25,0.1", help="shares of the old tokens read, separated by commas"
     )
-    parser.add_argument("--windows", type=int, default=1, help="windows a book")
-    parser.add_argument("--scored", type=int, help="tokens scored a window; its second half by default")
+    parser.add_argument("--windows", type=int, default=1, help="windows per book")
+    parser.add_argument("--scored", type=int, help="tokens to score per window; default: its second half")
     parser.add_argument("-t", "--threads", type=int)
-    parser.add_argument("--no-native-ops", action="store_true", help="run the function bodies, as a GPU does")
+    parser.add_argument("--no-native-ops", action="store_true", help="run function bodies instead of native kernels")
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, native_ops=not args.no_native_ops)
     config, bos = model.bundle.config, added_bos(model)

@@ -33,7 +33,7 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact: `question` is the beginning of its sentence, `answer` the digits that follow."""
+    """A fact in one sentence: `question` is the sentence's beginning, `answer` the digits that follow."""
 
     question: str
     answer: str
@@ -51,10 +51,11 @@ class Needle:
 def haystacks(
     book: Sequence[int], size: int, depths: Sequence[float], tokenizer: Tokenizer, rng: np.random.Generator
 ) -> Iterator[tuple[list[int], Needle]]:
-    """(`size` tokens, the needle in them) for every depth, all from one stretch of the book: the deepest first, so
-    that each shares the longest possible beginning with the one before.
+    """Yields `size` tokens, and the needle in them, for every depth, all from the same part of the book.
 
-    Raises SystemExit where the book is shorter than a haystack.
+    The deepest needle comes first, so that each haystack shares the longest possible beginning with the previous one.
+
+    Raises SystemExit if the book is shorter than a haystack.
     """
     if len(book) < size:
         raise SystemExit(
@@ -70,7 +71,7 @@ def haystacks(
 
 
 def prefill(model: SolModel, tokens: Sequence[int]) -> None:
-    """Makes the cache hold `tokens`, written densely; what it shares with them stays."""
+    """Fills the cache with `tokens`, dense. Tokens that the cache already starts with stay."""
     engine = model.engine
     held = engine.tokens
     pairs = zip(held, tokens, strict=False)
@@ -81,13 +82,13 @@ def prefill(model: SolModel, tokens: Sequence[int]) -> None:
 
 
 def answers(model: SolModel, needle: Needle, action: Action) -> bool:
-    """Whether greedy decoding after the question gives the code; the cache is left as it was found."""
+    """Whether greedy decoding after the question gives the code. Restores the cache afterwards."""
     engine, tokenizer = model.engine, model.tokenizer
     length = engine.length
     for token in tokenizer.encode(needle.question, add_special_tokens=False):
         output = engine.forward([token], action)
     told: list[int] = []
-    for _ in range(2 * DIGITS):  # a digit a token, or several, and perhaps a blank before them
+    for _ in range(2 * DIGITS):  # a token may be one digit, several digits, or a blank before them
         told.append(int(output.logits[-1].argmax()))
         if len(tokenizer.decode(told).strip()) >= DIGITS:
             break
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("-c", "--ctx-size", default="2048,4096,8000", help="tokens of a haystack")
     parser.add_argument("--kv-density", default="1,0.25,0.1", help="shares of the old tokens read, separated by commas")
     parser.add_argument("--depths", default="0.1,0.3,0.5,0.7,0.9")
-    parser.add_argument("--trials", type=int, default=1, help="haystacks a book, context and depth")
+    parser.add_argument("--trials", type=int, default=1, help="haystacks per book, context and depth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()

@@ -23,7 +23,7 @@ from sol_rt.ops import library_path
 HIDDEN, INNER, VOCAB, QKV, LAYERS = 576, 1536, 49152, 960, 30
 
 
-Node = tuple[onnx.NodeProto, list[onnx.TensorProto], float]  # with the bytes it reads
+Node = tuple[onnx.NodeProto, list[onnx.TensorProto], float]  # node, its weights, and the bytes that it reads
 
 
 def matrix(
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=(4, 6, 8))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.5, help="time spent on every op")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds to spend on each operator")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     bits = args.bits

@@ -25,7 +25,7 @@ from sol_rt.generate.model import SolModel
 
 
 def both(share: float, shapes: LayerShapes, layers: int, action: Action) -> tuple[Candidate, Candidate]:
-    """(MLP alone, all matrices) at `share` of the layers' weights, the same counts in all layers."""
+    """(MLP alone, all matrices): two ways to read `share` of the layers' weights, with equal counts in all layers."""
     sizes = {name: math.prod(shape) for name, shape in vars(shapes).items()}
     attention = sizes["qkv"] + sizes["o"]
     alone = (share * sum(sizes.values()) - attention) / (sizes["up"] + sizes["down"])

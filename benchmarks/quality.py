@@ -20,7 +20,7 @@ from sol_rt.generate.model import SolModel
 
 
 def actions(model: SolModel, kv_densities: list[float]) -> list[Action]:
-    """Every variant at every KV density, the most expensive first."""
+    """Actions of every variant at every KV density, the most expensive first."""
     variants = sorted(model.bundle.config.variants.values(), key=lambda variant: -variant.weight_bytes)
     return [
         Action(kv_density, variant.channel_density, variant.bits) for variant in variants for kv_density in kv_densities
@@ -28,7 +28,7 @@ def actions(model: SolModel, kv_densities: list[float]) -> list[Action]:
 
 
 def measure(model: SolModel, text: str, action: Action, size: int, chunks: int) -> Estimate:
-    """Perplexity of `action` alone; windows done are counted on stderr."""
+    """Perplexity under one action. Shows progress on stderr."""
 
     def show(done: int, total: int, so_far: Estimate) -> None:
         print(f"\r{action.tag}  {done}/{total} windows  {so_far.ppl:.3f} ", end="", file=sys.stderr, flush=True)

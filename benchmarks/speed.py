@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-d", "--depth", type=int, default=64, help="tokens in the cache before the first step")
-    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps a repetition")
+    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps per repetition")
     parser.add_argument("-r", "--repetitions", type=int, default=10)
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--kv-density", default="1", help="shares of the old tokens read, separated by commas")
