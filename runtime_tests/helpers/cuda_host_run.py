@@ -23,7 +23,9 @@ from sol_rt.engine import providers
 from sol_rt.engine.distribution import Distribution
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu import cuda
-from sol_rt.engine.gpu.device_runner import DeviceGraphs, DeviceInputs, DeviceRunner, OpenGraph
+from sol_rt.engine.gpu.device_inputs import DeviceInputs
+from sol_rt.engine.gpu.device_runner import DeviceRunner
+from sol_rt.engine.gpu.device_sessions import DeviceGraphs, OpenGraph
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import SolError
 from sol_rt.ops import library_path

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sol_rt.budget.base_controller import AxisTargets
+from sol_rt.budget.controller.base import AxisTargets
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.distribution import Distribution

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sol_rt.budget.cost import CostModel
-from sol_rt.budget.spend_window import SpendWindow
-from sol_rt.budget.step_costs import StepCosts, StepCostTable
+from sol_rt.budget.controller.spend_window import SpendWindow
+from sol_rt.budget.controller.step_costs import StepCosts, StepCostTable
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.base_controller import AXIS_FLAGS, AxisTargets, BaseController, least
-from sol_rt.budget.cost import CostModel
-from sol_rt.budget.spend_window import SpendWindow
-from sol_rt.budget.step_costs import StepCosts
+from sol_rt.budget.controller.base import AXIS_FLAGS, AxisTargets, BaseController, least
+from sol_rt.budget.controller.spend_window import SpendWindow
+from sol_rt.budget.controller.step_costs import StepCosts
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
 

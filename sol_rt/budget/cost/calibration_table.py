@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.cost import BytesCost, CostModel, Line, LineCost
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, LineCost
 from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
