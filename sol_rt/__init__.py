@@ -32,7 +32,7 @@ _HOMES = {
     "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "ContextError": "errors",
-    "Controller": "budget.controller",
+    "Controller": "budget.controller.budget",
     "Engine": "engine.engine",
     "GeneratedToken": "generate.results",
     "Generation": "generate.results",

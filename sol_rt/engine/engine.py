@@ -314,7 +314,7 @@ class Engine:
         )
 
     def _variant(self, key: str) -> Variant:
-        """A variant, with the active channels that `keep_channels` gave it."""
+        """A variant, with the active channels that `set_active_channels` gave it."""
         return self._changed.get(key) or self._bundle_variant(key)
 
     def _bundle_variant(self, key: str) -> Variant:
