@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
-from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.train.reference_model.kv_cache import Cache, KVCache, Slots
 from sol_rt.train.reference_model.weights import ModelWeights, read_bundle
 
@@ -128,7 +129,7 @@ class ReferenceModel(nn.Module):
     @classmethod
     def from_bundle(cls, path: Path | str) -> ReferenceModel:
         """The reference model of a bundle folder, with the bundle's cache and attention. Raises BundleError."""
-        kv = SolConfig.from_json(Path(path) / CONFIG_NAME).kv
+        kv = read_config(Path(path) / CONFIG_NAME).kv
         arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
         levels = {"page_size": kv.page_size, "sinks": kv.sinks}
         return cls(read_bundle(path), arithmetic, **levels, dense_layers=kv.dense_layers)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
-from sol_rt.bundle.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, TensorEntry, Variant
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
@@ -187,7 +188,7 @@ def _key(name: str) -> str:
 def read_bundle(path: Path | str) -> ModelWeights:
     """Reads the weights of a bundle folder. Raises BundleError where its config is damaged."""
     folder = Path(path)
-    config = SolConfig.from_json(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     decoder = from_hf_config(hf_config, config.model.max_context)
     return read_blob(folder / config.weights_file, config.tensors, decoder, config.variants)
