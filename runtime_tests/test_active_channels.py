@@ -140,7 +140,7 @@ def test_matrices_that_do_not_matter_are_pruned_first(engine: Engine, monkeypatc
         return np.asarray(((1 - counts / channels) ** 2 * np.array([1.0, 0.01, 1.0, 0.01])).sum(1, keepdims=True))
 
     monkeypatch.setattr(active_channels, "token_divergences", made_up)
-    found = find_levels(engine, WINDOWS, (75,), 4)[75]
+    found = find_levels(engine, WINDOWS, (0.75,), 4)[0.75]
     assert min(found.active_up[0] / 64, found.active_down[0] / 96) > 0.9
     assert found.active_up[1] / 64 == pytest.approx(0.4, abs=0.03)
     assert found.active_down[1] / 96 == pytest.approx(0.7, abs=0.03)

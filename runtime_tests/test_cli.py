@@ -72,6 +72,8 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["export", "-m", "smollm2-135m", "--calibration", "none", "--max-actions", "5"], "max actions: got 5"),
         (["export", "-m", "smollm2-135m", "--max-actions", "0"], "--max-actions"),
         (["export", "-m", "smollm2-135m", "--bits", "3"], "bits: got 3, expected different ones of 8, 6, mixed, 4"),
+        (["export", "-m", "smollm2-135m", "--bits", "8,5"], "--bits 8,5: mixed bits are written mixed"),
+        (["export", "-m", "smollm2-135m", "--kv-density", "1,0.333"], "--kv-density: got 0.333, expected a share"),
         (["export", "-m", "no-such-model"], "no-such-model"),
         (["pull", "no-such-model"], "no-such-model"),
         (["verify"], "no model"),
@@ -106,9 +108,26 @@ def test_a_removed_flag_in_the_environment_is_refused(
     fails(capsys, ["pull", "--list"], 2, "--refresh was removed: ", "unset $SOL_RT_REFRESH")
 
 
-def test_a_renamed_flag_names_the_new_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(renamed.RENAMED, "--budgett", "--budget")
-    fails(capsys, ["generate", "--budgett", "0.3"], 2, "--budgett is now --budget; see docs/migration.md")
+@pytest.mark.parametrize("command", ["generate", "perplexity", "export"])
+@pytest.mark.parametrize(("flag", "new"), [("--keep", "--kv-density"), ("--prune", "--channel-density")])
+def test_a_renamed_flag_names_the_new_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, flag: str, new: str
+) -> None:
+    fails(capsys, [command, flag, "0.3"], 2, f"{flag} is now {new}; see docs/migration.md")
+    monkeypatch.setenv(renamed.variable_of(flag), "0.3")
+    fails(capsys, [command, new, "0.3"], 2, f"{flag} is now {new}; see docs/migration.md; unset $")
+
+
+@pytest.mark.parametrize("flag", ["--kv-density", "--channel-density"])
+@pytest.mark.parametrize(
+    ("command", "value", "got"), [("generate", "30", "30"), ("perplexity", "-1", "-1"), ("export", "1,50", "50")]
+)
+def test_a_density_is_a_share(
+    capsys: pytest.CaptureFixture[str], command: str, value: str, got: str, flag: str
+) -> None:
+    given = ["-f", "x"] if command == "perplexity" else ["-m", "smollm2-135m"]
+    argv = [command, *given, flag, value]
+    fails(capsys, argv, 2, f"{flag} {got}: expected a share from 0 to 1, for example 0.3")
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -281,5 +281,5 @@ def test_weight_bytes_count_what_a_step_reads(made: tuple[Path, RandomDecoder]) 
     assert (
         decoder.variant(1.0, 8).weight_bytes
         > decoder.variant(1.0, 6).weight_bytes
-        > decoder.variant(75, 6).weight_bytes
+        > decoder.variant(0.75, 6).weight_bytes
     )

@@ -18,7 +18,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.errors import SolError, UsageError
 
 FORMAT = "sol_rt.trace"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

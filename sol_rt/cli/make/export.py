@@ -178,10 +178,12 @@ def _need(packages: tuple[str, ...]) -> None:
 
 
 def _bits(text: str) -> tuple[int, ...]:
-    from sol_rt.bundle.bits import parse_bits_name
+    from sol_rt.bundle.bits import MIXED, parse_bits_name
 
     found = [parse_bits_name(part.strip()) for part in text.split(",")]
     levels = [bits for bits in found if bits is not None]
+    if str(MIXED) in text.split(","):
+        raise UsageError(f"--bits {text}: mixed bits are written mixed, as in --bits 8,6,mixed,4")
     if len(levels) != len(found) or len(set(levels)) != len(levels):
         raise UsageError(f"--bits {text}: expected different ones of 8, 6, mixed, 4, with commas between")
     return tuple(sorted(levels, reverse=True))
