@@ -223,7 +223,7 @@ def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
     assert Selection.of(bundle) == chosen.selection
     document = json.loads((folder / SELECTION).read_text())
     for damage in (
-        {"format_version": 2},
+        {"format_version": 1},
         {"collapse_loss": "nan"},
         {"candidates": [{"tag": "fast"}]},
         {"candidates": []},

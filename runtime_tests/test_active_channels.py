@@ -122,7 +122,7 @@ def test_levels_are_nested_repeatable_and_no_worse_than_equal_ones(engine: Engin
     equal = whole_counts(
         scaled_to(size.equal(0.75), size.weights, 0.75, np.ones(4)), size, 0.75, size.channels.astype(np.int64)
     )
-    rows = [levels[75], size.levels(equal.tolist())]
+    rows = [levels[0.75], size.levels(equal.tolist())]
     found, rule = token_divergences(
         engine, WINDOWS[:3], DENSE, [Candidate(DENSE, row.active_up, row.active_down) for row in rows]
     ).mean(1)

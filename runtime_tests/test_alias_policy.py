@@ -40,11 +40,11 @@ def test_an_alias_brings_its_policy(policy: Path) -> None:
     [("bits", (8, 6), TAGS[1]), ("channel_density", (1.0, 0.75), TAGS[2]), ("kv_density", (1.0, 0.25), TAGS[1])],
 )
 def test_not_where_the_levels_lack_one_of_its_actions(
-    policy: Path, axis: str, levels: tuple[int, ...], tag: str, capsys: pytest.CaptureFixture[str]
+    policy: Path, axis: str, levels: tuple[float, ...], tag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command._policy_of_alias("known", {**LEVELS, axis: levels}) is None
     said = " ".join(capsys.readouterr().err.split())
-    assert f"no policy: that of known picks {tag}, which --{axis} leaves out" in said
+    assert f"no policy: that of known picks {tag}, which --{axis.replace('_', '-')} leaves out" in said
 
 
 def test_a_recipe_whose_policy_is_not_installed(policy: Path) -> None:

@@ -25,7 +25,7 @@ from sol_rt.engine.distribution import Distribution
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SolConfig:
     """Channel densities 1 and 0.5, 8, 6 and 4 bits, KV densities 1 and 0.3; nothing measured."""
-    return Bundle.open(write_bundle(tmp_path_factory.mktemp("paying") / "tiny", policy=True)).config
+    return Bundle.open(write_bundle(tmp_path_factory.mktemp("dominated") / "tiny", policy=True)).config
 
 
 def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> CalibratedCost:

@@ -145,4 +145,4 @@ def test_inspect_tells_what_a_mixed_graph_mixes(tmp_path: Path, capsys: pytest.C
     assert variants["s100-qmix"]["layer_bits"] == ((8, 4, 4, 6), (4, 4, 4, 4))
     assert variants["s100-q8"]["layer_bits"] is None
     inspect(str(folder))
-    assert "5 (mix of 4, 6, 8)" in capsys.readouterr().out
+    assert "mixed (4, 6, 8)" in capsys.readouterr().out

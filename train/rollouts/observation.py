@@ -97,11 +97,11 @@ def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistrib
         before: n distributions, each that of the step before.
     """
     inputs = PolicyInputs(KNOWN_SCALARS, 1)
-    moments = (
+    observations = (
         StepObservation(start + i, token, seen, budget)
         for i, (token, seen) in enumerate(zip(tokens, before, strict=True))
     )
-    return torch.tensor([list(inputs.at(0, moment).values()) for moment in moments], dtype=torch.float32)
+    return torch.tensor([list(inputs.at(0, observation).values()) for observation in observations], dtype=torch.float32)
 
 
 def follow(

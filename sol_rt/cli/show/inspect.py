@@ -96,7 +96,7 @@ def _told_bits(variant: dict[str, Any]) -> str:
     if variant["layer_bits"] is None:
         return str(variant["bits"])
     found = sorted({bits for layer in variant["layer_bits"] for bits in layer})
-    return f"{variant['bits']} (mix of {', '.join(map(str, found))})"
+    return f"{variant['bits']} ({', '.join(map(str, found))})"
 
 
 def _cells(measured: dict[str, Any], contexts: list[str]) -> list[str]:
