@@ -1,18 +1,25 @@
-# make demo    everything from a fresh machine to text at budget 0.4
-# make test    environment, linters, type checker, test suite
+# make demo    Installs everything, exports a model and generates text at budget 0.4.
+# make test    Makes the environment, then runs the linter, the type checker and the quick tests: minutes on two cores.
+# make test-all
+#              Runs the linter, the type checker and all tests. CI runs this.
 # make export MODEL=phi-2
-# make train DATA="folder file.txt"   a policy for MODEL's bundle, which is exported where it is missing; CONFIG=, TRAIN_ARGS='--minutes 60';
-#              writes TRAIN_OUT/policy.safetensors and gives it to the bundle
-# make peers   speed beside llama.cpp, onnxruntime-genai and optimum on the same weights; writes docs/results/peers-MODEL.md
-#              (MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum, DEPTHS=64,512,2048,8000; TEXT=file: perplexity too)
-# make ladder TEXT=file   perplexity and speed of our fixed actions beside llama.cpp's quantization ladder, made of the same weights;
-#              writes docs/results/ladder-MODEL.md (MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py)
-# make figure  the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes; needs Python alone
+#              Exports a model to a bundle.
+# make train DATA="folder file.txt"
+#              Trains a policy for MODEL's bundle, writes TRAIN_OUT/policy.safetensors and puts the policy into the bundle.
+#              Exports the bundle first if it is missing. Options: CONFIG=, TRAIN_ARGS='--minutes 60'.
+# make peers   Measures speed beside llama.cpp, onnxruntime-genai and optimum on the same weights.
+#              Writes docs/results/peers-MODEL.md. Options: MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum,
+#              DEPTHS=64,512,2048,8000, PEERS_ARGS=options of benchmarks/peers.py, TEXT=file to measure perplexity too.
+# make ladder TEXT=file
+#              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
+#              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+# make figure  Draws the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes.
+#              Needs only Python.
+# make bench-gpu BUNDLES="folder folder" PROVIDER=cuda
+#              Measures decode and prefill on this machine's GPU and writes docs/results/gpu.md. Needs no network once the
+#              package is installed. Options: GPU_ARGS=options of benchmarks/gpu.py, which also runs without make.
 #
-# make bench-gpu BUNDLES="folder folder" PROVIDER=cuda   decode and prefill on this machine's GPU; writes docs/results/gpu.md. Needs no network
-#              once the package is there: python benchmarks/gpu.py does it without make (GPU_ARGS=its options)
-#
-# All of it happens in $(VENV), peers in $(PEER); nothing but the two header packages is installed outside this folder and $SOL_RT_HOME.
+# Everything is installed in $(VENV), the peers in $(PEER). Only the two header packages are installed outside this folder and $SOL_RT_HOME.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +27,7 @@ MODEL ?= smollm2-135m
 BUDGET ?= 0.4
 BIN := $(VENV)/bin
 
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard sol_rt/ops/CMakeLists.txt sol_rt/ops/*.cc sol_rt/ops/*.h sol_rt/ops/cuda/*)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
 PEER ?= .venv-peers
 PEERS ?= llama.cpp,genai,optimum
@@ -38,10 +45,10 @@ BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
 
-.PHONY: demo export train peers ladder figure bench-gpu test lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder figure bench-gpu test test-all lint typecheck wheel headers clean distclean help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.export
 	$(BIN)/sol-rt pull $(MODEL)
@@ -57,7 +64,7 @@ train: $(VENV)/.train
 	$(BIN)/sol-rt train -m $(MODEL) $(DATA:%=--data %) --config $(CONFIG) -o $(TRAIN_OUT) $(TRAIN_ARGS)
 	$(BIN)/sol-rt export -m $(MODEL) --policy $(TRAIN_OUT)/policy.safetensors
 
-# Each peer lives in an environment of its own: their requirements exclude each other.
+# Each peer has its own environment, because their requirements exclude each other.
 comma := ,
 PEER_LIST := $(subst $(comma), ,$(PEERS))
 PACKAGES_llama.cpp := --no-binary=llama-cpp-python llama-cpp-python
@@ -86,12 +93,17 @@ $(PEER)/%/.installed: | $(VENV)/.export
 
 test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev lint
+	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/lint_imports.py build/typing
 
-# The type checker sees the package as it is installed: sol_rt with export, train and models inside.
+# The type checker needs the layout of the installed package: sol_rt with export, train and models inside.
 typecheck: $(VENV)/.dev
 	@rm -rf build/typing && mkdir -p build/typing/sol_rt
 	@ln -s $(CURDIR)/sol_rt/* build/typing/sol_rt/

@@ -27,8 +27,7 @@ import numpy as np
 from node_costs import node_cost
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime_tests"))
-from random_decoder import RandomDecoder, describe
-
+from helpers.random_decoder import RandomDecoder, describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
 from sol_rt.engine import providers

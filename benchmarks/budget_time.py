@@ -1,10 +1,11 @@
-"""What a budget buys in time: measured time a token at each budget over that at 1.0.
+"""Measures how much decode time a budget saves: the time per token at each budget, relative to budget 1.0.
 
     sol-rt calibrate -m BUNDLE
     python benchmarks/budget_time.py BUNDLE -d 64 -n 64 -r 10
 
-Generations at all budgets take turns; ratios are to the dense one of the same round. Times are the loop's own, text and
-sampling included. Figures are medians over the rounds, with quartiles.
+Prints a Markdown table with a row per budget: achieved budget, milliseconds per token, and the ratio to budget 1.0.
+Generations at all budgets take turns, and a ratio compares two generations of the same round. Times cover the whole
+decode loop, including sampling and text. Figures are medians over the rounds, with quartiles.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main() -> None:
     budgets = [1.0, *(float(part) for part in args.budgets.split(","))]
     times: dict[float, list[float]] = {budget: [] for budget in budgets}
     achieved: dict[float, float] = {}
-    for number in range(args.rounds + 1):  # the first is the warm-up
+    for number in range(args.rounds + 1):  # the first round is the warm-up
         for budget in budgets:
             run = model.generate(
                 prompt, budget=budget, schedule=args.schedule, max_new_tokens=args.count + 1, eos_token_id=[]

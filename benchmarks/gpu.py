@@ -27,10 +27,10 @@ import gpu_limits
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt import SolModel
-from sol_rt._version import __version__
-from sol_rt.budget.calibrate import measure
-from sol_rt.budget.cost import BytesCost, CalibratedCost
+from sol_rt import SolModel, __version__
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.calibrate import measure
+from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.dominated import describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle

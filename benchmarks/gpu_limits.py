@@ -107,11 +107,10 @@ def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> d
     with tempfile.TemporaryDirectory() as folder, _profiling(str(Path(folder) / "profile")):
         for action in actions:
             engine = Engine(bundle, provider=provider.name, device=provider.device, native_ops=provider.native)
-            assert engine._graphs is not None
             engine.forward([1], action)
-            made = engine._graphs._opened
+            made = engine._runners.graphs._opened
             paths = {kind: Path(graph.session.end_profiling()) for kind, graph in made.items()}
-            profile = next(path for kind, path in paths.items() if engine._prepare(action).step()._kinds[0] == kind)
+            profile = next(path for kind, path in paths.items() if engine._prepare(action).step._kinds[0] == kind)
             events = json.loads(profile.read_text(encoding="utf-8"))
             nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
             widest = bundle.config.variants[action.variant].precision.widest

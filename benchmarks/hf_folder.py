@@ -1,6 +1,8 @@
-"""Writes any source that `sol-rt export` reads as a Hugging Face folder in float32, for peers that read nothing else.
+"""Writes any source that `sol-rt export` reads as a Hugging Face folder in float32, for peers that need one.
 
-python benchmarks/hf_folder.py SOURCE DEST
+    python benchmarks/hf_folder.py SOURCE DEST
+
+Prints the folder's path.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def main() -> None:
     args.dest.mkdir(parents=True, exist_ok=True)
     checkpoint.write_tokenizer(args.dest)
     config = {**checkpoint.config, "torch_dtype": "float32"}
-    # transformers before 5, which optimum pins, looks for the rotary base here, and takes 10000 without
+    # optimum pins transformers below 5, which reads the rotary base from this key and otherwise takes 10000
     config["rope_theta"] = config["rope_parameters"]["rope_theta"]
     (args.dest / "config.json").write_text(json.dumps(config, indent=2))
     tensors = {name: checkpoint.read(name) for name in checkpoint.names()}

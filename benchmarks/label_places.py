@@ -1,6 +1,6 @@
-"""Places the labels of a chart's points so that they cover neither each other nor what is drawn.
+"""Places the labels of a chart's points so that they cover neither each other nor anything else that is drawn.
 
-All lengths are in pixels; y grows downwards.
+ladder_figure.py uses it. All lengths are in pixels; y grows downwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _GAPS = (11.0, 18.0, 28.0)
 """Distances from a point to its label, the preferred one first."""
 _SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
 """Directions from a point to its label, the preferred one first."""
-_STARTS = 50  # orders tried; the first is that of the points
+_STARTS = 50  # number of orders that are tried; the first is the order of the points
 _PASSES = 4
 _OUTSIDE, _ON_LABEL, _ON_MARK, _ON_LINE = 1000.0, 300.0, 100.0, 30.0
 _CLEARANCE = 4.0  # between a label and a line
@@ -71,16 +71,16 @@ def place(
     """A box for every point's label.
 
     Args:
-        points: what is labelled.
+        points: the labelled points.
         sizes: (width, height) of each label.
-        lines: what labels should not cross.
-        taken: places of other text.
-        bounds: what labels stay inside.
+        lines: lines that labels should not cross.
+        taken: boxes of other text.
+        bounds: box that labels should stay inside.
 
-    Returns the boxes in the order of the points. Where there is no room for all labels, some overlap.
+    Returns the boxes in the order of the points. If there is not enough space for all labels, some overlap.
     """
     marks = [Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
-    costs: list[list[tuple[float, Box]]] = []  # of each point's candidates, whatever the other labels do
+    costs: list[list[tuple[float, Box]]] = []  # of each point's candidate boxes, without the other labels
     for point, size in zip(points, sizes, strict=True):
         costs.append(
             [

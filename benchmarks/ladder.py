@@ -269,6 +269,10 @@ taken within a repetition."""
 `llama_model_quantize` on the float32 weights, no importance matrix; f16 KV, flash attention, batches of {_BATCH}.
 Ours: a bundle of the same weights, {config.kv.dtype} KV, its fixed actions.
 
+**Limits.** Rungs are quantized anew from float32 values. Where the source file is itself quantized to 4 bits, as GGUF
+files often are, llama.cpp so quantizes twice, while a bundle keeps the file's own codes; the file as it is has no row.
+Where K-quants do not fit a model's sizes, a rung has more bits than its name says: see its types. One text and machine.
+
 Perplexity of {args.file.name} by llama-perplexity's convention, the second half of every window scored. A rung runs the
 whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where an
 action runs the first half too. Losses are paired, ± is the standard error over windows; that of a perplexity takes

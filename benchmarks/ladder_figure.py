@@ -1,11 +1,11 @@
-"""Draws loss against time of a ladder run: our fixed actions and llama.cpp's quants of the same weights, as one SVG.
+"""Draws a ladder run as one SVG: loss against time of our fixed actions and of llama.cpp's quants of the same weights.
 
     python benchmarks/ladder_figure.py docs/results/ladder-smollm2-135m.json -o docs/images/loss-against-time.svg
     make figure MODEL=smollm2-135m
 
-Reads the JSON that `benchmarks/ladder.py -o` writes beside its page. x is the median time of a decode step in
-milliseconds. y is the loss added to the float32 source in nats per token, on a logarithmic scale; the right edge gives
-the same as the increase of perplexity. The picture follows the reader's light or dark mode. Needs Python alone.
+The input is the JSON that `benchmarks/ladder.py -o` writes beside its page. x is the median time of a decode step in
+milliseconds. y is the loss over the float32 source in nats per token, on a logarithmic scale; the right edge shows the
+same as an increase of perplexity. The picture follows the reader's light or dark mode. The program needs only Python.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Measured:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], ours: bool) -> Measured:
-        """From a row of the JSON. Raises KeyError where speeds or losses were not measured."""
+        """Reads a row of the JSON. Raises KeyError if speeds or losses were not measured."""
         rate = statistics.median(row["tokens_per_second"])
         return cls(
             row["name"], ours, row["bits_per_weight"], rate, row["over_source"], row.get("over_source_stderr") or 0.0
@@ -93,7 +93,7 @@ class Measured:
 
     @property
     def ms(self) -> float:
-        """Milliseconds a token."""
+        """Milliseconds per token."""
         return 1000 / self.rate
 
     @property
@@ -103,17 +103,17 @@ class Measured:
 
     @property
     def words(self) -> str:
-        """What stands beside the name."""
+        """Text beside the name: the action in words."""
         return described(self.name)
 
     @property
     def detail(self) -> str:
-        """What stands under the name."""
+        """Text under the name: bits and speed."""
         return f"{self.bits:.1f} bits per weight, {self.rate:.0f} tokens/s"
 
     @property
     def size(self) -> Point:
-        """Width and height of the label in pixels, estimated from above."""
+        """Width and height of the label in pixels, an upper estimate."""
         first = len(self.name) * _NAME_WIDTH + len(self.words) * _DETAIL_WIDTH + _SPACE
         return max(first, len(self.detail) * _DETAIL_WIDTH), _LABEL_HEIGHT
 
@@ -250,7 +250,7 @@ def _grid(axes: Axes, step: float) -> list[str]:
 
 
 def _key() -> list[str]:
-    """What the two lines are."""
+    """Draws the key of the two lines."""
     parts, x = [], 28.0
     for kind, words in (
         ("ours", "sol_rt, one fixed action"),
@@ -262,7 +262,7 @@ def _key() -> list[str]:
 
 
 def _label(row: Measured, box: Box, point: Point) -> str:
-    """Name and detail, flush with the side that faces the point."""
+    """Draws name and detail, aligned with the side that faces the point."""
     if box.left >= point[0]:
         x, anchor = box.left, "start"
     elif box.right <= point[0]:
@@ -275,7 +275,7 @@ def _label(row: Measured, box: Box, point: Point) -> str:
 
 
 def _mark(x: float, y: float, kind: str) -> str:
-    """A disc for ours, a square for theirs: told apart without their colours."""
+    """Draws a disc for ours and a square for theirs, so that readers need no colours to tell them apart."""
     if kind == "ours":
         return f'<circle class="{kind} mark" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
     return f'<rect class="{kind} mark" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" rx="1.5"/>'

@@ -1,8 +1,8 @@
-"""The files of llama.cpp's quantization ladder: float32 weights, rungs made of them, and plain roundings.
+"""Makes the files of llama.cpp's quantization ladder from one .gguf. ladder.py uses it.
 
-All come from one .gguf: F32 holds exactly the weights that sol_rt's export reads, the rungs are what llama.cpp's own
-quantization makes of F32 without an importance matrix, and RTN holds F32's weights rounded, in float32, so that
-nothing but the rounding is measured.
+- F32 holds exactly the weights that sol_rt's export reads, in float32.
+- The rungs are what llama.cpp's own quantization makes from F32, without an importance matrix.
+- RTN holds F32's weights after plain rounding, stored in float32, so that only the rounding is measured.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a .gguf holds.
+    """The contents of a .gguf.
+
+    A decode step reads all matrices except an embedding that is not also the LM head.
 
     Attributes:
         file_bytes: size of the file.
-        bits: bits a weight over the matrices that a decode step reads.
-        weights: elements of all matrices that a decode step reads: all but a separate embedding.
-        head_share: part of them in the output matrix.
-        step_bytes: bytes that a decode step reads of them and of everything else.
-        types: type of tensor to its share of those weights, the largest first.
+        bits: mean bits per weight over the matrices that a decode step reads.
+        weights: number of weights in these matrices.
+        head_share: share of these weights in the LM head.
+        step_bytes: bytes that a decode step reads, of these matrices and of all vectors.
+        types: share of these weights by tensor type, the largest first.
     """
 
     file_bytes: int
@@ -74,13 +76,13 @@ class Contents:
 
 
 def _others(tensors: Sequence[Any]) -> list[str]:
-    """Names of all tensors but embedding and output matrix."""
+    """Names of all tensors except embedding and LM head."""
     return [tensor.name for tensor in tensors if tensor.name not in (_EMBEDDING, _OUTPUT)]
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Plain round-to-nearest: `bits` a weight, `lm_head_bits` in embedding and output matrix. `RTN4` or `RTN4-H8`."""
+    """Plain round-to-nearest: `bits` per weight, `lm_head_bits` in embedding and LM head. `RTN4` or `RTN4-H8`."""
 
     bits: int
     lm_head_bits: int
@@ -90,23 +92,26 @@ class Rounding:
         return f"RTN{self.bits}" + ("" if self.lm_head_bits == self.bits else f"-H{self.lm_head_bits}")
 
     def bits_a_weight(self, head_share: float) -> float:
-        """With what a bundle has beside the codes: a float16 step and a zero point of 8 bits for 32 weights."""
+        """Bits per weight, including what a bundle stores beside the codes of 32 weights: a float16 step and 8 bits of
+        zero point.
+        """
         return self.bits + (self.lm_head_bits - self.bits) * head_share + (16 + 8) / BLOCK
 
     @classmethod
     def parse(cls, name: str) -> Rounding:
-        """Reads its name. Raises UsageError."""
+        """Reads a name such as `RTN4-H8`. Raises UsageError for any other text."""
         match = re.fullmatch(r"RTN(\d)(?:-H(\d))?", name)
         if not match or not all(2 <= int(bits) <= 8 for bits in match.groups() if bits):
-            raise UsageError(f"got {name!r}, expected RTN and a width of 2 to 8, as RTN4, or RTN4-H8 for the head at 8")
+            raise UsageError(f"got {name!r}, expected RTN and 2 to 8 bits, as in RTN4 or RTN4-H8 (LM head at 8 bits)")
         return cls(int(match[1]), int(match[2] or match[1]))
 
 
 def round_to_nearest(w: np.ndarray, bits: int) -> np.ndarray:
-    """Weights float32 [..., K] rounded in blocks of 32: asymmetric between the block's minimum and maximum.
+    """Rounds weights, float32 [..., K], in blocks of 32, asymmetrically between the block's minimum and maximum.
 
-    s = (max - min) / (2^bits - 1) in float16, z = round(-min / s), w' = s (clamp(round(w / s) + z, 0, 2^bits - 1) - z);
-    the range takes in 0, so that z is one of the codes. As in GPTQ's reference implementation (Quantizer.find_params).
+    s = (max - min) / (2^bits - 1) in float16, z = round(-min / s), w' = s (clamp(round(w / s) + z, 0, 2^bits - 1) - z).
+    The range always includes 0, so that z is one of the codes. The formula is that of GPTQ's reference implementation
+    (Quantizer.find_params).
     """
     top = np.float32(2**bits - 1)
     blocks = w.reshape(-1, BLOCK)
@@ -119,18 +124,18 @@ def round_to_nearest(w: np.ndarray, bits: int) -> np.ndarray:
 
 
 class Ladder:
-    """A folder with the files of one source; what is missing is made.
+    """A folder with the files of one source. Missing files are made when they are asked for.
 
     Args:
         source: a .gguf.
-        cache: where folders of sources are kept.
-        python: of llama.cpp's environment.
-        threads: for llama.cpp's quantization.
+        cache: folder that holds a folder per source.
+        python: Python of llama.cpp's environment.
+        threads: threads for llama.cpp's quantization.
 
     Attributes:
-        folder: of this source.
+        folder: folder of this source.
 
-    Raises UsageError where the source is no .gguf.
+    Raises UsageError if the source is not a .gguf.
     """
 
     def __init__(self, source: Path, cache: Path, python: Path, threads: int) -> None:
@@ -145,7 +150,7 @@ class Ladder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other runs out of the folder: two would write the same files. Raises UsageError where one is there."""
+        """Locks the folder, because two runs would write the same files. Raises UsageError if another run holds it."""
         with (self.folder / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,15 +161,15 @@ class Ladder:
             yield
 
     def path(self, name: str) -> Path:
-        """Where the file of a rung is, or will be."""
+        """Path of a rung's file, whether it exists or not."""
         return self.folder / f"{name}.gguf"
 
     def source(self) -> Path:
-        """The weights that sol_rt's export reads, in float32; metadata and tokenizer as they are."""
+        """The file with the weights that sol_rt's export reads, in float32; metadata and tokenizer are unchanged."""
         return self._made(SOURCE, self._write_source)
 
     def rung(self, name: str) -> Path:
-        """What llama.cpp makes of the float32 weights; `name` as llama-quantize has it."""
+        """The file that llama.cpp makes from the float32 weights; `name` is a type of llama-quantize."""
 
         def quantize(part: Path) -> None:
             run_tool([self._python, _QUANTIZE, self.source(), part, name, "--threads", str(self._threads)])
@@ -172,7 +177,7 @@ class Ladder:
         return self._made(name, quantize)
 
     def rounded(self, rounding: Rounding) -> Path:
-        """The float32 weights, every matrix rounded."""
+        """The file with the float32 weights after rounding every matrix."""
 
         def write(part: Path) -> None:
             reader = gguf.GGUFReader(str(self.source()))
@@ -195,7 +200,7 @@ class Ladder:
         return dest
 
     def _write_source(self, part: Path) -> None:
-        """Where export ties the output matrix to the embedding, the file has that one matrix too."""
+        """Writes the float32 file. If export ties the LM head to the embedding, the file has only the embedding."""
         reader, checkpoint = gguf.GGUFReader(str(self._source)), open_checkpoint(self._source)
         tied = bool(checkpoint.config["tie_word_embeddings"])
         family, _ = family_of_gguf(str(reader.fields["general.architecture"].contents()))
@@ -211,7 +216,7 @@ class Ladder:
 
 
 def _digest(path: Path) -> str:
-    """sha256 of a file, in hex."""
+    """A file's sha256 in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 24):
@@ -220,7 +225,7 @@ def _digest(path: Path) -> str:
 
 
 def _write_float32(path: Path, like: gguf.GGUFReader, tensors: list[tuple[Any, Callable[[Any], np.ndarray]]]) -> None:
-    """Writes tensors, one in memory at a time, under the metadata of `like`."""
+    """Writes a .gguf with the metadata of `like`; only one tensor is in memory at a time."""
     writer = gguf.GGUFWriter(path, str(like.fields["general.architecture"].contents()))
     for name, kind, inner, value in _metadata(like):
         writer.add_key_value(name, value, kind, inner)
@@ -237,7 +242,7 @@ def _write_float32(path: Path, like: gguf.GGUFReader, tensors: list[tuple[Any, C
 
 
 def _metadata(reader: gguf.GGUFReader) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, type, type of the elements and value of every key that isn't the writer's own."""
+    """Yields name, type, element type and value of every key that the writer does not write itself."""
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
             continue

@@ -1,7 +1,7 @@
-"""Losses of many models on the same windows: kept in a file, window by window, and compared in pairs.
+"""Stores the losses of many models on the same windows in a file, and compares models in pairs. ladder.py uses it.
 
-A stopped run goes on where it was: what is known of a window is found by its tokens, so that another text, tokenizer
-or number of windows never takes an old result for its own.
+A stopped run continues where it was. A window's result is stored under a hash of the window's tokens, so that a run
+with another text, tokenizer or number of windows never takes an old result for its own.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Loss:
     """A model's loss on windows of one length.
 
     Attributes:
-        tokens: tokens scored in each window, all alike.
-        sums: nats of every window, float64 [windows].
-        squares: sum of squares of the tokens' nats in every window, float64 [windows].
+        tokens: number of tokens scored in each window.
+        sums: sum of the tokens' losses in each window, nats, float64 [windows].
+        squares: sum of the squares of the tokens' losses in each window, float64 [windows].
     """
 
     tokens: int
@@ -32,7 +32,7 @@ class Loss:
 
     @property
     def mean(self) -> float:
-        """Nats a token."""
+        """Mean loss, nats per token."""
         return float(self.sums.sum()) / (self.tokens * len(self.sums))
 
     @property
@@ -41,7 +41,7 @@ class Loss:
 
     @property
     def ppl_error(self) -> float:
-        """Standard error of the perplexity, tokens taken as independent, as llama-perplexity has it."""
+        """Standard error of the perplexity. Tokens are treated as independent, as in llama-perplexity."""
         count = self.tokens * len(self.sums)
         variance = float(self.squares.sum()) / count - self.mean**2
         return self.ppl * math.sqrt(max(variance, 0.0) / (count - 1))
@@ -49,7 +49,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a paired difference in nats a token, and its standard error over windows, taken as independent."""
+    """Mean of a paired difference in nats per token, and its standard error; windows are treated as independent."""
 
     mean: float
     error: float
@@ -66,12 +66,11 @@ class Difference:
 
 
 def difference(first: Loss, second: Loss, share: float = 1.0, base: Loss | None = None) -> Difference:
-    """`first` minus `second` on the same windows.
+    """Computes (first - base) - share * (second - base) on the same windows; without `base`, first - second.
 
-    With `base` it is that of their increases over it, the second's multiplied by `share`: below 0 where the first adds
-    less than that share of what the second adds.
+    With `base`, the result is below 0 if `first` adds less to the base's loss than `share` of what `second` adds.
 
-    Raises ValueError where windows differ in number or length.
+    Raises ValueError if the windows differ in number or length.
     """
     losses = [first, second, base or second]
     if len({(loss.tokens, len(loss.sums)) for loss in losses}) > 1:
@@ -83,10 +82,10 @@ def difference(first: Loss, second: Loss, share: float = 1.0, base: Loss | None 
 
 
 class Scores:
-    """The file; every result is on disk as soon as it is kept.
+    """Results by model and window, in a JSON file. Each result is written to disk at once.
 
     Args:
-        path: JSON; made where it is missing.
+        path: the file; it is created if it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,17 +93,17 @@ class Scores:
         self._kept: dict[str, dict[str, list[float]]] = json.loads(path.read_text()) if path.exists() else {}
 
     def missing(self, model: str, windows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """Windows without a result."""
+        """The windows for which a model has no result."""
         kept = self._kept.get(model, {})
         return [window for window in windows if _name(window) not in kept]
 
     def keep(self, model: str, window: Sequence[int], nats: Sequence[float] | np.ndarray) -> None:
-        """Puts the nats of a window's scored tokens on disk.
+        """Stores the result of a window.
 
         Args:
-            model: name of the model that tells it from all others.
+            model: unique name of the model.
             window: token ids.
-            nats: of every scored token.
+            nats: loss of every scored token, nats.
         """
         each = np.asarray(nats, np.float64)
         result = [float(each.size), float(each.sum()), float(np.square(each).sum())]
@@ -114,11 +113,11 @@ class Scores:
         part.replace(self._path)
 
     def loss(self, model: str, windows: Sequence[Sequence[int]]) -> Loss:
-        """Raises KeyError where a window has no result."""
+        """A model's loss on the windows. Raises KeyError if a window has no result."""
         rows = np.array([self._kept[model][_name(window)] for window in windows])
         return Loss(int(rows[0, 0]), rows[:, 1], rows[:, 2])
 
 
 def _name(window: Sequence[int]) -> str:
-    """What a window is found by: its length and the sha256 of its tokens."""
+    """Key of a window: its length and the sha256 of its tokens."""
     return f"{len(window)}-{hashlib.sha256(np.asarray(window, np.int64).tobytes()).hexdigest()[:16]}"

@@ -1,12 +1,13 @@
-"""How many dispatches a node takes on WebGPU, and how many bytes it reads and writes.
+"""Estimates how many dispatches a node takes on WebGPU, and how many bytes it reads and writes.
 
-Read off ONNX Runtime's sources (1.30 to 1.32):
+bodies.py and gpu_limits.py use it. The rules come from ONNX Runtime's sources (1.30 to 1.32):
 
-- views (Reshape, Unsqueeze, …) take none; GroupQueryAttention takes 3 at one token and reads keys and values once;
-- MatMulNBits takes 2 where it makes codes of its input (float32, accuracy level 4, K a multiple of 128, N of 16);
-- TopK of n > 2048 sorts in memory: one dispatch for each of log2(n) (log2(n) + 1) / 2 steps, and two more;
-- every other node takes 1, reads its inputs and writes its outputs; Gather, GatherElements and RotaryEmbedding read of
-  what is looked up in as much as they copy, and ScatterND and ScatterElements write in place.
+- Views (Reshape, Unsqueeze, …) take no dispatch. GroupQueryAttention takes 3 at one token and reads keys and values
+  once.
+- MatMulNBits takes 2 if it quantizes its input (float32, accuracy level 4, K a multiple of 128, N of 16), else 1.
+- TopK of n > 2048 sorts in memory: one dispatch for each of log2(n) (log2(n) + 1) / 2 steps, and two more.
+- Every other node takes 1, reads its inputs and writes its outputs. Gather, GatherElements and RotaryEmbedding read
+  only as much of the tensor that they look up in as they copy; ScatterND and ScatterElements write in place.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _ITEM_BYTES = {"float": 4, "float16": 2, "uint8": 1, "int64": 8, "int32": 4, "bo
 
 
 def node_cost(op: str, event: dict[str, Any], bits: int, tokens: int) -> tuple[int, int]:
-    """(dispatches, bytes) of a node, from the types and shapes that its profile event tells."""
+    """(dispatches, bytes) of a node, from the types and shapes in its profile event."""
     inputs, outputs = (
         [next(iter(tensor.items())) for tensor in event[f"{side}_type_shape"]] for side in ("input", "output")
     )
@@ -38,6 +39,6 @@ def node_cost(op: str, event: dict[str, Any], bits: int, tokens: int) -> tuple[i
         return 2 + steps * (steps + 1) // 2, read + written + steps * (steps + 1) * 8 * 2**steps
     if op in ("Gather", "GatherElements", "RotaryEmbedding"):
         return 1, 2 * written
-    if op in ("ScatterND", "ScatterElements", "MemcpyToHost"):  # the last: a copy that waits for everything before it
+    if op in ("ScatterND", "ScatterElements", "MemcpyToHost"):  # MemcpyToHost waits for all earlier work
         return 1, 2 * sum(_ITEM_BYTES[kind] * math.prod(shape) for kind, shape in inputs[-1:])
     return 1, read + written

@@ -23,8 +23,10 @@ import onnxruntime as ort
 from peer_report import quartiles
 
 from sol_rt import SolModel
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.schedules import ConstantSchedule, SolSchedule, UniformSchedule
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.schedules.constant import ConstantSchedule
+from sol_rt.budget.schedules.policy import SolSchedule
+from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import processor_name

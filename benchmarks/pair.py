@@ -1,11 +1,11 @@
-"""Two bundles of one model beside each other: what the second loses, and how fast it decodes.
+"""Compares two bundles of one model: the loss of the second over the first, and the decode speed of both.
 
     python benchmarks/pair.py FIRST SECOND -f TEXT --chunks 40      paired difference of their losses
     python benchmarks/pair.py FIRST SECOND -d 512,2048,8000         decode speed, in turn
 
-Losses are those of `sol-rt perplexity`; the standard error of their mean difference takes windows as independent.
-Speed: both caches hold the same random tokens; rounds of steps alternate between the bundles, and a ratio is that of
-one round.
+Prints one line per comparison. Losses are those of `sol-rt perplexity`; the standard error of their mean difference
+treats windows as independent. For speed, both caches hold the same random tokens, rounds of steps alternate between
+the bundles, and a ratio compares two rounds that follow each other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def compare_losses(models: list[SolModel], action: Action, text: str, size: int, chunks: int) -> None:
-    """Prints both perplexities, and the mean difference in nats a token with its standard error."""
+    """Prints both perplexities, and the mean difference in nats per token with its standard error."""
     bos = added_bos(models[0])
     tokens = models[0].tokenizer.encode(text, add_special_tokens=False)
     cut = windows(tokens if bos is None else [bos, *tokens], size, bos, chunks)
@@ -65,14 +65,17 @@ def compare_losses(models: list[SolModel], action: Action, text: str, size: int,
 
 
 def compare_speed(models: list[SolModel], action: Action, depth: int, count: int, rounds: int) -> None:
-    """Prints tokens a second of both, and the second's over the first's; median and quartiles over the rounds."""
+    """Prints the tokens per second of both bundles, and the ratio of the second to the first.
+
+    Each figure is a median over the rounds, with quartiles.
+    """
     engines = [model.engine for model in models]
     ids = np.random.default_rng(0).integers(0, engines[0].bundle.config.model.vocab_size, depth)
     for engine in engines:
         engine.reset()
         engine.forward(ids, action)
     rates = np.empty((2, rounds + 1))
-    for i in range(rounds + 1):  # the first is a warm-up
+    for i in range(rounds + 1):  # the first round is the warm-up
         for j, engine in enumerate(engines):
             engine.truncate(depth)
             token, began = 1, time.perf_counter()

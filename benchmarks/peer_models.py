@@ -1,7 +1,7 @@
-"""What each peer runs, made of the file that sol_rt's bundle is exported from.
+"""Makes the model that each peer runs from the same file that sol_rt's bundle is exported from.
 
-llama.cpp reads a .gguf itself. onnxruntime-genai and optimum read Hugging Face folders only: they get the file's
-weights in float32 and quantize them on their own. What is there already is kept.
+llama.cpp reads a .gguf itself. onnxruntime-genai and optimum read only Hugging Face folders: they get the file's
+weights in float32 and quantize them on their own. Models that are already there are kept. peers.py uses this module.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _HERE = Path(__file__).parent
 
 
 def bundle_of(source: str, name: str) -> Path:
-    """The folder of the bundle called `name`, exported from `source` where there is none."""
+    """The folder of the bundle called `name`; exports `source` if there is no such bundle."""
     if name not in bundle_names():
         run_tool([sys.executable, "-m", "sol_rt", "export", "-m", source])
     return find_bundle(name)
 
 
 def model_of(peer: str, checkpoint: Path, python: Path, folder: Path) -> Path:
-    """What the worker of `peer` is to load.
+    """The model that the worker of a peer loads; it is made first if it is missing.
 
     Args:
         peer: `llama.cpp`, `genai` or `optimum`.
         checkpoint: .gguf file or Hugging Face folder.
-        python: of the peer's environment.
-        folder: where models made of this checkpoint are kept.
+        python: Python of the peer's environment.
+        folder: folder of the models made from this checkpoint.
 
-    Raises UsageError where the peer can't read the checkpoint, SolError where making its model fails.
+    Raises UsageError if the peer cannot read the checkpoint, SolError if making its model fails.
     """
     if peer == "llama.cpp":
         if checkpoint.suffix != ".gguf":
@@ -46,7 +46,7 @@ def model_of(peer: str, checkpoint: Path, python: Path, folder: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     if peer == "genai":
         how = ["-p", "int4", "-e", "cpu", "-c", folder / "cache", "--extra_options", "int4_accuracy_level=4"]
-        # logits of a prompt's last token alone: a quarter faster on the 135M than the builder's default, all of them
+        # logits of a prompt's last token only: a quarter faster on the 135M than the builder's default, all logits
         how.append("prune_lm_head=true")
         run_tool([python, "-m", "onnxruntime_genai.models.builder", "-m", source, "-o", part, *how])
     else:
@@ -66,7 +66,7 @@ def float32_folder(checkpoint: Path, folder: Path) -> Path:
 
 
 def run_tool(command: list[str | Path]) -> None:
-    """Runs a command whose output is not ours: all of it goes to stderr. Raises SolError where it fails."""
+    """Runs another program's command and sends its output to stderr. Raises SolError if the command fails."""
     run = subprocess.run([str(part) for part in command], check=False, stdout=sys.stderr)
     if run.returncode:
         raise SolError(f"{' '.join(map(str, command))}: ended with {run.returncode}; its own message is above")

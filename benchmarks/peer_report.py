@@ -1,4 +1,7 @@
-"""Rates of several engines, taken in turn in one run, as ratios with their spread."""
+"""Turns the rates of several engines, measured in turn in one run, into tables of ratios with their spread.
+
+peers.py and other programs here use it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Test:
-    """One thing measured on all engines; entry i of every list comes from repetition i.
+    """One test on all engines; entry i of every list comes from repetition i.
 
     Attributes:
-        name: as llama-bench writes it: `pp512`, or `tg64 @ d512` for 64 steps after 512 tokens.
-        own: an action's tag to tokens/s.
-        peers: a peer's name to tokens/s.
+        name: name in llama-bench's notation: `pp512`, or `tg64 @ d512` for 64 steps after 512 tokens.
+        own: tokens/s of sol_rt by action tag.
+        peers: tokens/s by peer.
     """
 
     name: str
@@ -35,7 +38,7 @@ def best(rates: Mapping[str, Sequence[float]]) -> str:
 
 
 def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Repetition by repetition: what slows the machine down for a while slows both."""
+    """Ratio of two rates in each repetition. Whatever slows the machine during a repetition slows both rates."""
     return [a / b for a, b in zip(own, other, strict=True)]
 
 

@@ -1,19 +1,20 @@
-"""How much of the loss could any policy avoid, and how much does one: replayed from a training's counterfactuals.
+"""Measures how much of the loss any policy could avoid, and how much a given policy avoids.
 
     python benchmarks/policy_bound.py BUNDLE counterfactuals --policy policy.safetensors -b 0.45,0.5,0.55,0.6
 
-On the held-out windows of the folder, every action's loss at every position is known. At each budget it compares
+Prints a Markdown table with a row per budget. The program replays the counterfactuals of a training: on its held-out
+windows, every action's loss at every position is known. At each budget it compares
 
-    static    the two actions of the lower hull around the budget in turn, by mean losses of the training windows
+    static    the mix of the two actions of the lower hull around the budget, by mean losses of the training windows
     uniform   the decode loop's own schedule, over the same actions
     sol       the policy, through the decode loop's schedule and controller
-    oracle    for every token the action of least divergence + multiplier * cost, in hindsight, at the multiplier at
-    which a
-              window's mean cost is the budget: no policy can avoid more of the divergence at that cost
+    oracle    the best choice in hindsight: for every token the action of least divergence + multiplier * cost, with the
+              multiplier at which a window's mean cost is the budget; no policy avoids more divergence at that cost
 
-Losses are divergences from dense in nats a step, each behind a dense cache, and at the budget's cost exactly, what
-was spent beside it counted at the static mix' exchange rate. `true token` has the same choices judged by the true next
-token, whose luck a policy can't foresee. Intervals: standard errors over windows.
+Losses are divergences from dense in nats per step, each after a dense cache. They are given at exactly the budget's
+cost: what a schedule spent above or below it counts at the static mix's exchange rate. The columns `true token` judge
+the same choices by the loss of the true next token, which also depends on luck that no policy can foresee. Intervals
+are standard errors over windows.
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sol_rt.budget.cost import BytesCost, load_cost_model
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.export.policy_file import TrainedPolicy, read_policy
-from sol_rt.train import holdout, regression
+from sol_rt.train import holdout, warm_start
 from sol_rt.train.policy_network import PolicyNetwork
 from sol_rt.train.reference_model.weights import read_matrix
 from sol_rt.train.rollouts.counterfactuals import ABOUT, Counterfactuals, CounterfactualStore
 from sol_rt.train.rollouts.rollout import RolloutSpec
 
 Measured = list[tuple[int, Counterfactuals]]
-"""Windows with the length that they belong to."""
+"""Windows, each with the nominal length that its own length is nearest to."""
 
 
 def main() -> None:
@@ -94,7 +97,7 @@ Scores = dict[str, tuple[float, float]]
 
 
 class Bound:
-    """Scores of a window; `training` gives the static mix of each length."""
+    """Scores windows; `training` determines the static mix of each length."""
 
     def __init__(self, bundle: Bundle, spec: RolloutSpec, policy: TrainedPolicy | None, training: Measured) -> None:
         self._spec, self._policy, self._training = spec, policy, training
@@ -103,7 +106,7 @@ class Bound:
         self._network = None if policy is None else network_of(policy)
 
     def scores(self, length: int, window: Counterfactuals, budget: float) -> Scores:
-        costs, kl = regression.costs_of(window, self._spec).double(), window.kl.double()
+        costs, kl = warm_start.costs_of(window, self._spec).double(), window.kl.double()
         true = (window.loss - window.loss[:, self._dense : self._dense + 1]).double()
         alike = [row for of, row in self._training if of == length] or [row for _, row in self._training]
         losses = torch.stack([row.kl.double().mean(0) for row in alike]).mean(0)
@@ -126,15 +129,23 @@ class Bound:
 
     def _schedules(self, budget: float, losses: Tensor) -> Iterator[tuple[str, holdout.Steps]]:
         if self._network is None or self._policy is None:
-            yield holdout.static_steps(self._spec, KNOWN_SCALARS, budget, losses.numpy())
+            controller = Controller(self._spec.actions, self._spec.cost, budget)
+            static = holdout.StaticMix(controller, losses.numpy())
+            yield static.name, holdout.Steps(static, controller, KNOWN_SCALARS)
             return
         columns = self._policy.scalars
         yield from holdout.all_steps(self._network, self._embed, self._spec, columns, budget, losses.numpy())
 
 
 def hindsight(losses: Tensor, costs: Tensor, budget: float) -> Tensor:
-    """The actions [n] that lose least, of losses and costs [n, A], at a mean cost of the budget or just below it."""
-    low, high = 0.0, 1e9  # at the highest multiplier the cheapest actions are chosen, however alike costs are
+    """The actions, int64 [n], of least total loss whose mean cost is the budget or just below.
+
+    Args:
+        losses: loss of every action at every position, [n, A].
+        costs: relative cost of every action at every position, [n, A].
+        budget: requested relative cost.
+    """
+    low, high = 0.0, 1e9  # the highest multiplier chooses the cheapest actions, even if costs are almost equal
     for _ in range(80):
         multiplier = (low + high) / 2
         chosen = (losses + multiplier * costs).argmin(1)

@@ -1,10 +1,10 @@
-"""Perplexity of the source checkpoint and of peers on exactly the windows that `sol-rt perplexity` scores.
+"""Measures the perplexity of the source checkpoint, and of peers, on the same windows as `sol-rt perplexity`.
 
     python benchmarks/reference_perplexity.py BUNDLE CHECKPOINT -f FILE -c 512 --chunks 40
     ... --peers genai,optimum --environments .venv-peers     peers too, as `make peers` made them
 
-CHECKPOINT is an alias, a .gguf or a Hugging Face folder, run in float32 by transformers. Prints one JSON object.
-llama.cpp has a program of its own for this, llama-perplexity, and is left out.
+Prints one JSON object. CHECKPOINT is an alias, a .gguf or a Hugging Face folder; transformers runs it in float32.
+llama.cpp is left out, because its own program llama-perplexity measures this.
 """
 
 from __future__ import annotations

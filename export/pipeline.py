@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from sol_rt import ops
-from sol_rt._version import __version__
+from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, KvLayout, SolConfig
 from sol_rt.bundle.selection import Selection

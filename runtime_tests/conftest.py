@@ -23,6 +23,16 @@ _SMOLLM2_PLACES = (
 )
 
 
+_SLOW_LIMIT = 1800
+"""Seconds that a test marked `slow` may take; pyproject.toml has the limit of the others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_LIMIT))
+
+
 class _PooledSession(ort.InferenceSession):
     """A session on the process-wide pool, whatever its options say."""
 
@@ -43,7 +53,7 @@ def _sessions_share_the_pool() -> Iterator[None]:
 
 def _checkpoint(factory: pytest.TempPathFactory, preset: str) -> Path:
     pytest.importorskip("onnx", reason="exporting comes with the extra export")
-    from random_checkpoint import PRESETS, write_random_checkpoint
+    from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 
     return write_random_checkpoint(factory.mktemp("checkpoint") / preset, PRESETS[preset])
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_bundle import write_bundle
+
+from helpers.tiny_bundle import write_bundle
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 SHORT = ("--contexts", "32,100,5000", "--prefill", "32", "--repeats", "3", "--tokens", "16", "--seconds", "3")
@@ -33,6 +34,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["cpu", "webgpu"])
 def test_every_figure_has_a_row(provider: str, tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "tiny", policy=True)

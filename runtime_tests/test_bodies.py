@@ -17,14 +17,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import reference
-from greedy import assert_same_choices, greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from random_decoder import CONFIGS, RandomDecoder, describe
-from reference import Array, Nested
 
+from helpers import reference
+from helpers.greedy import assert_same_choices, greedy
+from helpers.random_decoder import CONFIGS, RandomDecoder, describe
+from helpers.reference import Array, Nested
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
@@ -452,6 +452,7 @@ def test_a_bundle_generates_the_same_without_the_library(tiny_bundle: Path) -> N
     _same_without_the_library(bundle, list(range(20, 80)))
 
 
+@pytest.mark.slow
 @NATIVE
 def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) -> None:
     """On text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits, between the

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_bundle import seal, write_bundle
 
+from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.graph_file import external_tensors

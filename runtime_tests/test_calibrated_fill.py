@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 import transformers  # noqa: E402
-from gguf_file import GgufFile  # noqa: E402
-from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from helpers.gguf_file import GgufFile  # noqa: E402
+from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402

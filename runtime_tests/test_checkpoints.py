@@ -18,10 +18,10 @@ torch = pytest.importorskip("torch", reason="exporting comes with the extra expo
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 import tokenizers  # noqa: E402
 import transformers  # noqa: E402
-from gguf_file import GgufFile, interleave, random_rows  # noqa: E402
-from random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from helpers.gguf_file import GgufFile, interleave, random_rows  # noqa: E402
+from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors  # noqa: E402
 from sol_rt.export.sources.decoder import family_of, from_hf_config  # noqa: E402

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sol_rt._version import __version__
+from sol_rt import __version__
 from sol_rt.cli import main, renamed
 
 

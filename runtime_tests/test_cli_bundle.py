@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from helpers.program import started
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.cli import main
 from sol_rt.engine import providers
@@ -262,14 +263,10 @@ def endless(llama_bundle: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def start(*argv: str, **streams: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "sol_rt", *argv], start_new_session=True, **streams)
-
-
 def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path, endless: Path) -> None:
     trace = tmp_path / "run.jsonl"
     argv = ("generate", "-m", str(endless), "-p", "a", "-n", "1000", "--temperature", "1", "--trace", str(trace))
-    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         first = process.stdout.read(4)
         process.send_signal(signal.SIGINT)
@@ -285,7 +282,7 @@ def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path, endl
 def test_ctrl_c_keeps_the_json_of_what_came(tmp_path: Path, endless: Path) -> None:
     trace = tmp_path / "run.jsonl"
     argv = ("generate", "-m", str(endless), "-p", "a", "-n", "1000", "--temperature", "1", "--json")
-    with start(
+    with started(
         *argv, "--trace", str(trace), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         deadline = time.monotonic() + 60
@@ -303,7 +300,7 @@ def test_ctrl_c_keeps_the_json_of_what_came(tmp_path: Path, endless: Path) -> No
 def test_ctrl_c_in_perplexity_keeps_the_estimate(tmp_path: Path, endless: Path) -> None:
     (tmp_path / "text.txt").write_text((PROMPT + ". ") * 20000, encoding="utf-8")
     argv = ("perplexity", "-m", str(endless), "-f", str(tmp_path / "text.txt"), "-c", "32")
-    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr
         seen = b""
         while b"windows ..." not in seen:  # said when the first one is done
@@ -415,7 +412,7 @@ def test_bench_without_the_library_says_why_there_is_no_bandwidth(
 @pytest.mark.parametrize("form", ["md", "json"])
 def test_ctrl_c_in_bench_keeps_finished_rows(form: str) -> None:
     argv = ("bench", "-p", "16", "-n", "900", "--budget", "1.0", "-r", "1000", "-n", "8", "-o", form)
-    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr
         seen = b""
         while b"tg900" not in seen:  # said when it begins, after the prompt's row
@@ -433,7 +430,7 @@ def test_ctrl_c_in_bench_keeps_finished_rows(form: str) -> None:
 
 def test_ctrl_c_in_a_piped_chat_ends_the_program(endless: Path) -> None:
     argv = ("chat", "-m", str(endless), "-n", "1000", "--temperature", "1")
-    with start(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
         process.stdin.write(b"Hello\nAnd then?\n")
@@ -449,7 +446,7 @@ def test_ctrl_c_in_a_piped_chat_ends_the_program(endless: Path) -> None:
 def test_a_signal_leaves_nothing_of_an_export(number: signal.Signals, llama_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundles" / "out"
     output.parent.mkdir()
-    with start("export", "-m", str(llama_checkpoint), "-o", str(output), stderr=subprocess.PIPE) as process:
+    with started("export", "-m", str(llama_checkpoint), "-o", str(output), stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not list(output.parent.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -462,9 +459,22 @@ def test_a_signal_leaves_nothing_of_an_export(number: signal.Signals, llama_chec
     assert not list(output.parent.iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(number: signal.Signals, endless: Path) -> None:
+    """As under nohup, and in the background of a shell."""
+    argv = ("generate", "-m", str(endless), "-p", "a", "-n", "300", "--temperature", "1")
+    with started(*argv, ignored=number, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.read(4)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert b"  299  100%" in err  # steps after the first token
+
+
 def test_a_reader_that_leaves_ends_the_program_quietly(endless: Path) -> None:
     argv = ("generate", "-m", str(endless), "-p", "a", "-n", "1000", "--temperature", "1")
-    with start(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(*argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.read(4)
@@ -478,7 +488,7 @@ def test_a_reader_that_leaves_ends_the_program_quietly(endless: Path) -> None:
 def test_ctrl_c_in_chat_stops_the_answer_not_the_program(endless: Path) -> None:
     master, slave = pty.openpty()
     argv = ("chat", "-m", str(endless), "-n", "900", "--temperature", "1")
-    with start(*argv, stdin=slave, stdout=slave, stderr=slave) as process:
+    with started(*argv, stdin=slave, stdout=slave, stderr=slave) as process:
         os.close(slave)
         screen = b""
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
 
-from sol_rt.budget.controller import AxisTargets, Controller
-from sol_rt.budget.cost import BytesCost, CalibratedCost, CalibrationTable, CostModel, Line
+from helpers.made_configs import made_config
+from sol_rt.budget.controller.base import AxisTargets, BaseController
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.dial import make_controller
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
@@ -65,7 +68,7 @@ def calibrated(config: SolConfig, random: np.random.Generator) -> CalibratedCost
     return CalibratedCost(config, table)
 
 
-def run(controller: Controller, pick: Pick, context: int, steps: int, seed: int) -> float:
+def run(controller: BaseController, pick: Pick, context: int, steps: int, seed: int) -> float:
     """Largest |achieved - requested| wherever the text may end from 64 steps on."""
     random = np.random.default_rng(seed)
     worst = 0.0
@@ -81,7 +84,7 @@ def run(controller: Controller, pick: Pick, context: int, steps: int, seed: int)
     return worst
 
 
-def error(controller: Controller) -> float:
+def error(controller: BaseController) -> float:
     assert controller.requested is not None
     return abs(controller.achieved - controller.requested) if controller.steps >= 64 else 0.0
 
@@ -232,7 +235,7 @@ def test_axis_targets_hold(
     targets = AxisTargets(kv_density, channel_density, bits)
     assume(targets.any())
     config = made_config(bits=(8, 6, 4), channel_densities=(1.0, 0.75, 0.5))
-    controller = Controller(actions_of(config), BytesCost(config), axis_targets=targets)
+    controller = make_controller(actions_of(config), BytesCost(config), axis_targets=targets)
     random = np.random.default_rng(seed)
     seen = []
     for step in range(steps):
@@ -270,26 +273,26 @@ def test_budget_out_of_range(budget: object) -> None:
 def test_axis_target_out_of_range(targets: AxisTargets, name: str) -> None:
     config = made_config()
     with pytest.raises(UsageError, match=name):
-        Controller(actions_of(config), BytesCost(config), axis_targets=targets)
+        make_controller(actions_of(config), BytesCost(config), axis_targets=targets)
 
 
 def test_axis_targets_that_no_mix_has() -> None:
     # the only action with fewer bits also prunes
     config = made_config(actions=("k100-s100-q8", "k100-s050-q4"))
     with pytest.raises(UsageError, match="no mix"):
-        Controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6))
-    Controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6, channel_density=0.75))
+        make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6))
+    make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6, channel_density=0.75))
 
 
 def test_contradictory_requests() -> None:
     config = made_config()
     cost: CostModel = calibrated(config, np.random.default_rng(0))
     with pytest.raises(UsageError, match="contradict"):
-        Controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(kv_density=0.5))
+        make_controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(kv_density=0.5))
     with pytest.raises(UsageError, match="contradict"):
         Controller(actions_of(config), cost, 0.5, tokens_per_second=10)
     with pytest.raises(UsageError, match="contradict"):
-        Controller(actions_of(config), cost, axis_targets=AxisTargets(kv_density=0.5), tokens_per_second=10)
+        make_controller(actions_of(config), cost, axis_targets=AxisTargets(kv_density=0.5), tokens_per_second=10)
     with pytest.raises(UsageError, match="tokens-per-second"):
         Controller(actions_of(config), cost, tokens_per_second=0)
 

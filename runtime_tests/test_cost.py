@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_configs import made_config
 
-from sol_rt.budget.cost import (
-    BytesCost,
+from helpers.made_configs import made_config
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, reads
+from sol_rt.budget.cost.calibration_table import (
     CalibratedCost,
     CalibrationTable,
-    CostModel,
-    Line,
     calibration_path,
     device_string,
-    fit_line,
     load_cost_model,
-    reads,
 )
+from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KvLayout

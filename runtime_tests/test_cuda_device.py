@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from operator_tests import copy_of
 
+from helpers.operator_tests import copy_of
 from sol_rt.ops import library_path
 
 TESTS = Path(__file__).resolve().parent
@@ -144,9 +144,8 @@ def test_sanitizer_finds_nothing(tool: str) -> None:
 
 def test_greedy_tokens_are_the_cpus(tmp_path: Path) -> None:
     """Every variant of a bundle, attending to all tokens and to few."""
-    from greedy import assert_same_choices, greedy
-    from random_decoder import RandomDecoder, describe
-
+    from helpers.greedy import assert_same_choices, greedy
+    from helpers.random_decoder import RandomDecoder, describe
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine

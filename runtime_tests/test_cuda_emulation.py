@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from greedy import assert_same_choices, greedy
-from main_memory import MainMemory
 from onnx import helper
-from operator_tests import copy_of
-from random_decoder import RandomDecoder, describe
-from tiny_bundle import write_bundle
 
+from helpers.greedy import assert_same_choices, greedy
+from helpers.main_memory import MainMemory
+from helpers.operator_tests import copy_of
+from helpers.random_decoder import RandomDecoder, describe
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
@@ -31,6 +31,7 @@ from sol_rt.engine import providers
 from sol_rt.engine.distribution import Distribution
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu import cuda
+from sol_rt.engine.gpu.device_runner import DeviceRunners
 from sol_rt.engine.hardware import Gpu
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
@@ -38,6 +39,7 @@ from sol_rt.ops import library_path
 
 TESTS = Path(__file__).resolve().parent
 OPS = TESTS.parent / "sol_rt" / "ops"
+SOURCES = [*(OPS / "cuda").rglob("*.cu"), *(OPS / "cuda").rglob("*.cc"), OPS / "common" / "onnx" / "register.cc"]
 NATIVE = TESTS / "native"
 COMPILER = shutil.which("c++")
 RACES = ["-fsanitize=thread", "-g1"]  # native/cuda_races.cc stands in for the sanitizer's library
@@ -52,7 +54,7 @@ pytestmark = pytest.mark.skipif(
 matmul, attention, layer = (copy_of(f"test_ops_{name}", "cuda") for name in ("matmul", "attention", "layer"))
 
 
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{NATIVE}", f"-I{OPS / 'cuda'}"]
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{NATIVE}", f"-I{OPS}"]
 MACHINE = [NATIVE / "cuda_machine.cc", NATIVE / "cuda_races.cc"]
 
 
@@ -76,7 +78,7 @@ def build(folder: Path, *, races: bool = False) -> Path:
     """The library of the CUDA operators for the CPU provider, kernels emulated, and their races looked for."""
     assert COMPILER is not None
     flags = os.environ.get("SOL_RT_EMULATION_FLAGS", "").split()
-    sources = sorted([*(OPS / "cuda").glob("*.cu"), *(OPS / "cuda").glob("*.cc"), OPS / "register.cc", *MACHINE])
+    sources = sorted([*SOURCES, *MACHINE])
     objects = compiled(sources, folder, flags, RACES if races else [])
     library = folder / "libsol_ops_cuda_emulated.so"
     sanitizer = [flag for flag in flags if flag.startswith("-fsanitize")]
@@ -266,7 +268,9 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
     emulated = _Emulated("cuda", on_cpu.threads, layer.LIBRARY, gpu=Gpu("emulated"))
     monkeypatch.setattr(providers, "choose", lambda *_, **__: emulated)
     engine = Engine(bundle, provider="cuda")
-    assert engine._device_inputs.summary is not None
+    runners = engine._runners
+    assert isinstance(runners, DeviceRunners)
+    assert runners.inputs.summary is not None
     for kv_density in (1.0, 0.3):
         got, expected = (
             {
@@ -279,8 +283,7 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
         unpruned = [key for key, variant in bundle.config.variants.items() if variant.channel_density == 1.0]
         assert_same_choices({key: got[key] for key in unpruned}, {key: expected[key] for key in unpruned})
     assert engine.capacity > 64
-    assert engine._graphs is not None
-    assert len(engine._graphs._opened) == 4  # steps and batches of two widths
+    assert len(runners.graphs._opened) == 4  # steps and batches of two widths
     assert list(engine.loaded) == list(bundle.config.variants)
     output = engine.forward([5], bundle.config.dense)
     assert output.host_logits is None

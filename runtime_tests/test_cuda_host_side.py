@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_decoder import hf_config
-from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS
-from tiny_bundle import write_bundle
+from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS, SOURCES
 
+from helpers.random_decoder import hf_config
+from helpers.tiny_bundle import write_bundle
 from sol_rt.export.sources.decoder import from_hf_config
 
 WHEEL = Path(os.environ.get("SOL_RT_CUDA_WHEEL", "none"))
 IN_WHEEL = ("libonnxruntime_providers_cuda.so", f"onnxruntime_pybind11_state{sysconfig.get_config_var('EXT_SUFFIX')}")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
-SCRIPT = Path(__file__).with_name("cuda_host_run.py")
+SCRIPT = Path(__file__).with_name("helpers") / "cuda_host_run.py"
 STAND_IN = "libcuda_stand_in.so"
 CUBLAS_LT = "libcublasLt.so.13"
 NAMES = ("libcuda.so.1", "libcudart.so.13", "libcublas.so.13", CUBLAS_LT, "libcurand.so.10", "libnvidia-ml.so.1")
@@ -67,12 +67,11 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in NAMES:
         (folder / name).symlink_to(STAND_IN)
     # no code for a device is run: it is made as fast as can be
-    flags += ["-Xcicc", "-O0", "-gencode", "arch=compute_80,code=compute_80", f"-I{OPS / 'cuda'}"]
+    flags += ["-Xcicc", "-O0", "-gencode", "arch=compute_80,code=compute_80", f"-I{OPS}"]
     flags += ["-isystem", str(INCLUDE), '-DSOL_PROVIDER="CUDAExecutionProvider"']
-    sources = [*(OPS / "cuda").glob("*.cu"), *(OPS / "cuda").glob("*.cc"), OPS / "register.cc"]
-    objects = [folder / f"{source.name}.o" for source in sources]
+    objects = [folder / f"{source.name}.o" for source in SOURCES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda source, built: _checked(NVCC, *flags, "-c", source, "-o", built), sources, objects))
+        list(pool.map(lambda source, built: _checked(NVCC, *flags, "-c", source, "-o", built), SOURCES, objects))
     link = ["-shared", "-Wl,--no-undefined", "-Wl,-z,nodelete", f"-L{folder}", "-o", folder / OPERATORS]
     _checked(COMPILER, *link, *objects, "-l:libcudart.so.13")
     return folder

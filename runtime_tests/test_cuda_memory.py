@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from main_memory import MainMemory
 
+from helpers.main_memory import MainMemory
 from sol_rt.engine.gpu import cuda, cuda_memory, device_runner
 from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver
 from sol_rt.engine.gpu.device_memory import CudaMemory, DeviceMemory

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_run import NO_ADAPTER, PROMPT, steps, unpruned
-from greedy import TIE
-from tiny_bundle import write_bundle
 
-from sol_rt.budget.cost import CalibrationTable, Line, calibration_path, device_string, load_cost_model
+from helpers.device_run import NO_ADAPTER, PROMPT, steps, unpruned
+from helpers.greedy import TIE
+from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string, load_cost_model
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
 from sol_rt.engine.engine import Engine
@@ -37,6 +38,7 @@ def _python(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         env={**environment, **variables},
+        cwd=Path(__file__).parent,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -54,8 +56,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _device(folder: Path, *what: str, **variables: str) -> subprocess.Popen[str]:
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra webgpu")
-    script = str(Path(__file__).with_name("device_run.py"))
-    return _python(script, str(folder), *what, **_SOFTWARE, **variables)
+    return _python("-m", "helpers.device_run", str(folder), *what, **_SOFTWARE, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +305,8 @@ def test_doctor_says_what_each_provider_lacks(folder: Path) -> None:
 def test_doctor_says_what_an_adapter_cannot_do() -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     program = (
-        "from dataclasses import replace; from sol_rt import doctor, providers; choose = providers.choose; "
+        "from dataclasses import replace; from sol_rt.engine import providers; choose = providers.choose; "
+        "from sol_rt.evaluation import doctor; "
         "print(doctor._gpu('webgpu').detail); "
         "providers.choose = lambda name: replace(choose(name), floats='float32', most_tokens=16); "
         "print(doctor._gpu('webgpu').detail)"
@@ -313,7 +315,7 @@ def test_doctor_says_what_an_adapter_cannot_do() -> None:
     if "finds no device" in out:
         pytest.skip("no WebGPU adapter, not even software Vulkan")
     plain, poor = out.splitlines()
-    assert "gives the CPU's numbers" in plain, err
+    assert "computes the same numbers as the CPU" in plain, err
     assert "float16" not in plain
     assert "computes in float32, without float16" in poor
     assert "prompts go in parts of 16 tokens" in poor
@@ -324,7 +326,7 @@ def test_doctor_misses_what_prepares_graphs() -> None:
     program = (
         "import importlib.util as util; find = util.find_spec; "
         "util.find_spec = lambda name, *rest: None if name == 'onnx' else find(name, *rest); "
-        "from sol_rt.doctor import _gpu; found = _gpu('webgpu'); print(found.state, found.detail)"
+        "from sol_rt.evaluation.doctor import _gpu; found = _gpu('webgpu'); print(found.state, found.detail)"
     )
     out, err = _python("-c", program, **_SOFTWARE).communicate(timeout=300)
     if "finds no device" in out:

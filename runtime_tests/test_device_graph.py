@@ -12,13 +12,13 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
-from main_memory import MainMemory, cpu_session
 from onnx import helper
-from random_decoder import CONFIGS
-from reference import Nested
-from tiny_bundle import write_bundle
 
+from helpers.made_configs import made_config
+from helpers.main_memory import MainMemory, cpu_session
+from helpers.random_decoder import CONFIGS
+from helpers.reference import Nested
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simd_targets import BITS, run_tests
 
+from helpers.simd_targets import BITS, run_tests
 from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
 from sol_rt.ops import library_path
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_configs import made_config
-from tiny_bundle import write_bundle
 
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import CalibratedCost, CalibrationTable, FunctionBodyBytes, Line
+from helpers.made_configs import made_config
+from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import FunctionBodyBytes, Line
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.dominated import describe, ineffective, replacements, without_dominated
 from sol_rt.budget.schedules import PolicyInput, make_schedule
 from sol_rt.bundle.actions import Action

@@ -13,18 +13,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from test_cli import fails
-from tiny_bundle import write_bundle
 
+from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.cli.measure.eval import _plan
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.pages.evaluation import render_evaluation_html
+from sol_rt.evaluation.quality.bootstrap import Figure, Resampling
 from sol_rt.evaluation.quality.held_out import SIZES, Plan, SizeRuns, cost_of, measure, nll_of, state_settings
 from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScorer
 from sol_rt.evaluation.quality.state import State
 from sol_rt.evaluation.quality.windows import Window, spread_windows
-from sol_rt.evaluation.report.bootstrap import Figure
-from sol_rt.evaluation.report.report import Resampling, report_of, size_report
+from sol_rt.evaluation.report.report import report_of, size_report
 from sol_rt.evaluation.report.tables import table_lines
 from sol_rt.generate.model import SolModel
 
@@ -332,6 +332,6 @@ def test_a_page_of_the_dense_model_alone(model: SolModel, text: str) -> None:
 def test_few_windows_are_said(model: SolModel, runs: SizeRuns) -> None:
     resampling = Resampling("windows", 100, 0)
     report = report_of(model, ["text"], QUICK, resampling, [size_report(runs, QUICK, resampling)])
-    assert any("Intervals of 3 units only" in line for line in table_lines(report))
+    assert any("Intervals from only 3 units" in line for line in table_lines(report))
     assert isinstance(report.sizes[0].dense.nll, Figure)
     assert DENSE.key == "dense"

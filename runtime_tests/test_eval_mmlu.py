@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from test_cli import fails
 from test_lm_eval import full_logprobs
-from tiny_bundle import write_bundle
 
+from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.errors import ContextError, UsageError
-from sol_rt.evaluation.quality.mmlu import Answered, Exam, Question, exam_report, mcnemar, read_exam, settings_of, sit
+from sol_rt.evaluation.quality.bootstrap import Resampling
+from sol_rt.evaluation.quality.exam import Exam, Question, read_exam
+from sol_rt.evaluation.quality.mmlu import Answered, settings_of, sit
 from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
-from sol_rt.evaluation.report.report import Resampling
+from sol_rt.evaluation.report.mmlu import exam_report, mcnemar
 from sol_rt.evaluation.report.tables import exam_lines
 from sol_rt.generate.model import SolModel
 
@@ -87,7 +89,7 @@ def test_files_without_headings_and_with_letters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["continuation", "letter"])
 def test_dense_scores_are_those_of_the_full_logits(model: SolModel, folder: Path, form: str) -> None:
     exam = read_exam(folder, subjects=[], questions=4, form=form, shots=1)
-    (answered,) = sit(model, exam, [DENSE], False, State(None, {}), lambda *_: None)
+    (answered,) = sit(model, exam, [DENSE], State(None, {}), lambda *_: None)
     encode = model.tokenizer.encode
     for question, each in zip(exam.questions, answered, strict=True):
         prompt = encode(exam.prompt(question))
@@ -104,8 +106,8 @@ def test_one_account_holds_the_budget_over_the_questions(model: SolModel, folder
     exam = read_exam(folder, subjects=[], questions=None, form="continuation", shots=0)
     settings = settings_of(model.bundle.config, ["dense", "uniform", "sol"], [0.7, 0.8])
     assert [each.key for each in settings] == ["dense", "uniform@0.7", "sol@0.7", "uniform@0.8", "sol@0.8"]
-    answered = sit(model, exam, settings, False, State(None, {}), lambda *_: None)
-    report = exam_report(model, exam, settings, answered, False, Resampling("windows", 200, 0))
+    answered = sit(model, exam, settings, State(None, {}), lambda *_: None)
+    report = exam_report(model, exam, settings, answered, Resampling("windows", 200, 0))
     for score in report.scores:
         assert score.achieved == pytest.approx(1.0 if score.budget is None else score.budget, abs=0.02)
         assert score.steps == 24 * 12
@@ -126,7 +128,7 @@ def test_figures_of_a_report(model: SolModel) -> None:
     sol = [answer(2, 2)] * 7 + [answer(2, 1)] * 1 + [answer(0, 2)] * 2
     uniform = [answer(2, 2)] * 4 + [answer(1, 1)] * 4 + [answer(2, 2)] * 2
     settings = [Setting("uniform", 0.5), Setting("sol", 0.5)]
-    report = exam_report(model, exam, settings, [uniform, sol], False, Resampling("windows", 500, 0))
+    report = exam_report(model, exam, settings, [uniform, sol], Resampling("windows", 500, 0))
     assert [score.accuracy.value for score in report.scores] == pytest.approx([0.6, 0.8])
     assert [score.normalised.value for score in report.scores if score.normalised] == pytest.approx([0.6, 0.9])
     assert report.scores[1].achieved == 0.5
@@ -156,20 +158,20 @@ def test_a_stopped_exam_goes_on(model: SolModel, folder: Path, tmp_path: Path) -
             raise Stopped
 
     with pytest.raises(Stopped):
-        sit(model, exam, [DENSE], False, State(path, {}), stop)
+        sit(model, exam, [DENSE], State(path, {}), stop)
     before = path.read_text(encoding="utf-8")
-    (answered,) = sit(model, exam, [DENSE], False, State(path, {}), lambda *_: None)
+    (answered,) = sit(model, exam, [DENSE], State(path, {}), lambda *_: None)
     after = path.read_text(encoding="utf-8")
     assert after.startswith(before)
     assert len(after.splitlines()) == 1 + 6
-    assert answered == sit(model, exam, [DENSE], False, State(None, {}), lambda *_: None)[0]
+    assert answered == sit(model, exam, [DENSE], State(None, {}), lambda *_: None)[0]
 
 
 def test_prompts_that_are_too_long_lose_their_beginning(model: SolModel, bundle: Path, folder: Path) -> None:
     exam = read_exam(folder, subjects=["maths"], questions=3, form="continuation", shots=2)
     small = SolModel.from_pretrained(bundle, max_context=24)
-    answered = sit(small, exam, [DENSE], False, State(None, {}), lambda *_: None)
-    report = exam_report(small, exam, [DENSE], answered, False, Resampling())
+    answered = sit(small, exam, [DENSE], State(None, {}), lambda *_: None)
+    report = exam_report(small, exam, [DENSE], answered, Resampling())
     assert report.cut == 3
     assert "3 prompts were longer than the context" in "\n".join(exam_lines(report))
     for question, each in zip(exam.questions, answered[0], strict=True):
@@ -188,7 +190,7 @@ def test_an_answer_longer_than_the_context_is_refused(bundle: Path, folder: Path
     exam = read_exam(folder, subjects=["maths"], questions=1, form="continuation", shots=0)
     small = SolModel.from_pretrained(bundle, max_context=3)
     with pytest.raises(ContextError, match="an answer has 3 tokens, the context 3"):
-        sit(small, exam, [DENSE], False, State(None, {}), lambda *_: None)
+        sit(small, exam, [DENSE], State(None, {}), lambda *_: None)
 
 
 def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +201,7 @@ def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixt
     assert [score["schedule"] for score in document["scores"]] == ["dense", "uniform", "sol"]
     assert main([*argv, "--form", "letter", "--shots", "2", "--tail", "3"]) == 0
     out = capsys.readouterr().out
-    assert "MMLU, 6 questions, form letter, 2 shots, 3 of" in out
+    assert "MMLU, 6 questions, form letter, 2 shots, last 3 of" in out
     assert "| sol against" in out
 
 
@@ -212,7 +214,7 @@ def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixt
         (["--shots", "6"], ("--shots",)),
         (["--schedules", "static"], ("--schedules: got 'static'",)),
         (["--budget", "2"], ("--budget: got 2.0",)),
-        (["--html", "page.html"], ("--html: draws held-out text",)),
+        (["--html", "page.html"], ("--html: draws results on held-out text only",)),
         (["-f", "text"], ("either --file",)),
     ],
 )
@@ -234,7 +236,7 @@ def test_rows_that_are_no_questions(tmp_path: Path, row: str) -> None:
 def test_a_file_without_questions(tmp_path: Path, content: str) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "law_test.csv").write_text(content, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"law_test\.csv: has no question; leave law out"):
+    with pytest.raises(UsageError, match=r"law_test\.csv: got no question, expected one or more; leave law out"):
         read_exam(tmp_path, subjects=[], questions=None, form="letter", shots=0)
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_configs import made_config
 
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import BytesCost
+from helpers.made_configs import made_config
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
+from sol_rt.evaluation.quality.bootstrap import Bootstrap, CurvePoint, at_cost
 from sol_rt.evaluation.quality.mix import MixSchedule, hull_pair
 from sol_rt.evaluation.quality.windows import SCORED, spread_windows
-from sol_rt.evaluation.report.bootstrap import Bootstrap, CurvePoint, at_cost
 
 ONE = np.ones(1)
 

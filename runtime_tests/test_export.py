@@ -18,10 +18,10 @@ torch = pytest.importorskip("torch", reason="exporting comes with the extra expo
 import gguf  # noqa: E402
 import onnx  # noqa: E402
 import transformers  # noqa: E402
-from gguf_file import GgufFile  # noqa: E402
-from random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from helpers.gguf_file import GgufFile  # noqa: E402
+from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
-from random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
-from reference import Array
 
+from helpers.random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
+from helpers.reference import Array
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import TensorEntry, Variant
 from sol_rt.export.graphs.graph import LayerShapes, active_counts

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_configs import made_config
 
+from helpers.made_configs import made_config
 from sol_rt.bundle.config import KV_DTYPES, KvLayout
 from sol_rt.engine.kv_cache import KvCache
 

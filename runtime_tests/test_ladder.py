@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_options import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_bundle import write_bundle
 
+from helpers.bad_options import assert_refused
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import write_bundle
 
+from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.quality.continuations import PromptScorer
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.model import SolModel
 
 PROMPT = "w5 w9 w13 w7"
 

@@ -12,8 +12,7 @@ import pytest
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 pytest.importorskip("gguf", reason="exporting comes with the extra export")
-from gguf_file import write_mixed_file
-
+from helpers.gguf_file import write_mixed_file
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle

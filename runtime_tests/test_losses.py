@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_decoder import RandomDecoder, describe
-from tiny_bundle import write_bundle
 
+from helpers.random_decoder import RandomDecoder, describe
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine

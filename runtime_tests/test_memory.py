@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from random_decoder import describe
-from tiny_bundle import write_bundle
 
+from helpers.random_decoder import describe
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.ops import library_path
 
@@ -119,7 +119,7 @@ print(max(seen) - seen[0])
 @native
 def test_an_export_takes_the_memory_of_a_layer(llama_checkpoint: Path, tmp_path: Path) -> None:
     """Comparison included: less than 1.5 times the largest layer in float32, of a model of two."""
-    from random_checkpoint import RandomCheckpoint, write_random_checkpoint
+    from helpers.random_checkpoint import RandomCheckpoint, write_random_checkpoint
 
     hidden, inner = 1280, 8192
     shape = RandomCheckpoint("phi", hidden, 2, 20, 20, inner, tied=False, rotary_fraction=0.5, dtype="float16")

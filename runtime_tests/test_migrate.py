@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_bundle
-from greedy import greedy
-from random_decoder import hf_config
 
-from sol_rt.budget.cost import CalibrationTable, Line, calibration_path
+from helpers import tiny_bundle
+from helpers.greedy import greedy
+from helpers.random_decoder import hf_config
+from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path
 from sol_rt.bundle import selection
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED

@@ -12,9 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
 pytest.importorskip("gguf", reason="exporting comes with the extra export")
-from gguf_file import GgufFile, write_mixed_file  # noqa: E402
-from random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
-
+from helpers.gguf_file import GgufFile, write_mixed_file  # noqa: E402
+from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from random_decoder import describe
-from tiny_bundle import END, seal, write_bundle
 
+from helpers.random_decoder import describe
+from helpers.tiny_bundle import END, seal, write_bundle
 from sol_rt import SolModel
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle

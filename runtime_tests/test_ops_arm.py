@@ -14,6 +14,7 @@ EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 HIGHWAY = next((root for root in map(Path, ("/usr/include", "/usr/local/include")) if (root / "hwy").is_dir()), None)
 TESTS = Path(__file__).parent
 OPS = TESTS.parent / "sol_rt" / "ops"
+TARGET = OPS / "cpu" / "simd" / "target.cc"
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no cross compiler (aarch64-linux-gnu-g++)"),
@@ -22,7 +23,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["nested", "attention"])
+@pytest.fixture(scope="module", params=["matmul", "attention", "elementwise"])
 def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A check program, built as the library is: one binary for every Arm target."""
     folder = tmp_path_factory.mktemp("arm")
@@ -30,7 +31,7 @@ def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     assert HIGHWAY is not None
     (folder / "include" / "hwy").symlink_to(HIGHWAY / "hwy")  # alone: the host's other headers are not the target's
     kernels = f"{request.param}_kernels.cc"
-    sources = [TESTS / "native" / f"check_{kernels}", OPS / kernels, OPS / "target.cc"]
+    sources = [TESTS / "native" / f"check_{kernels}", OPS / "cpu" / request.param / kernels, TARGET]
     disabled = "-DHWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)"
     flags = ["-std=c++17", "-O2", "-DNDEBUG", "-static", "-pthread", disabled]
     include = [f"-I{OPS}", "-isystem", str(folder / "include")]
@@ -42,6 +43,7 @@ def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processor", "mask", "target"),
     [("max", None, "NEON_BF16"), ("cortex-a76", None, "NEON"), ("cortex-a76", 1 << 29, "NEON_WITHOUT_AES")],

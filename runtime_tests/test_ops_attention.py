@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from reference import (
+
+from helpers.reference import (
     PAGE,
     best_tokens,
     by_token,
@@ -27,9 +28,8 @@ from reference import (
     token_scores,
     unpacked,
 )
-from simd_targets import BITS, run_tests, with_targets
-from thread_counts import assert_same_for_any_thread_count
-
+from helpers.simd_targets import BITS, run_tests, with_targets
+from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.ops import library_path
 
 LIBRARY = library_path()
@@ -624,6 +624,7 @@ def available_targets() -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_every_simd_target() -> None:
     targets = available_targets()
     assert "" not in targets

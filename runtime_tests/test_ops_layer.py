@@ -16,15 +16,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, inliner
-from random_decoder import CONFIGS, describe
-from reference import Array, Nested
-from simd_targets import X86_TARGETS, run_tests
-from thread_counts import assert_same_for_any_thread_count
 
+from helpers import reference
+from helpers.random_decoder import CONFIGS, describe
+from helpers.reference import Array, Nested
+from helpers.simd_targets import X86_TARGETS, run_tests
+from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.bundle.bits import MIXED, LayerBits
 from sol_rt.bundle.config import KvLayout
 from sol_rt.export.graphs.functions import operators as bodies
@@ -499,6 +499,7 @@ def test_bad_input_is_one_line(name: str, value: Array) -> None:
     assert "\n" not in str(caught.value).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names targets of x86")
 @pytest.mark.parametrize("mask", X86_TARGETS.values(), ids=X86_TARGETS)
 def test_every_simd_target(mask: int) -> None:

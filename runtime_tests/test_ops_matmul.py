@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from simd_targets import X86_TARGETS, run_tests, with_targets
-from thread_counts import assert_same_for_any_thread_count
 
+from helpers.simd_targets import X86_TARGETS, run_tests, with_targets
+from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.ops import library_path
 
 LIBRARY = library_path()
@@ -454,7 +454,7 @@ def test_a_count_of_zero_prunes_nothing(tokens: int, active_up: int, active_down
 @pytest.mark.parametrize(("active_up", "active_down"), [(-1, 96), (65, 96), (64, 97)])
 def test_counts_out_of_range_are_refused(active_up: int, active_down: int) -> None:
     mlp = replace(Mlp.random(np.random.default_rng(15), 64, 96, 4), active_up=active_up, active_down=active_down)
-    with pytest.raises(Exception, match="PrunedMLP: input keep_"):
+    with pytest.raises(Exception, match="PrunedMLP: input active_"):
         run(mlp.model(), np.ones((1, 64), np.float32))
 
 
@@ -595,6 +595,7 @@ def anonymous_bytes() -> int:
 CHECKED = "reference or refuse or bit or ties or largest or zeros or small"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", X86_TARGETS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 def test_every_target_of_this_machine(target: str) -> None:

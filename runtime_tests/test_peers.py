@@ -15,14 +15,14 @@ import peer_models
 import peer_report
 import peers
 import pytest
-from bad_options import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from peer_report import best, quartiles, ratios, tables
-from tiny_bundle import write_bundle
 from workers.client import WorkerError, WorkerProcess
 from workers.scoring import scorer
 
+from helpers.bad_options import assert_refused
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle

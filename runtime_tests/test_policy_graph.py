@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import reference
-from random_decoder import WEIGHTS, RandomDecoder, describe
-from reference import Array
 
+from helpers import reference
+from helpers.random_decoder import WEIGHTS, RandomDecoder, describe
+from helpers.reference import Array
 from sol_rt.errors import CheckpointError
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
 from sol_rt.ops import library_path

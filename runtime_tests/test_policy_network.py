@@ -11,8 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
-
+from helpers.random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.reference_model.weights import read_blob  # noqa: E402

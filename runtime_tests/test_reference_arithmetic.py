@@ -11,8 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import reference  # noqa: E402
-
+from helpers import reference  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.config import PAGE_SIZE  # noqa: E402
 from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402

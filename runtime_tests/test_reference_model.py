@@ -18,10 +18,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import reference  # noqa: E402
-from random_decoder import CONFIGS, describe  # noqa: E402
-from tiny_bundle import write_bundle  # noqa: E402
-
+from helpers import reference  # noqa: E402
+from helpers.random_decoder import CONFIGS, describe  # noqa: E402
+from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import MIXED, Precision  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
@@ -210,6 +209,7 @@ def _rms(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)) / b.std())
 
 
+@pytest.mark.slow
 def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None:
     """SmolLM2, every variant: runtime and reference model are as close as the reference model is to itself disturbed in
     the sixth digit.

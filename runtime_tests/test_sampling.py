@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
 
+from helpers.made_configs import made_config
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FileEntry
 from sol_rt.engine.distribution import Distribution

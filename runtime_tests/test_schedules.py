@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
 
-from sol_rt.budget.controller import AxisTargets, Controller
-from sol_rt.budget.cost import BytesCost
+from helpers.made_configs import made_config
+from sol_rt.budget.controller.base import AxisTargets, BaseController
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.dial import make_controller
 from sol_rt.budget.schedules import (
     PolicyInput,
     Schedule,
     default_schedule,
     make_schedule,
     schedule_actions,
-    tilted,
 )
+from sol_rt.budget.schedules.random_schedule import tilted
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -50,7 +52,7 @@ class ScriptedPolicy:
         return self.logits
 
 
-def follow(schedule: Schedule, controller: Controller, steps: int, context: int = 300) -> list[Action]:
+def follow(schedule: Schedule, controller: BaseController, steps: int, context: int = 300) -> list[Action]:
     chosen = []
     for step in range(steps):
         action = schedule.choose(PolicyInput(context + step, 7, HIDDEN, DISTRIBUTION, step))
@@ -59,11 +61,11 @@ def follow(schedule: Schedule, controller: Controller, steps: int, context: int 
     return chosen
 
 
-def made(name: str, budget: float = 1.0, config: SolConfig | None = None, **options: object) -> Controller:
+def made(name: str, budget: float = 1.0, config: SolConfig | None = None, **options: object) -> BaseController:
     config = config or made_config()
     targets = options.get("axis_targets")
     assert targets is None or isinstance(targets, AxisTargets)
-    return Controller(schedule_actions(config, name, targets), BytesCost(config), budget, axis_targets=targets)
+    return make_controller(schedule_actions(config, name, targets), BytesCost(config), budget, axis_targets=targets)
 
 
 def scripted(config: SolConfig, logits: np.ndarray) -> ScriptedPolicy:

@@ -9,11 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="exporting comes with the extra export")
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
-from gguf_file import GgufFile, random_rows  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 
+from helpers.gguf_file import GgufFile, random_rows  # noqa: E402
+from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
 from sol_rt.bundle.config import BLOCK  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import export_bundle  # noqa: E402

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_ops_arm import COMPILER, EMULATOR, HIGHWAY, OPS
+from test_ops_arm import COMPILER, EMULATOR, HIGHWAY, OPS, TARGET
 
 CHECKS = Path(__file__).parent / "native"
 HOST = shutil.which("c++") or shutil.which("g++")
@@ -48,10 +48,11 @@ def test_members_go_through_phases_in_step(name: str, tmp_path: Path) -> None:
     assert done.stdout == "300 teams\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers")
 def test_tasks_of_attention_write_apart(tmp_path: Path) -> None:
     """No task of a phase writes what another one does. For the baseline target alone, which is soon compiled."""
-    sources = [CHECKS / "check_attention_kernels.cc", OPS / "attention_kernels.cc", OPS / "target.cc"]
+    sources = [CHECKS / "check_attention_kernels.cc", OPS / "cpu" / "attention" / "attention_kernels.cc", TARGET]
     flags = ["-DHWY_COMPILE_ONLY_STATIC", "-DHWY_IS_DEBUG_BUILD=0"]  # the debug build's checks need Highway's library
     program = build(HOST, [*SANITIZER, *flags], sources, tmp_path)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=300)

@@ -10,9 +10,9 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_configs import made_config
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from helpers.made_configs import made_config
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FileEntry
 from sol_rt.errors import BundleError, SolError, UsageError

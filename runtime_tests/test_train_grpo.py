@@ -66,10 +66,10 @@ def test_centred_returns_by_definition() -> None:
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
 
 
-def test_scaled_advantages_have_unit_variance() -> None:
+def test_whitened_advantages_have_unit_variance() -> None:
     draw = torch.Generator().manual_seed(3)
-    parts = grpo.scaled([5 * torch.randn(4, 7, generator=draw) + 1, torch.randn(4, 7, generator=draw)], Group())
-    whole = torch.cat(parts)
+    values = torch.cat([5 * torch.randn(4, 7, generator=draw) + 1, torch.randn(4, 7, generator=draw)])
+    whole = grpo.whitened(values, Group())
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5)
     assert float(whole.square().mean()) == pytest.approx(1, abs=1e-5)
 
@@ -150,7 +150,7 @@ def test_updates_find_the_rewarded_action() -> None:
         zeros = torch.zeros(rows, T)
         ran = Episode(9, torch.ones(rows), token, hidden, scalars, before, action, zeros, zeros, kl=-rewarded)
         centred = grpo.centred_returns(ran, 0.0, config)
-        (advantage,) = grpo.scaled([centred], Group())
+        advantage = grpo.whitened(centred, Group())
         charge = torch.zeros(rows, T, A)
         batch = grpo.Batch(token.expand(rows, -1), hidden, scalars, before, action, charge, torch.ones(rows), advantage)
         logprobs = grpo.log_probabilities(network, _embed, batch)

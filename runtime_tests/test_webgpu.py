@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from greedy import Run, assert_same_choices, greedy
-from random_decoder import RandomDecoder, describe
-from reference import Array
-from webgpu_tokens import NO_ADAPTER
 
+from helpers.greedy import Run, assert_same_choices, greedy
+from helpers.random_decoder import RandomDecoder, describe
+from helpers.reference import Array
+from helpers.webgpu_tokens import NO_ADAPTER
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
@@ -37,10 +37,10 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
     """Results by variant: the `logits` of every token of the prompt; of unpruned variants those of a `step` behind it
     that reads half the old tokens, and greedy `tokens` with their `margins`."""
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra dev")
-    script = Path(__file__).with_name("webgpu_tokens.py")
     run = subprocess.run(
-        [sys.executable, str(script), str(bundle), json.dumps(PROMPT), str(tokens)],
+        [sys.executable, "-m", "helpers.webgpu_tokens", str(bundle), json.dumps(PROMPT), str(tokens)],
         env={**os.environ, "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"},
+        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
@@ -52,6 +52,7 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
     return dict(json.loads(run.stdout))
 
 
+@pytest.mark.slow
 def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
     """Pruned ones as nearly as a tiny random network allows: activations rounded otherwise keep other channels."""
     results = _on_webgpu(tiny_bundle, TOKENS)
@@ -76,6 +77,7 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
         assert variant.channel_density == 1.0 or error < pruning / 2, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_sizes_of_128(family: str, tmp_path: Path) -> None:
     """Where WebGPU multiplies activations of 8 bits in blocks of 128, but for level 8."""

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes sure that the C++ compiler sees the headers that the native operators are built on: Highway and ONNX Runtime's C API.
-# Installs Debian's packages where they are missing and apt-get may be used; says what to do where it may not.
+# Makes sure that the C++ compiler finds the headers that the native operators need: Highway and ONNX Runtime's C API.
+# If headers are missing, installs Debian's packages with apt-get. If it may not use apt-get, says what to install.
 set -eu
 
 CXX=${CXX:-c++}

@@ -1,8 +1,8 @@
-"""Writes sol_rt/engine/probes/*.onnx: tiny models that say whether a provider, its native operators and its attention
-really compute.
+"""Writes sol_rt/engine/probes/*.onnx: tiny models that show whether a provider computes correct numbers.
 
-`python scripts/probe_graph.py` from the repository root after a change here; a test compares the files with this
-source.
+There is one model for the provider's own operators, one for the native operators, and one per KV cache type for
+attention. After a change here, run `python scripts/probe_graph.py` from the repository root. A test compares the files
+with this source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEADS, KV_HEADS, CAPACITY = 4, 2, 256
 
 
 def build() -> onnx.ModelProto:
-    """ids int64 [1, S] -> probabilities float [1, S, 64]: a lookup, a norm, a 4-bit product and a softmax."""
+    """Builds ids int64 [1, S] -> probabilities float [1, S, 64]: a lookup, a norm, a 4-bit product and a softmax."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (SIZE, SIZE // BLOCK, BLOCK // 2), dtype=np.uint8)
     tensors: dict[str, np.ndarray] = {
@@ -48,7 +48,7 @@ def build() -> onnx.ModelProto:
 
 
 def build_native() -> onnx.ModelProto:
-    """The same inputs and outputs by native operators, with 8-bit weights."""
+    """Builds a model with the inputs and outputs of `build` from native operators, with 8-bit weights."""
     rng = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {"gain": np.ones(SIZE, np.float32)}
     weights = {}
@@ -74,8 +74,9 @@ def build_native() -> onnx.ModelProto:
 
 
 def build_attention(dtype: str) -> onnx.ModelProto:
-    """qkv float [1, S, 512] -> y float [1, S, 256]: attention with rotary embedding on a cache of `dtype`, float16 or
-    float32, behind `total_length` - S tokens.
+    """Builds qkv float [1, S, 512] -> y float [1, S, 256]: attention with rotary embedding.
+
+    The cache has the type `dtype`, float16 or float32, and holds `total_length` - S tokens before the step.
     """
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     angles = np.arange(CAPACITY)[:, None] * 10000.0 ** (-np.arange(SIZE // 2) / (SIZE // 2))
@@ -131,7 +132,7 @@ def _complete(graph: onnx.GraphProto, domain: str) -> onnx.ModelProto:
 
 
 def main() -> None:
-    """Writes the files."""
+    """Writes all probe models."""
     models = {"probe": build(), "probe_native": build_native()}
     models |= {f"probe_attention_{dtype}": build_attention(dtype) for dtype in FLOATS}
     for name, model in models.items():

@@ -13,32 +13,38 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sol_rt._version import __version__
-
 if TYPE_CHECKING:
+    from sol_rt.budget.controller.budget import Controller
+    from sol_rt.budget.schedules import PolicyInput, Schedule
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.engine import Engine, StepOutput
+    from sol_rt.engine.engine import Engine
+    from sol_rt.engine.step import StepOutput
     from sol_rt.errors import BundleError, ContextError, NumericError, ProviderError, SolError, UsageError
     from sol_rt.generate.generation_config import GenerationConfig
-    from sol_rt.generate.loop import Generation, Scores, Step
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.results import GeneratedToken, Generation, Scores
+
+__version__ = "0.1.0"  # the build back end and the exporter read the version from here
 
 _HOMES = {
     "Action": "bundle.actions",
     "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "ContextError": "errors",
+    "Controller": "budget.controller.budget",
     "Engine": "engine.engine",
-    "Generation": "generate.loop",
+    "GeneratedToken": "generate.results",
+    "Generation": "generate.results",
     "GenerationConfig": "generate.generation_config",
     "NumericError": "errors",
+    "PolicyInput": "budget.schedules",
     "ProviderError": "errors",
-    "Scores": "generate.loop",
+    "Schedule": "budget.schedules",
+    "Scores": "generate.results",
     "SolError": "errors",
     "SolModel": "generate.model",
-    "Step": "generate.loop",
-    "StepOutput": "engine.engine",
+    "StepOutput": "engine.step",
     "UsageError": "errors",
 }
 
@@ -47,15 +53,18 @@ __all__ = [
     "Bundle",
     "BundleError",
     "ContextError",
+    "Controller",
     "Engine",
+    "GeneratedToken",
     "Generation",
     "GenerationConfig",
     "NumericError",
+    "PolicyInput",
     "ProviderError",
+    "Schedule",
     "Scores",
     "SolError",
     "SolModel",
-    "Step",
     "StepOutput",
     "UsageError",
     "__version__",

@@ -1,4 +1,4 @@
-"""`python -m sol_rt` is `sol-rt`."""
+"""Lets `python -m sol_rt` run the command line `sol-rt`."""
 
 import sys
 

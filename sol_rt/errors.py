@@ -50,7 +50,7 @@ class ProviderError(SolError):
 
 
 class DeviceError(SolError):
-    """A GPU failed while it computed: it was lost, ran out of memory, or its driver gave up. The process lives on.
+    """A GPU failed while it computed: it was lost, ran out of memory, or its driver stopped. The process can go on.
 
     Args:
         where: provider and GPU.
@@ -67,13 +67,16 @@ class NumericError(SolError):
 
 _LONGEST = 200
 _CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
-"""What providers begin the cause with, behind a C++ signature that is longer than a line."""
+"""Words that start the cause in a provider's message. A C++ signature of more than a line stands before them."""
 _BEHIND = " ; GPU="
-"""What CUDA's provider goes on with: the host's name and lines of its source."""
+"""Start of what the CUDA provider appends to the cause: the host's name and lines of its own source code."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line, short enough to read: of a long one the part that names a cause."""
+    """An exception's text on one line of at most 200 characters.
+
+    A longer text is cut, so that it starts at the words that name the cause.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.partition(_BEHIND)[0]
     starts = [at for cause in _CAUSES if (at := text.find(cause)) >= 0]
@@ -84,11 +87,11 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def device_errors(where: str, what: str = "") -> Iterator[None]:
-    """Makes DeviceErrors of what ONNX Runtime raises on a GPU, and lets errors of ours through.
+    """Turns any exception that ONNX Runtime raises on a GPU into a DeviceError. A SolError passes through unchanged.
 
     Args:
         where: provider and GPU.
-        what: what was run there; empty where that is plain.
+        what: the operation that failed; empty if the message need not name it.
     """
     try:
         yield

@@ -1,4 +1,7 @@
-"""What `sol-rt train` can be told: frozen dataclasses that the YAML file mirrors, section by section, key by key."""
+"""The settings of `sol-rt train`: frozen dataclasses that the YAML file of `--config` mirrors, key by key.
+
+A key that the file leaves out has its default; an unknown one is refused.
+"""
 
 from __future__ import annotations
 
@@ -17,135 +20,129 @@ from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import UsageError
 
 SHIPPED = Path(__file__).with_name("configs")
+"""Folder of the configs that ship. `--config NAME` finds `NAME.yaml` there."""
 
 _Section = TypeVar("_Section")
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The network (policy_network.py).
-
-    Attributes:
-        horizon: steps of an episode; the policy's memory ends with it.
-        width, heads: of the transformer layer.
-        scalar_size, action_size: of the scalars' and the previous action's part of the observation.
-        use_hidden, use_embedding: whether the policy reads the model's hidden state and the token's embedding.
-        scalars: names of docs/bundle.md section 5.
-    """
+    """The policy network (policy_network.py)."""
 
     horizon: int = 16
+    """Decode steps in an episode. The policy's memory ends with it."""
     width: int = 64
+    """Size of the transformer layer's hidden state; a multiple of `heads`."""
     heads: int = 4
+    """Attention heads of the transformer layer."""
     scalar_size: int = 32
+    """Size of the scalars' part of the network's input, and of the layer between scalars and logits."""
     action_size: int = 16
+    """Size of the previous action's embedding."""
     use_hidden: bool = True
+    """Whether the policy reads the model's last hidden state."""
     use_embedding: bool = True
+    """Whether the policy reads the embedding of the token about to be processed."""
     scalars: tuple[str, ...] = KNOWN_SCALARS
+    """Names of the scalars that the policy reads, out of those of docs/bundle.md, section 5."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text.
-
-    Attributes:
-        windows: lengths in tokens, taken in turn, so that one named twice comes twice as often; those beyond the
-            model's context are cut to it.
-        held_out: every so manieth window is kept for measuring and never trained on.
-    """
+    """How text becomes windows (data/windows.py)."""
 
     windows: tuple[int, ...] = (512, 2048, 4096)
+    """Lengths in tokens, at most the model's context. They take turns, so a length named twice comes twice as often."""
     held_out: int = 8
+    """Every Nth window is held out: measured on, never trained on."""
 
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Stage 1, learning from every action's loss at every position (regression.py). `updates` 0 leaves it out.
-
-    Attributes:
-        windows: how many windows are measured, which multipliers and the static mixes of comparisons come from as well.
-        positions: scored at the end of each.
-        share: of `--minutes`, at most how much goes into measuring.
-        updates, batch: optimizer steps, and episodes a step.
-        learning_rate, weight_decay: of AdamW; the rate falls to 0 along a cosine.
-        dropout: share of the model's hidden state and embedding that an update hides.
-        unit: nats that a logit of 1 stands for.
-        patience: measurements on the held-out windows without gain after which the stage ends.
-    """
+    """Stage 1 (warm_start.py), and the counterfactuals that it learns from."""
 
     windows: int = 400
+    """Training windows that are measured. Multipliers and the static mixes of comparisons come from them, too."""
     positions: int = 128
+    """Positions that are measured, at the end of each window."""
     share: float = 0.6
+    """Share of `--minutes` after which measuring stops."""
     updates: int = 2000
+    """Optimizer steps at most. 0 leaves the stage out."""
     batch: int = 128
+    """Episodes in an update; a multiple of the number of processes."""
     learning_rate: float = 5e-4
+    """Of AdamW, at the start. It falls to 0 along a cosine."""
     weight_decay: float = 0.1
+    """Of AdamW."""
     dropout: float = 0.8
+    """Share of the features of hidden state and embedding that an update hides, drawn per episode."""
     unit: float = 0.05
+    """Nats that a logit of 1 stands for."""
     patience: int = 8
+    """Measurements on the held-out windows without a new best after which the stage ends, out of 40 in a full stage."""
 
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """Stage 2, GRPO on sampled schedules (grpo.py). `updates` 0 leaves it out.
-
-    Attributes:
-        updates: optimizer rounds.
-        windows, episodes: texts an update, and episodes of each, at different contexts.
-        schedules: sampled an episode, against whose mean each is judged.
-        temperature: of sampling; below a multiplier of 1 nat a dense step it falls with the multiplier.
-        gamma: discount of later rewards.
-        budget: lowest and highest budget drawn, as shares of the dense cost.
-        penalty, tolerance: minus penalty * max(0, |mean cost - budget| - tolerance)^2 at every step.
-        multiplier_rate: how fast the multipliers of budgets follow what episodes spend.
-        clip, epochs, entropy, learning_rate, weight_decay, grad_norm: of PPO's update by AdamW.
-    """
+    """Stage 2 (grpo.py, whose formulas name most of these)."""
 
     updates: int = 400
+    """Updates at most. 0 leaves the stage out."""
     windows: int = 4
+    """Windows in an update; a multiple of the number of processes."""
     episodes: int = 2
+    """Episodes of each window, at different positions."""
     schedules: int = 16
+    """K: schedules sampled per episode, each judged against their mean."""
     temperature: float = 1.3
+    """Of sampling. It falls with the multiplier where that is below 1 nat per dense step."""
     gamma: float = 0.85
+    """Discount of a reward per step that it lies ahead."""
     budget: tuple[float, ...] = (0.4, 0.9)
+    """Lowest and highest budget drawn, as shares of the dense cost."""
     penalty: float = 1.0
+    """Weight of the budget penalty: every return loses penalty * excess^2 nats, the excess being over the tolerance."""
     tolerance: float = 0.1
+    """Distance of an episode's mean cost from its budget that costs no penalty, as a share of the dense cost."""
     multiplier_rate: float = 0.2
+    """How fast the multipliers follow what episodes spend (`Multipliers.follow`)."""
     clip: float = 0.2
+    """PPO's clip: ratios count within 1 - clip to 1 + clip."""
     epochs: int = 1
+    """Optimizer steps on each batch of sampled schedules."""
     entropy: float = 0.01
+    """Weight of the entropy bonus, per nat of entropy."""
     learning_rate: float = 1e-4
+    """Of AdamW, constant."""
     weight_decay: float = 0.01
+    """Of AdamW."""
     grad_norm: float = 2.0
+    """Gradients of a larger norm are scaled down to it."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Measuring on the held-out windows.
-
-    Attributes:
-        every: GRPO updates between two measurements.
-        windows: measured on, of the held-out ones.
-        positions: decode steps in each.
-        budgets: at which.
-    """
+    """Comparisons on the held-out windows (holdout.py)."""
 
     every: int = 50
+    """GRPO updates between two comparisons."""
     windows: int = 12
+    """Held-out windows at most."""
     positions: int = 128
+    """Decode steps in each window, rounded down to whole episodes."""
     budgets: tuple[float, ...] = (0.5, 0.6, 0.7)
+    """Budgets that are compared at, as shares of the dense cost."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The whole file.
-
-    Attributes:
-        seed: of everything drawn.
-        checkpoint_every: updates between two checkpoints.
-    """
+    """All settings of a training."""
 
     seed: int = 0
+    """Fixes everything that is drawn."""
     checkpoint_every: int = 10
+    """Updates between two checkpoints."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     data: DataConfig = field(default_factory=DataConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
@@ -153,14 +150,17 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def to_yaml(self) -> str:
-        """The file that `read_config` reads back to an equal config."""
+        """The config as text of a YAML file. `read_config` reads an equal one back."""
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
 
 
 def read_config(path: Path | str | None) -> TrainConfig:
-    """The config of a YAML file, or of the name of a shipped one; the default without.
+    """Reads a config.
 
-    Raises UsageError in one line for a file that is not there or no YAML, an unknown key, or a value out of range.
+    Args:
+        path: a YAML file, or the name of a shipped config; None gives the defaults.
+
+    Raises UsageError where the file is missing or no YAML, a key is unknown, or a value is out of range.
     """
     if path is None:
         return TrainConfig()
@@ -181,6 +181,7 @@ def read_config(path: Path | str | None) -> TrainConfig:
 
 
 def _section(kind: type[_Section], raw: object, where: str, prefix: str) -> _Section:
+    """Makes a dataclass of parsed YAML; `where` and `prefix` name file and section in messages."""
     if not isinstance(raw, dict):
         raise UsageError(f"{where}: {prefix.rstrip('.') or 'the file'}: got {raw!r}, expected keys with values")
     hints, known = typing.get_type_hints(kind), [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -201,11 +202,12 @@ def _section(kind: type[_Section], raw: object, where: str, prefix: str) -> _Sec
 
 
 def _value(hint: Any, value: object, where: str, name: str) -> object:
+    """Checks a parsed value against a field's type and converts it."""
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         items = value if isinstance(value, list) else [value]
         return tuple(_value(inner, item, where, name) for item in items)
-    if hint is float and isinstance(value, str):  # YAML 1.1 takes 1e-4 for text
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
         with contextlib.suppress(ValueError):
             value = float(value)
     said = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
@@ -273,7 +275,7 @@ def _check(config: TrainConfig, where: str) -> None:
         near = difflib.get_close_matches(scalar, KNOWN_SCALARS, 1)
         need(scalar in KNOWN_SCALARS, "policy.scalars", scalar, near[0] if near else ", ".join(KNOWN_SCALARS))
     need(len(set(policy.scalars)) == len(policy.scalars) > 0, "policy.scalars", policy.scalars, "different names")
-    least = policy.horizon + 2  # a token before an episode, and one after it
+    least = policy.horizon + 2  # an episode needs a token before it and one after it
     need(min(data.windows, default=0) >= least, "data.windows", data.windows, f"{least} tokens or more")
     need(data.held_out >= 2, "data.held_out", data.held_out, "2 or more")
     need(0 < warm.share <= 1, "warm_start.share", warm.share, "over 0 to 1")
@@ -290,6 +292,7 @@ def _check(config: TrainConfig, where: str) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """The value with lists in the place of tuples, which YAML has no plain form for."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,15 +1,18 @@
-"""How good a policy in training is: on held-out windows, against `uniform` and the static mix on the actions' hull.
+"""How good a policy in training is, beside two rivals at the same budget on held-out windows.
 
-All three are the runtime's own code, `sol` with the network in the policy's place, and hold the same budget through
-the runtime's controller, from one end of a window's scored part to the other. Two ways to score: from counterfactuals,
-every step behind a dense cache (`replayed`), and by running episodes, whose steps feel their own episode's damage
-(`run`). The schedules choose among the policy's actions only; `sol-rt eval`
-compares on whole texts through the runtime.
+    sol       the `sol` schedule with the network in training in the policy's place
+    uniform   the `uniform` schedule
+    static    two actions of the hull in turn, whatever the text: `StaticMix`
+
+All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other,
+and choose among the policy's actions. `HeldOutComparison` scores them in two ways: `replay` takes losses from
+counterfactuals, where every step is behind a dense cache; `run` runs episodes, whose steps feel what their own episode
+left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and compares on whole texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -17,35 +20,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.frontier import falling_hull
-from sol_rt.budget.schedules import PolicyInput, Schedule, SolSchedule, UniformSchedule
+from sol_rt.budget.schedules import PolicyInput, Schedule
+from sol_rt.budget.schedules.policy import SolSchedule
+from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec
 from sol_rt.engine.distribution import Distribution
-from sol_rt.train.grpo import Embed
-from sol_rt.train.policy_network import PolicyNetwork
+from sol_rt.train.config import EvaluationConfig
+from sol_rt.train.data.windows import Windows
+from sol_rt.train.policy_network import Embed, PolicyNetwork
 from sol_rt.train.rollouts.counterfactuals import Counterfactuals
-from sol_rt.train.rollouts.rollout import Episode, Observation, Rollouts, RolloutSpec
+from sol_rt.train.rollouts.observation import relative_costs
+from sol_rt.train.rollouts.rollout import Observation, Rollouts, RolloutSpec
+from sol_rt.train.run.distributed import Group
+from sol_rt.train.warm_start import costs_of
 
 SCHEDULES = ("sol", "uniform", "static")
 
 
 class StaticMix:
-    """The two actions of the lower hull of (cost, mean loss) around the target, dealt out by error diffusion: what can
-    be had without looking at the text.
+    """A schedule that does not look at the text: two actions in turn, dealt out by error diffusion.
+
+    The two are the neighbours of the target on the lower hull of the actions' cost and mean loss.
 
     Args:
-        controller: gives costs, limits and target. losses: float64 [A], mean added loss of its actions.
+        controller: gives costs, limits and target.
+        losses: float64 [A], mean added loss of each action, nats per step.
     """
 
     name = "static"
 
     def __init__(self, controller: Controller, losses: np.ndarray) -> None:
         self._controller, self._losses = controller, losses
-        self.reset()
-
-    def reset(self) -> None:
         self._carry = 0.5
 
     def choose(self, step: PolicyInput) -> Action:
@@ -67,8 +75,13 @@ class StaticMix:
         return controller.actions[index]
 
 
-class Told:
-    """The next token's distribution in so far as a policy's scalars say it (sol_rt.policy_inputs.NextToken)."""
+class ScalarDistribution:
+    """A distribution of the next token of which only a policy's scalars are known.
+
+    Args:
+        columns: names of the scalars.
+        scalars: float32 [number of scalars].
+    """
 
     def __init__(self, columns: Sequence[str], scalars: Tensor) -> None:
         self._values = dict(zip(columns, scalars.tolist(), strict=True))
@@ -86,11 +99,12 @@ class Told:
         return self._values["margin"]
 
     def log_probability(self, token: int) -> float:
+        """Of the token that was drawn, whatever `token` is: no schedule asks for another."""
         return -self._values["surprise"]
 
 
 class TorchPolicy:
-    """The network as what `SolSchedule` asks."""
+    """Stands in for a bundle's policy in `SolSchedule`, with a network in training."""
 
     def __init__(self, network: PolicyNetwork, embed: Embed, columns: Sequence[str], actions: Sequence[Action]) -> None:
         shape = network.shape
@@ -117,15 +131,22 @@ class TorchPolicy:
 
 
 class Steps:
-    """A schedule with its controller over the steps of one window, as the decode loop goes over them."""
+    """A schedule and its controller, taken through the steps of one window as the decode loop would."""
 
     def __init__(self, schedule: Schedule, controller: Controller, columns: Sequence[str]) -> None:
         self._schedule, self._controller, self._columns = schedule, controller, columns
         self._index = {action: index for index, action in enumerate(controller.actions)}
 
     def choose(self, context: int, token: int, hidden: Tensor, scalars: Tensor) -> int:
-        """Index of the action for a step; hidden [1, hidden], scalars [columns]."""
-        told = cast(Distribution, Told(self._columns, scalars))
+        """Chooses the action of the next step, books its cost, and returns the action's index.
+
+        Args:
+            context: tokens in the cache.
+            token: the token about to be processed.
+            hidden: float [1, H], final norm output of the step before.
+            scalars: float32 [number of scalars].
+        """
+        told = cast(Distribution, ScalarDistribution(self._columns, scalars))
         step = PolicyInput(context, token, hidden.float().cpu().numpy(), told, self._controller.steps)
         action = self._schedule.choose(step)
         self._controller.record(action, context)
@@ -133,7 +154,12 @@ class Steps:
 
 
 class Score(NamedTuple):
-    """Of one schedule over one window: added loss in nats a step, and achieved cost."""
+    """What one schedule came to over one window.
+
+    Attributes:
+        loss: mean added loss, the divergence from dense, nats per step.
+        cost: mean relative cost.
+    """
 
     loss: float
     cost: float
@@ -141,14 +167,15 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The schedules at one budget, means over the windows.
+    """The schedules at one budget; means over the windows.
 
     Attributes:
-        budget: asked for.
-        loss: by schedule, nats a step over dense, at the budget's cost exactly: what was spent beside it is counted at
-            the static mix' exchange rate.
+        budget: requested.
+        loss: by schedule, added loss in nats per step, at exactly the cost of the budget: what a schedule spent above
+            or below it is counted at the static mix's exchange rate.
         cost: by schedule, achieved.
-        gain, stderr: by rival of `sol`, its loss less that of `sol`, and the standard error of that mean over windows.
+        gain: by rival of `sol`, its loss less that of `sol`.
+        stderr: by rival, the standard error of that gain over windows.
     """
 
     budget: float
@@ -162,7 +189,7 @@ class Comparison:
         return self.gain[rival] / self.loss[rival] if self.loss[rival] > 0 else 0.0
 
     def numbers(self) -> dict[str, float]:
-        """All of it by name, for logs."""
+        """All figures by name, for the log."""
         rows = {f"{name}_loss": value for name, value in self.loss.items()}
         rows |= {f"{name}_cost": value for name, value in self.cost.items()}
         for rival in self.gain:
@@ -170,9 +197,21 @@ class Comparison:
             rows |= {f"avoided_of_{rival}": self.avoided(rival)}
         return rows
 
+    def line(self) -> str:
+        """The figures that matter in one line, for the user."""
+        rivals = ", ".join(
+            f"{rival} {self.loss[rival]:.4f} ({self.avoided(rival):+.0%}, ±{self.stderr[rival]:.4f})"
+            for rival in self.gain
+        )
+        sol = f"sol {self.loss['sol']:.4f} at {self.cost['sol']:.3f}"
+        return f"budget {self.budget:g}: nats over dense: {sol}, {rivals}"
+
 
 def exchange_rate(points: Sequence[tuple[float, float]], budget: float) -> float:
-    """Nats that the mix on the lower hull of (cost, mean added loss) loses less for a dense step more, at a budget."""
+    """How many nats less the static mix loses per dense step that it may spend more, at a budget.
+
+    The mix moves along the lower hull of `points`, the actions' cost and mean added loss.
+    """
     costs, losses = (np.array(column) for column in zip(*falling_hull(points), strict=True))
     step = 0.02
     low, high = (float(np.interp(budget + side * step, costs, losses)) for side in (-1, 1))
@@ -180,7 +219,13 @@ def exchange_rate(points: Sequence[tuple[float, float]], budget: float) -> float
 
 
 def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequence[tuple[float, float]]) -> Comparison:
-    """Scores of each window at a budget; `points` (cost, mean added loss) of the actions give the exchange rate."""
+    """Compares the schedules at a budget.
+
+    Args:
+        scores: of each window, by schedule.
+        budget: requested.
+        points: cost and mean added loss of every action, which give the exchange rate.
+    """
     rate = exchange_rate(points, budget)
     matched = {
         name: np.array([row[name].loss + rate * (row[name].cost - budget) for row in scores]) for name in SCHEDULES
@@ -198,16 +243,10 @@ def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequen
     )
 
 
-def static_steps(spec: RolloutSpec, columns: Sequence[str], budget: float, losses: np.ndarray) -> tuple[str, Steps]:
-    """The static mix alone, as of `all_steps`."""
-    controller = Controller(spec.actions, spec.cost, budget)
-    return StaticMix.name, Steps(StaticMix(controller, losses), controller, columns)
-
-
 def all_steps(
     network: PolicyNetwork, embed: Embed, spec: RolloutSpec, columns: Sequence[str], budget: float, losses: np.ndarray
 ) -> Iterator[tuple[str, Steps]]:
-    """Each of SCHEDULES with a controller of its own; `losses` as in StaticMix."""
+    """Each schedule of SCHEDULES, by name, with a controller of its own; `losses` as in StaticMix."""
     for name in SCHEDULES:
         controller = Controller(spec.actions, spec.cost, budget)
         schedule: Schedule
@@ -220,8 +259,8 @@ def all_steps(
         yield name, Steps(schedule, controller, columns)
 
 
-def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor) -> Score:
-    """A schedule over a window's counterfactuals, whose relative costs are `costs` [n, A]; the added loss is `kl`."""
+def replay_window(steps: Steps, measured: Counterfactuals, costs: Tensor) -> Score:
+    """Scores a schedule on a window's counterfactuals, whose relative costs are `costs`, float32 [n, A]."""
     added = measured.kl.double()
     loss = cost = 0.0
     for position, (token, scalars) in enumerate(zip(measured.token.tolist(), measured.scalars, strict=True)):
@@ -231,27 +270,87 @@ def replayed(steps: Steps, measured: Counterfactuals, costs: Tensor) -> Score:
     return Score(loss / len(measured), cost / len(measured))
 
 
-def episode(steps: Steps, rollouts: Rollouts, start: int, horizon: int, budget: float) -> Episode:
-    """The next steps of a schedule as an episode of the open text."""
-
-    def choose(seen: Observation) -> Tensor:
-        return torch.tensor([steps.choose(start + seen.step, seen.token, seen.hidden, seen.scalars[0])])
-
-    return rollouts.run(start, horizon, budget, choose, 1)
-
-
-def run(
-    steps: Steps,
-    rollouts: Rollouts,
-    start: int,
-    episodes: int,
-    horizon: int,
-    budget: float,
-) -> Score:
-    """A schedule over `episodes` episodes in a row of the open text. The added loss is the divergence from dense."""
+def run_window(steps: Steps, rollouts: Rollouts, start: int, episodes: int, horizon: int, budget: float) -> Score:
+    """Scores a schedule by running it on the open text: `episodes` episodes in a row from position `start` on."""
     added, costs = [], []
     for context in range(start, start + episodes * horizon, horizon):
-        ran = episode(steps, rollouts, context, horizon, budget)
+
+        def choose(seen: Observation, context: int = context) -> Tensor:
+            return torch.tensor([steps.choose(context + seen.step, seen.token, seen.hidden, seen.scalars[0])])
+
+        ran = rollouts.run(context, horizon, budget, choose, 1)
         added.append(ran.kl[0].cpu().double())
         costs.append(ran.cost[0].cpu())
     return Score(float(torch.cat(added).mean()), float(torch.cat(costs).double().mean()))
+
+
+@dataclass(frozen=True)
+class HeldOutComparison:
+    """Compares the three schedules on held-out windows, at every budget of the config.
+
+    Attributes:
+        config: budgets, number of windows and steps in each.
+        network: the policy in training.
+        embed: looks up embedding rows.
+        spec: actions, costs and scalars.
+        losses: float64 [lengths, A], mean added loss of each action, by length of window: what static mixes go by.
+    """
+
+    config: EvaluationConfig
+    network: PolicyNetwork
+    embed: Embed
+    spec: RolloutSpec
+    losses: Tensor
+
+    def replay(self, measured: Sequence[Counterfactuals], kinds: Sequence[int]) -> list[Comparison]:
+        """A comparison for each budget, from counterfactuals; `kinds` has the index of each window's length."""
+        costs = [costs_of(window, self.spec) for window in measured]
+        mean_costs = torch.stack(costs).double().mean(dim=(0, 1))
+        comparisons = []
+        for budget in self.config.budgets:
+            scores = []
+            for window, of_window, kind in zip(measured, costs, kinds, strict=True):
+                steps = self._steps(budget, kind)
+                scores.append({name: replay_window(each, window, of_window) for name, each in steps})
+            comparisons.append(compare(scores, budget, self._points(mean_costs)))
+        return comparisons
+
+    def run(
+        self, rollouts: Rollouts, windows: Windows, group: Group, report: Callable[[int, int], None]
+    ) -> list[Comparison]:
+        """A comparison for each budget, by running episodes; the processes share the windows.
+
+        `report` is called with the number of windows done and of all.
+        """
+        horizon, budgets, positions = self.network.shape.horizon, self.config.budgets, self.config.positions
+        held = windows.held_out[: self.config.windows]
+        table = torch.zeros(len(held), len(budgets), len(SCHEDULES), 2, dtype=torch.float64)
+        for number in group.mine(len(held)):
+            report(number, len(held))
+            tokens = windows.tokens(held[number])
+            episodes = max(min(positions, len(tokens) - 2) // horizon, 1)
+            start = len(tokens) - 1 - episodes * horizon
+            rollouts.open(tokens)
+            for row, budget in enumerate(budgets):
+                for column, (_, steps) in enumerate(self._steps(budget, held[number].kind)):
+                    score = run_window(steps, rollouts, start, episodes, horizon, budget)
+                    table[number, row, column] = torch.tensor(score, dtype=torch.float64)
+        table = group.sum(table)
+        middle = round(sum(window.length for window in held) / len(held) - positions / 2)
+        points = self._points(torch.from_numpy(relative_costs(self.spec, self.spec.actions, [middle])[0]))
+        comparisons = []
+        for row, budget in enumerate(budgets):
+            scores = [
+                {name: Score(*table[number, row, column].tolist()) for column, name in enumerate(SCHEDULES)}
+                for number in range(len(held))
+            ]
+            comparisons.append(compare(scores, budget, points))
+        return comparisons
+
+    def _steps(self, budget: float, kind: int) -> Iterator[tuple[str, Steps]]:
+        columns = self.spec.scalars
+        return all_steps(self.network, self.embed, self.spec, columns, budget, self.losses[kind].numpy())
+
+    def _points(self, costs: Tensor) -> list[tuple[float, float]]:
+        """(cost, mean added loss) of every action; costs [A]."""
+        return list(zip(costs.tolist(), self.losses.mean(0).tolist(), strict=True))

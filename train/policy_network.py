@@ -1,11 +1,13 @@
-"""The policy as a torch module: the network of sol_rt.export.graphs.policy_graph, its parameters under the same names.
+"""The policy network in torch. `sol_rt.export.graphs.policy_graph` has the same network as a graph, with equal names.
 
-A whole episode runs in one call (`forward`, for updates) or step by step with a state (`step`, for rollouts); both give
-the same logits. Only training needs standardised inputs. They are linear in front of a matrix of the graph: `exported`
-multiplies them in.
+A whole episode runs in one call (`forward`, for updates) or step by step with a state (`step`, for rollouts). Both give
+the same logits. Training standardises the inputs; the graph does not, so `exported` multiplies means and deviations
+into the matrices that follow.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +16,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sol_rt.export.graphs.policy_graph import PolicyShape
+from sol_rt.train.config import PolicyConfig
 
-_LEAST_DEVIATION = 1e-3  # an input that varies less says nothing
+Embed = Callable[[Tensor], Tensor]
+"""Looks up rows of the model's embedding: float32 [..., H] of tokens int64 [...]."""
+
+_LEAST_DEVIATION = 1e-3  # an input that varies less is constant, and is not standardised
 
 
 class PolicyNetwork(nn.Module):
     """A causal transformer of one layer over the steps of an episode.
 
-    Inputs of both calls, with B episodes and T steps (`step` has no T):
-        hidden: float32 [B, T, hidden], final norm output of the step that produced the current token.
-        embedding: float32 [B, T, hidden], the current token's row of the embedding at its widest level, unscaled.
+    Inputs of `forward`, for B episodes of T steps; those of `step` lack T:
+        hidden: float32 [B, T, H], final norm output of the step that produced the current token.
+        embedding: float32 [B, T, H], the current token's row of the embedding with all its bits, unscaled.
         scalars: float32 [B, T, n], in the order of the config's `policy.scalars`.
         previous: int64 [B, T], index of the last step's action, -1 at the start.
 
+    torch draws the parameters. The layers that give logits start small, so that a new policy is near uniform.
+
     Args:
-        shape: sizes. Parameters are drawn by torch; the action heads start small, so that a new policy is near uniform.
-        use_hidden, use_embedding: whether these inputs count.
+        shape: sizes.
+        use_hidden, use_embedding: whether the network reads these inputs.
     """
 
     def __init__(self, shape: PolicyShape, *, use_hidden: bool = True, use_embedding: bool = True) -> None:
@@ -60,8 +68,13 @@ class PolicyNetwork(nn.Module):
 
     @torch.no_grad()
     def standardise(self, hidden: Tensor, embedding: Tensor, scalars: Tensor) -> None:
-        """Takes mean and deviation of each input from examples [n, hidden], [n, hidden], [n, scalars]: from then on
-        inputs are measured from that mean in that deviation. One that hardly varies among them stays as it is.
+        """Sets mean and standard deviation of each input, by which the network standardises it from then on.
+
+        An input that hardly varies among the examples stays as it is.
+
+        Args:
+            hidden, embedding: float32 [n, H], examples of these inputs.
+            scalars: float32 [n, number of scalars].
         """
         for name, examples in (("observed", torch.cat([hidden, embedding], dim=-1)), ("told", scalars)):
             deviation = examples.std(dim=0)
@@ -72,12 +85,12 @@ class PolicyNetwork(nn.Module):
 
     @torch.no_grad()
     def begin_at(self, logits: Tensor) -> None:
-        """Sets the last bias so that, other parameters still near 0, every step's logits are about these [A]."""
+        """Sets the last bias so that a new network's logits are about these, float32 [A], at every step."""
         self.actions.bias.copy_(logits - logits.mean())
 
     @torch.no_grad()
     def exported(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The parameters of the graph, as `build_policy` takes them, in float64 until the end."""
+        """The graph's parameters, as `build_policy` takes them, with the standardisation multiplied in (in float64)."""
         values = {name: self.get_parameter(name).double() for name, _ in self.named_parameters()}
         for name, inputs in (("input", "observed"), ("scalars.0", "told"), ("direct.0", "told")):
             mean, scale = (self.get_buffer(f"{inputs}_{part}").double() for part in ("mean", "scale"))
@@ -90,9 +103,11 @@ class PolicyNetwork(nn.Module):
     def forward(
         self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, shown: Tensor | None = None
     ) -> Tensor:
-        """Action logits float32 [B, T, A] of the first T steps of B episodes, T at most the horizon.
+        """Action logits, float32 [B, T, A], of the first T steps of B episodes, where T is at most the horizon.
 
-        `shown`, broadcast over [B, T, 2 hidden], multiplies hidden state and embedding: dropout.
+        Args:
+            hidden, embedding, scalars, previous: as the class says.
+            shown: dropout's factors for hidden state and embedding, broadcast to [B, T, 2 H]; None without dropout.
         """
         steps = torch.arange(hidden.shape[1], device=hidden.device)
         scalars = self._standardised("told", scalars)
@@ -102,13 +117,13 @@ class PolicyNetwork(nn.Module):
         return self._decide(x, scalars)
 
     def new_state(self, episodes: int) -> Tensor:
-        """State of B episodes at their start: float32 [B, *state_shape], each as the graph's `past_state`."""
+        """State of B episodes at their start: float32 [B, *state_shape], each row as the graph's `past_state`."""
         return self.position.weight.new_zeros(episodes, *self.shape.state_shape)
 
     def step(
         self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, step: int, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Step `step` (0 … horizon - 1) of B episodes: action logits float32 [B, A] and the state after it."""
+        """Step `step`, 0 … horizon - 1, of B episodes: action logits, float32 [B, A], and the state after it."""
         scalars = self._standardised("told", scalars)
         x = self._observe(hidden, embedding, scalars, previous) + self.position.weight[step]
         q, k, v = self._heads(x.unsqueeze(1))  # [B, heads, 1, size]
@@ -131,7 +146,7 @@ class PolicyNetwork(nn.Module):
         return x
 
     def _heads(self, x: Tensor) -> list[Tensor]:
-        """q, k, v of x [B, T, width], each [B, heads, T, size]."""
+        """Queries, keys and values of x [B, T, width], each [B, heads, T, width / heads]."""
         parts = torch.chunk(self.qkv(self.norm1(x)), 3, dim=-1)
         return [torch.unflatten(part, -1, (self.shape.heads, -1)).transpose(1, 2) for part in parts]
 
@@ -143,3 +158,20 @@ class PolicyNetwork(nn.Module):
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         logits: Tensor = self.actions(self.norm(x)) + self.direct(scalars)
         return logits
+
+
+def new_network(config: PolicyConfig, seed: int, hidden_size: int, num_scalars: int, num_actions: int) -> PolicyNetwork:
+    """An untrained network. The seed fixes its parameters; torch's global generator is left as it was."""
+    shape = PolicyShape(
+        hidden_size,
+        num_scalars,
+        num_actions,
+        config.horizon,
+        config.width,
+        config.heads,
+        config.scalar_size,
+        config.action_size,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return PolicyNetwork(shape, use_hidden=config.use_hidden, use_embedding=config.use_embedding)

@@ -1,4 +1,4 @@
-"""The asking end of protocol.py: one engine's process, which runs only while it is asked."""
+"""Starts the process of an engine and asks it to run, by protocol.py. The process is stopped between two requests."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SCRIPTS = {
 
 
 class WorkerError(Exception):
-    """A worker's process ended; what it said is on stderr."""
+    """A worker's process ended; its message is on stderr."""
 
 
 class WorkerProcess:
-    """Starts a command that speaks the protocol; its process is stopped between requests, so that none of it spins.
+    """Starts a command that speaks the protocol. Between requests its process is stopped, so that no thread spins.
 
     Attributes:
-        name: what the engine is called in messages.
-        version, settings: what it says about itself.
+        name: name of the engine in messages.
+        version, settings: what the engine reports about itself.
 
-    Raises WorkerError where the process ends instead of answering.
+    Raises WorkerError if the process ends instead of answering.
     """
 
     def __init__(self, name: str, command: list[str]) -> None:
@@ -42,7 +42,7 @@ class WorkerProcess:
     def start(
         cls, engine: str, python: Path | str, model: Path, threads: int, name: str | None = None
     ) -> WorkerProcess:
-        """The worker of an engine, under the Python of its environment; called `name`, else as the engine."""
+        """Starts the worker of an engine under the Python of its environment. `name` defaults to the engine's name."""
         script = Path(__file__).with_name(SCRIPTS[engine])
         return cls(name or engine, [str(python), str(script), str(model), "--threads", str(threads)])
 
@@ -54,7 +54,7 @@ class WorkerProcess:
         """Sends one request and waits for its answer."""
         assert self._process.stdin is not None
         self._process.send_signal(signal.SIGCONT)
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which reading tells
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; reading the answer reports it
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -73,6 +73,6 @@ class WorkerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()  # a stopped process ends at once too, and has nothing to save
-        with contextlib.suppress(BrokenPipeError), self._process:  # a request that was never read
+        self._process.kill()  # ends a stopped process too; a worker has nothing to save
+        with contextlib.suppress(BrokenPipeError), self._process:  # a request may still be unread
             pass

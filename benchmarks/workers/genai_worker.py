@@ -1,4 +1,4 @@
-"""onnxruntime-genai, int4 at accuracy level 4. Answers `nll` too (scoring.py).
+"""Worker of onnxruntime-genai: int4 at accuracy level 4. It also answers `nll` (scoring.py).
 
 python genai_worker.py FOLDER --threads N
 """

@@ -1,4 +1,4 @@
-"""Makes a rung of llama.cpp's ladder out of a float32 .gguf, without an importance matrix.
+"""Makes a rung of llama.cpp's ladder from a float32 .gguf, without an importance matrix.
 
 python llama_cpp_quantize.py F32.gguf DEST.gguf Q4_K_M --threads N
 """

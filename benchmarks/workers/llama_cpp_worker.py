@@ -1,6 +1,8 @@
-"""llama.cpp by the C interface of llama-cpp-python: flash attention, f16 KV cache, batches of 512. Answers `nll` too.
+"""Worker of llama.cpp, through llama-cpp-python's C interface. It also answers `nll` (scoring.py).
 
-python llama_cpp_worker.py FILE.gguf --threads N
+    python llama_cpp_worker.py FILE.gguf --threads N
+
+It uses flash attention, a float16 KV cache and batches of 512.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class LlamaCpp:
         self._decode([int(logits.argmax())])
 
     def logits(self, window: list[int], first: int) -> Iterator[np.ndarray]:
-        """Logits [n, vocab] of the tokens from `first` to the last but one, a batch at a time; a view each."""
+        """Yields logits [n, vocab] of the tokens from `first` to the last but one, one batch at a time, as views."""
         self.reset(len(window))
         self.prompt(window[:first])
         for start in range(first, len(window) - 1, _BATCH):
@@ -72,7 +74,7 @@ class LlamaCpp:
             yield np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (len(ids), self._vocabulary))
 
     def _decode(self, tokens: Sequence[int], wanted: ctypes.Array[ctypes.c_int8] | None = None) -> None:
-        """Appends tokens; logits are made where `wanted` is not 0, of the last alone where it is not given."""
+        """Appends tokens. Computes the logits of tokens with `wanted` not 0; without `wanted`, of the last token."""
         ids = (llama_cpp.llama_token * len(tokens))(*tokens)
         batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
         if wanted is not None:

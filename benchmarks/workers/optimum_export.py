@@ -1,8 +1,8 @@
-"""Makes optimum's model of a Hugging Face folder: ONNX by its exporter, then its dynamic int8 quantization.
+"""Makes optimum's model from a Hugging Face folder: its exporter writes ONNX, its quantizer makes that dynamic int8.
 
     python optimum_export.py SOURCE DEST
 
-Of what optimum offers this is the fastest on a CPU: float32 decodes at half the speed.
+Dynamic int8 is the fastest form that optimum offers on a CPU: float32 decodes at half the speed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""optimum's ONNX Runtime model, ORTModelForCausalLM. Answers `nll` too (scoring.py).
+"""Worker of optimum's ONNX Runtime model, ORTModelForCausalLM. It also answers `nll` (scoring.py).
 
 python optimum_worker.py FOLDER --threads N
 """
@@ -46,7 +46,7 @@ class Optimum:
         self._forward(self._next)
 
     def logits(self, window: list[int], first: int) -> list[np.ndarray]:
-        """Logits of the tokens from `first` to the last but one."""
+        """Returns the logits of the tokens from `first` to the last but one."""
         self.reset(len(window))
         return [self._forward(torch.tensor([window]))[first:-1].numpy()]
 

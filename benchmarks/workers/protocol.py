@@ -1,13 +1,14 @@
-"""An engine behind a pipe: one JSON request a line on stdin, one JSON answer a line on stdout.
+"""The protocol of an engine behind a pipe: one JSON request per line on stdin, one JSON answer per line on stdout.
 
-Every engine runs under its own Python, because their environments don't mix. The clock is here and nowhere else, so
-that all are timed alike. The first line out is {"version": text, "settings": text}; then
+Every engine runs under its own Python, because the environments of the engines exclude each other. Only this module
+takes times, so that all engines are timed alike. The first line out is {"version": text, "settings": text}. The
+requests:
 
     {"do": "prompt", "tokens": [...], "room": n}    -> {"ms": time of the tokens into an empty cache, last logits too}
     {"do": "decode", "count": n}                    -> {"ms": time of n greedy steps after that prompt}
 
-`room` is how many steps may follow. A decode request rewinds to the prompt first and takes one untimed step, so that
-any number of them share one prompt. "action" is the tag of an action, for engines that have them.
+`room` is the number of steps that may follow. A decode request first rewinds to the prompt and takes one untimed step,
+so any number of decode requests can share one prompt. "action" is the tag of an action, for engines that have actions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 
 
 class Worker(Protocol):
-    """What an engine must be able to do; batch is 1, decoding is greedy."""
+    """What an engine must provide. The batch size is 1 and decoding is greedy."""
 
     version: str
     settings: str
@@ -32,17 +33,17 @@ class Worker(Protocol):
         """Empties the cache and makes room for `capacity` tokens."""
 
     def prompt(self, tokens: Sequence[int]) -> None:
-        """Appends tokens, in batches as the engine likes best, and computes the logits of the last."""
+        """Appends tokens, in batches of the engine's preferred size, and computes the logits of the last token."""
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first `length` tokens."""
+        """Drops all tokens except the first `length`."""
 
     def step(self) -> None:
         """Appends the likeliest token by the last logits and computes the next ones."""
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """What every worker's command line has."""
+    """The arguments that every worker takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
@@ -50,7 +51,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def serve(worker: Worker, **more: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answers requests until stdin ends; `more` are requests that only this engine knows."""
+    """Answers requests until stdin ends; `more` holds the handlers of requests that only this engine answers."""
     print(json.dumps({"version": worker.version, "settings": worker.settings}), flush=True)
     tokens: list[int] = []
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Nats of a window's tokens, in llama-perplexity's convention: scored are the tokens after the first c/2 + 1."""
+"""Scores the tokens of windows in llama-perplexity's convention, in nats: those after the first c/2 + 1 of a window."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def nll(logits: np.ndarray, scored: Sequence[int]) -> list[float]:
-    """Minus the log-probability of every token in `scored`, by the row of logits [len(scored), vocab] before it."""
+    """Negative log-likelihood of every token in `scored`, nats; `logits` [len(scored), vocab] predict these tokens."""
     nats = []
-    for row, token in zip(logits, scored, strict=True):  # a row at a time: all of them in float64 may be gigabytes
+    for row, token in zip(logits, scored, strict=True):  # one row at a time: all rows in float64 may be gigabytes
         exact = row.astype(np.float64)
         top = exact.max()
         nats.append(float(np.log(np.exp(exact - top).sum()) + top - exact[token]))
@@ -22,8 +22,8 @@ def scorer(logits_of: Callable[[list[int], int], Iterable[np.ndarray]]) -> Calla
     """Answers {"do": "nll", "windows": [[...], ...]} with {"nll": [[nats of every scored token], ...]}.
 
     Args:
-        logits_of: gives the logits of a window's tokens `first` to c - 2, from an empty cache, in blocks [n, vocab]:
-            all of them at once may be gigabytes.
+        logits_of: returns the logits of a window's tokens `first` to c - 2, from an empty cache, in blocks [n, vocab],
+            because all of them at once may be gigabytes.
     """
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""sol_rt itself. A request without "action" runs the dense action.
+"""Worker of sol_rt itself. A request without "action" runs the dense action.
 
 python sol_rt_worker.py BUNDLE --threads N
 """

@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
-from sol_rt.export.sources.checkpoint import FloatArray
+
+if TYPE_CHECKING:
+    from sol_rt.export.sources.checkpoint import FloatArray
 
 
 class HfCheckpoint:

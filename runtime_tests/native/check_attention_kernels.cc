@@ -15,8 +15,8 @@
 #include <thread>
 #include <vector>
 
-#include "attention_kernels.h"
-#include "target.h"
+#include "cpu/attention/attention_kernels.h"
+#include "cpu/simd/target.h"
 
 namespace {
 
@@ -78,13 +78,13 @@ class Checker {
     Decode();
   }
 
-  // A step on `past` tokens that chooses as many as `keep` pages hold, twice: the second time by queries so long that most scores are 0.
-  void RunChoice(int64_t past, int64_t keep) {
+  // A step on `past` tokens that chooses as many as `kv_pages` pages hold, twice: the second time by queries so long that most scores are 0.
+  void RunChoice(int64_t past, int64_t kv_pages) {
     Append(0, past);
     for (const float length : {1.0f, 1000.0f}) {
       Append(past, 1);
       for (int64_t i = 0; i < call_.heads * call_.head_dim; ++i) qkv_[i] *= length;
-      call_.keep = keep;
+      call_.kv_pages = kv_pages;
       DecodeChosen();
     }
   }
@@ -108,7 +108,7 @@ class Checker {
     call_.tokens = tokens;
     call_.total = past + tokens;
     call_.pages = sol::DivideUp(call_.total, sol::kPageSize);
-    call_.keep = call_.pages;
+    call_.kv_pages = call_.pages;
     qkv_.resize(static_cast<size_t>(tokens * (call_.heads + 2 * call_.kv_heads) * call_.head_dim));
     std::normal_distribution<float> normal;
     for (float& x : qkv_) x = normal(g_random);
@@ -231,12 +231,12 @@ class Checker {
     plan.code_stride = sol::RoundUp(sol::kPageSize * sol::RoundUp(call_.CodeBytes(), 4), 4 * sol::kMaxLanes);
     plan.old_tokens = (call_.pages - 1) * sol::kPageSize;
     plan.chunk_tokens = 4 * sol::kMaxLanes;
-    plan.score_parts = sol::DivideUp(plan.old_tokens, sol::kScoredTokens);
+    plan.token_blocks = sol::DivideUp(plan.old_tokens, sol::kBlockTokens);
     plan.score_stride = sol::RoundUp(plan.old_tokens, sol::kMaxLanes);
     plan.list_stride = plan.score_stride + sol::kPageSize + sol::kMaxLanes;
-    const int64_t chunks = call_.kv_heads * sol::DivideUp(call_.total, plan.chunk_tokens), parts = call_.kv_heads * plan.score_parts;
+    const int64_t chunks = call_.kv_heads * sol::DivideUp(call_.total, plan.chunk_tokens), parts = call_.kv_heads * plan.token_blocks;
     std::vector<float> query(call_.heads * plan.padded_dim), step(call_.heads), sum(call_.heads), weights(call_.heads * plan.score_stride),
-        part_max(call_.heads * plan.score_parts), part_sum(part_max), max(chunks * call_.group), sums(max), values(max.size() * plan.padded_dim);
+        block_max(call_.heads * plan.token_blocks), block_sum(block_max), max(chunks * call_.group), sums(max), values(max.size() * plan.padded_dim);
     std::vector<int8_t> low((call_.heads + 1) * plan.code_stride), high(low);
     std::vector<int32_t> scores(call_.kv_heads * plan.score_stride), candidates(scores.size() + sol::kMaxLanes),
         tokens(call_.kv_heads * plan.list_stride), listed(call_.kv_heads), first_chunk(call_.kv_heads + 1);
@@ -247,8 +247,8 @@ class Checker {
     plan.query_step = step.data();
     plan.query_sum = sum.data();
     plan.token_weights = weights.data();
-    plan.part_max = part_max.data();
-    plan.part_sum = part_sum.data();
+    plan.block_max = block_max.data();
+    plan.block_sum = block_sum.data();
     plan.token_scores = scores.data();
     plan.candidates = candidates.data();
     plan.tokens = tokens.data();
@@ -260,8 +260,8 @@ class Checker {
     plan.pending_chunks = pending.data();
 
     kernels.prepare_queries(call_, plan);
-    InThreads(parts, [&](int64_t i) { kernels.weigh_tokens(call_, plan, i / plan.score_parts, i % plan.score_parts); });
-    InThreads(parts, [&](int64_t i) { kernels.score_tokens(call_, plan, i / plan.score_parts, i % plan.score_parts); });
+    InThreads(parts, [&](int64_t i) { kernels.weigh_tokens(call_, plan, i / plan.token_blocks, i % plan.token_blocks); });
+    InThreads(parts, [&](int64_t i) { kernels.score_tokens(call_, plan, i / plan.token_blocks, i % plan.token_blocks); });
     kernels.select_tokens(call_, plan);
     for (int64_t head = 0; head < call_.kv_heads; ++head) {
       InThreads(first_chunk[head + 1] - first_chunk[head], [&](int64_t i) { kernels.decode_chunk(call_, plan, head, first_chunk[head] + i); });
@@ -309,7 +309,7 @@ class Checker {
     }
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return plan.token_scores[a] > plan.token_scores[b]; });
     std::vector<std::vector<bool>> read(call_.kv_heads, std::vector<bool>(call_.total));
-    for (int64_t i = 0; i < call_.kv_heads * call_.keep * sol::kPageSize; ++i) read[order[i] / plan.score_stride][order[i] % plan.score_stride] = true;
+    for (int64_t i = 0; i < call_.kv_heads * call_.kv_pages * sol::kPageSize; ++i) read[order[i] / plan.score_stride][order[i] % plan.score_stride] = true;
     for (int64_t head = 0; head < call_.kv_heads; ++head) {
       const int32_t* listed = plan.tokens + head * plan.list_stride;
       for (int64_t t = 0; t < call_.total; ++t) {

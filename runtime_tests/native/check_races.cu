@@ -3,7 +3,7 @@
 #include <map>
 #include <string>
 
-#include "block.h"
+#include "cuda/device/block.h"
 
 namespace {
 

@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "team.h"
+#include "cpu/threads/team.h"
 
 namespace {
 
@@ -42,23 +42,23 @@ void CheckTeam(std::mt19937& random, size_t members) {
   std::vector<std::vector<size_t>> written(kPhases, std::vector<size_t>(tasks));  // not atomic: phases have to order them
   size_t ends = 0;
   sol::RunTeam(Threads{random}, members, [&](sol::Member& member) {
-    for (size_t phase = 0; phase < kPhases; ++phase) {
-      bool prepared = false;
-      const auto prepare = [&] { prepared = true; };
-      const auto task = [&](size_t i) {
-        if (!prepared) Fail("a task before its preparation", phase);
+    for (size_t at = 0; at < kPhases; ++at) {
+      sol::Phase phase = member.Enter(tasks);
+      for (; phase.HasTask(); phase.Next()) {
         size_t sum = 1;
-        if (phase > 0) {
-          for (const size_t value : written[phase - 1]) sum += value;
+        if (at > 0) {
+          for (const size_t value : written[at - 1]) sum += value;
         }
-        written[phase][i] += sum;
-      };
-      if (phase + 1 < kPhases) {
-        member.Run(tasks, prepare, task);
-      } else {
-        member.Finish(tasks, prepare, task, [&] { ++ends; });
+        written[at][phase.Task()] += sum;
+      }
+      const bool ended = phase.End();
+      if (at + 1 < kPhases) {
+        phase.Wait();
+      } else if (ended) {
+        ++ends;
       }
     }
+    member.Leave();
   });
   size_t expected = 1;
   for (size_t phase = 0; phase < kPhases; ++phase) {

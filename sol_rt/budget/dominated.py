@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from sol_rt.budget.cost import CostModel
+from sol_rt.budget.cost.bytes_model import CostModel, FunctionBodyBytes
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.config import ActionEntry, SolConfig
+from sol_rt.engine.providers import Provider
 
 _NOISE = 0.01
 """Relative: savings below it are none."""
@@ -46,6 +47,18 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
         if best:
             found[action] = min(best, key=lambda other: (float(costs[other].sum()), other.tag))
     return {action: _last(found, action) for action in found}
+
+
+def cost_of_gpu(provider: Provider, cost: CostModel, config: SolConfig) -> CostModel | None:
+    """The cost model by which dominated actions are found on a GPU; None on the CPU and where nothing is known.
+
+    Measured milliseconds where the GPU was calibrated, else, where function bodies run, the bytes that these read.
+    """
+    if provider.gpu is None:
+        return None
+    if cost.name == "calibrated":
+        return cost
+    return None if provider.native else FunctionBodyBytes(config)
 
 
 def _candidates(config: SolConfig) -> list[Action]:

@@ -1,6 +1,6 @@
-"""Opening a bundle: everything that can be checked without running it (docs/bundle.md section 4).
+"""Opens a bundle and checks everything that can be checked without running it (docs/bundle.md section 4).
 
-Small files are hashed here; the weights file only has its size compared, `verify.py` hashes it.
+Small files are hashed here. Of the weights file only the size is checked; `verify.py` hashes the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Bundle:
     Attributes:
         path: the folder.
         config: its `sol_config.json`.
-        identity: sha256 of that file, lower-case hex. Names this exact bundle: the config holds every other hash.
+        identity: sha256 of `sol_config.json`, lower-case hex. It identifies the whole bundle, because the config holds
+            the hash of every other file.
     """
 
     path: Path
@@ -53,13 +54,13 @@ class Bundle:
             if name != config.weights_file:
                 check_hash(folder / name, entry, sha256(folder / name))
         if (folder / config.weights_file).is_symlink():
-            hint = "put the file itself there: ONNX Runtime reads weights only from the bundle's own folder"
+            hint = "replace the link by the file: ONNX Runtime reads weights only from the bundle's own folder"
             raise BundleError(folder, config.weights_file, "a symbolic link", "a regular file", hint)
         _check_shapes(config_path, config)
         return cls(folder, config, sha256(config_path))
 
     def file(self, name: str) -> Path:
-        """Path of one of the bundle's files. Raises BundleError where the config doesn't list it."""
+        """Path of one of the bundle's files. Raises BundleError if the config does not list the file."""
         if name not in self.config.files:
             raise BundleError(self.path, name, "no such file", "a file of the bundle")
         return self.path / name
@@ -67,7 +68,7 @@ class Bundle:
     def tokenizer(self) -> Tokenizer:
         """Reads the model's tokenizer.
 
-        Raises BundleError where the file is missing or unreadable, or has tokens that the model doesn't know.
+        Raises BundleError if the file is missing or unreadable, or has tokens that the model does not know.
         """
         from sol_rt.text.tokenizer import FILE, Tokenizer
 
@@ -76,7 +77,7 @@ class Bundle:
     def chat_template(self) -> ChatTemplate:
         """Reads the model's chat template.
 
-        Raises UsageError where the model has none, BundleError where its files are unreadable.
+        Raises UsageError if the model has no template, BundleError if its files are unreadable.
         """
         from sol_rt.text.chat_template import ChatTemplate
 
@@ -84,9 +85,9 @@ class Bundle:
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Lower-case hex digest of a file; `progress` gets the bytes read so far.
+    """Computes a file's sha256 as lower-case hex. `progress` is called with the bytes read so far.
 
-    Raises BundleError where it cannot be read.
+    Raises BundleError if the file cannot be read.
     """
     digest, done = hashlib.sha256(), 0
     try:
@@ -102,7 +103,7 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
 
 
 def check_size(path: Path, entry: FileEntry) -> None:
-    """Raises BundleError where the file is missing or its size is not the config's."""
+    """Raises BundleError if the file is missing or its size differs from the config."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -114,7 +115,7 @@ def check_size(path: Path, entry: FileEntry) -> None:
 
 
 def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
-    """Raises BundleError where the digest is not the config's."""
+    """Raises BundleError if the digest differs from the config."""
     if digest != entry.sha256:
         hint = "the file was changed or damaged: copy or export the bundle again"
         raise BundleError(path, "sha256", digest, entry.sha256, hint)
@@ -139,7 +140,7 @@ def _check_shapes(path: Path, config: SolConfig) -> None:
 
 
 def _carried_dims(config: SolConfig) -> Iterator[tuple[str, int, int, str]]:
-    """(tensor, axis, expected size, config key) of every model dim that a tensor's shape repeats."""
+    """Yields (tensor, axis, expected size, config key) for every model dimension that a tensor's shape repeats."""
     model = config.model
     yield "embed.scale", 0, model.hidden_size // BLOCK, "hidden_size"
     yield "embed.scale", 1, model.vocab_size, "vocab_size"

@@ -1,8 +1,8 @@
-"""Which weights a graph file refers to, read straight from its protobuf.
+"""Reads from a graph file's protobuf which weights the graph refers to.
 
-ONNX Runtime does not tell, and a config edited by hand must not make a kernel read past a tensor's end. Only the few
-fields needed are decoded: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto dims = 1, data_type = 2, name
-= 8, external_data = 13, data_location = 14.
+ONNX Runtime does not report this, and a config that was edited by hand must not make a kernel read beyond a tensor's
+end. The reader decodes only the fields that it needs: ModelProto.graph = 7, GraphProto.initializer = 5, and of
+TensorProto dims = 1, data_type = 2, name = 8, external_data = 13, data_location = 14.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from pathlib import Path
 from sol_rt.errors import BundleError
 
 ONNX_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 21: "uint4"}
-"""TensorProto.DataType to the names of `sol_config.json`."""
+"""TensorProto.DataType to the dtype names of `sol_config.json`."""
 
 _EXTERNAL = 1
 
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """A weight outside the graph file: `location` is the file, `offset` and `length` are bytes, absent is -1."""
+    """A weight outside the graph file.
+
+    Attributes:
+        name, dtype, shape: as in the graph.
+        location: name of the file that holds the weight.
+        offset: place in that file, in bytes.
+        length: size in bytes; -1 if the graph does not give it.
+    """
 
     name: str
     dtype: str
@@ -32,7 +39,7 @@ class ExternalTensor:
 
 
 def external_tensors(path: Path) -> list[ExternalTensor]:
-    """Every initializer of the graph whose data is external. Raises BundleError where the file is not a model."""
+    """Lists every initializer of a graph file whose data is external. Raises BundleError if it is no ONNX model."""
     try:
         graph = _submessage(path.read_bytes(), 7)
         found = [_tensor(item) for number, item in _fields(graph) if number == 5 and isinstance(item, bytes)]
@@ -73,7 +80,7 @@ def _submessage(message: bytes, wanted: int) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes."""
+    """Yields (field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

@@ -1,4 +1,4 @@
-"""The scalars that a policy sees: one definition, for the decode loop and for training."""
+"""The scalar inputs of a policy. The decode loop and training share this definition."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 RECENT = 16
-"""Decode steps that `recent_spend` looks back on."""
+"""Number of past decode steps that `recent_spend` averages over."""
 
 
 class NextToken(Protocol):
-    """The probabilities of the next token, in so far as policies read them (distribution.py)."""
+    """The properties of the next token's distribution that policies read. All values are in nats or probabilities."""
 
     @property
     def entropy(self) -> float: ...
@@ -33,8 +33,8 @@ class StepObservation:
 
     Attributes:
         context: tokens in the cache.
-        token: the token about to be processed.
-        distribution: of the tokens after the last step.
+        token: id of the token that the step will process.
+        distribution: the distribution that the last step predicted for `token`.
         budget: requested share of the dense cost.
     """
 
@@ -45,17 +45,18 @@ class StepObservation:
 
 
 class PolicyInputs:
-    """What a policy is told, from what it was told and did before: one run of decode steps.
+    """Computes the scalar inputs of a policy over one run of decode steps.
 
     Args:
-        names: the scalars wanted, of KNOWN_SCALARS.
-        horizon: steps of an episode.
-        before: relative cost of the steps before the run; 1 for prompts run dense.
+        names: names of the wanted scalars, from KNOWN_SCALARS.
+        horizon: steps per episode.
+        before: relative cost of the steps before the run; 1 if the prompt ran dense.
 
     Attributes:
-        position: of the step within its episode, 0 to horizon - 1.
-        previous: index of the last step's action; -1 at the start of an episode, and where the policy doesn't know it.
-        episode_cost: relative costs of the episode's steps so far, added up.
+        position: index of the step within its episode, 0 to horizon - 1.
+        previous: index of the last step's action in the policy's list; -1 at the start of an episode and for an action
+            that is not in the list.
+        episode_cost: sum of the relative costs of the episode's steps so far.
         previous_cost: relative cost of the last step; `before` at the start of the run.
     """
 
@@ -68,19 +69,22 @@ class PolicyInputs:
 
     @property
     def recent_spend(self) -> float:
-        """Mean relative cost of the last 16 steps, whatever the episode; steps before the first one cost `before`."""
+        """Mean relative cost of the last 16 steps of any episode; steps before the run cost `before`."""
         return sum(self._recent) / RECENT
 
     def at(self, step: int, moment: StepObservation) -> dict[str, float]:
-        """The scalars before decode step `step` of the run; every `horizon` steps an episode begins."""
+        """Returns the scalars before decode step `step` of the run. A new episode begins every `horizon` steps."""
         self.position = step % self.horizon
         if self.position == 0:
             self.previous, self.episode_cost = -1, 0.0
         return {name: scalar(self, moment) for name, scalar in self._scalars.items()}
 
     def record(self, action: int, relative_cost: float) -> None:
-        """Notes what the step did: index of its action, -1 where the policy doesn't know it, and cost in dense steps,
-        policy included.
+        """Records a finished step.
+
+        Args:
+            action: index of the step's action in the policy's list; -1 if the list lacks it.
+            relative_cost: cost of the step and the policy, as a share of a dense step's cost.
         """
         self.previous = action
         self.episode_cost += relative_cost

@@ -1,4 +1,4 @@
-"""The full check of a bundle: every hash, graphs and tokenizer that fit the model, only finite weights."""
+"""Checks a bundle completely: every hash, whether graphs and tokenizer fit the model, and that weights are finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked: counts, and bytes read."""
+    """What was checked: number of files and tensors, and bytes of all files."""
 
     files: int
     tensors: int
@@ -26,10 +26,16 @@ class VerifyReport:
 
 
 def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-    """Checks everything Bundle.open does, the hash of the weights file, that graphs and tokenizer are this model's, and
-    that every float tensor is finite.
+    """Checks a bundle completely.
 
-    `progress(done, total)` is called with bytes of the weights file. Raises BundleError at the first fault.
+    The checks are those of Bundle.open, the hash of the weights file, whether graphs and tokenizer belong to the model,
+    and whether all values of float tensors are finite.
+
+    Args:
+        path: the bundle folder.
+        progress: called with the bytes of the weights file that were hashed, and its size in bytes.
+
+    Raises BundleError at the first fault.
     """
     bundle = Bundle.open(path)
     config = bundle.config

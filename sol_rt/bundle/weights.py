@@ -1,8 +1,7 @@
-"""The weights file, mapped once and handed to every CPU session.
+"""Maps the weights file once and shares it with every CPU session.
 
-Left to itself each session maps the file again, and the process's resident size counts every mapping: eight variants
-would look, and be accounted, like several copies. Initializers given to a session as OrtValues over one mapping are
-counted once.
+By default each session maps the file again, and the process's resident size counts every mapping. Eight variants would
+then count as several copies of the weights. Initializers that a session gets as OrtValues over one mapping count once.
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ _ONNX_UINT4 = 21
 
 
 class SharedWeights:
-    """Read-only tensors of one bundle; sessions made with them must not outlive this object.
+    """Read-only tensors of one bundle. Sessions that use the tensors must not outlive this object.
 
     Args:
-        bundle: the bundle whose weights file is mapped. Raises BundleError where it cannot be.
+        bundle: the bundle whose weights file is mapped.
+
+    Raises BundleError if the file cannot be mapped.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -40,7 +41,7 @@ class SharedWeights:
         self._values: dict[str, ort.OrtValue] = {}
 
     def check(self, file: str) -> list[ExternalTensor]:
-        """Compares every weight that a graph file refers to with the config.
+        """Compares every weight that a graph file refers to with the config, and returns these weights.
 
         Raises BundleError at the first difference.
         """
@@ -59,21 +60,21 @@ class SharedWeights:
         return tensors
 
     def attach(self, options: ort.SessionOptions, file: str) -> None:
-        """Gives the weights of one graph file to the session that `options` will make. Raises BundleError."""
+        """Adds the weights of one graph file to a session's options. Raises BundleError if graph and config differ."""
         for tensor in self.check(file):
             options.add_initializer(tensor.name, self.value(tensor.name))
 
     def entry(self, name: str) -> TensorEntry:
-        """Where and what a tensor is."""
+        """Dtype, shape and place of a tensor in the weights file."""
         return self._bundle.config.tensors[name]
 
     def raw(self, name: str) -> np.ndarray:
-        """A tensor's bytes, uint8, in the mapping itself."""
+        """A tensor's bytes, uint8, as a view of the mapped file."""
         entry = self.entry(name)
         return self._bytes[entry.offset : entry.offset + entry.bytes]
 
     def value(self, name: str) -> ort.OrtValue:
-        """A tensor as ONNX Runtime has it, in the mapping itself."""
+        """A tensor as an OrtValue that points into the mapped file."""
         if name not in self._values:
             self._values[name] = _as_ort_value(self._bytes, self._bundle.config.tensors[name])
         return self._values[name]
@@ -87,7 +88,7 @@ def _as_ort_value(data: np.ndarray, entry: TensorEntry) -> ort.OrtValue:
     raw = data[entry.offset : entry.offset + entry.bytes]
     if entry.dtype != "uint4":
         return ort.OrtValue.ortvalue_from_numpy(raw.view(entry.dtype).reshape(entry.shape))
-    # numpy has no 4-bit type: bytes of the logical shape stand in, ONNX Runtime reads the packed first half
+    # numpy has no 4-bit type. A uint8 view of the logical shape replaces it; ONNX Runtime reads only the packed bytes.
     strides = tuple(int(np.prod(entry.shape[axis + 1 :])) for axis in range(len(entry.shape)))
     logical = as_strided(raw, shape=entry.shape, strides=strides, writeable=False)
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(logical, _ONNX_UINT4)

@@ -1,4 +1,7 @@
-"""The command line `sol-rt`: one module a subcommand. stdout carries results, stderr everything else."""
+"""The command line `sol-rt`: one module per subcommand. stdout carries results, stderr everything else.
+
+May import: everything; sol_rt.export and sol_rt.train only in cli/make, inside functions.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `sol-rt` and returns its exit code: 0, 1 for run-time errors, 2 for usage, 130 after Ctrl-C.
+    """Runs `sol-rt` and returns its exit code: 0, 1 for run-time errors, 2 for wrong usage, 130 after Ctrl-C.
 
     Args:
-        argv: arguments without the program's name; the process's own by default.
+        argv: arguments without the program's name; default: those of the process.
 
-    Raises SystemExit after a request to end.
+    Raises SystemExit if SIGTERM or SIGHUP ends the program.
     """
     try:
         _open_standard_streams()
         with _ended_cleanly():
-            from sol_rt.cli.app import run  # here, because most of the start is imports, and Ctrl-C ends those too
+            from sol_rt.cli.app import run  # imported here, so that Ctrl-C during the slow imports ends cleanly too
 
             return run(sys.argv[1:] if argv is None else list(argv))
     except KeyboardInterrupt:
@@ -34,16 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _ended_cleanly() -> Iterator[None]:
-    """Lets SIGTERM and a closed terminal end the program by an exception, so that half-written files are removed."""
+    """Turns SIGTERM and SIGHUP into an exception, so that the program removes half-written files before it ends."""
     numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only there Python runs handlers
-    # one that is ignored already, as under nohup, stays so
+        numbers = []  # Python runs signal handlers only in the main thread
+    # a signal that is already ignored, as under nohup, stays ignored
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is signal.SIG_DFL}
 
     def end(number: int, _: object) -> None:
         for each in before:
-            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the clearing up short
+            signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
         print("sol-rt: stopped by " + signal.Signals(number).name, file=sys.stderr)
         raise SystemExit(128 + number)
 
@@ -57,9 +60,10 @@ def _ended_cleanly() -> Iterator[None]:
 
 
 def _open_standard_streams() -> None:
-    """Gives a process that was started with closed streams empty ones.
+    """Opens the null device for each standard stream that was closed when the process started.
 
-    Python has None for them, and the next file opened would take their number and get what libraries print.
+    Python sets a closed stream to None. The next file that the program opens would get the stream's number, and
+    libraries would print into that file.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sol_rt._version import __version__
+from sol_rt import __version__
 from sol_rt.cli import INTERRUPTED, options
 from sol_rt.cli.make.export import export
 from sol_rt.cli.make.migrate import migrate
@@ -31,8 +31,8 @@ from sol_rt.errors import SolError
 
 app = typer.Typer(
     name="sol-rt",
-    help="One frozen language model, many ways to run one decode step, one dial: --budget.",
-    epilog="Flags have environment variables: --top-k is $SOL_RT_TOP_K. Bundles live under $SOL_RT_HOME.",
+    help="Run a language model at the share of its full cost that --budget sets.",
+    epilog="An environment variable sets a flag: SOL_RT_TOP_K sets --top-k. Bundles are stored under $SOL_RT_HOME.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,7 +43,7 @@ app.command("eval")(evaluate)
 app.command("ppl", hidden=True)(perplexity)
 app.command("migrate", hidden=True)(migrate)
 
-# Newer Typers carry their own copy of click: the base of its errors is found through the one name that both export.
+# Newer versions of Typer carry their own copy of click. Every version exports BadParameter, which leads to the base.
 _CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 
@@ -59,7 +59,7 @@ def _program(
         print(f"sol-rt {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        # Typer prints the help itself where it draws it with rich, and returns it where it doesn't.
+        # Typer prints the help itself if it draws it with rich; otherwise it returns the text. Both go to stderr.
         with contextlib.redirect_stdout(sys.stderr):
             print(context.get_help())
         raise typer.Exit(2)
@@ -67,7 +67,7 @@ def _program(
 
 
 def run(argv: list[str]) -> int:
-    """Runs one command line. Returns the exit code; prints at most one line of error unless --debug asks for more.
+    """Runs one command line and returns its exit code. Prints errors as one line; --debug adds the traceback.
 
     Raises KeyboardInterrupt after Ctrl-C.
     """
@@ -75,10 +75,10 @@ def run(argv: list[str]) -> int:
     try:
         code = app(argv, prog_name="sol-rt", standalone_mode=False)
         sys.stdout.flush()
-    except typer.Abort:  # what older Typers make of Ctrl-C; newer ones return its exit code
+    except typer.Abort:  # older versions of Typer turn Ctrl-C into Abort; newer ones return exit code 130
         raise KeyboardInterrupt from None
     except BrokenPipeError:
-        # The reader of stdout has gone; what is left in the buffer would raise again at exit.
+        # The reader of stdout is gone. Flushing the rest of the buffer at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except _CLICK_ERROR as error:
@@ -99,7 +99,7 @@ def run(argv: list[str]) -> int:
 
 
 def _origin(error: Exception, argv: list[str]) -> str:
-    """Names the environment variable that a wrong value came from; empty where it was a flag."""
+    """Names the environment variable that a wrong value came from; empty if it came from a flag."""
     parameter = getattr(error, "param", None)
     variable = getattr(parameter, "envvar", None)
     if not isinstance(variable, str) or variable not in os.environ:

@@ -1,4 +1,4 @@
-"""What commands print beside their result: notes, tables and progress, all on stderr."""
+"""How commands print: results on stdout, notes and progress on stderr."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from rich.table import Table
 
 
 class ProgressCall(Protocol):
-    """How long-running functions report: the step's name, how much is done and how much there is."""
+    """Progress callback of a long-running function: the step's name, the amount done, and the amount in total."""
 
     def __call__(self, description: str, done: float, total: float) -> None: ...
 
 
 def stderr() -> Console:
-    """A console on stderr, plain where it is no terminal or NO_COLOR is set."""
+    """A console on stderr, without colours if stderr is not a terminal or NO_COLOR is set."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """One line of information on stderr."""
+    """Prints one line of information on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """The one JSON object, or list of them, of a command, on stdout."""
+    """Prints a command's JSON result, an object or a list of objects, on stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(table: Table) -> None:
-    """A result table on stdout; wide enough not to be cut where stdout is a pipe."""
+    """Prints a result table on stdout. In a pipe the table may be 160 columns wide, so that no cell is cut off."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
 
 
 @contextmanager
 def progress(timed: bool = False) -> Iterator[ProgressCall]:
-    """A bar for each step reported. Where stderr is no terminal, one line when a step begins.
+    """Draws a progress bar for each step. If stderr is not a terminal, prints one line when a step begins.
 
-    With `timed` the bar is drawn only when something is reported, so that it takes no time from what is measured
-    between, and goes at the end.
+    With `timed`, the bar is redrawn only when the caller reports progress, and removed at the end. Drawing then takes
+    no time from what the caller measures between two reports.
     """
     console = stderr()
     if not console.is_terminal:

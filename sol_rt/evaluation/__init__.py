@@ -1,4 +1,4 @@
-"""What is measured and shown of a bundle: quality, speed, reports and pages, the look inside, the machine check.
+"""Measures and describes bundles: quality, speed, reports, HTML pages, `inspect`, `doctor`, the lm-eval model.
 
 May import: everything but sol_rt.cli.
 """

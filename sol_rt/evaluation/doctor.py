@@ -1,4 +1,4 @@
-"""What works on this machine: one finding a part of the installation, each with the next step where there is one."""
+"""Checks what works on this machine: one finding per part of the installation, with the next step if one is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
-from sol_rt._version import __version__
+from sol_rt import __version__
 
 _EXTRAS = {
     "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "huggingface_hub"),
@@ -21,12 +21,12 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One line of the check.
 
     Attributes:
-        state: ok; missing (optional, and not there); broken (generation will fail or fall back).
-        what: the part examined.
-        detail: what was found, and the next step where something is wanting.
+        state: `ok`; `missing` (an optional part is not there); `broken` (generation will fail or be slower).
+        what: the part that was checked.
+        detail: what was found, and the next step if the part does not work.
     """
 
     state: Literal["ok", "missing", "broken"]
@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Examines the installation. Never raises: what goes wrong is a finding."""
+    """Checks the installation. Never raises: each error becomes a finding."""
     return [
         Finding(
             "ok",
@@ -71,7 +71,7 @@ def _native_operators() -> Finding:
         return Finding(
             "missing",
             "native operators",
-            "not built; graphs run on standard operators, slower; pip install sol-rt again with a C++ compiler",
+            "not built; graphs run on slower standard operators; pip install sol-rt again with a C++ compiler",
         )
     try:
         import onnxruntime
@@ -99,7 +99,7 @@ def _memory() -> Finding:
 
 
 def _gpu(name: str) -> Finding:
-    """Whether a GPU provider gives the CPU's numbers here: what `--provider auto` asks too."""
+    """Checks whether a GPU provider computes the same numbers as the CPU. `--provider auto` makes the same check."""
     from sol_rt.engine.providers import choose
     from sol_rt.errors import SolError
 
@@ -110,15 +110,15 @@ def _gpu(name: str) -> Finding:
         return Finding("missing", name, str(error).removeprefix(f"provider {name}: "))
     except Exception as error:
         return Finding("broken", name, " ".join(str(error).split()))
-    parts = [f"{provider.device_name} gives the CPU's numbers"]
+    parts = [f"{provider.device_name} computes the same numbers as the CPU"]
     if name == "cuda":
         parts.append("native operators" if provider.native else "no native operators built")
     if provider.floats != "float16":
         parts.append(f"computes in {provider.floats}, without float16")
     if provider.most_tokens is not None:
-        parts.append(f"prompts go in parts of {provider.most_tokens} tokens, as attention of more is wrong there")
+        parts.append(f"prompts are split into parts of {provider.most_tokens} tokens: longer attention is wrong here")
     if provider.software:
-        parts.append(f"a software adapter, which only --provider {name} uses")
+        parts.append(f"a software adapter, used only with --provider {name}")
     return Finding("ok", name, "; ".join(parts))
 
 

@@ -1,6 +1,7 @@
-"""`python -m sol_rt.evaluation.lm_eval`: the harness with the model `sol_rt`, for releases that don't find it.
+"""`python -m sol_rt.evaluation.lm_eval` runs lm-evaluation-harness with the model `sol_rt` registered.
 
-Takes lm_eval's own arguments, such as `run --model sol_rt --model_args pretrained=BUNDLE,budget=0.4 --tasks …`.
+Releases of the harness that do not find models by entry point need this program. It takes lm_eval's own arguments, for
+example `run --model sol_rt --model_args pretrained=BUNDLE,budget=0.4 --tasks …`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from sol_rt.errors import SolError
 
 
 def main() -> int:
-    """Runs the harness's command line; one line of error for what a bundle or an argument is to blame for."""
+    """Runs the harness's command line and returns an exit code. A bad bundle or argument gives one line of error."""
     try:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import get_model, register_model
@@ -22,7 +23,7 @@ def main() -> int:
 
     try:
         get_model("sol_rt")
-    except ValueError:  # no entry points in this release
+    except ValueError:  # this release does not find models by entry point
         register_model("sol_rt")(SolLM)
     try:
         cli_evaluate()

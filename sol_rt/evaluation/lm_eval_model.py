@@ -1,10 +1,12 @@
-"""`sol_rt` as a model of EleutherAI's lm-evaluation-harness, which comes with the extra `eval`.
+"""`sol_rt` as a model of EleutherAI's lm-evaluation-harness. The extra `eval` installs the harness.
 
     lm_eval --model sol_rt --model_args pretrained=BUNDLE,budget=0.4,schedule=sol --tasks …
 
-works where lm_eval finds models by entry point (the releases after 0.4.13); `python -m sol_rt.evaluation.lm_eval` takes
-the same arguments and works with all from 0.4.9 on. Prompts are prefilled dense but for their last token; that and the
-tokens of the continuation are decode steps under the schedule, in one account over all requests of a run.
+The command above needs a release that finds models by entry point (later than 0.4.13). `python -m
+sol_rt.evaluation.lm_eval` takes the same arguments and works with every release from 0.4.9 on.
+
+A prompt is prefilled dense up to its last token. The last token and the tokens of the continuation are decode steps
+under the schedule. One controller keeps the budget over all requests of a run.
 """
 
 from __future__ import annotations
@@ -16,26 +18,27 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from sol_rt.budget.dial import Dial
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.quality.continuations import PromptScorer
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.model import SolModel
 
 _MAX_NEW_TOKENS = 256
-_IGNORED = {"batch_size", "max_batch_size", "device", "trust_remote_code", "dtype"}  # the harness hands them to all
+_IGNORED = {"batch_size", "max_batch_size", "device", "trust_remote_code", "dtype"}  # the harness sends these to all
 
 
 class SolLM(TemplateLM):
-    """A bundle under a budget.
+    """A bundle under a budget, as a model of the harness.
 
     Args:
-        pretrained: bundle folder, or the name of one.
-        budget: share of the dense cost.
-        schedule: as of `sol-rt generate`; the bundle's default.
-        seed: of the schedule `random`.
-        provider, gpu, threads, native_ops: as of `SolModel.from_pretrained`.
-        max_length: tokens of context; the model's own by default. Longer prompts lose their beginning.
-        max_gen_toks: tokens to generate where a task doesn't say.
-        others: what the harness gives to every model and this one has no use for.
+        pretrained: folder or name of a bundle.
+        budget: share of the dense cost, 0 to 1.
+        schedule: one of the schedules of `sol-rt generate`; default: the bundle's.
+        seed: seed of the schedule `random`.
+        provider, gpu, threads, native_ops: see `SolModel.from_pretrained`, which calls `gpu` `device`.
+        max_length: context in tokens; default: the model's. Longer prompts lose their beginning.
+        max_gen_toks: tokens to generate if a task sets no limit.
+        others: arguments that the harness gives to every model; this model ignores them.
 
     Raises what `SolModel.from_pretrained` raises, and UsageError for an unknown argument.
     """
@@ -81,7 +84,9 @@ class SolLM(TemplateLM):
     def eot_token_id(self) -> int:
         tokens = self.model.bundle.config.model.eos_token_ids
         if not tokens:
-            raise UsageError("the bundle has no end token, which stands before a text without a prompt")
+            raise UsageError(
+                "the bundle has neither a BOS nor an end token, one of which must stand before a text without a prompt"
+            )
         return tokens[0]
 
     @property
@@ -91,7 +96,7 @@ class SolLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the prompts that the harness caches."""
+        """Name under which the harness caches this model's prompts."""
         return f"sol_rt-{self.model.bundle.identity[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -103,7 +108,7 @@ class SolLM(TemplateLM):
         return template.render(chat_history, add_generation_prompt=add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results: the schedule, and the budget that was achieved by the scores."""
+        """What the harness writes beside its results: schedule, budgets, decode steps and cost model of the scores."""
         controller = self._decoder.controller
         return {
             "schedule": self._name,
@@ -127,7 +132,7 @@ class SolLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Each text in windows of the model's context, every token scored once."""
+        """Scores each text in windows as long as the model's context, every token once."""
         found = []
         for request in tqdm(requests, desc="Scoring", disable=disable_tqdm):
             (text,) = request.args
@@ -146,8 +151,8 @@ class SolLM(TemplateLM):
         return found
 
     def _score(self, prompt: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """Log-probability of the continuation, and whether it is what greedy decoding gives."""
-        # the continuation's last token is only scored
+        """Log-probability of the continuation in nats, and whether greedy decoding gives this continuation."""
+        # the continuation's last token is scored but takes no place in the cache
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise UsageError(f"a continuation has {len(continuation)} tokens, expected at most {self.max_length}")
@@ -183,7 +188,7 @@ class SolLM(TemplateLM):
 
 
 def _number(name: str, value: float | str) -> float:
-    """An argument as a number: the harness hands over what is none as text."""
+    """Converts an argument to a number. The harness passes an argument that is not a number as text."""
     try:
         return float(value)
     except ValueError:

@@ -7,15 +7,17 @@ Opening one makes ONNX Runtime's process-wide thread pool. A program's other ses
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.controller import AxisTargets, Controller
-from sol_rt.budget.cost import CostModel, FunctionBodyBytes, load_cost_model
-from sol_rt.budget.dominated import ineffective, replacements, without_dominated
+from sol_rt.budget.controller.base import BaseController
+from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.dial import Dial, MakeSchedule, make_controller
+from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
 from sol_rt.budget.policy import PolicySession
 from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.bundle.actions import Action
@@ -23,46 +25,15 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import (
-    Decoder,
-    Generation,
-    Outcome,
-    ReplaySchedule,
-    Scores,
-    Stream,
-    generate_steps,
-    peak_rss_mb,
-    score_steps,
-)
-from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, first_difference
+from sol_rt.generate.loop import Decoder, score_steps
+from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
+from sol_rt.generate.replay import replay_decoder
+from sol_rt.generate.results import Generation, Scores
+from sol_rt.generate.stream import Stream
+from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter
 from sol_rt.store.home import find_bundle
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""Text, token ids, or chat messages with `role` and `content`."""
-
-
-@dataclass(frozen=True)
-class Dial:
-    """How decode steps are to be run: at most one of `budget` below 1, axis means, and a rate.
-
-    Attributes:
-        budget: share of the dense cost.
-        schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
-        kv_density, channel_density: mean share of old cached tokens, of base-plane weights.
-        bits: mean weight bits.
-        tokens_per_second: decode rate to hold.
-        seed: of the schedule `random`.
-    """
-
-    budget: float = 1.0
-    schedule: str | None = None
-    kv_density: float | None = None
-    channel_density: float | None = None
-    bits: float | None = None
-    tokens_per_second: float | None = None
-    seed: int | None = None
 
 
 class SolModel:
@@ -124,32 +95,28 @@ class SolModel:
         return PolicySession(self.bundle, native_ops=self.engine.native_ops, weights=self.engine.weights)
 
     @cached_property
-    def dominated(self) -> dict[Action, Action]:
-        """Actions that a GPU saves nothing by, each with the one used instead; none on the CPU, for which the export
-        has looked already."""
-        return {} if self._costs_there is None else replacements(self.bundle.config, self._costs_there)
+    def _gpu_cost(self) -> CostModel | None:
+        return cost_of_gpu(self.engine.provider, self.cost, self.bundle.config)
 
     @cached_property
-    def _costs_there(self) -> CostModel | None:
-        """What tells of a GPU which actions pay: its calibration, else where function bodies run the bytes that they
-        read; None where nothing does."""
-        provider = self.engine.provider
-        if provider.gpu is None:
-            return None
-        if self.cost.name == "calibrated":
-            return self.cost
-        return None if provider.native else FunctionBodyBytes(self.bundle.config)
+    def dominated(self) -> dict[Action, Action]:
+        """Actions that save nothing on this GPU, each with the action that is used instead.
+
+        Empty on the CPU: the export has dropped its dominated actions already.
+        """
+        return {} if self._gpu_cost is None else replacements(self.bundle.config, self._gpu_cost)
 
     def ineffective(
         self, schedule: str | None, kv_density: float | None, channel_density: float | None, bits: float | None
     ) -> str:
-        """One line about settings of a `Dial` that save nothing on a GPU, though they are followed; empty where there
-        is nothing to say. Raises UsageError for a malformed tag.
+        """One line about settings of a `Dial` that save nothing on this GPU, though they are followed.
+
+        Empty where there is nothing to say. Raises UsageError for a malformed tag.
         """
-        if self._costs_there is None:
+        if self._gpu_cost is None:
             return ""
         targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
-        return ineffective(self.bundle.config, self._costs_there, schedule, targets, self.engine.provider_name)
+        return ineffective(self.bundle.config, self._gpu_cost, schedule, targets, self.engine.provider_name)
 
     @cached_property
     def _defaults(self) -> GenerationConfig:
@@ -160,7 +127,7 @@ class SolModel:
         prompt: Prompt | None = None,
         *,
         budget: float = 1.0,
-        schedule: str | None = None,
+        schedule: str | MakeSchedule | None = None,
         kv_density: float | None = None,
         channel_density: float | None = None,
         bits: float | None = None,
@@ -170,7 +137,7 @@ class SolModel:
         reuse_cache: bool | None = None,
         **generation: Any,
     ) -> Stream:
-        """Starts a generation and yields its steps.
+        """Starts a generation and yields its tokens.
 
         Args:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
@@ -184,32 +151,19 @@ class SolModel:
 
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
-        dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, generation.get("seed"))
-        given = {name: value for name, value in generation.items() if value is not None}
-        recorded = {} if replay is None else replay.header.generation
-        config = self._defaults.updated(**{**recorded, **given})
-        if config.seed is None and not config.greedy:
-            config = config.updated(seed=secrets.randbits(32))  # a number that a trace can hold
-        tokens = self._prompt(prompt, replay)
         if reuse_cache is None:
-            reuse_cache = prompt is not None and _is_chat(prompt)
+            reuse_cache = prompt is not None and is_chat(prompt)
+        config = self._generation_config(generation, replay)
+        tokens = self._tokens(prompt, replay)
         if replay is None:
+            dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, generation.get("seed"))
             name, decoder = self.decoder(dial)
         else:
-            name, decoder = replay.header.schedule, self._replayer(replay)
-            config = config.updated(max_new_tokens=max(len(replay.records), 1))
+            name, decoder = replay.header.schedule, replay_decoder(self.engine, self.cost, replay)
         writer = None
         if trace is not None:
             writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder.controller, config))
-        outcome = Outcome()
-        steps = generate_steps(decoder, tokens, config, self.tokenizer, outcome, reuse=reuse_cache, trace=writer)
-
-        def finish() -> Generation | None:
-            if writer is not None:
-                writer.close()
-            return _summary(name, decoder, outcome, len(tokens), replay) if outcome.tokens else None
-
-        return Stream(steps, finish)
+        return Stream(name, decoder, tokens, config, self.tokenizer, reuse=reuse_cache, trace=writer, replay=replay)
 
     def generate(self, prompt: Prompt | None = None, **arguments: Any) -> Generation:
         """Runs a generation to its end; arguments and errors as in `stream`."""
@@ -226,7 +180,7 @@ class SolModel:
         *,
         context: int = 1,
         budget: float = 1.0,
-        schedule: str | None = None,
+        schedule: str | MakeSchedule | None = None,
         kv_density: float | None = None,
         channel_density: float | None = None,
         bits: float | None = None,
@@ -256,19 +210,26 @@ class SolModel:
 
         Raises UsageError for contradictory or unreachable requests, BundleError for a policy that doesn't fit.
         """
-        config = self.bundle.config
-        name = dial.schedule or default_schedule(config)
-        axes = AxisTargets(dial.kv_density, dial.channel_density, dial.bits)
-        if is_constant(name) and (dial.budget != 1.0 or axes.any() or dial.tokens_per_second is not None):
+        if callable(dial.schedule):
+            controller = self._controller("own", dial)
+            schedule = dial.schedule(controller)
+            return schedule.name, Decoder(self.engine, controller, schedule)
+        name = dial.schedule or default_schedule(self.bundle.config)
+        controller = self._controller(name, dial)
+        return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
+
+    def _controller(self, name: str, dial: Dial) -> BaseController:
+        axes = dial.axis_targets
+        if is_constant(name) and dial.is_set:
             raise UsageError(
                 f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits and rate"
             )
-        actions = schedule_actions(config, name, axes)
+        actions = schedule_actions(self.bundle.config, name, axes)
         if not axes.any():  # means of settings need all of them
             actions = without_dominated(actions, self.dominated)
-            if name != "sol":  # a policy's actions have places
+            if name != "sol":  # the policy's logits go by place, so its actions may come twice
                 actions = tuple(dict.fromkeys(actions))
-        controller = Controller(
+        return make_controller(
             actions,
             self.cost,
             dial.budget,
@@ -276,46 +237,36 @@ class SolModel:
             tokens_per_second=dial.tokens_per_second,
             policy_cost=name == "sol",
         )
-        return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 
-    def _prompt(self, prompt: Prompt | None, replay: Trace | None) -> list[int]:
+    def _schedule(self, name: str, controller: BaseController, seed: int | None) -> Schedule:
+        if name == "sol" and controller.dense_only and self.bundle.config.policy is not None:
+            name = "dense"  # the policy would never be asked
+        policy = self._policy if name == "sol" else None
+        return make_schedule(name, controller, seed=seed, policy=policy, variants=tuple(self.bundle.config.variants))
+
+    def _tokens(self, prompt: Prompt | None, replay: Trace | None) -> list[int]:
+        """Tokens of the prompt; in a replay the trace's, with which a given prompt has to agree."""
         if prompt is None:
             if replay is None:
                 raise UsageError("prompt: got none, expected text, token ids or messages")
             return list(replay.header.prompt_tokens)
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, add_special_tokens=True) if prompt else []
-        elif _is_chat(prompt):
-            rendered = self._template.render(prompt)  # type: ignore[arg-type]
-            tokens = self.tokenizer.encode(rendered, add_special_tokens=False)
-        else:
-            tokens = [int(token) for token in prompt]  # type: ignore[arg-type]
-        if not tokens:
-            raise UsageError("prompt: got an empty one, expected at least one token")
+        tokens = prompt_tokens(prompt, self.tokenizer, self._template if is_chat(prompt) else None)
         if replay is not None and tuple(tokens) != replay.header.prompt_tokens:
             raise UsageError("replay: the prompt is not the trace's; leave it out, or record the run again")
         return tokens
 
-    def _schedule(self, name: str, controller: Controller, seed: int | None) -> Schedule:
-        if name == "sol" and controller.dense_only and self.bundle.config.policy is not None:
-            name = "dense"  # the policy would not be asked
-        policy = self._policy if name == "sol" else None
-        return make_schedule(name, controller, seed=seed, policy=policy, variants=tuple(self.bundle.config.variants))
-
-    def _replayer(self, trace: Trace) -> Decoder:
-        config, header = self.bundle.config, trace.header
-        if header.config_sha256 != self.bundle.identity:
-            raise UsageError(f"replay: the trace was made with another bundle ({header.bundle}); name that one")
-        schedule = ReplaySchedule(trace)
-        schedule.require(config.variants)
-        actions = schedule_actions(config, "random")
-        controller = Controller(
-            actions, self.cost, 1.0 if header.budget is None else header.budget, policy_cost=header.schedule == "sol"
-        )
-        return Decoder(self.engine, controller, schedule)
+    def _generation_config(self, given: dict[str, Any], replay: Trace | None) -> GenerationConfig:
+        """The model's own settings, changed by the trace's in a replay, then by the caller's."""
+        recorded = {} if replay is None else replay.header.generation
+        config = self._defaults.updated(**{**recorded, **{k: v for k, v in given.items() if v is not None}})
+        if config.seed is None and not config.greedy:
+            config = config.updated(seed=secrets.randbits(32))  # a number that a trace can hold
+        if replay is not None:
+            config = config.updated(max_new_tokens=max(len(replay.records), 1))
+        return config
 
     def _header(
-        self, prompt: Prompt | None, tokens: list[int], name: str, controller: Controller, config: GenerationConfig
+        self, prompt: Prompt | None, tokens: list[int], name: str, controller: BaseController, config: GenerationConfig
     ) -> TraceHeader:
         generation = asdict(config)
         del generation["max_new_tokens"]  # a replay ends where the trace does
@@ -329,35 +280,3 @@ class SolModel:
             cost_model=self.cost.name,
             generation=generation,
         )
-
-
-def _is_chat(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-
-
-def _summary(name: str, decoder: Decoder, outcome: Outcome, prompt_tokens: int, replay: Trace | None) -> Generation:
-    controller = decoder.controller
-    requested = None if name.startswith("fixed:") else controller.requested
-    steps = len(outcome.tokens) - 1
-    return Generation(
-        text="".join(outcome.pieces),
-        tokens=outcome.tokens,
-        schedule=name,
-        requested_budget=controller.achieved if requested is None else requested,
-        achieved_budget=controller.achieved,
-        cost_model=controller.cost.name,
-        prompt_tokens_per_second=_rate(outcome.prefilled, outcome.prefill_seconds),
-        tokens_per_second=_rate(steps, outcome.decode_ms / 1e3),
-        time_to_first_token_ms=outcome.first_token_ms,
-        actions=dict(decoder.actions),
-        peak_rss_mb=peak_rss_mb(),
-        finish_reason=outcome.finish_reason,
-        floored=controller.floored,
-        prompt_tokens=prompt_tokens,
-        cached_tokens=prompt_tokens - outcome.prefilled,
-        first_difference=None if replay is None else first_difference(replay, outcome.tokens),
-    )
-
-
-def _rate(count: int, seconds: float) -> float:
-    return count / seconds if count and seconds > 0 else 0.0

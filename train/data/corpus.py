@@ -1,4 +1,4 @@
-"""Text to train on: files and folders become token sequences, one a file."""
+"""Reads text to train on: files and folders become token sequences, one per file."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Tokens = npt.NDArray[np.int64]
 
 _SUFFIXES = (".txt", ".md", ".jsonl")
 _FIELDS = (("text",), ("question", "answer"))
-"""What a line of a .jsonl file may hold: the first set of fields that it has counts."""
-_PIECE = 1 << 18  # characters encoded at once
+"""What a line of a .jsonl file may hold. The first set of fields that a line has is taken."""
+_PIECE = 1 << 18  # characters tokenized at once
 
 
 def read_documents(paths: Sequence[Path], tokenizer: Tokenizer, told: Callable[[int, int], None]) -> list[Tokens]:
-    """The tokens of every file, int64 [n] each, in the order given; of folders every .txt, .md and .jsonl file inside,
-    sorted by path.
+    """Reads and tokenizes files. Returns the tokens of each, int64 [n], in the order of `paths`.
 
-    A line of a .jsonl file is an object with a field `text`, or with `question` and `answer`; a blank line parts them.
+    Every line of a .jsonl file is an object with a field `text`, or with `question` and `answer`. Blank lines separate
+    the records in the text.
 
     Args:
-        paths: files and folders.
-        tokenizer: the model's; special tokens are not added.
-        told: called with files done and files in total.
+        paths: files, and folders whose .txt, .md and .jsonl files are taken in the order of their paths.
+        tokenizer: the model's. No special tokens are added.
+        told: called with the number of files done and of all.
 
-    Raises UsageError for a path that isn't there, a folder without text, a file that is no UTF-8 text, holds none, or
-    is a .jsonl file with other lines.
+    Raises UsageError where a path does not exist, a folder has no text, or a file is empty, is not UTF-8 text, or is a
+    .jsonl file with other lines.
     """
     files = [file for path in paths for file in _files(path)]
     documents = []
@@ -67,7 +67,7 @@ def _text(file: Path) -> str:
         got = f"got binary data at byte {error.start}, expected UTF-8 text"
         raise UsageError(f"--data {file}: {got}; name another file, or convert it") from None
     if file.suffix == ".jsonl":
-        lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON strings may hold other line ends
+        lines = enumerate(text.split("\n"), 1)  # not splitlines(): a JSON string may hold other line separators
         text = "\n\n".join(_record(line, f"--data {file}: line {number}") for number, line in lines if line.strip())
     if not text.strip():
         raise UsageError(f"--data {file}: the file is empty; leave it out, or name another one")
@@ -81,7 +81,7 @@ def _record(line: str, where: str) -> str:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise UsageError(f"{where}: got no JSON object, expected one with {expected}; see that each line is whole")
+        raise UsageError(f"{where}: got no JSON object, expected one with {expected}; write one object per line")
     for names in _FIELDS:
         values = [record.get(name) for name in names]
         if all(isinstance(value, str) for value in values):
@@ -91,7 +91,7 @@ def _record(line: str, where: str) -> str:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces that end with lines, where there are any, as a word is not to be cut."""
+    """Cuts the text into pieces, at ends of lines where there are any, so that no word is cut."""
     start = 0
     while start < len(text):
         stop = start + _PIECE

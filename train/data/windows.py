@@ -1,4 +1,4 @@
-"""Windows of text: what training and measuring take up, in an order that is the same for every training on a text."""
+"""Cuts text into the windows that training and measuring use. Their order is the same for every training on a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from sol_rt.train.data.corpus import Tokens
 
 @dataclass(frozen=True)
 class Window:
-    """`length` tokens of a document from `begin` on; `kind`: index of the length in `Windows.lengths`."""
+    """A piece of a document.
+
+    Attributes:
+        document: index of the document.
+        begin: its first token.
+        length: tokens.
+        kind: index of the length in `Windows.lengths`.
+    """
 
     document: int
     begin: int
@@ -24,17 +31,17 @@ class Window:
 
 
 class Windows:
-    """The windows of some documents that don't overlap, shuffled, some of them held out.
+    """The windows of some documents: they do not overlap, are shuffled, and some are held out.
 
     Args:
         documents: token ids of each, int64 [n].
-        config: lengths, which take turns (one named twice comes twice as often), and how many are held out.
-        longest: cuts the lengths, the model's context.
-        bos: what the first token of every window is replaced by, as where perplexity is measured; None: nothing.
+        config: lengths, which take turns, and how many windows are held out.
+        longest: the model's context in tokens; longer lengths are cut to it.
+        bos: replaces the first token of every window, as `sol-rt perplexity` does; None leaves it.
 
     Attributes:
         training, held_out: the windows.
-        lengths: the different ones, in the config's order.
+        lengths: the different lengths in tokens, in the config's order.
         digest: sha256 of the documents' tokens.
 
     Raises UsageError where the text is too short for one window to train on and one to measure on.
@@ -48,7 +55,7 @@ class Windows:
         windows: list[Window] = []
         for number, document in enumerate(documents):
             begin = turn = 0
-            # lengths take turns, those that no longer fit leave
+            # lengths take turns; those that no longer fit drop out
             while fitting := [length for length in lengths if begin + length <= len(document)]:
                 length = fitting[turn % len(fitting)]
                 windows.append(Window(number, begin, length, self.lengths.index(length)))
@@ -64,9 +71,10 @@ class Windows:
             )
 
     def tokens(self, window: Window) -> list[int]:
+        """The token ids of a window."""
         tokens: list[int] = self._documents[window.document][window.begin : window.begin + window.length].tolist()
         return tokens if self._bos is None else [self._bos, *tokens[1:]]
 
     def trained_on(self, number: int) -> Window:
-        """Training window `number`; after the last the first follows."""
+        """Training window `number`, counted from 0; after the last one the first follows."""
         return self.training[number % len(self.training)]

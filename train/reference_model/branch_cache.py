@@ -1,4 +1,4 @@
-"""A cache of many continuations of one text: the text's keys and values are held once, each row's new tokens apart."""
+"""A cache for many continuations of one text: rows share its keys and values, and each has its own new tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sol_rt.train.reference_model.kv_cache import KVCache, Slots, token_scores
 
 @dataclass(frozen=True)
 class Prefix:
-    """A text as attention reads it, in float32, made once for all steps and rows.
+    """A text of N tokens as attention reads it. All steps and rows share it. All tensors are float32.
 
     Attributes:
         keys, values: [L, Hk, N, D].
-        codes: [L, Hk, N, D], the keys' 4-bit codes.
-        ranges: [L, Hk, N, 2].
+        codes: [L, Hk, N, D], 4-bit codes of the keys.
+        ranges: [L, Hk, N, 2], minimum and step of each key's codes.
     """
 
     keys: Tensor
@@ -28,7 +28,7 @@ class Prefix:
 
     @classmethod
     def of(cls, cache: KVCache) -> Prefix:
-        """The one row of a cache."""
+        """Makes the prefix of a cache that has one row."""
         length = int(cache.lengths[0])
         held = [cache.held(layer, length) for layer in range(len(cache.keys))]
         keys, values = (torch.stack([part[0] for part in parts]) for parts in zip(*held, strict=True))
@@ -37,13 +37,13 @@ class Prefix:
 
 
 class BranchCache:
-    """B rows; row b is the first `starts[b]` tokens of a prefix, then tokens of its own. For decode steps alone.
+    """A cache of B rows for decode steps. Row b has the first `starts[b]` tokens of a prefix, then tokens of its own.
 
     Args:
-        prefix: of any number of tokens.
+        prefix: the shared text.
         starts: int64 [B].
-        decoder, dtype: as of KVCache.
-        capacity: own tokens a row to make room for.
+        decoder, dtype: as for KVCache.
+        capacity: own tokens per row to make room for.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class BranchCache:
         return self._starts + self._own.lengths
 
     def open(self, count: int) -> Slots:
+        """As of Cache. Raises ValueError unless `count` is 1."""
         if count != 1:
             raise ValueError(f"branch cache: got {count} tokens a row, expected 1, as rows branch step by step")
         own = self._own.open(count)
@@ -75,7 +76,7 @@ class BranchCache:
         self._own.close(slots)
 
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
-        """As of KVCache."""
+        """As of Cache."""
         count = slots.longest - self._width
         codes, ranges = self._prefix.codes[layer, :, : self._width], self._prefix.ranges[layer, :, : self._width]
         mine = self._own.token_scores(layer, query, replace(slots, longest=count))
@@ -83,7 +84,7 @@ class BranchCache:
         return self._placed(old, mine, slots).transpose(0, 1)
 
     def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
-        """As of KVCache."""
+        """As of Cache."""
         prefix_keys, prefix_values = (
             part[layer, :, : self._width] for part in (self._prefix.keys, self._prefix.values)
         )
@@ -106,8 +107,13 @@ class BranchCache:
         return (y.transpose(0, 1) + own_weights.transpose(0, 1) @ values).flatten(1, 2).unsqueeze(2)
 
     def _placed(self, old: Tensor, mine: Tensor, slots: Slots) -> Tensor:
-        """Numbers of all tokens at their positions, [Hk, B, G, T], from the prefix's [Hk, B * G, width] and the rows'
-        own [B, Hk, G, t]. Positions that a row hasn't reached hold what the prefix has there, or 0.
+        """Puts one number per token at the tokens' positions: [Hk, B, G, T].
+
+        Args:
+            old: the prefix's numbers, [Hk, B * G, width].
+            mine: the rows' own, [B, Hk, G, t].
+
+        Positions that a row has not reached hold the prefix's number there, or 0.
         """
         rows = len(self._starts)
         shape = (len(old), rows, old.shape[1] // rows)
@@ -116,12 +122,12 @@ class BranchCache:
         return out.scatter_(-1, self._own_positions(slots, out), mine.transpose(0, 1))
 
     def _own_positions(self, slots: Slots, like: Tensor) -> Tensor:
-        """Positions of the rows' own tokens, int64 [Hk, B, G, t] for `like` [Hk, B, G, T]."""
+        """Positions of the rows' own tokens, int64 [Hk, B, G, t], for a tensor `like` [Hk, B, G, T]."""
         own = torch.arange(slots.longest - self._width, device=like.device)
         positions = (self._starts.unsqueeze(1) + own).unsqueeze(1)  # [B, 1, t]
         return positions.expand(*like.shape[:-1], -1)
 
 
 def _gathered(query: Tensor) -> Tensor:
-    """Query heads of all rows that read one KV head side by side: [B, Hk, G, D] -> [Hk, B * G, D]."""
+    """Puts the query heads of all rows that read one KV head side by side: [B, Hk, G, D] -> [Hk, B * G, D]."""
     return query.transpose(0, 1).flatten(1, 2)

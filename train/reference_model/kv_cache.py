@@ -14,11 +14,11 @@ from sol_rt.export.sources.decoder import Decoder
 
 @dataclass(frozen=True)
 class Slots:
-    """Where S new tokens of every row go; the same for all layers, so it is worked out once a pass.
+    """Where S new tokens of every row go. All layers share it, so a pass works it out once.
 
     Attributes:
         count: S.
-        longest: T, tokens of the longest row with its new ones.
+        longest: T, tokens of the longest row, with its new ones.
         row: int64 [B, 1].
         positions: int64 [B, S], position of each new token.
     """
@@ -30,14 +30,14 @@ class Slots:
 
 
 class Cache(Protocol):
-    """What the reference model asks of a cache of B rows."""
+    """What the reference model needs of a cache of B rows. H: query heads, Hk: KV heads, G: H / Hk, D: head size."""
 
     @property
     def lengths(self) -> Tensor:
         """int64 [B], tokens in each row."""
 
     def open(self, count: int) -> Slots:
-        """Reserves `count` tokens a row and says where they go."""
+        """Reserves room for `count` tokens per row and says where they go."""
 
     def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
         """Writes a layer's new tokens: keys and values [B, S, Hk, D] of any float dtype, and codes of the keys."""
@@ -46,11 +46,12 @@ class Cache(Protocol):
         """Counts the appended tokens into every row's length, once all layers have them."""
 
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
-        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
+        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]. Tokens to come have any score."""
 
     def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
-        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
-        `read`, bool [B, H, T], says; all where it is None.
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own.
+
+        `read`, bool [B, H, T], says which of these a head reads; None: all.
         """
 
 
@@ -59,10 +60,10 @@ class KVCache:
 
     Attributes:
         keys, values: [L, B, Hk, C, D] in the cache's dtype. Content beyond a row's length is finite and never read.
-        key_codes: uint8 [L, B, Hk, C, D], 0 to 15, by which tokens are chosen; not packed as the runtime's are.
-        key_ranges: float16 [L, B, Hk, C, 2], minimum and step of a token's key, which its codes count.
-        key_scales, value_scales: float16 [L, B, Hk, C], what a token's int8 codes are multiplied by; of no tokens where
-            the cache is of another dtype.
+        key_codes: uint8 [L, B, Hk, C, D], 0 to 15, by which old tokens are chosen; unpacked, unlike the runtime's.
+        key_ranges: float16 [L, B, Hk, C, 2], minimum and step of a token's key: key = minimum + step * code.
+        key_scales, value_scales: float16 [L, B, Hk, C], factors of a token's int8 codes; empty (C = 0) where the cache
+            has another dtype.
         lengths: int64 [B], tokens in each row.
     """
 
@@ -82,7 +83,7 @@ class KVCache:
 
     @classmethod
     def empty(cls, decoder: Decoder, rows: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> KVCache:
-        """A cache without tokens and without capacity; `open` gives it some."""
+        """A cache without tokens and without capacity. `open` grows it."""
         shape = (decoder.num_layers, rows, decoder.num_kv_heads, 0, decoder.head_dim)
         nothing = torch.zeros(shape, dtype=dtype, device=device)
         no_range = torch.zeros((*shape[:4], 2), dtype=torch.float16, device=device)
@@ -96,7 +97,7 @@ class KVCache:
         return self.keys.shape[3]
 
     def reserve(self, tokens: int, step: int = 256) -> None:
-        """Makes room for `tokens` tokens a row, in steps of `step`; content stays."""
+        """Grows the capacity to `tokens` tokens per row, rounded up to a multiple of `step`. Content stays."""
         if tokens <= self.capacity:
             return
         extra = -(-tokens // step) * step - self.capacity
@@ -109,7 +110,7 @@ class KVCache:
             )
 
     def open(self, count: int) -> Slots:
-        """Reserves `count` tokens a row and says where they go."""
+        """Reserves room for `count` tokens per row and says where they go."""
         longest = int(self.lengths.max()) + count
         self.reserve(longest)
         device = self.keys.device
@@ -147,13 +148,14 @@ class KVCache:
         return keys, values
 
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
-        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]; those of tokens to come are open."""
+        """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]. Tokens to come have any score."""
         codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (self.key_codes, self.key_ranges))
         return token_scores(query, codes, ranges)
 
     def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
-        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own, and of these over what
-        `read`, bool [B, H, T], says; all where it is None.
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own.
+
+        `read`, bool [B, H, T], says which of these a head reads; None: all.
         """
         keys, values = self.held(layer, slots.longest)
         at = torch.arange(slots.longest, device=q.device)
@@ -168,14 +170,14 @@ class KVCache:
         self.lengths = self.lengths + slots.count
 
     def truncate(self, lengths: int | Tensor) -> None:
-        """Rewinds rows to `lengths` tokens (one number for all, or int64 [B]); ValueError where a row is shorter."""
+        """Rewinds rows to `lengths` tokens, one number or int64 [B]. Raises ValueError where a row is shorter."""
         wanted = torch.as_tensor(lengths, dtype=torch.int64, device=self.lengths.device).expand_as(self.lengths)
         if bool((wanted > self.lengths).any()) or bool((wanted < 0).any()):
             raise ValueError(f"truncate: got lengths {wanted.tolist()}, the rows hold {self.lengths.tolist()}")
         self.lengths = wanted.clone()
 
     def select(self, rows: Tensor) -> KVCache:
-        """A new cache of the given rows (int64 [n], repeats allowed), for example one row forked into K schedules."""
+        """A new cache of the given rows, int64 [n], repeats allowed. Tests check branch caches against such copies."""
         return KVCache(
             self.keys[:, rows],
             self.values[:, rows],
@@ -188,9 +190,9 @@ class KVCache:
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows x [..., D] as int8 codes [..., D] and float16 scales [...]: max |x| / 127, and whole steps of it.
+    """Rows x [..., D] as int8 codes [..., D] and float16 scales [...]: scale = max |x| / 127, code = round(x / scale).
 
-    Codes are 0 where the scale is, and at most 127 where float16 rounds a small scale down.
+    Codes are 0 where the scale is 0. They are cut to 127 where float16 rounds a small scale down.
     """
     x = x.float()
     scales = (x.abs().amax(-1) / 127).half()
@@ -200,9 +202,10 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def four_bit_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows x [..., D] as codes uint8 [..., D], 0 to 15, and float16 ranges [..., 2]: minimum, and step of the codes.
+    """Rows x [..., D] as codes uint8 [..., D], 0 to 15, and float16 ranges [..., 2], minimum and step of the codes.
 
-    Codes are 0 where the step is, and within 0 to 15 where float16 rounds minimum or step away.
+    step = (maximum - minimum) / 15, code = round((x - minimum) / step). Codes are 0 where the step is 0. They are cut
+    to 0 … 15 where float16 rounds minimum or step.
     """
     x = x.float()
     low, high = x.aminmax(dim=-1)
@@ -215,7 +218,7 @@ def four_bit_codes(x: Tensor) -> tuple[Tensor, Tensor]:
 def token_scores(query: Tensor, codes: Tensor, ranges: Tensor) -> Tensor:
     """Scores [..., G, T] of tokens for queries [..., G, D], from codes [..., T, D] and ranges [..., T, 2] of keys.
 
-    The query is rounded to whole steps of 1 / 127 of its largest number; all float32.
+    score = query · (minimum + step * code), with the query rounded to multiples of max |query| / 127. All are float32.
     """
     step = query.abs().amax(-1, keepdim=True) / 127
     whole = torch.where(step > 0, torch.round(query / step), 0.0)
@@ -224,6 +227,7 @@ def token_scores(query: Tensor, codes: Tensor, ranges: Tensor) -> Tensor:
 
 
 def _padded(tensor: Tensor, extra: int) -> Tensor:
+    """The tensor with `extra` zeros more along axis 3."""
     shape = list(tensor.shape)
     shape[3] = extra
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=3)

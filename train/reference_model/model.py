@@ -1,9 +1,11 @@
 """The torch reference model: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md,
 sections 2 and 3).
 
-Nested weights dequantized in float32, activations rounded in front of every nested matmul, exact top-k pruning,
-float16 or int8 keys and values, old tokens chosen by 4-bit codes of their keys. Runtime and reference model differ only
-in the order of float32 additions. Inference only: the decoder is frozen, no gradient flows through it.
+It dequantizes nested weights in float32, rounds activations in front of every nested product, takes exactly the largest
+channels, holds keys and values in float16 or int8, and chooses old tokens by 4-bit codes of their keys. So runtime and
+reference model differ only in the order of float32 additions. The decoder is frozen: no gradient flows through it.
+
+Shapes: B rows, S tokens per row in a pass, T tokens of the longest row, H query heads, Hk KV heads, D head size.
 """
 
 from __future__ import annotations
@@ -31,20 +33,20 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _ACTIVE_UP, _ACTIVE_DOWN, _ACTIVE_QKV, _ACTIVE_O = range(4)
 _LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
-"""Largest activation code, by level: what an int8 and what 254 c1 + c2 of two of them holds."""
+"""Largest activation code by bits: of one int8, and of 254 * c1 + c2 where two int8 make a code."""
 _NEVER = -1e30
-"""Logit of a token that is not to be chosen: finite, so that no NaN arises where a row has no old token."""
+"""Logit of a token that must not be chosen. It is finite, so that a row without old tokens gives no NaN."""
 _LOWEST_SCORE = 2.0**-100
 """Smaller scores of tokens count as 0."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the reference model rounds. The default is what the runtime does.
+    """What the reference model rounds. The defaults are what the runtime does.
 
     Attributes:
-        rounded_activations: round the input of every nested matmul as its level does, by blocks of 32 channels.
-        kv_dtype: type of keys and values.
+        rounded_activations: whether the input of every nested product is rounded, in blocks of 32 channels.
+        kv_dtype: dtype of keys and values.
     """
 
     rounded_activations: bool = True
@@ -52,12 +54,15 @@ class Arithmetic:
 
 
 UNROUNDED = Arithmetic(rounded_activations=False, kv_dtype=torch.float32)
+"""Rounds nothing: for checks of the architecture."""
 
 
 class _Rows(Protocol):
+    """Some rows of a batch that are treated alike."""
+
     @property
     def rows(self) -> Tensor | slice:
-        """Which rows of a batch these are."""
+        """Their numbers."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,14 @@ class Batch:
 
 
 class ReferenceModel(nn.Module):
-    """A decoder that runs every row under the action it is given.
+    """A decoder that runs every row under an action of its own.
 
     Args:
         weights: from `sol_rt.train.reference_model.weights`.
         arithmetic: what is rounded.
-        page_size, sinks: tokens a KV page, and tokens at the start that attention always reads: `kv` of the bundle.
-        dense_layers: layers whose attention always reads all pages.
+        page_size: tokens in a KV page.
+        sinks: tokens at the start that attention always reads.
+        dense_layers: layers whose attention always reads all tokens.
     """
 
     def __init__(
@@ -118,8 +124,7 @@ class ReferenceModel(nn.Module):
 
     @classmethod
     def from_bundle(cls, path: Path | str) -> ReferenceModel:
-        """The reference model of a bundle folder, its cache and attention as the bundle has them. Raises
-        BundleError."""
+        """The reference model of a bundle folder, with the bundle's cache and attention. Raises BundleError."""
         kv = SolConfig.from_json(Path(path) / CONFIG_NAME).kv
         arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
         levels = {"page_size": kv.page_size, "sinks": kv.sinks}
@@ -140,7 +145,7 @@ class ReferenceModel(nn.Module):
             tokens: int64 [B, S]. Attention is dense where S > 1, as in the runtime.
             action: the action of all rows.
             past: cache of B rows, appended to in place.
-            num_logits: positions from the end that logits are wanted for; all where None.
+            num_logits: for how many positions from the end to compute logits; None: all.
 
         Returns:
             Logits float32 [B, n, vocab] and final norm output float32 [B, n, hidden].
@@ -288,7 +293,7 @@ _Group = TypeVar("_Group", bound=_Rows)
 
 
 def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Setting, Tensor | slice]]:
-    """Each setting that occurs, and the rows that have it."""
+    """Groups rows by their setting: each setting that occurs, with the numbers of its rows."""
     rows: dict[_Setting, list[int]] = {}
     for row, setting in enumerate(settings):
         rows.setdefault(setting, []).append(row)
@@ -298,7 +303,7 @@ def _alike(settings: Sequence[_Setting], device: torch.device) -> list[tuple[_Se
 
 
 def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _Group], Tensor]) -> Tensor:
-    """Applies `function` to every group's rows of x [B, ...] and puts the results back in place."""
+    """Applies `function` to each group's rows of x [B, ...]. Returns the results in the order of the rows."""
     if len(groups) == 1:
         return function(x, groups[0])
     parts = [function(x[group.rows], group) for group in groups]
@@ -309,9 +314,10 @@ def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _G
 
 
 def round_activations(x: Tensor, bits: int) -> Tensor:
-    """x [..., K] float32 as its codes at a level stand for it: max |x| of a block of 32 channels gets the largest code.
+    """Rounds x, float32 [..., K], as the runtime does in front of a product at `bits` bits of weight.
 
-    Codes are rounded half to even; the largest is 127 at levels 4 and 6, 32258 at level 8.
+    In blocks of 32 channels: step = max |x| / largest code, result = round(x / step) * step, rounded half to even. The
+    largest code is 127 at 4 and 6 bits, 32258 at 8.
     """
     blocks = torch.unflatten(x, -1, (-1, BLOCK))
     step = blocks.abs().amax(-1, keepdim=True) / _LARGEST_CODE[bits]
@@ -320,9 +326,9 @@ def round_activations(x: Tensor, bits: int) -> Tensor:
 
 
 def keep_largest(x: Tensor, count: int) -> Tensor:
-    """x [..., K] with all but the `count` channels of largest magnitude 0; of equal ones the lower index stays.
+    """x [..., K] with all but the `count` channels of largest magnitude set to 0; of equal ones the lower index stays.
 
-    A count of 0 keeps all, as in the graph.
+    A count of 0 leaves all channels, as in the graph.
     """
     if count == 0 or count >= x.shape[-1]:
         return x
@@ -334,7 +340,10 @@ def keep_largest(x: Tensor, count: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split rotary embedding of x [..., D] by tables [..., rotary_dim / 2]; channels beyond rotary_dim pass."""
+    """Half-split rotary embedding of x [..., D] by tables [..., rotary_dim / 2].
+
+    Channels beyond rotary_dim stay as they are.
+    """
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

@@ -1,8 +1,7 @@
-"""Weights of the torch reference model: nested matrices that can be read at every level, from a bundle or from a
-checkpoint.
+"""Weights of the torch reference model, from a bundle or from a checkpoint.
 
-A nested matrix is held as one byte a weight (`code8` of docs/bundle.md, section 2) and turned into float32 a level at a
-time, on first use.
+A nested matrix is held as one byte per weight (`code8` of docs/bundle.md, section 2). Its float32 values at 4, 6 or 8
+bits are computed on first use.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import tables
 
-# level -> the bits of code8 that it reads
+# weight bits -> the bits of code8 that they read
 _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
 
 
@@ -37,16 +36,16 @@ class Matrix(nn.Module):
     """A weight matrix [N, K] (outputs, inputs) as the reference model uses it."""
 
     def at(self, bits: int) -> Tensor:
-        """The matrix at a level: float32 [N, K]."""
+        """The matrix at 4, 6 or 8 bits, float32 [N, K]."""
         raise NotImplementedError
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows at the widest level: float32 [..., K] for ids int64 [...]."""
+        """Rows with all their bits, float32 [..., K], for ids, int64 [...]."""
         raise NotImplementedError
 
 
 class FloatMatrix(Matrix):
-    """The source's own float32 weights [N, K]: every level is the same. For checks of the architecture."""
+    """The source's own weights, float32 [N, K], the same at all bits. For checks of the architecture."""
 
     values: Tensor
 
@@ -62,13 +61,15 @@ class FloatMatrix(Matrix):
 
 
 class NestedMatrix(Matrix):
-    """Nested codes, dequantized in float32 on first use of a level and kept until `release`.
+    """Nested codes. They are dequantized to float32 on first use of some bits, and kept so until `release`.
+
+    value = (code8 & mask(bits) - zero - offset(bits)) * scale / 16, as docs/bundle.md, section 2, has it.
 
     Args:
-        codes: uint8 [N, K], code8; planes that the bundle doesn't have are 0.
+        codes: uint8 [N, K], code8. Bits of planes that the bundle lacks are 0.
         scale: float16 [N, K / 32].
         zero: uint8 [N, K / 32].
-        widest: widest level that the codes hold: 4, 6 or 8.
+        widest: most bits that the codes hold: 4, 6 or 8.
     """
 
     codes: Tensor
@@ -92,7 +93,7 @@ class NestedMatrix(Matrix):
         return self._dequantize(self.codes[ids], self.scale[ids], self.zero[ids], self.widest)
 
     def release(self) -> None:
-        """Drops the dequantized levels; the codes stay."""
+        """Drops the dequantized values. The codes stay."""
         self._levels.clear()
 
     def _dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
@@ -106,14 +107,14 @@ class NestedMatrix(Matrix):
 
 
 def quantized(values: Tensor, planes: int = 2) -> NestedMatrix:
-    """A float32 matrix [N, K] quantized as the exporter does it, with `planes` residual planes (0, 1 or 2)."""
+    """Quantizes a matrix, float32 [N, K], as the exporter does, with `planes` residual planes: 0, 1 or 2."""
     nested = quantize_matrix(values.numpy(), planes)
     scale, zero = (torch.from_numpy(part.T.copy()) for part in (nested.scale, nested.zero))
     return NestedMatrix(torch.from_numpy(nested.codes), scale, zero, 4 + 2 * planes)
 
 
 class ModelWeights(nn.Module):
-    """All weights of a decoder, by the tensor names of the bundle.
+    """All weights of a decoder, by their names in the bundle.
 
     Args:
         decoder: description of the decoder.
@@ -170,22 +171,22 @@ class ModelWeights(nn.Module):
         return Precision(action.bits, action.bits) if variant is None else variant.precision
 
     def state(self) -> dict[str, Tensor]:
-        """Every stored tensor by name: codes, scales and zero points of matrices, vectors."""
+        """Every stored tensor by name: vectors, and codes, scales and zero points of matrices."""
         return dict(self.named_buffers())
 
     def release(self) -> None:
-        """Drops all dequantized levels; they come back on use."""
+        """Drops all dequantized values. They are computed again on use."""
         for matrix in self._matrices.values():
             if isinstance(matrix, NestedMatrix):
                 matrix.release()
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "_")  # torch takes dots for a path of modules
+    return name.replace(".", "_")  # torch reads dots as a path of modules
 
 
 def read_bundle(path: Path | str) -> ModelWeights:
-    """The weights of a bundle folder. Raises BundleError where its config is damaged."""
+    """Reads the weights of a bundle folder. Raises BundleError where its config is damaged."""
     folder = Path(path)
     config = SolConfig.from_json(folder / CONFIG_NAME)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -199,7 +200,7 @@ def read_blob(
     decoder: Decoder,
     variants: Mapping[str, Variant] | None = None,
 ) -> ModelWeights:
-    """The weights of a weights file whose tensors lie where `tensors` says; `variants` as in ModelWeights."""
+    """Reads a weights file, in which `tensors` says where each tensor lies; `variants` as in ModelWeights."""
     blob = np.memmap(path, np.uint8, "r")
     matrices = {name.removesuffix(".base") for name in tensors if name.endswith(".base")}
     parts = {f"{name}.{part}" for name in matrices for part in ("base", "scale", "zero", "plane1", "plane2")}
@@ -212,12 +213,12 @@ def read_blob(
 
 
 def read_matrix(path: Path, tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
-    """One matrix of a weights file, such as `embed`."""
+    """Reads one matrix of a weights file, such as `embed`."""
     return _read_matrix(np.memmap(path, np.uint8, "r"), tensors, name)
 
 
 def _read(blob: npt.NDArray[np.uint8], entry: TensorEntry) -> npt.NDArray[Any]:
-    """A copy of a tensor in its own shape; uint4 comes packed, with half the last axis."""
+    """A copy of a tensor in its own shape. A uint4 tensor stays packed, with half its last axis."""
     data = np.array(blob[entry.offset : entry.offset + entry.bytes])
     if entry.dtype == "uint4":
         return data.reshape(*entry.shape[:-1], entry.shape[-1] // 2)
@@ -241,7 +242,7 @@ def _read_matrix(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry]
 
 
 def _unpacked(plane: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """Block-major plane uint8 [KB, N, 4 * bits] -> codes uint8 [N, 32 * KB], lowest bits of a byte first."""
+    """Unpacks a block-major plane, uint8 [KB, N, 4 * bits], to codes, uint8 [N, 32 * KB], lowest bits first."""
     parts = [plane >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
     blocks = np.stack(parts, axis=-1).reshape(*plane.shape[:2], BLOCK)
     return blocks.transpose(1, 0, 2).reshape(plane.shape[1], -1)
@@ -250,12 +251,14 @@ def _unpacked(plane: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
 def read_checkpoint(
     path: Path | str, matrix: Callable[[Tensor], Matrix] | None = None, max_context: int | None = None
 ) -> ModelWeights:
-    """The weights of a checkpoint folder or `.gguf` file, quantized as its bundle would be.
+    """Reads the weights of a checkpoint folder or `.gguf` file, by default quantized as its bundle would be.
+
+    Tests check the arithmetic and the bundle's file against these weights.
 
     Args:
         path: what `sol_rt.export.sources.open_checkpoint.open_checkpoint` takes.
-        matrix: as in `from_tensors`; `quantized` where None.
-        max_context: rows of the rope tables; the model's own context where None.
+        matrix: as in `from_tensors`; None: `quantized`.
+        max_context: rows of the rope tables; None: the model's own context.
 
     Raises CheckpointError where the checkpoint is damaged or of an unknown architecture.
     """
@@ -268,11 +271,11 @@ def read_checkpoint(
 def from_tensors(
     decoder: Decoder, read: Callable[[str], Tensor], matrix: Callable[[Tensor], Matrix] = quantized
 ) -> ModelWeights:
-    """Assembles a checkpoint's weights.
+    """Assembles the weights of a checkpoint.
 
     Args:
         decoder: description of the checkpoint.
-        read: tensor of a name as in the Hugging Face checkpoint (with `.weight` or `.bias`).
+        read: gives the tensor of a Hugging Face name, with `.weight` or `.bias`.
         matrix: makes a matrix of float32 [N, K]: `quantized`, or `FloatMatrix` for the source's own weights.
     """
     names = FAMILIES[decoder.family].names

@@ -1,7 +1,7 @@
-"""Counterfactuals: what every action would lose at every position of some windows of text, measured once and kept.
+"""Counterfactuals: what every action would lose at every position of some windows of text. Measured once, and stored.
 
-One file a window, each written aside and renamed: an interrupted measurement goes on where it was, and several
-trainings, such as those of an ablation, can share a folder.
+A folder has one file per window, each written under another name and then renamed. So an interrupted measurement goes
+on where it stopped, and several trainings, such as those of an ablation, can share a folder.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.train.rollouts.rollout import Rollouts
 
 ABOUT = "about.json"
-_BUDGET = 1.0  # of the view; episodes are given budgets of their own
+_BUDGET = 1.0  # what the stored scalars say; stage 1 gives every episode a budget of its own
 
 
 @dataclass(frozen=True)
 class Counterfactuals:
-    """n positions in a row of one text, each behind a dense cache.
+    """What every action loses at n consecutive positions of a text, each behind a dense cache.
 
     Attributes:
-        token: int64 [n], about to be processed.
-        hidden: float32 [n, hidden], of the dense step before.
-        scalars: float32 [n, columns], as step 0 of an episode: KNOWN_SCALARS as measured, what was asked for as read
-            from a store.
-        loss: float32 [n, A], nats of the true next token under each action.
+        token: int64 [n], the tokens about to be processed.
+        hidden: float32 [n, H], final norm output of the dense step before.
+        scalars: float32 [n, number of scalars], each row as at step 0 of an episode. `measure` gives all KNOWN_SCALARS,
+            a store those that its reader names.
+        loss: float32 [n, A], loss of the true next token under each action, nats.
         kl: float32 [n, A], divergence of each action from dense, nats.
-        context: tokens before the first of them.
+        context: tokens before the first position.
     """
 
     token: Tensor
@@ -49,8 +49,33 @@ class Counterfactuals:
         return len(self.token)
 
 
+@dataclass(frozen=True)
+class MeasuredWindows:
+    """The counterfactuals of several windows.
+
+    Attributes:
+        windows: their counterfactuals.
+        kinds: for each the index of its length in `Windows.lengths`.
+    """
+
+    windows: list[Counterfactuals]
+    kinds: list[int]
+
+    def mean_losses(self, lengths: int) -> Tensor:
+        """Mean added loss of every action at each of `lengths` lengths of window, float64 [lengths, A], nats per step.
+
+        A length that no window has takes the mean over all windows.
+        """
+        losses = torch.zeros(lengths, self.windows[0].kl.shape[1], dtype=torch.float64)
+        for kind in range(lengths):
+            members = [window for window, of in zip(self.windows, self.kinds, strict=True) if of == kind]
+            for window in members or self.windows:
+                losses[kind] += window.kl.double().mean(0) / len(members or self.windows)
+        return losses
+
+
 def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counterfactuals:
-    """The last `positions` positions of a window that have a token to score after them."""
+    """Measures a window: its last `positions` positions that a token to score follows, or as many as it has."""
     length = min(positions, len(tokens) - 2)
     start = len(tokens) - 1 - length
     rollouts.open(tokens)
@@ -63,13 +88,15 @@ def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counte
 
 
 class CounterfactualStore:
-    """The folder. All known scalars are kept, so that trainings that see different ones can share it.
+    """A folder of counterfactuals. It keeps all known scalars, so that trainings that see different ones can share it.
 
     Args:
-        folder: where. about: what the files are measured with. stored: names of the columns of scalars in the files.
+        folder: where the files are.
+        about: what they are measured with, by name; JSON values.
+        stored: names of the scalars in the files, in order.
         create: whether this process may begin the folder.
 
-    Raises UsageError where the folder holds files of something else.
+    Raises UsageError where the folder was measured with something else.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, object], stored: Sequence[str], *, create: bool) -> None:
@@ -94,13 +121,15 @@ class CounterfactualStore:
             aside.replace(path)
 
     def path(self, window: str) -> Path:
+        """The file of the window of this name."""
         return self.folder / f"{window}.safetensors"
 
     def has(self, window: str) -> bool:
+        """Whether the window has been measured."""
         return self.path(window).exists()
 
     def write(self, window: str, measured: Counterfactuals) -> None:
-        """Keeps a window's; hidden states as float16, which holds them to a thousandth."""
+        """Stores a window's counterfactuals. Hidden states become float16, which keeps them to a thousandth."""
         tensors = {name: value.contiguous() for name, value in vars(measured).items() if name != "context"}
         tensors["context"] = torch.tensor(measured.context)
         tensors["hidden"] = tensors["hidden"].half()
@@ -109,7 +138,10 @@ class CounterfactualStore:
         aside.replace(self.path(window))
 
     def read(self, window: str, columns: Sequence[str]) -> Counterfactuals:
-        """A window's, its scalars those named. Raises CheckpointError where the file is damaged."""
+        """A window's counterfactuals with the scalars named by `columns`, in that order.
+
+        Raises CheckpointError where the file is damaged.
+        """
         path = self.path(window)
         wanted = [self._stored.index(name) for name in columns]
         try:

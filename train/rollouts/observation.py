@@ -1,6 +1,6 @@
-"""From steps to episodes: what a policy is shown at each step, and what is written down of it.
+"""Turns steps into episodes: `follow` shows a policy what it sees at each step, runs its choice and records the result.
 
-The scalars are those of the decode loop, computed by the same code (sol_rt.policy_inputs).
+The scalars come from the code that the decode loop uses, `sol_rt.bundle.policy_inputs`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sol_rt.train.rollouts.rollout import Choose, Episode, Observation, RolloutS
 
 
 class RowDistribution(NamedTuple):
-    """What is kept of a row of logits: a `NextToken` of sol_rt.bundle.policy_inputs that knows the true next token.
+    """What is kept of a row of logits. A `NextToken` of sol_rt.bundle.policy_inputs that knows the true next token.
 
     Attributes:
-        entropy: nats.
-        top_probability: of the likeliest token.
-        margin: that less the probability of the second likeliest.
-        log_likelihood: of the true next token, nats.
+        entropy: of the distribution, nats.
+        top_probability: probability of the likeliest token.
+        margin: `top_probability` less the probability of the second likeliest token.
+        log_likelihood: logarithm of the true next token's probability, nats.
     """
 
     entropy: float
@@ -35,18 +35,18 @@ class RowDistribution(NamedTuple):
     log_likelihood: float
 
     def log_probability(self, token: int) -> float:
-        """Of the true next token, whatever `token` is: nobody asks for another."""
+        """Log-probability of the true next token. `token` is ignored: no caller asks for another one."""
         return self.log_likelihood
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step of B rows gave.
+    """The result of a step of B rows.
 
     Attributes:
-        hidden: float32 [B, hidden].
-        distributions: B of them.
-        kl: float32 [B], divergence from dense in nats.
+        hidden: float32 [B, H], final norm output.
+        distributions: B distributions of the next token.
+        kl: float32 [B], divergence from dense, nats.
     """
 
     hidden: Tensor
@@ -55,7 +55,10 @@ class StepResult:
 
 
 def row_distributions(logits: Tensor, tokens: Tensor) -> list[RowDistribution]:
-    """Of logits [B, vocab] and the true next tokens, int64 [B]. Waits for the device once."""
+    """Distributions of B rows, from logits [B, vocab] and the true next tokens, int64 [B].
+
+    All figures come to the CPU in one transfer.
+    """
     log_p = torch.log_softmax(logits, dim=-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     first, second = log_p.topk(2, dim=-1).values.exp().unbind(-1)
@@ -64,14 +67,14 @@ def row_distributions(logits: Tensor, tokens: Tensor) -> list[RowDistribution]:
 
 
 def relative_costs(spec: RolloutSpec, actions: Sequence[Action], contexts: Sequence[int]) -> np.ndarray:
-    """Cost of every action in dense steps, float64 [n, A], as `Controller.relative_costs` has it without a policy."""
+    """Costs of A actions at n contexts, float64 [n, A], in dense steps at the same context, no policy included."""
     dense = np.array([spec.cost.dense(context) for context in contexts])
     costs = spec.cost.table(actions)(np.asarray(contexts, np.int64))
     return np.asarray(costs / dense[:, None])
 
 
 def checked_text(tokens: Sequence[int], vocabulary: int, max_context: int) -> list[int]:
-    """The tokens. Raises ContextError where they are more than the context, UsageError where one is no token."""
+    """The tokens as a list. Raises ContextError where they exceed the context, UsageError for an unknown token."""
     if len(tokens) > max_context:
         got, expected = f"got {len(tokens)} tokens", f"expected at most {max_context}"
         raise ContextError(f"text: {got}, {expected}; cut it into shorter ones")
@@ -82,19 +85,23 @@ def checked_text(tokens: Sequence[int], vocabulary: int, max_context: int) -> li
 
 
 def check_range(start: int, length: int, tokens: Sequence[int]) -> None:
-    """Raises UsageError unless `length` positions from `start` on have a token before and one after them."""
+    """Raises UsageError unless a token lies before and one after the `length` positions from `start` on."""
     if start < 1 or length < 1 or start + length >= len(tokens):
         got, most = f"{length} positions from {start} on", len(tokens) - 2
         raise UsageError(f"episode: got {got}, expected them within 1 to {most}, as the text has {len(tokens)} tokens")
 
 
 def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistribution], budget: float) -> Tensor:
-    """KNOWN_SCALARS, float32 [n, all of them], at positions `start` … of a text, each as step 0 of an episode behind
-    dense steps.
+    """All KNOWN_SCALARS at n positions of a text, each as at step 0 of an episode behind dense steps.
 
     Args:
-        tokens: n of them, those about to be processed.
-        before: n distributions, each that of the step before.
+        start: the first position.
+        tokens: the n tokens about to be processed.
+        before: n distributions, each of the step before.
+        budget: what the scalar `budget` says.
+
+    Returns:
+        float32 [n, len(KNOWN_SCALARS)].
     """
     inputs = PolicyInputs(KNOWN_SCALARS, 1)
     observations = (
@@ -114,16 +121,17 @@ def follow(
     choose: Choose,
     step: Callable[[int, Sequence[int]], StepResult],
 ) -> Episode:
-    """Runs B schedules over the same T tokens.
+    """Runs B schedules of an episode over the same T tokens.
 
     Args:
+        spec: actions, costs and scalars.
         start: tokens before the episode.
-        tokens: T, those that are processed.
+        tokens: the T tokens to process.
         budgets: float32 [B].
         rows: which of the K schedules these are.
-        before: of the dense step before the episode, B rows.
-        choose: the policy.
-        step: runs step t, under one action (an index) a row.
+        before: result of the dense step before the episode, B rows.
+        choose: picks the actions.
+        step: runs step t under B actions, given as indices.
     """
     horizon, device = len(tokens), before.hidden.device
     wanted = [float(budget) for budget in budgets]
@@ -161,7 +169,7 @@ def follow(
 
 
 def joined(episodes: Sequence[Episode]) -> Episode:
-    """Schedules of one episode that ran apart, in order."""
+    """Joins the schedules of one episode that ran one after the other, in order."""
     first = episodes[0]
     if len(episodes) == 1:
         return first

@@ -1,5 +1,4 @@
-"""Episodes run on the torch reference model: all schedules in one batch, each row under its own action, on any torch
-device."""
+"""Runs episodes in the torch reference model, on any torch device: all schedules in one batch, one action per row."""
 
 from __future__ import annotations
 
@@ -24,16 +23,16 @@ from sol_rt.train.rollouts.observation import (
 )
 from sol_rt.train.rollouts.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
 
-_CHUNK = 256  # tokens of the dense pass at once
-_ROWS = 64  # positions at once whose losses are asked for
+_CHUNK = 256  # tokens at once in the dense pass
+_ROWS = 64  # positions at once whose losses are measured
 
 
 class ReferenceRollouts:
-    """`Rollouts` of a reference model. A text's keys and values are held once, in float32, for all schedules.
+    """`Rollouts` in a reference model. All schedules share the text's keys and values, which are held once, in float32.
 
     Args:
-        reference model: of the bundle; what lies on its device stays there.
-        spec: what is chosen from and seen.
+        reference: the reference model of the bundle. Episodes lie on its device.
+        spec: actions, costs and scalars.
     """
 
     def __init__(self, reference: ReferenceModel, spec: RolloutSpec) -> None:
@@ -42,7 +41,7 @@ class ReferenceRollouts:
         table = reference.weights.vector("rope.cos")
         self._device, self._longest = table.device, len(table)
         self._tokens: list[int] = []
-        self._before: list[RowDistribution] = []  # of position p, which token p + 1 follows
+        self._before: list[RowDistribution] = []  # [p]: distribution after position p, with token p + 1
 
     def open(self, tokens: Sequence[int]) -> None:
         self._tokens = checked_text(tokens, self._reference.decoder.vocab_size, self._longest)
@@ -103,7 +102,10 @@ class ReferenceRollouts:
         )
 
     def _block_losses(self, first: int, stop: int, action: Action) -> tuple[Tensor, Tensor]:
-        """Loss and divergence at each position, float32 [n] each: every position is a row with a prefix of its own."""
+        """Loss and divergence of an action at positions `first` … `stop` - 1, float32 [n] each, nats.
+
+        Every position is a row of the batch with a prefix of its own.
+        """
         ids = self._ids[first : stop + 1]
         cache = self._branches(torch.arange(first, stop, device=self._device), 1)
         logits, _ = self._reference.step(ids[:-1], [action] * (stop - first), cache)
@@ -114,11 +116,16 @@ class ReferenceRollouts:
         return BranchCache(self._prefix, starts, self._reference.decoder, self._reference.arithmetic.kv_dtype, capacity)
 
     def _log_probabilities(self, start: int, length: int) -> Tensor:
-        """Of the dense steps at `length` positions from `start` on: float32 [length, vocab]."""
+        """Log-probabilities of the dense steps at `length` positions from `start` on, float32 [length, vocab]."""
         hidden = self._hidden[start : start + length]
         return torch.log_softmax(self._reference.logits(hidden.unsqueeze(1), self.spec.cost.dense_action)[:, 0], dim=-1)
 
 
 def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """KL(reference || other) in nats, float32 [B], of log-probabilities [vocab] or [B, vocab] and logits [B, vocab]."""
+    """KL(reference || other) in nats, float32 [B].
+
+    Args:
+        reference: log-probabilities, [vocab] or [B, vocab].
+        logits: of the other, [B, vocab].
+    """
     return (reference.exp() * (reference - torch.log_softmax(logits, dim=-1))).sum(-1)

@@ -1,7 +1,7 @@
-"""Episodes run by the ONNX Runtime engine, one schedule after the other, the cache rewound between them.
+"""Runs episodes in the ONNX Runtime engine, one schedule after the other, and rewinds the cache between them.
 
-On a CPU the fast way, and for models whose float32 weights don't fit into memory the only one. Policies are trained on
-the very steps that they will decide on.
+Policies are trained on the very steps that they will decide on. On a CPU this is the fast way, and for models whose
+float32 weights do not fit into memory the only one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, Reference
-from sol_rt.engine.engine import Engine, StepOutput
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.train.rollouts.observation import (
     RowDistribution,
     StepResult,
@@ -28,24 +29,24 @@ from sol_rt.train.rollouts.observation import (
 )
 from sol_rt.train.rollouts.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
 
-_BLOCK = 128  # rows of logits at once: those of a large vocabulary take half a megabyte each
+_BLOCK = 128  # rows of logits at once; a row of a large vocabulary takes half a megabyte
 
 
 class RuntimeRollouts:
-    """`Rollouts` of an engine, whose cache is taken over.
+    """`Rollouts` in an engine, whose cache it takes over.
 
-    The text is run dense as far as calls need it, so calls at rising positions cost least.
+    It runs the text dense as far as a call needs, so calls at rising positions cost least.
 
     Args:
         engine: of the bundle.
-        spec: what is chosen from and seen.
+        spec: actions, costs and scalars.
     """
 
     def __init__(self, engine: Engine, spec: RolloutSpec) -> None:
         self.spec = spec
         self._engine = engine
         self._tokens: list[int] = []
-        self._dense = 0  # tokens of the text that the cache holds, dense
+        self._dense = 0  # tokens of the text that the cache holds from dense steps
 
     def open(self, tokens: Sequence[int]) -> None:
         engine = self._engine
@@ -93,7 +94,7 @@ class RuntimeRollouts:
         return DenseView(torch.tensor(tokens), torch.from_numpy(np.concatenate(hidden)), scalars)
 
     def _block_losses(self, first: int, stop: int, action: Action) -> np.ndarray:
-        """Loss and divergence at each position, float64 [n, 2]."""
+        """Loss and divergence of an action at positions `first` … `stop` - 1, float64 [n, 2], nats."""
         output = self._run_dense(first, stop)
         pairs = np.zeros((stop - first, 2))
         if action == self.spec.cost.dense_action:
@@ -103,7 +104,7 @@ class RuntimeRollouts:
             ]
             return pairs
         references = _references(output)
-        # backwards: what a step leaves at its position no other one reads
+        # backwards, so that no step reads what another one left in the cache
         for position in range(stop - 1, first - 1, -1):
             self._rewind(position)
             seen = self._engine.forward((self._tokens[position],), action).distribution
@@ -112,14 +113,14 @@ class RuntimeRollouts:
         return pairs
 
     def _run_dense(self, first: int, stop: int) -> StepOutput:
-        """Runs positions `first` … `stop` - 1 dense, behind dense ones; the output has a row for each."""
+        """Runs positions `first` … `stop` - 1 dense, behind dense ones. The output has a row for each."""
         self._rewind(first)
         output = self._engine.forward(self._tokens[first:stop], self.spec.cost.dense_action, num_logits=stop - first)
         self._dense = stop
         return output
 
     def _rewind(self, length: int) -> None:
-        """Leaves the first `length` tokens in the cache, all of them dense."""
+        """Makes the cache hold the first `length` tokens of the text, all from dense steps."""
         engine = self._engine
         if engine.owner is not self or engine.length < self._dense:
             engine.owner, self._dense = self, 0
@@ -130,7 +131,7 @@ class RuntimeRollouts:
             self._dense = length
 
     def _result(self, output: StepOutput, target: int, reference: Reference | None = None) -> StepResult:
-        """A step's output, copied: the next step overwrites it. `reference` is None where the step is dense itself."""
+        """Copies a step's output, which the next step overwrites. `reference` is None for a dense step."""
         kl = 0.0 if reference is None else reference.divergence(output.distribution)
         return StepResult(
             torch.from_numpy(output.hidden.copy()), [_row(output.distribution, target)], torch.tensor([kl])
@@ -138,11 +139,12 @@ class RuntimeRollouts:
 
 
 def _references(output: StepOutput) -> list[Reference]:
-    """Each row of dense logits, for others to be compared with."""
+    """Each row of dense logits as the reference of divergences."""
     return [Reference(Distribution(row), np.float64) for row in output.logits]
 
 
 def _row(distribution: Distribution, target: int) -> RowDistribution:
+    """What is kept of a distribution whose true next token is `target`."""
     return RowDistribution(
         distribution.entropy,
         distribution.top_probability,

@@ -1,22 +1,28 @@
-"""The state of a training on disk: one file, replaced as a whole, from which a killed run goes on bit by bit."""
+"""The state of a training on disk: one file, replaced as a whole, from which a killed training goes on bit by bit."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, UsageError
 
 CHECKPOINT = "checkpoint.pt"
+CONFIG = "config.yaml"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Writes the file aside, on disk for certain, then renames it."""
+    """Writes the state next to the last checkpoint, waits until it is on disk, then replaces that one.
+
+    `state` holds what `torch.load(weights_only=True)` reads: tensors, numbers, strings, and dicts and lists of them.
+    """
     path = folder / CHECKPOINT
     aside = path.with_name(f"{CHECKPOINT}.{os.getpid()}")
     with aside.open("wb") as file:
@@ -27,7 +33,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """What was saved last. Raises CheckpointError where there is none or it is damaged."""
+    """The state that was saved last. Raises CheckpointError where there is none or it is damaged."""
     path = folder / CHECKPOINT
     try:
         state = torch.load(path, weights_only=True)
@@ -38,3 +44,25 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable ({problem}); begin anew with another -o") from None
     assert isinstance(state, dict)
     return state
+
+
+def check_resumable(folder: Path, state: Mapping[str, Any], made_for: Mapping[str, str], config: str) -> None:
+    """Raises UsageError where a checkpoint is of another training than the one that is to go on.
+
+    Args:
+        folder: of the training, for messages.
+        state: the checkpoint; "about" and "config" are what it was saved with.
+        made_for: by name, what has to be the same: weights, text, actions, costs.
+        config: the training's config as YAML.
+    """
+    for name, value in made_for.items():
+        if state["about"][name] != value:
+            raise UsageError(f"--resume: {folder} was trained with other {name}; choose another -o")
+    before, after = state["config"].splitlines(), config.splitlines()
+    if before != after:
+        pairs = itertools.zip_longest(before, after, fillvalue="nothing more")
+        had, has = next((a, b) for a, b in pairs if a != b)
+        raise UsageError(
+            f"--resume: {folder} was trained with {had.strip()}, got {has.strip()}; give the config it had, "
+            f"{folder / CONFIG}, or choose another -o"
+        )

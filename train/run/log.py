@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a line of JSON a record, and the same for TensorBoard."""
+"""The log of a training: one line of JSON per record in `train.jsonl`, and the same figures for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ TENSORBOARD = "tensorboard"
 class TrainLog:
     """Appends records to `train.jsonl` and, where the package is installed, TensorBoard's event files.
 
+    A resumed training drops the records that a killed run wrote after its last checkpoint.
+
     Args:
-        folder: of the training. size: bytes of the file that count; what a killed run wrote after its last checkpoint
-            is dropped. step: of the first record to come, for TensorBoard to drop what a killed run wrote.
+        folder: of the training.
+        size: bytes of `train.jsonl` to keep.
+        step: of the first record to come; TensorBoard drops those from there on.
+
+    Attributes:
+        note: a line for the user where TensorBoard's package is missing; otherwise empty.
     """
 
     def __init__(self, folder: Path, size: int = 0, step: int = 0) -> None:
@@ -36,13 +42,19 @@ class TrainLog:
 
     @property
     def size(self) -> int:
-        """Bytes written."""
+        """Bytes of `train.jsonl` so far."""
         self._file.flush()
         return self._file.tell()
 
     def write(self, stage: str, step: int, values: Mapping[str, float | str], part: str = "") -> None:
-        """A record; numbers that are not finite are written as null. `part`: under which TensorBoard files it, where a
-        stage writes several a step."""
+        """Writes a record. Numbers that are not finite become null.
+
+        Args:
+            stage: name of the stage or comparison.
+            step: updates of all stages so far.
+            values: the figures, by name.
+            part: put before the names in TensorBoard, where a stage writes several records at one step.
+        """
         kept = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
@@ -55,6 +67,7 @@ class TrainLog:
                     self._board.add_scalar(f"{stage}/{part}{name}", value, step)
 
     def close(self) -> None:
+        """Closes the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()

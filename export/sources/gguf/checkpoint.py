@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -24,6 +24,9 @@ from sol_rt.export.sources.families import Family, GgufForm, TensorNames
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
 from sol_rt.export.sources.gguf.config import hf_config
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
+
+if TYPE_CHECKING:
+    from sol_rt.export.sources.checkpoint import FloatArray
 
 _READABLE = "floats of 32 or 16 bits, or one of the types Q2_K to Q8_0, IQ1 to IQ4, TQ and MXFP4"
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")

@@ -1,4 +1,4 @@
-"""`sol-rt pull`: fetch a checkpoint."""
+"""`sol-rt pull` fetches a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sol_rt.errors import UsageError
 
 def pull(
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="An alias or a hub id; all aliases without it.")
+        str | None, typer.Argument(metavar="[MODEL]", help="Alias or hub id; without it, all aliases are listed.")
     ] = None,
-    model: Annotated[str | None, options.option("-m", "--model", env=False, help="The same, as an option.")] = None,
+    model: Annotated[str | None, options.option("-m", "--model", env=False, help="MODEL, given as an option.")] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Fetch a checkpoint and check it. Prints its path; without a name, lists the known aliases."""
+    """Fetch a checkpoint, check it, and print its path. Without MODEL, list the known aliases."""
     from sol_rt.store.pull import pull as fetch
     from sol_rt.store.recipes import aliases
 
@@ -31,5 +31,5 @@ def pull(
         return
     with progress() as report:
         path = fetch(wanted, report)
-    note(f"{wanted} is here; next: sol-rt export -m {wanted}")
+    note(f"{wanted} is fetched; next: sol-rt export -m {wanted}")
     print(path)

@@ -1,4 +1,4 @@
-"""`sol-rt train`: a policy for a bundle."""
+"""`sol-rt train` trains a policy for a bundle."""
 
 from __future__ import annotations
 
@@ -19,41 +19,48 @@ if TYPE_CHECKING:
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
     from sol_rt.store.progress import Progress
+    from sol_rt.train.config import TrainConfig
+    from sol_rt.train.data.windows import Windows
     from sol_rt.train.rollouts.rollout import Rollouts
+    from sol_rt.train.run.distributed import Group
 
 _NEEDED = ("torch", "yaml", "safetensors")
+_ROLLOUTS = ("auto", "runtime", "reference")
 
 
 def train(
     data: Annotated[
         list[Path],
-        options.option("--data", "-d", env=False, help="Text to train on: a file or a folder; may be repeated."),
+        options.option("--data", "-d", env=False, help="File or folder of text to train on; may be repeated."),
     ],
     model: Annotated[
         str | None,
         options.option(
-            "-m", "--model", env=False, help="Bundle folder or name, or a checkpoint, which is exported first."
+            "-m", "--model", env=False, help="Folder or name of a bundle, or a checkpoint, which is exported first."
         ),
     ] = None,
     config: Annotated[
         str | None,
-        options.option("--config", env=False, help="YAML file, or a shipped one: default, short, …; default: default."),
+        options.option("--config", env=False, help="YAML file, or name of a shipped config such as default or short."),
     ] = None,
     output: Annotated[
         Path | None,
-        options.option("-o", "--output", env=False, help="Folder of the training; default: under $SOL_RT_HOME."),
+        options.option("-o", "--output", env=False, help="Folder of the training; default: a folder in $SOL_RT_HOME."),
     ] = None,
-    resume: Annotated[bool, options.option("--resume", env=False, help="Go on from the folder's checkpoint.")] = False,
+    resume: Annotated[
+        bool, options.option("--resume", env=False, help="Continue from the checkpoint in the training's folder.")
+    ] = False,
     minutes: Annotated[
-        float | None, options.option("--minutes", env=False, min=0.1, help="Wall-clock limit, all runs together.")
+        float | None,
+        options.option("--minutes", env=False, min=0.1, help="Time limit in minutes, over all runs of the training."),
     ] = None,
     seed: Annotated[
-        int | None, options.option("-s", "--seed", env=False, min=0, help="Instead of the config's.")
+        int | None, options.option("-s", "--seed", env=False, min=0, help="Seed that replaces the config's.")
     ] = None,
     counterfactuals: Annotated[
         Path | None,
         options.option(
-            "--counterfactuals", env=False, help="Folder of stage 1's measurements, to share them between trainings."
+            "--counterfactuals", env=False, help="Folder for stage 1's measurements, which several trainings can share."
         ),
     ] = None,
     rollouts: Annotated[
@@ -61,62 +68,47 @@ def train(
         options.option(
             "--rollouts",
             env=False,
-            help="runtime, reference (the torch model), or auto: reference where torch has a GPU, else runtime.",
+            help="Model that runs episodes: runtime, reference (in torch), or auto (reference if torch has a GPU).",
         ),
     ] = "auto",
     threads: options.Threads = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train a policy for a bundle: stage 1 learns from every action's loss at every position, stage 2 is GRPO. Prints
-    the policy's path; sol-rt export --policy puts it into a bundle.
-    """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SolError(f"train needs {', '.join(missing)}; run pip install 'sol-rt[train,export]'")
-    from dataclasses import replace
+    """Train a policy for a bundle and print its path. sol-rt export --policy puts the policy into a bundle.
 
+    Stage 1 learns from every action's loss at every position. Stage 2 is GRPO.
+    """
+    _require_packages()
     import torch
 
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
-    from sol_rt.evaluation.quality.perplexity import starting_token
     from sol_rt.store.home import home
-    from sol_rt.train.config import read_config
-    from sol_rt.train.data.corpus import read_documents
-    from sol_rt.train.data.windows import Windows
     from sol_rt.train.run.distributed import joined
-    from sol_rt.train.trainer import Trainer, TrainSetup
+    from sol_rt.train.run.setup import TrainSetup
+    from sol_rt.train.trainer import Trainer
 
-    if rollouts not in ("auto", "runtime", "reference"):
-        raise UsageError(f"--rollouts {rollouts}: expected auto, runtime or reference")
-    settings = read_config(config)
-    if seed is not None:
-        settings = replace(settings, seed=seed)
-    with joined() as group, progress() as report:
-        if threads is None and group.size > 1:
-            threads = max((os.cpu_count() or 1) // group.size, 1)
+    if rollouts not in _ROLLOUTS:
+        raise UsageError(f"--rollouts {rollouts}: expected {', '.join(_ROLLOUTS[:-1])} or {_ROLLOUTS[-1]}")
+    settings = _settings(config, seed)
+    with joined() as group, progress() as bar:
         first = group.rank == 0
-        quiet: Progress = report if first else lambda step, done, total: None
+        report: Progress = bar if first else lambda step, done, total: None  # the first process speaks for all
         say: Callable[[str], None] = note if first else lambda text: None
-        if first:
-            path = _bundle(model, quiet)
-        group.wait()
-        if not first:
-            path = _bundle(model, quiet)
-        bundle = Bundle.open(path)
+
+        bundle = Bundle.open(_bundle_path(model, group, report))
         name = bundle.config.model.name
         folder = output or home() / "policies" / name
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = bundle.tokenizer()
-        documents = read_documents(data, tokenizer, lambda done, total: quiet("reading text", done, total))
-        bos = starting_token(tokenizer, bundle.config.model)
-        windows = Windows(documents, settings.data, bundle.config.model.max_context, bos)
-        engine = Engine(bundle, provider="cpu", threads=threads)
+
+        windows = _windows(data, bundle, settings, report)
+
+        engine = Engine(bundle, provider="cpu", threads=threads or _threads_each(group))
         torch.set_num_threads(engine.threads)
-        reference = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
-        source = _source(engine, settings.policy.scalars, reference=reference, say=say)
+        in_torch = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
+
         setup = TrainSetup(
-            rollouts=source,
+            rollouts=_rollouts(engine, settings.policy.scalars, in_torch=in_torch, say=say),
             embed=_embedding(bundle),
             windows=windows,
             config=settings,
@@ -126,13 +118,43 @@ def train(
             identity=_identity(bundle),
             minutes=minutes,
         )
-        trained = Trainer(setup, group, resume=resume, report=quiet, note=say).run()
+        policy = Trainer(setup, group, resume=resume, report=report, note=say).run()
     if first:
-        print(trained)
+        print(policy)
 
 
-def _bundle(model: str | None, report: Progress) -> Path:
-    """The bundle of -m; of a checkpoint, the one that its default export makes."""
+def _require_packages() -> None:
+    """Raises SolError where the extra `train` is not installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SolError(f"train needs {', '.join(missing)}; run pip install 'sol-rt[train,export]'")
+
+
+def _settings(config: str | None, seed: int | None) -> TrainConfig:
+    """The config of `--config`, with `--seed` in the place of its seed."""
+    from dataclasses import replace
+
+    from sol_rt.train.config import read_config
+
+    settings = read_config(config)
+    return settings if seed is None else replace(settings, seed=seed)
+
+
+def _threads_each(group: Group) -> int | None:
+    """Threads of each of several processes; None, the engine's default, for a single one."""
+    return max((os.cpu_count() or 1) // group.size, 1) if group.size > 1 else None
+
+
+def _bundle_path(model: str | None, group: Group, report: Progress) -> Path:
+    """The folder of the bundle. Where `-m` names a checkpoint, the first process exports it while the others wait."""
+    if group.rank == 0:
+        path = _found_or_exported(model, report)
+    group.wait()
+    return path if group.rank == 0 else _found_or_exported(model, report)
+
+
+def _found_or_exported(model: str | None, report: Progress) -> Path:
+    """The folder of the bundle of `-m`; of a checkpoint, the bundle that its default export makes."""
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir, find_bundle, remember_last_export
     from sol_rt.store.pull import bundle_name
@@ -156,22 +178,23 @@ def _bundle(model: str | None, report: Progress) -> Path:
     return target
 
 
-def _identity(bundle: Bundle) -> str:
-    """sha256 of what decides on losses: weights, model, cache and variants, but neither policy nor chosen actions."""
-    import hashlib
-    import json
+def _windows(data: list[Path], bundle: Bundle, settings: TrainConfig, report: Progress) -> Windows:
+    """Reads the text of `--data` and cuts it into windows."""
+    from sol_rt.evaluation.quality.perplexity import starting_token
+    from sol_rt.train.data.corpus import read_documents
+    from sol_rt.train.data.windows import Windows
 
-    config = bundle.config
-    told = {name: config.to_json_dict()[name] for name in ("model", "kv", "dense", "variants")}
-    told["weights"] = config.files[config.weights_file].sha256
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    model, tokenizer = bundle.config.model, bundle.tokenizer()
+    documents = read_documents(data, tokenizer, lambda done, total: report("reading text", done, total))
+    return Windows(documents, settings.data, model.max_context, starting_token(tokenizer, model))
 
 
-def _source(engine: Engine, scalars: tuple[str, ...], *, reference: bool, say: Callable[[str], None]) -> Rollouts:
-    """Where episodes come from, over the bundle's own actions and costs."""
-    from sol_rt.budget.cost import load_cost_model
+def _rollouts(engine: Engine, scalars: tuple[str, ...], *, in_torch: bool, say: Callable[[str], None]) -> Rollouts:
+    """What runs the steps, with the bundle's own actions and costs."""
+    import torch
+
+    from sol_rt.budget.cost.calibration_table import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
-    from sol_rt.train.rollouts.runtime import RuntimeRollouts
 
     bundle = engine.bundle
     cost = load_cost_model(bundle, *engine.machine)
@@ -179,10 +202,10 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, reference: bool, say: C
     say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, of the calibration'}")
     actions = tuple(entry.action for entry in bundle.config.actions)
     spec = RolloutSpec(actions, cost, scalars, midway=True)
-    if not reference:
-        return RuntimeRollouts(engine, spec)
-    import torch
+    if not in_torch:
+        from sol_rt.train.rollouts.runtime import RuntimeRollouts
 
+        return RuntimeRollouts(engine, spec)
     from sol_rt.train.reference_model.model import ReferenceModel
     from sol_rt.train.rollouts.reference import ReferenceRollouts
 
@@ -191,8 +214,19 @@ def _source(engine: Engine, scalars: tuple[str, ...], *, reference: bool, say: C
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
-    """Rows of the model's embedding at its widest level, as policy.onnx looks them up."""
+    """Looks up rows of the model's embedding at full precision, as policy.onnx does."""
     from sol_rt.train.reference_model.weights import read_matrix
 
     config = bundle.config
     return read_matrix(bundle.file(config.weights_file), config.tensors, "embed").rows
+
+
+def _identity(bundle: Bundle) -> str:
+    """sha256 of what losses depend on: weights, model, cache and variants. Policy and chosen actions are left out."""
+    import hashlib
+    import json
+
+    config = bundle.config
+    told = {name: config.to_json_dict()[name] for name in ("model", "kv", "dense", "variants")}
+    told["weights"] = config.files[config.weights_file].sha256
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`sol-rt bench`: speed, in llama-bench's conventions."""
+"""`sol-rt bench` measures speed in llama-bench's conventions."""
 
 from __future__ import annotations
 
@@ -16,63 +16,81 @@ if TYPE_CHECKING:
 
 
 class Format(str, Enum):
-    """How the rows are written."""
+    """Formats of the rows."""
 
     md = "md"
     json = "json"
 
 
-COUNTS = "Tests: lists with commas between, or options given several times"
+COUNTS = "Tests: each option takes a comma-separated list, or may be repeated"
 
 
 def bench(
     model: options.Model = None,
     n_prompt: Annotated[
         list[str] | None,
-        options.option("-p", "--n-prompt", env=False, help="Tokens of a prompt; 0: none. Default: 512.", panel=COUNTS),
+        options.option(
+            "-p",
+            "--n-prompt",
+            env=False,
+            help="Prompt lengths in tokens; 0 for no prompt test. Default: 512.",
+            panel=COUNTS,
+        ),
     ] = None,
     n_gen: Annotated[
         list[str] | None,
-        options.option("-n", "--n-gen", env=False, help="Tokens to generate; 0: none. Default: 128.", panel=COUNTS),
+        options.option(
+            "-n", "--n-gen", env=False, help="Tokens to generate; 0 for no generation test. Default: 128.", panel=COUNTS
+        ),
     ] = None,
     n_depth: Annotated[
         list[str] | None,
-        options.option("-d", "--n-depth", env=False, help="Tokens in the cache before. Default: 0.", panel=COUNTS),
+        options.option(
+            "-d", "--n-depth", env=False, help="Tokens in the cache before a test starts. Default: 0.", panel=COUNTS
+        ),
     ] = None,
     budget: Annotated[
         list[str] | None,
-        options.option("-b", "--budget", help="Shares of a dense step's cost. Default: 1.0,0.6,0.4.", panel=COUNTS),
+        options.option(
+            "-b",
+            "--budget",
+            help="Budgets, as shares (0 to 1) of a dense step's cost. Default: 1.0,0.6,0.4.",
+            panel=COUNTS,
+        ),
     ] = None,
     schedule: Annotated[
         list[str] | None,
         options.option(
             "--schedule",
-            help="sol, uniform, entropy, random, fixed:TAG, dense. Default: sol where there is a policy, else uniform.",
+            help="Schedules: sol, uniform, entropy, random, fixed:TAG or dense. Default: sol if the bundle has a "
+            "policy, else uniform.",
             panel=COUNTS,
         ),
     ] = None,
     repetitions: Annotated[
-        int, options.option("-r", "--repetitions", env=False, min=1, help="Timed runs of a test, after a warm-up.")
+        int, options.option("-r", "--repetitions", env=False, min=1, help="Timed runs per test, after one warm-up run.")
     ] = 5,
     interleave: Annotated[
         bool,
         options.option(
             "--interleave",
             env=False,
-            help="Run the tests of a depth in turn: for ratios on a machine that isn't quiet.",
+            help="Run all tests of a depth in turn, which gives reliable ratios on a busy machine.",
         ),
     ] = False,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
-    output: Annotated[Format, options.option("-o", "--output", env=False, help="md or json.")] = Format.md,
-    json: Annotated[bool, options.option("--json", env=False, help="The same as -o json.")] = False,
+    output: Annotated[
+        Format, options.option("-o", "--output", env=False, help="Output format: md or json.")
+    ] = Format.md,
+    json: Annotated[bool, options.option("--json", env=False, help="Same as -o json.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure speed: prompts (pp) and generation (tg) at depths and budgets, as llama-bench does.
+    """Measure the speed of prompts (pp) and generation (tg) at depths and budgets, as llama-bench does.
 
-    Generation is timed with all it takes but making text: schedule, controller, decode steps, choice of the token.
+    The time of a generation includes schedule, controller, decode steps and the choice of each token, but no text.
     """
     prompts = numbers("--n-prompt", n_prompt, int) or [512]
     generations = numbers("--n-gen", n_gen, int) or [128]
@@ -92,7 +110,7 @@ def bench(
         schedules=parts(schedule),
     )
     for name in planned.left_out:
-        note(f"{name}: left out, the model's context is {loaded.engine.max_context} tokens")
+        note(f"{name}: left out, because the model's context is {loaded.engine.max_context} tokens")
     measuring = Bench(loaded, _read_bandwidth(loaded.engine.provider_name, loaded.engine.threads))
     as_json = json or output is Format.json
     rows: list[Row] = []
@@ -104,7 +122,7 @@ def bench(
                 with progress(timed=True) as report:
                     measured = measuring.run_in_turn(tests, repetitions, report)
                 rows += measured
-                if not as_json:  # now that the bar has gone: it would catch what is printed to stdout
+                if not as_json:  # print now: a visible progress bar would capture stdout
                     for row in measured:
                         _print_row(row)
     finally:
@@ -113,11 +131,11 @@ def bench(
 
 
 def _read_bandwidth(provider: str, threads: int) -> float | None:
-    """GB/s that the processor reads, None with a note where it wasn't measured."""
+    """Read bandwidth of the memory in 10^9 bytes per second; None, with a note, if it was not measured."""
     from sol_rt.evaluation.speed.bandwidth import measure_apart
 
     if provider != "cpu":
-        note(f"read bandwidth: not measured, {provider} has memory of its own")
+        note(f"read bandwidth: not measured, because {provider} has its own memory")
         return None
     try:
         return measure_apart(threads)

@@ -1,4 +1,4 @@
-"""`sol-rt calibrate`: measure what every action costs on this device."""
+"""`sol-rt calibrate` measures what every action costs on this device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 def calibrate(
     model: options.Model = None,
     contexts: Annotated[
-        str, options.option("--contexts", env=False, help="Context lengths to measure at, with commas between.")
+        str, options.option("--contexts", env=False, help="Context lengths to measure at, in tokens, comma-separated.")
     ] = "64,512,2048,8000",
     repeats: Annotated[
-        int, options.option("-r", "--repeats", env=False, min=3, help="Steps of each action at each context.")
+        int, options.option("-r", "--repeats", env=False, min=3, help="Timed steps of each action at each context.")
     ] = 15,
     seconds: Annotated[
         float,
-        options.option("--seconds", env=False, min=1, help="Take about so long: fewer repeats, shorter contexts."),
+        options.option(
+            "--seconds", env=False, min=1, help="Time limit in seconds; reduces repeats and leaves out long contexts."
+        ),
     ] = 60,
     provider: options.Provider = "auto",
     device: options.Device = 0,
@@ -30,11 +32,11 @@ def calibrate(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure what every action costs in milliseconds: from then on a budget is a share of this device's time."""
+    """Measure what every action costs in milliseconds. Budgets are then shares of this device's decode time."""
     from rich.table import Table
 
-    from sol_rt.budget.calibrate import measure, save
-    from sol_rt.budget.cost import CalibratedCost
+    from sol_rt.budget.cost.calibrate import measure, save
+    from sol_rt.budget.cost.calibration_table import CalibratedCost
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import bundle_path, name_device
@@ -44,7 +46,9 @@ def calibrate(
     try:
         lengths = [int(part) for part in contexts.split(",")]
     except ValueError:
-        raise UsageError(f"--contexts {contexts}: expected whole numbers with commas, for example 64,512") from None
+        raise UsageError(
+            f"--contexts {contexts}: expected whole numbers separated by commas, for example 64,512"
+        ) from None
     bundle = Bundle.open(bundle_path(model))
     engine = Engine(bundle, provider=provider, threads=threads, native_ops=native_ops, device=device)
     name_device(engine.provider)
@@ -73,7 +77,7 @@ def calibrate(
     at = f"{worst.action.tag} at {worst.context}"
     note(f"error of the fitted lines: median {middle:.1f}%, largest {largest:.1f}% ({at})")
     if left_out := sorted(set(lengths) - set(columns)):
-        note(f"not measured, beyond the model's context or the time: {', '.join(map(str, left_out))}")
+        note(f"contexts not measured, for lack of context or time: {', '.join(map(str, left_out))}")
     if dominated:
         note(describe(dominated, engine.provider_name))
     shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""

@@ -1,4 +1,4 @@
-"""`sol-rt eval`: schedules side by side, on held-out text at matched cost, or on MMLU."""
+"""`sol-rt eval` compares schedules on held-out text at matched cost, or on MMLU."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sol_rt.cli.lists import numbers, parts
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
+    from sol_rt.evaluation.quality.bootstrap import Resampling
+    from sol_rt.evaluation.quality.exam import Exam
     from sol_rt.evaluation.quality.held_out import Plan
-    from sol_rt.evaluation.quality.mmlu import Exam
-    from sol_rt.evaluation.report.report import Resampling
     from sol_rt.generate.model import SolModel
 
 
 class Format(str, Enum):
-    """How the result is written."""
+    """Formats of the result."""
 
     md = "md"
     json = "json"
 
 
-WHAT, EXAM, HOW = "What is measured", "MMLU instead of text", "Intervals"
+WHAT, EXAM, HOW = "What to measure", "MMLU instead of text", "Confidence intervals"
 
 
 def evaluate(
     file: Annotated[
         list[Path] | None,
-        options.option("-f", "--file", env=False, help="Held-out text; may be given several times.", panel=WHAT),
+        options.option("-f", "--file", env=False, help="File of held-out text; may be repeated.", panel=WHAT),
     ] = None,
     model: options.Model = None,
     ctx_size: Annotated[
@@ -41,12 +41,13 @@ def evaluate(
             "-c",
             "--ctx-size",
             env=False,
-            help="Tokens a window. Default: of 512,2048,4096,8000 those within the model's context.",
+            help="Window sizes in tokens. Default: those of 512,2048,4096,8000 that fit the model's context.",
             panel=WHAT,
         ),
     ] = None,
     chunks: Annotated[
-        int | None, options.option("--chunks", env=False, min=1, help="Windows of each size at most.", panel=WHAT)
+        int | None,
+        options.option("--chunks", env=False, min=1, help="Largest number of windows of each size.", panel=WHAT),
     ] = None,
     scored: Annotated[
         int | None,
@@ -54,7 +55,7 @@ def evaluate(
             "--scored",
             env=False,
             min=1,
-            help="Tokens scored at the end of a window. Default: its second half, at most 256.",
+            help="Tokens to score at the end of a window. Default: its second half, at most 256.",
             panel=WHAT,
         ),
     ] = None,
@@ -64,7 +65,7 @@ def evaluate(
             "-b",
             "--budget",
             env=False,
-            help="Shares of the dense cost. Default: 0.4,0.5,0.6,0.7; MMLU: 0.4,0.6.",
+            help="Budgets, as shares (0 to 1) of the dense cost. Default: 0.4,0.5,0.6,0.7; MMLU: 0.4,0.6.",
             panel=WHAT,
         ),
     ] = None,
@@ -73,74 +74,100 @@ def evaluate(
         options.option(
             "--schedules",
             env=False,
-            help="dense, static, uniform, random, entropy, sol; MMLU: dense, uniform, entropy, random, sol, fixed:TAG. "
-            "Default: all that the bundle has; MMLU: dense, uniform and, with a policy, sol.",
+            help="Schedules: dense, static, uniform, random, entropy, sol; MMLU: dense, uniform, entropy, random, sol, "
+            "fixed:TAG. Default: all that the bundle can run; MMLU: dense, uniform and, with a policy, sol.",
             panel=WHAT,
         ),
     ] = None,
     random: Annotated[
         int,
-        options.option("--random", env=False, min=1, help="Random schedules of which the best is taken.", panel=WHAT),
+        options.option(
+            "--random", env=False, min=1, help="Number of random schedules, of which the best is chosen.", panel=WHAT
+        ),
     ] = 100,
     search: Annotated[
         int,
         options.option(
-            "--search-chunks", env=False, min=1, help="Windows that the best of them is chosen on.", panel=WHAT
+            "--search-chunks",
+            env=False,
+            min=1,
+            help="Number of windows on which the best random schedule is chosen.",
+            panel=WHAT,
         ),
     ] = 1,
     mmlu: Annotated[
         Path | None,
-        options.option("--mmlu", env=False, help="Folder with test/SUBJECT_test.csv and dev/.", panel=EXAM),
+        options.option(
+            "--mmlu", env=False, help="MMLU folder, with test/SUBJECT_test.csv and dev/SUBJECT_dev.csv.", panel=EXAM
+        ),
     ] = None,
     subjects: Annotated[
-        list[str] | None, options.option("--subjects", env=False, help="Default: all in the folder.", panel=EXAM)
+        list[str] | None,
+        options.option("--subjects", env=False, help="Subjects to ask. Default: all in the folder.", panel=EXAM),
     ] = None,
     questions: Annotated[
         int | None,
-        options.option("--questions", env=False, min=1, help="At most so many, from all subjects in turn.", panel=EXAM),
+        options.option(
+            "--questions",
+            env=False,
+            min=1,
+            help="Largest number of questions, taken from each subject in turn.",
+            panel=EXAM,
+        ),
     ] = None,
     form: Annotated[
         str,
         options.option(
-            "--form", env=False, help="continuation: the answers' texts are scored; letter: A to D.", panel=EXAM
+            "--form",
+            env=False,
+            help="What to score: continuation (the answers' texts) or letter (A to D).",
+            panel=EXAM,
         ),
     ] = "continuation",
     shots: Annotated[
-        int, options.option("--shots", env=False, min=0, max=5, help="Examples before a question.", panel=EXAM)
+        int,
+        options.option("--shots", env=False, min=0, max=5, help="Number of examples before a question.", panel=EXAM),
     ] = 0,
     tail: Annotated[
         int,
-        options.option("--tail", env=False, min=1, help="Last tokens of the prompt that are decode steps.", panel=EXAM),
+        options.option(
+            "--tail", env=False, min=1, help="Number of last prompt tokens to run as decode steps.", panel=EXAM
+        ),
     ] = 1,
     state: Annotated[
         Path | None,
-        options.option("--state", env=False, help="Keep results in this file; a rerun goes on where it stopped."),
+        options.option("--state", env=False, help="Store results in this file, so that a stopped run can continue."),
     ] = None,
     draws: Annotated[
-        int, options.option("--draws", env=False, min=100, help="Bootstrap draws of an interval.", panel=HOW)
+        int, options.option("--draws", env=False, min=100, help="Number of bootstrap draws.", panel=HOW)
     ] = 2000,
     resample: Annotated[
-        str, options.option("--resample", env=False, help="windows, or blocks of 64 tokens.", panel=HOW)
+        str,
+        options.option("--resample", env=False, help="Bootstrap unit: windows, or blocks (of 64 tokens).", panel=HOW),
     ] = "windows",
-    seed: Annotated[int, options.option("--seed", env=False, min=0, help="Seed of the draws.", panel=HOW)] = 0,
+    seed: Annotated[int, options.option("--seed", env=False, min=0, help="Seed of the bootstrap.", panel=HOW)] = 0,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
-    output: Annotated[Format, options.option("-o", "--output-format", env=False, help="md or json.")] = Format.md,
-    json: Annotated[bool, options.option("--json", env=False, help="The same as -o json.")] = False,
+    output: Annotated[
+        Format, options.option("-o", "--output-format", env=False, help="Output format: md or json.")
+    ] = Format.md,
+    json: Annotated[bool, options.option("--json", env=False, help="Same as -o json.")] = False,
     html: Annotated[
-        Path | None, options.option("--html", env=False, help="Draw quality against cost on a page.")
+        Path | None, options.option("--html", env=False, help="Also draw loss against cost as an HTML page.")
     ] = None,
-    png: Annotated[Path | None, options.option("--png", env=False, help="Draw the same as a picture.")] = None,
+    png: Annotated[
+        Path | None, options.option("--png", env=False, help="Also draw loss against cost as a PNG picture.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Compare schedules at matched cost, on held-out text (-f) or on MMLU (--mmlu), with 95% intervals."""
     from sol_rt.cli.loading import load, read_text
-    from sol_rt.evaluation.report.report import RESAMPLED, Resampling
+    from sol_rt.evaluation.quality.bootstrap import RESAMPLED, Resampling
 
     if bool(file) == (mmlu is not None):
-        raise UsageError("eval: expected either --file, texts that no policy was trained on, or --mmlu, a folder")
+        raise UsageError("eval: expected either --file (text that no policy was trained on) or --mmlu (a folder)")
     if resample not in RESAMPLED:
         raise UsageError(f"--resample: got {resample!r}, expected one of {', '.join(RESAMPLED)}")
     for option, path in (("--html", html), ("--png", png)):
@@ -152,7 +179,7 @@ def evaluate(
     as_json = json or output is Format.json
     exam = None
     if mmlu is not None:
-        from sol_rt.evaluation.quality.mmlu import read_exam
+        from sol_rt.evaluation.quality.exam import read_exam
 
         exam = read_exam(mmlu, subjects=parts(subjects), questions=questions, form=form, shots=shots, tail=tail)
     texts = {str(path): read_text(path) for path in file or ()}
@@ -174,16 +201,16 @@ def evaluate(
             )
     except KeyboardInterrupt:
         if state is not None:
-            note(f"{state}: holds what was measured; the same command goes on from there")
+            note(f"{state}: holds the results so far; run the same command again to continue")
         raise
 
 
 def _check_drawing(option: str, path: Path, of_mmlu: bool) -> None:
-    """Raises before anything is measured, so that no result is lost for want of a place to draw it."""
+    """Raises UsageError or SolError, before anything is measured, if the drawing cannot be written later."""
     import importlib.util
 
     if of_mmlu:
-        raise UsageError(f"{option}: draws held-out text; leave it out with --mmlu")
+        raise UsageError(f"{option}: draws results on held-out text only; leave it out with --mmlu")
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: no folder {path.parent}; make it first")
     if path.is_dir():
@@ -262,8 +289,9 @@ def _mmlu(
     as_json: bool,
 ) -> None:
     from sol_rt.evaluation.quality.held_out import state_settings
-    from sol_rt.evaluation.quality.mmlu import BUDGETS, exam_report, settings_of, sit
+    from sol_rt.evaluation.quality.mmlu import BUDGETS, settings_of, sit
     from sol_rt.evaluation.quality.state import State
+    from sol_rt.evaluation.report.mmlu import exam_report
     from sol_rt.evaluation.report.tables import exam_lines
 
     config = model.bundle.config

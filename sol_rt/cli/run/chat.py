@@ -11,8 +11,8 @@ from sol_rt.cli.console import note
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
-    from sol_rt.generate.loop import Generation
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.results import Generation
 
 _HELP = """/budget 0.3     share of the full cost from now on
 /schedule NAME  sol, uniform, entropy, random, fixed:TAG or dense

@@ -13,7 +13,7 @@ from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.engine.providers import Provider
-    from sol_rt.generate.loop import Generation
+    from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
 
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"

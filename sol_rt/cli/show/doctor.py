@@ -1,4 +1,4 @@
-"""`sol-rt doctor`: what works on this machine, and what to do about the rest."""
+"""`sol-rt doctor` shows what works on this machine, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sol_rt.cli.console import print_json
 
 
 def doctor(json: options.Json = False, debug: options.Debug = False) -> None:
-    """Check the installation, part by part. Exit code 1 where something is broken."""
+    """Check each part of the installation. The exit code is 1 if a part is broken."""
     from sol_rt.evaluation.doctor import examine
 
     findings = examine()

@@ -1,4 +1,4 @@
-"""`sol-rt trace`: draw a recorded generation as a page."""
+"""`sol-rt trace` draws a recorded generation as an HTML page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sol_rt.errors import UsageError
 
 
 def trace(
-    file: Annotated[Path, typer.Argument(help="A trace that generate --trace wrote.")],
+    file: Annotated[Path, typer.Argument(help="Trace that sol-rt generate --trace wrote.")],
     output: Annotated[
-        Path | None, options.option("-o", "--output", env=False, help="The page; default: FILE with .html.")
+        Path | None, options.option("-o", "--output", env=False, help="Page to write; default: FILE with .html.")
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Draw a trace as one self-contained HTML page: text shaded by cost, running budget as a line."""
+    """Draw a trace as one self-contained HTML page: the text shaded by cost, and the achieved budget as a line."""
     from sol_rt.evaluation.pages.trace import render_trace_html
     from sol_rt.generate.trace import read_trace
 

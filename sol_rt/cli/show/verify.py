@@ -1,4 +1,4 @@
-"""`sol-rt verify`: check every byte of a bundle."""
+"""`sol-rt verify` checks every byte of a bundle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sol_rt.cli.console import print_json, progress
 
 
 def verify(model: options.Model = None, json: options.Json = False, debug: options.Debug = False) -> None:
-    """Check sizes, hashes and numbers of a bundle. Exit code 1 and one line where something is wrong."""
+    """Check sizes, hashes and numbers of a bundle. The first fault gives one line and exit code 1."""
     from sol_rt.bundle.verify import verify_bundle
     from sol_rt.cli.loading import bundle_path
 

@@ -1,4 +1,4 @@
-"""Pages and pictures: a trace, an action set, an evaluation.
+"""Draws a trace, an action set or an evaluation as an HTML page or a picture.
 
 May import: sol_rt.evaluation.report, sol_rt.generate and the folders below it.
 """

@@ -1,4 +1,4 @@
-"""An evaluation as one self-contained HTML page: loss over dense against cost, a chart for every window size."""
+"""Draws an evaluation as one self-contained HTML page: a chart of loss over dense against cost per window size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sol_rt.evaluation.report.tables import interval
 _WIDTH, _HEIGHT = 880, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 18, 42
 _HEADROOM = 1.08
-LEAST = 1e-3  # nats: less than this isn't told apart
-_MARGIN = 0.02  # of cost beside the lines
+LEAST = 1e-3  # nats: the chart draws smaller losses at this value
+_MARGIN = 0.02  # relative cost left and right of the lines
 LINES = ("mix", "random", "uniform", "entropy", "sol")  # drawn in this order, the last on top
 
 
 def render_evaluation_html(evaluation: Evaluation) -> str:
-    """The page as text, UTF-8. It loads nothing from elsewhere."""
+    """Returns the page as text, UTF-8. The page loads nothing from elsewhere."""
     tiles = [
         ("costs in", "milliseconds" if evaluation.cost_model == "calibrated" else evaluation.cost_model),
         *((f"tokens scored at {size.size}", f"{size.tokens}") for size in evaluation.sizes),
@@ -30,12 +30,12 @@ def render_evaluation_html(evaluation: Evaluation) -> str:
     foot.append(f"95% intervals: paired bootstrap of {resampling.unit}, {resampling.draws} draws")
     if evaluation.random_schedules:
         foot.append(
-            f"random: best of {evaluation.random_schedules}, chosen on {evaluation.random_searched} of the windows"
+            f"random: best of {evaluation.random_schedules}, chosen on the first {evaluation.random_searched} windows"
         )
     return _PAGE.format(
         style=f"{STYLE}\n{CHART_STYLE}",
         title=html.escape(f"{evaluation.model}: schedules"),
-        heading=html.escape(f"{evaluation.model}: what schedules lose at what cost"),
+        heading=html.escape(f"{evaluation.model}: loss of each schedule against its cost"),
         tiles="".join(f"<div><dt>{html.escape(label)}</dt><dd>{value}</dd></div>" for label, value in tiles),
         sections="".join(map(_section, evaluation.sizes)),
         foot=html.escape(" · ".join(foot)),
@@ -63,7 +63,7 @@ def _names(report: SizeReport) -> list[str]:
 
 
 def _chart(report: SizeReport) -> str:
-    """Loss over dense, on a logarithmic axis, against cost; single actions outside are left out."""
+    """Draws loss over dense, on a logarithmic axis, against cost. Single actions outside the axes are left out."""
     lines = {name: _line(report, name) for name in _names(report)}
     drawn = [result for line in lines.values() for result in line] or report.static or [report.dense]
     losses = [result.added.value for result in drawn if result.added.value > LEAST]

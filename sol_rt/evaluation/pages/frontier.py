@@ -1,4 +1,4 @@
-"""The frontier of a bundle's actions as one self-contained HTML page: loss against time at every context measured."""
+"""Draws the frontier of a bundle's actions as one self-contained HTML page: loss against time at each context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INTERVAL = 2  # standard errors up and down
 
 
 def render_frontier_html(name: str, selection: Selection) -> str:
-    """The page as text, UTF-8. It loads nothing from elsewhere."""
+    """Returns the page as text, UTF-8. The page loads nothing from elsewhere."""
     kept = [candidate for candidate in selection.candidates if candidate.kept]
     tiles = [
         ("actions kept", f"{len(kept)} of {len(selection.candidates)}"),
@@ -31,7 +31,7 @@ def render_frontier_html(name: str, selection: Selection) -> str:
     return _PAGE.format(
         style=f"{STYLE}\n{CHART_STYLE}",
         title=html.escape(f"{name}: actions"),
-        heading=html.escape(f"{name}: what its actions cost and lose"),
+        heading=html.escape(f"{name}: cost and loss of its actions"),
         tiles="".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in tiles),
         sections=sections,
         dropped=_dropped(selection),
@@ -45,13 +45,13 @@ def _section(selection: Selection, context: int) -> str:
         f"<h2>At a context of {context} tokens</h2>"
         '<p class="key"><span><b class="one"></b>kept, ± 2 standard errors</span>'
         '<span><b class="two"></b>dropped</span>'
-        "<span><b></b>what mixing the kept ones reaches</span></p>"
+        "<span><b></b>reached by mixing kept actions</span></p>"
         f'<div class="wide">{_chart(points, context)}</div>{_table(points)}'
     )
 
 
 def _chart(points: Sequence[FrontierPoint], context: int) -> str:
-    """Loss against the share of the dense step's time; dropped candidates beyond the kept ones' range are left out."""
+    """Draws loss against time as a share of the dense step's. Leaves out dropped candidates outside the axes."""
     kept = [point for point in points if point.kept]
     top = max(max(point.loss + _INTERVAL * point.stderr for point in kept) * _HEADROOM, 1e-3)
     bottom = min(0.0, *(point.loss - _INTERVAL * point.stderr for point in kept))
@@ -93,7 +93,7 @@ def _mark(point: FrontierPoint, x: float, y: float, error: float) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high, four to nine."""
+    """Four to nine round numbers from low to high, for an axis."""
     for power in range(-6, 6):
         for factor in (1, 2, 5):
             size = factor * 10.0**power

@@ -1,4 +1,4 @@
-"""An evaluation as a picture: loss over dense against cost, a chart for every window size. Needs matplotlib."""
+"""Draws an evaluation as a PNG: a chart of loss over dense against cost per window size. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sol_rt.errors import SolError
 from sol_rt.evaluation.pages.evaluation import LEAST, LINES
 from sol_rt.evaluation.report.report import Evaluation, Result
 
-_INCHES = 8.0, 4.2  # of each chart
-_DOTS = 150  # an inch
+_INCHES = 8.0, 4.2  # width and height of each chart
+_DOTS = 150  # per inch
 
 
 def write_picture(evaluation: Evaluation, path: Path) -> None:
-    """Writes a PNG. Raises SolError where it can't be written."""
+    """Writes a PNG. Raises SolError if the file cannot be written."""
     from matplotlib.figure import Figure  # without pyplot, so without a display
 
     sizes = evaluation.sizes
@@ -48,7 +48,7 @@ def _cost(result: Result) -> float:
 
 
 def _ends(line: list[Result], losses: list[float]) -> list[list[float]]:
-    """How far the intervals reach below and above the losses, which the axis cuts at LEAST."""
+    """Lengths of the error bars below and above each loss; nothing is drawn below LEAST."""
     below = [loss - max(each.added.low or LEAST, LEAST) for each, loss in zip(line, losses, strict=True)]
     above = [(each.added.high or loss) - loss for each, loss in zip(line, losses, strict=True)]
     return [[max(reach, 0.0) for reach in below], [max(reach, 0.0) for reach in above]]

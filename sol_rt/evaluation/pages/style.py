@@ -1,4 +1,4 @@
-"""What the pages that sol_rt draws look like alike: their colours, text, headings and tiles."""
+"""The style that all HTML pages share: colours, text, headings and tiles."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--quiet); font-size: .8rem; }
 footer { color: var(--quiet); font-size: .8rem; margin-top: 2rem; overflow-wrap: anywhere; }"""
-"""Of the pages with charts and tables: their keys, axes, tables and feet."""
+"""The style of pages with charts and tables: keys, axes, tables and footers."""

@@ -1,5 +1,6 @@
-"""A trace as one self-contained HTML page: the text shaded by what each token cost, the running budget, the actions
-taken.
+"""Draws a trace as one self-contained HTML page.
+
+The page shows the text shaded by each token's cost, the achieved budget over time, and the actions taken.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from sol_rt.evaluation.pages.style import STYLE
 from sol_rt.generate.trace import Trace, TraceRecord
 
 SHADES = 12
-"""Steps of the cost scale."""
+"""Number of colours on the cost scale."""
 LIGHT_TEXT, DARK_TEXT = "#1c2128", "#e8ecf1"
 _LIGHT_RAMP = ("#eef3f8", "#f6d9a8", "#ee9150")
 _DARK_RAMP = ("#1d2733", "#5c4216", "#93401a")
@@ -24,7 +25,7 @@ _TOLERANCE = 0.02
 
 
 def render_trace_html(trace: Trace) -> str:
-    """The page as text, UTF-8. It loads nothing from elsewhere and shows text from the trace only escaped."""
+    """Returns the page as text, UTF-8. The page loads nothing from elsewhere, and text from the trace is escaped."""
     header, records = trace.header, trace.records
     steps = [record for record in records if record.action is not None]
     costs = [record.relative_cost for record in steps]
@@ -50,7 +51,7 @@ def render_trace_html(trace: Trace) -> str:
 
 
 def shades(ramp: Sequence[str]) -> list[str]:
-    """SHADES colours along a ramp of three."""
+    """SHADES colours, interpolated between the colours of a ramp."""
     points = [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in ramp]
     found = []
     for index in range(SHADES):
@@ -77,7 +78,7 @@ def _unit(cost_model: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Escaped text in which control characters, which a page may not hold, show as their pictures."""
+    """Escapes text. Control characters, which a page must not contain, become their Unicode pictures."""
     kept = (
         chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else "\ufffd" if unicodedata.category(c) == "Cs" else c
         for c in text
@@ -124,7 +125,7 @@ def _token(record: TraceRecord, scale: tuple[float, float]) -> str:
 
 
 def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
-    """The running achieved budget against the requested one, and each step's cost as a dot."""
+    """Draws the achieved budget after each step, the requested budget, and each step's cost as a dot."""
     if not steps:
         return '<p class="quiet">No decode steps.</p>'
     last = max(steps[-1].step, 2)
@@ -170,7 +171,7 @@ def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
 
 
 def _ticks(last: int) -> list[int]:
-    """Round step numbers for the axis, at most nine."""
+    """At most nine round step numbers for the axis."""
     size = 1
     for size in (factor * 10**power for power in range(7) for factor in (1, 2, 5)):
         if last / size <= 8:
@@ -179,7 +180,7 @@ def _ticks(last: int) -> list[int]:
 
 
 def _actions(steps: Sequence[TraceRecord], scale: tuple[float, float]) -> str:
-    """One table row an action, the dearest first."""
+    """One table row per action, the most expensive first."""
     counts = Counter(record.action for record in steps)
     mean = {}
     for action in counts:

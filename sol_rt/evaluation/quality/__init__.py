@@ -1,4 +1,4 @@
-"""Quality: perplexity, held-out text, MMLU, and the runs behind them.
+"""Measures quality: perplexity, schedules on held-out text, MMLU (its exam and how it is answered), and intervals.
 
-May import: sol_rt.generate and the folders below it, sol_rt.evaluation.report.
+May import: sol_rt.generate and the folders below it.
 """

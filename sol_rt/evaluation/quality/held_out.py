@@ -1,8 +1,8 @@
-"""Schedules side by side on held-out text: the same windows, the same prefill, token by token the same tokens.
+"""Compares schedules on held-out text: all of them run on the same windows, the same prefill and the same tokens.
 
-First every window is run dense, under every action, and under `uniform`, `entropy` and `sol` at every budget; random
-schedules of many seeds run on the first windows only. From that the best static action, the best mix of two and the
-best random schedule are chosen; the latter two then run on all windows.
+First, every window runs dense, under every action, and under `uniform`, `entropy` and `sol` at every budget. Random
+schedules with many seeds run on the first windows only. These runs determine the best static action, the best mix of
+two actions and the best random schedule. The chosen mix and random schedule then run on all windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sol_rt.evaluation.quality.windows import Window, spread_windows
 from sol_rt.generate.model import SolModel
 
 BUDGETED = ("uniform", "random", "entropy", "sol")
-"""Schedules that run at every budget."""
+"""Schedules that take a budget."""
 SCHEDULES = ("dense", "static", *BUDGETED)
 BUDGETS = (0.4, 0.5, 0.6, 0.7)
 SIZES = (512, 2048, 4096, 8000)
@@ -33,17 +33,17 @@ Progress = Callable[[str, float, float], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured.
+    """What to measure.
 
     Attributes:
-        sizes: tokens of a window.
+        sizes: window sizes in tokens.
         budgets: shares of the dense cost, over 0 and under 1.
-        schedules: of SCHEDULES; `dense` is always run.
-        chunks: windows of each size at most, None for all.
-        scored: tokens scored in each, None for the second half, at most 256.
-        random: random schedules of which the best is taken.
-        searched: windows, the first ones, that the best random schedule is chosen on.
-        block: tokens whose sums are kept together.
+        schedules: names from SCHEDULES; `dense` always runs.
+        chunks: number of windows of each size at most; None means all.
+        scored: tokens scored in each window; None means the second half, at most 256.
+        random: number of random schedules, of which the best is chosen.
+        searched: number of first windows on which the best random schedule is chosen.
+        block: tokens per block; a run stores its sums by block.
     """
 
     sizes: tuple[int, ...] = SIZES
@@ -56,7 +56,7 @@ class Plan:
     block: int = 64
 
     def check(self, config: SolConfig) -> None:
-        """Raises UsageError for what can't be measured with this bundle."""
+        """Raises UsageError or ContextError if the plan does not fit the bundle."""
         limit = config.model.max_context
         for size in self.sizes:
             if size < 4:
@@ -78,12 +78,12 @@ class SizeRuns:
     """All runs at one window size.
 
     Attributes:
-        size: tokens of a window.
-        windows: the windows, in the order of every list of runs.
-        dense: one run a window.
-        fixed: by action tag, a run a window; empty without `static`.
-        budgeted: by schedule and budget, a run a window; `mix` and `random` as they were chosen.
-        chosen: what was chosen for `mix` and `random` at each budget, in words.
+        size: tokens per window.
+        windows: the windows; every list of runs has their order.
+        dense: the dense run of each window.
+        fixed: by action tag, the run of each window; empty if `static` is not in the plan.
+        budgeted: by schedule and budget, the run of each window; `mix` and `random` are the chosen ones.
+        chosen: by schedule and budget, the chosen actions of `mix` and the chosen seed of `random`, in words.
     """
 
     size: int
@@ -97,16 +97,16 @@ class SizeRuns:
 def measure(
     model: SolModel, texts: Mapping[str, str], plan: Plan, state: State, progress: Progress
 ) -> Iterator[SizeRuns]:
-    """Runs the plan, one window size after the other.
+    """Runs the plan, one window size after another.
 
     Args:
         model: an open model; its cache is overwritten.
         texts: held-out texts by name.
         plan: what to measure.
-        state: holds what was measured before, and gets what is measured now.
-        progress: told what is being done, how many decode steps are done, and how many there are.
+        state: holds the results of earlier runs and stores the new ones.
+        progress: called with the current work, decode steps done, and decode steps in total.
 
-    Raises UsageError where a text is shorter than a window, and SolError where a run fails.
+    Raises UsageError if a text is shorter than a window, and SolError if a run fails.
     """
     plan.check(model.bundle.config)
     tokens = {name: model.tokenizer.encode(text, add_special_tokens=False) for name, text in texts.items()}
@@ -117,7 +117,10 @@ def measure(
 
 
 def state_settings(model: SolModel, block: int | None = None) -> dict[str, object]:
-    """What the results in a state file hold for. A policy is not of it: its own runs name it."""
+    """The settings for which the results in a state file are valid.
+
+    The policy is not among them, because the key of each run of a policy names the policy.
+    """
     document = model.bundle.config.to_json_dict()
     policy = document.pop("policy", None)
     dropped = {"README.md", policy["file"] if policy else None}
@@ -134,7 +137,7 @@ def state_settings(model: SolModel, block: int | None = None) -> dict[str, objec
 
 
 class _Measuring:
-    """Makes the runs of one window size."""
+    """Runs the plan at one window size."""
 
     def __init__(
         self, model: SolModel, plan: Plan, state: State, progress: Progress, size: int, windows: Sequence[Window]
@@ -182,7 +185,7 @@ class _Measuring:
         )
 
     def _run(self, what: str, wanted: Sequence[Sequence[Setting]]) -> None:
-        """Runs of every window the settings that have no result yet."""
+        """Runs each window under its settings that have no stored result yet."""
         steps = [window.steps for window in self._windows]
         total = sum(step * len(settings) for step, settings in zip(steps, wanted, strict=True))
         done = 0
@@ -209,23 +212,23 @@ class _Measuring:
 
 
 def _words(setting: Setting) -> str:
-    """What was chosen."""
+    """Describes a chosen setting: the seed of `random`, or the action tags of `mix`."""
     if setting.mixed is None:
         return f"seed {setting.seed}"
     return " and ".join(dict.fromkeys(action.tag for action in setting.mixed))
 
 
 def cost_of(runs: Sequence[WindowRun]) -> float:
-    """Cost of all steps over their dense cost."""
+    """Cost of all decode steps divided by their dense cost."""
     return sum(sum(run.spent) for run in runs) / sum(sum(run.full) for run in runs)
 
 
 def nll_of(runs: Sequence[WindowRun]) -> float:
-    """Mean negative log-likelihood, nats a token."""
+    """Mean negative log-likelihood, nats per token."""
     return sum(sum(run.nll) for run in runs) / sum(sum(run.tokens) for run in runs)
 
 
 def _actions(config: SolConfig) -> list[Action]:
-    """The bundle's action set, and the dense action in any case."""
+    """The bundle's action set, with the dense action added if the set lacks it."""
     found = [entry.action for entry in config.actions]
     return found if config.dense in found else [config.dense, *found]

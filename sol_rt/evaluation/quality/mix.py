@@ -1,18 +1,21 @@
-"""The strongest static rival: two actions in turn, those between which the lower hull of cost and loss runs."""
+"""The strongest static rival of a schedule: the mix of two actions that loses least at a budget.
+
+The two actions are neighbours on the lower convex hull of cost and loss.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.frontier import falling_hull
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 
 
 class MixSchedule:
-    """The controller's first two actions in turn, their shares such that the expected cost is its target."""
+    """Alternates between the controller's first two actions, so that their mean cost is the controller's target."""
 
     name = "mix"
 
@@ -34,9 +37,14 @@ class MixSchedule:
 
 
 def hull_pair(points: Mapping[Action, tuple[float, float]], budget: float) -> tuple[Action, Action] | None:
-    """The two actions whose mix loses least at a budget, by (relative cost, loss) of each; None below the cheapest.
+    """The two actions whose mix loses least at a budget.
 
-    At or over the cost of the one that loses least, that action itself, twice.
+    Args:
+        points: relative cost and loss of each action.
+        budget: requested relative cost.
+
+    Returns None if the budget is below the cheapest action. If the budget pays for the action that loses least, returns
+    that action twice.
     """
     at = {point: action for action, point in points.items()}
     corners = falling_hull(points.values())

@@ -1,9 +1,9 @@
-"""Perplexity in llama-perplexity's convention, measured through the path that generation takes.
+"""Measures perplexity in llama-perplexity's convention, through the same path as generation.
 
-The text is tokenized once and cut into windows of c tokens; where the tokenizer adds a BOS, it replaces the first
-token of every window. The first c/2 tokens of a window are context, prefilled dense. Each later token is one decode
-step under the schedule; the step's logits score the token after it. So a window scores c - c/2 - 1 tokens, as
-llama-perplexity does.
+The text is tokenized once and cut into windows of c tokens. If the tokenizer adds a BOS, the BOS replaces the first
+token of every window. The first c/2 tokens of a window are context and are prefilled dense. Each later token is one
+decode step under the schedule, and the step's logits score the next token. A window therefore scores c - c/2 - 1
+tokens, as in llama-perplexity.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Estimate:
     """Perplexity over the windows so far.
 
     Attributes:
-        ppl: exp of the mean negative log-likelihood.
-        stderr: of ppl, propagated from the standard error of that mean.
-        nll: the mean, in nats a token.
-        tokens: tokens scored.
-        chunks: windows scored.
-        achieved_budget: cost of all decode steps over their dense cost.
-        actions: decode steps of every action tag.
+        ppl: perplexity, exp(nll).
+        stderr: standard error of ppl, propagated from the standard error of nll.
+        nll: mean negative log-likelihood, nats per token.
+        tokens: number of scored tokens.
+        chunks: number of scored windows.
+        achieved_budget: cost of all decode steps divided by their dense cost.
+        actions: number of decode steps by action tag.
     """
 
     ppl: float
@@ -47,13 +47,13 @@ class Estimate:
 
 
 def windows(tokens: Sequence[int], size: int, bos: int | None, chunks: int | None = None) -> list[list[int]]:
-    """Cuts `tokens` into whole windows of `size`, the first token of each replaced by `bos` where one is given.
+    """Cuts `tokens` into whole windows of `size` tokens. A given `bos` replaces the first token of each window.
 
-    Raises UsageError where there are fewer than two windows, as llama-perplexity does.
+    Raises UsageError if the text is shorter than two windows, as llama-perplexity does.
     """
     if len(tokens) < 2 * size:
         raise UsageError(
-            f"the text has {len(tokens)} tokens, windows of {size} need {2 * size}; use a longer file or smaller -c"
+            f"the text has {len(tokens)} tokens, windows of {size} need {2 * size}; use a longer file or a smaller -c"
         )
     count = len(tokens) // size
     if chunks is not None:
@@ -66,7 +66,7 @@ def windows(tokens: Sequence[int], size: int, bos: int | None, chunks: int | Non
 
 
 def estimate(logprobs: np.ndarray, chunks: int, achieved_budget: float, actions: dict[str, int]) -> Estimate:
-    """Mean, perplexity and its standard error from logprobs float [n], in nats."""
+    """Computes perplexity and its standard error from log-probabilities, float [n], in nats."""
     losses = -np.asarray(logprobs, np.float64)
     count, mean = losses.size, float(losses.mean())
     variance = float(np.square(losses).mean()) - mean * mean
@@ -87,13 +87,13 @@ def perplexity(
 
     Args:
         model: an open model.
-        text: what to score.
-        size: tokens a window, 4 at least.
-        chunks: windows at most.
+        text: the text to score.
+        size: tokens per window, 4 or more.
+        chunks: number of windows at most; None means all.
         progress: called after every window with windows done, windows in total and the estimate so far.
         how: budget, schedule and the other arguments of `SolModel.score`.
 
-    Raises UsageError where the text is shorter than two windows, ContextError where a window exceeds the context.
+    Raises UsageError if the text is shorter than two windows, ContextError if a window exceeds the context.
     """
     limit = model.bundle.config.model.max_context
     if size > limit:
@@ -108,9 +108,9 @@ def perplexity(
     actions: dict[str, int] = {}
     for index, window in enumerate(cut):
         scores = model.score(window, context=context, **how)
-        # The first of them is predicted by the prefill, not by a decode step: llama-perplexity doesn't count it either.
+        # The prefill, not a decode step, predicts the first scored token. llama-perplexity does not count it either.
         scored.append(np.array(scores.logprobs[-(size - context - 1) :]))
-        # Windows have equal lengths, so their dense costs are equal and the mean is exact.
+        # All windows have the same length and so the same dense cost, which makes the mean exact.
         budgets.append(scores.achieved_budget)
         for tag, count in scores.actions.items():
             actions[tag] = actions.get(tag, 0) + count
@@ -121,12 +121,12 @@ def perplexity(
 
 
 def added_bos(model: SolModel) -> int | None:
-    """The token that the tokenizer puts before a text, None where it adds none."""
+    """The BOS token that the tokenizer puts before a text; None if it adds none."""
     return starting_token(model.tokenizer, model.bundle.config.model)
 
 
 def starting_token(tokenizer: Tokenizer, model: ModelDims) -> int | None:
-    """The same, before a model is opened."""
+    """The BOS token that a tokenizer puts before a text; None if it adds none. Needs no open model."""
     bare = tokenizer.encode("a", add_special_tokens=False)
     full = tokenizer.encode("a", add_special_tokens=True)
     bos = model.bos_token_id

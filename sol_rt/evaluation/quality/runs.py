@@ -1,4 +1,4 @@
-"""One schedule over one window: what it lost, what it spent, and how far it went from the dense model."""
+"""Runs one schedule over one window and records its loss, its cost and its divergence from the dense model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import is_constant
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, Reference
-from sol_rt.engine.engine import StepOutput
+from sol_rt.engine.step import StepOutput
 from sol_rt.evaluation.quality.mix import MixSchedule
 from sol_rt.evaluation.quality.windows import Window
 from sol_rt.generate.loop import Decoder
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.model import SolModel
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A schedule and how it is run.
+    """A schedule and its parameters.
 
     Attributes:
         schedule: `dense`, `fixed:TAG`, `uniform`, `random`, `entropy`, `sol`, or `mix`.
-        budget: share of the dense cost; None for those of one action.
-        seed: of `random`.
+        budget: share of the dense cost; None for `dense` and `fixed:TAG`.
+        seed: seed of `random`.
         mixed: the two actions of `mix`.
     """
 
@@ -37,7 +38,7 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """Names it, for example `uniform@0.4`, `random:17@0.4`."""
+        """Name of the setting, for example `uniform@0.4` or `random:17@0.4`."""
         name = self.schedule if self.seed is None else f"{self.schedule}:{self.seed}"
         if self.mixed is not None:
             name = f"{name}:{'+'.join(action.tag for action in self.mixed)}"
@@ -49,17 +50,17 @@ DENSE = Setting("dense")
 
 @dataclass(frozen=True)
 class WindowRun:
-    """What a schedule did with a window, as sums over blocks of consecutive tokens.
+    """A schedule's run over a window. Lists hold one sum per block of consecutive tokens.
 
     Attributes:
-        tokens: scored tokens of every block.
-        nll: their negative log-likelihood, nats.
-        kl: divergence of the dense model's distribution from the schedule's, sum KL(dense || schedule), nats.
-        agreed: tokens where both have the same likeliest token.
-        spent: cost of the decode steps, policy included, in the cost model's unit.
+        tokens: number of scored tokens.
+        nll: negative log-likelihood of the scored tokens, nats.
+        kl: KL(dense || schedule) of the next-token distributions, nats.
+        agreed: number of tokens where dense model and schedule have the same likeliest token.
+        spent: cost of the decode steps, including the policy, in the cost model's unit.
         full: dense cost of the same steps.
-        actions: decode steps of every action tag.
-        floored: whether the budget lay below the cheapest action.
+        actions: number of decode steps by action tag.
+        floored: whether the budget was below the cheapest action.
     """
 
     tokens: list[int]
@@ -73,11 +74,11 @@ class WindowRun:
 
 
 class WindowScorer:
-    """Runs schedules over one window after another, all from the same dense prefill.
+    """Runs schedules over one window after another. All runs of a window start from the same dense prefill.
 
     Args:
         model: an open model; its cache is overwritten.
-        block: tokens whose sums are kept together.
+        block: tokens per block; a run stores its sums by block.
     """
 
     def __init__(self, model: SolModel, *, block: int) -> None:
@@ -87,7 +88,7 @@ class WindowScorer:
         self._dense: list[Reference]
 
     def open(self, window: Window) -> WindowRun:
-        """Prefills the window's context and runs its scored part dense, which later runs are compared with."""
+        """Prefills the window's context and runs its scored part dense. Later runs are compared with this dense run."""
         engine = self._model.engine
         self._window, self._dense = window, []
         engine.owner = self
@@ -97,7 +98,7 @@ class WindowScorer:
         return self.run(DENSE)
 
     def run(self, setting: Setting) -> WindowRun:
-        """The opened window under a schedule."""
+        """Runs the opened window under a schedule."""
         window, dense = self._window, self._dense
         decoder = self._decoder(setting)
         decoder.rewind(window.context, self._prefilled)
@@ -137,7 +138,7 @@ class WindowScorer:
 
 
 def mixed_decoder(model: SolModel, actions: tuple[Action, Action], budget: float) -> Decoder:
-    """A run that takes two actions in turn, in such shares that the budget is held."""
+    """A decoder that alternates between two actions so that their mean cost is the budget."""
     config = model.bundle.config
     known: Sequence[Action] = actions if config.dense in actions else (*actions, config.dense)
     controller = Controller(known, model.cost, budget)
@@ -145,6 +146,13 @@ def mixed_decoder(model: SolModel, actions: tuple[Action, Action], budget: float
 
 
 def detached(output: StepOutput) -> StepOutput:
-    """The same output, in arrays of its own that no later step overwrites."""
+    """Copies an output, because later steps overwrite the engine's arrays."""
     logits = output.logits[-1:].copy()
     return StepOutput(logits, output.hidden[-1:].copy(), Distribution(logits[0]))
+
+
+def device_words(model: SolModel) -> str:
+    """Describes a model's GPU or processor, threads, provider and kernels in words."""
+    engine = model.engine
+    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
+    return f"{engine.provider.device_name}, {engine.threads} threads, {engine.provider_name}, {kernels}"

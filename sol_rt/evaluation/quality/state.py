@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far, as a file of JSON lines, so that a stopped one goes on where it was."""
+"""Stores an evaluation's results in a file of JSON lines, so that a stopped evaluation can continue."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ VERSION = 1
 
 
 class State:
-    """Results by key, in memory, and in a file where one is named.
+    """Results by key, in memory and, if a path is given, in a file.
 
-    The first line says what the results hold for; each other one is `{"key": …, "result": …}`. Results are added to
-    the file as they come; a line that was cut off by a kill is dropped when the file is opened again.
+    The file's first line holds the settings for which the results are valid. Every other line is
+    `{"key": …, "result": …}`. Each result is appended at once. If the process was killed while it wrote a line, that
+    line is dropped when the file is opened again.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
-        """Opens or makes the file. Raises UsageError where it is no such file or holds results of other settings."""
+        """Opens or creates the file. Raises UsageError for another kind of file or one made with other settings."""
         self._path = path
         self._results: dict[str, Any] = {}
         header = {"format": FORMAT, "format_version": VERSION, **settings}
@@ -53,11 +54,11 @@ class State:
                 file.truncate(len(whole))
 
     def get(self, key: str) -> Any:
-        """The result of this key, None where there is none yet."""
+        """Returns the result of a key; None if there is none yet."""
         return self._results.get(key)
 
     def put(self, key: str, result: Any) -> None:
-        """Keeps a result, which is JSON."""
+        """Stores a result, which must be JSON-serializable."""
         self._results[key] = result
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:

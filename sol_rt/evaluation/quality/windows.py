@@ -1,4 +1,4 @@
-"""Windows of held-out text: which stretches are scored, and how much of each."""
+"""Windows of held-out text: which parts of a text are scored, and how many tokens of each part."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from functools import cached_property
 from sol_rt.errors import UsageError
 
 SCORED = 256
-"""Tokens scored at the end of a long window by default; of a short one, its second half."""
+"""Default limit of the tokens scored at the end of a window; by default its second half is scored."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of text.
+    """A contiguous part of a text.
 
     Attributes:
         source: name of the text.
-        start: index of its first token in the text, the BOS put before the text counting.
-        tokens: its tokens.
-        context: the first so many are prefilled dense; each later one but the last is a decode step whose distribution
-            scores the token after it.
+        start: index of the window's first token in the text; a BOS before the text counts as a token.
+        tokens: token ids of the window.
+        context: number of first tokens that are prefilled dense. Each later token but the last is a decode step, whose
+            distribution scores the next token.
     """
 
     source: str
@@ -33,30 +33,30 @@ class Window:
 
     @property
     def steps(self) -> int:
-        """Decode steps, which is tokens scored."""
+        """Number of decode steps, which is also the number of scored tokens."""
         return len(self.tokens) - self.context - 1
 
     @cached_property
     def identity(self) -> str:
-        """Names tokens and context, wherever they came from."""
+        """Hash of tokens and context, the same for equal windows of any text."""
         return hashlib.sha256(f"{self.context} {self.tokens}".encode()).hexdigest()[:16]
 
 
 def spread_windows(
     texts: Mapping[str, Sequence[int]], size: int, bos: int | None, count: int | None, scored: int | None
 ) -> list[Window]:
-    """At most `count` windows of `size` tokens, from all texts in turn, from each spread over its length.
+    """Chooses at most `count` windows of `size` tokens, one from each text in turn, spread over the text's length.
 
-    The order is such that fewer windows are the first of more, so that a run can be continued with more of them.
+    A smaller `count` gives the first windows of a larger one, so that a run can be continued with more windows.
 
     Args:
         texts: token ids by name, without BOS.
-        size: tokens a window, 4 at least.
-        bos: put before each text, and instead of each window's first token, where the tokenizer adds one.
-        count: windows at most; all of them by default.
-        scored: tokens scored in each; by default the second half, at most SCORED.
+        size: tokens per window, 4 or more.
+        bos: token that is put before each text and replaces each window's first token; None if the tokenizer adds none.
+        count: number of windows at most; None means all.
+        scored: tokens scored in each window; None means the second half, at most SCORED.
 
-    Raises UsageError where a text is shorter than a window, and where `scored` leaves no context.
+    Raises UsageError if a text is shorter than a window or if `scored` leaves no context.
     """
     steps = min(size - size // 2 - 1, SCORED) if scored is None else scored
     if not 1 <= steps <= size - 2:
@@ -79,7 +79,7 @@ def _window(name: str, tokens: Sequence[int], start: int, size: int, bos: int | 
 
 
 def _spread(count: int) -> list[int]:
-    """0 … count - 1, in an order of which every beginning is spread over all of them: by their bits, reversed."""
+    """The numbers 0 to count - 1, ordered by their reversed bits: each prefix of the list is spread over the range."""
     width = (count - 1).bit_length()
     order = (int(format(index, f"0{width}b")[::-1], 2) for index in range(1 << width)) if width else iter((0,))
     return [index for index in order if index < count]

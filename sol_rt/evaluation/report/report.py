@@ -1,4 +1,7 @@
-"""Figures with intervals from the runs of an evaluation; the dataclasses are the JSON that `sol-rt eval` prints."""
+"""Computes figures with intervals from the runs of an evaluation.
+
+The dataclasses mirror the JSON that `sol-rt eval --json` prints.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +12,32 @@ from typing import Any
 
 import numpy as np
 
+from sol_rt.evaluation.quality.bootstrap import Bootstrap, CurvePoint, Figure, Resampling, Sample, at_cost
 from sol_rt.evaluation.quality.held_out import Plan, SizeRuns, cost_of, nll_of
-from sol_rt.evaluation.quality.runs import WindowRun
-from sol_rt.evaluation.report.bootstrap import Bootstrap, CurvePoint, Figure, Sample, at_cost
+from sol_rt.evaluation.quality.runs import WindowRun, device_words
 from sol_rt.generate.model import SolModel
 
 FORMAT, VERSION = "sol_rt.evaluation", 1
-RESAMPLED = ("windows", "blocks")
 _TINY = 1e-6
 
 
 @dataclass(frozen=True)
-class Resampling:
-    """How intervals are made: `unit` is `windows` or `blocks`."""
-
-    unit: str = "windows"
-    draws: int = 2000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Result:
-    """What a schedule came to.
+    """A schedule's result at one budget.
 
     Attributes:
-        schedule: its name.
-        budget: asked for; None where an action is fixed.
-        chosen: what was chosen for it, in words; empty where nothing was.
-        achieved: cost of all steps over their dense cost.
-        worst: largest |achieved - budget| of a window; None where an action is fixed.
-        floored: whether the budget lay below the cheapest action.
-        nll: nats a token.
-        perplexity: exp of it.
-        added: nats a token over dense, paired with it.
-        kl: mean divergence of the dense distribution from the schedule's, nats.
-        agreement: share of tokens where both have the same likeliest token.
-        actions: decode steps of every action tag.
+        schedule: name of the schedule.
+        budget: requested budget; None for a fixed action.
+        chosen: the chosen action, mix or seed, in words; empty for schedules without a choice.
+        achieved: cost of all decode steps divided by their dense cost.
+        worst: largest |achieved - budget| of a window; None for a fixed action.
+        floored: whether the budget was below the cheapest action.
+        nll: mean negative log-likelihood, nats per token.
+        perplexity: exp(nll).
+        added: nll minus the dense nll of the same windows, nats per token.
+        kl: mean KL(dense || schedule) of the next-token distributions, nats.
+        agreement: share of tokens where schedule and dense model have the same likeliest token.
+        actions: number of decode steps by action tag.
     """
 
     schedule: str
@@ -63,17 +56,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A schedule against a rival at the same budget, the rival's loss taken at the schedule's achieved cost.
+    """A comparison of a schedule with a rival at the same budget.
+
+    The rival's loss is estimated at the cost that the schedule achieved.
 
     Attributes:
-        schedule, rival: names.
-        budget: asked of both.
-        matched: whether the rival's loss was moved to the schedule's cost; not where it ran one action throughout.
-        cost: achieved by the schedule, over dense.
-        rival_cost: achieved by the rival.
-        nll: of the schedule less the rival's, nats a token: below 0 the schedule is better.
-        perplexity: the same of perplexities.
-        avoided: share of what the rival adds over dense that the schedule avoids; None where the rival adds nothing.
+        schedule, rival: names of the schedules.
+        budget: budget requested of both.
+        matched: whether the rival's loss was moved to the schedule's cost; False if the rival ran a single action.
+        cost: relative cost that the schedule achieved (dense = 1).
+        rival_cost: relative cost that the rival achieved.
+        nll: the schedule's nll minus the rival's, nats per token; below 0 the schedule is better.
+        perplexity: the schedule's perplexity minus the rival's.
+        avoided: share of the rival's added loss over dense that the schedule avoids; None if the rival adds no loss.
     """
 
     schedule: str
@@ -92,14 +87,14 @@ class SizeReport:
     """Figures at one window size.
 
     Attributes:
-        size: tokens of a window.
-        context: those of them that are prefilled.
-        windows, tokens: scored.
-        units: what was resampled, how many.
-        dense: the dense model.
-        static: every action of the set.
-        results: every schedule at every budget; `static` and `mix` are chosen from the actions.
-        comparisons: of the schedule in question with each other one.
+        size: tokens per window.
+        context: tokens at the beginning of a window that are prefilled.
+        windows, tokens: number of scored windows and tokens.
+        units: number of units that the bootstrap draws from.
+        dense: result of the dense model.
+        static: result of every single action.
+        results: result of every schedule at every budget; `static` and `mix` are chosen from the single actions.
+        comparisons: comparisons of the subject (see `Evaluation.subject`) with each other schedule.
     """
 
     size: int
@@ -115,19 +110,19 @@ class SizeReport:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All of it, and how it was made.
+    """The whole evaluation, and how it was measured.
 
     Attributes:
-        model: the model's name.
+        model: name of the model.
         bundle: `Bundle.identity`.
-        cost_model: `calibrated` (milliseconds) or `bytes`: what every cost is counted in.
-        device: provider, threads and kernels.
-        texts: what was scored.
-        random_schedules: of how many random schedules the best was taken.
-        random_searched: windows that it was chosen on; its figures are of all windows.
-        resampling: how intervals were made; they hold 95%.
-        subject: the schedule that is compared with the others; None where there are constant ones only.
-        sizes: by window size.
+        cost_model: unit of every cost: `calibrated` (milliseconds) or `bytes`.
+        device: GPU or processor, threads, provider and kernels, in words.
+        texts: names of the scored texts.
+        random_schedules: number of random schedules, of which the best was chosen.
+        random_searched: number of windows on which the best random schedule was chosen; its result is of all windows.
+        resampling: how the 95% intervals were computed.
+        subject: the schedule that is compared with the others, `sol` or else `entropy`; None if neither was measured.
+        sizes: one report per window size.
     """
 
     model: str
@@ -149,7 +144,7 @@ class Evaluation:
 def report_of(
     model: SolModel, texts: Sequence[str], plan: Plan, resampling: Resampling, sizes: Sequence[SizeReport]
 ) -> Evaluation:
-    """Puts the figures of all sizes together with how they were made."""
+    """Combines the reports of all window sizes with the settings of the evaluation."""
     return Evaluation(
         model=model.bundle.config.model.name,
         bundle=model.bundle.identity,
@@ -164,20 +159,13 @@ def report_of(
     )
 
 
-def device_words(model: SolModel) -> str:
-    """GPU or processor, threads, provider and kernels."""
-    engine = model.engine
-    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
-    return f"{engine.provider.device_name}, {engine.threads} threads, {engine.provider_name}, {kernels}"
-
-
 def size_report(runs: SizeRuns, plan: Plan, resampling: Resampling) -> SizeReport:
-    """Figures of all runs at one window size."""
+    """Computes the figures of all runs at one window size."""
     return _Reporter(runs, plan, resampling).report()
 
 
 def subject(schedules: Sequence[str]) -> str | None:
-    """The schedule that is compared with the others: `sol`, else `entropy`, None where neither is there."""
+    """The schedule that is compared with the others: `sol`, or else `entropy`; None if neither was measured."""
     return next((name for name in ("sol", "entropy") if name in schedules), None)
 
 
@@ -250,7 +238,7 @@ class _Reporter:
         budgets = [each for each in self._plan.budgets if (rival, each) in self._budgeted]
         curve = [self._point(self._sample(self._budgeted[rival, each])) for each in budgets]
         index = budgets.index(budget)
-        # one action is what it is: spending more on it, or less, is no choice that it has
+        # a rival that ran a single action cannot spend more or less
         matched = len({tag for run in self._budgeted[rival, budget] for tag in run.actions}) != 1
         theirs = at_cost([*curve, self._dense_point], index, mine.cost) if matched else curve[index].nll
         figure = self._bootstrap.figure

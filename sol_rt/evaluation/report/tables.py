@@ -1,18 +1,18 @@
-"""An evaluation as markdown tables, aligned for reading as they are."""
+"""Writes an evaluation as Markdown tables whose columns are also aligned in plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from sol_rt.evaluation.quality.mmlu import Duel, ExamReport, Score
-from sol_rt.evaluation.report.bootstrap import Figure
+from sol_rt.evaluation.quality.bootstrap import Figure
+from sol_rt.evaluation.report.mmlu import Duel, ExamReport, Score
 from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport
 
 FEW_WINDOWS = 10
 
 
 def table_lines(evaluation: Evaluation) -> Iterator[str]:
-    """The lines of the report."""
+    """The lines of a report on held-out text."""
     resampling = evaluation.resampling
     yield f"{evaluation.model}; {evaluation.device}; costs in {evaluation.cost_model}, over dense"
     yield f"texts: {', '.join(evaluation.texts)}"
@@ -23,7 +23,7 @@ def table_lines(evaluation: Evaluation) -> Iterator[str]:
             f"random: the best of {evaluation.random_schedules} random schedules a budget, chosen on the first "
             f"{windows} of each size, scored on all"
         )
-    yield "static, mix: the best action and the best two in turn, chosen on the very windows that are scored"
+    yield "static, mix: the best action, and the best mix of two actions, chosen on the same windows that are scored"
     for size in evaluation.sizes:
         yield ""
         yield from _size_lines(size)
@@ -34,14 +34,14 @@ def exam_lines(report: ExamReport) -> Iterator[str]:
     resampling = report.resampling
     yield f"{report.model}; {report.device}; costs in {report.cost_model}, over dense"
     yield (
-        f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, {report.tail} of the prompt's "
-        "tokens as decode steps"
+        f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, last {report.tail} of the "
+        "prompt's tokens as decode steps"
     )
     if report.cut:
-        yield f"{report.cut} prompts were longer than the context: their beginning was left out"
+        yield f"{report.cut} prompts were longer than the context and lost their beginning"
     yield f"intervals: 95%, paired bootstrap of questions, {resampling.draws} draws, seed {resampling.seed}"
     yield ""
-    heads = ["schedule", "budget", "achieved", "accuracy", "95%", "by the character", "95%", "nats of the right one"]
+    heads = ["schedule", "budget", "achieved", "accuracy", "95%", "per character", "95%", "nats of right answer"]
     yield from _table([*heads, "decode steps"], map(_score, report.scores))
     if report.duels:
         yield ""
@@ -68,7 +68,7 @@ def _duel(duel: Duel) -> list[str]:
     return [
         duel.rival,
         f"{duel.budget:g}",
-        "accuracy" if duel.metric == "accuracy" else "by the character",
+        "accuracy" if duel.metric == "accuracy" else "per character",
         f"{duel.difference.value:+.1%}",
         interval(duel.difference, "+.1%"),
         f"{duel.won}",
@@ -79,9 +79,9 @@ def _duel(duel: Duel) -> list[str]:
 
 def _size_lines(report: SizeReport) -> Iterator[str]:
     yield f"## Windows of {report.size}"
-    yield f"{report.windows} windows, {report.tokens} tokens scored, behind {report.context} that were prefilled"
+    yield f"{report.windows} windows, {report.tokens} tokens scored, after {report.context} prefilled tokens per window"
     if report.units < FEW_WINDOWS:
-        yield f"Intervals of {report.units} units only are narrower than they should be: score more windows."
+        yield f"Intervals from only {report.units} units are too narrow: score more windows."
     yield ""
     heads = ["budget", "achieved", "perplexity", "95%", "over dense", "KL to dense", "top-1 as dense", ""]
     yield from _table(["schedule", *heads], [_result(each, report.dense) for each in (report.dense, *report.results)])
@@ -122,12 +122,12 @@ def _comparison(each: Comparison) -> list[str]:
 
 
 def interval(figure: Figure, form: str) -> str:
-    """`[low, high]`, empty where there is none."""
+    """An interval as `[low, high]`; empty if the figure has none."""
     return "" if figure.low is None or figure.high is None else f"[{figure.low:{form}}, {figure.high:{form}}]"
 
 
 def _table(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A markdown table; the first column to the left, numbers to the right, words in a last one to the left."""
+    """A Markdown table. The first column and a last column without a heading are aligned left, the others right."""
     rows = list(cells)
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     left = {0} | ({len(heads) - 1} if not heads[-1] else set())

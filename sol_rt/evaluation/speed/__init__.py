@@ -1,4 +1,4 @@
-"""Speed: tokens a second, and the read bandwidth of the machine beside them.
+"""Measures speed: tokens per second of a model, and the machine's read bandwidth.
 
 May import: sol_rt.generate and the folders below it.
 """

@@ -1,6 +1,6 @@
-"""The memory's read bandwidth: the limit of a decode step, which reads every weight once.
+"""Measures the memory's read bandwidth, which limits a decode step, because a step reads every weight once.
 
-`python -m sol_rt.evaluation.speed.bandwidth THREADS` prints it in GB/s.
+`python -m sol_rt.evaluation.speed.bandwidth THREADS` prints the bandwidth in GB/s.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from sol_rt.errors import SolError
 from sol_rt.ops import library_path
 
 BUFFER_BYTES = 512 << 20
-"""Far more than a last-level cache holds."""
+"""Size of the buffer that is read: far larger than a last-level cache."""
 _MEMORY_SHARE = 4  # at most a quarter of the free memory
 _LEAST_BYTES = 1 << 20
 _SECONDS = 1.0
 
 
 def read_bytes(data: np.ndarray) -> int:
-    """Reads a contiguous array once, by the native library, without Python's lock.
+    """Reads a contiguous array once. The native library does this without holding Python's global lock.
 
-    Returns the sum, modulo 2^64, of its 64-bit words; a last incomplete word is filled up with zeros. Raises SolError
-    where the library was not built.
+    Returns the sum of the array's 64-bit words modulo 2^64; an incomplete last word is padded with zeros. Raises
+    SolError if the library was not built.
     """
     return int(_native()(data.ctypes.data, data.nbytes))
 
@@ -46,16 +46,16 @@ def _native() -> Any:
 
 
 def measure(threads: int, size: int = BUFFER_BYTES, seconds: float = _SECONDS) -> float:
-    """GB/s (10^9 bytes) at which `threads` threads read `size` bytes, each a slice of its own.
+    """Measures the rate, in 10^9 bytes per second, at which `threads` threads read `size` bytes, one slice each.
 
-    The best of the passes that `seconds` allow, three at least: other work on the machine only ever takes away. Raises
-    SolError where the native library was not built.
+    Returns the best of at least three passes within `seconds`, because other work on the machine can only slow a pass
+    down. Raises SolError if the native library was not built.
     """
     buffer = np.empty(size // 8, np.uint64)
     slices = np.array_split(buffer, threads)
     best, passes = float("inf"), 0
     with ThreadPoolExecutor(threads) as pool:
-        # written first, each slice by a thread: untouched pages all lie on one page of zeros
+        # write first: the system maps all untouched pages to a single page of zeros
         list(pool.map(lambda part: part.fill(1), slices))
         end = time.perf_counter() + seconds
         while passes < 3 or time.perf_counter() < end:
@@ -67,7 +67,10 @@ def measure(threads: int, size: int = BUFFER_BYTES, seconds: float = _SECONDS) -
 
 
 def measure_apart(threads: int) -> float:
-    """`measure` in a process of its own, so that its buffer doesn't count as this one's memory. Raises SolError."""
+    """Runs `measure` in another process, so that its buffer does not add to this process's memory.
+
+    Returns 10^9 bytes per second. Raises SolError if the measurement fails.
+    """
     command = [sys.executable, "-m", "sol_rt.evaluation.speed.bandwidth", str(threads)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if run.returncode:
@@ -77,7 +80,7 @@ def measure_apart(threads: int) -> float:
 
 
 def _buffer_size() -> int:
-    """`BUFFER_BYTES`, or less where memory is short, but never nothing; a multiple of 8."""
+    """`BUFFER_BYTES`, or a quarter of the free memory if that is less, but at least 1 MiB; a multiple of 8."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -1,14 +1,16 @@
-"""Speed in llama-bench's conventions: `pp512` is a prompt of 512 tokens, `tg128 @ d2048` generates 128 on top of 2048.
+"""Measures speed in llama-bench's conventions.
+
+`pp512` processes a prompt of 512 tokens. `tg128 @ d2048` generates 128 tokens after 2048 tokens in the cache.
 
     from sol_rt.evaluation.speed.bench import Bench, plan
     bench = Bench(model)
     for test in plan(model, n_depth=(0, 2048)).tests:
         print(bench.run(test, repetitions=5).as_json())
 
-What is timed: of `tg`, the decode steps that generation takes, each with schedule, controller, graph
-and the greedy choice of the next token; of `pp`, the dense prefill with the last token's logits. Opening
-the model, filling the cache to the depth, a warm-up repetition and turning tokens into text are not. As in llama-bench
-the prompts are random tokens, and no end token ends a text.
+A `tg` test times the decode steps of generation: schedule, controller, graph, and the greedy choice of the next token.
+A `pp` test times the dense prefill and the logits of the last token. Not timed are opening the model, filling the cache
+to the depth, the warm-up repetition, and turning tokens into text. As in llama-bench, prompts are random tokens, and an
+end token does not end a generation.
 """
 
 from __future__ import annotations
@@ -25,20 +27,21 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from sol_rt._version import __version__
-from sol_rt.budget.cost import BytesCost
+from sol_rt import __version__
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import default_schedule, is_constant
-from sol_rt.engine.hardware import processor_name
+from sol_rt.engine.hardware import peak_rss_mb, processor_name
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, StepRecord, peak_rss_mb
-from sol_rt.generate.model import Dial, SolModel
+from sol_rt.generate.loop import Decoder, StepRecord
+from sol_rt.generate.model import SolModel
 from sol_rt.generate.sampling import Sampler
 
 BUDGETS = (1.0, 0.6, 0.4)
 
 ProgressCall = Callable[[str, float, float], None]
-"""Gets what is run, how much of it is done and how much there is."""
+"""Progress callback: label of the test, repetitions done, and repetitions in total."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,11 @@ class Case:
     """One row to measure: a prompt or a generation, on top of `n_depth` tokens in the cache.
 
     Attributes:
-        n_prompt: tokens of the prompt, 0 for a generation.
-        n_gen: decode steps, 0 for a prompt.
-        n_depth: tokens in the cache before.
+        n_prompt: tokens of the prompt; 0 for a generation.
+        n_gen: decode steps; 0 for a prompt.
+        n_depth: tokens in the cache at the start.
         schedule: name of the schedule; `dense` for a prompt.
-        budget: the one asked for; None for a prompt and for a fixed action.
+        budget: requested budget; None for a prompt and for a fixed action.
     """
 
     n_prompt: int
@@ -61,13 +64,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        """llama-bench's name of it."""
+        """The test's name in llama-bench's notation."""
         name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
         return f"{name} @ d{self.n_depth}" if self.n_depth else name
 
     @property
     def label(self) -> str:
-        """The name with what tells generations apart."""
+        """The name, followed by schedule and budget if the test is a generation."""
         if self.n_prompt:
             return self.name
         return f"{self.name}, {self.schedule}" + ("" if self.budget is None else f", budget {self.budget:g}")
@@ -79,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tests in llama-bench's order, and the names of those that the model's context is too short for."""
+    """Tests in llama-bench's order, and the names of tests that do not fit into the model's context."""
 
     tests: tuple[Case, ...]
     left_out: tuple[str, ...]
@@ -87,20 +90,20 @@ class Plan:
 
 @dataclass(frozen=True)
 class Setup:
-    """What rows were measured with and on.
+    """The software, model and machine that rows were measured with.
 
     Attributes:
-        version, onnxruntime: versions.
-        cpu_info: the processor.
-        model: the bundle's name of it.
+        version, onnxruntime: versions of sol_rt and ONNX Runtime.
+        cpu_info: name of the processor.
+        model: name of the model in the bundle's config.
         model_filename: the bundle folder.
         model_size: bytes of the weights file.
         provider: `cpu`, `cuda` or `webgpu`.
-        device: the GPU's name, on the CPU the processor's.
-        kernels: `native`, or `onnxruntime` where the graphs' standard operators ran.
+        device: name of the GPU, or of the processor if it computes.
+        kernels: `native`, or `onnxruntime` if the graphs ran on standard operators.
         n_threads: CPU threads.
-        cost_model: `calibrated` (milliseconds) or `bytes`: what budgets are shares of.
-        read_gb_per_second: the memory's read bandwidth, 10^9 bytes a second; None where it was not measured.
+        cost_model: unit of the cost that budgets are shares of: `calibrated` (milliseconds) or `bytes`.
+        read_gb_per_second: the memory's read bandwidth in 10^9 bytes per second; None if it was not measured.
     """
 
     version: str
@@ -122,14 +125,14 @@ class Row:
     """A measured test.
 
     Attributes:
-        setup, test: what was measured.
-        achieved_budget: cost of all decode steps over their dense cost; None for a prompt.
-        actions: decode steps of every action tag, all repetitions together.
-        test_time: when it began, ISO 8601.
-        samples_ns: nanoseconds of every repetition.
-        bytes_read: weights, cache entries and codes of keys that the decode steps of all repetitions read by the
-            bundle's bytes model (docs/bundle.md section 4), policy included; None for a prompt.
-        peak_rss_mb: largest resident size of the process so far, 10^6 bytes.
+        setup, test: what was measured, and with what.
+        achieved_budget: cost of all decode steps divided by their dense cost; None for a prompt.
+        actions: number of decode steps by action tag, over all repetitions.
+        test_time: start of the test, ISO 8601.
+        samples_ns: nanoseconds of each repetition.
+        bytes_read: bytes of weights, cache entries and key codes that the decode steps of all repetitions read,
+            including the policy, by the bundle's bytes model (docs/bundle.md section 4); None for a prompt.
+        peak_rss_mb: peak resident memory of the process so far, in 10^6 bytes.
     """
 
     setup: Setup
@@ -143,7 +146,7 @@ class Row:
 
     @property
     def samples_ts(self) -> list[float]:
-        """Tokens a second of every repetition."""
+        """Tokens per second of each repetition."""
         count = self.test.n_prompt or self.test.n_gen
         return [count * 1e9 / ns for ns in self.samples_ns]
 
@@ -157,17 +160,17 @@ class Row:
 
     @property
     def gb_per_second(self) -> float | None:
-        """`bytes_read` over the time of all repetitions, in 10^9 bytes a second."""
+        """`bytes_read` divided by the time of all repetitions, in 10^9 bytes per second."""
         return None if self.bytes_read is None else self.bytes_read / sum(self.samples_ns)
 
     @property
     def bandwidth_share(self) -> float | None:
-        """`gb_per_second` as a share of the memory's read bandwidth. Over 1 where caches hold a part of the model."""
+        """`gb_per_second` as a share of the memory's read bandwidth; over 1 if CPU caches hold part of the model."""
         achieved, limit = self.gb_per_second, self.setup.read_gb_per_second
         return None if achieved is None or limit is None else achieved / limit
 
     def as_json(self) -> dict[str, Any]:
-        """Under llama-bench's keys, where it has one."""
+        """The row as a JSON object, with llama-bench's keys for everything that llama-bench reports."""
         return {
             **asdict(self.setup),
             "test": self.test.name,
@@ -200,17 +203,17 @@ def plan(
     budgets: Sequence[float] | None = None,
     schedules: Sequence[str] = (),
 ) -> Plan:
-    """The tests of every combination, a depth at a time: prompts, then generations.
+    """Lists the tests of every combination, one depth after another: prompts first, then generations.
 
     Args:
-        model: what will be measured.
+        model: the model to measure.
         n_prompt, n_gen: tokens of prompts and of generations; 0 for none.
-        n_depth: tokens in the cache before.
-        budgets: of every schedule that isn't constant; BUDGETS by default.
+        n_depth: tokens in the cache at the start.
+        budgets: budgets of every schedule that takes one; default: BUDGETS.
         schedules: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: the bundle's.
 
-    Raises UsageError for counts below 0, a depth that fills the context, budgets out of range or without a schedule
-    that takes one, schedules that the bundle lacks, and where nothing is left to measure.
+    Raises UsageError for counts below 0, a depth that fills the context, budgets that are out of range or that no
+    schedule takes, schedules that the bundle lacks, and a plan without any test.
     """
     for name, counts in (("n-prompt", n_prompt), ("n-gen", n_gen), ("n-depth", n_depth)):
         if least := [count for count in counts if count < 0]:
@@ -236,7 +239,7 @@ def plan(
 def _dials(
     model: SolModel, budgets: Sequence[float] | None, schedules: Sequence[str]
 ) -> list[tuple[str, float | None]]:
-    """Schedules, each with every budget that it takes."""
+    """Pairs of schedule and budget: every schedule with every budget that it takes."""
     names = list(schedules) or [default_schedule(model.bundle.config)]
     if budgets is not None and all(map(is_constant, names)):
         raise UsageError(f"--schedule {', '.join(names)}: fixes the action; leave out --budget")
@@ -247,19 +250,19 @@ def _dials(
         else:
             dials += [(name, budget) for budget in (BUDGETS if budgets is None else budgets)]
     for name, budget in dials:
-        model.decoder(Case(0, 1, 0, name, budget).dial)  # raises what would otherwise come after minutes
+        model.decoder(Case(0, 1, 0, name, budget).dial)  # raises now what would otherwise fail after minutes
     return dials
 
 
 class Bench:
-    """Measures tests on an open model, whose cache it takes over.
+    """Measures tests on an open model and overwrites the model's cache.
 
-    The cache is filled to a depth once, densely. Every repetition goes back to it, so that no test reads what the
-    cheap steps of another one wrote.
+    The cache is filled dense to each depth once. Every repetition starts from that state, so that no test reads entries
+    that cheap steps of another test wrote.
 
     Args:
-        model: what is measured.
-        read_gb_per_second: the memory's read bandwidth (bandwidth.py); None where it is not known.
+        model: the model to measure.
+        read_gb_per_second: the memory's read bandwidth in 10^9 bytes per second; None if it is not known.
     """
 
     def __init__(self, model: SolModel, read_gb_per_second: float | None = None) -> None:
@@ -282,12 +285,12 @@ class Bench:
         )
 
     def run(self, test: Case, repetitions: int, progress: ProgressCall = lambda description, done, total: None) -> Row:
-        """Measures one test. The cache holds `test.n_depth` tokens afterwards.
+        """Measures one test. Afterwards the cache holds `test.n_depth` tokens.
 
         Args:
-            test: one of a `plan`.
-            repetitions: timed runs, 1 or more, after an untimed one.
-            progress: called with the test's label, how many runs are done and how many there are.
+            test: a test of a `plan`.
+            repetitions: timed runs, 1 or more; an untimed run comes first.
+            progress: called with the test's label, runs done, and runs in total.
 
         Raises UsageError, NumericError, SolError.
         """
@@ -299,10 +302,10 @@ class Bench:
         repetitions: int,
         progress: ProgressCall = lambda description, done, total: None,
     ) -> list[Row]:
-        """Measures tests of one depth in turn, as `run` does one: a repetition of each, then the next.
+        """Measures tests of one depth in turn: one repetition of each test, then the next repetition of each.
 
-        What else happens on the machine then meets all of them alike, and ratios of samples of one repetition say more
-        than the figures themselves.
+        Other work on the machine then slows all tests alike. The ratio of two tests within one repetition is therefore
+        more reliable than their separate times. Arguments and errors are those of `run`.
         """
         if repetitions < 1:
             raise UsageError(f"--repetitions: got {repetitions}, expected 1 or more")
@@ -313,7 +316,7 @@ class Bench:
                 progress(test.label, done, repetitions + 1)
                 with self._at(test.n_depth):
                     sample = self._prompt(test) if test.n_prompt else self._generation(test)
-                if done:  # the first is the warm-up
+                if done:  # the first run is the warm-up
                     own.append(sample)
                 progress(test.label, done + 1, repetitions + 1)
         return [self._row(test, test_time, own) for test, own in zip(tests, samples, strict=True)]
@@ -336,9 +339,9 @@ class Bench:
 
     @contextmanager
     def _at(self, depth: int) -> Iterator[None]:
-        """The cache holds exactly the first `depth` tokens, densely; what is run inside is forgotten."""
+        """Fills the cache dense with exactly the first `depth` tokens, and drops later entries at the end."""
         engine = self._engine
-        if engine.owner is not self:  # another run filled the cache
+        if engine.owner is not self:  # someone else filled the cache
             engine.reset()
         engine.owner = self
         engine.truncate(min(depth, engine.length))
@@ -365,7 +368,7 @@ class Bench:
         sampler = Sampler(GenerationConfig(), self._model.bundle.config.model.vocab_size)
         history = self._tokens[: max(test.n_depth, 1)]
         taken: list[StepRecord] = []
-        # runs the last token again, for the distribution that the first token is taken from
+        # run the last token again: the first new token is chosen from its distribution
         decoder.prefill(history, reuse=True)
         engine.truncate(test.n_depth)
         start = time.perf_counter_ns()
@@ -378,7 +381,7 @@ class Bench:
         return _Sample(elapsed, read, controller.achieved, dict(decoder.actions))
 
     def _bytes_of(self, decoder: Decoder, step: StepRecord) -> float:
-        """Bytes that a decode step read, the policy's run included."""
+        """Bytes that a decode step read, including those of the policy."""
         read = self._bytes.step(step.action, step.context)
         if decoder.schedule.name == "sol":
             read += self._bytes.policy()
@@ -387,7 +390,10 @@ class Bench:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One repetition; what a prompt has nothing of is 0 or empty."""
+    """One repetition: time in ns, bytes read, achieved budget, decode steps by action tag.
+
+    A prompt has no decode steps; all its fields but the time are 0 or empty.
+    """
 
     ns: int
     bytes_read: float = 0.0
@@ -396,5 +402,5 @@ class _Sample:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample; 0 for a single value, as in llama-bench."""
+    """Standard deviation of a sample; 0 for one value, as in llama-bench."""
     return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,148 @@
+"""Tiny GGUF files for tests, made as llama.cpp's converter makes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from helpers.random_checkpoint import PRESETS, write_random_checkpoint
+from sol_rt.export.sources.decoder import family_of
+from sol_rt.export.sources.families import TensorNames
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
+
+
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k of Llama models."""
+    return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+class GgufFile:
+    """Writes a tiny checkpoint as llama.cpp's converter would."""
+
+    def __init__(self, path: Path, source: Path) -> None:
+        self.path, self.source = path, open_checkpoint(source)
+        self.config = self.source.config
+        self.family = family_of(self.config)
+        self.form = self.family.gguf
+        self.writer = gguf.GGUFWriter(str(path), self.form.architecture)
+
+    def metadata(self, rotary_dim: int, pre: str = "gpt-2") -> GgufFile:
+        w, config = self.writer, self.config
+        w.add_context_length(config["max_position_embeddings"])
+        w.add_embedding_length(config["hidden_size"])
+        w.add_block_count(config["num_hidden_layers"])
+        w.add_feed_forward_length(config["intermediate_size"])
+        w.add_head_count(config["num_attention_heads"])
+        w.add_head_count_kv(config["num_key_value_heads"])
+        w.add_rope_dimension_count(rotary_dim)
+        w.add_rope_freq_base(config["rope_theta"])
+        (w.add_layer_norm_eps if self.family.norm == "layer" else w.add_layer_norm_rms_eps)(1e-5)
+        w.add_license("apache-2.0")
+        tokenizer = json.loads((self.source.path / "tokenizer.json").read_text())
+        vocabulary = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        special = {t["content"] for t in tokenizer["added_tokens"]}
+        w.add_tokenizer_model("gpt2")
+        w.add_tokenizer_pre(pre)
+        w.add_token_list(tokens)
+        w.add_token_types([3 if token in special else 1 for token in tokens])
+        w.add_token_merges(
+            [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+        )
+        w.add_bos_token_id(0)
+        w.add_eos_token_id(2)
+        w.add_chat_template("{{ messages[0]['content'] }}")
+        return self
+
+    def tensors(self, kind: str | None = None, packed_qkv: bool = False, leave_out: tuple[str, ...] = ()) -> GgufFile:
+        heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
+        for name, module in self._pairs(self.family.names, self.form.names):
+            if module.rsplit(".", 1)[0] in leave_out:
+                continue
+            values = self.source.read(name)
+            part = module.split(".")[-2][-1]
+            if self.form.interleaves_qk and "attn_" in module and part in heads and "norm" not in module:
+                values = interleave(values, heads[part])
+            if packed_qkv and module.split(".")[-2] in ("attn_q", "attn_k", "attn_v"):
+                continue
+            self.add(module, values, kind)
+        if packed_qkv:
+            for i in range(self.config["num_hidden_layers"]):
+                for suffix in ("weight", "bias"):
+                    parts = [self.source.read(f"{m.format(i=i)}.{suffix}") for m in self.family.names.qkv]
+                    self.add(f"blk.{i}.attn_qkv.{suffix}", np.concatenate(parts), kind)
+        return self
+
+    def add(self, name: str, values: np.ndarray, kind: str | None = None) -> None:
+        if kind is None or values.ndim == 1:
+            self.writer.add_tensor(name, values)
+            return
+        quantized_type = gguf.GGMLQuantizationType[kind]
+        self.writer.add_tensor(name, gguf.quants.quantize(values, quantized_type), raw_dtype=quantized_type)
+
+    def _pairs(self, hf: TensorNames, own: TensorNames) -> list[tuple[str, str]]:
+        pairs = [(hf.embed, own.embed), (hf.final_norm, own.final_norm), (hf.head, own.head)]
+        for i in range(self.config["num_hidden_layers"]):
+            one = [hf.attn_norm, hf.mlp_norm, *hf.qkv, hf.o, *hf.up, hf.down]
+            other = [own.attn_norm, own.mlp_norm, *own.qkv, own.o, *own.up, own.down]
+            pairs += [(a.format(i=i), b.format(i=i)) for a, b in zip(one, other, strict=True) if a and b]
+        full = [(f"{a}.{kind}", f"{b}.{kind}") for a, b in pairs for kind in ("weight", "bias")]
+        return [pair for pair in full if pair[0] in self.source.names()]
+
+    def write(self) -> Path:
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+        return self.path
+
+
+# where a block of a type has float16 numbers, in bytes (ggml-common.h of llama.cpp)
+_FLOAT16_AT = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "MXFP4": (),
+}
+
+
+def random_rows(kind: str, rows: int, channels: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of any bits that the type allows, scales and minima finite: uint8 [rows, bytes a row]."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    data = rng.integers(0, 256, (rows, channels // block, size), np.uint8)
+    for place in _FLOAT16_AT[kind]:
+        numbers = rng.standard_normal(data.shape[:2]) * 10.0 ** rng.integers(-4, 3, data.shape[:2])
+        data[..., place : place + 2] = numbers.astype("<f2")[..., None].view(np.uint8)
+    if kind == "MXFP4":  # scales are powers of two, of 8 bits
+        data[..., 0] = rng.integers(110, 135, data.shape[:2])
+    return data.reshape(rows, -1)
+
+
+def write_mixed_file(path: Path, preset: str = "tiny-llama", embedding: str = "Q4_0") -> Path:
+    """Of a tiny checkpoint, Q4_0 but for what llama.cpp keeps at more than 4 bits in some layers of a Q4_K_M: here
+    Q8_0, in the first layer. `embedding` is the type of the embedding."""
+    source = write_random_checkpoint(path.with_suffix(".source"), PRESETS[preset])
+    file = GgufFile(path, source).metadata(16)
+    names, own = file.family.names, file.form.names
+    finer = {b.format(i=0): a.format(i=0) for a, b in ((names.qkv[-1], own.qkv[-1]), (names.down, own.down))}
+    file.tensors("Q4_0", leave_out=(*finer, own.embed))
+    file.add(f"{own.embed}.weight", file.source.read(f"{names.embed}.weight"), embedding)
+    for name, module in finer.items():
+        for kind in ("weight", "bias"):
+            if f"{module}.{kind}" in file.source.names():
+                file.add(f"{name}.{kind}", file.source.read(f"{module}.{kind}"), "Q8_0")
+    return file.write()

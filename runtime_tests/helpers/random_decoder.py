@@ -1,0 +1,253 @@
+"""A decoder of random weights as a bundle, made without the exporter, and its whole forward pass in NumPy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers import reference
+from helpers.reference import Array, Nested
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
+from sol_rt.bundle.config import (
+    ALIGNMENT,
+    CONFIG_NAME,
+    ActionEntry,
+    FileEntry,
+    KvLayout,
+    SolConfig,
+    TensorEntry,
+    Variant,
+)
+from sol_rt.export.graphs.graph import LayerShapes, active_counts, build_graph, weight_bytes
+from sol_rt.export.sources.decoder import Decoder, from_hf_config
+
+WEIGHTS = "weights.bin"
+MIXED_LAYERS = LayerBits(8, 4, 4, 6), LayerBits(4, 6, 8, 4)
+"""Of MIXED bits, in turn."""
+FLOAT16 = KvLayout()
+_COMMON = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 90,
+    "max_position_embeddings": 256,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False, "num_key_value_heads": 1},
+    "phi3": {"architectures": ["Phi3ForCausalLM"], "tie_word_embeddings": False, "num_key_value_heads": 4},
+    "phi": {"architectures": ["PhiForCausalLM"], "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+}
+
+
+def hf_config(family: str) -> dict[str, Any]:
+    """config.json of a tiny decoder of the family."""
+    return {**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **CONFIGS[family]}
+
+
+def describe(family: str) -> Decoder:
+    """A tiny decoder of the family."""
+    return from_hf_config(hf_config(family))
+
+
+@dataclass
+class RandomDecoder:
+    """Random nested matrices and float32 vectors by the blob's names."""
+
+    decoder: Decoder
+    matrices: dict[str, Nested] = field(default_factory=dict)
+    vectors: dict[str, Array] = field(default_factory=dict)
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
+    kv: KvLayout = FLOAT16
+    lm_head_bits: Mapping[int, int] = field(default_factory=dict)
+    """By the bits of a graph, where it reads others of the LM head."""
+
+    @classmethod
+    def write(
+        cls,
+        decoder: Decoder,
+        folder: Path,
+        seed: int = 0,
+        kv: KvLayout = FLOAT16,
+        lm_head_bits: Mapping[int, int] | None = None,
+    ) -> RandomDecoder:
+        """Makes the weights and writes the blob into `folder`."""
+        self, rng = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}), np.random.default_rng(seed)
+        hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
+
+        def vector(name: str, size: int, middle: float = 0.0) -> None:
+            self.vectors[name] = (middle + 0.2 * rng.standard_normal(size)).astype(np.float32)
+
+        def matrix(name: str, k: int, n: int, bias: bool = False) -> None:
+            self.matrices[name] = Nested.random(rng, k, n)
+            if bias:
+                vector(f"{name}.bias", n)
+
+        matrix("embed", hidden, decoder.vocab_size)
+        if not decoder.tied:
+            matrix("head", hidden, decoder.vocab_size, decoder.head_bias)
+        norms = ["final_norm"]
+        for layer in range(decoder.num_layers):
+            at = f"layers.{layer}"
+            norms += [f"{at}.attn_norm"] if decoder.shared_norm else [f"{at}.attn_norm", f"{at}.mlp_norm"]
+            matrix(f"{at}.qkv", hidden, decoder.qkv_size, decoder.qkv_bias)
+            matrix(f"{at}.o", attended, hidden, decoder.output_bias)
+            matrix(f"{at}.up", hidden, decoder.up_size, decoder.mlp_bias)
+            matrix(f"{at}.down", decoder.intermediate_size, hidden, decoder.mlp_bias)
+        for norm in norms:
+            vector(f"{norm}.weight", hidden, 1.0)
+            if decoder.norm == "layer":
+                vector(f"{norm}.bias", hidden)
+        angles = np.arange(decoder.max_context)[:, None] * 100.0 ** -np.linspace(0, 1, decoder.rotary_dim // 2)
+        self.vectors["rope.cos"], self.vectors["rope.sin"] = (
+            part.astype(np.float32) for part in (np.cos(angles), np.sin(angles))
+        )
+        self._write_blob(folder)
+        return self
+
+    def _write_blob(self, folder: Path) -> None:
+        with open(folder / WEIGHTS, "wb") as file:
+            for name, array in self._stored().items():
+                file.write(b"\0" * (-file.tell() % ALIGNMENT))
+                dtype, shape = str(array.dtype), array.shape
+                if name.startswith("layers.") and name.endswith(".base"):
+                    dtype, shape = "uint4", (shape[0], 2 * shape[1])
+                self.tensors[name] = TensorEntry(dtype, shape, file.tell(), array.nbytes)
+                file.write(array.tobytes())
+
+    def _stored(self) -> dict[str, Array]:
+        stored = dict(self.vectors)
+        for name, nested in self.matrices.items():
+            stored |= nested.tensors(name, channel_major=name.startswith("layers."))
+        return stored
+
+    def variant(self, channel_density: float, bits: int) -> Variant:
+        """The variant's entry as an export would make it."""
+        decoder = self.decoder
+        shapes = LayerShapes.of(decoder)
+        active = active_counts(channel_density, shapes)
+        key = Action(1.0, channel_density, bits).variant
+        lm_head_bits = self.lm_head_bits.get(bits, 6 if bits == MIXED else bits)
+        channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
+        counts = [_spread(count, most, decoder.num_layers) for count, most in zip(active, channels, strict=True)]
+        layers = tuple(MIXED_LAYERS[layer % 2] for layer in range(decoder.num_layers)) if bits == MIXED else None
+        draft = Variant(key, f"model.{bits_tag(bits)}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers)
+        return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
+
+    def write_graph(self, folder: Path, channel_density: float, bits: int) -> Path:
+        """Writes the graph that runs the variant beside the blob; returns its path."""
+        variant = self.variant(channel_density, bits)
+        model = build_graph(self.decoder, variant.precision, self.tensors, WEIGHTS, self.kv)
+        path = folder / variant.file
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    def write_bundle(self, folder: Path, variants: Iterable[tuple[float, int]]) -> Path:
+        """Completes `folder`, which holds the blob, to a bundle of (channel_density, bits) variants, no tokenizer."""
+        decoder, made = self.decoder, [self.variant(channel_density, bits) for channel_density, bits in variants]
+        names = [self.write_graph(folder, variant.channel_density, variant.bits).name for variant in made]
+        config = SolConfig(
+            generator="sol_rt test",
+            model=decoder.dims(
+                name="random",
+                architecture=decoder.family,
+                source="random",
+                license="none",
+                bos_token_id=None,
+                eos_token_ids=(),
+            ),
+            kv=self.kv,
+            dense=Action(1.0, made[0].channel_density, made[0].bits),
+            variants={variant.key: variant for variant in made},
+            actions=tuple(ActionEntry(Action(1.0, variant.channel_density, variant.bits), None) for variant in made),
+            policy=None,
+            weights_file=WEIGHTS,
+            tensors=self.tensors,
+            files={name: _file_entry(folder / name) for name in (WEIGHTS, *names)},
+        )
+        (folder / CONFIG_NAME).write_text(json.dumps(config.to_json_dict()), encoding="utf-8")
+        return folder
+
+    def logits(self, tokens: list[int], channel_density: float, bits: int) -> tuple[Array, Array]:
+        """Dense attention over `tokens` from an empty cache: float64 logits [S, vocab], hidden states [S, hidden]."""
+        decoder, variant = self.decoder, self.variant(channel_density, bits)
+        x = reference.nested_gather(np.array([tokens]), self.matrices["embed"], 8)
+        for layer in range(decoder.num_layers):
+            at = f"layers.{layer}"
+            normed = self._norm(f"{at}.attn_norm", x)
+            attention = self._attention(layer, normed, variant)
+            if not decoder.parallel_residual:
+                x = x + attention
+                x = x + self._mlp(layer, self._norm(f"{at}.mlp_norm", x), variant)
+                continue
+            if not decoder.shared_norm:
+                normed = self._norm(f"{at}.mlp_norm", x)
+            x = x + attention + self._mlp(layer, normed, variant)
+        hidden = self._norm("final_norm", x)[0]
+        return self._matmul(hidden, "embed" if decoder.tied else "head", variant.lm_head_bits), hidden
+
+    def _matmul(self, x: Array, name: str, bits: int) -> Array:
+        product = reference.nested_matmul(x, self.matrices[name], bits)
+        return product + self.vectors.get(f"{name}.bias", 0.0)
+
+    def _norm(self, name: str, x: Array) -> Array:
+        if self.decoder.norm == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.decoder.norm_eps)
+        return x * self.vectors[f"{name}.weight"] + self.vectors.get(f"{name}.bias", 0.0)
+
+    def _attention(self, layer: int, x: Array, variant: Variant) -> Array:
+        decoder, at, layer_bits = self.decoder, f"layers.{layer}", variant.precision.layer(layer)
+        shape = (1, decoder.num_kv_heads, decoder.max_context, decoder.head_dim)
+        rows = np.zeros(shape, self.kv.dtype)
+        codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)
+        scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
+        y, *_ = reference.sparse_attention(
+            self._matmul(reference.largest(x, variant.active_qkv[layer]), f"{at}.qkv", layer_bits.qkv),
+            (rows, rows, *codes, *scales),
+            0,
+            0,
+            self.vectors["rope.cos"],
+            self.vectors["rope.sin"],
+            heads=decoder.num_heads,
+            kv_heads=decoder.num_kv_heads,
+            sinks=4,
+            scale=decoder.softmax_scale,
+        )
+        return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", layer_bits.o)
+
+    def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:
+        at = f"layers.{layer}"
+        return reference.pruned_mlp(
+            x,
+            self.matrices[f"{at}.up"],
+            self.matrices[f"{at}.down"],
+            variant.precision.layer(layer)[2:],
+            gated=self.decoder.gated,
+            act=self.decoder.activation,
+            active_up=variant.active_up[layer],
+            active_down=variant.active_down[layer],
+            up_bias=self.vectors.get(f"{at}.up.bias", 0.0),
+            down_bias=self.vectors.get(f"{at}.down.bias", 0.0),
+        )
+
+
+def _spread(count: int, channels: int, layers: int) -> tuple[int, ...]:
+    """One count a layer, each another, around `count` where it is below `most`."""
+    if count == channels:
+        return (count,) * layers
+    return tuple(min(max(count + 5 * (-1) ** layer, 1), channels) for layer in range(layers))
+
+
+def _file_entry(path: Path) -> FileEntry:
+    content = path.read_bytes()
+    return FileEntry(len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,115 @@
+"""A complete bundle of random weights, written without the exporter: two layers, 90 words, a policy if wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import tokenizers
+
+from helpers.random_decoder import WEIGHTS, RandomDecoder, describe
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import (
+    CONFIG_NAME,
+    ActionEntry,
+    FileEntry,
+    KvLayout,
+    PolicySpec,
+    SolConfig,
+)
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
+from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
+from sol_rt.export.sources.decoder import Decoder
+
+END = 2
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def write_bundle(
+    folder: Path,
+    family: str = "llama",
+    *,
+    decoder: Decoder | None = None,
+    channel_densities: tuple[float, ...] = (1.0, 0.5),
+    bits: tuple[int, ...] = (8, 6, 4),
+    kv_densities: tuple[float, ...] = (1.0, 0.3),
+    policy: bool = False,
+    kv: str = "float16",
+    dense_layers: tuple[int, ...] = (),
+    lm_head_bits: Mapping[int, int] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    decoder = decoder or describe(family)
+    layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
+    weights = RandomDecoder.write(decoder, folder, seed, layout, lm_head_bits)
+    variants = {}
+    for channel_density in channel_densities:
+        for level in bits:
+            variant = weights.variant(channel_density, level)
+            weights.write_graph(folder, channel_density, level)
+            variants[variant.key] = variant
+    actions = tuple(
+        Action(kv_density, channel_density, level)
+        for kv_density in kv_densities
+        for channel_density in channel_densities
+        for level in bits
+    )
+    _write_text_files(folder)
+    spec = _write_policy(folder, weights, actions, seed) if policy else None
+    config = SolConfig(
+        generator="tests",
+        model=decoder.dims(
+            name="tiny",
+            architecture=family,
+            source="random",
+            license="none",
+            bos_token_id=None,
+            eos_token_ids=(END,),
+        ),
+        kv=weights.kv,
+        dense=Action(1.0, 1.0, max(bits)),
+        variants=variants,
+        actions=tuple(ActionEntry(action, None) for action in actions),
+        policy=spec,
+        weights_file=WEIGHTS,
+        tensors=weights.tensors,
+        files={},
+    )
+    seal(folder, config)
+    return folder
+
+
+def seal(folder: Path, config: SolConfig) -> None:
+    """Writes `sol_config.json` with the sizes and hashes that the files have now."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != CONFIG_NAME:
+            content = path.read_bytes()
+            files[path.name] = FileEntry(len(content), hashlib.sha256(content).hexdigest())
+    document = replace(config, files=files).to_json_dict()
+    (folder / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _write_text_files(folder: Path) -> None:
+    words = [f"w{index}" for index in range(86)] + ["user", "assistant", "system", "<unk>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def _write_policy(folder: Path, weights: RandomDecoder, actions: tuple[Action, ...], seed: int) -> PolicySpec:
+    sizes = {"width": 8, "heads": 2, "scalar_size": 4, "action_size": 4}
+    shape = PolicyShape(weights.decoder.hidden_size, len(KNOWN_SCALARS), len(actions), **sizes)
+    model = build_policy(shape, random_policy_parameters(seed, shape), weights.tensors, WEIGHTS)
+    (folder / "policy.onnx").write_bytes(model.SerializeToString())
+    return PolicySpec("policy.onnx", shape.horizon, KNOWN_SCALARS, actions, shape.state_shape, "untrained")

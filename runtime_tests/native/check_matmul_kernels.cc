@@ -1,0 +1,204 @@
+// Checks the arithmetic of products with nested matrices against scalar references without ONNX Runtime, so that it also runs where there is
+// none: an emulated Arm. Prints the SIMD target; exits with 1 and one line where a result is off.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "cpu/matmul/matmul_kernels.h"
+#include "cpu/simd/target.h"
+
+namespace {
+
+using sol::kBlock;
+using sol::kTile;
+std::mt19937 g_random(1);
+
+int Uniform(int most) { return static_cast<int>(g_random() % static_cast<unsigned>(most + 1)); }
+
+// A random matrix in both layouts, with its scales as powers of two.
+struct Matrix {
+  size_t K, N;
+  std::vector<uint8_t> codes, block_major, channel_major, zero, plane1, plane2;
+  std::vector<uint16_t> scale_bits;
+  std::vector<float> scale;
+
+  Matrix(size_t K, size_t N)
+      : K(K), N(N), codes(K * N), block_major(K * N / 2), channel_major(K * N / 2), zero(K / kBlock * N),
+        plane1(K * N / 4), plane2(K * N / 4), scale_bits(K / kBlock * N), scale(K / kBlock * N) {
+    for (size_t i = 0; i < scale.size(); ++i) {
+      const int exponent = Uniform(4);
+      scale[i] = std::ldexp(1.0f, -exponent);
+      scale_bits[i] = static_cast<uint16_t>((15 - exponent) << 10);
+      zero[i] = static_cast<uint8_t>(Uniform(255));
+    }
+    for (size_t k = 0; k < K; ++k) {
+      for (size_t n = 0; n < N; ++n) {
+        const int code = Uniform(255);
+        codes[k * N + n] = static_cast<uint8_t>(code);
+        const size_t block = k / kBlock * N + n, c = k % kBlock;
+        block_major[block * 16 + c / 2] |= static_cast<uint8_t>((code >> 4) << (c % 2 * 4));
+        channel_major[k * (N / 2) + n / 2] |= static_cast<uint8_t>((code >> 4) << (n % 2 * 4));
+        plane1[block * 8 + c / 4] |= static_cast<uint8_t>((code >> 2 & 3) << (c % 4 * 2));
+        plane2[block * 8 + c / 4] |= static_cast<uint8_t>((code & 3) << (c % 4 * 2));
+      }
+    }
+  }
+
+  sol::Nested View(bool channel, int bits) const {
+    sol::Nested w;
+    w.base = channel ? channel_major.data() : block_major.data();
+    w.scale = scale_bits.data();
+    w.zero = zero.data();
+    if (bits > 4) w.plane1 = plane1.data();
+    if (bits > 6) w.plane2 = plane2.data();
+    w.K = K;
+    w.N = N;
+    w.bits = bits;
+    return w;
+  }
+
+  // From the quantized activations of one token, exactly.
+  double Product(const int* x, const float* step, size_t n, int bits, float center) const {
+    double sum = 0;
+    for (size_t k = 0; k < K; ++k) {
+      const size_t block = k / kBlock * N + n;
+      const int code = codes[k * N + n] & (bits == 4 ? 0xF0 : bits == 6 ? 0xFC : 0xFF);
+      sum += static_cast<double>(step[k / kBlock]) * scale[block] * (code - zero[block] - center) * x[k];
+    }
+    return sum;
+  }
+};
+
+void Expect(bool good, const char* what, size_t K, size_t N, int bits) {
+  if (good) return;
+  std::printf("%s is wrong for K = %zu, N = %zu, %d bits\n", what, K, N, bits);
+  std::exit(1);
+}
+
+void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
+  const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
+  const Matrix matrix(K, N);
+  std::vector<float> x(tokens * K);
+  std::normal_distribution<float> normal;
+  for (float& value : x) value = Uniform(3) == 0 ? 0.0f : normal(g_random);
+
+  const size_t halves = sol::HalvesAt(bits), size = tokens * halves * K;
+  std::vector<int8_t> natural(size), even_odd(size), phased(size);
+  std::vector<float> step(tokens * K / kBlock), sum(tokens * K / kBlock);
+  const sol::Activations q = {halves, natural.data(), even_odd.data(), phased.data(), step.data(), sum.data()};
+  for (size_t t = 0; t < tokens; ++t) kernels.quantize(x.data() + t * K, K, t, q);
+  std::vector<int> whole(tokens * K);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const int8_t* code = &natural[i / K * halves * K + i % K];
+    whole[i] = halves == 1 ? code[0] : sol::kHalfStep * code[0] + code[K];
+    const float a = 16.0f * step[i / kBlock];
+    Expect(std::abs(whole[i] * a - x[i]) <= 0.501f * a + 1e-12f, "quantize", K, N, bits);
+    if (i % kBlock == 0) {
+      float largest = 0.0f;
+      for (size_t j = 0; j < kBlock; ++j) largest = std::max(largest, std::abs(x[i + j]));
+      Expect(std::abs(a * (halves == 1 ? 127.0f : 32258.0f) - largest) <= 1e-6f * largest, "step", K, N, bits);
+    }
+  }
+
+  std::vector<uint8_t> rows(K + sol::ActiveQuads::kSlack);
+  std::vector<int8_t> codes(halves * (K + sol::ActiveQuads::kSlack));
+  std::vector<uint32_t> begin(K / kBlock + 1);
+  const sol::ActiveQuads active = {rows.data(), codes.data(), begin.data()};
+  kernels.list_active(q, K, active);
+
+  const float center = matrix.View(false, bits).Center();
+  std::vector<double> expected(tokens * N);
+  double largest = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t n = 0; n < N; ++n) {
+      expected[t * N + n] = matrix.Product(whole.data() + t * K, step.data() + t * K / kBlock, n, bits, center);
+      largest = std::max(largest, std::abs(expected[t * N + n]));
+    }
+  }
+  const auto near = [&](float got, size_t i) { return std::abs(got - expected[i]) <= 1e-5 * largest + 1e-6; };
+
+  std::vector<float> y(N);
+  kernels.row_block_major(matrix.View(false, bits), q, 0, N, y.data());
+  for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_block_major", K, N, bits);
+  std::fill(y.begin(), y.end(), 0.0f);
+  kernels.row_channel_major(matrix.View(true, bits), q, active, 0, K / kBlock, 0, N, y.data());
+  for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_channel_major", K, N, bits);
+
+  alignas(64) static float sums[16 * kTile];
+  for (const bool channel : {false, true}) {
+    for (size_t n = 0; n < N; n += kTile) {
+      (channel ? kernels.tile_channel_major : kernels.tile_block_major)(matrix.View(channel, bits), q, 0, tokens, n, sums);
+      for (size_t t = 0; t < tokens; ++t) {
+        for (size_t i = n; i < std::min(N, n + kTile); ++i) {
+          Expect(near(sums[t * kTile + i - n], t * N + i), channel ? "tile_channel_major" : "tile_block_major", K, N, bits);
+        }
+      }
+    }
+  }
+}
+
+// One channel that is not finite leaves no output that is.
+void CheckSpoiled(float one, int bits) {
+  const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
+  constexpr size_t K = 96, N = 70;
+  const Matrix matrix(K, N);
+  std::vector<float> x(K, 1.0f), step(K / kBlock), sum(K / kBlock), y(N);
+  x[40] = one;
+  const size_t halves = sol::HalvesAt(bits);
+  std::vector<int8_t> natural(halves * K), even_odd(halves * K), phased(halves * K), codes(halves * (K + sol::ActiveQuads::kSlack));
+  std::vector<uint8_t> rows(K + sol::ActiveQuads::kSlack);
+  std::vector<uint32_t> begin(K / kBlock + 1);
+  const sol::Activations q = {halves, natural.data(), even_odd.data(), phased.data(), step.data(), sum.data()};
+  const sol::ActiveQuads active = {rows.data(), codes.data(), begin.data()};
+  kernels.quantize(x.data(), K, 0, q);
+  kernels.list_active(q, K, active);
+  const auto check = [&](const float* outputs, size_t count, const char* what) {
+    for (size_t n = 0; n < count; ++n) Expect(!std::isfinite(outputs[n]), what, K, N, bits);
+  };
+  kernels.row_block_major(matrix.View(false, bits), q, 0, N, y.data());
+  check(y.data(), N, "row_block_major of what is not finite");
+  std::fill(y.begin(), y.end(), 0.0f);
+  kernels.row_channel_major(matrix.View(true, bits), q, active, 0, K / kBlock, 0, N, y.data());
+  check(y.data(), N, "row_channel_major of what is not finite");
+  alignas(64) float sums[kTile];
+  kernels.tile_block_major(matrix.View(false, bits), q, 0, 1, 0, sums);
+  check(sums, kTile, "tile_block_major of what is not finite");
+  kernels.tile_channel_major(matrix.View(true, bits), q, 0, 1, 0, sums);
+  check(sums, kTile, "tile_channel_major of what is not finite");
+}
+
+void CheckKeepLargest(size_t n, size_t count) {
+  std::vector<float> x(n), before;
+  for (float& value : x) value = static_cast<float>(Uniform(40) - 20);
+  before = x;
+  sol::BestMatMulKernels().keep_largest(x.data(), n, count);
+  std::vector<size_t> order(n);
+  for (size_t i = 0; i < n; ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return std::abs(before[a]) > std::abs(before[b]); });
+  for (size_t i = 0; i < n; ++i) {
+    const float expected = i < count ? before[order[i]] : 0.0f;
+    Expect(x[order[i]] == expected, "keep_largest", n, count, 0);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::printf("%s\n", sol::BestTargetName());
+  for (const int bits : {4, 6, 8}) {
+    CheckProducts(32, 2, bits, 1);
+    CheckProducts(96, 64, bits, 5);
+    CheckProducts(64, 202, bits, 9);
+    CheckProducts(160, 390, bits, 4);
+    for (const float one : {NAN, INFINITY, -INFINITY}) CheckSpoiled(one, bits);
+  }
+  for (const size_t n : {1, 31, 96, 333}) {
+    for (const size_t count : {size_t{1}, n / 3 + 1, n}) CheckKeepLargest(n, count);
+  }
+  return 0;
+}

@@ -1,0 +1,102 @@
+"""The documentation's form: links that lead somewhere, lines that fit a window, an index that has every page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+PROSE_COLUMNS = 160
+
+_LINK = re.compile(r"\]\(([^()\s]+)\)")
+_IMAGE = re.compile(r"<img[^>]*\bsrc=\"([^\"]+)\"")
+_FENCE = re.compile(r"\s*(```|~~~)")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def text_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines outside fenced code, with their numbers."""
+    fenced = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if _FENCE.match(line):
+            fenced = not fenced
+        elif not fenced:
+            yield number, line
+
+
+def long_lines(text: str, columns: int) -> list[str]:
+    """Prose lines over `columns`; tables are no prose."""
+    found = ((number, line) for number, line in text_lines(text) if not line.lstrip().startswith("|"))
+    return [f"line {number}: {len(line)} columns: {line[:60]}…" for number, line in found if len(line) > columns]
+
+
+def anchors(text: str) -> set[str]:
+    """Names of the headings, as GitHub makes them; a repeated heading gets -1, -2, …"""
+    found: set[str] = set()
+    for _, line in text_lines(text):
+        if heading := re.match(r"#{1,6}\s+(.*?)\s*$", line):
+            plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).lower()
+            name = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+            count = 0
+            while (unique := f"{name}-{count}" if count else name) in found:
+                count += 1
+            found.add(unique)
+    return found
+
+
+def broken_links(page: Path, root: Path = ROOT) -> list[str]:
+    """Links and pictures of a page that lead out of the repository, to no file, or to no heading."""
+    broken = []
+    for number, line in text_lines(page.read_text(encoding="utf-8")):
+        for target in _LINK.findall(line) + _IMAGE.findall(line):
+            if re.match(r"[a-z]+:", target):
+                continue  # another site
+            where, _, anchor = unquote(target).partition("#")
+            file = (page.parent / where).resolve() if where else page
+            if not file.is_relative_to(root.resolve()) or not file.exists():
+                broken.append(f"line {number}: {target}: no such file")
+            elif anchor and file.suffix == ".md" and anchor not in anchors(file.read_text(encoding="utf-8")):
+                broken.append(f"line {number}: {target}: no such heading")
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+@pytest.mark.parametrize("page", DOCS, ids=_name)
+def test_prose_fits_160_columns(page: Path) -> None:
+    assert long_lines(page.read_text(encoding="utf-8"), PROSE_COLUMNS) == []
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/results"])
+def test_the_index_has_every_page(folder: str) -> None:
+    index = ROOT / folder / "README.md"
+    linked = {target.partition("#")[0] for target in _LINK.findall(index.read_text(encoding="utf-8"))}
+    assert {page.name for page in index.parent.glob("*.md")} - {"README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/results").glob("*.md")), ids=_name)
+def test_pages_with_figures_say_when_and_by_which_code(page: Path) -> None:
+    """A date and a commit."""
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"\b202\d-\d\d-\d\d\b|\b202\d\b|\d Nov\b", text)
+    assert re.search(r"`[0-9a-f]{7}`", text)
+
+
+def test_what_the_checks_find(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    lines = ["# One", "## One", "[file](page.md#one-1) [site](https://a.b/c)", "[gone](gone.md)", "[x](#two)"]
+    page.write_text("\n".join([*lines, "```", "[in code](gone.md)" + "x" * 200, "```", "y" * 161, "| " + "z" * 200]))
+    assert broken_links(page, tmp_path) == ["line 4: gone.md: no such file", "line 5: #two: no such heading"]
+    assert [line.partition(":")[0] for line in long_lines(page.read_text(), 160)] == ["line 9"]

@@ -1,0 +1,194 @@
+"""What both controllers share: the questions that a schedule asks, and the account of what the steps cost."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from sol_rt.budget.controller.spend_window import SpendWindow
+from sol_rt.budget.controller.step_costs import StepCosts, StepCostTable
+from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.bundle.actions import Action
+from sol_rt.errors import UsageError
+
+EPSILON = 1e-9
+"""Relative difference below which two costs count as equal."""
+
+
+AXIS_FLAGS = "--kv-density/--channel-density/--bits"
+
+
+@dataclass(frozen=True)
+class AxisTargets:
+    """Mean settings to hold on the three axes; an axis without a target stays at its full value.
+
+    Attributes:
+        kv_density: mean share of the old cached tokens that attention reads, 0 to 1.
+        channel_density: mean share of the layers' base-plane weights read, 0 to 1.
+        bits: mean weight bits.
+    """
+
+    kv_density: float | None = None
+    channel_density: float | None = None
+    bits: float | None = None
+
+    def any(self) -> bool:
+        """Whether any axis has a target."""
+        return any(getattr(self, field.name) is not None for field in fields(self))
+
+
+class Charge(NamedTuple):
+    """What the controller booked for one step: `cost` in the cost model's unit, the policy's run included; `relative`
+    is the same in dense steps.
+    """
+
+    cost: float
+    relative: float
+
+
+class BaseController(ABC):
+    """Tells a schedule which actions are allowed, and books what each step cost. A is the number of actions.
+
+    Subclasses: `Controller` holds a budget or a rate, `AxisController` holds axis targets.
+
+    Args:
+        actions: what schedules choose from, in the order of every [A] array here. The dense action is among them. An
+            action may come twice.
+        cost: the cost model.
+        policy_cost: cost of the policy's run that each step pays for, in the cost model's unit.
+
+    Attributes:
+        actions, cost: as given.
+        dense: the dense action.
+        axis_targets: what an `AxisController` holds; None in a `Controller`.
+        dense_only: whether only the dense action is allowed, at every step.
+        floored: whether, at some step so far, even the cheapest action cost more than was asked for.
+
+    Raises UsageError if the dense action is missing.
+    """
+
+    axis_targets: AxisTargets | None = None
+    dense_only = False
+    floored = False
+
+    def __init__(self, actions: Sequence[Action], cost: CostModel, policy_cost: float) -> None:
+        self.actions = tuple(actions)
+        self.cost = cost
+        self.dense = cost.dense_action
+        if self.dense not in self.actions:
+            raise UsageError(f"controller: the dense action {self.dense.tag} is not among the actions to choose from")
+        self._policy_cost = policy_cost
+        self._costs = StepCostTable(self.actions, cost, policy_cost)
+        self._indices = {action: index for index, action in enumerate(self.actions)}
+        self._settings = _axis_settings(self.actions, self.dense)
+        self._setting_sums = [0.0, 0.0, 0.0]
+        self._spend = SpendWindow()
+
+    # What a schedule asks before a step
+
+    def relative_costs(self, context: int) -> np.ndarray:
+        """Cost of each action in dense steps, the policy's run included: float64 [A]. The caller must not change it."""
+        return self._costs.at(context).relative
+
+    def floor(self, context: int) -> float:
+        """Cost of the cheapest action at this context in dense steps, the policy's run included."""
+        costs = self._costs.at(context)
+        return costs.low / costs.dense
+
+    @abstractmethod
+    def target(self, context: int) -> float:
+        """Cost in dense steps that this step should aim for, the policy's run included."""
+
+    @abstractmethod
+    def allowed(self, context: int) -> np.ndarray:
+        """Which actions keep the promise, bool [A]. If none does: those that miss it least, so at least one is."""
+
+    def allows(self, index: int, context: int) -> bool:
+        """`allowed(context)[index]`, but faster: as a rule that action is inside its window, and no other is looked
+        at.
+        """
+        return self._is_inside(index, context) or bool(self.allowed(context)[index])
+
+    @abstractmethod
+    def _is_inside(self, index: int, context: int) -> bool:
+        """Whether the spend is inside its window after this action."""
+
+    # What the loop reports after a step
+
+    def record(self, action: Action, context: int) -> Charge:
+        """Books one decode step; `context` is the number of tokens in the cache before it."""
+        costs = self._costs.at(context)
+        index = self._indices.get(action)
+        if index is None:  # a fixed action or a replayed one
+            cost = self.cost.step(action, context) + self._policy_cost
+            settings = _axis_settings((action,), self.dense)[0].tolist()
+        else:
+            cost = costs.costs.item(index)
+            settings = self._settings[index].tolist()
+        self._setting_sums = [total + setting for total, setting in zip(self._setting_sums, settings, strict=True)]
+        self._book(cost, settings, costs)
+        return Charge(cost, cost / costs.dense)
+
+    @abstractmethod
+    def _book(self, cost: float, settings: Sequence[float], costs: StepCosts) -> None:
+        """Adds a step to the windows. Args: its cost, its settings on the three axes, the costs at its context."""
+
+    # What the steps so far came to
+
+    @property
+    def achieved(self) -> float:
+        """Sum of all costs so far / sum of the dense costs of the same steps; 1.0 before the first step."""
+        return self._spend.spent / self._spend.full if self._spend.full else 1.0
+
+    @property
+    @abstractmethod
+    def requested(self) -> float | None:
+        """The budget that is held; None under axis targets."""
+
+    @property
+    @abstractmethod
+    def served_budget(self) -> float | None:
+        """The requested budget, or more where the cheapest action cost more; None under axis targets."""
+
+    @property
+    def axis_means(self) -> AxisTargets:
+        """Mean settings of the steps so far, in the units of AxisTargets."""
+        kv_density, channel_density, bits = (total / max(self.steps, 1) for total in self._setting_sums)
+        return AxisTargets(kv_density, channel_density, bits * self.dense.bits)
+
+    @property
+    def steps(self) -> int:
+        """Decode steps recorded."""
+        return self._spend.steps
+
+
+def check_request(budget: float, axis_targets: AxisTargets | None, tokens_per_second: float | None) -> None:
+    """Raises UsageError if the budget is out of range or more than one thing is asked for."""
+    if not (isinstance(budget, (int, float)) and math.isfinite(budget) and 0 <= budget <= 1):
+        raise UsageError(f"--budget: got {budget}, expected a share of the dense cost from 0 to 1")
+    wishes = [
+        name
+        for name, given in (
+            ("--budget", budget < 1.0),
+            (AXIS_FLAGS, axis_targets is not None and axis_targets.any()),
+            ("--tokens-per-second", tokens_per_second is not None),
+        )
+        if given
+    ]
+    if len(wishes) > 1:
+        raise UsageError(f"{' and '.join(wishes)} contradict each other: give one of them")
+
+
+def least(excess: np.ndarray) -> np.ndarray:
+    """Where `excess`, float64 [A], is smallest, bool [A]. If it is 0 anywhere, that is where it is 0."""
+    return np.asarray(excess <= excess.min() + EPSILON * max(1.0, float(excess.min())))
+
+
+def _axis_settings(actions: Sequence[Action], dense: Action) -> np.ndarray:
+    """[A, 3]: KV density, channel density and bits of each action as shares of the dense action's."""
+    return np.array([(a.kv_density, a.channel_density, a.bits / dense.bits) for a in actions], np.float64)

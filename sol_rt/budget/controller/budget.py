@@ -1,0 +1,125 @@
+"""The controller of a budget or a rate: turns it into limits and targets for single steps, in closed loop.
+
+Whatever a schedule prefers, the controller allows only actions after which the total spend is still close to what was
+asked for, so that |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the
+same arithmetic as pseudo-code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sol_rt.budget.controller.base import EPSILON, BaseController, check_request, least
+from sol_rt.budget.controller.step_costs import StepCosts
+from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.bundle.actions import Action
+from sol_rt.errors import UsageError
+
+HORIZON = 8
+"""Steps within which a deviation is to be made up."""
+
+
+class Controller(BaseController):
+    """Keeps the running spend of a generation at a budget, or at what a rate in tokens per second allows.
+
+    Args:
+        actions: what schedules choose from; the dense action is among them.
+        cost: the cost model.
+        budget: share of the dense cost to hold, 0 to 1. 1.0 means dense only, without the policy.
+        tokens_per_second: decode rate to hold with as little compression as possible. It needs a cost model in
+            milliseconds.
+        policy_cost: whether each step pays for a run of the policy.
+
+    Raises UsageError for values out of range, for a budget together with a rate, and for a rate without measured costs.
+    """
+
+    def __init__(
+        self,
+        actions: Sequence[Action],
+        cost: CostModel,
+        budget: float = 1.0,
+        *,
+        tokens_per_second: float | None = None,
+        policy_cost: bool = False,
+    ) -> None:
+        check_request(budget, None, tokens_per_second)
+        self._budget = float(budget)
+        self.dense_only = self._budget == 1.0 and tokens_per_second is None
+        super().__init__(actions, cost, cost.policy() if policy_cost and not self.dense_only else 0.0)
+        # what the rate leaves for a step, in milliseconds
+        self._step_limit = None if tokens_per_second is None else _milliseconds(tokens_per_second, cost)
+        self._served = 0.0
+
+    def target(self, context: int) -> float:
+        """Cost in dense steps that this step should aim for: its allowance, less a part of the deviation so far.
+
+        The deviation is made up within HORIZON steps. The target is never below the cheapest action or above the
+        dearest one.
+        """
+        costs = self._costs.at(context)
+        wanted = self._allowance(costs) - self._spend.deviation / HORIZON
+        return min(max(wanted, costs.low), costs.high) / costs.dense
+
+    def allowed(self, context: int) -> np.ndarray:
+        """Which actions keep the promise, bool [A]. If none does: those that miss it least."""
+        if self.dense_only:
+            return np.array([action == self.dense for action in self.actions], bool)
+        costs = self._costs.at(context)
+        allowance = self._allowance(costs)
+        if _is_below_floor(allowance, costs):
+            return np.asarray(costs.costs <= costs.low * (1 + EPSILON))
+        after = self._spend.deviation + costs.costs - allowance
+        excess = np.maximum(np.abs(after) - self._spend.half_width(costs.dense), 0.0)
+        return least(np.where(costs.useful, excess, np.inf))
+
+    def _is_inside(self, index: int, context: int) -> bool:
+        costs = self._costs.at(context)
+        allowance = self._allowance(costs)
+        if self.dense_only or not costs.useful[index] or _is_below_floor(allowance, costs):
+            return False
+        deviation = self._spend.deviation + costs.costs.item(index) - allowance
+        return abs(deviation) <= self._spend.half_width(costs.dense)
+
+    def _book(self, cost: float, settings: Sequence[float], costs: StepCosts) -> None:
+        allowance = self._allowance(costs)
+        self._spend.add(cost, allowance, costs.dense)
+        if self.dense_only:
+            self._served += allowance
+        else:
+            self._served += max(allowance, costs.low)
+            self.floored |= _is_below_floor(allowance, costs)
+
+    @property
+    def requested(self) -> float:
+        """The budget asked for. Under a rate: the budget that the rate came to so far, 1.0 before the first step."""
+        if self._step_limit is not None and self._spend.full:
+            return self._spend.allowed / self._spend.full
+        return self._budget
+
+    @property
+    def served_budget(self) -> float:
+        """The requested budget, but with the cheapest action's cost at steps where that is more than the allowance."""
+        return self._served / self._spend.full if self._spend.full else self.requested
+
+    def _allowance(self, costs: StepCosts) -> float:
+        """What a step may cost on average, in the cost model's unit."""
+        if self._step_limit is not None:
+            return min(costs.dense + self._policy_cost, self._step_limit)
+        return self._budget * costs.dense
+
+
+def _is_below_floor(allowance: float, costs: StepCosts) -> bool:
+    """Whether even the cheapest action costs more than the allowance."""
+    return allowance < costs.low * (1 - EPSILON)
+
+
+def _milliseconds(tokens_per_second: float, cost: CostModel) -> float:
+    """Milliseconds that a step may take. Raises UsageError for a bad rate or a cost model in bytes."""
+    if not (math.isfinite(tokens_per_second) and tokens_per_second > 0):
+        raise UsageError(f"--tokens-per-second: got {tokens_per_second}, expected a number over 0")
+    if cost.unit != "milliseconds":
+        raise UsageError("--tokens-per-second: no times measured on this device; run `sol-rt calibrate` first")
+    return 1000.0 / tokens_per_second

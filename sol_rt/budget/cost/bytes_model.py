@@ -1,0 +1,144 @@
+"""What a decode step costs: bytes read from memory, or milliseconds measured on this device.
+
+Both models are lines over what a step reads (docs/bundle.md section 4): fixed + per_token * tokens_read + per_page *
+pages_scored. The bytes model takes the three coefficients from the bundle, the calibrated one from a table that
+`sol-rt calibrate` measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sol_rt.bundle.actions import Action, hundredths
+from sol_rt.bundle.config import SolConfig
+
+
+class CostModel(Protocol):
+    """Cost of everything a decode loop does. `context` is the number of tokens in the cache before the step."""
+
+    unit: str
+    """"bytes" or "milliseconds"."""
+    name: str
+    """"bytes" or "calibrated"."""
+    note: str
+    """Why this model is used instead of a better one, in one line; empty where there is nothing to say."""
+    dense_action: Action
+
+    def step(self, action: Action, context: int) -> float:
+        """Cost of one decode step, without the policy."""
+
+    def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
+        """A function contexts, int64 [n] -> `step` of every action at each of them, float64 [n, A]."""
+
+    def dense(self, context: int) -> float:
+        """Cost of the dense step: what relative costs are relative to."""
+
+    def policy(self) -> float:
+        """Cost of one run of the policy; 0 where the bundle has none."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """cost = fixed + per_token * tokens_read + per_page * pages_scored. `error`: root mean square relative residual
+    of the fit.
+    """
+
+    fixed: float
+    per_token: float
+    per_page: float
+    error: float = 0.0
+
+    def at(self, tokens_read: float, pages_scored: float) -> float:
+        return self.fixed + self.per_token * tokens_read + self.per_page * pages_scored
+
+
+def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float]:
+    """(tokens_read, pages_scored): cache entries, and pages whose codes a decode step reads, the mean over layers."""
+    kv, layers = config.kv, config.model.num_layers
+    old_pages = -(-(context + 1) // kv.page_size) - 1
+    pages = action.pages(context, kv.page_size)
+    if pages >= old_pages:
+        return context + 1, 0
+    sparse, dense = layers - len(kv.dense_layers), len(kv.dense_layers)
+    tokens = min(context + 1, kv.page_size * (pages + 1) + kv.sinks)
+    return (sparse * tokens + dense * (context + 1)) / layers, sparse * old_pages / layers
+
+
+class LineCost:
+    """A cost model whose actions are lines."""
+
+    unit: str
+    name: str
+
+    def __init__(self, config: SolConfig, line: Callable[[Action], Line], note: str) -> None:
+        self.dense_action = config.dense
+        self.note = note
+        self._config = config
+        self._line = line
+        self._dense_line = line(config.dense)
+
+    def step(self, action: Action, context: int) -> float:
+        return self._line(action).at(*reads(action, context, self._config))
+
+    def dense(self, context: int) -> float:
+        return self._dense_line.at(context + 1, 0)
+
+    def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
+        lines = [self._line(action) for action in actions]
+        fixed = np.array([line.fixed for line in lines], np.float64)
+        per_token = np.array([line.per_token for line in lines], np.float64)
+        per_page = np.array([line.per_page for line in lines], np.float64)
+        kept = np.array([hundredths(action.kv_density) for action in actions], np.int64)
+        page, sinks, layers = self._config.kv.page_size, self._config.kv.sinks, self._config.model.num_layers
+        dense = len(self._config.kv.dense_layers) / layers
+
+        def costs(contexts: np.ndarray) -> np.ndarray:
+            held = contexts[:, None] + 1
+            old_pages = -(-held // page) - 1
+            pages = -(-old_pages * kept // 100)
+            sparse = (pages < old_pages) * (1 - dense)
+            tokens = held + sparse * (np.minimum(held, page * (pages + 1) + sinks) - held)
+            return np.asarray(fixed + per_token * tokens + per_page * (sparse * old_pages))
+
+        return costs
+
+
+class BytesCost(LineCost):
+    """Bytes of weights and cache that a step reads: right wherever memory bandwidth is the limit, and the same on
+    every device.
+    """
+
+    unit = "bytes"
+    name = "bytes"
+
+    def __init__(self, config: SolConfig, note: str = "") -> None:
+        model = config.model
+        heads = model.num_layers * model.num_kv_heads
+        self._per_token = float(heads * config.kv.token_bytes(model.head_dim))
+        self._per_page = float(heads * config.kv.page_size * (model.head_dim // 2 + 4))  # codes and range of a token
+        self._variants = config.variants
+        self._policy = 0.0 if config.policy is None else float(config.files[config.policy.file].bytes)
+        super().__init__(config, self._bytes_line, note)
+
+    def _bytes_line(self, action: Action) -> Line:
+        return Line(float(self._variants[action.variant].weight_bytes), self._per_token, self._per_page)
+
+    def policy(self) -> float:
+        return self._policy
+
+
+class FunctionBodyBytes(BytesCost):
+    """Bytes that the graphs' function bodies read: they mask channels after reading them, and choosing tokens costs
+    what reading fewer spares, so that bits alone spare bytes.
+    """
+
+    def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
+        most = {
+            bits: max(v.channel_density for v in self._variants.values() if v.bits == bits)
+            for bits in {a.bits for a in actions}
+        }
+        return super().table([Action(1.0, most[action.bits], action.bits) for action in actions])

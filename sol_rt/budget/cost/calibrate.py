@@ -1,0 +1,184 @@
+"""Measures what decode steps cost on this device and fits the lines of the calibrated cost model.
+
+Actions take turns, so that a machine that slows down or speeds up does so for all of them, and so that a step pays
+for the switch from another variant as it does in generation. Of the repeats the lower quartile counts: what else runs
+on the machine only ever adds time. One line is fitted a variant, over all KV densities and contexts: a density
+differs by what it reads, which the line's terms are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sol_rt.budget.cost.bytes_model import Line, reads
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string
+from sol_rt.budget.cost.line_fit import fit_line
+from sol_rt.budget.policy import PolicySession
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
+from sol_rt.errors import UsageError
+
+_WARM_UP = 2
+_LEAST = 5  # repeats, however long they take
+_FILL_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One action's step with `context` tokens in the cache before it.
+
+    Attributes:
+        milliseconds: lower quartile of what was measured.
+        modelled: what the fitted line says.
+    """
+
+    action: Action
+    context: int
+    milliseconds: float
+    modelled: float
+
+    @property
+    def error(self) -> float:
+        """Of the model, relative to what was measured."""
+        return self.modelled / self.milliseconds - 1
+
+    def as_json(self) -> dict[str, Any]:
+        return {"tag": self.action.tag, "context": self.context, "ms": self.milliseconds, "model_ms": self.modelled}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The fitted table and the timings behind it."""
+
+    table: CalibrationTable
+    rows: list[Timing]
+
+
+def measure(
+    engine: Engine,
+    bundle: Bundle,
+    contexts: Sequence[int],
+    repeats: int,
+    progress: Callable[[str, float, float], None],
+    *,
+    seconds: float = math.inf,
+) -> Calibration:
+    """Times every variant at every KV density of the bundle's actions.
+
+    Args:
+        engine: an engine of the bundle; its cache is overwritten.
+        bundle: what is measured.
+        contexts: context lengths in tokens; those beyond the model's context are left out.
+        repeats: timed steps of each action at each context.
+        progress: called with a step's name, how much is done and how much there is.
+        seconds: how long to take, about: then there are fewer repeats, no less than _LEAST, and lengths that would take
+            more than _FILL_SHARE of it to fill the cache to are left out.
+
+    Raises:
+        UsageError: no context length is usable.
+    """
+    config = bundle.config
+    room = config.model.max_context - 1
+    lengths = sorted({length for length in contexts if 1 <= length <= room})
+    if not lengths:
+        raise UsageError(f"calibrate: got contexts {list(contexts)}, expected lengths from 1 to {room}")
+    kv_densities = sorted({1.0} | {entry.action.kv_density for entry in config.actions}, reverse=True)
+    actions = [
+        Action(kv_density, variant.channel_density, variant.bits)
+        for variant in config.variants.values()
+        for kv_density in kv_densities
+    ]
+
+    # Any tokens do: what a step costs does not depend on them.
+    tokens = np.arange(lengths[-1], dtype=np.int64) % config.model.vocab_size
+    engine.reset()
+    engine.load(config.variants)
+    begin = time.perf_counter()
+    measured: dict[tuple[Action, int], float] = {}
+    order = np.random.default_rng(0)
+    per_token = 0.0  # seconds to fill the cache, of the stretch before
+    for number, length in enumerate(lengths):
+        more = tokens[engine.length : length]
+        if len(more) * per_token > _FILL_SHARE * seconds:
+            break
+        progress(f"filling the cache to {length}", number, len(lengths))
+        start = time.perf_counter()
+        engine.forward(more, config.dense)
+        per_token = (time.perf_counter() - start) / len(more)
+        until = time.perf_counter() + (begin + seconds - time.perf_counter()) / (len(lengths) - number)
+        times: dict[Action, list[float]] = {action: [] for action in actions}
+        for repeat in range(repeats + _WARM_UP):
+            if repeat >= _LEAST + _WARM_UP and time.perf_counter() > until:
+                break
+            # in another order each time, so that no action always follows one of its own graph
+            for index in order.permutation(len(actions)):
+                elapsed = _timed(engine, length, [1], actions[index])
+                if repeat >= _WARM_UP:
+                    times[actions[index]].append(elapsed)
+            progress(f"timing at {length}", number + (repeat + 1) / (repeats + _WARM_UP), len(lengths))
+        engine.truncate(length)
+        measured |= {(action, length): _typical(values) for action, values in times.items()}
+    progress("timing done", len(lengths), len(lengths))
+
+    lines: dict[str, dict[float, Line]] = {}
+    rows: list[Timing] = []
+    for variant in config.variants:
+        mine = [(action, length, ms) for (action, length), ms in measured.items() if action.variant == variant]
+        line = fit_line([(*reads(action, length, config), ms) for action, length, ms in mine])
+        lines[variant] = dict.fromkeys(kv_densities, line)
+        rows += [Timing(*row, line.at(*reads(row[0], row[1], config))) for row in mine]
+
+    device = device_string(*engine.machine)
+    table = CalibrationTable(
+        bundle=bundle.identity,
+        device=device,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        policy_ms=_policy(bundle, repeats, engine.native_ops),
+        lines=lines,
+    )
+    engine.reset()
+    return Calibration(table, rows)
+
+
+def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:
+    """Keeps the table where models of the same bundle, provider and threads look for it. Returns its path."""
+    path = calibration_path(bundle, *engine.machine)
+    table.save(path)
+    return path
+
+
+def _timed(engine: Engine, length: int, tokens: Sequence[int], action: Action) -> float:
+    """Milliseconds of one forward on top of `length` tokens."""
+    engine.truncate(length)
+    start = time.perf_counter()
+    engine.forward(tokens, action)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _typical(times: Sequence[float]) -> float:
+    return float(np.percentile(times, 25))
+
+
+def _policy(bundle: Bundle, repeats: int, native_ops: bool) -> float:
+    """Milliseconds of one decision; 0 where the bundle has no policy."""
+    spec = bundle.config.policy
+    if spec is None:
+        return 0.0
+    session = PolicySession(bundle, native_ops=native_ops)
+    hidden = np.zeros((1, bundle.config.model.hidden_size), np.float32)
+    scalars = dict.fromkeys(spec.scalars, 0.0)
+    times = []
+    for step in range(repeats + _WARM_UP):
+        start = time.perf_counter()
+        session.decide(hidden, 1, scalars, 0, step % spec.horizon)
+        times.append((time.perf_counter() - start) * 1e3)
+    return _typical(times[_WARM_UP:])

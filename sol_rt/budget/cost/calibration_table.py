@@ -1,0 +1,199 @@
+"""Device calibration: the table of measured milliseconds, its file, and the cost model that reads it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, LineCost
+from sol_rt.bundle.actions import Action, density, hundredths
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.hardware import processor_name
+from sol_rt.errors import SolError, UsageError
+from sol_rt.ops import library_path
+from sol_rt.store.home import calibration_dir
+
+CALIBRATION_FORMAT = "sol_rt.calibration"
+CALIBRATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """Milliseconds measured for one bundle on one device.
+
+    Attributes:
+        bundle: `Bundle.identity` of the bundle that was measured.
+        device: `device_string` of the device that was measured.
+        created: date and time, ISO 8601.
+        policy_ms: milliseconds of one run of the policy, 0 without one.
+        lines: variant key -> KV density -> line in milliseconds.
+    """
+
+    bundle: str
+    device: str
+    created: str
+    policy_ms: float
+    lines: dict[str, dict[float, Line]]
+
+    def to_json(self) -> str:
+        lines = {
+            key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
+        }
+        document = {"format": CALIBRATION_FORMAT, "format_version": CALIBRATION_VERSION, **asdict(self), "lines": lines}
+        return json.dumps(document, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CalibrationTable:
+        """Raises SolError in one line for anything but a table that this version writes."""
+        try:
+            raw = json.loads(text)
+            if raw["format"] != CALIBRATION_FORMAT or raw["format_version"] != CALIBRATION_VERSION:
+                raise ValueError(f"format {raw['format']!r} version {raw['format_version']!r}")
+            return cls(
+                bundle=str(raw["bundle"]),
+                device=str(raw["device"]),
+                created=str(raw["created"]),
+                policy_ms=_milliseconds(raw["policy_ms"]),
+                lines={
+                    str(key): {
+                        density("kv_density", float(kv_density)): _numbers(Line, line)
+                        for kv_density, line in row.items()
+                    }
+                    for key, row in raw["lines"].items()
+                },
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+            problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
+
+    def save(self, path: Path) -> None:
+        """Writes the file aside, then renames it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}")
+        aside.write_text(self.to_json(), encoding="utf-8")
+        aside.replace(path)
+
+
+def _milliseconds(value: Any) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{value!r} is not a finite number from 0")
+    return number
+
+
+def _numbers(kind: type[Any], raw: Mapping[str, Any]) -> Any:
+    names = [field.name for field in fields(kind)]
+    if set(raw) != set(names):
+        raise ValueError(f"keys {sorted(raw)} instead of {sorted(names)}")
+    return kind(**{name: _milliseconds(raw[name]) for name in names})
+
+
+class CalibratedCost(LineCost):
+    """Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that
+    was.
+    """
+
+    unit = "milliseconds"
+    name = "calibrated"
+
+    def __init__(self, config: SolConfig, table: CalibrationTable, note: str = "") -> None:
+        """Raises SolError where the table lacks a variant of the bundle or makes its dense step free."""
+        for key in config.variants:
+            if not table.lines.get(key):
+                raise SolError(f"calibration table: no variant {key}; run `sol-rt calibrate` again")
+        self.calibration = table
+        super().__init__(config, self._measured_line, note)
+        if not self.dense(0) > 0:
+            raise SolError("calibration table: the dense step takes no time; run `sol-rt calibrate` again")
+
+    def _measured_line(self, action: Action) -> Line:
+        row = self.calibration.lines[action.variant]
+        # a step that scores pages is another computation than one that reads all of them
+        alike = [kv_density for kv_density in row if (kv_density == 1.0) == (action.kv_density == 1.0)] or list(row)
+        asked = hundredths(action.kv_density)
+        return row[min(alike, key=lambda kv_density: (abs(hundredths(kv_density) - asked), kv_density))]
+
+    def policy(self) -> float:
+        return self.calibration.policy_ms
+
+
+def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> str:
+    """Names what a table's milliseconds hold for: GPU, processor, threads, provider, ONNX Runtime, kernels.
+
+    Native kernels are told by the library's hash and, on the CPU, their SIMD target.
+    """
+    import onnxruntime
+
+    library = library_path(provider) if native else None
+    kernels = "ONNX Runtime kernels" if library is None else _library_name(library, provider)
+    machine = f"{gpu}, {processor_name()}" if gpu else processor_name()
+    return f"{machine}, {threads} threads, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
+
+
+def _library_name(library: Path, provider: str) -> str:
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:12]
+    if provider != "cpu":
+        return f"native kernels {digest}"
+    target = ctypes.CDLL(str(library)).SolOpsTarget
+    target.restype = ctypes.c_char_p
+    return f"native kernels {digest} ({target().decode()})"
+
+
+def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:
+    """Where the table of this bundle folder and these settings lies, whether or not it exists."""
+    settings = f"{bundle.path.resolve()} {provider} {native}" + (f" {gpu}" if gpu else "")
+    digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in bundle.config.model.name)[:80] or "model"
+    return calibration_dir() / f"{name}-{provider}-{digest}-{threads}.json"
+
+
+def has_table(bundle: Bundle) -> bool:
+    """Whether any table was made for this very bundle, whatever the device."""
+    for path in calibration_dir().glob("*.json"):
+        try:
+            if CalibrationTable.from_json(path.read_text(encoding="utf-8")).bundle == bundle.identity:
+                return True
+        except (OSError, UnicodeDecodeError, SolError):
+            continue
+    return False
+
+
+def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "") -> CostModel:
+    """The calibrated model where a table of this very bundle and device exists, else the bytes model.
+
+    `gpu` is the name of the GPU that computes, empty on the CPU.
+    A table that is damaged, of another bundle, of another device or of another number of threads is not used; `note` of
+    the returned model says so.
+    """
+    path = calibration_path(bundle, provider, threads, native, gpu)
+    try:
+        table = CalibrationTable.from_json(path.read_text(encoding="utf-8"))
+        if table.bundle != bundle.identity:
+            raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
+        device = device_string(provider, threads, native, gpu)
+        if table.device != device:
+            raise SolError(
+                f"calibration table: made on {table.device!r}, this is {device!r}; run `sol-rt calibrate` again"
+            )
+        return CalibratedCost(bundle.config, table)
+    except FileNotFoundError:
+        others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
+        counts = sorted(other.stem.rpartition("-")[2] for other in others)
+        if counts:
+            wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
+            return BytesCost(bundle.config, f"{wanted}; costs are bytes")
+        # a processor's kernels spare what the bytes say; a GPU's may not
+        hint = f"not calibrated on {gpu}; costs are bytes: run `sol-rt calibrate --provider {provider}`" if gpu else ""
+        return BytesCost(bundle.config, hint)
+    except (OSError, UnicodeDecodeError) as error:
+        return BytesCost(bundle.config, f"{path}: {error}; costs are bytes")
+    except SolError as error:
+        return BytesCost(bundle.config, f"{path}: {error}; costs are bytes")

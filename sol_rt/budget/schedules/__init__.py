@@ -1,0 +1,16 @@
+"""Schedules: who picks the action of each decode step. One file for each schedule.
+
+May import: sol_rt.budget and what it may import.
+"""
+
+from sol_rt.budget.schedules.make import make_schedule
+from sol_rt.budget.schedules.schedule import (
+    NAMES,
+    PolicyInput,
+    Schedule,
+    default_schedule,
+    is_constant,
+    schedule_actions,
+)
+
+__all__ = ["NAMES", "PolicyInput", "Schedule", "default_schedule", "is_constant", "make_schedule", "schedule_actions"]

@@ -1,0 +1,50 @@
+"""`random`: draws actions so that their expected cost is the target."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sol_rt.budget.controller.base import BaseController
+from sol_rt.budget.schedules.schedule import PolicyInput
+from sol_rt.bundle.actions import Action
+
+
+class RandomSchedule:
+    """Draws actions with probability proportional to exp(-rate * cost), with the rate at which the expected cost is the
+    target. Under axis targets all allowed actions are equally likely.
+    """
+
+    name = "random"
+
+    def __init__(self, controller: BaseController, seed: int | None) -> None:
+        self._controller = controller
+        self._random = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def choose(self, step: PolicyInput) -> Action:
+        """A random one of the allowed actions."""
+        controller = self._controller
+        if controller.dense_only:
+            return controller.dense
+        candidates = np.flatnonzero(controller.allowed(step.context))
+        if controller.axis_targets is not None:
+            return controller.actions[int(self._random.choice(candidates))]
+        shares = tilted(controller.relative_costs(step.context)[candidates], controller.target(step.context))
+        return controller.actions[int(candidates[int(self._random.choice(len(candidates), p=shares))])]
+
+
+def tilted(costs: np.ndarray, target: float) -> np.ndarray:
+    """The distribution, float64 [A], of largest entropy whose expected cost is `target`.
+
+    If no distribution over `costs` [A] has that expectation, the nearest possible one. The rate is found by bisection.
+    """
+    low, high = -500.0, 500.0
+    for _ in range(40):
+        rate = (low + high) / 2
+        exponents = -rate * costs
+        shares = np.exp(exponents - exponents.max())
+        shares = shares / shares.sum()
+        if float(shares @ costs) > target:
+            low = rate
+        else:
+            high = rate
+    return np.asarray(shares)

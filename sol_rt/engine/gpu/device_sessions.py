@@ -1,0 +1,257 @@
+"""Sessions on a GPU, all of which read one copy of the weights, and the capture of their runs.
+
+A provider that captures records the commands of a run once and sends them again in every later run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.weights import SharedWeights
+from sol_rt.engine.gpu import logit_summary
+from sol_rt.engine.gpu.device_graph import Value, device_graph
+from sol_rt.engine.gpu.device_inputs import DeviceInputs
+from sol_rt.engine.gpu.device_memory import DeviceMemory
+from sol_rt.engine.gpu.device_weights import DeviceWeights
+from sol_rt.engine.kv_cache import KvCache
+from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature
+from sol_rt.errors import ProviderError
+
+if TYPE_CHECKING:
+    from sol_rt.engine.providers import Provider
+
+_CAPTURE_ERROR = 1e-5
+"""Of the largest number: by how much a captured run may differ from a plain one."""
+
+
+def _graph_options(number: int) -> ort.RunOptions:
+    """Options of a run that is captured as graph `number`, or repeats it; of -1 neither."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
+
+
+class Kind(NamedTuple):
+    """What a session is made for.
+
+    Attributes:
+        file: the graph file.
+        bits: width of its layers' widest matrices.
+        channels: int64 [4, L] as bytes, counts of channels that it keeps; empty where it reads them at every step.
+        kv_density: share of the old tokens that its steps attend; None where it reads how many at every step.
+        one_token: whether it takes one token and gives one row of logits.
+    """
+
+    file: str
+    bits: int
+    channels: bytes
+    kv_density: float | None
+    one_token: bool
+
+
+class DeviceGraphs:
+    """The sessions of a bundle on one GPU, made when first used.
+
+    Args:
+        bundle: the bundle.
+        provider: the GPU's provider.
+        memory: its memory.
+        stored: the weights file.
+        signature: what a graph's inputs and outputs are.
+        summary: rows and width of a summary of the logits that graphs of steps are to give.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        memory: DeviceMemory,
+        stored: SharedWeights,
+        signature: Signature,
+        summary: tuple[int, int] | None = None,
+    ) -> None:
+        self._bundle, self._provider, self._stored = bundle, provider, stored
+        self._signature, self._summary = signature, summary
+        self.weights = DeviceWeights(stored, memory)
+        self._memory = memory
+        self.captures = provider.can_capture
+        self._opened: dict[Kind, OpenGraph] = {}
+
+    @property
+    def captured(self) -> int:
+        """Sessions whose runs are captured."""
+        return sum(graph.captured for graph in self._opened.values())
+
+    def open(self, kind: Kind) -> OpenGraph:
+        """Raises BundleError, ProviderError."""
+        if kind not in self._opened:
+            self._opened[kind] = self._make(kind)
+        return self._opened[kind]
+
+    def open_plain(self, kind: Kind) -> OpenGraph:
+        """Replaces a session by one that captures nothing, which no later one shall then either."""
+        self.captures = False
+        del self._opened[kind]
+        return self.open(kind)
+
+    def _make(self, kind: Kind) -> OpenGraph:
+        self._stored.check(kind.file)
+        path = self._bundle.file(kind.file)
+        constants: dict[str, np.ndarray] = {}
+        if kind.channels:
+            counts = np.frombuffer(kind.channels, np.int64).reshape(len(CHANNEL_INPUTS), -1)
+            for name, count in zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True):
+                constants[name] = count
+        if kind.kv_density == 1.0:
+            constants["kv_pages"] = np.zeros(0, np.int64)
+        if kind.one_token:
+            constants["num_logits"] = np.ones(1, np.int64)
+        layers = dict.fromkeys(SPARSE_DIMS, self._bundle.config.model.num_layers)
+        graph = device_graph(
+            path,
+            inline=not self._provider.native,
+            bits=kind.bits,
+            kv=self._bundle.config.kv,
+            constants=constants,
+            dims=layers,
+            one_token=kind.one_token,
+            float32=self._provider.floats == "float32",
+            summary=self._summary if kind.one_token else None,
+            kv_density=1.0 if kind.kv_density is None else kind.kv_density,
+        )
+        self.weights.place(graph.values)
+        capture = self.captures and kind.one_token
+        try:
+            session = self._session(kind, graph.model, capture)
+        except ProviderError:
+            if not capture:
+                raise
+            # what the provider does not capture, another graph of the bundle will not let it either
+            capture = self.captures = False
+            session = self._session(kind, graph.model, capture)
+        ignored = {value.name for value in graph.values} | {logit_summary.PARTS, logit_summary.PLACES}
+        inputs, outputs = self._signature
+        inputs = {name: wanted for name, wanted in inputs.items() if name not in constants}
+        check_signature(path, session, (inputs, outputs), ignored=ignored)
+        opened = OpenGraph(kind.file, session, graph.values, self.weights, capture)
+        if capture and self._provider.name == "cuda":
+            weakref.finalize(opened, _let_go, session, self._memory)
+        return opened
+
+    def _session(self, kind: Kind, model: bytes, capture: bool) -> ort.InferenceSession:
+        options = self._provider.options()
+        return self._provider.session(self._bundle.file(kind.file), options, model, capture=capture)
+
+
+def _let_go(session: ort.InferenceSession, memory: DeviceMemory) -> None:
+    """Comes when a session that captures is used no more. On a GPU that is lost it is kept to the process' end, as
+    letting go of a captured graph would end the process there and then.
+    """
+    if memory.lost():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+class OpenGraph:
+    """A session on the GPU and its weights.
+
+    Attributes:
+        captured: whether the provider repeats a recorded run.
+        refused: whether that gave other numbers.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        session: ort.InferenceSession,
+        values: tuple[Value, ...],
+        weights: DeviceWeights,
+        capture: bool,
+    ) -> None:
+        self.file, self.session = file, session
+        self.captured = self.refused = False
+        self._tried_capacity = 0
+        self._uncaptured = _graph_options(-1) if capture else None
+        self._graph_number = 0
+        self._captured_options: ort.RunOptions | None = None  # graph 0 takes none, which spares time
+        self._values, self._weights = values, weights
+        mine = {value.name for value in values}
+        self._small = {node.name for node in session.get_inputs()} - mine
+        self._on_host = set()
+        if not capture:
+            places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+            self._on_host = {node.name for node, place in places if place.name.lower().startswith("cpu")}
+
+    def bound(self, cache: Iterable[tuple[str, str, ort.OrtValue]], inputs: DeviceInputs) -> ort.IOBinding:
+        """A binding of weights, cache and small inputs; those that the kernels want in main memory are bound there."""
+        binding = self.session.io_binding()
+        self._weights.bind(binding, self._values)
+        for past, present, value in cache:
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        for name in self._small.intersection(inputs.inputs):
+            source = inputs.host_inputs if name in self._on_host else inputs.inputs
+            binding.bind_ortvalue_input(name, source[name])
+        return binding
+
+    @property
+    def may_capture(self) -> bool:
+        """Whether the session was made for captured runs."""
+        return self._uncaptured is not None
+
+    def run(self, binding: ort.IOBinding) -> None:
+        """Runs once, captured where that was found to be right."""
+        plain = not self.captured and self._uncaptured is not None
+        self.session.run_with_iobinding(binding, self._uncaptured if plain else self._captured_options)
+
+    def try_capture(self, cache: KvCache, inputs: DeviceInputs) -> None:
+        """Finds out whether captured runs give what plain ones do, and has later runs captured if so.
+
+        A provider may record less than its kernels do: WebGPU leaves out copies between buffers, and sizes that a
+        kernel computes in main memory. So a warm-up, the run that is captured and repetitions with other lengths are
+        compared with plain runs, in a cache of which all layers share the buffers of one. What is right with a short
+        cache need not be with a long one: it is tried again where the capacity has doubled.
+        """
+        if self._uncaptured is None or cache.capacity < 2 * self._tried_capacity:
+            return
+        self._tried_capacity = cache.capacity
+        try:
+            right = self._captures_right(cache, inputs)
+        except Exception:  # ONNX Runtime's exceptions share no useful base; kernels that cannot be captured raise here
+            right = False
+        self.release_capture()
+        self.captured, self.refused = right, not right
+
+    def _captures_right(self, cache: KvCache, inputs: DeviceInputs) -> bool:
+        size = cache.capacity
+        lengths = (size // 2, size // 2 + 1, size // 2 + 2, size // 4, size - 1)
+        outcomes: list[dict[str, np.ndarray]] = []
+        # one after the other: what a plain run leaves in buffers, a repetition must not find there
+        for self.captured in (False, True):
+            binding = self.bound(cache.scratch_bindings(), inputs)
+            inputs.bind_results(binding)
+            for length in lengths:
+                inputs.pretend(length)
+                self.run(binding)
+                outcomes.append(inputs.all_results())
+        for name in outcomes[0]:
+            expected, got = np.split(np.array([outcome[name] for outcome in outcomes]), 2)
+            if not np.allclose(got, expected, 0, _CAPTURE_ERROR * np.abs(expected).max(), equal_nan=True):
+                return False
+        return True
+
+    def release_capture(self) -> None:
+        """Forgets the captured run, whose buffers are about to go."""
+        if not self.captured:
+            return
+        if "WebGpuExecutionProvider" in self.session.get_providers():
+            self.session.release_captured_graph(0)
+        else:  # CUDA keeps what it captured: the next one gets another number
+            self._graph_number += 1
+            self._captured_options = _graph_options(self._graph_number)

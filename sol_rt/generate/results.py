@@ -1,0 +1,130 @@
+"""What a generation and a scoring return: one `GeneratedToken` for each token, a `Generation` at the end, `Scores`.
+
+`Progress` is what the loop counts while it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sol_rt.bundle.actions import Action
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One generated token.
+
+    Attributes:
+        token: its id.
+        text: the text that became certain with it; the pieces of all tokens joined are the whole text.
+        action: the action that computed the distribution it was drawn from; dense for the first token, which the
+            prefill gives.
+        logprob: nats, under the raw distribution.
+        cost: what that decode step cost, the policy's run included, in the cost model's unit; 0 for the first token.
+        relative_cost: the same in dense steps.
+        achieved_budget: cost of all decode steps so far / their dense cost.
+        ms: milliseconds since the token before; for the first token, since the call.
+        finish_reason: None, or on the last token `stop` (end token or stop string) or `length`.
+    """
+
+    token: int
+    text: str
+    action: Action
+    logprob: float
+    cost: float
+    relative_cost: float
+    achieved_budget: float
+    ms: float
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation that has ended.
+
+    Attributes:
+        text: the generated text, without end token and stop string.
+        tokens: generated tokens, the end token included.
+        schedule: name of the schedule.
+        requested_budget: the budget asked for. Where an action, axis targets or a rate was asked for, the budget that
+            this came to.
+        achieved_budget: cost of all decode steps / their dense cost; 1.0 where there was none.
+        cost_model: `calibrated` (milliseconds) or `bytes`.
+        prompt_tokens_per_second: tokens that were prefilled / the seconds that took; 0 where all were cached.
+        tokens_per_second: decode steps / the seconds they took; 0 where there was none.
+        time_to_first_token_ms: milliseconds from the call to the first token.
+        actions: decode steps by action tag.
+        peak_rss_mb: largest resident size of the process so far, 10^6 bytes.
+        finish_reason: `stop`, `length`, or `closed` where the caller ended it.
+        floored: whether the budget lay below the cost of the cheapest action, which then served it.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: tokens of the prompt that were still in the cache from the generation before.
+        first_difference: in a replay, index of the first token that differs from the trace's; None where all agree.
+    """
+
+    text: str
+    tokens: list[int]
+    schedule: str
+    requested_budget: float
+    achieved_budget: float
+    cost_model: str
+    prompt_tokens_per_second: float
+    tokens_per_second: float
+    time_to_first_token_ms: float
+    actions: dict[str, int]
+    peak_rss_mb: float
+    finish_reason: str
+    floored: bool
+    prompt_tokens: int
+    cached_tokens: int
+    first_difference: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of given tokens.
+
+    Attributes:
+        logprobs: float64 [tokens - context], nats, of every token after the context.
+        achieved_budget: cost of all decode steps / their dense cost.
+        actions: decode steps by action tag.
+    """
+
+    logprobs: np.ndarray
+    achieved_budget: float
+    actions: dict[str, int]
+
+
+class Progress:
+    """What a generation has come to so far.
+
+    Attributes:
+        tokens: the generated tokens.
+        pieces: the text of each.
+        finish_reason: `closed` until the generation ends by itself.
+        prefilled: prompt tokens that were run.
+        prefill_seconds: the time that took.
+        first_token_ms: milliseconds from the call to the first token.
+        decode_ms: milliseconds of all decode steps.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.pieces: list[str] = []
+        self.finish_reason = "closed"
+        self.prefilled = 0
+        self.prefill_seconds = 0.0
+        self.first_token_ms = 0.0
+        self.decode_ms = 0.0
+
+    def add(self, generated: GeneratedToken) -> None:
+        """Counts one more token."""
+        if self.tokens:
+            self.decode_ms += generated.ms
+        else:
+            self.first_token_ms = generated.ms
+        self.tokens.append(generated.token)
+        self.pieces.append(generated.text)
+        self.finish_reason = generated.finish_reason or self.finish_reason

@@ -1,0 +1,116 @@
+"""A running generation: what `SolModel.stream` returns. It writes the trace and sums up at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sol_rt.engine.hardware import peak_rss_mb
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.loop import Decoder, StepRecord, generate_steps
+from sol_rt.generate.results import GeneratedToken, Generation, Progress
+from sol_rt.generate.trace import Trace, TraceRecord, TraceWriter, first_difference
+from sol_rt.text.tokenizer import Tokenizer
+
+
+class Stream(Iterator[GeneratedToken]):
+    """The tokens of a running generation. `close` ends it early; Ctrl-C inside it does so too.
+
+    Args:
+        schedule: name of the schedule, for the summary.
+        decoder: a fresh decoder.
+        prompt: tokens of the prompt.
+        config: how to sample and when to end.
+        tokenizer: the bundle's tokenizer.
+        reuse: whether to keep the tokens of the prompt that the cache begins with.
+        trace: where to write every step; the stream closes it.
+        replay: the trace whose actions run again, or None.
+    """
+
+    def __init__(
+        self,
+        schedule: str,
+        decoder: Decoder,
+        prompt: Sequence[int],
+        config: GenerationConfig,
+        tokenizer: Tokenizer,
+        *,
+        reuse: bool = False,
+        trace: TraceWriter | None = None,
+        replay: Trace | None = None,
+    ) -> None:
+        self._schedule, self._decoder, self._prompt = schedule, decoder, prompt
+        self._trace, self._replay = trace, replay
+        self._progress = Progress()
+        self._steps = generate_steps(decoder, prompt, config, tokenizer, self._progress, reuse=reuse)
+        self._result: Generation | None = None
+        self._ended = False
+
+    def __next__(self) -> GeneratedToken:
+        try:
+            generated, record = next(self._steps)
+            if self._trace is not None:
+                self._trace.write(_trace_record(generated, record, len(self._progress.tokens) - 1))
+        except BaseException:
+            self._end()
+            raise
+        return generated
+
+    def close(self) -> None:
+        """Ends the generation. The trace is then complete, and the model ready for the next generation."""
+        self._end()
+
+    @property
+    def result(self) -> Generation | None:
+        """The summary once the generation has ended; None before, and where it ended without a token."""
+        return self._result
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._steps.close()
+        if self._trace is not None:
+            self._trace.close()
+        if self._progress.tokens:
+            self._result = self._summary()
+
+    def _summary(self) -> Generation:
+        controller, progress = self._decoder.controller, self._progress
+        requested = None if self._schedule.startswith("fixed:") else controller.requested
+        return Generation(
+            text="".join(progress.pieces),
+            tokens=progress.tokens,
+            schedule=self._schedule,
+            requested_budget=controller.achieved if requested is None else requested,
+            achieved_budget=controller.achieved,
+            cost_model=controller.cost.name,
+            prompt_tokens_per_second=_rate(progress.prefilled, progress.prefill_seconds),
+            tokens_per_second=_rate(len(progress.tokens) - 1, progress.decode_ms / 1e3),
+            time_to_first_token_ms=progress.first_token_ms,
+            actions=dict(self._decoder.actions),
+            peak_rss_mb=peak_rss_mb(),
+            finish_reason=progress.finish_reason,
+            floored=controller.floored,
+            prompt_tokens=len(self._prompt),
+            cached_tokens=len(self._prompt) - progress.prefilled,
+            first_difference=None if self._replay is None else first_difference(self._replay, progress.tokens),
+        )
+
+
+def _trace_record(generated: GeneratedToken, record: StepRecord, index: int) -> TraceRecord:
+    return TraceRecord(
+        step=index,
+        token=generated.token,
+        text=generated.text,
+        action=generated.action.tag if index else None,
+        context=record.context,
+        cost=generated.cost,
+        relative_cost=generated.relative_cost,
+        logprob=generated.logprob,
+        ms=generated.ms,
+        achieved=generated.achieved_budget,
+    )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if count and seconds > 0 else 0.0

@@ -1,0 +1,54 @@
+// Ports and attributes of DecoderLayer, the same on every provider.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "common/inputs/attention_inputs.h"
+#include "common/nested_format.h"
+#include "common/onnx/op.h"
+
+namespace sol {
+
+// Scales of an int8 cache, then the weights.
+inline constexpr size_t kLayerScalePort = 13;
+template <Type Element>
+inline constexpr size_t kFirstLayerWeight = kLayerScalePort + (Element == kInt8 ? 2 : 0);
+
+template <Type Element>
+inline constexpr auto kDecoderLayerInputs = [] {
+  // Scales, norms, planes and biases as the attributes say, at last total_length, which only the function body reads: their place decides
+  // no type.
+  constexpr size_t kMostWeights = 4 + 4 * 6;
+  std::array<Port, 3 + kMostWeights> rest{};
+  for (Port& port : rest) port = {"weight", kAny, kOptional};
+  return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
+              std::array<Port, 6>{{{"active_up", kInt64},
+                                   {"active_down", kInt64},
+                                   {"active_qkv", kInt64},
+                                   {"active_o", kInt64},
+                                   {"cos", kFloat},
+                                   {"sin", kFloat}}},
+              rest);
+}();
+
+inline int64_t LayerIndex(const Attributes& attributes) { return attributes.Int("layer", 0, int64_t{1} << 20); }
+
+// Whether the norms are layer norms, which have a bias, rather than RMS norms.
+inline bool HasLayerNorm(const Attributes& attributes, const char* op) {
+  const std::string norm = attributes.String("norm");
+  if (norm != "rms" && norm != "layer") {
+    throw Error(std::string(op) + ": attribute norm: got " + norm + ", expected rms or layer; export the bundle again");
+  }
+  return norm == "layer";
+}
+
+// Whether what the heads give, `width` numbers, is whole blocks of the next matrix.
+inline void ExpectWholeBlocks(const char* op, int64_t width) {
+  if (width % static_cast<int64_t>(kBlock) != 0) {
+    throw Error(std::string(op) + ": attributes num_heads * head_dim: got " + std::to_string(width) +
+                ", expected a multiple of 32; export the bundle again");
+  }
+}
+
+}  // namespace sol

@@ -1,0 +1,133 @@
+// Ports and attributes of the operators on nested matrices, the same on every provider.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "common/activation.h"
+#include "common/nested_format.h"
+#include "common/onnx/op.h"
+
+namespace sol {
+
+// A matrix and nothing else, at the bits that the attributes say.
+template <Type Base>
+inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
+                                                    {"scale", kFloat16},
+                                                    {"zero", kUInt8},
+                                                    {"plane1", kUInt8, kOptional},
+                                                    {"plane2", kUInt8, kOptional}}};
+
+inline constexpr std::array<Port, 15> kMlpInputs{{{"x", kFloat},
+                                                  {"active_up", kInt64},
+                                                  {"active_down", kInt64},
+                                                  {"up_base", kUInt4},
+                                                  {"up_scale", kFloat16},
+                                                  {"up_zero", kUInt8},
+                                                  {"down_base", kUInt4},
+                                                  {"down_scale", kFloat16},
+                                                  {"down_zero", kUInt8},
+                                                  // Planes and biases as the attributes say: their place decides no type.
+                                                  {"extra0", kAny, kOptional},
+                                                  {"extra1", kAny, kOptional},
+                                                  {"extra2", kAny, kOptional},
+                                                  {"extra3", kAny, kOptional},
+                                                  {"extra4", kAny, kOptional},
+                                                  {"extra5", kAny, kOptional}}};
+
+// Where a matrix's planes are among the inputs; of no meaning for a plane that its bits do not have.
+struct NestedPorts {
+  int base, scale, zero, plane1, plane2;
+};
+
+inline int64_t Channels(const Attributes& attributes, const char* op, const char* name) {
+  constexpr int64_t kMost = int64_t{1} << 24;
+  const int64_t value = attributes.Int(name, 1, kMost);
+  if (value % static_cast<int64_t>(kBlock) != 0) {
+    throw Error(std::string(op) + ": attribute " + name + ": got " + std::to_string(value) +
+                ", expected a multiple of 32; export the bundle again");
+  }
+  return value;
+}
+
+// Whether the input x has `channels` in its last axis.
+inline void ExpectChannels(const char* op, const Tensor& x, size_t channels) {
+  if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(channels)) {
+    throw Error(std::string(op) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(channels) + "]");
+  }
+}
+
+inline int ExpectBits(const char* op, const char* name, int64_t bits) {
+  if (bits != 4 && bits != 6 && bits != 8) {
+    throw Error(std::string(op) + ": attribute " + name + ": got " + std::to_string(bits) +
+                ", expected 4, 6 or 8; export the bundle again");
+  }
+  return static_cast<int>(bits);
+}
+
+inline int Bits(const Attributes& attributes, const char* op) { return ExpectBits(op, "bits", attributes.Int("bits")); }
+
+// Of one of a node's matrices, by the name of an attribute that only a node of mixed precision has.
+inline int BitsOf(const Attributes& attributes, const char* op, const char* name) {
+  return ExpectBits(op, name, attributes.IntOr(name, Bits(attributes, op)));
+}
+
+inline void ExpectInputs(const Attributes& attributes, const char* op, size_t expected) {
+  const size_t count = attributes.InputCount();
+  if (count != expected) {
+    throw Error(std::string(op) + ": got " + std::to_string(count) + " inputs, expected " + std::to_string(expected) +
+                " at its bits; export the bundle again");
+  }
+}
+
+struct MatrixSize {
+  int bits;
+  int64_t K, N;
+};
+
+// Of the block-major matrix of an operator that has one input, this matrix and no more.
+inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op) {
+  const MatrixSize size{Bits(attributes, op), Channels(attributes, op, "K"), attributes.Int("N", 1, int64_t{1} << 30)};
+  ExpectInputs(attributes, op, static_cast<size_t>(4 + PlanesAt(size.bits)));
+  return size;
+}
+
+// Of the channel-major matrix of an operator that has an input, a count and this matrix.
+inline MatrixSize PrunedMatrixSize(const Attributes& attributes, const char* op) {
+  const MatrixSize size{Bits(attributes, op), Channels(attributes, op, "K"), attributes.Int("N", 2, int64_t{1} << 30)};
+  if (size.N % 2 != 0) {
+    throw Error(std::string(op) + ": attribute N: got " + std::to_string(size.N) + ", expected an even number; export the bundle again");
+  }
+  ExpectInputs(attributes, op, static_cast<size_t>(5 + PlanesAt(size.bits)));
+  return size;
+}
+
+inline Activation ReadActivation(const Attributes& attributes, const char* op) {
+  const std::string name = attributes.String("activation");
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "relu") return Activation::kRelu;
+  throw Error(std::string(op) + ": attribute activation: got " + name + ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
+}
+
+// The inputs of PrunedMLP that depend on its bits.
+struct MlpPorts {
+  int up_bits, down_bits;
+  NestedPorts up, down;
+  int biases;  // up's, then down's
+};
+
+inline MlpPorts PortsOfMlp(const Attributes& attributes, const char* op) {
+  MlpPorts ports{BitsOf(attributes, op, "up_bits"), BitsOf(attributes, op, "down_bits"), {3, 4, 5, 0, 0}, {6, 7, 8, 0, 0}, 9};
+  for (const auto plane : {&NestedPorts::plane1, &NestedPorts::plane2}) {
+    const int above = plane == &NestedPorts::plane1 ? 4 : 6;
+    if (ports.up_bits > above) ports.up.*plane = ports.biases++;
+    if (ports.down_bits > above) ports.down.*plane = ports.biases++;
+  }
+  const bool has_bias = attributes.Int("has_bias", 0, 1) != 0;
+  ExpectInputs(attributes, op, static_cast<size_t>(ports.biases + (has_bias ? 2 : 0)));
+  return ports;
+}
+
+}  // namespace sol

@@ -1,0 +1,32 @@
+// The format of a nested matrix, the same on every provider. docs/bundle.md section 2 is its specification.
+//
+// A matrix W has K input channels and N outputs. K is a multiple of 32, and blocks of 32 channels run along K.
+// A weight is one code of 8 bits, stored as three planes. A product at 4 bits reads the base alone, at 6 bits plane 1 too, at 8 bits all:
+//
+//   q    base, 4 bits       W[k, n] = s/16 (16 q               - z)    at 4 bits
+//   b    plane 1, 2 bits    W[k, n] = s/16 (16 q + 4 b - 6.5   - z)    at 6 bits
+//   c    plane 2, 2 bits    W[k, n] = s/16 (16 q + 4 b + c - 8 - z)    at 8 bits
+//
+// The scale s and the zero point z belong to one block of channels and one output. Every level shares them.
+//
+//   scale            float16 [K/32, N]
+//   zero             uint8 [K/32, N]
+//   base             block-major [K/32, N, 16]: byte j has channel 2j in its low nibble, channel 2j + 1 in its high one
+//                    channel-major [K, N/2]: byte j of a row has output 2j in its low nibble, output 2j + 1 in its high one
+//   plane1, plane2   uint8 [K/32, N, 8]: byte j has channels 4j … 4j + 3, lowest bits first
+#pragma once
+
+#include <cstddef>
+
+namespace sol {
+
+constexpr size_t kBlock = 32;  // channels that share a scale
+
+// Planes beside the base.
+constexpr int PlanesAt(int bits) { return (bits - 4) / 2; }
+
+// Activations are codes too: 8 bits, and for a matrix at 8 bits 16 bits in two halves of int8, C = 254 c1 + c2.
+constexpr size_t HalvesAt(int bits) { return bits == 8 ? 2 : 1; }
+constexpr int kHalfStep = 254;
+
+}  // namespace sol

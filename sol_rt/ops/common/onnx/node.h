@@ -1,0 +1,244 @@
+// A node of a graph: its attributes and constants, which its kernel is made of, and one run of it with tensors and threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <thread>
+#include <type_traits>
+
+#include "common/onnx/tensor.h"
+
+namespace sol {
+
+// Attributes and constant inputs of a node, read while its kernel is made.
+class Attributes {
+ public:
+  Attributes(const char* op, const OrtKernelInfo* info) : op_(op), info_(info) {}
+
+  int64_t Int(const char* name) const {
+    int64_t value = 0;
+    CheckRead(name, Api().KernelInfoGetAttribute_int64(info_, name, &value));
+    return value;
+  }
+  int64_t Int(const char* name, int64_t least, int64_t most) const {
+    const int64_t value = Int(name);
+    if (value < least || value > most) {
+      throw Error(std::string(op_) + ": attribute " + name + ": got " + std::to_string(value) + ", expected " +
+                  std::to_string(least) + " to " + std::to_string(most) + "; export the bundle again");
+    }
+    return value;
+  }
+  // `otherwise` where the node does not have it.
+  int64_t IntOr(const char* name, int64_t otherwise) const {
+    int64_t value = 0;
+    OrtStatus* status = Api().KernelInfoGetAttribute_int64(info_, name, &value);
+    if (status == nullptr) return value;
+    Api().ReleaseStatus(status);
+    return otherwise;
+  }
+  float Float(const char* name) const {
+    float value = 0;
+    CheckRead(name, Api().KernelInfoGetAttribute_float(info_, name, &value));
+    return value;
+  }
+  std::string String(const char* name) const {
+    size_t size = 0;
+    CheckRead(name, Api().KernelInfoGetAttribute_string(info_, name, nullptr, &size));
+    std::string value(size, '\0');
+    CheckRead(name, Api().KernelInfoGetAttribute_string(info_, name, value.data(), &size));
+    while (!value.empty() && value.back() == '\0') value.pop_back();
+    return value;
+  }
+  size_t InputCount() const {
+    size_t count = 0;
+    Check(Api().KernelInfo_GetInputCount(info_, &count));
+    return count;
+  }
+  // Whether the node has this optional input or output: one may end before it, or leave its name empty.
+  bool HasInput(size_t index) const { return index < InputCount() && HasName(Api().KernelInfo_GetInputName, index); }
+  bool HasOutput(size_t index) const {
+    size_t count = 0;
+    Check(Api().KernelInfo_GetOutputCount(info_, &count));
+    return index < count && HasName(Api().KernelInfo_GetOutputName, index);
+  }
+  // Elements of an input of rank 1; 0 where its type does not tell.
+  int64_t InputLength(size_t index) const {
+    OrtTypeInfo* type = nullptr;
+    const OrtTensorTypeAndShapeInfo* info = nullptr;
+    int64_t length = 0;
+    size_t rank = 0;
+    Check(Api().KernelInfo_GetInputTypeInfo(info_, index, &type));
+    OrtStatus* status = Api().CastTypeInfoToTensorInfo(type, &info);
+    if (status == nullptr && info != nullptr) status = Api().GetDimensionsCount(info, &rank);
+    if (status == nullptr && rank == 1) status = Api().GetDimensions(info, &length, rank);
+    Api().ReleaseTypeInfo(type);
+    Check(status);
+    return std::max<int64_t>(length, 0);
+  }
+  // Type and shape of an input as far as the graph tells them, without data: -1 for an unknown length, type kAny where nothing is known.
+  Tensor InputType(size_t index) const {
+    OrtTypeInfo* type = nullptr;
+    const OrtTensorTypeAndShapeInfo* info = nullptr;
+    Tensor tensor;
+    Check(Api().KernelInfo_GetInputTypeInfo(info_, index, &type));
+    OrtStatus* status = Api().CastTypeInfoToTensorInfo(type, &info);
+    if (status == nullptr && info != nullptr) {
+      status = Api().GetTensorElementType(info, &tensor.type);
+      if (status == nullptr) status = Api().GetDimensionsCount(info, &tensor.rank);
+      tensor.rank = std::min(tensor.rank, Tensor::kMaxRank);
+      if (status == nullptr) status = Api().GetDimensions(info, tensor.dims.data(), tensor.rank);
+    }
+    Api().ReleaseTypeInfo(type);
+    Check(status);
+    return tensor;
+  }
+  // The initializer behind an input. It lives as long as the session, and is read where it lies: nothing is copied.
+  Tensor Constant(size_t index, const char* name) const {
+    int is_constant = 0;
+    const OrtValue* value = nullptr;
+    Check(Api().KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+    if (!is_constant || value == nullptr) {
+      throw Error(std::string(op_) + ": input " + name + ": got a computed tensor, expected an initializer");
+    }
+    return Describe(value);
+  }
+
+ private:
+  // Names the attribute that could not be read.
+  void CheckRead(const char* name, OrtStatus* status) const {
+    try {
+      Check(status);
+    } catch (const Error& error) {
+      throw Error(std::string(op_) + ": attribute " + name + ": " + error.what() + "; export the bundle again");
+    }
+  }
+  template <class Function>
+  bool HasName(Function name_of, size_t index) const {
+    size_t size = 0;  // with the zero behind it
+    Check(name_of(info_, index, nullptr, &size));
+    return size > 1;
+  }
+
+  const char* op_;
+  const OrtKernelInfo* info_;
+};
+
+// How many threads run operators. ONNX Runtime does not tell, so threads are counted as they come by. Split work by it only
+// where the split changes no result.
+class ThreadCount {
+ public:
+  // Called by every thread that runs a task.
+  static void Mark() {
+    thread_local const bool counted = (++Seen(), true);
+    static_cast<void>(counted);
+  }
+  // At least 2 where there are 2 processors, so that a second thread gets work to be seen at.
+  static size_t Estimate() {
+    static const size_t processors = std::max<size_t>(1, std::thread::hardware_concurrency());
+    return std::min(processors, std::max<size_t>(2, Seen().load(std::memory_order_relaxed)));
+  }
+
+ private:
+  static std::atomic<size_t>& Seen() {
+    static std::atomic<size_t> seen{0};
+    return seen;
+  }
+};
+
+// One run of a node.
+class Context {
+ public:
+  explicit Context(OrtKernelContext* context) : context_(context) {}
+
+  OrtKernelContext* Raw() const { return context_; }
+
+  // Null data where an optional input is absent.
+  Tensor Input(size_t index) const {
+    const OrtValue* value = nullptr;
+    Check(Api().KernelContext_GetInput(context_, index, &value));
+    return Describe(value);
+  }
+  // Where an input lies, without its shape, whose description costs several times as much.
+  const void* InputData(size_t index) const {
+    const OrtValue* value = nullptr;
+    void* data = nullptr;
+    Check(Api().KernelContext_GetInput(context_, index, &value));
+    Check(Api().GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+    return data;
+  }
+  template <class T>
+  T* Output(size_t index, const int64_t* dims, size_t rank) const {
+    OrtValue* value = nullptr;
+    Check(Api().KernelContext_GetOutput(context_, index, dims, rank, &value));
+    void* data = nullptr;
+    Check(Api().GetTensorMutableData(value, &data));
+    return static_cast<T*>(data);
+  }
+  template <class T>
+  T* Output(size_t index, std::initializer_list<int64_t> dims) const {
+    return Output<T>(index, dims.begin(), dims.size());
+  }
+  // Calls f(0) … f(tasks - 1) on the session's thread pool and waits. Tasks are handed out one at a time; f must not throw.
+  template <class F>
+  void ParallelFor(size_t tasks, F&& f) const {
+    if (tasks <= 1) {
+      if (tasks == 1) f(size_t{0});
+      return;
+    }
+    using Function = std::remove_reference_t<F>;
+    const auto call = [](void* user, size_t i) {
+      ThreadCount::Mark();
+      (*static_cast<Function*>(user))(i);
+    };
+    Check(Api().KernelContext_ParallelFor(context_, call, tasks, tasks, const_cast<void*>(static_cast<const void*>(&f))));
+  }
+
+ private:
+  OrtKernelContext* context_;
+};
+
+// An input that holds a count, int64 [1], or those of all layers, int64 [layers], of which one counts.
+class CountInput {
+ public:
+  static constexpr int64_t kNoLayer = -1;
+
+  CountInput(const Attributes& attributes, const char* op, size_t port, const char* name, int64_t layer = kNoLayer)
+      : op_(op), port_(port), name_(name), layer_(layer), known_(attributes.InputLength(port)) {
+    if (known_ > 0) ExpectCounts(known_);
+  }
+
+  const char* Name() const { return name_; }
+  int64_t Read(const Context& context) const { return *Where(context); }
+  // Where the count lies, in the provider's memory.
+  const int64_t* Where(const Context& context) const {
+    if (known_ > 0) return static_cast<const int64_t*>(context.InputData(port_)) + Place();
+    const Tensor tensor = context.Input(port_);
+    if (layer_ == kNoLayer) {
+      Expect(op_, name_, tensor, kInt64, {1});
+    } else {
+      Expect(op_, name_, tensor, kInt64, {-1});
+      ExpectCounts(tensor.dims[0]);
+    }
+    return tensor.As<int64_t>() + Place();
+  }
+
+ private:
+  int64_t Place() const { return std::max<int64_t>(layer_, 0); }
+  void ExpectCounts(int64_t count) const {
+    if (layer_ == kNoLayer ? count == 1 : count > layer_) return;
+    throw Error(std::string(op_) + ": input " + name_ + ": got " + std::to_string(count) + " counts, expected " +
+                (layer_ == kNoLayer ? "1" : "more than " + std::to_string(layer_) + ", the layer") + "; export the bundle again");
+  }
+
+  const char* op_;
+  size_t port_;
+  const char* name_;
+  int64_t layer_;
+  int64_t known_;  // elements, where the graph says how many: ONNX Runtime then refuses a run that gives others
+};
+
+}  // namespace sol

@@ -1,0 +1,38 @@
+// y [N] = x [K] W for a block-major matrix W: one token in tasks that share the outputs, or many tokens in tiles.
+#pragma once
+
+#include <algorithm>
+
+#include "common/onnx/node.h"
+#include "cpu/matmul/matmul_kernels.h"
+#include "cpu/matmul/token_input.h"
+#include "cpu/threads/team.h"
+
+namespace sol {
+
+class BlockMatMul {
+ public:
+  explicit BlockMatMul(const Nested& w) : w_(w) {}
+
+  size_t Inputs() const { return w_.K; }
+  size_t Outputs() const { return w_.N; }
+
+  // One token. Tasks are as wide as can be: a processor reads beyond the end of every run of memory, and what it reads there is lost.
+  size_t Tasks(size_t members) const {
+    constexpr size_t kMost = 32768;  // outputs whose sums stay in a core's own cache
+    return TasksOf(w_.N, kStep, kMost, members);
+  }
+  TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
+  // Writes the outputs of one task to y [N].
+  void Product(const TokenInput& x, size_t task, size_t tasks, float* y) const;
+
+  // y [tokens, N] of x [tokens, K].
+  void Rows(const Context& context, const float* x, size_t tokens, float* y) const;
+
+ private:
+  static constexpr size_t kStep = 32;
+
+  Nested w_;
+};
+
+}  // namespace sol

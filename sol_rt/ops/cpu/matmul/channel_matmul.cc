@@ -1,0 +1,123 @@
+#include "cpu/matmul/channel_matmul.h"
+
+#include <string>
+
+namespace sol {
+namespace {
+
+constexpr size_t kFetchedBytes = 16384;  // about what memory gives while a phase begins
+
+// Into the core's second-level cache: what is computed meanwhile keeps the first.
+void PrefetchBytes(const void* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
+}
+
+// Scales, zero points and residual planes of some outputs of a block; returns their bytes.
+size_t PrefetchRest(const Nested& w, size_t block, Range outputs) {
+  const size_t at = block * w.N + outputs.begin, count = outputs.end - outputs.begin;
+  PrefetchBytes(w.scale + at, count * 2);
+  PrefetchBytes(w.zero + at, count);
+  if (w.plane1 != nullptr) PrefetchBytes(w.plane1 + at * 8, count * 8);
+  if (w.plane2 != nullptr) PrefetchBytes(w.plane2 + at * 8, count * 8);
+  return count * (3 + (w.plane1 != nullptr ? 8 : 0) + (w.plane2 != nullptr ? 8 : 0));
+}
+
+}  // namespace
+
+size_t ChannelMatMul::ReadActive(const Context& context) const {
+  const int64_t count = active_.Read(context);
+  if (count < 0 || count > static_cast<int64_t>(w_.K)) {
+    throw Error(std::string(op_) + ": input " + active_.Name() + ": got " + std::to_string(count) + ", expected 0 to " +
+                std::to_string(w_.K) + " channels");
+  }
+  return count == 0 ? w_.K : static_cast<size_t>(count);
+}
+
+void ChannelMatMul::Prefetch(const Member& member, size_t members, size_t active) const {
+  if (active != w_.K) return;
+  const size_t tasks = Tasks(members), task = member.FirstOf(tasks);
+  const Range blocks = BlocksOf(task, tasks), outputs = OutputsOf(task, tasks);
+  const size_t run = (outputs.end - outputs.begin) / 2;
+  size_t fetched = 0;
+  for (size_t b = blocks.begin; b < blocks.end && fetched < kFetchedBytes; ++b) {
+    for (size_t k = b * kBlock; k < (b + 1) * kBlock && fetched < kFetchedBytes; ++k, fetched += run) {
+      PrefetchBytes(w_.base + k * (w_.N / 2) + outputs.begin / 2, run);
+    }
+    fetched += PrefetchRest(w_, b, outputs);
+  }
+}
+
+void ChannelMatMul::AddSplits(size_t begin, size_t end, float* sums) const {
+  for (size_t split = 1; split < splits_; ++split) {
+    const float* from = sums + split * w_.N;
+    for (size_t n = begin; n < end; ++n) sums[n] += from[n];
+  }
+}
+
+void ChannelMatMul::Total(const float* sums, const float* residual, float* y) const {
+  for (size_t n = 0; n < w_.N; ++n) y[n] = sums[n];
+  for (size_t split = 1; split < splits_; ++split) {
+    const float* from = sums + split * w_.N;
+    for (size_t n = 0; n < w_.N; ++n) y[n] += from[n];
+  }
+  if (residual == nullptr) return;
+  for (size_t n = 0; n < w_.N; ++n) y[n] += residual[n];
+}
+
+void ChannelMatMul::Rows(const Context& context, const float* x, size_t tokens, size_t active, const float* residual, float* y) const {
+  const size_t N = w_.N, groups = (tokens + kTokensAtOnce - 1) / kTokensAtOnce;
+  thread_local Buffer memory;
+  Activations q;
+  Place(memory, [&](Arena& arena) { q = PlaceRows(tokens, arena); });
+  Quantize(context, x, tokens, active, q);
+  context.ParallelFor((N + kTile - 1) / kTile * groups, [&](size_t task) {
+    const size_t n = task / groups * kTile, start = task % groups * kTokensAtOnce;
+    const size_t count = std::min(kTokensAtOnce, tokens - start), width = std::min(kTile, N - n);
+    alignas(64) float sums[kTokensAtOnce * kTile];
+    Tile(q, start, count, n, width, sums);
+    for (size_t t = 0; t < count; ++t) {
+      const size_t at = (start + t) * N + n;
+      for (size_t i = 0; i < width; ++i) {
+        y[at + i] = residual != nullptr ? residual[at + i] + sums[t * kTile + i] : sums[t * kTile + i];
+      }
+    }
+  });
+}
+
+Activations ChannelMatMul::PlaceRows(size_t tokens, Arena& arena) const {
+  Activations q;
+  q.halves = w_.Halves();
+  q.phased = arena.Take<int8_t>(tokens * q.halves * w_.K);
+  q.step = arena.Take<float>(tokens * (w_.K / kBlock));
+  q.sum = arena.Take<float>(tokens * (w_.K / kBlock));
+  return q;
+}
+
+void ChannelMatMul::Quantize(const Context& context, const float* x, size_t tokens, size_t active, const Activations& q) const {
+  constexpr size_t kRows = 16;
+  const size_t K = w_.K, tasks = (tokens + kRows - 1) / kRows;
+  thread_local Buffer memory;  // the caller's: a task has no way to say that there is none
+  float* copies = active < K ? memory.Get<float>(tasks * K) : nullptr;
+  context.ParallelFor(tasks, [&](size_t task) {
+    for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
+      const float* from = x + t * K;
+      if (active < K) {
+        float* copy = copies + task * K;
+        std::copy_n(from, K, copy);
+        BestMatMulKernels().keep_largest(copy, K, active);
+        from = copy;
+      }
+      BestMatMulKernels().quantize(from, K, t, q);
+    }
+  });
+}
+
+void ChannelMatMul::Tile(const Activations& q, size_t first, size_t tokens, size_t n, size_t width, float* sums) const {
+  BestMatMulKernels().tile_channel_major(w_, q, first, tokens, n, sums);
+  if (bias_ == nullptr) return;
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t i = 0; i < width; ++i) sums[t * kTile + i] += bias_[n + i];
+  }
+}
+
+}  // namespace sol

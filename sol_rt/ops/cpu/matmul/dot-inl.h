@@ -1,0 +1,301 @@
+// Dot products of weight codes with activation codes, exact in int32, and the orders in which vectors hold them.
+//
+//   DotNibbles    sum[i] += codes[4i … 4i+3] . x[4i … 4i+3]    a 32-bit lane is the sum of four products of bytes
+//   BlockSum      the same over the 32 channels of a block, for codes up to 15 and activations in one half or two: 254 x1 + x2
+//   Residual      sum over a block's channels of (4 b + c) C, from the planes [N, 8] of two bits a channel
+//   BlockScale    y += s (a/16 (sums - center sum C) - z a/16 sum C)    what makes floats of a block's integer sums
+//   SumFours, SumTwos, OrderOutputs    from lanes in the order of the products to one output a lane, in order
+//
+// Codes are unsigned bytes, up to 15 here, and activations signed ones, from -127 to 127. Where a processor has no dot product of four
+// bytes (SOL_BYTE_PAIRS), pairs are added to 16 bits first; the bounds of every such sum stand beside it.
+
+#if defined(SOL_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SOL_DOT_INL_H_
+#undef SOL_DOT_INL_H_
+#else
+#define SOL_DOT_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "cpu/matmul/matmul_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sol {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+#if HWY_TARGET_IS_NEON
+// sum[i] += codes[4i … 4i+3] . x[4i … 4i+3], x from -127 to 127. Highway has no such instruction on Arm.
+HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<int8_t> x, hn::Vec128<int32_t> sum) {
+#if HWY_TARGET == HWY_NEON_BF16
+  return hn::Vec128<int32_t>(vdotq_s32(sum.raw, codes.raw, x.raw));
+#else
+  const int16x8_t low = vmull_s8(vget_low_s8(codes.raw), vget_low_s8(x.raw));
+  const int16x8_t high = vmull_s8(vget_high_s8(codes.raw), vget_high_s8(x.raw));
+  return hn::Vec128<int32_t>(vpadalq_s16(sum.raw, vpaddq_s16(low, high)));  // 2 * 128 * 127 fits
+#endif
+}
+#endif
+
+// The sums of both halves of the activations as one.
+template <class DI, class VI = hn::Vec<DI>>
+HWY_INLINE VI JoinHalves(DI di, VI coarse, VI fine) {
+  return hn::Add(hn::Mul(coarse, hn::Set(di, kHalfStep)), fine);
+}
+
+// The same for lanes of `coarse` that fit in 16 bits.
+template <class DI, class VI = hn::Vec<DI>>
+HWY_INLINE VI JoinShortHalves(DI di, VI coarse, VI fine) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  const hn::Repartition<int16_t, DI> d16;
+  VI unused = hn::Zero(di);
+  return hn::ReorderWidenMulAccumulate(di, hn::BitCast(d16, coarse), hn::BitCast(d16, hn::Set(di, kHalfStep)), fine, unused);
+#else
+  return JoinHalves(di, coarse, fine);
+#endif
+}
+
+// Whether bytes are multiplied in pairs, to sums of 16 bits, for want of a dot product of four.
+#define SOL_BYTE_PAIRS (HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4)
+
+// sum[i] += codes[4i … 4i+3] . x[4i … 4i+3] for codes up to 15.
+template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>,
+          class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
+HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
+#if SOL_BYTE_PAIRS
+  const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
+  return hn::Add(sum, hn::WidenMulPairwiseAdd(di, hn::SatWidenMulPairwiseAdd(d16, codes, x), hn::Set(d16, 1)));
+#elif HWY_TARGET <= HWY_AVX3_DL
+  return hn::SumOfMulQuadAccumulate(di, codes, x, sum);
+#elif HWY_TARGET_IS_NEON
+  return DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
+#else
+  return hn::SumOfMulQuadAccumulate(di, hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
+#endif
+}
+
+// Sums over the at most eight quads of a block of codes up to 15 times activations of kHalves halves, x[h] being four channels' half h in
+// every lane.
+template <class DI, size_t kHalves>
+class BlockSum {
+ public:
+  using VI = hn::Vec<DI>;
+  using VU = hn::Vec<hn::Repartition<uint8_t, DI>>;
+  using VX = hn::Vec<hn::Repartition<int8_t, DI>>;
+
+#if SOL_BYTE_PAIRS
+  using DSum = hn::Repartition<int16_t, DI>;  // 8 * 2 * 15 * 127 fits
+#else
+  using DSum = DI;
+#endif
+
+  HWY_INLINE BlockSum() {
+    for (auto& sum : sums_) sum = hn::Zero(DSum());
+  }
+
+  HWY_INLINE void Add(VU codes, const VX (&x)[kHalves]) {
+    for (size_t h = 0; h < kHalves; ++h) {
+#if SOL_BYTE_PAIRS
+      sums_[h] = hn::Add(sums_[h], hn::SatWidenMulPairwiseAdd(DSum(), codes, x[h]));
+#else
+      sums_[h] = DotNibbles(DI(), codes, x[h], sums_[h]);
+#endif
+    }
+  }
+
+  HWY_INLINE VI Total() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinHalves(di, coarse, fine); }); }
+
+  // After at most four calls of Add, whose 16 products a lane fit in 16 bits.
+  HWY_INLINE VI ShortTotal() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinShortHalves(di, coarse, fine); }); }
+
+ private:
+  template <class F>
+  HWY_INLINE VI Join(const F& join) const {
+#if SOL_BYTE_PAIRS
+    (void)join;
+    const VI last = hn::WidenMulPairwiseAdd(DI(), sums_[kHalves - 1], hn::Set(DSum(), 1));
+    if constexpr (kHalves == 1) return last;
+    return hn::Add(last, hn::WidenMulPairwiseAdd(DI(), sums_[0], hn::Set(DSum(), kHalfStep)));
+#else
+    if constexpr (kHalves == 1) return sums_[0];
+    return join(DI(), sums_[0], sums_[kHalves - 1]);
+#endif
+  }
+
+  hn::Vec<DSum> sums_[kHalves];
+};
+
+// From four vectors with four lanes an output to one vector of outputs in order.
+template <class DI, class VI = hn::Vec<DI>>
+HWY_INLINE VI SumFours(DI di, VI v0, VI v1, VI v2, VI v3) {
+  const hn::Repartition<int64_t, DI> d64;
+  constexpr size_t kBlocks = hn::MaxLanes(di) / 4;
+  const VI t01 = hn::Add(hn::InterleaveLower(di, v0, v1), hn::InterleaveUpper(di, v0, v1));
+  const VI t23 = hn::Add(hn::InterleaveLower(di, v2, v3), hn::InterleaveUpper(di, v2, v3));
+  const auto u01 = hn::BitCast(d64, t01), u23 = hn::BitCast(d64, t23);
+  const VI sums = hn::Add(hn::BitCast(di, hn::InterleaveLower(d64, u01, u23)),
+                          hn::BitCast(di, hn::InterleaveUpper(d64, u01, u23)));
+  if constexpr (kBlocks == 1) {
+    return sums;
+  } else {
+    // Lane v of 128-bit block b is output kBlocks * v + b.
+    HWY_ALIGN int32_t order[hn::MaxLanes(di)];
+    for (size_t o = 0; o < 4 * kBlocks; ++o) order[o] = static_cast<int32_t>(o % kBlocks * 4 + o / kBlocks);
+    return hn::TableLookupLanes(sums, hn::SetTableIndices(di, order));
+  }
+}
+
+// From two vectors with two lanes an output to one vector of outputs in order.
+template <class DI, class VI = hn::Vec<DI>>
+HWY_INLINE VI SumTwos(DI di, VI v0, VI v1) {
+  return hn::Add(hn::ConcatEven(di, v1, v0), hn::ConcatOdd(di, v1, v0));
+}
+
+// Four rows of packed bytes -> four vectors whose 32-bit lanes hold one byte of each row: lane i of 128-bit block b of
+// quads[m] holds byte 16 b + 4 m + i.
+template <class D8, class V8 = hn::Vec<D8>>
+HWY_INLINE void InterleaveRows(D8 d8, V8 r0, V8 r1, V8 r2, V8 r3, V8& q0, V8& q1, V8& q2, V8& q3) {
+  const hn::Repartition<uint16_t, D8> d16;
+  const auto low01 = hn::BitCast(d16, hn::InterleaveLower(d8, r0, r1));
+  const auto high01 = hn::BitCast(d16, hn::InterleaveUpper(d8, r0, r1));
+  const auto low23 = hn::BitCast(d16, hn::InterleaveLower(d8, r2, r3));
+  const auto high23 = hn::BitCast(d16, hn::InterleaveUpper(d8, r2, r3));
+  q0 = hn::BitCast(d8, hn::InterleaveLower(d16, low01, low23));
+  q1 = hn::BitCast(d8, hn::InterleaveUpper(d16, low01, low23));
+  q2 = hn::BitCast(d8, hn::InterleaveLower(d16, high01, high23));
+  q3 = hn::BitCast(d8, hn::InterleaveUpper(d16, high01, high23));
+}
+
+// The 4 x 4 transpose of 128-bit blocks.
+template <class D32, class V = hn::Vec<D32>>
+HWY_INLINE void TransposeBlocks(D32 d, V a, V b, V c, V e, V& out0, V& out1, V& out2, V& out3) {
+  static_assert(hn::MaxLanes(D32()) == 16, "vectors of four blocks");
+  using T = hn::TFromD<D32>;
+  HWY_ALIGN static constexpr T kEven[16] = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
+  HWY_ALIGN static constexpr T kOdd[16] = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
+  const auto even = hn::SetTableIndices(d, kEven), odd = hn::SetTableIndices(d, kOdd);
+  const V ac01 = hn::ConcatLowerLower(d, c, a), be01 = hn::ConcatLowerLower(d, e, b);
+  const V ac23 = hn::ConcatUpperUpper(d, c, a), be23 = hn::ConcatUpperUpper(d, e, b);
+  out0 = hn::TwoTablesLookupLanes(d, ac01, be01, even);
+  out1 = hn::TwoTablesLookupLanes(d, ac01, be01, odd);
+  out2 = hn::TwoTablesLookupLanes(d, ac23, be23, even);
+  out3 = hn::TwoTablesLookupLanes(d, ac23, be23, odd);
+}
+
+// Undoes InterleaveRows: `low` and `high` hold a result for the low nibble (even output) and the high nibble (odd output)
+// of every lane; out[p] holds outputs p * lanes … in order.
+template <class D32, class V = hn::Vec<D32>>
+HWY_INLINE void OrderOutputs(D32 d, const V (&low)[4], const V (&high)[4], V (&out)[8]) {
+  constexpr size_t kBlocks = hn::MaxLanes(d) / 4;
+  V fours[8];  // block b of fours[i] holds outputs 32 b + 4 i …
+  for (size_t m = 0; m < 4; ++m) {
+    fours[2 * m] = hn::InterleaveLower(d, low[m], high[m]);
+    fours[2 * m + 1] = hn::InterleaveUpper(d, low[m], high[m]);
+  }
+  if constexpr (kBlocks == 1) {
+    for (size_t p = 0; p < 8; ++p) out[p] = fours[p];
+  } else if constexpr (kBlocks == 2) {
+    for (size_t i = 0; i < 4; ++i) {
+      out[i] = hn::ConcatLowerLower(d, fours[2 * i + 1], fours[2 * i]);
+      out[4 + i] = hn::ConcatUpperUpper(d, fours[2 * i + 1], fours[2 * i]);
+    }
+  } else {
+    TransposeBlocks(d, fours[0], fours[1], fours[2], fours[3], out[0], out[2], out[4], out[6]);
+    TransposeBlocks(d, fours[4], fours[5], fours[6], fours[7], out[1], out[3], out[5], out[7]);
+  }
+}
+
+// The codes of the residual planes of one block, against the whole block of activations.
+template <int kBits, class D8>
+class Residual {
+ public:
+  using DI = hn::Repartition<int32_t, D8>;
+  using DX = hn::Repartition<int8_t, D8>;
+  static constexpr size_t kHalves = HalvesAt(kBits);
+  static constexpr size_t kChains = 2 / kHalves;  // sums at a time that wait for no other: two halves are two already
+
+  // Halves of the activations lie `stride` codes apart.
+  HWY_INLINE Residual(const int8_t* phased, size_t stride) {
+    const hn::Repartition<uint64_t, D8> d64;
+    if (kBits == 4) return;  // no residual
+    for (size_t h = 0; h < kHalves; ++h) {
+      uint64_t words[4];
+      std::memcpy(words, phased + h * stride, sizeof(words));
+      for (size_t f = 0; f < 4; ++f) x_[f][h] = hn::BitCast(DX(), hn::Set(d64, words[f]));
+    }
+  }
+
+  // Sums of (4 b + c) x for a vector of outputs in order.
+  HWY_INLINE hn::Vec<DI> Dot(const uint8_t* plane1, const uint8_t* plane2) const {
+    constexpr size_t kBytes = hn::MaxLanes(D8());
+    const auto v0 = Half(plane1, plane2);
+    const auto v1 = Half(plane1 + kBytes, plane2 + kBytes);
+    return SumTwos(DI(), v0, v1);
+  }
+
+ private:
+  HWY_INLINE hn::Vec<DI> Half(const uint8_t* plane1, const uint8_t* plane2) const {
+    const D8 d8;
+    const hn::Repartition<uint16_t, D8> d16;
+    const auto b = hn::BitCast(d16, hn::LoadU(d8, plane1));
+    const auto b_mask = hn::Set(d8, uint8_t{0x0C});
+    auto f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(b)), b_mask);
+    auto f1 = hn::And(hn::BitCast(d8, b), b_mask);
+    auto f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(b)), b_mask);
+    auto f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(b)), b_mask);
+    if constexpr (kBits == 8) {
+      const auto c = hn::BitCast(d16, hn::LoadU(d8, plane2));
+      const auto c_mask = hn::Set(d8, uint8_t{0x03});
+      f0 = hn::OrAnd(f0, hn::BitCast(d8, c), c_mask);
+      f1 = hn::OrAnd(f1, hn::BitCast(d8, hn::ShiftRight<2>(c)), c_mask);
+      f2 = hn::OrAnd(f2, hn::BitCast(d8, hn::ShiftRight<4>(c)), c_mask);
+      f3 = hn::OrAnd(f3, hn::BitCast(d8, hn::ShiftRight<6>(c)), c_mask);
+    }
+    BlockSum<DI, kHalves> sum[kChains];
+    sum[0].Add(f0, x_[0]);
+    sum[kChains - 1].Add(f1, x_[1]);
+    sum[0].Add(f2, x_[2]);
+    sum[kChains - 1].Add(f3, x_[3]);
+    const auto total = sum[0].ShortTotal();
+    if constexpr (kChains == 1) return total;
+    return hn::Add(total, sum[1 % kChains].ShortTotal());
+  }
+
+  hn::Vec<DX> x_[4][kHalves];
+};
+
+// Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)).
+template <class DI>
+class BlockScale {
+ public:
+  using DF = hn::Rebind<float, DI>;
+
+  // Sums come in steps of 1/16 of the scale, or of the whole scale where `unit` is 16.
+  HWY_INLINE BlockScale(float step, float sum, float center, float unit)
+      : step_(hn::Set(DF(), step * unit)), sum_(hn::Set(DF(), sum)), center_(hn::Set(DF(), -center * sum)) {}
+
+  HWY_INLINE void Add(hn::Vec<DI> sums, const uint16_t* scale, const uint8_t* zero, float* y) const {
+    const DF df;
+    const DI di;
+    const hn::Rebind<uint16_t, DF> d16;
+    const hn::Rebind<hwy::float16_t, DF> dh;
+    const hn::Rebind<uint8_t, DF> d8;
+    const auto s = hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, scale)));
+    const auto z = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, zero)));
+    auto value = hn::MulAdd(hn::ConvertTo(df, sums), step_, center_);
+    value = hn::NegMulAdd(z, sum_, value);
+    hn::StoreU(hn::MulAdd(s, value, hn::LoadU(df, y)), df, y);
+  }
+
+ private:
+  hn::Vec<DF> step_, sum_, center_;
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sol
+HWY_AFTER_NAMESPACE();
+
+#endif  // SOL_DOT_INL_H_

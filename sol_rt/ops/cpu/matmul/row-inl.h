@@ -1,0 +1,363 @@
+// One token times a matrix: y [N] = x [K] W, for some of the outputs.
+//
+// With x[k] = a C[k] in every block of 32 channels, C an integer code, and W as common/nested_format.h has it,
+//
+//   y[n] = sum over blocks of a s/16 (sum over the block's k of (16 q + 4 b + c)[k, n] C[k] - (z + center) sum of C[k])
+//
+// where a matrix at 4 bits has q alone, at 6 bits q and b, and center is 0, 6.5 or 8. The sums of integers are exact; the rest is float32.
+// q, the base, and 4 b + c, the residual planes, are multiplied apart.
+//
+// The time goes to reading W, so every plane is read once, in the order of memory, and asked for ahead of time.
+//
+//   RowBlockMajor     base [K/32, N, 16]. A vector of bytes holds the 16 bytes of a block of each of some successive outputs. Its dot product
+//                     has four 32-bit lanes an output, and four such vectors add up to one with an output a lane.
+//   RowChannelMajor   base [K, N/2]. Only the rows of active channels are read, four at a time (ActiveQuads). A vector of bytes is a piece
+//                     of a row, two outputs a byte; interleaved with three other rows, a 32-bit lane holds one byte of each of four channels.
+//                     Residual planes, scales and zero points are read for all channels of a block that has an active one.
+//
+// Results lie one output a lane. W.K is a multiple of 32; outputs past the last whole vector are done on padded copies.
+
+#if defined(SOL_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SOL_ROW_INL_H_
+#undef SOL_ROW_INL_H_
+#else
+#define SOL_ROW_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/matmul/dot-inl.h"
+#include "cpu/matmul/matmul_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sol {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Weights of some outputs of one block; copied and padded where a vector would run past the last output.
+struct BlockView {
+  const uint8_t* base;
+  const uint16_t* scale;
+  const uint8_t* zero;
+  const uint8_t* plane1;
+  const uint8_t* plane2;
+};
+
+HWY_INLINE void PrefetchLines(const void* from, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+// The weights of outputs n, … of block b, where they lie.
+template <int kBits>
+HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size_t n) {
+  const size_t at = b * w.N + n;
+  return {base, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : nullptr, kBits > 6 ? w.plane2 + at * 8 : nullptr};
+}
+
+// How far prefetching runs ahead of reading: memory's latency times a core's share of its bandwidth, measured.
+constexpr size_t kBytesAhead = 8192;      // block-major
+constexpr size_t kRowBytesAhead = 12288;  // channel-major, where reading jumps from row to row
+constexpr size_t kSparseBytesAhead = 6144;  // channel-major with rows left out: the hardware fetches little by itself, and its queue fills
+
+template <int kBits>
+HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
+  const hn::ScalableTag<uint8_t> d8;
+  using D8 = decltype(d8);
+  const hn::Repartition<int32_t, D8> di;
+  const hn::Repartition<int8_t, D8> dx;
+  constexpr size_t kBytes = hn::MaxLanes(d8);
+  constexpr size_t kOutputs = kBytes / 4;
+  constexpr size_t kHalves = HalvesAt(kBits);
+  const auto nibble = hn::Set(d8, uint8_t{0x0F});
+  const size_t blocks = w.K / kBlock, width = end - begin;
+  // A run ends at the end of every block, where the hardware's prefetching stops: ours goes on with the next block, and
+  // after the last one with the next task.
+  constexpr size_t kOutputBytes = 16 + 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
+  const size_t ahead = std::min(width, kBytesAhead / kOutputBytes);
+  const auto prefetch = [&](size_t b, size_t n) HWY_ATTR {
+    size_t at = b * w.N + n + ahead;
+    if (n + ahead >= end) at = b + 1 < blocks ? at + w.N - width : n + ahead;
+    PrefetchLines(w.base + at * 16, kOutputs * 16);
+    PrefetchLines(w.scale + at, kOutputs * 2);
+    PrefetchLines(w.zero + at, kOutputs);
+    if constexpr (kBits > 4) PrefetchLines(w.plane1 + at * 8, kOutputs * 8);
+    if constexpr (kBits > 6) PrefetchLines(w.plane2 + at * 8, kOutputs * 8);
+  };
+
+  std::fill(y + begin, y + end, 0.0f);
+  for (size_t b = 0; b < blocks; ++b) {
+    hn::Vec<decltype(dx)> even[kHalves], odd[kHalves];
+    for (size_t h = 0; h < kHalves; ++h) {
+      even[h] = hn::LoadDup128(dx, x.even_odd + h * w.K + b * kBlock);
+      odd[h] = hn::LoadDup128(dx, x.even_odd + h * w.K + b * kBlock + 16);
+    }
+    const BlockScale<decltype(di)> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
+    const auto quarter = [&](const uint8_t* base) HWY_ATTR {
+      const auto packed = hn::LoadU(d8, base);
+      BlockSum<decltype(di), kHalves> sum;
+      sum.Add(hn::And(packed, nibble), even);
+      sum.Add(hn::ShiftRight<4>(packed), odd);
+      return sum.ShortTotal();
+    };
+    const auto dot = [&](const uint8_t* base) HWY_ATTR {
+      return SumFours(di, quarter(base), quarter(base + kBytes), quarter(base + 2 * kBytes), quarter(base + 3 * kBytes));
+    };
+    const Residual<kBits, D8> residual(kBits > 4 ? x.phased + b * kBlock : nullptr, w.K);
+    // Inlined into its two callers, so that the activations stay in registers.
+    const auto step = [&](const BlockView& v, float* to) HWY_ATTR __attribute__((always_inline)) {
+      auto sums = dot(v.base);
+      if constexpr (kBits > 4) {
+        sums = hn::Add(hn::ShiftLeft<4>(sums), residual.Dot(v.plane1, v.plane2));
+      }
+      scale.Add(sums, v.scale, v.zero, to);
+    };
+
+    size_t n = begin;
+    for (; n + kOutputs <= end; n += kOutputs) {
+      prefetch(b, n);
+      step(ViewAt<kBits>(w, w.base + (b * w.N + n) * 16, b, n), y + n);
+    }
+    if (n < end) {
+      const size_t left = end - n, at = b * w.N + n;
+      HWY_ALIGN uint8_t base[kOutputs * 16] = {}, plane1[kOutputs * 8] = {}, plane2[kOutputs * 8] = {};
+      HWY_ALIGN uint16_t scales[kOutputs] = {};
+      HWY_ALIGN uint8_t zeros[kOutputs] = {};
+      HWY_ALIGN float sums[kOutputs] = {};
+      std::memcpy(base, w.base + at * 16, left * 16);
+      std::memcpy(scales, w.scale + at, left * 2);
+      std::memcpy(zeros, w.zero + at, left);
+      if (kBits > 4) std::memcpy(plane1, w.plane1 + at * 8, left * 8);
+      if (kBits > 6) std::memcpy(plane2, w.plane2 + at * 8, left * 8);
+      std::memcpy(sums, y + n, left * sizeof(float));
+      step({base, scales, zeros, plane1, plane2}, sums);
+      std::memcpy(y + n, sums, left * sizeof(float));
+    }
+  }
+}
+
+inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
+  if (w.bits == 4) return RowBlockMajorBits<4>(w, x, begin, end, y);
+  if (w.bits == 6) return RowBlockMajorBits<6>(w, x, begin, end, y);
+  RowBlockMajorBits<8>(w, x, begin, end, y);
+}
+
+// The quads of one block, see ActiveQuads.
+struct BlockQuads {
+  BlockQuads(const ActiveQuads& active, size_t K, size_t b)
+      : row(active.rows + active.begin[b] * 4), end(active.rows + active.begin[b + 1] * 4),
+        code(active.codes + active.begin[b] * 4), stride(K + ActiveQuads::kSlack) {}
+
+  const uint8_t* row;
+  const uint8_t* end;
+  const int8_t* code;
+  size_t stride;  // from the codes of one half to those of the other
+};
+
+// A later step, whose weights are asked for while this one is computed: skipped rows defeat the hardware's prefetching.
+struct StepAhead {
+  BlockView view;
+  const uint8_t* row;
+  const uint8_t* end;
+};
+
+// Runs a constant number of bytes ahead of the steps over a range of blocks, `step` outputs at a time.
+template <int kBits>
+class AheadCursor {
+ public:
+  AheadCursor(const Nested& w, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin, size_t end, size_t step)
+      : w_(w), active_(active), block_(first_block), end_block_(end_block), begin_(begin), end_(end), step_(step), n_(begin) {
+    size_t filled = 0;
+    for (size_t b = first_block; b < end_block; ++b) filled += Empty(b) ? 0 : 1;
+    if (filled == 0) {
+      block_ = end_block_;
+      return;
+    }
+    SkipEmpty();
+    const size_t rows = 4 * (active.begin[end_block] - active.begin[first_block]) / filled;
+    constexpr size_t kRest = 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
+    const bool sparse = rows < kBlock * 3 / 4;
+    const size_t bytes = step * (rows / 2 + kRest), distance = sparse ? kSparseBytesAhead : kRowBytesAhead;
+    for (size_t i = (distance + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
+      if (sparse) AskAll();  // nobody could ask for these before: Fetch knows no active rows
+      Move();
+    }
+  }
+
+  // The step ahead of the reader's at output `n`; none for the narrower steps that share the last one.
+  StepAhead Next(size_t n) {
+    if (block_ == end_block_ || (n - begin_) % step_ != 0) return {};
+    const StepAhead result = Here();
+    Move();
+    return result;
+  }
+
+ private:
+  StepAhead Here() const {
+    const size_t b = block_, row_bytes = w_.N / 2;
+    const BlockQuads rows(active_, w_.K, b);
+    return {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
+  }
+  void AskAll() const {
+    const StepAhead here = Here();
+    for (const uint8_t* row = here.row; row != here.end; ++row) __builtin_prefetch(here.view.base + *row * (w_.N / 2));
+    PrefetchLines(here.view.scale, step_ * 2);
+    PrefetchLines(here.view.zero, step_);
+    if constexpr (kBits > 4) PrefetchLines(here.view.plane1, step_ * 8);
+    if constexpr (kBits > 6) PrefetchLines(here.view.plane2, step_ * 8);
+  }
+  bool Empty(size_t b) const { return active_.begin[b] == active_.begin[b + 1]; }
+  void SkipEmpty() {
+    while (block_ < end_block_ && Empty(block_)) ++block_;
+  }
+  void Move() {
+    n_ += step_;
+    if (n_ < end_) return;
+    n_ = begin_;
+    ++block_;
+    SkipEmpty();
+  }
+
+  const Nested& w_;
+  const ActiveQuads& active_;
+  size_t block_;  // where it is
+  const size_t end_block_;
+  size_t begin_, end_, step_, n_;
+};
+
+// One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in the block's first
+// row; with kPartial only `bytes` bytes of a row are the outputs' own.
+template <int kBits, bool kPartial, class D8>
+HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_t bytes, BlockQuads quads, StepAhead ahead,
+                                 const int8_t* phased, size_t K, const BlockScale<hn::Repartition<int32_t, D8>>& scale,
+                                 float* y) {
+  const hn::Repartition<int32_t, D8> di;
+  const hn::Repartition<int8_t, D8> dx;
+  using VI = hn::Vec<decltype(di)>;
+  constexpr size_t kHalves = HalvesAt(kBits);
+  const auto nibble = hn::Set(d8, uint8_t{0x0F});
+  const auto load = [&](size_t row) HWY_ATTR {
+    const uint8_t* from = v.base + row * stride;
+    if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
+    return hn::LoadU(d8, from);
+  };
+  const auto ask = [&]() HWY_ATTR {
+    for (size_t i = 0; i < 4; ++i) __builtin_prefetch(ahead.view.base + ahead.row[i] * stride);
+    ahead.row += 4;
+  };
+  // Two halves of activations take twice the sums, more than AVX2 has registers: some of the outputs first, then the others.
+  constexpr size_t kPasses = SOL_BYTE_PAIRS && HWY_TARGET > HWY_AVX3 && kHalves == 2 ? 2 : 1, kEach = 4 / kPasses;
+  VI low[4], high[4], sums[8];
+  const auto multiply = [&](auto pass) HWY_ATTR {
+    constexpr size_t kFirst = decltype(pass)::value * kEach;
+    BlockSum<decltype(di), kHalves> even[kEach], odd[kEach];
+    const int8_t* code = quads.code;
+    for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
+      if (ahead.row != ahead.end) ask();
+      hn::Vec<decltype(dx)> x[kHalves];
+      for (size_t h = 0; h < kHalves; ++h) {
+        int32_t codes;
+        std::memcpy(&codes, code + h * quads.stride, sizeof(codes));
+        x[h] = hn::BitCast(dx, hn::Set(di, codes));
+      }
+      hn::Vec<D8> q[4];
+      InterleaveRows(d8, load(row[0]), load(row[1]), load(row[2]), load(row[3]), q[0], q[1], q[2], q[3]);
+      for (size_t i = 0; i < kEach; ++i) even[i].Add(hn::And(q[kFirst + i], nibble), x);
+      for (size_t i = 0; i < kEach; ++i) odd[i].Add(hn::ShiftRight<4>(q[kFirst + i]), x);
+    }
+    for (size_t i = 0; i < kEach; ++i) {
+      low[kFirst + i] = even[i].Total();
+      high[kFirst + i] = odd[i].Total();
+    }
+  };
+  multiply(std::integral_constant<size_t, 0>());
+  if constexpr (kPasses == 2) multiply(std::integral_constant<size_t, 1>());
+  while (ahead.row != ahead.end) ask();
+  OrderOutputs(di, low, high, sums);
+  constexpr size_t kOutputs = hn::MaxLanes(di);
+  for (size_t p = 0; p < 8; ++p) {
+    const size_t at = p * kOutputs;
+    if (ahead.view.scale != nullptr) {  // bit by bit: a burst would fill the queue of outstanding lines
+      if (p % 2 == 0) PrefetchLines(ahead.view.scale + at, 4 * kOutputs);
+      if (p % 4 == 0) PrefetchLines(ahead.view.zero + at, 4 * kOutputs);
+      if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kOutputs * 8);
+      if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kOutputs * 8);
+    }
+    if constexpr (kBits > 4) {
+      const Residual<kBits, D8> residual(phased, K);
+      const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;
+      sums[p] = hn::Add(hn::ShiftLeft<4>(sums[p]), residual.Dot(v.plane1 + at * 8, plane2));
+    }
+    scale.Add(sums[p], v.scale + at, v.zero + at, y + at);
+  }
+}
+
+// Steps of one vector size over [n, end), as many as fit; returns the first output that is left.
+template <int kBits, class D8>
+HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x, const ActiveQuads& active, size_t b,
+                                    size_t n, size_t end, AheadCursor<kBits>& ahead, float* y) {
+  constexpr size_t kOutputs = 2 * hn::MaxLanes(d8);
+  if (n + kOutputs > end) return n;
+  const BlockScale<hn::Repartition<int32_t, D8>> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
+  const BlockQuads quads(active, w.K, b);
+  const size_t row_bytes = w.N / 2;
+  for (; n + kOutputs <= end; n += kOutputs) {
+    const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + n / 2, b, n);
+    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, ahead.Next(n), x.phased + b * kBlock, w.K, scale, y + n);
+  }
+  return n;
+}
+
+template <int kBits>
+HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block,
+                                    size_t end_block, size_t begin, size_t end, float* y) {
+  const hn::ScalableTag<uint8_t> wide;
+  const hn::CappedTag<uint8_t, 32> half;
+  const hn::Full128<uint8_t> narrow;
+  AheadCursor<kBits> ahead(w, active, first_block, end_block, begin, end, 2 * hn::MaxLanes(wide));
+  for (size_t b = first_block; b < end_block; ++b) {
+    if (active.begin[b] == active.begin[b + 1]) continue;
+    size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, end, ahead, y);
+    if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) {
+      n = ChannelMajorSteps<kBits>(half, w, x, active, b, n, end, ahead, y);
+    }
+    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) {
+      n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, n, end, ahead, y);
+    }
+    if (n < end) {
+      constexpr size_t kOutputs = 32;
+      const size_t left = end - n, at = b * w.N + n;
+      HWY_ALIGN uint8_t plane1[kOutputs * 8] = {}, plane2[kOutputs * 8] = {};
+      HWY_ALIGN uint16_t scales[kOutputs] = {};
+      HWY_ALIGN uint8_t zeros[kOutputs] = {};
+      HWY_ALIGN float sums[kOutputs] = {};
+      std::memcpy(scales, w.scale + at, left * 2);
+      std::memcpy(zeros, w.zero + at, left);
+      if (kBits > 4) std::memcpy(plane1, w.plane1 + at * 8, left * 8);
+      if (kBits > 6) std::memcpy(plane2, w.plane2 + at * 8, left * 8);
+      std::memcpy(sums, y + n, left * sizeof(float));
+      const BlockScale<hn::Repartition<int32_t, decltype(narrow)>> scale(x.step[b], x.sum[b], w.Center(),
+                                                                         kBits == 4 ? 16.0f : 1.0f);
+      const uint8_t* base = w.base + b * kBlock * (w.N / 2) + n / 2;
+      ChannelMajorStep<kBits, true>(narrow, {base, scales, zeros, plane1, plane2}, w.N / 2, left / 2,
+                                    BlockQuads(active, w.K, b), {}, x.phased + b * kBlock, w.K, scale, sums);
+      std::memcpy(y + n, sums, left * sizeof(float));
+    }
+  }
+}
+
+inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block,
+                            size_t begin, size_t end, float* y) {
+  if (w.bits == 4) return RowChannelMajorBits<4>(w, x, active, first_block, end_block, begin, end, y);
+  if (w.bits == 6) return RowChannelMajorBits<6>(w, x, active, first_block, end_block, begin, end, y);
+  RowChannelMajorBits<8>(w, x, active, first_block, end_block, begin, end, y);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sol
+HWY_AFTER_NAMESPACE();
+
+#endif  // SOL_ROW_INL_H_

@@ -1,0 +1,451 @@
+// Many tokens times 64 outputs of a matrix: sums [tokens, 64] = x [tokens, K] W[:, n … n + 63].
+//
+// The formula is that of row-inl.h. Of each block of 32 channels the planes of the 64 outputs are merged to bytes 16 q + 4 b + c once, in
+// the first-level cache, and every token of the tile is multiplied by these bytes:
+//
+//   quads [8, 64]    32-bit words: four channels of one output, a byte each. Quad i of a block-major matrix holds four channels in the
+//                    order `even_odd`, of a channel-major one in the order `phased`; the tokens' codes lie in the same order.
+//   scale, zero [64] float32, the zero point with the level's center
+//
+// A vector of int32 has one output a lane; four channels of a token are broadcast to all lanes. Up to four tokens share the bytes in
+// registers. Outputs past N are computed on zeros.
+
+#if defined(SOL_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SOL_TILE_INL_H_
+#undef SOL_TILE_INL_H_
+#else
+#define SOL_TILE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/matmul/dot-inl.h"
+#include "cpu/matmul/matmul_kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sol {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// What a code's byte has flipped: Arm multiplies signed bytes only, so there it holds the code less 128.
+constexpr uint32_t kFlip = HWY_TARGET_IS_NEON ? 0x80808080u : 0;
+constexpr float kFlipped = HWY_TARGET_IS_NEON ? 128.0f : 0.0f;
+
+// One block of a tile: quads of four channels whose bytes are 16 q + 4 b + c.
+struct Merged {
+  HWY_ALIGN uint32_t quads[kBlock / 4][kTile];
+  HWY_ALIGN float scale[kTile];
+  HWY_ALIGN float zero[kTile];  // with the level's center, in terms of the bytes
+};
+
+// A tile's part of one block, with all 64 outputs readable.
+class TileView {
+ public:
+  TileView(const Nested& w, bool channel_major, size_t b, size_t n) {
+    const size_t at = b * w.N + n, left = std::min(kTile, w.N - n);
+    scale = w.scale + at;
+    zero = w.zero + at;
+    plane1 = w.bits > 4 ? w.plane1 + at * 8 : nullptr;
+    plane2 = w.bits > 6 ? w.plane2 + at * 8 : nullptr;
+    stride = w.N / 2;
+    base = channel_major ? w.base + b * kBlock * stride + n / 2 : w.base + at * 16;
+    if (left == kTile) return;
+
+    const auto copy = [left](auto*& from, auto& to, size_t size) {
+      std::memset(to, 0, sizeof(to));
+      std::memcpy(to, from, left * size);
+      from = to;
+    };
+    copy(scale, scale_, sizeof(uint16_t));
+    copy(zero, zero_, 1);
+    if (plane1 != nullptr) copy(plane1, plane1_, 8);
+    if (plane2 != nullptr) copy(plane2, plane2_, 8);
+    std::memset(base_, 0, sizeof(base_));
+    if (channel_major) {
+      for (size_t k = 0; k < kBlock; ++k) std::memcpy(base_ + k * kTile / 2, base + k * stride, left / 2);
+      stride = kTile / 2;
+    } else {
+      std::memcpy(base_, base, left * 16);
+    }
+    base = base_;
+  }
+  TileView(const TileView&) = delete;
+  TileView& operator=(const TileView&) = delete;
+
+  const uint8_t* base;
+  const uint16_t* scale;
+  const uint8_t* zero;
+  const uint8_t* plane1;
+  const uint8_t* plane2;
+  size_t stride;
+
+ private:
+  uint8_t base_[kTile * 16];
+  uint16_t scale_[kTile];
+  uint8_t zero_[kTile];
+  uint8_t plane1_[kTile * 8];
+  uint8_t plane2_[kTile * 8];
+};
+
+HWY_INLINE void MergeScales(const Nested& w, const TileView& v, Merged& out) {
+  const hn::CappedTag<float, 16> df;
+  const hn::Rebind<int32_t, decltype(df)> di;
+  const hn::Rebind<uint16_t, decltype(df)> d16;
+  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
+  const hn::Rebind<uint8_t, decltype(df)> d8;
+  const auto center = hn::Set(df, w.Center() - kFlipped);
+  for (size_t i = 0; i < kTile; i += hn::MaxLanes(df)) {
+    hn::Store(hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, v.scale + i))), df, out.scale + i);
+    const auto zero = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, v.zero + i)));
+    hn::Store(hn::Add(zero, center), df, out.zero + i);
+  }
+}
+
+// Quads in the order `even_odd`.
+HWY_INLINE void MergeBlockMajor(const Nested& w, const TileView& v, Merged& out) {
+  const hn::ScalableTag<uint8_t> d8;
+  using D8 = decltype(d8);
+  const hn::Repartition<uint16_t, D8> d16;
+  const hn::Repartition<uint32_t, D8> d32;
+  const hn::Repartition<uint64_t, D8> d64;
+  const hn::Rebind<uint8_t, decltype(d16)> d_half;
+  using V32 = hn::Vec<decltype(d32)>;
+  constexpr size_t kBytes = hn::MaxLanes(d8), kOutputs = kBytes / 4, kBlocks = kBytes / 16;
+  HWY_ALIGN uint32_t order[kOutputs];
+  for (size_t o = 0; o < kOutputs; ++o) order[o] = static_cast<uint32_t>(o % kBlocks * 4 + o / kBlocks);
+  const auto natural = hn::SetTableIndices(d32, order);
+
+  for (size_t n = 0; n < kTile; n += kOutputs) {
+    V32 even[4], odd[4];
+    for (size_t i = 0; i < 4; ++i) {
+      const size_t at = n + i * kBlocks;
+      const auto packed = hn::BitCast(d16, hn::LoadU(d8, v.base + at * 16));
+      auto low = hn::And(hn::ShiftLeft<4>(packed), hn::Set(d16, 0xF0F0));
+      auto high = hn::And(packed, hn::Set(d16, 0xF0F0));
+      if (v.plane1 != nullptr) {
+        const auto p = hn::PromoteTo(d16, hn::LoadU(d_half, v.plane1 + at * 8));
+        low = hn::OrAnd(low, hn::ShiftLeft<2>(p), hn::Set(d16, 0x000C));
+        low = hn::OrAnd(low, hn::ShiftLeft<6>(p), hn::Set(d16, 0x0C00));
+        high = hn::OrAnd(high, p, hn::Set(d16, 0x000C));
+        high = hn::OrAnd(high, hn::ShiftLeft<4>(p), hn::Set(d16, 0x0C00));
+      }
+      if (v.plane2 != nullptr) {
+        const auto p = hn::PromoteTo(d16, hn::LoadU(d_half, v.plane2 + at * 8));
+        low = hn::OrAnd(low, p, hn::Set(d16, 0x0003));
+        low = hn::OrAnd(low, hn::ShiftLeft<4>(p), hn::Set(d16, 0x0300));
+        high = hn::OrAnd(high, hn::ShiftRight<2>(p), hn::Set(d16, 0x0003));
+        high = hn::OrAnd(high, hn::ShiftLeft<2>(p), hn::Set(d16, 0x0300));
+      }
+      even[i] = hn::BitCast(d32, low);
+      odd[i] = hn::BitCast(d32, high);
+    }
+    // Lane q of an output's four becomes quad q.
+    const auto scatter = [&](const V32(&four)[4], size_t first) HWY_ATTR {
+      const auto t01l = hn::BitCast(d64, hn::InterleaveLower(d32, four[0], four[1]));
+      const auto t23l = hn::BitCast(d64, hn::InterleaveLower(d32, four[2], four[3]));
+      const auto t01u = hn::BitCast(d64, hn::InterleaveUpper(d32, four[0], four[1]));
+      const auto t23u = hn::BitCast(d64, hn::InterleaveUpper(d32, four[2], four[3]));
+      const V32 quads[4] = {
+          hn::BitCast(d32, hn::InterleaveLower(d64, t01l, t23l)), hn::BitCast(d32, hn::InterleaveUpper(d64, t01l, t23l)),
+          hn::BitCast(d32, hn::InterleaveLower(d64, t01u, t23u)), hn::BitCast(d32, hn::InterleaveUpper(d64, t01u, t23u))};
+      for (size_t q = 0; q < 4; ++q) {
+        const V32 in_order = kBlocks == 1 ? quads[q] : hn::TableLookupLanes(quads[q], natural);
+        hn::Store(hn::Xor(in_order, hn::Set(d32, kFlip)), d32, out.quads[first + q] + n);
+      }
+    };
+    scatter(even, 0);
+    scatter(odd, 4);
+  }
+  MergeScales(w, v, out);
+}
+
+// Quads in the order `phased`: quad 2 f + j holds channels 16 j + f, + 4, + 8, + 12.
+HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& out) {
+  const hn::CappedTag<uint8_t, kTile / 2> d8;
+  using D8 = decltype(d8);
+  const hn::Repartition<uint16_t, D8> d16;
+  const hn::Repartition<uint32_t, D8> d32;
+  using V32 = hn::Vec<decltype(d32)>;
+  constexpr size_t kBytes = hn::MaxLanes(d8), kOutputs = hn::MaxLanes(d32);
+  for (size_t n = 0; n < kTile; n += 2 * kBytes) {
+    for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+      const size_t first = quad % 2 * 16 + quad / 2;
+      const uint8_t* from = v.base + first * v.stride + n / 2;
+      hn::Vec<D8> q[4];
+      InterleaveRows(d8, hn::LoadU(d8, from), hn::LoadU(d8, from + 4 * v.stride), hn::LoadU(d8, from + 8 * v.stride),
+                     hn::LoadU(d8, from + 12 * v.stride), q[0], q[1], q[2], q[3]);
+      V32 even[4], odd[4], ordered[8];
+      for (size_t i = 0; i < 4; ++i) {
+        const auto packed = hn::BitCast(d16, q[i]);
+        even[i] = hn::BitCast(d32, hn::And(hn::ShiftLeft<4>(packed), hn::Set(d16, 0xF0F0)));
+        odd[i] = hn::BitCast(d32, hn::And(packed, hn::Set(d16, 0xF0F0)));
+      }
+      OrderOutputs(d32, even, odd, ordered);
+      for (size_t i = 0; i < 8; ++i) {
+        hn::Store(hn::Xor(ordered[i], hn::Set(d32, kFlip)), d32, out.quads[quad] + n + i * kOutputs);
+      }
+    }
+  }
+  const auto merge_plane = [&](const uint8_t* plane, int weight_shift) HWY_ATTR {
+    const auto mask = hn::Set(d8, static_cast<uint8_t>(3 << weight_shift));
+    for (size_t n = 0; n < kTile; n += kOutputs) {
+      const V32 a = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8));
+      const V32 c = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8 + kBytes));
+      const V32 halves[2] = {hn::ConcatEven(d32, c, a), hn::ConcatOdd(d32, c, a)};
+      for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+        const int field = static_cast<int>(quad / 2) * 2;
+        const V32 half = halves[quad % 2];
+        const V32 moved = field >= weight_shift ? hn::ShiftRightSame(half, field - weight_shift)
+                                                : hn::ShiftLeftSame(half, weight_shift - field);
+        uint32_t* to = out.quads[quad] + n;
+        hn::Store(hn::OrAnd(hn::Load(d32, to), moved, hn::BitCast(d32, mask)), d32, to);
+      }
+    }
+  };
+  if (v.plane1 != nullptr) merge_plane(v.plane1, 2);
+  if (v.plane2 != nullptr) merge_plane(v.plane2, 0);
+  MergeScales(w, v, out);
+}
+
+// The integer sums of one block for some outputs of one half of one token's activations.
+template <class DI, int kBits>
+class CodeSum {
+ public:
+  using VI = hn::Vec<DI>;
+  using VU = hn::Vec<hn::Repartition<uint8_t, DI>>;
+  using VX = hn::Vec<hn::Repartition<int8_t, DI>>;
+
+#if SOL_BYTE_PAIRS
+  // The halves of a code are small enough for a block's sums to stay in 16 bits; level 4 has one only.
+  using D16 = hn::Repartition<int16_t, DI>;
+  HWY_INLINE CodeSum() : high_(hn::Zero(D16())), low_(hn::Zero(D16())) {}
+  HWY_INLINE void Add(VU codes, VX x) {
+    const D16 d16;
+    high_ = hn::Add(high_, hn::SatWidenMulPairwiseAdd(d16, hn::ShiftRight<4>(codes), x));
+    if constexpr (kBits == 4) return;
+    const VU nibble = hn::Set(hn::Repartition<uint8_t, DI>(), uint8_t{0x0F});
+    low_ = hn::Add(low_, hn::SatWidenMulPairwiseAdd(d16, hn::And(codes, nibble), x));
+  }
+  HWY_INLINE VI Total() const {
+    const DI di;
+    const auto one = hn::Set(D16(), 1);
+    const VI high = hn::ShiftLeft<4>(hn::WidenMulPairwiseAdd(di, high_, one));
+    if constexpr (kBits == 4) return high;
+    return hn::Add(high, hn::WidenMulPairwiseAdd(di, low_, one));
+  }
+
+ private:
+  hn::Vec<D16> high_, low_;
+#else
+  HWY_INLINE CodeSum() : sum_(hn::Zero(DI())) {}
+  HWY_INLINE void Add(VU codes, VX x) {
+#if HWY_TARGET_IS_NEON
+    sum_ = DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum_);
+#else
+    sum_ = hn::SumOfMulQuadAccumulate(DI(), codes, x, sum_);
+#endif
+  }
+  HWY_INLINE VI Total() const { return sum_; }
+
+ private:
+  VI sum_;
+#endif
+};
+
+// Integer sums of one block for the outputs of a tile from `n` on, of kTokens tokens whose halves lie K codes apart.
+template <int kBits, size_t kTokens, size_t kVectors, class DI>
+class BlockProducts {
+ public:
+  using VI = hn::Vec<DI>;
+  static constexpr size_t kHalves = HalvesAt(kBits), kLanes = hn::MaxLanes(DI());
+
+  HWY_INLINE BlockProducts(const int8_t* x, size_t K) : x_(x), K_(K) {}
+
+  HWY_INLINE void Multiply(const Merged& w, size_t n, VI (&totals)[kTokens][kVectors]) const {
+    const DI di;
+    const hn::Repartition<uint8_t, DI> d8;
+    const hn::Repartition<int8_t, DI> dx;
+    CodeSum<DI, kBits> acc[kTokens * kHalves][kVectors];
+#if SOL_BYTE_PAIRS
+#pragma GCC unroll 1  // unrolled, GCC puts all products before the sums and runs out of registers
+#endif
+    for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+      hn::Vec<decltype(d8)> codes[kVectors];
+      for (size_t i = 0; i < kVectors; ++i) {
+        codes[i] = hn::BitCast(d8, hn::Load(di, reinterpret_cast<const int32_t*>(w.quads[quad]) + n + i * kLanes));
+      }
+      for (size_t r = 0; r < kTokens * kHalves; ++r) {
+        int32_t four;
+        std::memcpy(&four, x_ + r * K_ + quad * 4, sizeof(four));
+        const auto broadcast = hn::BitCast(dx, hn::Set(di, four));
+        for (size_t i = 0; i < kVectors; ++i) acc[r][i].Add(codes[i], broadcast);
+      }
+    }
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVectors; ++i) {
+        totals[t][i] = acc[t * kHalves][i].Total();
+        if constexpr (kHalves == 2) totals[t][i] = JoinHalves(di, totals[t][i], acc[2 * t + 1][i].Total());
+      }
+    }
+  }
+
+ private:
+  const int8_t* x_;
+  size_t K_;
+};
+
+#if SOL_BYTE_PAIRS
+// At level 8 codes and activations are multiplied as numbers of 16 bits: half the products that halves of both would take.
+template <size_t kTokens, size_t kVectors, class DI>
+class BlockProducts<8, kTokens, kVectors, DI> {
+ public:
+  using VI = hn::Vec<DI>;
+  static constexpr size_t kLanes = hn::MaxLanes(DI());
+
+  HWY_INLINE BlockProducts(const int8_t* x, size_t K) {
+    const hn::CappedTag<int16_t, kBlock / 2> d16;
+    const hn::Repartition<int8_t, decltype(d16)> d8;
+    const auto step = hn::Set(d16, kHalfStep);
+    for (size_t t = 0; t < kTokens; ++t) {
+      const int8_t* halves = x + 2 * t * K;
+      for (size_t i = 0; i < kBlock; i += hn::MaxLanes(d8)) {
+        const auto coarse = hn::BitCast(d16, hn::LoadU(d8, halves + i)), fine = hn::BitCast(d16, hn::LoadU(d8, halves + K + i));
+        const auto first = [](auto v) HWY_ATTR { return hn::ShiftRight<8>(hn::ShiftLeft<8>(v)); };  // of each pair of channels
+        const auto second = [](auto v) HWY_ATTR { return hn::ShiftRight<8>(v); };
+        hn::Store(hn::Add(hn::Mul(first(coarse), step), first(fine)), d16, words_[t][0] + i / 2);
+        hn::Store(hn::Add(hn::Mul(second(coarse), step), second(fine)), d16, words_[t][1] + i / 2);
+      }
+    }
+  }
+
+  HWY_INLINE void Multiply(const Merged& w, size_t n, VI (&totals)[kTokens][kVectors]) const {
+    const DI di;
+    const hn::Repartition<uint16_t, DI> du;
+    const hn::Repartition<int16_t, DI> d16;
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVectors; ++i) totals[t][i] = hn::Zero(di);
+    }
+#pragma GCC unroll 1
+    for (size_t quad = 0; quad < kBlock / 4; ++quad) {
+      hn::Vec<decltype(d16)> first[kVectors], second[kVectors];
+      for (size_t i = 0; i < kVectors; ++i) {
+        const auto codes = hn::BitCast(du, hn::Load(di, reinterpret_cast<const int32_t*>(w.quads[quad]) + n + i * kLanes));
+        first[i] = hn::BitCast(d16, hn::And(codes, hn::Set(du, uint16_t{0x00FF})));
+        second[i] = hn::BitCast(d16, hn::ShiftRight<8>(codes));
+      }
+      for (size_t t = 0; t < kTokens; ++t) {
+        const auto a = Pair(t, 0, quad), b = Pair(t, 1, quad);
+        for (size_t i = 0; i < kVectors; ++i) {
+          totals[t][i] = hn::Add(totals[t][i], hn::WidenMulPairwiseAdd(di, first[i], a));
+          totals[t][i] = hn::Add(totals[t][i], hn::WidenMulPairwiseAdd(di, second[i], b));
+        }
+      }
+    }
+  }
+
+ private:
+  HWY_INLINE hn::Vec<hn::Repartition<int16_t, DI>> Pair(size_t t, size_t which, size_t quad) const {
+    int32_t pair;
+    std::memcpy(&pair, words_[t][which] + 2 * quad, sizeof(pair));
+    return hn::BitCast(hn::Repartition<int16_t, DI>(), hn::Set(DI(), pair));
+  }
+
+  HWY_ALIGN int16_t words_[kTokens][2][kBlock / 2];  // activations of channels 0 and 2 of every quad, then of 1 and 3
+};
+#endif
+
+// Tokens at a time: the registers hold so many rows of sums.
+template <int kBits>
+constexpr size_t kTokensAtATime = SOL_BYTE_PAIRS ? 4 : 4 / HalvesAt(kBits);
+
+// sums[t][0 … 63] += one block, for kTokens tokens, whose halves lie K codes apart.
+template <size_t kTokens, int kBits>
+HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
+                          float* sums) {
+  const hn::ScalableTag<int32_t> di;
+  using DI = decltype(di);
+  const hn::Rebind<float, DI> df;
+  constexpr size_t kLanes = hn::MaxLanes(di);
+  // As many sums as the registers hold; level 6 has two for each where bytes are multiplied in pairs.
+  constexpr size_t kVectors = (kLanes >= 16 || HWY_TARGET_IS_NEON ? 4 : 2) / (SOL_BYTE_PAIRS && kBits == 6 ? 2 : 1);
+  const BlockProducts<kBits, kTokens, kVectors, DI> products(x, K);
+  for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
+    hn::Vec<DI> totals[kTokens][kVectors];
+    products.Multiply(w, n, totals);
+    for (size_t i = 0; i < kVectors; ++i) {
+      const auto scale = hn::Load(df, w.scale + n + i * kLanes);
+      const auto zero = hn::Load(df, w.zero + n + i * kLanes);
+      for (size_t t = 0; t < kTokens; ++t) {
+        float* to = sums + t * kTile + n + i * kLanes;
+        auto value = hn::Mul(hn::ConvertTo(df, totals[t][i]), hn::Set(df, step[t * blocks]));
+        value = hn::NegMulAdd(zero, hn::Set(df, sum[t * blocks]), value);
+        hn::Store(hn::MulAdd(scale, value, hn::Load(df, to)), df, to);
+      }
+    }
+  }
+}
+
+// Asks for a tile's part of one block.
+HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size_t n) {
+  const size_t at = b * w.N + n;
+  const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+  };
+  if (channel_major) {
+    for (size_t k = 0; k < kBlock; ++k) __builtin_prefetch(w.base + (b * kBlock + k) * (w.N / 2) + n / 2);
+  } else {
+    lines(w.base + at * 16, kTile * 16);
+  }
+  lines(w.scale + at, kTile * sizeof(uint16_t));
+  lines(w.zero + at, kTile);
+  if (w.plane1 != nullptr) lines(w.plane1 + at * 8, kTile * 8);
+  if (w.plane2 != nullptr) lines(w.plane2 + at * 8, kTile * 8);
+}
+
+template <bool kChannelMajor, int kBits>
+HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+  constexpr size_t kHalves = HalvesAt(kBits);
+  const size_t blocks = w.K / kBlock;
+  const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * kHalves * w.K;
+  std::fill(sums, sums + tokens * kTile, 0.0f);
+  Merged merged;
+  for (size_t b = 0; b < blocks; ++b) {
+    if (b + 1 < blocks) PrefetchTile(w, kChannelMajor, b + 1, n);
+    const TileView view(w, kChannelMajor, b, n);
+    if (kChannelMajor) {
+      MergeChannelMajor(w, view, merged);
+    } else {
+      MergeBlockMajor(w, view, merged);
+    }
+    const auto run = [&](auto count, size_t t) HWY_ATTR {
+      TileBlock<decltype(count)::value, kBits>(merged, codes + t * kHalves * w.K + b * kBlock, w.K,
+                                               x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,
+                                               blocks, sums + t * kTile);
+    };
+    size_t t = 0;
+    constexpr size_t kGroup = kTokensAtATime<kBits>;
+    for (; t + kGroup <= tokens; t += kGroup) run(std::integral_constant<size_t, kGroup>(), t);
+    for (; t < tokens; ++t) run(std::integral_constant<size_t, 1>(), t);
+  }
+}
+
+inline void TileBlockMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+  if (w.bits == 4) return Tile<false, 4>(w, x, first, tokens, n, sums);
+  if (w.bits == 6) return Tile<false, 6>(w, x, first, tokens, n, sums);
+  Tile<false, 8>(w, x, first, tokens, n, sums);
+}
+
+inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+  if (w.bits == 4) return Tile<true, 4>(w, x, first, tokens, n, sums);
+  if (w.bits == 6) return Tile<true, 6>(w, x, first, tokens, n, sums);
+  Tile<true, 8>(w, x, first, tokens, n, sums);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sol
+HWY_AFTER_NAMESPACE();
+
+#endif  // SOL_TILE_INL_H_

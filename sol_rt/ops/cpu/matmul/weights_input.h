@@ -1,0 +1,46 @@
+// Reads weights from a node's constant inputs, with every check that keeps a damaged bundle from crashing the host. Nothing is copied.
+#pragma once
+
+#include <initializer_list>
+
+#include "common/inputs/nested_inputs.h"
+#include "common/onnx/node.h"
+#include "cpu/matmul/matmul_kernels.h"
+
+namespace sol {
+
+inline Nested ReadNested(const Attributes& attributes, const char* op, const NestedPorts& ports, bool channel_major, int64_t K, int64_t N,
+                         int bits) {
+  const int64_t blocks = K / static_cast<int64_t>(kBlock);
+  const auto read = [&](int port, const char* name, Type type, std::initializer_list<int64_t> shape) {
+    const Tensor tensor = attributes.Constant(static_cast<size_t>(port), name);
+    Expect(op, name, tensor, type, shape);
+    return tensor;
+  };
+  Nested w;
+  w.K = static_cast<size_t>(K);
+  w.N = static_cast<size_t>(N);
+  w.bits = bits;
+  w.base = channel_major ? read(ports.base, "base", kUInt4, {K, N}).As<uint8_t>()
+                         : read(ports.base, "base", kUInt8, {blocks, N, 16}).As<uint8_t>();
+  w.scale = read(ports.scale, "scale", kFloat16, {blocks, N}).As<uint16_t>();
+  w.zero = read(ports.zero, "zero", kUInt8, {blocks, N}).As<uint8_t>();
+  if (bits > 4) w.plane1 = read(ports.plane1, "plane1", kUInt8, {blocks, N, 8}).As<uint8_t>();
+  if (bits > 6) w.plane2 = read(ports.plane2, "plane2", kUInt8, {blocks, N, 8}).As<uint8_t>();
+  return w;
+}
+
+// The block-major matrix of an operator that has one input, this matrix and no more.
+inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op) {
+  const MatrixSize size = OnlyMatrixSize(attributes, op);
+  return ReadNested(attributes, op, {1, 2, 3, 4, 5}, false, size.K, size.N, size.bits);
+}
+
+// A vector of `length` floats.
+inline const float* ReadVector(const Attributes& attributes, const char* op, int port, const char* name, int64_t length) {
+  const Tensor tensor = attributes.Constant(static_cast<size_t>(port), name);
+  Expect(op, name, tensor, kFloat, {length});
+  return tensor.As<float>();
+}
+
+}  // namespace sol

@@ -1,0 +1,54 @@
+// NestedMatMul(x, base, scale, zero[, plane1[, plane2]]) -> y: x [..., K] times a block-major matrix.
+
+#include <array>
+#include <string>
+
+#include "common/onnx/op.h"
+#include "cpu/matmul/block_matmul.h"
+#include "cpu/matmul/weights_input.h"
+
+namespace sol {
+namespace {
+
+class NestedMatMul {
+ public:
+  static constexpr const char* kName = "NestedMatMul";
+  static constexpr auto kInputs = Join(std::array<Port, 1>{{{"x", kFloat}}}, kMatrixInputs<kUInt8>);
+  static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
+
+  explicit NestedMatMul(const Attributes& attributes) : product_(ReadOnlyMatrix(attributes, kName)) {}
+
+  void Compute(Context& context) const {
+    const Tensor x = context.Input(0);
+    const size_t K = product_.Inputs();
+    ExpectChannels(kName, x, K);
+    auto shape = x.dims;
+    shape[x.rank - 1] = static_cast<int64_t>(product_.Outputs());
+    float* y = context.Output<float>(0, shape.data(), x.rank);
+    const size_t tokens = static_cast<size_t>(x.Elements()) / K;
+    if (tokens == 0) return;
+    if (tokens == 1) {
+      One(context, x.As<float>(), y);
+    } else {
+      product_.Rows(context, x.As<float>(), tokens, y);
+    }
+  }
+
+ private:
+  void One(const Context& context, const float* x, float* y) const {
+    thread_local Buffer memory;
+    TokenInput input;
+    Place(memory, [&](Arena& arena) { input = product_.PlaceInput(arena); });
+    input.Quantize(x);
+    const size_t tasks = product_.Tasks(ThreadCount::Estimate());
+    context.ParallelFor(tasks, [&](size_t task) { product_.Product(input, task, tasks, y); });
+  }
+
+  BlockMatMul product_;
+};
+
+}  // namespace
+
+const OrtCustomOp* NestedMatMulOp() { return Define<NestedMatMul>(); }
+
+}  // namespace sol

@@ -1,0 +1,70 @@
+"""What a training works on, and by what it tells another training's files from its own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from sol_rt.errors import UsageError
+from sol_rt.train.config import TrainConfig
+from sol_rt.train.data.windows import Windows
+from sol_rt.train.policy_network import Embed
+from sol_rt.train.rollouts.observation import relative_costs
+from sol_rt.train.rollouts.rollout import Rollouts
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """What a training works on.
+
+    Attributes:
+        rollouts: runs episodes; its spec has actions, costs and scalars.
+        embed: looks up rows of the model's embedding.
+        windows: of text.
+        config: all settings.
+        folder: where everything is written.
+        counterfactuals: folder of the counterfactuals, which several trainings may share.
+        model: name of the model.
+        identity: hash of weights and variants, for which the counterfactuals are valid.
+        minutes: wall-clock limit over all runs of the training. None: the config's counts alone end it.
+    """
+
+    rollouts: Rollouts
+    embed: Embed
+    windows: Windows
+    config: TrainConfig
+    folder: Path
+    counterfactuals: Path
+    model: str
+    identity: str
+    minutes: float | None = None
+
+    def made_for(self) -> dict[str, str]:
+        """By name, what has to be the same when a training goes on."""
+        spec = self.rollouts.spec
+        costs = relative_costs(spec, spec.actions, [64, 512, 4096]).tobytes()
+        return {
+            "model weights": self.identity,
+            "text": self.windows.digest,
+            "actions": " ".join(action.tag for action in spec.actions),
+            "measured costs": hashlib.sha256(costs).hexdigest(),
+        }
+
+    def measured_with(self) -> dict[str, object]:
+        """By name, what has to be the same where trainings share counterfactuals."""
+        return {
+            "identity": self.identity,
+            "actions": [action.tag for action in self.rollouts.spec.actions],
+            "positions": self.config.warm_start.positions,
+            "windows": list(self.config.data.windows),
+            "held_out": self.config.data.held_out,
+            "text": self.windows.digest,
+        }
+
+    def check_processes(self, size: int) -> None:
+        """Raises UsageError where `size` processes can't share an update evenly."""
+        config = self.config
+        for name, count in (("warm_start.batch", config.warm_start.batch), ("grpo.windows", config.grpo.windows)):
+            if count % size:
+                raise UsageError(f"{name}: got {count}, expected a multiple of the {size} processes")
