@@ -28,9 +28,9 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt import SolModel, __version__
-from sol_rt.budget.calibrate import measure
-from sol_rt.budget.calibration_table import CalibratedCost
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.calibrate import measure
+from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.dominated import describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.budget.cost import reads
+from sol_rt.budget.cost.bytes_model import reads
 from sol_rt.bundle.actions import Action
 from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.generate.model import SolModel

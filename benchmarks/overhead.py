@@ -23,7 +23,7 @@ import onnxruntime as ort
 from peer_report import quartiles
 
 from sol_rt import SolModel
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.schedules.constant import ConstantSchedule
 from sol_rt.budget.schedules.policy import SolSchedule
 from sol_rt.budget.schedules.uniform import UniformSchedule

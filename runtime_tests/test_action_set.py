@@ -84,6 +84,7 @@ def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_fi
     assert str(tmp_path) not in (tmp_path / "out" / SELECTION).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [64, 256, 512, 513])
 def test_a_context_that_holds_no_whole_window(
     room: int, llama_checkpoint: Path, text_file: Path, tmp_path: Path
@@ -171,6 +172,7 @@ def test_the_choice_is_what_the_bundle_has(llama_bundle: Path, tmp_path: Path, m
     assert {path.name for path in folder.glob("*.onnx")} == {"model.q8.onnx", "model.q4.onnx"}
 
 
+@pytest.mark.slow
 def test_a_policy_keeps_its_actions(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
     """One of them with a KV density that is no level of the export."""
     wanted = ("k100-s100-q8", "k060-s050-q8", "k025-s050-q4")

@@ -34,6 +34,7 @@ def test_the_sum_is_numpys_over_a_large_buffer() -> None:
     assert bandwidth.read_bytes(words) == int(words.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bit", BITS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 def test_every_target_of_this_machine(bit: int) -> None:

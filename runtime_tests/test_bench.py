@@ -12,7 +12,7 @@ import pytest
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import UsageError

@@ -34,6 +34,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["cpu", "webgpu"])
 def test_every_figure_has_a_row(provider: str, tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "tiny", policy=True)

@@ -452,6 +452,7 @@ def test_a_bundle_generates_the_same_without_the_library(tiny_bundle: Path) -> N
     _same_without_the_library(bundle, list(range(20, 80)))
 
 
+@pytest.mark.slow
 @NATIVE
 def test_smollm2_generates_the_same_without_the_library(smollm2_bundle: Path) -> None:
     """On text that leaves little choice: over 30 layers flipped roundings grow to 4% of the logits, between the

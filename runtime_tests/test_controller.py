@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.base_controller import AxisTargets, BaseController
-from sol_rt.budget.calibration_table import CalibratedCost, CalibrationTable
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import BytesCost, CostModel, Line
+from sol_rt.budget.controller.base import AxisTargets, BaseController
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.dial import make_controller
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig

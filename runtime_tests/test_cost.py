@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.calibration_table import (
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, reads
+from sol_rt.budget.cost.calibration_table import (
     CalibratedCost,
     CalibrationTable,
     calibration_path,
     device_string,
     load_cost_model,
 )
-from sol_rt.budget.cost import BytesCost, CostModel, Line, reads
-from sol_rt.budget.line_fit import fit_line
+from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KvLayout

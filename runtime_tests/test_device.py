@@ -16,8 +16,8 @@ import pytest
 from helpers.device_run import NO_ADAPTER, PROMPT, steps, unpruned
 from helpers.greedy import TIE
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.calibration_table import CalibrationTable, calibration_path, device_string, load_cost_model
-from sol_rt.budget.cost import Line
+from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string, load_cost_model
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
 from sol_rt.engine.engine import Engine

@@ -11,9 +11,9 @@ import pytest
 
 from helpers.made_configs import made_config
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.calibration_table import CalibratedCost, CalibrationTable
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import FunctionBodyBytes, Line
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import FunctionBodyBytes, Line
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.dominated import describe, ineffective, replacements, without_dominated
 from sol_rt.budget.schedules import PolicyInput, make_schedule
 from sol_rt.bundle.actions import Action

@@ -52,6 +52,7 @@ def test_own_schedule(bundle: Path, tmp_path: Path) -> None:
     assert sum(int(steps) for steps in re.findall(r"k\d+-s\d+-\w+: (\d+) steps", printed)) == 199
 
 
+@pytest.mark.slow
 def test_train_policy(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="training comes with the extra train")
     pytest.importorskip("yaml", reason="training comes with the extra train")

@@ -11,8 +11,8 @@ import pytest
 from helpers import tiny_bundle
 from helpers.greedy import greedy
 from helpers.random_decoder import hf_config
-from sol_rt.budget.calibration_table import CalibrationTable, calibration_path
-from sol_rt.budget.cost import Line
+from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path
 from sol_rt.bundle import selection
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED

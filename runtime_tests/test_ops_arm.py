@@ -43,6 +43,7 @@ def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processor", "mask", "target"),
     [("max", None, "NEON_BF16"), ("cortex-a76", None, "NEON"), ("cortex-a76", 1 << 29, "NEON_WITHOUT_AES")],

@@ -624,6 +624,7 @@ def available_targets() -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_every_simd_target() -> None:
     targets = available_targets()
     assert "" not in targets

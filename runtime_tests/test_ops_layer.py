@@ -499,6 +499,7 @@ def test_bad_input_is_one_line(name: str, value: Array) -> None:
     assert "\n" not in str(caught.value).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names targets of x86")
 @pytest.mark.parametrize("mask", X86_TARGETS.values(), ids=X86_TARGETS)
 def test_every_simd_target(mask: int) -> None:

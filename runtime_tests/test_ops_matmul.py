@@ -595,6 +595,7 @@ def anonymous_bytes() -> int:
 CHECKED = "reference or refuse or bit or ties or largest or zeros or small"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", X86_TARGETS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 def test_every_target_of_this_machine(target: str) -> None:

@@ -34,6 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_one_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -54,6 +55,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuda", ["OFF", "AUTO"])
 def test_libraries_are_built_with_and_without_cuda(cuda: str, tmp_path: Path) -> None:
     if shutil.which("cmake") is None or shutil.which("c++") is None:
@@ -67,6 +69,7 @@ def test_libraries_are_built_with_and_without_cuda(cuda: str, tmp_path: Path) ->
     assert ("sol_ops_cuda" in targets) is (cuda == "AUTO" and not left_out)
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_generates_without_torch(wheel: Path, llama_bundle: Path, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     checked(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")

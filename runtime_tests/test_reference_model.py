@@ -209,6 +209,7 @@ def _rms(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)) / b.std())
 
 
+@pytest.mark.slow
 def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None:
     """SmolLM2, every variant: runtime and reference model are as close as the reference model is to itself disturbed in
     the sixth digit.

@@ -17,8 +17,8 @@ from torch import Tensor  # noqa: E402
 
 from helpers.random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
-from sol_rt.budget.controller import Controller  # noqa: E402
-from sol_rt.budget.cost import BytesCost  # noqa: E402
+from sol_rt.budget.controller.budget import Controller  # noqa: E402
+from sol_rt.budget.cost.bytes_model import BytesCost  # noqa: E402
 from sol_rt.budget.schedules.policy import SolSchedule  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402

@@ -11,11 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.base_controller import AxisTargets, BaseController
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.controller.base import AxisTargets, BaseController
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import make_controller
-from sol_rt.budget.schedules import PolicyInput, Schedule, default_schedule, make_schedule, schedule_actions
+from sol_rt.budget.schedules import (
+    PolicyInput,
+    Schedule,
+    default_schedule,
+    make_schedule,
+    schedule_actions,
+)
 from sol_rt.budget.schedules.random_schedule import tilted
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import PolicySpec, SolConfig

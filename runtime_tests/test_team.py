@@ -48,6 +48,7 @@ def test_members_go_through_phases_in_step(name: str, tmp_path: Path) -> None:
     assert done.stdout == "300 teams\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers")
 def test_tasks_of_attention_write_apart(tmp_path: Path) -> None:
     """No task of a phase writes what another one does. For the baseline target alone, which is soon compiled."""

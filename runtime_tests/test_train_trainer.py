@@ -23,8 +23,8 @@ pytest.importorskip("yaml")
 from safetensors.numpy import load_file  # noqa: E402
 
 from helpers.train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
-from sol_rt.budget.calibration_table import CalibrationTable, calibration_path  # noqa: E402
-from sol_rt.budget.cost import Line  # noqa: E402
+from sol_rt.budget.cost.bytes_model import Line  # noqa: E402
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
@@ -136,6 +136,7 @@ def test_a_calibration_that_no_longer_holds_is_said(
     assert said == [True, False]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_bit_by_bit(place: Path, tmp_path: Path) -> None:
     config = place / "long.yaml"
     config.write_text(CONFIG.replace("updates: 12", "updates: 60").replace("updates: 4", "updates: 20"))
@@ -166,6 +167,7 @@ def _wait_for(folder: Path, stage: str, count: int, process: subprocess.Popen[by
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(place: Path, trained: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -249,6 +251,7 @@ def test_a_damaged_checkpoint_is_refused(
     _fails(capsys, arguments(place, tmp_path, "--resume"), "checkpoint.pt: not readable", "-o")
 
 
+@pytest.mark.slow
 def test_the_reference_model_gives_the_same_counterfactuals(trained: Path, place: Path, tmp_path: Path) -> None:
     config = tmp_path / "short.yaml"
     config.write_text(CONFIG.replace("updates: 4", "updates: 1"))

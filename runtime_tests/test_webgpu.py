@@ -52,6 +52,7 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
     return dict(json.loads(run.stdout))
 
 
+@pytest.mark.slow
 def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
     """Pruned ones as nearly as a tiny random network allows: activations rounded otherwise keep other channels."""
     results = _on_webgpu(tiny_bundle, TOKENS)
@@ -76,6 +77,7 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
         assert variant.channel_density == 1.0 or error < pruning / 2, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_sizes_of_128(family: str, tmp_path: Path) -> None:
     """Where WebGPU multiplies activations of 8 bits in blocks of 128, but for level 8."""

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sol_rt.budget.controller import Controller
+    from sol_rt.budget.controller.budget import Controller
     from sol_rt.budget.schedules import PolicyInput, Schedule
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
@@ -32,7 +32,7 @@ _HOMES = {
     "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "ContextError": "errors",
-    "Controller": "budget.controller",
+    "Controller": "budget.controller.budget",
     "Engine": "engine.engine",
     "GeneratedToken": "generate.results",
     "Generation": "generate.results",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.frontier import falling_hull
 from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.budget.schedules.policy import SolSchedule

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sol_rt.budget.calibration_table import device_string
+from sol_rt.budget.cost.calibration_table import device_string
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE
@@ -165,7 +165,8 @@ def _times(
 ) -> tuple[dict[Action, float], float]:
     """Milliseconds of a step of each action at a context, and `Measurements.slowdown`.
 
-    Actions take turns, each time in another order, as in `sol_rt.budget.calibrate`. A low percentile of many repeats
+    Actions take turns, each time in another order, as in `sol_rt.budget.cost.calibrate`. A low percentile of many
+    repeats
     counts: an export often shares its machine, and other programs can only add time.
     """
     # the cost of a step does not depend on the tokens

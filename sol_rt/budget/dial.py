@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sol_rt.budget.axis_controller import AxisController
-from sol_rt.budget.base_controller import AxisTargets, BaseController, check_request
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import CostModel
+from sol_rt.budget.controller.axes import AxisController
+from sol_rt.budget.controller.base import AxisTargets, BaseController, check_request
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.schedules import Schedule
 from sol_rt.bundle.actions import Action
 

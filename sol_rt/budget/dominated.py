@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sol_rt.budget.cost import CostModel, FunctionBodyBytes
+from sol_rt.budget.cost.bytes_model import CostModel, FunctionBodyBytes
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.config import ActionEntry, SolConfig

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.calibration_table import load_cost_model
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FORMAT_VERSION

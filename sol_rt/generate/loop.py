@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sol_rt.budget.base_controller import BaseController
+from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.base_controller import BaseController
-from sol_rt.budget.calibration_table import load_cost_model
-from sol_rt.budget.cost import CostModel
+from sol_rt.budget.controller.base import BaseController
+from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.budget.dial import Dial, MakeSchedule, make_controller
 from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
 from sol_rt.budget.policy import PolicySession

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sol_rt.budget.controller import Controller
-from sol_rt.budget.cost import CostModel
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.schedules import PolicyInput, schedule_actions
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine

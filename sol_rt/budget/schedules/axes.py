@@ -28,8 +28,8 @@ class Axes:
         levels: the settings that occur on each axis - KV density, channel density and bits - in ascending order.
         scale: float64 [3], the highest level of each axis.
         settings: float64 [A, 3], the settings of each action as shares of `scale`.
-        sparsest_kv, sparsest_channels: index of the action with the lowest KV density or channel density and the other
-            axes at their highest.
+        sparsest_kv, sparsest_channels: index of the action with the lowest density on that axis, the others at their
+            highest.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from sol_rt.budget.base_controller import BaseController
+from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sol_rt.budget.base_controller import BaseController
+from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.schedules.constant import ConstantSchedule
 from sol_rt.budget.schedules.entropy import EntropySchedule
 from sol_rt.budget.schedules.policy import Policy, SolSchedule

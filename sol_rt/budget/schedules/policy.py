@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sol_rt.budget.base_controller import BaseController
+from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.multiplier import Multiplier
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action

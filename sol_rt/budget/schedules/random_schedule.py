@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sol_rt.budget.base_controller import BaseController
+from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
 

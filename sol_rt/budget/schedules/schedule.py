@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sol_rt.budget.base_controller import AxisTargets
+from sol_rt.budget.controller.base import AxisTargets
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.distribution import Distribution
@@ -65,7 +65,8 @@ def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | N
     """The actions that the controller and the schedule `name` work with; the dense action is always among them.
 
     `sol` has the policy's actions, in the policy's order, and `random` the bundle's action set. `uniform` and
-    `entropy`, and every schedule but `sol` under axis targets, have every KV density of the set with every variant.
+    `entropy`, and every schedule but `sol` under axis targets, have every KV density of the action set with every
+    variant.
     """
     if name == "sol" and config.policy is not None:
         actions = config.policy.actions

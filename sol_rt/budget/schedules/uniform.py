@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sol_rt.budget.base_controller import BaseController
+from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.schedules.axes import GRID, axes_of
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
@@ -14,10 +14,10 @@ class UniformSchedule:
     """Alternates between the two nearest settings on each axis.
 
     A single position u in [0, 1] turns the axes down one after the other. Bits go first: they save most for what they
-    lose. Then comes one of the densities, whichever can save more at this context: reading fewer pages of a short cache
-    would save nothing. Then comes the other. The lowest settings of both come last, as they lose most. u is where the
-    mix's expected cost is the controller's target. Under axis targets each axis is at its own target instead. Error
-    diffusion on each axis decides which of the two settings around its position a step takes.
+    lose. Then comes KV density or channel density, whichever can save more at this context: reading fewer pages of a
+    short cache would save nothing. Then comes the other one. The lowest settings of both come last, as they lose most.
+    u is where the mix's expected cost is the controller's target. Under axis targets each axis is at its own target
+    instead. Error diffusion on each axis decides which of the two settings around its position a step takes.
     """
 
     name = "uniform"
@@ -59,7 +59,7 @@ class UniformSchedule:
         return high
 
     def _wanted(self, context: int) -> list[float]:
-        """The settings that this step aims for: KV density, channel density and bits, [3]."""
+        """The settings that this step aims for: two densities and bits, [3]."""
         controller, axes = self._controller, self._axes
         targets = controller.axis_targets
         if targets is not None:

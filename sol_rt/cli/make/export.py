@@ -92,7 +92,7 @@ def export(
     bundle = None if given is None else _existing(model, output, force)
     _need(("onnx", "safetensors") if bundle else _NEEDED)
     if given is not None and bundle is not None:
-        from sol_rt.budget.calibration_table import has_table
+        from sol_rt.budget.cost.calibration_table import has_table
         from sol_rt.bundle.bundle import Bundle
         from sol_rt.export.policy_file import give_policy
 

@@ -193,7 +193,7 @@ def _rollouts(engine: Engine, scalars: tuple[str, ...], *, in_torch: bool, say: 
     """What runs the steps, with the bundle's own actions and costs."""
     import torch
 
-    from sol_rt.budget.calibration_table import load_cost_model
+    from sol_rt.budget.cost.calibration_table import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
 
     bundle = engine.bundle

@@ -35,8 +35,8 @@ def calibrate(
     """Measure what every action costs in milliseconds. Budgets are then shares of this device's decode time."""
     from rich.table import Table
 
-    from sol_rt.budget.calibrate import measure, save
-    from sol_rt.budget.calibration_table import CalibratedCost
+    from sol_rt.budget.cost.calibrate import measure, save
+    from sol_rt.budget.cost.calibration_table import CalibratedCost
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import bundle_path, name_device

@@ -45,7 +45,7 @@ class Kind(NamedTuple):
         file: the graph file.
         bits: most bits of its layers' matrices.
         channels: int64 [4, L] as bytes, counts of active channels; empty if the session reads them at every step.
-        kv_density: share of the old tokens that its steps read; None where it reads how many at every step.
+        kv_density: share of the old tokens that its steps read; None if it reads how many at every step.
         one_token: whether it takes one token and gives one row of logits, as a decode step does.
     """
 

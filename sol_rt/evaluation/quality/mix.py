@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.frontier import falling_hull
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sol_rt.budget.controller import Controller
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import is_constant
 from sol_rt.bundle.actions import Action

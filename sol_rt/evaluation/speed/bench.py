@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt import __version__
-from sol_rt.budget.cost import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import default_schedule, is_constant
 from sol_rt.engine.hardware import peak_rss_mb, processor_name

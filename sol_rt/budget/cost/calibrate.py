@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.budget.calibration_table import CalibrationTable, calibration_path, device_string
-from sol_rt.budget.cost import Line, reads
-from sol_rt.budget.line_fit import fit_line
+from sol_rt.budget.cost.bytes_model import Line, reads
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string
+from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle

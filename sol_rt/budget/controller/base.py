@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sol_rt.budget.cost import CostModel
-from sol_rt.budget.spend_window import SpendWindow
-from sol_rt.budget.step_costs import StepCosts, StepCostTable
+from sol_rt.budget.controller.spend_window import SpendWindow
+from sol_rt.budget.controller.step_costs import StepCosts, StepCostTable
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
 
 EPSILON = 1e-9
 """Relative difference below which two costs count as equal."""
+
+
 AXIS_FLAGS = "--kv-density/--channel-density/--bits"
 
 

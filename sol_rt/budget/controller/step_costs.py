@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sol_rt.budget.cost import CostModel
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 
 _BLOCK = 64  # contexts

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.base_controller import EPSILON, BaseController, check_request, least
-from sol_rt.budget.cost import CostModel
-from sol_rt.budget.step_costs import StepCosts
+from sol_rt.budget.controller.base import EPSILON, BaseController, check_request, least
+from sol_rt.budget.controller.step_costs import StepCosts
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
 

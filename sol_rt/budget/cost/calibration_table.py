@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.cost import BytesCost, CostModel, Line, LineCost
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, LineCost
 from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
@@ -98,8 +98,8 @@ def _numbers(kind: type[Any], raw: Mapping[str, Any]) -> Any:
 
 
 class CalibratedCost(LineCost):
-    """Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest
-    one that was.
+    """Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that
+    was.
     """
 
     unit = "milliseconds"

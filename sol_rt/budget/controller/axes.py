@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.base_controller import AXIS_FLAGS, AxisTargets, BaseController, least
-from sol_rt.budget.cost import CostModel
-from sol_rt.budget.spend_window import SpendWindow
-from sol_rt.budget.step_costs import StepCosts
+from sol_rt.budget.controller.base import AXIS_FLAGS, AxisTargets, BaseController, least
+from sol_rt.budget.controller.spend_window import SpendWindow
+from sol_rt.budget.controller.step_costs import StepCosts
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
 
@@ -87,9 +87,8 @@ def _as_shares(targets: AxisTargets, settings: np.ndarray, dense: Action, action
             wanted[axis] = high / full
             continue
         if not (isinstance(value, (int, float)) and math.isfinite(value) and low - 1e-6 <= value <= high + 1e-6):
-            raise UsageError(
-                f"--{name.replace('_', '-')}: got {value}, expected {low:g} to {high:g}, as this bundle has"
-            )
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag}: got {value}, expected {low:g} to {high:g}, as this bundle has")
         wanted[axis] = value / full
     if _distance_to_hull(settings - wanted) > _NEAR_HULL:
         near = actions[int(np.argmin(((settings - wanted) ** 2).sum(axis=1)))]
