@@ -56,7 +56,7 @@ class DeviceMemory(ABC):
         raise ProviderError(f"{self._where}: reads no 4-bit tensors, as {name} is; use --provider cpu")
 
     def mirror(self, arrays: Mapping[str, np.ndarray], apart: Collection[str] = ()) -> Mirror:
-        """Tensors on the GPU for arrays in main memory. Those in `apart` are large or seldom copied. Raises as `place`."""
+        """Tensors on the GPU for arrays in main memory; those `apart` are large or seldom copied. Raises as `place`."""
         return Mirror(self, arrays)
 
     def lost(self) -> bool:
