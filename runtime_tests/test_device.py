@@ -329,7 +329,7 @@ def test_doctor_says_what_an_adapter_cannot_do() -> None:
     assert "computes the same numbers as the CPU" in plain, err
     assert "float16" not in plain
     assert "computes in float32, without float16" in poor
-    assert "prompts go in parts of 16 tokens" in poor
+    assert "prompts are split into parts of 16 tokens" in poor
 
 
 def test_doctor_misses_what_prepares_graphs() -> None:
