@@ -55,8 +55,7 @@ class ExportReport:
         seconds: wall-clock time.
         parity: the comparison with the source; None if it was not asked for.
         selection: the measurements of the candidate actions; None without calibration.
-        dropped: one line for each of the bits asked for that the bundle lacks for another reason than `selection`
-            gives.
+        dropped: one line for each requested precision that the bundle lacks, unless `selection` gives the reason.
     """
 
     path: Path

@@ -53,6 +53,7 @@ def test_other_shares_are_refused(share: float) -> None:
         ("k100-s101-q4", "001 to 100"),
         ("k100-s100-q17", "bits 1 to 16 or mix"),
         ("k025-s100-q5", "mixed bits are written qmix; use k025-s100-qmix"),
+        ("k100-s100-q05", "expected kKKK-sSSS-qB"),
     ],
 )
 def test_other_tags_are_refused(tag: str, said: str) -> None:

@@ -100,7 +100,7 @@ def test_outputs_of_a_calibrated_blob_are_closer(preset: str, tmp_path: Path) ->
             error = (weights.matrix(matrix).at(level) - w).double()
             return float(((error @ hessian.double()) * error).sum())
 
-        # random weights make inputs that hardly go together: little to gain, at a multiplier for level 8
+        # random weights make inputs that hardly go together: little to gain, at a price for 8 bits
         for level, limit in ((4, 1.0), (6, 1.0), (8, 1.5)):
             assert lost(calibrated, level) < limit * lost(plain, level), (matrix, level)
 

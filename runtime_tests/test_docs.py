@@ -79,6 +79,12 @@ def test_prose_fits_160_columns(page: Path) -> None:
     assert long_lines(page.read_text(encoding="utf-8"), PROSE_COLUMNS) == []
 
 
+def test_the_readme_takes_two_minutes() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert [line for line in lines if len(line) > 120 or "@@" in line] == []
+
+
 @pytest.mark.parametrize("folder", ["docs", "docs/results"])
 def test_the_index_has_every_page(folder: str) -> None:
     index = ROOT / folder / "README.md"

@@ -37,6 +37,13 @@ def run(name: str, *arguments: str | Path, home: Path) -> str:
     return done.stdout
 
 
+def test_the_example_s_training_config_is_read() -> None:
+    pytest.importorskip("torch", reason="training comes with the extra train")
+    from sol_rt.train.config import read_config
+
+    assert read_config(str(EXAMPLES / "train_policy.yaml")).warm_start.updates > 0
+
+
 def test_generate(bundle: Path, tmp_path: Path) -> None:
     printed = run("generate.py", bundle, PROMPT, "-n", "200", home=tmp_path)
     assert printed.count(f": {PROMPT}") == 3

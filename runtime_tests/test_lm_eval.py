@@ -195,7 +195,7 @@ def test_the_harness_runs_a_local_task(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "local_rows.yaml").write_text(json.dumps(task), encoding="utf-8")
     argv = ["--model", "sol_rt", "--model_args", f"pretrained={bundle},budget=0.7,schedule=uniform"]
     argv += ["--tasks", "local_rows", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    program = "import sys, sol_rt.lm_eval; sys.exit(sol_rt.lm_eval.main())"
+    program = "import sys, sol_rt.evaluation.lm_eval; sys.exit(sol_rt.lm_eval.main())"
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(
         [sys.executable, "-c", program, *argv],

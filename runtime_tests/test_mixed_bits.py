@@ -22,7 +22,7 @@ from sol_rt.cli.show.inspect import inspect  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
 from sol_rt.evaluation.inspect import describe  # noqa: E402
-from sol_rt.export import pipeline as bundle_writer  # noqa: E402
+from sol_rt.export import pipeline  # noqa: E402
 from sol_rt.export.pipeline import ExportReport, export_bundle  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
@@ -65,7 +65,7 @@ def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(
 ) -> None:
     """And the runtime runs it as the reference model does. All graphs stay, whatever their speeds are."""
     every = lambda folder, config, *_, **__: SimpleNamespace(config=config, selection=None)  # noqa: E731
-    monkeypatch.setattr(bundle_writer.action_set, "choose_actions", every)
+    monkeypatch.setattr(pipeline.action_set, "choose_actions", every)
     source = write_mixed_file(tmp_path / "model.gguf", preset)
     (tmp_path / "text.txt").write_text(" ".join(map(str, range(3000))), encoding="utf-8")
     calibration = tmp_path / "text.txt" if calibrated else "none"

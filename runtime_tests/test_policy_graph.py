@@ -1,4 +1,4 @@
-"""policy.onnx against the network of sol_rt.export.policy_graph's docstring in NumPy."""
+"""policy.onnx against the network of sol_rt.export.graphs.policy_graph's docstring in NumPy."""
 
 from __future__ import annotations
 

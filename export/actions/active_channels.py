@@ -99,7 +99,7 @@ class MlpSizes:
         return np.repeat(np.array(counts, np.float64), self.layers) / self.channels
 
     def levels(self, counts: Sequence[int]) -> DensityLevels:
-        """Counts [2 layers] by layer."""
+        """Splits 2 * layers counts, first those of up and then those of down, into density levels."""
         return DensityLevels(tuple(counts[: self.layers]), tuple(counts[self.layers :]))
 
     def share(self, levels: DensityLevels) -> float:

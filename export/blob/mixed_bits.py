@@ -31,7 +31,7 @@ from sol_rt.export.sources.families import TensorNames
 _ONLY_CODES = LayerBits(qkv=8, o=8, up=4, down=8)
 _LEFT_OUT = {
     MIXED: "mixed bits left out: they keep a source's own 4-bit codes, and this one has none",
-    6: "6 bits left out: beside mixed bits, which are closer, they need 8 bits as the dense ones",
+    6: "6 bits left out: mixed bits are closer to the source, so 6 are exported only beside 8 bits",
 }
 
 

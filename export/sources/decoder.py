@@ -290,5 +290,6 @@ def _context(config: Mapping[str, Any], rope_parameters: Mapping[str, Any], trai
             limit = min(limit, _size(rope_parameters, "original_max_position_embeddings"))
         return limit
     if not 1 <= wanted <= limit:
-        raise CheckpointError(f"maximum context: got {wanted}, expected 1 to {limit}, which the model was made for")
+        longest = f"1 to {limit}, the model's own context or its sliding window"
+        raise CheckpointError(f"maximum context: got {wanted}, expected {longest}")
     return wanted

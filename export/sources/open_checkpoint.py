@@ -1,4 +1,4 @@
-"""Opens a checkpoint, whatever its file format. The module above both readers."""
+"""Opens a checkpoint, whatever its file format: picks one of the two readers."""
 
 from __future__ import annotations
 

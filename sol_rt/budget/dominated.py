@@ -1,7 +1,7 @@
 """Dominated actions: beside such an action, another one of better quality costs no more, at every context.
 
-The export drops the actions that are dominated on the processor that it runs on. On a GPU others are: function bodies
-there may read as much for fewer channels or tokens as for all.
+The export drops the actions that are dominated on the processor that it runs on. On a GPU a different set is
+dominated: function bodies there may read as much for fewer channels or tokens as for all.
 """
 
 from __future__ import annotations

@@ -17,8 +17,11 @@ def bits_tag(bits: int) -> str:
 
 
 def parse_bits_tag(text: str) -> int | None:
-    """Reads bits that a tag writes, without the `q`: `4` or `mix`. None for any other text."""
-    return MIXED if text == _TAG else int(text) if text.isdecimal() else None
+    """Reads bits that a tag writes, without the `q`: `4` or `mix`. None for any other text, such as `04`."""
+    if text == _TAG:
+        return MIXED
+    bits = int(text) if text.isdecimal() else None
+    return bits if str(bits) == text else None
 
 
 def bits_name(bits: int) -> int | str:

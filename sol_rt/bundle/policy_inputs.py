@@ -72,12 +72,12 @@ class PolicyInputs:
         """Mean relative cost of the last 16 steps of any episode; steps before the run cost `before`."""
         return sum(self._recent) / RECENT
 
-    def at(self, step: int, moment: StepObservation) -> dict[str, float]:
+    def at(self, step: int, observation: StepObservation) -> dict[str, float]:
         """Returns the scalars before decode step `step` of the run. A new episode begins every `horizon` steps."""
         self.position = step % self.horizon
         if self.position == 0:
             self.previous, self.episode_cost = -1, 0.0
-        return {name: scalar(self, moment) for name, scalar in self._scalars.items()}
+        return {name: scalar(self, observation) for name, scalar in self._scalars.items()}
 
     def record(self, action: int, relative_cost: float) -> None:
         """Records a finished step.
@@ -92,21 +92,21 @@ class PolicyInputs:
         self._recent.append(relative_cost)
 
 
-def _spend_deviation(inputs: PolicyInputs, moment: StepObservation) -> float:
-    return inputs.episode_cost / inputs.position - moment.budget if inputs.position else 0.0
+def _spend_deviation(inputs: PolicyInputs, observation: StepObservation) -> float:
+    return inputs.episode_cost / inputs.position - observation.budget if inputs.position else 0.0
 
 
 _SCALARS: dict[str, Callable[[PolicyInputs, StepObservation], float]] = {
-    "step_fraction": lambda inputs, moment: inputs.position / inputs.horizon,
-    "budget": lambda inputs, moment: moment.budget,
+    "step_fraction": lambda inputs, observation: inputs.position / inputs.horizon,
+    "budget": lambda inputs, observation: observation.budget,
     "spend_deviation": _spend_deviation,
-    "entropy": lambda inputs, moment: moment.distribution.entropy,
-    "top_probability": lambda inputs, moment: moment.distribution.top_probability,
-    "surprise": lambda inputs, moment: -moment.distribution.log_probability(moment.token),
-    "log_context": lambda inputs, moment: math.log2(max(moment.context, 1) / 16),
-    "margin": lambda inputs, moment: moment.distribution.margin,
-    "previous_cost": lambda inputs, moment: inputs.previous_cost,
-    "recent_spend": lambda inputs, moment: inputs.recent_spend,
+    "entropy": lambda inputs, observation: observation.distribution.entropy,
+    "top_probability": lambda inputs, observation: observation.distribution.top_probability,
+    "surprise": lambda inputs, observation: -observation.distribution.log_probability(observation.token),
+    "log_context": lambda inputs, observation: math.log2(max(observation.context, 1) / 16),
+    "margin": lambda inputs, observation: observation.distribution.margin,
+    "previous_cost": lambda inputs, observation: inputs.previous_cost,
+    "recent_spend": lambda inputs, observation: inputs.recent_spend,
 }
 
 KNOWN_SCALARS = tuple(_SCALARS)

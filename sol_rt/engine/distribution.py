@@ -74,7 +74,7 @@ class Distribution:
 
     @property
     def logits(self) -> np.ndarray:
-        """float32 [vocab]."""
+        """The logits that the distribution was made of, float32 [vocab]."""
         return self._logits
 
     @property

@@ -227,9 +227,7 @@ class Engine:
             return self._step(token, action)
         ids = np.asarray(tokens, np.int64)
         if ids.ndim != 1 or not 1 <= num_logits <= ids.size:
-            raise UsageError(
-                f"forward: got {ids.size} tokens and {num_logits} logits wanted, expected 1 to as many as tokens"
-            )
+            raise UsageError(f"forward: num_logits: got {num_logits} for {ids.size} tokens, expected 1 to {ids.size}")
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise UsageError(f"token {ids.min() if ids.min() < 0 else ids.max()}: expected 0 to {vocabulary - 1}")
         self._ensure_capacity(self.length + ids.size)
@@ -241,7 +239,7 @@ class Engine:
         runner = self._prepare(action).step
         self._buffers.set_step(token, length, action.pages(length, self._page_size))
         output = runner.step()
-        # the same function for both: the step has driven all code out of the caches, and a second one would be fetched
+        # one function for both: the step has evicted the instruction cache, and another function would be fetched anew
         if not output.distribution.finite or self._sums(output.hidden[0]).top is None:
             self._refuse(action, 1)
         self._tokens.append(token)

@@ -1,4 +1,4 @@
 """Measures and describes bundles: quality, speed, reports, HTML pages, `inspect`, `doctor`, the lm-eval model.
 
-May import: everything but sol_rt.cli.
+May import: sol_rt.generate and the folders below it.
 """

@@ -17,7 +17,7 @@ def main() -> int:
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import get_model, register_model
     except ImportError as error:
-        print(f"sol_rt.lm_eval: error: {error}; install sol-rt[eval]", file=sys.stderr)
+        print(f"sol_rt.evaluation.lm_eval: error: {error}; install sol-rt[eval]", file=sys.stderr)
         return 1
     from sol_rt.evaluation.lm_eval_model import SolLM
 
@@ -28,7 +28,7 @@ def main() -> int:
     try:
         cli_evaluate()
     except SolError as error:
-        print(f"sol_rt.lm_eval: error: {error}", file=sys.stderr)
+        print(f"sol_rt.evaluation.lm_eval: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

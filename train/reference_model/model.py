@@ -63,7 +63,7 @@ class _Rows(Protocol):
 
     @property
     def rows(self) -> Tensor | slice:
-        """Their numbers."""
+        """Indices of the rows in the batch, or a slice of them."""
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     given = Path(model).expanduser()
     if (given / CONFIG_NAME).is_file():
         if output is not None:
-            raise UsageError(f"-o {output}: {model} is a bundle, which itself gets the policy; leave out -o")
+            raise UsageError(f"-o {output}: {model} is a bundle; the policy is written into it, so leave out -o")
         return given
     if output is not None:
         target = output

@@ -117,7 +117,7 @@ def gather_capacity(row_pairs: int, kv_heads: int, kv_density: float, kv: KvLayo
 
 
 def _fit_gather_capacity(graph: onnx.GraphProto, kv_density: float, kv: KvLayout) -> None:
-    """Bundles of before November 2026 have no room to be told: their bodies mask."""
+    """Writes the gather capacity of a KV density into the layers that may leave out tokens."""
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if GATHER_CAPACITY in attributes and attributes["layer"].i not in kv.dense_layers:

@@ -238,7 +238,7 @@ class Mirror:
 
 
 class PackedMirror(Mirror):
-    """The same with one copy in each direction: small tensors lie side by side. Every copy of a step waits for the GPU.
+    """A mirror with one copy in each direction. Small tensors lie side by side, for every copy waits for the GPU.
 
     Args:
         memory, arrays: as of Mirror.

@@ -10,7 +10,7 @@ from typing import Any
 from sol_rt.errors import UsageError
 
 FORMAT = "sol_rt.evaluation_state"
-VERSION = 1
+VERSION = 2
 
 
 class State:

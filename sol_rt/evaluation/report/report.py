@@ -17,7 +17,7 @@ from sol_rt.evaluation.quality.held_out import Plan, SizeRuns, cost_of, nll_of
 from sol_rt.evaluation.quality.runs import WindowRun, device_words
 from sol_rt.generate.model import SolModel
 
-FORMAT, VERSION = "sol_rt.evaluation", 1
+FORMAT, VERSION = "sol_rt.evaluation", 2
 _TINY = 1e-6
 
 
