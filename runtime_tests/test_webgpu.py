@@ -88,8 +88,9 @@ def test_sizes_of_128(family: str, tmp_path: Path) -> None:
     engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
     for key, result in _on_webgpu(folder, 1).items():
         engine.reset()
-        expected = engine.forward(PROMPT, Action.parse(f"k100-{key}")).logits[0]
-        assert _error(result["logits"][-1], expected) <= ERRORS[int(key[-1])], key
+        action = Action.parse(f"k100-{key}")
+        expected = engine.forward(PROMPT, action).logits[0]
+        assert _error(result["logits"][-1], expected) <= ERRORS[action.bits], key
 
 
 def _error(got: list[float] | Array, expected: Array) -> float:
