@@ -86,6 +86,7 @@ def test_hessians_are_of_what_transformers_modules_read(
         np.testing.assert_allclose(hessian, wanted, atol=2e-4 * float(wanted.diagonal().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", FAMILY_PRESETS)
 def test_outputs_of_a_calibrated_blob_are_closer(preset: str, tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])

@@ -410,6 +410,7 @@ def test_bench_without_the_library_says_why_there_is_no_bandwidth(
     assert "no library" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["md", "json"])
 def test_ctrl_c_in_bench_keeps_finished_rows(form: str) -> None:
     argv = ("bench", "-p", "16", "-n", "900", "--budget", "1.0", "-r", "1000", "-n", "8", "-o", form)

@@ -220,6 +220,7 @@ def test_rate_needs_measured_costs() -> None:
         Controller(actions_of(config), BytesCost(config), tokens_per_second=10)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     kv_density=st.one_of(st.none(), st.floats(0.1, 1.0)),

@@ -55,6 +55,7 @@ def _device_of(value: ort.OrtValue) -> int:
     return int(value._ortvalue.__dlpack_device__()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float16", "float32", "int64", "bool"])
 def test_a_tensor_takes_what_it_holds_and_gives_it_back(library: ctypes.CDLL, dtype: str) -> None:
     block = Block(CudaDriver(library, 3), 960)

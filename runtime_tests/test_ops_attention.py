@@ -366,6 +366,7 @@ def test_fixed(case: Case) -> None:
     assert_same(outputs, run(case, inputs))
 
 
+@pytest.mark.slow
 @INT8
 def test_long_context_splits_the_same_for_any_thread_count(int8: bool, tmp_path: Path) -> None:
     dims = Dims(capacity=4096, int8=int8)

@@ -374,6 +374,7 @@ def large(bits: int, past: int, pages: int, kv: KvLayout = FLOAT16) -> Layer:
     return Layer(decoder, bits, 1, past, pages, 400, 900, 430, 370, kv=kv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "kv"), [(4, FLOAT16), (8, FLOAT16), (4, INT8)])
 @pytest.mark.parametrize("pages", [3, 100])
 def test_results_are_the_same_for_any_number_of_threads(bits: int, kv: KvLayout, pages: int, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def _check_steps(engine: Engine, reference: ReferenceModel, kv_densities: tuple[
         assert max(differences) < (EXACT if variant.key == "s100-q8" else FLIP), (variant.key, differences)
 
 
+@pytest.mark.slow
 def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, ReferenceModel]) -> None:
     bundle, reference = tiny
     _check_steps(Engine(bundle, provider="cpu"), reference, KV_DENSITIES)

@@ -35,6 +35,7 @@ def build(compiler: str | None, flags: list[str], sources: list[Path], folder: P
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers")
 @pytest.mark.parametrize("name", BUILDS)
 def test_members_go_through_phases_in_step(name: str, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_two_processes_train_as_one(place: Path, trained: Path, tmp_path: Path) 
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_the_windows_that_it_began_with(place: Path, trained: Path, tmp_path: Path) -> None:
     """Where time ended the measuring after 8 windows, more time later doesn't add to them."""
     folder = shutil.copytree(trained, tmp_path / "out")
@@ -263,6 +264,7 @@ def test_the_reference_model_gives_the_same_counterfactuals(trained: Path, place
         assert np.median(np.abs(one["loss"] - two["loss"])) < 1e-3
 
 
+@pytest.mark.slow
 def test_counterfactuals_are_shared(trained: Path, place: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
