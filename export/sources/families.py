@@ -1,15 +1,15 @@
 """Model families as data: one entry a family, and nothing else in the code names one.
 
-To add a family whose decoder is like those here (envelope: see `Decoder` in decoder.py):
-1. Add a `Family(...)` entry to `FAMILIES` below. Each field's meaning is in the docstring of `Family`.
-2. Add a tiny checkpoint to `PRESETS` in runtime_tests/random_checkpoint.py and to the lists of presets in the tests.
-3. If its GGUF files name a pre-tokenizer that is new, add it to `_PRE_TOKENIZERS` in gguf/tokenizer.py.
+To add a family whose decoder is like those here, that is, has the fields of `Decoder` in decoder.py:
+1. Add a `Family(...)` entry to `FAMILIES` below. The docstring of `Family` explains each field.
+2. Add a tiny checkpoint to `PRESETS` in runtime_tests/helpers/random_checkpoint.py, and its name to `FAMILY_PRESETS`.
+3. If its GGUF files name a new pre-tokenizer, add that to `_PRE_TOKENIZERS` in gguf/tokenizer.py.
 4. Optional: add a recipe, models/NAME.json, which makes NAME an alias for `sol-rt pull` and `sol-rt export`.
 5. Run `sol-rt export`. It compares the graph with the family's implementation in transformers and fails if they differ.
 
 A family outside the envelope, for example one that normalizes q and k, needs more: a field of `Decoder`, its tensors in
 checkpoint.py, the function body in graphs/layer.py, the CPU and CUDA kernels under sol_rt/ops, the reference model in
-train/reference_model, runtime_tests/random_decoder.py, and section 3 of docs/bundle.md.
+train/reference_model, runtime_tests/helpers/random_decoder.py, and section 3 of docs/bundle.md.
 """
 
 from __future__ import annotations
