@@ -1,11 +1,12 @@
-"""Time of the native SparseAttention kernel: a decode step over contexts and kept pages, and prefill.
-
-A graph of `--layers` nodes, each with its own cache bound in place. Before every decode step a large array is read, as
-a model reads its weights between two steps: keys and values come from memory. Times are the minimum over repetitions,
-for one layer.
+"""Measures the time of the native SparseAttention kernel, at decode and at prefill.
 
     python benchmarks/attention.py
     python benchmarks/attention.py --heads 12 --kv-heads 2 --head-dim 128 --layers 28 --contexts 512,4096 --prompts 512
+
+Prints two Markdown tables: decode steps by context and KV density (microseconds per layer, GB/s), and prefills by
+prompt length (milliseconds per layer, GFLOP/s). The graph has `--layers` attention nodes, each with its own cache,
+bound in place. A large array is read before every decode step, as a model reads its weights between two steps, so keys
+and values come from memory. Times are the minimum over repetitions.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ CACHE = {"key": HALF, "value": HALF, "key_codes": BYTE, "key_range": HALF}
 
 
 def attention_node(layer: int, attributes: Mapping[str, Any], *more: str) -> NodeProto:
-    """SparseAttention of a layer, whose cache is past_PART.LAYER and present_PART.LAYER, PART of CACHE; `more` inputs
-    come last.
+    """The SparseAttention node of a layer; `more` inputs come last.
+
+    The layer's cache is past_PART.LAYER and present_PART.LAYER, for each PART of CACHE.
     """
     past, present = ([f"{side}_{part}.{layer}" for part in CACHE] for side in ("past", "present"))
     return helper.make_node(
@@ -44,7 +46,7 @@ def attention_node(layer: int, attributes: Mapping[str, Any], *more: str) -> Nod
 
 
 def attention_shape(heads: int, kv_heads: int, head_dim: int) -> AttentionShape:
-    """Of heads that are rotated whole."""
+    """The shape of attention whose rotary embedding covers the whole head."""
     return AttentionShape(heads, kv_heads, head_dim, head_dim, SINKS, head_dim**-0.5, KvLayout().capacity_step)
 
 
@@ -80,7 +82,7 @@ def build(args: argparse.Namespace) -> ModelProto:
 
 
 class Layers:
-    """The session with every cache bound to itself."""
+    """A session in which every layer's cache is bound as input and as output."""
 
     def __init__(self, args: argparse.Namespace, capacity: int, longest: int) -> None:
         options = ort.SessionOptions()
@@ -116,7 +118,7 @@ class Layers:
         return ort.OrtValue.ortvalue_from_numpy(array)
 
     def seconds(self, past: int, tokens: int, pages: int, repetitions: int) -> float:
-        """Shortest time of one layer."""
+        """Shortest time of one layer over the repetitions, in seconds."""
         self.binding.bind_ortvalue_input("qkv", self.keep(self.qkv[:, :tokens].copy()))
         self.binding.bind_ortvalue_input("past_length", self.keep(np.array([past])))
         self.binding.bind_ortvalue_input("kv_pages", self.keep(np.array([pages])))

@@ -1,12 +1,12 @@
-"""What function bodies cost on WebGPU, counted where there is no GPU: dispatches and bytes of one layer's decode step.
+"""Counts what the function bodies cost on WebGPU, without a GPU: dispatches and bytes of one layer's decode step.
 
-    python benchmarks/bodies.py                     # every number of bits, at contexts of 512 and 16384
+    python benchmarks/bodies.py                     # 4, 6 and 8 bits at contexts of 512 and 16384
     python benchmarks/bodies.py --model smollm2-135m --contexts 4096 --nodes
     python benchmarks/bodies.py --model phi-3-mini --contexts 4096 --kv-density 0.1
 
-A layer is what a graph of two layers, as sol_rt makes it for a GPU, has more than one of one, of random weights in a
-model's sizes. Nodes and shapes are those that ONNX Runtime's profile of a strict session tells; node_costs.py knows how
-many dispatches a node takes, and what it reads.
+Prints a Markdown table with a row per kind of step, bits and context; `--nodes` adds the cost of every operator. The
+program builds graphs of one and of two layers with random weights in a model's sizes; the difference of the two is a
+layer's cost. Nodes and shapes come from ONNX Runtime's profile, dispatches and bytes of a node from node_costs.py.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ SIZES = {
     "phi-2": {"hidden_size": 2560, "num_heads": 32, "num_kv_heads": 32, "head_dim": 80, "intermediate_size": 10240},
     "phi-3-mini": {"hidden_size": 3072, "num_heads": 32, "num_kv_heads": 32, "head_dim": 96, "intermediate_size": 8192},
 }
-"""As if each were a Llama."""
+"""Sizes of known models; each is built as a Llama."""
 _TYPES = {f"tensor({name})": np.dtype(name) for name in ("float16", "uint8", "int64", "int32")} | {
     "tensor(float)": np.dtype(np.float32)
 }
 
 
 class Cost(defaultdict[str, list[int]]):
-    """(dispatches, bytes) by operator."""
+    """[dispatches, bytes] by operator."""
 
     def __init__(self) -> None:
         super().__init__(lambda: [0, 0])
@@ -64,11 +64,13 @@ class Cost(defaultdict[str, list[int]]):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(SIZES), default="smollm2-135m", help="whose sizes")
-    parser.add_argument("--bits", default="4,6,8", help="of 4, 6 and 8")
+    parser.add_argument("--model", choices=sorted(SIZES), default="smollm2-135m", help="model whose sizes are used")
+    parser.add_argument("--bits", default="4,6,8", help="weight bits, from 4, 6 and 8")
     parser.add_argument("--contexts", default="512,16384", help="tokens in the cache")
-    parser.add_argument("--kv-density", type=float, default=0.1, help="share of the old tokens read where some are")
-    parser.add_argument("--nodes", action="store_true", help="tell the costs of every operator")
+    parser.add_argument(
+        "--kv-density", type=float, default=0.1, help="share of the old tokens that the sparse step reads"
+    )
+    parser.add_argument("--nodes", action="store_true", help="also print the cost of every operator")
     args = parser.parse_args()
     print(f"| {args.model}, a layer at decode | bits | context | dispatches | MB |\n|---|--:|--:|--:|--:|")
     sessions = {
@@ -96,7 +98,7 @@ def _layer(model: str, bits: int, context: int, kv_density: float, prunes: bool)
 
 
 def _step(model: str, layers: int, bits: int, context: int, kv_density: float, prunes: bool) -> Cost:
-    """A decode step of a graph of so many layers behind `context` tokens, of which it reads the share `kv_density`."""
+    """Cost of a decode step of a graph with `layers` layers after `context` tokens, of which `kv_density` is read."""
     sizes: dict[str, Any] = {**SIZES[model], "rotary_dim": SIZES[model]["head_dim"], "num_layers": layers}
     decoder = replace(describe("llama"), vocab_size=96, max_context=context + 64, **sizes)
     with tempfile.TemporaryDirectory() as folder:

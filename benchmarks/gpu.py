@@ -1,13 +1,15 @@
-"""Decode and prefill on a GPU, as tables: every variant at several contexts, kernels beside function bodies, sparse
-attention, the dial, and each figure beside what is asked of it.
+"""Measures decode and prefill on a GPU.
 
     python benchmarks/gpu.py BUNDLE [BUNDLE …] --provider cuda|webgpu [-o docs/results/gpu.md]
 
-Needs the package, bundles and a GPU, no network. Steps take turns in an order that changes, and of every step's times
-the median counts. Bandwidth is what the bundle's bytes model says that a step reads, over its time; its limit is a
-measured pass that reads and writes large tensors on the same device; another is the number of kernels that a step
-launches, times what a launch takes. On the CPU and on a software adapter it runs as well, to try it, and writes no
-file.
+Prints Markdown tables per bundle: prefill, a decode step of every action at several contexts, kernels beside function
+bodies, attention alone, the time at a budget, and a last table of figures beside their targets. With -o, the tables of
+a real GPU also replace those in the file. The program needs the package, bundles and a GPU, but no network. It also
+runs on the CPU and on a software adapter, for a try.
+
+Steps take turns in a random order, and each figure is a median. Bandwidth is the bytes that a step reads by the
+bundle's bytes model, divided by its time. It is compared with two limits: the measured rate at which the device reads
+and writes large tensors, and the number of kernels that a step launches times the measured time of a launch.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ from sol_rt.store.home import find_bundle
 
 _ENGINES = ("kernels", "bodies")
 _LEVELS = 64
-"""Tokens behind which logits are compared with the CPU's."""
+"""Length in tokens at which logits are compared with the CPU's."""
 
 
 class Figure(NamedTuple):
-    """A row of the last table: what it is, what is asked of it, and what came out."""
+    """A row of the last table: name of the figure, its target, and the measured value."""
 
     name: str
     asked: str
@@ -99,11 +101,11 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device can do at most.
+    """Limits of the device.
 
     Attributes:
-        gb_per_second: 10^9 bytes a second, read and written.
-        launch_us: microseconds of a small kernel that waits for the one before; None on the CPU.
+        gb_per_second: 10^9 bytes per second, read and written.
+        launch_us: microseconds of a small kernel that waits for the previous one; None on the CPU.
     """
 
     gb_per_second: float
@@ -111,7 +113,7 @@ class Limits:
 
 
 def report(bundle: Bundle, args: argparse.Namespace, limits: Limits) -> Iterator[str]:
-    """The lines of one bundle. Raises SolError."""
+    """Measures one bundle and yields the lines of its report. Raises SolError."""
     config = bundle.config
     contexts = [context for context in sorted(args.contexts) if context + args.prefill < config.model.max_context]
     left_out = sorted(set(args.contexts) - set(contexts))
@@ -154,7 +156,10 @@ def report(bundle: Bundle, args: argparse.Namespace, limits: Limits) -> Iterator
 
 
 def _engines(bundle: Bundle, args: argparse.Namespace) -> tuple[dict[str, Engine], list[Figure]]:
-    """Kernels and bodies, in so far as there are both, and the device memory of the first with one variant and all."""
+    """Opens an engine on kernels, if there are any, and one on function bodies.
+
+    Also measures the device memory of the first engine, with one variant and with all variants.
+    """
     kernels = not args.bodies and _has_kernels(args.provider)
     made: dict[str, Engine] = {}
     figures = []
@@ -178,7 +183,7 @@ def _engines(bundle: Bundle, args: argparse.Namespace) -> tuple[dict[str, Engine
 
 
 def _agreement(bundle: Bundle, engine: Engine) -> Figure:
-    """How far the logits of every variant are from the CPU's."""
+    """Largest difference of a variant's logits on the device from those on the CPU."""
     on_cpu = Engine(bundle, provider="cpu", native_ops=engine.native_ops)
     ids = np.arange(_LEVELS, dtype=np.int64) % bundle.config.model.vocab_size
     errors, same = {}, 0
@@ -199,7 +204,7 @@ def _agreement(bundle: Bundle, engine: Engine) -> Figure:
 
 
 def _speeds(bundle: Bundle, engine: Engine, steps: dict[str, list[Step]], limits: Limits) -> Iterator[Figure]:
-    """Kernels against bodies, and dense steps against both limits."""
+    """Compares kernels with function bodies, and dense steps with the limits of bandwidth and launches."""
     dense, bytes_cost = bundle.config.dense, BytesCost(bundle.config)
     times = {name: {(step.action, step.context): step.milliseconds for step in row} for name, row in steps.items()}
     if len(times) == 2:
@@ -223,7 +228,7 @@ def _speeds(bundle: Bundle, engine: Engine, steps: dict[str, list[Step]], limits
 def _attention_table(
     engines: dict[str, Engine], dims: ModelDims, args: argparse.Namespace, figures: list[Figure]
 ) -> Iterator[str]:
-    """Attention alone, dense and sparse."""
+    """Measures attention alone, dense and sparse."""
     context, kept = args.attention
     yield f"Attention of one token behind {context}, us a layer ({gpu_attention.LAYERS} layers in turn):"
     yield ""
@@ -256,11 +261,11 @@ def _actions(bundle: Bundle) -> list[Action]:
 
 
 def _fill(engine: Engine, context: int, prefill: int) -> float:
-    """Brings the cache to `context` tokens; returns tokens a second of a prefill on top, which is taken back."""
+    """Fills the cache to `context` tokens. Returns tokens per second of a further prefill, which is then dropped."""
     dense, vocabulary = engine.bundle.config.dense, engine.bundle.config.model.vocab_size
     tokens = np.arange(context + prefill, dtype=np.int64) % vocabulary
     engine.forward(tokens[engine.length : context], dense)
-    engine.forward(tokens[context:], dense)  # grows the cache, and makes shaders
+    engine.forward(tokens[context:], dense)  # untimed: the cache grows, and the provider compiles shaders
     times = []
     for _ in range(3):
         engine.truncate(context)
@@ -272,7 +277,7 @@ def _fill(engine: Engine, context: int, prefill: int) -> float:
 
 
 def _decode(engines: dict[str, Engine], actions: Sequence[Action], context: int, repeats: int) -> dict[str, list[Step]]:
-    """Times every action on every engine in turns."""
+    """Times every action on every engine, in turn."""
     times: dict[tuple[str, Action], list[float]] = {(name, action): [] for name in engines for action in actions}
     order = np.random.default_rng(0)
     pairs = list(times)
@@ -328,7 +333,7 @@ def _decode_table(
 def _dial(
     bundle: Bundle, engine: Engine, contexts: Sequence[int], args: argparse.Namespace, figures: list[Figure]
 ) -> Iterator[str]:
-    """Time at budget 0.4 over time at 1.0, with costs calibrated here and now."""
+    """Measures the time at budget 0.4 over the time at 1.0, with costs that are calibrated first."""
     result = measure(engine, bundle, contexts, args.repeats, lambda *_: None, seconds=args.seconds)
     cost = CalibratedCost(bundle.config, result.table)
     model = SolModel(engine, cost)
@@ -366,14 +371,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _replace_tables(path: Path, text: str) -> None:
-    """Puts the tables behind the line that begins them, and leaves what stands before it."""
+    """Replaces the tables after the marker line in a file and leaves the text before it."""
     mark = "<!-- tables -->"
     before = path.read_text(encoding="utf-8").partition(mark)[0] if path.is_file() else "# On GPUs\n\n"
     path.write_text(f"{before}{mark}\n\n{text}", encoding="utf-8")
 
 
 def numbers(text: str) -> list[int]:
-    """Positive numbers with commas between them."""
+    """Reads positive numbers separated by commas."""
     found = [int(part) for part in text.split(",")]
     if min(found) < 1:
         raise ValueError
@@ -381,7 +386,7 @@ def numbers(text: str) -> list[int]:
 
 
 def tokens_and_kept(text: str) -> tuple[int, int]:
-    """Tokens in the cache and fewer tokens kept, with a colon between them."""
+    """Reads TOKENS:KEPT, tokens in the cache and a smaller number of tokens to read."""
     tokens, kept = (int(part) for part in text.split(":"))
     if not 0 < kept < tokens:
         raise ValueError
@@ -393,7 +398,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--provider", choices=("cuda", "webgpu", "cpu"), required=True)
     parser.add_argument("--device", type=int, default=0)
-    parser.add_argument("--bodies", action="store_true", help="function bodies alone, where there are kernels too")
+    parser.add_argument("--bodies", action="store_true", help="measure only function bodies, not the kernels")
     parser.add_argument(
         "--contexts", type=numbers, default=[512, 4096, 16384], metavar="N,N", help="tokens in the cache"
     )
@@ -402,12 +407,12 @@ def _arguments() -> argparse.Namespace:
         type=tokens_and_kept,
         default=(16384, 1024),
         metavar="TOKENS:KEPT",
-        help="tokens in the cache, and of them kept, of the attention that is measured alone",
+        help="for attention alone: tokens in the cache, and tokens that sparse attention reads",
     )
-    parser.add_argument("--prefill", type=int, default=512, help="tokens of a prefill")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens per prefill")
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--tokens", type=int, default=128, help="of the runs under a budget")
-    parser.add_argument("--seconds", type=float, default=120, help="for the calibration of a bundle")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per run under a budget")
+    parser.add_argument("--seconds", type=float, default=120, help="time limit of a bundle's calibration")
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()
 

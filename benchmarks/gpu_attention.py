@@ -1,4 +1,4 @@
-"""Time of one layer's attention at decode on a device, dense and with few tokens kept."""
+"""Measures the time of one layer's attention at decode on a device, dense and sparse. gpu.py uses it; no command."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 
 LAYERS = 8
-"""Each with a cache of its own, so that none finds its keys in a cache of the processor's."""
+"""Number of layers. Each has its own KV cache, so that no layer finds its keys in a hardware cache."""
 _RUNS = 20
 _ALL = 1 << 30
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Microseconds of a layer's attention of one new token.
+    """Microseconds of one layer's attention for one new token.
 
     Attributes:
-        dense: of all tokens.
-        sparse: where few are chosen and attended.
+        dense: time if attention reads all tokens.
+        sparse: time if attention chooses and reads few tokens.
     """
 
     dense: float
@@ -38,9 +38,10 @@ class Attention:
 
 
 def measure(provider: Provider, dims: ModelDims, context: int, kept: int, repeats: int = 5) -> Attention:
-    """Behind `context` tokens in the cache, `kept` of them, sinks and newest page included, where few are.
+    """Measures attention after `context` tokens in the cache; sparse attention reads `kept` of them.
 
-    Kernels run where the provider has them, else function bodies; kernels are captured where the provider can.
+    `kept` includes the sinks and the newest page. The provider's kernels run if it has any, captured if it can capture;
+    otherwise function bodies run.
     """
     few = max((kept - SINKS - PAGE_SIZE) // PAGE_SIZE, 1)
     return Attention(*(_us(provider, dims, context, pages, repeats) for pages in (_ALL, few)))
@@ -104,8 +105,9 @@ def _us(provider: Provider, dims: ModelDims, context: int, pages: int, repeats: 
 
 
 def _model(dims: ModelDims, floats: str, capacity: int, kv_density: float | None) -> ModelProto:
-    """LAYERS nodes of SparseAttention, each with its cache of type `floats`, with room for that share of the tokens;
-    without, they get no counts and read all.
+    """A model of LAYERS SparseAttention nodes, each with its own cache of type `floats`.
+
+    The nodes can gather the share `kv_density` of the tokens. If it is None, they get no counts and read all tokens.
     """
     shape = attention_shape(dims.num_heads, dims.num_kv_heads, dims.head_dim)
     half, byte, info = (

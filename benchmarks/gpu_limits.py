@@ -1,4 +1,7 @@
-"""What bounds a step on a device: bytes a second, what a launch takes, how many launches there are, and its memory."""
+"""Measures what limits a step on a device: bandwidth, time per launch, number of launches, memory in use.
+
+gpu.py uses these functions; the module is no command.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ _SOFTWARE_COPY_BYTES = 64 << 20
 _LEAST_COPY_BYTES = 8 << 20
 _CHAIN = 256
 _KERNEL_LAUNCHES = {"DecoderLayer": 11, "NestedMatMul": 2, "NestedGather": 1}
-"""Of the CUDA operators at one token (docs/gpu-kernels.md)."""
+"""Kernel launches of the CUDA operators at one token (docs/gpu-kernels.md)."""
 
 
 def copy_gb_per_second(provider: Provider) -> float:
-    """10^9 bytes a second that y = -x over large tensors reads and writes on the provider's device."""
+    """10^9 bytes per second that y = -x over large tensors reads and writes on the provider's device."""
     size = _COPY_BYTES if provider.gpu is not None and not provider.software else _SOFTWARE_COPY_BYTES
     free = hardware.free_memory_bytes() if provider.gpu is None else provider._free_bytes()
     if free is not None:
@@ -41,14 +44,14 @@ def copy_gb_per_second(provider: Provider) -> float:
 
 
 def launch_us(provider: Provider) -> float:
-    """Microseconds of each of many small kernels that wait for one another, captured where the provider can."""
+    """Microseconds per kernel in a chain of small kernels that wait for one another, captured if the provider can."""
     names = ["x", *(f"x{index}" for index in range(1, _CHAIN)), "y"]
     nodes = [helper.make_node("Sin", [a], [b]) for a, b in itertools.pairwise(names)]
     return _seconds_a_run(provider, nodes, 64, capture=provider.can_capture) / _CHAIN * 1e6
 
 
 def _seconds_a_run(provider: Provider, nodes: list[NodeProto], count: int, *, capture: bool = False) -> float:
-    """Of nodes that make y of x, both float [count]; what a wait for the device takes is left out."""
+    """Seconds per run of nodes that compute y from x, both float [count], without the time to wait for the device."""
     x_info, y_info = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [count]) for name in "xy")
     graph = helper.make_graph(nodes, "limit", [x_info], [y_info])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
@@ -74,7 +77,7 @@ def _seconds_a_run(provider: Provider, nodes: list[NodeProto], count: int, *, ca
 
 
 class Wait:
-    """Waits for everything that was given to the provider's device: reads a few bytes, which WebGPU needs for it."""
+    """Waits until the provider's device has finished all work, by reading a few bytes. WebGPU needs the read."""
 
     def __init__(self, provider: Provider) -> None:
         self._memory = None if provider.gpu is None else provider.memory()
@@ -88,10 +91,10 @@ class Wait:
 
 
 def used_bytes(provider: Provider) -> int | None:
-    """Memory of the device in use now; None where the driver does not tell, and on the CPU."""
+    """Bytes of device memory in use now; None on the CPU and if the driver does not report it."""
     if provider.gpu is None:
         return None
-    if provider.software:  # its memory is this process' shared memory
+    if provider.software:  # a software adapter uses this process's shared memory
         try:
             lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:"))
@@ -102,7 +105,7 @@ def used_bytes(provider: Provider) -> int | None:
 
 
 def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> dict[Action, int]:
-    """Kernels that one step of each action launches on a GPU, counted in ONNX Runtime's profile of it."""
+    """Number of kernels that one step of each action launches on a GPU, counted in ONNX Runtime's profile."""
     counts = {}
     with tempfile.TemporaryDirectory() as folder, _profiling(str(Path(folder) / "profile")):
         for action in actions:
@@ -123,7 +126,7 @@ def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> d
 
 @contextmanager
 def _profiling(prefix: str) -> Iterator[None]:
-    """Sessions made within write profiles, and capture nothing."""
+    """Within this context, new sessions write profiles and capture nothing."""
     plain, captures = Provider.options, os.environ.get("SOL_RT_CAPTURE")
 
     def options(provider: Provider) -> ort.SessionOptions:

@@ -1,13 +1,14 @@
-"""What reading a part of the cache loses at long contexts: KV densities beside dense, on windows of several books.
+"""Measures what reading only part of the KV cache loses at long contexts, on windows of several books.
 
     python benchmarks/kv_density.py BUNDLE -f BOOK [-f BOOK …] -c 4096,8000
     ... --kv-density 0.5,0.25,0.1  shares of the old tokens that attention reads
-    ... --windows 2                windows a book, spread over its length
+    ... --windows 2                windows per book, spread over its length
     ... --scored 512               tokens scored at the end of each window, instead of its second half
 
-As in `sol-rt perplexity`, the first half of a window is prefilled densely and every later token is a decode step of the
-action, whose keys and values the following steps attend. Losses are compared token by token with dense ones; the
-standard error of their mean difference takes windows as independent.
+Prints a Markdown table with a row per context and KV density: loss over dense and time per step. As in `sol-rt
+perplexity`, the first half of a window is prefilled dense, and every later token is a decode step of the action; later
+steps read the keys and values that it writes. Losses are compared with the dense losses token by token. The standard
+error of the mean difference treats windows as independent.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sol_rt.generate.model import SolModel
 
 
 def cut(book: Sequence[int], size: int, count: int) -> list[list[int]]:
-    """`count` windows of `size` tokens at equal distances, none at the very beginning with its title and preface.
+    """Cuts `count` windows of `size` tokens at equal distances. Skips the book's beginning, its title and preface.
 
     Raises SystemExit where the book is too short for them.
     """
@@ -41,7 +42,7 @@ def cut(book: Sequence[int], size: int, count: int) -> list[list[int]]:
 
 
 def losses(model: SolModel, window: Sequence[int], scored: int, actions: Sequence[Action]) -> tuple[np.ndarray, ...]:
-    """Losses in nats of a window's last `scored` tokens under each action, float64 [A, scored], and ms a step [A]."""
+    """Losses of a window's last `scored` tokens under each action, nats, float64 [A, scored], and ms per step [A]."""
     engine = model.engine
     context = len(window) - scored - 1
     engine.reset()
@@ -60,14 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-f", "--file", type=Path, action="append", required=True, help="a book; may be repeated")
-    parser.add_argument("-c", "--ctx-size", default="4096,8000", help="tokens a window")
+    parser.add_argument("-c", "--ctx-size", default="4096,8000", help="tokens per window")
     parser.add_argument(
         "--kv-density", default="0.5,0.25,0.1", help="shares of the old tokens read, separated by commas"
     )
-    parser.add_argument("--windows", type=int, default=1, help="windows a book")
-    parser.add_argument("--scored", type=int, help="tokens scored a window; its second half by default")
+    parser.add_argument("--windows", type=int, default=1, help="windows per book")
+    parser.add_argument("--scored", type=int, help="tokens to score per window; default: its second half")
     parser.add_argument("-t", "--threads", type=int)
-    parser.add_argument("--no-native-ops", action="store_true", help="run the function bodies, as a GPU does")
+    parser.add_argument("--no-native-ops", action="store_true", help="run function bodies instead of native kernels")
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, native_ops=not args.no_native_ops)
     config, bos = model.bundle.config, added_bos(model)

@@ -1,17 +1,20 @@
-"""llama.cpp's quantization ladder beside our fixed actions: perplexity and speed of the same weights in one run.
+"""Compares our fixed actions with llama.cpp's quantization ladder: perplexity and speed of the same weights in one run.
 
     python benchmarks/ladder.py smollm2-135m -f valid.tokens.txt -o docs/results/ladder-smollm2-135m.md
     python benchmarks/ladder.py FILE.gguf -f TEXT --contexts 512 --windows 20 --actions k100-s100-q4,k100-s100-q8
     ... --no-speed                    perplexities alone
 
-Perplexity in llama-perplexity's convention: windows of c tokens, the second half scored, the same token ids for all.
-A rung runs its whole window; an action runs as `sol-rt perplexity` does: the first half prefilled dense, then its own
-steps, in batches where it reads all pages, which computes the same. `whole window`: the action runs the first half
-too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32, all matrices at 4 bits; RTN4-H8 has
-embedding and output matrix at 8.
+Prints a Markdown page; -o also writes the page to a file, and its figures beside it as .json. `make ladder` first
+makes llama.cpp's environment, ENVIRONMENTS/llama.cpp/bin/python.
 
-Results of windows are kept in the cache folder, so that a stopped run goes on; so are the files, 4 bytes a weight the
-largest. `make ladder` makes llama.cpp's environment first: ENVIRONMENTS/llama.cpp/bin/python.
+Perplexity follows llama-perplexity: windows of c tokens, the second half scored, the same token ids for all. llama.cpp
+runs the whole window with a rung. An action runs as in `sol-rt perplexity`: its first half is prefilled dense, and its
+steps follow, in batches if the action reads all pages, which gives the same losses. In the column `whole window` the
+action runs the first half too. Differences are paired. RTN4 is plain round-to-nearest in blocks of 32 with all
+matrices at 4 bits; RTN4-H8 has embedding and LM head at 8 bits.
+
+The cache folder keeps the result of each window, so that a stopped run continues, and the model files, of which the
+largest takes 4 bytes per weight.
 """
 
 from __future__ import annotations
@@ -54,11 +57,11 @@ from sol_rt.store.pull import resolve
 _BATCH = 512
 
 Score = Callable[[Sequence[int]], Sequence[float]]
-"""Nats of a window's scored tokens."""
+"""Returns the losses of a window's scored tokens, in nats."""
 
 
 def runs_alone(action: Action) -> bool:
-    """Whether whole windows are scored under it too: what is left out is bits alone, as in a file of llama.cpp's."""
+    """Whether an action is also scored over whole windows: those that read fewer bits but everything else."""
     return (action.kv_density, action.channel_density) == (1.0, 1.0)
 
 
@@ -72,13 +75,16 @@ class Cut:
 
 @contextlib.contextmanager
 def file_scorer(python: Path, file: Path, threads: int) -> Iterator[Score]:
-    """llama.cpp on a .gguf."""
+    """Starts llama.cpp on a .gguf and yields a function that scores windows."""
     with WorkerProcess.start("llama.cpp", python, file, threads) as worker:
         yield lambda window: worker.ask(do="nll", windows=[list(window)])["nll"][0]
 
 
 class Run:
-    """One comparison: opens the bundle, makes files as needed, fills the scores. Raises SolError, WorkerError."""
+    """One comparison: opens the bundle, makes missing files, and measures what is missing.
+
+    Raises SolError, WorkerError.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -114,11 +120,11 @@ class Run:
 
     @cached_property
     def scores(self) -> Scores:
-        """Read when first asked for, with the folder locked: a run before this one may have added to them."""
+        """The stored scores, read at first use. By then the folder is locked, so no other run adds to them."""
         return Scores(self.ladder.folder / "scores.json")
 
     def score(self) -> None:
-        """Fills in what the scores lack; a file is made and opened only where something of it is missing."""
+        """Measures all missing scores. Makes and opens a file only if one of its scores is missing."""
         files: dict[str, Callable[[], Path]] = {SOURCE: self.ladder.source}
         files |= {name: (lambda name=name: self.ladder.rung(name)) for name in self.args.rungs}
         files |= {each.name: (lambda each=each: self.ladder.rounded(each)) for each in self.args.roundings}
@@ -141,12 +147,12 @@ class Run:
                     self.scores.keep(key, window, one[0])
 
     def _key(self, action: Action, whole: bool = False) -> str:
-        """Under which an action's losses are kept; another export of the bundle has others."""
-        whole = whole and action != self.model.bundle.config.dense  # whose first half is its own anyway
+        """Key of an action's stored losses. It names the bundle's export, because another export has other losses."""
+        whole = whole and action != self.model.bundle.config.dense  # the dense action runs the first half in any case
         return f"{action.tag} {self.revision}" + (" whole" if whole else "")
 
     def _missing(self, name: str, keys: Sequence[str], cut: Cut) -> Iterator[Sequence[int]]:
-        """Windows that lack a result under one of the keys; counted on stderr as `name`."""
+        """Yields windows that lack a result under one of the keys. Shows progress on stderr as `name`."""
         found = [window for window in cut.windows if any(self.scores.missing(key, [window]) for key in keys)]
         for done, window in enumerate(found):
             print(f"\r{name} @ {cut.context}: {done}/{len(found)} windows ", end="", file=sys.stderr, flush=True)
@@ -155,7 +161,7 @@ class Run:
             print(file=sys.stderr)
 
     def speeds(self) -> dict[int, dict[str, list[float]]]:
-        """Tokens/s by context and row, all rows in turn."""
+        """Measures tokens/s by context and row, all rows in turn."""
         threads, size = self.args.threads, self.model.bundle.config.model.vocab_size
         found = {}
         with contextlib.ExitStack() as stack:
@@ -176,7 +182,13 @@ class Run:
         return found
 
     def result(self, cut: Cut, contents: Mapping[str, Contents], rates: Mapping[str, Sequence[float]]) -> Result:
-        """All rows of a context; `contents` of the source and every rung, `rates` of every row or of none."""
+        """All rows of a context.
+
+        Args:
+            cut: the windows.
+            contents: contents of the source's and every rung's file.
+            rates: tokens/s of every row, or empty if no speed was measured.
+        """
 
         def loss(key: str) -> Loss:
             return self.scores.loss(key, cut.windows)
@@ -215,7 +227,7 @@ class Result:
         return self.actions[0].rates is not None
 
     def page(self) -> str:
-        """Markdown: bits, all rows, and the verdicts where speeds are known."""
+        """The context's Markdown: bits, all rows, and the verdicts if speeds were measured."""
         dense, count = self.actions[0], len(self.cut.windows)
         tokens = count * self.source.loss.tokens
         text = f"""## Context {self.cut.context}
@@ -301,7 +313,7 @@ def document(run: Run, results: Sequence[Result], command: str) -> dict[str, Any
 
 
 def rung_list(text: str) -> list[str]:
-    """Names of rungs separated by commas. Raises ArgumentTypeError, as the one below."""
+    """Reads names of rungs separated by commas. Raises ArgumentTypeError."""
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in RUNGS]:
         raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(RUNGS)}")
@@ -309,7 +321,7 @@ def rung_list(text: str) -> list[str]:
 
 
 def rounding_list(text: str) -> list[Rounding]:
-    """Names of plain roundings separated by commas; none for an empty text."""
+    """Reads names of plain roundings separated by commas; an empty text means none. Raises ArgumentTypeError."""
     try:
         return [Rounding.parse(name.strip()) for name in text.split(",") if name.strip()]
     except SolError as error:
@@ -320,21 +332,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="alias or .gguf")
     parser.add_argument("-f", "--file", type=Path, required=True, help="text to score")
-    parser.add_argument("--bundle", help="folder or name; the one called as the model by default, exported if missing")
-    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="has a subfolder llama.cpp")
-    parser.add_argument("--cache", type=Path, default=Path(".venv-peers/ladder"), help="keeps files and scores")
-    parser.add_argument("--contexts", type=positives, default="512,4096", help="tokens of windows and prompts")
-    parser.add_argument("--windows", type=positives, default="40,8", help="windows of each context at most")
+    parser.add_argument("--bundle", help="folder or name; default: the model's bundle, exported if missing")
+    parser.add_argument(
+        "--environments", type=Path, default=Path(".venv-peers"), help="folder with the environment llama.cpp"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".venv-peers/ladder"), help="folder that keeps files and scores"
+    )
+    parser.add_argument("--contexts", type=positives, default="512,4096", help="window and prompt sizes in tokens")
+    parser.add_argument("--windows", type=positives, default="40,8", help="largest number of windows per context")
     parser.add_argument("--rungs", type=rung_list, default=",".join(RUNGS))
-    parser.add_argument("--actions", type=action_list, help="tags; all of the bundle's by default; dense comes always")
-    parser.add_argument("--roundings", type=rounding_list, default="RTN4,RTN4-H8", help="plain ones; '' for none")
-    parser.add_argument("--no-speed", action="store_true", help="perplexities alone")
-    parser.add_argument("-n", "--count", type=positive, default=32, help="decode steps a repetition")
+    parser.add_argument(
+        "--actions", type=action_list, help="action tags; default: all of the bundle; dense is always added"
+    )
+    parser.add_argument("--roundings", type=rounding_list, default="RTN4,RTN4-H8", help="plain roundings; '' for none")
+    parser.add_argument("--no-speed", action="store_true", help="measure only perplexities")
+    parser.add_argument("-n", "--count", type=positive, default=32, help="decode steps per repetition")
     parser.add_argument("-r", "--repetitions", type=positive, default=8)
     parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
-    parser.add_argument("-o", "--output", type=Path, help="write the page here too, and its figures beside it as .json")
+    parser.add_argument("-o", "--output", type=Path, help="file for the page; its figures go beside it as .json")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workers too, of which all but one are stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers, most of them stopped, end too
     try:
         run = Run(args)
         with run.ladder.locked():
@@ -354,7 +372,7 @@ def main() -> None:
 
 
 def shown_command(argv: Sequence[str]) -> str:
-    """The command line with folders left out of paths: another machine has others."""
+    """The command line without the folders of paths, which differ between machines."""
     words = [Path(word).name if "/" in word else word for word in argv[1:]]
     return shlex.join(["python", "benchmarks/ladder.py", *words])
 

@@ -1,4 +1,7 @@
-"""What a run of the ladder says: rates and losses of all rows, and the verdict a rung."""
+"""Turns the results of a ladder run into tables and verdicts: rates and losses of all rows, one verdict per rung.
+
+ladder.py uses it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import numpy as np
 from ladder_scores import Difference, Loss, difference
 from peer_report import quartiles, ratios
 
-DENSE = "k100-s100-q"  # actions that leave nothing out but bits
-FASTER = 1.3  # what an action of no higher perplexity must gain over a rung
+DENSE = "k100-s100-q"  # tags of actions that read fewer bits but everything else
+FASTER = 1.3  # the speed-up over a rung that an action of no higher perplexity must reach
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,13 @@ class Row:
 
     @property
     def alone(self) -> Loss:
-        """What the row's own numbers lose, no other's help in it."""
+        """The loss if the row ran the whole window, without a dense prefill."""
         return self.whole or self.loss
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What our fixed actions have beside a rung.
+    """Comparison of our fixed actions with a rung.
 
     Attributes:
         rung: its row.
@@ -65,7 +68,7 @@ class Verdict:
 
     @property
     def held(self) -> bool:
-        """Lower perplexity at the rung's speed, or FASTER times its speed at its perplexity."""
+        """Whether an action has a lower perplexity at the rung's speed, or FASTER times its speed at its perplexity."""
         return self.lower or (self.at_loss is not None and float(np.median(self.faster)) >= FASTER)
 
     @property
@@ -76,7 +79,7 @@ class Verdict:
 
 
 def verdict(rung: Row, actions: Sequence[Row]) -> Verdict:
-    """Compares medians of the ratios of one repetition, and mean losses on the same windows."""
+    """Compares actions with a rung: medians of speed ratios within a repetition, and mean losses on equal windows."""
     over = {action.name: ratios(action.rates or (), rung.rates or ()) for action in actions}
 
     def speed(action: Row) -> float:
@@ -96,7 +99,7 @@ def verdict(rung: Row, actions: Sequence[Row]) -> Verdict:
 
 
 def table(rows: Sequence[Row], source: Row, dense: Row) -> str:
-    """Markdown: the fastest row first where speeds are known, else in the order given."""
+    """Markdown table of rows; if speeds were measured, the fastest row comes first."""
     timed = all(row.rates is not None for row in rows)
     if timed:
         rows = sorted(rows, key=lambda row: -float(np.median(row.rates or ())))
@@ -114,7 +117,7 @@ def table(rows: Sequence[Row], source: Row, dense: Row) -> str:
 
 
 def verdicts(found: Sequence[Verdict]) -> str:
-    """Markdown: a row a rung."""
+    """Markdown table with one row per rung."""
     head = ["rung", "best action at its speed", "nats over the rung", "fastest action at its perplexity", "× its speed"]
     lines = [_row(*head, "verdict"), _rule(len(head) + 1, 0)]
     for each in found:
@@ -126,7 +129,7 @@ def verdicts(found: Sequence[Verdict]) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """An action's increase over the source against a share of another's, or of the source's perplexity itself.
+    """Compares an action's increase over the source with a bound: a share of another row's increase, or a percentage.
 
     Attributes:
         row: the action.
@@ -144,9 +147,10 @@ class Check:
 
 
 def checks(actions: Sequence[Row], rungs: Sequence[Row], roundings: Sequence[Row], source: Row) -> list[Check]:
-    """Dense actions over whole windows: 8 bits to 0.3%, 4 to half of plain rounding and to Q4_K_M, 3 to Q3_K_M.
+    """Checks dense actions over whole windows.
 
-    The rounding is that of the action's bits, named in the rounding's name, whose bits a weight are nearest.
+    The bounds: at 8 bits, 0.3% over the source; at 4 bits, half of plain rounding's increase, and Q4_K_M's; at 3 bits,
+    Q3_K_M's. Among the roundings with the action's bits in their name, the one with the nearest bits per weight counts.
     """
     named = {row.name: row for row in rungs}
     found = []
@@ -167,7 +171,7 @@ def checks(actions: Sequence[Row], rungs: Sequence[Row], roundings: Sequence[Row
 
 
 def check_table(found: Sequence[Check], source: Row) -> str:
-    """Markdown: a row a check."""
+    """Markdown table with one row per check."""
     lines = [_row("action", "bits a weight", "over the source", "at most", "nats over that", "held"), _rule(1, 5)]
     for each in found:
         action, held = each.row, "yes" if each.held else "no"
@@ -177,7 +181,7 @@ def check_table(found: Sequence[Check], source: Row) -> str:
 
 
 def percent(loss: Loss, base: Loss) -> str:
-    """Perplexity over a base's."""
+    """Increase of perplexity over a base, in percent."""
     return f"{100 * (loss.ppl / base.ppl - 1):+.2f}%"
 
 
@@ -186,7 +190,7 @@ def nats(difference: Difference) -> str:
 
 
 def as_json(row: Row, source: Row) -> dict[str, Any]:
-    """A row's figures; losses in nats a token."""
+    """A row's figures as JSON; losses in nats per token."""
     over = difference(row.loss, source.loss)
     found: dict[str, Any] = {
         "name": row.name,

@@ -1,15 +1,16 @@
-"""A needle in book text: a fact planted deep in a long context, asked for at its end under every KV density.
+"""Measures whether sparse attention still finds a fact in a long context: a needle hidden in the text of books.
 
     python benchmarks/needle.py BUNDLE -f BOOK [-f BOOK …] -c 2048,4096,8000
     ... --kv-density 1,0.25,0.1  shares of the old tokens that attention reads
     ... --depths 0.1,0.5,0.9     where the fact stands, 0 the beginning and 1 the end
-    ... --trials 4               haystacks a book, context and depth
+    ... --trials 4               haystacks per book, context and depth
 
-A haystack is a stretch of a book with one sentence in it, "The secret code of Lisbon is 48213.", town and code drawn
-anew each time. It is prefilled densely. The sentence's beginning then is fed again, one decode step of the action a
-token, and the greedy answer is decoded under the action too: right where all digits are. So every step has to find the
-planted page by its keys among the pages of a book. The words are the sentence's own because a model of 135M parameters
-answers in no other form.
+Prints a Markdown table with a row per context and KV density: needles found, and their share by depth. A haystack is a
+part of a book with one sentence in it, "The secret code of Lisbon is 48213."; town and code are drawn anew each time.
+The haystack is prefilled dense. Then the beginning of the sentence runs again, one decode step of the action per
+token, and the action decodes the answer greedily. The needle counts as found if all digits are right. Every step
+therefore has to find the needle's page by its keys among the pages of a book. The question repeats the sentence's own
+words, because a model of 135M parameters answers no other form.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact: `question` is the beginning of its sentence, `answer` the digits that follow."""
+    """A fact in one sentence: `question` is the sentence's beginning, `answer` the digits that follow."""
 
     question: str
     answer: str
@@ -50,10 +51,11 @@ class Needle:
 def haystacks(
     book: Sequence[int], size: int, depths: Sequence[float], tokenizer: Tokenizer, rng: np.random.Generator
 ) -> Iterator[tuple[list[int], Needle]]:
-    """(`size` tokens, the needle in them) for every depth, all from one stretch of the book: the deepest first, so
-    that each shares the longest possible beginning with the one before.
+    """Yields `size` tokens, and the needle in them, for every depth, all from the same part of the book.
 
-    Raises SystemExit where the book is shorter than a haystack.
+    The deepest needle comes first, so that each haystack shares the longest possible beginning with the previous one.
+
+    Raises SystemExit if the book is shorter than a haystack.
     """
     if len(book) < size:
         raise SystemExit(
@@ -69,7 +71,7 @@ def haystacks(
 
 
 def prefill(model: SolModel, tokens: Sequence[int]) -> None:
-    """Makes the cache hold `tokens`, written densely; what it shares with them stays."""
+    """Fills the cache with `tokens`, dense. Tokens that the cache already starts with stay."""
     engine = model.engine
     held = engine.tokens
     pairs = zip(held, tokens, strict=False)
@@ -80,13 +82,13 @@ def prefill(model: SolModel, tokens: Sequence[int]) -> None:
 
 
 def answers(model: SolModel, needle: Needle, action: Action) -> bool:
-    """Whether greedy decoding after the question gives the code; the cache is left as it was found."""
+    """Whether greedy decoding after the question gives the code. Restores the cache afterwards."""
     engine, tokenizer = model.engine, model.tokenizer
     length = engine.length
     for token in tokenizer.encode(needle.question, add_special_tokens=False):
         output = engine.forward([token], action)
     told: list[int] = []
-    for _ in range(2 * DIGITS):  # a digit a token, or several, and perhaps a blank before them
+    for _ in range(2 * DIGITS):  # a token may be one digit, several digits, or a blank before them
         told.append(int(output.logits[-1].argmax()))
         if len(tokenizer.decode(told).strip()) >= DIGITS:
             break
@@ -102,7 +104,7 @@ def main() -> None:
     parser.add_argument("-c", "--ctx-size", default="2048,4096,8000", help="tokens of a haystack")
     parser.add_argument("--kv-density", default="1,0.25,0.1", help="shares of the old tokens read, separated by commas")
     parser.add_argument("--depths", default="0.1,0.3,0.5,0.7,0.9")
-    parser.add_argument("--trials", type=int, default=1, help="haystacks a book, context and depth")
+    parser.add_argument("--trials", type=int, default=1, help="haystacks per book, context and depth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Times the native operators alone at the shapes of a 135M model: microseconds and GB/s of weights an op.
+"""Measures the native operators alone, at the shapes of a 135M model: microseconds and GB/s of weights per operator.
 
     python benchmarks/ops.py [--bits 4] [--threads 2] [--seconds 0.5] [--tokens 1]
 
-Every op exists in as many copies as a model has layers, so that weights come from memory as they do in a decode step.
-The figure is the best of the repetitions: other work on the machine only ever adds.
+Prints one line per operator. Each operator exists in as many copies as a model has layers, so that weights come from
+memory as in a decode step. Times are the best over the repetitions, because other work on the machine can only slow a
+repetition down.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sol_rt.ops import library_path
 HIDDEN, INNER, VOCAB, QKV, LAYERS = 576, 1536, 49152, 960, 30
 
 
-Node = tuple[onnx.NodeProto, list[onnx.TensorProto], float]  # with the bytes it reads
+Node = tuple[onnx.NodeProto, list[onnx.TensorProto], float]  # node, its weights, and the bytes that it reads
 
 
 def matrix(
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=(4, 6, 8))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.5, help="time spent on every op")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds to spend on each operator")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     bits = args.bits

@@ -1,12 +1,12 @@
-"""What choosing costs: policy, controller and switching between variants, as a share of a dense step.
+"""Measures what choosing actions costs: policy, controller and switching of variants, relative to a dense step.
 
     python benchmarks/overhead.py BUNDLE -d 64 -n 64 -r 10
 
-Generations take turns: dense, and each schedule at the budget. Of every token the time inside the model's graph, and
-that inside the schedule (its policy included) and the controller, are told from the rest, which is the loop's own:
-text, softmax, sampling. Switching is measured apart: the dense variant and the cheapest one alternate, against each
-staying, at one context. Shares are of the dense step of the same round; figures are medians over the rounds, with
-quartiles.
+Prints a Markdown table with a row for dense and for each schedule at the budget. For every token the program separates
+the time in the model's graph, the time in schedule (including its policy) and controller, and the rest of the decode
+loop: text, softmax, sampling. Switching is measured on its own: steps that alternate between the dense and the
+cheapest variant are compared with steps that stay on one variant, at one context. Generations take turns, and shares
+are relative to the dense step of the same round. Figures are medians over the rounds, with quartiles.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from sol_rt.engine.hardware import processor_name
 
 
 class Clock:
-    """Milliseconds spent in the model's graphs, in the policy's graph, and in schedule and controller (policy
-    included), since the last `take`.
+    """Milliseconds since the last `take`: in the model's graphs (`graph`), in the policy's graph (`policy`), and in
+    schedule and controller, including the policy (`choosing`).
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def clocked() -> Iterator[Clock]:
 
 
 def generation(model: SolModel, clock: Clock, prompt: list[int], count: int, **dial: Any) -> np.ndarray:
-    """Median milliseconds a token over `count` decode steps: graph, policy, choosing (policy included), rest."""
+    """Median milliseconds per token over `count` decode steps: graph, policy, choosing (including policy), rest."""
     rows = []
     stream = model.stream(prompt, max_new_tokens=count + 1, eos_token_id=[], **dial)
     next(stream)
@@ -98,7 +98,7 @@ def generation(model: SolModel, clock: Clock, prompt: list[int], count: int, **d
 
 
 def switching(engine: Engine, context: int, dense: Action, cheap: Action, count: int) -> float:
-    """Milliseconds that a step costs more after a step of the other action than after one of its own."""
+    """Milliseconds that a step takes longer after a step of the other action than after a step of the same action."""
 
     def steps(actions: list[Action]) -> dict[Action, float]:
         times: dict[Action, list[float]] = {}
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-d", "--depth", type=int, default=64, help="tokens in the cache before the first step")
-    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps of a row and a round")
+    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps per row and round")
     parser.add_argument("-r", "--rounds", type=int, default=10)
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-b", "--budget", type=float, default=0.6)
@@ -134,7 +134,7 @@ def main() -> None:
     found: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     switches = []
     with clocked() as clock:
-        for number in range(args.rounds + 1):  # the first is the warm-up
+        for number in range(args.rounds + 1):  # the first round is the warm-up
             parts = {name: generation(model, clock, prompt, args.count, **dial) for name, dial in rows.items()}
             switch = switching(model.engine, args.depth, config.dense, cheap, args.count)
             if number:

@@ -1,10 +1,10 @@
-"""sol_rt beside its peers on the same weights, threads and prompt, all taken in turn in one run.
+"""Compares the speed of sol_rt and its peers on the same weights, threads and prompt, all measured in turn in one run.
 
     python benchmarks/peers.py smollm2-135m -o docs/results/peers-smollm2-135m.md
     python benchmarks/peers.py FILE.gguf --peers llama.cpp,genai --depths 512
 
-Measures prompts of 512 tokens (pp512) and greedy decoding after a prompt of a given depth (tg64 @ d512), and prints
-Markdown. `make peers` makes the environments first: ENVIRONMENTS/PEER/bin/python.
+Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
+d512), in tokens per second and as ratios. `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPARSE_TOKENS = 512
 
 @dataclass(frozen=True)
 class Entry:
-    """A column of a test: an engine, for sol_rt under an action."""
+    """A column of a test: an engine, and its action if the engine is sol_rt."""
 
     worker: WorkerProcess
     tag: str | None = None
@@ -57,7 +57,10 @@ def sparse_action(depth: int, page_size: int) -> Action:
 def measure(
     entries: list[Entry], request: Mapping[str, object], tokens: int, repetitions: int
 ) -> dict[str, list[float]]:
-    """Tokens/s of every entry, `repetitions` times in turn after one turn of warm-up; each turn starts with another."""
+    """Measures tokens/s of all entries in turn: one turn of warm-up, then `repetitions` turns.
+
+    Each turn starts with another entry.
+    """
     rates: dict[str, list[float]] = {entry.name: [] for entry in entries}
     for turn in range(repetitions + 1):
         first = turn % len(entries)
@@ -71,7 +74,7 @@ def measure(
 def tests(
     own: WorkerProcess, peers: list[WorkerProcess], actions: list[Action], bundle: Bundle, args: argparse.Namespace
 ) -> Iterator[Test]:
-    """Measures the prompt, then each depth."""
+    """Measures the prompt, then decoding at each depth."""
     longest = max([PROMPT, *args.depths])
     words = np.random.default_rng(0).integers(0, bundle.config.model.vocab_size, longest).tolist()
     others = [Entry(peer) for peer in peers]
@@ -96,7 +99,7 @@ def tests(
 
 
 def _with_sparse(actions: list[Action], depth: int, bundle: Bundle) -> list[str]:
-    """Tags of the actions and of the sparse one, where the bundle has its variant."""
+    """Tags of the actions, and of the sparse action if the bundle has its variant."""
     sparse = sparse_action(depth, bundle.config.kv.page_size)
     more = [sparse] if sparse.variant in bundle.config.variants else []
     return list(dict.fromkeys(action.tag for action in actions + more))
@@ -107,7 +110,7 @@ def _deep(repetitions: int) -> int:
 
 
 def report(workers: list[WorkerProcess], results: list[Test], page_size: int, args: argparse.Namespace) -> str:
-    """The whole Markdown page: what ran, on what, the tables, and what the rows are."""
+    """The whole Markdown page: command, machine and engines, the tables, and notes on the rows."""
     peers = [worker.name for worker in workers[1:]]
     depths = ",".join(map(str, args.depths))
     command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(peers)} DEPTHS={depths}"
@@ -147,14 +150,14 @@ def _sparse_note(test: Test, tag: str, page_size: int) -> str:
 
 
 def positive(text: str) -> int:
-    """An option's whole number of 1 or more. Raises ArgumentTypeError, as the two below."""
+    """Reads a whole number of 1 or more. Raises ArgumentTypeError."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 or more")
     return int(text)
 
 
 def positives(text: str) -> list[int]:
-    """Such numbers separated by commas."""
+    """Reads whole numbers of 1 or more, separated by commas. Raises ArgumentTypeError."""
     return [positive(part) for part in text.split(",")]
 
 
@@ -166,7 +169,7 @@ def _peers(text: str) -> list[str]:
 
 
 def action_list(text: str) -> list[Action]:
-    """Tags of actions separated by commas, each once."""
+    """Reads action tags separated by commas and drops duplicates. Raises ArgumentTypeError."""
     try:
         return list(dict.fromkeys(Action.parse(tag.strip()) for tag in text.split(",")))
     except SolError as error:
@@ -177,13 +180,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="alias, .gguf or checkpoint folder")
     parser.add_argument("--peers", type=_peers, default=list(PEERS), help="names separated by commas")
-    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="a subfolder a peer")
-    parser.add_argument("--depths", type=positives, default=[64, 512, 2048, 8000], help="tokens before the steps")
-    parser.add_argument("--actions", type=action_list, default="k100-s100-q4,k100-s100-q8", help="sol_rt's rows")
-    parser.add_argument("-n", "--count", type=positive, default=64, help="decode steps a repetition")
+    parser.add_argument(
+        "--environments", type=Path, default=Path(".venv-peers"), help="folder with one environment per peer"
+    )
+    parser.add_argument(
+        "--depths", type=positives, default=[64, 512, 2048, 8000], help="prompt lengths in tokens before the steps"
+    )
+    parser.add_argument(
+        "--actions", type=action_list, default="k100-s100-q4,k100-s100-q8", help="tags of sol_rt's actions"
+    )
+    parser.add_argument("-n", "--count", type=positive, default=64, help="decode steps per repetition")
     parser.add_argument("-r", "--repetitions", type=positive, default=10)
     parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
-    parser.add_argument("-o", "--output", type=Path, help="write the page here too")
+    parser.add_argument("-o", "--output", type=Path, help="file for the page")
     args = parser.parse_args()
     try:
         page = run(args)
@@ -195,7 +204,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Makes what is missing, measures, and returns the page. Raises SolError, WorkerError."""
+    """Makes missing models, measures, and returns the page. Raises SolError, WorkerError."""
     checkpoint, name = resolve(args.model, lambda step, done, total: None)
     bundle = Bundle.open(bundle_of(args.model, name))
     if foreign := [action for action in args.actions if action.variant not in bundle.config.variants]:

@@ -1,8 +1,8 @@
-"""What the runtime promises, shown on a real model: budgets held, full budget exact, memory of all variants, start-up.
+"""Checks the runtime's promises on a real model: budgets held, exact at budget 1.0, memory, start-up time.
 
     python benchmarks/promises.py smollm2-135m
 
-Exports the source with a randomly initialised policy into a temporary folder, then prints a line a promise.
+Prints one line per promise. The program exports the source with a randomly initialised policy into a temporary folder.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def budgets(model: SolModel, steps: int) -> None:
 
 
 def exactness(model: SolModel, bundle: Path, count: int) -> None:
-    """Budget 1.0 through the policy's schedule against the dense graph stepped alone."""
+    """Compares budget 1.0 under the policy's schedule with the dense graph alone."""
     run = model.generate(PROMPT, budget=1.0, schedule="sol", max_new_tokens=count, eos_token_id=[])
     engine = Engine(Bundle.open(bundle), provider="cpu")
     dense, tokens = engine.bundle.config.dense, []
@@ -101,7 +101,7 @@ def exactness(model: SolModel, bundle: Path, count: int) -> None:
 
 
 def without_library(bundle: Path, count: int) -> None:
-    """Function bodies against kernels: greedy tokens, and the largest difference of the logits after one prompt."""
+    """Compares function bodies with kernels: greedy tokens, and the largest difference of the logits after a prompt."""
     native, bodies = (SolModel.from_pretrained(bundle, provider="cpu", native_ops=ops) for ops in (True, False))
     for action in ("k100-s100-q8", "k100-s100-q6", "k100-s100-q4"):
         equal, texts = 0, (PROMPT, "Water boils at", "def fibonacci(n):", "Once upon a time")

@@ -1,12 +1,12 @@
-"""What pruning loses at equal weights read: the MLP's channels alone, and with those of the attention's projections.
+"""Measures the loss of sparse channels at equal weights read, in the MLP alone and in MLP and attention projections.
 
     python benchmarks/pruning.py BUNDLE -f TEXT
     ... --shares 75,64,56.5     percent of the layers' base-plane weights read; by default 67, 52, 42% of an MLP
     ... --bits 4 --windows 40   weight bits, and windows of 512 tokens from the beginning of the text
 
-Both ways run on one bundle, whose own counts don't matter. Losses are nats a token over nothing pruned, of the second
-half of each window behind a dense first half; every earlier token of the half was pruned too. ± is the standard error
-of the paired differences.
+Prints a Markdown table with a row per share. Both ways run on one bundle; the bundle's own channel counts do not
+matter. Losses are nats per token over the dense action, in the second half of each window after a dense first half;
+the earlier tokens of the second half ran with sparse channels too. ± is the standard error of the paired differences.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sol_rt.generate.model import SolModel
 
 
 def both(share: float, shapes: LayerShapes, layers: int, action: Action) -> tuple[Candidate, Candidate]:
-    """(MLP alone, all matrices) at `share` of the layers' weights, the same counts in all layers."""
+    """(MLP alone, all matrices): two ways to read `share` of the layers' weights, with equal counts in all layers."""
     sizes = {name: math.prod(shape) for name, shape in vars(shapes).items()}
     attention = sizes["qkv"] + sizes["o"]
     alone = (share * sum(sizes.values()) - attention) / (sizes["up"] + sizes["down"])

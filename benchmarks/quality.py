@@ -1,11 +1,11 @@
-"""Perplexity of every variant of a bundle, as a Markdown table: what each way to run a step costs in quality.
+"""Measures the perplexity of every variant of a bundle: what each way to run a step costs in quality.
 
     python benchmarks/quality.py BUNDLE -f FILE -c 512 --chunks 40
-    ... --kv-density 1,0.25     KV densities to cross with the variants
+    ... --kv-density 1,0.25     KV densities to combine with the variants
     ... --reference PPL         compare with the source's own perplexity, from reference_perplexity.py
 
-llama-perplexity's convention, through the path of generation: the first half of a window is prefilled dense, every
-later token is one decode step of the row's action.
+Prints a Markdown table with a row per action. Perplexity follows llama-perplexity and takes the path of generation:
+the first half of a window is prefilled dense, and every later token is one decode step of the row's action.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sol_rt.generate.model import SolModel
 
 
 def actions(model: SolModel, kv_densities: list[float]) -> list[Action]:
-    """Every variant at every KV density, the most expensive first."""
+    """Actions of every variant at every KV density, the most expensive first."""
     variants = sorted(model.bundle.config.variants.values(), key=lambda variant: -variant.weight_bytes)
     return [
         Action(kv_density, variant.channel_density, variant.bits) for variant in variants for kv_density in kv_densities
@@ -28,7 +28,7 @@ def actions(model: SolModel, kv_densities: list[float]) -> list[Action]:
 
 
 def measure(model: SolModel, text: str, action: Action, size: int, chunks: int) -> Estimate:
-    """Perplexity of `action` alone; windows done are counted on stderr."""
+    """Perplexity under one action. Shows progress on stderr."""
 
     def show(done: int, total: int, so_far: Estimate) -> None:
         print(f"\r{action.tag}  {done}/{total} windows  {so_far.ppl:.3f} ", end="", file=sys.stderr, flush=True)

@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=40)
     parser.add_argument("--peers", default="", help="names separated by commas")
-    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="a subfolder a peer")
+    parser.add_argument(
+        "--environments", type=Path, default=Path(".venv-peers"), help="folder with one environment per peer"
+    )
     args = parser.parse_args()
     bundle = Bundle.open(find_bundle(args.bundle))
     tokens = bundle.tokenizer().encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)

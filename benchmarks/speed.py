@@ -1,10 +1,10 @@
-"""Decode speed of every variant of a bundle, interleaved in one run, as a Markdown table.
+"""Measures the decode speed of every variant of a bundle, interleaved in one run.
 
     python benchmarks/speed.py BUNDLE -d 64 -n 64 -r 10
-    ... --kv-density 1,0.25  KV densities to cross with the variants
+    ... --kv-density 1,0.25  KV densities to combine with the variants
 
-Measured as `sol-rt bench --interleave` does. Median and quartiles over the repetitions; the ratio is to the dense
-action of the same repetition.
+Prints a Markdown table with a row per action: median and quartiles over the repetitions, and the ratio to the dense
+action of the same repetition. The measurement is that of `sol-rt bench --interleave`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-d", "--depth", type=int, default=64, help="tokens in the cache before the first step")
-    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps a repetition")
+    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps per repetition")
     parser.add_argument("-r", "--repetitions", type=int, default=10)
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--kv-density", default="1", help="shares of the old tokens read, separated by commas")

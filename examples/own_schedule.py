@@ -50,6 +50,7 @@ def main() -> None:
         budget=arguments.budget,
         schedule=lambda controller: SentenceStart(model, controller),
         max_new_tokens=arguments.max_new_tokens,
+        do_sample=False,
     )
     print(arguments.prompt + result.text)
     print(f"schedule {result.schedule}, budget {arguments.budget}, achieved {result.achieved_budget:.3f}")

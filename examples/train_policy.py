@@ -2,7 +2,7 @@
 
     python examples/train_policy.py smollm2-135m book.txt
 
-The bundle's schedule `sol` asks the policy from then on. A minute shows how it is done; a policy worth keeping takes
+The schedule `sol` of the bundle asks the policy from then on. A minute shows the way; a policy worth keeping takes
 hours (docs/training.md). The commands `sol-rt train` and `sol-rt export --policy` do the same.
 """
 
@@ -16,6 +16,7 @@ from sol_rt import SolModel
 from sol_rt.cli import main as sol_rt
 
 BUDGET = 0.6
+CONFIG = Path(__file__).with_suffix(".yaml")
 
 
 def mean_loss(model: SolModel, tokens: list[int], schedule: str) -> float:
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("text", type=Path)
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--config", default="short", help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--config", default=str(CONFIG), help="a YAML file, or the name of a shipped one")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

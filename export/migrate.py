@@ -19,6 +19,7 @@ from typing import Any
 from sol_rt.bundle import selection
 from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
+from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError
 from sol_rt.export.graphs.graph import build_graph
 from sol_rt.export.sources.decoder import from_hf_config
@@ -64,7 +65,7 @@ def migrate(folder: Path) -> Migrated:
         raise BundleError(path, "format_version", version, f"{SAME_WEIGHTS_SINCE} to {FORMAT_VERSION}")
     old_files = {str(variant["file"]) for variant in _tables(document.get("variants")) if "file" in variant}
     identity = sha256(path)
-    config = SolConfig.from_json_dict(_upgraded(document) if version < FORMAT_VERSION else document, path)
+    config = parse_config(_upgraded(document) if version < FORMAT_VERSION else document, path)
     decoder = from_hf_config(_read(folder / "config.json"), config.model.max_context)
     precisions = {variant.file: variant.precision for variant in config.variants.values()}
     contents = {

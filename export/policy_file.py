@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
@@ -153,7 +154,7 @@ def give_policy(path: Path, source: Path) -> Bundle:
         given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
         text = json.dumps(given.to_json_dict(), indent=2, ensure_ascii=False)
         config_aside.write_text(text + "\n", encoding="utf-8")
-        SolConfig.from_json(config_aside)  # a wrong config must not replace a right one
+        read_config(config_aside)  # a wrong config must not replace a right one
         aside.replace(folder / name)
         config_aside.replace(folder / CONFIG_NAME)
     except OSError as error:

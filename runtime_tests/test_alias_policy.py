@@ -44,7 +44,7 @@ def test_not_where_the_levels_lack_one_of_its_actions(
 ) -> None:
     assert command._policy_of_alias("known", {**LEVELS, axis: levels}) is None
     said = " ".join(capsys.readouterr().err.split())
-    assert f"no policy: that of known picks {tag}, which --{axis.replace('_', '-')} leaves out" in said
+    assert f"no policy: known's policy picks {tag}, which --{axis.replace('_', '-')} leaves out" in said
 
 
 def test_a_recipe_whose_policy_is_not_installed(policy: Path) -> None:

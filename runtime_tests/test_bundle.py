@@ -14,6 +14,7 @@ import pytest
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.graph_file import external_tensors
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.engine.engine import Engine
@@ -34,7 +35,7 @@ def bundle(pristine: Path, tmp_path: Path) -> Path:
 
 
 def _config(bundle: Path) -> SolConfig:
-    return SolConfig.from_json(bundle / CONFIG_NAME)
+    return read_config(bundle / CONFIG_NAME)
 
 
 def _fails(bundle: Path, *parts: str) -> None:

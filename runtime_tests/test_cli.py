@@ -58,7 +58,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["generate", "--budget", "1.5"], "--budget"),
         (["generate", "--budget", "much"], "--budget"),
         (["generate", "-n", "0"], "--max-new-tokens"),
-        (["generate", "--budget", "0.4", "--tokens-per-second", "50"], "one dial"),
+        (["generate", "--budget", "0.4", "--tokens-per-second", "50"], "set the same dial"),
         (["generate", "--schedule", "dense", "--budget", "0.4"], "--budget"),
         (["generate", "-p", "a", "-f", "b"], "--file"),
         (["generate", "-f", "no-such-file"], "no-such-file"),

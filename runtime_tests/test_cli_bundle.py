@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from helpers.program import started
-from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import main
 from sol_rt.engine import providers
 from sol_rt.engine.engine import Engine
@@ -255,7 +256,7 @@ def endless(llama_bundle: Path, tmp_path: Path) -> Path:
     """The tiny bundle without end tokens: only the limit or a signal ends its text."""
     folder = tmp_path / "endless"
     shutil.copytree(llama_bundle, folder)
-    config = SolConfig.from_json(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME)
     (folder / FILE).unlink()
     files = {name: entry for name, entry in config.files.items() if name != FILE}
     config = replace(config, files=files, model=replace(config.model, eos_token_ids=()))

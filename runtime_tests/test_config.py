@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SolConfig
+from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION
+from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.errors import BundleError, SolError
 from sol_rt.generate.model import SolModel
 
@@ -43,9 +44,9 @@ def raw(bundle: Path) -> dict[str, Any]:
 
 
 def test_round_trip_is_exact(bundle: Path, raw: dict[str, Any]) -> None:
-    config = SolConfig.from_json(bundle / CONFIG_NAME)
+    config = read_config(bundle / CONFIG_NAME)
     assert config.to_json_dict() == raw
-    assert SolConfig.from_json_dict(config.to_json_dict(), Path("x")) == config
+    assert parse_config(config.to_json_dict(), Path("x")) == config
     assert config.policy is not None
 
 
@@ -56,7 +57,7 @@ def test_the_documented_example_is_read() -> None:
     example = json.loads(every_layer)
     empty = {"bytes": 1 << 30, "sha256": "0" * 64}
     example["files"] = {"weights.bin": empty, "model.q8.onnx": empty}
-    config = SolConfig.from_json_dict(example, Path("x"))
+    config = parse_config(example, Path("x"))
     assert config.model.num_layers == 30
     assert config.to_json_dict() == example
 
@@ -95,10 +96,10 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("kv/dense_layers", 0, ["kv.dense_layers", "list of integers"]),
         ("variants/s100-q8/active_up", [64, 65], ["s100-q8.active_up", "[64, 65]", "1 to 64"]),
         ("variants/s100-q8/active_up", 64, ["s100-q8.active_up", "list of integers"]),
-        ("variants/s100-q8/active_down", [96], ["s100-q8.active_down", "1 counts", "2, one a layer"]),
+        ("variants/s100-q8/active_down", [96], ["s100-q8.active_down", "1 counts", "2, one per layer"]),
         ("variants/s100-q8/active_down", [0, 96], ["s100-q8.active_down", "[0, 96]", "1 to 96"]),
         ("variants/s100-q8/active_qkv", [64, 65], ["s100-q8.active_qkv", "[64, 65]", "1 to 64"]),
-        ("variants/s100-q8/active_o", [64], ["s100-q8.active_o", "1 counts", "2, one a layer"]),
+        ("variants/s100-q8/active_o", [64], ["s100-q8.active_o", "1 counts", "2, one per layer"]),
         ("variants/s100-q4/lm_head_bits", 3, ["s100-q4.lm_head_bits", "got 3", "from 4"]),
         ("variants/s050-q4/lm_head_bits", 8, ["s050-q4.lm_head_bits", "4 and 4", "s100-q4"]),
         ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6]], ["s100-qmix.layer_bits", "1 layers", "2"]),
@@ -120,7 +121,7 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
 def test_errors_name_key_found_and_expected(raw: dict[str, Any], key: str, value: object, parts: list[str]) -> None:
     _set(raw, key, value)
     with pytest.raises(BundleError) as caught:
-        SolConfig.from_json_dict(raw, Path("folder/sol_config.json"))
+        parse_config(raw, Path("folder/sol_config.json"))
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("folder/sol_config.json: ")
@@ -131,7 +132,7 @@ def test_errors_name_key_found_and_expected(raw: dict[str, Any], key: str, value
 def test_a_missing_key_names_the_one_that_may_be_meant(raw: dict[str, Any]) -> None:
     raw["model"]["hiden_size"] = raw["model"].pop("hidden_size")
     with pytest.raises(BundleError, match=r"model\.hidden_size: got no such key but 'hiden_size'"):
-        SolConfig.from_json_dict(raw, Path("x"))
+        parse_config(raw, Path("x"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"3", b'{"format": NaN}', b"9" * 5000])
@@ -139,7 +140,7 @@ def test_files_that_are_no_config(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / CONFIG_NAME
     path.write_bytes(content)
     with pytest.raises(BundleError) as caught:
-        SolConfig.from_json(path)
+        read_config(path)
     assert "\n" not in str(caught.value)
 
 

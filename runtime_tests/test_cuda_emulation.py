@@ -46,9 +46,12 @@ RACES = ["-fsanitize=thread", "-g1"]  # native/cuda_races.cc stands in for the s
 HEADERS = [Path("/usr/include/onnxruntime"), Path("/usr/include/onnxruntime/core/session")]
 INCLUDE = next((path for path in HEADERS if (path / "onnxruntime_c_api.h").is_file()), None)
 
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or INCLUDE is None, reason="the emulation needs a C++ compiler and ONNX Runtime's headers"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        COMPILER is None or INCLUDE is None, reason="the emulation needs a C++ compiler and ONNX Runtime's headers"
+    ),
+]
 
 
 matmul, attention, layer = (copy_of(f"test_ops_{name}", "cuda") for name in ("matmul", "attention", "layer"))

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from helpers.main_memory import MainMemory
-from sol_rt.engine.gpu import cuda, cuda_memory, device_runner
+from sol_rt.engine.gpu import cuda, cuda_memory, device_sessions
 from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver
 from sol_rt.engine.gpu.device_memory import CudaMemory, DeviceMemory
 from sol_rt.engine.hardware import Gpu
@@ -233,7 +233,7 @@ def test_a_session_outlives_a_lost_gpu(gone: bool) -> None:
     memory, session = _MayBeLost(), object()
     memory.gone = gone
     before = sys.getrefcount(session)
-    device_runner._let_go(session, memory)  # type: ignore[arg-type]
+    device_sessions._let_go(session, memory)  # type: ignore[arg-type]
     assert sys.getrefcount(session) - before == gone
 
 

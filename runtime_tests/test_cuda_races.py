@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 from test_cuda_emulation import COMPILER, INCLUDE, MACHINE, NATIVE, RACES, build, compiled
 
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or INCLUDE is None, reason="the emulation needs a C++ compiler and ONNX Runtime's headers"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        COMPILER is None or INCLUDE is None, reason="the emulation needs a C++ compiler and ONNX Runtime's headers"
+    ),
+]
 
 RIGHT = [
     "atomic count",

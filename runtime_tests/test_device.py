@@ -75,6 +75,7 @@ def answers(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, _NO_FLOAT16])
 def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, variables: dict[str, str]) -> None:
     load = _answer(_device(llama_bundle, "load", **variables))["load"]
@@ -90,6 +91,7 @@ def test_a_host_opens_a_graph_strictly_by_its_dims(folder: Path) -> None:
     assert _answer(_device(folder, "dims"))["dims"] == [True, True]
 
 
+@pytest.mark.slow
 def test_no_shader_needs_float16_where_there_is_none(folder: Path, tmp_path: Path) -> None:
     shaders = {}
     for floats, variables in {"float16": {}, "float32": _NO_FLOAT16}.items():
@@ -100,6 +102,7 @@ def test_no_shader_needs_float16_where_there_is_none(folder: Path, tmp_path: Pat
     assert "f16" not in shaders["float32"]
 
 
+@pytest.mark.slow
 def test_thirty_two_greedy_tokens_are_the_cpus(folder: Path, answers: dict[str, Any]) -> None:
     """Each is what the CPU chooses after the ones before it, but where its two best are nearly equal."""
     bundle = Bundle.open(folder)
@@ -118,6 +121,7 @@ def test_thirty_two_greedy_tokens_are_the_cpus(folder: Path, answers: dict[str, 
         assert equal >= 29, action.tag
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "phi"])  # rotary embedding fused with attention, and before it
 def test_captured_steps_are_right(family: str, tmp_path: Path) -> None:
     """Every graph passes its comparison with plain steps, and all of them give the CPU's logits."""
@@ -131,6 +135,7 @@ def test_captured_steps_are_right(family: str, tmp_path: Path) -> None:
         assert _answer(_device(folder, "captured"))["captured"]["captured"] == 0
 
 
+@pytest.mark.slow
 def test_variants_take_turns_on_one_cache_that_grows(folder: Path, answers: dict[str, Any]) -> None:
     engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
     expected = steps(engine, len(answers["steps"]))
@@ -140,11 +145,13 @@ def test_variants_take_turns_on_one_cache_that_grows(folder: Path, answers: dict
         assert error <= _ALLOWED, step
 
 
+@pytest.mark.slow
 def test_channels_kept_anew_leave_tokens_as_they_were(answers: dict[str, Any]) -> None:
     for got, wanted in zip(answers["channels"], np.array(answers["steps"]), strict=True):
         assert np.sqrt(np.mean((np.array(got) - wanted) ** 2) / np.mean(wanted**2)) <= 0.001
 
 
+@pytest.mark.slow
 def test_logits_stay_on_the_device_unless_something_asks_for_them(folder: Path) -> None:
     fetched = _answer(_device(folder, "fetched"))["fetched"]
     for name in ("greedy", "policy", "entropy", "sampled"):
@@ -158,6 +165,7 @@ def test_logits_stay_on_the_device_unless_something_asks_for_them(folder: Path) 
     assert fetched["sampled True"]["fetched"] == 1  # from then on they come with the other results
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_one_line_and_the_engine_goes_on(answers: dict[str, Any]) -> None:
     broken = answers["broken"]
     assert broken["error"].startswith("provider webgpu: ")
@@ -167,11 +175,13 @@ def test_a_failed_run_is_one_line_and_the_engine_goes_on(answers: dict[str, Any]
     assert broken["length"] == 3
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_do_not_stay_in_the_cache(answers: dict[str, Any]) -> None:
     assert "non-finite numbers at token 3" in answers["wiped"]["error"]
     assert answers["wiped"]["finite"]
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_grow_is_one_line_and_the_engine_goes_on(answers: dict[str, Any]) -> None:
     cache = answers["cache"]
     assert "a KV cache of 190 tokens needs" in cache["error"]
@@ -238,6 +248,7 @@ def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: 
     assert set(json.loads(out)["actions"]) == {"k030-s100-q8"}
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_device(folder: Path) -> None:
     both = [_device(folder, "load") for _ in range(2)]
     loads = [_answer(process)["load"] for process in both]
@@ -318,7 +329,7 @@ def test_doctor_says_what_an_adapter_cannot_do() -> None:
     assert "computes the same numbers as the CPU" in plain, err
     assert "float16" not in plain
     assert "computes in float32, without float16" in poor
-    assert "prompts go in parts of 16 tokens" in poor
+    assert "prompts are split into parts of 16 tokens" in poor
 
 
 def test_doctor_misses_what_prepares_graphs() -> None:

@@ -44,6 +44,11 @@ def test_generate(bundle: Path, tmp_path: Path) -> None:
     assert achieved == pytest.approx([1.0, 0.6, 0.4], abs=0.03)
 
 
+def test_generate_with_real_weights(smollm2_bundle: Path, tmp_path: Path) -> None:
+    printed = run("generate.py", smollm2_bundle, "The capital of France is", "-n", "16", home=tmp_path)
+    assert printed.count("The capital of France is Paris") == 3  # at every budget
+
+
 def test_own_schedule(bundle: Path, tmp_path: Path) -> None:
     printed = run("own_schedule.py", bundle, PROMPT, "--budget", "0.6", "-n", "200", home=tmp_path)
     found = re.search(r"schedule sentence-start, budget 0.6, achieved ([\d.]+)", printed)

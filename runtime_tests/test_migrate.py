@@ -136,7 +136,7 @@ def test_its_calibration_is_removed_and_no_other(tmp_path: Path, capsys: pytest.
     assert main(["migrate", str(folder)]) == 0
     output = capsys.readouterr()
     assert output.out == f"{folder}\n"
-    assert "format 4 is now 5" in output.err
+    assert "format 4 became 5" in output.err
     assert "run sol-rt calibrate again" in output.err
     assert (own.exists(), other.exists()) == (False, True)
 

@@ -17,7 +17,8 @@ from helpers.tiny_bundle import END, seal, write_bundle
 from sol_rt import SolModel
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.engine import providers
 from sol_rt.errors import BundleError, ContextError, UsageError
 from sol_rt.generate.loop import Decoder
@@ -327,7 +328,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     document["model"]["vocab"] |= {f"extra{index}": 90 + index for index in range(10)}
     path.write_text(json.dumps(document))
-    seal(folder, SolConfig.from_json(folder / CONFIG_NAME))
+    seal(folder, read_config(folder / CONFIG_NAME))
     with pytest.raises(BundleError, match="100 tokens, expected at most the model's 90"):
         SolModel.from_pretrained(folder, provider="cpu").generate(PROMPT)
 

@@ -72,9 +72,9 @@ class WarmStartConfig:
     batch: int = 128
     """Episodes in an update; a multiple of the number of processes."""
     learning_rate: float = 5e-4
-    """Of AdamW, at the start. It falls to 0 along a cosine."""
+    """AdamW's learning rate at the start. It falls to 0 along a cosine."""
     weight_decay: float = 0.1
-    """Of AdamW."""
+    """AdamW's weight decay."""
     dropout: float = 0.8
     """Share of the features of hidden state and embedding that an update hides, drawn per episode."""
     unit: float = 0.05
@@ -96,7 +96,7 @@ class GrpoConfig:
     schedules: int = 16
     """K: schedules sampled per episode, each judged against their mean."""
     temperature: float = 1.3
-    """Of sampling. It falls with the multiplier where that is below 1 nat per dense step."""
+    """Sampling temperature. It falls with the multiplier where that is below 1 nat per dense step."""
     gamma: float = 0.85
     """Discount of a reward per step that it lies ahead."""
     budget: tuple[float, ...] = (0.4, 0.9)
@@ -114,9 +114,9 @@ class GrpoConfig:
     entropy: float = 0.01
     """Weight of the entropy bonus, per nat of entropy."""
     learning_rate: float = 1e-4
-    """Of AdamW, constant."""
+    """AdamW's learning rate, constant."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """AdamW's weight decay."""
     grad_norm: float = 2.0
     """Gradients of a larger norm are scaled down to it."""
 

@@ -305,7 +305,7 @@ def log_probabilities(network: nn.Module, embed: Embed, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Losses:
-    """What step 5 gives. All are scalars, means over the batch.
+    """The result of step 5. All are scalars, means over the batch.
 
     Attributes:
         total: the loss to minimise.

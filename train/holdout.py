@@ -99,7 +99,7 @@ class ScalarDistribution:
         return self._values["margin"]
 
     def log_probability(self, token: int) -> float:
-        """Of the token that was drawn, whatever `token` is: no schedule asks for another."""
+        """Log-probability of the token that was drawn. `token` is ignored: no schedule asks for another one."""
         return -self._values["surprise"]
 
 
@@ -154,7 +154,7 @@ class Steps:
 
 
 class Score(NamedTuple):
-    """What one schedule came to over one window.
+    """The result of one schedule over one window.
 
     Attributes:
         loss: mean added loss, the divergence from dense, nats per step.

@@ -1,7 +1,7 @@
-"""Actions that save nothing on a device: another of better quality costs no more there, at every context.
+"""Dominated actions: beside such an action, another one of better quality costs no more, at every context.
 
-The export drops such actions by what it measured on its own processor. On a GPU other things pay: function bodies may
-read as much for fewer channels or tokens as for all.
+The export drops the actions that are dominated on the processor that it runs on. On a GPU others are: function bodies
+there may read as much for fewer channels or tokens as for all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sol_rt.bundle.config import ActionEntry, SolConfig
 from sol_rt.engine.providers import Provider
 
 _NOISE = 0.01
-"""Relative: savings below it are none."""
+"""Relative saving below which an action counts as saving nothing."""
 _CONTEXTS = 24
 
 
 def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
-    """For every action but the dense one that saves nothing, the one of best quality that costs no more.
+    """Every dominated action, with the action of best quality that costs no more. The dense action is never among them.
 
-    Looked at are all KV densities of the action set with all variants, at contexts up to the model's.
+    Compares all variants at all KV densities of the action set, at contexts up to the model's longest.
     """
     actions = _candidates(config)
     losses = {entry.action: entry.loss for entry in config.actions if entry.loss is not None}
@@ -33,7 +33,7 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
     costs = dict(zip(actions, cost.table(actions)(contexts).T, strict=True))
     found: dict[Action, Action] = {}
     for action in actions:
-        if action == config.dense:  # what budgets are shares of, and a budget of 1 promises
+        if action == config.dense:  # budgets are shares of its cost, and a budget of 1 promises to run it
             continue
         no_dearer = [
             other
@@ -42,7 +42,7 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
             and _better(other, action, losses, config)
             and (costs[other] <= costs[action] * (1 + _NOISE)).all()
         ]
-        # the action that none of the others betters
+        # those than which no other one is better
         best = [other for other in no_dearer if not any(_better(third, other, losses, config) for third in no_dearer)]
         if best:
             found[action] = min(best, key=lambda other: (float(costs[other].sum()), other.tag))
@@ -62,7 +62,7 @@ def cost_of_gpu(provider: Provider, cost: CostModel, config: SolConfig) -> CostM
 
 
 def _candidates(config: SolConfig) -> list[Action]:
-    """All KV densities of the action set, and 1, with all variants."""
+    """Every variant at every KV density of the action set, and at 1."""
     kv_densities = {entry.action.kv_density for entry in config.actions} | {1.0}
     return [
         Action(kv_density, variant.channel_density, variant.bits)
@@ -72,14 +72,17 @@ def _candidates(config: SolConfig) -> list[Action]:
 
 
 def _last(found: Mapping[Action, Action], action: Action) -> Action:
-    """What stands for an action in the end: its replacement may itself have been replaced later."""
+    """The final replacement of an action: its first one may itself have been replaced later."""
     while action in found:
         action = found[action]
     return action
 
 
 def _better(one: Action, other: Action, losses: Mapping[Action, float], config: SolConfig) -> bool:
-    """Whether `one` has the better quality: by what the export measured, else where it leaves out less."""
+    """Whether `one` has better quality than `other`.
+
+    Decided by the losses that the export measured; without them, by which of the two reads more on every axis.
+    """
     if one == other:
         return False
     if one in losses and other in losses:
@@ -92,7 +95,7 @@ def _better(one: Action, other: Action, losses: Mapping[Action, float], config: 
 
 
 def describe(found: Mapping[Action, Action], provider: str) -> str:
-    """One line that names the actions of `replacements`; empty where there is none."""
+    """One line that names the dominated actions in `found`, which `replacements` returned; empty if there is none."""
     if not found:
         return ""
     named = [f"{action.tag} (over {found[action].tag})" for action in sorted(found, reverse=True)]
@@ -103,13 +106,13 @@ def describe(found: Mapping[Action, Action], provider: str) -> str:
 def ineffective(
     config: SolConfig, cost: CostModel, schedule: str | None, targets: Mapping[str, float | None], provider: str
 ) -> str:
-    """One line about what a user has chosen that saves nothing, though it is followed; empty where there is nothing.
+    """One line about options of the user that save nothing on this device; empty if all of them save something.
 
     Args:
-        config, cost: as of `replacements`.
-        schedule: its name; looked at is the action of `fixed:TAG`.
+        config, cost: the bundle's config, and the cost model of the device.
+        schedule: name of the schedule. Of `fixed:TAG` the action is looked at, of others nothing.
         targets: mean `kv_density`, `channel_density` and `bits`, None where none was given.
-        provider: for the line.
+        provider: name of the provider, for the line.
     """
     if schedule is not None and schedule.startswith("fixed:"):
         action = Action.parse(schedule.removeprefix("fixed:"))
@@ -134,5 +137,5 @@ def ineffective(
 
 
 def without_dominated(actions: Sequence[Action], found: Mapping[Action, Action]) -> tuple[Action, ...]:
-    """The actions with those that save nothing replaced, each in its place; some may come twice then."""
+    """The actions in their order, each dominated one replaced. An action may then come twice."""
     return tuple(found.get(action, action) for action in actions)

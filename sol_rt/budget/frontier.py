@@ -1,4 +1,4 @@
-"""The frontier of a bundle's actions: loss against cost, as points, as their lower convex hull, and as plain text."""
+"""Loss against cost of a bundle's actions: as points, as their lower convex hull, and as a plot in plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ _WIDTH, _HEIGHT = 66, 16
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A candidate at one context: cost as a share of the dense step's time, loss and its standard error in nats."""
+    """A candidate action at one context.
+
+    Attributes:
+        tag: tag of the action.
+        kept: whether the action is in the bundle.
+        reason: why it was kept or dropped.
+        ms: milliseconds of a step.
+        cost: the same as a share of the dense step's.
+        loss: added loss over the dense action, in nats.
+        stderr: standard error of the loss, in nats.
+    """
 
     tag: str
     kept: bool
@@ -25,7 +35,7 @@ class FrontierPoint:
 
 
 def frontier(selection: Selection, context: int) -> list[FrontierPoint]:
-    """Every candidate measured at a context, from the cheapest to the dearest."""
+    """Every candidate that was measured at this context (tokens), in ascending order of cost."""
     found = [(candidate, candidate.at[context]) for candidate in selection.candidates if context in candidate.at]
     dense = next(point.ms for candidate, point in found if candidate.action == selection.dense)
     points = [
@@ -44,9 +54,10 @@ def frontier(selection: Selection, context: int) -> list[FrontierPoint]:
 
 
 def lower_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the lower convex hull of (cost, loss) points, from the cheapest to the dearest.
+    """Corners of the lower convex hull of (cost, loss) points, in ascending order of cost.
 
-    A schedule that mixes two actions reaches every point between them: the hull is what mixing can reach.
+    A schedule that takes two actions in turn reaches every point between them, so the hull is the best that fixed mixes
+    can reach.
     """
     corners: list[tuple[float, float]] = []
     for point in sorted(points):
@@ -59,20 +70,22 @@ def lower_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float
 
 
 def falling_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the lower hull of (cost, loss) from the cheapest to the best: what costs more than the best is left
-    out."""
+    """Corners of the lower hull of (cost, loss) points from the cheapest to the one of least loss.
+
+    What costs more than that one is left out.
+    """
     corners = lower_hull(points)
     best = min(range(len(corners)), key=lambda index: corners[index][1])
     return corners[: best + 1]
 
 
 def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
-    """Above 0 where the way from a over b to c turns left."""
+    """Positive if the way from a over b to c turns left."""
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 def text_plot(points: Sequence[FrontierPoint]) -> str:
-    """Kept actions of one context as numbers, 1 the cheapest, with their hull in dots; _HEIGHT + 2 lines."""
+    """A plot of the kept actions at one context, _HEIGHT + 2 lines: numbers from 1, the cheapest; dots for the hull."""
     kept = [point for point in points if point.kept]
     low, high = min(point.cost for point in kept), max(point.cost for point in kept)
     bottom, top = min(point.loss for point in kept), max(point.loss for point in kept)

@@ -1,5 +1,7 @@
-"""What a policy's choice pays for cost: the multiplier at which its choices come to the target
-(docs/decode-loop.md)."""
+"""The Lagrange multiplier: what the policy's logits are charged for a dense step's cost, so that the budget is held.
+
+docs/decode-loop.md has the same computation as pseudo-code.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,35 @@ import numpy as np
 from sol_rt.budget.frontier import lower_hull
 
 MEMORY = 64
-"""Steps that the multiplier goes by."""
+"""How many of the last steps the multiplier is computed from."""
 _EPSILON = 1e-9
 
 Edge = tuple[float, float]
-"""Of a step's hull: minus what a dense step's cost gains there, in logits, and how much of it the edge spans."""
+"""An edge of a step's hull: minus its slope (logits for each dense step of cost), and its width (dense steps)."""
 
 
 class Multiplier:
-    """The multiplier of a dense step, in the policy's logits, that the next choice pays.
+    """Computes the multiplier for each step, in logits for each dense step of cost.
 
-    At a multiplier, a step takes the action at the corner of the upper hull of its points (cost, logit) where the edges
-    begin to gain less than the multiplier. So the multiplier at which the last steps come to the target on average is
-    found by taking all their edges, those that gain most first, until what the target leaves over the cheapest actions
-    is spent. It needs no time to settle, whatever the scale of the logits, and cost goes to the steps that gain most by
-    it.
+    Draw a step's actions as points (cost, logit). Under a multiplier, the best action is the corner of their upper hull
+    at which the edges begin to rise less steeply than the multiplier. So the multiplier at which the last MEMORY steps
+    cost the target on average is found like this: take all their edges, the steepest first, until the cost that the
+    target leaves over the cheapest actions is spent. The result needs no time to settle, does not depend on the scale
+    of the logits, and spends cost on the steps that gain most by it.
     """
 
     def __init__(self) -> None:
         self._steps: deque[tuple[float, list[Edge]]] = deque()
-        self._edges: list[Edge] = []  # of all these steps, those that gain most first
+        self._edges: list[Edge] = []  # of all these steps, the steepest first
 
     def at(self, logits: np.ndarray, costs: np.ndarray, target: float) -> float:
-        """The multiplier for a step, whose logits [A] count from now on. `costs` [A] and `target` are relative."""
+        """The multiplier for a step; the step counts among the last ones from now on.
+
+        Args:
+            logits: the policy's logits, float64 [A].
+            costs: costs of the same actions in dense steps, float64 [A].
+            target: cost that the step should aim for, in dense steps.
+        """
         if len(self._steps) == MEMORY:
             for edge in self._steps.popleft()[1]:
                 del self._edges[bisect_left(self._edges, edge)]
@@ -56,7 +64,7 @@ class Multiplier:
 
 
 def hull(costs: Sequence[float], values: Sequence[float]) -> tuple[float, list[Edge]]:
-    """The least cost, and the edges of the upper hull of the points (cost, value) from there on."""
+    """The least cost, and the edges of the upper hull of the points (cost, value), from the cheapest point on."""
     corners = lower_hull((cost, -value) for cost, value in zip(costs, values, strict=True))
     return corners[0][0], [
         ((high[1] - low[1]) / (high[0] - low[0]), high[0] - low[0]) for low, high in itertools.pairwise(corners)
@@ -64,7 +72,10 @@ def hull(costs: Sequence[float], values: Sequence[float]) -> tuple[float, list[E
 
 
 def between(ascending: Sequence[float], count: int) -> float:
-    """A number with `count` of the numbers below it and the others above, midway; just beyond them at the ends."""
+    """A number with `count` of the ascending numbers below it and the others above it.
+
+    It lies midway between two of them, or just beyond the first or the last.
+    """
     beyond = _EPSILON + abs(ascending[0] if count == 0 else ascending[-1]) * _EPSILON
     if count == 0:
         return ascending[0] - beyond

@@ -1,4 +1,7 @@
-"""The policy's session: one run a decode step, its recurrent state kept in place (docs/bundle.md section 5)."""
+"""The policy's session: it runs once before each decode step and keeps its recurrent state between runs.
+
+docs/bundle.md section 5 has the contract of the graph.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,17 @@ from sol_rt.errors import NumericError, SolError, UsageError, one_line
 
 
 class PolicySession:
-    """Runs a bundle's policy.onnx, on the CPU whatever runs the model.
+    """Runs a bundle's policy.onnx, always on the CPU.
 
     Args:
         bundle: a bundle with a policy.
         native_ops: register the native operators.
-        weights: the engine's mapped weights; by default they are mapped again.
+        weights: the engine's mapped weights file; by default the file is mapped again.
 
-    Raises UsageError where the bundle has no policy, BundleError where the graph isn't the config's.
+    Attributes:
+        spec: the policy's actions, scalars and horizon.
+
+    Raises UsageError if the bundle has no policy, BundleError if the graph is not the one that the config describes.
     """
 
     def __init__(self, bundle: Bundle, *, native_ops: bool = True, weights: SharedWeights | None = None) -> None:
@@ -82,22 +88,22 @@ class PolicySession:
         self._binding.bind_ortvalue_output("present_state", state_value)
 
     def reset(self) -> None:
-        """Forgets the episode."""
+        """Forgets the episode: the recurrent state becomes zero."""
         self._state.fill(0)
 
     def decide(
         self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
     ) -> np.ndarray:
-        """Logits over `spec.actions`, float32 [A], a view that the next call overwrites.
+        """Runs the policy. Returns logits over `spec.actions`, float32 [A]: a view that the next call overwrites.
 
         Args:
             hidden: float32 [1, hidden] of the step that produced `token`.
             token: the token about to be processed.
             scalars: a value for each name in `spec.scalars`.
             previous_action: index into `spec.actions`, -1 at the start.
-            step: within the episode, 0 to horizon - 1.
+            step: position within the episode, 0 to horizon - 1.
 
-        Raises NumericError where the result is not finite.
+        Raises NumericError if a logit is not finite.
         """
         self._hidden[...] = hidden
         self._token[0, 0] = token

@@ -1,4 +1,4 @@
-"""Actions: what the policy picks for one decode step, written `k030-s050-q4`."""
+"""Actions: the ways to run a decode step, of which the policy picks one. An action is written `k030-s050-q4`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LARGEST_BITS = 16
 class Action:
     """One way to run a decode step.
 
-    Densities are shares of what a step reads: 1.0 reads everything, as the dense step does. They are multiples of
-    0.01, for a tag writes them in hundredths: `Action(0.3, 0.5, 4)` is `k030-s050-q4`. Raises UsageError for any other.
+    A density is the share that a step reads: 1.0 reads everything, as the dense step does. A tag writes densities in
+    hundredths: `Action(0.3, 0.5, 4)` is `k030-s050-q4`. Raises UsageError for a density that is not a multiple of 0.01.
 
     Attributes:
         kv_density: share of the old cached tokens that attention reads, 0.01 to 1.
@@ -40,12 +40,12 @@ class Action:
 
     @property
     def variant(self) -> str:
-        """Key of the graph that runs it."""
+        """Key of the variant that runs the action, for example `s050-q4`."""
         return f"s{hundredths(self.channel_density):03d}-{bits_tag(self.bits)}"
 
     @classmethod
     def parse(cls, tag: str) -> Action:
-        """Reads a tag such as `k030-s050-q4`. Raises UsageError where it is malformed or out of range."""
+        """Reads a tag such as `k030-s050-q4`. Raises UsageError if it is malformed or out of range."""
         match = _TAG.fullmatch(tag)
         bits = None if match is None else parse_bits_tag(match[3])
         if match is None or bits is None:
@@ -61,14 +61,17 @@ class Action:
         return cls(kv / 100, channels / 100, bits)
 
     def pages(self, context: int, page_size: int) -> int:
-        """Old pages read by a step with `context` tokens before it (the value of the graph's `kv_pages`)."""
+        """Number of old pages that a step reads after `context` tokens: the graph's input `kv_pages`."""
         old_pages = math.ceil((context + 1) / page_size) - 1
         kept = hundredths(self.kv_density)
         return old_pages if kept == 100 else math.ceil(old_pages * kept / 100)
 
 
 def density(name: str, value: float) -> float:
-    """The share as a float, exactly a multiple of 0.01. Raises UsageError, which calls it `name`, for any other."""
+    """Rounds a share to exactly a multiple of 0.01.
+
+    Raises UsageError, which calls the share `name`, if it is not from 0.01 to 1 or not a multiple of 0.01.
+    """
     share = round(float(value), 2)
     if not (0.01 <= share <= 1.0 and abs(share - value) < 1e-9):
         raise UsageError(f"{name}: got {value}, expected a share from 0.01 to 1 in hundredths, for example 0.3")
@@ -76,5 +79,5 @@ def density(name: str, value: float) -> float:
 
 
 def hundredths(share: float) -> int:
-    """A density in whole hundredths, 1 to 100: for tags, and for arithmetic that has to be exact."""
+    """A density in whole hundredths, 1 to 100, for tags and for exact arithmetic."""
     return round(100 * share)

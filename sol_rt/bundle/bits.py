@@ -1,4 +1,4 @@
-"""Weight bits: how many bits of its weights a graph reads, which may differ by matrix."""
+"""Weight bits: how many bits per weight a graph reads. The number may differ by matrix."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MIXED = 5
-"""Stands for mixed precision where bits are ordered or averaged: matrices of 4, 6 or 8 bits each. Never shown as a
-number: configs and options say `mixed`, tags and file names `qmix`."""
+"""Mixed precision: matrices of 4, 6 or 8 bits each. The number is used only to sort and average bits, and never shown:
+configs and options say `mixed`, tags and file names `qmix`."""
 _NAME, _TAG = "mixed", "mix"
 
 
 def bits_tag(bits: int) -> str:
-    """Bits as tags and file names have them: `q4`, `qmix`."""
+    """Bits as tags and file names write them: `q4`, `qmix`."""
     return f"q{_TAG if bits == MIXED else bits}"
 
 
 def parse_bits_tag(text: str) -> int | None:
-    """The bits of a tag, given without its q: `4`, `mix`. None for anything else."""
+    """Reads bits that a tag writes, without the `q`: `4` or `mix`. None for any other text."""
     return MIXED if text == _TAG else int(text) if text.isdecimal() else None
 
 
 def bits_name(bits: int) -> int | str:
-    """Bits as configs, options and tables have them: 4, "mixed"."""
+    """Bits as configs, options and tables write them: 4, "mixed"."""
     return _NAME if bits == MIXED else bits
 
 
 def parse_bits_name(value: object) -> int | None:
-    """The bits that a config or an option names: 4, "4" or "mixed". None for anything else, MIXED as a number too."""
+    """Reads bits of a config or an option: 4, "4" or "mixed". None for any other value, including MIXED's number."""
     if value == _NAME:
         return MIXED
     if isinstance(value, str) and value.isdecimal():
@@ -36,7 +36,7 @@ def parse_bits_name(value: object) -> int | None:
 
 
 class LayerBits(NamedTuple):
-    """Of a layer's matrices, in the order in which a token meets them."""
+    """Bits of a layer's matrices, in the order in which a token passes them."""
 
     qkv: int
     o: int
@@ -53,9 +53,9 @@ class Precision:
     """How many bits of each matrix a graph reads.
 
     Attributes:
-        bits: of all its layers' matrices, or MIXED.
-        lm_head_bits: of the LM head.
-        layers: of every layer where `bits` is MIXED, None elsewhere.
+        bits: bits of the matrices of all layers, or MIXED.
+        lm_head_bits: bits of the LM head.
+        layers: bits of each layer's matrices if `bits` is MIXED, else None.
     """
 
     bits: int
@@ -66,7 +66,7 @@ class Precision:
         return LayerBits.alike(self.bits) if self.layers is None else self.layers[index]
 
     def of(self, matrix: str) -> int:
-        """Bits of a matrix of a layer by its whole name, such as `layers.3.up`."""
+        """Bits of a layer's matrix by its full name, such as `layers.3.up`."""
         _, layer, name = matrix.split(".")
         return int(getattr(self.layer(int(layer)), name))
 
@@ -77,6 +77,8 @@ class Precision:
 
     @property
     def stored(self) -> int:
-        """The bits that weights have to be stored with: a mixed graph looks embeddings up at 8 bits, for in 4-bit codes
-        of the source's own 6 bits have no value."""
+        """Number of bits that the stored weights must have.
+
+        A mixed graph looks embeddings up at 8 bits, because source codes of 4 bits define no 6-bit values.
+        """
         return self.bits if self.layers is None else 8

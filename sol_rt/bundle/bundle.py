@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Bundle:
             raise BundleError(folder, "", "a file", "a bundle folder", hint)
         if not config_path.is_file():
             raise BundleError(folder, CONFIG_NAME, "no such file", "a bundle's config", hint)
-        config = SolConfig.from_json(config_path)
+        config = read_config(config_path)
         for name, entry in config.files.items():
             check_size(folder / name, entry)
             if name != config.weights_file:

@@ -1,4 +1,4 @@
-"""`selection.json`: what the exporter measured of every candidate action, which it kept, and why.
+"""`selection.json`: the exporter's measurements of every candidate action, which actions it kept, and why.
 
 The format is section 6 of docs/bundle.md.
 """
@@ -21,7 +21,7 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate at one context: milliseconds of a decode step, nats over dense and their standard error."""
+    """A candidate at one context: milliseconds per decode step, loss over dense in nats, and its standard error."""
 
     ms: float
     loss: float
@@ -30,13 +30,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An action that the bundle might have had.
+    """An action that the exporter considered for the bundle.
 
     Attributes:
         action: the action.
-        kept: whether the bundle has it.
-        reason: why, or why not, in one line.
-        at: by context in tokens, what was measured; contexts where it was not are left out.
+        kept: whether the bundle has the action.
+        reason: why the action was kept or dropped, in one line.
+        at: measurements by context in tokens; contexts without a measurement are left out.
     """
 
     action: Action
@@ -47,7 +47,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Setting:
-    """How all candidates were measured at a context: tokens scored, and nats a token under the dense action."""
+    """A context at which candidates were measured: number of scored tokens, and the dense loss in nats per token."""
 
     tokens: int
     dense_loss: float
@@ -55,18 +55,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Selection:
-    """The whole file.
+    """The contents of `selection.json`.
 
     Attributes:
-        dense: the action that losses are over.
-        text: where the text came from.
-        device: what the milliseconds hold for.
-        slowdown: how much longer a middling dense step took than what counts as its time; near 0 on an idle machine.
-        max_actions: how many actions were to be kept at most.
-        collapse_loss: loss in nats from which output counts as collapsed; null where the dense action
-            itself makes no use of context.
-        contexts: by context in tokens.
-        candidates: kept and dropped ones.
+        dense: the dense action, to which losses are relative.
+        text: source of the scored text.
+        device: device and software of the milliseconds.
+        slowdown: the median time of a dense step divided by the time that was recorded for it, minus 1; near 0 on an
+            idle machine.
+        max_actions: largest number of actions to keep.
+        collapse_loss: loss in nats from which output counts as collapsed; None if the dense action makes no use of
+            context.
+        contexts: settings by context in tokens.
+        candidates: the kept and the dropped candidates.
     """
 
     dense: Action
@@ -89,7 +90,7 @@ class Selection:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Selection | None:
-        """The bundle's, None where it was exported without measuring. Raises BundleError for a file of another kind."""
+        """Reads a bundle's file; None if the exporter measured nothing. Raises BundleError if the file is invalid."""
         if SELECTION not in bundle.config.files:
             return None
         path = bundle.file(SELECTION)

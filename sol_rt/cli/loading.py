@@ -1,4 +1,4 @@
-"""Opening the model that a command line names."""
+"""Opens the model that a command line names, and checks the options of the dial."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def bundle_path(model: str | None) -> Path:
-    """The bundle folder of `-m`, with a note where it was not named."""
+    """The bundle folder that `-m` names. A note on stderr names the bundle if the user named none."""
     from sol_rt.store.home import find_bundle
 
     path = find_bundle(model)
@@ -36,7 +36,7 @@ def load(
     device: int = 0,
     ctx_size: int | None = None,
 ) -> SolModel:
-    """Opens the bundle of `-m` with its sessions' settings."""
+    """Opens the bundle that `-m` names. The other arguments are those of `SolModel.from_pretrained`."""
     from sol_rt.budget.dominated import describe
     from sol_rt.generate.model import SolModel
 
@@ -57,13 +57,13 @@ def load(
 
 
 def note_ineffective(loaded: SolModel, how: Mapping[str, Any]) -> None:
-    """Says on stderr which settings of `dial` save nothing on the GPU."""
+    """Notes on stderr which of the settings that `dial` returned save nothing on the GPU."""
     if line := loaded.ineffective(how["schedule"], how["kv_density"], how["channel_density"], how["bits"]):
         note(line)
 
 
 def name_device(provider: Provider) -> None:
-    """Says on stderr which GPU computes; nothing on the CPU."""
+    """Notes on stderr which GPU computes. Prints nothing on the CPU."""
     if provider.name != "cpu":
         note(f"device: {provider.device_name} ({provider.name})")
 
@@ -76,11 +76,11 @@ def dial(
     channel_density: float | None,
     bits: float | None,
 ) -> dict[str, Any]:
-    """How decode steps are run, as arguments of `SolModel`. Raises UsageError where the dial was given twice."""
+    """Turns the options of the dial into arguments of `SolModel`. Raises UsageError for options that contradict."""
     from sol_rt.budget.schedules import is_constant
 
     if budget is not None and tokens_per_second is not None:
-        raise UsageError("--budget and --tokens-per-second are two forms of one dial; give one")
+        raise UsageError("--budget and --tokens-per-second set the same dial; give one")
     targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
     if schedule is not None and is_constant(schedule):
         given = {"budget": budget, "tokens_per_second": tokens_per_second, **targets}
@@ -95,7 +95,7 @@ def dial(
 
 
 def check_schedule(name: str, config: SolConfig) -> None:
-    """Raises UsageError where the bundle can't run the schedule `name`."""
+    """Raises UsageError if the bundle cannot run the schedule `name`."""
     from sol_rt.budget.schedules import NAMES
     from sol_rt.bundle.actions import Action
 
@@ -108,11 +108,11 @@ def check_schedule(name: str, config: SolConfig) -> None:
     elif name not in NAMES:
         raise UsageError(f"schedule {name!r}: expected one of {', '.join(NAMES)}")
     elif name == "sol" and config.policy is None:
-        raise UsageError("schedule sol: the bundle has no policy; use uniform")
+        raise UsageError("schedule sol: the bundle has no policy; use uniform, or train a policy")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark. Raises UsageError where it can't be read or is not UTF-8."""
+    """Reads a file's text, without a byte order mark. Raises UsageError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

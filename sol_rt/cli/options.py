@@ -1,4 +1,4 @@
-"""Options that several subcommands share. Each has an environment variable `SOL_RT_` + its name in capitals."""
+"""Options that several subcommands share. Most can also be set by an environment variable such as `SOL_RT_TOP_K`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sol_rt.errors import UsageError
 
 
 def option(*flags: str, help: str, env: bool = True, panel: str | None = None, **settings: Any) -> Any:
-    """A typer option whose environment variable mirrors its first long flag."""
+    """Makes a typer option. With `env`, an environment variable named after the first long flag sets it too."""
     long = next(flag for flag in flags if flag.startswith("--"))
     variable = variable_of(long.split("/")[0])
     return typer.Option(
@@ -22,7 +22,7 @@ def option(*flags: str, help: str, env: bool = True, panel: str | None = None, *
 
 
 class Format(str, Enum):
-    """How a command writes its result."""
+    """Formats of a command's result."""
 
     text = "text"
     json = "json"
@@ -30,16 +30,21 @@ class Format(str, Enum):
 
 DECODING, BUDGET, MACHINE = "Decoding", "Budget", "Machine"
 
-# $SOL_RT_MODEL is read where a bundle is looked for, so that every front end has the same rules.
+# find_bundle reads $SOL_RT_MODEL, so that Python and the command line have the same rules.
 Model = Annotated[
     str | None,
-    option("-m", "--model", env=False, help="Bundle folder or name; default: $SOL_RT_MODEL, else the last exported."),
+    option(
+        "-m",
+        "--model",
+        env=False,
+        help="Folder or name of a bundle; default: $SOL_RT_MODEL, else the bundle exported last.",
+    ),
 ]
-Output = Annotated[Format, option("-o", "--output-format", env=False, help="text or json.")]
+Output = Annotated[Format, option("-o", "--output-format", env=False, help="Output format: text or json.")]
 Json = Annotated[bool, option("--json", env=False, help="Print one JSON object instead of text.")]
 
-Prompt = Annotated[str | None, option("-p", "--prompt", env=False, help="The prompt; default: stdin when piped.")]
-File = Annotated[Path | None, option("-f", "--file", env=False, help="Read the prompt from a file.")]
+Prompt = Annotated[str | None, option("-p", "--prompt", env=False, help="Prompt text; default: stdin, if piped.")]
+File = Annotated[Path | None, option("-f", "--file", env=False, help="File to read the prompt from.")]
 MaxNewTokens = Annotated[
     int | None,
     option(
@@ -47,49 +52,71 @@ MaxNewTokens = Annotated[
         "--max-new-tokens",
         "--max-tokens",
         min=1,
-        help="Tokens to generate at most; default: the model's, else 256.",
+        help="Largest number of tokens to generate; default: the model's own, else 256.",
         panel=DECODING,
     ),
 ]
 ContextSize = Annotated[
-    int | None, option("-c", "--ctx-size", min=2, help="Limit of prompt and text together, in tokens.", panel=DECODING)
+    int | None,
+    option("-c", "--ctx-size", min=2, help="Largest context (prompt and text), in tokens.", panel=DECODING),
 ]
 Temperature = Annotated[
-    float | None, option("--temperature", "--temp", min=0.0, help="0 is greedy; default: the model's.", panel=DECODING)
+    float | None,
+    option("--temperature", "--temp", min=0.0, help="Temperature; 0 is greedy; default: the model's.", panel=DECODING),
 ]
 TopK = Annotated[int | None, option("--top-k", min=0, help="Sample from the k likeliest tokens.", panel=DECODING)]
 TopP = Annotated[
-    float | None, option("--top-p", min=0.0, max=1.0, help="Sample from this much probability mass.", panel=DECODING)
+    float | None,
+    option("--top-p", min=0.0, max=1.0, help="Sample from likeliest tokens of this total probability.", panel=DECODING),
 ]
 MinP = Annotated[
     float | None,
-    option("--min-p", min=0.0, max=1.0, help="Drop tokens under this share of the top probability.", panel=DECODING),
+    option("--min-p", min=0.0, max=1.0, help="Drop tokens below this share of the top probability.", panel=DECODING),
 ]
 RepetitionPenalty = Annotated[
-    float | None, option("--repetition-penalty", "--repeat-penalty", min=0.0, help="1 is none.", panel=DECODING)
+    float | None,
+    option(
+        "--repetition-penalty",
+        "--repeat-penalty",
+        min=0.0,
+        help="Penalty on tokens that occurred before; 1 means none.",
+        panel=DECODING,
+    ),
 ]
 Seed = Annotated[
-    int | None, option("-s", "--seed", min=0, help="Seed of sampling and random schedules.", panel=DECODING)
+    int | None, option("-s", "--seed", min=0, help="Seed of sampling and of the random schedule.", panel=DECODING)
 ]
 Stop = Annotated[
-    list[str] | None, option("--stop", env=False, help="Stop before this string; may be repeated.", panel=DECODING)
+    list[str] | None,
+    option("--stop", env=False, help="End the text before this string; may be repeated.", panel=DECODING),
 ]
 
 Budget = Annotated[
     float | None,
     option(
-        "-b", "--budget", min=0.0, max=1.0, help="Share of the full cost of a decode step; default: 1.", panel=BUDGET
+        "-b",
+        "--budget",
+        min=0.0,
+        max=1.0,
+        help="Mean cost of a decode step, as a share (0 to 1) of the dense step's; default: 1.",
+        panel=BUDGET,
     ),
 ]
 TokensPerSecond = Annotated[
     float | None,
-    option("--tokens-per-second", min=0.0, help="Instead of a budget: the best quality at this speed.", panel=BUDGET),
+    option(
+        "--tokens-per-second",
+        min=0.0,
+        help="Instead of --budget: speed to hold, in tokens per second, at the best quality.",
+        panel=BUDGET,
+    ),
 ]
 Schedule = Annotated[
     str | None,
     option(
         "--schedule",
-        help="sol, uniform, entropy, random, fixed:TAG or dense; default: sol where there is a policy, else uniform.",
+        help="Schedule: sol, uniform, entropy, random, fixed:TAG or dense; default: sol if the bundle has a policy, "
+        "else uniform.",
         panel=BUDGET,
     ),
 ]
@@ -97,7 +124,7 @@ KvDensity = Annotated[
     float | None,
     option(
         "--kv-density",
-        help="Instead: mean share of the old cached tokens to read, 0 to 1.",
+        help="Instead of --budget: mean share (0 to 1) of the old cached tokens to read.",
         panel=BUDGET,
         callback=lambda value: _check_share("--kv-density", value),
     ),
@@ -106,21 +133,25 @@ ChannelDensity = Annotated[
     float | None,
     option(
         "--channel-density",
-        help="Instead: mean share of the layers' weights to read, 0 to 1.",
+        help="Instead of --budget: mean share (0 to 1) of the layers' weights to read.",
         panel=BUDGET,
         callback=lambda value: _check_share("--channel-density", value),
     ),
 ]
-Bits = Annotated[float | None, option("--bits", min=1, max=16, help="Instead: mean weight bits.", panel=BUDGET)]
+Bits = Annotated[
+    float | None, option("--bits", min=1, max=16, help="Instead of --budget: mean weight bits to read.", panel=BUDGET)
+]
 
 Provider = Annotated[str, option("--provider", help="Where to compute: auto, cpu, cuda or webgpu.", panel=MACHINE)]
-Device = Annotated[int, option("--device", min=0, help="Which GPU, counted from 0.", panel=MACHINE)]
+Device = Annotated[int, option("--device", min=0, help="Number of the GPU, counted from 0.", panel=MACHINE)]
 Threads = Annotated[
-    int | None, option("-t", "--threads", min=1, help="CPU threads; default: all cores.", panel=MACHINE)
+    int | None, option("-t", "--threads", min=1, help="Number of CPU threads; default: all cores.", panel=MACHINE)
 ]
 NativeOps = Annotated[
     bool,
-    option("--native-ops/--no-native-ops", help="Native kernels, or the graphs' standard operators.", panel=MACHINE),
+    option(
+        "--native-ops/--no-native-ops", help="Use native kernels, or the graphs' standard operators.", panel=MACHINE
+    ),
 ]
 Debug = Annotated[
     bool, option("--debug", help="Show the traceback of an error.", callback=lambda value: _remember_debug(value))
@@ -130,7 +161,7 @@ debug = False
 
 
 def _check_share(flag: str, value: float | None) -> float | None:
-    """The value. Raises UsageError where it is no share, as percent are none."""
+    """Returns the value. Raises UsageError if it is not a share from 0 to 1, for example a percentage."""
     if value is not None and not 0 <= value <= 1:
         raise UsageError(f"{flag} {value:g}: expected a share from 0 to 1, for example 0.3")
     return value

@@ -1,4 +1,7 @@
-"""softmax of a step's logits, worked out once for all who read it: the check of the numbers, sampling, the policy."""
+"""The distribution of the next token: the softmax sums of a step's logits, computed once for all who need them.
+
+Those are the check for finite numbers, sampling, and the policy's scalars.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from sol_rt.ops import library_path
 
 
 class SoftmaxSums(NamedTuple):
-    """Of logits x with the largest one m.
+    """Sums over logits x, of which m is the largest.
 
     Attributes:
-        top: the likeliest token, the first of several; None where a logit is not finite, and sums then mean nothing.
+        top: the likeliest token, the first of several; None if a logit is not finite: then the sums mean nothing.
         total: sum of exp(x - m).
         moment: sum of exp(x - m) (x - m).
     """
@@ -28,9 +31,9 @@ class SoftmaxSums(NamedTuple):
 
 
 def numpy_sums(logits: np.ndarray) -> SoftmaxSums:
-    """`logits` float32 [vocab]."""
+    """The softmax sums of `logits`, float32 [vocab], by NumPy."""
     largest, least = np.maximum.reduce(logits), np.minimum.reduce(logits)
-    if not (math.isfinite(largest) and math.isfinite(least)):  # NaN is both
+    if not (math.isfinite(largest) and math.isfinite(least)):  # a NaN makes both of them NaN
         return SoftmaxSums(None, 1.0, 0.0)
     centred = logits - largest
     exponentials = np.exp(centred)
@@ -41,7 +44,7 @@ def numpy_sums(logits: np.ndarray) -> SoftmaxSums:
 
 @functools.cache
 def native_sums() -> Callable[[np.ndarray], SoftmaxSums]:
-    """As `numpy_sums`, by the native library where it was built; `logits` contiguous."""
+    """A function like `numpy_sums`, by the native library if it was built. Its `logits` have to be contiguous."""
     library = library_path()
     if library is None:
         return numpy_sums
@@ -61,8 +64,8 @@ class Distribution:
     """The probabilities of the next token.
 
     Args:
-        logits: float32 [vocab]; the object holds while they do.
-        sums: how they are summed.
+        logits: float32 [vocab]; the distribution is valid until they are overwritten.
+        sums: computes the softmax sums.
     """
 
     def __init__(self, logits: np.ndarray, sums: Callable[[np.ndarray], SoftmaxSums] = numpy_sums) -> None:
@@ -76,59 +79,60 @@ class Distribution:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the logits."""
+        """Shape of the logits."""
         return self._logits.shape
 
     @property
     def finite(self) -> bool:
-        """Whether all logits are; what else is told holds only then."""
+        """Whether all logits are finite. Everything else is valid only then."""
         return self._sums.top is not None
 
     @property
     def top(self) -> int:
-        """The likeliest token; the first of several."""
+        """The likeliest token; the first one if several are."""
         assert self._sums.top is not None
         return self._sums.top
 
     @property
     def top_probability(self) -> float:
+        """Probability of the likeliest token."""
         return 1.0 / self._sums.total
 
     @property
     def margin(self) -> float:
-        """Probability of the likeliest token less that of the second likeliest; of a single token 1."""
+        """Probability of the likeliest token minus that of the second likeliest; 1 in a vocabulary of one token."""
         others = self.logits[: self.top], self.logits[self.top + 1 :]
         second = max(float(np.maximum.reduce(part, initial=-math.inf)) for part in others)
         return -math.expm1(second - self.logits.item(self.top)) / self._sums.total
 
     @property
     def entropy(self) -> float:
-        """Nats."""
+        """Entropy of the distribution, in nats."""
         return math.log(self._sums.total) - self._sums.moment / self._sums.total
 
     @property
     def log_sum(self) -> float:
-        """log of the sum of exp(logits): what a logit exceeds its log-probability by."""
+        """log of the sum of exp(logits). A token's log-probability is its logit minus this."""
         return self.logits.item(self.top) + math.log(self._sums.total)
 
     def log_probability(self, token: int) -> float:
-        """Nats."""
+        """Log-probability of a token, in nats."""
         return self.logits.item(token) - self.log_sum
 
     def log_probability_under(self, probabilities: np.ndarray) -> float:
-        """Mean log-probability in nats where tokens come with `probabilities`, floats [vocab], which sum to one."""
+        """Expected log-probability, in nats, of a token drawn with `probabilities` (floats [vocab], their sum is 1)."""
         return float(np.einsum("i,i->", probabilities, self.logits)) - self.log_sum
 
 
 class Reference:
-    """A distribution that others are compared with, kept when its logits are gone.
+    """A distribution that others are compared with; it outlives the logits that it was made from.
 
     Args:
-        distribution: of the dense model, for one.
-        dtype: of the probabilities that are kept, [vocab], and so of the sums with them.
+        distribution: the distribution to keep, as a rule the dense action's.
+        dtype: type of the probabilities that are kept, [vocab], and so of sums over them.
 
     Attributes:
-        top: its likeliest token.
+        top: the likeliest token of the distribution.
     """
 
     def __init__(self, distribution: Distribution, dtype: type[np.floating[Any]]) -> None:
@@ -140,5 +144,5 @@ class Reference:
         self._negative_entropy = float(np.einsum("i,i->", probabilities, exact))
 
     def divergence(self, other: Distribution) -> float:
-        """KL(reference || other) in nats: sum p (log p - log q), where log q is the logit less that of the sum."""
+        """Kullback-Leibler divergence KL(reference || other) = sum p (log p - log q), in nats."""
         return self._negative_entropy - other.log_probability_under(self._probabilities)

@@ -1,6 +1,6 @@
-"""What processors and GPUs are here, as the system and the drivers name them, and how much memory a GPU has.
+"""The processor and the GPUs of this machine, by name and memory, and the memory of this process.
 
-ONNX Runtime tells neither on every system. The drivers' own libraries do: Vulkan for any GPU, CUDA and NVML for
+ONNX Runtime does not tell them on every system. The drivers' own libraries do: Vulkan for any GPU, CUDA and NVML for
 NVIDIA's.
 """
 
@@ -27,11 +27,11 @@ class Gpu:
     """A GPU as its driver reports it.
 
     Attributes:
-        name: the driver's name of it.
-        vendor_id, device_id: PCI numbers; 0 where the driver does not tell.
-        software: a processor that plays a GPU.
-        total_bytes: its memory, shared with the processor or its own; 0 where the driver does not tell.
-        free_bytes: what of it is free now; None where the driver does not tell.
+        name: the driver's name of the GPU.
+        vendor_id, device_id: PCI numbers; 0 if the driver does not tell.
+        software: whether it is an emulation that runs on the processor.
+        total_bytes: size of its memory, its own or shared with the processor; 0 if the driver does not tell.
+        free_bytes: how much of that is free now; None if the driver does not tell.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Gpu:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers a package's version begins with: (1, 24, 4) of "1.24.4.dev1+cu13"."""
+    """The numbers at the start of a version: (1, 24, 4) for "1.24.4.dev1+cu13"."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found.group().split("."))) if found else ()
 

@@ -1,4 +1,4 @@
-"""The KV cache that all variants of a bundle share: keys, values and codes of the keys, appended to in place."""
+"""The KV cache that all variants of a bundle share: keys, values and key codes. Graphs append to it in place."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 class Buffer(NamedTuple):
-    """One tensor of the cache, [1, kv_heads, tokens, width] or, with a width of 0, [1, kv_heads, tokens].
+    """One tensor of the cache.
+
+    Its shape is [1, kv_heads, tokens, width], or [1, kv_heads, tokens] if the width is 0.
 
     Attributes:
-        past, present: input and output of the graph, which share it.
+        past, present: names of the graph input and output that are both bound to it.
+        width: numbers for each token and KV head.
         dtype: uint8, int8, float16 or, on a GPU without that, float32.
     """
 
@@ -32,15 +35,18 @@ class Buffer(NamedTuple):
 
 
 class KvCache:
-    """Per layer, token and KV head a key and a value, and 4-bit codes of the key, by which tokens are chosen.
+    """For each layer, token and KV head: a key, a value, and 4-bit codes of the key, by which attention chooses tokens.
 
-    Keys and values are float16, or int8 with a float16 scale a token and KV head each; on a GPU without float16 all of
-    these are float32.
+    Keys and values are float16, or int8 with a float16 scale for each token and KV head. On a GPU without float16,
+    everything that is float16 otherwise is float32.
 
     Args:
-        model: dims.
-        layout: type, page size and the step in which capacity grows.
-        device: the memory of the GPU that computes; without it the cache lies in main memory.
+        model: sizes of the model.
+        layout: type, page size, and the step in which the capacity grows.
+        device: memory of the GPU that computes; None puts the cache into main memory.
+
+    Attributes:
+        capacity: tokens that the buffers have room for.
     """
 
     def __init__(self, model: ModelDims, layout: KvLayout, device: DeviceMemory | None = None) -> None:
@@ -50,7 +56,7 @@ class KvCache:
         self._memory: _Memory | None = None
 
     def buffers(self) -> Iterator[Buffer]:
-        """Every tensor, layer by layer."""
+        """Every tensor of the cache, layer by layer."""
         floats = "float16" if self._device is None else self._device.floats
         width, dtype = self._model.head_dim, "int8" if self._layout.dtype == "int8" else floats
         for layer in range(self._model.num_layers):
@@ -63,12 +69,12 @@ class KvCache:
                 yield Buffer(f"past_{part}.{layer}", f"present_{part}.{layer}", size, kind)
 
     def bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
-        """(graph input, graph output, the one buffer to bind to both). Valid until the capacity changes."""
+        """Names of a graph input and output, and the buffer to bind to both. Valid until the capacity changes."""
         for buffer in self.buffers():
             yield buffer.past, buffer.present, self._values[buffer.past]
 
     def scratch_bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
-        """As `bindings`, but buffers of zeros on the GPU, one for all layers, for runs whose results nobody uses."""
+        """Like `bindings`, but with buffers of zeros that all layers share, for runs whose results nobody uses."""
         assert self._device is not None
         values: dict[str, ort.OrtValue] = {}
         for buffer in self.buffers():
@@ -87,11 +93,15 @@ class KvCache:
         return sum(tensor_bytes(buffer.dtype, self.shape(buffer, capacity)) for buffer in self.buffers())
 
     def capacity_for(self, tokens: int) -> int:
-        """The layout's."""
+        """The capacity to grow to for so many tokens: the next multiple of the layout's capacity step."""
         return self._layout.capacity_for(tokens)
 
     def resize(self, capacity: int, used: int) -> None:
-        """Moves the first `used` tokens into buffers of another capacity, one buffer at a time to hold little twice."""
+        """Moves the first `used` tokens into buffers of another capacity.
+
+        One buffer is moved at a time, so that little memory is held twice. If memory is short, this raises MemoryError,
+        or on a GPU ProviderError; some buffers have then grown and some have not.
+        """
         if self._device is not None:
             self._resize_on(self._device, capacity, used)
             return
@@ -122,16 +132,16 @@ class KvCache:
         self.capacity = capacity
 
     def free(self) -> None:
-        """Lets go of every buffer."""
+        """Frees every buffer. The capacity is then 0."""
         self._values.clear()
         self._memory = None
         self.capacity = 0
 
     def wipe(self, start: int, stop: int) -> None:
-        """Zeroes tokens `start` to `stop`, so that non-finite numbers a step wrote reach no later masked sum.
+        """Zeroes tokens `start` to `stop`, so that non-finite numbers that a step wrote reach no later masked sum.
 
-        Codes of a page's tokens lie interleaved, so that of earlier tokens as well some are zeroed: they are made again
-        when the page next gets a token, which is before it is chosen by them.
+        The key codes of a page's tokens are interleaved, so some codes of earlier tokens are zeroed as well. They are
+        computed again when the page next gets a token, which is before anything is chosen by them.
         """
         for buffer in self.buffers():
             if self._device is not None:
@@ -143,13 +153,12 @@ class KvCache:
 
 
 class _Memory:
-    """Zeroed arrays, one behind the other in a mapping of large pages where the system has them.
+    """Zeroed arrays, one behind the other in one mapping, which has large memory pages if the system offers them.
 
-    A step at a long context reads more small pages than the processor remembers the places of: looking them up cost a
-    seventh of the time.
+    With small pages, a step at a long context misses in the processor's address cache: that took a seventh of its time.
 
     Args:
-        arrays: their shapes and dtypes.
+        arrays: shape and dtype of each array.
     """
 
     def __init__(self, arrays: Sequence[tuple[tuple[int, ...], str]]) -> None:
@@ -170,12 +179,12 @@ class _Memory:
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
 
     def array(self, i: int) -> np.ndarray:
-        """Array `i`; the memory lives as long as any of them."""
+        """Array `i`. The mapping lives as long as any of its arrays."""
         shape, dtype = self._arrays[i]
         return np.frombuffer(self._mapping, np.dtype(dtype), math.prod(shape), self._offsets[i]).reshape(shape)
 
     def release(self, i: int) -> None:
-        """Gives back the memory of array `i`, which nobody may read any more."""
+        """Returns the memory of array `i` to the system. Nobody may read the array any more."""
         if hasattr(mmap, "MADV_DONTNEED"):
             start, stop = self._offsets[i : i + 2]
             self._mapping.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -1,7 +1,7 @@
-"""Execution providers: which one runs, how its sessions are made, where its memory lies.
+"""Execution providers: which of them run here, and how sessions are made on them.
 
-A GPU provider counts only if a session that may not fall back gives the CPU's numbers: ONNX Runtime otherwise lists
-providers that have no device and computes on the CPU without a word.
+A GPU provider counts only if a session that may not fall back gives the CPU's numbers. ONNX Runtime itself also lists
+providers that have no device, and then computes on the CPU without a word.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Provider:
         threads: threads of the process-wide pool.
         library: native operators to register, None where the function bodies run.
         device: number of the GPU.
-        gpu: the GPU, None on the CPU.
-        floats: type of the KV cache and of everything else that graphs hold in float16, where it is another one.
-        most_tokens: how many new tokens attention may be given at once where function bodies run; None for any number.
+        gpu: the GPU; None on the CPU.
+        floats: type of the KV cache and of everything else that is float16 in graph files: float16 or float32.
+        most_tokens: how many new tokens the attention of function bodies may get at once; None for any number.
     """
 
     name: str
@@ -67,20 +67,21 @@ class Provider:
 
     @property
     def native(self) -> bool:
+        """Whether native operators run. If not, the graphs' function bodies do."""
         return self.library is not None
 
     @property
     def software(self) -> bool:
-        """Whether the GPU is one that a processor plays; `auto` never chooses it."""
+        """Whether the GPU is an emulation that runs on the processor. `auto` never chooses one."""
         return self.gpu is not None and self.gpu.software
 
     @property
     def device_name(self) -> str:
-        """The GPU's name as its driver has it, on the CPU the processor's."""
+        """Name of the GPU, as its driver has it; on the CPU the name of the processor."""
         return processor_name() if self.gpu is None else self.gpu.name
 
     def as_json(self) -> dict[str, str]:
-        """What every command's JSON says of where it ran."""
+        """The keys by which every command's JSON says where it ran."""
         return {"provider": self.name, "device": self.device_name}
 
     def options(self) -> ort.SessionOptions:
@@ -113,8 +114,8 @@ class Provider:
         Args:
             path: the graph's file.
             options: made by `options`.
-            graph: what to run instead of the file's content.
-            capture: record the first run's commands and send them again in every later one.
+            graph: a serialized model to run instead of the file's content.
+            capture: record the commands of the first run and send them again in every later run.
 
         Raises BundleError where ONNX Runtime refuses the graph, ProviderError on a GPU.
         """
@@ -158,11 +159,11 @@ class Provider:
         return strict_where_possible(make, options, f"provider {self.name}: {name}")
 
     def probe_session(self, model: bytes) -> ort.InferenceSession:
-        """A session of a serialized model; on a GPU none of its nodes may run on the CPU."""
+        """A session of a serialized model. On a GPU, none of its nodes may run on the CPU."""
         return self._session(model, self.options(), strict=self.name != "cpu")
 
     def memory(self) -> DeviceMemory:
-        """The GPU's memory. Raises ProviderError where the package is missing that prepares graphs for it."""
+        """The GPU's memory. Raises ProviderError if the package onnx is missing, which prepares graphs for the GPU."""
         if importlib.util.find_spec("onnx") is None:
             raise ProviderError(f"provider {self.name}: needs the package onnx; pip install 'sol-rt[{self.name}]'")
         from sol_rt.engine.gpu.device_memory import CudaMemory, WebGpuMemory
@@ -183,8 +184,10 @@ class Provider:
 
     @property
     def can_capture(self) -> bool:
-        """Whether runs are to be captured here: it takes a runtime that lets go of captured buffers again, and on a
-        software adapter, where it takes memory and saves nothing, $SOL_RT_CAPTURE to be 1; where that is 0, none are.
+        """Whether runs are captured on this provider.
+
+        WebGPU needs an ONNX Runtime that can free captured buffers. On a software adapter capturing takes memory and
+        saves nothing, so there it has to be asked for with $SOL_RT_CAPTURE=1. With 0 nothing is captured anywhere.
         """
         wanted = os.environ.get("SOL_RT_CAPTURE", "0" if self.software else "1") != "0"
         if self.name == "webgpu":
@@ -195,14 +198,15 @@ class Provider:
 def strict_where_possible(
     make: Callable[[], ort.InferenceSession], options: ort.SessionOptions, what: str
 ) -> ort.InferenceSession:
-    """A session whose nodes all run on the GPU; where ONNX Runtime has no kernel there for some of them, or leaves
-    arithmetic on shapes to the CPU of its own accord, one that runs those on the CPU, and a line that counts them, once
-    for all sessions of which it would be the same.
+    """A session whose nodes all run on the GPU if that is possible.
+
+    If ONNX Runtime has no GPU kernel for some nodes, or itself leaves arithmetic on shapes to the CPU, the session runs
+    those on the CPU, and a line on stderr counts them. The same line is printed once.
 
     Args:
-        make: makes the session with `options`, in which the GPU's provider is the only one.
-        options: what it is made with.
-        what: begins the line.
+        make: makes the session with `options`, on the GPU's provider alone.
+        options: the session's options; changed here.
+        what: the beginning of the line.
     """
     options.add_session_config_entry(_NO_CPU, "1")
     try:
@@ -222,15 +226,15 @@ def strict_where_possible(
 
 
 def default_threads() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_pool(threads: int | None) -> int:
-    """Makes the one thread pool of the process, which all sessions share; returns its size.
+    """Makes the thread pool that all sessions of the process share, and returns its size.
 
-    Per-session pools make switching between variants many times slower. Raises UsageError where a pool of another
-    size is already running.
+    With a pool for each session, switching between variants would be many times slower. Raises UsageError if a pool of
+    another size is already running.
     """
     global _pool_threads
     if threads is not None and not 1 <= threads <= 1024:
@@ -250,7 +254,7 @@ def start_pool(threads: int | None) -> int:
 
 
 def tell(message: str) -> None:
-    """One line about the choice of a provider, on stderr."""
+    """Prints one line about the choice of a provider to stderr."""
     print(f"sol-rt: {message}", file=sys.stderr)
 
 
@@ -268,13 +272,21 @@ def choose(
     unfit: Mapping[str, str] = MappingProxyType({}),
     say: Callable[[str], None] = tell,
 ) -> Provider:
-    """The provider that `name` means here.
+    """Chooses the provider to run on.
 
-    `auto` takes the first of cuda, webgpu, cpu that is installed and passes the probe, and tells `say` why it passed
-    over one that has a device. A machine without one is no news at every run: `sol-rt doctor` tells. Providers that are
-    `unfit` for what they shall run, each with the reason, are no choice.
-    Raises UsageError for an unknown name, a number that is none or a device of a provider that has none, ProviderError
-    where an explicit choice, of a provider or of a device other than the first, does not work.
+    `auto` takes the first of cuda, webgpu and cpu that is installed and passes the probe. If it passes over a provider
+    that has a device, it says why. It says nothing of providers without a device: `sol-rt doctor` does.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` or `webgpu`.
+        threads: size of the process-wide thread pool; all usable processors by default.
+        native_ops: whether native operators may run.
+        device: number of the GPU.
+        unfit: providers that cannot run what they are chosen for, each with the reason.
+        say: takes the lines about providers that were passed over.
+
+    Raises UsageError for an unknown name or a bad device number, ProviderError if a provider or a device that was asked
+    for does not work.
     """
     if name not in NAMES:
         raise UsageError(f"provider: got {name!r}, expected one of {', '.join(NAMES)}")
@@ -311,7 +323,7 @@ def choose(
 
 
 def _has_device(name: str, say: Callable[[str], None]) -> bool:
-    """Whether a GPU provider is installed and the machine has something for it."""
+    """Whether a GPU provider is installed and the machine has a device for it."""
     if not _GPUS[name].installed():
         return False
     try:
@@ -342,10 +354,11 @@ def _gpu(name: str, pool: int, device: int, native_ops: bool) -> Provider:
 
 
 def probe(provider: Provider) -> None:
-    """Runs a tiny model on the provider and on the CPU, and one of native operators where the provider has them: they
-    may be built for another GPU or a newer driver.
+    """Runs a tiny model on the provider and on the CPU, and compares the results.
 
-    Raises ProviderError where one cannot run there or gives other numbers.
+    If the provider has native operators, a second model tries these: they may be built for another GPU or a newer
+    driver.
+    Raises ProviderError if a model cannot run on the provider or gives other numbers there.
     """
     _compare(provider, _PROBE, None)
     if provider.native and (library := library_path()) is not None:
@@ -353,7 +366,7 @@ def probe(provider: Provider) -> None:
 
 
 def _compare(provider: Provider, path: Path, library: Path | None) -> None:
-    """Compares a probe there with the CPU's, which runs with `library`."""
+    """Compares a probe's result on the provider with the CPU's, which runs with the native operators of `library`."""
     hint = "go without them (--no-native-ops)"
     feed = {"ids": np.arange(8, dtype=np.int64)[None]}
     model = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Inputs and outputs of a graph, compared with what the bundle's config implies."""
+"""The inputs and outputs that a graph has to have, derived from the bundle's config, and the check that it has them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import BundleError
 
 CHANNEL_INPUTS = ("active_up", "active_down", "active_qkv", "active_o")
-"""In the order of `ModelDims.channels`."""
+"""Graph inputs that hold the active channels, int64 [L] each, in the order of `ModelDims.channels`."""
 SPARSE_DIMS = SPARSE_KV, SPARSE_CHANNELS = ("sparse_kv_layers", "sparse_channel_layers")
-"""Dims of `kv_pages` and of the inputs of channels: the number of layers, or 0 where nothing is chosen."""
+"""Dims of `kv_pages` and of CHANNEL_INPUTS: the number of layers, or 0 if the graph is to choose nothing."""
 GATHER_CAPACITY = "gather_capacity"
-"""Attribute of layers that only function bodies read: how many pairs of a row they gather at most."""
+"""Attribute of layers, read by function bodies alone: how many pairs of a row they gather at most."""
 Signature = tuple[dict[str, tuple[str, list[int | None]]], dict[str, tuple[str, list[int | None]]]]
-"""Inputs and outputs of a graph: name to (type, shape); None is a dim that varies."""
+"""Inputs and outputs of a graph, each as name -> (ONNX Runtime's type, shape). None is a dim that varies."""
 
 
 _TYPES = {"float32": "float"}
-"""Names that ONNX Runtime has for NumPy's, where they differ."""
+"""ONNX Runtime's names of NumPy types, where the two differ."""
 
 
 def step_signature(config: SolConfig, cache: KvCache) -> Signature:
-    """The contract of docs/bundle.md section 1 for this model."""
+    """The inputs and outputs of docs/bundle.md section 1, with this model's sizes and this cache's buffers."""
     model = config.model
     inputs: dict[str, tuple[str, list[int | None]]] = {
         "input_ids": ("tensor(int64)", [1, None]),
@@ -48,9 +48,9 @@ def step_signature(config: SolConfig, cache: KvCache) -> Signature:
 def check_signature(
     path: object, session: ort.InferenceSession, expected: Signature, ignored: Collection[str] = ()
 ) -> None:
-    """Compares a session's inputs and outputs, but for the `ignored`, with what the config implies.
+    """Compares a session's inputs and outputs with the `expected` ones; names in `ignored` may be there or not.
 
-    Raises BundleError at the first difference.
+    Raises BundleError at the first difference. `path` is the graph file, for the message.
     """
     for found, wanted in zip((session.get_inputs(), session.get_outputs()), expected, strict=True):
         got = {node.name: (node.type, list(node.shape)) for node in found if node.name not in ignored}

@@ -16,20 +16,21 @@ from sol_rt.engine.providers import default_threads
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:
-    """What `sol-rt inspect` shows.
+    """Describes a bundle as `sol-rt inspect --json` prints it.
 
     Args:
         path: bundle folder.
-        context: tokens in the cache before the step that costs are given for.
+        context: tokens in the cache before the step whose costs are given.
 
     Returns:
         path, format_version, model, kv, variants, policy (null or its description), actions, cost_model and selection.
-        An action's `cost` is its share of the dense step's cost, `bytes` what its step reads by the bytes model, `loss`
-        nats over dense or null, `measured` what selection.json tells of it by context. `selection` is null where
-        nothing was measured at export, else how it was measured and every candidate with why it was kept or not.
+        Of an action, `cost` is its share of the dense step's cost, `bytes` the bytes that its step reads by the bytes
+        model, `loss` its loss in nats over dense or null, and `measured` its measurements in selection.json by context.
+        `selection` is null if the export measured nothing. Otherwise it holds how candidates were measured, and every
+        candidate with the reason why it was kept or dropped.
 
     Raises:
-        BundleError: no sound bundle is there.
+        BundleError: the folder holds no valid bundle.
     """
     bundle = Bundle.open(path)
     config = bundle.config

@@ -1,4 +1,4 @@
-"""How tokens are picked and when generation ends, under Hugging Face's names."""
+"""The settings of a generation, under Hugging Face's names: how tokens are picked and when the text ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = "generation_config.json"
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Settings of one generation. A sampling setting of 1.0, 0 or None, as its default is, changes nothing.
+    """Settings of one generation. A sampling setting that is 1.0, 0 or None changes nothing.
 
     Attributes:
         max_new_tokens: tokens to generate at most.
@@ -44,9 +44,9 @@ class GenerationConfig:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> GenerationConfig:
-        """The model's own defaults: `generation_config.json`, where the bundle has one, and the config's end tokens.
+        """The model's own defaults: the bundle's `generation_config.json`, if it has one, and the config's end tokens.
 
-        Keys of that file that this runtime has no use for are passed over. Raises BundleError for unusable values.
+        Other keys of that file are ignored. Raises BundleError for values that cannot be used.
         """
         config = cls(eos_token_id=bundle.config.model.eos_token_ids)
         if FILE not in bundle.config.files:
@@ -82,6 +82,7 @@ class GenerationConfig:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
         return not self.do_sample or self.temperature == 0
 
 

@@ -1,7 +1,7 @@
-"""`SolModel`: a bundle ready to generate and to score, with the budget as an argument of every call.
+"""`SolModel`: a bundle ready to generate and to score. The budget is an argument of every call.
 
-Opening one makes ONNX Runtime's process-wide thread pool. A program's other sessions then have to be on it, too:
-`SessionOptions.use_per_session_threads = False`.
+Opening a model makes ONNX Runtime's process-wide thread pool. Other sessions of the same program then have to use that
+pool, too: `SessionOptions.use_per_session_threads = False`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from sol_rt.text.tokenizer import Tokenizer
 
 
 class SolModel:
-    """A model whose compute budget is a dial. One generation at a time; not for use by several threads at once.
+    """A model whose compute budget is a dial. It runs one generation at a time, and one thread may use it.
 
     Attributes:
         bundle: the opened bundle.
-        engine: its sessions and cache.
-        cost: what budgets are counted in.
+        engine: the sessions and the KV cache.
+        cost: the cost model, in whose unit budgets are counted.
     """
 
     def __init__(self, engine: Engine, cost: CostModel) -> None:
@@ -71,7 +71,7 @@ class SolModel:
             native_ops: use the native operators where they are built.
             device: number of the GPU.
             max_context: a cap in tokens below the model's own.
-            cost: a cost model; by default milliseconds where this device was calibrated, else bytes.
+            cost: a cost model; by default the calibrated one if this device was calibrated, else the bytes model.
 
         Raises BundleError, ProviderError, UsageError.
         """
@@ -83,7 +83,7 @@ class SolModel:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer. Raises BundleError where it doesn't fit the model."""
+        """The bundle's tokenizer. Raises BundleError if it does not fit the model."""
         return self.bundle.tokenizer()
 
     @cached_property
@@ -143,10 +143,11 @@ class SolModel:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
             budget, schedule, kv_density, channel_density, bits, tokens_per_second: as in `Dial`.
             trace: file to write every step to.
-            replay: a trace whose actions are run again, under its settings of `generation` where none are given;
-                `Generation.first_difference` tells where tokens differ.
-            reuse_cache: keep what the cache shares with the prompt, whatever budget wrote it; by default for chat
-                messages only, so that text and tokens give the same result in every call.
+            replay: a trace whose actions run again, with its settings of `generation` unless others are given.
+                `Generation.first_difference` then tells where the tokens differ.
+            reuse_cache: whether to keep the tokens of the prompt that the cache begins with, under whatever budget they
+                were written. By default only for chat messages, so that text and tokens give the same result in every
+                call.
             generation: settings of `GenerationConfig`, under Hugging Face's names.
 
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
@@ -187,15 +188,15 @@ class SolModel:
         tokens_per_second: float | None = None,
         seed: int | None = None,
     ) -> Scores:
-        """Log-probabilities of given tokens, through the very steps that generation takes.
+        """Log-probabilities of given tokens, computed by the same decode steps that generation takes.
 
         Args:
             tokens: token ids.
-            context: the first so many are prefilled dense and not scored. Each later token is scored, then processed as
-                one decode step; the last is only scored.
+            context: number of tokens at the start that are prefilled dense and not scored. Each later token is
+                scored, then processed as one decode step; the last one is only scored.
             budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed: as in `Dial`.
 
-        Raises UsageError where nothing is left to score, and what `stream` raises.
+        Raises UsageError if nothing is left to score, and what `stream` raises.
         """
         if not 1 <= context < len(tokens):
             raise UsageError(
@@ -208,7 +209,7 @@ class SolModel:
     def decoder(self, dial: Dial) -> tuple[str, Decoder]:
         """A fresh run of decode steps under `dial`, and the name of its schedule.
 
-        Raises UsageError for contradictory or unreachable requests, BundleError for a policy that doesn't fit.
+        Raises UsageError for contradictory or unreachable requests, BundleError for a policy that does not fit.
         """
         if callable(dial.schedule):
             controller = self._controller("own", dial)
@@ -225,9 +226,9 @@ class SolModel:
                 f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits and rate"
             )
         actions = schedule_actions(self.bundle.config, name, axes)
-        if not axes.any():  # means of settings need all of them
+        if not axes.any():  # a mean setting may need dominated actions, too
             actions = without_dominated(actions, self.dominated)
-            if name != "sol":  # the policy's logits go by place, so its actions may come twice
+            if name != "sol":  # the policy has a logit for each place, so its actions may come twice
                 actions = tuple(dict.fromkeys(actions))
         return make_controller(
             actions,

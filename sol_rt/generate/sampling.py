@@ -1,7 +1,8 @@
-"""Picking the next token from logits, in transformers' order: repetition penalty, temperature, top_k, top_p, min_p.
+"""Picks the next token from logits. The order is that of transformers: repetition penalty, temperature, top_k, top_p,
+min_p.
 
-After top_k and top_p only the surviving candidates are looked at, so that large vocabularies cost a few passes over
-the logits and no sort.
+After top_k and top_p only the candidates that are left are looked at, so a large vocabulary costs a few passes over the
+logits, and no sort.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ _NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are sm
 
 
 class Sampler:
-    """Draws tokens as a GenerationConfig says; one instance a generation, as it holds the random state."""
+    """Draws tokens by the settings of a GenerationConfig. It holds the random state, so each generation has its own.
+
+    Args:
+        config: the settings.
+        vocab_size: size of the vocabulary.
+    """
 
     def __init__(self, config: GenerationConfig, vocab_size: int) -> None:
         self._config = config
@@ -31,16 +37,16 @@ class Sampler:
         """Picks a token.
 
         Args:
-            distribution: of a step's raw logits.
-            history: prompt and generated tokens so far; read only for the repetition penalty.
+            distribution: the distribution of a step's raw logits, [vocab].
+            history: tokens of the prompt and the text so far; read only for the repetition penalty.
 
-        Returns the token and its log-probability, in nats, under the raw distribution. Raises UsageError where the
-        shape isn't [vocab].
+        Returns the token and its log-probability, in nats, under the raw distribution. Raises UsageError for logits of
+        another shape.
         """
         shape = distribution.shape
         if shape != (self._vocab_size,):
             raise UsageError(f"sampling: got logits of shape {list(shape)}, expected [{self._vocab_size}]")
-        if self._config.greedy and not self._penalises(history):  # whoever has the logits elsewhere need not get them
+        if self._config.greedy and not self._penalises(history):  # logits that lie on a GPU need not be fetched
             token = distribution.top
         else:
             scores = self._penalised(distribution.logits, history)
@@ -52,13 +58,14 @@ class Sampler:
         return token, distribution.log_probability(token)
 
     def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens that may be drawn and their unnormalised probabilities, int64 [n] and float32 [n], from `scores`
-        [vocab].
+        """The tokens that may be drawn, int64 [n], and their unnormalized probabilities, float32 [n].
+
+        `scores` are the logits after the repetition penalty, float32 [vocab].
         """
         config = self._config
         scaled = scores if config.temperature == 1.0 else scores / np.float32(config.temperature)
         if 0 < config.top_k < self._vocab_size:
-            # as transformers has it: tokens that tie with the last of the k stay
+            # as in transformers, tokens that tie with the last of the k stay
             least = np.partition(scaled, self._vocab_size - config.top_k)[self._vocab_size - config.top_k]
             tokens = np.flatnonzero(scaled >= least)
             values = scaled[tokens]
@@ -88,8 +95,8 @@ class Sampler:
 
 
 def _draw(weights: np.ndarray, share: float) -> int:
-    """Index at which the running sum of `weights` [n] first exceeds `share` (0 to 1) of the whole."""
-    # sums of blocks first: a running sum over a whole vocabulary would be the dearest part of a step
+    """Index at which the running sum of `weights` [n] first exceeds `share` (0 to 1) of their sum."""
+    # blocks are summed first: a running sum over a whole vocabulary would take longer than the rest of sampling
     sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
     ends = np.cumsum(sums)
     wanted = share * ends[-1]
@@ -100,7 +107,9 @@ def _draw(weights: np.ndarray, share: float) -> int:
 
 
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices of the likeliest of `weights` [n] whose predecessors hold less than `top_p` of the mass; at least one."""
+    """Indices of the likeliest of `weights` [n]: each one before which the likelier ones hold less than `top_p` of the
+    sum. There is at least one.
+    """
     wanted = float(weights.sum(dtype=np.float64)) * top_p
     size = _NUCLEUS_GUESS
     while True:

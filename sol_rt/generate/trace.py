@@ -1,6 +1,6 @@
-"""Traces: every step of a generation as a line of JSON, so that a run can be drawn, compared and repeated.
+"""Traces: a line of JSON for each step of a generation, so that the run can be drawn, compared and replayed.
 
-The first line is the header, each further line one generated token. The first token comes from the dense prefill; it
+The first line is the header, each further line one generated token. The first token comes from the dense prefill: it
 has no action and no cost.
 """
 
@@ -23,18 +23,18 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class TraceHeader:
-    """What was run.
+    """How the generation was run.
 
     Attributes:
         bundle: name of the model.
         config_sha256: `Bundle.identity`.
         prompt_tokens: the whole prompt as token ids.
-        prompt: the prompt as text, empty where it was given as tokens.
+        prompt: the prompt as text; empty if it was given as tokens.
         schedule: name of the schedule.
         budget: requested budget, None under axis targets.
         cost_model: "bytes" or "calibrated".
-        generation: settings of `GenerationConfig` that tokens depend on, the seed included, so that a replay draws the
-            same ones.
+        generation: settings of `GenerationConfig` on which the tokens depend. The seed is among them, so that a replay
+            draws the same tokens.
     """
 
     bundle: str
@@ -52,15 +52,15 @@ class TraceRecord:
     """One generated token and the step that produced it.
 
     Attributes:
-        step: 0 for the token that the prefill gave, then counting decode steps.
-        token: its id.
-        text: the text that it added; empty while a character is incomplete.
-        action: tag of the action, None for the prefill.
+        step: 0 for the token from the prefill; then the number of the decode step, from 1.
+        token: id of the token.
+        text: the text that the token added; empty while a character is incomplete.
+        action: tag of the action; None for the prefill.
         context: tokens in the cache before the step.
-        cost: of the step, in the cost model's unit, policy included.
+        cost: cost of the step, the policy's run included, in the cost model's unit.
         relative_cost: the same in dense steps.
-        logprob: of the token, in nats, under the step's raw distribution.
-        ms: measured milliseconds from the step's begin to the token.
+        logprob: log-probability of the token, in nats, under the step's raw distribution.
+        ms: measured milliseconds from the start of the step to the token.
         achieved: achieved budget after the step.
     """
 
@@ -85,8 +85,13 @@ class Trace:
 
 
 class TraceWriter:
-    """Writes a trace line by line, so that an interrupted run leaves what it did. Raises UsageError where it can't
-    write.
+    """Writes a trace line by line, so that an interrupted run leaves a trace of what it did.
+
+    Args:
+        path: the file; it is replaced if it exists.
+        header: the first line.
+
+    Raises UsageError if the file cannot be written.
     """
 
     def __init__(self, path: Path | str, header: TraceHeader) -> None:
@@ -101,9 +106,11 @@ class TraceWriter:
             raise UsageError(f"trace {self._path}: {error.strerror}; choose another file") from None
 
     def write(self, record: TraceRecord) -> None:
+        """Writes one line. Raises UsageError if that fails."""
         self._line(asdict(record))
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> TraceWriter:
@@ -122,7 +129,7 @@ class TraceWriter:
 
 
 def read_trace(path: Path | str) -> Trace:
-    """Reads a trace. Raises SolError in one line for a file that is missing, foreign, damaged or cut off."""
+    """Reads a trace. Raises SolError in one line for a file that is missing, no trace, damaged or cut off."""
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -141,7 +148,7 @@ def read_trace(path: Path | str) -> Trace:
 
 
 def first_difference(trace: Trace, tokens: Iterable[int]) -> int | None:
-    """Index of the first of `tokens` that is not the trace's, None where all agree as far as the shorter one goes."""
+    """Index of the first of `tokens` that differs from the trace's; None if they agree up to the shorter one's end."""
     for index, (record, token) in enumerate(zip(trace.records, tokens, strict=False)):
         if record.token != token:
             return index
@@ -200,7 +207,7 @@ def _record(path: Path, number: int, line: str, cut: bool, step: int) -> TraceRe
 
 
 def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
-    """What is wrong with the keys and types of a line; empty where nothing is."""
+    """What is wrong with the keys and types of a line; empty if they are right."""
     for name, kind in kinds.items():
         if name not in raw:
             return f"no key {name!r}"

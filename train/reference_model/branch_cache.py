@@ -61,7 +61,7 @@ class BranchCache:
         return self._starts + self._own.lengths
 
     def open(self, count: int) -> Slots:
-        """As of Cache. Raises ValueError unless `count` is 1."""
+        """Does what `Cache.open` says. Raises ValueError unless `count` is 1."""
         if count != 1:
             raise ValueError(f"branch cache: got {count} tokens a row, expected 1, as rows branch step by step")
         own = self._own.open(count)
@@ -76,7 +76,7 @@ class BranchCache:
         self._own.close(slots)
 
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
-        """As of Cache."""
+        """Does what `Cache.token_scores` says."""
         count = slots.longest - self._width
         codes, ranges = self._prefix.codes[layer, :, : self._width], self._prefix.ranges[layer, :, : self._width]
         mine = self._own.token_scores(layer, query, replace(slots, longest=count))
@@ -84,7 +84,7 @@ class BranchCache:
         return self._placed(old, mine, slots).transpose(0, 1)
 
     def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
-        """As of Cache."""
+        """Does what `Cache.attend` says."""
         prefix_keys, prefix_values = (
             part[layer, :, : self._width] for part in (self._prefix.keys, self._prefix.values)
         )

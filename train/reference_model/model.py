@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
-from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE, SolConfig
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.train.reference_model.kv_cache import Cache, KVCache, Slots
 from sol_rt.train.reference_model.weights import ModelWeights, read_bundle
 
@@ -75,8 +76,10 @@ class _Precision:
 
 @dataclass(frozen=True)
 class _ActiveChannels:
-    """Rows that have the same numbers of active channels, one a layer: active_up, active_down, active_qkv and active_o
-    of a variant."""
+    """Rows that have the same active channels: a variant's active_up, active_down, active_qkv and active_o.
+
+    Each of the four holds a count per layer.
+    """
 
     rows: Tensor | slice
     counts: tuple[tuple[int, ...], ...]
@@ -87,8 +90,9 @@ class Batch:
     """How the rows of a pass are run.
 
     Attributes:
-        precisions, channels: each covers all rows, so that a matrix is read once a precision, whatever the densities.
-        pages: old pages that each row reads, int64 [B]; None where every row reads all.
+        precisions: the rows by precision, so that a matrix is read once per precision, whatever the channel densities.
+        channels: the rows by active channels.
+        pages: how many old KV pages each row reads, int64 [B]; None where every row reads all.
     """
 
     precisions: Sequence[_Precision]
@@ -125,7 +129,7 @@ class ReferenceModel(nn.Module):
     @classmethod
     def from_bundle(cls, path: Path | str) -> ReferenceModel:
         """The reference model of a bundle folder, with the bundle's cache and attention. Raises BundleError."""
-        kv = SolConfig.from_json(Path(path) / CONFIG_NAME).kv
+        kv = read_config(Path(path) / CONFIG_NAME).kv
         arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
         levels = {"page_size": kv.page_size, "sinks": kv.sinks}
         return cls(read_bundle(path), arithmetic, **levels, dense_layers=kv.dense_layers)
@@ -155,7 +159,7 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def step(self, tokens: Tensor, actions: Sequence[Action], past: Cache) -> tuple[Tensor, Tensor]:
-        """One decode step of every row, each under its own action; rows of the same bits run together.
+        """Runs one decode step of every row, each under its own action. Rows of the same bits run together.
 
         Args:
             tokens: int64 [B].
@@ -173,11 +177,11 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def logits(self, hidden: Tensor, action: Action) -> Tensor:
-        """The LM head's part of a step: float32 [..., vocab] of final norm outputs [..., hidden]."""
+        """Applies the LM head alone: logits, float32 [..., vocab], of final norm outputs [..., hidden]."""
         return self._head(hidden, self._batch([action], None))
 
     def _batch(self, actions: Sequence[Action], pages: Tensor | None) -> Batch:
-        """Of one action a row, or of a single one for all rows."""
+        """The batch of one action per row, or of a single action for all rows."""
         device, weights = self.weights.vector("rope.cos").device, self.weights
         precisions = _alike([weights.precision(action) for action in actions], device)
         channels = _alike([weights.active_counts(action) for action in actions], device)
@@ -188,7 +192,7 @@ class ReferenceModel(nn.Module):
         )
 
     def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
-        """Old pages that each row reads, int64 [B]; None where every row reads all."""
+        """How many old KV pages each row reads, int64 [B]; None where every row reads all."""
         if all(action.kv_density == 1.0 for action in actions):
             return None
         lengths = past.lengths.tolist()
@@ -229,7 +233,7 @@ class ReferenceModel(nn.Module):
         )
 
     def _active(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
-        """x [B, S, K] with the channels zeroed that a row does not use at the input of a matrix (_ACTIVE_UP …)."""
+        """x [B, S, K] with all but each row's active channels set to 0; `matrix` is _ACTIVE_UP … _ACTIVE_O."""
         return _by_rows(batch.channels, x, lambda part, group: keep_largest(part, group.counts[matrix][layer]))
 
     def _linear(self, x: Tensor, name: str, batch: Batch) -> Tensor:
@@ -270,7 +274,16 @@ class ReferenceModel(nn.Module):
         return self._linear(self._active(y, layer, _ACTIVE_O, batch), f"{name}.o", batch)
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
-        """The tokens that one step's query heads read: bool [B, H, T] for q [B, H, 1, D] and pages [B]."""
+        """Which tokens each query head of a step reads: bool [B, H, T].
+
+        Every row reads its sinks, its newest page, and as many old tokens as `pages` hold, per KV head on average. The
+        KV heads of a layer share that quota. The highest scores get it; of equal ones the lower head, then the earlier
+        token.
+
+        Args:
+            q: query heads, float32 [B, H, 1, D].
+            pages: old pages to read, int64 [B].
+        """
         d = self.decoder
         newest = slots.positions // self.page_size * self.page_size  # [B, 1], first token of each row's newest page
         query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]

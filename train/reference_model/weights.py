@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
-from sol_rt.bundle.config import BLOCK, CONFIG_NAME, SolConfig, TensorEntry, Variant
+from sol_rt.bundle.config import BLOCK, CONFIG_NAME, TensorEntry, Variant
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
@@ -120,8 +121,8 @@ class ModelWeights(nn.Module):
         decoder: description of the decoder.
         matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
         vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
-        variants: a bundle's variants by key; others have active channels by the exporter's rule, the same in all
-            layers, and read the LM head at their own bits.
+        variants: a bundle's variants by key. Other variants take the exporter's rule for active channels, the same in
+            all layers, and read the LM head at their own bits.
     """
 
     def __init__(
@@ -153,8 +154,7 @@ class ModelWeights(nn.Module):
         return self.vector(name) if name in self._names else None
 
     def active_counts(self, action: Action) -> tuple[tuple[int, ...], ...]:
-        """Active channels of the action, one count a layer: active_up, active_down, active_qkv and active_o of a
-        variant."""
+        """The active channels of an action, a count per layer: its variant's active_up, _down, _qkv and _o."""
         variant, d = self._variants.get(action.variant), self.decoder
         if variant is not None:
             return variant.active_up, variant.active_down, variant.active_qkv, variant.active_o
@@ -188,7 +188,7 @@ def _key(name: str) -> str:
 def read_bundle(path: Path | str) -> ModelWeights:
     """Reads the weights of a bundle folder. Raises BundleError where its config is damaged."""
     folder = Path(path)
-    config = SolConfig.from_json(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME)
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     decoder = from_hf_config(hf_config, config.model.max_context)
     return read_blob(folder / config.weights_file, config.tensors, decoder, config.variants)

@@ -1,4 +1,4 @@
-"""What a training works on, and by what it tells another training's files from its own."""
+"""What a training works on, and what its files are checked against when they are used again."""
 
 from __future__ import annotations
 

@@ -18,33 +18,42 @@ from sol_rt.bundle.config import SolConfig
 
 
 class CostModel(Protocol):
-    """Cost of everything a decode loop does. `context` is the number of tokens in the cache before the step."""
+    """What decode steps and policy runs cost. `context` is the number of tokens in the cache before the step.
+
+    Attributes:
+        unit: "bytes" or "milliseconds".
+        name: "bytes" or "calibrated".
+        note: in one line, why this model is used instead of a better one; empty where there is nothing to say.
+        dense_action: the dense action, whose cost relative costs are shares of.
+    """
 
     unit: str
-    """"bytes" or "milliseconds"."""
     name: str
-    """"bytes" or "calibrated"."""
     note: str
-    """Why this model is used instead of a better one, in one line; empty where there is nothing to say."""
     dense_action: Action
 
     def step(self, action: Action, context: int) -> float:
-        """Cost of one decode step, without the policy."""
+        """Cost of one decode step, without the policy's run."""
 
     def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
-        """A function contexts, int64 [n] -> `step` of every action at each of them, float64 [n, A]."""
+        """A function that takes contexts, int64 [n], and returns the cost of each action at each of them, [n, A]."""
 
     def dense(self, context: int) -> float:
-        """Cost of the dense step: what relative costs are relative to."""
+        """Cost of a step of the dense action."""
 
     def policy(self) -> float:
-        """Cost of one run of the policy; 0 where the bundle has none."""
+        """Cost of one run of the policy; 0 if the bundle has none."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """cost = fixed + per_token * tokens_read + per_page * pages_scored. `error`: root mean square relative residual
-    of the fit.
+    """cost = fixed + per_token * tokens_read + per_page * pages_scored, in the cost model's unit.
+
+    Attributes:
+        fixed: the part of the cost that does not depend on the context.
+        per_token: cost of each cached token that attention reads.
+        per_page: cost of each KV page whose key codes attention scores.
+        error: root mean square of the fit's relative residuals; 0 for a line that was not fitted.
     """
 
     fixed: float
@@ -53,11 +62,12 @@ class Line:
     error: float = 0.0
 
     def at(self, tokens_read: float, pages_scored: float) -> float:
+        """The cost of a step that reads so many cached tokens and scores so many pages."""
         return self.fixed + self.per_token * tokens_read + self.per_page * pages_scored
 
 
 def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float]:
-    """(tokens_read, pages_scored): cache entries, and pages whose codes a decode step reads, the mean over layers."""
+    """How many cached tokens a decode step reads, and how many KV pages' key codes it scores: means over the layers."""
     kv, layers = config.kv, config.model.num_layers
     old_pages = -(-(context + 1) // kv.page_size) - 1
     pages = action.pages(context, kv.page_size)
@@ -69,7 +79,13 @@ def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float
 
 
 class LineCost:
-    """A cost model whose actions are lines."""
+    """A cost model in which the cost of each action is a line over what its step reads.
+
+    Args:
+        config: the bundle's config.
+        line: gives the line of an action.
+        note: as in CostModel.
+    """
 
     unit: str
     name: str
@@ -108,8 +124,9 @@ class LineCost:
 
 
 class BytesCost(LineCost):
-    """Bytes of weights and cache that a step reads: right wherever memory bandwidth is the limit, and the same on
-    every device.
+    """The bytes model: bytes of weights and KV cache that a step reads.
+
+    It is right wherever memory bandwidth is the limit, and the same on every device.
     """
 
     unit = "bytes"
@@ -132,8 +149,9 @@ class BytesCost(LineCost):
 
 
 class FunctionBodyBytes(BytesCost):
-    """Bytes that the graphs' function bodies read: they mask channels after reading them, and choosing tokens costs
-    what reading fewer spares, so that bits alone spare bytes.
+    """Bytes that a step reads where the graphs' function bodies run on a GPU. There only fewer bits save bytes.
+
+    Function bodies read all channels and mask them afterwards, and choosing tokens costs what reading fewer saves.
     """
 
     def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:

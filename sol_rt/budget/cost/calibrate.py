@@ -1,9 +1,9 @@
 """Measures what decode steps cost on this device and fits the lines of the calibrated cost model.
 
-Actions take turns, so that a machine that slows down or speeds up does so for all of them, and so that a step pays
-for the switch from another variant as it does in generation. Of the repeats the lower quartile counts: what else runs
-on the machine only ever adds time. One line is fitted a variant, over all KV densities and contexts: a density
-differs by what it reads, which the line's terms are.
+The actions take turns. So a machine that slows down does so for all of them, and a step pays for the switch from
+another variant, as it does in generation. The lower quartile of the repeats counts: other programs only ever add time.
+One line is fitted for each variant, over all KV densities and contexts: densities differ in what they read, and that is
+what the line's terms count.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ _FILL_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Timing:
-    """One action's step with `context` tokens in the cache before it.
+    """A measured step of one action.
 
     Attributes:
-        milliseconds: lower quartile of what was measured.
-        modelled: what the fitted line says.
+        action: the action.
+        context: tokens in the cache before the step.
+        milliseconds: lower quartile of the repeats.
+        modelled: the same by the fitted line.
     """
 
     action: Action
@@ -48,10 +50,11 @@ class Timing:
 
     @property
     def error(self) -> float:
-        """Of the model, relative to what was measured."""
+        """How far the fitted line is from the measurement, relative to the measurement."""
         return self.modelled / self.milliseconds - 1
 
     def as_json(self) -> dict[str, Any]:
+        """The row that `sol-rt calibrate -o json` prints."""
         return {"tag": self.action.tag, "context": self.context, "ms": self.milliseconds, "model_ms": self.modelled}
 
 
@@ -76,12 +79,12 @@ def measure(
 
     Args:
         engine: an engine of the bundle; its cache is overwritten.
-        bundle: what is measured.
+        bundle: the bundle to measure.
         contexts: context lengths in tokens; those beyond the model's context are left out.
         repeats: timed steps of each action at each context.
-        progress: called with a step's name, how much is done and how much there is.
-        seconds: how long to take, about: then there are fewer repeats, no less than _LEAST, and lengths that would take
-            more than _FILL_SHARE of it to fill the cache to are left out.
+        progress: called with a step's name, how much of it is done, and how much there is.
+        seconds: about how long to take. There are then fewer repeats, but at least _LEAST, and lengths are left out if
+            filling the cache to them would take more than _FILL_SHARE of this time.
 
     Raises:
         UsageError: no context length is usable.
@@ -98,14 +101,14 @@ def measure(
         for kv_density in kv_densities
     ]
 
-    # Any tokens do: what a step costs does not depend on them.
+    # any tokens will do: a step costs the same for all of them
     tokens = np.arange(lengths[-1], dtype=np.int64) % config.model.vocab_size
     engine.reset()
     engine.load(config.variants)
     begin = time.perf_counter()
     measured: dict[tuple[Action, int], float] = {}
     order = np.random.default_rng(0)
-    per_token = 0.0  # seconds to fill the cache, of the stretch before
+    per_token = 0.0  # seconds that filling the cache took for each token so far
     for number, length in enumerate(lengths):
         more = tokens[engine.length : length]
         if len(more) * per_token > _FILL_SHARE * seconds:
@@ -150,14 +153,14 @@ def measure(
 
 
 def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:
-    """Keeps the table where models of the same bundle, provider and threads look for it. Returns its path."""
+    """Saves the table where `load_cost_model` looks for it. Returns its path."""
     path = calibration_path(bundle, *engine.machine)
     table.save(path)
     return path
 
 
 def _timed(engine: Engine, length: int, tokens: Sequence[int], action: Action) -> float:
-    """Milliseconds of one forward on top of `length` tokens."""
+    """Milliseconds of one forward call behind `length` tokens in the cache."""
     engine.truncate(length)
     start = time.perf_counter()
     engine.forward(tokens, action)
@@ -165,11 +168,12 @@ def _timed(engine: Engine, length: int, tokens: Sequence[int], action: Action) -
 
 
 def _typical(times: Sequence[float]) -> float:
+    """The lower quartile."""
     return float(np.percentile(times, 25))
 
 
 def _policy(bundle: Bundle, repeats: int, native_ops: bool) -> float:
-    """Milliseconds of one decision; 0 where the bundle has no policy."""
+    """Milliseconds of one run of the policy; 0 if the bundle has none."""
     spec = bundle.config.policy
     if spec is None:
         return 0.0

@@ -44,6 +44,7 @@ class CalibrationTable:
     lines: dict[str, dict[float, Line]]
 
     def to_json(self) -> str:
+        """The file's content."""
         lines = {
             key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
         }
@@ -52,7 +53,7 @@ class CalibrationTable:
 
     @classmethod
     def from_json(cls, text: str) -> CalibrationTable:
-        """Raises SolError in one line for anything but a table that this version writes."""
+        """Reads what `to_json` wrote. Raises SolError in one line for anything else, a table of another version too."""
         try:
             raw = json.loads(text)
             if raw["format"] != CALIBRATION_FORMAT or raw["format_version"] != CALIBRATION_VERSION:
@@ -75,7 +76,7 @@ class CalibrationTable:
             raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
 
     def save(self, path: Path) -> None:
-        """Writes the file aside, then renames it."""
+        """Writes the table to a file beside `path`, then renames it, so that no reader sees half a table."""
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         aside.write_text(self.to_json(), encoding="utf-8")
@@ -105,7 +106,7 @@ class CalibratedCost(LineCost):
     name = "calibrated"
 
     def __init__(self, config: SolConfig, table: CalibrationTable, note: str = "") -> None:
-        """Raises SolError where the table lacks a variant of the bundle or makes its dense step free."""
+        """Raises SolError if the table lacks a variant of the bundle, or says that its dense step takes no time."""
         for key in config.variants:
             if not table.lines.get(key):
                 raise SolError(f"calibration table: no variant {key}; run `sol-rt calibrate` again")
@@ -116,7 +117,7 @@ class CalibratedCost(LineCost):
 
     def _measured_line(self, action: Action) -> Line:
         row = self.calibration.lines[action.variant]
-        # a step that scores pages is another computation than one that reads all of them
+        # a step that chooses tokens does other work than one that reads all of them
         alike = [kv_density for kv_density in row if (kv_density == 1.0) == (action.kv_density == 1.0)] or list(row)
         asked = hundredths(action.kv_density)
         return row[min(alike, key=lambda kv_density: (abs(hundredths(kv_density) - asked), kv_density))]
@@ -126,9 +127,9 @@ class CalibratedCost(LineCost):
 
 
 def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> str:
-    """Names what a table's milliseconds hold for: GPU, processor, threads, provider, ONNX Runtime, kernels.
+    """Names everything that measured milliseconds depend on: GPU, processor, threads, provider, ONNX Runtime, kernels.
 
-    Native kernels are told by the library's hash and, on the CPU, their SIMD target.
+    Native kernels are named by the hash of their library and, on the CPU, their SIMD target.
     """
     import onnxruntime
 
@@ -148,7 +149,7 @@ def _library_name(library: Path, provider: str) -> str:
 
 
 def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:
-    """Where the table of this bundle folder and these settings lies, whether or not it exists."""
+    """Path of the table for this bundle folder and these settings, whether or not the file exists."""
     settings = f"{bundle.path.resolve()} {provider} {native}" + (f" {gpu}" if gpu else "")
     digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in bundle.config.model.name)[:80] or "model"
@@ -156,7 +157,7 @@ def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, 
 
 
 def has_table(bundle: Bundle) -> bool:
-    """Whether any table was made for this very bundle, whatever the device."""
+    """Whether there is a table for this very bundle, of any device."""
     for path in calibration_dir().glob("*.json"):
         try:
             if CalibrationTable.from_json(path.read_text(encoding="utf-8")).bundle == bundle.identity:
@@ -167,11 +168,17 @@ def has_table(bundle: Bundle) -> bool:
 
 
 def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "") -> CostModel:
-    """The calibrated model where a table of this very bundle and device exists, else the bytes model.
+    """The calibrated model if this very bundle was calibrated on this device, else the bytes model.
 
-    `gpu` is the name of the GPU that computes, empty on the CPU.
-    A table that is damaged, of another bundle, of another device or of another number of threads is not used; `note` of
-    the returned model says so.
+    A table that is damaged, or was made for another bundle, device or number of threads, is not used. The `note` of the
+    returned model then says so.
+
+    Args:
+        bundle: the bundle.
+        provider: `cpu`, `cuda` or `webgpu`.
+        threads: size of the thread pool.
+        native: whether native operators run.
+        gpu: name of the GPU that computes; empty on the CPU.
     """
     path = calibration_path(bundle, provider, threads, native, gpu)
     try:
@@ -190,7 +197,7 @@ def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = 
         if counts:
             wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
             return BytesCost(bundle.config, f"{wanted}; costs are bytes")
-        # a processor's kernels spare what the bytes say; a GPU's may not
+        # on a processor time follows bytes; on a GPU it may not
         hint = f"not calibrated on {gpu}; costs are bytes: run `sol-rt calibrate --provider {provider}`" if gpu else ""
         return BytesCost(bundle.config, hint)
     except (OSError, UnicodeDecodeError) as error:

@@ -16,10 +16,14 @@ _SMALL_RESIDUAL = 1e-3  # relative: below it residuals count by their square, as
 
 
 def fit_line(samples: Sequence[tuple[float, float, float]]) -> Line:
-    """Fits (tokens_read, pages_scored, milliseconds) samples: no coefficient is negative, and the sum of the relative
-    residuals' sizes is least, so that a few samples that something else disturbed don't move the line.
+    """Fits a line to timings. No coefficient is negative, and the sum of absolute relative residuals is smallest.
 
-    Raises SolError where there is no sample or a time is not positive.
+    Absolute residuals, unlike squares, keep a few timings that something else disturbed from moving the line.
+
+    Args:
+        samples: (tokens read, pages scored, milliseconds) of each timing, as `reads` counts them.
+
+    Raises SolError if there is no timing, or a time is not positive.
     """
     fixed, per_token, per_page, error = _fit([(1.0, tokens, pages, ms) for tokens, pages, ms in samples])
     return Line(fixed, per_token, per_page, error)
@@ -47,7 +51,10 @@ def _fit(rows: Sequence[tuple[float, float, float, float]]) -> tuple[float, floa
 
 
 def _least_absolute(features: np.ndarray) -> np.ndarray:
-    """[n] that makes the sum of |features [samples, n] @ it - 1| least, by reweighted least squares."""
+    """The coefficients [n] that minimize the sum of |features [samples, n] @ coefficients - 1|.
+
+    Found by iteratively reweighted least squares.
+    """
     weights = np.ones(len(features))
     for _ in range(_REWEIGHTINGS):
         found, *_ = np.linalg.lstsq(features * weights[:, None], weights, rcond=None)

@@ -1,4 +1,4 @@
-"""`sol-rt export`: a checkpoint becomes a bundle."""
+"""`sol-rt export` turns a checkpoint into a bundle."""
 
 from __future__ import annotations
 
@@ -22,63 +22,71 @@ def export(
             "-m",
             "--model",
             env=False,
-            help="Checkpoint folder, .gguf file, alias or hub id; with --policy also a bundle.",
+            help="Checkpoint folder, .gguf file, alias or hub id; with --policy, also a bundle.",
         ),
     ],
     output: Annotated[
-        Path | None, options.option("-o", "--output", env=False, help="Bundle folder; default: under $SOL_RT_HOME.")
+        Path | None,
+        options.option("-o", "--output", env=False, help="Bundle folder to write; default: a folder in $SOL_RT_HOME."),
     ] = None,
     bits: Annotated[
-        str, options.option("--bits", env=False, help="Weight bits, of 8, 6, mixed (by matrix) and 4.")
+        str,
+        options.option("--bits", env=False, help="Weight bits to offer, from 8, 6, mixed (differs by matrix) and 4."),
     ] = "8,6,mixed,4",
     channel_density: Annotated[
         str,
-        options.option("--channel-density", env=False, help="Shares of the layers' weights read, 1 among them."),
+        options.option(
+            "--channel-density", env=False, help="Shares (0 to 1) of the layers' weights to read; must include 1."
+        ),
     ] = "1,0.75,0.5,0.4,0.25",
     kv_density: Annotated[
-        str, options.option("--kv-density", env=False, help="Shares of old cached tokens read, 1 among them.")
+        str,
+        options.option(
+            "--kv-density", env=False, help="Shares (0 to 1) of the old cached tokens to read; must include 1."
+        ),
     ] = "1,0.5,0.25,0.1",
     ctx_size: Annotated[
         int | None,
-        options.option("-c", "--ctx-size", env=False, min=32, help="Largest context; default: the model's own."),
+        options.option(
+            "-c", "--ctx-size", env=False, min=32, help="Largest context in tokens; default: the model's own."
+        ),
     ] = None,
-    force: Annotated[
-        bool, options.option("--force", env=False, help="Replace a bundle that is already there.")
-    ] = False,
+    force: Annotated[bool, options.option("--force", env=False, help="Replace a bundle that already exists.")] = False,
     policy: Annotated[
         str | None,
         options.option(
             "--policy",
             env=False,
-            help="Put this trained policy into the bundle; one that is there is not made again. none: no policy; "
-            "default: that of the alias, where it has one.",
+            help="Trained policy to put into the bundle, or none; default: the alias's policy, if it has one. An "
+            "existing bundle gets the policy and is not exported again.",
         ),
     ] = None,
     kv: Annotated[
-        str, options.option("--kv", env=False, help="Type of the KV cache's keys and values: float16 or int8.")
+        str, options.option("--kv", env=False, help="Type of cached keys and values: float16 or int8.")
     ] = "float16",
     calibration: Annotated[
         str,
         options.option(
             "--calibration",
             env=False,
-            help="Text file to calibrate on; self: the model writes the text; none: plain rounding, all actions.",
+            help="Text file to calibrate on, or self (the model writes the text), or none (plain rounding, all "
+            "actions).",
         ),
     ] = "self",
     max_actions: Annotated[
         int | None,
         options.option(
-            "--max-actions", env=False, min=1, help="Actions to choose by measurement at most; default: 12."
+            "--max-actions", env=False, min=1, help="Largest number of actions to keep by measurement; default: 12."
         ),
     ] = None,
     parity: Annotated[
-        bool, options.option("--parity/--no-parity", env=False, help="Compare with the source at the end.")
+        bool, options.option("--parity/--no-parity", env=False, help="Compare the bundle with the source at the end.")
     ] = True,
     debug: options.Debug = False,
 ) -> None:
-    """Export a checkpoint to a bundle: calibrate its weights, choose its actions by measurement, compare it with the
-    source. With --policy and a bundle that is there already, give it the policy and leave the rest. Prints the
-    bundle's path.
+    """Export a checkpoint to a bundle and print its path. With --policy, put a policy into an existing bundle.
+
+    The export calibrates the weights, chooses the actions by measurement, and compares the bundle with the source.
     """
     from sol_rt.bundle.config import CONFIG_NAME, KV_DTYPES
     from sol_rt.store.home import bundles_dir, remember_last_export
@@ -99,7 +107,7 @@ def export(
         calibrated = has_table(Bundle.open(bundle))
         print(give_policy(bundle, given).path)
         if calibrated:
-            note("the bundle's calibration was made without this policy: costs are bytes; run sol-rt calibrate again")
+            note("the bundle was calibrated without this policy, so costs are bytes; run sol-rt calibrate again")
         return
     if policy is None:
         given = _policy_of_alias(
@@ -109,7 +117,7 @@ def export(
 
     target = output or bundles_dir() / bundle_name(model)
     if (target / CONFIG_NAME).exists() and not force:
-        raise UsageError(f"{target} is already there; pass --force to replace it or -o for another place")
+        raise UsageError(f"{target} already exists; pass --force to replace it, or -o for another folder")
     with progress() as report:
         result = export_bundle(
             model,
@@ -132,7 +140,7 @@ def export(
 
 
 def _existing(model: str, output: Path | None, force: bool) -> Path | None:
-    """The bundle that a policy is for, where there is one already and it is not to be exported anew."""
+    """The existing bundle that gets the policy; None if the checkpoint must be exported first."""
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir
     from sol_rt.store.pull import bundle_name
@@ -140,7 +148,7 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     given = Path(model).expanduser()
     if (given / CONFIG_NAME).is_file():
         if output is not None:
-            raise UsageError(f"-o {output}: {model} is a bundle and gets the policy itself; leave out -o")
+            raise UsageError(f"-o {output}: {model} is a bundle, which itself gets the policy; leave out -o")
         return given
     if output is not None:
         target = output
@@ -151,7 +159,7 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
 
 
 def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path | None:
-    """The policy that the alias comes with, where the levels asked for have all its actions."""
+    """The policy that comes with the alias; None if the requested levels lack one of the policy's actions."""
     from sol_rt.export.policy_file import read_policy
     from sol_rt.store.recipes import aliases
 
@@ -166,7 +174,7 @@ def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path 
             ("bits", action.bits),
         ):
             if level not in levels[axis]:
-                note(f"no policy: that of {model} picks {action.tag}, which --{axis.replace('_', '-')} leaves out")
+                note(f"no policy: {model}'s policy picks {action.tag}, which --{axis.replace('_', '-')} leaves out")
                 return None
     return path
 
@@ -185,7 +193,7 @@ def _bits(text: str) -> tuple[int, ...]:
     if str(MIXED) in text.split(","):
         raise UsageError(f"--bits {text}: mixed bits are written mixed, as in --bits 8,6,mixed,4")
     if len(levels) != len(found) or len(set(levels)) != len(levels):
-        raise UsageError(f"--bits {text}: expected different ones of 8, 6, mixed, 4, with commas between")
+        raise UsageError(f"--bits {text}: expected some of 8, 6, mixed and 4, each once, separated by commas")
     return tuple(sorted(levels, reverse=True))
 
 
@@ -195,11 +203,11 @@ def _densities(flag: str, text: str) -> tuple[float, ...]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{flag} {text}: expected shares with commas between, for example 1,0.5") from None
+        raise UsageError(f"{flag} {text}: expected shares separated by commas, for example 1,0.5") from None
     for value in values:
         if not 0 < value <= 1:
             raise UsageError(f"{flag} {value:g}: expected a share from 0 to 1, for example 0.3")
     levels = {density(flag, value) for value in values}
     if len(levels) != len(values):
-        raise UsageError(f"{flag} {text}: expected different shares")
+        raise UsageError(f"{flag} {text}: expected each share once")
     return tuple(sorted(levels, reverse=True))

@@ -1,4 +1,4 @@
-"""`sol-rt migrate`: a bundle of an older format becomes one of today's."""
+"""`sol-rt migrate` brings a bundle of an older format to the current one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from sol_rt.errors import SolError
 
 
 def migrate(
-    bundle: Annotated[str, typer.Argument(help="Bundle folder or name.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(help="Folder or name of the bundle.", show_default=False)],
     debug: options.Debug = False,
 ) -> None:
-    """Bring a bundle of an older format to the present one, in place; its weights and tokens stay the same. Prints the
-    bundle's path.
+    """Bring a bundle of an older format to the current one, in place, and print its path.
+
+    The bundle keeps its weights and generates the same tokens.
     """
     if importlib.util.find_spec("onnx") is None:
         raise SolError("migrate needs onnx; run pip install 'sol-rt[export]'")
@@ -27,7 +28,7 @@ def migrate(
 
     folder = find_bundle(bundle)
     done = work.migrate(folder)
-    note(f"format {done.version} is now {FORMAT_VERSION}; written: {', '.join(done.graphs)}")
+    note(f"format {done.version} became {FORMAT_VERSION}; written: {', '.join(done.graphs)}")
     if done.calibrations:
-        note("its device calibration was of the old format and is removed: run sol-rt calibrate again")
+        note("the bundle's calibration was of the old format and was removed; run sol-rt calibrate again")
     print(folder)

@@ -1,4 +1,4 @@
-"""`sol-rt perplexity`: the quality of a text under a budget, in llama-perplexity's convention."""
+"""`sol-rt perplexity` measures perplexity on a text under a budget, in llama-perplexity's convention."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 
 def perplexity(
-    file: Annotated[Path, options.option("-f", "--file", env=False, help="Text to score.")],
+    file: Annotated[Path, options.option("-f", "--file", env=False, help="Text file to score.")],
     model: options.Model = None,
     ctx_size: Annotated[
-        int, options.option("-c", "--ctx-size", env=False, min=4, help="Tokens a window; half of it is context.")
+        int,
+        options.option("-c", "--ctx-size", env=False, min=4, help="Window size in tokens; the first half is context."),
     ] = 512,
-    chunks: Annotated[int | None, options.option("--chunks", env=False, min=1, help="Windows at most.")] = None,
+    chunks: Annotated[
+        int | None, options.option("--chunks", env=False, min=1, help="Largest number of windows; default: all.")
+    ] = None,
     budget: options.Budget = None,
     schedule: options.Schedule = None,
     tokens_per_second: options.TokensPerSecond = None,
@@ -35,7 +38,7 @@ def perplexity(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Perplexity of a text file: every second half of a window is scored one decode step a token."""
+    """Measure perplexity on a text file. The second half of every window is scored, one decode step per token."""
     from sol_rt.cli.loading import dial, load, note_ineffective, read_text
     from sol_rt.evaluation.quality.perplexity import perplexity as measure
 
@@ -62,7 +65,7 @@ def perplexity(
     if json or output is options.Format.json:
         print_json(summary)
         return
-    note(f"{result.tokens} tokens in {result.chunks} windows, {result.nll:.4f} nats a token")
+    note(f"{result.tokens} tokens in {result.chunks} windows, {result.nll:.4f} nats per token")
     note(f"achieved budget {result.achieved_budget:.3f}")
     for tag, count in sorted(result.actions.items(), reverse=True):
         note(f"  {tag}  {count}")

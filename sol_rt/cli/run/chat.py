@@ -1,4 +1,4 @@
-"""`sol-rt chat`: a conversation whose budget can be turned while it goes on."""
+"""`sol-rt chat`: a conversation whose budget can change between answers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import Generation
 
-_HELP = """/budget 0.3     share of the full cost from now on
-/schedule NAME  sol, uniform, entropy, random, fixed:TAG or dense
-/stats          budget, speed and actions of the last answer
+_HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) of the dense cost
+/schedule NAME  set the schedule: sol, uniform, entropy, random, fixed:TAG or dense
+/stats          show budget, speed and actions of the last answer
 /reset          forget the conversation
-/exit           leave; Ctrl-D does too, Ctrl-C stops an answer"""
+/exit           leave the chat, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
 @dataclass
 class Conversation:
-    """Messages so far and how answers are generated. Commands change it, `answer` appends to it."""
+    """The messages so far, and the settings of generation. `command` changes settings; `answer` adds messages."""
 
     model: SolModel
     system: str | None
@@ -40,9 +40,9 @@ class Conversation:
         self.last = None
 
     def answer(self, text: str) -> None:
-        """Streams the answer to `text`. Ctrl-C ends it: what was said stays in the conversation.
+        """Streams the answer to `text`. Ctrl-C ends the answer, and its text so far stays in the conversation.
 
-        Raises KeyboardInterrupt where nobody is there to go on.
+        If the chat is not interactive, Ctrl-C raises KeyboardInterrupt.
         """
         self.messages.append({"role": "user", "content": text})
         said: list[str] = []
@@ -65,13 +65,16 @@ class Conversation:
             raise
         print()
         self.last = run.result
-        if run.result is None:  # stopped before it said anything: as if not asked
+        if run.result is None:  # stopped before the first token: drop the question
             self.messages.pop()
         else:
             self.messages.append({"role": "assistant", "content": "".join(said)})
 
     def command(self, line: str) -> bool:
-        """Carries out a line that begins with a slash. Returns False where the conversation ends. Raises UsageError."""
+        """Runs a line that begins with a slash. Returns False if the conversation ends.
+
+        Raises UsageError for an unknown command or argument.
+        """
         from sol_rt.cli.run.generate import report
 
         name, _, argument = line.partition(" ")
@@ -92,7 +95,7 @@ class Conversation:
         elif name in {"/help", "/?"}:
             note(_HELP)
         else:
-            raise UsageError(f"{name}: no such command; /help lists them")
+            raise UsageError(f"{name}: no such command; /help lists the commands")
         return True
 
     def _set_budget(self, argument: str) -> None:
@@ -116,13 +119,13 @@ class Conversation:
         check_schedule(argument, self.model.bundle.config)
         self.settings["schedule"] = argument
         if is_constant(argument):
-            self.settings.update(budget=1.0, tokens_per_second=None)  # the action is fixed: there is no dial
+            self.settings.update(budget=1.0, tokens_per_second=None)  # a fixed action takes no budget
         note(f"schedule {argument}")
 
 
 def chat(
     model: options.Model = None,
-    system: Annotated[str | None, options.option("--system", help="System message.")] = None,
+    system: Annotated[str | None, options.option("--system", help="System message of the conversation.")] = None,
     max_new_tokens: options.MaxNewTokens = None,
     ctx_size: options.ContextSize = None,
     temperature: options.Temperature = None,
@@ -141,7 +144,7 @@ def chat(
     native_ops: options.NativeOps = True,
     debug: options.Debug = False,
 ) -> None:
-    """Chat with a model. /budget 0.3 turns the dial between answers; /help lists the commands."""
+    """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands."""
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import sampling
 
@@ -157,7 +160,7 @@ def chat(
     note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
     if interactive:
-        import readline  # noqa: F401  importing it gives input() line editing and history
+        import readline  # noqa: F401  gives input() line editing and history
 
         note("/help lists the commands")
     while (line := _read(interactive)) is not None:
@@ -175,7 +178,7 @@ def chat(
 
 
 def _read(interactive: bool) -> str | None:
-    """The next line; None at the end of input. Ctrl-C at the prompt drops the line."""
+    """Reads the next line; None at the end of input. Ctrl-C at the prompt drops the line."""
     while True:
         try:
             return input("> ") if interactive else next(sys.stdin).rstrip("\n")

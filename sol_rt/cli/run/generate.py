@@ -1,4 +1,4 @@
-"""`sol-rt generate`: text at a budget."""
+"""`sol-rt generate` generates text at a budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def generate(
     file: options.File = None,
     chat: Annotated[
         bool,
-        options.option("--chat/--no-chat", env=False, help="Wrap the prompt in the bundle's chat template."),
+        options.option("--chat/--no-chat", env=False, help="Put the prompt into the bundle's chat template."),
     ] = False,
     max_new_tokens: options.MaxNewTokens = None,
     ctx_size: options.ContextSize = None,
@@ -43,11 +43,14 @@ def generate(
     channel_density: options.ChannelDensity = None,
     bits: options.Bits = None,
     trace: Annotated[
-        Path | None, options.option("--trace", env=False, help="Write every step to this JSONL file.", panel="Traces")
+        Path | None,
+        options.option("--trace", env=False, help="JSONL file to write every step to.", panel="Traces"),
     ] = None,
     replay: Annotated[
         Path | None,
-        options.option("--replay", env=False, help="Repeat a trace and report the first difference.", panel="Traces"),
+        options.option(
+            "--replay", env=False, help="Trace to repeat; the first different token is reported.", panel="Traces"
+        ),
     ] = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
@@ -56,7 +59,7 @@ def generate(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Generate text. The text goes to stdout as it comes; budget, speed and the actions taken go to stderr."""
+    """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
     from sol_rt.cli.loading import dial, load, note_ineffective
 
     arguments: dict[str, Any] = {
@@ -69,7 +72,7 @@ def generate(
     if replay is None:
         text = _prompt(prompt, file)
     else:
-        # A trace has its prompt; one that is given must be the same.
+        # A trace contains its prompt. A prompt that is also given must be equal to it.
         arguments["replay"] = _recorded(replay)
         text = _prompt(prompt, file) if prompt is not None or file is not None else None
     if chat and text is not None:
@@ -104,7 +107,7 @@ def generate(
 
 
 def _finish(result: Generation | None, provider: Provider, json: bool) -> None:
-    """Ends the text and reports what came, also after Ctrl-C; `result` is None where nothing came."""
+    """Ends the line of text and reports the result, also after Ctrl-C. `result` is None if there was no token."""
     if not json:
         print(flush=True)
     if result is None:
@@ -124,7 +127,7 @@ def sampling(
     seed: int | None,
     stop: list[str] | None,
 ) -> dict[str, Any]:
-    """The sampling flags that were given, under their Hugging Face names; the bundle's defaults hold for the others."""
+    """The sampling flags that the user gave, under their Hugging Face names. The bundle's defaults set the others."""
     given: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -151,8 +154,8 @@ def summary(result: Generation) -> dict[str, Any]:
 
 
 def report(result: Generation) -> None:
-    """Budget, speed and actions of a generation, on stderr."""
-    floored = "; the bundle's cheapest action costs more than was asked for" if result.floored else ""
+    """Prints budget, speed and actions of a generation on stderr."""
+    floored = "; the bundle's cheapest action costs more than the requested budget" if result.floored else ""
     note(
         f"budget: requested {result.requested_budget:.3f}, achieved {result.achieved_budget:.3f} "
         f"({result.schedule}, {result.cost_model}){floored}"
@@ -167,7 +170,7 @@ def report(result: Generation) -> None:
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt: of -p, of -f, of a pipe, or the built-in one. A last newline of a file or pipe is dropped."""
+    """The prompt from -p, -f or a pipe, or else the built-in one. The last newline of a file or pipe is dropped."""
     from sol_rt.cli.loading import read_text
 
     if prompt is not None and file is not None:
@@ -179,7 +182,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     else:
         text = _piped()
         if not text:
-            note(f"prompt: {BUILT_IN_PROMPT!r} (built in; -p gives another)")
+            note(f"prompt: {BUILT_IN_PROMPT!r} (built in; -p sets another)")
             return BUILT_IN_PROMPT
     if not text:
         raise UsageError("the prompt is empty; give some text with -p or -f")
@@ -190,7 +193,7 @@ def _piped() -> str:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return ""
     try:
-        # as read_text does it: no byte order mark, one kind of newline
+        # like read_text: without a byte order mark, and with one kind of newline
         return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin: byte {error.start} is not UTF-8; convert it, for example with iconv") from None
@@ -205,7 +208,7 @@ def _recorded(file: Path) -> Trace:
 
 
 def _compare(file: Path, result: Generation) -> None:
-    """Says whether a replay gave the trace's tokens. Raises SolError where it didn't."""
+    """Notes that a replay gave the trace's tokens. Raises SolError if a token differs."""
     if result.first_difference is not None:
         raise SolError(f"replay {file}: token {result.first_difference} differs from the recorded one")
     note(f"replay: all {len(result.tokens)} tokens are the recorded ones")

@@ -1,4 +1,4 @@
-"""`sol-rt inspect`: what a bundle holds, what its actions cost and lose, and which were left out."""
+"""`sol-rt inspect` shows a bundle: its contents, cost and loss of its actions, and the dropped candidates."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sol_rt.cli.console import note, print_json, print_table
 def inspect(
     model: options.Model = None,
     context: Annotated[
-        int, options.option("-c", "--context", env=False, min=0, help="Context length that costs are given for.")
+        int, options.option("-c", "--context", env=False, min=0, help="Context in tokens at which to show costs.")
     ] = 512,
     every: Annotated[
-        bool, options.option("--all", env=False, help="Also the candidates that the export dropped, and why.")
+        bool, options.option("--all", env=False, help="Also show the candidates that the export dropped, and why.")
     ] = False,
     html: Annotated[
-        Path | None, options.option("--html", env=False, help="Write the frontier as a self-contained page.")
+        Path | None, options.option("--html", env=False, help="HTML page to draw the actions' cost and loss on.")
     ] = None,
     output: options.Output = options.Format.text,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show a bundle: variants, policy, every action with its cost, loss and bytes, and the frontier they make."""
+    """Show a bundle: variants, policy, and every action with its cost, loss and bytes, as a table and a plot."""
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.bundle.selection import Selection
     from sol_rt.cli.loading import bundle_path
@@ -40,7 +40,7 @@ def inspect(
         if selection is None:
             raise UsageError(f"--html: {path} has no measured losses; export it with calibration")
         html.write_text(render_frontier_html(description["model"]["name"], selection), encoding="utf-8")
-        note(f"written: {html}")
+        note(f"{html}: written")
     if json or output is options.Format.json:
         print_json(description)
         return
@@ -60,7 +60,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     kv = description["kv"]["dtype"]
     print(f"format {description['format_version']}, context {model['max_context']}, {kv} KV cache, policy: {policy}")
 
-    variants = Table("variant", "channel density", "bits", "LM head bits", "weights read a step, MB")
+    variants = Table("variant", "channel density", "bits", "LM head bits", "weights read per step, MB")
     for variant in description["variants"]:
         share, size = f"{variant['channel_density']:g}", f"{variant['bytes'] / 1e6:.1f}"
         variants.add_row(variant["key"], share, _told_bits(variant), str(variant["lm_head_bits"]), size)
@@ -70,7 +70,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     contexts = [] if selection is None else list(selection["contexts"])
     measured = [title for context in contexts for title in (f"loss at {context}", f"ms at {context}")]
     cost = f"cost at context {context} ({description['cost_model']})"
-    actions = Table("action", cost, "MB a step", *(measured or ["loss, nats"]))
+    actions = Table("action", cost, "MB per step", *(measured or ["loss, nats"]))
     for action in description["actions"]:
         cells = _cells(action["measured"], contexts) or ["not measured"]
         actions.add_row(action["tag"], f"{action['cost']:.3f}", f"{action['bytes'] / 1e6:.1f}", *cells)
@@ -79,20 +79,20 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
         return
     dropped = [candidate for candidate in selection["candidates"] if not candidate["kept"]]
     if every:
-        table = Table("candidate", *measured, "kept or not, and why")
+        table = Table("candidate", *measured, "why it was kept or dropped")
         for candidate in selection["candidates"]:
             cells = _cells(candidate["measured"], contexts)
             table.add_row(candidate["tag"], *cells, ("" if candidate["kept"] else "dropped: ") + candidate["reason"])
         print_table(table)
     elif dropped:
-        print(f"{len(dropped)} candidates were dropped; --all shows them and why.")
+        print(f"{len(dropped)} candidates were dropped; --all shows them and the reasons.")
     scored = ", ".join(f"{setting['tokens']} tokens at {at}" for at, setting in selection["contexts"].items())
-    print(f"Losses in nats over dense ± standard error: {scored}; text: {selection['text']}.")
+    print(f"Losses are in nats over dense ± standard error: {scored}; text: {selection['text']}.")
     print(f"Milliseconds: {selection['device']}.")
 
 
 def _told_bits(variant: dict[str, Any]) -> str:
-    """The bits, and of mixed ones those that it mixes."""
+    """A variant's bits; for mixed bits, also the bits that occur in it."""
     if variant["layer_bits"] is None:
         return str(variant["bits"])
     found = sorted({bits for layer in variant["layer_bits"] for bits in layer})
@@ -112,7 +112,7 @@ def _print_frontier(selection: Any) -> None:
 
     for context in selection.contexts:
         points = frontier(selection, context)
-        print(f"\nLoss against time of the kept actions at context {context}; dots: what mixing them reaches")
+        print(f"\nLoss against time of the kept actions at context {context}; dots: reached by mixing actions")
         print(text_plot(points))
         kept = [point for point in points if point.kept]
         print("  ".join(f"{number} {point.tag}" for number, point in enumerate(kept, 1)))

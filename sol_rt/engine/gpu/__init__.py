@@ -1,4 +1,4 @@
-"""Running on a GPU: finding one, its memory, graphs rewritten for it, weights and steps there.
+"""Everything that only a GPU needs: finding one, its memory, graphs rewritten for it, weights and steps there.
 
 May import: what sol_rt.engine may, and its modules beside this folder.
 """

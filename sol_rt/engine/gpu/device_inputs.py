@@ -49,22 +49,24 @@ class DeviceInputs:
         self._inputs.send()
 
     def receive(self) -> None:
-        """Reads the results of the step before, and waits for them: the logits where there is no summary, or where
-        those of the step before that were asked for, as these will be then.
+        """Reads the results of the step that ran last, and waits for them.
+
+        The logits are read if there is no summary, or if something asked for those of the step before: whoever asks
+        once asks again.
         """
         self._logits_are_here = self.summary is None or self._logits_were_asked_for
         self._logits_were_asked_for = False
         self._results.receive([name for name in self._results.values if name != "logits" or self._logits_are_here])
 
     def output(self) -> StepOutput:
-        """Output of the step whose results were received: its logits stay on the GPU where there is a summary."""
+        """The output of the step whose results were received. If there is a summary, the logits stay on the GPU."""
         if self.summary is not None:
             return StepOutput(None, self._buffers.hidden, SummarisedDistribution(self.summary, self.logits))
         logits = self._buffers.logits
         return StepOutput(logits, self._buffers.hidden, Distribution(logits[0], self._sums))
 
     def logits(self) -> np.ndarray:
-        """Logits of the step before, float32 [vocab]. Raises DeviceError where they cannot be fetched."""
+        """Logits of the step that ran last, float32 [vocab]. Raises DeviceError if they cannot be fetched."""
         self._logits_were_asked_for = True
         if not self._logits_are_here:
             self._memory.fetch(self._results, ["logits"])
@@ -77,14 +79,14 @@ class DeviceInputs:
             binding.bind_ortvalue_output(name, value)
 
     def pretend(self, length: int) -> None:
-        """Makes the next step one behind `length` tokens."""
+        """Sets the lengths as if the cache held `length` tokens, for a trial run."""
         arrays = self._inputs.arrays
         arrays["past_length"][0], arrays["total_length"][0] = length, length + 1
         self.send()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Puts the inputs back to what they were, afterwards."""
+        """A context that restores the inputs at its end, for trial runs."""
         before = {name: array.copy() for name, array in self._inputs.arrays.items()}
         try:
             yield
@@ -93,6 +95,6 @@ class DeviceInputs:
                 array[:] = before[name]
 
     def all_results(self) -> dict[str, np.ndarray]:
-        """Copies of all results of the step before."""
+        """Copies of all results of the step that ran last."""
         self._results.receive(list(self._results.values))
         return {name: array.copy() for name, array in self._results.arrays.items()}

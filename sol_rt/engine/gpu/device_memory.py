@@ -1,4 +1,4 @@
-"""Tensors in a GPU's memory, the same for every GPU provider: made, written, read, resized and wiped there."""
+"""Tensors in a GPU's memory: allocated, written, read, resized and zeroed in the same way for every GPU provider."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class DeviceMemory(ABC):
 
     @abstractmethod
     def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
-        """A tensor of a NumPy type. Raises whatever ONNX Runtime does where it cannot be had."""
+        """Allocates a tensor of a NumPy type. Raises whatever ONNX Runtime raises if that fails."""
 
     @abstractmethod
     def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
-        """Copies tensors into tensors in main memory, and waits for it."""
+        """Copies tensors into tensors in main memory, and waits until that is done."""
 
     def bind_four_bits(
         self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
@@ -56,42 +56,42 @@ class DeviceMemory(ABC):
         raise ProviderError(f"{self._where}: reads no 4-bit tensors, as {name} is; use --provider cpu")
 
     def mirror(self, arrays: Mapping[str, np.ndarray], apart: Collection[str] = ()) -> Mirror:
-        """Tensors there for arrays in main memory. Those `apart` are seldom copied, or large. Raises as `place`."""
+        """Tensors on the GPU for arrays in main memory; those `apart` are large or seldom copied. Raises as `place`."""
         return Mirror(self, arrays)
 
     def lost(self) -> bool:
-        """Whether the GPU is known to answer no more."""
+        """Whether the GPU is known to have stopped answering."""
         return False
 
     def fetch(self, mirror: Mirror, names: Collection[str]) -> None:
-        """Reads tensors into their arrays. Raises DeviceError where that fails."""
+        """Reads tensors into their arrays. Raises DeviceError if that fails."""
         with self.errors():
             mirror.receive(names)
 
     def require(self, needed_bytes: int, what: str) -> None:
-        """Raises ProviderError where so much memory is known not to be free. Some drivers find out only later."""
+        """Raises ProviderError if the driver says that so much memory is not free. Some drivers notice only later."""
         free = self._free_bytes()
         if free is not None and needed_bytes > free:
             raise ProviderError(self._too_little(needed_bytes, what, free))
 
     def empty(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
-        """A tensor of a NumPy dtype, its content undefined. Raises ProviderError without room for it, DeviceError."""
+        """A tensor with undefined content. Raises ProviderError if there is no room for it, DeviceError."""
         with self._shortage(size_bytes(shape, dtype)):
             return self._allocate(shape, np.dtype(dtype).type)
 
     def place(self, array: np.ndarray) -> ort.OrtValue:
-        """A copy of an array there. Raises ProviderError where there is no room, DeviceError where copying fails."""
+        """A copy of an array on the GPU. Raises ProviderError if there is no room, DeviceError if copying fails."""
         value = self.empty(array.shape, array.dtype)
         with self.errors():
             value.update_inplace(np.ascontiguousarray(array))
         return value
 
     def zeros(self, shape: Sequence[int], dtype: str) -> ort.OrtValue:
-        """A tensor of zeros."""
+        """A tensor of zeros on the GPU. Raises as `place`."""
         return self.place(np.zeros(shape, dtype))
 
     def grown(self, value: ort.OrtValue, shape: Sequence[int], dtype: str) -> ort.OrtValue:
-        """A tensor of a shape that is larger in the third axis, with the old content first and zeros behind.
+        """A tensor that is larger in the third axis: the old content first, then zeros.
 
         Raises as `place`.
         """
@@ -211,11 +211,11 @@ class CudaMemory(DeviceMemory):
 
 
 class Mirror:
-    """Tensors on the GPU and their arrays in main memory, each copied by itself.
+    """Tensors on the GPU and arrays in main memory that mirror each other. Each is copied by itself.
 
     Attributes:
-        values: the tensors by name. They stay where they are.
-        arrays: the arrays.
+        values: the tensors by name; their addresses never change.
+        arrays: the arrays by the same names.
     """
 
     def __init__(self, memory: DeviceMemory, arrays: Mapping[str, np.ndarray]) -> None:
@@ -225,7 +225,7 @@ class Mirror:
         self.values = {name: memory.place(array) for name, array in arrays.items()}
 
     def send(self) -> None:
-        """Writes what changed in main memory since the last time, all of it at first."""
+        """Writes the arrays that changed since the last call; the first call writes all of them."""
         for name in self._host:
             array, sent = self.arrays[name], self._sent.get(name)
             if sent is None or not np.array_equal(array, sent):
@@ -233,7 +233,7 @@ class Mirror:
                 self._sent[name] = array.copy()
 
     def receive(self, names: Collection[str]) -> None:
-        """Reads these tensors into their arrays, and waits for it."""
+        """Reads these tensors into their arrays, and waits until that is done."""
         self._memory.read([self.values[name] for name in names], [self._host[name] for name in names])
 
 

@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from sol_rt.engine.providers import Provider
 
 _CAPTURE_ERROR = 1e-5
-"""Of the largest number: by how much a captured run may differ from a plain one."""
+"""How much a captured run may differ from a plain one, relative to the largest number."""
 
 
 def _graph_options(number: int) -> ort.RunOptions:
-    """Options of a run that is captured as graph `number`, or repeats it; of -1 neither."""
+    """Options of a run that is captured as graph `number` or repeats that graph; -1 does neither."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(number))
     return options
 
 
 class Kind(NamedTuple):
-    """What a session is made for.
+    """Which runs a session is for.
 
     Attributes:
         file: the graph file.
-        bits: width of its layers' widest matrices.
-        channels: int64 [4, L] as bytes, counts of channels that it keeps; empty where it reads them at every step.
-        kv_density: share of the old tokens that its steps attend; None where it reads how many at every step.
-        one_token: whether it takes one token and gives one row of logits.
+        bits: most bits of its layers' matrices.
+        channels: int64 [4, L] as bytes, counts of active channels; empty if the session reads them at every step.
+        kv_density: share of the old tokens that its steps read; None if it reads how many at every step.
+        one_token: whether it takes one token and gives one row of logits, as a decode step does.
     """
 
     file: str
@@ -62,10 +62,14 @@ class DeviceGraphs:
     Args:
         bundle: the bundle.
         provider: the GPU's provider.
-        memory: its memory.
-        stored: the weights file.
-        signature: what a graph's inputs and outputs are.
-        summary: rows and width of a summary of the logits that graphs of steps are to give.
+        memory: the GPU's memory.
+        stored: the mapped weights file.
+        signature: the inputs and outputs that every graph has.
+        summary: rows and width of the summary of logits that graphs for steps compute; None for none.
+
+    Attributes:
+        weights: the weights on the GPU.
+        captures: whether sessions for steps are made so that their runs can be captured.
     """
 
     def __init__(
@@ -86,17 +90,17 @@ class DeviceGraphs:
 
     @property
     def captured(self) -> int:
-        """Sessions whose runs are captured."""
+        """Number of sessions whose runs are captured."""
         return sum(graph.captured for graph in self._opened.values())
 
     def open(self, kind: Kind) -> OpenGraph:
-        """Raises BundleError, ProviderError."""
+        """The session of this kind, made when first asked for. Raises BundleError, ProviderError."""
         if kind not in self._opened:
             self._opened[kind] = self._make(kind)
         return self._opened[kind]
 
     def open_plain(self, kind: Kind) -> OpenGraph:
-        """Replaces a session by one that captures nothing, which no later one shall then either."""
+        """Replaces a session by one that captures nothing. Later sessions capture nothing either."""
         self.captures = False
         del self._opened[kind]
         return self.open(kind)
@@ -133,7 +137,7 @@ class DeviceGraphs:
         except ProviderError:
             if not capture:
                 raise
-            # what the provider does not capture, another graph of the bundle will not let it either
+            # a provider that cannot capture this graph cannot capture another one of the bundle
             capture = self.captures = False
             session = self._session(kind, graph.model, capture)
         ignored = {value.name for value in graph.values} | {logit_summary.PARTS, logit_summary.PLACES}
@@ -151,8 +155,10 @@ class DeviceGraphs:
 
 
 def _let_go(session: ort.InferenceSession, memory: DeviceMemory) -> None:
-    """Comes when a session that captures is used no more. On a GPU that is lost it is kept to the process' end, as
-    letting go of a captured graph would end the process there and then.
+    """Called when a session that captures is no longer used.
+
+    If the GPU is lost, the session is kept until the process ends: freeing a captured graph would end the process at
+    once.
     """
     if memory.lost():
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
@@ -162,8 +168,10 @@ class OpenGraph:
     """A session on the GPU and its weights.
 
     Attributes:
-        captured: whether the provider repeats a recorded run.
-        refused: whether that gave other numbers.
+        file: name of the graph file, for messages.
+        session: the session.
+        captured: whether later runs repeat a recorded one.
+        refused: whether a trial of that gave other numbers.
     """
 
     def __init__(
@@ -179,7 +187,7 @@ class OpenGraph:
         self._tried_capacity = 0
         self._uncaptured = _graph_options(-1) if capture else None
         self._graph_number = 0
-        self._captured_options: ort.RunOptions | None = None  # graph 0 takes none, which spares time
+        self._captured_options: ort.RunOptions | None = None  # graph 0 needs none, which saves time
         self._values, self._weights = values, weights
         mine = {value.name for value in values}
         self._small = {node.name for node in session.get_inputs()} - mine
@@ -189,7 +197,10 @@ class OpenGraph:
             self._on_host = {node.name for node, place in places if place.name.lower().startswith("cpu")}
 
     def bound(self, cache: Iterable[tuple[str, str, ort.OrtValue]], inputs: DeviceInputs) -> ort.IOBinding:
-        """A binding of weights, cache and small inputs; those that the kernels want in main memory are bound there."""
+        """A binding of the weights, the cache and the small inputs.
+
+        Kernels that want an input in main memory get it there.
+        """
         binding = self.session.io_binding()
         self._weights.bind(binding, self._values)
         for past, present, value in cache:
@@ -202,21 +213,21 @@ class OpenGraph:
 
     @property
     def may_capture(self) -> bool:
-        """Whether the session was made for captured runs."""
+        """Whether the session was made so that its runs can be captured."""
         return self._uncaptured is not None
 
     def run(self, binding: ort.IOBinding) -> None:
-        """Runs once, captured where that was found to be right."""
+        """Runs once, by repeating the captured run if there is one."""
         plain = not self.captured and self._uncaptured is not None
         self.session.run_with_iobinding(binding, self._uncaptured if plain else self._captured_options)
 
     def try_capture(self, cache: KvCache, inputs: DeviceInputs) -> None:
-        """Finds out whether captured runs give what plain ones do, and has later runs captured if so.
+        """Tries whether captured runs give the same numbers as plain runs. If so, later runs are captured.
 
         A provider may record less than its kernels do: WebGPU leaves out copies between buffers, and sizes that a
-        kernel computes in main memory. So a warm-up, the run that is captured and repetitions with other lengths are
-        compared with plain runs, in a cache of which all layers share the buffers of one. What is right with a short
-        cache need not be with a long one: it is tried again where the capacity has doubled.
+        kernel computes in main memory. So a warm-up, the run that is captured, and repetitions at other lengths are
+        compared with plain runs. They use a cache in which all layers share one layer's buffers. What is right with a
+        short cache need not be right with a long one, so the trial is repeated when the capacity has doubled.
         """
         if self._uncaptured is None or cache.capacity < 2 * self._tried_capacity:
             return
@@ -232,7 +243,7 @@ class OpenGraph:
         size = cache.capacity
         lengths = (size // 2, size // 2 + 1, size // 2 + 2, size // 4, size - 1)
         outcomes: list[dict[str, np.ndarray]] = []
-        # one after the other: what a plain run leaves in buffers, a repetition must not find there
+        # all plain runs come first: a repetition must not find in the buffers what a plain run of the same length left
         for self.captured in (False, True):
             binding = self.bound(cache.scratch_bindings(), inputs)
             inputs.bind_results(binding)
@@ -247,11 +258,11 @@ class OpenGraph:
         return True
 
     def release_capture(self) -> None:
-        """Forgets the captured run, whose buffers are about to go."""
+        """Frees the captured run, because its buffers are about to be freed."""
         if not self.captured:
             return
         if "WebGpuExecutionProvider" in self.session.get_providers():
             self.session.release_captured_graph(0)
-        else:  # CUDA keeps what it captured: the next one gets another number
+        else:  # CUDA keeps what it captured, so the next one gets another number
             self._graph_number += 1
             self._captured_options = _graph_options(self._graph_number)

@@ -1,4 +1,4 @@
-"""A bundle's weights in a GPU's memory, once for all graphs that read them."""
+"""A bundle's weights in a GPU's memory: one copy for all graphs that read them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class DeviceWeights:
 
     @property
     def size_bytes(self) -> int:
-        """Size of everything that was placed."""
+        """Bytes of everything that was placed."""
         return sum(value.tensor_size_in_bytes() for value in self._placed.values())
 
     def place(self, values: Iterable[Value]) -> None:
-        """Makes those of the values that no graph has needed yet. Raises ProviderError where memory is short."""
+        """Places the values that no earlier graph needed. Raises ProviderError if memory is short."""
         missing = [value for value in values if value.name not in self._placed]
         self._memory.require(sum(value.bytes for value in missing), "weights")
         makers: dict[bytes, ort.InferenceSession] = {}

@@ -1,8 +1,8 @@
-"""What decoding asks of a step's logits, worked out where they lie: a GPU sends a few numbers in place of a vocabulary.
+"""A summary of a step's logits, computed on the GPU, so that a few numbers are copied instead of a whole vocabulary.
 
-The vocabulary is cut into rows. Of each row come its two largest logits with their places, their shares of the row and
-the mean logit under those shares; the host puts rows together. That takes 6 kernels on WebGPU, and 3.5 kB for 49152
-tokens.
+The vocabulary is cut into rows. For each row the graph computes its two largest logits with their places, their softmax
+shares within the row, and the mean logit under the row's softmax. The host combines the rows. On WebGPU this takes 6
+kernels; 49152 tokens become 3.5 kB.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from onnx import TensorProto, helper
 from sol_rt.engine.distribution import Distribution, SoftmaxSums
 
 PARTS, PLACES = "logit_parts", "logit_places"
-"""Outputs that `append` gives a graph."""
+"""Names of the outputs that `append` adds to a graph."""
 _NARROWEST, _WIDTH, _WIDEST = 64, 512, 2048
-"""Of a row: WebGPU's TopK takes up to 2048 numbers in one go, and the fewer the faster."""
+"""Widths of a row. WebGPU's TopK takes up to 2048 numbers at once, and is faster with fewer."""
 _COLUMNS = 5
 
 
 def cut(vocab_size: int) -> tuple[int, int] | None:
-    """Rows and their width, for a vocabulary of so many tokens; None where it cannot be cut into such rows."""
+    """Number and width of the rows for a vocabulary of so many tokens; None if it cannot be cut into such rows."""
     widths = [width for width in range(_NARROWEST, _WIDEST + 1) if vocab_size % width == 0]
     if not widths:
         return None
@@ -33,8 +33,9 @@ def cut(vocab_size: int) -> tuple[int, int] | None:
 
 
 def append(graph: onnx.GraphProto, rows: int, width: int) -> None:
-    """Gives a graph with the output `logits`, float [1, rows * width], the outputs PARTS float [rows, 5] and PLACES
-    int64 [rows, 2].
+    """Adds the outputs PARTS, float [rows, 5], and PLACES, int64 [rows, 2], to a graph.
+
+    The graph has the output `logits`, float [1, rows * width].
     """
     numbers = {"summary.shape": [rows, width], "summary.two": [2], "summary.axis": [1]}
     graph.initializer.extend(

@@ -92,7 +92,7 @@ def _chart(report: SizeReport) -> str:
         parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 22}" text-anchor="middle">{tick:.3g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">achieved cost of a step, dense = 1</text>')
-    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 6}">loss over dense, nats a token</text>')
+    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 6}">loss over dense, nats per token</text>')
     for result in report.static:
         if left <= result.achieved.value <= right and result.added.value <= top:
             at = f'cx="{x(result.achieved.value):.1f}" cy="{y(result.added.value):.1f}"'

@@ -73,7 +73,7 @@ def _chart(points: Sequence[FrontierPoint], context: int) -> str:
         parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{tick:.3g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">time of a step, dense = 1</text>')
-    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 4}">loss over dense, nats a token</text>')
+    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 4}">loss over dense, nats per token</text>')
     hull = lower_hull((point.cost, point.loss) for point in kept)
     line = " ".join(f"{x(cost):.1f},{y(loss):.1f}" for cost, loss in hull)
     parts.append(f'<polyline class="got" points="{line}"/>')

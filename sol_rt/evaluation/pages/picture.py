@@ -34,7 +34,7 @@ def write_picture(evaluation: Evaluation, path: Path) -> None:
         chart.scatter([_cost(each) for each in shown], losses, color="grey", s=16, label="single actions")
         chart.set_yscale("log")
         chart.set_xlabel("achieved cost of a step, dense = 1")
-        chart.set_ylabel("loss over dense, nats a token")
+        chart.set_ylabel("loss over dense, nats per token")
         chart.grid(alpha=0.3)
         chart.legend(fontsize=8)
     try:
