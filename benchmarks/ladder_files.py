@@ -98,7 +98,7 @@ class Rounding:
         """Reads its name. Raises UsageError."""
         match = re.fullmatch(r"RTN(\d)(?:-H(\d))?", name)
         if not match or not all(2 <= int(bits) <= 8 for bits in match.groups() if bits):
-            raise UsageError(f"got {name!r}, expected RTN and a width of 2 to 8, as RTN4, or RTN4-H8 for the head at 8")
+            raise UsageError(f"got {name!r}, expected RTN and 2 to 8 bits, as RTN4, or RTN4-H8 for the head at 8")
         return cls(int(match[1]), int(match[2] or match[1]))
 
 

@@ -218,7 +218,7 @@ def test_counts_out_of_range_give_nan(case: Any, name: str, count: int) -> None:
 
 
 def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole model through the engine, every width, with and without pruning and selection of tokens."""
+    """A whole model through the engine, all bits, with and without pruning and selection of tokens."""
     bundle = Bundle.open(
         RandomDecoder.write(describe("llama"), tmp_path).write_bundle(
             tmp_path, [(1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4), (0.5, 8)]
@@ -280,7 +280,7 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
         assert_same_choices({key: got[key] for key in unpruned}, {key: expected[key] for key in unpruned})
     assert engine.capacity > 64
     assert engine._graphs is not None
-    assert len(engine._graphs._opened) == 4  # steps and batches of two widths
+    assert len(engine._graphs._opened) == 4  # steps and batches of two precisions
     assert list(engine.loaded) == list(bundle.config.variants)
     output = engine.forward([5], bundle.config.dense)
     assert output.host_logits is None
