@@ -223,7 +223,7 @@ def test_counts_out_of_range_give_nan(case: Any, name: str, count: int) -> None:
 
 
 def test_greedy_tokens_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole model through the engine, every width, with and without pruning and selection of tokens."""
+    """A whole model through the engine, all bits, with and without pruning and selection of tokens."""
     bundle = Bundle.open(
         RandomDecoder.write(describe("llama"), tmp_path).write_bundle(
             tmp_path, [(1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4), (0.5, 8)]

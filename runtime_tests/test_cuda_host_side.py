@@ -120,7 +120,7 @@ def test_every_variant_is_captured_and_a_step_is_one_graph(
     assert found["native"]
     assert found["loaded"] == [f"s{share}-q{bits}" for share in ("050", "100") for bits in (4, 6, 8)]
     assert found["captured"] == {f"model.q{bits}.onnx": True for bits in (8, 6, 4)}
-    assert found["captures"] == 2 * 2 * 3  # of each width, compared and then for good, again after the cache has grown
+    assert found["captures"] == 2 * 2 * 3  # of each graph, compared and then for good, again after the cache has grown
     assert found["captured kernels"] >= 11 * 2 * found["captures"]  # at least 11 of each of two layers
     assert len(found["costs"]) == 2 * 12
     step = {"copies to it": 1, "graphs": 1, "copies back": 1, "copies there": 0, "kernels": 0}

@@ -102,7 +102,7 @@ def test_what_is_written_is_not_loaded_as_read_only(program: Path, name: str, or
 
 
 def test_the_kernels_have_none(tmp_path: Path) -> None:
-    """Steps, batches and a prompt, of every width, dense and sparse; many blocks whose last one adds up.
+    """Steps, batches and a prompt, of all bits, dense and sparse; many blocks whose last one adds up.
 
     All tests of the emulation look for races where SOL_RT_EMULATION_RACES is set, which takes some 20 minutes.
     """

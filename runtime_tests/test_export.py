@@ -481,8 +481,8 @@ def test_policies_are_bound_to_the_bundle(folder: Path, tmp_path: Path) -> None:
 
 
 def reported(**divergences: tuple[float, ...]) -> parity.Parity:
-    """A report by width, from wide to narrow."""
-    rows = [parity.ParityRow(f"s100-{width}", 0.1, values, 1.0) for width, values in divergences.items()]
+    """A report by bits, from many to few."""
+    rows = [parity.ParityRow(f"s100-{tag}", 0.1, values, 1.0) for tag, values in divergences.items()]
     return parity.Parity(len(rows[0].divergences), tuple(rows))
 
 

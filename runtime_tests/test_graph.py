@@ -99,7 +99,7 @@ def test_weights_are_references_into_the_blob(
         assert tuple(tensor.dims) == entry.shape
     names = {tensor.name for tensor in graph.initializer}
     read = {name for name in decoder.tensors if not name.startswith("embed.")}
-    # a variant reads the planes of its width, and a row of the embedding at the widest
+    # a variant reads the planes of its bits, and a row of the embedding at the widest
     four, six = r"0\.(o|up)|1\.(qkv|down)", r"0\.down|1\.o"
     mixed = rf"^layers\.({four})\.plane[12]$|^layers\.({six})\.plane2$|^head\.plane2$"
     skipped = {4: r"\.plane[12]$", MIXED: mixed, 6: r"\.plane2$", 8: "^$"}[bits]
