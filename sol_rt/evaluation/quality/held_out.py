@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sol_rt.bundle.actions import Action
@@ -21,14 +21,13 @@ from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScor
 from sol_rt.evaluation.quality.state import State
 from sol_rt.evaluation.quality.windows import Window, spread_windows
 from sol_rt.generate.model import SolModel
+from sol_rt.store.progress import Progress
 
 BUDGETED = ("uniform", "random", "entropy", "sol")
 """Schedules that take a budget."""
 SCHEDULES = ("dense", "static", *BUDGETED)
 BUDGETS = (0.4, 0.5, 0.6, 0.7)
 SIZES = (512, 2048, 4096, 8000)
-
-Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,10 +20,9 @@ from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
+from sol_rt.store.progress import Progress
 
 BUDGETS = (0.4, 0.6)
-
-Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
