@@ -50,6 +50,20 @@ def test_round_trip_is_exact(bundle: Path, raw: dict[str, Any]) -> None:
     assert config.policy is not None
 
 
+def test_losses_by_context_round_trip(raw: dict[str, Any]) -> None:
+    raw["actions"][0]["losses"] = {"4096": 0.5, "512": -0.25}
+    config = parse_config(raw, Path("x"))
+    assert config.actions[0].losses == {512: -0.25, 4096: 0.5}
+    assert config.to_json_dict() == raw
+
+
+@pytest.mark.parametrize("losses", [{"0": 1.0}, {"512": None}, {"many": 1.0}, {"512": 1e9}, [1.0]])
+def test_wrong_losses_by_context_are_refused(raw: dict[str, Any], losses: object) -> None:
+    raw["actions"][0]["losses"] = losses
+    with pytest.raises(BundleError, match=r"actions\[0\]\.losses"):
+        parse_config(raw, Path("x"))
+
+
 def test_the_documented_example_is_read() -> None:
     text = re.search(r"```jsonc\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     assert text is not None

@@ -6,8 +6,8 @@ docs/bundle.md section 4 specifies the format. config_reader.py reads and checks
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sol_rt.bundle.actions import Action
@@ -122,10 +122,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class ActionEntry:
-    """An action of the bundle, and its measured loss over dense in nats; None if it was not measured."""
+    """An action of the bundle, and what it loses over dense.
+
+    Attributes:
+        action: the action.
+        loss: added loss in nats per token at the longest context measured; None if the export measured none.
+        losses: added loss in nats per token by context in tokens; empty if the export measured none.
+    """
 
     action: Action
     loss: float | None
+    losses: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,7 @@ class SolConfig:
             "kv": kv,
             "dense": self.dense.tag,
             "variants": variants,
-            "actions": [{"tag": entry.action.tag, "loss": entry.loss} for entry in self.actions],
+            "actions": [_written_action(entry) for entry in self.actions],
             "policy": policy,
             "weights": {"file": self.weights_file, "tensors": tensors},
             "files": {name: asdict(entry) for name, entry in self.files.items()},
@@ -207,6 +214,11 @@ class SolConfig:
 def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
     """Bytes of a contiguous tensor. Types of less than a byte are packed, and the last byte is padded."""
     return (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
+
+
+def _written_action(entry: ActionEntry) -> dict[str, Any]:
+    losses = {str(context): loss for context, loss in entry.losses.items()}
+    return {"tag": entry.action.tag, "loss": entry.loss, **({"losses": losses} if losses else {})}
 
 
 def _written(variant: Variant) -> dict[str, Any]:

@@ -350,9 +350,20 @@ def _read_actions(top: _Table, variants: Mapping[str, Variant]) -> tuple[ActionE
         if any(entry.action == action for entry in entries):
             raise table.fail("tag", f"{action.tag} for the second time", "each action once")
         loss = table.typed("loss", _is_loss, "a finite number of nats, or null")
+        losses = _read_losses(table.table("losses")) if "losses" in table.raw else {}
         table.done()
-        entries.append(ActionEntry(action, None if loss is None else float(loss)))
+        entries.append(ActionEntry(action, None if loss is None else float(loss), losses))
     return tuple(entries)
+
+
+def _read_losses(table: _Table) -> dict[int, float]:
+    losses = {}
+    for name in table.raw:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", name):
+            raise table.fail(_short(name), "this key", "a context in tokens, such as 512")
+        loss = table.typed(name, lambda v: v is not None and _is_loss(v), "a finite number of nats")
+        losses[int(name)] = float(loss)
+    return dict(sorted(losses.items()))
 
 
 def _is_loss(value: object) -> bool:
