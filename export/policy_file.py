@@ -37,6 +37,7 @@ class TrainedPolicy:
         description: one line on how it was trained.
         parameters: float32 arrays by the names of `PolicyShape.parameters`.
         model: name of the model that it was trained on; empty if unknown.
+        gain_over_hull: as in `PolicySpec`.
     """
 
     shape: PolicyShape
@@ -45,6 +46,7 @@ class TrainedPolicy:
     description: str
     parameters: Mapping[str, npt.NDArray[np.float32]]
     model: str = ""
+    gain_over_hull: float = 0.0
 
 
 def write_policy(path: Path, policy: TrainedPolicy) -> None:
@@ -57,6 +59,7 @@ def write_policy(path: Path, policy: TrainedPolicy) -> None:
         "actions": json.dumps([action.tag for action in policy.actions]),
         "description": policy.description,
         "model": policy.model,
+        "gain_over_hull": repr(policy.gain_over_hull),
     }
     save_file({name: np.ascontiguousarray(value) for name, value in policy.parameters.items()}, str(path), metadata)
 
@@ -72,11 +75,12 @@ def read_policy(path: Path) -> TrainedPolicy:
         scalars = tuple(str(name) for name in json.loads(metadata["scalars"]))
         actions = tuple(Action.parse(tag) for tag in json.loads(metadata["actions"]))
         sizes = {name: int(json.loads(metadata["sizes"])[name]) for name in _SIZES}
+        gain = float(metadata.get("gain_over_hull", 0.0))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise CheckpointError(f"{path}: got no policy ({error}), expected a file that sol-rt train wrote") from error
     shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes)
     told = metadata.get("description", ""), metadata.get("model", "")
-    return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1])
+    return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1], gain)
 
 
 def check_fits(
@@ -126,7 +130,15 @@ def write_policy_graph(folder: Path, source: Path, config: SolConfig, name: str)
     graph = build_policy(policy.shape, policy.parameters, config.tensors, config.weights_file)
     (folder / name).write_bytes(graph.SerializeToString())
     shape = policy.shape
-    return PolicySpec(name, shape.horizon, policy.scalars, policy.actions, shape.state_shape, policy.description)
+    return PolicySpec(
+        name,
+        shape.horizon,
+        policy.scalars,
+        policy.actions,
+        shape.state_shape,
+        policy.description,
+        policy.gain_over_hull,
+    )
 
 
 def give_policy(path: Path, source: Path) -> Bundle:

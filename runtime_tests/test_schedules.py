@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 
@@ -32,6 +33,7 @@ from sol_rt.errors import UsageError
 LOGITS = np.linspace(-3, 3, 50, dtype=np.float32)
 DISTRIBUTION = Distribution(LOGITS)
 HIDDEN = np.zeros((1, 8), np.float32)
+AXES = ("kv_density", "channel_density", "bits")
 
 
 class ScriptedPolicy:
@@ -116,8 +118,18 @@ def test_unknown_schedule_and_missing_policy() -> None:
         make_schedule("best", made("random"))
     with pytest.raises(UsageError, match="no policy"):
         make_schedule("sol", made("random"))
+    with pytest.raises(UsageError, match="no losses"):
+        make_schedule("hull", made("random"))
+
+
+def test_default_schedule() -> None:
     assert default_schedule(made_config()) == "uniform"
     assert default_schedule(made_config(policy_bytes=1)) == "sol"
+    losses = {"k100-s100-q4": {512: 0.01}}
+    assert default_schedule(made_config(losses=losses)) == "hull"
+    assert default_schedule(made_config(losses=losses), AxisTargets(bits=5)) == "uniform"
+    assert default_schedule(made_config(policy_bytes=1, losses=losses)) == "hull"
+    assert default_schedule(made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01)) == "sol"
 
 
 @pytest.mark.parametrize("budget", [0.45, 0.7])
@@ -151,34 +163,28 @@ def test_uniform_stays_on_neighbouring_settings() -> None:
     assert controller.achieved == pytest.approx(0.8, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("context", "budget", "turned_down"), [(100, 0.5, "channel_density"), (7000, 0.65, "kv_density")]
-)
-def test_uniform_turns_down_bits_then_what_saves_most(context: int, budget: float, turned_down: str) -> None:
-    """At short contexts channels are worth more than pages, at long ones pages are; the other axis stays full."""
+@pytest.mark.parametrize("context", [100, 2000, 7000])
+def test_uniform_turns_down_bits_then_kv_density_then_channel_density(context: int) -> None:
+    """No axis goes down before the one ahead of it is at its lowest setting, whatever saves most at the context."""
     config = made_config(
         kv_densities=(1.0, 0.5, 0.1), channel_densities=(1.0, 0.75, 0.5), bits=(8, 6, 4), weight_bytes=70e6
     )
-    controller = made("uniform", budget, config)
-    actions = follow(make_schedule("uniform", controller), controller, 200, context)
-    means = {
-        axis: np.mean([getattr(action, axis) for action in actions])
-        for axis in ("kv_density", "channel_density", "bits")
-    }
-    assert means.pop("bits") < 4.2
-    assert means.pop(turned_down) < 0.95
-    assert min(means.values()) > 0.98
-
-
-def test_uniform_takes_the_lowest_levels_last() -> None:
-    """A little more than bits and the second lowest channels can save: pages go down before the lowest channels do."""
-    config = made_config(
-        kv_densities=(1.0, 0.5, 0.1), channel_densities=(1.0, 0.5, 0.25), bits=(8, 4), weight_bytes=70e6
-    )
-    controller = made("uniform", 0.42, config)
-    actions = follow(make_schedule("uniform", controller), controller, 200, 600)
-    assert {action.channel_density for action in actions} == {0.5}
-    assert np.mean([action.kv_density for action in actions]) < 0.95
+    actions, cost = schedule_actions(config, "uniform"), BytesCost(config)
+    ends = [Action(1.0, 1.0, 4), Action(0.1, 1.0, 4), Action(0.1, 0.5, 4)]
+    corners = [cost.step(action, context) / cost.dense(context) for action in (config.dense, *ends)]
+    means = []
+    for high, low in itertools.pairwise(corners):
+        controller = Controller(actions, cost, (high + low) / 2)
+        taken = follow(make_schedule("uniform", controller), controller, 200, context)[20:]
+        means.append([float(np.mean([getattr(action, axis) for action in taken])) for axis in AXES])
+    in_bits, in_kv, in_channels = means
+    assert in_bits[0] == in_bits[1] == 1.0
+    assert 4.0 < in_bits[2] < 8.0
+    # the controller's limits cost a step in a hundred
+    assert in_kv[1:] == pytest.approx([1.0, 4.0], abs=0.1)
+    assert 0.1 < in_kv[0] < 1.0
+    assert (in_channels[0], in_channels[2]) == pytest.approx((0.1, 4.0), abs=0.1)
+    assert 0.5 < in_channels[1] < 1.0
 
 
 def test_uniform_leaves_pages_and_channels_alone_while_bits_suffice() -> None:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
     from sol_rt.engine.step import StepOutput
-    from sol_rt.errors import BundleError, ContextError, NumericError, ProviderError, SolError, UsageError
+    from sol_rt.errors import (
+        BundleError,
+        ContextError,
+        NumericError,
+        ProviderError,
+        QualityWarning,
+        SolError,
+        UsageError,
+    )
     from sol_rt.generate.generation_config import GenerationConfig
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import GeneratedToken, Generation, Scores
@@ -40,6 +48,7 @@ _HOMES = {
     "NumericError": "errors",
     "PolicyInput": "budget.schedules",
     "ProviderError": "errors",
+    "QualityWarning": "errors",
     "Schedule": "budget.schedules",
     "Scores": "generate.results",
     "SolError": "errors",
@@ -61,6 +70,7 @@ __all__ = [
     "NumericError",
     "PolicyInput",
     "ProviderError",
+    "QualityWarning",
     "Schedule",
     "Scores",
     "SolError",

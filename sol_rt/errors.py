@@ -65,6 +65,10 @@ class NumericError(SolError):
     """The model produced non-finite logits: weights are damaged or the arithmetic overflowed."""
 
 
+class QualityWarning(UserWarning):
+    """A request below which this bundle's text suffers visibly. It is served all the same."""
+
+
 _LONGEST = 200
 _CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
 """Words that start the cause in a provider's message. A C++ signature of more than a line stands before them."""

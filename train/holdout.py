@@ -2,7 +2,7 @@
 
     sol       the `sol` schedule with the network in training in the policy's place
     uniform   the `uniform` schedule
-    static    two actions of the hull in turn, whatever the text: `StaticMix`
+    static    the `hull` schedule: two actions in turn, whatever the text
 
 All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other,
 and choose among the policy's actions. `HeldOutComparison` scores them in two ways: `replay` takes losses from
@@ -22,7 +22,9 @@ from torch import Tensor
 
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.frontier import falling_hull
+from sol_rt.budget.hull import Hull
 from sol_rt.budget.schedules import PolicyInput, Schedule
+from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.budget.schedules.policy import SolSchedule
 from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
@@ -38,41 +40,6 @@ from sol_rt.train.run.distributed import Group
 from sol_rt.train.warm_start import costs_of
 
 SCHEDULES = ("sol", "uniform", "static")
-
-
-class StaticMix:
-    """A schedule that does not look at the text: two actions in turn, dealt out by error diffusion.
-
-    The two are the neighbours of the target on the lower hull of the actions' cost and mean loss.
-
-    Args:
-        controller: gives costs, limits and target.
-        losses: float64 [A], mean added loss of each action, nats per step.
-    """
-
-    name = "static"
-
-    def __init__(self, controller: Controller, losses: np.ndarray) -> None:
-        self._controller, self._losses = controller, losses
-        self._carry = 0.5
-
-    def choose(self, step: PolicyInput) -> Action:
-        controller = self._controller
-        costs = controller.relative_costs(step.context)
-        points = list(zip(costs.tolist(), self._losses.tolist(), strict=True))
-        corners = falling_hull(points)
-        target = controller.target(step.context)
-        above = next((index for index, (cost, _) in enumerate(corners) if cost >= target), len(corners) - 1)
-        low, high = corners[max(above - 1, 0)], corners[above]
-        share = 1.0 if high == low else min(max((target - low[0]) / (high[0] - low[0]), 0.0), 1.0)
-        self._carry += share
-        chosen = high if self._carry >= 1.0 - 1e-9 else low
-        self._carry -= float(self._carry >= 1.0 - 1e-9)
-        index = points.index(chosen)
-        if not controller.allows(index, step.context):
-            allowed = controller.allowed(step.context)
-            index = int(np.argmin(np.where(allowed, np.abs(costs - costs[index]), np.inf)))
-        return controller.actions[index]
 
 
 class ScalarDistribution:
@@ -246,7 +213,10 @@ def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequen
 def all_steps(
     network: PolicyNetwork, embed: Embed, spec: RolloutSpec, columns: Sequence[str], budget: float, losses: np.ndarray
 ) -> Iterator[tuple[str, Steps]]:
-    """Each schedule of SCHEDULES, by name, with a controller of its own; `losses` as in StaticMix."""
+    """Each schedule of SCHEDULES, by name, with a controller of its own.
+
+    `losses`, float64 [A], is the mean added loss of each action in nats per step, by which `static` mixes.
+    """
     for name in SCHEDULES:
         controller = Controller(spec.actions, spec.cost, budget)
         schedule: Schedule
@@ -255,7 +225,7 @@ def all_steps(
         elif name == "uniform":
             schedule = UniformSchedule(controller)
         else:
-            schedule = StaticMix(controller, losses)
+            schedule = HullSchedule(controller, Hull(spec.actions, spec.cost, lambda actions, context: losses))
         yield name, Steps(schedule, controller, columns)
 
 

@@ -120,6 +120,7 @@ class Trainer:
             f"warm start on {self.state.measured} windows, {done}, seed {self.config.seed}",
             self.network.exported(),
             self.setup.model,
+            max(self.state.best.over_hull, 0.0),
         )
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         write_policy(aside, policy)
@@ -237,7 +238,9 @@ class Trainer:
         found = comparison.run(self.setup.rollouts, self.windows, self.group, report)
         self._log_comparisons(f"{GRPO} {when}", found)
         gains = [gain for each in found for gain in each.gain.values()]
-        self.state.best.measured(self.network, sum(gains) / len(gains), self.state.update)
+        # the least of the budgets decides: the policy is to be the default only where it wins at all of them
+        over_hull = min((each.gain["static"] - 2 * each.stderr["static"] for each in found), default=0.0)
+        self.state.best.measured(self.network, sum(gains) / len(gains), self.state.update, over_hull)
 
     # Log, time and checkpoints
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
@@ -26,8 +26,13 @@ def made_config(
     policy_bytes: int | None = None,
     actions: Sequence[str] | None = None,
     policy_actions: Sequence[str] | None = None,
+    losses: Mapping[str, Mapping[int, float]] | None = None,
+    gain_over_hull: float = 0.0,
 ) -> SolConfig:
-    """The dims of a 135M model; weight bytes fall with bits and, for the MLP's part, with the channels kept."""
+    """The dims of a 135M model; weight bytes fall with bits and, for the MLP's part, with the channels kept.
+
+    `losses` has nats over dense by tag and context.
+    """
     variants = {}
     for channel_density in channel_densities:
         for level in bits:
@@ -49,9 +54,14 @@ def made_config(
     files = {"weights.bin": FileEntry(1, "0" * 64)}
     if policy_bytes is not None:
         known = chosen if policy_actions is None else [Action.parse(tag) for tag in policy_actions]
-        policy = PolicySpec("policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), "made up")
+        policy = PolicySpec(
+            "policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), "made up", gain_over_hull
+        )
         files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense = Action(1.0, 1.0, bits[0])
-    entries = tuple(ActionEntry(action, None) for action in chosen)
+    found = losses or {}
+    entries = tuple(
+        ActionEntry(action, at[max(at)] if (at := dict(found.get(action.tag, {}))) else None, at) for action in chosen
+    )
     return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", {}, files)

@@ -9,8 +9,16 @@ from sol_rt.budget.controller.axes import AxisController
 from sol_rt.budget.controller.base import AxisTargets, BaseController, check_request
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import nats_of_share
 from sol_rt.budget.schedules import Schedule
 from sol_rt.bundle.actions import Action
+from sol_rt.errors import UsageError
+
+DEFAULT_MAX_LOSS = 0.005
+"""The `Dial.max_loss` that applies if nothing is asked for."""
+SENSIBLE_LOSS = 0.1
+"""Share by which perplexity may rise before text suffers visibly: the lower end of a bundle's sensible budgets."""
 
 MakeSchedule = Callable[[BaseController], Schedule]
 """Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
@@ -18,25 +26,28 @@ MakeSchedule = Callable[[BaseController], Schedule]
 
 @dataclass(frozen=True)
 class Dial:
-    """How decode steps are to be run: at most one of a budget below 1, axis targets, and a rate.
+    """How decode steps are to be run: at most one of a budget, axis targets, a rate, and a loss.
 
     Attributes:
-        budget: share of the dense cost, 0 to 1.
-        schedule: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default. Or a
-            function that takes the run's controller and returns a schedule of your own.
+        budget: share of the dense cost, 0 to 1; 1 is exactly dense. None if something else is asked for, or nothing:
+            then DEFAULT_MAX_LOSS applies if the bundle's losses were measured, else the steps are dense.
+        schedule: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
+            Or a function that takes the run's controller and returns a schedule of your own.
         kv_density, channel_density: mean share of old cached tokens, of base-plane weights.
         bits: mean weight bits.
         tokens_per_second: decode rate to hold.
+        max_loss: share by which perplexity may rise, for example 0.01; the cheapest mix of actions within it runs.
         seed: seed of the schedule `random`; None draws a fresh one.
     """
 
-    budget: float = 1.0
+    budget: float | None = None
     schedule: str | MakeSchedule | None = None
     kv_density: float | None = None
     channel_density: float | None = None
     bits: float | None = None
     tokens_per_second: float | None = None
     seed: int | None = None
+    max_loss: float | None = None
 
     @property
     def axis_targets(self) -> AxisTargets:
@@ -45,8 +56,18 @@ class Dial:
 
     @property
     def is_set(self) -> bool:
-        """Whether the dial asks for anything but a schedule."""
-        return self.budget != 1.0 or self.axis_targets.any() or self.tokens_per_second is not None
+        """Whether the dial asks for anything but a schedule and dense steps."""
+        return self.budget not in (None, 1.0) or self.asks_for_no_budget
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the dial asks for nothing but a schedule."""
+        return self.budget is None and not self.asks_for_no_budget
+
+    @property
+    def asks_for_no_budget(self) -> bool:
+        """Whether the dial asks for something in place of a budget."""
+        return self.axis_targets.any() or self.tokens_per_second is not None or self.max_loss is not None
 
 
 def make_controller(
@@ -56,14 +77,36 @@ def make_controller(
     *,
     axis_targets: AxisTargets | None = None,
     tokens_per_second: float | None = None,
+    max_loss: float | None = None,
+    hull: Hull | None = None,
     policy_cost: bool = False,
 ) -> BaseController:
-    """The controller of axis targets where there are any, else that of the budget or the rate.
+    """The controller of axis targets if there are any, else that of the budget, the rate or the loss.
 
-    Arguments as in `Controller` and `AxisController`. Raises UsageError for values out of range, for contradictory or
-    unreachable requests, and for a rate without measured costs.
+    `max_loss` is as in `Dial`, and `hull` gives the budget that it takes at each context. Other arguments are those of
+    `Controller` and `AxisController`. Raises UsageError for values out of range, for contradictory or unreachable
+    requests, for a rate without measured costs, and for a loss without a hull.
     """
-    check_request(budget, axis_targets, tokens_per_second)
+    check_request(budget, axis_targets, tokens_per_second, max_loss)
     if axis_targets is not None and axis_targets.any():
         return AxisController(actions, cost, axis_targets, policy_cost=policy_cost)
-    return Controller(actions, cost, budget, tokens_per_second=tokens_per_second, policy_cost=policy_cost)
+    budget_at = None
+    if max_loss is not None:
+        if hull is None:
+            raise UsageError(
+                "--max-loss: no losses of this bundle's actions were measured; give --budget, or export the model with "
+                "calibration"
+            )
+        nats, known = nats_of_share(max_loss), hull
+
+        def budget_at(context: int) -> float:
+            return known.cost_at(nats, context)
+
+    return Controller(
+        actions, cost, budget, tokens_per_second=tokens_per_second, budget_at=budget_at, policy_cost=policy_cost
+    )
+
+
+def sensible_budget(hull: Hull, context: int) -> float:
+    """The least budget at which perplexity is at most SENSIBLE_LOSS over dense, as measured."""
+    return hull.cost_at(nats_of_share(SENSIBLE_LOSS), context)

@@ -388,7 +388,10 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
     state_shape = table.integers("state_shape", 1, 1 << 16)
     if len(state_shape) != 5 or state_shape[1] != 2 or state_shape[3] != horizon or math.prod(state_shape) > 1 << 28:
         raise table.fail("state_shape", list(state_shape), f"[layers, 2, heads, {horizon}, size]")
-    spec = PolicySpec(table.file_name("file"), horizon, scalars, actions, state_shape, table.text("description"))
+    gain = 0.0
+    if "gain_over_hull" in table.raw:
+        gain = float(table.typed("gain_over_hull", lambda v: v is not None and _is_loss(v), "a finite number of nats"))
+    spec = PolicySpec(table.file_name("file"), horizon, scalars, actions, state_shape, table.text("description"), gain)
     table.done()
     return spec
 

@@ -35,8 +35,14 @@ def load(
     native_ops: bool = True,
     device: int = 0,
     ctx_size: int | None = None,
+    measure_costs: bool = True,
 ) -> SolModel:
-    """Opens the bundle that `-m` names. The other arguments are those of `SolModel.from_pretrained`."""
+    """Opens the bundle that `-m` names. The other arguments are those of `SolModel.from_pretrained`.
+
+    Warnings of the model are printed on stderr as one line from here on.
+    """
+    import warnings
+
     from sol_rt.budget.dominated import describe
     from sol_rt.generate.model import SolModel
 
@@ -47,7 +53,9 @@ def load(
         native_ops=native_ops,
         device=device,
         max_context=ctx_size,
+        measure_costs=measure_costs,
     )
+    warnings.showwarning = lambda message, *where: note(f"warning: {message}")
     name_device(loaded.engine.provider)
     if loaded.cost.note:
         note(loaded.cost.note)
@@ -75,23 +83,20 @@ def dial(
     kv_density: float | None,
     channel_density: float | None,
     bits: float | None,
+    max_loss: float | None = None,
 ) -> dict[str, Any]:
     """Turns the options of the dial into arguments of `SolModel`. Raises UsageError for options that contradict."""
     from sol_rt.budget.schedules import is_constant
 
-    if budget is not None and tokens_per_second is not None:
-        raise UsageError("--budget and --tokens-per-second set the same dial; give one")
+    dials = {"budget": budget, "tokens_per_second": tokens_per_second, "max_loss": max_loss}
+    if len(names := [name.replace("_", "-") for name, value in dials.items() if value is not None]) > 1:
+        raise UsageError(f"--{' and --'.join(names)} set the same dial; give one")
     targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
     if schedule is not None and is_constant(schedule):
-        given = {"budget": budget, "tokens_per_second": tokens_per_second, **targets}
+        given = {**dials, **targets}
         if names := [name.replace("_", "-") for name, value in given.items() if value is not None]:
             raise UsageError(f"--schedule {schedule} fixes the action; leave out --{' --'.join(names)}")
-    return {
-        "schedule": schedule,
-        "budget": 1.0 if budget is None else budget,
-        "tokens_per_second": tokens_per_second,
-        **targets,
-    }
+    return {"schedule": schedule, **dials, **targets}
 
 
 def check_schedule(name: str, config: SolConfig) -> None:
@@ -108,7 +113,11 @@ def check_schedule(name: str, config: SolConfig) -> None:
     elif name not in NAMES:
         raise UsageError(f"schedule {name!r}: expected one of {', '.join(NAMES)}")
     elif name == "sol" and config.policy is None:
-        raise UsageError("schedule sol: the bundle has no policy; use uniform, or train a policy")
+        raise UsageError("schedule sol: the bundle has no policy; use hull, or train a policy")
+    elif name == "hull" and all(entry.loss is None for entry in config.actions):
+        raise UsageError(
+            "schedule hull: no losses of the bundle were measured; use uniform, or export with calibration"
+        )
 
 
 def read_text(path: Path) -> str:

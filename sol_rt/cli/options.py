@@ -98,7 +98,7 @@ Budget = Annotated[
         "--budget",
         min=0.0,
         max=1.0,
-        help="Mean cost of a decode step, as a share (0 to 1) of the dense step's; default: 1.",
+        help="Mean cost of a decode step, as a share (0 to 1) of the dense step's; 1 is exactly dense.",
         panel=BUDGET,
     ),
 ]
@@ -111,12 +111,23 @@ TokensPerSecond = Annotated[
         panel=BUDGET,
     ),
 ]
+MaxLoss = Annotated[
+    float | None,
+    option(
+        "--max-loss",
+        help="Instead of --budget: run the fastest mix of actions that raises perplexity by at most this share, as 1% "
+        "or 0.01. Default, if none of these is given: 0.5%.",
+        panel=BUDGET,
+        metavar="SHARE",
+        parser=lambda value: _share("--max-loss", value),
+    ),
+]
 Schedule = Annotated[
     str | None,
     option(
         "--schedule",
-        help="Schedule: sol, uniform, entropy, random, fixed:TAG or dense; default: sol if the bundle has a policy, "
-        "else uniform.",
+        help="Schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense; default: sol if the bundle's policy "
+        "was measured to beat hull, else hull.",
         panel=BUDGET,
     ),
 ]
@@ -165,6 +176,15 @@ def _check_share(flag: str, value: float | None) -> float | None:
     if value is not None and not 0 <= value <= 1:
         raise UsageError(f"{flag} {value:g}: expected a share from 0 to 1, for example 0.3")
     return value
+
+
+def _share(flag: str, value: str | float) -> float:
+    """A share written as a number or in percent. Raises UsageError if `value` is neither."""
+    text = str(value).strip()
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{flag} {text}: expected a share such as 0.01 or 1%") from None
 
 
 def _remember_debug(value: bool) -> bool:

@@ -7,23 +7,34 @@ pool, too: `SessionOptions.use_per_session_threads = False`.
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.cost.bytes_model import CostModel
-from sol_rt.budget.cost.calibration_table import load_cost_model
-from sol_rt.budget.dial import Dial, MakeSchedule, make_controller
+from sol_rt.budget.cost.calibrate import measure_quickly, save
+from sol_rt.budget.cost.calibration_table import CalibratedCost, load_cost_model
+from sol_rt.budget.dial import (
+    DEFAULT_MAX_LOSS,
+    SENSIBLE_LOSS,
+    Dial,
+    MakeSchedule,
+    make_controller,
+    sensible_budget,
+)
 from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.policy import PolicySession
 from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.errors import UsageError
+from sol_rt.errors import QualityWarning, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
@@ -34,6 +45,23 @@ from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter
 from sol_rt.store.home import find_bundle
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
+
+
+def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
+    """Times the actions of the engine's bundle, and keeps the table for the next time if the home folder allows it.
+
+    Returns `otherwise` if the export measured no losses: what its budgets buy is then unknown in any unit.
+    """
+    bundle = engine.bundle
+    if not ActionLosses(bundle.config).measured:
+        return otherwise
+    table = measure_quickly(engine, bundle)
+    note = "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
+    try:
+        save(bundle, engine, table)
+    except OSError as error:
+        note = f"measured what each action costs here, but {error.filename} cannot be written ({error.strerror})"
+    return CalibratedCost(bundle.config, table, note)
 
 
 class SolModel:
@@ -49,6 +77,7 @@ class SolModel:
         self.bundle: Bundle = engine.bundle
         self.engine = engine
         self.cost = cost
+        self._warned = False
 
     @classmethod
     def from_pretrained(
@@ -61,6 +90,7 @@ class SolModel:
         device: int = 0,
         max_context: int | None = None,
         cost: CostModel | None = None,
+        measure_costs: bool = True,
     ) -> SolModel:
         """Opens a bundle.
 
@@ -71,7 +101,10 @@ class SolModel:
             native_ops: use the native operators where they are built.
             device: number of the GPU.
             max_context: a cap in tokens below the model's own.
-            cost: a cost model; by default the calibrated one if this device was calibrated, else the bytes model.
+            cost: a cost model; by default the calibrated one if this device was calibrated, else as `measure_costs`
+                says.
+            measure_costs: whether to time the actions, once for a bundle and device, if the device was not calibrated:
+                about two seconds. It needs the CPU and measured losses. If not, costs are bytes.
 
         Raises BundleError, ProviderError, UsageError.
         """
@@ -79,7 +112,10 @@ class SolModel:
         engine = Engine(
             bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
         )
-        return cls(engine, cost or load_cost_model(bundle, *engine.machine))
+        cost = cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
+        if measure_costs and cost.name == "bytes" and engine.provider.gpu is None:
+            cost = _measured_quickly(engine, cost)
+        return cls(engine, cost)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -93,6 +129,19 @@ class SolModel:
     @cached_property
     def _policy(self) -> PolicySession:
         return PolicySession(self.bundle, native_ops=self.engine.native_ops, weights=self.engine.weights)
+
+    @cached_property
+    def losses(self) -> ActionLosses:
+        """What each action is expected to lose, as the export measured it."""
+        return ActionLosses(self.bundle.config)
+
+    @cached_property
+    def hull(self) -> Hull | None:
+        """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
+        if not self.losses.measured:
+            return None
+        actions = without_dominated(schedule_actions(self.bundle.config, "hull"), self.dominated)
+        return Hull(tuple(dict.fromkeys(actions)), self.cost, self.losses.table)
 
     @cached_property
     def _gpu_cost(self) -> CostModel | None:
@@ -126,12 +175,13 @@ class SolModel:
         self,
         prompt: Prompt | None = None,
         *,
-        budget: float = 1.0,
+        budget: float | None = None,
         schedule: str | MakeSchedule | None = None,
         kv_density: float | None = None,
         channel_density: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
+        max_loss: float | None = None,
         trace: Path | str | None = None,
         replay: Trace | None = None,
         reuse_cache: bool | None = None,
@@ -141,7 +191,7 @@ class SolModel:
 
         Args:
             prompt: text, token ids, or chat messages; in a replay, the trace's own by default.
-            budget, schedule, kv_density, channel_density, bits, tokens_per_second: as in `Dial`.
+            budget, schedule, kv_density, channel_density, bits, tokens_per_second, max_loss: as in `Dial`.
             trace: file to write every step to.
             replay: a trace whose actions run again, with its settings of `generation` unless others are given.
                 `Generation.first_difference` then tells where the tokens differ.
@@ -150,6 +200,7 @@ class SolModel:
                 call.
             generation: settings of `GenerationConfig`, under Hugging Face's names.
 
+        Warns with QualityWarning, once for each model, of a budget below the sensible ones.
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
         if reuse_cache is None:
@@ -157,14 +208,26 @@ class SolModel:
         config = self._generation_config(generation, replay)
         tokens = self._tokens(prompt, replay)
         if replay is None:
-            dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, generation.get("seed"))
+            seed = generation.get("seed")
+            dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
             name, decoder = self.decoder(dial)
+            self._warn_below_sensible(dial, decoder.controller, len(tokens))
         else:
             name, decoder = replay.header.schedule, replay_decoder(self.engine, self.cost, replay)
         writer = None
         if trace is not None:
             writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder.controller, config))
-        return Stream(name, decoder, tokens, config, self.tokenizer, reuse=reuse_cache, trace=writer, replay=replay)
+        return Stream(
+            name,
+            decoder,
+            tokens,
+            config,
+            self.tokenizer,
+            losses=self.losses,
+            reuse=reuse_cache,
+            trace=writer,
+            replay=replay,
+        )
 
     def generate(self, prompt: Prompt | None = None, **arguments: Any) -> Generation:
         """Runs a generation to its end; arguments and errors as in `stream`."""
@@ -180,12 +243,13 @@ class SolModel:
         tokens: Sequence[int],
         *,
         context: int = 1,
-        budget: float = 1.0,
+        budget: float | None = None,
         schedule: str | MakeSchedule | None = None,
         kv_density: float | None = None,
         channel_density: float | None = None,
         bits: float | None = None,
         tokens_per_second: float | None = None,
+        max_loss: float | None = None,
         seed: int | None = None,
     ) -> Scores:
         """Log-probabilities of given tokens, computed by the same decode steps that generation takes.
@@ -194,7 +258,8 @@ class SolModel:
             tokens: token ids.
             context: number of tokens at the start that are prefilled dense and not scored. Each later token is
                 scored, then processed as one decode step; the last one is only scored.
-            budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed: as in `Dial`.
+            budget: as in `Dial`; 1 by default, unless something is asked for in its place.
+            schedule, kv_density, channel_density, bits, tokens_per_second, max_loss, seed: as in `Dial`.
 
         Raises UsageError if nothing is left to score, and what `stream` raises.
         """
@@ -202,7 +267,8 @@ class SolModel:
             raise UsageError(
                 f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
             )
-        _, decoder = self.decoder(Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed))
+        dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
+        _, decoder = self.decoder(replace(dial, budget=1.0) if dial.is_empty else dial)
         logprobs = score_steps(decoder, [int(token) for token in tokens], context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 
@@ -215,7 +281,7 @@ class SolModel:
             controller = self._controller("own", dial)
             schedule = dial.schedule(controller)
             return schedule.name, Decoder(self.engine, controller, schedule)
-        name = dial.schedule or default_schedule(self.bundle.config)
+        name = dial.schedule or default_schedule(self.bundle.config, dial.axis_targets)
         controller = self._controller(name, dial)
         return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 
@@ -223,8 +289,11 @@ class SolModel:
         axes = dial.axis_targets
         if is_constant(name) and dial.is_set:
             raise UsageError(
-                f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits and rate"
+                f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss"
             )
+        if dial.is_empty:
+            known = bool(self.losses.measured) and not is_constant(name)
+            dial = replace(dial, max_loss=DEFAULT_MAX_LOSS) if known else replace(dial, budget=1.0)
         actions = schedule_actions(self.bundle.config, name, axes)
         if not axes.any():  # a mean setting may need dominated actions, too
             actions = without_dominated(actions, self.dominated)
@@ -233,9 +302,11 @@ class SolModel:
         return make_controller(
             actions,
             self.cost,
-            dial.budget,
+            1.0 if dial.budget is None else dial.budget,
             axis_targets=axes,
             tokens_per_second=dial.tokens_per_second,
+            max_loss=dial.max_loss,
+            hull=self.hull if dial.max_loss is not None else None,
             policy_cost=name == "sol",
         )
 
@@ -243,7 +314,22 @@ class SolModel:
         if name == "sol" and controller.dense_only and self.bundle.config.policy is not None:
             name = "dense"  # the policy would never be asked
         policy = self._policy if name == "sol" else None
-        return make_schedule(name, controller, seed=seed, policy=policy, variants=tuple(self.bundle.config.variants))
+        variants = tuple(self.bundle.config.variants)
+        return make_schedule(name, controller, seed=seed, policy=policy, hull=self.hull, variants=variants)
+
+    def _warn_below_sensible(self, dial: Dial, controller: BaseController, context: int) -> None:
+        """Warns, once, if the budget is below the one at which text suffers visibly."""
+        if self._warned or self.hull is None or dial.budget is None:
+            return
+        least = sensible_budget(self.hull, context)
+        if dial.budget < least - 0.005:
+            self._warned = True
+            warnings.warn(
+                f"budget {dial.budget:g} is below {least:.2f}, where this bundle's perplexity is {SENSIBLE_LOSS:.0%} "
+                "over dense; expect broken text (sol-rt inspect lists the sensible budgets)",
+                QualityWarning,
+                stacklevel=3,
+            )
 
     def _tokens(self, prompt: Prompt | None, replay: Trace | None) -> list[int]:
         """Tokens of the prompt; in a replay the trace's, with which a given prompt has to agree."""

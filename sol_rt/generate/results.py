@@ -48,8 +48,8 @@ class Generation:
         text: the generated text, without end token and stop string.
         tokens: generated tokens, the end token included.
         schedule: name of the schedule.
-        requested_budget: the budget asked for. Where an action, axis targets or a rate was asked for, the budget that
-            this came to.
+        requested_budget: the budget asked for. If an action, axis targets, a rate or a loss was asked for, or nothing,
+            the budget that this came to.
         achieved_budget: cost of all decode steps / their dense cost; 1.0 where there was none.
         cost_model: `calibrated` (milliseconds) or `bytes`.
         prompt_tokens_per_second: tokens that were prefilled / the seconds that took; 0 where all were cached.
@@ -59,6 +59,11 @@ class Generation:
         peak_rss_mb: largest resident size of the process so far, 10^6 bytes.
         finish_reason: `stop`, `length`, or `closed` where the caller ended it.
         floored: whether the budget lay below the cost of the cheapest action, which then served it.
+        fastest_tokens_per_second: the rate of the cheapest action at the last context by the cost model, in
+            milliseconds; None if costs are bytes.
+        dense_tokens_per_second: the rate that dense steps would have had: `tokens_per_second * achieved_budget`.
+        expected_loss: mean added loss of the actions taken in nats per token, as the export measured it; None if it
+            measured none, or one of the actions was not measured.
         prompt_tokens: tokens of the prompt.
         cached_tokens: tokens of the prompt that were still in the cache from the generation before.
         first_difference: in a replay, index of the first token that differs from the trace's; None where all agree.
@@ -77,6 +82,9 @@ class Generation:
     peak_rss_mb: float
     finish_reason: str
     floored: bool
+    fastest_tokens_per_second: float | None
+    dense_tokens_per_second: float
+    expected_loss: float | None
     prompt_tokens: int
     cached_tokens: int
     first_difference: int | None = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
+from sol_rt.budget.losses import ActionLosses
+from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, StepRecord, generate_steps
@@ -21,6 +24,7 @@ class Stream(Iterator[GeneratedToken]):
         prompt: tokens of the prompt.
         config: how to sample and when to end.
         tokenizer: the bundle's tokenizer.
+        losses: what each action is expected to lose.
         reuse: whether to keep the tokens of the prompt that the cache begins with.
         trace: where to write every step; the stream closes it.
         replay: the trace whose actions run again, or None.
@@ -34,12 +38,13 @@ class Stream(Iterator[GeneratedToken]):
         config: GenerationConfig,
         tokenizer: Tokenizer,
         *,
+        losses: ActionLosses,
         reuse: bool = False,
         trace: TraceWriter | None = None,
         replay: Trace | None = None,
     ) -> None:
         self._schedule, self._decoder, self._prompt = schedule, decoder, prompt
-        self._trace, self._replay = trace, replay
+        self._losses, self._trace, self._replay = losses, trace, replay
         self._progress = Progress()
         self._steps = generate_steps(decoder, prompt, config, tokenizer, self._progress, reuse=reuse)
         self._result: Generation | None = None
@@ -76,6 +81,7 @@ class Stream(Iterator[GeneratedToken]):
 
     def _summary(self) -> Generation:
         controller, progress = self._decoder.controller, self._progress
+        rate = _rate(len(progress.tokens) - 1, progress.decode_ms / 1e3)
         requested = None if self._schedule.startswith("fixed:") else controller.requested
         return Generation(
             text="".join(progress.pieces),
@@ -85,16 +91,28 @@ class Stream(Iterator[GeneratedToken]):
             achieved_budget=controller.achieved,
             cost_model=controller.cost.name,
             prompt_tokens_per_second=_rate(progress.prefilled, progress.prefill_seconds),
-            tokens_per_second=_rate(len(progress.tokens) - 1, progress.decode_ms / 1e3),
+            tokens_per_second=rate,
             time_to_first_token_ms=progress.first_token_ms,
             actions=dict(self._decoder.actions),
             peak_rss_mb=peak_rss_mb(),
             finish_reason=progress.finish_reason,
             floored=controller.floored,
+            fastest_tokens_per_second=controller.fastest_rate(self._decoder.engine.length),
+            dense_tokens_per_second=rate * controller.achieved,
+            expected_loss=self._expected_loss(),
             prompt_tokens=len(self._prompt),
             cached_tokens=len(self._prompt) - progress.prefilled,
             first_difference=None if self._replay is None else first_difference(self._replay, progress.tokens),
         )
+
+    def _expected_loss(self) -> float | None:
+        """Mean expected loss of the steps, each action's taken at the middle of the generation."""
+        actions = self._decoder.actions
+        middle = len(self._prompt) + len(self._progress.tokens) // 2
+        losses = {tag: self._losses.at(Action.parse(tag), middle) for tag in actions}
+        if not actions or any(math.isnan(loss) for loss in losses.values()):
+            return None
+        return sum(losses[tag] * count for tag, count in actions.items()) / sum(actions.values())
 
 
 def _trace_record(generated: GeneratedToken, record: StepRecord, index: int) -> TraceRecord:

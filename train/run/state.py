@@ -28,18 +28,21 @@ class Best:
         gain: over static actions (stage 1) or over both rivals (stage 2), nats per step.
         since: measurements since then.
         update: after which it was measured.
+        over_hull: its gain over static actions less twice the standard error, nats per step; 0 if not measured.
     """
 
     network: dict[str, Tensor]
     gain: float = -math.inf
     since: int = 0
     update: int = 0
+    over_hull: float = 0.0
 
-    def measured(self, network: PolicyNetwork, gain: float, update: int) -> None:
+    def measured(self, network: PolicyNetwork, gain: float, update: int, over_hull: float = 0.0) -> None:
         """Keeps a copy of the network where its gain is the largest so far."""
         if gain > self.gain:
             state = {name: value.clone() for name, value in network.state_dict().items()}
             self.network, self.gain, self.since, self.update = state, gain, 0, update
+            self.over_hull = over_hull
         else:
             self.since += 1
 

@@ -100,6 +100,10 @@ class BaseController(ABC):
         costs = self._costs.at(context)
         return costs.low / costs.dense
 
+    def fastest_rate(self, context: int) -> float | None:
+        """Tokens per second of the cheapest action at this context; None if costs are not in milliseconds."""
+        return 1000.0 / self._costs.at(context).low if self.cost.unit == "milliseconds" else None
+
     @abstractmethod
     def target(self, context: int) -> float:
         """Cost in dense steps that this step should aim for, the policy's run included."""
@@ -167,16 +171,26 @@ class BaseController(ABC):
         return self._spend.steps
 
 
-def check_request(budget: float, axis_targets: AxisTargets | None, tokens_per_second: float | None) -> None:
-    """Raises UsageError if the budget is out of range or more than one thing is asked for."""
+def check_request(
+    budget: float,
+    axis_targets: AxisTargets | None,
+    tokens_per_second: float | None,
+    max_loss: float | None = None,
+) -> None:
+    """Raises UsageError if the budget or the loss is out of range or more than one thing is asked for."""
     if not (isinstance(budget, (int, float)) and math.isfinite(budget) and 0 <= budget <= 1):
         raise UsageError(f"--budget: got {budget}, expected a share of the dense cost from 0 to 1")
+    if max_loss is not None and not (
+        isinstance(max_loss, (int, float)) and math.isfinite(max_loss) and 0 <= max_loss <= 10
+    ):
+        raise UsageError(f"--max-loss: got {max_loss}, expected a rise of perplexity from 0 to 10, such as 0.01 or 1%")
     wishes = [
         name
         for name, given in (
             ("--budget", budget < 1.0),
             (AXIS_FLAGS, axis_targets is not None and axis_targets.any()),
             ("--tokens-per-second", tokens_per_second is not None),
+            ("--max-loss", max_loss is not None),
         )
         if given
     ]

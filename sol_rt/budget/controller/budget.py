@@ -1,4 +1,4 @@
-"""The controller of a budget or a rate: turns it into limits and targets for single steps, in closed loop.
+"""The controller of a budget, a rate or a loss: turns it into limits and targets for single steps, in closed loop.
 
 Whatever a schedule prefers, the controller allows only actions after which the total spend is still close to what was
 asked for, so that |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the
@@ -8,7 +8,7 @@ same arithmetic as pseudo-code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ HORIZON = 8
 
 
 class Controller(BaseController):
-    """Keeps the running spend of a generation at a budget, or at what a rate in tokens per second allows.
+    """Keeps the running spend of a generation at a budget, or at what a rate or a loss allows.
 
     Args:
         actions: what schedules choose from; the dense action is among them.
@@ -31,6 +31,8 @@ class Controller(BaseController):
         budget: share of the dense cost to hold, 0 to 1. 1.0 means dense only, without the policy.
         tokens_per_second: decode rate to hold with as little compression as possible. It needs a cost model in
             milliseconds.
+        budget_at: gives the budget of a step from its context, in place of `budget`, for example that of the cheapest
+            mix which keeps a loss.
         policy_cost: whether each step pays for a run of the policy.
 
     Raises UsageError for values out of range, for a budget together with a rate, and for a rate without measured costs.
@@ -43,11 +45,12 @@ class Controller(BaseController):
         budget: float = 1.0,
         *,
         tokens_per_second: float | None = None,
+        budget_at: Callable[[int], float] | None = None,
         policy_cost: bool = False,
     ) -> None:
         check_request(budget, None, tokens_per_second)
-        self._budget = float(budget)
-        self.dense_only = self._budget == 1.0 and tokens_per_second is None
+        self._budget, self._budget_at = float(budget), budget_at
+        self.dense_only = self._budget == 1.0 and tokens_per_second is None and budget_at is None
         super().__init__(actions, cost, cost.policy() if policy_cost and not self.dense_only else 0.0)
         # what the rate leaves for a step, in milliseconds
         self._step_limit = None if tokens_per_second is None else _milliseconds(tokens_per_second, cost)
@@ -94,8 +97,8 @@ class Controller(BaseController):
 
     @property
     def requested(self) -> float:
-        """The budget asked for. Under a rate: the budget that the rate came to so far, 1.0 before the first step."""
-        if self._step_limit is not None and self._spend.full:
+        """The budget asked for. Under a rate or a loss: what it came to so far, 1.0 before the first step."""
+        if (self._step_limit is not None or self._budget_at is not None) and self._spend.full:
             return self._spend.allowed / self._spend.full
         return self._budget
 
@@ -108,7 +111,8 @@ class Controller(BaseController):
         """What a step may cost on average, in the cost model's unit."""
         if self._step_limit is not None:
             return min(costs.dense + self._policy_cost, self._step_limit)
-        return self._budget * costs.dense
+        budget = self._budget if self._budget_at is None else self._budget_at(costs.context)
+        return budget * costs.dense
 
 
 def _is_below_floor(allowance: float, costs: StepCosts) -> bool:

@@ -144,6 +144,11 @@ class BytesCost(LineCost):
     def _bytes_line(self, action: Action) -> Line:
         return Line(float(self._variants[action.variant].weight_bytes), self._per_token, self._per_page)
 
+    @property
+    def page_bytes(self) -> float:
+        """Bytes of the key codes of one KV page, all layers and heads together."""
+        return self._per_page
+
     def policy(self) -> float:
         return self._policy
 

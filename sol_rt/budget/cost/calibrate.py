@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.budget.cost.bytes_model import Line, reads
+from sol_rt.budget.cost.bytes_model import BytesCost, Line, reads
 from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string
 from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.budget.policy import PolicySession
@@ -30,6 +30,8 @@ from sol_rt.errors import UsageError
 _WARM_UP = 2
 _LEAST = 5  # repeats, however long they take
 _FILL_SHARE = 0.3
+_QUICK_CONTEXT = 16  # tokens
+_LEAST_QUICK = 5  # rounds
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,46 @@ def measure(
     )
     engine.reset()
     return Calibration(table, rows)
+
+
+def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> CalibrationTable:
+    """Times every variant at one short context, in about `seconds` and at least _LEAST_QUICK rounds.
+
+    A line's slopes are those of the bytes model, at the rate at which the dense step reads bytes here. The table tells
+    which variants are fast on this machine; `measure` also tells what long contexts cost. The cache is overwritten.
+    """
+    config = bundle.config
+    actions = [Action(1.0, variant.channel_density, variant.bits) for variant in config.variants.values()]
+    engine.reset()
+    engine.load(config.variants)
+    length = min(_QUICK_CONTEXT, config.model.max_context - 1)
+    engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
+    times: dict[Action, list[float]] = {action: [] for action in actions}
+    order = np.random.default_rng(0)
+    began, rounds = time.perf_counter(), 0
+    while rounds < _LEAST_QUICK + 1 or time.perf_counter() - began < seconds:
+        for index in order.permutation(len(actions)):
+            elapsed = _timed(engine, length, [1], actions[index])
+            if rounds:
+                times[actions[index]].append(elapsed)
+        rounds += 1
+    engine.reset()
+    model = BytesCost(config)
+    rate = _typical(times[config.dense]) / model.dense(length)
+    kv_densities = sorted({1.0} | {entry.action.kv_density for entry in config.actions}, reverse=True)
+    lines = {}
+    for variant, action in zip(config.variants, actions, strict=True):
+        slope = model.step(action, length + 1) - model.step(action, length)  # bytes of one more cached token
+        fixed = max(_typical(times[action]) - rate * slope * (length + 1), 0.0)
+        lines[variant] = dict.fromkeys(kv_densities, Line(fixed, rate * slope, rate * model.page_bytes))
+    return CalibrationTable(
+        bundle=bundle.identity,
+        device=device_string(*engine.machine),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        policy_ms=_policy(bundle, _LEAST_QUICK, engine.native_ops),
+        lines=lines,
+        quick=True,
+    )
 
 
 def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:

@@ -35,6 +35,7 @@ class CalibrationTable:
         created: date and time, ISO 8601.
         policy_ms: milliseconds of one run of the policy, 0 without one.
         lines: variant key -> KV density -> line in milliseconds.
+        quick: whether `calibrate.measure_quickly` made the table, at one short context.
     """
 
     bundle: str
@@ -42,6 +43,7 @@ class CalibrationTable:
     created: str
     policy_ms: float
     lines: dict[str, dict[float, Line]]
+    quick: bool = False
 
     def to_json(self) -> str:
         """The file's content."""
@@ -70,6 +72,7 @@ class CalibrationTable:
                     }
                     for key, row in raw["lines"].items()
                 },
+                quick=raw.get("quick", False) is True,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
@@ -167,7 +170,9 @@ def has_table(bundle: Bundle) -> bool:
     return False
 
 
-def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "") -> CostModel:
+def load_cost_model(
+    bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "", *, quick: bool = True
+) -> CostModel:
     """The calibrated model if this very bundle was calibrated on this device, else the bytes model.
 
     A table that is damaged, or was made for another bundle, device or number of threads, is not used. The `note` of the
@@ -179,10 +184,13 @@ def load_cost_model(bundle: Bundle, provider: str, threads: int, native: bool = 
         threads: size of the thread pool.
         native: whether native operators run.
         gpu: name of the GPU that computes; empty on the CPU.
+        quick: whether a table that was measured quickly counts.
     """
     path = calibration_path(bundle, provider, threads, native, gpu)
     try:
         table = CalibrationTable.from_json(path.read_text(encoding="utf-8"))
+        if table.quick and not quick:
+            return BytesCost(bundle.config)
         if table.bundle != bundle.identity:
             raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
         device = device_string(provider, threads, native, gpu)

@@ -28,8 +28,6 @@ class Axes:
         levels: the settings that occur on each axis - KV density, channel density and bits - in ascending order.
         scale: float64 [3], the highest level of each axis.
         settings: float64 [A, 3], the settings of each action as shares of `scale`.
-        sparsest_kv, sparsest_channels: index of the action with the lowest density on that axis, the others at their
-            highest.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
@@ -38,15 +36,11 @@ class Axes:
         self.scale = np.array([levels[-1] for levels in self.levels])
         self.settings = np.array([(a.kv_density, a.channel_density, a.bits) for a in actions], np.float64) / self.scale
         self._found: dict[tuple[float, float, float], int] = {}
-        kv_density, channel_density, bits = self.scale.tolist()
-        self.sparsest_kv = self.nearest((self.levels[_KV_DENSITY][0], channel_density, bits))
-        self.sparsest_channels = self.nearest((kv_density, self.levels[_CHANNEL_DENSITY][0], bits))
-        self._paths = {pages_first: self._path(pages_first) for pages_first in (False, True)}
-        self._mixes: dict[bool, np.ndarray] = {}
+        self._path = self._corners()
 
-    def positions(self, u: float, pages_first: bool) -> list[float]:
+    def positions(self, u: float) -> list[float]:
         """The settings at share `u` of the path, one for each axis, [3]."""
-        path = self._paths[pages_first]
+        path = self._path
         at = u * (len(path) - 1)
         below = min(int(at), len(path) - 2)
         corners = zip(path[below], path[below + 1], strict=True)
@@ -67,21 +61,18 @@ class Axes:
             self._found[settings] = index
         return index
 
-    def mixes(self, pages_first: bool) -> np.ndarray:
+    @functools.cached_property
+    def mixes(self) -> np.ndarray:
         """Share of each action at the points of the path, float64 [GRID + 1, A]."""
-        if pages_first not in self._mixes:
-            points = [self.positions(index / GRID, pages_first) for index in range(GRID + 1)]
-            self._mixes[pages_first] = np.stack([self._mix(point) for point in points])
-        return self._mixes[pages_first]
+        return np.stack([self._mix(self.positions(index / GRID)) for index in range(GRID + 1)])
 
-    def _path(self, pages_first: bool) -> list[list[float]]:
-        """Corners of the path, [6, 3], from the lowest settings to dense. One axis changes between two corners."""
+    def _corners(self) -> list[list[float]]:
+        """Corners of the path, [4, 3], from the lowest settings to dense. One axis changes between two corners."""
         corner = self.scale.tolist()
         corners = [corner]
-        axes = (_KV_DENSITY, _CHANNEL_DENSITY) if pages_first else (_CHANNEL_DENSITY, _KV_DENSITY)
-        for axis, rank in ((_BITS, 0), (axes[0], 1), (axes[1], 1), (axes[0], 0), (axes[1], 0)):
+        for axis in (_BITS, _KV_DENSITY, _CHANNEL_DENSITY):
             corner = corner.copy()
-            corner[axis] = self.levels[axis][min(rank, len(self.levels[axis]) - 1)]
+            corner[axis] = self.levels[axis][0]
             corners.append(corner)
         return corners[::-1]
 

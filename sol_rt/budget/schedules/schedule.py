@@ -1,6 +1,7 @@
 """What a schedule is: the `Schedule` protocol, what it is told, and the names by which commands know schedules.
 
-`sol` asks the bundle's policy. `uniform`, `random` and the hand-made rule `entropy` are what it is compared with.
+`sol` asks the bundle's policy. `hull` mixes the two actions that the export's measurements favour. `uniform`, `random`
+and the hand-made rule `entropy` are what the two are compared with.
 `fixed:TAG` and `dense` are constant. All but the constant ones choose only what the controller allows, so all of them
 hold the same budget through the same code.
 """
@@ -16,7 +17,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.distribution import Distribution
 
-NAMES = ("sol", "uniform", "entropy", "random", "fixed:TAG", "dense")
+NAMES = ("sol", "hull", "uniform", "entropy", "random", "fixed:TAG", "dense")
 
 
 class PolicyInput(NamedTuple):
@@ -56,15 +57,22 @@ def is_constant(name: str) -> bool:
     return name == "dense" or name.startswith("fixed:")
 
 
-def default_schedule(config: SolConfig) -> str:
-    """`sol` where the bundle has a policy, else `uniform`."""
-    return "uniform" if config.policy is None else "sol"
+def default_schedule(config: SolConfig, axis_targets: AxisTargets | None = None) -> str:
+    """`sol` if the bundle's policy was measured to beat `hull`, else `hull`.
+
+    If no losses were measured, there is no hull: `sol` if the bundle has a policy, else `uniform`. Under axis targets,
+    which `hull` cannot hold, `uniform` stands in for it.
+    """
+    measured = any(entry.loss is not None for entry in config.actions)
+    if config.policy is not None and (config.policy.gain_over_hull > 0 or not measured):
+        return "sol"
+    return "hull" if measured and not (axis_targets is not None and axis_targets.any()) else "uniform"
 
 
 def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | None = None) -> tuple[Action, ...]:
     """The actions that the controller and the schedule `name` work with; the dense action is always among them.
 
-    `sol` has the policy's actions, in the policy's order, and `random` the bundle's action set. `uniform` and
+    `sol` has the policy's actions, in the policy's order, `hull` and `random` the bundle's action set. `uniform` and
     `entropy`, and every schedule but `sol` under axis targets, have every KV density of the action set with every
     variant.
     """

@@ -13,11 +13,10 @@ from sol_rt.bundle.actions import Action
 class UniformSchedule:
     """Alternates between the two nearest settings on each axis.
 
-    A single position u in [0, 1] turns the axes down one after the other. Bits go first: they save most for what they
-    lose. Then comes KV density or channel density, whichever can save more at this context: reading fewer pages of a
-    short cache would save nothing. Then comes the other one. The lowest settings of both come last, as they lose most.
-    u is where the mix's expected cost is the controller's target. Under axis targets each axis is at its own target
-    instead. Error diffusion on each axis decides which of the two settings around its position a step takes.
+    A single position u in [0, 1] turns the axes down one after the other, each to its lowest setting: bits, then KV
+    density, then channel density, which loses most. u is where the mix's expected cost is the controller's target.
+    Under axis targets each axis is at its own target instead. Error diffusion on each axis decides which of the two
+    settings around its position a step takes.
     """
 
     name = "uniform"
@@ -67,12 +66,11 @@ class UniformSchedule:
             return [top if value is None else value for value, top in zip(given, axes.scale.tolist(), strict=True)]
         # the nearest existing combination may be cheaper higher up: the running maximum keeps the curve invertible
         costs = controller.relative_costs(context)
-        pages_first = bool(costs[axes.sparsest_kv] < costs[axes.sparsest_channels])
         # einsum, as a product of this size may wake threads of BLAS, which then keep cores from the next step
-        expected = np.maximum.accumulate(np.einsum("ja,a->j", axes.mixes(pages_first), costs))
+        expected = np.maximum.accumulate(np.einsum("ja,a->j", axes.mixes, costs))
         wanted = min(max(controller.target(context), float(expected[0])), float(expected[-1]))
         above = int(expected.searchsorted(wanted))
         if above == 0:
-            return axes.positions(0.0, pages_first)
+            return axes.positions(0.0)
         below, rise = expected[above - 1], expected[above] - expected[above - 1]
-        return axes.positions(float(above - 1 + (wanted - below) / rise) / GRID, pages_first)
+        return axes.positions(float(above - 1 + (wanted - below) / rise) / GRID)

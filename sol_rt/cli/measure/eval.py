@@ -74,8 +74,8 @@ def evaluate(
         options.option(
             "--schedules",
             env=False,
-            help="Schedules: dense, static, uniform, random, entropy, sol; MMLU: dense, uniform, entropy, random, sol, "
-            "fixed:TAG. Default: all that the bundle can run; MMLU: dense, uniform and, with a policy, sol.",
+            help="Schedules: dense, static, hull, uniform, random, entropy, sol; MMLU: dense, hull, uniform, entropy, "
+            "random, sol, fixed:TAG. Default: all that the bundle can run; MMLU: dense, hull and, with a policy, sol.",
             panel=WHAT,
         ),
     ] = None,
@@ -184,7 +184,8 @@ def evaluate(
         exam = read_exam(mmlu, subjects=parts(subjects), questions=questions, form=form, shots=shots, tail=tail)
     texts = {str(path): read_text(path) for path in file or ()}
     sizes = tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int)))
-    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    loaded = load(model, **machine, measure_costs=False)
     try:
         if exam is not None:
             _mmlu(loaded, exam, names, budgets, resampling, state, as_json)
@@ -233,7 +234,10 @@ def _plan(
 
     config = model.bundle.config
     limit = config.model.max_context
-    possible = tuple(name for name in SCHEDULES if name != "sol" or config.policy is not None)
+    lacking = {"sol"} if config.policy is None else set()
+    if not model.losses.measured:
+        lacking.add("hull")
+    possible = tuple(name for name in SCHEDULES if name not in lacking)
     plan = Plan(
         sizes=sizes or tuple(size for size in SIZES if size <= limit) or (limit,),
         budgets=budgets or BUDGETS,
@@ -295,7 +299,8 @@ def _mmlu(
     from sol_rt.evaluation.report.tables import exam_lines
 
     config = model.bundle.config
-    default = ("dense", "uniform", "sol") if config.policy is not None else ("dense", "uniform")
+    rival = "hull" if model.losses.measured else "uniform"
+    default = ("dense", rival, "sol") if config.policy is not None else ("dense", rival)
     settings = settings_of(config, schedules or default, budgets or BUDGETS)
     results = State(state, state_settings(model))
     with progress() as report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, progress
@@ -26,6 +26,7 @@ def perplexity(
     budget: options.Budget = None,
     schedule: options.Schedule = None,
     tokens_per_second: options.TokensPerSecond = None,
+    max_loss: options.MaxLoss = None,
     kv_density: options.KvDensity = None,
     channel_density: options.ChannelDensity = None,
     bits: options.Bits = None,
@@ -42,9 +43,10 @@ def perplexity(
     from sol_rt.cli.loading import dial, load, note_ineffective, read_text
     from sol_rt.evaluation.quality.perplexity import perplexity as measure
 
-    how = dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits)
+    how = dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss)
     text = read_text(file)
-    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    loaded = load(model, **machine, measure_costs=False)
     note_ineffective(loaded, how)
     finished: list[Estimate] = []
     try:

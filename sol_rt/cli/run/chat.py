@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sol_rt.generate.results import Generation
 
 _HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) of the dense cost
-/schedule NAME  set the schedule: sol, uniform, entropy, random, fixed:TAG or dense
+/schedule NAME  set the schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense
 /stats          show budget, speed and actions of the last answer
 /reset          forget the conversation
 /exit           leave the chat, as Ctrl-D does; Ctrl-C stops an answer"""
@@ -87,7 +87,7 @@ class Conversation:
             if self.last is None:
                 note("no answer yet")
             else:
-                report(self.last)
+                report(self.last, self.settings)
         elif name == "/budget":
             self._set_budget(argument)
         elif name == "/schedule":
@@ -109,7 +109,7 @@ class Conversation:
             raise UsageError(f"/budget {argument}: expected a number from 0 to 1")
         if is_constant(self.settings["schedule"] or ""):
             self.settings["schedule"] = None
-        self.settings.update(budget=budget, tokens_per_second=None)
+        self.settings.update(budget=budget, tokens_per_second=None, max_loss=None)
         note(f"budget {budget:g}")
 
     def _set_schedule(self, argument: str) -> None:
@@ -119,7 +119,7 @@ class Conversation:
         check_schedule(argument, self.model.bundle.config)
         self.settings["schedule"] = argument
         if is_constant(argument):
-            self.settings.update(budget=1.0, tokens_per_second=None)  # a fixed action takes no budget
+            self.settings.update(budget=None, tokens_per_second=None, max_loss=None)  # a fixed action takes no budget
         note(f"schedule {argument}")
 
 
@@ -137,6 +137,7 @@ def chat(
     stop: options.Stop = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
+    max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
@@ -149,7 +150,7 @@ def chat(
     from sol_rt.cli.run.generate import sampling
 
     settings = {
-        **dial(schedule, budget, tokens_per_second, None, None, None),
+        **dial(schedule, budget, tokens_per_second, None, None, None, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
     }
     if max_new_tokens is not None:

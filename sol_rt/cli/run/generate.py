@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +39,7 @@ def generate(
     stop: options.Stop = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
+    max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
     kv_density: options.KvDensity = None,
     channel_density: options.ChannelDensity = None,
@@ -63,7 +65,7 @@ def generate(
     from sol_rt.cli.loading import dial, load, note_ineffective
 
     arguments: dict[str, Any] = {
-        **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits),
+        **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         "max_new_tokens": max_new_tokens,
         "trace": trace,
@@ -95,18 +97,18 @@ def generate(
         raise
     except KeyboardInterrupt:
         run.close()
-        _finish(run.result, loaded.engine.provider, json)
+        _finish(run.result, loaded.engine.provider, json, arguments)
         raise
     result = run.result
     assert result is not None  # a generation that ends without an error has a token
-    _finish(result, loaded.engine.provider, json)
+    _finish(result, loaded.engine.provider, json, arguments)
     if replay is not None:
         _compare(replay, result)
     if trace is not None:
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-def _finish(result: Generation | None, provider: Provider, json: bool) -> None:
+def _finish(result: Generation | None, provider: Provider, json: bool, how: Mapping[str, Any]) -> None:
     """Ends the line of text and reports the result, also after Ctrl-C. `result` is None if there was no token."""
     if not json:
         print(flush=True)
@@ -115,7 +117,7 @@ def _finish(result: Generation | None, provider: Provider, json: bool) -> None:
     if json:
         print_json({**summary(result), **provider.as_json()})
     else:
-        report(result)
+        report(result, how)
 
 
 def sampling(
@@ -150,11 +152,16 @@ def summary(result: Generation) -> dict[str, Any]:
     fields = asdict(result)
     names = ("text", "tokens", "schedule", "requested_budget", "achieved_budget", "cost_model")
     speeds = ("prompt_tokens_per_second", "tokens_per_second", "time_to_first_token_ms")
-    return {name: fields[name] for name in (*names, *speeds, "actions", "peak_rss_mb", "finish_reason", "floored")}
+    bought = ("dense_tokens_per_second", "expected_loss", "floored")
+    return {name: fields[name] for name in (*names, *speeds, "actions", "peak_rss_mb", "finish_reason", *bought)}
 
 
-def report(result: Generation) -> None:
-    """Prints budget, speed and actions of a generation on stderr."""
+def report(result: Generation, how: Mapping[str, Any]) -> None:
+    """Prints on stderr what the dial bought, then budget, speed and actions of a generation.
+
+    `how` has the dial's settings, as `loading.dial` returns them.
+    """
+    note(bought(result, how))
     floored = "; the bundle's cheapest action costs more than the requested budget" if result.floored else ""
     note(
         f"budget: requested {result.requested_budget:.3f}, achieved {result.achieved_budget:.3f} "
@@ -167,6 +174,39 @@ def report(result: Generation) -> None:
     steps = sum(result.actions.values())
     for tag, count in sorted(result.actions.items(), key=lambda item: -item[1]):
         note(f"  {tag}  {count:5}  {100 * count / steps:3.0f}%")
+
+
+def bought(result: Generation, how: Mapping[str, Any]) -> str:
+    """One line on what the dial bought: speed against dense, and the loss that the export measured for the actions."""
+    from sol_rt.budget.losses import share_of_nats
+
+    line = f"dial: {_asked(result, how)}: {result.tokens_per_second:.1f} tokens/s"
+    if result.achieved_budget != 1.0 and result.dense_tokens_per_second > 0:
+        ratio = 1 / result.achieved_budget
+        line += f", {ratio:.2f} times dense's {result.dense_tokens_per_second:.1f}"
+    if result.expected_loss is None:
+        return f"{line}; the loss was not measured"
+    return f"{line}; expected perplexity {share_of_nats(max(result.expected_loss, 0.0)):.1%} over dense"
+
+
+def _asked(result: Generation, how: Mapping[str, Any]) -> str:
+    """What the user asked of the dial."""
+    from sol_rt.budget.dial import DEFAULT_MAX_LOSS
+
+    if wanted := how.get("tokens_per_second"):
+        fastest = result.fastest_tokens_per_second
+        beyond = f", of which {fastest:.0f} can be reached here" if result.floored and fastest is not None else ""
+        return f"{wanted:g} tokens/s{beyond}"
+    if how.get("max_loss") is not None:
+        return f"perplexity at most {100 * how['max_loss']:g}% over dense"
+    given = [name for name in ("budget", "kv_density", "channel_density", "bits") if how.get(name) is not None]
+    if given:
+        return ", ".join(f"{name.replace('_', ' ')} {how[name]:g}" for name in given)
+    if result.schedule in ("dense", "replay") or result.schedule.startswith("fixed:"):
+        return result.schedule
+    if result.expected_loss is None:
+        return "none given, and no losses measured, so dense"
+    return f"none given, so the fastest mix that loses at most {100 * DEFAULT_MAX_LOSS:g}%"
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 18, 42
 _HEADROOM = 1.08
 LEAST = 1e-3  # nats: the chart draws smaller losses at this value
 _MARGIN = 0.02  # relative cost left and right of the lines
-LINES = ("mix", "random", "uniform", "entropy", "sol")  # drawn in this order, the last on top
+LINES = ("mix", "random", "uniform", "entropy", "hull", "sol")  # drawn in this order, the last on top
 
 
 def render_evaluation_html(evaluation: Evaluation) -> str:

@@ -1,8 +1,8 @@
 """Compares schedules on held-out text: all of them run on the same windows, the same prefill and the same tokens.
 
-First, every window runs dense, under every action, and under `uniform`, `entropy` and `sol` at every budget. Random
-schedules with many seeds run on the first windows only. These runs determine the best static action, the best mix of
-two actions and the best random schedule. The chosen mix and random schedule then run on all windows.
+First, every window runs dense, under every action, and under `hull`, `uniform`, `entropy` and `sol` at every budget.
+Random schedules with many seeds run on the first windows only. These runs determine the best static action, the best
+mix of two actions and the best random schedule. The chosen mix and random schedule then run on all windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sol_rt.evaluation.quality.windows import Window, spread_windows
 from sol_rt.generate.model import SolModel
 from sol_rt.store.progress import Progress
 
-BUDGETED = ("uniform", "random", "entropy", "sol")
+BUDGETED = ("hull", "uniform", "random", "entropy", "sol")
 """Schedules that take a budget."""
 SCHEDULES = ("dense", "static", *BUDGETED)
 BUDGETS = (0.4, 0.5, 0.6, 0.7)
@@ -70,6 +70,8 @@ class Plan:
                 raise UsageError(f"--schedules: got {name!r}, expected some of {', '.join(SCHEDULES)}")
         if "sol" in self.schedules and config.policy is None:
             raise UsageError("--schedules sol: this bundle has no policy; leave it out, or train one")
+        if "hull" in self.schedules and all(entry.loss is None for entry in config.actions):
+            raise UsageError("--schedules hull: this bundle's losses were not measured; leave it out, or export again")
 
 
 @dataclass(frozen=True)

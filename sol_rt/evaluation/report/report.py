@@ -187,7 +187,7 @@ class _Reporter:
 
     def report(self) -> SizeReport:
         runs, window = self._runs, self._runs.windows[0]
-        order = ("static", "mix", "uniform", "random", "entropy", "sol")
+        order = ("static", "mix", "hull", "uniform", "random", "entropy", "sol")
         names = [name for name in order if any((name, budget) in self._budgeted for budget in self._plan.budgets)]
         ours = subject(names)
         return SizeReport(
