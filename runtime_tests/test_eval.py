@@ -34,12 +34,12 @@ QUICK = Plan(sizes=(SIZE,), budgets=(0.7, 0.8), chunks=3, random=2, searched=1, 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", policy=True)
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", policy=True, losses=True)
 
 
 @pytest.fixture(scope="module")
 def model(bundle: Path) -> SolModel:
-    return SolModel.from_pretrained(bundle)
+    return SolModel.from_pretrained(bundle, measure_costs=False)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_divergence_and_agreement_are_those_of_the_full_logits(model: SolModel, 
 def test_all_schedules_are_run_on_all_windows(model: SolModel, runs: SizeRuns) -> None:
     tags = {entry.action.tag for entry in model.bundle.config.actions}
     assert set(runs.fixed) == tags
-    names = {"uniform", "random", "entropy", "sol", "mix"}
+    names = {"hull", "uniform", "random", "entropy", "sol", "mix"}
     assert set(runs.budgeted) == {(name, budget) for name in names for budget in QUICK.budgets}
     every = [runs.dense, *runs.fixed.values(), *runs.budgeted.values()]
     assert all(len(each) == len(runs.windows) == 3 for each in every)
@@ -146,7 +146,7 @@ def test_figures_of_the_report(model: SolModel, runs: SizeRuns) -> None:
     assert static.nll.value == pytest.approx(min(affordable))
     assert runs.fixed[static.chosen][0].actions == {static.chosen: SIZE // 2 - 1}
     assert {each.schedule for each in report.comparisons} == {"sol"}
-    assert {each.rival for each in report.comparisons} == {"static", "mix", "uniform", "random", "entropy"}
+    assert {each.rival for each in report.comparisons} == {"static", "mix", "hull", "uniform", "random", "entropy"}
 
 
 def made_run(nll: float, cost: float, windows: int, *tags: str) -> list[WindowRun]:
@@ -233,10 +233,10 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
     assert (document["format"], document["subject"]) == ("sol_rt.evaluation", "sol")
     (size,) = document["sizes"]
     assert {(each["schedule"], each["budget"]) for each in size["results"]} >= {("sol", 0.6), ("mix", 0.8)}
-    assert {each["rival"] for each in size["comparisons"]} == {"static", "mix", "uniform", "random", "entropy"}
+    assert {each["rival"] for each in size["comparisons"]} == {"static", "mix", "hull", "uniform", "random", "entropy"}
     drawn = page.read_text(encoding="utf-8")
     assert drawn.count("<svg") == 1
-    assert all(f'<polyline class="{name}"' in drawn for name in ("sol", "uniform", "entropy", "random", "mix"))
+    assert all(f'<polyline class="{name}"' in drawn for name in ("sol", "hull", "uniform", "entropy", "random", "mix"))
     assert "http:" not in drawn
     assert "https:" not in drawn
     assert main(argv) == 0  # from the state

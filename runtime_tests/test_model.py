@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,13 @@ import pytest
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import END, seal, write_bundle
 from sol_rt import SolModel
+from sol_rt.budget.dial import sensible_budget
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.engine import providers
-from sol_rt.errors import BundleError, ContextError, UsageError
+from sol_rt.errors import BundleError, ContextError, QualityWarning, UsageError
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.trace import read_trace
 
@@ -221,6 +224,81 @@ def test_sol_needs_a_policy(tmp_path: Path) -> None:
     assert without.generate(PROMPT, budget=0.8, max_new_tokens=8).schedule == "uniform"
     with pytest.raises(UsageError, match="policy"):
         without.generate(PROMPT, budget=0.8, schedule="sol")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
+    """A model whose actions have losses; its costs are bytes."""
+    folder = write_bundle(tmp_path_factory.mktemp("measured") / "tiny", losses=True)
+    return SolModel.from_pretrained(folder, provider="cpu", measure_costs=False)
+
+
+def test_without_a_dial_the_fastest_mix_within_the_default_loss_runs(measured: SolModel) -> None:
+    result = measured.generate(PROMPT, **LONG)
+    assert result.schedule == "hull"
+    assert result.achieved_budget < 0.95
+    assert result.expected_loss == pytest.approx(math.log(1.005), rel=0.2)
+    assert result.dense_tokens_per_second == pytest.approx(result.tokens_per_second * result.achieved_budget)
+    looser = measured.generate(PROMPT, max_loss=0.05, **LONG)
+    assert looser.achieved_budget < result.achieved_budget
+    assert looser.expected_loss == pytest.approx(math.log(1.05), rel=0.2)
+
+
+def test_a_full_budget_is_dense_though_losses_are_known(measured: SolModel) -> None:
+    result = measured.generate(PROMPT, budget=1.0, **LONG)
+    assert set(result.actions) == {measured.bundle.config.dense.tag}
+    assert result.tokens == measured.generate(PROMPT, schedule="dense", **LONG).tokens
+    assert result.expected_loss == 0.0
+
+
+def test_without_losses_nothing_is_assumed(model: SolModel) -> None:
+    result = model.generate(PROMPT, max_new_tokens=8)
+    assert set(result.actions) == {model.bundle.config.dense.tag}
+    with pytest.raises(UsageError, match="no losses"):
+        model.generate(PROMPT, max_loss=0.01)
+
+
+def test_scoring_is_dense_by_default(measured: SolModel) -> None:
+    assert measured.score(list(range(3, 40))).achieved_budget == 1.0
+
+
+def test_a_budget_below_the_sensible_ones_is_warned_of_once(measured: SolModel) -> None:
+    assert measured.hull is not None
+    least = sensible_budget(measured.hull, len(measured.tokenizer.encode(PROMPT)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured.generate(PROMPT, budget=least + 0.02, max_new_tokens=2)
+    with pytest.warns(QualityWarning, match=f"below {least:.2f}"):
+        measured.generate(PROMPT, budget=least - 0.1, max_new_tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured.generate(PROMPT, budget=least - 0.1, max_new_tokens=2)
+
+
+def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    folder = write_bundle(tmp_path / "tiny", losses=True)
+    first = SolModel.from_pretrained(folder, provider="cpu")
+    assert first.cost.unit == "milliseconds"
+    assert "once" in first.cost.note
+    (table,) = (tmp_path / "home" / "calibration").iterdir()
+    content = table.read_bytes()
+    second = SolModel.from_pretrained(folder, provider="cpu")
+    assert (second.cost.unit, second.cost.note) == ("milliseconds", "")
+    assert table.read_bytes() == content
+    # measuring commands do not go by a quick table
+    assert SolModel.from_pretrained(folder, provider="cpu", measure_costs=False).cost.unit == "bytes"
+    for entry in first.bundle.config.actions:
+        assert second.cost.step(entry.action, 100) > 0
+
+
+def test_a_rate_is_told_the_fastest_that_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu")
+    result = model.generate(PROMPT, tokens_per_second=1e9, **LONG)
+    assert result.floored
+    fastest = min(model.cost.step(entry.action, len(result.tokens)) for entry in model.bundle.config.actions)
+    assert result.fastest_tokens_per_second == pytest.approx(1000 / fastest, rel=0.05)
 
 
 def test_a_closed_stream_leaves_everything_in_order(model: SolModel, tmp_path: Path) -> None:

@@ -43,9 +43,13 @@ def write_bundle(
     kv: str = "float16",
     dense_layers: tuple[int, ...] = (),
     lm_head_bits: Mapping[int, int] | None = None,
+    losses: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template."""
+    """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template.
+
+    With `losses`, every action has made-up losses, which rise where bits and densities fall.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     decoder = decoder or describe(family)
     layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
@@ -77,7 +81,7 @@ def write_bundle(
         kv=weights.kv,
         dense=Action(1.0, 1.0, max(bits)),
         variants=variants,
-        actions=tuple(ActionEntry(action, None) for action in actions),
+        actions=tuple(_entry(action, max(bits), losses) for action in actions),
         policy=spec,
         weights_file=WEIGHTS,
         tensors=weights.tensors,
@@ -96,6 +100,13 @@ def seal(folder: Path, config: SolConfig) -> None:
             files[path.name] = FileEntry(len(content), hashlib.sha256(content).hexdigest())
     document = replace(config, files=files).to_json_dict()
     (folder / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _entry(action: Action, dense_bits: int, losses: bool) -> ActionEntry:
+    if not losses:
+        return ActionEntry(action, None)
+    short = 0.001 * (dense_bits - action.bits) + 0.3 * (1 - action.channel_density) + 0.02 * (1 - action.kv_density)
+    return ActionEntry(action, 2 * short, {64: short, 256: 2 * short})
 
 
 def _write_text_files(folder: Path) -> None:

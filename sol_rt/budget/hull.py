@@ -18,7 +18,7 @@ from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.frontier import falling_hull
 from sol_rt.bundle.actions import Action
 
-_BLOCK = 64  # contexts that share one hull: costs and losses change little over them
+_BLOCK = 64  # contexts that share the members of the hull and their losses
 
 
 class Corner(NamedTuple):
@@ -53,7 +53,10 @@ class Hull:
     ) -> None:
         self.actions = tuple(actions)
         self._dense, self._losses, self._costs = cost.dense_action, losses, cost.table(self.actions)
-        self._corners: dict[int, list[Corner]] = {}
+        self._first = -1  # the first context of the block that the members below are of
+        self._members: list[tuple[int, float]] = []  # place and loss of each corner
+        self._relative = np.empty((0, len(self.actions)))  # costs at the block's contexts
+        self._last: tuple[int, list[Corner]] = (-1, [])
 
     def corners(self, context: int) -> list[Corner]:
         """The corners at a context, from the cheapest action to dense; costs rise.
@@ -61,10 +64,13 @@ class Hull:
         Between the action of least loss and dense nothing is gained. Dense ends the list all the same, so that every
         budget up to 1 can be spent.
         """
-        block = context // _BLOCK
-        if block not in self._corners:
-            self._corners[block] = self._compute(block * _BLOCK)
-        return self._corners[block]
+        if self._last[0] != context:
+            first = context // _BLOCK * _BLOCK
+            if first != self._first:
+                self._compute(first)
+            row = self._relative[context - first].tolist()
+            self._last = context, [Corner(place, row[place], loss) for place, loss in self._members]
+        return self._last[1]
 
     def loss_at(self, cost: float, context: int) -> float:
         """Expected loss of the best mix of this relative cost, nats per token."""
@@ -82,14 +88,19 @@ class Hull:
                 return cheap.cost + share * (dear.cost - cheap.cost)
         return corners[-1].cost
 
-    def _compute(self, context: int) -> list[Corner]:
-        costs = self._costs(np.array([context]))[0]
-        losses = self._losses(self.actions, context)
+    def _compute(self, first: int) -> None:
+        """Finds the members of the hull in the middle of the block from `first` on, and the costs over the block."""
         dense = self.actions.index(self._dense)
-        end = (1.0, float(losses[dense]))
+        costs = self._costs(np.arange(first, first + _BLOCK))
+        self._relative = costs / costs[:, dense : dense + 1]
+        losses = self._losses(self.actions, first + _BLOCK // 2).tolist()
+        end = (1.0, losses[dense])
         places: dict[tuple[float, float], int] = {end: dense}
-        for index, point in enumerate(zip((costs / costs[dense]).tolist(), losses.tolist(), strict=True)):
+        for place, point in enumerate(zip(self._relative[_BLOCK // 2].tolist(), losses, strict=True)):
             if point[0] < 1.0 and not math.isnan(point[1]):
-                places.setdefault(point, index)
-        found = [Corner(places[point], *point) for point in falling_hull(places)]
-        return found if found[-1].cost == end[0] else [*found, Corner(places[end], *end)]
+                places.setdefault(point, place)
+        members = falling_hull(places)
+        self._members = [(places[point], point[1]) for point in members]
+        if members[-1] != end:
+            self._members.append((dense, end[1]))
+        self._first = first

@@ -185,6 +185,11 @@ class SolConfig:
     tensors: dict[str, TensorEntry]
     files: dict[str, FileEntry]
 
+    @property
+    def losses_measured(self) -> bool:
+        """Whether the export measured what its actions lose."""
+        return any(entry.loss is not None for entry in self.actions)
+
     def to_json_dict(self) -> dict[str, Any]:
         """The JSON object that config_reader.py reads back to an equal config."""
         model = asdict(self.model)

@@ -114,7 +114,7 @@ def check_schedule(name: str, config: SolConfig) -> None:
         raise UsageError(f"schedule {name!r}: expected one of {', '.join(NAMES)}")
     elif name == "sol" and config.policy is None:
         raise UsageError("schedule sol: the bundle has no policy; use hull, or train a policy")
-    elif name == "hull" and all(entry.loss is None for entry in config.actions):
+    elif name == "hull" and not config.losses_measured:
         raise UsageError(
             "schedule hull: no losses of the bundle were measured; use uniform, or export with calibration"
         )

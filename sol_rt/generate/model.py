@@ -53,7 +53,7 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     Returns `otherwise` if the export measured no losses: what its budgets buy is then unknown in any unit.
     """
     bundle = engine.bundle
-    if not ActionLosses(bundle.config).measured:
+    if not bundle.config.losses_measured:
         return otherwise
     table = measure_quickly(engine, bundle)
     note = "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
@@ -138,7 +138,7 @@ class SolModel:
     @cached_property
     def hull(self) -> Hull | None:
         """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
-        if not self.losses.measured:
+        if not self.bundle.config.losses_measured:
             return None
         actions = without_dominated(schedule_actions(self.bundle.config, "hull"), self.dominated)
         return Hull(tuple(dict.fromkeys(actions)), self.cost, self.losses.table)
@@ -292,7 +292,7 @@ class SolModel:
                 f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss"
             )
         if dial.is_empty:
-            known = bool(self.losses.measured) and not is_constant(name)
+            known = self.bundle.config.losses_measured and not is_constant(name)
             dial = replace(dial, max_loss=DEFAULT_MAX_LOSS) if known else replace(dial, budget=1.0)
         actions = schedule_actions(self.bundle.config, name, axes)
         if not axes.any():  # a mean setting may need dominated actions, too

@@ -56,6 +56,11 @@ class Controller(BaseController):
         self._step_limit = None if tokens_per_second is None else _milliseconds(tokens_per_second, cost)
         self._served = 0.0
 
+    def allowance(self, context: int) -> float:
+        """Cost in dense steps that this step may have on average, whatever was spent before."""
+        costs = self._costs.at(context)
+        return self._allowance(costs) / costs.dense
+
     def target(self, context: int) -> float:
         """Cost in dense steps that this step should aim for: its allowance, less a part of the deviation so far.
 

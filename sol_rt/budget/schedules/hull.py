@@ -6,17 +6,18 @@ import itertools
 
 import numpy as np
 
-from sol_rt.budget.controller.base import BaseController
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
 
 
 class HullSchedule:
-    """Alternates between the two actions of the hull around the controller's target, whatever the text.
+    """Takes one of the two actions of the hull around the step's allowance, whatever the text.
 
-    Error diffusion deals the two out, so that their mean cost is the target. No fixed mix of the actions loses less by
-    the losses that the export measured.
+    Error diffusion deals the two out, so that their mean cost is the allowance. No fixed mix of the actions loses less
+    by the losses that the export measured. The schedule does not make up for deviations itself: a cheaper action than
+    these two would lose more than the dearer ones before it gained.
 
     Args:
         controller: a fresh controller, whose actions are the hull's.
@@ -25,22 +26,20 @@ class HullSchedule:
 
     name = "hull"
 
-    def __init__(self, controller: BaseController, hull: Hull) -> None:
+    def __init__(self, controller: Controller, hull: Hull) -> None:
         self._controller, self._hull = controller, hull
-        self._carry = 0.5
+        self._carry = 0.5  # what error diffusion owes the dearer action, in steps
 
     def choose(self, step: PolicyInput) -> Action:
-        """One of the two actions around the target, or if that is not allowed the allowed one of the nearest cost."""
+        """One of the two actions around the allowance, or if that is not allowed the nearest in cost that is."""
         controller = self._controller
         if controller.dense_only:
             return controller.dense
-        target = controller.target(step.context)
-        costs = controller.relative_costs(step.context)
-        low, high = self._around(target, step.context)
-        below, above = costs.item(low), costs.item(high)
-        share = (target - below) / (above - below) if above > below else 1.0
+        costs, allowance = controller.relative_costs(step.context), controller.allowance(step.context)
+        index, high = self._around(allowance, step.context)
+        gap = costs.item(high) - costs.item(index)
+        share = (allowance - costs.item(index)) / gap if gap > 0 else 1.0
         self._carry += min(max(share, 0.0), 1.0)
-        index = low
         if self._carry >= 1.0 - 1e-9:
             self._carry -= 1.0
             index = high
@@ -49,10 +48,10 @@ class HullSchedule:
             index = int(np.argmin(np.where(controller.allowed(step.context), distance, np.inf)))
         return controller.actions[index]
 
-    def _around(self, target: float, context: int) -> tuple[int, int]:
-        """Places of the dearest corner at or below the target and of the next one."""
+    def _around(self, cost: float, context: int) -> tuple[int, int]:
+        """Places of the two neighbouring corners of the hull around a relative cost."""
         corners = self._hull.corners(context)
         for low, high in itertools.pairwise(corners):
-            if target < high.cost:
+            if cost < high.cost:
                 return low.place, high.place
         return corners[-1].place, corners[-1].place

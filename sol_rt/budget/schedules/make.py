@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sol_rt.budget.controller.base import BaseController
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.schedules.constant import ConstantSchedule
 from sol_rt.budget.schedules.entropy import EntropySchedule
@@ -51,7 +52,7 @@ def make_schedule(
             )
         return ConstantSchedule(name, action)
     if name == "hull":
-        if controller.axis_targets is not None:
+        if not isinstance(controller, Controller):
             raise UsageError("--schedule hull: holds a budget, a rate or a loss; use uniform for targets on the axes")
         if hull is None:
             raise UsageError(f"--schedule hull: {NO_LOSSES}; use uniform, or export the model with calibration")

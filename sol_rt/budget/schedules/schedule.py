@@ -63,10 +63,9 @@ def default_schedule(config: SolConfig, axis_targets: AxisTargets | None = None)
     If no losses were measured, there is no hull: `sol` if the bundle has a policy, else `uniform`. Under axis targets,
     which `hull` cannot hold, `uniform` stands in for it.
     """
-    measured = any(entry.loss is not None for entry in config.actions)
-    if config.policy is not None and (config.policy.gain_over_hull > 0 or not measured):
+    if config.policy is not None and (config.policy.gain_over_hull > 0 or not config.losses_measured):
         return "sol"
-    return "hull" if measured and not (axis_targets is not None and axis_targets.any()) else "uniform"
+    return "hull" if config.losses_measured and not (axis_targets is not None and axis_targets.any()) else "uniform"
 
 
 def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | None = None) -> tuple[Action, ...]:

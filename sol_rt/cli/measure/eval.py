@@ -235,7 +235,7 @@ def _plan(
     config = model.bundle.config
     limit = config.model.max_context
     lacking = {"sol"} if config.policy is None else set()
-    if not model.losses.measured:
+    if not config.losses_measured:
         lacking.add("hull")
     possible = tuple(name for name in SCHEDULES if name not in lacking)
     plan = Plan(
@@ -299,7 +299,7 @@ def _mmlu(
     from sol_rt.evaluation.report.tables import exam_lines
 
     config = model.bundle.config
-    rival = "hull" if model.losses.measured else "uniform"
+    rival = "hull" if config.losses_measured else "uniform"
     default = ("dense", rival, "sol") if config.policy is not None else ("dense", rival)
     settings = settings_of(config, schedules or default, budgets or BUDGETS)
     results = State(state, state_settings(model))

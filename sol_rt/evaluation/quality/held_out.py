@@ -70,7 +70,7 @@ class Plan:
                 raise UsageError(f"--schedules: got {name!r}, expected some of {', '.join(SCHEDULES)}")
         if "sol" in self.schedules and config.policy is None:
             raise UsageError("--schedules sol: this bundle has no policy; leave it out, or train one")
-        if "hull" in self.schedules and all(entry.loss is None for entry in config.actions):
+        if "hull" in self.schedules and not config.losses_measured:
             raise UsageError("--schedules hull: this bundle's losses were not measured; leave it out, or export again")
 
 
