@@ -2,12 +2,12 @@
 #pragma once
 
 #include <hwy/base.h>
-#include <hwy/cache_control.h>
 
 #include <atomic>
 #include <cstdint>
 
 #include "common/attention_limits.h"
+#include "cpu/simd/prefetch.h"
 
 namespace sol {
 
@@ -24,9 +24,7 @@ inline int64_t RoundUp(int64_t a, int64_t b) { return DivideUp(a, b) * b; }
 
 // Keys and values come from memory: between two steps the weights of the whole model pass through the caches. The hardware foresees neither
 // the first lines of a stream nor where the next chosen token lies.
-inline void PrefetchBytes(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) hwy::Prefetch(static_cast<const char*>(from) + i);
-}
+inline void PrefetchBytes(const void* from, int64_t bytes) { PrefetchLines(from, static_cast<size_t>(bytes)); }
 
 struct AttentionCall {
   int64_t heads;       // H, query heads

@@ -282,7 +282,7 @@ HWY_INLINE void BlockScores(const AttentionCall& call, const DecodePlan& plan, i
     const int64_t page = token / kPageSize;
     const uint8_t* codes = call.PageCodes(kv_head, page);
     PrefetchBytes(codes + kPagesAhead * page_bytes, kPages * page_bytes);
-    hwy::Prefetch(call.PageRange(kv_head, page + kPagesAhead));
+    PrefetchLine(call.PageRange(kv_head, page + kPagesAhead));
     for (int64_t p = 0; p < kPages; ++p) pages[p] = codes + p * page_bytes;
     score(token, pages, call.PageRange(kv_head, page));
   }
@@ -486,8 +486,8 @@ struct TokenList {
 template <class Element>
 HWY_INLINE void PrefetchScales(const AttentionCall& call, int64_t kv_head, int64_t position) {
   if constexpr (std::is_same_v<Element, int8_t>) {
-    hwy::Prefetch(call.key_scale + call.ScaleOffset(kv_head, position));
-    hwy::Prefetch(call.value_scale + call.ScaleOffset(kv_head, position));
+    PrefetchLine(call.key_scale + call.ScaleOffset(kv_head, position));
+    PrefetchLine(call.value_scale + call.ScaleOffset(kv_head, position));
   }
 }
 

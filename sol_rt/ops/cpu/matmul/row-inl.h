@@ -32,6 +32,7 @@
 
 #include "cpu/matmul/dot-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
+#include "cpu/simd/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
@@ -47,10 +48,6 @@ struct BlockView {
   const uint8_t* plane2;
 };
 
-HWY_INLINE void PrefetchLines(const void* from, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-}
-
 // The weights of outputs n, … of block b, where they lie.
 template <int kBits>
 HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size_t n) {
@@ -61,7 +58,6 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
 // How far prefetching runs ahead of reading: memory's latency times a core's share of its bandwidth, measured.
 constexpr size_t kBytesAhead = 8192;      // block-major
 constexpr size_t kRowBytesAhead = 12288;  // channel-major, where reading jumps from row to row
-constexpr size_t kSparseBytesAhead = 6144;  // channel-major with rows left out: the hardware fetches little by itself, and its queue fills
 
 template <int kBits>
 HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
@@ -180,8 +176,8 @@ class AheadCursor {
     const size_t rows = 4 * (active.begin[end_block] - active.begin[first_block]) / filled;
     constexpr size_t kRest = 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
     const bool sparse = rows < kBlock * 3 / 4;
-    const size_t bytes = step * (rows / 2 + kRest), distance = sparse ? kSparseBytesAhead : kRowBytesAhead;
-    for (size_t i = (distance + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
+    const size_t bytes = step * (rows / 2 + kRest);
+    for (size_t i = (kRowBytesAhead + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
       if (sparse) AskAll();  // nobody could ask for these before: Fetch knows no active rows
       Move();
     }
@@ -203,7 +199,7 @@ class AheadCursor {
   }
   void AskAll() const {
     const StepAhead here = Here();
-    for (const uint8_t* row = here.row; row != here.end; ++row) __builtin_prefetch(here.view.base + *row * (w_.N / 2));
+    for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.base + *row * (w_.N / 2));
     PrefetchLines(here.view.scale, step_ * 2);
     PrefetchLines(here.view.zero, step_);
     if constexpr (kBits > 4) PrefetchLines(here.view.plane1, step_ * 8);
@@ -245,7 +241,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     return hn::LoadU(d8, from);
   };
   const auto ask = [&]() HWY_ATTR {
-    for (size_t i = 0; i < 4; ++i) __builtin_prefetch(ahead.view.base + ahead.row[i] * stride);
+    for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * stride);
     ahead.row += 4;
   };
   // Two halves of activations take twice the sums, more than AVX2 has registers: some of the outputs first, then the others.

@@ -8,6 +8,7 @@
 
 #include "common/onnx/op.h"
 #include "cpu/matmul/weights_input.h"
+#include "cpu/simd/prefetch.h"
 
 namespace sol {
 namespace {
@@ -52,11 +53,11 @@ class NestedGather {
   void Prefetch(size_t n) const {
     for (size_t b = 0; b < w_.K / kBlock; ++b) {
       const size_t at = b * w_.N + n;
-      __builtin_prefetch(w_.base + at * 16);
-      __builtin_prefetch(w_.scale + at);
-      __builtin_prefetch(w_.zero + at);
-      if (w_.plane1 != nullptr) __builtin_prefetch(w_.plane1 + at * 8);
-      if (w_.plane2 != nullptr) __builtin_prefetch(w_.plane2 + at * 8);
+      PrefetchLine(w_.base + at * 16);
+      PrefetchLine(w_.scale + at);
+      PrefetchLine(w_.zero + at);
+      if (w_.plane1 != nullptr) PrefetchLine(w_.plane1 + at * 8);
+      if (w_.plane2 != nullptr) PrefetchLine(w_.plane2 + at * 8);
     }
   }
 
