@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 
 from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.bundle.actions import Action
@@ -130,8 +132,9 @@ class Bound:
     def _schedules(self, budget: float, losses: Tensor) -> Iterator[tuple[str, holdout.Steps]]:
         if self._network is None or self._policy is None:
             controller = Controller(self._spec.actions, self._spec.cost, budget)
-            static = holdout.StaticMix(controller, losses.numpy())
-            yield static.name, holdout.Steps(static, controller, KNOWN_SCALARS)
+            known = losses.numpy()
+            static = HullSchedule(controller, Hull(self._spec.actions, self._spec.cost, lambda actions, context: known))
+            yield "static", holdout.Steps(static, controller, KNOWN_SCALARS)
             return
         columns = self._policy.scalars
         yield from holdout.all_steps(self._network, self._embed, self._spec, columns, budget, losses.numpy())
