@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.hull import Hull
-from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
