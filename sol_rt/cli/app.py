@@ -15,6 +15,7 @@ from sol_rt.cli import INTERRUPTED, options
 from sol_rt.cli.make.export import export
 from sol_rt.cli.make.migrate import migrate
 from sol_rt.cli.make.pull import pull
+from sol_rt.cli.make.push import push
 from sol_rt.cli.make.train import train
 from sol_rt.cli.measure.bench import bench
 from sol_rt.cli.measure.calibrate import calibrate
@@ -40,6 +41,7 @@ app = typer.Typer(
 for command in (export, generate, chat, bench, perplexity, train, calibrate, inspect, verify, trace, pull, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command()(push)
 app.command("ppl", hidden=True)(perplexity)
 app.command("migrate", hidden=True)(migrate)
 
