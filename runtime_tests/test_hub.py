@@ -22,7 +22,7 @@ from sol_rt.store.pull import bundle_name, pull, resolve
 
 pytest.importorskip("onnx", reason="the tiny bundle's graphs are written with onnx")
 
-from helpers.hub_server import READER, WRITER, Hub, running_hub
+from helpers.hub_server import LICENSES, READER, WRITER, Hub, running_hub
 from helpers.program import started
 from helpers.tiny_bundle import write_bundle
 
@@ -442,6 +442,17 @@ class TestCheckpoints:
         assert not hub.content_requests(CONFIG_NAME)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Apache-2.0", "apache-2.0"), ("Llama-3.2", "llama3.2"), ("", "other"), ("Own", "other")]
+)
+def test_the_card_names_licences_as_the_hub_does(name: str, expected: str) -> None:
+    pytest.importorskip("torch", reason="the card's module comes with the extra export")
+    from sol_rt.export.card import hub_license
+
+    assert hub_license(name) == expected
+    assert expected in LICENSES
+
+
 class TestPush:
     @pytest.fixture(autouse=True)
     def token(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,6 +502,20 @@ class TestPush:
         (tmp_path / "damaged" / WEIGHTS).write_bytes(bytes(len(contents(tiny)[WEIGHTS])))
         fails(capsys, ["push", str(tmp_path / "damaged"), REPO], 1, WEIGHTS, "sha256")
         assert hub.requests == []
+
+    def test_a_card_that_the_hub_refuses(
+        self, hub: Hub, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "bundle").mkdir()
+        (tmp_path / "bundle" / "README.md").write_text("---\nlicense: Apache-2.0\n---\n")
+        write_bundle(tmp_path / "bundle")
+        fails(capsys, ["push", str(tmp_path / "bundle"), REPO], 1, '"license" must be one of')
+        assert hub.uploads == {}
+
+    def test_a_storage_that_refuses(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.refuse_uploads = True
+        fails(capsys, ["push", str(tiny), REPO], 1, "403 (the storage says no)")
+        assert set(hub.repositories[REPO].files()) == {".gitattributes"}
 
     def test_tokens(
         self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -19,8 +19,14 @@ from urllib.parse import unquote, urlsplit
 
 LFS_FROM = 4096
 """Bytes from which a file is stored as a large file."""
+_PART = 100_000
+"""Bytes of one part of an upload. Larger files are sent in several."""
 WRITER, READER = "hf_writer", "hf_reader"
 """The token that may do everything, and one that may only read public repositories."""
+
+
+LICENSES = ["apache-2.0", "mit", "llama3.2", "other"]
+"""Some of the licences that the hub accepts in a card."""
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Hub(ThreadingHTTPServer):
             `go_on`.
         cut_at: byte at which the server closes the connection, once, by file name.
         ignore_ranges: whether the server always sends whole files.
+        refuse_uploads: whether the storage of large files refuses them.
         requests: every request so far.
         unknown: paths of requests that the server has no answer for.
     """
@@ -80,9 +87,11 @@ class Hub(ThreadingHTTPServer):
         self.cut_at: dict[str, int] = {}
         self.ignore_ranges = False
         self.paused, self.go_on = threading.Event(), threading.Event()
+        self.refuse_uploads = False
         self.requests: list[Request] = []
         self.unknown: list[str] = []
         self.uploads: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
 
     @property
     def url(self) -> str:
@@ -293,7 +302,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({}, 201)
 
     def _validate(self) -> None:
-        self._send_json({"errors": [], "warnings": []})
+        found = re.search(r"^license: (.*)$", json.loads(self.body)["content"], re.MULTILINE)
+        if found and found[1] not in LICENSES:
+            message = f'"license" must be one of {LICENSES}'
+            self._send_json({"errors": [{"message": message}], "warnings": [], "error": message}, 400)
+        else:
+            self._send_json({"errors": [], "warnings": []})
 
     def _preupload(self, name: str, revision: str) -> None:
         _, files = self._files(self._writable(name), revision)
@@ -312,15 +326,30 @@ class _Handler(BaseHTTPRequestHandler):
         self._writable(name)
         objects = []
         for wanted in json.loads(self.body)["objects"]:
-            upload = {"upload": {"href": f"{self.server.url}/lfs/{wanted['oid']}", "header": {}}}
-            objects.append({**wanted, "actions": upload})
+            address = f"{self.server.url}/lfs/{wanted['oid']}"
+            header = {}
+            if wanted["size"] > _PART:
+                parts = -(-wanted["size"] // _PART)
+                header = {"chunk_size": str(_PART)} | {str(n): f"{address}/{n}" for n in range(1, parts + 1)}
+            objects.append({**wanted, "actions": {"upload": {"href": address, "header": header}}})
         self._send_json({"transfer": "basic", "objects": objects})
 
     def _upload(self, oid: str) -> None:
+        if self.server.refuse_uploads:
+            raise _Refusal(403, message="the storage says no")
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise _Refusal(400, message="wrong hash")
         self.server.uploads[oid] = self.body
         self._send(200, b"")
+
+    def _upload_part(self, oid: str, number: str) -> None:
+        self.server.parts[oid, int(number)] = self.body
+        self._send(200, b"", {"ETag": f'"{number}"'})
+
+    def _join_parts(self, oid: str) -> None:
+        numbers = [part["partNumber"] for part in json.loads(self.body)["parts"]]
+        self.body = b"".join(self.server.parts.pop((oid, number)) for number in numbers)
+        self._upload(oid)
 
     def _commit(self, name: str, revision: str) -> None:
         repository = self._writable(name)
@@ -354,5 +383,7 @@ _ROUTES = [
     ("POST", rf"/api/models/{_NAME}/preupload/(.+)", _Handler._preupload),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler._batch),
     ("PUT", r"/lfs/([0-9a-f]{64})", _Handler._upload),
+    ("PUT", r"/lfs/([0-9a-f]{64})/([0-9]+)", _Handler._upload_part),
+    ("POST", r"/lfs/([0-9a-f]{64})", _Handler._join_parts),
     ("POST", rf"/api/models/{_NAME}/commit/(.+)", _Handler._commit),
 ]

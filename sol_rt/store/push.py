@@ -6,11 +6,12 @@ import io
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.verify import verify_bundle
-from sol_rt.errors import HubError, HubUnreachableError, UsageError
+from sol_rt.errors import HubError, HubUnreachableError, UsageError, one_line
 from sol_rt.store.hub import HubId, Listing, address, api, hub_errors, library, list_files
 from sol_rt.store.progress import Progress
 
@@ -52,14 +53,20 @@ def push(folder: Path, hub_id: HubId, progress: Progress, *, private: bool = Fal
         ]
         for file in files:  # only now: an operation hashes its file when it is made
             file.report = lambda: progress(step, min(sum(each.tell() for each in files), total), total)
-        api().create_commit(
-            hub_id.repository,
-            operations,
-            commit_message=f"Add the bundle {folder.resolve().name}",
-            revision=hub_id.revision,
-        )
+        _commit(hub_id, operations, f"Add the bundle {folder.resolve().name}")
     progress(step, total, total)
     return address(hub_id)
+
+
+def _commit(hub_id: HubId, operations: list[Any], message: str) -> None:
+    try:
+        api().create_commit(hub_id.repository, operations, commit_message=message, revision=hub_id.revision)
+    except library().errors.HfHubHTTPError:
+        raise
+    except ValueError as error:  # the hub's complaint about the card or a file
+        raise HubError(f"{hub_id}: the hub refuses the bundle: {one_line(error)}") from None
+    except RuntimeError as error:  # which file it was; the cause says what happened
+        raise error.__cause__ or error from None
 
 
 class _Sent(io.BufferedReader):
