@@ -7,6 +7,21 @@ from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.export.parity import Parity
 
+_HUB_LICENSES = {
+    *("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gemma"),
+    *("agpl-3.0", "gpl-3.0", "lgpl-3.0", "mit", "openrail", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3"),
+}
+"""Identifiers that the hub accepts in a card's metadata: those of common weights."""
+
+
+def hub_license(name: str) -> str:
+    """The hub's identifier of a licence, given its SPDX name; `other` where the hub may not know it.
+
+    The hub refuses a whole upload if the card's metadata has another one.
+    """
+    found = name.lower().replace("llama-", "llama")
+    return found if found in _HUB_LICENSES else "other"
+
 
 def model_card(config: SolConfig, parity: Parity | None, selection: Selection | None) -> str:
     """The text of README.md: origin and sizes, what each variant reads, what each action costs and loses, and how close
@@ -24,7 +39,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         mixed = f" (`{bits_tag(MIXED)}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
     lines = [
         "---",
-        f"license: {model.license or 'other'}",
+        f"license: {hub_license(model.license)}",
         "library_name: sol_rt",
         "tags: [onnx, text-generation]",
         "---",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sol_rt.errors import CheckpointError, UsageError
-from sol_rt.store import pull, recipes
+from sol_rt.store import package, pull, recipes
 from sol_rt.store.recipes import Recipe
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 40
@@ -111,7 +111,7 @@ def test_every_recipe_of_the_installation_is_sound() -> None:
 
 def test_the_reason_that_pip_gives() -> None:
     expected = ["WARNING: retrying", "ERROR: No matching distribution found for x", "[notice] a newer pip"]
-    assert pull.pip_reason(expected) == "No matching distribution found for x"
+    assert package.pip_reason(expected) == "No matching distribution found for x"
     crash = ["ERROR: Exception:", "Traceback (most recent call last):", "OSError: [Errno 28] No space left on device"]
-    assert pull.pip_reason(crash) == "OSError: [Errno 28] No space left on device"
-    assert pull.pip_reason([]) == "pip failed"
+    assert package.pip_reason(crash) == "OSError: [Errno 28] No space left on device"
+    assert package.pip_reason([]) == "pip failed"

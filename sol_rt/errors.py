@@ -41,6 +41,14 @@ class CheckpointError(SolError):
     """A source checkpoint cannot be exported: missing or non-finite tensors, unknown architecture or type."""
 
 
+class HubError(SolError):
+    """The model hub refuses a request, or serves something else than was expected."""
+
+
+class HubUnreachableError(HubError):
+    """The model hub cannot be asked: there is no network, or `HF_HUB_OFFLINE` is set."""
+
+
 class ContextError(SolError):
     """A prompt or generation does not fit the model's context."""
 

@@ -15,6 +15,8 @@ from sol_rt.cli import INTERRUPTED, options
 from sol_rt.cli.make.export import export
 from sol_rt.cli.make.migrate import migrate
 from sol_rt.cli.make.pull import pull
+from sol_rt.cli.make.push import push
+from sol_rt.cli.make.rm import rm
 from sol_rt.cli.make.train import train
 from sol_rt.cli.measure.bench import bench
 from sol_rt.cli.measure.calibrate import calibrate
@@ -25,6 +27,7 @@ from sol_rt.cli.run.chat import chat
 from sol_rt.cli.run.generate import generate
 from sol_rt.cli.show.doctor import doctor
 from sol_rt.cli.show.inspect import inspect
+from sol_rt.cli.show.list import list_stored
 from sol_rt.cli.show.trace import trace
 from sol_rt.cli.show.verify import verify
 from sol_rt.errors import SolError
@@ -40,6 +43,9 @@ app = typer.Typer(
 for command in (export, generate, chat, bench, perplexity, train, calibrate, inspect, verify, trace, pull, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("list")(list_stored)
+app.command()(rm)
+app.command()(push)
 app.command("ppl", hidden=True)(perplexity)
 app.command("migrate", hidden=True)(migrate)
 

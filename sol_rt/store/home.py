@@ -23,7 +23,7 @@ def home() -> Path:
 
 
 def bundles_dir() -> Path:
-    """Folder of exported bundles, one subfolder each."""
+    """Folder of exported and pulled bundles, one subfolder each."""
     return home() / "bundles"
 
 
@@ -54,12 +54,24 @@ def remember_last_export(path: Path) -> None:
     aside.replace(record)
 
 
+def forget_last_export(path: Path) -> bool:
+    """If `path` is the bundle that commands use by default, makes them have none. Returns whether it was."""
+    record = home() / _LAST_EXPORT
+    try:
+        was_default = Path(record.read_text(encoding="utf-8").strip()) == path.resolve()
+    except (OSError, UnicodeDecodeError):
+        return False
+    if was_default:
+        record.unlink(missing_ok=True)
+    return was_default
+
+
 def find_bundle(model: str | None) -> Path:
     """Finds the bundle folder that `model` names.
 
     `model` is a folder, or the name of a bundle under `bundles_dir()`. If it is None, `$SOL_RT_MODEL` names the bundle
-    in the same way; if that is not set either, the bundle exported last is used. The function only looks for
-    `sol_config.json`; Bundle.open checks the rest.
+    in the same way; if that is not set either, the bundle exported or pulled last is used. The function only looks
+    for `sol_config.json`; Bundle.open checks the rest.
 
     Raises UsageError if there is no such bundle.
     """
@@ -73,7 +85,7 @@ def find_bundle(model: str | None) -> Path:
             "no model: name one with -m, set SOL_RT_MODEL, or make one with `sol-rt export -m smollm2-135m`"
         ) from None
     if not (last / CONFIG_NAME).is_file():
-        raise UsageError(f"no model: the bundle exported last, {last}, is gone; name one with -m or export again")
+        raise UsageError(f"no model: the default bundle, {last}, is gone; name one with -m, export or pull")
     return last
 
 

