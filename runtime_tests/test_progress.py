@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import time
 
+import pytest
+from rich.console import Console
+
+from sol_rt.cli.progress_bar import Shown, _Bar, _Lines, duration
+from sol_rt.cli.progress_bar import progress as show
 from sol_rt.store.progress import Stages
 
 Call = tuple[str, float, float]
@@ -78,3 +84,107 @@ def test_a_stage_that_fails_is_not_done(calls: list[Call]) -> None:
 def test_an_unknown_stage_is_a_mistake(calls: list[Call]) -> None:
     with pytest.raises(KeyError, match="wrok"), Stages(lambda *call: calls.append(call), {"work": 1})("wrok"):
         pass
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_time_left_follows_the_share_done() -> None:
+    clock = Clock()
+    shown = Shown(clock)
+    shown("work", 20, 100)  # of an earlier run
+    assert shown.seconds_left is None
+    clock.now += 30
+    shown("work", 40, 100)
+    assert shown.seconds_left == pytest.approx(90)
+    clock.now += 10  # no report since
+    assert shown.seconds_left == pytest.approx(80)
+    clock.now += 1000
+    assert shown.seconds_left == 0
+    shown("another total", 0, 7)
+    assert shown.seconds_left is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min"), (3540, "59 min"), (3599, "1 h 0 min"), (4800, "1 h 20 min")],
+)
+def test_times_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_pipe_gets_a_line_a_stage_and_one_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    shown = _Lines(clock, timed=True)
+    shown.begin()
+    stages = Stages(shown, {"read": 1, "work": 9})
+    with stages("read") as progress:
+        for done in range(5):
+            progress("read", done, 5)
+    clock.now += 100
+    with stages("work") as progress:
+        for done in range(100):
+            progress("work", done, 100)
+            clock.now += 10
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "read ..."
+    assert lines[1].startswith("work ... 10%")
+    assert len(lines) == 2 + 1000 // 60
+    assert lines[-1] == "work ... 96%, 40 s left"
+
+
+def test_a_pipe_gets_a_line_a_minute_without_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = _Lines(seconds=0.02)
+    shown.begin()
+    shown("one long step", 0, 2)
+    lines: list[str] = []
+    deadline = time.monotonic() + 60
+    while len(lines) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+        lines += capsys.readouterr().err.splitlines()
+    shown.end()
+    assert len(lines) >= 3
+    assert set(lines) == {"one long step ..."}
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_terminal_gets_one_bar(timed: bool) -> None:
+    screen = io.StringIO()
+    bar = _Bar(Console(file=screen, force_terminal=True, width=100), timed, transient=False)
+    bar.begin()
+    stages = Stages(bar, {"read": 1, "work": 3})
+    with stages("read"):
+        pass
+    if timed:
+        assert "read" in screen.getvalue()
+        assert "25%" in screen.getvalue()
+    with bar.paused():
+        screen.write("a row of results\n")
+    with stages("work") as progress:
+        progress("second half", 1, 2)
+    bar.end()
+    assert "100%" in screen.getvalue().rsplit("work", 1)[1]
+    assert len(bar._progress.tasks) == 1
+
+
+def test_a_bar_for_short_work_never_appears(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with show(after=3600) as report:
+        report("prompt", 1, 2)
+    assert capsys.readouterr().err == ""
+    with show(after=1e-9) as report:
+        report("prompt", 1, 2)
+        deadline = time.monotonic() + 60
+        seen = ""
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+            seen = capsys.readouterr().err
+    assert seen == "prompt ... 50%\n"

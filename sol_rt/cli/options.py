@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +85,37 @@ RepetitionPenalty = Annotated[
         panel=DECODING,
     ),
 ]
+PresencePenalty = Annotated[
+    float | None,
+    option(
+        "--presence-penalty",
+        min=-2.0,
+        max=2.0,
+        help="Subtracted from the logits of tokens that the text has, as in OpenAI's API; 0 means none.",
+        panel=DECODING,
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    option(
+        "--frequency-penalty",
+        min=-2.0,
+        max=2.0,
+        help="Subtracted from a token's logit for each time that the text has it, as in OpenAI's API; 0 means none.",
+        panel=DECODING,
+    ),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    option(
+        "--logit-bias",
+        env=False,
+        metavar="ID=BIAS",
+        help="Add BIAS (-100 to 100) to the logit of token ID; -100 bans it. ID+BIAS and ID-BIAS work too; may be "
+        "repeated.",
+        panel=DECODING,
+    ),
+]
 Seed = Annotated[
     int | None, option("-s", "--seed", min=0, help="Seed of sampling and of the random schedule.", panel=DECODING)
 ]
@@ -158,6 +191,7 @@ Debug = Annotated[
 ]
 
 debug = False
+_LOGIT_BIAS = re.compile(r"(?P<id>[0-9]+)(?:=(?P<set>[^=]+)|(?P<step>[+-][^=]+))")
 
 
 def _check_share(flag: str, value: float | None) -> float | None:
@@ -165,6 +199,18 @@ def _check_share(flag: str, value: float | None) -> float | None:
     if value is not None and not 0 <= value <= 1:
         raise UsageError(f"{flag} {value:g}: expected a share from 0 to 1, for example 0.3")
     return value
+
+
+def logit_biases(given: Sequence[str]) -> dict[int, float]:
+    """The biases of --logit-bias by token id. Raises UsageError if one is neither ID=BIAS, ID+BIAS nor ID-BIAS."""
+    biases: dict[int, float] = {}
+    for text in given:
+        match = _LOGIT_BIAS.fullmatch(text.strip())
+        try:
+            biases[int(match["id"])] = float(match["set"] or match["step"])  # type: ignore[index]
+        except (TypeError, ValueError):
+            raise UsageError(f"--logit-bias {text!r}: expected ID=BIAS, for example 50256=-100") from None
+    return biases
 
 
 def _remember_debug(value: bool) -> bool:

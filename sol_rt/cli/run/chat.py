@@ -133,6 +133,9 @@ def chat(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    logit_bias: options.LogitBias = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     budget: options.Budget = None,
@@ -146,11 +149,12 @@ def chat(
 ) -> None:
     """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands."""
     from sol_rt.cli.loading import dial, load, note_ineffective
-    from sol_rt.cli.run.generate import sampling
+    from sol_rt.cli.run.generate import penalties, sampling
 
     settings = {
         **dial(schedule, budget, tokens_per_second, None, None, None),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
+        **penalties(presence_penalty, frequency_penalty, logit_bias),
     }
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
