@@ -82,6 +82,7 @@ def train(
     import torch
 
     from sol_rt.bundle.bundle import Bundle
+    from sol_rt.cli.loading import usable_threads
     from sol_rt.engine.engine import Engine
     from sol_rt.store.home import home
     from sol_rt.train.run.distributed import joined
@@ -103,7 +104,7 @@ def train(
 
         windows = _windows(data, bundle, settings, report)
 
-        engine = Engine(bundle, provider="cpu", threads=threads or _threads_each(group))
+        engine = Engine(bundle, provider="cpu", threads=usable_threads(threads) or _threads_each(group))
         torch.set_num_threads(engine.threads)
         in_torch = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
 

@@ -74,7 +74,7 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import dial, load, note_ineffective
+    from sol_rt.cli.loading import answered, dial, load, note_ineffective
 
     arguments: dict[str, Any] = {
         **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits),
@@ -100,7 +100,7 @@ def generate(
     run = loaded.stream(text, **arguments)
     begun = False
     try:
-        for step in run:
+        for step in answered(loaded, run):
             if not json:
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
