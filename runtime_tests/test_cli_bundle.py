@@ -299,14 +299,6 @@ def test_chat_takes_a_fixed_schedule_after_a_budget(
     assert f"({schedule}" in run(capsys, "chat", "-n", "6", "--temperature", "0")[1]
 
 
-@pytest.mark.parametrize("line", ["/budget 2", "/budget much", "/schedule nonsense", "/nonsense"])
-def test_chat_commands_that_are_wrong(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(line + "\n"))
-    assert run(capsys, "chat", code=2)[1].splitlines()[-1].startswith("sol-rt: error: ")
-
-
 @pytest.fixture
 def endless(llama_bundle: Path, tmp_path: Path) -> Path:
     """The tiny bundle without end tokens: only the limit or a signal ends its text."""
