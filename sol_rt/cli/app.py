@@ -15,6 +15,7 @@ from sol_rt.cli import INTERRUPTED, options
 from sol_rt.cli.make.export import export
 from sol_rt.cli.make.migrate import migrate
 from sol_rt.cli.make.pull import pull
+from sol_rt.cli.make.run import run as run_model
 from sol_rt.cli.make.train import train
 from sol_rt.cli.measure.bench import bench
 from sol_rt.cli.measure.calibrate import calibrate
@@ -33,13 +34,14 @@ app = typer.Typer(
     name="sol-rt",
     help="Run a language model at the share of its full cost that --budget sets.",
     epilog="An environment variable sets a flag: SOL_RT_TOP_K sets --top-k. Bundles are stored under $SOL_RT_HOME.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (export, generate, chat, bench, perplexity, train, calibrate, inspect, verify, trace, pull, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("run")(run_model)
 app.command("ppl", hidden=True)(perplexity)
 app.command("migrate", hidden=True)(migrate)
 

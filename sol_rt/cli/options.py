@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from sol_rt.cli import completion
 from sol_rt.cli.renamed import variable_of
 from sol_rt.errors import UsageError
 
 
 def option(*flags: str, help: str, env: bool = True, panel: str | None = None, **settings: Any) -> Any:
-    """Makes a typer option. With `env`, an environment variable named after the first long flag sets it too."""
+    """Makes a typer option. With `env`, an environment variable named after the first long flag sets it too.
+
+    The shell completes the values of the flags in `completion.FOR_FLAG`.
+    """
     long = next(flag for flag in flags if flag.startswith("--"))
+    settings.setdefault("autocompletion", completion.FOR_FLAG.get(long))
     variable = variable_of(long.split("/")[0])
     return typer.Option(
         *flags, help=help, envvar=variable if env else None, show_envvar=False, rich_help_panel=panel, **settings
     )
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def with_options_of(command: Callable[..., None], *, without: Sequence[str]) -> Callable[[Command], Command]:
+    """Gives a command that takes keywords the options of another command, except those in `without`."""
+
+    def decorate(own: Command) -> Command:
+        mine = inspect.signature(own, eval_str=True).parameters.values()
+        others = inspect.signature(command, eval_str=True).parameters.values()
+        shown = [parameter for parameter in mine if parameter.kind is not parameter.VAR_KEYWORD]
+        shown += [parameter for parameter in others if parameter.name not in without]
+        own.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        own.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        return own
+
+    return decorate
 
 
 class Format(str, Enum):
@@ -40,6 +64,7 @@ Model = Annotated[
         "--model",
         env=False,
         help="Folder or name of a bundle; default: $SOL_RT_MODEL, else the bundle exported last.",
+        autocompletion=completion.bundles,
     ),
 ]
 Output = Annotated[Format, option("-o", "--output-format", env=False, help="Output format: text or json.")]
