@@ -72,6 +72,62 @@ def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
     assert sum(result["actions"].values()) == len(result["tokens"]) - 1
 
 
+def test_generate_json_has_log_probabilities(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("generate", "-p", PROMPT, "-n", "5", "--temperature", "0", "--json")
+    plain, listed = as_json(capsys, *argv), as_json(capsys, *argv, "--top-logprobs", "3")
+    assert plain["logprobs"] == listed["logprobs"]
+    assert len(plain["logprobs"]) == len(plain["tokens"])
+    assert "top_logprobs" not in plain
+    for token, logprob, place in zip(listed["tokens"], listed["logprobs"], listed["top_logprobs"], strict=True):
+        assert [set(entry) for entry in place] == [{"id", "token", "logprob"}] * 3
+        assert (place[0]["id"], place[0]["logprob"]) == (token, logprob)  # greedy
+        assert place[0]["logprob"] >= place[1]["logprob"] >= place[2]["logprob"]
+
+
+def test_penalties_and_bias_change_the_text_and_are_replayed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = str(tmp_path / "run.jsonl")
+    argv = ("generate", "-p", PROMPT, "-n", "12", "--temperature", "0")
+    plain = as_json(capsys, *argv, "--json")["tokens"]
+    banned = plain[0]
+    given = ("--presence-penalty", "2", "--frequency-penalty", "0.5", "--logit-bias", f"{banned}=-100")
+    changed = as_json(capsys, *argv, *given, "--trace", trace, "--json")["tokens"]
+    assert banned not in changed
+    assert changed != plain
+    generation = json.loads(Path(trace).read_text(encoding="utf-8").splitlines()[0])["generation"]
+    assert generation["logit_bias"] == {str(banned): -100}
+    assert (generation["presence_penalty"], generation["frequency_penalty"]) == (2, 0.5)
+    assert as_json(capsys, "generate", "--replay", trace, "--json")["tokens"] == changed
+    # one word for the shell, as llama.cpp has it
+    assert as_json(capsys, *argv, *given[:4], "--logit-bias", f"{banned}-100", "--json")["tokens"] == changed
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        (("--logit-bias", "99999=1"), "logit bias: got token 99999, expected ids from 0 to 319"),
+        (("--logit-bias", "a=1"), "--logit-bias 'a=1': expected ID=BIAS"),
+        (("--logit-bias", "1="), "--logit-bias '1=': expected ID=BIAS"),
+        (("--logit-bias", "1=nan"), "logit_bias: got nan, expected numbers from -100 to 100"),
+        (("--logit-bias", "1+500"), "logit_bias: got 500.0, expected numbers from -100 to 100"),
+        (("--presence-penalty", "3"), "--presence-penalty"),
+        (("--top-logprobs", "21"), "--top-logprobs"),
+        (("--stop", ""), "--stop ''"),
+        (("-b", "nan"), "--budget"),
+    ],
+)
+def test_settings_that_are_wrong_are_one_line_and_write_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, given: tuple[str, ...], part: str
+) -> None:
+    trace = tmp_path / "run.jsonl"
+    out, err = run(capsys, "generate", "-p", PROMPT, "--trace", str(trace), *given, code=2)
+    assert out == ""
+    assert [line for line in err.splitlines() if "error" in line] == err.splitlines()[-1:]
+    assert part in err.splitlines()[-1]
+    assert not trace.exists()
+
+
 def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("generate", "-p", PROMPT, "-n", "12", "--temperature", "0", "--budget", "0.7")
     text = as_json(capsys, *argv, "--json")["text"]
@@ -241,14 +297,6 @@ def test_chat_takes_a_fixed_schedule_after_a_budget(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"/budget 0.5\n/schedule {schedule}\nHello\n/stats\n"))
     assert f"({schedule}" in run(capsys, "chat", "-n", "6", "--temperature", "0")[1]
-
-
-@pytest.mark.parametrize("line", ["/budget 2", "/budget much", "/schedule nonsense", "/nonsense"])
-def test_chat_commands_that_are_wrong(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(line + "\n"))
-    assert run(capsys, "chat", code=2)[1].splitlines()[-1].startswith("sol-rt: error: ")
 
 
 @pytest.fixture

@@ -134,6 +134,21 @@ def test_axis_targets(model: SolModel) -> None:
     assert sum(bits) / 128 == pytest.approx(6.0, abs=0.2)
 
 
+def test_repr_is_one_helpful_line(model: SolModel) -> None:
+    config = model.bundle.config
+    said = repr(model)
+    assert "\n" not in said
+    for part in (
+        f"SolModel {config.model.name}",
+        f"{len(config.variants)} variants",
+        f"{len(config.actions)} actions",
+        "costs bytes",
+        f"cpu, {model.engine.threads} threads",
+        f"context {model.engine.max_context} tokens",
+    ):
+        assert part in said
+
+
 def test_steps_and_summary_agree(model: SolModel) -> None:
     stream = model.stream(PROMPT, budget=0.7, schedule="random", seed=5, **LONG)
     assert stream.result is None

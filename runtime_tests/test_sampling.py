@@ -62,7 +62,7 @@ def test_same_distribution_as_transformers(
         do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty
     )
     sampler = Sampler(config, VOCAB)
-    penalised = sampler._penalised(logits, history)
+    penalised = sampler._changed(logits, history)
     # who stays, not whose probability float32 can hold: the least likely ones round to 0
     assert sorted(sampler.candidates(penalised)[0].tolist()) == torch.isfinite(scores[0]).nonzero()[:, 0].tolist()
     assert distribution(config, penalised) == pytest.approx(expected, abs=1e-6)
@@ -115,6 +115,125 @@ def test_greedy_takes_the_likeliest_after_the_penalty() -> None:
     # the reported log-probability is the model's, before any penalty
     assert logprob == pytest.approx(3.5 - np.log(np.exp(logits).sum()), rel=1e-6)
     assert logits.tolist() == [1.0, 4.0, 3.5, -1.0]
+
+
+def changed_in_float64(
+    logits: np.ndarray,
+    prompt: list[int],
+    drawn: list[int],
+    *,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+    bias: dict[int, float] | None = None,
+    repetition: float = 1.0,
+) -> list[float]:
+    """What OpenAI's API documents, token by token; the repetition penalty, between the two, as in llama.cpp."""
+    scores = [float(logit) + (bias or {}).get(token, 0.0) for token, logit in enumerate(logits)]
+    for token in {*prompt, *drawn}:
+        scores[token] = scores[token] / repetition if scores[token] >= 0 else scores[token] * repetition
+    for token in set(drawn):
+        count = drawn.count(token)
+        scores[token] -= presence * (count > 0) + frequency * count
+    return scores
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    presence=st.floats(-2, 2),
+    frequency=st.floats(-2, 2),
+    bias=st.dictionaries(st.integers(0, 39), st.floats(-100, 100), max_size=6),
+    repetition=st.sampled_from([1.0, 1.3, 0.7]),
+    steps=st.integers(1, 12),
+)
+def test_penalties_and_bias_against_a_reference_in_float64(
+    seed: int, presence: float, frequency: float, bias: dict[int, float], repetition: float, steps: int
+) -> None:
+    config = GenerationConfig(do_sample=True, top_k=0, temperature=1.5, seed=seed).updated(
+        presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias, repetition_penalty=repetition
+    )
+    size = 40
+    prompt = np.random.default_rng(seed).integers(0, size, 5).tolist()
+    sampler, history = Sampler(config, size), list(prompt)
+    for step in range(steps):
+        logits = logits_of(seed + step, size)
+        before = logits.copy()
+        expected = changed_in_float64(
+            logits,
+            prompt,
+            history[len(prompt) :],
+            presence=presence,
+            frequency=frequency,
+            bias=bias,
+            repetition=repetition,
+        )
+        assert sampler._changed(logits, history) == pytest.approx(expected, rel=1e-5, abs=1e-4)
+        history.append(sampler.sample(Distribution(logits), history)[0])
+        assert (logits == before).all(), "the step's own logits stay as they are"
+
+
+@pytest.mark.parametrize("config", [{"presence_penalty": 1.5}, {"frequency_penalty": 0.75}])
+def test_greedy_follows_the_counts(config: dict[str, float]) -> None:
+    logits = np.array([2.0, 1.0, 0.5, -3.0], np.float32)
+    sampler = Sampler(GenerationConfig(**config), 4)  # type: ignore[arg-type]
+    drawn: list[int] = []
+    for _ in range(8):
+        expected = changed_in_float64(
+            logits,
+            [],
+            drawn,
+            presence=config.get("presence_penalty", 0),
+            frequency=config.get("frequency_penalty", 0),
+        )
+        drawn.append(sampler.sample(Distribution(logits), ())[0])
+        assert drawn[-1] == int(np.argmax(expected))
+    assert len(set(drawn)) > 1
+
+
+def test_a_bias_bans_and_forces_tokens() -> None:
+    logits = logits_of(3)
+    top = int(logits.argmax())
+    for sampled in (False, True):
+        config = GenerationConfig(do_sample=sampled, top_k=0, seed=0)
+        banned = Sampler(config.updated(logit_bias={top: -100}), VOCAB)
+        assert top not in [banned.sample(Distribution(logits), ())[0] for _ in range(50)]
+        forced = Sampler(config.updated(logit_bias={7: 100}), VOCAB)
+        token, logprob = forced.sample(Distribution(logits), ())
+        assert token == 7
+        # the reported log-probability is the model's, before the bias
+        assert logprob == pytest.approx(Distribution(logits).log_probability(7))
+
+
+def test_a_bias_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(UsageError, match="logit bias: got token 300, expected ids from 0 to 299"):
+        Sampler(GenerationConfig().updated(logit_bias={"300": 1}), VOCAB)
+
+
+def test_without_penalties_a_greedy_step_reads_no_logits() -> None:
+    class Untouched(Distribution):
+        @property
+        def logits(self) -> np.ndarray:
+            pytest.fail("read the logits")
+
+        def log_probability(self, token: int) -> float:
+            return 0.0
+
+    sampler = Sampler(GenerationConfig().updated(logit_bias={1: 0}), VOCAB)
+    logits = logits_of(1)
+    assert [sampler.sample(Untouched(logits), [1, 2])[0] for _ in range(3)] == [int(logits.argmax())] * 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.sampled_from([0, 1, 3, 20, VOCAB, 1000]), ties=st.booleans())
+def test_the_likeliest_tokens(seed: int, count: int, ties: bool) -> None:
+    logits = logits_of(seed)
+    if ties:
+        logits = np.round(logits)
+    found = Distribution(logits).likeliest(count)
+    order = sorted(range(VOCAB), key=lambda token: (-logits[token], token))[:count]
+    assert [token for token, _ in found] == order
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    assert [logprob for _, logprob in found] == pytest.approx(exact[order], abs=1e-5)
 
 
 def test_seed_repeats_and_differs() -> None:
@@ -191,6 +310,16 @@ def test_updates() -> None:
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("repetition_penalty", 0),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", float("nan")),
+        ("frequency_penalty", -3),
+        ("frequency_penalty", True),
+        ("logit_bias", [1, 2]),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", {1: 101}),
+        ("logit_bias", {1: float("nan")}),
+        ("top_logprobs", 21),
         ("seed", -3),
         ("do_sample", 1),
         ("stop_strings", [""]),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
 from sol_rt.export.policy_file import read_policy  # noqa: E402
+from sol_rt.store.progress import Progress  # noqa: E402
 from sol_rt.train.config import read_config  # noqa: E402
 from sol_rt.train.run.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 
@@ -58,6 +60,25 @@ def arguments(place: Path, output: Path, *more: str, config: Path | None = None)
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+def test_progress_is_one_whole(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, float]] = []
+
+    @contextmanager
+    def noted() -> Iterator[Progress]:
+        yield lambda description, done, total: calls.append((description, done / total))
+
+    monkeypatch.setattr("sol_rt.cli.make.train.progress", noted)
+    assert run(arguments(place, tmp_path / "out")) == 0
+    names = list(dict.fromkeys(name for name, _ in calls))
+    stages = ("measuring every action", "stage 1: warm start", "stage 2: GRPO")
+    assert [name for name in names if name != "training"] == ["reading text", *(f"training: {each}" for each in stages)]
+    shares = [share for _, share in calls]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    # every stage moves the bar
+    assert all(len({share for name, share in calls if name.endswith(stage)}) > 2 for stage in stages)
 
 
 def program(argv: list[str], *launch: str) -> None:

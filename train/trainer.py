@@ -32,6 +32,7 @@ from sol_rt.train.rollouts.counterfactuals import CounterfactualStore, MeasuredW
 from sol_rt.train.run.checkpoints import CHECKPOINT, CONFIG, check_resumable, load_checkpoint, save_checkpoint
 from sol_rt.train.run.distributed import Group
 from sol_rt.train.run.log import TrainLog
+from sol_rt.train.run.progress import MEASURING, STAGE_1, STAGE_2, Report, TrainingProgress
 from sol_rt.train.run.setup import TrainSetup
 from sol_rt.train.run.state import DONE, GRPO, WARM_START, TrainingState
 from sol_rt.train.warm_start import Examples, WarmStart
@@ -57,7 +58,7 @@ class Trainer:
     def __init__(
         self, setup: TrainSetup, group: Group, *, resume: bool, report: Progress, note: Callable[[str], None]
     ) -> None:
-        self.setup, self.group, self.report, self.note = setup, group, report, note
+        self.setup, self.group, self.note = setup, group, note
         self.config, self.spec, self.windows = setup.config, setup.rollouts.spec, setup.windows
         self.first = group.rank == 0
         setup.check_processes(group.size)
@@ -74,6 +75,7 @@ class Trainer:
             log_bytes = self._restore()
         elif (setup.folder / CHECKPOINT).exists():
             raise UsageError(f"{setup.folder} has a training already; go on with --resume, or choose another -o")
+        self.progress = TrainingProgress(report, setup, self.state)
         group.wait()  # the first process writes a checkpoint as soon as it runs
         self.log = TrainLog(setup.folder, log_bytes, self.state.step) if self.first else None
         if self.log is not None:
@@ -144,16 +146,18 @@ class Trainer:
         group.wait()
         missing = [number for number in range(len(wanted)) if not store.has(names[number])]
         group.wait()  # no process writes before all have looked
-        for done, number in enumerate(missing):
-            if number > len(held) and not begun and self._out_of_time(warm.share):
-                break
-            self.report("measuring every action", len(wanted) - len(missing) + done, len(wanted))
-            if done % self.config.checkpoint_every == 0:
-                self._checkpoint(now=True)
-            if number % group.size == group.rank:
-                store.write(names[number], measure(self.setup.rollouts, windows.tokens(wanted[number]), warm.positions))
-        group.wait()
-        self.report("measuring every action", len(wanted), len(wanted))
+        with self.progress.stage(MEASURING, warm.share) as report:
+            for done, number in enumerate(missing):
+                if number > len(held) and not begun and self._out_of_time(warm.share):
+                    break
+                report(len(wanted) - len(missing) + done, len(wanted))
+                if done % self.config.checkpoint_every == 0:
+                    self._checkpoint(now=True)
+                if number % group.size == group.rank:
+                    store.write(
+                        names[number], measure(self.setup.rollouts, windows.tokens(wanted[number]), warm.positions)
+                    )
+            group.wait()
         there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
         read = [store.read(names[number], self.spec.scalars) for number in there]
         kinds = [wanted[number].kind for number in there]
@@ -181,15 +185,16 @@ class Trainer:
         if state.update == 0:
             stage.begin()
         every = max(updates // _MEASUREMENTS, 1)
-        while state.update < updates and state.best.since < patience:
-            values = stage.update(state.update)
-            state.count_update()
-            if state.update % every == 0 or state.update == updates:
-                values["held_out_gain"] = gain = stage.held_out_gain()
-                state.best.measured(self.network, gain, state.update)
-            self._log(WARM_START, values)
-            self.report("stage 1: warm start", state.update, updates)
-            self._checkpoint()
+        with self.progress.stage(STAGE_1) as report:
+            while state.update < updates and state.best.since < patience:
+                values = stage.update(state.update)
+                state.count_update()
+                if state.update % every == 0 or state.update == updates:
+                    values["held_out_gain"] = gain = stage.held_out_gain()
+                    state.best.measured(self.network, gain, state.update)
+                self._log(WARM_START, values)
+                report(state.update, updates)
+                self._checkpoint()
         self.network.load_state_dict(state.best.network)
         stage.fit_multipliers(state.multipliers, training.kinds)
         if updates:
@@ -213,29 +218,31 @@ class Trainer:
             windows=self.windows,
             group=self.group,
         )
-        if state.update == 0 and updates:
-            self._measure(comparison, "before")
-        while state.update < updates and not self._out_of_time(1.0):
-            self._log(GRPO, stage.update(state.update))
-            state.count_update()
-            if state.update % every == 0:
-                self._measure(comparison, "after")
-            self.report("stage 2: GRPO", state.update, updates)
-            self._checkpoint()
-        if state.update % every:
-            self._measure(comparison, "after")
+        with self.progress.stage(STAGE_2, 1.0) as report:
+            if state.update == 0 and updates:
+                self._measure(comparison, "before", report)
+            while state.update < updates and not self._out_of_time(1.0):
+                self._log(GRPO, stage.update(state.update))
+                state.count_update()
+                if state.update % every == 0:
+                    self._measure(comparison, "after", report)
+                self.progress.grpo(report)
+                self._checkpoint()
+            if state.update % every:
+                self._measure(comparison, "after", report)
         if updates:
             self.network.load_state_dict(state.best.network)
         state.stage = DONE
         self._checkpoint(now=True)
 
-    def _measure(self, comparison: HeldOutComparison, when: str) -> None:
+    def _measure(self, comparison: HeldOutComparison, when: str, report: Report) -> None:
         """Compares by running episodes. The mean gain over both rivals at all budgets decides which network is kept."""
 
-        def report(done: int, total: int) -> None:
-            self.report("measuring on held-out windows", done, total)
+        def window(done: int, total: int) -> None:
+            self.progress.grpo(report, done / total)
 
-        found = comparison.run(self.setup.rollouts, self.windows, self.group, report)
+        found = comparison.run(self.setup.rollouts, self.windows, self.group, window)
+        self.progress.measured()
         self._log_comparisons(f"{GRPO} {when}", found)
         gains = [gain for each in found for gain in each.gain.values()]
         # the least of the budgets decides: the policy is to be the default only where it wins at all of them

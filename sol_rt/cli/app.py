@@ -17,6 +17,7 @@ from sol_rt.cli.make.migrate import migrate
 from sol_rt.cli.make.pull import pull
 from sol_rt.cli.make.push import push
 from sol_rt.cli.make.rm import rm
+from sol_rt.cli.make.run import run as run_model
 from sol_rt.cli.make.train import train
 from sol_rt.cli.measure.bench import bench
 from sol_rt.cli.measure.calibrate import calibrate
@@ -36,7 +37,7 @@ app = typer.Typer(
     name="sol-rt",
     help="Run a language model at the share of its full cost that --budget sets.",
     epilog="An environment variable sets a flag: SOL_RT_TOP_K sets --top-k. Bundles are stored under $SOL_RT_HOME.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -46,6 +47,7 @@ app.command("eval")(evaluate)
 app.command("list")(list_stored)
 app.command()(rm)
 app.command()(push)
+app.command("run")(run_model)
 app.command("ppl", hidden=True)(perplexity)
 app.command("migrate", hidden=True)(migrate)
 

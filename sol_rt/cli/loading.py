@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from sol_rt.cli.console import note
+from sol_rt.cli.console import note, progress
 from sol_rt.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from sol_rt.bundle.config import SolConfig
     from sol_rt.engine.providers import Provider
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.results import GeneratedToken
+    from sol_rt.generate.stream import Stream
+
+PROMPT_SECONDS = 2.0
+"""A prompt that takes longer shows its progress."""
 
 
 def bundle_path(model: str | None) -> Path:
@@ -46,8 +51,11 @@ def load(
     from sol_rt.budget.dominated import describe
     from sol_rt.generate.model import SolModel
 
+    threads = usable_threads(threads)
+    path = bundle_path(model)
+    _check_context(path, ctx_size)
     loaded = SolModel.from_pretrained(
-        bundle_path(model),
+        path,
         provider=provider,
         threads=threads,
         native_ops=native_ops,
@@ -62,6 +70,38 @@ def load(
     if loaded.dominated:
         note(describe(loaded.dominated, provider=loaded.engine.provider_name))
     return loaded
+
+
+def usable_threads(threads: int | None) -> int | None:
+    """The threads of `--threads`, but no more than processors, which is noted on stderr: they would only wait."""
+    from sol_rt.engine.providers import default_threads
+
+    most = default_threads()
+    if threads is None or threads <= most:
+        return threads
+    note(f"--threads {threads}: this process may use {most} processors, so it runs {most} threads")
+    return most
+
+
+def _check_context(path: Path, ctx_size: int | None) -> None:
+    """Raises UsageError for a `--ctx-size` beyond the model's context."""
+    from sol_rt.bundle.bundle import Bundle
+
+    if ctx_size is not None and ctx_size > (most := Bundle.open(path).config.model.max_context):
+        raise UsageError(f"--ctx-size {ctx_size}: the model's context is {most} tokens; give at most that")
+
+
+def answered(model: SolModel, run: Stream) -> Iterator[GeneratedToken]:
+    """The tokens of `run`. A prompt that takes over 2 seconds shows its progress on stderr meanwhile."""
+    with progress(after=PROMPT_SECONDS) as report:
+        model.engine.on_chunk = lambda done, total: report(f"reading the prompt, {total} tokens", done, total)
+        try:
+            first = next(run, None)
+        finally:
+            model.engine.on_chunk = None
+    if first is not None:
+        yield first
+        yield from run
 
 
 def note_ineffective(loaded: SolModel, how: Mapping[str, Any]) -> None:

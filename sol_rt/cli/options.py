@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from sol_rt.cli import completion
 from sol_rt.cli.renamed import variable_of
 from sol_rt.errors import UsageError
 
 
 def option(*flags: str, help: str, env: bool = True, panel: str | None = None, **settings: Any) -> Any:
-    """Makes a typer option. With `env`, an environment variable named after the first long flag sets it too."""
+    """Makes a typer option. With `env`, an environment variable named after the first long flag sets it too.
+
+    The shell completes the values of the flags in `completion.FOR_FLAG`.
+    """
     long = next(flag for flag in flags if flag.startswith("--"))
+    settings.setdefault("autocompletion", completion.FOR_FLAG.get(long))
     variable = variable_of(long.split("/")[0])
     return typer.Option(
         *flags, help=help, envvar=variable if env else None, show_envvar=False, rich_help_panel=panel, **settings
     )
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def with_options_of(command: Callable[..., None], *, without: Sequence[str]) -> Callable[[Command], Command]:
+    """Gives a command that takes keywords the options of another command, except those in `without`."""
+
+    def decorate(own: Command) -> Command:
+        mine = inspect.signature(own, eval_str=True).parameters.values()
+        others = inspect.signature(command, eval_str=True).parameters.values()
+        shown = [parameter for parameter in mine if parameter.kind is not parameter.VAR_KEYWORD]
+        shown += [parameter for parameter in others if parameter.name not in without]
+        own.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        own.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        return own
+
+    return decorate
 
 
 class Format(str, Enum):
@@ -38,6 +64,7 @@ Model = Annotated[
         "--model",
         env=False,
         help="Folder or name of a bundle; default: $SOL_RT_MODEL, else the bundle exported last.",
+        autocompletion=completion.bundles,
     ),
 ]
 Output = Annotated[Format, option("-o", "--output-format", env=False, help="Output format: text or json.")]
@@ -80,6 +107,37 @@ RepetitionPenalty = Annotated[
         "--repeat-penalty",
         min=0.0,
         help="Penalty on tokens that occurred before; 1 means none.",
+        panel=DECODING,
+    ),
+]
+PresencePenalty = Annotated[
+    float | None,
+    option(
+        "--presence-penalty",
+        min=-2.0,
+        max=2.0,
+        help="Subtracted from the logits of tokens that the text has, as in OpenAI's API; 0 means none.",
+        panel=DECODING,
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    option(
+        "--frequency-penalty",
+        min=-2.0,
+        max=2.0,
+        help="Subtracted from a token's logit for each time that the text has it, as in OpenAI's API; 0 means none.",
+        panel=DECODING,
+    ),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    option(
+        "--logit-bias",
+        env=False,
+        metavar="ID=BIAS",
+        help="Add BIAS (-100 to 100) to the logit of token ID; -100 bans it. ID+BIAS and ID-BIAS work too; may be "
+        "repeated.",
         panel=DECODING,
     ),
 ]
@@ -169,6 +227,7 @@ Debug = Annotated[
 ]
 
 debug = False
+_LOGIT_BIAS = re.compile(r"(?P<id>[0-9]+)(?:=(?P<set>[^=]+)|(?P<step>[+-][^=]+))")
 
 
 def _check_share(flag: str, value: float | None) -> float | None:
@@ -185,6 +244,18 @@ def _share(flag: str, value: str | float) -> float:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise UsageError(f"{flag} {text}: expected a share such as 0.01 or 1%") from None
+
+
+def logit_biases(given: Sequence[str]) -> dict[int, float]:
+    """The biases of --logit-bias by token id. Raises UsageError if one is neither ID=BIAS, ID+BIAS nor ID-BIAS."""
+    biases: dict[int, float] = {}
+    for text in given:
+        match = _LOGIT_BIAS.fullmatch(text.strip())
+        try:
+            biases[int(match["id"])] = float(match["set"] or match["step"])  # type: ignore[index]
+        except (TypeError, ValueError):
+            raise UsageError(f"--logit-bias {text!r}: expected ID=BIAS, for example 50256=-100") from None
+    return biases
 
 
 def _remember_debug(value: bool) -> bool:

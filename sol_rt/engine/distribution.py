@@ -119,6 +119,17 @@ class Distribution:
         """Log-probability of a token, in nats."""
         return self.logits.item(token) - self.log_sum
 
+    def likeliest(self, count: int) -> list[tuple[int, float]]:
+        """The `count` likeliest tokens, each with its log-probability in nats. Among equals, lower ids come first."""
+        logits = self.logits
+        count = min(count, len(logits))
+        if count == 0:
+            return []
+        least = np.partition(logits, len(logits) - count)[len(logits) - count]
+        tokens = np.flatnonzero(logits >= least)
+        order = tokens[np.argsort(-logits[tokens], kind="stable")][:count]
+        return [(token, self.log_probability(token)) for token in order.tolist()]
+
     def log_probability_under(self, probabilities: np.ndarray) -> float:
         """Expected log-probability, in nats, of a token drawn with `probabilities` (floats [vocab], their sum is 1)."""
         return float(np.einsum("i,i->", probabilities, self.logits)) - self.log_sum

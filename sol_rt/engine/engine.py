@@ -8,7 +8,7 @@ between them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -49,6 +49,8 @@ class Engine:
         weights: the mapped weights file.
         provider: the provider that was chosen.
         owner: the object that last filled the cache for itself, or None. A `Decoder` checks that it still is the owner.
+        on_chunk: None, or a function that is called before every chunk of a run of several tokens and at the end, with
+            the number of tokens done and of all. It changes nothing in how they are run.
 
     Raises BundleError, ProviderError, UsageError.
     """
@@ -70,6 +72,7 @@ class Engine:
         self.max_context = min(model.max_context, max_context or model.max_context)
         self.weights = SharedWeights(bundle)
         self.owner: object = None
+        self.on_chunk: Callable[[int, int], None] | None = None
         self._buffers = StepBuffers(bundle.config)
         self._sums = native_sums() if native_ops and library_path() else numpy_sums
         self._changed: dict[str, Variant] = {}  # variants whose active channels are not the bundle's
@@ -253,6 +256,8 @@ class Engine:
         first_wanted = ids.size - num_logits
         self._buffers.kv_pages[:] = ALL_PAGES  # kernels read it if the last chunk is one token
         for start in range(0, ids.size, self._chunk):
+            if self.on_chunk is not None:
+                self.on_chunk(start, ids.size)
             chunk = ids[start : start + self._chunk]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
             self._buffers.set_lengths(self.length, chunk.size)
@@ -262,6 +267,8 @@ class Engine:
             if not (_finite(logits[rows]) and _finite(hidden[rows])):
                 self._refuse(action, chunk.size)
             self._tokens += chunk.tolist()
+        if self.on_chunk is not None:
+            self.on_chunk(ids.size, ids.size)
         return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))
 
     def _ensure_capacity(self, tokens: int) -> None:

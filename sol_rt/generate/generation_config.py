@@ -5,13 +5,19 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import BundleError, UsageError
 
 FILE = "generation_config.json"
+PENALTY_LIMIT = 2.0
+"""Largest size of a presence or frequency penalty, as in OpenAI's API."""
+BIAS_LIMIT = 100.0
+"""Largest size of a logit bias, as in OpenAI's API."""
+TOP_LOGPROBS_LIMIT = 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,11 @@ class GenerationConfig:
         top_p: sample among the likeliest tokens that together hold this probability.
         min_p: drop tokens less likely than this share of the likeliest one.
         repetition_penalty: divides (multiplies, where negative) the logits of tokens that occurred; over 0.
+        presence_penalty: subtracted from the logits of tokens that were generated; -2 to 2, as in OpenAI's API.
+        frequency_penalty: subtracted from a token's logit once for each time that it was generated; -2 to 2, as in
+            OpenAI's API.
+        logit_bias: added to the logits, by token id; -100 to 100, as in OpenAI's API.
+        top_logprobs: likeliest tokens to report with every token; 0 to 20. Changes no token.
         stop_strings: end before any of these appears.
         seed: of sampling; None draws a fresh one.
         eos_token_id: tokens that end the text.
@@ -38,6 +49,10 @@ class GenerationConfig:
     top_p: float = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int = 0
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
     eos_token_id: tuple[int, ...] = ()
@@ -67,7 +82,8 @@ class GenerationConfig:
     def updated(self, **changes: Any) -> GenerationConfig:
         """A copy with some settings changed; None leaves a setting as it is.
 
-        `stop_strings` and `eos_token_id` also take a single value. Raises UsageError for unknown names and bad values.
+        `stop_strings` and `eos_token_id` also take a single value; the ids of `logit_bias` may be strings, as in JSON.
+        Raises UsageError for unknown names and bad values.
         """
         known = [field.name for field in fields(self)]
         given: dict[str, Any] = {}
@@ -79,6 +95,11 @@ class GenerationConfig:
             if value is not None:
                 given[name] = _checked(name, value)
         return replace(self, **given)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises UsageError if `logit_bias` names a token that a vocabulary of `vocab_size` tokens lacks."""
+        if beyond := [token for token in self.logit_bias if token >= vocab_size]:
+            raise UsageError(f"logit bias: got token {beyond[0]}, expected ids from 0 to {vocab_size - 1}")
 
     @property
     def greedy(self) -> bool:
@@ -101,6 +122,16 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise _refused(name, value, "True or False")
+    if name == "logit_bias":
+        return _checked_bias(value)
+    if name in {"presence_penalty", "frequency_penalty"}:
+        if _is_number(value, PENALTY_LIMIT):
+            return float(value)
+        raise _refused(name, value, f"a number from {-PENALTY_LIMIT:g} to {PENALTY_LIMIT:g}")
+    if name == "top_logprobs":
+        if _is_int(value, 0) and value <= TOP_LOGPROBS_LIMIT:
+            return int(value)
+        raise _refused(name, value, f"a whole number from 0 to {TOP_LOGPROBS_LIMIT}")
     if name in {"max_new_tokens", "top_k", "seed"}:
         low = 1 if name == "max_new_tokens" else 0
         if _is_int(value, low):
@@ -113,6 +144,25 @@ def _checked(name: str, value: Any) -> Any:
     if name == "repetition_penalty" and value == 0:
         raise _refused(name, value, "a number over 0")
     return float(value)
+
+
+def _checked_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise _refused("logit_bias", value, "a bias for each token id, as in {50256: -100}")
+    biases: dict[int, float] = {}
+    for given, bias in value.items():
+        token = int(given) if isinstance(given, str) and given.isascii() and given.isdigit() else given
+        if not _is_int(token, 0):
+            raise _refused("logit_bias", given, "token ids")
+        if not _is_number(bias, BIAS_LIMIT):
+            raise _refused("logit_bias", bias, f"numbers from {-BIAS_LIMIT:g} to {BIAS_LIMIT:g}")
+        biases[token] = float(bias)
+    return biases
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    """Whether it is a number from -limit to limit."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
 
 
 def _is_int(value: Any, low: int) -> bool:

@@ -150,14 +150,16 @@ def generate_steps(
 
     while True:
         token, logprob = sampler.sample(decoder.output.distribution, history)
+        likeliest = tuple(decoder.output.distribution.likeliest(config.top_logprobs)) if config.top_logprobs else ()
         history.append(token)
         text, finish_reason = writer.add(token)
         if finish_reason is None and len(history) - len(prompt) == limit:
             text, finish_reason = text + writer.flush(), "length"
         ms = (time.perf_counter() - clock) * 1e3
         generated = GeneratedToken(
-            token, text, record.action, logprob, record.cost, record.relative, controller.achieved, ms, finish_reason
-        )
+            token, text, record.action, logprob, record.cost, record.relative, controller.achieved, ms, finish_reason,
+            likeliest,
+        )  # fmt: skip
         progress.add(generated)
         yield generated, record
         if finish_reason is not None:

@@ -79,6 +79,14 @@ class SolModel:
         self.cost = cost
         self._warned = False
 
+    def __repr__(self) -> str:
+        config, provider = self.bundle.config, self.engine.provider
+        where = f"{provider.name}, {self.engine.threads} threads" if provider.gpu is None else provider.name
+        return (
+            f"<SolModel {config.model.name}: {len(config.variants)} variants, {len(config.actions)} actions, "
+            f"costs {self.cost.name}, provider {where}, context {self.engine.max_context} tokens>"
+        )
+
     @classmethod
     def from_pretrained(
         cls,
@@ -350,6 +358,7 @@ class SolModel:
             config = config.updated(seed=secrets.randbits(32))  # a number that a trace can hold
         if replay is not None:
             config = config.updated(max_new_tokens=max(len(replay.records), 1))
+        config.check_vocabulary(self.bundle.config.model.vocab_size)
         return config
 
     def _header(
@@ -357,6 +366,7 @@ class SolModel:
     ) -> TraceHeader:
         generation = asdict(config)
         del generation["max_new_tokens"]  # a replay ends where the trace does
+        del generation["top_logprobs"]  # no token depends on it
         return TraceHeader(
             bundle=self.bundle.config.model.name,
             config_sha256=self.bundle.identity,

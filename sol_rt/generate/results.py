@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class GeneratedToken:
         achieved_budget: cost of all decode steps so far / their dense cost.
         ms: milliseconds since the token before; for the first token, since the call.
         finish_reason: None, or on the last token `stop` (end token or stop string) or `length`.
+        top_logprobs: the likeliest tokens under the raw distribution, each with its log-probability in nats; as many as
+            `GenerationConfig.top_logprobs` says.
     """
 
     token: int
@@ -38,6 +40,7 @@ class GeneratedToken:
     achieved_budget: float
     ms: float
     finish_reason: str | None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class Generation:
         prompt_tokens: tokens of the prompt.
         cached_tokens: tokens of the prompt that were still in the cache from the generation before.
         first_difference: in a replay, index of the first token that differs from the trace's; None where all agree.
+        logprobs: log-probability of each token, in nats, under the raw distribution: before bias, penalties and
+            temperature.
+        top_logprobs: the likeliest tokens at each place, each with its log-probability; empty tuples by default.
     """
 
     text: str
@@ -88,6 +94,8 @@ class Generation:
     prompt_tokens: int
     cached_tokens: int
     first_difference: int | None = None
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,8 @@ class Progress:
     Attributes:
         tokens: the generated tokens.
         pieces: the text of each.
+        logprobs: the log-probability of each, in nats.
+        top_logprobs: the likeliest tokens at the place of each.
         finish_reason: `closed` until the generation ends by itself.
         prefilled: prompt tokens that were run.
         prefill_seconds: the time that took.
@@ -121,6 +131,8 @@ class Progress:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.pieces: list[str] = []
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[tuple[tuple[int, float], ...]] = []
         self.finish_reason = "closed"
         self.prefilled = 0
         self.prefill_seconds = 0.0
@@ -135,4 +147,6 @@ class Progress:
             self.first_token_ms = generated.ms
         self.tokens.append(generated.token)
         self.pieces.append(generated.text)
+        self.logprobs.append(generated.logprob)
+        self.top_logprobs.append(generated.top_logprobs)
         self.finish_reason = generated.finish_reason or self.finish_reason

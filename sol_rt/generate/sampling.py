@@ -1,5 +1,5 @@
-"""Picks the next token from logits. The order is that of transformers: repetition penalty, temperature, top_k, top_p,
-min_p.
+"""Picks the next token from logits. The order is that of llama.cpp and transformers: logit bias, repetition penalty,
+presence and frequency penalty, temperature, top_k, top_p, min_p.
 
 After top_k and top_p only the candidates that are left are looked at, so a large vocabulary costs a few passes over the
 logits, and no sort.
@@ -7,6 +7,7 @@ logits, and no sort.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,11 +21,16 @@ _NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are sm
 
 
 class Sampler:
-    """Draws tokens by the settings of a GenerationConfig. It holds the random state, so each generation has its own.
+    """Draws tokens by the settings of a GenerationConfig.
+
+    It holds the random state, and counts its tokens for the presence and the frequency penalty. So each generation has
+    a sampler of its own.
 
     Args:
         config: the settings.
         vocab_size: size of the vocabulary.
+
+    Raises UsageError for a logit bias of a token outside the vocabulary.
     """
 
     def __init__(self, config: GenerationConfig, vocab_size: int) -> None:
@@ -32,6 +38,11 @@ class Sampler:
         self._vocab_size = vocab_size
         self._random = np.random.default_rng(config.seed)
         self._all = np.arange(vocab_size)
+        config.check_vocabulary(vocab_size)
+        self._bias = _biases(config, vocab_size)
+        self._counts: Counter[int] = Counter()
+        # what presence and frequency penalty add to each logit; only the entry of the last token changes
+        self._penalties = np.zeros(vocab_size, np.float32) if _counts_tokens(config) else None
 
     def sample(self, distribution: Distribution, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
         """Picks a token.
@@ -46,21 +57,22 @@ class Sampler:
         shape = distribution.shape
         if shape != (self._vocab_size,):
             raise UsageError(f"sampling: got logits of shape {list(shape)}, expected [{self._vocab_size}]")
-        if self._config.greedy and not self._penalises(history):  # logits that lie on a GPU need not be fetched
+        if self._config.greedy and not self._changes(history):  # logits that lie on a GPU need not be fetched
             token = distribution.top
         else:
-            scores = self._penalised(distribution.logits, history)
+            scores = self._changed(distribution.logits, history)
             if self._config.greedy:
                 token = int(scores.argmax())
             else:
                 candidates, weights = self.candidates(scores)
                 token = int(candidates[_draw(weights, self._random.random())])
+        self._count(token)
         return token, distribution.log_probability(token)
 
     def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tokens that may be drawn, int64 [n], and their unnormalized probabilities, float32 [n].
 
-        `scores` are the logits after the repetition penalty, float32 [vocab].
+        `scores` are the logits after bias and penalties, float32 [vocab].
         """
         config = self._config
         scaled = scores if config.temperature == 1.0 else scores / np.float32(config.temperature)
@@ -80,18 +92,45 @@ class Sampler:
             tokens, weights = tokens[kept], weights[kept]
         return tokens, weights
 
-    def _penalises(self, history: Sequence[int] | np.ndarray) -> bool:
-        return self._config.repetition_penalty != 1.0 and len(history) > 0
+    def _changes(self, history: Sequence[int] | np.ndarray) -> bool:
+        """Whether bias or penalties change the logits."""
+        repeats = self._config.repetition_penalty != 1.0 and len(history) > 0
+        return repeats or self._bias is not None or bool(self._counts)
 
-    def _penalised(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> np.ndarray:
-        if not self._penalises(history):
+    def _changed(self, logits: np.ndarray, history: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The logits after bias and penalties, float32 [vocab]."""
+        if not self._changes(history):
             return logits
+        scores = logits.copy() if self._bias is None else logits + self._bias
         penalty = self._config.repetition_penalty
-        seen = np.asarray(history, np.int64)
-        scores = logits.copy()
-        values = scores[seen]
-        scores[seen] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
+        if penalty != 1.0 and len(history) > 0:
+            seen = np.asarray(history, np.int64)
+            values = scores[seen]
+            scores[seen] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
+        if self._penalties is not None:
+            scores += self._penalties
         return scores
+
+    def _count(self, token: int) -> None:
+        """Counts a token that was drawn, if a penalty depends on how often it was."""
+        if self._penalties is None:
+            return
+        self._counts[token] += 1
+        config = self._config
+        self._penalties[token] = -(config.presence_penalty + config.frequency_penalty * self._counts[token])
+
+
+def _counts_tokens(config: GenerationConfig) -> bool:
+    return config.presence_penalty != 0 or config.frequency_penalty != 0
+
+
+def _biases(config: GenerationConfig, vocab_size: int) -> np.ndarray | None:
+    """The logit bias of every token, float32 [vocab]; None if there is none."""
+    if not any(config.logit_bias.values()):
+        return None
+    biases = np.zeros(vocab_size, np.float32)
+    biases[list(config.logit_bias)] = list(config.logit_bias.values())
+    return biases
 
 
 def _draw(weights: np.ndarray, share: float) -> int:

@@ -103,6 +103,8 @@ class Stream(Iterator[GeneratedToken]):
             prompt_tokens=len(self._prompt),
             cached_tokens=len(self._prompt) - progress.prefilled,
             first_difference=None if self._replay is None else first_difference(self._replay, progress.tokens),
+            logprobs=progress.logprobs,
+            top_logprobs=progress.top_logprobs,
         )
 
     def _expected_loss(self) -> float | None:

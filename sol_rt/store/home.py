@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import tempfile
 from pathlib import Path
 
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.errors import UsageError
+from sol_rt.errors import SolError, UsageError
 
 _LAST_EXPORT = "last-export"
 
@@ -35,6 +36,17 @@ def checkpoints_dir() -> Path:
 def calibration_dir() -> Path:
     """Folder of this device's calibration tables."""
     return home() / "calibration"
+
+
+def check_writable(path: Path) -> None:
+    """Raises SolError if the file `path` cannot be written, before the work whose result it is to hold begins."""
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SolError(f"{folder}: {error.strerror}; make it writable, or set SOL_RT_HOME to another folder") from None
 
 
 def bundle_names() -> list[str]:

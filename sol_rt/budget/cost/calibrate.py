@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
+from sol_rt.store.progress import Progress, Stages
 
 _WARM_UP = 2
 _LEAST = 5  # repeats, however long they take
 _FILL_SHARE = 0.3
 _QUICK_CONTEXT = 16  # tokens
 _LEAST_QUICK = 5  # rounds
+_PROMPT_TOKEN = 0.1  # decode steps that a token of a prompt takes, for the progress bar
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def measure(
     bundle: Bundle,
     contexts: Sequence[int],
     repeats: int,
-    progress: Callable[[str, float, float], None],
+    progress: Progress,
     *,
     seconds: float = math.inf,
 ) -> Calibration:
@@ -84,7 +86,7 @@ def measure(
         bundle: the bundle to measure.
         contexts: context lengths in tokens; those beyond the model's context are left out.
         repeats: timed steps of each action at each context.
-        progress: called with a step's name, how much of it is done, and how much there is.
+        progress: progress callback.
         seconds: about how long to take. There are then fewer repeats, but at least _LEAST, and lengths are left out if
             filling the cache to them would take more than _FILL_SHARE of this time.
 
@@ -107,6 +109,12 @@ def measure(
     tokens = np.arange(lengths[-1], dtype=np.int64) % config.model.vocab_size
     engine.reset()
     engine.load(config.variants)
+    # about how long each stage takes, in decode steps; a token of a prompt takes a fraction of one
+    weights: dict[str, float] = {}
+    for length, before in zip(lengths, [0, *lengths], strict=False):
+        weights[f"filling the cache to {length}"] = (length - before) * _PROMPT_TOKEN
+        weights[f"timing at {length}"] = (repeats + _WARM_UP) * len(actions)
+    stages = Stages(progress, {**weights, "timing the policy": repeats + _WARM_UP})
     begin = time.perf_counter()
     measured: dict[tuple[Action, int], float] = {}
     order = np.random.default_rng(0)
@@ -115,24 +123,26 @@ def measure(
         more = tokens[engine.length : length]
         if len(more) * per_token > _FILL_SHARE * seconds:
             break
-        progress(f"filling the cache to {length}", number, len(lengths))
-        start = time.perf_counter()
-        engine.forward(more, config.dense)
+        with stages(f"filling the cache to {length}"):
+            start = time.perf_counter()
+            engine.forward(more, config.dense)
         per_token = (time.perf_counter() - start) / len(more)
         until = time.perf_counter() + (begin + seconds - time.perf_counter()) / (len(lengths) - number)
         times: dict[Action, list[float]] = {action: [] for action in actions}
-        for repeat in range(repeats + _WARM_UP):
-            if repeat >= _LEAST + _WARM_UP and time.perf_counter() > until:
-                break
-            # in another order each time, so that no action always follows one of its own graph
-            for index in order.permutation(len(actions)):
-                elapsed = _timed(engine, length, [1], actions[index])
-                if repeat >= _WARM_UP:
-                    times[actions[index]].append(elapsed)
-            progress(f"timing at {length}", number + (repeat + 1) / (repeats + _WARM_UP), len(lengths))
+        with stages(f"timing at {length}") as report:
+            for repeat in range(repeats + _WARM_UP):
+                if repeat >= _LEAST + _WARM_UP and time.perf_counter() > until:
+                    break
+                # in another order each time, so that no action always follows one of its own graph
+                for index in order.permutation(len(actions)):
+                    elapsed = _timed(engine, length, [1], actions[index])
+                    if repeat >= _WARM_UP:
+                        times[actions[index]].append(elapsed)
+                report(f"timing at {length}", repeat + 1, repeats + _WARM_UP)
         engine.truncate(length)
         measured |= {(action, length): _typical(values) for action, values in times.items()}
-    progress("timing done", len(lengths), len(lengths))
+    with stages("timing the policy"):
+        policy_ms = _policy(bundle, repeats, engine.native_ops)
 
     lines: dict[str, dict[float, Line]] = {}
     rows: list[Timing] = []
@@ -147,7 +157,7 @@ def measure(
         bundle=bundle.identity,
         device=device,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        policy_ms=_policy(bundle, repeats, engine.native_ops),
+        policy_ms=policy_ms,
         lines=lines,
     )
     engine.reset()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
-    from sol_rt.store.progress import Progress
+    from sol_rt.store.progress import Progress, Stages
     from sol_rt.train.config import TrainConfig
     from sol_rt.train.data.windows import Windows
     from sol_rt.train.rollouts.rollout import Rollouts
@@ -82,8 +82,10 @@ def train(
     import torch
 
     from sol_rt.bundle.bundle import Bundle
+    from sol_rt.cli.loading import usable_threads
     from sol_rt.engine.engine import Engine
     from sol_rt.store.home import home
+    from sol_rt.store.progress import Stages
     from sol_rt.train.run.distributed import joined
     from sol_rt.train.run.setup import TrainSetup
     from sol_rt.train.trainer import Trainer
@@ -96,14 +98,16 @@ def train(
         report: Progress = bar if first else lambda step, done, total: None  # the first process speaks for all
         say: Callable[[str], None] = note if first else lambda text: None
 
-        bundle = Bundle.open(_bundle_path(model, group, report))
+        stages = Stages(report, {"exporting": 300, "reading text": 5, "training": 3600})  # about seconds
+        bundle = Bundle.open(_bundle_path(model, group, stages))
         name = bundle.config.model.name
         folder = output or home() / "policies" / name
         folder.mkdir(parents=True, exist_ok=True)
 
-        windows = _windows(data, bundle, settings, report)
+        with stages("reading text") as reading:
+            windows = _windows(data, bundle, settings, reading)
 
-        engine = Engine(bundle, provider="cpu", threads=threads or _threads_each(group))
+        engine = Engine(bundle, provider="cpu", threads=usable_threads(threads) or _threads_each(group))
         torch.set_num_threads(engine.threads)
         in_torch = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
 
@@ -118,7 +122,8 @@ def train(
             identity=_identity(bundle),
             minutes=minutes,
         )
-        policy = Trainer(setup, group, resume=resume, report=report, note=say).run()
+        with stages("training") as training:
+            policy = Trainer(setup, group, resume=resume, report=training, note=say).run()
     if first:
         print(policy)
 
@@ -145,15 +150,15 @@ def _threads_each(group: Group) -> int | None:
     return max((os.cpu_count() or 1) // group.size, 1) if group.size > 1 else None
 
 
-def _bundle_path(model: str | None, group: Group, report: Progress) -> Path:
+def _bundle_path(model: str | None, group: Group, stages: Stages) -> Path:
     """The folder of the bundle. Where `-m` names a checkpoint, the first process exports it while the others wait."""
     if group.rank == 0:
-        path = _found_or_exported(model, report)
+        path = _found_or_exported(model, stages)
     group.wait()
-    return path if group.rank == 0 else _found_or_exported(model, report)
+    return path if group.rank == 0 else _found_or_exported(model, stages)
 
 
-def _found_or_exported(model: str | None, report: Progress) -> Path:
+def _found_or_exported(model: str | None, stages: Stages) -> Path:
     """The folder of the bundle of `-m`; of a checkpoint, the bundle that its default export makes."""
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir, find_bundle, remember_last_export
@@ -173,7 +178,8 @@ def _found_or_exported(model: str | None, report: Progress) -> Path:
     from sol_rt.export import export_bundle
 
     note(f"{model}: no bundle yet; exporting it to {target}")
-    export_bundle(model, target, progress=report)
+    with stages("exporting") as report:
+        export_bundle(model, target, progress=report)
     remember_last_export(target)
     return target
 

@@ -12,7 +12,7 @@ from sol_rt.cli.lists import numbers, parts
 from sol_rt.errors import SolError
 
 if TYPE_CHECKING:
-    from sol_rt.evaluation.speed.bench import Row, Setup
+    from sol_rt.evaluation.speed.bench import Case, Row, Setup
 
 
 class Format(str, Enum):
@@ -99,6 +99,7 @@ def bench(
 
     from sol_rt.cli.loading import load
     from sol_rt.evaluation.speed.bench import Bench, plan
+    from sol_rt.store.progress import Stages
 
     loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
     planned = plan(
@@ -116,18 +117,32 @@ def bench(
     rows: list[Row] = []
     if not as_json:
         _print_header(measuring.setup)
+    by_depth = itertools.groupby(planned.tests, lambda test: test.n_depth)
+    rounds = [tests for _, depth in by_depth for tests in _rounds(list(depth), interleave)]
     try:
-        for _, depth in itertools.groupby(planned.tests, lambda test: test.n_depth):
-            for tests in [list(depth)] if interleave else [[test] for test in depth]:
-                with progress(timed=True) as report:
-                    measured = measuring.run_in_turn(tests, repetitions, report)
+        with progress(timed=True) as report:
+            stages = Stages(report, {_label(tests): sum(test.weight for test in tests) for tests in rounds})
+            for tests in rounds:
+                with stages(_label(tests)) as stage:
+                    measured = measuring.run_in_turn(tests, repetitions, stage)
                 rows += measured
-                if not as_json:  # print now: a visible progress bar would capture stdout
-                    for row in measured:
-                        _print_row(row)
+                if not as_json:  # now, so that a run that is stopped leaves its rows
+                    with report.paused():
+                        for row in measured:
+                            _print_row(row)
     finally:
         if as_json and rows:
             print_json([row.as_json() for row in rows])
+
+
+def _rounds(tests: list[Case], interleave: bool) -> list[list[Case]]:
+    """The tests of a depth, as they are run: in turn all together, else one by one."""
+    return [tests] if interleave else [[test] for test in tests]
+
+
+def _label(tests: list[Case]) -> str:
+    """Names tests that run in turn."""
+    return tests[0].label if len(tests) == 1 else f"{len(tests)} tests at depth {tests[0].n_depth}"
 
 
 def _read_bandwidth(provider: str, threads: int) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table, progress
@@ -36,12 +36,13 @@ def calibrate(
     from rich.table import Table
 
     from sol_rt.budget.cost.calibrate import measure, save
-    from sol_rt.budget.cost.calibration_table import CalibratedCost
+    from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.cli.loading import bundle_path, name_device
+    from sol_rt.cli.loading import bundle_path, name_device, usable_threads
     from sol_rt.engine.engine import Engine
     from sol_rt.errors import UsageError
+    from sol_rt.store.home import check_writable
 
     try:
         lengths = [int(part) for part in contexts.split(",")]
@@ -50,9 +51,11 @@ def calibrate(
             f"--contexts {contexts}: expected whole numbers separated by commas, for example 64,512"
         ) from None
     bundle = Bundle.open(bundle_path(model))
-    engine = Engine(bundle, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    machine: dict[str, Any] = {"provider": provider, "native_ops": native_ops, "device": device}
+    engine = Engine(bundle, threads=usable_threads(threads), **machine)
     name_device(engine.provider)
-    with progress() as report:
+    check_writable(calibration_path(bundle, *engine.machine))
+    with progress(timed=True) as report:
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
     dominated: dict[Action, Action] = {}

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note
+from sol_rt.cli.run.chat_input import entries
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import Generation
 
-_HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) of the dense cost
+_HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) of the dense cost; alone, show the dial
 /schedule NAME  set the schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense
 /stats          show budget, speed and actions of the last answer
+/system TEXT    set the system message and begin a new conversation; alone, show the message
+/save FILE      save the conversation and its settings as JSON
+/load FILE      go on with a conversation that was saved
 /reset          forget the conversation
-/exit           leave the chat, as Ctrl-D does; Ctrl-C stops an answer"""
+/help           show this list
+/exit           leave the chat, as Ctrl-D does; Ctrl-C stops an answer
+A line that ends with \\ goes on in the next one. A message between \"\"\" and \"\"\" may have several lines."""
 
 
 @dataclass
@@ -44,11 +53,17 @@ class Conversation:
 
         If the chat is not interactive, Ctrl-C raises KeyboardInterrupt.
         """
+        from sol_rt.cli.loading import answered
+
         self.messages.append({"role": "user", "content": text})
         said: list[str] = []
-        run = self.model.stream(self.messages, **self.settings)
         try:
-            for step in run:
+            run = self.model.stream(self.messages, **self.settings)
+        except SolError:
+            self.messages.pop()
+            raise
+        try:
+            for step in answered(self.model, run):
                 said.append(step.text)
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
@@ -92,6 +107,12 @@ class Conversation:
             self._set_budget(argument)
         elif name == "/schedule":
             self._set_schedule(argument)
+        elif name == "/system":
+            self._set_system(argument)
+        elif name in {"/save", "/load"}:
+            if not argument:
+                raise UsageError(f"{name}: expected a file, for example {name} chat.json")
+            (self._save if name == "/save" else self._load)(Path(argument).expanduser())
         elif name in {"/help", "/?"}:
             note(_HELP)
         else:
@@ -101,6 +122,9 @@ class Conversation:
     def _set_budget(self, argument: str) -> None:
         from sol_rt.budget.schedules import is_constant
 
+        if not argument:
+            note(self._dial())
+            return
         try:
             budget = float(argument)
         except ValueError:
@@ -122,10 +146,72 @@ class Conversation:
             self.settings.update(budget=None, tokens_per_second=None, max_loss=None)  # a fixed action takes no budget
         note(f"schedule {argument}")
 
+    def _dial(self) -> str:
+        """The settings of the dial in words."""
+        from sol_rt.budget.dial import Dial
+
+        names = [field.name for field in fields(Dial) if field.name != "seed"]
+        given = {name: self.settings[name] for name in names if self.settings.get(name) is not None}
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items()) or "no budget is set"
+
+    def _set_system(self, argument: str) -> None:
+        if not argument:
+            note(f"system message: {self.system}" if self.system else "no system message")
+            return
+        self.system = argument
+        self.reset()
+        note("system message set; this is a new conversation")
+
+    def _save(self, path: Path) -> None:
+        from sol_rt.cli.run.saved_chat import SavedChat
+
+        said = [message for message in self.messages if message["role"] != "system"]
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        SavedChat(self.model.bundle.config.model.name, self.system, said, given).write(path)
+        note(f"{path}: saved, {len(said)} messages")
+
+    def _load(self, path: Path) -> None:
+        from sol_rt.cli.run.saved_chat import read
+
+        saved, name = read(path), self.model.bundle.config.model.name
+        try:
+            settings = _checked(saved.settings, self.model)
+        except SolError as error:
+            raise UsageError(f"/load {path}: {error}") from None
+        self.system, self.settings = saved.system, settings
+        self.reset()
+        self.messages += saved.messages
+        other = "" if saved.model == name else f"; it was held with {saved.model}"
+        note(f"{path}: {len(saved.messages)} messages, {self._dial()}{other}")
+
+
+def _checked(settings: dict[str, Any], model: SolModel) -> dict[str, Any]:
+    """Settings of a file as arguments of `SolModel.stream`. Raises UsageError for those that the model can't use."""
+    from sol_rt.budget.dial import Dial
+    from sol_rt.cli.loading import check_schedule
+    from sol_rt.generate.generation_config import GenerationConfig
+
+    dials = {field.name for field in fields(Dial)} - {"seed"}
+    dial = {name: value for name, value in settings.items() if name in dials}
+    config = GenerationConfig().updated(**{name: value for name, value in settings.items() if name not in dials})
+    config.check_vocabulary(model.bundle.config.model.vocab_size)
+    for name, value in dial.items():
+        kind: Any = str if name == "schedule" else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"{name}: got {value!r}, expected a {'name' if name == 'schedule' else 'number'}")
+    if "schedule" in dial:
+        check_schedule(dial["schedule"], model.bundle.config)
+    model.decoder(Dial(**dial))  # raises for values that are out of range, contradict or can't be reached
+    return {"schedule": None, **settings}
+
 
 def chat(
     model: options.Model = None,
     system: Annotated[str | None, options.option("--system", help="System message of the conversation.")] = None,
+    prompt: Annotated[
+        str | None,
+        options.option("-p", "--prompt", env=False, help="Ask this one question, print the answer and exit."),
+    ] = None,
     max_new_tokens: options.MaxNewTokens = None,
     ctx_size: options.ContextSize = None,
     temperature: options.Temperature = None,
@@ -133,6 +219,9 @@ def chat(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    logit_bias: options.LogitBias = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     budget: options.Budget = None,
@@ -145,47 +234,49 @@ def chat(
     native_ops: options.NativeOps = True,
     debug: options.Debug = False,
 ) -> None:
-    """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands."""
+    """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands.
+
+    Messages and commands may be piped, one a line. A wrong command is then reported, the chat goes on, and the exit
+    code at the end is 1.
+    """
     from sol_rt.cli.loading import dial, load, note_ineffective
-    from sol_rt.cli.run.generate import sampling
+    from sol_rt.cli.run.generate import penalties, sampling
 
     settings = {
         **dial(schedule, budget, tokens_per_second, None, None, None, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
+        **penalties(presence_penalty, frequency_penalty, logit_bias),
     }
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    interactive = sys.stdin.isatty()
+    interactive = prompt is None and sys.stdin.isatty()
     loaded = load(model, **machine, ctx_size=ctx_size)
     note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
+    if prompt is not None:
+        if not prompt.strip():
+            raise UsageError("the prompt is empty; give some text with -p")
+        conversation.answer(prompt)
+        conversation.command("/stats")
+        return
     if interactive:
-        import readline  # noqa: F401  gives input() line editing and history
-
         note("/help lists the commands")
-    while (line := _read(interactive)) is not None:
-        if not line.strip():
+    failed = 0
+    for text, is_command in entries(interactive):
+        if not is_command:
+            try:
+                conversation.answer(text)
+            except SolError as error:
+                if not interactive:
+                    raise
+                note(f"error: {error}")
             continue
         try:
-            if not line.startswith("/"):
-                conversation.answer(line)
-            elif not conversation.command(line.strip()):
-                return
+            if not conversation.command(text.strip()):
+                break
         except SolError as error:
-            if not interactive:
-                raise
-            note(f"error: {error}")
-
-
-def _read(interactive: bool) -> str | None:
-    """Reads the next line; None at the end of input. Ctrl-C at the prompt drops the line."""
-    while True:
-        try:
-            return input("> ") if interactive else next(sys.stdin).rstrip("\n")
-        except (EOFError, StopIteration):
-            return None
-        except KeyboardInterrupt:
-            note("")
-            if not interactive:
-                raise
+            failed += 1
+            note(f"error: {error}" if interactive else f"sol-rt: error: {error}")
+    if failed and not interactive:
+        raise typer.Exit(1)

@@ -13,7 +13,7 @@ from sol_rt.cli.console import note, print_json
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
-    from sol_rt.engine.providers import Provider
+    from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
 
@@ -35,8 +35,22 @@ def generate(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    logit_bias: options.LogitBias = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    top_logprobs: Annotated[
+        int | None,
+        options.option(
+            "--top-logprobs",
+            env=False,
+            min=0,
+            max=20,
+            help="With --json: number of likeliest tokens to list at each place.",
+            panel=options.DECODING,
+        ),
+    ] = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
     max_loss: options.MaxLoss = None,
@@ -62,12 +76,14 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import dial, load, note_ineffective
+    from sol_rt.cli.loading import answered, dial, load, note_ineffective
 
     arguments: dict[str, Any] = {
         **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
+        **penalties(presence_penalty, frequency_penalty, logit_bias),
         "max_new_tokens": max_new_tokens,
+        "top_logprobs": top_logprobs,
         "trace": trace,
     }
     text: Any = None
@@ -86,7 +102,7 @@ def generate(
     run = loaded.stream(text, **arguments)
     begun = False
     try:
-        for step in run:
+        for step in answered(loaded, run):
             if not json:
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
@@ -97,27 +113,43 @@ def generate(
         raise
     except KeyboardInterrupt:
         run.close()
-        _finish(run.result, loaded.engine.provider, json, arguments)
+        _finish(run.result, loaded, json, arguments)
         raise
     result = run.result
     assert result is not None  # a generation that ends without an error has a token
-    _finish(result, loaded.engine.provider, json, arguments)
+    _finish(result, loaded, json, arguments)
     if replay is not None:
         _compare(replay, result)
     if trace is not None:
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-def _finish(result: Generation | None, provider: Provider, json: bool, how: Mapping[str, Any]) -> None:
+def _finish(result: Generation | None, model: SolModel, json: bool, how: Mapping[str, Any]) -> None:
     """Ends the line of text and reports the result, also after Ctrl-C. `result` is None if there was no token."""
     if not json:
         print(flush=True)
     if result is None:
         return
     if json:
-        print_json({**summary(result), **provider.as_json()})
+        print_json({**summary(result), **_top_logprobs(result, model), **model.engine.provider.as_json()})
     else:
         report(result, how)
+
+
+def _top_logprobs(result: Generation, model: SolModel) -> dict[str, Any]:
+    """The key `top_logprobs` of `generate --json`: the likeliest tokens at each place; empty if none were asked for."""
+    if not any(result.top_logprobs):
+        return {}
+    text = model.tokenizer.decode
+    return {
+        "top_logprobs": [
+            [
+                {"id": token, "token": text([token], skip_special_tokens=False), "logprob": logprob}
+                for token, logprob in place
+            ]
+            for place in result.top_logprobs
+        ]
+    }
 
 
 def sampling(
@@ -130,6 +162,8 @@ def sampling(
     stop: list[str] | None,
 ) -> dict[str, Any]:
     """The sampling flags that the user gave, under their Hugging Face names. The bundle's defaults set the others."""
+    if stop and "" in stop:
+        raise UsageError("--stop '': expected some text")
     given: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
@@ -147,12 +181,19 @@ def sampling(
     return given
 
 
+def penalties(presence: float | None, frequency: float | None, logit_bias: list[str] | None) -> dict[str, Any]:
+    """The penalties and biases that the user gave, under OpenAI's names."""
+    biases = options.logit_biases(logit_bias) if logit_bias else None
+    given = {"presence_penalty": presence, "frequency_penalty": frequency, "logit_bias": biases}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def summary(result: Generation) -> dict[str, Any]:
     """The keys of `generate --json`."""
     fields = asdict(result)
     names = ("text", "tokens", "schedule", "requested_budget", "achieved_budget", "cost_model")
     speeds = ("prompt_tokens_per_second", "tokens_per_second", "time_to_first_token_ms")
-    bought = ("dense_tokens_per_second", "expected_loss", "floored")
+    bought = ("dense_tokens_per_second", "expected_loss", "floored", "logprobs")
     return {name: fields[name] for name in (*names, *speeds, "actions", "peak_rss_mb", "finish_reason", *bought)}
 
 

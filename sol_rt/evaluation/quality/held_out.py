@@ -21,13 +21,14 @@ from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScor
 from sol_rt.evaluation.quality.state import State
 from sol_rt.evaluation.quality.windows import Window, spread_windows
 from sol_rt.generate.model import SolModel
-from sol_rt.store.progress import Progress
+from sol_rt.store.progress import Progress, Stages
 
 BUDGETED = ("hull", "uniform", "random", "entropy", "sol")
 """Schedules that take a budget."""
 SCHEDULES = ("dense", "static", *BUDGETED)
 BUDGETS = (0.4, 0.5, 0.6, 0.7)
 SIZES = (512, 2048, 4096, 8000)
+_PROMPT_TOKEN = 0.1  # decode steps that a token of a prompt takes, for the progress bar
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def measure(
         texts: held-out texts by name.
         plan: what to measure.
         state: holds the results of earlier runs and stores the new ones.
-        progress: called with the current work, decode steps done, and decode steps in total.
+        progress: progress callback.
 
     Raises UsageError if a text is shorter than a window, and SolError if a run fails.
     """
@@ -113,8 +114,11 @@ def measure(
     tokens = {name: model.tokenizer.encode(text, add_special_tokens=False) for name, text in texts.items()}
     bos = added_bos(model)
     windows = {size: spread_windows(tokens, size, bos, plan.chunks, plan.scored) for size in plan.sizes}
-    for size in plan.sizes:
-        yield _Measuring(model, plan, state, progress, size, windows[size]).run()
+    measuring = [_Measuring(model, plan, state, size, windows[size]) for size in plan.sizes]
+    weights = {stage: weight for each in measuring for stage, weight in each.stage_weights().items()}
+    stages = Stages(progress, weights)
+    for each in measuring:
+        yield each.run(stages)
 
 
 def state_settings(model: SolModel, block: int | None = None) -> dict[str, object]:
@@ -140,28 +144,39 @@ def state_settings(model: SolModel, block: int | None = None) -> dict[str, objec
 class _Measuring:
     """Runs the plan at one window size."""
 
-    def __init__(
-        self, model: SolModel, plan: Plan, state: State, progress: Progress, size: int, windows: Sequence[Window]
-    ) -> None:
+    def __init__(self, model: SolModel, plan: Plan, state: State, size: int, windows: Sequence[Window]) -> None:
         self._model, self._plan, self._state = model, plan, state
         self._size, self._windows = size, list(windows)
         self._scorer = WindowScorer(model, block=plan.block)
-        self._progress = progress
-
-    def run(self) -> SizeRuns:
-        plan, actions = self._plan, _actions(self._model.bundle.config)
-        statics = {action: Setting(f"fixed:{action.tag}") for action in actions if "static" in plan.schedules}
-        steady = [
+        actions = _actions(model.bundle.config)
+        self._statics = {action: Setting(f"fixed:{action.tag}") for action in actions if "static" in plan.schedules}
+        self._steady = [
             Setting(name, budget)
             for name in BUDGETED
             if name in plan.schedules and name != "random"
             for budget in plan.budgets
         ]
         seeds = range(plan.random if "random" in plan.schedules else 0)
-        drawn = [Setting("random", budget, seed) for budget in plan.budgets for seed in seeds]
-        everywhere = [DENSE, *statics.values(), *steady]
-        wanted = [everywhere + drawn * (index < plan.searched) for index in range(len(self._windows))]
-        self._run("schedules", wanted)
+        self._drawn = [Setting("random", budget, seed) for budget in plan.budgets for seed in seeds]
+        everywhere = [DENSE, *self._statics.values(), *self._steady]
+        self._wanted = [everywhere + self._drawn * (index < plan.searched) for index in range(len(windows))]
+        self._first, self._second = f"{size}: schedules", f"{size}: best mix, best random"
+
+    def stage_weights(self) -> dict[str, float]:
+        """About how long both stages take, in decode steps. The second one's settings are not known yet."""
+        first = sum(
+            window.steps * len(missing) + window.context * _PROMPT_TOKEN
+            for window, settings in zip(self._windows, self._wanted, strict=True)
+            if (missing := self._missing(window, settings))
+        )
+        chosen = len(self._plan.budgets) * (bool(self._statics) + bool(self._drawn))
+        second = sum(window.steps * chosen + window.context * _PROMPT_TOKEN for window in self._windows)
+        return {self._first: first, self._second: second if chosen else 0.0}
+
+    def run(self, stages: Stages) -> SizeRuns:
+        plan, statics, drawn = self._plan, self._statics, self._drawn
+        with stages(self._first) as progress:
+            self._run(self._wanted, progress)
         fixed = {action: self._runs(setting) for action, setting in statics.items()}
 
         chosen: dict[tuple[str, float], Setting] = {}
@@ -174,8 +189,9 @@ class _Measuring:
             if tried:
                 searched = slice(plan.searched)
                 chosen["random", budget] = min(tried, key=lambda each: nll_of(self._runs(each, searched)))
-        self._run("best mix, best random", [list(chosen.values()) for _ in self._windows])
-        settings = {(each.schedule, each.budget): each for each in steady} | chosen
+        with stages(self._second) as progress:
+            self._run([list(chosen.values()) for _ in self._windows], progress)
+        settings = {(each.schedule, each.budget): each for each in self._steady} | chosen
         return SizeRuns(
             self._size,
             self._windows,
@@ -185,23 +201,24 @@ class _Measuring:
             {at: _words(setting) for at, setting in chosen.items()},
         )
 
-    def _run(self, what: str, wanted: Sequence[Sequence[Setting]]) -> None:
+    def _run(self, wanted: Sequence[Sequence[Setting]], progress: Progress) -> None:
         """Runs each window under its settings that have no stored result yet."""
-        steps = [window.steps for window in self._windows]
-        total = sum(step * len(settings) for step, settings in zip(steps, wanted, strict=True))
+        missing = [self._missing(window, settings) for window, settings in zip(self._windows, wanted, strict=True)]
+        total = sum(window.steps * len(settings) for window, settings in zip(self._windows, missing, strict=True))
         done = 0
-        for window, settings in zip(self._windows, wanted, strict=True):
-            missing = [setting for setting in settings if self._state.get(self._key(window, setting)) is None]
-            done += window.steps * (len(settings) - len(missing))
-            self._progress(f"{self._size}: {what}", done, total)
-            if not missing:
+        for window, settings in zip(self._windows, missing, strict=True):
+            if not settings:
                 continue
             dense = self._scorer.open(window)
-            for setting in missing:
+            for setting in settings:
                 result = dense if setting == DENSE else self._scorer.run(setting)
                 self._state.put(self._key(window, setting), asdict(result))
                 done += window.steps
-                self._progress(f"{self._size}: {what}", done, total)
+                progress("", done, total)
+
+    def _missing(self, window: Window, settings: Sequence[Setting]) -> list[Setting]:
+        """The settings that have no stored result for the window."""
+        return [setting for setting in settings if self._state.get(self._key(window, setting)) is None]
 
     def _runs(self, setting: Setting, which: slice = slice(None)) -> list[WindowRun]:
         return [WindowRun(**self._state.get(self._key(window, setting))) for window in self._windows[which]]

@@ -19,7 +19,7 @@ import datetime
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,11 +37,9 @@ from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, StepRecord
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.sampling import Sampler
+from sol_rt.store.progress import Progress, silent
 
 BUDGETS = (1.0, 0.6, 0.4)
-
-ProgressCall = Callable[[str, float, float], None]
-"""Progress callback: label of the test, repetitions done, and repetitions in total."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,11 @@ class Case:
         if self.n_prompt:
             return self.name
         return f"{self.name}, {self.schedule}" + ("" if self.budget is None else f", budget {self.budget:g}")
+
+    @property
+    def weight(self) -> float:
+        """About how long a repetition takes, in decode steps, for the progress bar."""
+        return self.n_gen + 0.1 * self.n_prompt
 
     @property
     def dial(self) -> Dial:
@@ -284,13 +287,13 @@ class Bench:
             read_gb_per_second=read_gb_per_second,
         )
 
-    def run(self, test: Case, repetitions: int, progress: ProgressCall = lambda description, done, total: None) -> Row:
+    def run(self, test: Case, repetitions: int, progress: Progress = silent) -> Row:
         """Measures one test. Afterwards the cache holds `test.n_depth` tokens.
 
         Args:
             test: a test of a `plan`.
             repetitions: timed runs, 1 or more; an untimed run comes first.
-            progress: called with the test's label, runs done, and runs in total.
+            progress: called with the test's label, runs done, and runs in total; in turn, over all tests.
 
         Raises UsageError, NumericError, SolError.
         """
@@ -300,7 +303,7 @@ class Bench:
         self,
         tests: Sequence[Case],
         repetitions: int,
-        progress: ProgressCall = lambda description, done, total: None,
+        progress: Progress = silent,
     ) -> list[Row]:
         """Measures tests of one depth in turn: one repetition of each test, then the next repetition of each.
 
@@ -312,13 +315,14 @@ class Bench:
         test_time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         samples: list[list[_Sample]] = [[] for _ in tests]
         for done in range(repetitions + 1):
-            for test, own in zip(tests, samples, strict=True):
-                progress(test.label, done, repetitions + 1)
+            for number, (test, own) in enumerate(zip(tests, samples, strict=True)):
+                before = done * len(tests) + number
+                progress(test.label, before, (repetitions + 1) * len(tests))
                 with self._at(test.n_depth):
                     sample = self._prompt(test) if test.n_prompt else self._generation(test)
                 if done:  # the first run is the warm-up
                     own.append(sample)
-                progress(test.label, done + 1, repetitions + 1)
+                progress(test.label, before + 1, (repetitions + 1) * len(tests))
         return [self._row(test, test_time, own) for test, own in zip(tests, samples, strict=True)]
 
     def _row(self, test: Case, test_time: str, samples: Sequence[_Sample]) -> Row:

@@ -1,0 +1,268 @@
+"""`sol-rt chat`: commands, saved conversations, messages of several lines, pipes that go on after a wrong command."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.program import started
+from helpers.tiny_bundle import write_bundle
+from sol_rt.cli import main
+from sol_rt.cli.run.chat_input import Entry, entries
+from sol_rt.generate.model import SolModel
+
+Chat = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnx", reason="writing a bundle comes with the extra export")
+    return write_bundle(tmp_path_factory.mktemp("chat") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty home, and the tiny bundle as the default model."""
+    for name in list(os.environ):
+        if name.startswith("SOL_RT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SOL_RT_MODEL", str(bundle))
+
+
+@pytest.fixture
+def chat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Chat:
+    """Pipes lines into a chat, and returns stdout and stderr."""
+
+    def run(*lines: str, code: int = 0, options: tuple[str, ...] = ()) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        assert main(["chat", "-n", "5", "--temperature", "0", *options]) == code
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
+    """The messages of every answer that a chat asks for; the model then answers as always."""
+    asked: list[list[dict[str, str]]] = []
+    stream = SolModel.stream
+
+    def noted(model: SolModel, prompt: Any = None, **arguments: Any) -> Any:
+        asked.append([dict(message) for message in prompt])
+        return stream(model, prompt, **arguments)
+
+    monkeypatch.setattr(SolModel, "stream", noted)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/budget 2",
+        "/budget much",
+        "/budget nan",
+        "/schedule nonsense",
+        "/nonsense",
+        "/save",
+        "/load",
+        "/load no-such-file.json",
+        "/save no/such/folder.json",
+    ],
+)
+def test_a_pipe_goes_on_after_a_wrong_command(chat: Chat, line: str) -> None:
+    out, err = chat("w1 w2", line, "w3", code=1)
+    assert len(out.splitlines()) == 2, "both messages were answered"
+    errors = [entry for entry in err.splitlines() if "error" in entry]
+    assert len(errors) == 1
+    assert errors[0].startswith("sol-rt: error: ")
+    assert line.split()[0].removeprefix("/") in errors[0]
+
+
+def test_a_pipe_stops_at_an_error_of_the_engine(chat: Chat) -> None:
+    out, err = chat("w1", "w2 " * 300, "w3", code=1)
+    assert len(out.splitlines()) == 1
+    assert err.splitlines()[-1].startswith("sol-rt: error: prompt: got ")
+
+
+def test_budget_alone_shows_the_dial(chat: Chat) -> None:
+    _, err = chat("/budget", "/budget 0.8", "/budget", "/schedule random", "/budget")
+    said = [line for line in err.splitlines() if line.startswith("budget ")]
+    assert said[-2:] == ["budget 0.8", "budget 0.8, schedule random"]
+
+
+def test_help_lists_every_command(chat: Chat) -> None:
+    _, err = chat("/help")
+    for name in ("/budget", "/schedule", "/stats", "/system", "/save", "/load", "/reset", "/help", "/exit", '"""'):
+        assert name in err
+
+
+def test_a_system_message_begins_a_new_conversation(chat: Chat, prompts: list[list[dict[str, str]]]) -> None:
+    _, err = chat("w1", "/system w8 w9", "w2", "/system", options=("--system", "w5"))
+    assert prompts[0][0] == {"role": "system", "content": "w5"}
+    assert prompts[1] == [{"role": "system", "content": "w8 w9"}, {"role": "user", "content": "w2"}]
+    assert err.splitlines()[-1] == "system message: w8 w9"
+
+
+def test_a_question_that_cannot_be_asked_is_forgotten(chat: Chat, prompts: list[list[dict[str, str]]]) -> None:
+    # a schedule of another bundle would raise before the first token
+    _, err = chat("/schedule fixed:k100-s033-q4", "w1", code=1)
+    assert "no variant" in err
+    assert prompts == [[{"role": "user", "content": "w1"}]]
+
+
+def test_save_and_load_go_on_as_if_nothing_had_happened(
+    chat: Chat, prompts: list[list[dict[str, str]]], tmp_path: Path
+) -> None:
+    file = tmp_path / "chat.json"
+    options = ("--system", "w5", "--logit-bias", "7=-3", "--frequency-penalty", "0.5", "--stop", "w80")
+    through, _ = chat("w1 w2", "/budget 0.7", "w3", options=options)
+    first, _ = chat("w1 w2", "/budget 0.7", f"/save {file}", options=options)
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert saved["system"] == "w5"
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
+    assert (saved["settings"]["budget"], saved["settings"]["logit_bias"]) == (0.7, {"7": -3})
+    second, err = chat(f"/load {file}", "w3", "/budget")
+    assert first + second == through
+    assert prompts[-1] == prompts[1]
+    assert "2 messages, budget 0.7" in err
+    assert list(tmp_path.glob("chat.json*")) == [file]
+
+
+GOOD = {
+    "format": "sol_rt.chat",
+    "format_version": 1,
+    "model": "tiny",
+    "system": None,
+    "settings": {},
+    "messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("{", "not JSON"),
+        ([], "not a saved chat"),
+        ({"format": "other"}, "not a saved chat"),
+        ({"format_version": 2}, "format version 2, expected 1"),
+        ({"more": 1}, "unknown key 'more'"),
+        ({"system": 3}, "model and system"),
+        ({"settings": []}, "settings has to be an object"),
+        ({"settings": {"temprature": 1}}, "did you mean 'temperature'"),
+        ({"settings": {"temperature": "hot"}}, "temperature: got 'hot'"),
+        ({"settings": {"budget": "low"}}, "budget: got 'low', expected a number"),
+        ({"settings": {"budget": 7}}, "budget: got 7"),
+        ({"settings": {"schedule": "nonsense"}}, "nonsense"),
+        ({"settings": {"logit_bias": {"5000": 1}}}, "logit bias: got token 5000"),
+        ({"messages": [{"role": "user", "content": "w1"}]}, "questions and answers in turn"),
+        ({"messages": [{"role": "assistant", "content": "a"}] * 2}, "message 0: expected role 'user'"),
+        ({"messages": [{"role": "user", "content": 1}] * 2}, "message 0: its content is not a text"),
+    ],
+)
+def test_a_file_that_is_wrong_changes_nothing(
+    chat: Chat, prompts: list[list[dict[str, str]]], tmp_path: Path, change: Any, part: str
+) -> None:
+    file = tmp_path / "chat.json"
+    content = (
+        change if isinstance(change, str) else json.dumps({**GOOD, **change} if isinstance(change, dict) else change)
+    )
+    file.write_text(content, encoding="utf-8")
+    _, err = chat("w1", f"/load {file}", "w2", code=1)
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"sol-rt: error: /load {file}: ")
+    assert part in errors[0]
+    assert [message["content"] for message in prompts[1]][::2] == ["w1", "w2"]
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Entry]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    return list(entries(interactive=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one\n\n  \ntwo", [("one", False), ("two", False)]),
+        ("one\\\ntwo\\\n\\\nthree\nfour", [("one\ntwo\n\nthree", False), ("four", False)]),
+        ("one\\\n", [("one", False)]),
+        ('"""one\n two\nthree"""\nfour', [("one\n two\nthree", False), ("four", False)]),
+        ('"""\none\n\ntwo\n"""  \n', [("one\n\ntwo", False)]),
+        ('"""one line"""\n""""""\n', [("one line", False)]),
+        ('"""\n/budget 1\n"""\n/budget 1\n', [("/budget 1", False), ("/budget 1", True)]),
+        ("/system one\\\ntwo\n", [("/system one\ntwo", True)]),
+    ],
+)
+def test_messages_of_several_lines(
+    monkeypatch: pytest.MonkeyPatch, text: str, expected: list[tuple[str, bool]]
+) -> None:
+    assert typed(monkeypatch, text) == expected
+
+
+def test_a_message_that_is_not_closed_is_an_error(chat: Chat) -> None:
+    assert 'end the message with """' in chat('"""w1', "w2", code=2)[1]
+
+
+def test_one_question(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, chat: Chat) -> None:
+    answer, _ = chat("w1 w2")
+    out, err = chat("never read", options=("-p", "w1 w2"))
+    assert out == answer
+    assert "tokens/s" in err
+    assert "prompt is empty" in chat(options=("-p", " "), code=2)[1]
+
+
+@contextmanager
+def terminal(*argv: str) -> Iterator[tuple[int, Callable[[bytes], bytes]]]:
+    """A chat on a terminal: where to type, and a function that reads until it sees some text."""
+    master, slave = pty.openpty()
+    with started(*argv, stdin=slave, stdout=slave, stderr=slave):
+        os.close(slave)
+        screen = b""
+
+        def until(marker: bytes) -> bytes:
+            nonlocal screen
+            deadline = time.monotonic() + 60
+            while marker not in screen and time.monotonic() < deadline:
+                if select.select([master], [], [], 1.0)[0]:
+                    screen += os.read(master, 4096)
+            assert marker in screen, screen.decode(errors="replace")
+            before, screen = screen.split(marker, 1)
+            return before
+
+        yield master, until
+    os.close(master)
+
+
+def test_several_lines_on_a_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    with terminal("chat", "-n", "2", "--temperature", "0") as (keyboard, until):
+        until(b"> ")
+        os.write(keyboard, b'"""w1\n')
+        until(b"... ")
+        os.write(keyboard, b'w2"""\n')
+        until(b"h> ")  # after the sequence that allows pasting
+        os.write(keyboard, b"w3\\\n")
+        until(b"... ")
+        os.write(keyboard, b"w4\n")
+        until(b"h> ")  # after the sequence that allows pasting
+        os.write(keyboard, b"\x1b[200~w5\nw6\nw7\x1b[201~\n")  # as a terminal sends what is pasted
+        until(b"w7")
+        until(b"h> ")
+        os.write(keyboard, f"/save {file}\n".encode())
+        until(b"saved")
+        os.write(keyboard, b"/exit\n")
+    said = json.loads(file.read_text(encoding="utf-8"))["messages"]
+    assert [message["content"] for message in said[::2]] == ["w1\nw2", "w3\nw4", "w5\nw6\nw7"]

@@ -1,0 +1,72 @@
+"""`sol-rt run` chats with a model, and fetches and exports it first where that is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sol_rt.cli import completion, options
+from sol_rt.cli.console import note, progress
+from sol_rt.cli.make.export import export
+from sol_rt.cli.run.chat import chat
+from sol_rt.errors import UsageError
+
+
+@options.with_options_of(chat, without=("model", "prompt"))
+def run(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or name of a bundle; or an alias, hub id, checkpoint folder or .gguf file, which is fetched "
+            "and exported first.",
+            autocompletion=completion.sources,
+        ),
+    ],
+    question: Annotated[
+        str | None,
+        typer.Argument(help="Print the answer to this and exit. Default: a chat."),
+    ] = None,
+    prompt: Annotated[
+        str | None, options.option("-p", "--prompt", env=False, help="QUESTION, given as an option.")
+    ] = None,
+    **chat_options: Any,
+) -> None:
+    """Chat with a model: one command from nothing to a conversation. The options are those of chat."""
+    if question is not None and prompt is not None:
+        raise UsageError("run: QUESTION and --prompt both give a question; give one")
+    asked = prompt if question is None else question
+    if asked is not None and not asked.strip():
+        raise UsageError("run: the question is empty; give some text, or none for a chat")
+    chat(model=str(obtained(model)), prompt=asked, **chat_options)
+
+
+def obtained(model: str) -> Path:
+    """The bundle that `model` names; it is fetched or exported if it is not here. Notes on stderr say so.
+
+    Raises UsageError for an unknown model, and what fetching and exporting raise.
+    """
+    from sol_rt.bundle.config import CONFIG_NAME
+    from sol_rt.store.home import bundles_dir, find_bundle
+    from sol_rt.store.pull import bundle_name, pull
+
+    with contextlib.suppress(UsageError):
+        found = find_bundle(model)
+        if (found / CONFIG_NAME).is_file():
+            return found
+    made = bundles_dir() / bundle_name(model)
+    if (made / CONFIG_NAME).is_file():
+        return made
+    if not Path(model).expanduser().exists():
+        note(f"{model}: not here yet; fetching it")
+        with progress() as report:
+            fetched = pull(model, report)
+        if (fetched / CONFIG_NAME).is_file():
+            return fetched
+    note(f"{model}: no bundle yet; exporting it to {made}")
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
+        export(model)
+    return made
