@@ -80,7 +80,7 @@ ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o docs/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
 
 figure:
-	$(PYTHON) benchmarks/ladder_figure.py docs/results/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
+	PYTHONPATH=. $(PYTHON) benchmarks/ladder_figure.py docs/results/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
 
 bench-gpu:
 	@test -x $(BIN)/python || { echo "error: no environment; make $(VENV)/.export, or python benchmarks/gpu.py with your own" >&2; exit 2; }

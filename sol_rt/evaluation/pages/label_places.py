@@ -1,10 +1,12 @@
 """Places the labels of a chart's points so that they cover neither each other nor anything else that is drawn.
 
-ladder_figure.py uses it. All lengths are in pixels; y grows downwards.
+The charts of the HTML pages, the PNG picture and benchmarks/ladder_figure.py use it. All lengths are in pixels; y grows
+downwards. Needs only the standard library.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -12,11 +14,13 @@ from random import Random
 Point = tuple[float, float]
 Segment = tuple[Point, Point]
 
-_GAPS = (11.0, 18.0, 28.0)
+GAPS = (11.0, 18.0, 28.0)
 """Distances from a point to its label, the preferred one first."""
+CROWDED_GAPS = (11.0, 18.0, 28.0, 44.0, 64.0, 88.0)
+"""Distances for charts with many points, which draw a line from a point to a label that lies far from it."""
 _SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
 """Directions from a point to its label, the preferred one first."""
-_STARTS = 50  # number of orders that are tried; the first is the order of the points
+_STARTS = 50  # the first order is that of the points
 _PASSES = 4
 _OUTSIDE, _ON_LABEL, _ON_MARK, _ON_LINE = 1000.0, 300.0, 100.0, 30.0
 _CLEARANCE = 4.0  # between a label and a line
@@ -66,7 +70,14 @@ class Box:
 
 
 def place(
-    points: Sequence[Point], sizes: Sequence[Point], lines: Sequence[Segment], taken: Sequence[Box], bounds: Box
+    points: Sequence[Point],
+    sizes: Sequence[Point],
+    lines: Sequence[Segment],
+    taken: Sequence[Box],
+    bounds: Box,
+    gaps: Sequence[float] = GAPS,
+    starts: int = _STARTS,
+    far: float = math.inf,
 ) -> list[Box]:
     """A box for every point's label.
 
@@ -76,50 +87,76 @@ def place(
         lines: lines that labels should not cross.
         taken: boxes of other text.
         bounds: box that labels should stay inside.
+        gaps: distances from a point to its label, the preferred one first.
+        starts: number of orders in which the labels are tried.
+        far: distance from which a line joins a point to its label; these lines should cross no other label.
 
     Returns the boxes in the order of the points. If there is not enough space for all labels, some overlap.
     """
     marks = [Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
-    costs: list[list[tuple[float, Box]]] = []  # of each point's candidate boxes, without the other labels
+    costs: list[list[_Candidate]] = []  # of each point, without the other labels
     for point, size in zip(points, sizes, strict=True):
         costs.append(
             [
-                (
+                _Candidate(
                     rank
                     + _OUTSIDE * (not bounds.contains(box))
                     + _ON_LABEL * sum(box.overlaps(text) for text in taken)
                     + _ON_MARK * sum(box.overlaps(mark) for mark in marks)
                     + _ON_LINE * sum(box.grown(_CLEARANCE).is_crossed_by(line) for line in lines),
                     box,
+                    leader(point, box, far),
                 )
-                for rank, box in enumerate(_candidates(point, size))
+                for rank, box in enumerate(_candidates(point, size, gaps))
             ]
         )
     order, random = list(range(len(points))), Random(0)
     best: tuple[float, list[Box]] = (float("inf"), [])
-    for _ in range(_STARTS):
+    for _ in range(starts):
         best = min(best, _settled(costs, order), key=lambda found: found[0])
         random.shuffle(order)
     return best[1]
 
 
-def _settled(costs: Sequence[Sequence[tuple[float, Box]]], order: Sequence[int]) -> tuple[float, list[Box]]:
+def leader(point: Point, box: Box, far: float) -> Segment | None:
+    """The line from a point to the nearest place of its label; None where that is nearer than `far`."""
+    nearest = min(max(point[0], box.left), box.right), min(max(point[1], box.top), box.bottom)
+    return (point, nearest) if math.dist(point, nearest) >= far else None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A place for a label: its cost without the other labels, its box, and the line that joins it to its point."""
+
+    cost: float
+    box: Box
+    leader: Segment | None
+
+    def collides(self, other: _Candidate) -> bool:
+        return (
+            self.box.overlaps(other.box)
+            or (self.leader is not None and other.box.is_crossed_by(self.leader))
+            or (other.leader is not None and self.box.is_crossed_by(other.leader))
+        )
+
+
+def _settled(costs: Sequence[Sequence[_Candidate]], order: Sequence[int]) -> tuple[float, list[Box]]:
     """Moves each label in turn to its best place among the others, a few times; returns (total cost, boxes)."""
-    places: dict[int, tuple[float, Box]] = {}
+    places: dict[int, tuple[float, _Candidate]] = {}
     for _ in range(_PASSES):
         for index in order:
-            others = [box for at, (_, box) in places.items() if at != index]
+            others = [other for at, (_, other) in places.items() if at != index]
             places[index] = min(
-                ((cost + _ON_LABEL * sum(box.overlaps(other) for other in others), box) for cost, box in costs[index]),
+                ((each.cost + _ON_LABEL * sum(map(each.collides, others)), each) for each in costs[index]),
                 key=lambda found: found[0],
             )
-    return sum(cost for cost, _ in places.values()), [places[index][1] for index in range(len(costs))]
+    return sum(cost for cost, _ in places.values()), [places[index][1].box for index in range(len(costs))]
 
 
-def _candidates(point: Point, size: Point) -> Iterator[Box]:
+def _candidates(point: Point, size: Point, gaps: Sequence[float]) -> Iterator[Box]:
     """Boxes around a point, the preferred ones first."""
     (x, y), (width, height) = point, size
-    for gap in _GAPS:
+    for gap in gaps:
         for right, down in _SIDES:
             centre_x = x + right * (gap + width / 2)
             centre_y = y + down * (gap + height / 2)
