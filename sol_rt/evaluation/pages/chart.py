@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.errors import UsageError
-from sol_rt.evaluation.pages.label_places import CROWDED_GAPS, Box, Point, Segment, leader, place
+from sol_rt.evaluation.pages.label_places import Box, Point, Segment, place_crowded
 
 WIDTH = 880
 COST = "cost of a decode step, share of the dense step’s"
@@ -21,8 +21,6 @@ ADDED_LOSS = "loss over dense, nats per token (log scale)"
 
 _CHARACTER = 7.5  # pixels: widest character of the fixed-width fonts at 12 px
 _LABEL_HEIGHT = 15.0
-_FAR = 22.0  # pixels between a point and its label, from which a line joins them
-_STARTS = 12  # orders of the labels to try
 _LEAST_TICKS = 5
 
 
@@ -148,9 +146,9 @@ def labels(wanted: Sequence[Label], lines: Sequence[Segment], taken: Sequence[Bo
     bounds = Box(x.start, y.end, x.end, y.start)
     sizes = [(_CHARACTER * len(each.name), _LABEL_HEIGHT) for each in wanted]
     points = [each.point for each in wanted]
-    boxes = place(points, sizes, lines, taken, bounds, CROWDED_GAPS, _STARTS, _FAR)
+    places = place_crowded(points, sizes, lines, taken, bounds)
     written: list[Box] = []
-    for each, box in zip(wanted, boxes, strict=True):
+    for each, (box, leader) in zip(wanted, places, strict=True):
         if not bounds.grown(1).contains(box) or any(box.overlaps(other) for other in written):
             continue
         written.append(box)
@@ -161,9 +159,8 @@ def labels(wanted: Sequence[Label], lines: Sequence[Segment], taken: Sequence[Bo
             at, anchor = box.right, "end"
         else:
             at, anchor = (box.left + box.right) / 2, "middle"
-        joined = leader(each.point, box, _FAR)
-        if joined is not None:
-            yield _line(*joined, "leader")
+        if leader is not None:
+            yield _line(*leader, "leader")
         yield text(at, box.top + 11.5, each.name, kind, anchor=anchor)
 
 

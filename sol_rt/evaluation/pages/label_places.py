@@ -14,14 +14,17 @@ from random import Random
 Point = tuple[float, float]
 Segment = tuple[Point, Point]
 
-GAPS = (11.0, 18.0, 28.0)
+_GAPS = (11.0, 18.0, 28.0)
 """Distances from a point to its label, the preferred one first."""
-CROWDED_GAPS = (11.0, 18.0, 28.0, 44.0, 64.0, 88.0)
-"""Distances for charts with many points, which draw a line from a point to a label that lies far from it."""
+_CROWDED_GAPS = (11.0, 18.0, 28.0, 44.0, 64.0)
+"""The same for charts with many points."""
+_FAR = 22.0  # distance from which a line joins a point to its label in such a chart
 _SIDES = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
 """Directions from a point to its label, the preferred one first."""
-_STARTS = 50  # the first order is that of the points
+_STARTS = 50  # number of orders that are tried; the first is the order of the points
 _PASSES = 4
+_MOVES = 400  # for each label
+_WARM, _COLD = 150.0, 0.5  # costs that a move may add, at the beginning and at the end
 _OUTSIDE, _ON_LABEL, _ON_MARK, _ON_LINE = 1000.0, 300.0, 100.0, 30.0
 _CLEARANCE = 4.0  # between a label and a line
 _MARK = 7.0  # half the side of the square around a point that labels keep clear of
@@ -70,14 +73,7 @@ class Box:
 
 
 def place(
-    points: Sequence[Point],
-    sizes: Sequence[Point],
-    lines: Sequence[Segment],
-    taken: Sequence[Box],
-    bounds: Box,
-    gaps: Sequence[float] = GAPS,
-    starts: int = _STARTS,
-    far: float = math.inf,
+    points: Sequence[Point], sizes: Sequence[Point], lines: Sequence[Segment], taken: Sequence[Box], bounds: Box
 ) -> list[Box]:
     """A box for every point's label.
 
@@ -87,41 +83,28 @@ def place(
         lines: lines that labels should not cross.
         taken: boxes of other text.
         bounds: box that labels should stay inside.
-        gaps: distances from a point to its label, the preferred one first.
-        starts: number of orders in which the labels are tried.
-        far: distance from which a line joins a point to its label; these lines should cross no other label.
 
     Returns the boxes in the order of the points. If there is not enough space for all labels, some overlap.
     """
-    marks = [Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
-    costs: list[list[_Candidate]] = []  # of each point, without the other labels
-    for point, size in zip(points, sizes, strict=True):
-        costs.append(
-            [
-                _Candidate(
-                    rank
-                    + _OUTSIDE * (not bounds.contains(box))
-                    + _ON_LABEL * sum(box.overlaps(text) for text in taken)
-                    + _ON_MARK * sum(box.overlaps(mark) for mark in marks)
-                    + _ON_LINE * sum(box.grown(_CLEARANCE).is_crossed_by(line) for line in lines),
-                    box,
-                    leader(point, box, far),
-                )
-                for rank, box in enumerate(_candidates(point, size, gaps))
-            ]
-        )
+    costs = _candidates_of(points, sizes, lines, taken, bounds, _GAPS, math.inf)
     order, random = list(range(len(points))), Random(0)
-    best: tuple[float, list[Box]] = (float("inf"), [])
-    for _ in range(starts):
+    best: tuple[float, list[_Candidate]] = (math.inf, [])
+    for _ in range(_STARTS):
         best = min(best, _settled(costs, order), key=lambda found: found[0])
         random.shuffle(order)
-    return best[1]
+    return [each.box for each in best[1]]
 
 
-def leader(point: Point, box: Box, far: float) -> Segment | None:
-    """The line from a point to the nearest place of its label; None where that is nearer than `far`."""
-    nearest = min(max(point[0], box.left), box.right), min(max(point[1], box.top), box.bottom)
-    return (point, nearest) if math.dist(point, nearest) >= far else None
+def place_crowded(
+    points: Sequence[Point], sizes: Sequence[Point], lines: Sequence[Segment], taken: Sequence[Box], bounds: Box
+) -> list[tuple[Box, Segment | None]]:
+    """As `place`, for charts with many points: a label may lie far from its point, with a line that joins the two.
+
+    Returns (box, joining line or None) in the order of the points. A joining line crosses no label where that is
+    possible.
+    """
+    costs = _candidates_of(points, sizes, lines, taken, bounds, _CROWDED_GAPS, _FAR)
+    return [(each.box, each.leader) for each in _annealed(costs, Random(0))]
 
 
 @dataclass(frozen=True)
@@ -140,8 +123,42 @@ class _Candidate:
         )
 
 
-def _settled(costs: Sequence[Sequence[_Candidate]], order: Sequence[int]) -> tuple[float, list[Box]]:
-    """Moves each label in turn to its best place among the others, a few times; returns (total cost, boxes)."""
+def _candidates_of(
+    points: Sequence[Point],
+    sizes: Sequence[Point],
+    lines: Sequence[Segment],
+    taken: Sequence[Box],
+    bounds: Box,
+    gaps: Sequence[float],
+    far: float,
+) -> list[list[_Candidate]]:
+    """The places of each label, at `gaps` from its point; from the distance `far` on a line joins the two."""
+    marks = [Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
+    return [
+        [
+            _Candidate(
+                rank
+                + _OUTSIDE * (not bounds.contains(box))
+                + _ON_LABEL * sum(box.overlaps(text) for text in taken)
+                + _ON_MARK * sum(box.overlaps(mark) for mark in marks)
+                + _ON_LINE * sum(box.grown(_CLEARANCE).is_crossed_by(line) for line in lines),
+                box,
+                _leader(point, box, far),
+            )
+            for rank, box in enumerate(_boxes(point, size, gaps))
+        ]
+        for point, size in zip(points, sizes, strict=True)
+    ]
+
+
+def _leader(point: Point, box: Box, far: float) -> Segment | None:
+    """The line from a point to the nearest place of its label; None where that is nearer than `far`."""
+    nearest = min(max(point[0], box.left), box.right), min(max(point[1], box.top), box.bottom)
+    return (point, nearest) if math.dist(point, nearest) >= far else None
+
+
+def _settled(costs: Sequence[Sequence[_Candidate]], order: Sequence[int]) -> tuple[float, list[_Candidate]]:
+    """Moves each label in turn to its best place among the others, a few times; returns (total cost, places)."""
     places: dict[int, tuple[float, _Candidate]] = {}
     for _ in range(_PASSES):
         for index in order:
@@ -150,10 +167,31 @@ def _settled(costs: Sequence[Sequence[_Candidate]], order: Sequence[int]) -> tup
                 ((each.cost + _ON_LABEL * sum(map(each.collides, others)), each) for each in costs[index]),
                 key=lambda found: found[0],
             )
-    return sum(cost for cost, _ in places.values()), [places[index][1].box for index in range(len(costs))]
+    return sum(cost for cost, _ in places.values()), [places[index][1] for index in range(len(costs))]
 
 
-def _candidates(point: Point, size: Point, gaps: Sequence[float]) -> Iterator[Box]:
+def _annealed(costs: Sequence[Sequence[_Candidate]], random: Random) -> list[_Candidate]:
+    """Moves one label at a time to a random place, less and less often to a worse one; returns the best places met."""
+    places = [min(each, key=lambda candidate: candidate.cost) for each in costs]
+    best, total, lowest = list(places), 0.0, 0.0  # totals are relative to the beginning
+    steps = _MOVES * len(costs)
+    for step in range(steps):
+        warmth = _WARM * (_COLD / _WARM) ** (step / steps)
+        index = random.randrange(len(costs))
+        old, new = places[index], random.choice(costs[index])
+        change = new.cost - old.cost
+        for at, other in enumerate(places):
+            if at != index:
+                change += _ON_LABEL * (new.collides(other) - old.collides(other))
+        if change <= 0 or random.random() < math.exp(-change / warmth):
+            places[index] = new
+            total += change
+            if total < lowest:
+                best, lowest = list(places), total
+    return best
+
+
+def _boxes(point: Point, size: Point, gaps: Sequence[float]) -> Iterator[Box]:
     """Boxes around a point, the preferred ones first."""
     (x, y), (width, height) = point, size
     for gap in gaps:
