@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+_PIPE_COLUMNS = 1000
+
 
 class ProgressCall(Protocol):
     """Progress callback of a long-running function: the step's name, the amount done, and the amount in total."""
@@ -35,8 +37,8 @@ def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Prints a result table on stdout. In a pipe the table may be 160 columns wide, so that no cell is cut off."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    """Prints a result table on stdout. In a pipe the table is as wide as it needs, so that no cell is cut off."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     console.print(table)
 
 
