@@ -58,7 +58,8 @@ def _decoded_prompt(header: TraceHeader, model: str | None) -> str | None:
         return None
     if bundle.identity != header.config_sha256:
         if model is not None:
-            raise UsageError(f"-m {model}: the trace was made with another bundle ({header.bundle}); name that one")
+            made_with = f"{header.bundle}, config {header.config_sha256[:12]}"
+            raise UsageError(f"-m {model}: not the bundle that the trace was made with ({made_with}); name that one")
         return None
     return Tokenizer.from_folder(bundle.path, bundle.config.model.vocab_size).decode(
         header.prompt_tokens, skip_special_tokens=False
