@@ -55,6 +55,16 @@ def test_a_chart_names_what_is_seen_and_both_axes(name: str) -> None:
     assert "nats" in words
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_row_of_a_table_has_a_cell_for_every_heading(name: str) -> None:
+    tables = re.findall("<table>(.*?)</table>", PAGES[name](), re.DOTALL)
+    assert tables
+    for table in tables:
+        heads, *rows = ([*re.findall("<t[hd]", row)] for row in re.findall("<tr>.*?</tr>", table, re.DOTALL))
+        assert rows
+        assert {len(row) for row in rows} == {len(heads)}
+
+
 def test_every_kept_action_has_its_tag_and_every_candidate_its_reason() -> None:
     chosen = selection(kept=11)
     page = render_frontier_html("tiny", chosen)

@@ -24,7 +24,7 @@ MOST_BYTES = 200_000
 """Largest size of a picture."""
 
 _WIDTH = 920  # pixels
-_PAGES = {"trace": 1120, "actions": 980, "schedules": 980}  # height in pixels that is shown of each page
+_PAGES = {"trace": 1265, "actions": 1180, "schedules": 950}  # height in pixels that is shown of each page
 _PROMPT = "Write a short story about a robot that learns to paint."
 _GENERATE = ("--chat", "-p", _PROMPT, "--budget", "0.6", "-n", "100", "--repetition-penalty", "1.1")
 _EVALUATE = ("-c", "512", "--chunks", "4", "--scored", "64", "--random", "8", "-b", "0.5,0.6,0.7")
@@ -107,7 +107,8 @@ def make_pages(model: str, text: Path | None, folder: Path) -> dict[str, Path]:
         print("page-schedules: needs held-out text (-f); its pictures stay as they are", file=sys.stderr)
     else:
         # the page names the text as it was given, so the command runs in the text's folder
-        argv = ("eval", "-m", model, "-f", text.name, *_EVALUATE, "--html", str(pages["schedules"].resolve()))
+        page, state = pages["schedules"].resolve(), (folder / "schedules.state").resolve()
+        argv = ("eval", "-m", model, "-f", text.name, *_EVALUATE, "--state", str(state), "--html", str(page))
         sol_rt(*argv, folder=text.parent)
     return pages
 
@@ -117,6 +118,9 @@ def main() -> None:
     parser.add_argument("model", help="bundle folder, or name of a bundle")
     parser.add_argument("-f", "--file", type=Path, help="held-out text, for the page of schedules")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument(
+        "--pages", type=Path, help="folder to keep the pages in; a later run takes the evaluation's results from there"
+    )
     args = parser.parse_args()
     if args.file is not None and not args.file.is_file():
         parser.error(f"{args.file}: no such file")
@@ -124,8 +128,10 @@ def main() -> None:
     try:
         browser = find_browser()
         args.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, page in make_pages(model, args.file, Path(folder)).items():
+        with tempfile.TemporaryDirectory() as aside:
+            folder = args.pages or Path(aside)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, page in make_pages(model, args.file, folder).items():
                 for mode in ("light", "dark"):
                     picture = args.output / f"page-{name}-{mode}.png"
                     shoot(browser, page, picture, _PAGES[name], mode == "dark")

@@ -53,7 +53,7 @@ def inspect(
         return
     _print(description, context, every)
     if selection is None:
-        print("Losses were not measured when this bundle was exported.")
+        print("This bundle has no measured losses, or those of an older version; export it again to get them.")
     else:
         _print_frontier(selection)
 

@@ -174,7 +174,6 @@ def _table(points: Sequence[FrontierPoint]) -> str:
     units = list(_measured(kept[0]))
     heads = [
         "action",
-        "in words",
         "cost, share of dense",
         *(f"{unit} a step" for unit in units),
         "loss over dense, nats",

@@ -209,11 +209,7 @@ def _drawing(steps: Sequence[TraceRecord], budget: float | None, x: Axis, y: Axi
             f"<title>requested {budget:.3f}</title></line>"
         )
     for record in steps:
-        title = html.escape(f"step {record.step}: {record.action}, {record.relative_cost:.3f} of dense")
-        yield (
-            f'<circle class="dot" cx="{x.at(record.step):.1f}" cy="{y.at(record.relative_cost):.1f}" r="2.2">'
-            f"<title>{title}</title></circle>"
-        )
+        yield f'<circle class="dot" cx="{x.at(record.step):.1f}" cy="{y.at(record.relative_cost):.1f}" r="2.2"/>'
     yield polyline(((x.at(record.step), y.at(record.achieved)) for record in steps), "one got")
     yield f'<line id="cursor" y1="{_TOP}" y2="{_BOTTOM}" x1="0" x2="0" visibility="hidden"/>'
     common = [action for action, _ in _counted(steps).most_common(_NAMED)]
