@@ -15,6 +15,9 @@
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
 # make figure  Draws the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes.
 #              Needs only Python.
+# make screenshots MODEL=smollm2-135m TEXT=file
+#              Makes the bundle's HTML pages and their pictures in docs/images, light and dark. Needs Chromium in PATH, and held-out
+#              text for the page of schedules.
 # make bench-gpu BUNDLES="folder folder" PROVIDER=cuda
 #              Measures decode and prefill on this machine's GPU and writes docs/results/gpu.md. Needs no network once the
 #              package is installed. Options: GPU_ARGS=options of benchmarks/gpu.py, which also runs without make.
@@ -45,7 +48,7 @@ BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
 
-.PHONY: demo export train peers ladder figure bench-gpu test test-all lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all lint typecheck wheel headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -80,7 +83,10 @@ ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o docs/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
 
 figure:
-	$(PYTHON) benchmarks/ladder_figure.py docs/results/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
+	PYTHONPATH=. $(PYTHON) benchmarks/ladder_figure.py docs/results/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
+
+screenshots: $(VENV)/.export
+	$(BIN)/python scripts/screenshots.py $(MODEL) $(TEXT:%=-f %) -o docs/images
 
 bench-gpu:
 	@test -x $(BIN)/python || { echo "error: no environment; make $(VENV)/.export, or python benchmarks/gpu.py with your own" >&2; exit 2; }

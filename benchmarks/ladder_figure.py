@@ -5,7 +5,8 @@
 
 The input is the JSON that `benchmarks/ladder.py -o` writes beside its page. x is the median time of a decode step in
 milliseconds. y is the loss over the float32 source in nats per token, on a logarithmic scale; the right edge shows the
-same as an increase of perplexity. The picture follows the reader's light or dark mode. The program needs only Python.
+same as an increase of perplexity. The picture follows the reader's light or dark mode. The program needs no package but
+sol_rt's own code, which `make figure` finds in this folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import itertools
 import json
 import math
-import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from label_places import Box, Point, Segment, place
+from sol_rt.evaluation.pages.chart import in_words
+from sol_rt.evaluation.pages.label_places import Box, Point, Segment, place
 
 _WIDTH, _HEIGHT = 860, 520
 _PLOT = Box(74, 112, _WIDTH - 74, _HEIGHT - 92)
@@ -36,7 +37,6 @@ _MARGIN = 1.15  # between the longest time and the right edge, a factor
 _NAME_WIDTH, _DETAIL_WIDTH = 7.9, 5.9  # pixels per character, rounded up
 _SPACE = 7  # pixels between a name and the words beside it
 _LABEL_HEIGHT = 30.0
-_TAG = re.compile(r"k(\d{3})-s(\d{3})-q(\d|mix)")
 
 _STYLE = """\
 svg { --page:#ffffff; --edge:#d5dbe1; --ink:#1c2128; --quiet:#59636e; --grid:#e7ebef;
@@ -104,7 +104,7 @@ class Measured:
     @property
     def words(self) -> str:
         """Text beside the name: the action in words."""
-        return described(self.name)
+        return in_words(self.name)
 
     @property
     def detail(self) -> str:
@@ -116,20 +116,6 @@ class Measured:
         """Width and height of the label in pixels, an upper estimate."""
         first = len(self.name) * _NAME_WIDTH + len(self.words) * _DETAIL_WIDTH + _SPACE
         return max(first, len(self.detail) * _DETAIL_WIDTH), _LABEL_HEIGHT
-
-
-def described(tag: str) -> str:
-    """An action's tag in words; empty for another name."""
-    found = _TAG.fullmatch(tag)
-    if not found:
-        return ""
-    kv_density, channel_density, bits = found.groups()
-    parts = ["mixed bits" if bits == "mix" else f"{bits} bits"]
-    if channel_density != "100":
-        parts.append(f"channel density {int(channel_density) / 100:g}")
-    if kv_density != "100":
-        parts.append(f"KV density {int(kv_density) / 100:g}")
-    return ", ".join(parts)
 
 
 @dataclass(frozen=True)

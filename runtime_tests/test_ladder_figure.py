@@ -13,8 +13,10 @@ from typing import Any
 
 import ladder_figure
 import pytest
-from label_places import Box, place
-from ladder_figure import Axes, Measured, described, draw
+from ladder_figure import Axes, Measured, draw
+
+from sol_rt.evaluation.pages.chart import in_words
+from sol_rt.evaluation.pages.label_places import Box, place
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results/ladder-smollm2-135m.json"
@@ -177,7 +179,7 @@ def test_a_label_goes_to_the_first_free_side() -> None:
     ],
 )
 def test_a_tag_is_said_in_words(tag: str, words: str) -> None:
-    assert described(tag) == words
+    assert in_words(tag) == words
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *argv: object) -> None:

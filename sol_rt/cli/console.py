@@ -14,6 +14,8 @@ from sol_rt.cli.progress_bar import progress
 
 __all__ = ["note", "print_json", "print_table", "progress"]
 
+_PIPE_COLUMNS = 1000
+
 
 def note(text: str) -> None:
     """Prints one line of information on stderr."""
@@ -26,6 +28,6 @@ def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Prints a result table on stdout. In a pipe the table may be 160 columns wide, so that no cell is cut off."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    """Prints a result table on stdout. In a pipe the table is as wide as it needs, so that no cell is cut off."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     console.print(table)

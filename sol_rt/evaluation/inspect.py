@@ -8,10 +8,12 @@ from typing import Any
 
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.frontier import frontier
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import FORMAT_VERSION
-from sol_rt.bundle.selection import Candidate, Selection
+from sol_rt.bundle.config import FORMAT_VERSION, SolConfig
+from sol_rt.bundle.selection import Selection
 from sol_rt.engine.providers import default_threads
 
 
@@ -25,7 +27,9 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     Returns:
         path, format_version, model, kv, variants, policy (null or its description), actions, cost_model and selection.
         Of an action, `cost` is its share of the dense step's cost, `bytes` the bytes that its step reads by the bytes
-        model, `loss` its loss in nats over dense or null, and `measured` its measurements in selection.json by context.
+        model, `loss` its loss in nats over dense or null, and `measured` what selection.json says of it, by context:
+        `cost`, the share of the dense step's, `bytes` (null where neither the file
+        nor the bundle knows them), `loss`, `stderr`, and what else the export recorded.
         `selection` is null if the export measured nothing. Otherwise it holds how candidates were measured, and every
         candidate with the reason why it was kept or dropped.
 
@@ -38,7 +42,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     cost, size = load_cost_model(bundle, "cpu", default_threads()), BytesCost(config)
     dense = cost.dense(context)
     selection = Selection.of(bundle)
-    candidates = {} if selection is None else {candidate.action: candidate for candidate in selection.candidates}
+    measured = {} if selection is None else _measurements(selection, config, size)
     return {
         "path": str(path),
         "format_version": FORMAT_VERSION,
@@ -63,33 +67,38 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
                 "cost": cost.step(entry.action, context) / dense,
                 "loss": entry.loss,
                 "bytes": round(size.step(entry.action, context)),
-                "measured": _measured(candidates.get(entry.action)),
+                "measured": measured.get(entry.action.tag, {}),
             }
             for entry in config.actions
         ],
         "cost_model": cost.name,
-        "selection": None if selection is None else _selection(selection),
+        "selection": None if selection is None else _selection(selection, measured),
     }
 
 
-def _measured(candidate: Candidate | None) -> dict[str, Any]:
-    return {} if candidate is None else {str(context): asdict(point) for context, point in candidate.at.items()}
+def _measurements(selection: Selection, config: SolConfig, size: BytesCost) -> dict[str, dict[str, Any]]:
+    """What was measured of each candidate, by tag and context."""
+    found: dict[str, dict[str, Any]] = {candidate.action.tag: {} for candidate in selection.candidates}
+    for context in selection.contexts:
+        for point in frontier(selection, context):
+            action = Action.parse(point.tag)
+            known = action.variant in config.variants
+            facts = {"bytes": round(size.step(action, context)) if known else None, **asdict(point)}
+            found[point.tag][str(context)] = {key: facts[key] for key in facts if key not in ("tag", "kept", "reason")}
+    return found
 
 
-def _selection(selection: Selection) -> dict[str, Any]:
+def _selection(selection: Selection, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    described = asdict(selection)
     return {
-        "text": selection.text,
-        "device": selection.device,
-        "slowdown": selection.slowdown,
-        "max_actions": selection.max_actions,
-        "collapse_loss": selection.collapse_loss,
+        **{key: value for key, value in described.items() if key not in ("dense", "contexts", "candidates")},
         "contexts": {str(context): asdict(setting) for context, setting in selection.contexts.items()},
         "candidates": [
             {
                 "tag": candidate.action.tag,
                 "kept": candidate.kept,
                 "reason": candidate.reason,
-                "measured": _measured(candidate),
+                "measured": measured[candidate.action.tag],
             }
             for candidate in selection.candidates
         ],

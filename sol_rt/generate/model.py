@@ -371,7 +371,7 @@ class SolModel:
             bundle=self.bundle.config.model.name,
             config_sha256=self.bundle.identity,
             prompt_tokens=tuple(tokens),
-            prompt=prompt if isinstance(prompt, str) else "",
+            prompt=prompt if isinstance(prompt, str) else self.tokenizer.decode(tokens, skip_special_tokens=False),
             schedule=name,
             budget=controller.requested,
             cost_model=self.cost.name,

@@ -29,7 +29,8 @@ class TraceHeader:
         bundle: name of the model.
         config_sha256: `Bundle.identity`.
         prompt_tokens: the whole prompt as token ids.
-        prompt: the prompt as text; empty if it was given as tokens.
+        prompt: the prompt as text; decoded, with the markers of the chat template, if it was given as tokens or
+            messages. Older traces have an empty text there.
         schedule: name of the schedule.
         budget: requested budget, None under axis targets.
         cost_model: "bytes" or "calibrated".

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_LOSS_COLUMNS = 15
+_REASON_COLUMNS = 24
 
 
 def inspect(
@@ -15,7 +21,8 @@ def inspect(
         int, options.option("-c", "--context", env=False, min=0, help="Context in tokens at which to show costs.")
     ] = 512,
     every: Annotated[
-        bool, options.option("--all", env=False, help="Also show the candidates that the export dropped, and why.")
+        bool,
+        options.option("--all", env=False, help="Show all candidates, and why each was kept or dropped."),
     ] = False,
     html: Annotated[
         Path | None, options.option("--html", env=False, help="HTML page to draw the actions' cost and loss on.")
@@ -46,7 +53,7 @@ def inspect(
         return
     _print(description, context, every)
     if selection is None:
-        print("Losses were not measured when this bundle was exported.")
+        print("This bundle has no measured losses, or those of an older version; export it again to get them.")
     else:
         _print_frontier(selection)
 
@@ -68,27 +75,54 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
 
     selection = description["selection"]
     contexts = [] if selection is None else list(selection["contexts"])
-    measured = [title for context in contexts for title in (f"loss at {context}", f"ms at {context}")]
-    cost = f"cost at context {context} ({description['cost_model']})"
-    actions = Table("action", cost, "MB per step", *(measured or ["loss, nats"]))
+    actions = Table()
+    actions.add_column("action", no_wrap=True)
+    actions.add_column(f"cost at {context}\n({description['cost_model']})", justify="right")
+    actions.add_column("MB per\nstep", justify="right")
+    for title in [f"loss at {at}" for at in contexts] or ["loss, nats"]:
+        actions.add_column(title, justify="right", min_width=_LOSS_COLUMNS if len(contexts) <= 2 else None)
     for action in description["actions"]:
-        cells = _cells(action["measured"], contexts) or ["not measured"]
-        actions.add_row(action["tag"], f"{action['cost']:.3f}", f"{action['bytes'] / 1e6:.1f}", *cells)
+        losses = [_loss(action["measured"].get(at)) for at in contexts] or ["not measured"]
+        actions.add_row(action["tag"], f"{action['cost']:.3f}", _megabytes(action["bytes"]), *losses)
     print_table(actions)
     if selection is None:
         return
-    dropped = [candidate for candidate in selection["candidates"] if not candidate["kept"]]
+    dropped = sum(not candidate["kept"] for candidate in selection["candidates"])
     if every:
-        table = Table("candidate", *measured, "why it was kept or dropped")
-        for candidate in selection["candidates"]:
-            cells = _cells(candidate["measured"], contexts)
-            table.add_row(candidate["tag"], *cells, ("" if candidate["kept"] else "dropped: ") + candidate["reason"])
-        print_table(table)
+        print_table(_candidates(selection))
     elif dropped:
-        print(f"{len(dropped)} candidates were dropped; --all shows them and the reasons.")
+        print(f"{dropped} candidates were dropped; --all shows them and the reasons.")
     scored = ", ".join(f"{setting['tokens']} tokens at {at}" for at, setting in selection["contexts"].items())
     print(f"Losses are in nats over dense ± standard error: {scored}; text: {selection['text']}.")
-    print(f"Milliseconds: {selection['device']}.")
+    if every:
+        basis = f"milliseconds on {selection['device']}" if selection.get("device") else "bytes that a step reads"
+        print(f"A candidate's cost is its share of the dense step's: {basis}.")
+
+
+def _candidates(selection: dict[str, Any]) -> Table:
+    """A row for every candidate: a line for each context at which it was measured, and the reason beside them.
+
+    The table fits into 80 columns. There the reason takes several lines.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("candidate", no_wrap=True)
+    for title in ("context", "cost", "MB", "loss, nats"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("why it was kept or dropped", min_width=_REASON_COLUMNS)
+    for candidate in selection["candidates"]:
+        points = candidate["measured"]
+        columns = (
+            list(points),
+            [f"{point['cost']:.3f}" for point in points.values()],
+            [_megabytes(point["bytes"]) for point in points.values()],
+            [_loss(point) for point in points.values()],
+        )
+        outcome = f"{'kept' if candidate['kept'] else 'dropped'}: {candidate['reason']}"
+        table.add_row(candidate["tag"], *("\n".join(column) for column in columns), escape(outcome))
+    return table
 
 
 def _told_bits(variant: dict[str, Any]) -> str:
@@ -99,12 +133,12 @@ def _told_bits(variant: dict[str, Any]) -> str:
     return f"{variant['bits']} ({', '.join(map(str, found))})"
 
 
-def _cells(measured: dict[str, Any], contexts: list[str]) -> list[str]:
-    cells = []
-    for context in contexts:
-        point = measured.get(context)
-        cells += ["", ""] if point is None else [f"{point['loss']:.4f} ± {point['stderr']:.4f}", f"{point['ms']:.2f}"]
-    return cells
+def _megabytes(count: float | None) -> str:
+    return "" if count is None else f"{count / 1e6:.1f}"
+
+
+def _loss(point: dict[str, Any] | None) -> str:
+    return "" if point is None else f"{point['loss']:.4f} ± {point['stderr']:.4f}"
 
 
 def _print_frontier(selection: Any) -> None:
@@ -112,7 +146,7 @@ def _print_frontier(selection: Any) -> None:
 
     for context in selection.contexts:
         points = frontier(selection, context)
-        print(f"\nLoss against time of the kept actions at context {context}; dots: reached by mixing actions")
+        print(f"\nLoss against cost of the kept actions at context {context}; dots: reached by mixing actions")
         print(text_plot(points))
         kept = [point for point in points if point.kept]
         print("  ".join(f"{number} {point.tag}" for number, point in enumerate(kept, 1)))

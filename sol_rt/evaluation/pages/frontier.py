@@ -1,161 +1,217 @@
-"""Draws the frontier of a bundle's actions as one self-contained HTML page: loss against time at each context."""
+"""Draws a bundle's actions as one self-contained HTML page: added loss against the cost of a step, at each context."""
 
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
-from sol_rt.budget.frontier import FrontierPoint, frontier, lower_hull
-from sol_rt.bundle.selection import Selection
-from sol_rt.evaluation.pages.style import CHART_STYLE, STYLE
+from sol_rt.budget.frontier import FrontierPoint, falling_hull, frontier
+from sol_rt.bundle.selection import Candidate, Selection
+from sol_rt.evaluation.pages.chart import (
+    ADDED_LOSS,
+    COST,
+    WIDTH,
+    Axis,
+    Label,
+    figure,
+    grid,
+    in_words,
+    labels,
+    polyline,
+    segments,
+    tag_and_words,
+)
+from sol_rt.evaluation.pages.label_places import Box, Point
+from sol_rt.evaluation.pages.style import page, table, tiles
 
-_WIDTH, _HEIGHT = 880, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 16, 40
-_HEADROOM = 1.15
+_HEIGHT = 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, WIDTH - 80, 12, _HEIGHT - 46
 _INTERVAL = 2  # standard errors up and down
+_HEADROOM = 2.5  # between the largest loss and the upper edge, a factor
+_LEAST, _MOST_LEAST = 1e-4, 1e-3  # nats: smaller losses are drawn at the lower edge, which lies between these two
+_STEPS = 24  # pieces of a line between two actions: straight in nats, so a curve on a logarithmic scale
+_DOT = 4.0  # half the side of the square around a dropped candidate that labels keep clear of
+
+_READ = """\
+<p class="read">A point is an action: one way to run a decode step. Its tag says what the step reads: <code>k</code> the
+share of the old tokens in the KV cache, <code>s</code> the share of the layers’ weights, both in hundredths, and
+<code>q</code> the bits of each weight. Points to the left are cheaper, points further down lose less.</p>
+<p class="read"><b>Cost</b> is a share of the dense step’s, which reads everything. A <b>budget</b> of 0.6 asks that all
+decode steps together cost 0.6 of dense ones. <b>Loss</b> is minus the natural logarithm of the probability that the
+model gives to the true next token, in <b>nats</b>. 0.01 nats over dense are 1% more perplexity, 0.1 nats 11%.</p>"""
 
 
 def render_frontier_html(name: str, selection: Selection) -> str:
-    """Returns the page as text, UTF-8. The page loads nothing from elsewhere."""
-    kept = [candidate for candidate in selection.candidates if candidate.kept]
-    tiles = [
-        ("actions kept", f"{len(kept)} of {len(selection.candidates)}"),
-        *(
-            (f"cheapest at {context}", f"{min(point.cost for point in frontier(selection, context) if point.kept):.0%}")
-            for context in selection.contexts
-        ),
-        *((f"tokens scored at {context}", f"{setting.tokens}") for context, setting in selection.contexts.items()),
-    ]
-    sections = "".join(_section(selection, context) for context in selection.contexts)
-    return _PAGE.format(
-        style=f"{STYLE}\n{CHART_STYLE}",
-        title=html.escape(f"{name}: actions"),
-        heading=html.escape(f"{name}: cost and loss of its actions"),
-        tiles="".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in tiles),
-        sections=sections,
-        dropped=_dropped(selection),
-        foot=html.escape(f"text: {selection.text} · milliseconds: {selection.device}"),
+    """Returns the page of the model `name` as text, UTF-8. The page loads nothing from elsewhere."""
+    at_contexts = {context: frontier(selection, context) for context in selection.contexts}
+    kept = sum(candidate.kept for candidate in selection.candidates)
+    facts = [("actions kept, of those considered", f"{kept} of {len(selection.candidates)}")]
+    for context, points in at_contexts.items():
+        cheapest = min((point for point in points if point.kept), key=lambda point: point.cost)
+        facts.append((f"cheapest action after {context} tokens", f"{cheapest.cost:.0%} of dense"))
+    sections = "".join(_section(context, points) for context, points in at_contexts.items())
+    scored = ", ".join(f"{setting.tokens} tokens after {at}" for at, setting in selection.contexts.items())
+    foot = [f"losses: {scored} tokens of context, on {selection.text}", _costs(selection)]
+    return page(
+        f"{name}: actions",
+        f"<h1>{html.escape(name)}: what each action costs and loses</h1>\n{_READ}\n{tiles(facts)}\n{sections}\n"
+        f"{_candidates(selection, at_contexts)}\n<footer>{html.escape(' · '.join(foot))}</footer>",
+        _STYLE,
     )
 
 
-def _section(selection: Selection, context: int) -> str:
-    points = frontier(selection, context)
-    return (
-        f"<h2>At a context of {context} tokens</h2>"
-        '<p class="key"><span><b class="one"></b>kept, ± 2 standard errors</span>'
-        '<span><b class="two"></b>dropped</span>'
-        "<span><b></b>reached by mixing kept actions</span></p>"
-        f'<div class="wide">{_chart(points, context)}</div>{_table(points)}'
-    )
+def _costs(selection: Selection) -> str:
+    """Where the costs come from."""
+    device = getattr(selection, "device", "")  # recorded by exports that measured times
+    return f"costs: milliseconds on {device}" if device else "costs: bytes that a step reads"
 
 
-def _chart(points: Sequence[FrontierPoint], context: int) -> str:
-    """Draws loss against time as a share of the dense step's. Leaves out dropped candidates outside the axes."""
+def _section(context: int, points: Sequence[FrontierPoint]) -> str:
+    return _chart(context, points) + _table(points)
+
+
+def _chart(context: int, points: Sequence[FrontierPoint]) -> str:
+    """Draws every candidate but dropped ones outside the axes, which the kept actions span."""
     kept = [point for point in points if point.kept]
-    top = max(max(point.loss + _INTERVAL * point.stderr for point in kept) * _HEADROOM, 1e-3)
-    bottom = min(0.0, *(point.loss - _INTERVAL * point.stderr for point in kept))
-    left = math.floor(min(point.cost for point in kept) * 20 - 0.5) / 20
+    losses = [point.loss for point in kept if point.loss > 0]
+    least = 10 ** math.floor(math.log10(min(losses, default=_MOST_LEAST)))
+    bottom = min(max(least, _LEAST), _MOST_LEAST)
+    top = _HEADROOM * max(10 * bottom, *(point.loss + _INTERVAL * point.stderr for point in kept))
+    left = math.floor(min(point.cost for point in kept) * 20 - 1.5) / 20
     right = max(1.0, *(point.cost for point in kept)) + 0.02
-    shown = [point for point in points if point.kept or (point.loss <= top and left <= point.cost <= right)]
-
-    def x(cost: float) -> float:
-        return _LEFT + (cost - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(loss: float) -> float:
-        return _TOP + (top - loss) / (top - bottom) * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = []
-    for tick in ticks(bottom, top):
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.3g}</text>')
-    for tick in ticks(left, right):
-        parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{tick:.3g}</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">time of a step, dense = 1</text>')
-    parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 4}">loss over dense, nats per token</text>')
-    hull = lower_hull((point.cost, point.loss) for point in kept)
-    line = " ".join(f"{x(cost):.1f},{y(loss):.1f}" for cost, loss in hull)
-    parts.append(f'<polyline class="got" points="{line}"/>')
-    for point in sorted(shown, key=lambda point: point.kept):
-        parts.append(_mark(point, x(point.cost), y(point.loss), abs(y(point.stderr * _INTERVAL) - y(0.0))))
-    label = f"Loss against time of {len(kept)} kept and {len(shown) - len(kept)} dropped actions at context {context}"
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    x = Axis(COST, left, right, _LEFT, _RIGHT)
+    y = Axis(ADDED_LOSS, bottom, top, _BOTTOM, _TOP, log=True)
+    dropped = [point for point in points if not point.kept and point.loss <= top and left <= point.cost <= right]
+    hidden = len(points) - len(kept) - len(dropped)
+    key = (
+        '<span><b class="one"></b>kept in the bundle, ± 2 standard errors</span>'
+        '<span><b class="dot"></b>considered and dropped</span>'
+        "<span><b></b>reached by taking two kept actions in turn</span>"
+    )
+    if hidden:
+        key += f"<span>{hidden} dropped beyond the chart</span>"
+    return figure(
+        f"What each action loses and costs after {context} tokens of context",
+        key,
+        _drawing(kept, dropped, x, y),
+        _HEIGHT,
+        f"Loss against cost of {len(kept)} kept and {len(dropped)} dropped actions after {context} tokens",
+    )
 
 
-def _mark(point: FrontierPoint, x: float, y: float, error: float) -> str:
-    facts = f"{point.tag}\n{point.cost:.3f} of dense, {point.ms:.2f} ms\nloss {point.loss:.4f} ± {point.stderr:.4f}"
-    title = html.escape(f"{facts}\n{'' if point.kept else 'dropped: '}{point.reason}")
-    if not point.kept:
-        return f'<circle class="two" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
-    bar = f'<path class="error" d="M{x:.1f} {y - error:.1f}V{y + error:.1f}"/>'
-    return f'{bar}<circle class="one" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{title}</title></circle>'
+def _drawing(kept: Sequence[FrontierPoint], dropped: Sequence[FrontierPoint], x: Axis, y: Axis) -> Iterator[str]:
+    def place(point: FrontierPoint) -> Point:
+        return x.at(point.cost), y.at(point.loss)
+
+    yield from grid(x, y, perplexity=True)
+    mixes = [(x.at(cost), y.at(loss)) for cost, loss in _mixes(kept)]
+    yield polyline(mixes, "one mixes")
+    for point in dropped:
+        yield _circle(place(point), 3.2, "dot", point)
+    bars = []
+    for point in kept:
+        across = x.at(point.cost)
+        low, high = (y.at(point.loss + side * _INTERVAL * point.stderr) for side in (-1, 1))
+        bars.append(((across, low), (across, high)))
+        yield f'<path class="one error" d="M{across:.1f} {low:.1f}V{high:.1f}"/>'
+    for point in kept:
+        yield _circle(place(point), 5, "one", point)
+    taken = [Box(cx - _DOT, cy - _DOT, cx + _DOT, cy + _DOT) for cx, cy in map(place, dropped)]
+    wanted = [Label(place(point), point.tag) for point in kept]
+    yield from labels(wanted, [*segments(mixes), *bars], taken, x, y)
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers from low to high, for an axis."""
-    for power in range(-6, 6):
-        for factor in (1, 2, 5):
-            size = factor * 10.0**power
-            first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
-            if last - first <= 8:
-                return [index * size for index in range(first, last + 1)]
-    return [low, high]
+def _mixes(kept: Sequence[FrontierPoint]) -> Iterator[Point]:
+    """(cost, loss) of the best mixes of two kept actions, from the cheapest action on."""
+    corners = falling_hull((point.cost, point.loss) for point in kept)
+    yield corners[0]
+    for (cost, loss), (next_cost, next_loss) in itertools.pairwise(corners):
+        for step in range(1, _STEPS + 1):
+            share = step / _STEPS
+            yield cost + share * (next_cost - cost), loss + share * (next_loss - loss)
+
+
+def _circle(at: Point, radius: float, kind: str, point: FrontierPoint) -> str:
+    title = html.escape(f"{point.tag}: {in_words(point.tag)}\n{_figures(point)}\n{_outcome(point.kept, point.reason)}")
+    return f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}"><title>{title}</title></circle>'
+
+
+def _outcome(kept: bool, reason: str) -> str:
+    return f"{'kept' if kept else 'dropped'}: {reason}"
+
+
+def _figures(point: FrontierPoint) -> str:
+    """Cost and loss in one line."""
+    measured = "".join(f", {value} {unit}" for unit, value in _measured(point).items())
+    return f"cost {point.cost:.3f}{measured}, loss {_loss(point)} nats"
+
+
+def _measured(point: FrontierPoint) -> dict[str, str]:
+    """What a step costs in units, by unit, as far as the export recorded it."""
+    recorded = asdict(point)
+    found = {}
+    if "bytes" in recorded:
+        found["MB"] = f"{recorded['bytes'] / 1e6:.1f}"
+    if "ms" in recorded:
+        found["ms"] = f"{recorded['ms']:.2f}"
+    return found
+
+
+def _loss(point: FrontierPoint) -> str:
+    return f"{point.loss:.4f} ± {point.stderr:.4f}"
+
+
+def _tag(tag: str) -> str:
+    return f"<code>{html.escape(tag)}</code>"
 
 
 def _table(points: Sequence[FrontierPoint]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row"><code>{html.escape(point.tag)}</code></th><td>{point.ms:.2f}</td>'
-        f"<td>{point.cost:.3f}</td><td>{point.loss:.4f} ± {point.stderr:.4f}</td></tr>"
-        for point in reversed(points)
-        if point.kept
-    )
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("action", "ms", "of dense", "loss, nats"))
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    """The kept actions, the most expensive first."""
+    kept = [point for point in reversed(points) if point.kept]
+    units = list(_measured(kept[0]))
+    heads = [
+        "action",
+        "cost, share of dense",
+        *(f"{unit} a step" for unit in units),
+        "loss over dense, nats",
+    ]
+    rows = [
+        [
+            tag_and_words(point.tag),
+            f"{point.cost:.3f}",
+            *_measured(point).values(),
+            _loss(point),
+        ]
+        for point in kept
+    ]
+    return table(heads, rows)
 
 
-def _dropped(selection: Selection) -> str:
-    rows = "".join(
-        f'<tr><th scope="row"><code>{html.escape(candidate.action.tag)}</code></th>'
-        f'<td class="why">{html.escape(candidate.reason)}</td></tr>'
+def _candidates(selection: Selection, at_contexts: dict[int, list[FrontierPoint]]) -> str:
+    """All candidates, with the reason why each was kept or dropped."""
+    figures = {(point.tag, context): point for context, points in at_contexts.items() for point in points}
+    heads = ["candidate"]
+    for context in at_contexts:
+        heads += [f"cost after {context}", f"loss after {context}, nats"]
+
+    def cells(candidate: Candidate) -> list[str]:
+        found = []
+        for context in at_contexts:
+            point = figures.get((candidate.action.tag, context))
+            found += ["–", "–"] if point is None else [f"{point.cost:.3f}", _loss(point)]
+        return found
+
+    rows = [
+        [_tag(candidate.action.tag), *cells(candidate), html.escape(_outcome(candidate.kept, candidate.reason))]
         for candidate in selection.candidates
-        if not candidate.kept
-    )
-    if not rows:
-        return ""
-    heads = '<th scope="col">candidate</th><th scope="col" class="why">why it was dropped</th>'
+    ]
     return (
-        "<h2>Dropped candidates</h2>"
-        f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        '<h2>Every candidate</h2><p class="quiet">What the export considered, and why it kept or dropped each. '
+        "–: not measured.</p>" + table([*heads, "kept or dropped, and why"], rows, why=True)
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}
-.key b {{ width: 1.4rem; margin-right: .4rem; border-top: 2.5px solid var(--blue); }}
-.key .one, .key .two {{ width: .6rem; height: .6rem; border: 0; border-radius: 50%; background: var(--blue); }}
-.key .two {{ background: var(--dot); }}
-.got {{ fill: none; stroke: var(--blue); stroke-width: 2; stroke-linejoin: round; opacity: .6; }}
-circle.one {{ fill: var(--blue); stroke: var(--page); stroke-width: 1.5; }}
-circle.two {{ fill: var(--dot); opacity: .75; }}
-.error {{ stroke: var(--blue); stroke-width: 1.5; opacity: .6; }}
-th, td:last-child {{ white-space: nowrap; }}
-th.why, td.why {{ text-align: left; white-space: normal; }}
-</style>
-</head>
-<body>
-<h1>{heading}</h1>
-<dl>{tiles}</dl>
-{sections}
-{dropped}
-<footer>{foot}</footer>
-</body>
-</html>
-"""
+_STYLE = ".mixes { opacity: .6; }"

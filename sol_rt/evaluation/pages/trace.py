@@ -1,6 +1,6 @@
 """Draws a trace as one self-contained HTML page.
 
-The page shows the text shaded by each token's cost, the achieved budget over time, and the actions taken.
+The page shows the prompt, the settings, the text shaded by each token's cost, the budget over time, and the actions.
 """
 
 from __future__ import annotations
@@ -8,46 +8,66 @@ from __future__ import annotations
 import html
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from sol_rt.evaluation.pages.style import STYLE
+from sol_rt.evaluation.pages.chart import WIDTH, Axis, figure, grid, polyline, spread, tag_and_words, text
+from sol_rt.evaluation.pages.style import COLOURS, page, tiles
 from sol_rt.generate.trace import Trace, TraceRecord
 
 SHADES = 12
 """Number of colours on the cost scale."""
-LIGHT_TEXT, DARK_TEXT = "#1c2128", "#e8ecf1"
+LIGHT_TEXT, DARK_TEXT = COLOURS["ink"]
 _LIGHT_RAMP = ("#eef3f8", "#f6d9a8", "#ee9150")
 _DARK_RAMP = ("#1d2733", "#5c4216", "#93401a")
 
-_WIDTH, _HEIGHT = 880, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 12, 28
+_HEIGHT = 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, WIDTH - 124, 12, _HEIGHT - 46
 _TOLERANCE = 0.02
+_NAMED = 10  # actions whose tag stands beside the chart, those taken most often
+_LINE = 15.0  # pixels between two tags
+
+_READ = """\
+<p class="read">The model wrote this text one token at a time. Each token is shaded by the <b>cost</b> of its decode
+step, a share of what a dense step costs at the same context; a dense step reads everything. The <b>budget</b> is the
+mean cost that was asked for. Before each step the schedule picks an <b>action</b>, which says what the step reads, and
+the controller keeps the mean at the budget. Point at a token to see its step, or use the arrow keys in the text.</p>"""
 
 
-def render_trace_html(trace: Trace) -> str:
-    """Returns the page as text, UTF-8. The page loads nothing from elsewhere, and text from the trace is escaped."""
+def render_trace_html(trace: Trace, prompt: str | None = None) -> str:
+    """Returns the page as text, UTF-8. The page loads nothing from elsewhere, and text from the trace is escaped.
+
+    Args:
+        trace: the generation.
+        prompt: text of the prompt, for a trace that has only its tokens; None if it is not known.
+    """
     header, records = trace.header, trace.records
     steps = [record for record in records if record.action is not None]
     costs = [record.relative_cost for record in steps]
     scale = (min(costs, default=0.0), max(costs, default=1.0))
-    title = html.escape(f"{header.bundle}: {header.schedule}")
-    return _PAGE.format(
-        style=STYLE,
-        title=title,
-        light_shades=_shade_rules(_LIGHT_RAMP),
-        dark_shades=_shade_rules(_DARK_RAMP),
-        heading=html.escape(header.bundle),
-        summary=_summary(trace, steps),
-        scale=_scale(scale),
-        prompt=_prompt(header.prompt),
-        text="".join(_token(record, scale) for record in records),
-        chart=_chart(trace, steps),
-        actions=_actions(steps, scale),
-        foot=html.escape(
-            f"{len(header.prompt_tokens)} prompt tokens · costs in {_unit(header.cost_model)} · config "
-            f"{header.config_sha256[:12]}"
-        ),
+    identity = header.config_sha256[:12]
+    foot = f"costs are shares of {_unit(header.cost_model)} · log-probabilities in nats · config {identity}"
+    body = [
+        f"<h1>{html.escape(header.bundle)}: a generation, token by token</h1>",
+        _READ,
+        tiles(_facts(trace, steps)),
+        _settings(header.generation),
+        _prompt(header.prompt or prompt, len(header.prompt_tokens)),
+        '<h2 id="cost">The text, and what each token cost</h2>',
+        f'<p class="key"><span>{_scale(scale)}</span><span><u>underlined</u>: from the prompt’s own run</span></p>',
+        '<div id="text" class="box" dir="auto" tabindex="0" role="group" aria-labelledby="cost" aria-describedby="tip">'
+        f"{''.join(_token(record, scale) for record in records)}</div>",
+        _chart(trace, steps),
+        "<h2>How often each action was taken</h2>",
+        _actions(steps, scale),
+        f"<footer>{html.escape(foot)}</footer>",
+        '<div id="tip" role="status" hidden></div>',
+        _SCRIPT,
+    ]
+    style = (
+        f":root {{ {_shade_rules(_LIGHT_RAMP)} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {_shade_rules(_DARK_RAMP)} }} }}\n{_STYLE}"
     )
+    return page(f"{header.bundle}: {header.schedule}", "\n".join(body), style, scripts=True)
 
 
 def shades(ramp: Sequence[str]) -> list[str]:
@@ -86,25 +106,56 @@ def _visible(text: str) -> str:
     return html.escape("".join(kept))
 
 
-def _summary(trace: Trace, steps: Sequence[TraceRecord]) -> str:
-    budget = trace.header.budget
-    tiles = [
-        ("schedule", html.escape(trace.header.schedule)),
-        ("requested", "–" if budget is None else f"{budget:.3f}"),
-        ("achieved", f"{trace.records[-1].achieved:.3f}" if trace.records else "–"),
-        ("tokens", f"{len(trace.records)}"),
-        ("a decode step", f"{sum(record.ms for record in steps) / len(steps):.1f} ms" if steps else "–"),
+def _facts(trace: Trace, steps: Sequence[TraceRecord]) -> list[tuple[str, str]]:
+    header = trace.header
+    ms = sum(record.ms for record in steps)
+    return [
+        ("schedule", header.schedule),
+        ("budget requested", "–" if header.budget is None else f"{header.budget:.3f}"),
+        ("budget achieved", f"{trace.records[-1].achieved:.3f}" if trace.records else "–"),
+        ("speed", f"{1000 * len(steps) / ms:.1f} tokens/s" if ms > 0 else "–"),
+        ("prompt", _count(len(header.prompt_tokens), "token")),
+        ("text", _count(len(trace.records), "token")),
     ]
-    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _settings(generation: Mapping[str, object]) -> str:
+    """How tokens were picked, in one line; nothing for a trace that does not say."""
+    if not generation:
+        return ""
+    sampled = bool(generation.get("do_sample")) and generation.get("temperature") != 0
+    shown = {name: value for name, value in generation.items() if name not in _ALWAYS_SAID and value not in _OFF}
+    if not sampled:
+        shown = {name: value for name, value in shown.items() if name not in _OF_SAMPLING}
+    parts = ["sampled" if sampled else "likeliest token at every step (greedy)"]
+    parts += [f"{name} {_value(value)}" for name, value in shown.items() if (name, value) not in _CHANGES_NOTHING]
+    return f'<p class="quiet settings">{_visible("Settings: " + " · ".join(parts))}</p>'
+
+
+_ALWAYS_SAID = ("do_sample", "eos_token_id")
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+_OFF: tuple[object, ...] = (None, [], ())
+_CHANGES_NOTHING = (("repetition_penalty", 1.0), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))
+
+
+def _value(value: object) -> str:
+    return ", ".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _prompt(prompt: str | None, tokens: int) -> str:
+    heading = "<h2>The prompt</h2>"
+    if not prompt:
+        return f'{heading}<p class="quiet">prompt: {_count(tokens, "token")}; its text is not in the trace.</p>'
+    return f'{heading}<div class="box prompt" dir="auto">{_visible(prompt)}</div>'
 
 
 def _scale(scale: tuple[float, float]) -> str:
     cells = "".join(f'<i style="background:var(--s{index})"></i>' for index in range(SHADES))
-    return f"<span>{scale[0]:.2f}</span>{cells}<span>{scale[1]:.2f} of the dense step</span>"
-
-
-def _prompt(prompt: str) -> str:
-    return f'<span class="prompt">{_visible(prompt)}</span>' if prompt else ""
+    return f"<span>cost {scale[0]:.2f}</span>{cells}<span>{scale[1]:.2f} of the dense step’s</span>"
 
 
 def _token(record: TraceRecord, scale: tuple[float, float]) -> str:
@@ -119,157 +170,119 @@ def _token(record: TraceRecord, scale: tuple[float, float]) -> str:
         )
         shade = f' style="background:var(--s{_shade(record.relative_cost, scale)})"'
     kind = "t first" if record.action is None else "t"
-    text = _visible(record.text) if record.text else '<span class="none">·</span>'
+    shown = _visible(record.text) if record.text else '<span class="none">·</span>'
     step = "" if record.action is None else f' data-step="{record.step}"'
-    return f'<span class="{kind}"{shade}{step} title="{html.escape(facts)}">{text}</span>'
+    return f'<span class="{kind}"{shade}{step} title="{html.escape(facts)}">{shown}</span>'
 
 
 def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
     """Draws the achieved budget after each step, the requested budget, and each step's cost as a dot."""
+    title = "The cost of each step, and the budget achieved so far"
     if not steps:
-        return '<p class="quiet">No decode steps.</p>'
+        return f'<h2>{title}</h2><p class="quiet">No decode steps.</p>'
     last = max(steps[-1].step, 2)
     top = max(1.0, *(record.relative_cost for record in steps), *(record.achieved for record in steps))
-
-    def x(step: float) -> float:
-        return _LEFT + (step - 1) / (last - 1) * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        return _TOP + (1 - value / top) * (_HEIGHT - _TOP - _BOTTOM)
-
-    right = _WIDTH - _RIGHT
-    parts = []
-    for tick in range(5):
-        value = tick / 4
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for tick in _ticks(last):
-        parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{tick}</text>')
+    x = Axis("decode step", 1, last, _LEFT, _RIGHT)
+    y = Axis("cost, share of the dense step’s", 0, top, _BOTTOM, _TOP)
     budget = trace.header.budget
+    key = '<span><b class="one-line"></b>mean cost so far: the achieved budget</span>'
     if budget is not None:
-        height = y(budget - _TOLERANCE) - y(budget + _TOLERANCE)
-        parts.append(
-            f'<rect class="band" x="{_LEFT}" y="{y(budget + _TOLERANCE):.1f}" width="{right - _LEFT}" '
+        key += f'<span><b class="asked"></b>requested budget, ± {_TOLERANCE}</span>'
+    key += '<span><b class="dot"></b>one step; its action stands at the right</span>'
+    summary = f"Achieved budget after each step, at the end {steps[-1].achieved:.3f}" + (
+        "" if budget is None else f", requested {budget:.3f}"
+    )
+    data = f' id="chart" data-left="{_LEFT}" data-right="{_RIGHT}" data-last="{last}"'
+    return figure(title, key, _drawing(steps, budget, x, y), _HEIGHT, summary, data)
+
+
+def _drawing(steps: Sequence[TraceRecord], budget: float | None, x: Axis, y: Axis) -> Iterator[str]:
+    yield from grid(x, y)
+    if budget is not None:
+        height = y.at(budget - _TOLERANCE) - y.at(budget + _TOLERANCE)
+        yield (
+            f'<rect class="band" x="{_LEFT}" y="{y.at(budget + _TOLERANCE):.1f}" width="{_RIGHT - _LEFT}" '
             f'height="{height:.1f}"/>'
         )
-        parts.append(
-            f'<line class="asked" x1="{_LEFT}" x2="{right}" y1="{y(budget):.1f}" y2="{y(budget):.1f}">'
+        yield (
+            f'<line class="asked" x1="{_LEFT}" x2="{_RIGHT}" y1="{y.at(budget):.1f}" y2="{y.at(budget):.1f}">'
             f"<title>requested {budget:.3f}</title></line>"
         )
     for record in steps:
-        parts.append(f'<circle cx="{x(record.step):.1f}" cy="{y(min(record.relative_cost, top)):.1f}" r="1.8"/>')
-    line = " ".join(f"{x(record.step):.1f},{y(record.achieved):.1f}" for record in steps)
-    parts.append(f'<polyline class="got" points="{line}"/>')
-    parts.append(f'<line id="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" x1="0" x2="0" visibility="hidden"/>')
-    label = f"Achieved budget after each step, at the end {steps[-1].achieved:.3f}" + (
-        "" if budget is None else f", requested {budget:.3f}"
-    )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}" data-left="{_LEFT}" '
-        f'data-right="{right}" data-last="{last}">{"".join(parts)}</svg>'
-    )
+        yield f'<circle class="dot" cx="{x.at(record.step):.1f}" cy="{y.at(record.relative_cost):.1f}" r="2.2"/>'
+    yield polyline(((x.at(record.step), y.at(record.achieved)) for record in steps), "one got")
+    yield f'<line id="cursor" y1="{_TOP}" y2="{_BOTTOM}" x1="0" x2="0" visibility="hidden"/>'
+    common = [action for action, _ in _counted(steps).most_common(_NAMED)]
+    means = sorted((y.at(_mean_cost(steps, action)), action) for action in common)
+    heights = spread([height for height, _ in means], _LINE, _TOP, _BOTTOM)
+    for (height, action), moved in zip(means, heights, strict=True):
+        yield f'<path class="leader" d="M{_RIGHT + 3} {height:.1f}L{_RIGHT + 16} {moved:.1f}"/>'
+        yield text(_RIGHT + 19, moved + 4, action, "label")
 
 
-def _ticks(last: int) -> list[int]:
-    """At most nine round step numbers for the axis."""
-    size = 1
-    for size in (factor * 10**power for power in range(7) for factor in (1, 2, 5)):
-        if last / size <= 8:
-            break
-    return [1, *range(size, last + 1, size)] if size > 1 else list(range(1, last + 1))
+def _counted(steps: Sequence[TraceRecord]) -> Counter[str]:
+    return Counter(record.action for record in steps if record.action is not None)
+
+
+def _mean_cost(steps: Sequence[TraceRecord], action: str) -> float:
+    costs = [record.relative_cost for record in steps if record.action == action]
+    return sum(costs) / len(costs)
 
 
 def _actions(steps: Sequence[TraceRecord], scale: tuple[float, float]) -> str:
     """One table row per action, the most expensive first."""
-    counts = Counter(record.action for record in steps)
-    mean = {}
-    for action in counts:
-        costs = [record.relative_cost for record in steps if record.action == action]
-        mean[action] = sum(costs) / len(costs)
+    counts = _counted(steps)
+    mean = {action: _mean_cost(steps, action) for action in counts}
     most = max(counts.values(), default=1)
     rows = []
-    for action in sorted(counts, key=lambda action: (-mean[action], action or "")):
+    for action in sorted(counts, key=lambda action: (-mean[action], action)):
         bar = f"width:{100 * counts[action] / most:.1f}%;background:var(--s{_shade(mean[action], scale)})"
         cells = (str(counts[action]), f"{100 * counts[action] / len(steps):.0f}%", f"{mean[action]:.3f}")
         rows.append(
-            f'<tr><th scope="row"><code>{html.escape(action or "")}</code></th>'
+            f'<tr><th scope="row">{tag_and_words(action)}</th>'
             f'<td class="bar"><i style="{bar}"></i></td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         )
-    return "".join(rows)
+    heads = "".join(
+        f'<th scope="col">{head}</th>' for head in ("action", "", "steps", "share of steps", "mean cost, of dense")
+    )
+    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}
-:root {{ --tip:#1c2128; --tip-ink:#fff; {light_shades} }}
-@media (prefers-color-scheme: dark) {{ :root {{ --tip:#e8ecf1; --tip-ink:#0f141a; {dark_shades} }} }}
-.key {{ display: flex; flex-wrap: wrap; align-items: center; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem;
- margin: 0 0 .6rem; }}
-.key > span {{ display: inline-flex; align-items: center; }}
-.key i {{ width: 1.1rem; height: .8rem; }}
-.key span span {{ margin: 0 .5rem; }}
-.key span span:first-child {{ margin-left: 0; }}
-.key b {{ width: 1.4rem; height: 0; margin-right: .4rem; border-top: 2.5px solid var(--blue); }}
-.key b.asked {{ border-top: 2px dashed var(--ink); }}
-.key b.one {{ width: .45rem; height: .45rem; border: 0; border-radius: 50%; background: var(--dot); }}
-#text {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 8px;
- padding: 1rem 1.1rem; line-height: 1.85; }}
-.prompt {{ color: var(--quiet); }}
-.t {{ padding: .14em 0; border-radius: 3px; cursor: default; box-decoration-break: clone;
- -webkit-box-decoration-break: clone; }}
-.first {{ border-bottom: 1px dotted var(--quiet); }}
-.t.on {{ outline: 2px solid var(--blue); }}
-.none {{ color: var(--quiet); font-size: .8em; }}
-#text:focus-visible {{ outline: 2px solid var(--blue); outline-offset: 2px; }}
-svg {{ display: block; width: 100%; height: auto; font-size: 12px; }}
-svg text {{ fill: var(--quiet); font-variant-numeric: tabular-nums; }}
-.grid {{ stroke: var(--line); }}
-.band {{ fill: var(--blue); opacity: .14; }}
-.asked {{ stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 6 4; }}
-circle {{ fill: var(--dot); opacity: .75; }}
-.got {{ fill: none; stroke: var(--blue); stroke-width: 2.5; stroke-linejoin: round; }}
-#cursor {{ stroke: var(--ink); }}
-table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }}
-th:first-child {{ text-align: left; padding-left: 0; }}
-thead th {{ color: var(--quiet); font-size: .8rem; }}
-.bar {{ width: 50%; text-align: left; }}
-.bar i {{ display: block; height: .95rem; border-radius: 3px; min-width: 2px; border: 1px solid var(--dot); }}
-#tip {{ position: absolute; z-index: 1; max-width: 22rem; padding: .45rem .65rem; border-radius: 6px;
- background: var(--tip); color: var(--tip-ink); font-size: .8rem; white-space: pre-line; pointer-events: none; }}
-.quiet, footer {{ color: var(--quiet); font-size: .8rem; }}
-footer {{ margin-top: 2rem; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<h1>{heading}</h1>
-<dl>{summary}</dl>
-<h2 id="cost">Cost of each token</h2>
-<p class="key"><span>{scale}</span></p>
-<div id="text" dir="auto" tabindex="0" role="group" aria-labelledby="cost" aria-describedby="tip">{prompt}{text}</div>
-<h2>Budget</h2>
-<p class="key"><span><b></b>achieved so far</span><span><b class="asked"></b>requested, ± 0.02</span>
-<span><b class="one"></b>one step</span></p>
-{chart}
-<h2>Actions</h2>
-<table><thead><tr><th scope="col">action</th><th></th><th scope="col">steps</th><th scope="col">share</th>
-<th scope="col">of dense</th></tr></thead><tbody>{actions}</tbody></table>
-<footer>{foot}</footer>
-<div id="tip" role="status" hidden></div>
+_STYLE = """\
+.box { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 8px;
+ padding: 1rem 1.1rem; }
+.prompt { background: var(--panel); max-height: 22rem; overflow-y: auto; }
+.settings { margin: .8rem 0 0; }
+#text { line-height: 1.85; }
+#text:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
+.t { padding: .14em 0; border-radius: 3px; cursor: default; box-decoration-break: clone;
+ -webkit-box-decoration-break: clone; }
+.first, .key u { text-decoration: underline dotted var(--quiet); text-underline-offset: .25em; }
+.t.on { outline: 2px solid var(--blue); }
+.none { font-size: .8em; }
+.key i { width: clamp(.4rem, 1.5vw, 1.1rem); height: .8rem; }
+.key u { margin-right: 0; }
+.key span span { margin: 0 .5rem; white-space: nowrap; }
+.key span span:first-child { margin-left: 0; }
+.key .asked { border-top: 2px dashed var(--ink); }
+.band { fill: var(--blue); opacity: .14; }
+.asked { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 6 4; }
+.got { stroke-width: 2.5; }
+#cursor { stroke: var(--ink); }
+.bar { width: 40%; min-width: 8rem; text-align: left; }
+.bar i { display: block; height: .95rem; border-radius: 3px; min-width: 2px; border: 1px solid var(--dot); }
+#tip { position: absolute; z-index: 1; max-width: min(22rem, calc(100vw - 1rem)); padding: .45rem .65rem;
+ border-radius: 6px; background: var(--ink); color: var(--page); font-size: .8rem; white-space: pre-line;
+ pointer-events: none; }"""
+
+_SCRIPT = """\
 <script>
 const text = document.getElementById("text"), tip = document.getElementById("tip");
-const chart = document.querySelector("svg"), cursor = document.getElementById("cursor");
+const chart = document.getElementById("chart"), cursor = document.getElementById("cursor");
 const tokens = [...text.querySelectorAll(".t")];
-for (const token of tokens) {{ token.dataset.facts = token.title; token.removeAttribute("title"); }}
+for (const token of tokens) { token.dataset.facts = token.title; token.removeAttribute("title"); }
 let at = -1;
-function show(index) {{
+function show(index) {
   if (at >= 0) tokens[at].classList.remove("on");
   at = index;
   tip.hidden = at < 0;
@@ -282,29 +295,26 @@ function show(index) {{
   const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
   tip.style.left = Math.max(8, left) + scrollX + "px";
   tip.style.top = box.bottom + scrollY + 6 + "px";
-  if (cursor && token.dataset.step) {{
-    const {{left, right, last}} = chart.dataset;
+  if (cursor && token.dataset.step) {
+    const {left, right, last} = chart.dataset;
     const x = +left + (token.dataset.step - 1) / (last - 1) * (right - left);
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
     cursor.setAttribute("visibility", "visible");
-  }}
-}}
-text.addEventListener("pointerover", event => {{
+  }
+}
+text.addEventListener("pointerover", event => {
   const token = event.target.closest(".t");
   if (token) show(tokens.indexOf(token));
-}});
+});
 text.addEventListener("pointerleave", () => show(-1));
 text.addEventListener("blur", () => show(-1));
-text.addEventListener("keydown", event => {{
-  const step = {{ArrowRight: 1, ArrowLeft: -1}}[event.key];
-  if (step && tokens.length) {{
+text.addEventListener("keydown", event => {
+  const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+  if (step && tokens.length) {
     event.preventDefault();
     show(Math.min(Math.max(at + step, 0), tokens.length - 1));
-  }}
+  }
   if (event.key === "Escape") show(-1);
-}});
-</script>
-</body>
-</html>
-"""
+});
+</script>"""

@@ -1,0 +1,110 @@
+"""`sol-rt inspect` and `sol-rt trace`: all candidates, readable on a narrow terminal and whole in a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
+
+from helpers.made_pages import TAGS, selection, trace
+from helpers.tiny_bundle import seal, write_bundle
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.selection import SELECTION
+from sol_rt.cli import main
+from sol_rt.generate.trace import TraceWriter
+
+REASON = "k100-s100-q4 does as well at 512: 98.9 MB for 128.2, -0.006 ± 0.0005 nats [a word in brackets]"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with the variants s100-q8, s100-q4, s050-q8 and s050-q4, and measured candidates of others besides."""
+    folder = write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", bits=(8, 4))
+    (folder / SELECTION).write_text(selection(kept=4, reason=REASON).to_json(), encoding="utf-8")
+    seal(folder, Bundle.open(folder).config)
+    return folder
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main([*argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_narrow_terminal_shows_every_candidate_whole(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out = told(capsys, "inspect", "-m", str(bundle), "--all")
+    table = out[out.index("candidate ") : out.index("Losses are in nats")].splitlines()
+    assert max(map(len, table)) <= 80
+    assert "…" not in out
+    assert {line.split()[0] for line in table if line.startswith("k")} == {*TAGS, "k050-s025-q4"}
+    row = next(at for at, line in enumerate(table) if line.startswith("k025-s100-q4"))
+    assert table[row].split()[1:3] == ["512", "0.587"]
+    assert table[row + 1].split()[:2] == ["4096", "0.587"]
+    assert "0.0108 ± 0.0005" in table[row]
+    last = next(at for at in range(row + 1, len(table)) if table[at].startswith("k"))
+    words = " ".join(line[table[row].index("dropped:") :].strip() for line in table[row:last])
+    assert words == f"dropped: {REASON}"
+
+
+def test_a_pipe_gets_one_line_for_each_measurement(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = told(capsys, "inspect", "-m", str(bundle), "--all").splitlines()
+    (row,) = (line for line in lines if line.startswith("k025-s100-q4"))
+    assert row.rstrip().endswith(f"dropped: {REASON}")
+    (row,) = (line for line in lines if line.startswith("k050-s025-q4"))
+    assert row.split(maxsplit=1)[1].rstrip() == "dropped: not measured: s025-q4 collapsed"
+    short = told(capsys, "inspect", "-m", str(bundle))
+    assert f"{len(TAGS) + 1 - 4} candidates were dropped; --all shows them" in short
+    assert REASON not in short
+
+
+def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result: dict[str, Any] = json.loads(told(capsys, "inspect", "-m", str(bundle), "--all", "-o", "json"))
+    assert {"path", "format_version", "variants", "policy", "actions", "cost_model", "selection"} <= set(result)
+    candidates = {each["tag"]: each for each in result["selection"]["candidates"]}
+    assert set(candidates) == {*TAGS, "k050-s025-q4"}
+    assert candidates["k050-s025-q4"]["measured"] == {}
+    point = candidates["k100-s050-q4"]["measured"]["4096"]
+    assert 0 < point["cost"] < 1
+    assert point["bytes"] > 0
+    assert {"loss", "stderr"} <= set(point)
+    dense = candidates["k100-s100-q8"]["measured"]["512"]
+    assert (dense["cost"], dense["loss"]) == (1.0, 0.0)
+
+
+def test_the_page_decodes_a_prompt_of_tokens(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    recorded = trace(prompt="", steps=3)
+
+    def written(identity: str) -> str:
+        with TraceWriter(tmp_path / "t.jsonl", dataclasses.replace(recorded.header, config_sha256=identity)) as writer:
+            for record in recorded.records:
+                writer.write(record)
+        return str(tmp_path / "t.jsonl")
+
+    page = tmp_path / "t.html"
+    told(capsys, "trace", written("ab" * 32))  # no such bundle here
+    assert "prompt: 3 tokens" in page.read_text(encoding="utf-8")
+    assert main(["trace", written("ab" * 32), "-m", str(bundle)]) == 2
+    assert "not the bundle that the trace was made with (tiny, config abababababab)" in capsys.readouterr().err
+    told(capsys, "trace", written(Bundle.open(bundle).identity), "-m", str(bundle))
+    assert ">w1 w2 w3</div>" in page.read_text(encoding="utf-8")
+
+
+def test_a_trace_keeps_the_text_of_a_chat(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "chat.jsonl"
+    argv = ("generate", "-m", str(bundle), "--chat", "-p", "w1 w2", "-n", "3", "--trace", str(file))
+    told(capsys, *argv)
+    told(capsys, "trace", str(file))
+    assert "user w1 w2 assistant" in file.with_suffix(".html").read_text(encoding="utf-8")
