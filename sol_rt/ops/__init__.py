@@ -9,10 +9,10 @@ from pathlib import Path
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 HOW_TO_INSTALL = (
-    "install a wheel of sol-rt, or install g++, libhwy-dev and libonnxruntime-dev (names of Debian and Ubuntu), "
-    "then sol-rt again: pip install --force-reinstall --no-deps"
+    "install a wheel of sol-rt; or install g++, libhwy-dev and libonnxruntime-dev (names of Debian and Ubuntu), then "
+    "sol-rt from source with pip install --force-reinstall --no-deps"
 )
-"""What users do to get native operators that were left out of the installation, in part of a line."""
+"""The next step for users whose installation has no native operators. Ends a line."""
 
 
 def library_path(provider: str = "cpu") -> Path | None:
