@@ -12,6 +12,7 @@ folder=$2
 shift 2
 cd "$(dirname "$0")/.."
 work=$PWD/build/wheels
+zig=$("$environment/bin/python" -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name("zig"))')
 
 "$environment/bin/python" scripts/fetch_headers.py "$work/headers" >/dev/null || {
     echo "using the headers in /usr/include" >&2
@@ -21,7 +22,7 @@ for architecture in "$@"; do
     rm -rf "$work/$architecture/wheel"
     # A build folder of its own: CMake keeps the compiler that it found first. The libraries are stripped when linked,
     # because the strip of this machine may not know the other processor.
-    CXX="$environment/bin/python -m ziglang c++ -target $architecture-linux-gnu.$GLIBC" LDFLAGS=-s \
+    CXX="$zig c++ -target $architecture-linux-gnu.$GLIBC" LDFLAGS=-s \
         SOL_NATIVE=ON SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
         CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$architecture -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers" \
         "$environment/bin/python" -m pip wheel --no-deps -w "$work/$architecture/wheel" \
