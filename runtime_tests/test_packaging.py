@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it runs alone."""
+"""The wheel: what is in it, that it runs alone, and what is left of it without a compiler or headers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+ALONE = """
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if finder.__module__.startswith("_frozen_importlib")]
+sys.path.insert(0, sys.argv[1])
+import sol_rt
+assert sol_rt.__file__.startswith(sys.argv[1]), sol_rt.__file__
+del sys.argv[:2]
+if sys.argv[0].endswith(".py"):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+from sol_rt.cli import main
+sys.argv.insert(0, "sol-rt")
+sys.exit(main())
+"""
+"""Runs `sol-rt` or a script on an unpacked wheel, whatever is installed beside it."""
 
 
 def checked(*command: str | Path, **settings: object) -> str:
@@ -21,6 +37,18 @@ def checked(*command: str | Path, **settings: object) -> str:
     run = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **settings)  # type: ignore[call-overload]
     assert run.returncode == 0, run.stdout + run.stderr
     return str(run.stdout)
+
+
+def alone(folder: Path, *command: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `sol-rt`, or a script, on the package in `folder`."""
+    program = (sys.executable, "-c", ALONE, str(folder), *map(str, command))
+    return subprocess.run(program, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **settings)
+
+
+def unpacked(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +78,129 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
         "sol_rt/ops/libsol_ops_cpu.so",
     ):
         assert wanted in names
-    assert [name for name in names if name.endswith((".cc", ".h", ".txt", ".pyc"))] == [
+    assert [name for name in names if name.endswith((".cc", ".h", ".map", ".txt", ".pyc"))] == [
         name for name in names if name.endswith("dist-info/entry_points.txt")
     ]
+
+
+@pytest.mark.slow
+def test_a_wheel_serves_every_python_of_its_platform(wheel: Path) -> None:
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name.endswith(f"-py3-none-{platform}.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
+        assert "Root-Is-Purelib: false" in archive.read(name).decode().splitlines()
+
+
+@pytest.mark.slow
+def test_a_library_shows_only_what_hosts_ask_for(wheel: Path, tmp_path: Path) -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    library = unpacked(wheel, tmp_path) / "sol_rt" / "ops" / "libsol_ops_cpu.so"
+    names = [line.split()[-1] for line in checked("nm", "-D", "--defined-only", library).splitlines()]
+    assert sorted(names) == ["RegisterCustomOps", "SolOpsReadBytes", "SolOpsSoftmaxSums", "SolOpsTarget"]
+
+
+@pytest.mark.slow
+def test_the_smoke_test_passes_on_a_wheel_and_fails_without_operators(wheel: Path, tmp_path: Path) -> None:
+    folder = unpacked(wheel, tmp_path)
+    good = alone(folder, ROOT / "scripts" / "smoke_test.py")
+    assert good.returncode == 0, good.stderr
+    assert "actions agree within" in good.stdout
+    (folder / "sol_rt" / "ops" / "libsol_ops_cpu.so").unlink()
+    bad = alone(folder, ROOT / "scripts" / "smoke_test.py")
+    assert bad.returncode == 1
+    assert "no native operators" in bad.stderr
+
+
+def configured(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs CMake where nothing is found by itself, so that only what `options` name is there."""
+    if shutil.which("cmake") is None or shutil.which("make") is None:
+        pytest.skip("no cmake or no make")
+    if (ROOT / "build" / "headers").exists():
+        pytest.skip("build/headers has the headers that are to be missing")
+    hidden = ("-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF")
+    program = ("-G", "Unix Makefiles", f"-DCMAKE_MAKE_PROGRAM={shutil.which('make')}", "-DSOL_CUDA=OFF")
+    command = ("cmake", "-S", str(ROOT), "-B", str(folder), *hidden, *program, *options)
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture
+def headers(tmp_path: Path) -> Path:
+    """Files of the right names, which do not compile."""
+    folder = tmp_path / "headers"
+    (folder / "hwy").mkdir(parents=True)
+    (folder / "hwy" / "highway.h").write_text("#error broken\n")
+    (folder / "onnxruntime_c_api.h").write_text("#error broken\n")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["C++ compiler", "hwy/highway.h", "onnxruntime_c_api.h"])
+def test_what_is_missing_is_named_in_one_line(missing: str, headers: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    given = [f"-DCMAKE_CXX_COMPILER={'NOTFOUND' if missing == 'C++ compiler' else compiler}"]
+    if missing == "onnxruntime_c_api.h":
+        given.append(f"-DHIGHWAY_INCLUDE_DIR={headers}")
+
+    left_out = configured(tmp_path / "auto", *given)
+    assert left_out.returncode == 0, left_out.stderr
+    lines = [line for line in left_out.stderr.splitlines() if "Native operators" in line]
+    assert len(lines) == 1
+    assert missing in lines[0]
+    assert "g++, libhwy-dev and libonnxruntime-dev" in lines[0]
+    checked("cmake", "--build", tmp_path / "auto")
+    checked("cmake", "--install", tmp_path / "auto", "--prefix", tmp_path / "installed")
+    assert not list((tmp_path / "installed").rglob("libsol_ops*"))
+
+    wanted = configured(tmp_path / "on", *given, "-DSOL_NATIVE=ON")
+    assert wanted.returncode != 0
+    assert missing in " ".join(wanted.stderr.split())
+
+
+@pytest.mark.slow
+def test_code_that_does_not_compile_is_an_error(headers: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    given = (f"-DHIGHWAY_INCLUDE_DIR={headers}", f"-DONNXRUNTIME_INCLUDE_DIR={headers}")
+    run = configured(tmp_path / "build", f"-DCMAKE_CXX_COMPILER={compiler}", *given)
+    assert run.returncode == 0, run.stderr
+    built = subprocess.run(["cmake", "--build", str(tmp_path / "build")], capture_output=True, text=True, check=False)
+    assert built.returncode != 0
+    assert "#error broken" in built.stderr
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_package_runs_on_standard_operators(llama_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("scikit_build_core", reason="the build back end comes with the extra dev")
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    # As on a machine without one: the build back end names the compiler that Python was built with.
+    environment = dict(os.environ, CXX=str(tmp_path / "absent-c++"), CMAKE_ARGS="-DCMAKE_CXX_COMPILER=NOTFOUND")
+    settings = ("-C", f"build-dir={tmp_path / 'build'}")
+    checked(*PIP, "wheel", "--no-deps", "--no-build-isolation", *settings, "-w", tmp_path, ROOT, env=environment)
+    folder = unpacked(next(tmp_path.glob("*.whl")), tmp_path / "package")
+    assert not list(folder.rglob("libsol_ops*"))
+
+    home = dict(os.environ, SOL_RT_HOME=str(tmp_path / "home"))
+    doctor = alone(folder, "doctor", "--json", env=home)
+    assert doctor.returncode == 0, doctor.stderr
+    finding = next(
+        finding for finding in json.loads(doctor.stdout)["findings"] if finding["what"] == "native operators"
+    )
+    assert finding["state"] == "missing"
+    assert "g++, libhwy-dev and libonnxruntime-dev" in finding["detail"]
+
+    command = ("generate", "-m", llama_bundle, "-p", "Once upon a time", "-n", "6", "--json", "--temperature", "0")
+    run = alone(folder, *command, "--provider", "cpu", env=home)
+    assert run.returncode == 0, run.stderr
+    assert len(json.loads(run.stdout)["tokens"]) == 6
+    assert run.stderr.count("native operators: not installed") == 1
+    assert "native operators" not in alone(folder, *command, "--no-native-ops", env=home).stderr
 
 
 @pytest.mark.slow

@@ -64,15 +64,12 @@ def _onnxruntime() -> list[Finding]:
 
 
 def _native_operators() -> Finding:
-    from sol_rt.ops import library_path
+    from sol_rt.ops import HOW_TO_INSTALL, library_path
 
     library = library_path()
     if library is None:
-        return Finding(
-            "missing",
-            "native operators",
-            "not built; graphs run on slower standard operators; pip install sol-rt again with a C++ compiler",
-        )
+        detail = f"left out of this installation; bundles run on slower standard operators; {HOW_TO_INSTALL}"
+        return Finding("missing", "native operators", detail)
     try:
         import onnxruntime
 

@@ -3,7 +3,16 @@
 May import: nothing of sol_rt.
 """
 
+import sys
 from pathlib import Path
+
+_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+
+HOW_TO_INSTALL = (
+    "install a wheel of sol-rt; or install g++, libhwy-dev and libonnxruntime-dev (names of Debian and Ubuntu), then "
+    "sol-rt from source with pip install --force-reinstall --no-deps"
+)
+"""The next step for users whose installation has no native operators. Ends a line."""
 
 
 def library_path(provider: str = "cpu") -> Path | None:
@@ -11,5 +20,5 @@ def library_path(provider: str = "cpu") -> Path | None:
 
     Returns None if the package was built without that library.
     """
-    path = Path(__file__).with_name(f"libsol_ops_{provider}.so")
+    path = Path(__file__).with_name(f"libsol_ops_{provider}{_SUFFIX}")
     return path if path.is_file() else None

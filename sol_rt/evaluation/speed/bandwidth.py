@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sol_rt.errors import SolError
-from sol_rt.ops import library_path
+from sol_rt.ops import HOW_TO_INSTALL, library_path
 
 BUFFER_BYTES = 512 << 20
 """Size of the buffer that is read: far larger than a last-level cache."""
@@ -39,7 +39,7 @@ def read_bytes(data: np.ndarray) -> int:
 def _native() -> Any:
     library = library_path()
     if library is None:
-        raise SolError("the native operators are not built; install sol-rt again with a C++ compiler")
+        raise SolError(f"the native operators are not built; {HOW_TO_INSTALL}")
     function = ctypes.CDLL(str(library)).SolOpsReadBytes
     function.restype, function.argtypes = ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_size_t)
     return function

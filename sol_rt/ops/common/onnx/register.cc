@@ -1,5 +1,6 @@
 // The library's one entry point: registers the operators of the domain `sol`.
 
+#include "common/export.h"
 #include "common/onnx/op.h"
 
 namespace sol {
@@ -33,8 +34,6 @@ OrtStatus* Register(OrtSessionOptions* options) {
 
 }  // namespace
 }  // namespace sol
-
-#define SOL_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/export.h"
 #include "cpu/simd/target.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -49,7 +50,7 @@ namespace sol {
 
 // Reads `size` bytes once and returns the sum, modulo 2^64, of their 64-bit words; a last incomplete word is filled up
 // with zeros.
-extern "C" __attribute__((visibility("default"))) uint64_t SolOpsReadBytes(const void* data, size_t size) {
+extern "C" SOL_EXPORT uint64_t SolOpsReadBytes(const void* data, size_t size) {
   static const auto sum_words = SOL_BEST_TARGET(SumWords);
   return sum_words(static_cast<const uint8_t*>(data), size);
 }

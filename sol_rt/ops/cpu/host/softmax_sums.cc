@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "common/export.h"
 #include "cpu/simd/target.h"
 #include "hwy/contrib/math/math-inl.h"
 
@@ -88,7 +89,7 @@ namespace sol {
 
 // Of `size` > 0 logits x with the largest one m: returns the index of the first m, and in `sums` the sum of exp(x - m)
 // and that of exp(x - m) (x - m). Returns -1 where a logit is not finite.
-extern "C" __attribute__((visibility("default"))) int64_t SolOpsSoftmaxSums(const float* logits, size_t size, float* sums) {
+extern "C" SOL_EXPORT int64_t SolOpsSoftmaxSums(const float* logits, size_t size, float* sums) {
   static const auto softmax_sums = SOL_BEST_TARGET(SoftmaxSums);
   return softmax_sums(logits, size, sums);
 }

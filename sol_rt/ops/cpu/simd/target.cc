@@ -1,33 +1,61 @@
 #include "cpu/simd/target.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 
-#if HWY_ARCH_ARM_A64 && defined(__linux__)
+#include "common/export.h"
+
+#if HWY_ARCH_X86
+#include <cpuid.h>
+#elif HWY_ARCH_ARM_A64 && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 namespace sol {
 namespace {
 
+#if HWY_ARCH_X86
+// What the instruction cpuid answers. __builtin_cpu_supports needs a library that some compilers come without.
+class Cpuid {
+ public:
+  explicit Cpuid(unsigned leaf) {
+    unsigned eax = 0, edx = 0;
+    if (!__get_cpuid_count(leaf, 0, &eax, &ebx_, &ecx_, &edx)) ebx_ = ecx_ = 0;
+  }
+  bool Ebx(std::initializer_list<unsigned> bits) const { return All(ebx_, bits); }
+  bool Ecx(std::initializer_list<unsigned> bits) const { return All(ecx_, bits); }
+
+ private:
+  static bool All(unsigned word, std::initializer_list<unsigned> bits) {
+    return std::all_of(bits.begin(), bits.end(), [word](unsigned bit) { return word >> bit & 1; });
+  }
+  unsigned ebx_ = 0, ecx_ = 0;
+};
+
+// The register sets that the system saves when it switches threads: the register XCR0.
+uint64_t SavedRegisters() {
+  uint32_t low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t{high} << 32 | low;
+}
+#endif
+
 int64_t DetectTargets() {
   int64_t targets = HWY_STATIC_TARGET;
 #if HWY_ARCH_X86
-  __builtin_cpu_init();
   targets |= HWY_SSE2;
-  const bool sse4 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("aes");
+  const Cpuid basic(1), extended(7);
+  // The instructions of a target, as Highway counts them. The system must also save the wider registers.
+  const uint64_t saved = basic.Ecx({27}) ? SavedRegisters() : 0;
+  const bool sse4 = basic.Ecx({1, 20, 25});  // pclmul, sse4.2, aes
   if (sse4) targets |= HWY_SSE4;
-  const bool avx2 = sse4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool avx2 = sse4 && (saved & 0x6) == 0x6 && basic.Ecx({12, 28}) && extended.Ebx({3, 5, 8});  // fma, avx; bmi, avx2, bmi2
   if (avx2) targets |= HWY_AVX2;
-  const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") &&
-                    __builtin_cpu_supports("avx512vl");
+  const bool avx3 = avx2 && (saved & 0xE6) == 0xE6 && extended.Ebx({16, 17, 28, 30, 31});  // avx512f, dq, cd, bw, vl
   if (avx3) targets |= HWY_AVX3;
-  const bool avx3_dl = avx3 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
-                       __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg") &&
-                       __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("gfni") &&
-                       __builtin_cpu_supports("vpclmulqdq");
-  if (avx3_dl) targets |= HWY_AVX3_DL;
+  // vbmi, vbmi2, gfni, vpclmulqdq, vnni, bitalg, vpopcntdq
+  if (avx3 && extended.Ecx({1, 6, 8, 10, 11, 12, 14})) targets |= HWY_AVX3_DL;
 #elif HWY_ARCH_ARM_A64 && defined(__linux__)
   // Bits of <asm/hwcap.h>, which older kernel headers lack.
   constexpr unsigned long kAes = 1ul << 3, kAdvSimdHalf = 1ul << 10, kDotProduct = 1ul << 20, kBFloat16 = 1ul << 14;
@@ -58,4 +86,4 @@ const char* BestTargetName() {
 }  // namespace sol
 
 // Highway's name of the instruction set in use, for diagnostics.
-extern "C" __attribute__((visibility("default"))) const char* SolOpsTarget() { return sol::BestTargetName(); }
+extern "C" SOL_EXPORT const char* SolOpsTarget() { return sol::BestTargetName(); }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <new>
 #include <type_traits>
 
@@ -14,16 +13,15 @@ class Buffer {
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(memory_); }
+  ~Buffer() { Free(); }
 
   template <class T>
   T* Get(size_t count) {
     const size_t bytes = count * sizeof(T);
     if (bytes > capacity_) {
       const size_t rounded = (bytes + bytes / 4 + kSlack + 4095) / 4096 * 4096;
-      void* fresh = std::aligned_alloc(64, rounded);
-      if (fresh == nullptr) throw std::bad_alloc();
-      std::free(memory_);
+      void* fresh = ::operator new(rounded, kAlignment);
+      Free();
       memory_ = fresh;
       capacity_ = rounded - kSlack;
     }
@@ -31,6 +29,9 @@ class Buffer {
   }
 
  private:
+  void Free() { ::operator delete(memory_, kAlignment); }
+
+  static constexpr std::align_val_t kAlignment{64};
   static constexpr size_t kSlack = 256;  // whole vectors may be read past the end
   void* memory_ = nullptr;
   size_t capacity_ = 0;

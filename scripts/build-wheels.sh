@@ -1,0 +1,31 @@
+#!/bin/sh
+# Builds wheels with the native operators for Linux: scripts/build-wheels.sh ENVIRONMENT FOLDER ARCHITECTURE...
+# ENVIRONMENT is a virtual environment with the packages ziglang and auditwheel; architectures are x86_64 and aarch64.
+#
+# Zig's compiler makes programs for other processors and for an old glibc, so that this needs neither a container nor a
+# cross compiler. auditwheel then names the wheel after the oldest glibc that it runs on.
+set -eu
+
+GLIBC=2.17 # manylinux2014, older than any system that ONNX Runtime's own wheels run on
+environment=$(cd "$1" && pwd)
+folder=$2
+shift 2
+cd "$(dirname "$0")/.."
+work=$PWD/build/wheels
+zig=$("$environment/bin/python" -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name("zig"))')
+
+"$environment/bin/python" scripts/fetch_headers.py "$work/headers" >/dev/null || {
+    echo "using the headers in /usr/include" >&2
+    "$environment/bin/python" scripts/fetch_headers.py "$work/headers" --from /usr/include >/dev/null
+}
+for architecture in "$@"; do
+    rm -rf "$work/$architecture/wheel"
+    # A build folder of its own: CMake keeps the compiler that it found first. The libraries are stripped when linked,
+    # because the strip of this machine may not know the other processor.
+    CXX="$zig c++ -target $architecture-linux-gnu.$GLIBC" LDFLAGS=-s \
+        SOL_NATIVE=ON SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
+        CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$architecture -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers" \
+        "$environment/bin/python" -m pip wheel --no-deps -w "$work/$architecture/wheel" \
+        -C build-dir="$work/$architecture/build" -C install.strip=false .
+    PATH="$environment/bin:$PATH" "$environment/bin/auditwheel" repair -w "$folder" "$work/$architecture/wheel/"*.whl
+done
