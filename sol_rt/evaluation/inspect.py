@@ -79,8 +79,6 @@ def _measured(candidate: Candidate | None) -> dict[str, Any]:
 def _selection(selection: Selection) -> dict[str, Any]:
     return {
         "text": selection.text,
-        "device": selection.device,
-        "slowdown": selection.slowdown,
         "max_actions": selection.max_actions,
         "collapse_loss": selection.collapse_loss,
         "contexts": {str(context): asdict(setting) for context, setting in selection.contexts.items()},

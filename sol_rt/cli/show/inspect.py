@@ -46,7 +46,7 @@ def inspect(
         return
     _print(description, context, every)
     if selection is None:
-        print("Losses were not measured when this bundle was exported.")
+        print("This bundle has no measured losses, or those of an older version; export it again to get them.")
     else:
         _print_frontier(selection)
 
@@ -68,7 +68,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
 
     selection = description["selection"]
     contexts = [] if selection is None else list(selection["contexts"])
-    measured = [title for context in contexts for title in (f"loss at {context}", f"ms at {context}")]
+    measured = [f"loss at {context}" for context in contexts]
     cost = f"cost at context {context} ({description['cost_model']})"
     actions = Table("action", cost, "MB per step", *(measured or ["loss, nats"]))
     for action in description["actions"]:
@@ -88,7 +88,6 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
         print(f"{len(dropped)} candidates were dropped; --all shows them and the reasons.")
     scored = ", ".join(f"{setting['tokens']} tokens at {at}" for at, setting in selection["contexts"].items())
     print(f"Losses are in nats over dense ± standard error: {scored}; text: {selection['text']}.")
-    print(f"Milliseconds: {selection['device']}.")
 
 
 def _told_bits(variant: dict[str, Any]) -> str:
@@ -103,7 +102,7 @@ def _cells(measured: dict[str, Any], contexts: list[str]) -> list[str]:
     cells = []
     for context in contexts:
         point = measured.get(context)
-        cells += ["", ""] if point is None else [f"{point['loss']:.4f} ± {point['stderr']:.4f}", f"{point['ms']:.2f}"]
+        cells.append("" if point is None else f"{point['loss']:.4f} ± {point['stderr']:.4f}")
     return cells
 
 
@@ -112,7 +111,7 @@ def _print_frontier(selection: Any) -> None:
 
     for context in selection.contexts:
         points = frontier(selection, context)
-        print(f"\nLoss against time of the kept actions at context {context}; dots: reached by mixing actions")
+        print(f"\nLoss against bytes of the kept actions at context {context}; dots: reached by mixing actions")
         print(text_plot(points))
         kept = [point for point in points if point.kept]
         print("  ".join(f"{number} {point.tag}" for number, point in enumerate(kept, 1)))

@@ -1,4 +1,4 @@
-"""Draws the frontier of a bundle's actions as one self-contained HTML page: loss against time at each context."""
+"""Draws the frontier of a bundle's actions as one self-contained HTML page: loss against bytes at each context."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def render_frontier_html(name: str, selection: Selection) -> str:
         tiles="".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in tiles),
         sections=sections,
         dropped=_dropped(selection),
-        foot=html.escape(f"text: {selection.text} · milliseconds: {selection.device}"),
+        foot=html.escape(f"text: {selection.text}"),
     )
 
 
@@ -51,7 +51,7 @@ def _section(selection: Selection, context: int) -> str:
 
 
 def _chart(points: Sequence[FrontierPoint], context: int) -> str:
-    """Draws loss against time as a share of the dense step's. Leaves out dropped candidates outside the axes."""
+    """Draws loss against bytes as a share of the dense step's. Leaves out dropped candidates outside the axes."""
     kept = [point for point in points if point.kept]
     top = max(max(point.loss + _INTERVAL * point.stderr for point in kept) * _HEADROOM, 1e-3)
     bottom = min(0.0, *(point.loss - _INTERVAL * point.stderr for point in kept))
@@ -72,19 +72,20 @@ def _chart(points: Sequence[FrontierPoint], context: int) -> str:
     for tick in ticks(left, right):
         parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{tick:.3g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">time of a step, dense = 1</text>')
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">bytes that a step reads, dense = 1</text>')
     parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 4}">loss over dense, nats per token</text>')
     hull = lower_hull((point.cost, point.loss) for point in kept)
     line = " ".join(f"{x(cost):.1f},{y(loss):.1f}" for cost, loss in hull)
     parts.append(f'<polyline class="got" points="{line}"/>')
     for point in sorted(shown, key=lambda point: point.kept):
         parts.append(_mark(point, x(point.cost), y(point.loss), abs(y(point.stderr * _INTERVAL) - y(0.0))))
-    label = f"Loss against time of {len(kept)} kept and {len(shown) - len(kept)} dropped actions at context {context}"
+    label = f"Loss against bytes of {len(kept)} kept and {len(shown) - len(kept)} dropped actions at context {context}"
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _mark(point: FrontierPoint, x: float, y: float, error: float) -> str:
-    facts = f"{point.tag}\n{point.cost:.3f} of dense, {point.ms:.2f} ms\nloss {point.loss:.4f} ± {point.stderr:.4f}"
+    reads = f"{point.cost:.3f} of dense, {point.bytes / 1e6:.1f} MB"
+    facts = f"{point.tag}\n{reads}\nloss {point.loss:.4f} ± {point.stderr:.4f}"
     title = html.escape(f"{facts}\n{'' if point.kept else 'dropped: '}{point.reason}")
     if not point.kept:
         return f'<circle class="two" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
@@ -105,12 +106,12 @@ def ticks(low: float, high: float) -> list[float]:
 
 def _table(points: Sequence[FrontierPoint]) -> str:
     rows = "".join(
-        f'<tr><th scope="row"><code>{html.escape(point.tag)}</code></th><td>{point.ms:.2f}</td>'
+        f'<tr><th scope="row"><code>{html.escape(point.tag)}</code></th><td>{point.bytes / 1e6:.1f}</td>'
         f"<td>{point.cost:.3f}</td><td>{point.loss:.4f} ± {point.stderr:.4f}</td></tr>"
         for point in reversed(points)
         if point.kept
     )
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("action", "ms", "of dense", "loss, nats"))
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("action", "MB", "of dense", "loss, nats"))
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
