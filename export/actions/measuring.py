@@ -122,18 +122,20 @@ class _Scorer:
 
         Also returns the dense action's mean loss.
         """
-        windows, found, dense_losses = self._text.held_out[: self._effort.scored_windows], [], []
+        windows = self._text.held_out[: self._effort.scored_windows]
+        rows: list[Losses] = []
+        dense_losses: list[Losses] = []
         for number, window in enumerate(windows):
 
             def report(step: str, done: float, total: float, number: int = number) -> None:
                 self._progress(stage, number + done / total, len(windows))
 
             added, dense_loss = self._added(window, len(window) // 2, actions, report)
-            found.append(added)
+            rows.append(added)
             dense_losses.append(dense_loss)
         self._progress(stage, 1, 1)
-        added = dict(zip(actions, np.concatenate(found, axis=1), strict=True))
-        return added, float(np.concatenate(dense_losses).mean())
+        found = dict(zip(actions, np.concatenate(rows, axis=1), strict=True))
+        return found, float(np.concatenate(dense_losses).mean())
 
     def along(
         self, plain: Sequence[Action], sparse: Sequence[Action], context: int
@@ -169,12 +171,13 @@ class _Scorer:
     ) -> tuple[Losses, Losses]:
         """The added losses of actions [actions, n] behind `context` tokens of a window, and dense losses [n]."""
         candidates, dense = [Candidate(action) for action in actions], Candidate(self._dense)
-        reuse = {"context": context, "keep": True}
-        (dense_losses,) = token_losses(self.engine, [window], [dense], **reuse)
+        (dense_losses,) = token_losses(self.engine, [window], [dense], context=context, keep=True)
         if self._text.is_own:
-            added = token_divergences(self.engine, [window], self._dense, candidates, report, **reuse)
+            added = token_divergences(
+                self.engine, [window], self._dense, candidates, report, context=context, keep=True
+            )
         else:
-            added = token_losses(self.engine, [window], candidates, report, **reuse) - dense_losses
+            added = token_losses(self.engine, [window], candidates, report, context=context, keep=True) - dense_losses
         return added, dense_losses
 
     def measured(self, action: Action, context: int, added: Losses, base: Measured | None = None) -> Measured:
