@@ -54,8 +54,7 @@ BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all lint typecheck wheel headers clean distclean help
-.PHONY: demo export train peers ladder figure bench-gpu test test-all lint typecheck wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all lint typecheck wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile

@@ -24,7 +24,7 @@ def hub_license(name: str) -> str:
 
 
 def model_card(config: SolConfig, parity: Parity | None, selection: Selection | None) -> str:
-    """The text of README.md: origin and sizes, what each variant reads, what each action costs and loses, and how close
+    """The text of README.md: origin and sizes, what each variant reads, what each action reads and loses, and how close
     the bundle is to its source.
 
     Args:
@@ -89,7 +89,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
 
 
 def _actions(config: SolConfig, selection: Selection | None) -> list[str]:
-    """The section on actions: quality and speed of each, as measured when they were chosen."""
+    """The section on actions: quality of each and the bytes it reads, as measured when they were chosen."""
     lines = ["", "## Actions", "", "`kKKK` is the KV density in hundredths, the share of the old cached tokens read."]
     if selection is None:
         tags = ", ".join(f"`{entry.action.tag}`" for entry in config.actions)
@@ -99,18 +99,19 @@ def _actions(config: SolConfig, selection: Selection | None) -> list[str]:
     scored = " and ".join(f"{setting.tokens} tokens at {context}" for context, setting in contexts.items())
     lines += [
         f"Loss is in nats a token over dense, over {scored}, ± standard error; text: {selection.text}.",
-        f"Milliseconds of a decode step on {selection.device}.",
+        "Bytes are those of weights and KV cache that a decode step reads, as a share of dense; `sol-rt calibrate`",
+        "measures times.",
         "",
-        "| action |" + "".join(f" loss at {context} | ms at {context} | of dense |" for context in contexts),
-        "|---|" + "--:|--:|--:|" * len(contexts),
+        "| action |" + "".join(f" loss at {context} | bytes at {context} |" for context in contexts),
+        "|---|" + "--:|--:|" * len(contexts),
     ]
     for entry in config.actions:
         cells = []
         for context in contexts:
             point, dense = found[entry.action].at.get(context), found[config.dense].at[context]
             if point is None:
-                cells += ["", "", ""]
+                cells += ["", ""]
             else:
-                cells += [f"{point.loss:.4f} ± {point.stderr:.4f}", f"{point.ms:.2f}", f"{point.ms / dense.ms:.2f}"]
+                cells += [f"{point.loss:.4f} ± {point.stderr:.4f}", f"{point.bytes / dense.bytes:.2f}"]
         lines.append(f"| {entry.action.tag} | " + " | ".join(cells) + " |")
     return lines

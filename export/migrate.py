@@ -1,6 +1,7 @@
 """Bundles of an older format with the same weights: config, selection and graphs as this version has them.
 
-Nothing is quantized, measured or trained again: losses and milliseconds stay as they are, and so do the tokens.
+Nothing is quantized, measured or trained again: losses stay as they are, and so do the tokens. The record of the
+candidates, selection.json, is left out: it chose by times, which this version does not read.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ _RENAMED = {
     "layer_widths": "layer_bits",
 }
 """Keys of a variant that kept their value."""
-_SELECTION = {"busy": "slowdown", "limit": "max_actions", "gone": "collapse_loss"}
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ def migrate(folder: Path) -> Migrated:
     graphs = tuple(contents)
     if version < FORMAT_VERSION:
         contents |= _upgraded_texts(folder, config)
-    files = {name: entry for name, entry in config.files.items() if name not in old_files - set(graphs)}
+    gone = old_files - set(graphs) | ({selection.SELECTION} if version < FORMAT_VERSION else set())
+    files = {name: entry for name, entry in config.files.items() if name not in gone}
     files |= {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
     text = json.dumps(replace(config, files=files).to_json_dict(), indent=2, ensure_ascii=False)
     contents[CONFIG_NAME] = (text + "\n").encode()
     with _in_place_of(folder) as aside:
-        for file in old_files:
+        for file in old_files | gone:
             (aside / file).unlink(missing_ok=True)
         for file, data in contents.items():
             (aside / file).unlink(missing_ok=True)  # a link to the old one
@@ -119,16 +120,10 @@ def _upgraded_variant(entry: Any) -> Any:
 
 
 def _upgraded_texts(folder: Path, config: SolConfig) -> dict[str, bytes]:
-    """selection.json and the card, where the bundle has them."""
-    texts = {}
-    if selection.SELECTION in config.files:
-        found = _with_tags(_read(folder / selection.SELECTION))
-        found = {_SELECTION.get(key, key): value for key, value in found.items()}
-        found["format_version"] = selection.FORMAT_VERSION
-        texts[selection.SELECTION] = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    if _CARD in config.files:
-        texts[_CARD] = _with_tags((folder / _CARD).read_text(encoding="utf-8"))
-    return {name: text.encode() for name, text in texts.items()}
+    """The card, where the bundle has one."""
+    if _CARD not in config.files:
+        return {}
+    return {_CARD: _with_tags((folder / _CARD).read_text(encoding="utf-8")).encode()}
 
 
 def _with_tags(value: Any) -> Any:

@@ -20,6 +20,7 @@ from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES, Levels
+from sol_rt.export.actions.effort import FULL
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
 from sol_rt.export.blob import memory
 from sol_rt.export.blob.mixed_bits import graph_precisions, left_out
@@ -39,7 +40,7 @@ from sol_rt.text.tokenizer import Tokenizer
 
 OWN_TEXT, NO_TEXT = "self", "none"
 """Values of `calibration` that are no file: the model writes the text, or there is none."""
-MAX_ACTIONS = 12
+MAX_ACTIONS = 16
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
 _SMALL_FILES = 64 << 20  # more than graphs, tokenizer and card take
@@ -121,7 +122,7 @@ def export_bundle(
         UsageError: an argument is out of range, or `output` exists and is no bundle.
         CheckpointError: the source cannot be exported, or memory or disk do not suffice.
     """
-    began, report, output = time.monotonic(), progress or silent, Path(output)
+    began, report, output, effort = time.monotonic(), progress or silent, Path(output), FULL
     levels = Levels.checked(bits, channel_density, kv_density)
     _check_arguments(levels, kv, calibration, max_actions)
     check_output(output)
@@ -168,19 +169,16 @@ def export_bundle(
         if calibration == OWN_TEXT:
             write_weights()
             save(config)
-            text = calibration_text.generate_text(folder, report)
-        fitted, held_out = (None, None) if text is None else text.split()
-        write_weights(fitted)
+            text = calibration_text.generate_text(folder, effort.windows, effort.long, report)
+        write_weights(None if text is None else text.fitted)
         config = save(config)
 
         # choose the LM head's bits, the active channels and the actions
         selection: Selection | None = None
-        if fitted is not None and held_out is not None:
-            config = save(choose_lm_head_bits(folder, config, decoder, held_out.windows, report))
-            config = save(active_channels.with_levels(folder, config, decoder, fitted, report))
-            chosen = action_set.choose_actions(
-                folder, config, held_out, max_actions or MAX_ACTIONS, report, own_text=calibration == OWN_TEXT
-            )
+        if text is not None:
+            config = save(choose_lm_head_bits(folder, config, decoder, text.held_out, report))
+            config = save(active_channels.with_levels(folder, config, decoder, text.fitted, report))
+            chosen = action_set.choose_actions(folder, config, text, max_actions or MAX_ACTIONS, effort, report)
             config, selection = save(chosen.config), chosen.selection
 
         # compare with the source

@@ -91,36 +91,17 @@ def test_a_migrated_bundle_runs(tmp_path: Path) -> None:
         assert len(greedy(engine, [3, 4, 5], action, 4).tokens) == 4
 
 
-def test_the_selection_gets_its_new_keys(tmp_path: Path) -> None:
+def test_a_selection_by_times_is_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
-    config, _ = old_bundle(folder, 4)
-    at = {"100": {"ms": 2.0, "loss": 0.0, "stderr": 0.0}}
-    document = {
-        "format": selection.FORMAT,
-        "format_version": 1,
-        "dense": config.dense.tag,
-        "text": "a text",
-        "device": "a processor",
-        "busy": 0.25,
-        "limit": 12,
-        "gone": None,
-        "contexts": {"100": {"tokens": 9, "dense_loss": 2.0}},
-        "candidates": [
-            {"tag": config.dense.tag, "kept": True, "reason": "dense", "at": at},
-            {"tag": "k100-s050-q5", "kept": False, "reason": "k100-s100-q5 does as well", "at": at},
-        ],
-    }
-    (folder / selection.SELECTION).write_text(json.dumps(document), encoding="utf-8")
+    old_bundle(folder, 4)
+    (folder / selection.SELECTION).write_text('{"format": "sol_rt.selection", "format_version": 1}', encoding="utf-8")
     path = folder / CONFIG_NAME
     raw = json.loads(path.read_text(encoding="utf-8"))
     raw["files"][selection.SELECTION] = {"bytes": 1, "sha256": "0" * 64}
     path.write_text(json.dumps(raw), encoding="utf-8")
     migrate(folder)
-    found = selection.Selection.of(Bundle.open(folder))
-    assert found is not None
-    assert (found.slowdown, found.max_actions, found.collapse_loss) == (0.25, 12, None)
-    assert found.candidates[1].action == Action(1.0, 0.5, MIXED)
-    assert found.candidates[1].reason == "k100-s100-qmix does as well"
+    assert not (folder / selection.SELECTION).exists()
+    assert selection.Selection.of(Bundle.open(folder)) is None
 
 
 def test_its_calibration_is_removed_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

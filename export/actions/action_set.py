@@ -14,15 +14,13 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import ActionEntry, SolConfig
-from sol_rt.bundle.selection import SELECTION, Candidate, Measured, Selection, Setting
+from sol_rt.bundle.selection import SELECTION, Candidate, Selection, Setting
 from sol_rt.export.actions.calibration_text import CalibrationText
+from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.measuring import Measurements, measure
 from sol_rt.export.actions.selection import Verdict, choose
 from sol_rt.export.parity import Parity
 from sol_rt.store.progress import Progress
-
-BUSY = 0.25
-"""The `Selection.slowdown` above which the report says that the machine was not idle."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,8 @@ def choose_actions(
     config: SolConfig,
     text: CalibrationText,
     max_actions: int,
+    effort: Effort,
     progress: Progress,
-    *,
-    own_text: bool = False,
 ) -> ActionSet:
     """Measures the candidate actions of the bundle in `folder`, keeps the best, and writes selection.json.
 
@@ -49,17 +46,16 @@ def choose_actions(
         config: the bundle's config, whose actions are the candidates. The policy's actions are measured and kept too.
         text: the text to measure losses on.
         max_actions: most actions to keep.
+        effort: how many tokens to score.
         progress: reports how far the work is.
-        own_text: the model wrote the text; see `measure`.
 
     Returns:
-        The config with the kept actions, their losses at the longest context measured, and their variants. It is not
-        written to sol_config.json.
+        The config with the kept actions, their losses by context, and their variants. It is not written to
+        sol_config.json.
     """
     required = () if config.policy is None else config.policy.actions
     kv_densities = sorted({entry.action.kv_density for entry in config.actions}, reverse=True)
-    bundle = Bundle.open(folder)
-    measured = measure(bundle, text, kv_densities, progress, own_text=own_text, required=required)
+    measured = measure(Bundle.open(folder), text, kv_densities, effort, progress, required=required)
     verdicts = choose(
         measured.fronts, config.dense, max_actions, collapse_loss=measured.collapse_loss, required=required
     )
@@ -67,11 +63,9 @@ def choose_actions(
     selection = Selection(
         dense=config.dense,
         text=text.origin,
-        device=measured.device,
-        slowdown=measured.slowdown,
         max_actions=max_actions,
         collapse_loss=measured.collapse_loss if math.isfinite(measured.collapse_loss) else None,
-        contexts={context: Setting(measured.tokens(context), loss) for context, loss in measured.dense_loss.items()},
+        contexts={context: Setting(measured.tokens[context], loss) for context, loss in measured.dense_loss.items()},
         candidates=tuple(_candidate(action, verdicts, measured) for action in candidates),
     )
     (folder / SELECTION).write_text(selection.to_json(), encoding="utf-8")
@@ -79,15 +73,9 @@ def choose_actions(
 
 
 def report_lines(selection: Selection) -> list[str]:
-    """The result for people: a few short lines."""
+    """The result for people, in one line."""
     kept = [candidate for candidate in selection.candidates if candidate.kept]
-    lines = [f"kept {len(kept)} of {len(selection.candidates)} actions; sol-rt inspect --all gives the reasons"]
-    if selection.slowdown > BUSY:
-        lines.append(
-            f"this machine was busy: a step often took {selection.slowdown:.0%} longer than it needs, so the "
-            "choice may be off; export again when it is idle"
-        )
-    return lines
+    return [f"kept {len(kept)} of {len(selection.candidates)} actions; sol-rt inspect --all gives the reasons"]
 
 
 def without_dominated_bits(folder: Path, config: SolConfig, parity: Parity) -> tuple[SolConfig, tuple[str, ...]]:
@@ -123,28 +111,26 @@ def without_dominated_bits(folder: Path, config: SolConfig, parity: Parity) -> t
 
 
 def _candidate(action: Action, verdicts: dict[Action, Verdict], measured: Measurements) -> Candidate:
-    at = {
-        context: Measured(front[action].ms, front[action].loss, front[action].stderr)
-        for context, front in measured.fronts.items()
-        if action in front
-    }
+    at = {context: front[action] for context, front in measured.fronts.items() if action in front}
     verdict, short = verdicts.get(action), min(measured.fronts)
-    if verdict is None and len(measured.fronts) == 1:
-        verdict = Verdict(
-            False, f"not measured: text or model end at {short} tokens, where a lower KV density saves little"
+    if verdict is None:
+        sparse = any(other.kv_density < 1 for front in measured.fronts.values() for other in front)
+        reason = (
+            f"{action.variant} is far from the hull at {short}"
+            if sparse or action.kv_density == 1
+            else f"text or model end at {short} tokens, where a lower KV density saves little"
         )
-    elif verdict is None:
-        verdict = Verdict(False, f"not measured: {action.variant} was dropped at {short}")
+        verdict = Verdict(False, f"not measured: {reason}")
     return Candidate(action, verdict.kept, verdict.reason, at)
 
 
 def _with_actions(folder: Path, config: SolConfig, selection: Selection) -> SolConfig:
-    longest = max(selection.contexts)
     kept = [candidate for candidate in selection.candidates if candidate.kept]
     actions = []
     for candidate in sorted(kept, key=lambda candidate: _order(candidate.action)):
-        point = candidate.at.get(longest)
-        actions.append(ActionEntry(candidate.action, None if point is None else point.loss))
+        losses = {context: point.loss for context, point in sorted(candidate.at.items())}
+        longest = losses.get(max(selection.contexts))
+        actions.append(ActionEntry(candidate.action, longest, losses))
     wanted = {entry.action.variant for entry in actions}
     variants = {key: variant for key, variant in config.variants.items() if key in wanted}
     for file in {variant.file for variant in config.variants.values()} - {item.file for item in variants.values()}:

@@ -1,16 +1,20 @@
-"""Gets the calibration text: from a file that the user names, or written by the model itself."""
+"""Gets the calibration text: from a file that the user names, or written by the model itself.
+
+Some windows are held out: weights and active channels are fitted to the others, and losses are measured on what is held
+out. On fitted windows losses would come out too low.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import PAGE_SIZE
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
@@ -20,16 +24,16 @@ from sol_rt.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of a window
 LONG = 4608  # tokens of the long stretch
-_WINDOWS = 32
-_HELD_OUT = 4  # every fourth window is left to measure losses on
+CONTEXTS = (512, 2048, 4096)
+"""Contexts in tokens at which losses are measured, as far as the model and the text reach."""
+_SCORED = 256  # tokens that follow a context
+_HELD_OUT = 4  # of the windows beside the long stretch, every fourth is held out
 _LEAST_WINDOWS = 8  # of a file; a Hessian over fewer tokens than channels knows nothing of most directions
 _LEAST_LONG = 2 * WINDOW  # a shorter stretch shows nothing that windows do not
 
 _WHOLE_BYTES = 2 << 20  # of a larger file only slices are read
 _SLICE_BYTES = 1 << 16
 
-_MAX_SECONDS = 110.0  # for the model's own text: two minutes in all
-_LEAST_OWN_WINDOWS = 4
 _FREE = 8  # tokens after an opener are drawn from the whole distribution: they set the window's topic
 _TOP_P = 0.9  # for all other tokens: without it, a small model's text falls apart after a page
 _RUN = 4  # tokens of the runs by which repetition is found
@@ -41,68 +45,106 @@ _MARK = "\ue000"  # stands for the user's message
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Tokens of a calibration text.
+    """Tokens of a calibration text, in windows of WINDOW tokens, or of the model's context if that is shorter.
 
     Attributes:
-        windows: stretches of WINDOW tokens, or of the model's context if that is shorter. Each starts a context.
-        long: one stretch of up to LONG tokens; empty if there is none longer than two windows.
+        fitted: the windows that weights and active channels are fitted to.
+        held_out: the windows that losses are measured on.
+        long: one stretch of up to LONG tokens; empty if there is none longer than two windows. Of what follows a
+            context of `contexts`, nothing is in a fitted window.
         origin: where the text comes from, in a few words.
+        is_own: the model drew the text from its dense distribution.
     """
 
-    windows: tuple[tuple[int, ...], ...]
+    fitted: tuple[tuple[int, ...], ...]
+    held_out: tuple[tuple[int, ...], ...]
     long: tuple[int, ...]
     origin: str
+    is_own: bool = False
 
-    def split(self) -> tuple[list[tuple[int, ...]], CalibrationText]:
-        """The windows to fit weights to, and the text with the others, to measure losses on.
+    @classmethod
+    def of(
+        cls,
+        long: Sequence[int],
+        parts: Sequence[tuple[int, tuple[int, ...]]],
+        others: Sequence[tuple[int, ...]],
+        origin: str,
+        is_own: bool = False,
+    ) -> CalibrationText:
+        """Decides which windows are held out.
 
-        On fitted windows losses would come out too low.
+        Args:
+            long: the long stretch.
+            parts: windows that are part of it, each with the place of its first token.
+            others: further windows.
+            origin, is_own: attributes.
         """
-        held_out = self.windows[::_HELD_OUT]
-        fitted = [window for index, window in enumerate(self.windows) if index % _HELD_OUT]
-        return fitted, replace(self, windows=held_out)
+        long = long if len(long) >= _LEAST_LONG else ()
+        places = contexts(len(long), len(long))
+        scored = [any(at < place + WINDOW and place < at + len(window) for place in places) for at, window in parts]
+        if not any(scored):
+            others, parts = [*(window for _, window in parts), *others], ()
+        chosen = [window for (_, window), held_out in zip(parts, scored, strict=False) if held_out]
+        fitted = [window for (_, window), held_out in zip(parts, scored, strict=False) if not held_out]
+        return cls(
+            fitted=(*fitted, *(window for index, window in enumerate(others) if (index + 1) % _HELD_OUT)),
+            held_out=(*chosen, *others[_HELD_OUT - 1 :: _HELD_OUT]),
+            long=tuple(long),
+            origin=origin,
+            is_own=is_own,
+        )
 
 
-def read_text(path: Path, tokenizer: Tokenizer, max_context: int) -> CalibrationText:
-    """Takes windows spread evenly over a UTF-8 text file, and a long stretch if it has one.
+def contexts(tokens: int, max_context: int) -> tuple[int, ...]:
+    """The contexts at which losses are measured on a stretch of `tokens` tokens, ascending.
+
+    Those of CONTEXTS behind which enough tokens follow. The first that does not fit is replaced by the longest that
+    does.
+    """
+    longest = (min(tokens, max_context) - _SCORED - 1) // PAGE_SIZE * PAGE_SIZE
+    found = [context for context in CONTEXTS if context <= longest]
+    if found and len(found) < len(CONTEXTS) and longest > found[-1]:
+        found.append(longest)
+    return tuple(found)
+
+
+def read_text(path: Path, tokenizer: Tokenizer, max_context: int, windows: int = 32) -> CalibrationText:
+    """Takes a long stretch from the beginning of a UTF-8 text file, and windows spread evenly over the rest.
 
     Args:
         path: the file.
         tokenizer: the model's tokenizer.
         max_context: the model's longest context in tokens.
+        windows: most windows, those of the long stretch included.
 
     Raises UsageError if the file is missing, no text, or shorter than 4096 tokens.
     """
     size, prefix = min(WINDOW, max_context), _prefix(tokenizer)
     body = size - len(prefix)
-    pieces = [tokenizer.encode(piece, add_special_tokens=False) for piece in _pieces(path)]
-    found = sum(map(len, pieces))
+    pieces = [tokenizer.encode(piece, add_special_tokens=False) for piece in _pieces(path, windows)]
+    first, found = pieces[0], sum(map(len, pieces))
+    stretch = min(len(first), min(LONG, max_context) - len(prefix)) if max_context >= _LEAST_LONG else 0
+    stretch = stretch if stretch >= _LEAST_LONG else 0
+    parts = [(at, (*prefix, *first[at : at + body])) for at in range(0, stretch - body + 1, body)]
     if len(pieces) == 1:
-        count = min(_WINDOWS, found // body)
-        starts = np.linspace(0, found - body, count).astype(int) if count else ()
-        windows = [pieces[0][start : start + body] for start in starts]
+        rest = len(first) - stretch
+        count = min(windows - len(parts), rest // body)
+        starts = stretch + np.linspace(0, rest - body, count).astype(int) if count > 0 else ()
+        others = [(*prefix, *first[start : start + body]) for start in starts]
     else:
-        windows = [piece[:body] for piece in pieces if len(piece) >= body]
-    if len(windows) < _LEAST_WINDOWS:
+        whole = [(*prefix, *piece[:body]) for piece in pieces[1:] if len(piece) >= body]
+        count = min(windows - len(parts), len(whole))
+        others = [whole[index] for index in np.linspace(0, len(whole) - 1, count).astype(int)] if count > 0 else []
+    if len(parts) + len(others) < _LEAST_WINDOWS:
         raise UsageError(
             f"calibration {path}: got {found} tokens, expected {_LEAST_WINDOWS * size} or more; "
             "name a longer text, or leave --calibration out: the model then writes one"
         )
-    longest = max(pieces, key=len)[: min(LONG, max_context) - len(prefix)]
-    return CalibrationText(
-        windows=tuple((*prefix, *window) for window in windows),
-        long=(*prefix, *longest) if len(longest) >= _LEAST_LONG else (),
-        origin=path.name,
-    )
+    return CalibrationText.of((*prefix, *first[:stretch]), parts, others, path.name)
 
 
 def generate_text(
-    folder: Path,
-    progress: Progress = silent,
-    *,
-    seed: int = 0,
-    windows: int = _WINDOWS,
-    max_seconds: float = _MAX_SECONDS,
+    folder: Path, windows: int, long: int = LONG, progress: Progress = silent, *, seed: int = 0
 ) -> CalibrationText:
     """Lets the model write the text, drawn from its dense distribution.
 
@@ -111,10 +153,10 @@ def generate_text(
 
     Args:
         folder: a bundle, whose dense action writes.
+        windows: windows in all, 1 or more.
+        long: tokens of the long stretch, if the windows and the model's context suffice.
         progress: reports the tokens written.
-        seed: equal seeds give equal text on one machine, except that `max_seconds` may end one earlier.
-        windows: most windows, 1 or more.
-        max_seconds: most seconds, by the rate of the first window. The number of windows it allows is a power of two.
+        seed: equal seeds give equal text on one machine.
 
     Raises SolError if the bundle cannot run.
     """
@@ -123,25 +165,18 @@ def generate_text(
     tokenizer = bundle.tokenizer()
     size = min(WINDOW, writer.engine.max_context)
     opener = _opener(bundle, tokenizer)
-    progress("writing calibration text", 0, windows * size)
-
-    began = time.monotonic()
-    first = writer.window(opener, size, 0)
-    affordable = int(max_seconds / max(time.monotonic() - began, 1e-6))
-    affordable = 1 << max(affordable, _LEAST_OWN_WINDOWS).bit_length() - 1  # the same from one run to the next, mostly
-    count = min(windows, affordable)
-    progress("writing calibration text", size, count * size)
-
-    pieces = min(LONG, writer.engine.max_context, count // 2 * size) // size
-    long = list(first)
-    for piece in range(1, pieces):
-        writer.extend(long, size, opener, piece)
-        progress("writing calibration text", len(long), count * size)
-    found = [tuple(long[start : start + size]) for start in range(0, len(long), size)]
-    while len(found) < count:
-        found.append(writer.window(opener, size, len(found)))
-        progress("writing calibration text", len(found) * size, count * size)
-    return CalibrationText(tuple(found), tuple(long) if len(long) >= _LEAST_LONG else (), "the model's own text")
+    stage = "writing calibration text"
+    progress(stage, 0, windows * size)
+    stretch: list[int] = []
+    for piece in range(max(1, min(long, writer.engine.max_context, windows * size) // size)):
+        writer.extend(stretch, size, opener, piece)
+        progress(stage, len(stretch), windows * size)
+    parts = [(start, tuple(stretch[start : start + size])) for start in range(0, len(stretch), size)]
+    others: list[tuple[int, ...]] = []
+    while len(parts) + len(others) < windows:
+        others.append(writer.window(opener, size, len(parts) + len(others)))
+        progress(stage, (len(parts) + len(others)) * size, windows * size)
+    return CalibrationText.of(stretch, parts, others, "the model's own text", is_own=True)
 
 
 class _Writer:
@@ -214,12 +249,12 @@ def _prefix(tokenizer: Tokenizer) -> list[int]:
     return full[: full.index(bare[0])] if bare and bare[0] in full else []
 
 
-def _pieces(path: Path) -> list[str]:
-    """The whole file; of a large one, slices spread evenly over it. Raises UsageError if it is no text."""
+def _pieces(path: Path, count: int) -> list[str]:
+    """The whole file; of a large one, `count` slices spread evenly over it. Raises UsageError if it is no text."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            slices = [file.read()] if size <= _WHOLE_BYTES else list(_slices(file, size))
+            slices = [file.read()] if size <= _WHOLE_BYTES else list(_slices(file, size, count))
     except OSError as error:
         raise UsageError(f"calibration {path}: {error.strerror or error}; name a file of UTF-8 text") from None
     pieces = [_text(data, path) for data in slices]
@@ -231,8 +266,8 @@ def _pieces(path: Path) -> list[str]:
     return pieces
 
 
-def _slices(file: BinaryIO, size: int) -> Iterator[bytes]:
-    for start in np.linspace(0, size - _SLICE_BYTES, _WINDOWS).astype(int):
+def _slices(file: BinaryIO, size: int, count: int) -> Iterator[bytes]:
+    for start in np.linspace(0, size - _SLICE_BYTES, count).astype(int):
         file.seek(int(start))
         data = file.read(_SLICE_BYTES)
         # cut at whole characters: continuation bytes are 10xxxxxx, and a character has at most 4 bytes

@@ -50,6 +50,7 @@ def token_losses(
     progress: Progress = silent,
     prefill: Action | None = None,
     context: int | None = None,
+    keep: bool = False,
 ) -> Losses:
     """The loss of every scored token under every candidate in nats, float64 [candidates, tokens].
 
@@ -57,12 +58,14 @@ def token_losses(
     c - context - 1 of them are scored.
 
     Args:
-        engine: runs the bundle. Its cache is overwritten; its active channels are the bundle's again afterwards.
+        engine: runs the bundle. Its cache is empty afterwards; its active channels are the bundle's again.
         windows: token ids, 4 or more each.
         candidates: what to score.
         progress: reports the pairs of window and candidate that are done.
         prefill: the action that runs the first part of each window; by default the bundle's dense one.
         context: the length of that part in tokens; by default half of the window.
+        keep: leave the last window's first part in the cache, and begin with what the cache holds of the first window
+            if a call with the same `prefill` left it there.
 
     Raises UsageError for counts that the bundle's graphs cannot hold, SolError if a run fails.
     """
@@ -77,7 +80,7 @@ def token_losses(
 
         return losses
 
-    return _measure(engine, windows, candidates, score, progress, prefill, context)
+    return _measure(engine, windows, candidates, score, progress, prefill, context, keep)
 
 
 def token_divergences(
@@ -87,6 +90,7 @@ def token_divergences(
     candidates: Sequence[Candidate],
     progress: Progress = silent,
     context: int | None = None,
+    keep: bool = False,
 ) -> Losses:
     """The divergence of every candidate from `reference` in nats, float64 [candidates, tokens].
 
@@ -117,7 +121,7 @@ def token_divergences(
 
         return divergences
 
-    return _measure(engine, windows, candidates, score, progress, None, context)
+    return _measure(engine, windows, candidates, score, progress, None, context, keep)
 
 
 def _rest(logprobs: Losses) -> Losses:
@@ -133,6 +137,7 @@ def _measure(
     progress: Progress,
     prefill: Action | None = None,
     context: int | None = None,
+    keep: bool = False,
 ) -> Losses:
     """Prefills each window, then scores it with every candidate: `score` gives a window's function of an action."""
     prefill, total = prefill or engine.bundle.config.dense, len(windows) * len(candidates)
@@ -140,8 +145,9 @@ def _measure(
     try:
         for done, window in enumerate(windows):
             length = _prefilled(window, context)
-            engine.reset()
-            engine.forward(window[:length], prefill)
+            engine.truncate(_common(engine.tokens, window[:length]) if keep else 0)
+            if engine.length < length:
+                engine.forward(window[engine.length : length], prefill)
             measure = score(window)
             for index, candidate in enumerate(candidates):
                 progress("measuring losses", done * len(candidates) + index, total)
@@ -152,7 +158,7 @@ def _measure(
     finally:
         for candidate in candidates:
             _set_counts(engine, Candidate(candidate.action))
-        engine.reset()
+        engine.truncate(min(_prefilled(windows[-1], context), engine.length) if keep else 0)
     progress("measuring losses", total, total)
     return np.array([np.concatenate(rows) for rows in losses])
 
@@ -161,6 +167,12 @@ def _set_counts(engine: Engine, candidate: Candidate) -> None:
     variant = engine.bundle.config.variants.get(candidate.action.variant)
     if variant is not None:  # an unknown variant is the engine's to report
         engine.set_active_channels(variant.key, candidate.counts)
+
+
+def _common(tokens: Sequence[int], other: Sequence[int]) -> int:
+    """The number of first tokens that two texts share."""
+    pairs = enumerate(zip(tokens, other, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), min(len(tokens), len(other)))
 
 
 def _prefilled(window: Sequence[int], context: int | None = None) -> int:

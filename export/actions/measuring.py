@@ -1,42 +1,37 @@
-"""Measures the losses and times of candidate actions with the runtime, on this machine.
+"""Measures the losses of candidate actions with the runtime, and counts the bytes that they read.
 
 Losses are those of losses.py: of decode steps after a dense prompt, whose keys and values the action itself computed.
+No text is scored that weights were fitted to, and nothing depends on how fast this machine is.
 
-The short context comes first, on windows of the text, with every variant at KV density 1: skipping old tokens matters
-only at long contexts. Then, after one long stretch of text, every variant that the short context left is measured at
-every KV density.
+First every variant at KV density 1 is scored on windows of the text, after contexts of up to 512 tokens. Variants near
+the hull are then scored along one long stretch of text, after 512, 2048 and 4096 tokens, at every KV density. KV
+densities below 1 run step by step, so there they are scored on fewer tokens than the same variant at KV density 1. With
+l the added loss of a variant and k its added loss at a lower KV density, the reported loss is
+
+    mean of l over all its tokens + mean of (k - l) over the tokens that both were scored on.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sol_rt.budget.cost.calibration_table import device_string
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import PAGE_SIZE
+from sol_rt.bundle.selection import Measured
 from sol_rt.engine.engine import Engine
-from sol_rt.export.actions.calibration_text import CalibrationText
-from sol_rt.export.actions.losses import Candidate as LossCandidate
-from sol_rt.export.actions.losses import token_divergences, token_losses
-from sol_rt.export.actions.selection import Point, worth_keeping
+from sol_rt.export.actions.calibration_text import CONTEXTS, CalibrationText, contexts
+from sol_rt.export.actions.effort import Effort
+from sol_rt.export.actions.losses import Candidate, Losses, token_divergences, token_losses
+from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.store.progress import Progress
 
-SHORT = 512  # tokens; less for models with a shorter context
-LONG = 4096
-_STEPS = 256  # tokens that the text must have after a long context
-_FEWEST_STEPS = 32  # scored there in any case
-_WARM_UP = 2
-_FEWEST_REPEATS, _MOST_REPEATS = 7, 120  # of the timings; _TIMING_SECONDS decides between the two
-_TIMING_SECONDS = 20.0  # for each context
-_PERCENTILE = 10
-_LOSS_SECONDS = 90.0  # for each context
+_MARGIN = 2 * NEAR  # of variants that go on to long contexts, where the hull may differ
 
 
 @dataclass(frozen=True)
@@ -44,156 +39,164 @@ class Measurements:
     """The measurements of the candidates.
 
     Attributes:
-        fronts: by context in tokens, the actions measured there: variants at the short context, all remaining
-            candidates at the long one, if text and model are long enough for it.
+        fronts: by context in tokens, the actions measured there: all variants at the short context, those near the hull
+            also at the long ones and at lower KV densities.
+        tokens: by context, the number of tokens scored at KV density 1.
         dense_loss: by context, the dense action's loss in nats per token.
         collapse_loss: added loss in nats per token above which an action's output counts as incoherent: half of the
             information gained from context, which is the entropy of the text's token frequencies minus the dense loss.
-        device: the device that the times hold for.
-        slowdown: how much longer the median dense step took than the time counted for it, as a share; near 0 on an idle
-            machine.
     """
 
-    fronts: dict[int, dict[Action, Point]]
+    fronts: dict[int, dict[Action, Measured]]
+    tokens: dict[int, int]
     dense_loss: dict[int, float]
     collapse_loss: float
-    device: str
-    slowdown: float
-
-    def tokens(self, context: int) -> int:
-        """The number of tokens scored for each action at a context."""
-        return len(next(iter(self.fronts[context].values())).added)
 
 
 def measure(
     bundle: Bundle,
     text: CalibrationText,
     kv_densities: Sequence[float],
+    effort: Effort,
     progress: Progress,
     *,
-    own_text: bool = False,
     required: Iterable[Action] = (),
 ) -> Measurements:
-    """Measures all variants of a bundle at the short context, and the useful ones at every KV density at the long one.
+    """Measures all variants of a bundle at the short context, and the useful ones at every KV density and context.
 
     Args:
         bundle: the unfinished bundle; its actions play no part.
-        text: windows of SHORT tokens, or of the model's whole context, and a longer stretch if there is one.
+        text: what to score. Its held-out windows have 512 tokens, or the model's whole context.
         kv_densities: shares of the old cached tokens read, 1 among them.
-        progress: reports how far each of four stages is.
-        own_text: the text was drawn from the dense action's distribution. The expectation of an action's added loss is
-            then its divergence from dense. That is taken instead, as it has less noise.
+        effort: how many tokens to score.
+        progress: reports how far each stage is.
         required: actions to measure in any case, of variants that the bundle has.
     """
-    engine = Engine(bundle, provider="cpu")
+    scorer = _Scorer(bundle, text, effort, progress)
     required, dense = tuple(required), bundle.config.dense
     variants = [Action(1.0, variant.channel_density, variant.bits) for variant in bundle.config.variants.values()]
-    short = min(SHORT, engine.max_context - 1)
-    added, loss = _losses(engine, text.windows, None, variants, own_text, f"losses at {short}", progress)
-    times, slowdown = _times(engine, variants, dense, short, progress)
-    fronts, dense_loss = {short: _front(added, times)}, {short: loss}
-    collapse_loss = max(_frequency_entropy(text.windows) - loss, 0.0) / 2 or math.inf
+    short = min(CONTEXTS[0], scorer.engine.max_context - 1)
+    added, loss = scorer.windows(variants, f"losses at {short}")
+    collapse_loss = max(_frequency_entropy(text) - loss, 0.0) / 2 or math.inf
+    tokens, dense_loss = {short: len(added[dense])}, {short: loss}
+    fronts = {short: {action: scorer.measured(action, short, values) for action, values in added.items()}}
 
-    context = long_context(len(text.long), engine.max_context)
-    if context is not None and (len(set(kv_densities)) > 1 or required):
-        useful = worth_keeping(fronts[short], dense, collapse_loss) | {
-            replace(action, kv_density=1.0) for action in required
-        }
-        grid = [
-            replace(action, kv_density=kv_density)
-            for action in sorted(useful, reverse=True)
-            for kv_density in kv_densities
-        ]
-        candidates = list(dict.fromkeys([*grid, *required]))
-        times, spread = _times(engine, candidates, dense, context, progress)
-        slowdown = max(slowdown, spread)
-        by_step = sum(times[action] for action in candidates if action.kv_density < 1.0)
-        room = min(len(text.long), engine.max_context) - context - 1
-        steps = min(room, max(_FEWEST_STEPS, int(_LOSS_SECONDS * 1e3 / by_step))) if by_step else room
-        window = text.long[: context + steps + 1]
-        stage = f"losses at {context}"
-        added, dense_loss[context] = _losses(engine, [window], context, candidates, own_text, stage, progress)
-        fronts[context] = _front(added, times)
-    device = device_string(*engine.machine)
-    return Measurements(fronts, dense_loss, collapse_loss, device, slowdown)
-
-
-def long_context(tokens: int, max_context: int) -> int | None:
-    """The long context for a longest stretch of `tokens` tokens. None if text or model are too short for one."""
-    context = min(LONG, min(tokens, max_context) - _STEPS - 1) // PAGE_SIZE * PAGE_SIZE
-    return context if context > SHORT else None
+    useful = near_hull(fronts[short], dense, collapse_loss, _MARGIN)
+    useful |= {replace(action, kv_density=1.0) for action in required}
+    grid = [
+        replace(action, kv_density=density)
+        for action in sorted(useful, reverse=True)
+        for density in kv_densities
+        if density < 1
+    ]
+    sparse = list(dict.fromkeys([*grid, *(action for action in required if action.kv_density < 1)]))
+    for context in contexts(len(text.long), scorer.engine.max_context):
+        plain = sorted(useful, reverse=True)
+        if context == short:  # the windows have more text for the variants; the stretch serves the KV densities
+            plain = plain if sparse else []
+        elif not sparse and len(useful) == 1:
+            continue
+        if not plain:
+            continue
+        along, loss = scorer.along(plain, sparse, context)
+        if context != short:
+            tokens[context], dense_loss[context] = len(along[dense]), loss
+            fronts[context] = {action: scorer.measured(action, context, along[action]) for action in plain}
+        for action in sparse:
+            whole = replace(action, kv_density=1.0)
+            more = along[action] - along[whole][: len(along[action])]
+            fronts[context][action] = scorer.measured(action, context, more, fronts[context][whole])
+    return Measurements(fronts, tokens, dense_loss, collapse_loss)
 
 
-def _losses(
-    engine: Engine,
-    windows: Sequence[Sequence[int]],
-    context: int | None,
-    actions: Sequence[Action],
-    own_text: bool,
-    stage: str,
-    progress: Progress,
-) -> tuple[dict[Action, np.ndarray], float]:
-    """The added loss of every action at each token, float64 [n], on the same tokens; and the dense action's mean loss.
+class _Scorer:
+    """Scores actions on a text with one engine."""
 
-    Uses as many windows as fit into _LOSS_SECONDS, and at least one.
-    """
-    dense = engine.bundle.config.dense
-    dense_losses: list[np.ndarray] = []
-    candidates = [LossCandidate(action) for action in actions]
-    found: list[np.ndarray] = []
-    until = time.perf_counter() + _LOSS_SECONDS
-    for number, window in enumerate(windows):
-        if found and time.perf_counter() > until:
-            break
+    def __init__(self, bundle: Bundle, text: CalibrationText, effort: Effort, progress: Progress) -> None:
+        self.engine = Engine(bundle, provider="cpu")
+        self._text, self._effort, self._progress = text, effort, progress
+        self._dense, self._bytes = bundle.config.dense, BytesCost(bundle.config)
 
-        def report(step: str, done: float, total: float, number: int = number) -> None:
-            progress(stage, number + done / total, len(windows))
+    def windows(self, actions: Sequence[Action], stage: str) -> tuple[dict[Action, Losses], float]:
+        """The added losses of actions of KV density 1, each float64 [n], behind the first halves of held-out windows.
 
-        dense_losses.append(token_losses(engine, [window], [LossCandidate(dense)], context=context))
-        if own_text:
-            found.append(token_divergences(engine, [window], dense, candidates, report, context))
+        Also returns the dense action's mean loss.
+        """
+        windows = self._text.held_out[: self._effort.scored_windows]
+        rows: list[Losses] = []
+        dense_losses: list[Losses] = []
+        for number, window in enumerate(windows):
+
+            def report(step: str, done: float, total: float, number: int = number) -> None:
+                self._progress(stage, number + done / total, len(windows))
+
+            added, dense_loss = self._added(window, len(window) // 2, actions, report)
+            rows.append(added)
+            dense_losses.append(dense_loss)
+        self._progress(stage, 1, 1)
+        found = dict(zip(actions, np.concatenate(rows, axis=1), strict=True))
+        return found, float(np.concatenate(dense_losses).mean())
+
+    def along(
+        self, plain: Sequence[Action], sparse: Sequence[Action], context: int
+    ) -> tuple[dict[Action, Losses], float]:
+        """The added losses after `context` tokens of the long stretch, and the dense action's mean loss there.
+
+        Args:
+            plain: actions of KV density 1.
+            sparse: actions of lower KV density, which are scored on the first few of the same tokens.
+            context: in tokens.
+        """
+        stage, total = f"losses at {context}", len(plain) + len(sparse)
+        length = min(len(self._text.long), self.engine.max_context)
+
+        def report_plain(step: str, done: float, total_: float) -> None:
+            self._progress(stage, len(plain) * done / total_, total)
+
+        def report_sparse(step: str, done: float, total_: float) -> None:
+            self._progress(stage, len(plain) + len(sparse) * done / total_, total)
+
+        end = min(length, context + self._effort.long_tokens + 1)
+        added, dense_losses = self._added(self._text.long[:end], context, plain, report_plain)
+        found = dict(zip(plain, added, strict=True))
+        if sparse:
+            end = min(length, context + self._effort.kv_steps + 1)
+            steps, _ = self._added(self._text.long[:end], context, sparse, report_sparse)
+            found |= dict(zip(sparse, steps, strict=True))
+        self._progress(stage, 1, 1)
+        return found, float(dense_losses.mean())
+
+    def _added(
+        self, window: Sequence[int], context: int, actions: Sequence[Action], report: Progress
+    ) -> tuple[Losses, Losses]:
+        """The added losses of actions [actions, n] behind `context` tokens of a window, and dense losses [n]."""
+        candidates, dense = [Candidate(action) for action in actions], Candidate(self._dense)
+        (dense_losses,) = token_losses(self.engine, [window], [dense], context=context, keep=True)
+        if self._text.is_own:
+            added = token_divergences(
+                self.engine, [window], self._dense, candidates, report, context=context, keep=True
+            )
         else:
-            losses = token_losses(engine, [window], candidates, report, context=context)
-            found.append(losses - dense_losses[-1])
-    progress(stage, 1, 1)
-    added = dict(zip(actions, np.concatenate(found, axis=1), strict=True))
-    return added, float(np.concatenate(dense_losses, axis=1).mean())
+            added = token_losses(self.engine, [window], candidates, report, context=context, keep=True) - dense_losses
+        return added, dense_losses
+
+    def measured(self, action: Action, context: int, added: Losses, base: Measured | None = None) -> Measured:
+        """The measurement of an action whose added losses are `added`, or `added` more than that of `base`."""
+        loss = 0.0 if action == self._dense else float(added.mean())
+        error = 0.0 if action == self._dense else _stderr(added)
+        if base is not None:
+            loss, error = loss + base.loss, math.hypot(error, base.stderr)
+        return Measured(self._bytes.step(action, context), loss, error)
 
 
-def _times(
-    engine: Engine, actions: Sequence[Action], dense: Action, context: int, progress: Progress
-) -> tuple[dict[Action, float], float]:
-    """Milliseconds of a step of each action at a context, and `Measurements.slowdown`.
-
-    Actions take turns, each time in another order, as in `sol_rt.budget.cost.calibrate`. A low percentile of many
-    repeats
-    counts: an export often shares its machine, and other programs can only add time.
-    """
-    # the cost of a step does not depend on the tokens
-    engine.reset()
-    engine.forward(np.arange(context, dtype=np.int64) % engine.bundle.config.model.vocab_size, dense)
-    times: dict[Action, list[float]] = {action: [] for action in actions}
-    order, until = np.random.default_rng(0), time.perf_counter() + _TIMING_SECONDS
-    for repeat in range(_WARM_UP + _MOST_REPEATS):
-        if repeat >= _WARM_UP + _FEWEST_REPEATS and time.perf_counter() > until:
-            break
-        progress(f"timing at {context}", repeat, _WARM_UP + _MOST_REPEATS)
-        for index in order.permutation(len(actions)):
-            engine.truncate(context)
-            start = time.perf_counter()
-            engine.forward([1], actions[index])
-            times[actions[index]].append((time.perf_counter() - start) * 1e3)
-    progress(f"timing at {context}", 1, 1)
-    typical = {action: float(np.percentile(values[_WARM_UP:], _PERCENTILE)) for action, values in times.items()}
-    return typical, float(np.median(times[dense][_WARM_UP:])) / typical[dense] - 1
+def _stderr(values: Losses) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def _front(added: Mapping[Action, np.ndarray], times: Mapping[Action, float]) -> dict[Action, Point]:
-    return {action: Point(times[action], values) for action, values in added.items()}
-
-
-def _frequency_entropy(windows: Sequence[Sequence[int]]) -> float:
+def _frequency_entropy(text: CalibrationText) -> float:
     """The entropy of the text's token frequencies in nats: the loss of a model that knows these frequencies only."""
-    counts = np.array(list(Counter(token for window in windows for token in window).values()), np.float64)
+    counts = np.array(
+        list(Counter(token for window in (*text.fitted, *text.held_out) for token in window).values()), np.float64
+    )
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -24,7 +24,6 @@ from sol_rt.export.sources.source_model import SourceModel
 from sol_rt.store.progress import Progress
 
 _TOKENS_AT_ONCE = 2048
-_MOST_TOKENS = 1 << 14  # ten times the channels of small models; more tokens take longer and improve little
 
 
 @torch.inference_mode()
@@ -39,8 +38,7 @@ def input_hessians(
 
     Args:
         checkpoint, decoder, family: the source model.
-        windows: token ids. Each window starts a context; all are cut to the length of the shortest. The first 16384
-            tokens are used.
+        windows: token ids. Each window starts a context; all are cut to the length of the shortest.
         progress: reports the number of layers run.
 
     Yields:
@@ -51,7 +49,6 @@ def input_hessians(
         CheckpointError: the model's activations are not finite.
     """
     tokens = min(map(len, windows))
-    windows = windows[: max(1, _MOST_TOKENS // tokens)]
     model = SourceModel(checkpoint, decoder, family, tokens)
     x = model.embed([token for window in windows for token in window[:tokens]]).view(len(windows), tokens, -1)
     batches = torch.split(x, max(1, _TOKENS_AT_ONCE // tokens))

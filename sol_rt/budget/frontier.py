@@ -19,7 +19,7 @@ class FrontierPoint:
         tag: tag of the action.
         kept: whether the action is in the bundle.
         reason: why it was kept or dropped.
-        ms: milliseconds of a step.
+        bytes: bytes that a step reads, by the bytes model.
         cost: the same as a share of the dense step's.
         loss: added loss over the dense action, in nats.
         stderr: standard error of the loss, in nats.
@@ -28,7 +28,7 @@ class FrontierPoint:
     tag: str
     kept: bool
     reason: str
-    ms: float
+    bytes: float
     cost: float
     loss: float
     stderr: float
@@ -37,14 +37,14 @@ class FrontierPoint:
 def frontier(selection: Selection, context: int) -> list[FrontierPoint]:
     """Every candidate that was measured at this context (tokens), in ascending order of cost."""
     found = [(candidate, candidate.at[context]) for candidate in selection.candidates if context in candidate.at]
-    dense = next(point.ms for candidate, point in found if candidate.action == selection.dense)
+    dense = next(point.bytes for candidate, point in found if candidate.action == selection.dense)
     points = [
         FrontierPoint(
             candidate.action.tag,
             candidate.kept,
             candidate.reason,
-            point.ms,
-            point.ms / dense,
+            point.bytes,
+            point.bytes / dense,
             point.loss,
             point.stderr,
         )

@@ -16,14 +16,14 @@ from sol_rt.errors import BundleError, UsageError
 
 SELECTION = "selection.json"
 FORMAT = "sol_rt.selection"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate at one context: milliseconds per decode step, loss over dense in nats, and its standard error."""
+    """A candidate at one context: bytes that a decode step reads, loss over dense in nats, and its standard error."""
 
-    ms: float
+    bytes: float
     loss: float
     stderr: float
 
@@ -60,9 +60,6 @@ class Selection:
     Attributes:
         dense: the dense action, to which losses are relative.
         text: source of the scored text.
-        device: device and software of the milliseconds.
-        slowdown: the median time of a dense step divided by the time that was recorded for it, minus 1; near 0 on an
-            idle machine.
         max_actions: largest number of actions to keep.
         collapse_loss: loss in nats from which output counts as collapsed; None if the dense action makes no use of
             context.
@@ -72,30 +69,44 @@ class Selection:
 
     dense: Action
     text: str
-    device: str
-    slowdown: float
     max_actions: int
     collapse_loss: float | None
     contexts: dict[int, Setting]
     candidates: tuple[Candidate, ...]
 
-    def to_json(self) -> str:
+    def to_json_dict(self) -> dict[str, Any]:
+        """The JSON object that `read_selection` reads back."""
         document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         document["dense"] = self.dense.tag
+        document["contexts"] = {str(context): asdict(setting) for context, setting in self.contexts.items()}
         document["candidates"] = [
-            {"tag": candidate.action.tag, **{key: value for key, value in asdict(candidate).items() if key != "action"}}
+            {
+                "tag": candidate.action.tag,
+                "kept": candidate.kept,
+                "reason": candidate.reason,
+                "at": {str(context): asdict(point) for context, point in candidate.at.items()},
+            }
             for candidate in self.candidates
         ]
-        return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return document
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(self.to_json_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
     def of(cls, bundle: Bundle) -> Selection | None:
-        """Reads a bundle's file; None if the exporter measured nothing. Raises BundleError if the file is invalid."""
+        """Reads a bundle's file. Raises BundleError if the file is invalid.
+
+        None if the exporter measured nothing, or wrote an older version: those chose actions by one machine's times,
+        and have to be exported again to be shown.
+        """
         if SELECTION not in bundle.config.files:
             return None
         path = bundle.file(SELECTION)
         try:
-            return _read(json.loads(path.read_text(encoding="utf-8")))
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return None if _is_outdated(raw) else read_selection(raw)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise BundleError(
@@ -103,7 +114,12 @@ class Selection:
             ) from None
 
 
-def _read(raw: Any) -> Selection:
+def _is_outdated(raw: Any) -> bool:
+    return raw["format"] == FORMAT and raw["format_version"] in range(1, FORMAT_VERSION)
+
+
+def read_selection(raw: Any) -> Selection:
+    """Reads the JSON object. Raises ValueError, KeyError, TypeError, AttributeError or UsageError for any other."""
     if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {raw['format']!r} version {raw['format_version']!r}")
     candidates = [
@@ -112,7 +128,7 @@ def _read(raw: Any) -> Selection:
             bool(entry["kept"]),
             str(entry["reason"]),
             {
-                int(context): Measured(*(_finite(point[key]) for key in ("ms", "loss", "stderr")))
+                int(context): Measured(*(_finite(point[key]) for key in ("bytes", "loss", "stderr")))
                 for context, point in entry["at"].items()
             },
         )
@@ -126,8 +142,6 @@ def _read(raw: Any) -> Selection:
     return Selection(
         dense=dense,
         text=str(raw["text"]),
-        device=str(raw["device"]),
-        slowdown=_finite(raw["slowdown"]),
         max_actions=int(raw["max_actions"]),
         collapse_loss=None if raw["collapse_loss"] is None else _finite(raw["collapse_loss"]),
         contexts={

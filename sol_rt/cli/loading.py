@@ -28,7 +28,7 @@ def bundle_path(model: str | None) -> Path:
 
     path = find_bundle(model)
     if model is None and not os.environ.get("SOL_RT_MODEL"):
-        note(f"model: {path} (exported last)")
+        note(f"model: {path} (exported or pulled last)")
     return path
 
 

@@ -63,7 +63,7 @@ Model = Annotated[
         "-m",
         "--model",
         env=False,
-        help="Folder or name of a bundle; default: $SOL_RT_MODEL, else the bundle exported last.",
+        help="Folder or name of a bundle; default: $SOL_RT_MODEL, else the bundle exported or pulled last.",
         autocompletion=completion.bundles,
     ),
 ]

@@ -14,7 +14,7 @@ from typing import Literal
 from sol_rt import __version__
 
 _EXTRAS = {
-    "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "huggingface_hub"),
+    "export": ("torch", "transformers", "onnx", "gguf", "safetensors"),
     "train": ("torch", "yaml", "safetensors"),
 }
 

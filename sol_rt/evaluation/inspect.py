@@ -6,10 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.dial import DEFAULT_MAX_LOSS, sensible_budget
 from sol_rt.budget.frontier import frontier
-from sol_rt.bundle.actions import Action
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import ActionLosses, nats_of_share
+from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FORMAT_VERSION, SolConfig
@@ -28,8 +31,9 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         path, format_version, model, kv, variants, policy (null or its description), actions, cost_model and selection.
         Of an action, `cost` is its share of the dense step's cost, `bytes` the bytes that its step reads by the bytes
         model, `loss` its loss in nats over dense or null, and `measured` what selection.json says of it, by context:
-        `cost`, the share of the dense step's, `bytes` (null where neither the file
-        nor the bundle knows them), `loss`, `stderr`, and what else the export recorded.
+        `cost`, the share of the dense step's bytes, `bytes`, `loss` and `stderr`. `budgets` has by context the budgets
+        of the bundle on this device: `cheapest`, `sensible` (perplexity at most 10% over dense) and `default` (what
+        runs if nothing is asked for); it is empty if the export measured no losses.
         `selection` is null if the export measured nothing. Otherwise it holds how candidates were measured, and every
         candidate with the reason why it was kept or dropped.
 
@@ -42,7 +46,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     cost, size = load_cost_model(bundle, "cpu", default_threads()), BytesCost(config)
     dense = cost.dense(context)
     selection = Selection.of(bundle)
-    measured = {} if selection is None else _measurements(selection, config, size)
+    measured = {} if selection is None else _measurements(selection)
     return {
         "path": str(path),
         "format_version": FORMAT_VERSION,
@@ -72,19 +76,33 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for entry in config.actions
         ],
         "cost_model": cost.name,
+        "budgets": _budgets(config, cost),
         "selection": None if selection is None else _selection(selection, measured),
     }
 
 
-def _measurements(selection: Selection, config: SolConfig, size: BytesCost) -> dict[str, dict[str, Any]]:
+def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:
+    if not config.losses_measured:
+        return {}
+    hull = Hull(schedule_actions(config, "hull"), cost, ActionLosses(config).table)
+    contexts = sorted({context for entry in config.actions for context in entry.losses}) or [512]
+    return {
+        str(context): {
+            "cheapest": hull.corners(context)[0].cost,
+            "sensible": sensible_budget(hull, context),
+            "default": hull.cost_at(nats_of_share(DEFAULT_MAX_LOSS), context),
+        }
+        for context in contexts
+    }
+
+
+def _measurements(selection: Selection) -> dict[str, dict[str, Any]]:
     """What was measured of each candidate, by tag and context."""
     found: dict[str, dict[str, Any]] = {candidate.action.tag: {} for candidate in selection.candidates}
     for context in selection.contexts:
         for point in frontier(selection, context):
-            action = Action.parse(point.tag)
-            known = action.variant in config.variants
-            facts = {"bytes": round(size.step(action, context)) if known else None, **asdict(point)}
-            found[point.tag][str(context)] = {key: facts[key] for key in facts if key not in ("tag", "kept", "reason")}
+            facts = asdict(point)
+            found[point.tag][str(context)] = {key: facts[key] for key in ("cost", "bytes", "loss", "stderr")}
     return found
 
 

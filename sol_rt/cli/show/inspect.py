@@ -85,6 +85,11 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
         losses = [_loss(action["measured"].get(at)) for at in contexts] or ["not measured"]
         actions.add_row(action["tag"], f"{action['cost']:.3f}", _megabytes(action["bytes"]), *losses)
     print_table(actions)
+    for at, budgets in description["budgets"].items():
+        print(
+            f"Sensible budgets at {at} tokens: {budgets['sensible']:.2f} to 1; without a budget {budgets['default']:.2f}; "
+            f"the cheapest action costs {budgets['cheapest']:.2f}."
+        )
     if selection is None:
         return
     dropped = sum(not candidate["kept"] for candidate in selection["candidates"])
@@ -95,8 +100,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     scored = ", ".join(f"{setting['tokens']} tokens at {at}" for at, setting in selection["contexts"].items())
     print(f"Losses are in nats over dense ± standard error: {scored}; text: {selection['text']}.")
     if every:
-        basis = f"milliseconds on {selection['device']}" if selection.get("device") else "bytes that a step reads"
-        print(f"A candidate's cost is its share of the dense step's: {basis}.")
+        print("A candidate's cost is its share of the bytes that the dense step reads.")
 
 
 def _candidates(selection: dict[str, Any]) -> Table:
@@ -133,8 +137,8 @@ def _told_bits(variant: dict[str, Any]) -> str:
     return f"{variant['bits']} ({', '.join(map(str, found))})"
 
 
-def _megabytes(count: float | None) -> str:
-    return "" if count is None else f"{count / 1e6:.1f}"
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f}"
 
 
 def _loss(point: dict[str, Any] | None) -> str:

@@ -6,7 +6,6 @@ import html
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 from sol_rt.budget.frontier import FrontierPoint, falling_hull, frontier
 from sol_rt.bundle.selection import Candidate, Selection
@@ -54,19 +53,13 @@ def render_frontier_html(name: str, selection: Selection) -> str:
         facts.append((f"cheapest action after {context} tokens", f"{cheapest.cost:.0%} of dense"))
     sections = "".join(_section(context, points) for context, points in at_contexts.items())
     scored = ", ".join(f"{setting.tokens} tokens after {at}" for at, setting in selection.contexts.items())
-    foot = [f"losses: {scored} tokens of context, on {selection.text}", _costs(selection)]
+    foot = [f"losses: {scored} tokens of context, on {selection.text}", "costs: bytes that a step reads"]
     return page(
         f"{name}: actions",
         f"<h1>{html.escape(name)}: what each action costs and loses</h1>\n{_READ}\n{tiles(facts)}\n{sections}\n"
         f"{_candidates(selection, at_contexts)}\n<footer>{html.escape(' · '.join(foot))}</footer>",
         _STYLE,
     )
-
-
-def _costs(selection: Selection) -> str:
-    """Where the costs come from."""
-    device = getattr(selection, "device", "")  # recorded by exports that measured times
-    return f"costs: milliseconds on {device}" if device else "costs: bytes that a step reads"
 
 
 def _section(context: int, points: Sequence[FrontierPoint]) -> str:
@@ -145,19 +138,7 @@ def _outcome(kept: bool, reason: str) -> str:
 
 def _figures(point: FrontierPoint) -> str:
     """Cost and loss in one line."""
-    measured = "".join(f", {value} {unit}" for unit, value in _measured(point).items())
-    return f"cost {point.cost:.3f}{measured}, loss {_loss(point)} nats"
-
-
-def _measured(point: FrontierPoint) -> dict[str, str]:
-    """What a step costs in units, by unit, as far as the export recorded it."""
-    recorded = asdict(point)
-    found = {}
-    if "bytes" in recorded:
-        found["MB"] = f"{recorded['bytes'] / 1e6:.1f}"
-    if "ms" in recorded:
-        found["ms"] = f"{recorded['ms']:.2f}"
-    return found
+    return f"cost {point.cost:.3f}, {point.bytes / 1e6:.1f} MB, loss {_loss(point)} nats"
 
 
 def _loss(point: FrontierPoint) -> str:
@@ -171,22 +152,8 @@ def _tag(tag: str) -> str:
 def _table(points: Sequence[FrontierPoint]) -> str:
     """The kept actions, the most expensive first."""
     kept = [point for point in reversed(points) if point.kept]
-    units = list(_measured(kept[0]))
-    heads = [
-        "action",
-        "cost, share of dense",
-        *(f"{unit} a step" for unit in units),
-        "loss over dense, nats",
-    ]
-    rows = [
-        [
-            tag_and_words(point.tag),
-            f"{point.cost:.3f}",
-            *_measured(point).values(),
-            _loss(point),
-        ]
-        for point in kept
-    ]
+    heads = ["action", "cost, share of dense", "MB a step", "loss over dense, nats"]
+    rows = [[tag_and_words(point.tag), f"{point.cost:.3f}", f"{point.bytes / 1e6:.1f}", _loss(point)] for point in kept]
     return table(heads, rows)
 
 
