@@ -169,6 +169,17 @@ class TestPullOfABundle:
         assert not any(each.authorized for each in elsewhere)
         assert all(each.authorized for each in hub.requests if each not in elsewhere)
 
+    def test_the_hub_learns_nothing_of_the_machine(self, hub: Hub, tiny: Path) -> None:
+        pytest.importorskip("torch", reason="the client would name torch")
+        hub.repository(REPO, contents(tiny))
+        pull(REPO, quiet)
+        assert all(each.agent.startswith("sol_rt/") for each in hub.requests)
+        assert not any("torch" in each.agent for each in hub.requests)
+
+    def test_commands_that_need_no_hub_do_not_load_its_client(self) -> None:
+        code = "import sol_rt.cli.app, sol_rt.store.pull, sys; print('huggingface_hub' in sys.modules)"
+        assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
 
 class TestRevisions:
     def test_branches_and_commits(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class Request:
     path: str
     range: str | None
     authorized: bool
+    agent: str
     status: int = 0
     sent: int = 0
 
@@ -151,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self._read_body()
         path = unquote(urlsplit(self.path).path)
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
-        self.entry = Request(self.command, path, self.headers["Range"], bool(token))
+        self.entry = Request(self.command, path, self.headers["Range"], bool(token), self.headers["User-Agent"])
         self.server.requests.append(self.entry)
         try:
             if token not in {"", WRITER, READER}:

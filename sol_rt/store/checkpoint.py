@@ -17,7 +17,9 @@ _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.mode
 
 def is_checkpoint(listing: Listing) -> bool:
     """Whether the repository has what an export reads."""
-    return MODEL_CONFIG in listing.files and any(fnmatch(name, "*.safetensors") for name in listing.files)
+    return MODEL_CONFIG in listing.files and any(
+        is_file_name(name) and fnmatch(name, "*.safetensors") for name in listing.files
+    )
 
 
 def fetch_checkpoint(listing: Listing, target: Path, progress: Progress, say: Callable[[str], None]) -> Path:

@@ -106,18 +106,18 @@ def check_room(listing: Listing, files: Sequence[RemoteFile], target: Path, say:
     missing = total - _bytes_here(target.parent / UNFINISHED / listing.hub_id.folder_name, files)
     folder = next(folder for folder in target.parents if folder.is_dir())
     free = shutil.disk_usage(folder).free
-    here = "" if missing == total else f", {megabytes(total - missing)} of them here"
-    say(f"{listing.hub_id}: {len(files)} files, {megabytes(total)}{here}; {megabytes(free)} free in {folder}")
+    here = "" if missing == total else f", {size_text(total - missing)} of them here"
+    say(f"{listing.hub_id}: {len(files)} files, {size_text(total)}{here}; {size_text(free)} free in {folder}")
     if missing > free:
         raise HubError(
-            f"{listing.hub_id}: needs {megabytes(missing)}, {folder} has {megabytes(free)} free; make room, or set "
+            f"{listing.hub_id}: needs {size_text(missing)}, {folder} has {size_text(free)} free; make room, or set "
             f"SOL_RT_HOME to a folder on a larger disk"
         )
 
 
-def megabytes(count: int) -> str:
-    """A number of bytes in MB, as text."""
-    return f"{count / 1e6:.1f} MB"
+def size_text(count: int) -> str:
+    """A number of bytes in MB or GB."""
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 def _part(folder: Path, file: RemoteFile) -> Path:

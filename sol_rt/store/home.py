@@ -114,4 +114,6 @@ def _named(model: str) -> Path:
     near = difflib.get_close_matches(model, names, 1)
     known = f"did you mean {near[0]!r}?" if near else f"bundles here: {', '.join(names) or 'none'}"
     where = f"neither a bundle folder nor a bundle under {bundles_dir()}"
-    raise UsageError(f"model {model!r}: {where}; {known}; `sol-rt export -m {model}` may make it")
+    raise UsageError(
+        f"model {model!r}: {where}; {known}; `sol-rt pull {model}` or `sol-rt export -m {model}` may bring it"
+    )

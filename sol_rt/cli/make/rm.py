@@ -21,12 +21,13 @@ def rm(
 ) -> None:
     """Remove bundles, checkpoints or unfinished downloads from $SOL_RT_HOME, with their calibration tables."""
     from sol_rt.budget.cost.calibration_table import tables_of
+    from sol_rt.store.download import size_text
     from sol_rt.store.inventory import find_entry, inventory, remove_entry
 
     stored = inventory()
     entries = list(dict.fromkeys(find_entry(name, stored) for name in names))
     for entry in entries:
-        note(f"{entry.kind} {entry.path}, {entry.bytes / 1e6:.1f} MB")
+        note(f"{entry.kind} {entry.path}, {size_text(entry.bytes)}")
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("rm: stdin is no terminal, so nobody can be asked; give --yes")
