@@ -54,6 +54,7 @@ class Conversation:
         If the chat is not interactive, Ctrl-C raises KeyboardInterrupt.
         """
         from sol_rt.cli.loading import answered
+        from sol_rt.cli.run.generate import bought
 
         self.messages.append({"role": "user", "content": text})
         said: list[str] = []
@@ -84,6 +85,7 @@ class Conversation:
             self.messages.pop()
         else:
             self.messages.append({"role": "assistant", "content": "".join(said)})
+            note(bought(run.result, self.settings))
 
     def command(self, line: str) -> bool:
         """Runs a line that begins with a slash. Returns False if the conversation ends.
@@ -152,7 +154,10 @@ class Conversation:
 
         names = [field.name for field in fields(Dial) if field.name != "seed"]
         given = {name: self.settings[name] for name in names if self.settings.get(name) is not None}
-        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items()) or "no budget is set"
+        return (
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
+            or "none is set: the fastest mix that loses at most 0.5% runs"
+        )
 
     def _set_system(self, argument: str) -> None:
         if not argument:

@@ -87,8 +87,8 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     print_table(actions)
     for at, budgets in description["budgets"].items():
         print(
-            f"Sensible budgets at {at} tokens: {budgets['sensible']:.2f} to 1; without a budget {budgets['default']:.2f}; "
-            f"the cheapest action costs {budgets['cheapest']:.2f}."
+            f"Sensible budgets at {at} tokens: {budgets['sensible']:.2f} to 1. Without a budget: "
+            f"{budgets['default']:.2f}. The cheapest action: {budgets['cheapest']:.2f}."
         )
     if selection is None:
         return
