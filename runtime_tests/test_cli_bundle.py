@@ -128,6 +128,55 @@ def test_settings_that_are_wrong_are_one_line_and_write_nothing(
     assert not trace.exists()
 
 
+def test_more_threads_than_processors_are_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    most = providers.default_threads()
+    argv = ("generate", "-p", PROMPT, "-n", "3", "--temperature", "0")
+    out, err = run(capsys, *argv, "-t", "1000")
+    assert out == run(capsys, *argv)[0]
+    assert f"--threads 1000: this process may use {most} processors, so it runs {most} threads" in err.splitlines()
+
+
+@pytest.mark.parametrize("command", [("generate", "-p", PROMPT), ("chat", "-p", PROMPT)])
+def test_a_context_beyond_the_model_is_refused(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    out, err = run(capsys, *command, "-c", "1025", code=2)
+    assert (out, err) == ("", "sol-rt: error: --ctx-size 1025: the model's context is 1024 tokens; give at most that\n")
+
+
+@pytest.mark.parametrize("kind", ["a file", "read-only"])
+def test_calibrate_says_at_once_that_home_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], home: Path, kind: str
+) -> None:
+    if kind == "a file":
+        home.write_text("a file where a folder belongs")
+    elif os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    else:
+        home.mkdir(mode=0o555)
+    out, err = run(capsys, "calibrate", code=1)
+    assert out == ""
+    assert err.splitlines() == [line for line in err.splitlines() if line.startswith(f"sol-rt: error: {home}")]
+    assert "make it writable, or set SOL_RT_HOME" in err
+
+
+def test_a_long_prompt_shows_its_progress_and_nothing_changes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("generate", "-p", "a " * 700, "-n", "3", "--temperature", "0")
+    plain, err = run(capsys, *argv)
+    assert "reading the prompt" not in err, "a prompt that takes less than 2 seconds"
+    monkeypatch.setattr("sol_rt.cli.loading.PROMPT_SECONDS", 1e-9)
+    forward = Engine._batch
+
+    def waiting(engine: Engine, *arguments: Any) -> Any:
+        time.sleep(0.2)  # until the timer has begun
+        return forward(engine, *arguments)
+
+    monkeypatch.setattr(Engine, "_batch", waiting)
+    out, err = run(capsys, *argv)
+    assert out == plain
+    assert len([line for line in err.splitlines() if line.startswith("reading the prompt, ")]) == 1
+
+
 def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("generate", "-p", PROMPT, "-n", "12", "--temperature", "0", "--budget", "0.7")
     text = as_json(capsys, *argv, "--json")["text"]
