@@ -114,7 +114,8 @@ def test_penalties_and_bias_change_the_text_and_are_replayed(
         (("--presence-penalty", "3"), "--presence-penalty"),
         (("--top-logprobs", "21"), "--top-logprobs"),
         (("--stop", ""), "--stop ''"),
-        (("-b", "nan"), "--budget"),
+        (("-b", "nan"), "nan"),
+        (("--temperature=nan",), "nan"),
     ],
 )
 def test_settings_that_are_wrong_are_one_line_and_write_nothing(
@@ -126,6 +127,13 @@ def test_settings_that_are_wrong_are_one_line_and_write_nothing(
     assert [line for line in err.splitlines() if "error" in line] == err.splitlines()[-1:]
     assert part in err.splitlines()[-1]
     assert not trace.exists()
+
+
+def test_a_prompt_that_is_too_long_leaves_a_trace_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "run.jsonl"
+    trace.write_text("of an earlier run")
+    run(capsys, "generate", "-p", PROMPT * 9, "-c", "16", "--trace", str(trace), code=1)
+    assert trace.read_text() == "of an earlier run"
 
 
 def test_more_threads_than_processors_are_not_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, score_steps
+from sol_rt.generate.loop import Decoder, check_room, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
 from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
@@ -171,6 +171,7 @@ class SolModel:
             name, decoder = replay.header.schedule, replay_decoder(self.engine, self.cost, replay)
         writer = None
         if trace is not None:
+            check_room(self.engine, tokens)  # before the file is replaced
             writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder.controller, config))
         return Stream(name, decoder, tokens, config, self.tokenizer, reuse=reuse_cache, trace=writer, replay=replay)
 
