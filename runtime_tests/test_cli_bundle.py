@@ -114,7 +114,8 @@ def test_penalties_and_bias_change_the_text_and_are_replayed(
         (("--presence-penalty", "3"), "--presence-penalty"),
         (("--top-logprobs", "21"), "--top-logprobs"),
         (("--stop", ""), "--stop ''"),
-        (("-b", "nan"), "--budget"),
+        (("-b", "nan"), "nan"),
+        (("--temperature=nan",), "nan"),
     ],
 )
 def test_settings_that_are_wrong_are_one_line_and_write_nothing(
@@ -126,6 +127,62 @@ def test_settings_that_are_wrong_are_one_line_and_write_nothing(
     assert [line for line in err.splitlines() if "error" in line] == err.splitlines()[-1:]
     assert part in err.splitlines()[-1]
     assert not trace.exists()
+
+
+def test_a_prompt_that_is_too_long_leaves_a_trace_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "run.jsonl"
+    trace.write_text("of an earlier run")
+    run(capsys, "generate", "-p", PROMPT * 9, "-c", "16", "--trace", str(trace), code=1)
+    assert trace.read_text() == "of an earlier run"
+
+
+def test_more_threads_than_processors_are_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    most = providers.default_threads()
+    argv = ("generate", "-p", PROMPT, "-n", "3", "--temperature", "0")
+    out, err = run(capsys, *argv, "-t", "1000")
+    assert out == run(capsys, *argv)[0]
+    assert f"--threads 1000: this process may use {most} processors, so it runs {most} threads" in err.splitlines()
+
+
+@pytest.mark.parametrize("command", [("generate", "-p", PROMPT), ("chat", "-p", PROMPT)])
+def test_a_context_beyond_the_model_is_refused(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    out, err = run(capsys, *command, "-c", "1025", code=2)
+    assert (out, err) == ("", "sol-rt: error: --ctx-size 1025: the model's context is 1024 tokens; give at most that\n")
+
+
+@pytest.mark.parametrize("kind", ["a file", "read-only"])
+def test_calibrate_says_at_once_that_home_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], home: Path, kind: str
+) -> None:
+    if kind == "a file":
+        home.write_text("a file where a folder belongs")
+    elif os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    else:
+        home.mkdir(mode=0o555)
+    out, err = run(capsys, "calibrate", code=1)
+    assert out == ""
+    assert err.splitlines() == [line for line in err.splitlines() if line.startswith(f"sol-rt: error: {home}")]
+    assert "make it writable, or set SOL_RT_HOME" in err
+
+
+def test_a_long_prompt_shows_its_progress_and_nothing_changes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("generate", "-p", "a " * 700, "-n", "3", "--temperature", "0")
+    plain, err = run(capsys, *argv)
+    assert "reading the prompt" not in err, "a prompt that takes less than 2 seconds"
+    monkeypatch.setattr("sol_rt.cli.loading.PROMPT_SECONDS", 1e-9)
+    forward = Engine._batch
+
+    def waiting(engine: Engine, *arguments: Any) -> Any:
+        time.sleep(0.2)  # until the timer has begun
+        return forward(engine, *arguments)
+
+    monkeypatch.setattr(Engine, "_batch", waiting)
+    out, err = run(capsys, *argv)
+    assert out == plain
+    assert len([line for line in err.splitlines() if line.startswith("reading the prompt, ")]) == 1
 
 
 def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +331,16 @@ def test_calibration_is_used_from_then_on(capsys: pytest.CaptureFixture[str], ho
     assert as_json(capsys, "inspect", "-o", "json")["cost_model"] == "calibrated"
     run_of = ("generate", "-p", PROMPT, "-n", "4", "--provider", "cpu", "--json")
     assert as_json(capsys, *run_of)["cost_model"] == "calibrated"
+
+
+def test_calibrate_reports_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = run(capsys, "calibrate", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
+    lines = [line.partition(" ...") for line in err.splitlines() if " ..." in line]
+    stages = [f"{what} {length}" for length in (16, 64) for what in ("filling the cache to", "timing at")]
+    assert [name for name, _, _ in lines] == [*stages, "timing the policy"]
+    shares = [int(figures.partition("%")[0] or 0) for _, _, figures in lines]
+    assert shares == sorted(shares)
+    assert shares[0] == 0 < shares[-1]
 
 
 def test_calibrate_refuses_contexts_beyond_the_model(capsys: pytest.CaptureFixture[str]) -> None:

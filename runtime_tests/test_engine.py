@@ -71,6 +71,16 @@ def test_steps_chunks_and_batches_agree(engine: Engine) -> None:
         assert np.abs(part - whole[start + 48 : start + 50]).max() < 0.05
 
 
+def test_chunks_are_told_and_change_nothing(engine: Engine) -> None:
+    engine._chunk = 64
+    expected = engine.forward(TOKENS[:200], DENSE).logits.copy()
+    engine.reset()
+    told: list[tuple[int, int]] = []
+    engine.on_chunk = lambda done, total: told.append((done, total))
+    assert np.array_equal(engine.forward(TOKENS[:200], DENSE).logits, expected)
+    assert told == [(done, 200) for done in (0, 64, 128, 192, 200)]
+
+
 def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(engine: Engine) -> None:
     """Whatever the step before it chose: a graph takes a chunk of one token for a step."""
     engine._chunk = 64

@@ -212,6 +212,27 @@ def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path
     assert got == runs
 
 
+def test_progress_is_one_whole_over_all_sizes(model: SolModel, text: str, tmp_path: Path) -> None:
+    plan = replace(QUICK, sizes=(SIZE, 80), chunks=2)
+    calls: list[tuple[str, float]] = []
+
+    def report(description: str, done: float, total: float) -> None:
+        calls.append((description, done / total))
+
+    settings = state_settings(model, QUICK.block)
+    list(measure(model, {"text": text}, plan, State(tmp_path / "state.jsonl", settings), report))
+    shares = [share for _, share in calls]
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    names = [f"{size}: {what}" for size in plan.sizes for what in ("schedules", "best mix, best random")]
+    assert list(dict.fromkeys(name for name, _ in calls)) == names
+    # all results are there: every stage begins and ends
+    calls.clear()
+    list(measure(model, {"text": text}, plan, State(tmp_path / "state.jsonl", settings), report))
+    assert [name for name, _ in calls] == [name for name in names for _ in range(2)]
+
+
 def test_a_state_of_other_settings_is_refused(model: SolModel, tmp_path: Path) -> None:
     path = tmp_path / "state.jsonl"
     State(path, state_settings(model, QUICK.block)).put("one", {"a": 1})

@@ -91,7 +91,8 @@ def run(argv: list[str]) -> int:
         return 1
     except _CLICK_ERROR as error:
         gone = advice(getattr(error, "option_name", ""))
-        return _fail(gone or error.format_message() + _origin(error, argv), 2)  # type: ignore[attr-defined]
+        message = error.format_message()  # type: ignore[attr-defined]
+        return _fail(gone or message + _origin(error, message, argv), 2)
     except SolError as error:
         return _fail(str(error), error.exit_code)
     except MemoryError:
@@ -106,14 +107,16 @@ def run(argv: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _origin(error: Exception, argv: list[str]) -> str:
-    """Names the environment variable that a wrong value came from; empty if it came from a flag."""
+def _origin(error: Exception, message: str, argv: list[str]) -> str:
+    """Names the wrong value, or the environment variable that it came from; empty where `message` says it already."""
     parameter = getattr(error, "param", None)
-    variable = getattr(parameter, "envvar", None)
-    if not isinstance(variable, str) or variable not in os.environ:
-        return ""
-    given = {argument.split("=")[0] for argument in argv}
-    return "" if given & set(getattr(parameter, "opts", ())) else f" (from ${variable})"
+    flags, variable = set(getattr(parameter, "opts", ())), getattr(parameter, "envvar", None)
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in flags:
+            got = value if equals else following
+            return "" if not got or got in message else f"; got {got}"
+    return f" (from ${variable})" if isinstance(variable, str) and variable in os.environ else ""
 
 
 def _fail(message: str, code: int) -> int:

@@ -204,7 +204,7 @@ class _Lines(Shown):
 
 def _left(shown: Shown) -> str:
     seconds = shown.seconds_left
-    if seconds is None or shown.share >= 1:
+    if seconds is None or seconds < 1 or shown.share >= 1:  # below a second the estimate was too low
         return ""
     return f"{duration(seconds)} left"
 

@@ -110,6 +110,13 @@ class Decoder:
         return StepRecord(action, context, charge.cost, charge.relative)
 
 
+def check_room(engine: Engine, prompt: Sequence[int]) -> None:
+    """Raises ContextError for a prompt longer than the context."""
+    if len(prompt) > engine.max_context:
+        expected = f"expected at most {engine.max_context}, the model's context"
+        raise ContextError(f"prompt: got {len(prompt)} tokens, {expected}; shorten it")
+
+
 def generate_steps(
     decoder: Decoder,
     prompt: Sequence[int],
@@ -134,9 +141,7 @@ def generate_steps(
     Raises ContextError for a prompt longer than the context, and what `Decoder.step` raises.
     """
     engine, controller = decoder.engine, decoder.controller
-    if len(prompt) > engine.max_context:
-        expected = f"expected at most {engine.max_context}, the model's context"
-        raise ContextError(f"prompt: got {len(prompt)} tokens, {expected}; shorten it")
+    check_room(engine, prompt)
     # the last token is returned without being processed, so it needs no room
     limit = min(config.max_new_tokens, engine.max_context - len(prompt) + 1)
     sampler = Sampler(config, engine.bundle.config.model.vocab_size)

@@ -36,7 +36,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import QualityWarning, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, score_steps
+from sol_rt.generate.loop import Decoder, check_room, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
 from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
@@ -224,6 +224,7 @@ class SolModel:
             name, decoder = replay.header.schedule, replay_decoder(self.engine, self.cost, replay)
         writer = None
         if trace is not None:
+            check_room(self.engine, tokens)  # before the file is replaced
             writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder.controller, config))
         return Stream(
             name,
