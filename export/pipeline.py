@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, KvLayout, SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.errors import UsageError
@@ -20,8 +21,10 @@ from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES, Levels
-from sol_rt.export.actions.effort import FULL
+from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
+from sol_rt.export.actions.measuring import measure
+from sol_rt.export.actions.stored import Settings, StoredCalibration, is_stored
 from sol_rt.export.blob import memory
 from sol_rt.export.blob.mixed_bits import graph_precisions, left_out
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
@@ -35,11 +38,12 @@ from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.progress import Progress, silent
 from sol_rt.store.pull import resolve
+from sol_rt.store.recipes import aliases
 from sol_rt.text.tokenizer import FILE as TOKENIZER
 from sol_rt.text.tokenizer import Tokenizer
 
-OWN_TEXT, NO_TEXT = "self", "none"
-"""Values of `calibration` that are no file: the model writes the text, or there is none."""
+QUICK, FULL, NO_TEXT = "quick", "full", "none"
+"""Values of `calibration` that are no file: the model writes a short or a long text, or there is none."""
 MAX_ACTIONS = 16
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
@@ -54,6 +58,7 @@ class ExportReport:
         path: the bundle.
         config: its sol_config.json.
         seconds: wall-clock time.
+        calibration: one line that says what the bundle was calibrated on; empty without calibration.
         parity: the comparison with the source; None if it was not asked for.
         selection: the measurements of the candidate actions; None without calibration.
         dropped: one line for each requested precision that the bundle lacks, unless `selection` gives the reason.
@@ -62,6 +67,7 @@ class ExportReport:
     path: Path
     config: SolConfig
     seconds: float
+    calibration: str
     parity: parity_report.Parity | None
     selection: Selection | None
     dropped: tuple[str, ...]
@@ -73,6 +79,8 @@ class ExportReport:
             f"{self.config.model.name}: {len(self.config.variants)} variants, {len(self.config.actions)} actions, "
             f"{size / 1e6:.1f} MB in {self.seconds:.0f} s"
         ]
+        if self.calibration:
+            lines.append(f"calibration: {self.calibration}")
         if self.parity is not None:
             lines.append(f"against transformers in float32, {self.parity.tokens} tokens:")
             lines += [
@@ -95,7 +103,8 @@ def export_bundle(
     max_context: int | None = None,
     policy: Path | None = None,
     kv: str = "float16",
-    calibration: str | Path = OWN_TEXT,
+    calibration: str | Path | None = None,
+    save_calibration: Path | None = None,
     max_actions: int | None = None,
     progress: Progress | None = None,
     parity: bool = True,
@@ -112,19 +121,22 @@ def export_bundle(
         max_context: longest context in tokens; by default the model's own.
         policy: file of a trained policy.
         kv: type of the cache's keys and values, float16 or int8.
-        calibration: OWN_TEXT, NO_TEXT or a text file. With a text, GPTQ fits the weights to it and the actions are
-            chosen on it. Without one, all combinations of the levels stay, and their losses are unknown.
+        calibration: QUICK, FULL, NO_TEXT, a text file or a stored calibration. With a text, GPTQ fits the weights to it
+            and the actions are chosen on it. Without one, all combinations of the levels stay, and their losses are
+            unknown. None: the alias's stored calibration if it has one that fits, else QUICK.
+        save_calibration: a file to store in what was measured.
         max_actions: most actions to choose, by default MAX_ACTIONS; needs a calibration text.
         progress: reports how far the work is.
         parity: compare with transformers at the end.
 
     Raises:
-        UsageError: an argument is out of range, or `output` exists and is no bundle.
+        UsageError: an argument is out of range, `output` exists and is no bundle, or the stored calibration that is
+            named is of another checkpoint or of other settings.
         CheckpointError: the source cannot be exported, or memory or disk do not suffice.
     """
-    began, report, output, effort = time.monotonic(), progress or silent, Path(output), FULL
+    began, report, output = time.monotonic(), progress or silent, Path(output)
     levels = Levels.checked(bits, channel_density, kv_density)
-    _check_arguments(levels, kv, calibration, max_actions)
+    _check_arguments(levels, kv, calibration, save_calibration, max_actions)
     check_output(output)
 
     # open the source
@@ -158,27 +170,45 @@ def export_bundle(
             tensors=dict(tensors),
             files={},
         )
-        text = _text_of_file(calibration, folder, decoder)
         config = write_graphs(folder, config, decoder)
         if policy is not None:
             config = replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
-
-        # write the weights; if the model is to write the calibration text, with rounded weights first
-        write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions, report)
         save = partial(seal, folder, weights=FileEntry(size, "0" * 64))  # hashed at the end
-        if calibration == OWN_TEXT:
-            write_weights()
+
+        # get the calibration: stored, or a text
+        settings = partial(Settings.of, path, config)
+        stored, note = _stored_calibration(calibration, source, settings, config)
+        effort = Effort.quick(decoder.weights) if calibration in (None, QUICK) else Effort.full()
+        text: CalibrationText | None = None
+        write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions, report)
+        if stored is None and calibration in (None, QUICK, FULL):
+            write_weights()  # rounded, for the model to write the text with
             save(config)
             text = calibration_text.generate_text(folder, effort.windows, effort.long, report)
-        write_weights(None if text is None else text.fitted)
+        elif stored is None and calibration != NO_TEXT:
+            tokenizer = Tokenizer.from_file(folder / TOKENIZER)
+            text = calibration_text.read_text(Path(str(calibration)), tokenizer, decoder.max_context, effort.windows)
+
+        # write the weights
+        source_of_fit = stored or text
+        write_weights(None if source_of_fit is None else source_of_fit.fitted)
         config = save(config)
 
         # choose the LM head's bits, the active channels and the actions
         selection: Selection | None = None
+        to_store: StoredCalibration | None = None
         if text is not None:
-            config = save(choose_lm_head_bits(folder, config, decoder, text.held_out, report))
+            config = save(choose_lm_head_bits(folder, config, decoder, text.held_out[: effort.head_windows], report))
             config = save(active_channels.with_levels(folder, config, decoder, text.fitted, report))
-            chosen = action_set.choose_actions(folder, config, text, max_actions or MAX_ACTIONS, effort, report)
+            kv_levels, required = levels.kv_density, () if config.policy is None else config.policy.actions
+            measured = measure(Bundle.open(folder), text, kv_levels, effort, report, required=required)
+            if save_calibration is not None:
+                to_store = StoredCalibration.of(settings(), text, config, measured)
+        elif stored is not None:
+            config, measured = save(stored.applied(folder, config, decoder)), stored.measured
+        if source_of_fit is not None:
+            origin, most = source_of_fit.origin, max_actions or MAX_ACTIONS
+            chosen = action_set.choose_actions(folder, config, measured, origin, most)
             config, selection = save(chosen.config), chosen.selection
 
         # compare with the source
@@ -193,10 +223,18 @@ def export_bundle(
 
         # write the card and the config, with hashes
         config = seal(folder, config, hashed(folder / WEIGHTS, report), compared, selection)
-    return ExportReport(output, config, time.monotonic() - began, compared, selection, dropped)
+    if to_store is not None and save_calibration is not None:
+        to_store.write(save_calibration)
+    return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped)
 
 
-def _check_arguments(levels: Levels, kv: str, calibration: str | Path, max_actions: int | None) -> None:
+def _check_arguments(
+    levels: Levels,
+    kv: str,
+    calibration: str | Path | None,
+    save_calibration: Path | None,
+    max_actions: int | None,
+) -> None:
     if kv not in KV_DTYPES:
         raise UsageError(f"kv: got {kv}, expected {' or '.join(KV_DTYPES)}")
     if max_actions is not None and (max_actions < 1 or calibration == NO_TEXT):
@@ -204,10 +242,49 @@ def _check_arguments(levels: Levels, kv: str, calibration: str | Path, max_actio
             f"max actions: got {max_actions}, expected 1 or more, and a calibration text: without one nothing says "
             "which actions to drop"
         )
-    if calibration not in (OWN_TEXT, NO_TEXT) and not Path(calibration).is_file():
-        raise UsageError(f"calibration {calibration}: no such file, expected a text file, {OWN_TEXT} or {NO_TEXT}")
+    if calibration not in (None, QUICK, FULL, NO_TEXT) and not Path(str(calibration)).is_file():
+        raise UsageError(
+            f"calibration {calibration}: no such file, expected {QUICK}, {FULL}, {NO_TEXT}, a text file or a stored "
+            "calibration"
+        )
+    if save_calibration is not None and (calibration in (None, NO_TEXT) or is_stored(Path(str(calibration)))):
+        raise UsageError(f"save calibration: got calibration {calibration}, expected {QUICK}, {FULL} or a text file")
+    if save_calibration is not None and not save_calibration.parent.is_dir():
+        raise UsageError(f"save calibration {save_calibration}: no such folder {save_calibration.parent}")
     if calibration != NO_TEXT:
         active_channels.check_targets(levels.channel_density)
+
+
+def _stored_calibration(
+    calibration: str | Path | None, source: str, settings: Callable[[], Settings], config: SolConfig
+) -> tuple[StoredCalibration | None, str]:
+    """The stored calibration to use, if any, and a line that says what the bundle is calibrated on.
+
+    Raises UsageError if `calibration` names a stored one that does not fit.
+    """
+    required = () if config.policy is None else config.policy.actions
+    if calibration is None:
+        recipe = aliases().get(source)
+        path = None if recipe is None else recipe.calibration_path()
+        if path is None:
+            return None, f"a short text of the model's own; --calibration {FULL} takes a long one"
+        stored = StoredCalibration.read(path)
+        reason = stored.difference(settings(), required)
+        if reason:
+            return None, f"a short text of the model's own: {source} has a stored calibration, but {reason}"
+        return stored, f"stored with {source}, measured on {stored.origin}; --calibration {FULL} measures again"
+    if calibration == NO_TEXT:
+        return None, ""
+    if calibration in (QUICK, FULL):
+        return None, f"a {'short' if calibration == QUICK else 'long'} text of the model's own"
+    path = Path(str(calibration))
+    if not is_stored(path):
+        return None, path.name
+    stored = StoredCalibration.read(path)
+    reason = stored.difference(settings(), required)
+    if reason:
+        raise UsageError(f"calibration {path}: {reason}; leave --calibration out to measure")
+    return stored, f"{path.name}, measured on {stored.origin}"
 
 
 def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
@@ -215,10 +292,3 @@ def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -
     checkpoint.write_tokenizer(folder)
     tokenizer_files.check_vocabulary(folder, decoder.vocab_size)
     tokenizer_files.write_json(folder / "config.json", checkpoint.config)
-
-
-def _text_of_file(calibration: str | Path, folder: Path, decoder: Decoder) -> CalibrationText | None:
-    """The calibration text of a file, None if `calibration` names no file."""
-    if calibration in (OWN_TEXT, NO_TEXT):
-        return None
-    return calibration_text.read_text(Path(calibration), Tokenizer.from_file(folder / TOKENIZER), decoder.max_context)

@@ -1,4 +1,4 @@
-"""Gives a bundle its action set: measures the candidates, keeps the best, and records why in selection.json.
+"""Gives a bundle its action set: keeps the best of the measured candidates, and records why in selection.json.
 
 measuring.py measures, selection.py decides. Without calibration nothing is measured, and only `without_dominated_bits`
 drops actions.
@@ -7,20 +7,17 @@ drops actions.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name
-from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import ActionEntry, SolConfig
 from sol_rt.bundle.selection import SELECTION, Candidate, Selection, Setting
-from sol_rt.export.actions.calibration_text import CalibrationText
-from sol_rt.export.actions.effort import Effort
-from sol_rt.export.actions.measuring import Measurements, measure
-from sol_rt.export.actions.selection import Verdict, choose
+from sol_rt.export.actions.measuring import Measurements
+from sol_rt.export.actions.selection import Front, Verdict, choose
 from sol_rt.export.parity import Parity
-from sol_rt.store.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -31,42 +28,34 @@ class ActionSet:
     selection: Selection
 
 
-def choose_actions(
-    folder: Path,
-    config: SolConfig,
-    text: CalibrationText,
-    max_actions: int,
-    effort: Effort,
-    progress: Progress,
-) -> ActionSet:
-    """Measures the candidate actions of the bundle in `folder`, keeps the best, and writes selection.json.
+def choose_actions(folder: Path, config: SolConfig, measured: Measurements, origin: str, max_actions: int) -> ActionSet:
+    """Keeps the best of the candidate actions of the bundle in `folder`, and writes selection.json.
 
     Args:
         folder: a bundle whose weights are final. Graphs that no kept action runs are removed from it.
-        config: the bundle's config, whose actions are the candidates. The policy's actions are measured and kept too.
-        text: the text to measure losses on.
+        config: the bundle's config, whose actions are the candidates. The policy's actions are kept too.
+        measured: the measurements of the candidates and of the policy's actions.
+        origin: where the scored text comes from, in a few words.
         max_actions: most actions to keep.
-        effort: how many tokens to score.
-        progress: reports how far the work is.
 
     Returns:
         The config with the kept actions, their losses by context, and their variants. It is not written to
         sol_config.json.
     """
     required = () if config.policy is None else config.policy.actions
-    kv_densities = sorted({entry.action.kv_density for entry in config.actions}, reverse=True)
-    measured = measure(Bundle.open(folder), text, kv_densities, effort, progress, required=required)
-    verdicts = choose(
-        measured.fronts, config.dense, max_actions, collapse_loss=measured.collapse_loss, required=required
-    )
     candidates = sorted({entry.action for entry in config.actions} | set(required), reverse=True)
+    fronts = {
+        context: {action: point for action, point in front.items() if action in candidates}
+        for context, front in measured.fronts.items()
+    }
+    verdicts = choose(fronts, config.dense, max_actions, collapse_loss=measured.collapse_loss, required=required)
     selection = Selection(
         dense=config.dense,
-        text=text.origin,
+        text=origin,
         max_actions=max_actions,
         collapse_loss=measured.collapse_loss if math.isfinite(measured.collapse_loss) else None,
         contexts={context: Setting(measured.tokens[context], loss) for context, loss in measured.dense_loss.items()},
-        candidates=tuple(_candidate(action, verdicts, measured) for action in candidates),
+        candidates=tuple(_candidate(action, verdicts, fronts) for action in candidates),
     )
     (folder / SELECTION).write_text(selection.to_json(), encoding="utf-8")
     return ActionSet(_with_actions(folder, config, selection), selection)
@@ -110,11 +99,11 @@ def without_dominated_bits(folder: Path, config: SolConfig, parity: Parity) -> t
     return replace(config, variants=variants, actions=actions), tuple(reasons)
 
 
-def _candidate(action: Action, verdicts: dict[Action, Verdict], measured: Measurements) -> Candidate:
-    at = {context: front[action] for context, front in measured.fronts.items() if action in front}
-    verdict, short = verdicts.get(action), min(measured.fronts)
+def _candidate(action: Action, verdicts: Mapping[Action, Verdict], fronts: Mapping[int, Front]) -> Candidate:
+    at = {context: front[action] for context, front in fronts.items() if action in front}
+    verdict, short = verdicts.get(action), min(fronts)
     if verdict is None:
-        sparse = any(other.kv_density < 1 for front in measured.fronts.values() for other in front)
+        sparse = any(other.kv_density < 1 for front in fronts.values() for other in front)
         reason = (
             f"{action.variant} is far from the hull at {short}"
             if sparse or action.kv_density == 1

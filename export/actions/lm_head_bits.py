@@ -79,7 +79,7 @@ def choose_lm_head_bits(
     for wider in trials:
         progress("LM head", wider, len(trials) * 2)
         heads = {**plain, **{bits: min(plain[bits] + wider, widest) for bits in graph_bits[:-1]}}
-        for bits, point in _measure(folder, _with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
+        for bits, point in _measure(folder, with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
             points[bits].setdefault(heads[bits], point)
     progress("LM head", 1, 1)
     chosen = {}
@@ -88,7 +88,7 @@ def choose_lm_head_bits(
         # a mixed graph loses almost nothing; measured against it, no byte of the LM head would be worth reading
         priced = [other for other in above if other != MIXED] or above
         chosen[bits] = worth_reading(points[bits], [points[other][plain[other]] for other in priced])
-    return _with_heads(folder, config, decoder, {**plain, **chosen})
+    return with_heads(folder, config, decoder, {**plain, **chosen})
 
 
 def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) -> dict[int, HeadPoint]:
@@ -103,7 +103,7 @@ def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) 
     }
 
 
-def _with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, int]) -> SolConfig:
+def with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, int]) -> SolConfig:
     """The config with the LM head bits that `heads` gives for the bits of each graph. The graphs are written."""
     variants = {key: replace(variant, lm_head_bits=heads[variant.bits]) for key, variant in config.variants.items()}
     return write_graphs(folder, replace(config, variants=variants), decoder)

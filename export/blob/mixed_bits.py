@@ -19,19 +19,20 @@ bits 0.009.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sol_rt.bundle.bits import MIXED, LayerBits, Precision
 from sol_rt.errors import CheckpointError
-from sol_rt.export.sources.checkpoint import Checkpoint, matrices
+from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import TensorNames
 
 _ONLY_CODES = LayerBits(qkv=8, o=8, up=4, down=8)
 _LEFT_OUT = {
     MIXED: "mixed bits left out: they keep a source's own 4-bit codes, and this one has none",
-    6: "6 bits left out: mixed bits are closer to the source, so 6 are exported only beside 8 bits",
+    6: "6 bits left out: mixed bits are closer to the source, which has 4-bit codes of its own",
 }
 
 
@@ -50,8 +51,10 @@ def graph_precisions(
     mixed = mixed_precision(checkpoint, decoder, names) if MIXED in bits else None
     found = [Precision(level, level) for level in bits if level != MIXED]
     if mixed is not None:
+        if 8 not in bits or coded_share(checkpoint, decoder, names) >= 0.5:
+            found = [each for each in found if each.bits != 6]
         # without 8 bits the mixed graph is the dense one, so no wider one is there to lend it an LM head
-        found = [*found, mixed] if 8 in bits else [*(each for each in found if each.bits != 6), with_dense_head(mixed)]
+        found.append(mixed if 8 in bits else with_dense_head(mixed))
     if not found:
         raise CheckpointError(f"bits: {_LEFT_OUT[MIXED]}; give --bits 8,4")
     return tuple(sorted(found, key=lambda precision: -precision.bits))
@@ -78,6 +81,14 @@ def mixed_precision(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
     if found == {4}:
         layers = (_ONLY_CODES,) * decoder.num_layers
     return Precision(MIXED, _matrix_bits(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
+
+
+def coded_share(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> float:
+    """The share of the layers' weights in matrices that have 4-bit codes in the source, all their rows."""
+    of_layers = {name: modules for name, modules in matrices(decoder, names).items() if name.startswith("layers.")}
+    sizes = {name: math.prod(matrix_shape(decoder, name)) for name in of_layers}
+    coded = sum(sizes[name] for name, modules in of_layers.items() if _matrix_bits(checkpoint, modules) == 4)
+    return coded / sum(sizes.values())
 
 
 def with_dense_head(mixed: Precision) -> Precision:

@@ -94,16 +94,14 @@ def choose_codes(
     codes = np.empty((rows, channels), np.uint8)
 
     def work(part: slice) -> None:
+        columns = _columns(w[part], hessian)
+        scale, zero = (torch.from_numpy(each[:, part].astype(np.float32)) for each in (nested.scale, nested.zero))
         stay = None if fixed is None else torch.from_numpy(fixed[part].T.copy())
         base = None if stay is None else _FixedBase(_columns(nested.q[part], hessian), stay)
-        found = _codes(
-            _columns(w[part], hessian),
-            torch.from_numpy(nested.scale[:, part].astype(np.float32)),
-            torch.from_numpy(nested.zero[:, part].astype(np.float32)),
-            hessian,
-            levels,
-            base,
-        )
+        if base is not None and base.fixed.all() and 6 not in levels:
+            found = _residual_codes(columns, scale, zero, hessian, base.codes)
+        else:
+            found = _codes(columns, scale, zero, hessian, levels, base)
         codes[part] = found.T.numpy()
 
     # one thread for each part: an update is thousands of small operations, too small to share between threads
@@ -153,13 +151,38 @@ def _codes(
         owed = torch.matmul(factor[:start, start:stop].T, errors[:, :start])
         for j in range(start, stop):
             block = blocks[j]
-            target = w[j] + owed[:, j - start] / factor[j, j]
+            target = w[j] + (owed[:, j - start] + factor[start:j, j] @ errors[:, start:j]) / factor[j, j]
             position = target * inverse[block] + zero[block] + offsets
             code = _nearest(position, weights, None if base is None else (base.codes[j], base.fixed[block]))
             values = torch.stack([(code / unit).floor() * unit for unit in (16, 4, 1)])
             errors[:, j] = w[j] - (values - offsets - zero[block]) * sixteenth[block]
             codes[hessian.order[j]] = code.to(torch.uint8)
-            owed[:, j + 1 - start :] += factor[j, j + 1 : stop].view(1, -1, 1) * errors[:, j : j + 1]
+    return codes
+
+
+def _residual_codes(w: Tensor, scale: Tensor, zero: Tensor, hessian: HessianFactor, base: Tensor) -> Tensor:
+    """Runs GPTQ for level 8 alone, where all 4-bit codes stay: a fraction of the work of `_codes`.
+
+    `base` holds these codes, float32 [K, N] in the Hessian's order. The other arguments and the result are those of
+    `_codes`.
+    """
+    factor, (channels, rows) = hessian.factor, w.shape
+    sixteenth = scale / 16
+    inverse = torch.where(sixteenth > 0, 1 / sixteenth, 0)
+    shift = zero + LEVEL_OFFSETS[8]
+    blocks = (hessian.order // BLOCK).tolist()
+    errors = torch.empty(channels, rows)  # W - Q
+    codes = torch.empty(channels, rows, dtype=torch.uint8)
+    for start in range(0, channels, BLOCK):
+        stop = min(start + BLOCK, channels)
+        owed = factor[:start, start:stop].T @ errors[:start]
+        for j in range(start, stop):
+            block, least = blocks[j], 16 * base[j]
+            target = w[j] + (owed[j - start] + factor[start:j, j] @ errors[start:j]) / factor[j, j]
+            code = target.mul_(inverse[block]).add_(shift[block]).round_()
+            code = torch.minimum(torch.maximum(code, least), least + 15)
+            errors[j] = w[j] - (code - shift[block]) * sixteenth[block]
+            codes[hessian.order[j]] = code.to(torch.uint8)
     return codes
 
 

@@ -83,6 +83,13 @@ class Decoder:
         """The number of outputs of the first MLP matrix, the gate's included."""
         return self.intermediate_size * (2 if self.gated else 1)
 
+    @property
+    def weights(self) -> int:
+        """The number of weights that a token is multiplied with: those of the layers' matrices and the LM head."""
+        attention = self.hidden_size * (self.qkv_size + self.num_heads * self.head_dim)
+        layer = attention + self.hidden_size * (self.up_size + self.intermediate_size)
+        return self.num_layers * layer + self.hidden_size * self.vocab_size
+
     def dims(
         self,
         *,

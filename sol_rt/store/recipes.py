@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sol_rt.errors import SolError
 
+_CALIBRATION = ".calibration.json"  # how the names of stored calibrations end
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -23,6 +25,7 @@ class Recipe:
         member: name of the weights file inside the package.
         sha256: hash of the weights file, lower-case hex.
         policy: file of a trained policy beside the recipes, which every export of the alias gets.
+        calibration: file of a stored calibration beside the recipes; with it an export of the alias measures nothing.
     """
 
     name: str
@@ -33,17 +36,26 @@ class Recipe:
     member: str | None = None
     sha256: str | None = None
     policy: str | None = None
+    calibration: str | None = None
 
     def policy_path(self) -> Path | None:
         """Path of the policy's file; None if the recipe has no policy.
 
         Raises SolError if the recipe names a file that is not installed.
         """
-        if self.policy is None:
-            return None
-        path = Path(str(resources.files("sol_rt.models") / self.policy))
+        return None if self.policy is None else self._beside(self.policy, "--policy none")
+
+    def calibration_path(self) -> Path | None:
+        """Path of the stored calibration; None if the recipe has none.
+
+        Raises SolError if the recipe names a file that is not installed.
+        """
+        return None if self.calibration is None else self._beside(self.calibration, "--calibration quick")
+
+    def _beside(self, name: str, instead: str) -> Path:
+        path = Path(str(resources.files("sol_rt.models") / name))
         if not path.is_file():
-            raise SolError(f"recipe {self.name}: {path} is missing; install sol_rt again, or export with --policy none")
+            raise SolError(f"recipe {self.name}: {path} is missing; install sol_rt again, or export with {instead}")
         return path
 
 
@@ -51,7 +63,7 @@ def aliases() -> dict[str, Recipe]:
     """Every installed recipe by its alias."""
     found = {}
     for entry in resources.files("sol_rt.models").iterdir():
-        if entry.name.endswith(".json"):
+        if entry.name.endswith(".json") and not entry.name.endswith(_CALIBRATION):
             recipe = _read(entry.name, entry.read_text(encoding="utf-8"))
             found[recipe.name] = recipe
     return dict(sorted(found.items()))

@@ -65,18 +65,22 @@ def export(
         str, options.option("--kv", env=False, help="Type of cached keys and values: float16 or int8.")
     ] = "float16",
     calibration: Annotated[
-        str,
+        str | None,
         options.option(
             "--calibration",
             env=False,
-            help="Text file to calibrate on, or self (the model writes the text), or none (plain rounding, all "
-            "actions).",
+            help="quick or full (the model writes a short or a long text), none (plain rounding, all actions), a text "
+            "file, or a stored calibration; default: the alias's stored one, else quick.",
         ),
-    ] = "self",
+    ] = None,
+    save_calibration: Annotated[
+        Path | None,
+        options.option("--save-calibration", env=False, help="File to store the measurements in, for other exports."),
+    ] = None,
     max_actions: Annotated[
         int | None,
         options.option(
-            "--max-actions", env=False, min=1, help="Largest number of actions to keep by measurement; default: 12."
+            "--max-actions", env=False, min=1, help="Largest number of actions to keep by measurement; default: 16."
         ),
     ] = None,
     parity: Annotated[
@@ -129,6 +133,7 @@ def export(
             policy=given,
             kv=kv,
             calibration=calibration,
+            save_calibration=save_calibration,
             max_actions=max_actions,
             parity=parity,
             progress=report,

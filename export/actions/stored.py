@@ -1,0 +1,257 @@
+"""A stored calibration: what an export measured, in a file of some tens of kilobytes, for the next export.
+
+It holds the windows that the weights are fitted to, the LM head's bits, the active channels, and the losses of the
+candidate actions. With it an export fits the weights again and measures nothing. It is bound to the checkpoint by a
+hash, and to all settings that the measurements depend on. The aliases' own are in sol_rt/models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import bits_name, parse_bits_name
+from sol_rt.bundle.bundle import sha256
+from sol_rt.bundle.config import FORMAT_VERSION as BUNDLE_FORMAT_VERSION
+from sol_rt.bundle.config import SolConfig
+from sol_rt.bundle.selection import Measured
+from sol_rt.errors import UsageError
+from sol_rt.export.actions.calibration_text import CalibrationText
+from sol_rt.export.actions.lm_head_bits import with_heads
+from sol_rt.export.actions.measuring import Measurements
+from sol_rt.export.graphs.graph import weight_bytes
+from sol_rt.export.sources.decoder import Decoder
+
+FORMAT = "sol_rt.calibration"
+FORMAT_VERSION = 1
+_WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the measurements depend on.
+
+    Attributes:
+        checkpoint: `checkpoint_hash` of the source.
+        bits: names of the bits of the graphs, the most first.
+        channel_density, kv_density: the levels, in descending order.
+        kv: type of cached keys and values.
+        max_context: longest context in tokens.
+        bundle_format: format version of the bundle.
+    """
+
+    checkpoint: str
+    bits: tuple[int | str, ...]
+    channel_density: tuple[float, ...]
+    kv_density: tuple[float, ...]
+    kv: str
+    max_context: int
+    bundle_format: int = BUNDLE_FORMAT_VERSION
+
+    @classmethod
+    def of(cls, checkpoint: Path, config: SolConfig) -> Settings:
+        """The settings of an export whose config, with all candidates, is `config`. Reads the whole checkpoint."""
+        variants, actions = config.variants.values(), [entry.action for entry in config.actions]
+        return cls(
+            checkpoint=checkpoint_hash(checkpoint),
+            bits=tuple(bits_name(bits) for bits in sorted({variant.bits for variant in variants}, reverse=True)),
+            channel_density=tuple(sorted({variant.channel_density for variant in variants}, reverse=True)),
+            kv_density=tuple(sorted({action.kv_density for action in actions}, reverse=True)),
+            kv=config.kv.dtype,
+            max_context=config.model.max_context,
+        )
+
+    def difference(self, wanted: Settings) -> str:
+        """The first setting that differs, in a few words; empty if none does."""
+        for field in fields(self):
+            own, other = getattr(self, field.name), getattr(wanted, field.name)
+            if own != other:
+                if field.name == "checkpoint":
+                    return f"it is for another checkpoint: sha256 {own[:12]}…, got {other[:12]}…"
+                return f"{field.name.replace('_', ' ')}: it has {_told(own)}, got {_told(other)}"
+        return ""
+
+
+@dataclass(frozen=True)
+class StoredCalibration:
+    """The content of the file.
+
+    Attributes:
+        settings: what it is bound to.
+        origin: where the text comes from, in a few words.
+        fitted: the windows that the weights are fitted to.
+        lm_head_bits: by the bits of each graph.
+        active_channels: by variant key and by name, the active channels of every layer.
+        measured: the measurements of the candidates.
+    """
+
+    settings: Settings
+    origin: str
+    fitted: tuple[tuple[int, ...], ...]
+    lm_head_bits: dict[int, int]
+    active_channels: dict[str, dict[str, tuple[int, ...]]]
+    measured: Measurements
+
+    @classmethod
+    def of(
+        cls, settings: Settings, text: CalibrationText, config: SolConfig, measured: Measurements
+    ) -> StoredCalibration:
+        """What an export with the candidates of `config` measured."""
+        return cls(
+            settings=settings,
+            origin=text.origin,
+            fitted=text.fitted,
+            lm_head_bits={variant.bits: variant.lm_head_bits for variant in config.variants.values()},
+            active_channels={
+                key: {name: getattr(variant, name) for name in config.model.channels}
+                for key, variant in config.variants.items()
+                if variant.channel_density < 1
+            },
+            measured=measured,
+        )
+
+    def difference(self, settings: Settings, required: Iterable[Action]) -> str:
+        """Why an export with these settings cannot use it, in a few words; empty if it can.
+
+        `required` are the actions that the policy picks.
+        """
+        lacking = [a.tag for a in required if any(a not in front for front in self.measured.fronts.values())]
+        return self.settings.difference(settings) or (f"the policy picks {lacking[0]}, not measured" if lacking else "")
+
+    def applied(self, folder: Path, config: SolConfig, decoder: Decoder) -> SolConfig:
+        """The config of the bundle in `folder` with the stored LM head bits and active channels; graphs are written.
+
+        Raises UsageError if the file's numbers are not those of such a bundle.
+        """
+        try:
+            config = with_heads(folder, config, decoder, self.lm_head_bits)
+            variants = dict(config.variants)
+            for key, counts in self.active_channels.items():
+                variant = replace(
+                    variants[key],
+                    active_up=counts["active_up"],
+                    active_down=counts["active_down"],
+                    active_qkv=counts["active_qkv"],
+                    active_o=counts["active_o"],
+                )
+                if any(len(of_layers) != config.model.num_layers for of_layers in counts.values()):
+                    raise ValueError(f"{key}: counts of {config.model.num_layers} layers")
+                variants[key] = replace(variant, weight_bytes=weight_bytes(decoder, config.tensors, variant))
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"calibration: got a file that was edited ({error}); make it again") from None
+        return replace(config, variants=variants)
+
+    def write(self, path: Path) -> None:
+        """Writes the file, with a line for each window and each candidate; an older one is there until it is whole."""
+        measured = self.measured
+        lines = {
+            "format": json.dumps(FORMAT),
+            "format_version": json.dumps(FORMAT_VERSION),
+            "settings": json.dumps(asdict(self.settings)),
+            "origin": json.dumps(self.origin, ensure_ascii=False),
+            "lm_head_bits": json.dumps({str(bits_name(bits)): head for bits, head in self.lm_head_bits.items()}),
+            "active_channels": _rows(self.active_channels.items()),
+            "collapse_loss": json.dumps(measured.collapse_loss if math.isfinite(measured.collapse_loss) else None),
+            "contexts": json.dumps(
+                {at: {"tokens": measured.tokens[at], "dense_loss": loss} for at, loss in measured.dense_loss.items()}
+            ),
+            "losses": _rows(
+                (str(at), {action.tag: [p.bytes, p.loss, p.stderr] for action, p in front.items()})
+                for at, front in measured.fronts.items()
+            ),
+            "fitted": "[\n  " + ",\n  ".join(json.dumps(row, separators=(",", ":")) for row in self.fitted) + "\n ]",
+        }
+        text = ",\n ".join(f"{json.dumps(key)}: {value}" for key, value in lines.items())
+        part = path.with_name(f"{path.name}.part")
+        try:
+            part.write_text(f"{{\n {text}\n}}\n", encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise UsageError(f"--save-calibration {path}: {error.strerror or error}; choose another place") from None
+
+    @classmethod
+    def read(cls, path: Path) -> StoredCalibration:
+        """Reads a file. Raises UsageError if it is damaged or of another version."""
+        try:
+            return _read(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+            problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            raise UsageError(
+                f"calibration {path}: got a file that is not readable ({problem}), expected {FORMAT} version "
+                f"{FORMAT_VERSION}; make it again with --calibration full --save-calibration"
+            ) from None
+
+
+def is_stored(path: Path) -> bool:
+    """Whether a file is a stored calibration, readable or not, and no text to calibrate on."""
+    if path.suffix != ".json":
+        return False
+    try:
+        with path.open(encoding="utf-8") as file:
+            return FORMAT in file.read(200)
+    except (OSError, ValueError):
+        return False
+
+
+def checkpoint_hash(path: Path) -> str:
+    """sha256 of a checkpoint: of the file, or of the names and hashes of a folder's config and weights."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)})
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def _read(raw: Any) -> StoredCalibration:
+    if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format {raw['format']!r} version {raw['format_version']!r}")
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in raw["settings"].items()
+    }
+    return StoredCalibration(
+        settings=Settings(**settings),
+        origin=str(raw["origin"]),
+        fitted=tuple(tuple(map(int, window)) for window in raw["fitted"]),
+        lm_head_bits={_bits(name): int(head) for name, head in raw["lm_head_bits"].items()},
+        active_channels={
+            key: {name: tuple(map(int, counts)) for name, counts in named.items()}
+            for key, named in raw["active_channels"].items()
+        },
+        measured=Measurements(
+            fronts={
+                int(at): {Action.parse(tag): Measured(*map(float, point)) for tag, point in front.items()}
+                for at, front in raw["losses"].items()
+            },
+            tokens={int(at): int(setting["tokens"]) for at, setting in raw["contexts"].items()},
+            dense_loss={int(at): float(setting["dense_loss"]) for at, setting in raw["contexts"].items()},
+            collapse_loss=math.inf if raw["collapse_loss"] is None else float(raw["collapse_loss"]),
+        ),
+    )
+
+
+def _bits(name: str) -> int:
+    found = parse_bits_name(name)
+    if found is None:
+        raise ValueError(f"bits {name}")
+    return found
+
+
+def _rows(items: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """A JSON object of objects, with a line for each entry of the inner ones."""
+    rows = []
+    for key, inner in items:
+        entries = ",\n   ".join(
+            f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in inner.items()
+        )
+        rows.append(f"{json.dumps(key)}: {{\n   {entries}\n  }}")
+    return "{\n  " + ",\n  ".join(rows) + "\n }"
+
+
+def _told(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
