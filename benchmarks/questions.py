@@ -70,8 +70,8 @@ def _head(model: SolModel, arguments: argparse.Namespace) -> list[str]:
         "",
         f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {processor_name()}, onnxruntime "
         f"{ort.__version__}. Every answer as it came, cut at {arguments.max_new_tokens} tokens; the model's own",
-        f"sampling settings, repetition penalty {arguments.repetition_penalty:g}, seed 0. Budgets are shares of the dense "
-        "step's bytes, so that every machine gives these answers.",
+        f"sampling settings, repetition penalty {arguments.repetition_penalty:g}, seed 0. Budgets are shares of the "
+        "dense step's bytes, so that every machine gives these answers.",
         "",
         f"Command: `python benchmarks/questions.py {name} -o {arguments.output}`",
         "",
