@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import fetch_headers
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +138,55 @@ def headers(tmp_path: Path) -> Path:
     (folder / "hwy" / "highway.h").write_text("#error broken\n")
     (folder / "onnxruntime_c_api.h").write_text("#error broken\n")
     return folder
+
+
+def release(path: Path) -> None:
+    """An archive like Highway's."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("hwy/highway.h", "hwy/ops/x86_128-inl.h", "hwy/targets.cc", "README.md"):
+            info = tarfile.TarInfo(f"highway-1.2.0/{name}")
+            info.size = len(name)
+            archive.addfile(info, io.BytesIO(name.encode()))
+
+
+def test_fetched_headers_are_the_pinned_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, header, folder = tmp_path / "highway.tar.gz", tmp_path / "c_api.h", tmp_path / "headers"
+    release(archive)
+    header.write_text("the C API")
+    for name, path in (("HIGHWAY", archive), ("ONNXRUNTIME", header)):
+        monkeypatch.setattr(fetch_headers, name, path.as_uri())
+        monkeypatch.setattr(fetch_headers, f"{name}_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert fetch_headers.main([str(folder)]) == 0
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert files == ["hwy/highway.h", "hwy/ops/x86_128-inl.h", "onnxruntime_c_api.h"]
+    assert (folder / "onnxruntime_c_api.h").read_text() == "the C API"
+
+    header.write_text("another one")
+    assert fetch_headers.main([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert header.as_uri() in error
+    assert "expected" in error
+    assert (folder / "onnxruntime_c_api.h").read_text() == "the C API"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c_api.h", "headers", "highway.tar.gz"]
+
+    header.unlink()
+    assert fetch_headers.main([str(folder)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {header.as_uri()}: ")
+
+
+def test_headers_of_packages_are_copied_alone(tmp_path: Path, headers: Path) -> None:
+    packages = tmp_path / "include"
+    (packages / "onnxruntime").mkdir(parents=True)
+    (headers / "hwy").rename(packages / "hwy")
+    (headers / "onnxruntime_c_api.h").rename(packages / "onnxruntime" / "onnxruntime_c_api.h")
+    (packages / "stdio.h").write_text("of the host")
+    folder = tmp_path / "made"
+    assert fetch_headers.main([str(folder), "--from", str(packages)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["hwy", "onnxruntime_c_api.h"]
+    (packages / "hwy" / "highway.h").unlink()
+    assert fetch_headers.main([str(folder), "--from", str(packages)]) == 1
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 HIGHWAY = "https://github.com/google/highway/archive/refs/tags/1.2.0.tar.gz"
@@ -31,8 +32,11 @@ DEFAULT = Path(__file__).resolve().parents[1] / "build" / "headers"
 
 def download(url: str, sha256: str) -> bytes:
     """The file at `url`. Raises ValueError if it is another than the pinned one, OSError if it cannot be fetched."""
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        content: bytes = answer.read()
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            content: bytes = answer.read()
+    except OSError as error:
+        raise OSError(f"{url}: {error}; or install packages with the headers and pass --from /usr/include") from None
     if (got := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"{url}: SHA-256 {got}, expected {sha256}")
     return content
@@ -62,11 +66,11 @@ def from_system(folder: Path, include: Path) -> None:
     shutil.copy(header, folder / C_API)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT, help="where to write (default: build/headers)")
     parser.add_argument("--from", dest="include", type=Path, help="copy from this folder of installed headers")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     folder: Path = options.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
