@@ -1,0 +1,111 @@
+"""Compares two builds of the native CPU operators on one bundle: decode speed in turn, and whether logits are equal.
+
+    python benchmarks/operators_pair.py smollm2-135m before.so after.so -d 64,512,4000 -r 20
+
+Each build runs in a process of its own, which stays open. Rounds of steps alternate between the two, in random order.
+A ratio is the first build's median step over the second's in one round: above 1 the second is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer_report import quartiles
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder, or the name of a bundle")
+    parser.add_argument("libraries", nargs=2, type=Path, metavar="LIBRARY")
+    parser.add_argument("-a", "--actions", default="k100-s100-q8,k100-s100-q4,k100-s050-q4")
+    parser.add_argument("-d", "--depths", default="64,512,4000", help="tokens in the cache, separated by commas")
+    parser.add_argument("-n", "--count", type=int, default=24, help="steps per round")
+    parser.add_argument("-r", "--rounds", type=int, default=20)
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is not None:
+        _work(arguments)
+        return
+    command = [sys.executable, __file__, *sys.argv[1:]]
+    workers = [
+        subprocess.Popen([*command, "--worker", str(library)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for library in arguments.libraries
+    ]
+    for depth in map(int, arguments.depths.split(",")):
+        first, second = (_ask(worker, {"fill": depth}) for worker in workers)
+        for action in arguments.actions.split(","):
+            asked = {"action": action, "count": arguments.count}
+            first, second = (_ask(worker, asked) for worker in workers)  # the warm-up
+            equal = "equal logits" if first["logits"] == second["logits"] else "OTHER LOGITS"
+            steps: tuple[list[float], list[float]] = ([], [])
+            for _ in range(arguments.rounds):
+                order = [0, 1]
+                random.shuffle(order)
+                for index in order:
+                    steps[index].append(float(_ask(workers[index], asked)["ms"]))
+            ratios = [before / after for before, after in zip(*steps, strict=True)]
+            print(
+                f"{action} @ {depth}: {statistics.median(steps[0]):.2f} -> {statistics.median(steps[1]):.2f} ms, ratio "
+                f"{quartiles(ratios)}, {equal}",
+                flush=True,
+            )
+    for worker in workers:
+        worker.communicate()
+
+
+def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(json.dumps(request) + "\n")
+    worker.stdin.flush()
+    return dict(json.loads(worker.stdout.readline()))
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    """Answers requests on stdin: fills the cache, or times steps of an action."""
+    from sol_rt.engine import distribution, engine, providers
+
+    def library_path(provider: str = "cpu") -> Path | None:
+        return Path(arguments.worker).resolve() if provider == "cpu" else None
+
+    for module in (distribution, engine, providers):
+        module.library_path = library_path  # type: ignore[attr-defined]
+    from sol_rt.bundle.actions import Action
+    from sol_rt.bundle.bundle import Bundle
+    from sol_rt.store.home import find_bundle
+
+    bundle = Bundle.open(find_bundle(arguments.bundle))
+    opened = engine.Engine(bundle, provider="cpu", threads=arguments.threads)
+    tokens = np.random.default_rng(0).integers(100, bundle.config.model.vocab_size - 100, 1 << 16).tolist()
+    depth = 0
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "fill" in request:
+            depth = int(request["fill"])
+            opened.reset()
+            opened.forward(tokens[:depth], bundle.config.dense)
+            print(json.dumps({}), flush=True)
+            continue
+        action, times, digest = Action.parse(request["action"]), [], hashlib.sha256()
+        opened.truncate(depth)
+        for token in tokens[depth : depth + request["count"]]:
+            began = time.perf_counter()
+            output = opened.forward((token,), action)
+            times.append((time.perf_counter() - began) * 1e3)
+            digest.update(output.logits.tobytes())
+        print(json.dumps({"ms": statistics.median(times), "logits": digest.hexdigest()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
