@@ -1,4 +1,4 @@
-# make demo    Installs everything, exports a model and generates text at budget 0.4.
+# make demo    Installs everything, fetches and exports a small model, and asks it one question, without a budget and at BUDGET.
 # make test    Makes the environment, then runs the linter, the type checker and the quick tests: minutes on two cores.
 # make test-all
 #              Runs the linter, the type checker and all tests. CI runs this.
@@ -30,7 +30,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2-135m
-BUDGET ?= 0.4
+BUDGET ?= 0.6
+QUESTION ?= Give me three tips for better sleep.
 BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
@@ -62,8 +63,9 @@ help:
 demo: $(VENV)/.export
 	$(BIN)/sol-rt pull $(MODEL)
 	$(BIN)/sol-rt export -m $(MODEL) --force
-	$(BIN)/sol-rt generate --budget $(BUDGET) --repetition-penalty 1.2 -n 128
-	@echo "Next: source $(BIN)/activate; sol-rt chat; sol-rt generate --budget 0.6 -p 'Once upon a time'" >&2
+	$(BIN)/sol-rt generate --chat -p "$(QUESTION)" --repetition-penalty 1.1 --seed 0 -n 80
+	$(BIN)/sol-rt generate --chat -p "$(QUESTION)" --repetition-penalty 1.1 --seed 0 -n 80 --budget $(BUDGET)
+	@echo "Next: source $(BIN)/activate; sol-rt chat; sol-rt inspect" >&2
 
 export: $(VENV)/.export
 	$(BIN)/sol-rt export -m $(MODEL)

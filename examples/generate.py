@@ -11,7 +11,7 @@ import argparse
 
 from sol_rt import SolModel
 
-BUDGETS = (1.0, 0.6, 0.4)
+BUDGETS = (1.0, 0.8, 0.6)
 
 
 def main() -> None:
