@@ -1,0 +1,137 @@
+"""What the dial does to a bundle: speed and perplexity at several settings, all settings in turn.
+
+    python benchmarks/dial.py smollm2-135m -f valid.tokens.txt -o docs/results/dial-smollm2-135m.md
+
+Speed: steps of generation after 512 tokens, in rounds in which the settings take turns; costs are this machine's
+milliseconds. Perplexity: `sol-rt perplexity` on windows of the text, with the same costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from peer_report import quartiles
+
+from sol_rt import SolModel
+from sol_rt.budget.cost.calibrate import measure, save
+from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.losses import share_of_nats
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware import processor_name
+from sol_rt.evaluation.quality.perplexity import perplexity
+from sol_rt.store.home import find_bundle
+
+SETTINGS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("`--budget 1.0`, dense", {"budget": 1.0}),
+    ("nothing: at most 0.5% loss", {}),
+    ("`--max-loss 2%`", {"max_loss": 0.02}),
+    ("`--max-loss 10%`", {"max_loss": 0.1}),
+    ("`--budget 0.6`", {"budget": 0.6}),
+    ("`--budget 0.5`", {"budget": 0.5}),
+    ("`--budget 0.4`", {"budget": 0.4}),
+)
+CONTEXT = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("-f", "--file", type=Path, required=True, help="text to score")
+    parser.add_argument("--chunks", type=int, default=20, help="windows of the text")
+    parser.add_argument("-n", "--count", type=int, default=64, help="decode steps per round")
+    parser.add_argument("-r", "--rounds", type=int, default=7)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--command", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    bundle = Bundle.open(find_bundle(arguments.model))
+    engine = Engine(bundle, provider="cpu")
+    save(bundle, engine, measure(engine, bundle, (64, CONTEXT, 1024), 15, lambda *_: None, seconds=60).table)
+    model = SolModel(engine, load_cost_model(bundle, *engine.machine))
+
+    speeds = _speeds(model, arguments.count, arguments.rounds)
+    text = arguments.file.read_text(encoding="utf-8")
+    rows = []
+    for name, dial in SETTINGS:
+        scored = perplexity(model, text, size=CONTEXT, chunks=arguments.chunks, **_explicit(dial))
+        rows.append({"setting": name, "dial": dial, "ppl": scored.ppl, "stderr": scored.stderr, "nll": scored.nll}
+                    | {"scored_budget": scored.achieved_budget, **speeds[name]})  # fmt: skip
+        print(rows[-1], file=sys.stderr, flush=True)
+    arguments.output.write_text(_page(model, arguments, rows), encoding="utf-8")
+    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _explicit(dial: dict[str, float]) -> dict[str, float]:
+    """The dial for scoring, whose default is dense."""
+    return dial or {"max_loss": 0.005}
+
+
+def _speeds(model: SolModel, count: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Tokens per second of each round, achieved budget and actions, by setting."""
+    prompt = np.random.default_rng(0).integers(100, model.bundle.config.model.vocab_size - 100, CONTEXT).tolist()
+    found: dict[str, list[Any]] = {name: [] for name, _ in SETTINGS}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, dial in random.sample(SETTINGS, len(SETTINGS)):
+            result = model.generate(
+                prompt, **dial, max_new_tokens=count + 1, eos_token_id=[], do_sample=False, reuse_cache=True
+            )
+            if number:
+                found[name].append(result)
+    dense = [result.tokens_per_second for result in found[SETTINGS[0][0]]]
+    return {
+        name: {
+            "tokens_per_second": [result.tokens_per_second for result in results],
+            "ratio": [result.tokens_per_second / full for result, full in zip(results, dense, strict=True)],
+            "achieved": statistics.median(result.achieved_budget for result in results),
+            "expected_loss": results[0].expected_loss,
+            "actions": results[0].actions,
+        }
+        for name, results in found.items()
+    }
+
+
+def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    name, dense = model.bundle.config.model.name, rows[0]
+    lines = [
+        f"# What the dial does to {name}",
+        "",
+        f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {processor_name()}, "
+        f"{model.engine.threads} threads, onnxruntime {ort.__version__}, {model.bundle.config.kv.dtype} cache, {CONTEXT} tokens of context.",
+        "",
+        f"Speed: medians [quartiles] of {arguments.rounds} rounds of {arguments.count} steps, the settings in turn in "
+        "one process after a warm-up; the ratio is to dense in",
+        f"the same round. Perplexity: the first {arguments.chunks} windows of {CONTEXT} tokens of "
+        f"`{arguments.file.name}`, second halves scored, ± standard error. Expected: by the",
+        "losses that the export measured.",
+        "",
+        f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --chunks {arguments.chunks} -o "
+        f"{arguments.output}`",
+        "",
+        "| asked for | tokens/s | times dense | achieved budget | perplexity | over dense | expected |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        over = np.exp(row["nll"] - dense["nll"]) - 1
+        expected = "" if row["expected_loss"] is None else f"{share_of_nats(max(row['expected_loss'], 0.0)):.1%}"
+        lines.append(
+            f"| {row['setting']} | {quartiles(row['tokens_per_second'], 1)} | {quartiles(row['ratio'])} | "
+            f"{row['achieved']:.2f} | {row['ppl']:.3f} ± {row['stderr']:.3f} | {over:+.1%} | {expected} |"
+        )
+    actions = [f"- {row['setting']}: {', '.join(f'{t} {c}' for t, c in row['actions'].items())}" for row in rows]
+    return "\n".join([*lines, "", "Actions of a round:", "", *actions, ""])
+
+
+if __name__ == "__main__":
+    main()
