@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from peer_report import quartiles
+from peer_report import machine, quartiles
 
 from sol_rt import SolModel
 from sol_rt.budget.cost.calibrate import measure, save
@@ -28,7 +28,6 @@ from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.engine.hardware import processor_name
 from sol_rt.evaluation.quality.perplexity import perplexity
 from sol_rt.store.home import find_bundle
 
@@ -107,8 +106,8 @@ def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, A
     lines = [
         f"# What the dial does to {name}",
         "",
-        f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {processor_name()}, "
-        f"{model.engine.threads} threads, onnxruntime {ort.__version__}, {model.bundle.config.kv.dtype} cache, {CONTEXT} tokens of context.",
+        f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {machine()}, {model.engine.threads} threads, "
+        f"onnxruntime {ort.__version__}, {model.bundle.config.kv.dtype} cache.",
         "",
         f"Speed: medians [quartiles] of {arguments.rounds} rounds of {arguments.count} steps, the settings in turn in "
         "one process after a warm-up; the ratio is to dense in",

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from sol_rt.engine.hardware import processor_name
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,13 @@ class Test:
     name: str
     own: Mapping[str, Sequence[float]]
     peers: Mapping[str, Sequence[float]]
+
+
+def machine() -> str:
+    """The processor by name, family and model: virtual machines often hide what the name would tell."""
+    facts = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
+    known = {name.strip(): value.strip() for name, _, value in facts}
+    return f"{processor_name()} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
 
 
 def quartiles(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:

@@ -16,10 +16,10 @@ import warnings
 from pathlib import Path
 
 import onnxruntime as ort
+from peer_report import machine
 
 from sol_rt import Generation, QualityWarning, SolModel
 from sol_rt.budget.losses import share_of_nats
-from sol_rt.engine.hardware import processor_name
 
 QUESTIONS = (
     "What is the capital of Italy?",
@@ -68,7 +68,7 @@ def _head(model: SolModel, arguments: argparse.Namespace) -> list[str]:
     return [
         f"# Ten questions to {name}",
         "",
-        f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {processor_name()}, onnxruntime "
+        f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {machine()}, onnxruntime "
         f"{ort.__version__}. Every answer as it came, cut at {arguments.max_new_tokens} tokens; the model's own",
         f"sampling settings, repetition penalty {arguments.repetition_penalty:g}, seed 0. Budgets are shares of the "
         "dense step's bytes, so that every machine gives these answers.",
