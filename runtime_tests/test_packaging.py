@@ -209,6 +209,9 @@ def test_what_is_missing_is_named_in_one_line(missing: str, headers: Path, tmp_p
     checked("cmake", "--install", tmp_path / "auto", "--prefix", tmp_path / "installed")
     assert not list((tmp_path / "installed").rglob("libsol_ops*"))
 
+    found = "CMAKE_CXX_COMPILER:" in (tmp_path / "auto" / "CMakeCache.txt").read_text()
+    assert found is (missing != "C++ compiler"), "the next build in this folder would not look for a compiler"
+
     wanted = configured(tmp_path / "on", *given, "-DSOL_NATIVE=ON")
     assert wanted.returncode != 0
     assert missing in " ".join(wanted.stderr.split())

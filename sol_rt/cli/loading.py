@@ -66,7 +66,7 @@ def load(
     warnings.showwarning = lambda message, *where: note(f"warning: {message}")
     name_device(loaded.engine.provider)
     if native_ops and loaded.engine.provider.name == "cpu" and not loaded.engine.provider.native:
-        note("native operators: not installed, standard operators run, slower; sol-rt doctor says what to install")
+        note("native operators: not installed; standard ones run, several times slower; next step: sol-rt doctor")
     if loaded.cost.note:
         note(loaded.cost.note)
     if loaded.dominated:

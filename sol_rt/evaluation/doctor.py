@@ -68,7 +68,7 @@ def _native_operators() -> Finding:
 
     library = library_path()
     if library is None:
-        detail = f"left out of this installation; bundles run on slower standard operators; {HOW_TO_INSTALL}"
+        detail = f"left out of this installation; standard ones run, several times slower; {HOW_TO_INSTALL}"
         return Finding("missing", "native operators", detail)
     try:
         import onnxruntime
