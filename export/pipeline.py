@@ -26,7 +26,7 @@ from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
 from sol_rt.export.actions.measuring import measure
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_stored
 from sol_rt.export.blob import memory
-from sol_rt.export.blob.mixed_bits import graph_precisions, left_out
+from sol_rt.export.blob.mixed_bits import graph_precisions, is_mostly_coded, left_out
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.graphs.graph import write_graphs
@@ -178,20 +178,24 @@ def export_bundle(
         # get the calibration: stored, or a text
         settings = partial(Settings.of, path, config)
         stored, note = _stored_calibration(calibration, source, settings, config)
-        effort = Effort.quick(decoder.weights) if calibration in (None, QUICK) else Effort.full()
+        coded = is_mostly_coded(checkpoint, decoder, family.names)
+        effort = Effort.quick(decoder.weights, coded) if calibration in (None, QUICK) else Effort.full()
         text: CalibrationText | None = None
         write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions, report)
         if stored is None and calibration in (None, QUICK, FULL):
             write_weights()  # rounded, for the model to write the text with
             save(config)
-            text = calibration_text.generate_text(folder, effort.windows, effort.long, report)
+            writer = Action(0.25, 1.0, precisions[-1].bits) if effort.writes_cheaply else config.dense
+            text = calibration_text.generate_text(folder, writer, effort.windows, effort.long, report)
         elif stored is None and calibration != NO_TEXT:
             tokenizer = Tokenizer.from_file(folder / TOKENIZER)
             text = calibration_text.read_text(Path(str(calibration)), tokenizer, decoder.max_context, effort.windows)
 
+        text = None if text is None else replace(text, fitted=text.fitted[: effort.fitted])
+
         # write the weights
-        source_of_fit = stored or text
-        write_weights(None if source_of_fit is None else source_of_fit.fitted)
+        fit = stored or text
+        write_weights(None if fit is None else fit.fitted)
         config = save(config)
 
         # choose the LM head's bits, the active channels and the actions
@@ -199,16 +203,16 @@ def export_bundle(
         to_store: StoredCalibration | None = None
         if text is not None:
             config = save(choose_lm_head_bits(folder, config, decoder, text.held_out[: effort.head_windows], report))
-            config = save(active_channels.with_levels(folder, config, decoder, text.fitted, report))
+            searched = text.fitted[: effort.searched_windows]
+            config = save(active_channels.with_levels(folder, config, decoder, searched, report))
             kv_levels, required = levels.kv_density, () if config.policy is None else config.policy.actions
             measured = measure(Bundle.open(folder), text, kv_levels, effort, report, required=required)
             if save_calibration is not None:
                 to_store = StoredCalibration.of(settings(), text, config, measured)
         elif stored is not None:
             config, measured = save(stored.applied(folder, config, decoder)), stored.measured
-        if source_of_fit is not None:
-            origin, most = source_of_fit.origin, max_actions or MAX_ACTIONS
-            chosen = action_set.choose_actions(folder, config, measured, origin, most)
+        if fit is not None:
+            chosen = action_set.choose_actions(folder, config, measured, fit.origin, max_actions or MAX_ACTIONS)
             config, selection = save(chosen.config), chosen.selection
 
         # compare with the source

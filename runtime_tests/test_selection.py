@@ -61,12 +61,14 @@ def test_what_every_choice_has(
     kept = {action for action, verdict in verdicts.items() if verdict.kept}
     assert DENSE in kept
     assert all(verdict.reason for verdict in verdicts.values())
-    near = {DENSE}.union(*(near_hull(found, DENSE, collapse_loss) for found in measured.values()))
+    views = [*measured.values(), {action: p for action, p in measured[512].items() if action.kv_density == 1.0}]
+    near = {DENSE}.union(*(near_hull(found, DENSE, collapse_loss) for found in views))
     assert kept <= near
+    useful = [{a: p for a, p in found.items() if p.loss <= collapse_loss and a != DENSE} for found in views]
     cheapest = {
-        min((action for action in found if action != DENSE and action in near), key=lambda a: (found[a].bytes, a))
-        for found in measured.values()
-        if near & found.keys() - {DENSE}
+        min((action for action in found if action in near), key=lambda a: (found[a].bytes, a))
+        for found in useful
+        if near & found.keys()
     }
     if max_actions > 1:
         assert cheapest <= kept
@@ -146,7 +148,18 @@ def test_an_action_kept_at_one_context_is_kept() -> None:
     verdicts = choose({512: short, 4096: long}, DENSE, 12)
     assert verdicts[Action(1.0, 0.5, 4)].kept
     assert verdicts[Action(1.0, 0.5, 4)].reason == "on the hull at 4096"
-    assert verdicts[Action(1.0, 1.0, 4)].reason == "on the hull at 512 and 4096"
+    assert verdicts[Action(1.0, 1.0, 4)].reason == "on the hull at 512 and at 4096"
+
+
+def test_where_lower_kv_densities_save_nothing_the_others_are_enough() -> None:
+    """By bytes, 10% of the tokens cost less at 512 already; by time they may not, so 50% of the channels stay alone."""
+    points = {"k010_s050_q4": (3.5, 0.21), "k010_s100_q4": (5.0, 0.09), "k100_s100_q4": (5.8, 0.004)}
+    measured = {512: front(**points, k100_s050_q4=(4.5, 0.2))}
+    assert (
+        excess_bytes(measured[512][Action(1.0, 0.5, 4)], [p for a, p in measured[512].items() if p.bytes != 4.5]) > 0.15
+    )
+    reason = choose(measured, DENSE, 4)[Action(1.0, 0.5, 4)].reason
+    assert reason == "on the hull at 512 without lower KV densities"
 
 
 def test_text_that_is_gone() -> None:

@@ -1,13 +1,12 @@
 """Searches how many MLP channels are active in each layer, for each target share of MLP weights read.
 
-The search minimises the divergence from the dense graph, measured with the runtime on calibration text. Let matrix j
-have active share k[j] and hold the share w[j] of all MLP weights.
+The search minimises the divergence from the dense graph, measured with the runtime on calibration text. Equal shares in
+all layers are near the best; what can be gained lies in whole groups of neighbouring layers. So the search is short:
 
-1. Each matrix is made sparse alone at two shares. That gives a power law for each: divergence = a[j] (1 - k[j])^p[j].
-2. The sum of these laws under sum w[j] k[j] = target is least where all matrices have the same slope per weight:
-   a[j] p[j] (1 - k[j])^(p[j] - 1) / w[j] is the same for all j.
-3. Together, sparse matrices do more harm than that sum says. So mixtures of this split with equal shares in all layers
-   are measured, and the best one is improved greedily, one group of neighbouring layers at a time.
+1. At the target nearest to one half, the inactive share of each group is raised and lowered by a factor, alone. Half
+   the difference of the two divergences is the group's slope.
+2. Moves against the slopes, of all groups together and of several lengths, are measured at every target. The best one
+   is taken if its gain is certain, otherwise equal shares.
 
 All arrays over matrices have the MLP's first matrices of all layers, then its second matrices: float64 [2 layers].
 """
@@ -15,7 +14,7 @@ All arrays over matrices have the MLP's first matrices of all layers, then its s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,14 +31,10 @@ from sol_rt.export.graphs.graph import mlp_counts, weight_bytes
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.store.progress import Progress, silent
 
-_PROBES = (0.6, 0.3)  # active shares at which every matrix is measured alone
-_PROBE_WINDOWS, _WINDOWS = 2, 3
-_EXPONENTS = (1.3, 6.0)
 _LEAST_SHARE = 1 / 32  # of a matrix's channels
-_MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)  # weight of the power laws' split; the rest is that of equal shares
 _GROUPS = 5  # groups of neighbouring layers, each for first and for second matrices
 _STEP = 1.25  # factor on the inactive share of a group
-_ROUNDS = 2
+_LENGTHS = (0.5, 1.0, 2.0)  # of the moves, in steps of the group with the largest slope
 _TINY = 1e-7
 _MOST_WEIGHTS = 500_000_000
 """Largest number of MLP weights for a search. For larger models it would take half an hour or more."""
@@ -121,7 +116,7 @@ def find_levels(
     Args:
         engine: runs the bundle, which has a variant of these bits at channel density 1. Its active channels are as
             before afterwards.
-        windows: calibration text as token ids. The first few windows are used.
+        windows: calibration text as token ids.
         targets: shares of the MLP weights read. 1 makes all channels active.
         bits: bits of the graph to measure with. The result serves all graphs; the one of fewest bits is the fastest.
         progress: reports how far the search is.
@@ -130,17 +125,19 @@ def find_levels(
     """
     sizes = MlpSizes.of(engine.bundle.config)
     check_targets(targets)
-    passes = len(_PROBES) + (1 + 2 * _ROUNDS) * sum(target < 1 for target in set(targets))
+    passes = 1 + sum(target < 1 for target in set(targets))
 
     def report(step: str, done: float, total: float) -> None:
         progress("searching density levels", min(search.passes + done / total, passes), passes)
 
     search = _Search(engine, windows, bits, sizes, report)
     counts = sizes.channels.astype(int)
+    sparse = [target for target in targets if target < 1]
+    slopes = search.slopes(min(sparse, key=lambda target: abs(target - 0.5))) if sparse else None
     found = {}
     for target in sorted(set(targets), reverse=True):
-        if target < 1:
-            counts = search.run(target, counts)
+        if slopes is not None and target < 1:
+            counts = search.run(target, counts, slopes)
         found[target] = sizes.levels(counts.tolist())
     progress("searching density levels", passes, passes)
     return {target: found[target] for target in targets}
@@ -174,39 +171,6 @@ def with_levels(
         pruned = replace(variant, active_up=found.active_up, active_down=found.active_down)
         variants[key] = replace(pruned, weight_bytes=weight_bytes(decoder, config.tensors, pruned))
     return replace(config, variants=variants)
-
-
-@dataclass(frozen=True)
-class PowerLaws:
-    """The divergence if one matrix alone is sparse: scale * (1 - active share)^exponent, arrays [2 layers]."""
-
-    scale: _Array
-    exponent: _Array
-
-    @classmethod
-    def fit(cls, measured: Mapping[float, _Array]) -> PowerLaws:
-        """Fits the laws to divergences [2 layers] at two active shares."""
-        (one, first), (other, second) = ((share, np.maximum(values, _TINY)) for share, values in measured.items())
-        exponent = np.clip(np.log(first / second) / np.log((1 - one) / (1 - other)), *_EXPONENTS)
-        middle = np.sqrt(first * second) / ((1 - one) * (1 - other)) ** (exponent / 2)
-        return cls(middle, exponent)
-
-    def split(self, weights: _Array, share: float, most: _Array) -> _Array:
-        """The active shares with the least sum of divergences whose sum times `weights` is `share`, none above `most`.
-
-        None is below half of `share`, where the laws underestimate the harm.
-        """
-        least = np.minimum(max(_LEAST_SHARE, share / 2), most)
-
-        def kept(slope: float) -> _Array:
-            pruned = (slope * weights / (self.scale * self.exponent)) ** (1 / (self.exponent - 1))
-            return np.clip(1 - pruned, least, most)
-
-        low, high = -60.0, 60.0  # bounds of the slope's logarithm
-        for _ in range(100):
-            middle = (low + high) / 2
-            low, high = (middle, high) if (weights * kept(np.exp(middle))).sum() > share else (low, middle)
-        return kept(np.exp(low))
 
 
 def scaled_to(kept: _Array, weights: _Array, share: float, most: _Array) -> _Array:
@@ -249,46 +213,36 @@ class _Search:
     ) -> None:
         self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
         self.action = Action(1.0, 1.0, bits)
-        self.laws: PowerLaws | None = None
         self.passes = 0  # passes over the text, each with a set of counts
 
-    def run(self, share: float, most: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def slopes(self, share: float) -> _Array:
+        """By how much the divergence rises if a group's inactive share grows by _STEP, for the group of each matrix.
+
+        Measured where all layers have equal active shares that read `share` of the weights: [2 layers].
+        """
+        sizes, groups = self.sizes, self._groups()
+        equal, all_channels = sizes.equal(share), np.ones_like(sizes.channels)
+        moves = [
+            scaled_to(1 - (1 - equal) * np.where(group, factor, 1.0), sizes.weights, share, all_channels)
+            for group in groups
+            for factor in (_STEP, 1 / _STEP)
+        ]
+        means = self._divergences(moves, share, sizes.channels.astype(np.int64)).mean(1)
+        return np.asarray(sum((means[2 * at] - means[2 * at + 1]) / 2 * group for at, group in enumerate(groups)))
+
+    def run(self, share: float, most: npt.NDArray[np.int64], slopes: _Array) -> npt.NDArray[np.int64]:
         """The counts [2 layers] that read `share` of the weights, none above `most`."""
-        if self.laws is None:
-            self.laws = self._probe()
         sizes = self.sizes
         weights, bound = sizes.weights, most / sizes.channels
         equal = scaled_to(np.minimum(sizes.equal(share), bound), weights, share, bound)
-        split = self.laws.split(weights, share, bound)
-        starts = [scaled_to((1 - part) * equal + part * split, weights, share, bound) for part in _MIXTURES]
-        rows = self._divergences(starts, share, most)
-        best, current = self._best(starts, rows, equal, rows[0])
-        for _ in range(_ROUNDS):
-            moves = [
-                scaled_to(1 - (1 - best) * np.where(group, factor, 1.0), weights, share, bound)
-                for group in self._groups()
-                for factor in (_STEP, 1 / _STEP)
-            ]
-            rows = self._divergences(moves, share, most)
-            gains = _sure_gains(rows, current)
-            if not gains.any():
-                break
-            # tried: the best move alone, and all helpful moves together, half of the way and all of it
-            total = sum(gain / gains.max() * (move - best) for move, gain in zip(moves, gains, strict=True))
-            together = [scaled_to(best + part * total, weights, share, bound) for part in (0.5, 1.0)]
-            choices = [moves[int(gains.argmax())], *together]
-            rows = np.stack([rows[int(gains.argmax())], *self._divergences(together, share, most)])
-            best, current = self._best(choices, rows, best, current)
-        return whole_counts(best, sizes, share, most)
-
-    def _probe(self) -> PowerLaws:
-        matrices = len(self.sizes.channels)
-        every = self.sizes.channels.astype(np.int64)
-        measured = {}
-        for share in _PROBES:
-            counts = np.where(np.eye(matrices, dtype=bool), np.ceil(share * every).astype(np.int64), every)
-            measured[share] = self._measure(counts, _PROBE_WINDOWS).mean(1)
-        return PowerLaws.fit(measured)
+        largest = max(float(np.abs(slopes).max()), _TINY)
+        choices = [equal] + [
+            scaled_to(1 - (1 - equal) * _STEP ** (-length * slopes / largest), weights, share, bound)
+            for length in _LENGTHS
+        ]
+        rows = self._divergences(choices, share, most)
+        gains = _sure_gains(rows, rows[0])
+        return whole_counts(choices[int(gains.argmax())], sizes, share, most)
 
     def _groups(self) -> list[npt.NDArray[np.bool_]]:
         layers = np.arange(self.sizes.layers)
@@ -297,21 +251,11 @@ class _Search:
         masks = [near == group for group in range(int(near[-1]) + 1)]
         return [np.concatenate(pair) for mask in masks for pair in ((mask, none), (none, mask))]
 
-    @staticmethod
-    def _best(kept: Sequence[_Array], rows: _Array, best: _Array, current: _Array) -> tuple[_Array, _Array]:
-        """The split that gains most over `best`, with its divergences [tokens]; `best` itself if no gain is certain."""
-        gains = _sure_gains(rows, current)
-        return (kept[int(gains.argmax())], rows[int(gains.argmax())]) if gains.any() else (best, current)
-
     def _divergences(self, kept: Sequence[_Array], share: float, most: npt.NDArray[np.int64]) -> _Array:
-        return self._measure(np.array([whole_counts(each, self.sizes, share, most) for each in kept]), _WINDOWS)
-
-    def _measure(self, counts: npt.NDArray[np.int64], windows: int) -> _Array:
-        """The divergences of every row of counts [rows, 2 layers], float64 [rows, tokens]."""
-        levels = [self.sizes.levels(row.tolist()) for row in counts]
+        """The divergences of every set of active shares, float64 [sets, tokens]."""
+        levels = [self.sizes.levels(whole_counts(each, self.sizes, share, most).tolist()) for each in kept]
         candidates = [Candidate(self.action, each.active_up, each.active_down) for each in levels]
-        used = self.windows[:windows]
-        found = token_divergences(self.engine, used, self.action, candidates, self.progress)
+        found = token_divergences(self.engine, self.windows, self.action, candidates, self.progress)
         self.passes += 1
         return found
 

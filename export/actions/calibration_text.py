@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE
 from sol_rt.engine.engine import Engine
@@ -53,7 +54,8 @@ class CalibrationText:
         long: one stretch of up to LONG tokens; empty if there is none longer than two windows. Of what follows a
             context of `contexts`, nothing is in a fitted window.
         origin: where the text comes from, in a few words.
-        is_own: the model drew the text from its dense distribution.
+        is_own: the model drew the text. What an action adds to the loss of such text is its divergence from dense, in
+            expectation.
     """
 
     fitted: tuple[tuple[int, ...], ...]
@@ -144,15 +146,16 @@ def read_text(path: Path, tokenizer: Tokenizer, max_context: int, windows: int =
 
 
 def generate_text(
-    folder: Path, windows: int, long: int = LONG, progress: Progress = silent, *, seed: int = 0
+    folder: Path, writer: Action, windows: int, long: int = LONG, progress: Progress = silent, *, seed: int = 0
 ) -> CalibrationText:
-    """Lets the model write the text, drawn from its dense distribution.
+    """Lets the model write the text, drawn from its own distribution.
 
     It writes one long stretch, which is cut into windows, then further windows. With a chat template it writes both
     sides of conversations, otherwise documents. Every window has its own seed, so that topics differ.
 
     Args:
-        folder: a bundle, whose dense action writes.
+        folder: a bundle.
+        writer: the action that writes.
         windows: windows in all, 1 or more.
         long: tokens of the long stretch, if the windows and the model's context suffice.
         progress: reports the tokens written.
@@ -161,20 +164,20 @@ def generate_text(
     Raises SolError if the bundle cannot run.
     """
     bundle = Bundle.open(folder)
-    writer = _Writer(Engine(bundle, provider="cpu"), seed)
+    draw = _Writer(Engine(bundle, provider="cpu"), writer, seed)
     tokenizer = bundle.tokenizer()
-    size = min(WINDOW, writer.engine.max_context)
+    size = min(WINDOW, draw.engine.max_context)
     opener = _opener(bundle, tokenizer)
     stage = "writing calibration text"
     progress(stage, 0, windows * size)
     stretch: list[int] = []
-    for piece in range(max(1, min(long, writer.engine.max_context, windows * size) // size)):
-        writer.extend(stretch, size, opener, piece)
+    for piece in range(max(1, min(long, draw.engine.max_context, windows * size) // size)):
+        draw.extend(stretch, size, opener, piece)
         progress(stage, len(stretch), windows * size)
     parts = [(start, tuple(stretch[start : start + size])) for start in range(0, len(stretch), size)]
     others: list[tuple[int, ...]] = []
     while len(parts) + len(others) < windows:
-        others.append(writer.window(opener, size, len(parts) + len(others)))
+        others.append(draw.window(opener, size, len(parts) + len(others)))
         progress(stage, (len(parts) + len(others)) * size, windows * size)
     return CalibrationText.of(stretch, parts, others, "the model's own text", is_own=True)
 
@@ -182,10 +185,8 @@ def generate_text(
 class _Writer:
     """Draws text with the engine, and draws again if it repeats itself."""
 
-    def __init__(self, engine: Engine, seed: int) -> None:
-        self.engine = engine
-        self._seed = seed
-        self._dense = engine.bundle.config.dense
+    def __init__(self, engine: Engine, action: Action, seed: int) -> None:
+        self.engine, self._action, self._seed = engine, action, seed
         self._vocabulary = engine.bundle.config.model.vocab_size
 
     def window(self, opener: Sequence[int], size: int, index: int) -> tuple[int, ...]:
@@ -213,7 +214,7 @@ class _Writer:
     def _draw(self, text: list[int], length: int, limit: int, how: GenerationConfig) -> None:
         sampler = Sampler(how, self._vocabulary)
         while len(text) < min(length, limit):
-            step = self.engine.forward(text[self.engine.length :], self._dense)
+            step = self.engine.forward(text[self.engine.length :], self._action)
             text.append(sampler.sample(step.distribution, text)[0])
 
 

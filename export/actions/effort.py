@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from sol_rt.export.actions.calibration_text import LONG, WINDOW
 
 _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, within the bounds of `Effort.quick`
-_SCORED = 3e10  # the same for the tokens on which each candidate is scored
+_SCORED = 4e10  # the same for the tokens on which each candidate is scored
+_MOST_SCORED = 256
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,10 @@ class Effort:
     Attributes:
         windows: windows of the calibration text, those of the long stretch included.
         long: tokens of the long stretch.
+        writes_cheaply: the graph of the fewest bits writes the text, at a low KV density, not the dense action.
+        fitted: windows that the weights are fitted to.
         head_windows: held-out windows on which the LM head's bits are chosen.
+        searched_windows: fitted windows on which active channels are searched.
         scored_windows: most held-out windows on which variants are scored.
         long_tokens: most tokens scored after each context of the long stretch.
         kv_steps: the same for actions of KV density below 1, which run step by step.
@@ -28,7 +32,10 @@ class Effort:
 
     windows: int
     long: int
+    writes_cheaply: bool
+    fitted: int
     head_windows: int
+    searched_windows: int
     scored_windows: int
     long_tokens: int
     kv_steps: int
@@ -36,23 +43,40 @@ class Effort:
     @classmethod
     def full(cls) -> Effort:
         """What a calibration can use."""
-        return cls(windows=32, long=LONG, head_windows=4, scored_windows=8, long_tokens=WINDOW - 1, kv_steps=128)
+        return cls(
+            windows=24,
+            long=LONG,
+            writes_cheaply=False,
+            fitted=16,
+            head_windows=4,
+            searched_windows=3,
+            scored_windows=8,
+            long_tokens=WINDOW - 1,
+            kv_steps=128,
+        )
 
     @classmethod
-    def quick(cls, weights: int) -> Effort:
+    def quick(cls, weights: int, coded: bool) -> Effort:
         """What keeps most of that in a fraction of the time.
 
         On two processors that is 90 seconds for a model of 135 million weights, 6 minutes for one of 1.5 billion.
+
+        Args:
+            weights: of the model.
+            coded: most of them have 4-bit codes in the source, so that little is left to fit.
         """
-        windows = round(_bounded(_WRITTEN / weights / WINDOW, 4, 12))
-        scored = round(_bounded(_SCORED / weights, 16, 256))
+        windows = round(_bounded(_WRITTEN / weights / WINDOW, 4, LONG // WINDOW))
+        scored = round(_bounded(_SCORED / weights, 16, _MOST_SCORED))
         return cls(
             windows=windows,
             long=min(LONG, windows * WINDOW),
+            writes_cheaply=coded,
+            fitted=4 if coded else 8,
             head_windows=1,
-            scored_windows=max(1, scored * 3 // WINDOW),
+            searched_windows=1,
+            scored_windows=2 if scored == _MOST_SCORED else 1,
             long_tokens=max(scored, 127),
-            kv_steps=max(16, scored // 4),
+            kv_steps=max(16, scored // 5),
         )
 
 

@@ -3,9 +3,11 @@
 Losses are those of losses.py: of decode steps after a dense prompt, whose keys and values the action itself computed.
 No text is scored that weights were fitted to, and nothing depends on how fast this machine is.
 
-First every variant at KV density 1 is scored on windows of the text, after contexts of up to 512 tokens. Variants near
-the hull are then scored along one long stretch of text, after 512, 2048 and 4096 tokens, at every KV density. KV
-densities below 1 run step by step, so there they are scored on fewer tokens than the same variant at KV density 1. With
+First variants at KV density 1 are scored on windows of the text, after contexts of up to 512 tokens: those of channel
+density 1 and those of the fewest bits, then others if the sum of what both lose would be near the hull.
+
+Variants near the hull are then scored along one long stretch of text, after 512, 2048 and 4096 tokens, at every KV
+density. KV densities below 1 run step by step, so they are scored on fewer tokens than the same variant at 1. With
 l the added loss of a variant and k its added loss at a lower KV density, the reported loss is
 
     mean of l over all its tokens + mean of (k - l) over the tokens that both were scored on.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,10 +78,20 @@ def measure(
     required, dense = tuple(required), bundle.config.dense
     variants = [Action(1.0, variant.channel_density, variant.bits) for variant in bundle.config.variants.values()]
     short = min(CONTEXTS[0], scorer.engine.max_context - 1)
-    added, loss = scorer.windows(variants, f"losses at {short}")
+    fewest = min(variant.bits for variant in variants)
+    first = [action for action in variants if action.channel_density == 1.0 or action.bits == fewest]
+    added, loss = scorer.windows(first, f"losses at {short}")
     collapse_loss = max(_frequency_entropy(text) - loss, 0.0) / 2 or math.inf
     tokens, dense_loss = {short: len(added[dense])}, {short: loss}
     fronts = {short: {action: scorer.measured(action, short, values) for action, values in added.items()}}
+    expected = fronts[short] | {
+        action: scorer.expected(action, short, fronts[short]) for action in variants if action not in first
+    }
+    likely = near_hull(expected, dense, collapse_loss, _MARGIN) | {replace(a, kv_density=1.0) for a in required}
+    second = [action for action in variants if action not in first and action in likely]
+    if second:
+        added, _ = scorer.windows(second, f"losses at {short}")
+        fronts[short] |= {action: scorer.measured(action, short, values) for action, values in added.items()}
 
     useful = near_hull(fronts[short], dense, collapse_loss, _MARGIN)
     useful |= {replace(action, kv_density=1.0) for action in required}
@@ -179,6 +191,14 @@ class _Scorer:
         else:
             added = token_losses(self.engine, [window], candidates, report, context=context, keep=True) - dense_losses
         return added, dense_losses
+
+    def expected(self, action: Action, context: int, front: Mapping[Action, Measured]) -> Measured:
+        """A guess at an action's measurement: what its bits and its channel density lose alone, added up."""
+        fewest = min(other.bits for other in front)
+        rows = [replace(action, bits=fewest), replace(action, channel_density=1.0)]
+        both = replace(action, channel_density=1.0, bits=fewest)
+        loss = sum(front[row].loss for row in rows) - front[both].loss
+        return Measured(self._bytes.step(action, context), loss, 0.0)
 
     def measured(self, action: Action, context: int, added: Losses, base: Measured | None = None) -> Measured:
         """The measurement of an action whose added losses are `added`, or `added` more than that of `base`."""

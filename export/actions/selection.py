@@ -11,8 +11,11 @@ action a does. The excess of a is
     max(0, 1 - x / bytes(a))
 
 the share of its bytes that a would have to save to be on the hull; 0 for actions on it. Actions whose excess is at
-most NEAR at any context are kept. If they are too many, those are removed in turn that raise the hulls least; of
-actions that raise none, the one of the largest excess goes first.
+most NEAR at any context are kept. So are those near the hull of the actions that read all tokens, at the shortest
+context: there, and on hosts without native operators, lower KV densities save little or nothing.
+
+If these are too many, those are removed in turn that raise the hulls least; of actions that raise none, the one of the
+largest excess goes first.
 """
 
 from __future__ import annotations
@@ -70,11 +73,11 @@ def choose(
     Returns:
         A verdict on every action of `fronts`, in descending order of the actions.
     """
-    useful = {context: _useful(front, dense, collapse_loss) for context, front in fronts.items()}
-    excess = {context: _excess(front, dense) for context, front in useful.items()}
+    views = _views({context: _useful(front, dense, collapse_loss) for context, front in fronts.items()})
+    excess = {view: _excess(front, dense) for view, front in views.items()}
     near = {action for found in excess.values() for action, share in found.items() if share <= NEAR}
     found = near | set(required) | {dense}
-    kept, costs = _within_limit(useful, excess, found, dense, max_actions, set(required))
+    kept, costs = _within_limit(views, excess, found, dense, max_actions, set(required))
     verdicts = {}
     for action in sorted({action for front in fronts.values() for action in front} | found, reverse=True):
         if action == dense:
@@ -108,6 +111,16 @@ def excess_bytes(point: Measured, others: Collection[Measured]) -> float:
     return max(0.0, 1 - bytes_of_others / point.bytes)
 
 
+def _views(fronts: Mapping[int, Front]) -> dict[str, Front]:
+    """The sets of actions whose hulls count, by name."""
+    views = {f"at {context}": front for context, front in fronts.items()}
+    short = min(fronts)
+    plain = {action: point for action, point in fronts[short].items() if action.kv_density == 1.0}
+    if plain.keys() != fronts[short].keys():
+        views[f"at {short} without lower KV densities"] = plain
+    return views
+
+
 def _useful(front: Front, dense: Action, collapse_loss: float) -> Front:
     return {action: point for action, point in front.items() if action == dense or point.loss <= collapse_loss}
 
@@ -121,36 +134,32 @@ def _excess(front: Front, dense: Action) -> dict[Action, float]:
     }
 
 
-def _why_kept(action: Action, excess: Mapping[int, Mapping[Action, float]]) -> str:
-    shares = {context: found[action] for context, found in excess.items() if action in found}
-    on = [str(context) for context, share in shares.items() if share == 0]
+def _why_kept(action: Action, excess: Mapping[str, Mapping[Action, float]]) -> str:
+    shares = {view: found[action] for view, found in excess.items() if action in found}
+    on = [view for view, share in shares.items() if share == 0]
     if on:
-        return f"on the hull at {_listed(on)}"
-    context, share = min(shares.items(), key=lambda item: item[1])
-    return f"near the hull at {context}: {share:.1%} more bytes than others in turn"
+        return f"on the hull {' and '.join([', '.join(on[:-1]), on[-1]] if len(on) > 1 else on)}"
+    view, share = min(shares.items(), key=lambda item: item[1])
+    return f"near the hull {view}: {share:.1%} more bytes than others in turn"
 
 
 def _why_dropped(
-    action: Action, fronts: Mapping[int, Front], excess: Mapping[int, Mapping[Action, float]], collapse_loss: float
+    action: Action, fronts: Mapping[int, Front], excess: Mapping[str, Mapping[Action, float]], collapse_loss: float
 ) -> str:
-    shares = {context: found[action] for context, found in excess.items() if action in found}
+    shares = {view: found[action] for view, found in excess.items() if action in found}
     if not shares:
         context, loss = next((at, front[action].loss) for at, front in fronts.items() if action in front)
         return (
             f"the output collapses at {context}: {loss:.3g} nats over dense, more than {collapse_loss:.3g}, half the "
             "information gained from context"
         )
-    context, share = min(shares.items(), key=lambda item: item[1])
-    return f"others in turn lose as little at {context} with {share:.0%} fewer bytes"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    view, share = min(shares.items(), key=lambda item: item[1])
+    return f"others in turn lose as little {view} with {share:.0%} fewer bytes"
 
 
 def _within_limit(
-    fronts: Mapping[int, Front],
-    excess: Mapping[int, Mapping[Action, float]],
+    views: Mapping[str, Front],
+    excess: Mapping[str, Mapping[Action, float]],
     found: set[Action],
     dense: Action,
     max_actions: int,
@@ -162,12 +171,12 @@ def _within_limit(
     """
     bound = required | {dense}
     if max_actions > 1:
-        for front in fronts.values():
+        for front in views.values():
             candidates = [action for action in found if action in front and action != dense]
             bound |= {min(candidates, key=lambda action: (front[action].bytes, action))} if candidates else set()
     kept, costs = set(found), {}
     while len(kept) > max_actions and kept - bound:
-        rises = {action: _rise(fronts, kept, action, dense) for action in kept - bound}
+        rises = {action: _rise(views, kept, action, dense) for action in kept - bound}
         shares = {action: min(found[action] for found in excess.values() if action in found) for action in rises}
         least = min(rises, key=lambda action: (rises[action], -shares[action], action))
         kept.remove(least)
@@ -179,13 +188,13 @@ def _within_limit(
     return kept, costs
 
 
-def _rise(fronts: Mapping[int, Front], kept: set[Action], without: Action, dense: Action) -> float:
-    """What removing the action `without` costs: the mean rise of the hull in nats, summed over the contexts.
+def _rise(views: Mapping[str, Front], kept: set[Action], without: Action, dense: Action) -> float:
+    """What removing the action `without` costs: the mean rise of the hull in nats, summed over the views.
 
     The mean is over the range of relative costs.
     """
     area = 0.0
-    for front in fronts.values():
+    for front in views.values():
         if without not in front:
             continue
         points = {

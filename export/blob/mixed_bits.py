@@ -51,7 +51,7 @@ def graph_precisions(
     mixed = mixed_precision(checkpoint, decoder, names) if MIXED in bits else None
     found = [Precision(level, level) for level in bits if level != MIXED]
     if mixed is not None:
-        if 8 not in bits or coded_share(checkpoint, decoder, names) >= 0.5:
+        if 8 not in bits or is_mostly_coded(checkpoint, decoder, names):
             found = [each for each in found if each.bits != 6]
         # without 8 bits the mixed graph is the dense one, so no wider one is there to lend it an LM head
         found.append(mixed if 8 in bits else with_dense_head(mixed))
@@ -83,12 +83,12 @@ def mixed_precision(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
     return Precision(MIXED, _matrix_bits(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
 
 
-def coded_share(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> float:
-    """The share of the layers' weights in matrices that have 4-bit codes in the source, all their rows."""
+def is_mostly_coded(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> bool:
+    """Whether half of the layers' weights or more are in matrices of which all rows have 4-bit codes in the source."""
     of_layers = {name: modules for name, modules in matrices(decoder, names).items() if name.startswith("layers.")}
     sizes = {name: math.prod(matrix_shape(decoder, name)) for name in of_layers}
     coded = sum(sizes[name] for name, modules in of_layers.items() if _matrix_bits(checkpoint, modules) == 4)
-    return coded / sum(sizes.values())
+    return 2 * coded >= sum(sizes.values())
 
 
 def with_dense_head(mixed: Precision) -> Precision:
