@@ -63,7 +63,7 @@ def obtained(model: str) -> Path:
     if not Path(model).expanduser().exists():
         note(f"{model}: not here yet; fetching it")
         with progress() as report:
-            fetched = pull(model, report)
+            fetched = pull(model, report, say=note)
         if (fetched / CONFIG_NAME).is_file():
             return fetched
     note(f"{model}: no bundle yet; exporting it to {made}")

@@ -47,8 +47,10 @@ def entries(interactive: bool) -> Iterator[Entry]:
 
 def _edit_lines() -> None:
     """Gives input() line editing and history; a pasted text of several lines then is one message."""
-    import readline
-
+    try:
+        import readline
+    except ImportError:  # Windows edits lines itself
+        return
     readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
 
 
