@@ -22,6 +22,7 @@ from sol_rt.bundle.selection import SELECTION, Selection
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export.actions import action_set, measuring
+from sol_rt.export.actions.action_set import ActionSet
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.selection import Verdict
@@ -32,7 +33,7 @@ from sol_rt.store.progress import silent
 TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay. "
 
 
-SHORT = Effort(windows=4, scored_windows=2, long_tokens=255, kv_steps=24)
+SHORT = replace(Effort.full(), scored_windows=2, long_tokens=255, kv_steps=24)
 
 
 @pytest.fixture
@@ -48,6 +49,13 @@ def random_text(windows: int = 2, long: int = 900) -> CalibrationText:
     draw = np.random.default_rng(0)
     made = tuple(tuple(draw.integers(3, 300, 512).tolist()) for _ in range(windows))
     return CalibrationText((), made, tuple(draw.integers(3, 300, long).tolist()), "drawn tokens")
+
+
+def choose(folder: Path, config: SolConfig, text: CalibrationText, max_actions: int = 12) -> ActionSet:
+    """What an export does: measures the candidates, then chooses."""
+    kv_densities = sorted({entry.action.kv_density for entry in config.actions})
+    measured = measuring.measure(Bundle.open(folder), text, kv_densities, SHORT, silent)
+    return action_set.choose_actions(folder, config, measured, text.origin, max_actions)
 
 
 def copied(bundle: Path, tmp_path: Path) -> tuple[Path, SolConfig]:
@@ -158,7 +166,7 @@ def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
 
 def test_without_a_long_text_pages_are_not_measured(llama_bundle: Path, tmp_path: Path) -> None:
     folder, config = copied(llama_bundle, tmp_path)
-    chosen = action_set.choose_actions(folder, config, random_text(long=0), 12, SHORT, silent)
+    chosen = choose(folder, config, random_text(long=0), 12)
     assert {entry.action.kv_density for entry in chosen.config.actions} == {1.0}
     dropped = [candidate for candidate in chosen.selection.candidates if candidate.action.kv_density < 1.0]
     assert dropped
@@ -170,12 +178,12 @@ def test_the_choice_is_what_the_bundle_has(llama_bundle: Path, tmp_path: Path, m
     folder, config = copied(llama_bundle, tmp_path)
     wanted = {config.dense, Action(0.25, 0.5, 4)}
 
-    def choose(fronts: object, dense: Action, max_actions: int, **how: object) -> dict[Action, Verdict]:
+    def made_up(fronts: object, dense: Action, max_actions: int, **how: object) -> dict[Action, Verdict]:
         assert max_actions == 2
         return {entry.action: Verdict(entry.action in wanted, "made up") for entry in config.actions}
 
-    monkeypatch.setattr(action_set, "choose", choose)
-    chosen = action_set.choose_actions(folder, config, random_text(), 2, SHORT, silent)
+    monkeypatch.setattr(action_set, "choose", made_up)
+    chosen = choose(folder, config, random_text(), 2)
     assert {entry.action for entry in chosen.config.actions} == wanted
     assert set(chosen.config.variants) == {"s100-q8", "s050-q4"}
     assert {path.name for path in folder.glob("*.onnx")} == {"model.q8.onnx", "model.q4.onnx"}
@@ -212,7 +220,7 @@ def test_texts_that_nothing_can_be_learned_from(
 
 def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
     folder, config = copied(llama_bundle, tmp_path)
-    chosen = action_set.choose_actions(folder, config, random_text(), 12, SHORT, silent)
+    chosen = choose(folder, config, random_text(), 12)
     seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
     bundle = Bundle.open(folder)
     assert Selection.of(bundle) == chosen.selection
@@ -254,7 +262,7 @@ def test_inspect_of_a_bundle_with_a_selection(
 
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     folder, config = copied(llama_bundle, tmp_path)
-    chosen = action_set.choose_actions(folder, config, random_text(), 12, SHORT, silent)
+    chosen = choose(folder, config, random_text(), 12)
     seal(folder, chosen.config, config.files["weights.bin"], None, chosen.selection)
     assert main(["inspect", "-m", str(folder), "-o", "json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
+from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
 from sol_rt.export.actions import calibration_text
 from sol_rt.export.actions.calibration_text import (
@@ -21,6 +22,8 @@ from sol_rt.export.actions.calibration_text import (
     read_text,
 )
 from sol_rt.text.tokenizer import Tokenizer
+
+DENSE = Action(1.0, 1.0, 8)
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +148,7 @@ def test_a_tokenizers_first_token_begins_every_window(tmp_path: Path, llama_chec
 
 def test_the_models_own_text(llama_bundle: Path) -> None:
     told: list[tuple[float, float]] = []
-    text = generate_text(llama_bundle, 6, LONG, lambda _, done, total: told.append((done, total)))
+    text = generate_text(llama_bundle, DENSE, 6, LONG, lambda _, done, total: told.append((done, total)))
     assert text.is_own
     assert [len(window) for window in windows(text)] == [WINDOW] * 6
     assert len(text.long) == 1024  # the model's context
@@ -156,13 +159,13 @@ def test_the_models_own_text(llama_bundle: Path) -> None:
     openings = [window for window in windows(text) if window != text.held_out[0]]
     assert all(list(window[: len(chat)]) == chat for window in openings)
     assert len({window[len(chat) :] for window in windows(text)}) == 6
-    assert generate_text(llama_bundle, 6) == text
-    assert generate_text(llama_bundle, 6, seed=1) != text
-    assert generate_text(llama_bundle, 2, 0).fitted[0] == text.fitted[0]
+    assert generate_text(llama_bundle, DENSE, 6) == text
+    assert generate_text(llama_bundle, DENSE, 6, seed=1) != text
+    assert generate_text(llama_bundle, DENSE, 2, 0).fitted[0] == text.fitted[0]
 
 
 def test_text_that_goes_round_in_circles_is_drawn_again(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = generate_text(llama_bundle, 1).fitted[0]
+    plain = generate_text(llama_bundle, DENSE, 1).fitted[0]
     seen: list[tuple[int, ...]] = []
 
     def judge(tokens: list[int]) -> float:
@@ -170,7 +173,7 @@ def test_text_that_goes_round_in_circles_is_drawn_again(llama_bundle: Path, monk
         return 1.0 if len(seen) == 3 else 0.0
 
     monkeypatch.setattr(calibration_text, "distinct_runs", judge)
-    assert generate_text(llama_bundle, 1).fitted[0] == seen[2]
+    assert generate_text(llama_bundle, DENSE, 1).fitted[0] == seen[2]
     assert seen[0] == plain
     assert len(set(seen)) == 3
 

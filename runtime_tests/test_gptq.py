@@ -92,6 +92,19 @@ def test_fixed_blocks_keep_their_base() -> None:
     assert not same[~fixed].all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_fixed_codes_leave_level_8_to_be_fitted(seed: int) -> None:
+    """To itself alone: closer than rounding, and than with level 6 to heed."""
+    w, hessian = made(seed)
+    plain = quantize_matrix(w, 2, six_bits=False)
+    fixed = np.ones((len(w), w.shape[1] // BLOCK), np.bool_)
+    found, heeding = (choose_codes(w, plain, factor_of(hessian), levels, fixed) for levels in ((8, 4), (8, 6, 4)))
+    assert np.array_equal(found.q, plain.q)
+    error = output_error(found, 8, w, hessian)
+    assert error < 0.6 * output_error(plain, 8, w, hessian)
+    assert error < output_error(heeding, 8, w, hessian)
+
+
 def test_six_bits_of_fixed_codes_have_no_common_shift() -> None:
     """Weights on their 4-bit values: level 6 has none of them, and would be off by 1.5 sixteenths, all to one side."""
     rng = np.random.default_rng(0)

@@ -139,5 +139,5 @@ def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypat
     monkeypatch.setattr(lm_head_bits, "worth_reading", choose)
     decoder = from_hf_config(open_checkpoint(source).config)
     found = choose_lm_head_bits(folder, Bundle.open(folder).config, decoder, WINDOWS, silent)
-    assert asked == [([4, 6, 8], 1), ([6, 8], 1)]
+    assert asked == [([4, 6, 8], 1), ([4, 6, 8], 1)]
     assert {variant.lm_head_bits for variant in found.variants.values()} == {8}

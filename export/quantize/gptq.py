@@ -91,6 +91,8 @@ def choose_codes(
         fixed: blocks whose 4-bit codes stay, bool [N, K / 32]. In these, only the residual planes are chosen.
     """
     rows, channels = w.shape
+    if fixed is not None and fixed.all() and nested.planes == 0:
+        return nested
     codes = np.empty((rows, channels), np.uint8)
 
     def work(part: slice) -> None:
