@@ -133,10 +133,11 @@ def reference_logits(
         progress("reference", index, decoder.num_layers)
         x = model.run(layer, x)
     progress("reference", decoder.num_layers, decoder.num_layers)
-    return _project(checkpoint, decoder, family, model.final_norm(x)[0])
+    return project(checkpoint, decoder, family, model.final_norm(x)[0])
 
 
-def _project(checkpoint: Checkpoint, decoder: Decoder, family: Family, hidden: torch.Tensor) -> npt.NDArray[np.float32]:
+def project(checkpoint: Checkpoint, decoder: Decoder, family: Family, hidden: torch.Tensor) -> npt.NDArray[np.float32]:
+    """The source's logits, float32 [T, vocab], of hidden states float32 [T, hidden] behind the final norm."""
     name = f"{family.names.embed if decoder.tied else family.names.head}.weight"
     logits = torch.empty(len(hidden), decoder.vocab_size)
     for start in range(0, decoder.vocab_size, _HEAD_ROWS):

@@ -195,7 +195,9 @@ def export_bundle(
 
         # write the weights
         fit = stored or text
-        write_weights(None if fit is None else fit.fitted)
+        write_weights(
+            None if fit is None else fit.fitted, effort.most_channels if stored is None else stored.most_channels
+        )
         config = save(config)
 
         # choose the LM head's bits, the active channels and the actions
@@ -208,7 +210,7 @@ def export_bundle(
             kv_levels, required = levels.kv_density, () if config.policy is None else config.policy.actions
             measured = measure(Bundle.open(folder), text, kv_levels, effort, report, required=required)
             if save_calibration is not None:
-                to_store = StoredCalibration.of(settings(), text, config, measured)
+                to_store = StoredCalibration.of(settings(), text, effort.most_channels, config, measured)
         elif stored is not None:
             config, measured = save(stored.applied(folder, config, decoder)), stored.measured
         if fit is not None:

@@ -18,7 +18,7 @@ from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: 
 from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
-from sol_rt.export.blob.hessian import input_hessians  # noqa: E402
+from sol_rt.export.blob.hessian import channel_groups, input_hessians  # noqa: E402
 from sol_rt.export.blob.weights_file import fill_blob, layout  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices  # noqa: E402
 from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config  # noqa: E402
@@ -81,9 +81,44 @@ def test_hessians_are_of_what_transformers_modules_read(
     longer = [[*window, *[5] * extra] for extra, window in enumerate(WINDOWS)]  # cut to the shortest
     got = dict(input_hessians(checkpoint, decoder, family, longer, silent))
     assert got.keys() == modules.keys()
-    for matrix, hessian in got.items():
+    split = dict(input_hessians(checkpoint, decoder, family, longer, silent, most_channels=64))
+    for matrix, (hessian,) in got.items():
         wanted = read[matrix].T @ read[matrix] / len(read[matrix])
         np.testing.assert_allclose(hessian, wanted, atol=2e-4 * float(wanted.diagonal().max()))
+        assert [len(group) for group in split[matrix]] == channel_groups(len(wanted), 64)
+        start = 0
+        for group in split[matrix]:
+            part = slice(start, start + len(group))
+            np.testing.assert_allclose(group, wanted[part, part], atol=2e-4 * float(wanted.diagonal().max()))
+            start = part.stop
+
+
+def test_groups_of_channels_are_whole_blocks() -> None:
+    assert channel_groups(96, None) == [96]
+    assert channel_groups(8960, 2560) == [2240] * 4
+    assert channel_groups(160, 96) == [96, 64]
+    assert sum(channel_groups(11008, 2560)) == 11008
+    assert max(channel_groups(11008, 2560)) <= 2560
+
+
+def test_groups_are_quantized_as_matrices_of_their_own(folder: Path, tmp_path: Path) -> None:
+    """GPTQ fits each group to its own inputs alone."""
+    checkpoint, decoder, family = described(folder)
+    path, tensors = tmp_path / "split.bin", tensors_of(folder, (8, 6, 4))
+    fill_blob(path, checkpoint, decoder, family, tensors, alike((8, 6, 4)), silent, WINDOWS, most_channels=64)
+    split = read_blob(path, tensors, decoder).matrix("layers.1.down")
+    whole = read_blob(fill(folder, tmp_path / "whole.bin"), tensors, decoder).matrix("layers.1.down")
+    w = torch.from_numpy(checkpoint.read("model.layers.1.mlp.down_proj.weight"))
+    hessians = dict(input_hessians(checkpoint, decoder, family, WINDOWS, silent, 64))["layers.1.down"]
+    start = 0
+    for hessian in hessians:
+        part = slice(start, start + len(hessian))
+        errors = [(each.at(4)[:, part] - w[:, part]).double() for each in (split, whole)]
+        own, other = (float(((error @ hessian.double()) * error).sum()) for error in errors)
+        assert own < 1.1 * other  # fitted to this group's Hessian alone
+        start = part.stop
+    assert start == w.shape[1]
+    assert not torch.equal(split.at(4), whole.at(4))
 
 
 @pytest.mark.slow
@@ -94,7 +129,7 @@ def test_outputs_of_a_calibrated_blob_are_closer(preset: str, tmp_path: Path) ->
     calibrated = filled(source, fill(source, tmp_path / "calibrated.bin"))
     plain = filled(source, fill(source, tmp_path / "plain.bin", windows=None))
     modules = matrices(decoder, family.names)
-    for matrix, hessian in input_hessians(checkpoint, decoder, family, WINDOWS, silent):
+    for matrix, (hessian,) in input_hessians(checkpoint, decoder, family, WINDOWS, silent):
         w = torch.from_numpy(np.concatenate([checkpoint.read(f"{module}.weight") for module in modules[matrix]]))
 
         def lost(weights: ModelWeights, level: int, w: Any = w, hessian: Any = hessian, matrix: str = matrix) -> float:

@@ -23,6 +23,7 @@ class Effort:
         long: tokens of the long stretch.
         writes_cheaply: the graph of the fewest bits writes the text, at a low KV density, not the dense action.
         fitted: windows that the weights are fitted to.
+        most_channels: of a group of input channels that GPTQ fits together; None: all of a matrix.
         head_windows: held-out windows on which the LM head's bits are chosen.
         searched_windows: fitted windows on which active channels are searched.
         scored_windows: most held-out windows on which variants are scored.
@@ -34,6 +35,7 @@ class Effort:
     long: int
     writes_cheaply: bool
     fitted: int
+    most_channels: int | None
     head_windows: int
     searched_windows: int
     scored_windows: int
@@ -48,6 +50,7 @@ class Effort:
             long=LONG,
             writes_cheaply=False,
             fitted=16,
+            most_channels=None,
             head_windows=4,
             searched_windows=3,
             scored_windows=8,
@@ -72,6 +75,7 @@ class Effort:
             long=min(LONG, windows * WINDOW),
             writes_cheaply=coded,
             fitted=4 if coded else 8,
+            most_channels=2560,
             head_windows=1,
             searched_windows=1,
             scored_windows=2 if scored == _MOST_SCORED else 1,

@@ -86,6 +86,7 @@ class StoredCalibration:
         settings: what it is bound to.
         origin: where the text comes from, in a few words.
         fitted: the windows that the weights are fitted to.
+        most_channels: of a group of input channels that GPTQ fits together; None: all of a matrix.
         lm_head_bits: by the bits of each graph.
         active_channels: by variant key and by name, the active channels of every layer.
         measured: the measurements of the candidates.
@@ -94,19 +95,26 @@ class StoredCalibration:
     settings: Settings
     origin: str
     fitted: tuple[tuple[int, ...], ...]
+    most_channels: int | None
     lm_head_bits: dict[int, int]
     active_channels: dict[str, dict[str, tuple[int, ...]]]
     measured: Measurements
 
     @classmethod
     def of(
-        cls, settings: Settings, text: CalibrationText, config: SolConfig, measured: Measurements
+        cls,
+        settings: Settings,
+        text: CalibrationText,
+        most_channels: int | None,
+        config: SolConfig,
+        measured: Measurements,
     ) -> StoredCalibration:
         """What an export with the candidates of `config` measured."""
         return cls(
             settings=settings,
             origin=text.origin,
             fitted=text.fitted,
+            most_channels=most_channels,
             lm_head_bits={variant.bits: variant.lm_head_bits for variant in config.variants.values()},
             active_channels={
                 key: {name: getattr(variant, name) for name in config.model.channels}
@@ -155,6 +163,7 @@ class StoredCalibration:
             "format_version": json.dumps(FORMAT_VERSION),
             "settings": json.dumps(asdict(self.settings)),
             "origin": json.dumps(self.origin, ensure_ascii=False),
+            "most_channels": json.dumps(self.most_channels),
             "lm_head_bits": json.dumps({str(bits_name(bits)): head for bits, head in self.lm_head_bits.items()}),
             "active_channels": _rows(self.active_channels.items()),
             "collapse_loss": json.dumps(measured.collapse_loss if math.isfinite(measured.collapse_loss) else None),
@@ -218,6 +227,7 @@ def _read(raw: Any) -> StoredCalibration:
         settings=Settings(**settings),
         origin=str(raw["origin"]),
         fitted=tuple(tuple(map(int, window)) for window in raw["fitted"]),
+        most_channels=None if raw["most_channels"] is None else int(raw["most_channels"]),
         lm_head_bits={_bits(name): int(head) for name, head in raw["lm_head_bits"].items()},
         active_channels={
             key: {name: tuple(map(int, counts)) for name, counts in named.items()}

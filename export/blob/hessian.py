@@ -4,6 +4,9 @@ For a matrix with K input channels, over all tokens t of the text with inputs x_
 
     H = E[x x^T] = 1 / T * sum over t of x_t x_t^T        float32 [K, K]
 
+A matrix of many channels may be split: its channels then form groups, each with a Hessian of its own, as if inputs of
+different groups had nothing to do with each other. Time and memory grow with the square of a group.
+
 The source model runs in float32, one layer at a time, on all windows of the text. Its inputs are those of a dense step.
 A matrix is quantized once for all channel densities, so the sparser inputs of the other variants play no part.
 """
@@ -16,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
 from sol_rt.export.sources.decoder import Decoder
@@ -33,17 +37,19 @@ def input_hessians(
     family: Family,
     windows: Sequence[Sequence[int]],
     progress: Progress,
-) -> Iterator[tuple[str, Tensor]]:
-    """The Hessian of every matrix that is multiplied, layer by layer and the LM head last.
+    most_channels: int | None = None,
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """The Hessians of every matrix that is multiplied, layer by layer and the LM head last.
 
     Args:
         checkpoint, decoder, family: the source model.
         windows: token ids. Each window starts a context; all are cut to the length of the shortest.
         progress: reports the number of layers run.
+        most_channels: of a group; by default a matrix is one group.
 
     Yields:
-        The name of a matrix of the bundle, and its Hessian, float32 [K, K]. The LM head is called `embed` if it is tied
-        to the embedding, otherwise `head`.
+        The name of a matrix of the bundle, and the Hessians of its groups of channels, in order. A group of K channels
+        has one of float32 [K, K]. The LM head is called `embed` if it is tied to the embedding, otherwise `head`.
 
     Raises:
         CheckpointError: the model's activations are not finite.
@@ -56,9 +62,9 @@ def input_hessians(
     for index, layer in enumerate(model.layers()):
         progress("calibrating", index, decoder.num_layers)
         prefix = f"layers.{index}."
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, list[Tensor]] = {}
         hooks = [
-            model.module(module).register_forward_pre_hook(_adder(sums, matrix))
+            model.module(module).register_forward_pre_hook(_adder(sums, matrix, most_channels))
             for module, matrix in read_by.items()
             if matrix.startswith(prefix)
         ]
@@ -66,25 +72,36 @@ def input_hessians(
         for hook in hooks:
             hook.remove()
         while sums:
-            matrix, total = sums.popitem()
-            yield matrix, _mean(total, len(windows) * tokens, matrix)
+            matrix, totals = sums.popitem()
+            yield matrix, [_mean(total, len(windows) * tokens, matrix) for total in totals]
     progress("calibrating", decoder.num_layers, decoder.num_layers)
     head = "embed" if decoder.tied else "head"
-    add = _adder(sums, head)
+    add = _adder(sums, head, most_channels)
     for batch in batches:
         add(None, (model.final_norm(batch),))
-    yield head, _mean(sums[head], len(windows) * tokens, head)
+    yield head, [_mean(total, len(windows) * tokens, head) for total in sums[head]]
 
 
-def _adder(sums: dict[str, Tensor], matrix: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
-    """A forward hook that adds x x^T of a module's inputs [..., K] to `sums[matrix]` [K, K]."""
+def channel_groups(channels: int, most: int | None) -> list[int]:
+    """The sizes of the groups into which a matrix's input channels are split: multiples of 32, none above `most`."""
+    count = 1 if most is None else -(-channels // most)
+    blocks = channels // BLOCK
+    return [BLOCK * (blocks // count + (group < blocks % count)) for group in range(count)]
+
+
+def _adder(
+    sums: dict[str, list[Tensor]], matrix: str, most_channels: int | None
+) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    """A forward hook that adds x x^T of a module's inputs [..., K] to `sums[matrix]`, one [k, k] for each group."""
 
     def add(module: Any, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].flatten(0, -2)
+        groups = torch.split(x, channel_groups(x.shape[1], most_channels), dim=1)
         if matrix in sums:
-            sums[matrix].addmm_(x.T, x)
+            for total, group in zip(sums[matrix], groups, strict=True):
+                total.addmm_(group.T, group)
         else:
-            sums[matrix] = x.T @ x
+            sums[matrix] = [group.T @ group for group in groups]
 
     return add
 

@@ -139,6 +139,7 @@ def fill_blob(
     precisions: Collection[Precision],
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
+    most_channels: int | None = None,
 ) -> None:
     """Writes weights.bin from a checkpoint.
 
@@ -152,6 +153,7 @@ def fill_blob(
         progress: reports how far the work is.
         windows: token ids of a calibration text; each window starts a context. Codes are then chosen by GPTQ on that
             text. None: every weight is rounded by itself.
+        most_channels: of a group of input channels that GPTQ fits together; by default all of a matrix.
 
     Raises:
         CheckpointError: weights are not finite, too large, or of an unreadable type.
@@ -168,8 +170,8 @@ def fill_blob(
             return
         if not decoder.tied:
             fill.matrix("embed", sources["embed"])  # only looked up, never multiplied, so it has no Hessian
-        for matrix, hessian in input_hessians(checkpoint, decoder, family, windows, progress):
-            fill.matrix(matrix, sources[matrix], HessianFactor.of(hessian))
+        for matrix, hessians in input_hessians(checkpoint, decoder, family, windows, progress, most_channels):
+            fill.matrix(matrix, sources[matrix], [HessianFactor.of(hessian) for hessian in hessians])
 
 
 def _fill_plain(
@@ -199,7 +201,7 @@ class _MatrixFiller:
         self,
         matrix: str,
         modules: tuple[str, ...],
-        hessian: HessianFactor | None = None,
+        hessians: Sequence[HessianFactor] = (),
         done: Callable[[int], None] = lambda weights: None,
     ) -> None:
         """Reads, quantizes and writes a matrix.
@@ -213,14 +215,36 @@ class _MatrixFiller:
             for start, stop in _pieces(rows, columns):
                 weights = self.checkpoint.read(tensor, start, stop)
                 codes = self.checkpoint.codes(tensor, start, stop)
-                self._write(matrix, first + start, self._quantize(matrix, weights, codes, tensor, hessian))
+                self._write(matrix, first + start, self._quantize(matrix, weights, codes, tensor, hessians))
                 done((first + stop) * columns)
             first += rows
 
     def _quantize(
+        self,
+        matrix: str,
+        weights: FloatArray,
+        codes: SourceCodes | None,
+        tensor: str,
+        hessians: Sequence[HessianFactor],
+    ) -> Nested:
+        """Quantizes n outputs of a matrix, float32 [n, K]. Where the source has 4-bit codes of its own, these stay.
+
+        `hessians` are those of groups of channels, in order; empty without calibration.
+        """
+        if not hessians:
+            return self._quantize_group(matrix, weights, codes, tensor, None)
+        parts, start = [], 0
+        for hessian in hessians:
+            channels = slice(start, start + len(hessian.order))
+            of_group = None if codes is None else codes.of(channels)
+            group = np.ascontiguousarray(weights[:, channels])
+            parts.append(self._quantize_group(matrix, group, of_group, tensor, hessian))
+            start = channels.stop
+        return parts[0] if len(parts) == 1 else Nested.joined(parts)
+
+    def _quantize_group(
         self, matrix: str, weights: FloatArray, codes: SourceCodes | None, tensor: str, hessian: HessianFactor | None
     ) -> Nested:
-        """Quantizes n outputs of a matrix, float32 [n, K]. Where the source has 4-bit codes of its own, these stay."""
         planes = sum(f"{matrix}.plane{plane}" in self.tensors for plane in (1, 2))
         levels = self._levels(matrix, planes, hessian is not None)
         # the zero point's shift for level 6 costs level 4, and GPTQ brings level 6 close without it

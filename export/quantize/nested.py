@@ -18,7 +18,7 @@ The search minimises the squared error of the 4-bit level among the grids that c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -88,6 +88,17 @@ class Nested:
             c=codes & np.uint8(3) if planes >= 2 else None,
             scale=np.ascontiguousarray(scale),
             zero=np.ascontiguousarray(zero),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Nested]) -> Nested:
+        """The matrix whose input channels are those of the parts, one after another."""
+        return cls(
+            q=np.concatenate([part.q for part in parts], axis=1),
+            b=None if parts[0].b is None else np.concatenate([part.b for part in parts if part.b is not None], axis=1),
+            c=None if parts[0].c is None else np.concatenate([part.c for part in parts if part.c is not None], axis=1),
+            scale=np.concatenate([part.scale for part in parts]),
+            zero=np.concatenate([part.zero for part in parts]),
         )
 
     @property

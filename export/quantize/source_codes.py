@@ -39,6 +39,13 @@ class SourceCodes:
     zero: ByteArray
     representable: npt.NDArray[np.bool_]
 
+    def of(self, channels: slice) -> SourceCodes:
+        """The codes of some input channels, whole blocks of them."""
+        blocks = slice(channels.start // BLOCK, channels.stop // BLOCK)
+        return SourceCodes(
+            self.q[:, channels], self.scale[:, blocks], self.zero[:, blocks], self.representable[:, blocks]
+        )
+
 
 def source_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> SourceCodes:
     """Converts a source's codes, weights step * q + offset, and marks the blocks that the bundle's format can
