@@ -36,7 +36,7 @@ from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
 from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config
 from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
-from sol_rt.store.progress import Progress, silent
+from sol_rt.store.progress import Progress, Stages, silent
 from sol_rt.store.pull import resolve
 from sol_rt.store.recipes import aliases
 from sol_rt.text.tokenizer import FILE as TOKENIZER
@@ -48,6 +48,20 @@ MAX_ACTIONS = 16
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
 _SMALL_FILES = 64 << 20  # more than graphs, tokenizer and card take
+_OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
+    "opening the source",
+    "rounding weights",
+    "writing calibration text",
+    "fitting weights",
+    "choosing LM head bits",
+    "searching active channels",
+    "measuring losses",
+    "comparing with the source",
+    "hashing weights",
+)
+_SHARES = {_OPEN: 1, _ROUND: 3, _WRITE: 25, _FIT: 20, _HEAD: 5, _SEARCH: 8, _MEASURE: 25, _COMPARE: 4, _HASH: 1}
+"""About how long the stages of a quick calibration take, in percent of the whole."""
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -134,13 +148,16 @@ def export_bundle(
             named is of another checkpoint or of other settings.
         CheckpointError: the source cannot be exported, or memory or disk do not suffice.
     """
-    began, report, output = time.monotonic(), progress or silent, Path(output)
+    began, output = time.monotonic(), Path(output)
     levels = Levels.checked(bits, channel_density, kv_density)
     _check_arguments(levels, kv, calibration, save_calibration, max_actions)
     check_output(output)
 
+    stages = Stages(progress or silent, _stages(calibration, source, parity))
+
     # open the source
-    path, name = resolve(source, report)
+    with stages(_OPEN) as report:
+        path, name = resolve(source, report)
     checkpoint = open_checkpoint(path)
     family, decoder = family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
@@ -181,34 +198,39 @@ def export_bundle(
         coded = is_mostly_coded(checkpoint, decoder, family.names)
         effort = Effort.quick(decoder.weights, coded) if calibration in (None, QUICK) else Effort.full()
         text: CalibrationText | None = None
-        write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions, report)
+        write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions)
         if stored is None and calibration in (None, QUICK, FULL):
-            write_weights()  # rounded, for the model to write the text with
+            with stages(_ROUND) as report:
+                write_weights(report)  # for the model to write the text with
             save(config)
             writer = Action(0.25, 1.0, precisions[-1].bits) if effort.writes_cheaply else config.dense
-            text = calibration_text.generate_text(folder, writer, effort.windows, effort.long, report)
+            with stages(_WRITE) as report:
+                text = calibration_text.generate_text(folder, writer, effort.windows, effort.long, report)
         elif stored is None and calibration != NO_TEXT:
             tokenizer = Tokenizer.from_file(folder / TOKENIZER)
             text = calibration_text.read_text(Path(str(calibration)), tokenizer, decoder.max_context, effort.windows)
-
         text = None if text is None else replace(text, fitted=text.fitted[: effort.fitted])
 
         # write the weights
         fit = stored or text
-        write_weights(
-            None if fit is None else fit.fitted, effort.most_channels if stored is None else stored.most_channels
-        )
+        most_channels = effort.most_channels if stored is None else stored.most_channels
+        with stages(_ROUND if fit is None else _FIT) as report:
+            write_weights(report, None if fit is None else fit.fitted, most_channels)
         config = save(config)
 
         # choose the LM head's bits, the active channels and the actions
         selection: Selection | None = None
         to_store: StoredCalibration | None = None
         if text is not None:
-            config = save(choose_lm_head_bits(folder, config, decoder, text.held_out[: effort.head_windows], report))
-            searched = text.fitted[: effort.searched_windows]
-            config = save(active_channels.with_levels(folder, config, decoder, searched, report))
-            kv_levels, required = levels.kv_density, () if config.policy is None else config.policy.actions
-            measured = measure(Bundle.open(folder), text, kv_levels, effort, report, required=required)
+            with stages(_HEAD) as report:
+                held_out = text.held_out[: effort.head_windows]
+                config = save(choose_lm_head_bits(folder, config, decoder, held_out, report))
+            with stages(_SEARCH) as report:
+                searched = text.fitted[: effort.searched_windows]
+                config = save(active_channels.with_levels(folder, config, decoder, searched, report))
+            with stages(_MEASURE) as report:
+                required = () if config.policy is None else config.policy.actions
+                measured = measure(Bundle.open(folder), text, levels.kv_density, effort, report, required=required)
             if save_calibration is not None:
                 to_store = StoredCalibration.of(settings(), text, effort.most_channels, config, measured)
         elif stored is not None:
@@ -222,13 +244,16 @@ def export_bundle(
         dropped = left_out(levels.bits, precisions)
         if parity:
             kept = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
-            compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
+            with stages(_COMPARE) as report:
+                compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
             if selection is None:
                 config, dominated = action_set.without_dominated_bits(folder, config, compared)
                 dropped += dominated
 
         # write the card and the config, with hashes
-        config = seal(folder, config, hashed(folder / WEIGHTS, report), compared, selection)
+        with stages(_HASH) as report:
+            weights = hashed(folder / WEIGHTS, report)
+        config = seal(folder, config, weights, compared, selection)
     if to_store is not None and save_calibration is not None:
         to_store.write(save_calibration)
     return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped)
@@ -259,6 +284,20 @@ def _check_arguments(
         raise UsageError(f"save calibration {save_calibration}: no such folder {save_calibration.parent}")
     if calibration != NO_TEXT:
         active_channels.check_targets(levels.channel_density)
+
+
+def _stages(calibration: str | Path | None, source: str, parity: bool) -> dict[str, float]:
+    """The stages of an export, each with its share of the time; those that are not expected have next to none."""
+    recipe = aliases().get(source) if calibration is None else None
+    if calibration == NO_TEXT:
+        unlikely = {_WRITE, _FIT, _HEAD, _SEARCH, _MEASURE}
+    elif is_stored(Path(str(calibration))) or (recipe is not None and recipe.calibration is not None):
+        unlikely = {_ROUND, _WRITE, _HEAD, _SEARCH, _MEASURE}
+    else:
+        unlikely = set() if calibration in (None, QUICK, FULL) else {_ROUND, _WRITE}
+    if not parity:
+        unlikely.add(_COMPARE)
+    return {stage: _LEAST_SHARE if stage in unlikely else share for stage, share in _SHARES.items()}
 
 
 def _stored_calibration(

@@ -88,7 +88,7 @@ def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_fi
         assert list(entry.losses) == list(selection.contexts)
         assert entry.losses[max(selection.contexts)] == entry.loss
         assert f"| {entry.action.tag} |" in card
-    for stage in ("losses at 512", "hashing weights.bin"):
+    for stage in ("measuring losses: losses at 512", "hashing weights: hashing weights.bin"):
         assert stage in steps
     assert str(tmp_path) not in (tmp_path / "out" / SELECTION).read_text()
 
@@ -215,7 +215,7 @@ def test_texts_that_nothing_can_be_learned_from(
     progress = lambda step, *_: steps.append(step)  # noqa: E731
     given = {"calibration": tmp_path / "text.txt", "progress": progress}
     fails(llama_checkpoint, tmp_path / "out", UsageError, message, **given)
-    assert not steps  # said at once
+    assert set(steps) <= {"opening the source"}  # said at once
 
 
 def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:

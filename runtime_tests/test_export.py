@@ -281,7 +281,7 @@ def test_non_finite_numbers_of_gguf_files_leave_nothing(module: str, name: str, 
 
 def test_interruption_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     def interrupt(step: str, done: float, total: float) -> None:
-        if step.startswith("quantizing") and done > total / 2:
+        if step.startswith("rounding weights") and done > total / 2:
             raise KeyboardInterrupt
 
     fails(folder, tmp_path / "out", KeyboardInterrupt, None, progress=interrupt)
@@ -395,7 +395,7 @@ def test_tokenizers_that_do_not_fit_leave_nothing(
     steps = []
     damage(folder)
     fails(folder, tmp_path / "out", CheckpointError, message, progress=lambda step, *_: steps.append(step))
-    assert "quantizing weights" not in steps  # said at once
+    assert set(steps) <= {"opening the source"}  # said at once
 
 
 @pytest.mark.parametrize("preset", FAMILY_PRESETS)
