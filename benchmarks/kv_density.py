@@ -70,7 +70,9 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--no-native-ops", action="store_true", help="run function bodies instead of native kernels")
     args = parser.parse_args()
-    model = SolModel.from_pretrained(args.bundle, threads=args.threads, native_ops=not args.no_native_ops)
+    model = SolModel.from_pretrained(
+        args.bundle, threads=args.threads, native_ops=not args.no_native_ops, measure_costs=False
+    )
     config, bos = model.bundle.config, added_bos(model)
     actions = [
         Action(kv_density, config.dense.channel_density, config.dense.bits)

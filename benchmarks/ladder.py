@@ -94,7 +94,7 @@ class Run:
         checkpoint, self.name = resolve(args.model, lambda step, done, total: None)
         self.ladder = Ladder(checkpoint, args.cache, self.python, args.threads)
         path = find_bundle(args.bundle) if args.bundle else bundle_of(args.model, self.name)
-        self.model = SolModel.from_pretrained(path, threads=args.threads, provider="cpu")
+        self.model = SolModel.from_pretrained(path, threads=args.threads, provider="cpu", measure_costs=False)
         config = self.model.bundle.config
         self.actions = args.actions or [entry.action for entry in config.actions]
         if foreign := [action for action in self.actions if action.variant not in config.variants]:

@@ -110,7 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     kv_densities = [float(share) for share in args.kv_density.split(",")]
     depths = sorted(map(float, args.depths.split(",")), reverse=True)
-    model = SolModel.from_pretrained(args.bundle, threads=args.threads)
+    model = SolModel.from_pretrained(args.bundle, threads=args.threads, measure_costs=False)
     dense, bos = model.bundle.config.dense, added_bos(model)
     start = [] if bos is None else [bos]
     books = [model.tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in args.file]

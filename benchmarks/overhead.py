@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-b", "--budget", type=float, default=0.6)
     args = parser.parse_args()
-    model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu")
+    model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu", measure_costs=False)
     config = model.bundle.config
     prompt = np.random.default_rng(0).integers(0, config.model.vocab_size, args.depth).tolist()
     rows: dict[str, dict[str, object]] = {"dense": {}, "uniform": {"schedule": "uniform", "budget": args.budget}}

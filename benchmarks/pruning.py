@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
 
-    model = SolModel.from_pretrained(args.bundle, provider="cpu", threads=args.threads)
+    model = SolModel.from_pretrained(args.bundle, provider="cpu", threads=args.threads, measure_costs=False)
     config = model.bundle.config
     shapes = LayerShapes(*(config.tensors[f"layers.0.{name}.base"].shape[:2] for name in ("up", "down", "qkv", "o")))
     ids = model.tokenizer.encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--reference", type=float, help="perplexity to compare with; the dense action's by default")
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
-    model = SolModel.from_pretrained(args.bundle, threads=args.threads)
+    model = SolModel.from_pretrained(args.bundle, threads=args.threads, measure_costs=False)
     text = args.file.read_text(encoding="utf-8")
     reference, lines, tokens = args.reference, [], 0
     for action in actions(model, [float(share) for share in args.kv_density.split(",")]):

@@ -2,8 +2,9 @@
 
     python benchmarks/questions.py smollm2-135m -o docs/results/questions-smollm2-135m.md
 
-Answers are those of `sol-rt run MODEL QUESTION`: the chat template, the model's own sampling settings with a repetition
-penalty, one seed. Nothing is chosen or left out.
+The chat template, the model's own sampling settings with a repetition penalty, one seed. Nothing is chosen or left out.
+Budgets are shares of the dense step's bytes, so that every machine asks for the same mixes; those of a user are shares
+of measured time.
 """
 
 from __future__ import annotations

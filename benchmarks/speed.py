@@ -32,7 +32,7 @@ def main() -> None:
     kv_densities = [float(share) for share in args.kv_density.split(",")]
     if 1.0 not in kv_densities:
         parser.error("--kv-density: 1 belongs to the dense action, which the others are compared with")
-    model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu")
+    model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu", measure_costs=False)
     config, bench = model.bundle.config, Bench(model)
     variants = sorted(config.variants.values(), key=lambda variant: -variant.weight_bytes)
     actions = [

@@ -283,15 +283,51 @@ def test_a_budget_below_the_sensible_ones_is_warned_of_once(measured: SolModel) 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measured.generate(PROMPT, budget=least + 0.02, max_new_tokens=2)
-    with pytest.warns(QualityWarning, match=f"below {least:.2f}"):
+    with pytest.warns(QualityWarning, match=rf"asks for {least - 0.1:.2f} .* below {least:.2f}"):
         measured.generate(PROMPT, budget=least - 0.1, max_new_tokens=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measured.generate(PROMPT, budget=least - 0.1, max_new_tokens=2)
 
 
+def test_a_loose_loss_is_warned_of_too(tmp_path: Path) -> None:
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu", measure_costs=False)
+    with pytest.warns(QualityWarning, match="of the dense cost"):
+        model.generate(PROMPT, max_loss=0.3, max_new_tokens=2)
+
+
+def test_schedules_that_keep_no_loss_are_dense_without_a_dial_and_refuse_a_loss(measured: SolModel) -> None:
+    assert measured.generate(PROMPT, schedule="uniform", max_new_tokens=8).achieved_budget == 1.0
+    with pytest.raises(UsageError, match="uniform keeps no loss"):
+        measured.generate(PROMPT, schedule="uniform", max_loss=0.01)
+
+
+def test_scattered_times_are_used_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", -1.0)
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu", max_context=12)
+    assert model.cost.unit == "milliseconds"
+    assert "scatter" in model.cost.note
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_full_calibration_is_not_replaced_by_a_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)
+    folder = write_bundle(tmp_path / "tiny", losses=True)
+    SolModel.from_pretrained(folder, provider="cpu")
+    (table,) = (tmp_path / "home" / "calibration").iterdir()
+    kept = {**json.loads(table.read_text()), "quick": False, "device": "another machine"}
+    table.write_text(json.dumps(kept))
+    model = SolModel.from_pretrained(folder, provider="cpu")
+    assert model.cost.unit == "milliseconds"
+    assert "another machine" in model.cost.note
+    assert json.loads(table.read_text()) == kept
+
+
 def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)
     folder = write_bundle(tmp_path / "tiny", losses=True)
     first = SolModel.from_pretrained(folder, provider="cpu")
     assert first.cost.unit == "milliseconds"

@@ -70,6 +70,7 @@ class SolLM(TemplateLM):
             threads=threads,
             native_ops=native_ops,
             max_context=max_length,
+            measure_costs=False,
         )
         self._dial = Dial(_number("budget", budget), schedule, seed=seed)
         self._max_new_tokens = max_gen_toks

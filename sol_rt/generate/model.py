@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.budget.controller.base import BaseController
+from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibrate import measure_quickly, save
-from sol_rt.budget.cost.calibration_table import CalibratedCost, load_cost_model
+from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path, is_quick, load_cost_model
 from sol_rt.budget.dial import (
     DEFAULT_MAX_LOSS,
     SENSIBLE_LOSS,
@@ -46,22 +47,40 @@ from sol_rt.store.home import find_bundle
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
+_KEEP_LOSS = ("hull", "sol")
+"""Schedules that lose no more than the hull does at the same budget."""
+
 
 def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
-    """Times the actions of the engine's bundle, and keeps the table for the next time if the home folder allows it.
+    """Times the actions of the engine's bundle. Keeps the table for the next time if the times are steady, the home
+    folder allows it, and no better table is there.
 
     Returns `otherwise` if the export measured no losses: what its budgets buy is then unknown in any unit.
     """
     bundle = engine.bundle
     if not bundle.config.losses_measured:
         return otherwise
-    table = measure_quickly(engine, bundle)
-    note = "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
-    try:
-        save(bundle, engine, table)
-    except OSError as error:
-        note = f"measured what each action costs here, but {error.filename} cannot be written ({error.strerror})"
-    return CalibratedCost(bundle.config, table, note)
+    found = measure_quickly(engine, bundle)
+    path = calibration_path(bundle, *engine.machine)
+    told = [otherwise.note] if otherwise.note else []
+    if not found.steady:
+        told.append(
+            "the times of this machine's steps scatter, so what each action costs is measured again at the next load"
+        )
+    elif path.exists() and not is_quick(path):
+        told.append("until then a quick measurement stands in")
+    else:
+        told.append(
+            "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
+        )
+        try:
+            save(bundle, engine, found.table)
+        except OSError as error:
+            told[-1] = (
+                f"measured what each action costs here, but {error.filename} cannot be written ({error.strerror}); set "
+                "SOL_RT_HOME to a folder that can, so that it is kept"
+            )
+    return CalibratedCost(bundle.config, found.table, "; ".join(told))
 
 
 class SolModel:
@@ -219,7 +238,7 @@ class SolModel:
             seed = generation.get("seed")
             dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
             name, decoder = self.decoder(dial)
-            self._warn_below_sensible(dial, decoder.controller, len(tokens))
+            self._warn_below_sensible(decoder.controller, len(tokens))
         else:
             name, decoder = replay.header.schedule, replay_decoder(self.engine, self.cost, replay)
         writer = None
@@ -301,8 +320,10 @@ class SolModel:
                 f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss"
             )
         if dial.is_empty:
-            known = self.bundle.config.losses_measured and not is_constant(name)
+            known = self.bundle.config.losses_measured and name in _KEEP_LOSS
             dial = replace(dial, max_loss=DEFAULT_MAX_LOSS) if known else replace(dial, budget=1.0)
+        if dial.max_loss is not None and name not in _KEEP_LOSS:
+            raise UsageError(f"--max-loss: the schedule {name} keeps no loss; leave out --schedule, or give --budget")
         actions = schedule_actions(self.bundle.config, name, axes)
         if not axes.any():  # a mean setting may need dominated actions, too
             actions = without_dominated(actions, self.dominated)
@@ -326,16 +347,16 @@ class SolModel:
         variants = tuple(self.bundle.config.variants)
         return make_schedule(name, controller, seed=seed, policy=policy, hull=self.hull, variants=variants)
 
-    def _warn_below_sensible(self, dial: Dial, controller: BaseController, context: int) -> None:
-        """Warns, once, if the budget is below the one at which text suffers visibly."""
-        if self._warned or self.hull is None or dial.budget is None:
+    def _warn_below_sensible(self, controller: BaseController, context: int) -> None:
+        """Warns, once, if what is asked for is below the budget at which text suffers visibly."""
+        if self._warned or self.hull is None or not isinstance(controller, Controller):
             return
-        least = sensible_budget(self.hull, context)
-        if dial.budget < least - 0.005:
+        asked, least = controller.allowance(context), sensible_budget(self.hull, context)
+        if asked < least - 0.005:
             self._warned = True
             warnings.warn(
-                f"budget {dial.budget:g} is below {least:.2f}, where this bundle's perplexity is {SENSIBLE_LOSS:.0%} "
-                "over dense; expect broken text (sol-rt inspect lists the sensible budgets)",
+                f"this asks for {asked:.2f} of the dense cost; below {least:.2f} this bundle's perplexity is more than "
+                f"{SENSIBLE_LOSS:.0%} over dense: expect broken text (sol-rt inspect lists the sensible budgets)",
                 QualityWarning,
                 stacklevel=3,
             )

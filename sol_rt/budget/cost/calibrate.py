@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,10 @@ _WARM_UP = 2
 _LEAST = 5  # repeats, however long they take
 _FILL_SHARE = 0.3
 _QUICK_CONTEXT = 16  # tokens
-_LEAST_QUICK = 5  # rounds
+_LEAST_QUICK = 7  # rounds
+_QUICK_STEPS = 3  # of each variant in a round, of which the fastest counts
+_QUICK_MS = 15.0  # a dense step that takes longer is timed once in a round
+_SCATTER = 0.1  # largest distance of the quartiles of steady ratios, as a share of their median
 _PROMPT_TOKEN = 0.1  # decode steps that a token of a prompt takes, for the progress bar
 
 
@@ -164,37 +167,58 @@ def measure(
     return Calibration(table, rows)
 
 
-def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> CalibrationTable:
-    """Times every variant at one short context, in about `seconds` and at least _LEAST_QUICK rounds.
+class QuickCalibration(NamedTuple):
+    """A table measured in a few seconds, and whether its times are steady enough to keep."""
+
+    table: CalibrationTable
+    steady: bool
+
+
+def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> QuickCalibration:
+    """Times every variant at one short context, in about `seconds`, or three times that if the times scatter.
+
+    The variants take turns. A variant's time is the dense step's lower quartile times the median of its ratios to the
+    dense steps of the same rounds, which a machine that slows down for a while does not change. The times are steady if
+    the quartiles of these ratios lie within _SCATTER of each other, on average over the variants.
 
     A line's slopes are those of the bytes model, at the rate at which the dense step reads bytes here. The table tells
     which variants are fast on this machine; `measure` also tells what long contexts cost. The cache is overwritten.
     """
     config = bundle.config
     actions = [Action(1.0, variant.channel_density, variant.bits) for variant in config.variants.values()]
+    dense = actions.index(config.dense)
     engine.reset()
     engine.load(config.variants)
-    length = min(_QUICK_CONTEXT, config.model.max_context - 1)
+    length = min(_QUICK_CONTEXT, engine.max_context - 1)
     engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
-    times: dict[Action, list[float]] = {action: [] for action in actions}
-    order = np.random.default_rng(0)
-    began, rounds = time.perf_counter(), 0
-    while rounds < _LEAST_QUICK + 1 or time.perf_counter() - began < seconds:
+    each = _QUICK_STEPS if _timed(engine, length, [1], config.dense) < _QUICK_MS else 1
+    rounds: list[list[float]] = []
+    order, began = np.random.default_rng(0), time.perf_counter()
+    while True:
+        row = [0.0] * len(actions)
         for index in order.permutation(len(actions)):
-            elapsed = _timed(engine, length, [1], actions[index])
-            if rounds:
-                times[actions[index]].append(elapsed)
-        rounds += 1
+            row[index] = min(_timed(engine, length, [1], actions[index]) for _ in range(each))
+        rounds.append(row)
+        spent = time.perf_counter() - began
+        times = np.array(rounds[1:])  # the first round warms up
+        if len(times) < _LEAST_QUICK or spent < seconds:
+            continue
+        ratios = times / times[:, dense : dense + 1]
+        low, middle, high = np.percentile(ratios, [25, 50, 75], axis=0)
+        steady = float(((high - low) / middle).mean()) <= _SCATTER
+        if steady or spent > 3 * seconds:
+            break
     engine.reset()
+    typical = middle * _typical(times[:, dense].tolist())
     model = BytesCost(config)
-    rate = _typical(times[config.dense]) / model.dense(length)
+    rate = typical[dense] / model.dense(length)
     kv_densities = sorted({1.0} | {entry.action.kv_density for entry in config.actions}, reverse=True)
     lines = {}
-    for variant, action in zip(config.variants, actions, strict=True):
+    for variant, action, ms in zip(config.variants, actions, typical.tolist(), strict=True):
         slope = model.step(action, length + 1) - model.step(action, length)  # bytes of one more cached token
-        fixed = max(_typical(times[action]) - rate * slope * (length + 1), 0.0)
+        fixed = max(ms - rate * slope * (length + 1), 0.0)
         lines[variant] = dict.fromkeys(kv_densities, Line(fixed, rate * slope, rate * model.page_bytes))
-    return CalibrationTable(
+    table = CalibrationTable(
         bundle=bundle.identity,
         device=device_string(*engine.machine),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -202,6 +226,7 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
         lines=lines,
         quick=True,
     )
+    return QuickCalibration(table, steady)
 
 
 def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:

@@ -192,6 +192,14 @@ def has_table(bundle: Bundle) -> bool:
     return False
 
 
+def is_quick(path: Path) -> bool:
+    """Whether the file is a readable table that was measured quickly."""
+    try:
+        return CalibrationTable.from_json(path.read_text(encoding="utf-8")).quick
+    except (OSError, UnicodeDecodeError, SolError):
+        return False
+
+
 def load_cost_model(
     bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "", *, quick: bool = True
 ) -> CostModel:

@@ -203,7 +203,7 @@ def _rollouts(engine: Engine, scalars: tuple[str, ...], *, in_torch: bool, say: 
     from sol_rt.train.rollouts.rollout import RolloutSpec
 
     bundle = engine.bundle
-    cost = load_cost_model(bundle, *engine.machine)
+    cost = load_cost_model(bundle, *engine.machine, quick=False)
     unit = "bytes; to train on this device's milliseconds run sol-rt calibrate first"
     say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, of the calibration'}")
     actions = tuple(entry.action for entry in bundle.config.actions)

@@ -221,19 +221,23 @@ def bought(result: Generation, how: Mapping[str, Any]) -> str:
     """One line on what the dial bought: speed against dense, and the loss that the export measured for the actions."""
     from sol_rt.budget.losses import share_of_nats
 
+    if not result.actions:
+        return f"dial: {_asked(result, how)}: no decode step ran"
     line = f"dial: {_asked(result, how)}: {result.tokens_per_second:.1f} tokens/s"
-    if result.achieved_budget != 1.0 and result.dense_tokens_per_second > 0:
-        ratio = 1 / result.achieved_budget
-        line += f", {ratio:.2f} times dense's {result.dense_tokens_per_second:.1f}"
+    if result.achieved_budget != 1.0:
+        unit = "bytes" if result.cost_model == "bytes" else "its measured time"
+        line += f", dense about {result.dense_tokens_per_second:.1f} by {unit}"
     if result.expected_loss is None:
         return f"{line}; the loss was not measured"
     return f"{line}; expected perplexity {share_of_nats(max(result.expected_loss, 0.0)):.1%} over dense"
 
 
 def _asked(result: Generation, how: Mapping[str, Any]) -> str:
-    """What the user asked of the dial."""
+    """What the user asked of the dial, and what was served in its place if it could not be reached."""
     from sol_rt.budget.dial import DEFAULT_MAX_LOSS
 
+    if how.get("replay") is not None:
+        return "the trace's actions"
     if wanted := how.get("tokens_per_second"):
         fastest = result.fastest_tokens_per_second
         beyond = f", of which {fastest:.0f} can be reached here" if result.floored and fastest is not None else ""
@@ -242,11 +246,12 @@ def _asked(result: Generation, how: Mapping[str, Any]) -> str:
         return f"perplexity at most {100 * how['max_loss']:g}% over dense"
     given = [name for name in ("budget", "kv_density", "channel_density", "bits") if how.get(name) is not None]
     if given:
-        return ", ".join(f"{name.replace('_', ' ')} {how[name]:g}" for name in given)
-    if result.schedule in ("dense", "replay") or result.schedule.startswith("fixed:"):
+        served = f", served at {result.achieved_budget:.2f} by the cheapest action" if result.floored else ""
+        return ", ".join(f"{name.replace('_', ' ')} {how[name]:g}" for name in given) + served
+    if result.schedule == "dense" or result.schedule.startswith("fixed:"):
         return result.schedule
-    if result.expected_loss is None:
-        return "none given, and no losses measured, so dense"
+    if result.requested_budget == 1.0:
+        return "none given, so dense"
     return f"none given, so the fastest mix that loses at most {100 * DEFAULT_MAX_LOSS:g}%"
 
 

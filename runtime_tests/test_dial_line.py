@@ -1,0 +1,62 @@
+"""The line that says what the dial bought, after real generations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.tiny_bundle import write_bundle
+from sol_rt import SolModel
+from sol_rt.cli.run.generate import bought
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
+    folder = write_bundle(tmp_path_factory.mktemp("dial") / "tiny", losses=True)
+    return SolModel.from_pretrained(folder, provider="cpu", measure_costs=False)
+
+
+@pytest.mark.filterwarnings("ignore::sol_rt.QualityWarning")
+@pytest.mark.parametrize(
+    ("dial", "asked"),
+    [
+        ({}, "none given, so the fastest mix that loses at most 0.5%"),
+        ({"budget": 0.75}, "budget 0.75"),
+        ({"budget": 0.1}, "budget 0.1, served at 0.4"),
+        ({"max_loss": 0.02}, "perplexity at most 2% over dense"),
+        ({"kv_density": 0.5, "bits": 6.0}, "kv density 0.5, bits 6"),
+        ({"schedule": "dense"}, "dense"),
+        ({"schedule": "uniform"}, "none given, so dense"),
+        ({"schedule": "fixed:k030-s050-q4"}, "fixed:k030-s050-q4"),
+    ],
+)
+def test_what_was_asked_for(model: SolModel, dial: dict[str, Any], asked: str) -> None:
+    result = model.generate("w1 w2 w3", max_new_tokens=70, eos_token_id=[], **dial)
+    line = bought(result, dial)
+    assert line.startswith(f"dial: {asked}")
+    assert f"{result.tokens_per_second:.1f} tokens/s" in line
+    assert ("dense about" in line) == (result.achieved_budget != 1.0)
+
+
+def test_expected_loss_is_that_of_the_actions(model: SolModel) -> None:
+    result = model.generate("w1 w2 w3", max_new_tokens=70, eos_token_id=[], schedule="fixed:k100-s050-q4")
+    line = bought(result, {"schedule": "fixed:k100-s050-q4"})
+    assert line.endswith(
+        f"expected perplexity {100 * (2.718281828 ** (result.expected_loss or 0) - 1):.1f}% over dense"
+    )
+    assert bought(replace(result, expected_loss=None), {}).endswith("the loss was not measured")
+
+
+def test_a_single_token_says_that_no_step_ran(model: SolModel) -> None:
+    assert bought(model.generate("w1", max_new_tokens=1), {"budget": 0.5}).endswith("no decode step ran")
+
+
+def test_a_replay_names_the_trace(model: SolModel, tmp_path: Path) -> None:
+    from sol_rt.generate.trace import read_trace
+
+    model.generate("w1 w2", budget=0.8, max_new_tokens=20, eos_token_id=[], trace=tmp_path / "trace.jsonl")
+    trace = read_trace(tmp_path / "trace.jsonl")
+    assert "the trace's actions" in bought(model.generate(replay=trace), {"replay": trace})
