@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
     [
         ({}, "none given, so the fastest mix that loses at most 0.5%"),
         ({"budget": 0.75}, "budget 0.75"),
-        ({"budget": 0.1}, "budget 0.1, served at 0.4"),
+        ({"budget": 0.1}, "budget 0.1, served at 0.3"),
         ({"max_loss": 0.02}, "perplexity at most 2% over dense"),
         ({"kv_density": 0.5, "bits": 6.0}, "kv density 0.5, bits 6"),
         ({"schedule": "dense"}, "dense"),
