@@ -153,6 +153,17 @@ class TestPullOfABundle:
         assert contents(target) == other
         assert {name.partition("/")[0] for name in stored()} == {"tiny-bundle"}
 
+    def test_what_a_killed_replacement_left_is_removed(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+        hub.repository(REPO, contents(write_bundle(tmp_path / "other", seed=1)))
+        target = home.bundles_dir() / "tiny-bundle"
+        shutil.copytree(tiny, target)
+        old = home.bundles_dir() / download.UNFINISHED / f"{REPO.replace('/', '--')}.old"
+        old.mkdir(parents=True)
+        (old / WEIGHTS).write_bytes(b"of the bundle before")
+        pull(REPO, quiet, replace=True)
+        assert contents(target) == contents(tmp_path / "other")
+        assert {name.partition("/")[0] for name in stored()} == {"tiny-bundle"}
+
     def test_a_folder_that_is_no_bundle_stays(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         hub.repository(REPO, contents(tiny))
         (home.bundles_dir() / "tiny-bundle").mkdir(parents=True)

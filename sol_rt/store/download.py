@@ -209,6 +209,8 @@ def _replace(target: Path, folder: Path) -> None:
     """Gives `folder` the place of `target`. An interruption leaves one of the two there."""
     old = folder.with_name(f"{folder.name}.old")
     if target.exists():
+        if old.exists():  # the process was killed while it removed it
+            remove(old)
         target.rename(old)
     try:
         folder.rename(target)
