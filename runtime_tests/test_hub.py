@@ -276,6 +276,13 @@ class TestInterruptions:
 
 
 class TestRefusals:
+    def test_a_damaged_config(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        files = contents(tiny)
+        hub.repository(REPO, files)
+        hub.served_instead[CONFIG_NAME] = files[CONFIG_NAME].replace(b'"tests"', b'"testz"')
+        fails(capsys, ["pull", REPO], 1, f"{CONFIG_NAME}: got hash ", "damaged file; pull again, or tell its owner")
+        assert stored() == []
+
     @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
     def test_a_damaged_file(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
         files = contents(tiny)

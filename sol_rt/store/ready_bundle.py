@@ -55,7 +55,7 @@ def fetch_bundle(
 
 
 def _read_config(listing: Listing) -> bytes:
-    size = listing.files[CONFIG_NAME].bytes
+    size, expected = listing.files[CONFIG_NAME].bytes, listing.files[CONFIG_NAME].digest
     if size > _LARGEST_CONFIG:
         raise HubError(f"{listing.hub_id}: {CONFIG_NAME}: got {size} bytes, expected at most {_LARGEST_CONFIG}")
     raw = bytearray()
@@ -66,6 +66,13 @@ def _read_config(listing: Listing) -> bytes:
                 break
     if len(raw) != size:
         raise HubError(f"{listing.hub_id}: {CONFIG_NAME}: got {len(raw)} bytes, expected {size}; pull again")
+    digest = listing.files[CONFIG_NAME].hasher()
+    digest.update(raw)
+    if (found := digest.hexdigest()) != expected:
+        raise HubError(
+            f"{listing.hub_id}: {CONFIG_NAME}: got hash {found}, expected {expected}; the hub serves a damaged file; "
+            f"pull again, or tell its owner"
+        )
     return bytes(raw)
 
 
