@@ -265,6 +265,20 @@ class TestInterruptions:
         (folder / WEIGHTS).write_bytes(b"damaged")
         assert contents(pull(REPO, quiet)) == contents(tiny)
 
+    def test_a_part_that_went_bad_here_is_fetched_anew(self, hub: Hub, tiny: Path) -> None:
+        files = contents(tiny)
+        hub.repository(REPO, files)
+        folder = home.bundles_dir() / download.UNFINISHED / REPO.replace("/", "--")
+        folder.mkdir(parents=True)
+        part = folder / f"{WEIGHTS}.{hashlib.sha256(files[WEIGHTS]).hexdigest()[:16]}.part"
+        for bad in (bytes(len(files[WEIGHTS]) // 2), bytes(len(files[WEIGHTS]) + 1)):
+            hub.requests.clear()
+            part.write_bytes(bad)
+            assert contents(pull(REPO, quiet)) == files
+            assert hub.content_requests(WEIGHTS)[-1].sent == len(files[WEIGHTS])
+            shutil.rmtree(home.bundles_dir() / "tiny-bundle")
+            folder.mkdir(parents=True)
+
     def test_two_pulls_at_once(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         from filelock import FileLock
 
