@@ -108,6 +108,12 @@ def test_budget_alone_shows_the_dial(chat: Chat) -> None:
     assert said[-2:] == ["budget 0.8", "budget 0.8, schedule random"]
 
 
+def test_a_tab_separates_a_command_from_its_argument(chat: Chat) -> None:
+    _, err = chat("/budget\t0.8", "/system \t w8  w9", "/system")
+    assert "budget 0.8" in err.splitlines()
+    assert err.splitlines()[-1] == "system message: w8  w9"
+
+
 def test_text_that_is_not_unicode_does_not_end_the_chat(chat: Chat, tmp_path: Path) -> None:
     out, err = chat("w1", "/system w8 \udcff", f"/save {tmp_path / 'chat.json'}", "/system w9", "w2", code=1)
     assert len(out.splitlines()) == 2

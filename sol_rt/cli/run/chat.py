@@ -93,8 +93,8 @@ class Conversation:
         """
         from sol_rt.cli.run.generate import report
 
-        name, _, argument = line.partition(" ")
-        argument = argument.strip()
+        name, *rest = line.split(None, 1)
+        argument = rest[0].strip() if rest else ""
         if name in {"/exit", "/quit", "/bye"}:
             return False
         if name == "/reset":
