@@ -38,15 +38,18 @@ def calibration_dir() -> Path:
     return home() / "calibration"
 
 
-def check_writable(path: Path) -> None:
-    """Raises SolError if the file `path` cannot be written, before the work whose result it is to hold begins."""
+def check_writable(path: Path, instead: str = "set SOL_RT_HOME to another folder") -> None:
+    """Makes the folder of `path`. Raises SolError if nothing can be written there, before long work is done for it.
+
+    `instead` is the second way out that the error names.
+    """
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SolError(f"{folder}: {error.strerror}; make it writable, or set SOL_RT_HOME to another folder") from None
+        raise SolError(f"{folder}: {error.strerror}; make it writable, or {instead}") from None
 
 
 def bundle_names() -> list[str]:
