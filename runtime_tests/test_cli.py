@@ -97,9 +97,7 @@ def test_a_home_that_is_no_folder_has_a_next_step(
     fails(capsys, [*command.split(), "smollm2-135m"], 1, "make it writable, or set SOL_RT_HOME to another folder")
 
 
-def test_an_output_that_can_not_be_written_has_a_next_step(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_output_that_can_not_be_written_has_a_next_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="exporting comes with the extra export")
     (tmp_path / "file").touch()
     argv = ["export", "-m", "smollm2-135m", "-o", str(tmp_path / "file" / "bundle")]

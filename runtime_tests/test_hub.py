@@ -104,6 +104,18 @@ class TestPullOfABundle:
         assert main(["generate", "-p", "w1 w2", "-n", "3", "--json"]) == 0, "the pulled bundle is the default"
         assert len(json.loads(capsys.readouterr().out)["tokens"]) == 3
 
+    def test_run_takes_it_for_this_repository_alone(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hub.repository(REPO, contents(tiny))
+        assert main(["run", REPO, "w1", "-n", "2"]) == 0
+        hub.requests.clear()
+        capsys.readouterr()
+        assert main(["run", REPO, "w1", "-n", "2"]) == 0
+        assert "using" not in capsys.readouterr().err
+        fails(capsys, ["run", "else/tiny-bundle", "w1"], 2, f"tiny-bundle was made from {REPO}")
+        assert hub.requests == []
+
     def test_the_config_comes_first_and_large_files_last(self, hub: Hub, tiny: Path) -> None:
         hub.repository(REPO, contents(tiny))
         pull(REPO, quiet)

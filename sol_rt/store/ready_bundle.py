@@ -10,7 +10,7 @@ from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError, HubError, UsageError
 from sol_rt.store.download import are_files, check_room, download, staged
-from sol_rt.store.home import bundles_dir, remember_last_export
+from sol_rt.store.home import bundles_dir, remember_last_export, remember_source
 from sol_rt.store.hub import Listing, RemoteFile, hub_errors, open_file
 from sol_rt.store.progress import Progress
 
@@ -51,6 +51,7 @@ def fetch_bundle(
             download(listing, files, folder, progress)
             (folder / CONFIG_NAME).write_bytes(raw)
     remember_last_export(target)
+    remember_source(target, str(listing.hub_id))
     return target
 
 
