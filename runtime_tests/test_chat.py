@@ -80,6 +80,11 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
         "/load",
         "/load no-such-file.json",
         "/save no/such/folder.json",
+        "/save .",
+        "/save ~nosuchuser/chat.json",
+        "/load ~nosuchuser/chat.json",
+        "/save a\0b",
+        "/load a\0b",
     ],
 )
 def test_a_pipe_goes_on_after_a_wrong_command(chat: Chat, line: str) -> None:
@@ -101,6 +106,20 @@ def test_budget_alone_shows_the_dial(chat: Chat) -> None:
     _, err = chat("/budget", "/budget 0.8", "/budget", "/schedule random", "/budget")
     said = [line for line in err.splitlines() if line.startswith("budget ")]
     assert said[-2:] == ["budget 0.8", "budget 0.8, schedule random"]
+
+
+def test_a_tab_separates_a_command_from_its_argument(chat: Chat) -> None:
+    _, err = chat("/budget\t0.8", "/system \t w8  w9", "/system")
+    assert "budget 0.8" in err.splitlines()
+    assert err.splitlines()[-1] == "system message: w8  w9"
+
+
+def test_text_that_is_not_unicode_does_not_end_the_chat(chat: Chat, tmp_path: Path) -> None:
+    out, err = chat("w1", "/system w8 \udcff", f"/save {tmp_path / 'chat.json'}", "/system w9", "w2", code=1)
+    assert len(out.splitlines()) == 2
+    (error,) = (line for line in err.splitlines() if "error" in line)
+    assert error.startswith(f"sol-rt: error: /save {tmp_path / 'chat.json'}: ")
+    assert list(tmp_path.glob("chat.json*")) == []
 
 
 def test_help_lists_every_command(chat: Chat) -> None:
@@ -170,6 +189,8 @@ GOOD = {
         ({"messages": [{"role": "user", "content": "w1"}]}, "questions and answers in turn"),
         ({"messages": [{"role": "assistant", "content": "a"}] * 2}, "message 0: expected role 'user'"),
         ({"messages": [{"role": "user", "content": 1}] * 2}, "message 0: its content is not a text"),
+        ({"messages": [{"role": "user", "content": "\ud800"}] * 2}, "message 0: its content is not a text"),
+        ({"system": "\ud800"}, "model and system"),
     ],
 )
 def test_a_file_that_is_wrong_changes_nothing(

@@ -56,7 +56,8 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["nonsense"], "nonsense"),
         (["generate", "--budgett", "0.3"], "--budgett"),
         (["generate", "--budget", "1.5"], "--budget"),
-        (["generate", "--budget", "much"], "--budget"),
+        (["generate", "--budget", "much"], "expected a share of the dense cost from 0 to 1, for example 0.3; got much"),
+        (["generate", "-b", "nan"], "expected a share of the dense cost from 0 to 1, for example 0.3; got nan"),
         (["generate", "-n", "0"], "--max-new-tokens"),
         (["generate", "--budget", "0.4", "--tokens-per-second", "50"], "set the same dial"),
         (["generate", "--schedule", "dense", "--budget", "0.4"], "--budget"),
@@ -83,6 +84,24 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
 )
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], part: str) -> None:
     fails(capsys, argv, 2, part)
+
+
+@pytest.mark.parametrize("command", ["pull", "export -m", "run"])
+def test_a_home_that_is_no_folder_has_a_next_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    if command != "pull":
+        pytest.importorskip("torch", reason="exporting comes with the extra export")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "file" / "home"))
+    fails(capsys, [*command.split(), "smollm2-135m"], 1, "make it writable, or set SOL_RT_HOME to another folder")
+
+
+def test_an_output_that_can_not_be_written_has_a_next_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="exporting comes with the extra export")
+    (tmp_path / "file").touch()
+    argv = ["export", "-m", "smollm2-135m", "-o", str(tmp_path / "file" / "bundle")]
+    fails(capsys, argv, 1, "make it writable, or choose another -o")
 
 
 def test_environment_mirrors_flags(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

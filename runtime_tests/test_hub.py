@@ -104,6 +104,18 @@ class TestPullOfABundle:
         assert main(["generate", "-p", "w1 w2", "-n", "3", "--json"]) == 0, "the pulled bundle is the default"
         assert len(json.loads(capsys.readouterr().out)["tokens"]) == 3
 
+    def test_run_takes_it_for_this_repository_alone(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hub.repository(REPO, contents(tiny))
+        assert main(["run", REPO, "w1", "-n", "2"]) == 0
+        hub.requests.clear()
+        capsys.readouterr()
+        assert main(["run", REPO, "w1", "-n", "2"]) == 0
+        assert "using" not in capsys.readouterr().err
+        fails(capsys, ["run", "else/tiny-bundle", "w1"], 2, f"tiny-bundle was made from {REPO}")
+        assert hub.requests == []
+
     def test_the_config_comes_first_and_large_files_last(self, hub: Hub, tiny: Path) -> None:
         hub.repository(REPO, contents(tiny))
         pull(REPO, quiet)
@@ -151,6 +163,17 @@ class TestPullOfABundle:
         assert contents(target) == contents(tiny)
         assert main(["pull", REPO, "--force"]) == 0
         assert contents(target) == other
+        assert {name.partition("/")[0] for name in stored()} == {"tiny-bundle"}
+
+    def test_what_a_killed_replacement_left_is_removed(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+        hub.repository(REPO, contents(write_bundle(tmp_path / "other", seed=1)))
+        target = home.bundles_dir() / "tiny-bundle"
+        shutil.copytree(tiny, target)
+        old = home.bundles_dir() / download.UNFINISHED / f"{REPO.replace('/', '--')}.old"
+        old.mkdir(parents=True)
+        (old / WEIGHTS).write_bytes(b"of the bundle before")
+        pull(REPO, quiet, replace=True)
+        assert contents(target) == contents(tmp_path / "other")
         assert {name.partition("/")[0] for name in stored()} == {"tiny-bundle"}
 
     def test_a_folder_that_is_no_bundle_stays(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,6 +277,20 @@ class TestInterruptions:
         (folder / WEIGHTS).write_bytes(b"damaged")
         assert contents(pull(REPO, quiet)) == contents(tiny)
 
+    def test_a_part_that_went_bad_here_is_fetched_anew(self, hub: Hub, tiny: Path) -> None:
+        files = contents(tiny)
+        hub.repository(REPO, files)
+        folder = home.bundles_dir() / download.UNFINISHED / REPO.replace("/", "--")
+        folder.mkdir(parents=True)
+        part = folder / f"{WEIGHTS}.{hashlib.sha256(files[WEIGHTS]).hexdigest()[:16]}.part"
+        for bad in (bytes(len(files[WEIGHTS]) // 2), bytes(len(files[WEIGHTS]) + 1)):
+            hub.requests.clear()
+            part.write_bytes(bad)
+            assert contents(pull(REPO, quiet)) == files
+            assert hub.content_requests(WEIGHTS)[-1].sent == len(files[WEIGHTS])
+            shutil.rmtree(home.bundles_dir() / "tiny-bundle")
+            folder.mkdir(parents=True)
+
     def test_two_pulls_at_once(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         from filelock import FileLock
 
@@ -265,6 +302,13 @@ class TestInterruptions:
 
 
 class TestRefusals:
+    def test_a_damaged_config(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        files = contents(tiny)
+        hub.repository(REPO, files)
+        hub.served_instead[CONFIG_NAME] = files[CONFIG_NAME].replace(b'"tests"', b'"testz"')
+        fails(capsys, ["pull", REPO], 1, f"{CONFIG_NAME}: got hash ", "damaged file; pull again, or tell its owner")
+        assert stored() == []
+
     @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
     def test_a_damaged_file(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
         files = contents(tiny)

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_bundle import write_bundle
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.cli import main
 from sol_rt.cli.make.run import run
 from sol_rt.cli.run.chat import chat
 from sol_rt.store import pull
+from sol_rt.store.home import remember_source
 from sol_rt.store.progress import Progress
 
 SHORT = ("-n", "5", "--temperature", "0")
@@ -70,7 +72,7 @@ def test_a_ready_bundle_of_the_hub_is_fetched_once(
 ) -> None:
     fetched: list[str] = []
 
-    def from_hub(source: str, progress: Progress) -> Path:
+    def from_hub(source: str, progress: Progress, **_: object) -> Path:
         fetched.append(source)
         progress("fetching", 1, 1)
         return Path(shutil.copytree(bundle, home / "bundles" / "small"))
@@ -81,6 +83,37 @@ def test_a_ready_bundle_of_the_hub_is_fetched_once(
     assert "someone/small: not here yet; fetching it" in err
     assert output(capsys, "run", "someone/small", "w1", *SHORT)[0] == out
     assert fetched == ["someone/small"]
+
+
+def test_a_bundle_of_another_source_is_not_taken_for_it(
+    capsys: pytest.CaptureFixture[str], bundle: Path, home: Path, tmp_path: Path
+) -> None:
+    made = Path(shutil.copytree(bundle, home / "bundles" / "small"))
+    remember_source(made, "someone/Small")
+    answer = output(capsys, "run", "someone/Small", "w1", *SHORT)[0]
+    assert answer.strip()
+    (tmp_path / "small").mkdir()
+    for other in ("else/small", "someone/Small@v2", str(tmp_path / "small")):
+        out, err = output(capsys, "run", other, "w1", *SHORT, code=2)
+        assert out == ""
+        assert f"{other}: {made} was made from someone/Small" in err
+        assert "-m small" not in err
+        assert "sol-rt run small" in err
+    assert output(capsys, "run", "small", "w1", *SHORT)[0] == answer
+    output(capsys, "rm", "--yes", "small")
+    assert not list((home / "sources").iterdir())
+
+
+def test_a_bundle_of_unknown_source_is_named(
+    capsys: pytest.CaptureFixture[str], bundle: Path, home: Path, tmp_path: Path
+) -> None:
+    made = shutil.copytree(bundle, home / "bundles" / "small")
+    remember_source(Path(made), "someone/small")
+    config = made / CONFIG_NAME
+    config.write_text(config.read_text().replace('"source": "random"', '"source": "else/small"'))  # another bundle now
+    said = f"using {made}, which was made from else/small"
+    assert said in output(capsys, "run", "someone/small", "w1", *SHORT)[1]
+    assert said not in output(capsys, "run", "else/small", "w1", *SHORT)[1]
 
 
 @pytest.mark.parametrize(
@@ -116,3 +149,6 @@ def test_a_checkpoint_is_exported_first(
     assert str(made) not in out, "stdout is the answer alone"
     assert f"no bundle yet; exporting it to {made}" in err
     assert output(capsys, "run", str(source), "Hello", *SHORT)[0] == out
+    other = tmp_path / "elsewhere" / "Small"
+    shutil.copytree(source, other)
+    assert f"was made from {source}" in output(capsys, "run", str(other), "Hello", *SHORT, code=2)[1]

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sol_rt.budget.cost.calibration_table import CALIBRATION_FORMAT
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name, parse_bits_name
 from sol_rt.bundle.bundle import sha256
@@ -28,7 +29,7 @@ from sol_rt.export.actions.measuring import Measurements
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder
 
-FORMAT = "sol_rt.calibration"
+FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
@@ -138,9 +139,15 @@ class StoredCalibration:
         Raises UsageError if the file's numbers are not those of such a bundle.
         """
         try:
+            for context, front in self.measured.fronts.items():
+                if config.dense not in front:
+                    raise ValueError(f"{config.dense.tag}, the dense action, not measured at {context}")
             config = with_heads(folder, config, decoder, self.lm_head_bits)
             variants = dict(config.variants)
             for key, counts in self.active_channels.items():
+                for name, channels in config.model.channels.items():
+                    if not all(1 <= count <= channels for count in counts[name]):
+                        raise ValueError(f"{key}: {name} outside 1 to {channels}")
                 variant = replace(
                     variants[key],
                     active_up=counts["active_up"],
@@ -200,11 +207,20 @@ class StoredCalibration:
 
 def is_stored(path: Path) -> bool:
     """Whether a file is a stored calibration, readable or not, and no text to calibrate on."""
+    return _begins_with_format(path, FORMAT)
+
+
+def is_device_table(path: Path) -> bool:
+    """Whether a file is a table that `sol-rt calibrate` wrote: milliseconds, which no export uses."""
+    return _begins_with_format(path, CALIBRATION_FORMAT)
+
+
+def _begins_with_format(path: Path, format_name: str) -> bool:
     if path.suffix != ".json":
         return False
     try:
         with path.open(encoding="utf-8") as file:
-            return FORMAT in file.read(200)
+            return f'"{format_name}"' in file.read(200)
     except (OSError, ValueError):
         return False
 
@@ -235,12 +251,12 @@ def _read(raw: Any) -> StoredCalibration:
         },
         measured=Measurements(
             fronts={
-                int(at): {Action.parse(tag): Measured(*map(float, point)) for tag, point in front.items()}
+                int(at): {Action.parse(tag): Measured(*map(_finite, point)) for tag, point in front.items()}
                 for at, front in raw["losses"].items()
             },
             tokens={int(at): int(setting["tokens"]) for at, setting in raw["contexts"].items()},
-            dense_loss={int(at): float(setting["dense_loss"]) for at, setting in raw["contexts"].items()},
-            collapse_loss=math.inf if raw["collapse_loss"] is None else float(raw["collapse_loss"]),
+            dense_loss={int(at): _finite(setting["dense_loss"]) for at, setting in raw["contexts"].items()},
+            collapse_loss=math.inf if raw["collapse_loss"] is None else _finite(raw["collapse_loss"]),
         ),
     )
 
@@ -250,6 +266,13 @@ def _bits(name: str) -> int:
     if found is None:
         raise ValueError(f"bits {name}")
     return found
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
 
 
 def _rows(items: Iterable[tuple[str, Mapping[str, Any]]]) -> str:

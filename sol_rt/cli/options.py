@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -154,8 +155,8 @@ Budget = Annotated[
     option(
         "-b",
         "--budget",
-        min=0.0,
-        max=1.0,
+        metavar="SHARE",
+        parser=lambda value: _budget(value),
         help="Mean cost of a decode step, as a share (0 to 1) of the dense step's; 1 is exactly dense.",
         panel=BUDGET,
     ),
@@ -235,6 +236,14 @@ def _check_share(flag: str, value: float | None) -> float | None:
     if value is not None and not 0 <= value <= 1:
         raise UsageError(f"{flag} {value:g}: expected a share from 0 to 1, for example 0.3")
     return value
+
+
+def _budget(value: str | float) -> float:
+    """A share of the dense cost. Raises BadParameter if `value` is none; Typer adds the option and what it got."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (budget := float(value)) <= 1:
+            return budget
+    raise typer.BadParameter("expected a share of the dense cost from 0 to 1, for example 0.3")
 
 
 def _share(flag: str, value: str | float) -> float:

@@ -151,7 +151,26 @@ def remove(path: Path) -> None:
 
 
 def _fetch(listing: Listing, file: RemoteFile, folder: Path, report: Callable[[int], None]) -> None:
-    path, failures = _part(folder, file), 0
+    path = _part(folder, file)
+    continued = path.is_file() and path.stat().st_size > 0
+    size, found = _complete(listing, file, path, report)
+    if continued and (size, found) != (file.bytes, file.digest):
+        path.unlink()  # the part may have gone bad on this disk, so the hub is not to blame yet
+        size, found = _complete(listing, file, path, report)
+    if (size, found) != (file.bytes, file.digest):
+        shutil.rmtree(folder)
+        what = f"{size} bytes" if size != file.bytes else f"hash {found}"
+        wanted = f"{file.bytes}" if size != file.bytes else file.digest
+        raise HubError(
+            f"{listing.hub_id}: {file.name}: got {what}, expected {wanted}; the hub serves a damaged file, so nothing "
+            f"was kept: pull again, or tell its owner"
+        )
+    path.replace(folder / file.name)
+
+
+def _complete(listing: Listing, file: RemoteFile, path: Path, report: Callable[[int], None]) -> tuple[int, str]:
+    """Fetches what the part at `path` lacks of the file. Returns the part's size in bytes and its hash."""
+    failures = 0
     with path.open("a+b") as part:
         digest, size = _hashed(part, file, report)
         while size < file.bytes:
@@ -178,16 +197,7 @@ def _fetch(listing: Listing, file: RemoteFile, folder: Path, report: Callable[[i
                 failures = failures + 1 if size <= before else 0
                 if failures >= _TRIES:
                     raise HubError(f"{listing.hub_id}: {file.name} ends after {size} of {file.bytes} bytes; pull again")
-    found = digest.hexdigest()
-    if size != file.bytes or found != file.digest:
-        shutil.rmtree(folder)
-        what = f"{size} bytes" if size != file.bytes else f"hash {found}"
-        wanted = f"{file.bytes}" if size != file.bytes else file.digest
-        raise HubError(
-            f"{listing.hub_id}: {file.name}: got {what}, expected {wanted}; the hub serves a damaged file, so nothing "
-            f"was kept: pull again, or tell its owner"
-        )
-    path.replace(folder / file.name)
+    return size, digest.hexdigest()
 
 
 def _hashed(content: BinaryIO, file: RemoteFile, report: Callable[[int], None]) -> tuple[Any, int]:
@@ -209,6 +219,8 @@ def _replace(target: Path, folder: Path) -> None:
     """Gives `folder` the place of `target`. An interruption leaves one of the two there."""
     old = folder.with_name(f"{folder.name}.old")
     if target.exists():
+        if old.exists():  # the process was killed while it removed it
+            remove(old)
         target.rename(old)
     try:
         folder.rename(target)

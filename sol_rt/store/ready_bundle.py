@@ -10,7 +10,7 @@ from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError, HubError, UsageError
 from sol_rt.store.download import are_files, check_room, download, staged
-from sol_rt.store.home import bundles_dir, remember_last_export
+from sol_rt.store.home import bundles_dir, remember_last_export, remember_source
 from sol_rt.store.hub import Listing, RemoteFile, hub_errors, open_file
 from sol_rt.store.progress import Progress
 
@@ -51,11 +51,12 @@ def fetch_bundle(
             download(listing, files, folder, progress)
             (folder / CONFIG_NAME).write_bytes(raw)
     remember_last_export(target)
+    remember_source(target, str(listing.hub_id))
     return target
 
 
 def _read_config(listing: Listing) -> bytes:
-    size = listing.files[CONFIG_NAME].bytes
+    size, expected = listing.files[CONFIG_NAME].bytes, listing.files[CONFIG_NAME].digest
     if size > _LARGEST_CONFIG:
         raise HubError(f"{listing.hub_id}: {CONFIG_NAME}: got {size} bytes, expected at most {_LARGEST_CONFIG}")
     raw = bytearray()
@@ -66,6 +67,13 @@ def _read_config(listing: Listing) -> bytes:
                 break
     if len(raw) != size:
         raise HubError(f"{listing.hub_id}: {CONFIG_NAME}: got {len(raw)} bytes, expected {size}; pull again")
+    digest = listing.files[CONFIG_NAME].hasher()
+    digest.update(raw)
+    if (found := digest.hexdigest()) != expected:
+        raise HubError(
+            f"{listing.hub_id}: {CONFIG_NAME}: got hash {found}, expected {expected}; the hub serves a damaged file; "
+            f"pull again, or tell its owner"
+        )
     return bytes(raw)
 
 

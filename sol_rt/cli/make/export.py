@@ -93,8 +93,8 @@ def export(
     The export calibrates the weights, chooses the actions by measurement, and compares the bundle with the source.
     """
     from sol_rt.bundle.config import CONFIG_NAME, KV_DTYPES
-    from sol_rt.store.home import bundles_dir, remember_last_export
-    from sol_rt.store.pull import bundle_name
+    from sol_rt.store.home import bundles_dir, check_writable, remember_last_export, remember_source
+    from sol_rt.store.pull import bundle_name, source_of
 
     bit_levels = _bits(bits)
     kv_levels, channel_levels = _densities("--kv-density", kv_density), _densities("--channel-density", channel_density)
@@ -119,9 +119,11 @@ def export(
         )
     from sol_rt.export import export_bundle
 
-    target = output or bundles_dir() / bundle_name(model)
+    by_default = bundles_dir() / bundle_name(model)  # before a folder is made: it refuses what is no model
+    target = output or by_default
     if (target / CONFIG_NAME).exists() and not force:
         raise UsageError(f"{target} already exists; pass --force to replace it, or -o for another folder")
+    check_writable(target, *([] if output is None else ["choose another -o"]))
     with progress() as report:
         result = export_bundle(
             model,
@@ -141,6 +143,7 @@ def export(
     for line in result.lines():
         note(line)
     remember_last_export(target)
+    remember_source(target, source_of(model))
     print(target)
 
 

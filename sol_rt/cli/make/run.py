@@ -47,7 +47,8 @@ def run(
 def obtained(model: str) -> Path:
     """The bundle that `model` names; it is fetched or exported if it is not here. Notes on stderr say so.
 
-    Raises UsageError for an unknown model, and what fetching and exporting raise.
+    Raises UsageError for an unknown model and if a bundle of another source has its name, and what fetching and
+    exporting raise.
     """
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir, find_bundle
@@ -59,6 +60,7 @@ def obtained(model: str) -> Path:
             return found
     made = bundles_dir() / bundle_name(model)
     if (made / CONFIG_NAME).is_file():
+        _check_source(model, made)
         return made
     if not Path(model).expanduser().exists():
         note(f"{model}: not here yet; fetching it")
@@ -70,3 +72,21 @@ def obtained(model: str) -> Path:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
         export(model)
     return made
+
+
+def _check_source(model: str, made: Path) -> None:
+    """Raises UsageError if the bundle is known to be of another source than `model`. Notes a source it only claims."""
+    from sol_rt.bundle.bundle import Bundle
+    from sol_rt.store.home import remembered_source
+    from sol_rt.store.pull import source_of
+
+    wanted, source = source_of(model), remembered_source(made)
+    if source is None:
+        claimed = Bundle.open(made).config.model.source
+        if claimed != wanted:
+            note(f"{model}: using {made}, which was made from {claimed}")
+    elif source != wanted:
+        raise UsageError(
+            f"run {model}: {made} was made from {source}; use that one with sol-rt run {made.name}, or remove it with "
+            f"sol-rt rm {made.name}"
+        )

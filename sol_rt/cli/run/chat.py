@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -94,8 +93,8 @@ class Conversation:
         """
         from sol_rt.cli.run.generate import report
 
-        name, _, argument = line.partition(" ")
-        argument = argument.strip()
+        name, *rest = line.split(None, 1)
+        argument = rest[0].strip() if rest else ""
         if name in {"/exit", "/quit", "/bye"}:
             return False
         if name == "/reset":
@@ -114,7 +113,7 @@ class Conversation:
         elif name in {"/save", "/load"}:
             if not argument:
                 raise UsageError(f"{name}: expected a file, for example {name} chat.json")
-            (self._save if name == "/save" else self._load)(Path(argument).expanduser())
+            (self._save if name == "/save" else self._load)(argument)
         elif name in {"/help", "/?"}:
             note(_HELP)
         else:
@@ -167,27 +166,27 @@ class Conversation:
         self.reset()
         note("system message set; this is a new conversation")
 
-    def _save(self, path: Path) -> None:
+    def _save(self, file: str) -> None:
         from sol_rt.cli.run.saved_chat import SavedChat
 
         said = [message for message in self.messages if message["role"] != "system"]
         given = {name: value for name, value in self.settings.items() if value is not None}
-        SavedChat(self.model.bundle.config.model.name, self.system, said, given).write(path)
+        path = SavedChat(self.model.bundle.config.model.name, self.system, said, given).write(file)
         note(f"{path}: saved, {len(said)} messages")
 
-    def _load(self, path: Path) -> None:
+    def _load(self, file: str) -> None:
         from sol_rt.cli.run.saved_chat import read
 
-        saved, name = read(path), self.model.bundle.config.model.name
+        saved, name = read(file), self.model.bundle.config.model.name
         try:
             settings = _checked(saved.settings, self.model)
         except SolError as error:
-            raise UsageError(f"/load {path}: {error}") from None
+            raise UsageError(f"/load {file}: {error}") from None
         self.system, self.settings = saved.system, settings
         self.reset()
         self.messages += saved.messages
         other = "" if saved.model == name else f"; it was held with {saved.model}"
-        note(f"{path}: {len(saved.messages)} messages, {self._dial()}{other}")
+        note(f"{file}: {len(saved.messages)} messages, {self._dial()}{other}")
 
 
 def _checked(settings: dict[str, Any], model: SolModel) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sol_rt.errors import UsageError
 
 FORMAT = "sol_rt.chat"
 FORMAT_VERSION = 1
+_PATH_ERRORS = (OSError, ValueError, RuntimeError)  # a name that is no file's, and a user who does not exist
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class SavedChat:
     messages: list[dict[str, str]]
     settings: dict[str, Any]
 
-    def write(self, path: Path) -> None:
-        """Writes the file under another name first and then renames it. Raises UsageError if that fails."""
+    def write(self, file: str) -> Path:
+        """Writes the file under another name first and then renames it; `~` is the user's folder. Returns its path.
+
+        Raises UsageError if the file cannot be written.
+        """
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -42,42 +46,54 @@ class SavedChat:
             "settings": self.settings,
             "messages": self.messages,
         }
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
         try:
+            text = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"/save {file}: the system message is not valid Unicode text; set another one with /system"
+            ) from None
+        try:
+            path = Path(file).expanduser()
+            aside = path.with_name(f"{path.name}.{os.getpid()}")
             try:
-                aside.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+                aside.write_bytes(text)
                 aside.replace(path)
             finally:
                 aside.unlink(missing_ok=True)
-        except OSError as error:
-            raise UsageError(f"/save {path}: {error.strerror}; choose another file") from None
+        except _PATH_ERRORS as error:
+            raise UsageError(f"/save {file}: {_reason(error)}; choose another file") from None
+        return path
 
 
-def read(path: Path) -> SavedChat:
-    """Reads the file. Raises UsageError in one line if it is missing, not a saved chat, or damaged.
+def read(file: str) -> SavedChat:
+    """Reads the file; `~` is the user's folder.
+
+    Raises UsageError in one line if the file is missing, not a saved chat, or damaged.
 
     The values of `settings` are checked by whoever uses them; only their names are checked here.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _refused(path, str(error.strerror)) from None
+        content = Path(file).expanduser().read_bytes()
+    except _PATH_ERRORS as error:
+        raise _refused(file, _reason(error)) from None
+    try:
+        raw = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise _refused(path, "not JSON") from None
+        raise _refused(file, "not JSON") from None
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-        raise _refused(path, "not a saved chat")
+        raise _refused(file, "not a saved chat")
     version = raw.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise _refused(path, f"format version {version}, expected {FORMAT_VERSION}")
+        raise _refused(file, f"format version {version}, expected {FORMAT_VERSION}")
     names = [field.name for field in fields(SavedChat)]
     if wrong := sorted(set(raw) ^ set(names)):
-        raise _refused(path, f"{'unknown' if wrong[0] in raw else 'no'} key {wrong[0]!r}")
-    if not isinstance(raw["model"], str) or not isinstance(raw["system"], (str, type(None))):
-        raise _refused(path, "model and system have to be texts")
+        raise _refused(file, f"{'unknown' if wrong[0] in raw else 'no'} key {wrong[0]!r}")
+    if not _is_text(raw["model"]) or not (raw["system"] is None or _is_text(raw["system"])):
+        raise _refused(file, "model and system have to be texts")
     if not isinstance(raw["settings"], dict):
-        raise _refused(path, "settings has to be an object")
+        raise _refused(file, "settings has to be an object")
     if problem := _problem(raw["messages"]):
-        raise _refused(path, problem)
+        raise _refused(file, problem)
     return SavedChat(**raw)
 
 
@@ -89,10 +105,19 @@ def _problem(messages: Any) -> str:
         role = ("user", "assistant")[number % 2]
         if not isinstance(message, Mapping) or set(message) != {"role", "content"} or message["role"] != role:
             return f"message {number}: expected role {role!r} and content"
-        if not isinstance(message["content"], str):
+        if not _is_text(message["content"]):
             return f"message {number}: its content is not a text"
     return ""
 
 
-def _refused(path: Path, problem: str) -> UsageError:
-    return UsageError(f"/load {path}: {problem}; give a file that /save wrote")
+def _is_text(value: Any) -> bool:
+    """Whether it is a string without lone surrogates, which JSON can write but no tokenizer reads."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
+
+
+def _refused(file: str, problem: str) -> UsageError:
+    return UsageError(f"/load {file}: {problem}; give a file that /save wrote")
