@@ -8,7 +8,9 @@ from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
+    from sol_rt.budget.cost.bytes_model import CostModel
     from sol_rt.bundle.actions import Action
+    from sol_rt.bundle.config import SolConfig
 
 
 def calibrate(
@@ -58,13 +60,17 @@ def calibrate(
     with progress(timed=True) as report:
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
+    cost = CalibratedCost(bundle.config, result.table)
     dominated: dict[Action, Action] = {}
     if engine.provider.gpu is not None:
-        dominated = replacements(bundle.config, CalibratedCost(bundle.config, result.table))
+        dominated = replacements(bundle.config, cost)
+    on_hull = _on_hull(bundle.config, cost, sorted({row.context for row in result.rows}))
     if json:
         rows = [row.as_json() for row in result.rows]
         instead = {action.tag: other.tag for action, other in dominated.items()}
-        print_json({"path": str(path), **engine.provider.as_json(), "rows": rows, "dominated": instead})
+        print_json(
+            {"path": str(path), **engine.provider.as_json(), "rows": rows, "dominated": instead, "hull": on_hull}
+        )
         return
     columns = sorted({row.context for row in result.rows})
     table = Table("action", *(f"ms at {context}" for context in columns), "fit, %")
@@ -83,5 +89,19 @@ def calibrate(
         note(f"contexts not measured, for lack of context or time: {', '.join(map(str, left_out))}")
     if dominated:
         note(describe(dominated, engine.provider_name))
+    for context, tags in on_hull.items():
+        note(f"on the hull of time and loss at {context}: {', '.join(tags)}")
     shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""
     note(f"saved: {path}{shown}")
+
+
+def _on_hull(config: SolConfig, cost: CostModel, contexts: list[int]) -> dict[str, list[str]]:
+    """The actions that a mix needs at each context, the cheapest first; empty if the export measured no losses."""
+    from sol_rt.budget.hull import Hull
+    from sol_rt.budget.losses import ActionLosses
+    from sol_rt.budget.schedules import schedule_actions
+
+    if not config.losses_measured:
+        return {}
+    hull = Hull(schedule_actions(config, "hull"), cost, ActionLosses(config).table)
+    return {str(at): [hull.actions[corner.place].tag for corner in hull.corners(at)] for at in contexts}
