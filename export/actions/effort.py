@@ -80,7 +80,7 @@ class Effort:
             searched_windows=1,
             scored_windows=2 if scored == _MOST_SCORED else 1,
             long_tokens=max(scored, 127),
-            kv_steps=max(16, scored // 5),
+            kv_steps=max(16, scored // 8),
         )
 
 
