@@ -279,7 +279,10 @@ def _check_arguments(
             "calibration"
         )
     if save_calibration is not None and (calibration in (None, NO_TEXT) or is_stored(Path(str(calibration)))):
-        raise UsageError(f"save calibration: got calibration {calibration}, expected {QUICK}, {FULL} or a text file")
+        raise UsageError(
+            f"save calibration: give --calibration {QUICK}, {FULL} or a text file; got "
+            f"{'no --calibration' if calibration is None else calibration}, with which nothing is measured"
+        )
     if save_calibration is not None and not save_calibration.parent.is_dir():
         raise UsageError(f"save calibration {save_calibration}: no such folder {save_calibration.parent}")
     if calibration != NO_TEXT:
