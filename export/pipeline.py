@@ -24,7 +24,7 @@ from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITI
 from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
 from sol_rt.export.actions.measuring import measure
-from sol_rt.export.actions.stored import Settings, StoredCalibration, is_stored
+from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
 from sol_rt.export.blob import memory
 from sol_rt.export.blob.mixed_bits import graph_precisions, is_mostly_coded, left_out
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
@@ -277,6 +277,11 @@ def _check_arguments(
         raise UsageError(
             f"calibration {calibration}: no such file, expected {QUICK}, {FULL}, {NO_TEXT}, a text file or a stored "
             "calibration"
+        )
+    if is_device_table(Path(str(calibration))):
+        raise UsageError(
+            f"calibration {calibration}: a table of this device's speed, which sol-rt calibrate wrote, expected "
+            f"{QUICK}, {FULL}, {NO_TEXT}, a text file or a stored calibration; --save-calibration writes one of those"
         )
     if save_calibration is not None and (calibration in (None, NO_TEXT) or is_stored(Path(str(calibration)))):
         raise UsageError(

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sol_rt.budget.cost.calibration_table import CALIBRATION_FORMAT
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name, parse_bits_name
 from sol_rt.bundle.bundle import sha256
@@ -28,7 +29,7 @@ from sol_rt.export.actions.measuring import Measurements
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder
 
-FORMAT = "sol_rt.calibration"
+FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
@@ -200,11 +201,20 @@ class StoredCalibration:
 
 def is_stored(path: Path) -> bool:
     """Whether a file is a stored calibration, readable or not, and no text to calibrate on."""
+    return _begins_with_format(path, FORMAT)
+
+
+def is_device_table(path: Path) -> bool:
+    """Whether a file is a table that `sol-rt calibrate` wrote: milliseconds, which no export uses."""
+    return _begins_with_format(path, CALIBRATION_FORMAT)
+
+
+def _begins_with_format(path: Path, format_name: str) -> bool:
     if path.suffix != ".json":
         return False
     try:
         with path.open(encoding="utf-8") as file:
-            return FORMAT in file.read(200)
+            return f'"{format_name}"' in file.read(200)
     except (OSError, ValueError):
         return False
 
