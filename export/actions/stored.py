@@ -139,9 +139,15 @@ class StoredCalibration:
         Raises UsageError if the file's numbers are not those of such a bundle.
         """
         try:
+            for context, front in self.measured.fronts.items():
+                if config.dense not in front:
+                    raise ValueError(f"{config.dense.tag}, the dense action, not measured at {context}")
             config = with_heads(folder, config, decoder, self.lm_head_bits)
             variants = dict(config.variants)
             for key, counts in self.active_channels.items():
+                for name, channels in config.model.channels.items():
+                    if not all(1 <= count <= channels for count in counts[name]):
+                        raise ValueError(f"{key}: {name} outside 1 to {channels}")
                 variant = replace(
                     variants[key],
                     active_up=counts["active_up"],
@@ -245,12 +251,12 @@ def _read(raw: Any) -> StoredCalibration:
         },
         measured=Measurements(
             fronts={
-                int(at): {Action.parse(tag): Measured(*map(float, point)) for tag, point in front.items()}
+                int(at): {Action.parse(tag): Measured(*map(_finite, point)) for tag, point in front.items()}
                 for at, front in raw["losses"].items()
             },
             tokens={int(at): int(setting["tokens"]) for at, setting in raw["contexts"].items()},
-            dense_loss={int(at): float(setting["dense_loss"]) for at, setting in raw["contexts"].items()},
-            collapse_loss=math.inf if raw["collapse_loss"] is None else float(raw["collapse_loss"]),
+            dense_loss={int(at): _finite(setting["dense_loss"]) for at, setting in raw["contexts"].items()},
+            collapse_loss=math.inf if raw["collapse_loss"] is None else _finite(raw["collapse_loss"]),
         ),
     )
 
@@ -260,6 +266,13 @@ def _bits(name: str) -> int:
     if found is None:
         raise ValueError(f"bits {name}")
     return found
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
 
 
 def _rows(items: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
