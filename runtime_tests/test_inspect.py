@@ -67,6 +67,37 @@ def test_a_pipe_gets_one_line_for_each_measurement(bundle: Path, capsys: pytest.
     assert REASON not in short
 
 
+def unmeasured(capsys: pytest.CaptureFixture[str], folder: Path, reason: str) -> str:
+    """What inspect prints of a bundle whose selection it can't show, after checks of the reason that it gives."""
+    out = told(capsys, "inspect", "-m", str(folder))
+    assert reason in out.splitlines()[-1]
+    assert main(["inspect", "-m", str(folder), "--html", str(folder / "page.html")]) == 2
+    assert f"--html: {folder}: {reason}" in capsys.readouterr().err
+    return out
+
+
+def test_an_older_selection_still_shows_the_losses_of_the_actions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_bundle(tmp_path / "tiny", bits=(8, 4), losses=True)
+    out = unmeasured(capsys, folder, "it has no selection.json")
+    (folder / SELECTION).write_text('{"format": "sol_rt.selection", "format_version": 2}')
+    seal(folder, Bundle.open(folder).config)
+    out = unmeasured(capsys, folder, "its selection.json is of an older version")
+    assert "not measured" not in out
+    assert "no measured losses" not in out
+    assert "Sensible budgets at 256 tokens" in out
+    (row,) = (line for line in out.splitlines() if "k100-s050-q4" in line)
+    assert "0.3080" in row
+
+
+def test_a_bundle_without_losses_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_bundle(tmp_path / "tiny", bits=(8, 4))
+    out = unmeasured(capsys, folder, "its losses were not measured")
+    assert "not measured" in out
+    assert "Sensible budgets" not in out
+
+
 def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result: dict[str, Any] = json.loads(told(capsys, "inspect", "-m", str(bundle), "--all", "-o", "json"))
     assert {"path", "format_version", "variants", "policy", "actions", "cost_model", "selection"} <= set(result)

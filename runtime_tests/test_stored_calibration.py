@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 from test_export import export, fails, policy_for
 
+from sol_rt.budget.cost.calibration_table import CalibrationTable
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
 from sol_rt.export import pipeline
@@ -117,15 +119,40 @@ def test_a_policys_actions_must_be_measured(
         {"lm_head_bits": {"9": 4}},
         {"lm_head_bits": {}},
         {"active_channels": {"s050-q4": {"active_up": [1]}}},
+        "a count of no channel",
+        "a count beyond the matrix",
+        "a loss that is not finite",
+        "no dense action",
         None,
     ],
 )
 def test_a_damaged_file_is_one_line(
-    damage: dict[str, Any] | None, llama_checkpoint: Path, measured: tuple[Path, Path], tmp_path: Path
+    damage: dict[str, Any] | str | None, llama_checkpoint: Path, measured: tuple[Path, Path], tmp_path: Path
 ) -> None:
     path, text = tmp_path / "bad.json", measured[1].read_text(encoding="utf-8")
-    path.write_text(text[: len(text) // 2] if damage is None else json.dumps({**json.loads(text), **damage}))
+    document = json.loads(text)
+    if isinstance(damage, str):
+        counts = next(iter(document["active_channels"].values()))["active_o"]
+        losses = next(iter(document["losses"].values()))
+        if damage == "no dense action":
+            del losses["k100-s100-q8"]
+        elif "loss" in damage:
+            losses["k100-s100-q8"][1] = math.nan
+        else:
+            counts[0] = 0 if "no channel" in damage else 100_000
+    path.write_text(
+        text[: len(text) // 2]
+        if damage is None
+        else json.dumps(document if isinstance(damage, str) else {**document, **damage})
+    )
     fails(llama_checkpoint, tmp_path / "out", UsageError, r"calibration.*: got a file that", calibration=path)
+
+
+def test_a_device_table_is_no_calibration_of_an_export(llama_checkpoint: Path, tmp_path: Path) -> None:
+    table = CalibrationTable("b" * 64, "this one", "2026-01-01T00:00:00", 0.0, {})
+    (tmp_path / "table.json").write_text(table.to_json())
+    message = r"calibration .*table\.json: a table of this device's speed, which sol-rt calibrate wrote, expected quick"
+    fails(llama_checkpoint, tmp_path / "out", UsageError, message, calibration=tmp_path / "table.json")
 
 
 @pytest.mark.parametrize("calibration", [None, "none"])
@@ -133,7 +160,13 @@ def test_nothing_is_stored_where_nothing_is_measured(
     calibration: str | None, llama_checkpoint: Path, tmp_path: Path
 ) -> None:
     given = {"calibration": calibration, "save_calibration": tmp_path / "c.json"}
-    fails(llama_checkpoint, tmp_path / "out", UsageError, "save calibration: got calibration", **given)
+    fails(
+        llama_checkpoint,
+        tmp_path / "out",
+        UsageError,
+        "save calibration: give --calibration quick, full or a text file",
+        **given,
+    )
     given = {"calibration": "quick", "save_calibration": tmp_path / "no" / "c.json"}
     fails(llama_checkpoint, tmp_path / "out", UsageError, "save calibration .*: no such folder", **given)
 

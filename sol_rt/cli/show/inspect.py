@@ -11,6 +11,8 @@ from sol_rt.cli.console import note, print_json, print_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sol_rt.bundle.bundle import Bundle
+
 _LOSS_COLUMNS = 15
 _REASON_COLUMNS = 24
 
@@ -40,12 +42,13 @@ def inspect(
 
     path = bundle_path(model)
     description = describe(path, context)
-    selection = Selection.of(Bundle.open(path))
+    bundle = Bundle.open(path)
+    selection = Selection.of(bundle)
     if html is not None:
         from sol_rt.evaluation.pages.frontier import render_frontier_html
 
         if selection is None:
-            raise UsageError(f"--html: {path} has no measured losses; export it with calibration")
+            raise UsageError(f"--html: {path}: {_lacking(bundle)}")
         html.write_text(render_frontier_html(description["model"]["name"], selection), encoding="utf-8")
         note(f"{html}: written")
     if json or output is options.Format.json:
@@ -53,9 +56,20 @@ def inspect(
         return
     _print(description, context, every)
     if selection is None:
-        print("This bundle has no measured losses, or those of an older version; export it again to get them.")
+        print(f"No plot and no candidates: {_lacking(bundle)}.")
     else:
         _print_frontier(selection)
+
+
+def _lacking(bundle: Bundle) -> str:
+    """Why there is no selection to show, and the next step."""
+    from sol_rt.bundle.selection import SELECTION
+
+    if SELECTION in bundle.config.files:
+        return f"its {SELECTION} is of an older version; export the model again"
+    if bundle.config.losses_measured:
+        return f"it has no {SELECTION}; export the model again"
+    return "its losses were not measured; export the model again with calibration"
 
 
 def _print(description: dict[str, Any], context: int, every: bool) -> None:
@@ -82,7 +96,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     for title in [f"loss at {at}" for at in contexts] or ["loss, nats"]:
         actions.add_column(title, justify="right", min_width=_LOSS_COLUMNS if len(contexts) <= 2 else None)
     for action in description["actions"]:
-        losses = [_loss(action["measured"].get(at)) for at in contexts] or ["not measured"]
+        losses = [_loss(action["measured"].get(at)) for at in contexts] or [_only_loss(action["loss"])]
         actions.add_row(action["tag"], f"{action['cost']:.3f}", _megabytes(action["bytes"]), *losses)
     print_table(actions)
     for at, budgets in description["budgets"].items():
@@ -143,6 +157,11 @@ def _megabytes(count: float) -> str:
 
 def _loss(point: dict[str, Any] | None) -> str:
     return "" if point is None else f"{point['loss']:.4f} ± {point['stderr']:.4f}"
+
+
+def _only_loss(loss: float | None) -> str:
+    """The loss that sol_config.json has of an action, where selection.json can't be shown."""
+    return "not measured" if loss is None else f"{loss:.4f}"
 
 
 def _print_frontier(selection: Any) -> None:
