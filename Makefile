@@ -62,7 +62,7 @@ help:
 
 demo: $(VENV)/.export
 	$(BIN)/sol-rt pull $(MODEL)
-	$(BIN)/sol-rt export -m $(MODEL) --force
+	$(BIN)/sol-rt export -m $(MODEL) --force --no-parity
 	$(BIN)/sol-rt generate --chat -p "$(QUESTION)" --repetition-penalty 1.1 --seed 0 -n 80
 	$(BIN)/sol-rt generate --chat -p "$(QUESTION)" --repetition-penalty 1.1 --seed 0 -n 80 --budget $(BUDGET)
 	@echo "Next: source $(BIN)/activate; sol-rt chat; sol-rt inspect" >&2
