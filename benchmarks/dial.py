@@ -106,7 +106,7 @@ def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, A
     lines = [
         f"# What the dial does to {name}",
         "",
-        f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {machine()}, "
+        f"{datetime.date.today():%-d %B %Y}, commit `{commit.stdout.strip()}`, {machine()}, "
         f"{model.engine.threads} threads, onnxruntime {ort.__version__}, {model.bundle.config.kv.dtype} cache.",
         "",
         f"Speed: medians [quartiles] of {arguments.rounds} rounds of {arguments.count} steps, the settings in turn in "

@@ -20,7 +20,11 @@ import onnxruntime as ort
 from peer_report import machine
 
 from sol_rt import Generation, QualityWarning, SolModel
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.losses import share_of_nats
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
+from sol_rt.store.home import find_bundle
 
 QUESTIONS = (
     "What is the capital of Italy?",
@@ -45,7 +49,8 @@ def main() -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.1)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
-    model = SolModel.from_pretrained(arguments.model, provider="cpu", measure_costs=False)
+    bundle = Bundle.open(find_bundle(arguments.model))
+    model = SolModel(Engine(bundle, provider="cpu"), BytesCost(bundle.config))
     warnings.simplefilter("ignore", QualityWarning)
     settings = {
         "max_new_tokens": arguments.max_new_tokens,
@@ -69,7 +74,7 @@ def _head(model: SolModel, arguments: argparse.Namespace) -> list[str]:
     return [
         f"# Ten questions to {name}",
         "",
-        f"{datetime.date.today():%-d %B %Y}, commit {commit.stdout.strip()}, {machine()}, onnxruntime "
+        f"{datetime.date.today():%-d %B %Y}, commit `{commit.stdout.strip()}`, {machine()}, onnxruntime "
         f"{ort.__version__}. Every answer as it came, cut at {arguments.max_new_tokens} tokens; the model's own",
         f"sampling settings, repetition penalty {arguments.repetition_penalty:g}, seed 0. Budgets are shares of the "
         "dense step's bytes, so that every machine gives these answers.",
