@@ -62,7 +62,7 @@ class Effort:
     def quick(cls, weights: int, coded: bool) -> Effort:
         """What keeps most of that in a fraction of the time.
 
-        On two processors that is 90 seconds for a model of 135 million weights, 6 minutes for one of 1.5 billion.
+        docs/results/calibration.md has the seconds that it takes.
 
         Args:
             weights: of the model.
