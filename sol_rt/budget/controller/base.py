@@ -118,6 +118,13 @@ class BaseController(ABC):
         """
         return self._is_inside(index, context) or bool(self.allowed(context)[index])
 
+    def nearest_allowed(self, index: int, context: int) -> int:
+        """`index` if that action is allowed, else the allowed action whose cost is nearest to its cost."""
+        if self.allows(index, context):
+            return index
+        costs = self.relative_costs(context)
+        return int(np.argmin(np.where(self.allowed(context), np.abs(costs - costs[index]), np.inf)))
+
     @abstractmethod
     def _is_inside(self, index: int, context: int) -> bool:
         """Whether the spend is inside its window after this action."""

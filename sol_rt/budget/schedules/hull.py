@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
-
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.schedules.schedule import PolicyInput
@@ -43,10 +41,7 @@ class HullSchedule:
         if self._carry >= 1.0 - 1e-9:
             self._carry -= 1.0
             index = high
-        if not controller.allows(index, step.context):
-            distance = np.abs(costs - costs[index])
-            index = int(np.argmin(np.where(controller.allowed(step.context), distance, np.inf)))
-        return controller.actions[index]
+        return controller.actions[controller.nearest_allowed(index, step.context)]
 
     def _around(self, cost: float, context: int) -> tuple[int, int]:
         """Places of the two neighbouring corners of the hull around a relative cost."""

@@ -35,15 +35,12 @@ class UniformSchedule:
             return controller.dense
         kv_density, channel_density, bits = (self._deal(axis, at) for axis, at in enumerate(self._wanted(step.context)))
         index = self._axes.nearest((kv_density, channel_density, bits))
-        if not controller.allows(index, step.context):
-            allowed = controller.allowed(step.context)
-            costs = controller.relative_costs(step.context)
-            # nearest in cost holds a budget; nearest in setting holds axis targets
-            distance = np.abs(costs - costs[index])
-            if controller.axis_targets is not None:
-                settings = self._axes.settings
-                distance = np.abs(settings - settings[index]).sum(axis=1)
-            index = int(np.argmin(np.where(allowed, distance, np.inf)))
+        if controller.axis_targets is None:  # nearest in cost holds a budget; nearest in setting holds axis targets
+            index = controller.nearest_allowed(index, step.context)
+        elif not controller.allows(index, step.context):
+            settings = self._axes.settings
+            distance = np.abs(settings - settings[index]).sum(axis=1)
+            index = int(np.argmin(np.where(controller.allowed(step.context), distance, np.inf)))
         return controller.actions[index]
 
     def _deal(self, axis: int, position: float) -> float:
