@@ -281,5 +281,5 @@ def test_inspect_of_a_bundle_with_a_selection(
     assert "http" not in text.replace("http-equiv", "")
     assert all(candidate.action.tag in text for candidate in chosen.selection.candidates)
     assert main(["inspect", "-m", str(llama_bundle), "--html", str(page)]) == 2
-    assert "has no measured losses" in capsys.readouterr().err
+    assert "losses were not measured" in capsys.readouterr().err
     assert (folder / CONFIG_NAME).exists()

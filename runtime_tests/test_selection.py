@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sol_rt.budget.frontier import lower_hull
@@ -77,6 +77,11 @@ def test_what_every_choice_has(
 
 @settings(max_examples=200, deadline=None)
 @given(measured=fronts())
+@example(  # the fall of a hull whose losses are denormal overflows
+    measured={
+        512: front(k025_s075_q8=(1, 5e-324), k050_s075_q8=(1, 1.0), k100_s075_q8=(2, 2.2250738585e-313)),
+    }
+)
 def test_no_mix_of_kept_actions_misses_a_dropped_one(measured: dict[int, dict[Action, Measured]]) -> None:
     """At every context, with no more bytes than a dropped action, a mix of kept ones loses no more."""
     verdicts = choose(measured, DENSE, 100)

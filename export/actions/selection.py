@@ -20,6 +20,7 @@ largest excess goes first.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,9 +107,16 @@ def excess_bytes(point: Measured, others: Collection[Measured]) -> float:
     corners = falling_hull((other.bytes, other.loss) for other in others)
     if point.loss < corners[-1][1]:
         return 0.0
-    by_loss = corners[::-1]
-    bytes_of_others = float(np.interp(point.loss, [loss for _, loss in by_loss], [size for size, _ in by_loss]))
-    return max(0.0, 1 - bytes_of_others / point.bytes)
+    return max(0.0, 1 - _bytes_at(corners, point.loss) / point.bytes)
+
+
+def _bytes_at(corners: Sequence[tuple[float, float]], loss: float) -> float:
+    """The fewest bytes at which a falling hull of (bytes, loss) corners loses no more than `loss`."""
+    for (size, top), (next_size, bottom) in itertools.pairwise(corners):
+        if bottom <= loss < top:
+            # np.interp divides bytes by the loss between two corners, which overflows where that is all but nothing.
+            return size + (top - loss) / (top - bottom) * (next_size - size)
+    return corners[0][0]
 
 
 def _views(fronts: Mapping[int, Front]) -> dict[str, Front]:
