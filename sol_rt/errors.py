@@ -18,6 +18,10 @@ class UsageError(SolError):
     exit_code = 2
 
 
+class BusyError(UsageError):
+    """Another thread, or a newer generation of the same thread, is using the model. Its text is not affected."""
+
+
 class BundleError(SolError):
     """A bundle is missing, truncated, foreign or inconsistent.
 

@@ -8,7 +8,9 @@ between them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,7 +25,7 @@ from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
-from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, UsageError
+from sol_rt.errors import BusyError, ContextError, DeviceError, NumericError, ProviderError, UsageError
 from sol_rt.ops import library_path
 
 _CHUNK = 512
@@ -31,7 +33,7 @@ _CPU_BODY_CHUNK = 128  # function bodies on the CPU hold the attention matrix of
 
 
 class Engine:
-    """Runs a bundle's variants on one KV cache. Not for use by several threads at once.
+    """Runs a bundle's variants on one KV cache. If two threads run it at once, the second one gets a BusyError.
 
     Args:
         bundle: an opened bundle.
@@ -80,6 +82,7 @@ class Engine:
         self._last_plan: _Plan | None = None  # the plan whose channels are in the step buffers
         self._tokens: list[int] = []
         self._page_size = bundle.config.kv.page_size
+        self._lock = threading.RLock()
         self.provider, self._runners = self._choose(provider, threads=threads, native_ops=native_ops, device=device)
         self._cache = self._runners.cache
         on_cpu = not self.native and self.provider.name == "cpu"
@@ -196,15 +199,26 @@ class Engine:
         self._changed[variant_key] = replace(self._bundle_variant(variant_key), **given)
         self._plans = {action: plan for action, plan in self._plans.items() if action.variant != variant_key}
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps other threads out while several calls have to see the same cache. Raises BusyError if one is in."""
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("this engine is busy in another thread; wait for it, or make an engine for each thread")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def reset(self) -> None:
         """Forgets all tokens. The cache keeps its capacity."""
         self.truncate(0)
 
     def truncate(self, length: int) -> None:
         """Keeps the first `length` tokens of the cache. Raises UsageError if there are fewer."""
-        if not 0 <= length <= self.length:
-            raise UsageError(f"truncate: got {length}, expected 0 to {self.length}, the tokens in the cache")
-        del self._tokens[length:]
+        with self.exclusive():
+            if not 0 <= length <= self.length:
+                raise UsageError(f"truncate: got {length}, expected 0 to {self.length}, the tokens in the cache")
+            del self._tokens[length:]
 
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
         """Appends tokens to the cache and returns the output of the last `num_logits` of them.
@@ -219,8 +233,12 @@ class Engine:
             num_logits: how many of the last tokens to return results for, 1 to S.
 
         Raises ContextError beyond `max_context`, UsageError for tokens outside the vocabulary, NumericError for results
-        that are not finite.
+        that are not finite, BusyError while another thread is running the engine.
         """
+        with self.exclusive():
+            return self._forward(tokens, action, num_logits)
+
+    def _forward(self, tokens: Sequence[int] | np.ndarray, action: Action, num_logits: int) -> StepOutput:
         vocabulary = self.bundle.config.model.vocab_size
         if len(tokens) == 1 and num_logits == 1:
             token = int(tokens[0])

@@ -18,7 +18,7 @@ from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.step import StepOutput
-from sol_rt.errors import ContextError, UsageError
+from sol_rt.errors import BusyError, ContextError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.results import GeneratedToken, Progress
 from sol_rt.generate.sampling import Sampler
@@ -68,11 +68,12 @@ class Decoder:
         With `reuse`, the tokens that the cache begins with are not run again. The last token always is: its logits are
         needed.
         """
-        cached = _common_prefix(self.engine.tokens, tokens) if reuse else 0
-        cached = min(cached, len(tokens) - 1)
-        self.engine.owner = self
-        self.engine.truncate(cached)
-        self.output = self.engine.forward(tokens[cached:], self.controller.dense)
+        with self.engine.exclusive():
+            cached = _common_prefix(self.engine.tokens, tokens) if reuse else 0
+            cached = min(cached, len(tokens) - 1)
+            self.engine.owner = self
+            self.engine.truncate(cached)
+            self.output = self.engine.forward(tokens[cached:], self.controller.dense)
         return len(tokens) - cached
 
     def rewind(self, length: int, output: StepOutput) -> None:
@@ -85,25 +86,27 @@ class Decoder:
             length: tokens to keep.
             output: the output of the last of them.
         """
-        self.engine.owner = self
-        self.engine.truncate(length)
+        with self.engine.exclusive():
+            self.engine.owner = self
+            self.engine.truncate(length)
         self.output = output
         self._steps = 0
 
     def step(self, token: int) -> StepRecord:
         """Processes one token. `output` then holds the distribution of the next token.
 
-        Raises UsageError if another decoder has taken over the engine, and what `Engine.forward` raises.
+        Raises BusyError if another decoder has taken over the engine, and what `Engine.forward` raises.
         """
         engine, controller = self.engine, self.controller
-        if engine.owner is not self:
-            raise UsageError(
-                "this generation was interrupted by another one on the same model; finish or close one first"
-            )
-        context = engine.length
-        seen = PolicyInput(context, token, self.output.hidden, self.output.distribution, self._steps)
-        action = self.schedule.choose(seen)
-        self.output = engine.forward((token,), action)
+        with engine.exclusive():
+            if engine.owner is not self:
+                raise BusyError(
+                    "this generation was interrupted by another one on the same model; finish or close one first"
+                )
+            context = engine.length
+            seen = PolicyInput(context, token, self.output.hidden, self.output.distribution, self._steps)
+            action = self.schedule.choose(seen)
+            self.output = engine.forward((token,), action)
         charge = controller.record(action, context)
         self.actions[action.tag] += 1
         self._steps += 1

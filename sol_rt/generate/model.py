@@ -43,6 +43,7 @@ from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter
+from sol_rt.generate.turns import Turns
 from sol_rt.store.home import find_bundle
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
@@ -84,7 +85,13 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
 
 
 class SolModel:
-    """A model whose compute budget is a dial. It runs one generation at a time, and one thread may use it.
+    """A model whose compute budget is a dial. It runs one generation at a time.
+
+    Every method may be called from any thread. `generate` and `score` wait while another thread is in one of them. A
+    `Stream` is open from its first token until it ends, is closed or is dropped: meanwhile other threads get a
+    BusyError from all three, and text is never mixed. Within one thread the newest generation wins, and an older stream
+    raises BusyError at its next token. `decoder` and `engine` are for one thread at a time; another one gets a
+    BusyError. To generate in several threads at once, open the bundle once for each: they share the weights' memory.
 
     Attributes:
         bundle: the opened bundle.
@@ -96,6 +103,7 @@ class SolModel:
         self.bundle: Bundle = engine.bundle
         self.engine = engine
         self.cost = cost
+        self._turns = Turns()
         self._warned = False
 
     def __repr__(self) -> str:
@@ -251,6 +259,7 @@ class SolModel:
             tokens,
             config,
             self.tokenizer,
+            turns=self._turns,
             losses=self.losses,
             reuse=reuse_cache,
             trace=writer,
@@ -259,9 +268,10 @@ class SolModel:
 
     def generate(self, prompt: Prompt | None = None, **arguments: Any) -> Generation:
         """Runs a generation to its end; arguments and errors as in `stream`."""
-        stream = self.stream(prompt, **arguments)
-        for _ in stream:
-            pass
+        with self._turns.whole():
+            stream = self.stream(prompt, **arguments)
+            for _ in stream:
+                pass
         result = stream.result
         assert result is not None  # a generation that ends without an error has a token
         return result
@@ -296,8 +306,9 @@ class SolModel:
                 f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
             )
         dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
-        _, decoder = self.decoder(replace(dial, budget=1.0) if dial.is_empty else dial)
-        logprobs = score_steps(decoder, [int(token) for token in tokens], context)
+        with self._turns.whole():
+            _, decoder = self.decoder(replace(dial, budget=1.0) if dial.is_empty else dial)
+            logprobs = score_steps(decoder, [int(token) for token in tokens], context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 
     def decoder(self, dial: Dial) -> tuple[str, Decoder]:

@@ -12,11 +12,14 @@ from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, StepRecord, generate_steps
 from sol_rt.generate.results import GeneratedToken, Generation, Progress
 from sol_rt.generate.trace import Trace, TraceRecord, TraceWriter, first_difference
+from sol_rt.generate.turns import Turns
 from sol_rt.text.tokenizer import Tokenizer
 
 
 class Stream(Iterator[GeneratedToken]):
     """The tokens of a running generation. `close` ends it early; Ctrl-C inside it does so too.
+
+    Any thread may take the next token, and any thread may close the stream; `close` waits for the token in progress.
 
     Args:
         schedule: name of the schedule, for the summary.
@@ -24,6 +27,7 @@ class Stream(Iterator[GeneratedToken]):
         prompt: tokens of the prompt.
         config: how to sample and when to end.
         tokenizer: the bundle's tokenizer.
+        turns: the model's turns.
         losses: what each action is expected to lose.
         reuse: whether to keep the tokens of the prompt that the cache begins with.
         trace: where to write every step; the stream closes it.
@@ -38,6 +42,7 @@ class Stream(Iterator[GeneratedToken]):
         config: GenerationConfig,
         tokenizer: Tokenizer,
         *,
+        turns: Turns,
         losses: ActionLosses,
         reuse: bool = False,
         trace: TraceWriter | None = None,
@@ -47,18 +52,21 @@ class Stream(Iterator[GeneratedToken]):
         self._losses, self._trace, self._replay = losses, trace, replay
         self._progress = Progress()
         self._steps = generate_steps(decoder, prompt, config, tokenizer, self._progress, reuse=reuse)
+        self._turns = turns
         self._result: Generation | None = None
-        self._ended = False
+        self._begun = self._ended = False
 
     def __next__(self) -> GeneratedToken:
-        try:
-            generated, record = next(self._steps)
-            if self._trace is not None:
-                self._trace.write(_trace_record(generated, record, len(self._progress.tokens) - 1))
-        except BaseException:
-            self._end()
-            raise
-        return generated
+        with self._turns.token(self, first=not self._begun):
+            self._begun = True
+            try:
+                generated, record = next(self._steps)
+                if self._trace is not None:
+                    self._trace.write(_trace_record(generated, record, len(self._progress.tokens) - 1))
+            except BaseException:
+                self._end()
+                raise
+            return generated
 
     def close(self) -> None:
         """Ends the generation. The trace is then complete, and the model ready for the next generation."""
@@ -70,14 +78,15 @@ class Stream(Iterator[GeneratedToken]):
         return self._result
 
     def _end(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._steps.close()
-        if self._trace is not None:
-            self._trace.close()
-        if self._progress.tokens:
-            self._result = self._summary()
+        with self._turns.last(self):
+            if self._ended:
+                return
+            self._ended = True
+            self._steps.close()
+            if self._trace is not None:
+                self._trace.close()
+            if self._progress.tokens:
+                self._result = self._summary()
 
     def _summary(self) -> Generation:
         controller, progress = self._decoder.controller, self._progress

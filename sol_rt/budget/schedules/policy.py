@@ -47,7 +47,7 @@ class SolSchedule:
     def __init__(self, controller: BaseController, policy: Policy) -> None:
         self._controller = controller
         self._policy = policy
-        policy.reset()
+        self._begun = False
         self._inputs = PolicyInputs(policy.spec.scalars, policy.spec.horizon)
         self._multiplier = Multiplier()
 
@@ -59,6 +59,9 @@ class SolSchedule:
         if step.hidden is None:
             raise UsageError("schedule sol: needs the hidden state of the last step")
         inputs, budget = self._inputs, 1.0 if controller.requested is None else controller.requested
+        if not self._begun:  # not when the schedule is made: another run may be using the policy then
+            self._policy.reset()
+            self._begun = True
         scalars = inputs.at(step.step, StepObservation(step.context, step.token, step.distribution, budget))
         logits = self._policy.decide(step.hidden, step.token, scalars, inputs.previous, inputs.position)
         values = logits.astype(np.float64)

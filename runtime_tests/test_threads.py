@@ -1,0 +1,174 @@
+"""Several threads on one model, and on several: text is never mixed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from helpers.tiny_bundle import write_bundle
+from sol_rt import SolModel
+from sol_rt.budget.dial import Dial
+from sol_rt.errors import BusyError, UsageError
+
+LONG = {"max_new_tokens": 48, "eos_token_id": []}
+PROMPTS = [f"w{n} w{n + 1} w{2 * n} w7" for n in range(1, 7)]
+HOW = [{"budget": 1.0}, {"budget": 0.7, "schedule": "sol"}, {"budget": 0.7, "schedule": "uniform"}]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("threads") / "tiny", policy=True)
+
+
+@pytest.fixture
+def model(bundle: Path) -> SolModel:
+    return SolModel.from_pretrained(bundle, provider="cpu")
+
+
+def at_once(*work: Callable[[], object]) -> list[object]:
+    """Runs functions in threads that start together; returns their results in order."""
+    barrier = threading.Barrier(len(work))
+
+    def run(function: Callable[[], object]) -> object:
+        barrier.wait()
+        return function()
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        return list(pool.map(run, work))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_threads_on_one_model_get_the_text_of_their_own_run(model: SolModel, how: dict[str, object]) -> None:
+    alone = [model.generate(prompt, **how, **LONG).tokens for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in alone}) > 1
+    for _ in range(3):
+        together = at_once(*(lambda p=prompt: model.generate(p, **how, **LONG).tokens for prompt in PROMPTS))
+        assert together == alone
+
+
+def test_generating_and_scoring_at_once(model: SolModel) -> None:
+    tokens = list(range(3, 60))
+    text, scores = model.generate(PROMPTS[0], **LONG).tokens, model.score(tokens).logprobs
+    for _ in range(3):
+        got, scored = at_once(
+            lambda: model.generate(PROMPTS[0], **LONG).tokens, lambda: model.score(tokens).logprobs.tolist()
+        )
+        assert got == text
+        assert scored == scores.tolist()
+
+
+def test_models_of_their_own_run_at_once(bundle: Path) -> None:
+    models = [SolModel.from_pretrained(bundle, provider="cpu") for _ in range(3)]
+    alone = [models[0].generate(prompt, budget=0.7, **LONG).tokens for prompt in PROMPTS[:3]]
+    for _ in range(3):
+        together = at_once(
+            *(
+                lambda m=each, p=prompt: m.generate(p, budget=0.7, **LONG).tokens
+                for each, prompt in zip(models, PROMPTS, strict=False)
+            )
+        )
+        assert together == alone
+
+
+def in_thread(function: Callable[[], object]) -> object:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_an_open_stream_keeps_other_threads_out(model: SolModel) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    stream = model.stream(PROMPTS[0], **LONG)
+    first = [next(stream).token for _ in range(5)]
+    for call in (
+        lambda: model.generate(PROMPTS[1], **LONG),
+        lambda: model.score([1, 2, 3]),
+        lambda: next(model.stream(PROMPTS[1], **LONG)),
+    ):
+        with pytest.raises(BusyError, match=r"busy.*MainThread.*has a stream open"):
+            in_thread(call)
+    assert first + [step.token for step in stream] == alone
+    assert in_thread(lambda: model.generate(PROMPTS[0], **LONG).tokens) == alone  # it has ended
+
+
+def test_a_dropped_or_closed_stream_is_not_open(model: SolModel) -> None:
+    next(model.stream(PROMPTS[0], **LONG))
+    in_thread(lambda: model.generate(PROMPTS[1], **LONG))
+    stream = model.stream(PROMPTS[0], **LONG)
+    next(stream)
+    stream.close()
+    in_thread(lambda: model.generate(PROMPTS[1], **LONG))
+    ended = in_thread(lambda: _started(model))  # its thread has ended, so nobody waits for it
+    model.generate(PROMPTS[1], **LONG)
+    with pytest.raises(BusyError):
+        next(ended)  # type: ignore[call-overload]
+
+
+def _started(model: SolModel) -> Iterator[object]:
+    stream = model.stream(PROMPTS[0], **LONG)
+    next(stream)
+    return stream
+
+
+def test_within_a_thread_the_newest_generation_wins(model: SolModel) -> None:
+    alone = model.generate(PROMPTS[1], **LONG).tokens
+    old = model.stream(PROMPTS[0], **LONG)
+    next(old)
+    assert [step.token for step in model.stream(PROMPTS[1], **LONG)] == alone
+    with pytest.raises(BusyError, match="interrupted"):
+        next(old)
+
+
+def test_any_thread_may_take_the_next_token_and_close(model: SolModel) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    stream = model.stream(PROMPTS[0], **LONG)
+    assert [in_thread(lambda: next(stream).token) for _ in range(len(alone))] == alone
+    stream = model.stream(PROMPTS[0], **LONG)
+    started, taken = threading.Event(), []
+
+    def consume() -> None:
+        for step in stream:
+            taken.append(step.token)
+            started.set()
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    assert started.wait(60)
+    stream.close()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert taken == alone[: len(taken)]
+    assert stream.result is not None
+    assert stream.result.tokens == taken
+
+
+def test_a_stream_that_was_only_made_disturbs_nobody(model: SolModel) -> None:
+    how = {"budget": 0.7, "schedule": "sol", **LONG}
+    alone = [step.action for step in model.stream(PROMPTS[0], **how)]
+    stream = model.stream(PROMPTS[0], **how)
+    taken = []
+    for step in stream:
+        taken.append(step.action)
+        model.stream(PROMPTS[1], **how)
+    assert taken == alone
+    first, second = model.stream(PROMPTS[0], **how), model.stream(PROMPTS[0], **how)
+    assert [step.action for step in first] == alone
+    assert [step.action for step in second] == alone
+
+
+def test_a_second_thread_in_a_decoder_or_an_engine_is_refused(model: SolModel) -> None:
+    _, decoder = model.decoder(Dial(budget=1.0))
+    with model.engine.exclusive():
+        for call in (
+            lambda: decoder.prefill([1, 2, 3]),
+            lambda: model.engine.forward([1], model.bundle.config.dense),
+            lambda: model.engine.reset(),
+        ):
+            with pytest.raises(BusyError, match="busy in another thread"):
+                in_thread(call)
+    decoder.prefill([1, 2, 3])
+    decoder.step(4)
+    assert issubclass(BusyError, UsageError)

@@ -1,0 +1,69 @@
+"""Whose turn it is: a model has one KV cache, so it runs one generation at a time, whatever thread asks for one."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sol_rt.errors import BusyError
+
+
+class Turns:
+    """Lets one generation of a model run at a time.
+
+    A whole run (`generate`, `score`) is one turn, and other threads wait for its end. A stream takes a turn for each
+    token, and stays open from its first token until it ends, is closed or is dropped. While a stream is open, other
+    threads get a BusyError. The thread that took the stream's last token may start something else: the stream then ends
+    with a BusyError at its next token.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._open: weakref.ref[object] | None = None
+        self._thread = threading.current_thread()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A turn for a whole run. Raises BusyError if a stream is open in another thread."""
+        with self._lock:
+            self._take_over()
+            yield
+
+    @contextmanager
+    def token(self, stream: object, *, first: bool) -> Iterator[None]:
+        """A turn for one token of `stream`.
+
+        Args:
+            stream: the stream.
+            first: whether this is the stream's first token. It opens the stream.
+
+        Raises BusyError if another stream is open in another thread.
+        """
+        with self._lock:
+            if first:
+                self._take_over()
+                self._open = weakref.ref(stream)
+            if self._open is not None and self._open() is stream:
+                self._thread = threading.current_thread()
+            yield
+
+    @contextmanager
+    def last(self, stream: object) -> Iterator[None]:
+        """A turn in which `stream` ends; after it the stream is not open."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                if self._open is not None and self._open() is stream:
+                    self._open = None
+
+    def _take_over(self) -> None:
+        running = None if self._open is None else self._open()
+        if running is not None and self._thread is not threading.current_thread() and self._thread.is_alive():
+            raise BusyError(
+                f"this model is busy: thread {self._thread.name!r} has a stream open; finish or close it, or open the "
+                "bundle a second time (both share the memory of the weights)"
+            )
+        self._open = None
