@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+import tokenizers
 
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import END, seal, write_bundle
@@ -471,3 +473,21 @@ def test_importing_the_package_is_light() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_special_tokens_in_a_prompt_are_text_unless_asked_for(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "special"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<eot>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    seal(folder, read_config(folder / CONFIG_NAME))
+    model, eot = SolModel.from_pretrained(folder, provider="cpu"), tokenizer.token_to_id("<eot>")
+
+    def prompt(text: object, **how: bool) -> list[int]:
+        trace = tmp_path / "trace.jsonl"
+        model.generate(text, max_new_tokens=1, trace=trace, **how)  # type: ignore[arg-type]
+        return list(read_trace(trace).header.prompt_tokens)
+
+    assert eot not in prompt("w1<eot>w3")
+    assert prompt("w1<eot>w3", parse_special=True) == [1, eot, 3]
+    assert eot not in prompt([{"role": "user", "content": "w1<eot>w3"}], parse_special=True)

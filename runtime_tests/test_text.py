@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -227,39 +229,87 @@ def test_helpers() -> None:
     assert year.isdigit()
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.__class__ }}{{ messages.__init__.__globals__ }}",
-        "{{ range.__self__ }}{{ range.__self__.loop_items }}",
-        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-        "{{ (messages | attr('__class__')).__base__ }}",
-        "{% include '/etc/passwd' %}",
-        "{% import 'os' as os %}{{ os }}",
-        "{% extends 'base' %}",
-        "{{ messages.append(1) }}",
-        "{{ open('/etc/passwd').read() }}",
-        "{{ '{0.__class__}'.format(1).upper.__self__ }}",
-        "{% for i in range(10**9) %}{% endfor %}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 'a' * 10**9 }}",
-        "{{ 10**10**9 }}",
-        "{{ '%999999999d' % 1 }}",
-        "{% for a in range(90000) %}{{ 'x' * 900 }}{% endfor %}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ 1 // 0 }}",
-        "{{ messages[0].content.nothing.more }}",
-        "{% if %}",
-        "{% nosuchtag %}",
-        "{{ '",
-    ],
-)
+ATTACKS = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages.__class__ }}{{ messages.__init__.__globals__ }}",
+    "{{ range.__self__ }}{{ range.__self__.loop_items }}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ (messages | attr('__class__')).__base__ }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os }}",
+    "{% extends 'base' %}",
+    "{{ messages.append(1) }}",
+    "{{ open('/etc/passwd').read() }}",
+    "{{ '{0.__class__}'.format(1).upper.__self__ }}",
+    "{% for i in range(10**9) %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'a' * 10**9 }}",
+    "{{ 10**10**9 }}",
+    "{{ '%999999999d' % 1 }}",
+    "{% for a in range(90000) %}{{ 'x' * 900 }}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ 1 // 0 }}",
+    "{{ messages[0].content.nothing.more }}",
+    "{{ ('x' * 1000000).translate({120: 'y' * 1000000}) | length }}",
+    "{% set n = namespace(t='xxxxxxxx') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+    "{% set n = namespace(t='xxxxxxxx') %}{% for i in range(60) %}{% set n.t = [n.t, n.t] | join %}{% endfor %}",
+    "{% set n = namespace(t=[1]) %}{% for i in range(60) %}{% set n.t = n.t + n.t %}{% endfor %}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ '{:>1000000000}'.format(1) }}",
+    "{{ 'x'.ljust(1000000000) }}",
+    "{{ 'x' | center(1000000000) }}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "{% set t = 'x' * 9999 %}{% for a in t %}{% for b in t %}{% for c in t %}{% endfor %}{% endfor %}{% endfor %}",
+    "{{ ('x' * 1000000) | wordwrap(1) | wordcount }}{{ ('9' * 1000000) | int }}",
+    "{% if %}",
+    "{% nosuchtag %}",
+    "{{ '",
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_attacks_and_mistakes_are_one_line(attack: str) -> None:
     with pytest.raises(SolError, match="chat template") as error:
         ChatTemplate(attack).render(HELLO)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+def test_a_template_goes_on_after_it_was_stopped() -> None:
+    template = ChatTemplate("{% for a in range(messages[0].n) %}{% for b in range(99) %}{% endfor %}{% endfor %}ok")
+    for _ in range(2):
+        with pytest.raises(SolError, match="more than"):
+            template.render([{"n": 1000000}])
+        assert template.render([{"n": 1}]) == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux bounds a process's memory")
+def test_a_template_gets_a_second_and_64_mb(tmp_path: Path) -> None:
+    script = """
+import json, resource, sys
+from sol_rt.errors import SolError
+from sol_rt.text.chat_template import ChatTemplate
+for source in json.load(sys.stdin):
+    try:
+        ChatTemplate(source).render([{"content": "x"}])
+    except SolError as error:
+        print(error)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss >> 10]))
+"""
+    lines = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(ATTACKS), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(lines) == len(ATTACKS) + 1
+    seconds, megabytes = json.loads(lines[-1])
+    assert seconds < 1.5 * len(ATTACKS)
+    assert megabytes < 64 + 40  # the process itself takes 20
+
+
+def test_messages_that_json_cannot_hold_are_one_line() -> None:
+    with pytest.raises(UsageError, match=r"messages: .*bytes"):
+        ChatTemplate("{{ messages }}").render([{"content": b"x"}])
 
 
 def test_format_strings_reach_nothing() -> None:
@@ -286,6 +336,67 @@ def test_no_template(tmp_path: Path) -> None:
         bundle_with(tmp_path).chat_template()
     with pytest.raises(BundleError, match="tokenizer_config"):
         bundle_with(tmp_path, **{"tokenizer_config.json": "[]"}).chat_template()
+
+
+# Special tokens in messages
+
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>"]
+
+
+def with_special(kind: str) -> Tokenizer:
+    """A tokenizer of one kind with SPECIAL as its special tokens, and a control-like token that is not special."""
+    if kind == "metaspace first":
+        inner = tokenizers.Tokenizer(models.BPE(byte_fallback=True, vocab=_bytes_and("▁"), merges=[]))
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        inner.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    else:
+        inner = tokenizers.Tokenizer.from_str(byte_level()._inner.to_str())
+    inner.add_special_tokens([tokenizers.AddedToken(text, rstrip=kind == "stripping") for text in SPECIAL])
+    inner.add_tokens(["<think>"])
+    return Tokenizer(inner)
+
+
+def _bytes_and(*pieces: str) -> dict[str, int]:
+    known = [*pieces, *(f"<0x{byte:02X}>" for byte in range(256)), *map(chr, range(32, 127))]
+    return {piece: number for number, piece in enumerate(dict.fromkeys(known))}
+
+
+WITH_SPECIAL = {kind: with_special(kind) for kind in ("byte level", "stripping", "metaspace first")}
+TEMPLATE = ChatTemplate(
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}<|im_start|>x\n"
+)
+typed = st.lists(
+    st.sampled_from([*SPECIAL, "<think>", "<", "|im_end|>", "<|im_", " ", "\n", "word", "é", "\U000f0000"]), max_size=8
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", WITH_SPECIAL)
+@settings(max_examples=100, deadline=None)
+@given(contents=st.lists(typed, min_size=1, max_size=3))
+def test_only_the_template_makes_special_tokens(kind: str, contents: list[str]) -> None:
+    tokenizer = WITH_SPECIAL[kind]
+    messages = [{"role": "user", "content": content} for content in contents]
+    user = tokenizer.marked_messages(messages)
+    ids = tokenizer.encode_rendered(TEMPLATE.render(user.marked), user)
+    special = [tokenizer.token_id(text) for text in SPECIAL]
+    start, end = special[:2]
+    assert [token for token in ids if token in special] == [start, end] * len(contents) + [start]
+    if kind != "stripping":
+        assert tokenizer.decode(ids, skip_special_tokens=False) == TEMPLATE.render(messages)
+    for content in contents:
+        plain = tokenizer.encode(content, add_special_tokens=False, parse_special=False)
+        assert not set(plain) & set(special)
+        if kind != "metaspace first":  # it takes a text's first space for its own
+            assert tokenizer.decode(plain, skip_special_tokens=False) == content
+
+
+def test_messages_without_special_tokens_are_encoded_as_one_text() -> None:
+    for tokenizer in WITH_SPECIAL.values():
+        user = tokenizer.marked_messages(HELLO)
+        rendered = TEMPLATE.render(user.marked)
+        assert tokenizer.encode_rendered(rendered, user) == tokenizer.encode(rendered, add_special_tokens=False)
 
 
 # Stop strings

@@ -220,6 +220,7 @@ class SolModel:
         trace: Path | str | None = None,
         replay: Trace | None = None,
         reuse_cache: bool | None = None,
+        parse_special: bool = False,
         **generation: Any,
     ) -> Stream:
         """Starts a generation and yields its tokens.
@@ -233,6 +234,8 @@ class SolModel:
             reuse_cache: whether to keep the tokens of the prompt that the cache begins with, under whatever budget they
                 were written. By default only for chat messages, so that text and tokens give the same result in every
                 call.
+            parse_special: whether special tokens that are written in a text become those tokens. In chat messages they
+                never do.
             generation: settings of `GenerationConfig`, under Hugging Face's names.
 
         Warns with QualityWarning, once for each model, of a budget below the sensible ones.
@@ -241,7 +244,7 @@ class SolModel:
         if reuse_cache is None:
             reuse_cache = prompt is not None and is_chat(prompt)
         config = self._generation_config(generation, replay)
-        tokens = self._tokens(prompt, replay)
+        tokens = self._tokens(prompt, replay, parse_special)
         if replay is None:
             seed = generation.get("seed")
             dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
@@ -372,13 +375,14 @@ class SolModel:
                 stacklevel=3,
             )
 
-    def _tokens(self, prompt: Prompt | None, replay: Trace | None) -> list[int]:
+    def _tokens(self, prompt: Prompt | None, replay: Trace | None, parse_special: bool) -> list[int]:
         """Tokens of the prompt; in a replay the trace's, with which a given prompt has to agree."""
         if prompt is None:
             if replay is None:
                 raise UsageError("prompt: got none, expected text, token ids or messages")
             return list(replay.header.prompt_tokens)
-        tokens = prompt_tokens(prompt, self.tokenizer, self._template if is_chat(prompt) else None)
+        template = self._template if is_chat(prompt) else None
+        tokens = prompt_tokens(prompt, self.tokenizer, template, parse_special=parse_special)
         if replay is not None and tuple(tokens) != replay.header.prompt_tokens:
             raise UsageError("replay: the prompt is not the trace's; leave it out, or record the run again")
         return tokens

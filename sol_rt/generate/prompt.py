@@ -18,16 +18,21 @@ def is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
-def prompt_tokens(prompt: Prompt, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """The prompt's token ids. Text gets the tokenizer's special tokens; chat messages go through `template`.
+def prompt_tokens(
+    prompt: Prompt, tokenizer: Tokenizer, template: ChatTemplate | None, *, parse_special: bool = False
+) -> list[int]:
+    """The prompt's token ids.
+
+    Text gets what the model wants around a text; special tokens written in it become those tokens only if
+    `parse_special` says so. Chat messages go through `template`; special tokens in their content stay text.
 
     Raises UsageError for an empty prompt, and for messages that the template refuses.
     """
     if isinstance(prompt, str):
-        tokens = tokenizer.encode(prompt, add_special_tokens=True) if prompt else []
+        tokens = tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
     elif template is not None and is_chat(prompt):
-        rendered = template.render(prompt)  # type: ignore[arg-type]
-        tokens = tokenizer.encode(rendered, add_special_tokens=False)
+        user = tokenizer.marked_messages(prompt)
+        tokens = tokenizer.encode_rendered(template.render(user.marked), user)
     else:
         tokens = [int(token) for token in prompt]  # type: ignore[arg-type]
     if not tokens:

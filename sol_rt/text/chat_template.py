@@ -1,35 +1,37 @@
 """Chat templates: a model's own Jinja template turns messages into a prompt.
 
-Templates come from untrusted sources. They run in Jinja's immutable sandbox and without a loader, so they can reach
-neither files nor attributes of Python objects. Their loops, repetitions and output are limited.
+Templates come from untrusted sources, so they are rendered in a sandbox, in a process of its own, with limits on time
+and memory (`template_process.py`).
 """
 
 from __future__ import annotations
 
-import datetime
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jinja2
-import jinja2.exceptions
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 
 from sol_rt.errors import BundleError, SolError, UsageError
 
 FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
-_LARGEST_OUTPUT = 1 << 24  # characters
-_LARGEST_LOOP = 1 << 20  # numbers that all calls of range() in one rendering may yield
-_LARGEST_TEXT = 1 << 20  # characters of one repeated or padded text
+_SCRIPT = str(Path(__file__).with_name("template_process.py"))
+_SECONDS = 1.0
+"""Processor time of one rendering."""
+_MEMORY_BYTES = 64 << 20
+"""Memory of one rendering, beyond that of the process and the conversation."""
+_SECONDS_AT_MOST = 2.0 if os.name == "nt" else 30.0
+"""Real time of one rendering. Where the process cannot bound its processor time, this is the only bound."""
 
 
 class ChatTemplate:
-    """A compiled template and the special tokens that it may name."""
+    """A compiled template and the special tokens that it may name. Threads may share it."""
 
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None) -> None:
         """Compiles a template.
@@ -40,12 +42,9 @@ class ChatTemplate:
 
         Raises SolError if the template does not parse.
         """
-        self._variables = dict(variables or {})
-        self._environment = _Sandbox()
-        try:
-            self._template = self._environment.from_string(source)
-        except Exception as error:  # an untrusted template may cause any exception; the user gets one line
-            raise _failed(error) from None
+        self._source, self._variables = source, dict(variables or {})
+        self._lock = threading.Lock()
+        self._process = _Process(source)
 
     @classmethod
     def from_folder(cls, folder: Path, files: Collection[str]) -> ChatTemplate:
@@ -80,104 +79,92 @@ class ChatTemplate:
             add_generation_prompt: whether the prompt ends where the assistant's answer begins.
             variables: further variables of the template, such as `tools` or `enable_thinking`.
 
-        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`.
+        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`, and
+        for one that takes more than 1 s or 64 MB. Raises UsageError for values that JSON cannot hold.
         """
         values = {"tools": None, "documents": None, **self._variables, **variables}
-        self._environment.loop_items = 0
-        pieces, length = [], 0
+        values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
         try:
-            rendering = self._template.generate(
-                messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **values
+            request = json.dumps({"values": values})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"messages: {error}; expected texts, numbers, lists and dicts") from None
+        with self._lock:
+            if not self._process.alive:
+                self._process = _Process(self._source)
+            return self._process.ask(request)
+
+
+class _Process:
+    """A process that compiled a template and renders it: `template_process.py`.
+
+    Raises SolError if the process cannot be started, or the template does not parse.
+    """
+
+    def __init__(self, source: str) -> None:
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise SolError(
+                "chat template: this program cannot start a Python process to render it; give a plain prompt"
             )
-            for piece in rendering:
-                length += len(piece)
-                if length > _LARGEST_OUTPUT:
-                    raise jinja2.TemplateError(f"it writes more than {_LARGEST_OUTPUT} characters")
-                pieces.append(piece)
-        except Exception as error:  # an untrusted template may cause any exception; the user gets one line
-            raise _failed(error) from None
-        return "".join(pieces)
+        found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
+        folders = [str(Path(spec.origin).parents[1]) for spec in found if spec is not None and spec.origin]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _SCRIPT, str(_SECONDS), str(_MEMORY_BYTES), *dict.fromkeys(folders)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="ascii",
+                start_new_session=True,  # Ctrl-C is for this process alone
+            )
+        except OSError as error:
+            raise SolError(f"chat template: no process to render it: {error.strerror}; give a plain prompt") from None
+        self._end = weakref.finalize(self, _end, self._process)
+        self.ask(json.dumps({"source": source}))
+
+    def ask(self, request: str) -> str:
+        """Sends a line of JSON and returns the text of the answer. Raises SolError; the process may then be dead."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(_SECONDS_AT_MOST, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(request + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        except BaseException:  # an answer that nobody read would be taken for the next one
+            self.stop()
+            raise
+        finally:
+            timer.cancel()
+        if not line.endswith("\n"):
+            self.stop()
+            raise _failed(f"it takes more than {_SECONDS:g} s, or crashes its process")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _failed(answer["error"], answer["line"])
+        return str(answer["text"])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._end()
 
 
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with the helpers that transformers gives to templates, and limits on loops and repetition."""
-
-    intercepted_binops = frozenset(["*", "**", "%"])
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-        self.loop_items = 0
-        self.filters["tojson"] = _tojson
-        self.globals.pop("lipsum", None)
-        self.globals["range"] = self._range
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
-
-    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
-        # Jinja's own sandbox would render a single forbidden access as empty text
-        kind = type(obj).__name__
-        raise jinja2.exceptions.SecurityError(f"it accesses the forbidden attribute {attribute!r} of a {kind}")
-
-    def _range(self, *arguments: int) -> range:
-        items = range(*arguments)
-        self.loop_items += len(items)
-        if self.loop_items > _LARGEST_LOOP:
-            raise jinja2.TemplateError(f"it loops over more than {_LARGEST_LOOP} numbers")
-        return items
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str) and any(len(part) > 4 for part in _digits(left)):
-            raise jinja2.TemplateError("it pads text to more than 9999 characters")
-        if operator == "*":
-            for sequence, count in ((left, right), (right, left)):
-                if hasattr(sequence, "__len__") and isinstance(count, int) and len(sequence) * count > _LARGEST_TEXT:
-                    raise jinja2.TemplateError(f"it repeats something to more than {_LARGEST_TEXT} items")
-        if operator == "**" and not (_is_small(left) and _is_small(right)):
-            raise jinja2.TemplateError("it computes a power of numbers beyond 1000")
-        return super().call_binop(context, operator, left, right)
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()  # closes the pipes and takes the exit code
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training. Here the block is rendered as its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _digits(text: str) -> list[str]:
-    return "".join(c if c.isdigit() else " " for c in text).split()
-
-
-def _is_small(number: Any) -> bool:
-    return isinstance(number, (int, float)) and abs(number) <= 1000
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes characters for HTML; a prompt needs them unescaped
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)
-
-
-def _failed(error: Exception) -> SolError:
-    message = " ".join(str(error).split())[:200] or type(error).__name__
-    line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-    return SolError(f"chat template{line}: {message}; correct {FILE} or generate from a plain prompt")
+def _failed(message: str, line: int | None = None) -> SolError:
+    where = "" if line is None else f" line {line}"
+    return SolError(f"chat template{where}: {message}; correct {FILE} or generate from a plain prompt")
 
 
 def _tokenizer_config(path: Path) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from sol_rt.errors import BundleError, UsageError
+from sol_rt.text.user_text import UserText
 
 FILE = "tokenizer.json"
 _REPLACEMENT = "\ufffd"
@@ -24,6 +27,9 @@ class Tokenizer:
         self._inner.no_truncation()
         self._inner.no_padding()
         self._lengths: dict[tuple[int, bool], int] = {}
+        self._lock = threading.Lock()
+        added = self._inner.get_added_tokens_decoder().items()
+        self._special = {token.content: number for number, token in added if token.special and token.content}
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int) -> Tokenizer:
@@ -52,12 +58,58 @@ class Tokenizer:
         """Number of tokens, added tokens included."""
         return int(self._inner.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Returns the token ids of `text`. Raises UsageError for text that is not valid Unicode (lone surrogates)."""
-        try:
-            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
-        except (UnicodeEncodeError, TypeError):
-            raise UsageError("prompt: not valid Unicode text; give it as UTF-8") from None
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Returns the token ids of `text`.
+
+        Args:
+            text: the text.
+            add_special_tokens: whether to add what the model wants around a text, such as a token for its beginning.
+            parse_special: whether special tokens that are written in the text become those tokens, or plain text.
+
+        Raises UsageError for text that is not valid Unicode (lone surrogates).
+        """
+        return list(self._encoding(text, add_special_tokens, parse_special).ids)
+
+    def marked_messages(self, messages: Any) -> UserText:
+        """Messages for a chat template, with marks at the special tokens that they contain as text."""
+        return UserText(self._special, messages)
+
+    def encode_rendered(self, rendered: str, user: UserText) -> list[int]:
+        """Returns the token ids of a prompt that a chat template rendered from `user.marked`.
+
+        Special tokens of the template become those tokens; what came from the messages is plain text.
+        """
+        encoding = self._encoding(rendered, False, True)
+        if not user.marks(rendered):
+            return list(encoding.ids)
+        ids: list[int] = []
+        special = set(self._special.values())
+        start, plain = 0, []  # where the piece since the last special token begins, and its tokens
+        for token, (begin, end) in [*zip(encoding.ids, encoding.offsets, strict=True), (-1, (len(rendered), 0))]:
+            if token >= 0 and token not in special:
+                plain.append(token)
+                continue
+            piece = rendered[start:begin]
+            ids += self._plain(user.restored(piece), first=start == 0) if user.marks(piece) else plain
+            ids += [token] if token >= 0 else []
+            start, plain = end, []
+        return ids
+
+    def _plain(self, text: str, first: bool) -> list[int]:
+        """Token ids of a piece of a longer text, without special tokens; `first` if the text begins with it."""
+        if first or '"first"' not in (described := self._inner.to_str()):
+            return self.encode(text, add_special_tokens=False, parse_special=False)
+        # such a tokenizer puts a space before the first piece of a text, and this is another piece
+        inside = described.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        return Tokenizer(tokenizers.Tokenizer.from_str(inside)).encode(text, False, False)
+
+    def _encoding(self, text: str, add_special_tokens: bool, parse_special: bool) -> tokenizers.Encoding:
+        with self._lock:  # the switch is the tokenizer's, not the call's
+            self._inner.encode_special_tokens = not parse_special
+            try:
+                return self._inner.encode(text, add_special_tokens=add_special_tokens)
+            except (UnicodeEncodeError, TypeError):
+                raise UsageError("prompt: not valid Unicode text; give it as UTF-8") from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of the token ids."""

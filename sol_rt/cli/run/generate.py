@@ -28,6 +28,14 @@ def generate(
         bool,
         options.option("--chat/--no-chat", env=False, help="Put the prompt into the bundle's chat template."),
     ] = False,
+    parse_special: Annotated[
+        bool,
+        options.option(
+            "--parse-special/--no-parse-special",
+            env=False,
+            help="Turn special tokens written in the prompt, such as <|im_end|>, into those tokens.",
+        ),
+    ] = False,
     max_new_tokens: options.MaxNewTokens = None,
     ctx_size: options.ContextSize = None,
     temperature: options.Temperature = None,
@@ -85,6 +93,7 @@ def generate(
         "max_new_tokens": max_new_tokens,
         "top_logprobs": top_logprobs,
         "trace": trace,
+        "parse_special": parse_special,
     }
     text: Any = None
     if replay is None:
