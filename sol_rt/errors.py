@@ -82,10 +82,23 @@ class QualityWarning(UserWarning):
 
 
 _LONGEST = 200
+_BRIEF = 60
 _CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
 """Words that start the cause in a provider's message. A C++ signature of more than a line stands before them."""
 _BEHIND = " ; GPU="
 """Start of what the CUDA provider appends to the cause: the host's name and lines of its own source code."""
+
+
+def brief(value: object) -> str:
+    """A value of a file or of a call, for an error: its repr on one line, at most 60 characters of it."""
+    if isinstance(value, int) and abs(value) >= 10**_BRIEF:
+        return "a number of more than 60 digits"  # Python itself refuses to write one of more than 4300
+    cut = value[:_BRIEF] if isinstance(value, (str, bytes, list, tuple)) else value
+    try:
+        text = " ".join(repr(cut).split())
+    except Exception:  # a repr may do anything
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 1]}…"
 
 
 def one_line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sol_rt.budget.controller.axes import AxisController
 from sol_rt.budget.controller.base import AxisTargets, BaseController, check_request
 from sol_rt.budget.controller.budget import Controller
@@ -13,7 +15,7 @@ from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import nats_of_share
 from sol_rt.budget.schedules import Schedule
 from sol_rt.bundle.actions import Action
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 
 DEFAULT_MAX_LOSS = 0.005
 """The `Dial.max_loss` that applies if nothing is asked for."""
@@ -49,6 +51,16 @@ class Dial:
     seed: int | None = None
     max_loss: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for values of another type; make_controller checks their range."""
+        for name in ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _number(name, value))
+        if self.schedule is not None and not isinstance(self.schedule, str) and not callable(self.schedule):
+            raise UsageError(f"--schedule: got {brief(self.schedule)}, expected a name or a function that makes one")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer))):
+            raise UsageError(f"--seed: got {brief(self.seed)}, expected a whole number")
+
     @property
     def axis_targets(self) -> AxisTargets:
         """The axis targets, each None where it is not asked for."""
@@ -68,6 +80,16 @@ class Dial:
     def asks_for_no_budget(self) -> bool:
         """Whether the dial asks for something in place of a budget."""
         return self.axis_targets.any() or self.tokens_per_second is not None or self.max_loss is not None
+
+
+def _number(name: str, value: object) -> float:
+    refused = UsageError(f"--{name.replace('_', '-')}: got {brief(value)}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise refused
+    try:
+        return float(value)
+    except OverflowError:
+        raise refused from None
 
 
 def make_controller(

@@ -25,7 +25,7 @@ from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
-from sol_rt.errors import BusyError, ContextError, DeviceError, NumericError, ProviderError, UsageError
+from sol_rt.errors import BusyError, ContextError, DeviceError, NumericError, ProviderError, UsageError, brief
 from sol_rt.ops import library_path
 
 _CHUNK = 512
@@ -67,8 +67,8 @@ class Engine:
         device: int = 0,
         max_context: int | None = None,
     ) -> None:
-        if max_context is not None and max_context < 1:
-            raise UsageError(f"context size: got {max_context}, expected 1 or more tokens")
+        if max_context is not None and (not isinstance(max_context, int) or max_context < 1):
+            raise UsageError(f"context size: got {brief(max_context)}, expected 1 or more tokens")
         self.bundle, self.native_ops = bundle, native_ops
         model = bundle.config.model
         self.max_context = min(model.max_context, max_context or model.max_context)

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from sol_rt.engine.gpu import cuda, webgpu
 from sol_rt.engine.hardware import Gpu, processor_name
 from sol_rt.engine.probes import attention_probe
-from sol_rt.errors import BundleError, ProviderError, UsageError, one_line
+from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path
 
 if TYPE_CHECKING:
@@ -237,8 +237,8 @@ def start_pool(threads: int | None) -> int:
     another size is already running.
     """
     global _pool_threads
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UsageError(f"threads: got {threads}, expected 1 to 1024")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
+        raise UsageError(f"threads: got {brief(threads)}, expected a whole number from 1 to 1024")
     if _pool_threads is None:
         ort.set_default_logger_severity(_QUIET)
         wanted = threads or default_threads()
@@ -289,9 +289,9 @@ def choose(
     for does not work.
     """
     if name not in NAMES:
-        raise UsageError(f"provider: got {name!r}, expected one of {', '.join(NAMES)}")
+        raise UsageError(f"provider: got {brief(name)}, expected one of {', '.join(NAMES)}")
     if not isinstance(device, int) or device < 0:
-        raise UsageError(f"device: got {device!r}, expected a GPU's number, from 0")
+        raise UsageError(f"device: got {brief(device)}, expected a GPU's number, from 0")
     pool = start_pool(threads)
     cpu = Provider("cpu", pool, library_path() if native_ops else None)
     if name == "cpu":

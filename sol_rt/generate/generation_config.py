@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.errors import BundleError, UsageError
+from sol_rt.errors import BundleError, UsageError, brief, one_line
 
 FILE = "generation_config.json"
 PENALTY_LIMIT = 2.0
@@ -18,6 +20,7 @@ PENALTY_LIMIT = 2.0
 BIAS_LIMIT = 100.0
 """Largest size of a logit bias, as in OpenAI's API."""
 TOP_LOGPROBS_LIMIT = 20
+_LARGEST_INT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class GenerationConfig:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(path, "", f"unreadable JSON ({error})", "a JSON object") from None
+            raise BundleError(path, "", f"unreadable JSON ({one_line(error)})", "a JSON object") from None
         if not isinstance(raw, dict):
             raise BundleError(path, "", type(raw).__name__, "a JSON object")
         known = {field.name for field in fields(cls)}
@@ -91,9 +94,9 @@ class GenerationConfig:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise UsageError(f"generation setting {name!r}: unknown; {hint}")
+                raise UsageError(f"generation setting {brief(name)}: unknown; {hint}")
             if value is not None:
-                given[name] = _checked(name, value)
+                given[name] = _checked(name, value.item() if isinstance(value, np.generic) else value)
         return replace(self, **given)
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -137,7 +140,7 @@ def _checked(name: str, value: Any) -> Any:
         if _is_int(value, low):
             return int(value)
         raise _refused(name, value, f"a whole number from {low}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if not _is_number(value, sys.float_info.max) or value < 0:
         raise _refused(name, value, "a number from 0")
     if name in {"top_p", "min_p"} and value > 1:
         raise _refused(name, value, "a number from 0 to 1")
@@ -166,8 +169,8 @@ def _is_number(value: Any, limit: float) -> bool:
 
 
 def _is_int(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST_INT
 
 
 def _refused(name: str, value: Any, expected: str) -> UsageError:
-    return UsageError(f"generation setting {name}: got {value!r}, expected {expected}")
+    return UsageError(f"generation setting {name}: got {brief(value)}, expected {expected}")

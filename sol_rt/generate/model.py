@@ -35,10 +35,10 @@ from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, mak
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.errors import QualityWarning, UsageError
+from sol_rt.errors import QualityWarning, UsageError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, check_room, score_steps
-from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
+from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
 from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
@@ -241,6 +241,10 @@ class SolModel:
         Warns with QualityWarning, once for each model, of a budget below the sensible ones.
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
+        if replay is not None and not isinstance(replay, Trace):
+            raise UsageError(f"replay: got {brief(replay)}, expected a Trace; read_trace reads one from a file")
+        if trace is not None and not isinstance(trace, (str, Path)):
+            raise UsageError(f"trace: got {brief(trace)}, expected a file to write to")
         if reuse_cache is None:
             reuse_cache = prompt is not None and is_chat(prompt)
         config = self._generation_config(generation, replay)
@@ -304,14 +308,15 @@ class SolModel:
 
         Raises UsageError if nothing is left to score, and what `stream` raises.
         """
-        if not 1 <= context < len(tokens):
+        ids = token_ids("score", tokens, self.bundle.config.model.vocab_size)
+        if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context < len(ids):
             raise UsageError(
-                f"score: got {len(tokens)} tokens and a context of {context}, expected 1 to fewer than all"
+                f"score: got {len(ids)} tokens and a context of {brief(context)}, expected 1 to fewer than all"
             )
         dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
         with self._turns.whole():
             _, decoder = self.decoder(replace(dial, budget=1.0) if dial.is_empty else dial)
-            logprobs = score_steps(decoder, [int(token) for token in tokens], context)
+            logprobs = score_steps(decoder, ids, context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 
     def decoder(self, dial: Dial) -> tuple[str, Decoder]:
@@ -382,7 +387,9 @@ class SolModel:
                 raise UsageError("prompt: got none, expected text, token ids or messages")
             return list(replay.header.prompt_tokens)
         template = self._template if is_chat(prompt) else None
-        tokens = prompt_tokens(prompt, self.tokenizer, template, parse_special=parse_special)
+        tokens = prompt_tokens(
+            prompt, self.tokenizer, template, self.bundle.config.model.vocab_size, parse_special=parse_special
+        )
         if replay is not None and tuple(tokens) != replay.header.prompt_tokens:
             raise UsageError("replay: the prompt is not the trace's; leave it out, or record the run again")
         return tokens

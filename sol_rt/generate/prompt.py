@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sol_rt.errors import UsageError
+import numpy as np
+
+from sol_rt.errors import UsageError, brief
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
@@ -15,26 +17,53 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 def is_chat(prompt: Prompt) -> bool:
     """Whether the prompt consists of chat messages."""
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def prompt_tokens(
-    prompt: Prompt, tokenizer: Tokenizer, template: ChatTemplate | None, *, parse_special: bool = False
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    vocab_size: int,
+    *,
+    parse_special: bool = False,
 ) -> list[int]:
-    """The prompt's token ids.
+    """The prompt's token ids, all below `vocab_size`.
 
     Text gets what the model wants around a text; special tokens written in it become those tokens only if
     `parse_special` says so. Chat messages go through `template`; special tokens in their content stay text.
 
-    Raises UsageError for an empty prompt, and for messages that the template refuses.
+    Raises UsageError for an empty prompt, for anything that is no prompt, and for messages that the template refuses.
     """
     if isinstance(prompt, str):
         tokens = tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
     elif template is not None and is_chat(prompt):
+        for message in prompt:
+            if not isinstance(message, Mapping):
+                raise UsageError(f"prompt: got {brief(message)} among messages, expected dicts with role and content")
         user = tokenizer.marked_messages(prompt)
         tokens = tokenizer.encode_rendered(template.render(user.marked), user)
     else:
-        tokens = [int(token) for token in prompt]  # type: ignore[arg-type]
+        tokens = token_ids("prompt", prompt, vocab_size)
     if not tokens:
         raise UsageError("prompt: got an empty one, expected at least one token")
     return tokens
+
+
+def token_ids(what: str, tokens: object, vocab_size: int) -> list[int]:
+    """Token ids that a caller gave, as a list. `what` names them in errors.
+
+    Raises UsageError for anything but a sequence of whole numbers from 0 to `vocab_size` - 1.
+    """
+    if isinstance(tokens, np.ndarray) and tokens.ndim == 1:
+        tokens = tokens.tolist()
+    if not isinstance(tokens, Sequence) or isinstance(tokens, (str, bytes, bytearray, memoryview)):
+        raise UsageError(f"{what}: got {brief(tokens)}, expected token ids, as in [1, 2, 3]")
+    found = []
+    for place, token in enumerate(tokens):
+        if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
+            raise UsageError(f"{what}: got {brief(token)} at place {place}, expected a token id, a whole number")
+        if not 0 <= token < vocab_size:
+            raise UsageError(f"{what}: got token {brief(int(token))} at place {place}, expected 0 to {vocab_size - 1}")
+        found.append(int(token))
+    return found

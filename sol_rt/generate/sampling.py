@@ -18,6 +18,8 @@ from sol_rt.generate.generation_config import GenerationConfig
 
 _BLOCK = 512
 _NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are smaller
+_LARGEST_LOGIT = 1e30  # sums and products of smaller ones stay finite in float32
+_FLOAT = np.finfo(np.float32)
 
 
 class Sampler:
@@ -75,7 +77,7 @@ class Sampler:
         `scores` are the logits after bias and penalties, float32 [vocab].
         """
         config = self._config
-        scaled = scores if config.temperature == 1.0 else scores / np.float32(config.temperature)
+        scaled = scores if config.temperature == 1.0 else _divided(scores, config.temperature)
         if 0 < config.top_k < self._vocab_size:
             # as in transformers, tokens that tie with the last of the k stay
             least = np.partition(scaled, self._vocab_size - config.top_k)[self._vocab_size - config.top_k]
@@ -106,7 +108,10 @@ class Sampler:
         if penalty != 1.0 and len(history) > 0:
             seen = np.asarray(history, np.int64)
             values = scores[seen]
-            scores[seen] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
+            factor = _float32(penalty)
+            with np.errstate(over="ignore"):
+                changed = np.where(values < 0, values * factor, values / factor)
+            scores[seen] = np.clip(changed, -_LARGEST_LOGIT, _LARGEST_LOGIT)
         if self._penalties is not None:
             scores += self._penalties
         return scores
@@ -131,6 +136,20 @@ def _biases(config: GenerationConfig, vocab_size: int) -> np.ndarray | None:
     biases = np.zeros(vocab_size, np.float32)
     biases[list(config.logit_bias)] = list(config.logit_bias.values())
     return biases
+
+
+def _float32(value: float) -> np.float32:
+    """A positive setting as the nearest normal number of float32, so that one may divide by it."""
+    return np.float32(min(max(value, float(_FLOAT.tiny)), float(_FLOAT.max)))
+
+
+def _divided(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Logits over the temperature, float32 [vocab]."""
+    largest = float(scores.max())
+    with np.errstate(over="ignore"):  # -inf is a token that is never drawn
+        if largest < _LARGEST_LOGIT * temperature:
+            return scores / _float32(temperature)
+        return (scores - np.float32(largest)) / _float32(temperature)  # the quotient would overflow
 
 
 def _draw(weights: np.ndarray, share: float) -> int:

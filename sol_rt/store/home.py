@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import SolError, UsageError, brief
 
 _LAST_EXPORT = "last-export"
 
@@ -136,9 +136,13 @@ def find_bundle(model: str | None) -> Path:
 
 
 def _named(model: str) -> Path:
-    as_path = Path(model).expanduser()
-    if (as_path / CONFIG_NAME).is_file():
-        return as_path
+    try:
+        as_path = Path(model).expanduser()
+        if (as_path / CONFIG_NAME).is_file():
+            return as_path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"model {brief(model)}: {reason}; expected a bundle folder or the name of a bundle") from None
     plain_name = as_path.name == model and model not in {".", ".."}
     if plain_name and (bundles_dir() / model / CONFIG_NAME).is_file():
         return bundles_dir() / model
@@ -149,5 +153,5 @@ def _named(model: str) -> Path:
     known = f"did you mean {near[0]!r}?" if near else f"bundles here: {', '.join(names) or 'none'}"
     where = f"neither a bundle folder nor a bundle under {bundles_dir()}"
     raise UsageError(
-        f"model {model!r}: {where}; {known}; `sol-rt pull {model}` or `sol-rt export -m {model}` may bring it"
+        f"model {brief(model)}: {where}; {known}; `sol-rt pull {model}` or `sol-rt export -m {model}` may bring it"
     )

@@ -155,6 +155,7 @@ def main() -> None:
     template: jinja2.Template | None = None
     for line in sys.stdin:
         request = json.loads(line)
+        answer: dict[str, Any]
         try:
             with _limited(seconds, memory_bytes):
                 if template is None:

@@ -1,0 +1,153 @@
+"""Arguments of the Python API that are no prompt, no number or no token, and numbers that are legal and extreme."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.tiny_bundle import write_bundle
+from sol_rt import SolModel
+from sol_rt.engine.distribution import Distribution
+from sol_rt.errors import SolError, UsageError, brief
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.sampling import Sampler
+
+NO_TOKENS: list[Any] = [
+    [-1], ["a"], 123, b"ab", bytearray(b"a"), [1.5], [True], [10**9], [10**60], np.array([1.5]), np.array([[1]]),
+    [None], {"a": 1}, {1}, [[1]], [np.float32(1)], "", [], object(), memoryview(b"ab"),
+]  # fmt: skip
+NO_PROMPTS: list[Any] = [
+    *NO_TOKENS,
+    "\ud800",
+    [{"role": "user", "content": "\ud800"}],
+    [{"role": "user", "content": "x"}, 3],
+    [{"role": "user", "content": b"x"}],
+    [{"role": "user", "content": {1, 2}}],
+    (number for number in [1]),
+]
+NUMBERS = ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss", "temperature", "top_p")
+NO_NUMBERS: list[Any] = ["x", b"x", [1], {"a": 1}, object(), float("nan"), 10**5000, -1]
+TYPES: dict[str, Any] = {
+    "schedule": [3, b"x", [1], 1.5], "trace": [3, b"x", [1]], "replay": ["x", 3, {}], "seed": ["x", 1.5, [1]],
+    "top_k": ["x", 1.5, -1, 10**60], "max_new_tokens": [0, 1.5, "x", True], "stop_strings": [3, [3], [""]],
+    "eos_token_id": ["x", [1.5], -1], "logit_bias": [3, {"x": 1}, {1: "x"}, {1: 10**5000}], "nonsense": [1],
+}  # fmt: skip
+SHORT = {"max_new_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
+    return SolModel.from_pretrained(write_bundle(tmp_path_factory.mktemp("api") / "tiny", policy=True), provider="cpu")
+
+
+def is_one_short_line(error: BaseException) -> bool:
+    return "\n" not in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize("prompt", NO_PROMPTS, ids=brief)
+def test_what_is_no_prompt(model: SolModel, prompt: Any) -> None:
+    with pytest.raises(UsageError, match=r"prompt|token|messages") as error:
+        model.generate(prompt, **SHORT)
+    assert is_one_short_line(error.value)
+
+
+@pytest.mark.parametrize("tokens", [*NO_TOKENS, "w1 w2 w3"], ids=brief)
+def test_what_is_no_list_of_tokens(model: SolModel, tokens: Any) -> None:
+    with pytest.raises(UsageError, match="score: got") as error:
+        model.score(tokens)
+    assert is_one_short_line(error.value)
+
+
+@pytest.mark.parametrize("context", ["a", 0, -1, 1.5, None, True, 3])
+def test_what_is_no_context(model: SolModel, context: Any) -> None:
+    with pytest.raises(UsageError, match="a context of"):
+        model.score([1, 2, 3], context=context)
+
+
+def test_tokens_may_be_numpy_integers(model: SolModel) -> None:
+    assert model.generate(np.array([1, 2, 3]), **SHORT).tokens == model.generate([1, 2, 3], **SHORT).tokens
+    assert model.generate((np.int32(1), 2, 3), **SHORT).tokens == model.generate([1, 2, 3], **SHORT).tokens
+    got = model.generate("w1", budget=np.float32(0.9), temperature=np.float32(0.5), top_k=np.int64(3), max_new_tokens=2)
+    assert got.tokens
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=brief)
+def test_what_is_no_number(model: SolModel, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=name.replace("_", "[-_]")) as error:
+        model.generate("w1 w2", **SHORT, **{name: value})
+    assert is_one_short_line(error.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in TYPES.items() for value in values])
+def test_arguments_of_another_type(model: SolModel, name: str, value: Any) -> None:
+    with pytest.raises(UsageError) as error:
+        model.generate("w1 w2", **{**SHORT, name: value})
+    assert is_one_short_line(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"provider": 3}, {"threads": "a"}, {"threads": 0}, {"device": "x"}, {"max_context": "a"}, {"max_context": 0}],
+    ids=str,
+)
+def test_settings_of_a_model(model: SolModel, settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as error:
+        SolModel.from_pretrained(model.bundle.path, **{"provider": "cpu", **settings})
+    assert is_one_short_line(error.value)
+
+
+@pytest.mark.parametrize("path", ["", "\0", "~nobody-of-that-name/x", "x" * 5000, "no/such/folder"])
+def test_what_is_no_bundle(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
+    with pytest.raises(SolError) as error:
+        SolModel.from_pretrained(path)
+    assert "\n" not in str(error.value)
+
+
+# Numbers that are legal and extreme
+
+extreme = st.sampled_from([5e-324, 1e-320, 1e-40, 1e-30, 1e-7, 0.5, 1.0, 3.0, 1e7, 1e30, 1e38, 1e39, 1e308])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    temperature=extreme,
+    repetition_penalty=extreme,
+    top_p=st.sampled_from([0.0, 5e-324, 1e-40, 0.5, 1.0]),
+    min_p=st.sampled_from([None, 0.0, 5e-324, 0.1, 1.0]),
+    top_k=st.sampled_from([0, 1, 3, 2**63 - 1]),
+    penalty=st.sampled_from([-2.0, 0.0, 2.0]),
+    bias=st.sampled_from([-100.0, 0.0, 100.0]),
+    scale=st.sampled_from([0.0, 1e-38, 1.0, 30.0, 1e4, 1e30]),
+    seed=st.integers(0, 9),
+)
+def test_extreme_settings_give_a_token(
+    temperature: float, repetition_penalty: float, top_p: float, min_p: float | None, top_k: int, penalty: float,
+    bias: float, scale: float, seed: int,
+) -> None:  # fmt: skip
+    config = GenerationConfig().updated(
+        do_sample=True, temperature=temperature, repetition_penalty=repetition_penalty, top_p=top_p, min_p=min_p,
+        top_k=top_k, presence_penalty=penalty, frequency_penalty=penalty, logit_bias={3: bias}, seed=seed,
+    )  # fmt: skip
+    logits = (np.random.default_rng(seed).standard_normal(40) * scale).astype(np.float32)
+    sampler = Sampler(config, 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            token, logprob = sampler.sample(Distribution(logits), [1, 2, 3])
+            assert 0 <= token < 40
+            assert np.isfinite(logprob)
+
+
+def test_the_coldest_temperature_takes_the_likeliest_token() -> None:
+    logits = np.array([0.1, 2.0, 1.9999, -3.0], np.float32)
+    for temperature in (5e-324, 1e-320, 1e-30, 1e-7):
+        config = GenerationConfig().updated(do_sample=True, temperature=temperature, min_p=0.1, seed=1)
+        assert {Sampler(config, 4).sample(Distribution(logits), [])[0] for _ in range(20)} == {1}
