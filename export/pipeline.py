@@ -343,5 +343,5 @@ def _stored_calibration(
 def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
     """Writes the tokenizer's files and the model's config.json."""
     checkpoint.write_tokenizer(folder)
-    tokenizer_files.check_vocabulary(folder, decoder.vocab_size)
+    tokenizer_files.check_files(folder, decoder.vocab_size)
     tokenizer_files.write_json(folder / "config.json", checkpoint.config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.families import FAMILIES, Family, GgufForm
 from sol_rt.export.sources.rope import Rope, make_rope
 
@@ -137,9 +137,13 @@ def family_of(config: Mapping[str, Any]) -> Family:
     named = listed[0] if isinstance(listed, list) and listed else None
     for family in FAMILIES.values():
         if named == family.architecture or (named is None and config.get("model_type") == family.model_type):
+            kind = config.get("model_type", family.model_type)
+            if kind != family.model_type:
+                expected = f"expected {family.model_type!r} for {family.architecture}"
+                raise CheckpointError(f"config.json: model_type: got {brief(kind)}, {expected}")
             return family
     known = ", ".join(family.architecture for family in FAMILIES.values())
-    raise CheckpointError(f"architecture: got {named or config.get('model_type')!r}, expected one of {known}")
+    raise CheckpointError(f"architecture: got {brief(named or config.get('model_type'))}, expected one of {known}")
 
 
 def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
@@ -152,7 +156,7 @@ def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
         if form.architecture == architecture:
             return family, form
     known = ", ".join(form.architecture for _, form in forms)
-    raise CheckpointError(f"GGUF architecture: got {architecture!r}, expected one of {known}")
+    raise CheckpointError(f"GGUF architecture: got {brief(architecture)}, expected one of {known}")
 
 
 def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) -> Decoder:
@@ -177,8 +181,10 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     context = _context(config, rope_parameters, trained_context, max_context)
     activation = config.get("hidden_act") or config.get("hidden_activation") or family.default_activation
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise CheckpointError(f"config.json: hidden_act: got {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    if config.get("qk_layernorm"):
+        raise CheckpointError(
+            f"config.json: hidden_act: got {brief(activation)}, expected one of {', '.join(_ACTIVATIONS)}"
+        )
+    if _flag(config, "qk_layernorm"):
         raise CheckpointError(
             "config.json: qk_layernorm: got true, expected false; models that normalize q and k are not supported"
         )
@@ -225,7 +231,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         head_bias=family.head_bias,
         gated=family.gated,
         activation=_ACTIVATIONS[activation],
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=_flag(config, "tie_word_embeddings"),
         softmax_scale=1.0 / math.sqrt(head_dim),
         embedding_scale=1.0,
     )
@@ -237,20 +243,27 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None, most:
     if value is None:
         raise CheckpointError(f"config.json: key {key} is missing; the checkpoint is incomplete")
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise CheckpointError(f"config.json: {key}: got {str(value)[:40]}, expected a whole number from 1 to {most}")
+        raise CheckpointError(f"config.json: {key}: got {brief(value)}, expected a whole number from 1 to {most}")
     return value
 
 
 def _has_bias(config: Mapping[str, Any], rule: bool | str) -> bool:
     """What a field such as `Family.qkv_bias` means for one checkpoint."""
-    return bool(config.get(rule)) if isinstance(rule, str) else rule
+    return _flag(config, rule) if isinstance(rule, str) else rule
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"config.json: {key}: got {brief(value)}, expected true or false")
+    return bool(value)
 
 
 def _epsilon(config: Mapping[str, Any], family: Family) -> float:
     value = config.get(family.eps_key)
     value = family.default_eps if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise CheckpointError(f"config.json: {family.eps_key}: got {str(value)[:40]}, expected a number from 0 to 1")
+        raise CheckpointError(f"config.json: {family.eps_key}: got {brief(value)}, expected a number from 0 to 1")
     return float(value)
 
 
@@ -258,7 +271,7 @@ def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
     value = rope_parameters["partial_rotary_factor"]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise CheckpointError(
-            f"config.json: partial_rotary_factor: got {str(value)[:40]}, expected a number above 0 and up to 1"
+            f"config.json: partial_rotary_factor: got {brief(value)}, expected a number above 0 and up to 1"
         )
     return float(value)
 
@@ -267,7 +280,7 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
     """The rotary settings in the newer form of `rope_parameters`, `partial_rotary_factor` included."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
-        raise CheckpointError(f"config.json: rope settings: got {str(given)[:40]}, expected an object")
+        raise CheckpointError(f"config.json: rope settings: got {brief(given)}, expected an object")
     parameters = dict(given)
     parameters.setdefault("rope_type", parameters.pop("type", None) or "default")
     kind = parameters["rope_type"]
@@ -289,7 +302,7 @@ def _context(config: Mapping[str, Any], rope_parameters: Mapping[str, Any], trai
     limit.
     """
     limit = trained
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
+    if config.get("sliding_window") and config.get("use_sliding_window") is not False:
         limit = min(limit, _size(config, "sliding_window"))
     if wanted is None:
         # longrope has other factors beyond the original context, and one table of angles serves the whole bundle

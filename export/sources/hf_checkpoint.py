@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, one_line
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
 
@@ -102,7 +102,9 @@ class _Safetensors(_WeightsFile):
             self._file: Any = safe_open(str(path), framework="pt")
             self._shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: damaged safetensors file ({error}); fetch the checkpoint again") from error
+            raise CheckpointError(
+                f"{path}: damaged safetensors file ({one_line(error)}); fetch the checkpoint again"
+            ) from error
 
     def names(self) -> Collection[str]:
         return self._shapes.keys()
@@ -152,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a checkpoint folder in Hugging Face's layout") from error
     except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        raise CheckpointError(f"{path}: not readable as JSON ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: got {type(content).__name__}, expected a JSON object")
     return content

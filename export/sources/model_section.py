@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sol_rt.bundle.config import ModelDims
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.checkpoint import Checkpoint
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import FAMILIES
@@ -33,10 +33,11 @@ def model_section(checkpoint: Checkpoint, decoder: Decoder, source: str, name: s
     def special(key: str) -> list[int]:
         found = generation.get(key, checkpoint.config.get(key))
         ids = found if isinstance(found, list) else [] if found is None else [found]
-        if not all(isinstance(token, int) and 0 <= token < decoder.vocab_size for token in ids):
-            raise CheckpointError(
-                f"{checkpoint.path}: {key}: got {found}, expected ids of the vocabulary, 0 to {decoder.vocab_size - 1}"
-            )
+        if not all(
+            isinstance(token, int) and not isinstance(token, bool) and 0 <= token < decoder.vocab_size for token in ids
+        ):
+            expected = f"expected ids of the vocabulary, 0 to {decoder.vocab_size - 1}"
+            raise CheckpointError(f"{checkpoint.path}: {key}: got {brief(found)}, {expected}")
         return ids
 
     origin, license_name = _provenance(checkpoint, source)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, brief, one_line
 
 KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
 
@@ -50,7 +50,7 @@ def make_rope(parameters: Mapping[str, Any], rotary_dim: int, max_context: int, 
     """
     kind = parameters.get("rope_type", "default")
     if not isinstance(kind, str) or kind not in KNOWN_SCALINGS:
-        raise CheckpointError(f"rope scaling: got {kind!r}, expected one of {', '.join(KNOWN_SCALINGS)}")
+        raise CheckpointError(f"rope scaling: got {brief(kind)}, expected one of {', '.join(KNOWN_SCALINGS)}")
     try:
         with np.errstate(all="ignore"):
             rope = _make(kind, parameters, rotary_dim, max_context, trained_context)
@@ -59,7 +59,7 @@ def make_rope(parameters: Mapping[str, Any], rotary_dim: int, max_context: int, 
             f"rope scaling {kind}: setting {error} is missing; complete the checkpoint's config"
         ) from error
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(f"rope scaling {kind}: a setting is no number that fits ({error})") from error
+        raise CheckpointError(f"rope scaling {kind}: a setting is no number that fits ({one_line(error)})") from error
     if not np.isfinite([*rope.inverse_frequencies, rope.attention_factor]).all():
         raise CheckpointError(f"rope scaling {kind}: the settings give angles that are not finite")
     return rope

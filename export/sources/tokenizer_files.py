@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import BundleError, CheckpointError, one_line
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.text.tokenizer import Tokenizer
 
 TOKENIZER, SETTINGS, TEMPLATE, GENERATION = (
     "tokenizer.json",
@@ -56,16 +58,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Raises CheckpointError if the tokenizer is unreadable or has ids beyond the model's vocabulary."""
-    from tokenizers import Tokenizer
-
-    path = folder / TOKENIZER
+def check_files(folder: Path, vocab_size: int) -> None:
+    """Raises CheckpointError for what a bundle would be refused for: an unreadable tokenizer, one with ids beyond the
+    model's vocabulary, generation settings out of range.
+    """
     try:
-        vocabulary = Tokenizer.from_str(path.read_text(encoding="utf-8")).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{TOKENIZER}: unreadable ({' '.join(str(error).split())[:120]})") from error
-    last = max(vocabulary.values(), default=-1)
+        last = Tokenizer.from_file(folder / TOKENIZER).last_id
+    except BundleError as error:
+        raise CheckpointError(f"{TOKENIZER}: got {error.got}, expected {error.expected}") from error
+    try:
+        GenerationConfig().with_file(folder / GENERATION)
+    except BundleError as error:
+        raise CheckpointError(f"{GENERATION}: got {error.got}, expected {error.expected}") from error
     if not 0 <= last < vocab_size:
         raise CheckpointError(
             f"{TOKENIZER}: got token ids up to {last}, expected 0 to {vocab_size - 1}, the model's vocabulary; "
@@ -79,7 +83,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        raise CheckpointError(f"{path}: not readable as JSON ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: got {type(content).__name__}, expected a JSON object")
     return content
@@ -107,6 +111,6 @@ def _template(source: Path, settings: Mapping[str, Any]) -> str | None:
             raise CheckpointError(f"{source / TEMPLATE}: got no UTF-8 text ({error})") from error
     template = settings.get("chat_template")
     if isinstance(template, list):  # several templates, each with a name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = [item.get("template") for item in template if isinstance(item, dict) and item.get("name") == "default"]
+        template = named[-1] if named else None
     return template if isinstance(template, str) else None

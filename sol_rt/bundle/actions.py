@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from sol_rt.bundle.bits import MIXED, bits_tag, parse_bits_tag
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 
 _TAG = re.compile(r"k(\d{3})-s(\d{3})-q(\d{1,2}|[a-z]+)")
 _LARGEST_BITS = 16
@@ -49,14 +49,14 @@ class Action:
         match = _TAG.fullmatch(tag)
         bits = None if match is None else parse_bits_tag(match[3])
         if match is None or bits is None:
-            raise UsageError(f"action tag: got {tag!r}, expected kKKK-sSSS-qB, for example k030-s050-q4")
+            raise UsageError(f"action tag: got {brief(tag)}, expected kKKK-sSSS-qB, for example k030-s050-q4")
         kv, channels = int(match[1]), int(match[2])
         if match[3] == str(MIXED):
             now = f"k{match[1]}-s{match[2]}-{bits_tag(MIXED)}"
             raise UsageError(f"action tag {tag!r}: mixed bits are written {bits_tag(MIXED)}; use {now}")
         if not (1 <= kv <= 100 and 1 <= channels <= 100 and 1 <= bits <= _LARGEST_BITS):
             raise UsageError(
-                f"action tag {tag!r}: densities must be 001 to 100 hundredths, bits 1 to {_LARGEST_BITS} or mix"
+                f"action tag {brief(tag)}: densities must be 001 to 100 hundredths, bits 1 to {_LARGEST_BITS} or mix"
             )
         return cls(kv / 100, channels / 100, bits)
 

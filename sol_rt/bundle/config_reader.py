@@ -78,7 +78,7 @@ class _Table:
         self._asked: set[str] = set()
 
     def key(self, name: str) -> str:
-        return f"{self.where}.{name}" if self.where else name
+        return f"{self.where}.{_short(name)}" if self.where else _short(name)
 
     def fail(self, name: str, got: object, expected: object, hint: str | None = None) -> BundleError:
         if hint is None:

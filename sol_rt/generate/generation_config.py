@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,21 +65,25 @@ class GenerationConfig:
     def from_bundle(cls, bundle: Bundle) -> GenerationConfig:
         """The model's own defaults: the bundle's `generation_config.json`, if it has one, and the config's end tokens.
 
-        Other keys of that file are ignored. Raises BundleError for values that cannot be used.
+        Raises BundleError for values that cannot be used.
         """
         config = cls(eos_token_id=bundle.config.model.eos_token_ids)
-        if FILE not in bundle.config.files:
-            return config
-        path = bundle.file(FILE)
+        return config.with_file(bundle.file(FILE)) if FILE in bundle.config.files else config
+
+    def with_file(self, path: Path) -> GenerationConfig:
+        """A copy changed by a file `generation_config.json`. Keys that are no settings here are ignored.
+
+        Raises BundleError for a file or values that cannot be used.
+        """
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(path, "", f"unreadable JSON ({one_line(error)})", "a JSON object") from None
         if not isinstance(raw, dict):
             raise BundleError(path, "", type(raw).__name__, "a JSON object")
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(self)}
         try:
-            return config.updated(**{name: value for name, value in raw.items() if name in known})
+            return self.updated(**{name: value for name, value in raw.items() if name in known})
         except UsageError as error:
             raise BundleError(path, "", str(error), "settings in range") from None
 

@@ -385,7 +385,7 @@ class SolModel:
         if prompt is None:
             if replay is None:
                 raise UsageError("prompt: got none, expected text, token ids or messages")
-            return list(replay.header.prompt_tokens)
+            return token_ids("replay: prompt", replay.header.prompt_tokens, self.bundle.config.model.vocab_size)
         template = self._template if is_chat(prompt) else None
         tokens = prompt_tokens(
             prompt, self.tokenizer, template, self.bundle.config.model.vocab_size, parse_special=parse_special

@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from sol_rt.bundle.actions import Action
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import SolError, UsageError, brief
 
 FORMAT = "sol_rt.trace"
 FORMAT_VERSION = 2
+_LARGEST = 2**31 - 1  # of a token id or a context
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,15 @@ def _header(path: Path, line: str) -> TraceHeader:
         raise SolError(f"trace {path}: line 1 is not a trace's header; give a file that `--trace` wrote")
     version = raw.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise SolError(f"trace {path}: format version {version}, expected {FORMAT_VERSION}; record the run again")
+        raise SolError(
+            f"trace {path}: format version {brief(version)}, expected {FORMAT_VERSION}; record the run again"
+        )
     kinds = {
         "bundle": str, "config_sha256": str, "prompt_tokens": list, "prompt": str, "schedule": str,
         "budget": (int, float, type(None)), "cost_model": str, "generation": dict,
     }  # fmt: skip
     problem = _problem(raw, kinds)
-    if not problem and not all(_is_number(token, int) for token in raw["prompt_tokens"]):
+    if not problem and not (raw["prompt_tokens"] and all(_is_token(token) for token in raw["prompt_tokens"])):
         problem = "prompt_tokens are not token ids"
     if problem:
         raise SolError(f"trace {path}: line 1: {problem}; record the run again")
@@ -197,6 +200,10 @@ def _record(path: Path, number: int, line: str, cut: bool, step: int) -> TraceRe
     problem = _problem(raw, kinds)
     if not problem and raw["step"] != step:
         problem = f"step {raw['step']}, expected {step}"
+    if not problem and not (_is_token(raw["token"]) and 0 <= raw["context"] <= _LARGEST):
+        problem = f"token {brief(raw['token'])}, context {brief(raw['context'])}, expected numbers from 0"
+    if not problem and (raw["action"] is None) != (step == 0):
+        problem = f"{'no' if step else 'an'} action at step {step}, expected one at every step but 0"
     if not problem and raw["action"] is not None:
         try:
             Action.parse(raw["action"])
@@ -215,9 +222,13 @@ def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
         value = raw[name]
         good = isinstance(value, bool) if kind is bool else _is_number(value, kind)
         if not good:
-            return f"{name}: got {json.dumps(value)[:40]}, which has the wrong type"
+            return f"{name}: got {brief(value)}, which has the wrong type"
     unknown = sorted(set(raw) - set(kinds))
-    return f"unknown key {unknown[0]!r}" if unknown else ""
+    return f"unknown key {brief(unknown[0])}" if unknown else ""
+
+
+def _is_token(value: Any) -> bool:
+    return _is_number(value, int) and 0 <= value <= _LARGEST
 
 
 def _is_number(value: Any, kind: Any) -> bool:

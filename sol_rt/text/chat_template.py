@@ -180,8 +180,8 @@ def _tokenizer_config(path: Path) -> dict[str, Any]:
 def _default(templates: Any) -> str:
     """The template in `tokenizer_config.json`, which holds one text, or a list of named texts with one `default`."""
     if isinstance(templates, list):
-        named = {item.get("name"): item.get("template") for item in templates if isinstance(item, dict)}
-        templates = named.get("default")
+        named = [item.get("template") for item in templates if isinstance(item, dict) and item.get("name") == "default"]
+        templates = named[-1] if named else None
     return templates if isinstance(templates, str) else ""
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from sol_rt.errors import BundleError, UsageError
+from sol_rt.errors import BundleError, UsageError, one_line
 from sol_rt.text.user_text import UserText
 
 FILE = "tokenizer.json"
 _REPLACEMENT = "\ufffd"
 _UTF8_LENGTH = 4  # bytes of the longest character
+_SAMPLE = "Is it 12°? Yes!\n\tno\u3000ﬁn 深海 🐟"  # spaces, digits, and characters of one to four bytes
 _CONTEXT = 6  # prompt tokens that are enough for the decoder to place a leading space
 
 
@@ -45,10 +49,18 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        """Reads a file `tokenizer.json`. Raises BundleError if it is missing or unreadable."""
+        """Reads a file `tokenizer.json`. Raises BundleError if it is missing, unreadable, or fails on a short text."""
         try:
-            text = path.read_text(encoding="utf-8")
-            return cls(tokenizers.Tokenizer.from_str(text))
+            with _silenced():  # a panic of the library prints lines of its own
+                tokenizer = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+                for special in (True, False):
+                    tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)
+                tokenizer.decode([])
+            return tokenizer
+        except BundleError as error:
+            raise BundleError(path, "", error.got, error.expected, error.hint) from None
+        except UsageError:
+            raise
         except Exception as error:  # the library raises plain Exception
             problem = " ".join(str(error).split())[:120]
             raise BundleError(path, "", f"an unreadable tokenizer ({problem})", "a tokenizers file") from None
@@ -57,6 +69,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added tokens included."""
         return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def last_id(self) -> int:
+        """The largest id of a token; -1 in an empty vocabulary."""
+        return max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Returns the token ids of `text`.
@@ -107,13 +124,15 @@ class Tokenizer:
         with self._lock:  # the switch is the tokenizer's, not the call's
             self._inner.encode_special_tokens = not parse_special
             try:
-                return self._inner.encode(text, add_special_tokens=add_special_tokens)
+                with _no_panic():
+                    return self._inner.encode(text, add_special_tokens=add_special_tokens)
             except (UnicodeEncodeError, TypeError):
                 raise UsageError("prompt: not valid Unicode text; give it as UTF-8") from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of the token ids."""
-        return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        with _no_panic():
+            return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def length_alone(self, token: int, skip_special_tokens: bool) -> int:
         """Number of characters that one token decodes to if no token precedes it."""
@@ -136,6 +155,36 @@ class Tokenizer:
             skip_special_tokens: whether special tokens give no text.
         """
         return TextStream(self, context, skip_special_tokens)
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """Turns a panic of the library, which is no Exception, into a BundleError."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        got = f"a tokenizer that fails ({one_line(error)})"
+        raise BundleError(FILE, "", got, "one that encodes and decodes", "export again with the model's own") from None
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Drops what is written to stderr by native code."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    try:
+        sys.stderr.flush()
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class TextStream:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 
 FORMAT = "sol_rt.chat"
 FORMAT_VERSION = 1
@@ -84,10 +84,10 @@ def read(file: str) -> SavedChat:
         raise _refused(file, "not a saved chat")
     version = raw.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise _refused(file, f"format version {version}, expected {FORMAT_VERSION}")
+        raise _refused(file, f"format version {brief(version)}, expected {FORMAT_VERSION}")
     names = [field.name for field in fields(SavedChat)]
     if wrong := sorted(set(raw) ^ set(names)):
-        raise _refused(file, f"{'unknown' if wrong[0] in raw else 'no'} key {wrong[0]!r}")
+        raise _refused(file, f"{'unknown' if wrong[0] in raw else 'no'} key {brief(wrong[0])}")
     if not _is_text(raw["model"]) or not (raw["system"] is None or _is_text(raw["system"])):
         raise _refused(file, "model and system have to be texts")
     if not isinstance(raw["settings"], dict):
