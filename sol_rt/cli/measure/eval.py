@@ -261,6 +261,7 @@ def _held_out(
     png: Path | None,
     as_json: bool,
 ) -> None:
+    from sol_rt.atomic_write import write_text
     from sol_rt.evaluation.pages.evaluation import render_evaluation_html
     from sol_rt.evaluation.quality.held_out import measure, state_settings
     from sol_rt.evaluation.quality.state import State
@@ -272,7 +273,7 @@ def _held_out(
         sizes = [size_report(runs, plan, resampling) for runs in measure(model, texts, plan, results, report)]
     evaluation = report_of(model, list(texts), plan, resampling, sizes)
     if html is not None:
-        html.write_text(render_evaluation_html(evaluation), encoding="utf-8")
+        write_text(html, render_evaluation_html(evaluation))
         note(f"{html}: written")
     if png is not None:
         from sol_rt.evaluation.pages.picture import write_picture
