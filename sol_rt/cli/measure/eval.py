@@ -150,6 +150,7 @@ def evaluate(
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
     output: Annotated[
         Format, options.option("-o", "--output-format", env=False, help="Output format: md or json.")
     ] = Format.md,
@@ -185,7 +186,7 @@ def evaluate(
     texts = {str(path): read_text(path) for path in file or ()}
     sizes = tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int)))
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    loaded = load(model, **machine, measure_costs=False)
+    loaded = load(model, **machine, verify=verify, measure_costs=False)
     try:
         if exam is not None:
             _mmlu(loaded, exam, names, budgets, resampling, state, as_json)
