@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from sol_rt.atomic_write import replacing_folder
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
-from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.errors import CheckpointError, UsageError, WriteError
 from sol_rt.export.card import model_card
 from sol_rt.export.parity import Parity
 from sol_rt.store.progress import Progress
@@ -35,25 +34,15 @@ def written_aside(output: Path) -> Iterator[Path]:
     After an exception the new folder is removed, and `output` is as it was. Raises CheckpointError for errors of the
     file system.
     """
-    output = output.resolve()  # if it is a link, its target is replaced
-    folder = output.with_name(f"{output.name}.part-{os.getpid()}")
-    old = output.with_name(f"{output.name}.old-{os.getpid()}")
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        if output.exists():
-            output.rename(old)
-        folder.rename(output)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with replacing_folder(output) as folder:
+            yield folder
+    except WriteError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o") from error
+        raise CheckpointError(f"output {output}: {error.reason}; choose another -o") from error
+    except OSError as error:
         raise CheckpointError(f"output {output}: {error.strerror or error}; choose another -o") from error
-    finally:
-        # judged by the files, for an interruption may fall between any two of the renames
-        if old.exists() and not output.exists():
-            old.rename(output)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def seal(

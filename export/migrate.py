@@ -12,11 +12,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sol_rt.atomic_write import replacing_folder
 from sol_rt.bundle import selection
 from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
@@ -55,7 +55,7 @@ def migrate(folder: Path) -> Migrated:
     device calibrations are removed, as they belong to the old config.
 
     Raises BundleError where files are missing or damaged, or of a format whose weights are not today's, CheckpointError
-    for an architecture that no graph here has, OSError where it can't write; the bundle stays as it was then.
+    for an architecture that no graph here has, WriteError where it can't write; the bundle stays as it was then.
     """
     folder = folder.resolve()
     path = folder / CONFIG_NAME
@@ -80,7 +80,8 @@ def migrate(folder: Path) -> Migrated:
     files |= {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
     text = json.dumps(replace(config, files=files).to_json_dict(), indent=2, ensure_ascii=False)
     contents[CONFIG_NAME] = (text + "\n").encode()
-    with _in_place_of(folder) as aside:
+    with replacing_folder(folder) as aside:
+        shutil.copytree(folder, aside, symlinks=True, copy_function=_link, dirs_exist_ok=True)
         for file in old_files | gone:
             (aside / file).unlink(missing_ok=True)
         for file, data in contents.items():
@@ -141,24 +142,6 @@ def _tables(values: Any) -> Iterator[dict[str, Any]]:
     """The JSON objects among the values of a JSON array or object."""
     items = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
     return (item for item in items if isinstance(item, dict))
-
-
-@contextmanager
-def _in_place_of(folder: Path) -> Iterator[Path]:
-    """A folder of links to the files in `folder`, which takes its place when all went well and is removed otherwise."""
-    aside = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-    try:
-        shutil.copytree(folder, aside, symlinks=True, copy_function=_link)
-        yield aside
-        folder.rename(old)
-        aside.rename(folder)
-    finally:
-        # by what is there, not by how far the code came: an interruption may fall between any two of its steps
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -39,6 +39,7 @@ from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.progress import Progress, Stages, silent
 from sol_rt.store.pull import resolve
 from sol_rt.store.recipes import aliases
+from sol_rt.store.verified import remember_weights
 from sol_rt.text.tokenizer import FILE as TOKENIZER
 from sol_rt.text.tokenizer import Tokenizer
 
@@ -254,6 +255,7 @@ def export_bundle(
         with stages(_HASH) as report:
             weights = hashed(folder / WEIGHTS, report)
         config = seal(folder, config, weights, compared, selection)
+    remember_weights(output, config)
     if to_store is not None and save_calibration is not None:
         to_store.write(save_calibration)
     return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sol_rt.atomic_write import write_bytes, write_text
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
-from sol_rt.bundle.config_reader import read_config
+from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
-from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.errors import CheckpointError, UsageError, WriteError
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
 
 _SIZES = ("hidden_size", "horizon", "width", "heads", "scalar_size", "action_size")
@@ -50,8 +50,8 @@ class TrainedPolicy:
 
 
 def write_policy(path: Path, policy: TrainedPolicy) -> None:
-    """Writes a policy's file."""
-    from safetensors.numpy import save_file
+    """Writes a policy's file. Raises WriteError; an older file is then as it was."""
+    from safetensors.numpy import save
 
     metadata = {
         "sizes": json.dumps({name: getattr(policy.shape, name) for name in _SIZES}),
@@ -61,7 +61,7 @@ def write_policy(path: Path, policy: TrainedPolicy) -> None:
         "model": policy.model,
         "gain_over_hull": repr(policy.gain_over_hull),
     }
-    save_file({name: np.ascontiguousarray(value) for name, value in policy.parameters.items()}, str(path), metadata)
+    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in policy.parameters.items()}, metadata))
 
 
 def read_policy(path: Path) -> TrainedPolicy:
@@ -120,25 +120,25 @@ def check_fits(
 
 
 def write_policy_graph(folder: Path, source: Path, config: SolConfig, name: str) -> PolicySpec:
-    """Writes the graph of the policy in the file `source` to `folder` / `name`.
+    """Writes the graph of the policy in the file `source` to `folder` / `name`. Returns its entry in the config.
 
     Raises CheckpointError if the file is no policy, or one for another model or other actions.
     """
+    content, spec = _policy_graph(source, config)
+    (folder / name).write_bytes(content)
+    return replace(spec, file=name)
+
+
+def _policy_graph(source: Path, config: SolConfig) -> tuple[bytes, PolicySpec]:
+    """The graph of the policy in the file `source`, and its entry in the config, which lacks the file's name."""
     policy = read_policy(source)
     actions = [entry.action for entry in config.actions]
     check_fits(source, policy, config.model.name, config.model.hidden_size, config.variants, actions)
     graph = build_policy(policy.shape, policy.parameters, config.tensors, config.weights_file)
-    (folder / name).write_bytes(graph.SerializeToString())
     shape = policy.shape
-    return PolicySpec(
-        name,
-        shape.horizon,
-        policy.scalars,
-        policy.actions,
-        shape.state_shape,
-        policy.description,
-        policy.gain_over_hull,
-    )
+    about = policy.description, policy.gain_over_hull
+    spec = PolicySpec("", shape.horizon, policy.scalars, policy.actions, shape.state_shape, *about)
+    return graph.SerializeToString(), spec
 
 
 def give_policy(path: Path, source: Path) -> Bundle:
@@ -152,30 +152,32 @@ def give_policy(path: Path, source: Path) -> Bundle:
     """
     bundle = Bundle.open(path)
     folder, config = bundle.path.resolve(), bundle.config
-    aside = folder / f".policy.{os.getpid()}"
-    config_aside = folder / f".{CONFIG_NAME}.{os.getpid()}"
+    content, spec = _policy_graph(source, config)
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"policy-{digest[:8]}.onnx"
+    files = {file: entry for file, entry in config.files.items() if config.policy is None or file != config.policy.file}
+    files[name] = FileEntry(len(content), digest)
+    given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
+    document = given.to_json_dict()
+    parse_config(document, folder / CONFIG_NAME)  # a wrong config must not replace a right one
     try:
-        spec = write_policy_graph(folder, source, config, aside.name)
-        content = aside.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        name = f"policy-{digest[:8]}.onnx"
-        files = {
-            file: entry for file, entry in config.files.items() if config.policy is None or file != config.policy.file
-        }
-        files[name] = FileEntry(len(content), digest)
-        given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
-        text = json.dumps(given.to_json_dict(), indent=2, ensure_ascii=False)
-        config_aside.write_text(text + "\n", encoding="utf-8")
-        read_config(config_aside)  # a wrong config must not replace a right one
-        aside.replace(folder / name)
-        config_aside.replace(folder / CONFIG_NAME)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: {error.strerror or error}; make room, or copy the bundle elsewhere"
-        ) from error
+        write_bytes(folder / name, content)
+        write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    except WriteError as error:
+        raise CheckpointError(f"{folder}: {error.reason}; make room, or copy the bundle elsewhere") from error
     finally:
-        aside.unlink(missing_ok=True)
-        config_aside.unlink(missing_ok=True)
-    if config.policy is not None and config.policy.file != name:
-        (folder / config.policy.file).unlink(missing_ok=True)
+        _remove_other_policies(folder, config)
     return Bundle.open(folder)
+
+
+def _remove_other_policies(folder: Path, before: SolConfig) -> None:
+    """Removes the graphs of policies that the bundle no longer has, also those that a killed process left.
+
+    `before` is the config that may have been replaced.
+    """
+    kept = read_config(folder / CONFIG_NAME).files
+    names = {path.name for path in folder.glob("policy-????????.onnx")}
+    if before.policy is not None:
+        names.add(before.policy.file)
+    for name in names - set(kept):
+        (folder / name).unlink(missing_ok=True)

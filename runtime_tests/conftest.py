@@ -33,6 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(_SLOW_LIMIT))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Loading a bundle writes into the home folder, which must not be the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOL_RT_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 class _PooledSession(ort.InferenceSession):
     """A session on the process-wide pool, whatever its options say."""
 

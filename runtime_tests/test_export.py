@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from helpers.gguf_file import GgufFile  # noqa: E402
 from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint  # noqa: E402
+from sol_rt import atomic_write  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
@@ -288,26 +289,33 @@ def test_interruption_leaves_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("step", [".old-", ".part-"])
+@pytest.mark.parametrize("step", ["away", "in place", "exchange"])
 def test_an_interruption_of_the_replacement_loses_nothing(
     step: str, moment: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(folder, tmp_path / "out", bits=(8,))
-    rename, interrupted = Path.rename, False
+    rename, exchange, interrupted = Path.rename, atomic_write._exchange, False
 
     def interrupt(path: Path, target: Path) -> Path:
         nonlocal interrupted
-        if not interrupted and step in f"{path.name}{target.name}":
+        if not interrupted and step == ("away" if path.name == "out" else "in place"):
             interrupted = True
             if moment == "after":
                 rename(path, target)
             raise KeyboardInterrupt
         return rename(path, target)
 
+    def exchange_and_interrupt(one: Path, other: Path) -> bool:
+        if moment == "after" and not exchange(one, other):
+            pytest.skip("this system cannot swap two folders in one step")
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(Path, "rename", interrupt)
+    swap = exchange_and_interrupt if step == "exchange" else lambda one, other: False
+    monkeypatch.setattr(atomic_write, "_exchange", swap)
     with pytest.raises(KeyboardInterrupt):
         export(folder, tmp_path / "out", bits=(4,))
-    replaced = (step, moment) == (".part-", "after")
+    replaced = step != "away" and moment == "after"
     assert Bundle.open(tmp_path / "out").config.dense.bits == (4 if replaced else 8)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
 

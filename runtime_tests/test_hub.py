@@ -14,6 +14,7 @@ from signal import SIGKILL
 
 import pytest
 
+from sol_rt.atomic_write import TEMPORARY
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.cli import main
 from sol_rt.errors import HubError, HubUnreachableError, UsageError
@@ -169,9 +170,12 @@ class TestPullOfABundle:
         hub.repository(REPO, contents(write_bundle(tmp_path / "other", seed=1)))
         target = home.bundles_dir() / "tiny-bundle"
         shutil.copytree(tiny, target)
-        old = home.bundles_dir() / download.UNFINISHED / f"{REPO.replace('/', '--')}.old"
-        old.mkdir(parents=True)
-        (old / WEIGHTS).write_bytes(b"of the bundle before")
+        swapped = home.bundles_dir() / download.UNFINISHED / REPO.replace("/", "--")
+        swapped.mkdir(parents=True)
+        (swapped / WEIGHTS).write_bytes(b"of the bundle before")
+        moved = home.bundles_dir() / f".tiny-bundle.1-1{TEMPORARY}"
+        moved.mkdir()
+        (moved / WEIGHTS).write_bytes(b"of the bundle before")
         pull(REPO, quiet, replace=True)
         assert contents(target) == contents(tmp_path / "other")
         assert {name.partition("/")[0] for name in stored()} == {"tiny-bundle"}

@@ -53,6 +53,19 @@ class HubUnreachableError(HubError):
     """The model hub cannot be asked: there is no network, or `HF_HUB_OFFLINE` is set."""
 
 
+class WriteError(SolError):
+    """A file or folder cannot be written: the disk is full, or the system refuses. What was there stays as it was.
+
+    Args:
+        path: the file or folder.
+        reason: what the system said.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(f"{path}: cannot be written ({reason}); make room, change its permissions or write elsewhere")
+
+
 class ContextError(SolError):
     """A prompt or generation does not fit the model's context."""
 

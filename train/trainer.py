@@ -13,13 +13,13 @@ on from its last checkpoint with the same numbers, bit by bit, and several proce
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from sol_rt.atomic_write import write_text
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
@@ -81,7 +81,7 @@ class Trainer:
         if self.log is not None:
             if self.log.note:
                 self.note(self.log.note)
-            (setup.folder / CONFIG).write_text(self.config.to_yaml(), encoding="utf-8")
+            write_text(setup.folder / CONFIG, self.config.to_yaml())
 
     def run(self) -> Path:
         """Does all that is left to do. Returns the path of the policy.
@@ -111,7 +111,7 @@ class Trainer:
                 self.log.close()
 
     def write_policy(self, path: Path) -> None:
-        """Writes the policy as it is now, under another name first and then renamed."""
+        """Writes the policy as it is now. Raises WriteError."""
         ran_grpo = self.state.stage == DONE and self.config.grpo.updates
         updates = self.state.best.update if ran_grpo else 0  # of the network that was kept
         done = f"{updates} GRPO updates" if updates else "no GRPO"
@@ -124,9 +124,7 @@ class Trainer:
             self.setup.model,
             max(self.state.best.over_hull, 0.0),
         )
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
-        write_policy(aside, policy)
-        aside.replace(path)
+        write_policy(path, policy)
 
     # Stages
 

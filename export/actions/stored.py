@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sol_rt.atomic_write import write_text
 from sol_rt.budget.cost.calibration_table import CALIBRATION_FORMAT
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name, parse_bits_name
@@ -22,7 +23,7 @@ from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import FORMAT_VERSION as BUNDLE_FORMAT_VERSION
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Measured
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, WriteError
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.lm_head_bits import with_heads
 from sol_rt.export.actions.measuring import Measurements
@@ -184,13 +185,10 @@ class StoredCalibration:
             "fitted": "[\n  " + ",\n  ".join(json.dumps(row, separators=(",", ":")) for row in self.fitted) + "\n ]",
         }
         text = ",\n ".join(f"{json.dumps(key)}: {value}" for key, value in lines.items())
-        part = path.with_name(f"{path.name}.part")
         try:
-            part.write_text(f"{{\n {text}\n}}\n", encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise UsageError(f"--save-calibration {path}: {error.strerror or error}; choose another place") from None
+            write_text(path, f"{{\n {text}\n}}\n")
+        except WriteError as error:
+            raise UsageError(f"--save-calibration {path}: {error.reason}; choose another place") from None
 
     @classmethod
     def read(cls, path: Path) -> StoredCalibration:

@@ -44,6 +44,7 @@ class PolicySession:
             self._weights.attach(options, spec.file)
         else:
             self._weights.check(spec.file)
+            self._weights.require_in_place()
         self._session = provider.session(bundle.file(spec.file), options)
         hidden, state = bundle.config.model.hidden_size, list(spec.state_shape)
         check_signature(

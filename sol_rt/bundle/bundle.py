@@ -1,15 +1,19 @@
 """Opens a bundle and checks everything that can be checked without running it (docs/bundle.md section 4).
 
-Small files are hashed here. Of the weights file only the size is checked; `verify.py` hashes the file.
+Small files are hashed here, and again whenever one is about to be read: graphs, tokenizer and policy are read when
+first needed, and the bundle may have been replaced meanwhile. Of the weights file only the size is checked here;
+sol_rt/store/verified.py hashes it at its first load, and `sol-rt verify` always.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, FileEntry, SolConfig
 from sol_rt.bundle.config_reader import read_config
@@ -31,15 +35,20 @@ class Bundle:
         config: its `sol_config.json`.
         identity: sha256 of `sol_config.json`, lower-case hex. It identifies the whole bundle, because the config holds
             the hash of every other file.
+        verify: whether hashes are compared.
     """
 
     path: Path
     config: SolConfig
     identity: str
+    verify: bool = True
 
     @classmethod
-    def open(cls, path: Path | str) -> Bundle:
-        """Reads and checks the bundle in the folder `path`. Raises BundleError."""
+    def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
+        """Reads and checks the bundle in the folder `path`; without `verify`, no hash is compared.
+
+        Raises BundleError.
+        """
         folder = Path(path)
         config_path = folder / CONFIG_NAME
         hint = "point at a folder that `sol-rt export` wrote"
@@ -52,19 +61,26 @@ class Bundle:
         config = read_config(config_path)
         for name, entry in config.files.items():
             check_size(folder / name, entry)
-            if name != config.weights_file:
+            if verify and name != config.weights_file:
                 check_hash(folder / name, entry, sha256(folder / name))
         if (folder / config.weights_file).is_symlink():
             hint = "replace the link by the file: ONNX Runtime reads weights only from the bundle's own folder"
             raise BundleError(folder, config.weights_file, "a symbolic link", "a regular file", hint)
         _check_shapes(config_path, config)
-        return cls(folder, config, sha256(config_path))
+        return cls(folder, config, sha256(config_path), verify)
 
     def file(self, name: str) -> Path:
-        """Path of one of the bundle's files. Raises BundleError if the config does not list the file."""
+        """Path of one of the bundle's files, which is about to be read: the hash of a small file is checked again.
+
+        Raises BundleError if the config does not list the file, or the file was replaced since the bundle was opened.
+        """
         if name not in self.config.files:
             raise BundleError(self.path, name, "no such file", "a file of the bundle")
-        return self.path / name
+        path, entry = self.path / name, self.config.files[name]
+        if self.verify and name != self.config.weights_file and (digest := sha256(path)) != entry.sha256:
+            got, expected = f"{_short(digest)} now", f"{_short(entry.sha256)} as when the bundle was opened"
+            raise BundleError(path, "sha256", got, expected, "the bundle was replaced: load it again")
+        return path
 
     def tokenizer(self) -> Tokenizer:
         """Reads the model's tokenizer.
@@ -80,8 +96,10 @@ class Bundle:
 
         Raises UsageError if the model has no template, BundleError if its files are unreadable.
         """
-        from sol_rt.text.chat_template import ChatTemplate
+        from sol_rt.text.chat_template import CONFIG_FILE, FILE, ChatTemplate
 
+        for name in {CONFIG_FILE, FILE} & set(self.config.files):
+            self.file(name)
         return ChatTemplate.from_folder(self.path, self.config.files)
 
 
@@ -90,16 +108,27 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
 
     Raises BundleError if the file cannot be read.
     """
-    digest, done = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(done)
+            return sha256_of(file, progress)
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
+
+
+def sha256_of(file: BinaryIO, progress: Callable[[int], None] | None = None) -> str:
+    """Computes the sha256 of a file from its current place on. A second thread reads while this one computes."""
+    digest, done = hashlib.sha256(), 0
+    chunk = file.read(_CHUNK)
+    with ExitStack() as stack:
+        # a small file needs no thread
+        reader = stack.enter_context(ThreadPoolExecutor(1)) if len(chunk) == _CHUNK else None
+        while chunk:
+            following = None if reader is None else reader.submit(file.read, _CHUNK)
+            digest.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(done)
+            chunk = file.read(_CHUNK) if following is None else following.result()
     return digest.hexdigest()
 
 
@@ -118,8 +147,12 @@ def check_size(path: Path, entry: FileEntry) -> None:
 def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
     """Raises BundleError if the digest differs from the config."""
     if digest != entry.sha256:
-        hint = "the file was changed or damaged: copy or export the bundle again"
-        raise BundleError(path, "sha256", digest, entry.sha256, hint)
+        hint = "the file was changed or damaged: pull or export the bundle again, or use it as it is with --no-verify"
+        raise BundleError(path, "sha256", _short(digest), _short(entry.sha256), hint)
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:12]}…"
 
 
 def _check_shapes(path: Path, config: SolConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sol_rt.bundle.bundle import Bundle, check_hash, sha256
+from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.errors import BundleError
 from sol_rt.text.tokenizer import FILE
@@ -18,11 +19,12 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked: number of files and tensors, and bytes of all files."""
+    """What was checked: number of files and tensors, and bytes of all files; and the bundle's config."""
 
     files: int
     tensors: int
     bytes: int
+    config: SolConfig
 
 
 def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
@@ -61,4 +63,5 @@ def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None 
                 index = start + int(np.argmin(finite))
                 got = f"{values[index]} at element {index}"
                 raise BundleError(weights, name, got, "finite numbers", "export again from an undamaged checkpoint")
-    return VerifyReport(len(config.files), len(config.tensors), sum(file.bytes for file in config.files.values()))
+    size = sum(file.bytes for file in config.files.values())
+    return VerifyReport(len(config.files), len(config.tensors), size, config)

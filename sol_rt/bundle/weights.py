@@ -7,6 +7,8 @@ then count as several copies of the weights. Initializers that a session gets as
 from __future__ import annotations
 
 import mmap
+import os
+import weakref
 
 import numpy as np
 import onnxruntime as ort
@@ -31,14 +33,38 @@ class SharedWeights:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        path = bundle.file(bundle.config.weights_file)
+        self._path = path = bundle.file(bundle.config.weights_file)
         try:
-            with path.open("rb") as file:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            weakref.finalize(self, os.close, self._descriptor)
+            mapping = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+            self._mapped = _state(os.fstat(self._descriptor))
         except (OSError, ValueError) as error:
             raise BundleError(path, "", str(error), "a file that can be mapped") from None
         self._bytes = np.frombuffer(mapping, np.uint8)
         self._values: dict[str, ort.OrtValue] = {}
+
+    def require_unchanged(self) -> None:
+        """Raises BundleError if the mapped file was written to or cut off since it was mapped.
+
+        A file that takes its place under the same name is no change: the mapping keeps the one that it was made of.
+        """
+        if _state(os.fstat(self._descriptor)) != self._mapped:
+            hint = "it was written to while in use: load the bundle again, and replace its files by renaming"
+            raise BundleError(self._path, "", "other content", "the file as it was loaded", hint)
+
+    def require_in_place(self) -> None:
+        """Raises BundleError if the name of the weights file leads to another file than the mapped one.
+
+        For sessions that read the file by its name.
+        """
+        self.require_unchanged()
+        try:
+            same = os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise BundleError(self._path, "", "another file", "the file as it was loaded", "load the bundle again")
 
     def check(self, file: str) -> list[ExternalTensor]:
         """Compares every weight that a graph file refers to with the config, and returns these weights.
@@ -78,6 +104,10 @@ class SharedWeights:
         if name not in self._values:
             self._values[name] = _as_ort_value(self._bytes, self._bundle.config.tensors[name])
         return self._values[name]
+
+
+def _state(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _describe(dtype: str, shape: tuple[int, ...], offset: int, size: int) -> str:

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from sol_rt.bundle.bundle import Bundle
     from sol_rt.bundle.config import SolConfig
     from sol_rt.engine.providers import Provider
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import GeneratedToken
     from sol_rt.generate.stream import Stream
 
+CHECK_SECONDS = 1.0
+"""Hashing weights for longer shows its progress."""
 PROMPT_SECONDS = 2.0
 """A prompt that takes longer shows its progress."""
 
@@ -41,8 +44,11 @@ def load(
     device: int = 0,
     ctx_size: int | None = None,
     measure_costs: bool = True,
+    verify: bool = True,
 ) -> SolModel:
-    """Opens the bundle that `-m` names. The other arguments are those of `SolModel.from_pretrained`.
+    """Opens the bundle that `-m` names, and shows progress while its weights are hashed for the first time.
+
+    The other arguments are those of `SolModel.from_pretrained`.
 
     Warnings of the model are printed on stderr as one line from here on.
     """
@@ -53,7 +59,9 @@ def load(
 
     threads = usable_threads(threads)
     path = bundle_path(model)
-    _check_context(path, ctx_size)
+    bundle = open_checked(path, verify=verify)
+    if ctx_size is not None and ctx_size > (most := bundle.config.model.max_context):
+        raise UsageError(f"--ctx-size {ctx_size}: the model's context is {most} tokens; give at most that")
     loaded = SolModel.from_pretrained(
         path,
         provider=provider,
@@ -62,6 +70,7 @@ def load(
         device=device,
         max_context=ctx_size,
         measure_costs=measure_costs,
+        verify=verify,
     )
     warnings.showwarning = lambda message, *where: note(f"warning: {message}")
     name_device(loaded.engine.provider)
@@ -85,12 +94,17 @@ def usable_threads(threads: int | None) -> int | None:
     return most
 
 
-def _check_context(path: Path, ctx_size: int | None) -> None:
-    """Raises UsageError for a `--ctx-size` beyond the model's context."""
+def open_checked(path: Path, *, verify: bool) -> Bundle:
+    """Opens a bundle and hashes its weights if that was not done before, with progress. Raises BundleError."""
     from sol_rt.bundle.bundle import Bundle
+    from sol_rt.store.verified import check_weights
 
-    if ctx_size is not None and ctx_size > (most := Bundle.open(path).config.model.max_context):
-        raise UsageError(f"--ctx-size {ctx_size}: the model's context is {most} tokens; give at most that")
+    bundle = Bundle.open(path, verify=verify)
+    with progress(after=CHECK_SECONDS) as report:
+        line = check_weights(bundle, report)
+    if line:
+        note(line)
+    return bundle
 
 
 def answered(model: SolModel, run: Stream) -> Iterator[GeneratedToken]:

@@ -223,6 +223,14 @@ NativeOps = Annotated[
         "--native-ops/--no-native-ops", help="Use native kernels, or the graphs' standard operators.", panel=MACHINE
     ),
 ]
+Verify = Annotated[
+    bool,
+    option(
+        "--verify/--no-verify",
+        help="Compare the bundle's hashes: those of the weights at the first load and after a change.",
+        panel=MACHINE,
+    ),
+]
 Debug = Annotated[
     bool, option("--debug", help="Show the traceback of an error.", callback=lambda value: _remember_debug(value))
 ]

@@ -96,6 +96,7 @@ class CpuRunners:
                 options.add_free_dimension_override_by_name(name, config.model.num_layers)
         else:
             self._weights.check(file)
+            self._weights.require_in_place()
             if variant.precision.widest == 8:  # quantizing activations to 8 bits would lose more than the weights do
                 options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         path = self._bundle.file(file)

@@ -268,6 +268,7 @@ class Engine:
 
     def _batch(self, ids: np.ndarray, action: Action, num_logits: int) -> StepOutput:
         """Runs tokens int64 [S] in chunks. The cache has room for them."""
+        self.weights.require_unchanged()
         runner, model = self._prepare(action).batch, self.bundle.config.model
         logits = np.empty((num_logits, model.vocab_size), np.float32)
         hidden = np.empty((num_logits, model.hidden_size), np.float32)

@@ -45,6 +45,7 @@ from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter
 from sol_rt.generate.turns import Turns
 from sol_rt.store.home import find_bundle
+from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
@@ -126,6 +127,7 @@ class SolModel:
         max_context: int | None = None,
         cost: CostModel | None = None,
         measure_costs: bool = True,
+        verify: bool = True,
     ) -> SolModel:
         """Opens a bundle.
 
@@ -140,10 +142,13 @@ class SolModel:
                 says.
             measure_costs: whether to time the actions, once for a bundle and device, if the device was not calibrated:
                 about two seconds. It needs the CPU and measured losses. If not, costs are bytes.
+            verify: whether to compare the files' hashes with the config: of the weights at their first load, which
+                takes about a second a gigabyte, and when they have changed since.
 
         Raises BundleError, ProviderError, UsageError.
         """
-        bundle = Bundle.open(find_bundle(str(path)))
+        bundle = Bundle.open(find_bundle(str(path)), verify=verify)
+        check_weights(bundle)
         engine = Engine(
             bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
         )

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sol_rt.atomic_write import put_in_place
 from sol_rt.errors import HubError, HubUnreachableError
 from sol_rt.store.hub import HubId, Listing, RemoteFile, hub_errors, open_file
 from sol_rt.store.progress import Progress
@@ -45,7 +46,7 @@ def staged(hub_id: HubId, target: Path) -> Iterator[Path]:
             folder = parent / hub_id.folder_name
             folder.mkdir(exist_ok=True)
             yield folder
-            _replace(target, folder)
+            put_in_place(folder, target)
         finally:
             lock.release()
             with suppress(OSError):
@@ -213,23 +214,6 @@ def _hashed(content: BinaryIO, file: RemoteFile, report: Callable[[int], None]) 
 
 def _shifted(progress: Progress, step: str, before: int, total: int) -> Callable[[int], None]:
     return lambda done: progress(step, before + done, total)
-
-
-def _replace(target: Path, folder: Path) -> None:
-    """Gives `folder` the place of `target`. An interruption leaves one of the two there."""
-    old = folder.with_name(f"{folder.name}.old")
-    if target.exists():
-        if old.exists():  # the process was killed while it removed it
-            remove(old)
-        target.rename(old)
-    try:
-        folder.rename(target)
-    finally:
-        if old.exists():
-            if target.exists():
-                remove(old)
-            else:
-                old.rename(target)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from sol_rt.atomic_write import is_temporary, write_errors, write_text
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import SolError, UsageError, brief
@@ -58,16 +59,14 @@ def bundle_names() -> list[str]:
     folder = bundles_dir()
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG_NAME).is_file())
+    return sorted(
+        entry.name for entry in folder.iterdir() if (entry / CONFIG_NAME).is_file() and not is_temporary(entry.name)
+    )
 
 
 def remember_last_export(path: Path) -> None:
-    """Makes `path` the bundle that commands use if `--model` is left out."""
-    home().mkdir(parents=True, exist_ok=True)
-    record = home() / _LAST_EXPORT
-    aside = record.with_name(f"{record.name}.{os.getpid()}")
-    aside.write_text(str(path.resolve()), encoding="utf-8")
-    aside.replace(record)
+    """Makes `path` the bundle that commands use if `--model` is left out. Raises WriteError."""
+    _record(home() / _LAST_EXPORT, str(path.resolve()))
 
 
 def forget_last_export(path: Path) -> bool:
@@ -83,14 +82,16 @@ def forget_last_export(path: Path) -> bool:
 
 
 def remember_source(bundle: Path, source: str) -> None:
-    """Records what a bundle under `bundles_dir()` was made from, as `pull.source_of` writes it."""
+    """Records what a bundle under `bundles_dir()` was made from, as `pull.source_of` writes it. Raises WriteError."""
     if bundle.resolve().parent != bundles_dir().resolve():
         return
-    record = _source_record(bundle)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    aside = record.with_name(f"{record.name}.{os.getpid()}")
-    aside.write_text(f"{sha256(bundle / CONFIG_NAME)}\n{source}", encoding="utf-8", errors="surrogateescape")
-    aside.replace(record)
+    _record(_source_record(bundle), f"{sha256(bundle / CONFIG_NAME)}\n{source}")
+
+
+def _record(path: Path, text: str) -> None:
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text, errors="surrogateescape")
 
 
 def remembered_source(bundle: Path) -> str | None:

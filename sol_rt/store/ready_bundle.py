@@ -13,6 +13,7 @@ from sol_rt.store.download import are_files, check_room, download, staged
 from sol_rt.store.home import bundles_dir, remember_last_export, remember_source
 from sol_rt.store.hub import Listing, RemoteFile, hub_errors, open_file
 from sol_rt.store.progress import Progress
+from sol_rt.store.verified import remember_weights
 
 _LARGEST_CONFIG = 64 << 20
 """Bytes; that of a model of 200 layers has less than one."""
@@ -50,6 +51,7 @@ def fetch_bundle(
         with staged(listing.hub_id, target) as folder:
             download(listing, files, folder, progress)
             (folder / CONFIG_NAME).write_bytes(raw)
+    remember_weights(target, config)
     remember_last_export(target)
     remember_source(target, str(listing.hub_id))
     return target

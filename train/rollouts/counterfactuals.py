@@ -7,16 +7,16 @@ on where it stopped, and several trainings, such as those of an ablation, can sh
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from sol_rt.atomic_write import write_bytes, write_text
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.train.rollouts.rollout import Rollouts
 
@@ -116,9 +116,7 @@ class CounterfactualStore:
                 )
         elif create:
             folder.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f"{ABOUT}.{os.getpid()}")
-            aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            aside.replace(path)
+            write_text(path, json.dumps(about, indent=1) + "\n")
 
     def path(self, window: str) -> Path:
         """The file of the window of this name."""
@@ -133,9 +131,7 @@ class CounterfactualStore:
         tensors = {name: value.contiguous() for name, value in vars(measured).items() if name != "context"}
         tensors["context"] = torch.tensor(measured.context)
         tensors["hidden"] = tensors["hidden"].half()
-        aside = self.path(window).with_suffix(f".{os.getpid()}")
-        save_file(tensors, str(aside))
-        aside.replace(self.path(window))
+        write_bytes(self.path(window), save(tensors))
 
     def read(self, window: str, columns: Sequence[str]) -> Counterfactuals:
         """A window's counterfactuals with the scalars named by `columns`, in that order.

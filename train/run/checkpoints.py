@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sol_rt.atomic_write import write_bytes
 from sol_rt.errors import CheckpointError, UsageError
 
 CHECKPOINT = "checkpoint.pt"
@@ -19,17 +20,13 @@ CONFIG = "config.yaml"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Writes the state next to the last checkpoint, waits until it is on disk, then replaces that one.
+    """Replaces the last checkpoint by this state. Raises WriteError; the last one is then as it was.
 
     `state` holds what `torch.load(weights_only=True)` reads: tensors, numbers, strings, and dicts and lists of them.
     """
-    path = folder / CHECKPOINT
-    aside = path.with_name(f"{CHECKPOINT}.{os.getpid()}")
-    with aside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    buffer = io.BytesIO()  # torch reports a full disk as a RuntimeError without a reason
+    torch.save(state, buffer)
+    write_bytes(folder / CHECKPOINT, buffer.getvalue())
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:

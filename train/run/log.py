@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from sol_rt.atomic_write import write_errors
+
 LOG = "train.jsonl"
 TENSORBOARD = "tensorboard"
 
@@ -26,11 +28,12 @@ class TrainLog:
     """
 
     def __init__(self, folder: Path, size: int = 0, step: int = 0) -> None:
-        path = folder / LOG
-        path.touch()
-        with path.open("r+b") as file:
-            file.truncate(size)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = folder / LOG
+        with write_errors(self._path):
+            self._path.touch()
+            with self._path.open("r+b") as file:
+                file.truncate(size)
+            self._file = self._path.open("a", encoding="utf-8")
         self._board = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +50,7 @@ class TrainLog:
         return self._file.tell()
 
     def write(self, stage: str, step: int, values: Mapping[str, float | str], part: str = "") -> None:
-        """Writes a record. Numbers that are not finite become null.
+        """Writes a record. Numbers that are not finite become null. Raises WriteError.
 
         Args:
             stage: name of the stage or comparison.
@@ -59,8 +62,9 @@ class TrainLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        self._file.write(json.dumps({"stage": stage, "step": step, **kept}) + "\n")
-        self._file.flush()
+        with write_errors(self._path):
+            self._file.write(json.dumps({"stage": stage, "step": step, **kept}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in kept.items():
                 if isinstance(value, (int, float)):

@@ -6,12 +6,12 @@ import ctypes
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sol_rt.atomic_write import write_errors, write_text
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, LineCost
 from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
@@ -79,11 +79,10 @@ class CalibrationTable:
             raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
 
     def save(self, path: Path) -> None:
-        """Writes the table to a file beside `path`, then renames it, so that no reader sees half a table."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
-        aside.write_text(self.to_json(), encoding="utf-8")
-        aside.replace(path)
+        """Writes the table. Raises WriteError; an older table is then as it was."""
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, self.to_json())
 
 
 def _milliseconds(value: Any) -> float:

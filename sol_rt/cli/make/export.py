@@ -9,7 +9,7 @@ from typing import Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, progress
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import SolError, UsageError, WriteError
 
 _NO_POLICY = "none"
 _NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors")
@@ -142,8 +142,11 @@ def export(
         )
     for line in result.lines():
         note(line)
-    remember_last_export(target)
-    remember_source(target, source_of(model))
+    try:
+        remember_last_export(target)
+        remember_source(target, source_of(model))
+    except WriteError as error:
+        note(f"{error.path}: cannot be written ({error.reason}), so this is not the default model; use -m {target}")
     print(target)
 
 

@@ -86,6 +86,7 @@ def train(
     from sol_rt.engine.engine import Engine
     from sol_rt.store.home import home
     from sol_rt.store.progress import Stages
+    from sol_rt.store.verified import check_weights
     from sol_rt.train.run.distributed import joined
     from sol_rt.train.run.setup import TrainSetup
     from sol_rt.train.trainer import Trainer
@@ -100,6 +101,8 @@ def train(
 
         stages = Stages(report, {"exporting": 300, "reading text": 5, "training": 3600})  # about seconds
         bundle = Bundle.open(_bundle_path(model, group, stages))
+        if line := check_weights(bundle):
+            say(line)
         name = bundle.config.model.name
         folder = output or home() / "policies" / name
         folder.mkdir(parents=True, exist_ok=True)

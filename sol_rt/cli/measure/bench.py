@@ -82,6 +82,7 @@ def bench(
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
     output: Annotated[
         Format, options.option("-o", "--output", env=False, help="Output format: md or json.")
     ] = Format.md,
@@ -101,7 +102,7 @@ def bench(
     from sol_rt.evaluation.speed.bench import Bench, plan
     from sol_rt.store.progress import Stages
 
-    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device)
+    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device, verify=verify)
     planned = plan(
         loaded,
         n_prompt=prompts,

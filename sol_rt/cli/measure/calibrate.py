@@ -31,6 +31,7 @@ def calibrate(
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -40,8 +41,7 @@ def calibrate(
     from sol_rt.budget.cost.calibrate import measure, save
     from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path
     from sol_rt.budget.dominated import describe, replacements
-    from sol_rt.bundle.bundle import Bundle
-    from sol_rt.cli.loading import bundle_path, name_device, usable_threads
+    from sol_rt.cli.loading import bundle_path, name_device, open_checked, usable_threads
     from sol_rt.engine.engine import Engine
     from sol_rt.errors import UsageError
     from sol_rt.store.home import check_writable
@@ -52,7 +52,7 @@ def calibrate(
         raise UsageError(
             f"--contexts {contexts}: expected whole numbers separated by commas, for example 64,512"
         ) from None
-    bundle = Bundle.open(bundle_path(model))
+    bundle = open_checked(bundle_path(model), verify=verify)
     machine: dict[str, Any] = {"provider": provider, "native_ops": native_ops, "device": device}
     engine = Engine(bundle, threads=usable_threads(threads), **machine)
     name_device(engine.provider)

@@ -150,6 +150,7 @@ def evaluate(
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
     output: Annotated[
         Format, options.option("-o", "--output-format", env=False, help="Output format: md or json.")
     ] = Format.md,
@@ -185,7 +186,7 @@ def evaluate(
     texts = {str(path): read_text(path) for path in file or ()}
     sizes = tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int)))
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    loaded = load(model, **machine, measure_costs=False)
+    loaded = load(model, **machine, verify=verify, measure_costs=False)
     try:
         if exam is not None:
             _mmlu(loaded, exam, names, budgets, resampling, state, as_json)
@@ -261,6 +262,7 @@ def _held_out(
     png: Path | None,
     as_json: bool,
 ) -> None:
+    from sol_rt.atomic_write import write_text
     from sol_rt.evaluation.pages.evaluation import render_evaluation_html
     from sol_rt.evaluation.quality.held_out import measure, state_settings
     from sol_rt.evaluation.quality.state import State
@@ -272,7 +274,7 @@ def _held_out(
         sizes = [size_report(runs, plan, resampling) for runs in measure(model, texts, plan, results, report)]
     evaluation = report_of(model, list(texts), plan, resampling, sizes)
     if html is not None:
-        html.write_text(render_evaluation_html(evaluation), encoding="utf-8")
+        write_text(html, render_evaluation_html(evaluation))
         note(f"{html}: written")
     if png is not None:
         from sol_rt.evaluation.pages.picture import write_picture

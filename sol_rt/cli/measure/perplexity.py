@@ -35,6 +35,7 @@ def perplexity(
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
     output: options.Output = options.Format.text,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -46,7 +47,7 @@ def perplexity(
     how = dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss)
     text = read_text(file)
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    loaded = load(model, **machine, measure_costs=False)
+    loaded = load(model, **machine, verify=verify, measure_costs=False)
     note_ineffective(loaded, how)
     finished: list[Estimate] = []
     try:

@@ -236,6 +236,7 @@ def chat(
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
     debug: options.Debug = False,
 ) -> None:
     """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands.
@@ -255,7 +256,7 @@ def chat(
         settings["max_new_tokens"] = max_new_tokens
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     interactive = prompt is None and sys.stdin.isatty()
-    loaded = load(model, **machine, ctx_size=ctx_size)
+    loaded = load(model, **machine, ctx_size=ctx_size, verify=verify)
     note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
     if prompt is not None:

@@ -80,6 +80,7 @@ def generate(
     device: options.Device = 0,
     threads: options.Threads = None,
     native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -106,7 +107,7 @@ def generate(
         text = [{"role": "user", "content": text}]
 
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    loaded = load(model, **settings, ctx_size=ctx_size)
+    loaded = load(model, **settings, ctx_size=ctx_size, verify=verify)
     note_ineffective(loaded, arguments)
     run = loaded.stream(text, **arguments)
     begun = False

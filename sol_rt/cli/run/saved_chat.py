@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sol_rt.errors import UsageError, brief
+from sol_rt.atomic_write import write_bytes
+from sol_rt.errors import UsageError, WriteError, brief
 
 FORMAT = "sol_rt.chat"
 FORMAT_VERSION = 1
@@ -34,7 +34,7 @@ class SavedChat:
     settings: dict[str, Any]
 
     def write(self, file: str) -> Path:
-        """Writes the file under another name first and then renames it; `~` is the user's folder. Returns its path.
+        """Replaces the file; `~` is the user's folder. Returns its path.
 
         Raises UsageError if the file cannot be written.
         """
@@ -54,13 +54,8 @@ class SavedChat:
             ) from None
         try:
             path = Path(file).expanduser()
-            aside = path.with_name(f"{path.name}.{os.getpid()}")
-            try:
-                aside.write_bytes(text)
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
-        except _PATH_ERRORS as error:
+            write_bytes(path, text)
+        except (WriteError, *_PATH_ERRORS) as error:
             raise UsageError(f"/save {file}: {_reason(error)}; choose another file") from None
         return path
 
@@ -116,6 +111,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, WriteError):
+        return error.reason
     return (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
 
 

@@ -34,6 +34,7 @@ def inspect(
     debug: options.Debug = False,
 ) -> None:
     """Show a bundle: variants, policy, and every action with its cost, loss and bytes, as a table and a plot."""
+    from sol_rt.atomic_write import write_text
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.bundle.selection import Selection
     from sol_rt.cli.loading import bundle_path
@@ -49,7 +50,7 @@ def inspect(
 
         if selection is None:
             raise UsageError(f"--html: {path}: {_lacking(bundle)}")
-        html.write_text(render_frontier_html(description["model"]["name"], selection), encoding="utf-8")
+        write_text(html, render_frontier_html(description["model"]["name"], selection))
         note(f"{html}: written")
     if json or output is options.Format.json:
         print_json(description)

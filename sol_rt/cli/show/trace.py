@@ -32,6 +32,7 @@ def trace(
     debug: options.Debug = False,
 ) -> None:
     """Draw a trace as one self-contained HTML page: prompt, settings, text shaded by cost, and budget over time."""
+    from sol_rt.atomic_write import write_text
     from sol_rt.evaluation.pages.trace import render_trace_html
     from sol_rt.generate.trace import read_trace
 
@@ -40,7 +41,7 @@ def trace(
         raise UsageError(f"{file}: the page would overwrite the trace; choose another -o")
     read = read_trace(file)
     page = render_trace_html(read, None if read.header.prompt else _decoded_prompt(read.header, model))
-    target.write_text(page, encoding="utf-8")
+    write_text(target, page)
     print(target)
 
 

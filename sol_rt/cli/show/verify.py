@@ -10,10 +10,12 @@ def verify(model: options.Model = None, json: options.Json = False, debug: optio
     """Check sizes, hashes and numbers of a bundle. The first fault gives one line and exit code 1."""
     from sol_rt.bundle.verify import verify_bundle
     from sol_rt.cli.loading import bundle_path
+    from sol_rt.store.verified import remember_weights
 
     path = bundle_path(model)
     with progress() as report:
         result = verify_bundle(path, lambda done, total: report("checking weights", done, total))
+    remember_weights(path, result.config)
     if json:
         print_json({"path": str(path), "files": result.files, "tensors": result.tensors, "bytes": result.bytes})
     else:

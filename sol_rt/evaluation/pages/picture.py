@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-from sol_rt.errors import SolError
+from sol_rt.atomic_write import write_bytes
 from sol_rt.evaluation.pages.chart import ADDED_LOSS, COST
 from sol_rt.evaluation.pages.evaluation import LEAST, LINES
 from sol_rt.evaluation.pages.label_places import Box, place_crowded
@@ -18,7 +19,7 @@ _CHARACTER, _LINE = 0.65, 1.4  # width of a character and height of a line, in t
 
 
 def write_picture(evaluation: Evaluation, path: Path) -> None:
-    """Writes a PNG. Raises SolError if the file cannot be written."""
+    """Writes a PNG. Raises WriteError."""
     from matplotlib.figure import Figure  # without pyplot, so without a display
 
     sizes = evaluation.sizes
@@ -50,10 +51,9 @@ def write_picture(evaluation: Evaluation, path: Path) -> None:
     figure.draw_without_rendering()  # from here on the charts stay where they are
     for chart, shown in single:
         _name(chart, shown)
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise SolError(f"--png {path}: {error.strerror}; choose another place") from None
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_bytes(path, picture.getvalue())
 
 
 def _name(chart: Any, results: list[Result]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sol_rt.atomic_write import write_errors, write_text
 from sol_rt.errors import UsageError
 
 FORMAT = "sol_rt.evaluation_state"
@@ -32,7 +33,7 @@ class State:
             raise UsageError(f"--state {path}: got a folder, expected a file")
         text = path.read_bytes() if path.exists() else b""
         if not text:
-            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(header) + "\n")
             return
         whole = text[: text.rfind(b"\n") + 1]
         try:
@@ -58,8 +59,8 @@ class State:
         return self._results.get(key)
 
     def put(self, key: str, result: Any) -> None:
-        """Stores a result, which must be JSON-serializable."""
+        """Stores a result, which must be JSON-serializable. Raises WriteError."""
         self._results[key] = result
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with write_errors(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "result": result}, allow_nan=False) + "\n")

@@ -1,0 +1,239 @@
+"""Replaces files and folders as a whole: a reader, a crash or a full disk finds the old content or the new one.
+
+New content is written beside the old one under a temporary name, flushed to the disk, and then renamed. The old file
+is never written to, so a process that has mapped or opened it goes on with what it had. A process that is killed leaves
+its temporary file behind; the next write into the same folder removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from sol_rt.errors import WriteError
+
+if sys.platform != "win32":
+    import fcntl
+
+TEMPORARY = ".sol-tmp"
+"""How the names of temporary files and folders end. They begin with a dot."""
+_counter = itertools.count()
+_NAME_LENGTH = 40  # characters of the target's name that a temporary name repeats; names have at most 255 bytes
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h and linux/fs.h
+_RENAME_SWAP = 2  # stdio.h of macOS
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Replaces the file at `path` by `text` in UTF-8. Raises WriteError; the file is then as it was."""
+    write_bytes(path, text.encode("utf-8", errors))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces the file at `path` by `content`. Raises WriteError; the file is then as it was."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a new file that takes the place of the one at `path` at the end.
+
+    If `path` is a link, its target is replaced. A device or a pipe is written to directly. After any exception the
+    new file is removed, and the old one is as it was. Raises WriteError if the file cannot be written.
+    """
+    with write_errors(path):
+        target = Path(os.path.realpath(path))
+        mode = _mode(target)
+        if mode is not None and not stat.S_ISREG(mode):
+            with target.open("wb") as device:
+                yield device
+            return
+        remove_abandoned(target.parent)
+        temporary, file = _new_file(target)
+        try:
+            with file:
+                if mode is not None:
+                    temporary.chmod(stat.S_IMODE(mode))
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform != "win32":  # while it is locked, so that nobody takes it for abandoned
+                    temporary.replace(target)
+            if sys.platform == "win32":
+                temporary.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(target.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yields a new, empty folder that takes the place of the one at `path` at the end.
+
+    After any exception the new folder is removed, and the old one is as it was. Raises WriteError if the folder cannot
+    be written.
+    """
+    with write_errors(path):
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target) as folder:
+            yield folder
+            put_in_place(folder, target)
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Yields a new folder beside `target`, and removes it at the end. Raises OSError."""
+    path = temporary_name(target)
+    path.mkdir()
+    try:
+        with ExitStack() as stack:
+            with suppress(OSError):  # a file system without locks
+                stack.enter_context(_held(path))
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def put_in_place(folder: Path, target: Path) -> None:
+    """Flushes a finished folder to the disk and gives it the place of `target`, which is removed.
+
+    On Linux and macOS there is no moment without a folder at `target`. Elsewhere an exception leaves the old folder or
+    the new one there. Raises OSError.
+    """
+    remove_abandoned(target.parent)
+    for file in (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()):
+        _flush(file)
+    _flush_folder(folder)
+    if not target.exists():
+        folder.rename(target)
+    elif _exchange(folder, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        old = temporary_name(target)
+        try:
+            target.rename(old)
+            folder.rename(target)
+        finally:
+            # judged by the folders, for an interruption may fall between any two of the renames
+            if old.exists() and not target.exists():
+                old.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+    _flush_folder(target.parent)
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of a write to `path` into a WriteError. One that names another file passes through."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is not None and not _is_near(Path(os.fsdecode(named)), path):
+            raise
+        raise WriteError(path, error.strerror or str(error)) from error
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes the temporary files and folders in `folder` that a killed process has left. Those in use stay."""
+    with suppress(OSError):
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if is_temporary(entry.name)]
+        for path in found:
+            with suppress(OSError), _held(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is a temporary one, and so neither a bundle nor a checkpoint."""
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
+def temporary_name(target: Path) -> Path:
+    """A new temporary name beside `target`."""
+    return target.with_name(f".{target.name[:_NAME_LENGTH]}.{os.getpid()}-{next(_counter)}{TEMPORARY}")
+
+
+def _new_file(target: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        path = temporary_name(target)
+        file = path.open("xb")
+        with suppress(OSError):  # a file system without locks
+            _lock(file.fileno())
+        if path.exists():
+            return path, file
+        file.close()  # another process took it for abandoned before it was locked
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds the lock of a file or folder. The system releases it when the process ends, however that happens.
+
+    Raises BlockingIOError if another process or thread holds it, OSError if the file system has no locks.
+    """
+    if sys.platform == "win32" and path.is_dir():
+        raise OSError("Windows cannot lock folders")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform != "win32":  # Windows refuses to remove a file that is open
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _is_near(named: Path, path: Path) -> bool:
+    """Whether an error that names the file `named` is about writing `path`: it, a temporary file of it, its folder."""
+    target = Path(os.path.realpath(path))
+    return named in {path, target, *path.parents, *target.parents} or any(is_temporary(part) for part in named.parts)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(path: Path) -> None:
+    if sys.platform != "win32":  # Windows has no such call
+        with suppress(OSError):  # some file systems refuse it; the renames then reach the disk a little later
+            _flush(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step. False if the system or the file system cannot."""
+    if sys.platform == "win32":
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        if sys.platform == "darwin":
+            swapped = library.renamex_np(*names, _RENAME_SWAP)
+        else:
+            swapped = library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    except AttributeError:  # a C library that lacks the call
+        return False
+    return bool(swapped == 0)
