@@ -287,3 +287,9 @@ def test_several_lines_on_a_terminal(tmp_path: Path) -> None:
         os.write(keyboard, b"/exit\n")
     said = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert [message["content"] for message in said[::2]] == ["w1\nw2", "w3\nw4", "w5\nw6\nw7"]
+
+
+def test_a_system_message_that_is_no_text_is_refused(chat: Chat, prompts: list[list[dict[str, str]]]) -> None:
+    _, err = chat("/system w8 \udcff", "w2", code=1)
+    assert "/system: not valid Unicode text" in err
+    assert prompts == [[{"role": "user", "content": "w2"}]]

@@ -46,7 +46,7 @@ static int refused_file(int file) {
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length <= 0) return 0;
     path[length] = 0;
-    return refused(path);
+    return path[0] == '/' && refused(path);  // a pipe or a socket is on no disk
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))

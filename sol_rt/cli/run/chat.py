@@ -159,9 +159,13 @@ class Conversation:
         )
 
     def _set_system(self, argument: str) -> None:
+        from sol_rt.cli.run.saved_chat import is_text
+
         if not argument:
             note(f"system message: {self.system}" if self.system else "no system message")
             return
+        if not is_text(argument):
+            raise UsageError("/system: not valid Unicode text; give it as UTF-8")
         self.system = argument
         self.reset()
         note("system message set; this is a new conversation")

@@ -83,7 +83,7 @@ def read(file: str) -> SavedChat:
     names = [field.name for field in fields(SavedChat)]
     if wrong := sorted(set(raw) ^ set(names)):
         raise _refused(file, f"{'unknown' if wrong[0] in raw else 'no'} key {brief(wrong[0])}")
-    if not _is_text(raw["model"]) or not (raw["system"] is None or _is_text(raw["system"])):
+    if not is_text(raw["model"]) or not (raw["system"] is None or is_text(raw["system"])):
         raise _refused(file, "model and system have to be texts")
     if not isinstance(raw["settings"], dict):
         raise _refused(file, "settings has to be an object")
@@ -100,12 +100,12 @@ def _problem(messages: Any) -> str:
         role = ("user", "assistant")[number % 2]
         if not isinstance(message, Mapping) or set(message) != {"role", "content"} or message["role"] != role:
             return f"message {number}: expected role {role!r} and content"
-        if not _is_text(message["content"]):
+        if not is_text(message["content"]):
             return f"message {number}: its content is not a text"
     return ""
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether it is a string without lone surrogates, which JSON can write but no tokenizer reads."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 

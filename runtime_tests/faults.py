@@ -1,0 +1,408 @@
+"""Kills commands at random moments, or fills their disk at every change, and checks what is left.
+
+    python runtime_tests/faults.py --kill 200
+    python runtime_tests/faults.py --full-disk
+
+After a kill or on a full disk, what was there before is still there, whole, or the new one is; what was said to be
+saved is saved. The same command then works, and leaves the files of an undisturbed run and no others.
+
+Commands run in forks of a process that has imported everything, so a trial takes little more than the command itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads of a library would not survive the forks
+
+import torch  # noqa: F401 - imported before the forks
+
+from helpers import full_disk
+from helpers.random_checkpoint import PRESETS, write_random_checkpoint
+from helpers.tiny_bundle import write_bundle
+from helpers.train_fixtures import CONFIG, make_bundle, make_text
+from sol_rt.cli import main as sol_rt_main
+from sol_rt.cli.app import run as _run  # noqa: F401 - imported before the forks
+from sol_rt.cli.run.saved_chat import read as read_chat
+from sol_rt.store.download import UNFINISHED
+
+_HUB = """
+import sys
+from pathlib import Path
+from helpers.hub_server import running_hub
+with running_hub() as hub:
+    hub.repository("someone/tiny", {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})
+    print(hub.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass
+class Place:
+    """A folder with what commands read (`given`), what they write (`work`) and their home."""
+
+    root: Path
+    given: Path = field(init=False)
+    work: Path = field(init=False)
+    home: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.given, self.work, self.home = self.root / "given", self.root / "disk" / "work", self.root / "disk" / "home"
+        self.given.mkdir(parents=True)
+
+    def clear(self) -> None:
+        """Empties what commands write."""
+        shutil.rmtree(self.work.parent, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        self.home.mkdir()
+
+    def names(self) -> set[str]:
+        """Every file and folder that commands have written."""
+        return {path.relative_to(self.work.parent).as_posix() for path in self.work.parent.rglob("*")}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to disturb.
+
+    Attributes:
+        argv: its arguments, made for a place.
+        again: the arguments of the next run; by default the same.
+        whole: says what is wrong with the place after a disturbed run, with stdout and stderr so far; empty if nothing.
+        done: says what is wrong with the place after an undisturbed run; empty if nothing.
+        typed: what it reads from stdin.
+        unnamed: a pattern of names that differ from run to run.
+    """
+
+    argv: Callable[[Place], list[str]]
+    whole: Callable[[Place, str, str], str]
+    done: Callable[[Place], str]
+    again: Callable[[Place], list[str]] | None = None
+    typed: str = ""
+    unnamed: str = r"$^"
+
+
+@dataclass
+class Outcome:
+    """What a trial's process left: its exit code (None: killed), stdout and stderr."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def start(place: Place, argv: list[str], typed: str, environment: dict[str, str]) -> tuple[int, Path]:
+    """Runs `sol-rt` with `argv` in a fork. Returns its process id and the folder of its output."""
+    streams = Path(tempfile.mkdtemp(dir=place.root))
+    (streams / "in").write_text(typed, encoding="utf-8")
+    process = os.fork()
+    if process:
+        return process, streams
+    code = 99
+    try:
+        os.setsid()
+        for number, name, flags in ((0, "in", os.O_RDONLY), (1, "out", os.O_CREAT | os.O_WRONLY), (2, "err", os.O_CREAT | os.O_WRONLY)):  # fmt: skip  # noqa: E501
+            os.dup2(os.open(streams / name, flags), number)
+        os.environ.update(environment)
+        os.chdir(place.work)
+        code = sol_rt_main(argv)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 98
+    finally:
+        os._exit(code)
+
+
+def finish(process: int, streams: Path, kill_after: float | None = None) -> Outcome:
+    """Waits for the end of a process, or kills it after some seconds."""
+    if kill_after is not None:
+        end = time.monotonic() + kill_after
+        while time.monotonic() < end:
+            found, status = os.waitpid(process, os.WNOHANG)
+            if found:
+                break
+            time.sleep(0.0005)
+        else:
+            os.killpg(process, signal.SIGKILL) if os.getpgid(process) == process else os.kill(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
+    else:
+        _, status = os.waitpid(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    texts = [(streams / name).read_text(encoding="utf-8", errors="replace") if (streams / name).exists() else "" for name in ("out", "err")]  # fmt: skip  # noqa: E501
+    shutil.rmtree(streams)
+    return Outcome(None if code == -signal.SIGKILL else code, *texts)
+
+
+def call(place: Place, argv: list[str], typed: str = "", **environment: str) -> Outcome:
+    return finish(*start(place, argv, typed, {"SOL_RT_HOME": str(place.home), **environment}))
+
+
+def is_bundle(place: Place, folder: Path) -> str:
+    """Empty if the folder is a whole bundle or is not there."""
+    if not folder.exists():
+        return ""
+    checked = call(place, ["verify", "-m", str(folder)])
+    return "" if checked.code == 0 else f"{folder.name} is damaged: {checked.err.strip()[-200:]}"
+
+
+def _bundle(name: str, home: bool = False) -> Callable[[Place], Path]:
+    return lambda place: (place.home / "bundles" if home else place.work) / name
+
+
+def _needs(condition: object, problem: str) -> str:
+    return "" if condition else problem
+
+
+# What each command promises
+
+
+def _whole_table(place: Place, out: str, err: str) -> str:
+    for path in (place.home / "calibration").glob("*.json"):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{path.name} is half a table"
+    return ""
+
+
+def _whole_chat(place: Place, out: str, err: str) -> str:
+    said = re.findall(r"saved, (\d+) messages", err)
+    path = place.work / "chat.json"
+    if not path.exists():
+        return f"said {len(said)} times that it saved, but there is no file" if said else ""
+    try:
+        saved = len(read_chat(str(path)).messages)
+    except Exception as error:
+        return f"the saved chat is damaged: {error}"
+    return _needs(saved >= max(map(int, said), default=0), f"said {said[-1:]} messages, {saved} are there")
+
+
+def _whole_trace(place: Place, out: str, err: str) -> str:
+    path = place.work / "trace.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    try:
+        records = [json.loads(line) for line in lines]
+    except ValueError:
+        return "a whole line of the trace is damaged"
+    text = "".join(record["text"] for record in records[1:])
+    return _needs(text.startswith(out.rstrip("\n")), f"printed {out[-40:]!r}, the trace has {text[-40:]!r}")
+
+
+def _whole_training(place: Place, out: str, err: str) -> str:
+    from safetensors.numpy import load_file
+
+    for path in (place.work / "policy").rglob("*.safetensors"):
+        try:
+            load_file(path)
+        except Exception as error:
+            return f"{path.name} is damaged: {error}"
+    return ""
+
+
+def commands(place: Place, hub: str) -> dict[str, Command]:
+    """Every command that writes, by name."""
+    tiny, source, train = place.given / "tiny", place.given / "source", place.given / "train"
+    os.environ["HF_ENDPOINT"] = hub
+    generate = ["generate", "-m", str(tiny), "-p", "w1 w2 w3", "-n", "100", "--budget", "0.7", "--schedule", "uniform"]
+    output = _bundle("out")
+    pulled = _bundle("tiny", home=True)
+    training = ["train", "-m", str(train / "tiny"), "--data", str(train / "text.txt"), "-t", "1"]
+    training += ["--config", str(train / "config.yaml"), "-o", "policy"]
+    return {
+        "export": Command(
+            lambda p: ["export", "-m", str(source), "-o", "out", "--force", "--no-parity", "--calibration", "none"],
+            lambda p, out, err: is_bundle(p, output(p)),
+            lambda p: _needs(output(p).exists(), "no bundle") or is_bundle(p, output(p)),
+        ),
+        "pull": Command(
+            lambda p: ["pull", "someone/tiny", "--force"],
+            lambda p, out, err: is_bundle(p, pulled(p)),
+            lambda p: _needs(pulled(p).exists(), "no bundle") or is_bundle(p, pulled(p)),
+        ),
+        "calibrate": Command(
+            lambda p: ["calibrate", "-m", str(tiny), "-t", "1"],
+            _whole_table,
+            lambda p: _needs(list((p.home / "calibration").glob("*.json")), "no table") or _whole_table(p, "", ""),
+        ),
+        "train": Command(
+            lambda p: training,
+            _whole_training,
+            lambda p: (
+                _needs((p.work / "policy" / "policy.safetensors").exists(), "no policy") or _whole_training(p, "", "")
+            ),
+            again=lambda p: [*training, "--resume"] if (p.work / "policy" / "checkpoint.pt").exists() else training,
+            unnamed="tfevents",
+        ),
+        "chat /save": Command(
+            lambda p: ["chat", "-m", str(tiny), "-n", "8", "-t", "1"],
+            _whole_chat,
+            lambda p: _whole_chat(p, "", "saved, 40 messages"),
+            typed="w1 w2\n/save chat.json\n" * 20,
+        ),
+        "trace": Command(
+            lambda p: [*generate, "--trace", "trace.jsonl", "-t", "1"],
+            _whole_trace,
+            lambda p: _needs(
+                len((p.work / "trace.jsonl").read_text(encoding="utf-8").splitlines()) > 50, "a short trace"
+            ),
+        ),
+    }
+
+
+@contextmanager
+def prepared(folder: Path) -> Iterator[tuple[Place, str]]:
+    """A place with everything that the commands read, and a hub's address."""
+    place = Place(folder)
+    write_bundle(place.given / "tiny")
+    (place.given / "train").mkdir()
+    make_bundle(place.given / "train" / "tiny")
+    make_text(place.given / "train" / "text.txt")
+    (place.given / "train" / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    write_random_checkpoint(place.given / "source", PRESETS["tiny-llama"])
+    served = place.root / "served"
+    shutil.copytree(place.given / "tiny", served)
+    (served / "README.md").write_text("---\nlicense: other\n---\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen([sys.executable, "-c", _HUB, str(served)], stdin=-1, stdout=-1, text=True, env=environment) as hub:  # fmt: skip  # noqa: E501
+        assert hub.stdout is not None
+        assert hub.stdin is not None
+        try:
+            yield place, hub.stdout.readline().strip()
+        finally:
+            hub.stdin.close()
+
+
+def undisturbed(place: Place, command: Command) -> tuple[set[str], float]:
+    """Runs the command to its end in an empty place. Returns the names that it leaves, and its seconds."""
+    place.clear()
+    began = time.monotonic()
+    outcome = call(place, command.argv(place), command.typed)
+    seconds = time.monotonic() - began
+    problem = command.done(place) if outcome.code == 0 else outcome.err.strip()[-500:]
+    if problem:
+        raise SystemExit(f"the undisturbed run failed: {problem}")
+    return _stable(place.names(), command), seconds
+
+
+def _stable(names: set[str], command: Command) -> set[str]:
+    return {name for name in names if not re.search(command.unnamed, name)}
+
+
+def _goes_on(place: Place, command: Command, names: set[str]) -> str:
+    """What is wrong with the next run; empty if nothing."""
+    outcome = call(place, (command.again or command.argv)(place), command.typed)
+    if outcome.code != 0:
+        return f"the next run ends with {outcome.code}: {outcome.err.strip()[-300:]}"
+    if problem := command.done(place):
+        return f"after the next run: {problem}"
+    left = _stable(place.names(), command)
+    if left != names:
+        return f"after the next run there is {sorted(left - names)}, and no {sorted(names - left)}"
+    return ""
+
+
+def kill(place: Place, command: Command, trials: int, seed: int) -> dict[str, Any]:
+    """Kills the command at random moments; every other time there is an older result that it replaces."""
+    names, seconds = undisturbed(place, command)
+    draw, killed, failures = random.Random(seed), 0, []
+    for trial in range(trials):
+        place.clear()
+        if trial % 2:
+            call(place, command.argv(place), command.typed)
+        started = start(place, command.argv(place), command.typed, {"SOL_RT_HOME": str(place.home)})
+        moment = draw.uniform(0, 1.1 * seconds)
+        outcome = finish(*started, kill_after=moment)
+        killed += outcome.code is None
+        problem = command.whole(place, outcome.out, outcome.err) or _goes_on(place, command, names)
+        if problem:
+            failures.append(f"trial {trial}, {moment:.3f} of {seconds:.3f} s: {problem}")
+    return {"trials": trials, "killed": killed, "seconds": round(seconds, 2), "failures": failures}
+
+
+def fill_disk(place: Place, command: Command, most: int) -> dict[str, Any]:
+    """Lets every change of the disk in turn, or `most` of them, be the first that fails."""
+    names, _ = undisturbed(place, command)
+
+    def limited(changes: int) -> tuple[Outcome, bool]:
+        place.clear()
+        limits = {"FULL_DISK_FOLDER": str(place.work.parent.resolve()), "FULL_DISK_AFTER": str(changes)}
+        outcome = call(place, command.argv(place), command.typed, **limits)
+        return outcome, outcome.code == 0 and _stable(place.names(), command) == names and not command.done(place)
+
+    enough = 1
+    while not limited(enough)[1]:
+        enough *= 2
+    least = enough // 2
+    while enough - least > 1:
+        middle = (least + enough) // 2
+        least, enough = (least, middle) if limited(middle)[1] else (middle, enough)
+    failures, refused = [], 0
+    tried = sorted({round(index * (enough - 1) / max(most - 1, 1)) for index in range(min(most, enough))})
+    for changes in tried:
+        outcome, _ = limited(changes)
+        refused += outcome.code != 0
+        problem = command.whole(place, outcome.out, outcome.err)
+        left = {name for name in _stable(place.names(), command) - names if UNFINISHED not in name}
+        errors = [line for line in outcome.err.splitlines() if line.startswith("sol-rt: error: ")]
+        if not problem and left:
+            problem = f"left {sorted(left)}"
+        if not problem and outcome.code not in {0, 1, 2}:
+            problem = f"exit code {outcome.code}: {outcome.err.strip()[-300:]}"
+        if not problem and outcome.code and not (errors and all(map(_names_the_disk, errors))):
+            problem = f"said {errors or outcome.err.strip()[-300:]!r}"
+        problem = problem or _goes_on(place, command, names)
+        if problem:
+            failures.append(f"full after {changes} changes: {problem}")
+    return {"changes": enough, "tried": len(tried), "refused": refused, "failures": failures}
+
+
+def _names_the_disk(line: str) -> bool:
+    """Whether an error says that the disk is full, and where."""
+    return bool(re.search(r"(No space|no room) left", line) and re.search(r"[\w/]+\.\w+|/\w+/| in \.", line))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kill", type=int, default=0, metavar="COUNT", help="kill each command so many times")
+    parser.add_argument("--full-disk", type=int, nargs="?", const=10**6, default=0, metavar="COUNT")
+    parser.add_argument("--commands", default="", help="names, separated by commas; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for the result")
+    given = parser.parse_args()
+    if given.full_disk and "FULL_DISK_PRELOADED" not in os.environ:
+        environment = {**os.environ, "LD_PRELOAD": str(full_disk.library()), "FULL_DISK_PRELOADED": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, prepared(Path(folder)) as (place, hub):
+        found = commands(place, hub)
+        for name in given.commands.split(",") if given.commands else found:
+            results[name] = {}
+            if given.kill:
+                results[name]["kill"] = kill(place, found[name], given.kill, given.seed)
+            if given.full_disk:
+                results[name]["full disk"] = fill_disk(place, found[name], given.full_disk)
+            print(name, json.dumps(results[name]), flush=True)
+    if given.output is not None:
+        given.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if any(kind["failures"] for each in results.values() for kind in each.values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
