@@ -308,7 +308,7 @@ def test_scattered_times_are_used_and_not_kept(tmp_path: Path, monkeypatch: pyte
     model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu", max_context=12)
     assert model.cost.unit == "milliseconds"
     assert "scatter" in model.cost.note
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "home" / "calibration").exists()
 
 
 def test_a_full_calibration_is_not_replaced_by_a_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
