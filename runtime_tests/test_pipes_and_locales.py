@@ -46,15 +46,14 @@ COMMANDS = {
     "calibrate": ["calibrate", "--contexts", "16", "-r", "3", "--seconds", "1"],
     "inspect": ["inspect"],
     "verify": ["verify"],
-    "list --json": ["list", "--json"],
     "pull": ["pull"],
     "doctor": ["doctor"],
     "--help": ["--help"],
     "generate --help": ["generate", "--help"],
     "--version": ["--version"],
 }
-_QUICK = {"generate", "inspect", "--help", "list --json"}
-_WITHOUT_MODEL = {"list --json", "pull", "doctor", "--help", "generate --help", "--version"}
+_QUICK = {"generate", "inspect", "--help", "pull"}
+_WITHOUT_MODEL = {"pull", "doctor", "--help", "generate --help", "--version"}
 
 
 @pytest.mark.parametrize(
