@@ -295,6 +295,20 @@ except SolError as error:
     assert changes >= 6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [0, 1, 6, 15, 30])
+def test_a_full_disk_in_an_export_leaves_the_old_bundle(changes: int, llama_checkpoint: Path, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "disk" / "bundle")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    argv = [sys.executable, "-m", "sol_rt", "export", "-m", str(llama_checkpoint), "-o", str(folder), "--force"]
+    settings = ["--calibration", "none", "--no-parity", "--bits", "4", "--ctx-size", "64"]
+    ended = full_disk.run([*argv, *settings], folder.parent, changes)
+    assert ended.returncode == 1
+    assert f"disk: no room left in {folder.parent}; make room" in ended.stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert names(folder.parent) == {"bundle"}
+
+
 @posix
 def test_a_limit_on_the_size_of_files_is_one_line_too(tmp_path: Path) -> None:
     program = f"""
