@@ -126,19 +126,18 @@ def test_two_builds_in_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
     left_out = shutil.ignore_patterns(
         "benchmarks", "docs", "runtime_tests", "build", "dist", "*.so", "__pycache__", ".*"
     )
+    one, other = tmp_path / "one" / "source", tmp_path / "another-folder" / "source"
+    shutil.copytree(ROOT, one, ignore=left_out)
+    listed = one / "sol_rt" / "ops" / "cpu" / "CMakeLists.txt"
+    text = listed.read_text(encoding="utf-8")
+    start, end = text.index("  attention/attention.cc"), text.index(")\nset_target_properties")
+    listed.write_text(text[:start] + "  host/softmax_sums.cc\n  simd/target.cc\n" + text[end:], encoding="utf-8")
+    shutil.copytree(one, other)
+    environment = {**os.environ, "SOL_NATIVE": "ON", "SOL_CUDA": "OFF", "SOURCE_DATE_EPOCH": "1790000000"}
     hashes = set()
-    for name in ("one", "another-folder"):
-        source = tmp_path / name / "source"
-        shutil.copytree(ROOT, source, ignore=left_out)
-        listed = source / "sol_rt" / "ops" / "cpu" / "CMakeLists.txt"
-        text = listed.read_text(encoding="utf-8")
-        start, end = text.index("  attention/attention.cc"), text.index(")\nset_target_properties")
-        few = "  host/softmax_sums.cc\n  simd/target.cc\n"
-        listed.write_text(text[:start] + few + text[end:], encoding="utf-8")
-        environment = {**os.environ, "SOL_NATIVE": "ON", "SOL_CUDA": "OFF", "SOURCE_DATE_EPOCH": "1790000000"}
-        options = ("--no-deps", "--no-build-isolation", "-w", tmp_path / name)
-        checked(*PIP, "wheel", *options, source, env=environment)
-        hashes.add(hashlib.sha256(next((tmp_path / name).glob("*.whl")).read_bytes()).hexdigest())
+    for source in (one, other):
+        checked(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", source.parent, source, env=environment)
+        hashes.add(hashlib.sha256(next(source.parent.glob("*.whl")).read_bytes()).hexdigest())
     assert len(hashes) == 1
 
 
