@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _use_utf8() -> None:
     """Begins anew in Python's UTF-8 mode if the locale has another encoding: prompts, text and paths are UTF-8."""
-    if sys.platform != "win32" and sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+    wrong = sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode
+    if wrong and sys.platform != "win32" and sys.executable:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
