@@ -13,7 +13,8 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
-# make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here.
+# make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here,
+#              and prints its hash and its bill of materials. Two builds of one commit give the same bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
 #              Option: ARCHITECTURES=x86_64.
 # make figure  Draws the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes.
@@ -35,6 +36,9 @@ QUESTION ?= Give me three tips for better sleep.
 BIN := $(VENV)/bin
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
+
+# The time that stands in a wheel: that of the commit, so that everybody who builds it gets the same bytes.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
 WHEELS ?= .venv-wheels
 ARCHITECTURES ?= x86_64 aarch64
@@ -125,10 +129,11 @@ typecheck: $(VENV)/.dev
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
 
 wheel: headers $(VENV)/.export
-	SOL_NATIVE=ON SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} $(BIN)/python -m pip wheel --no-deps -w dist .
+	SOL_NATIVE=ON SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BIN)/python -m pip wheel --no-deps -w dist .
+	$(BIN)/python scripts/show_sbom.py dist
 
 wheels: $(WHEELS)/.installed
-	scripts/build-wheels.sh $(WHEELS) dist $(ARCHITECTURES)
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) scripts/build-wheels.sh $(WHEELS) dist $(ARCHITECTURES)
 
 $(WHEELS)/.installed:
 	$(PYTHON) -m venv $(WHEELS)

@@ -14,6 +14,7 @@ import pytest
 
 from helpers import full_disk
 from helpers.tiny_bundle import write_bundle
+from sol_rt import atomic_write
 from sol_rt.atomic_write import is_temporary, put_in_place, remove_abandoned, replacing, replacing_folder, write_bytes
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import WriteError
@@ -105,6 +106,22 @@ class TestFolders:
             interrupted()
         assert names(tmp_path) == {"bundle"}
         assert names(tmp_path / "bundle") == set()
+
+    @posix
+    @pytest.mark.parametrize("swapped", [True, False])
+    def test_a_link_is_replaced_and_its_target_stays(
+        self, swapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not swapped:
+            monkeypatch.setattr(atomic_write, "_exchange", lambda one, other: False)
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "file").touch()
+        (tmp_path / "bundle").symlink_to("elsewhere")
+        (tmp_path / "new").mkdir()
+        put_in_place(tmp_path / "new", tmp_path / "bundle")
+        assert names(tmp_path) == {"bundle", "elsewhere"}
+        assert not (tmp_path / "bundle").is_symlink()
+        assert names(tmp_path / "elsewhere") == {"file"}
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux swaps two folders in one step")
     def test_there_is_no_moment_without_the_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +310,20 @@ except SolError as error:
     assert config["policy"] is not None
     changes = _fails_whole(argv, folder, before, lambda found: found == before)
     assert changes >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [0, 1, 6, 15, 30])
+def test_a_full_disk_in_an_export_leaves_the_old_bundle(changes: int, llama_checkpoint: Path, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "disk" / "bundle")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    argv = [sys.executable, "-m", "sol_rt", "export", "-m", str(llama_checkpoint), "-o", str(folder), "--force"]
+    settings = ["--calibration", "none", "--no-parity", "--bits", "4", "--ctx-size", "64"]
+    ended = full_disk.run([*argv, *settings], folder.parent, changes)
+    assert ended.returncode == 1
+    assert f"disk: no room left in {folder.parent}; make room" in ended.stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert names(folder.parent) == {"bundle"}
 
 
 @posix

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sol_rt import __version__
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main, renamed
 
 
@@ -95,6 +96,20 @@ def test_a_home_that_is_no_folder_has_a_next_step(
     (tmp_path / "file").touch()
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "file" / "home"))
     fails(capsys, [*command.split(), "smollm2-135m"], 1, "make it writable, or set SOL_RT_HOME to another folder")
+
+
+def test_an_export_elsewhere_needs_no_home(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llama_checkpoint: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "file" / "home"))
+    output = tmp_path / "out"
+    argv = ["export", "-m", str(llama_checkpoint), "-o", str(output), "--calibration", "none", "--no-parity"]
+    assert main([*argv, "--bits", "4", "--ctx-size", "64"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{output}\n"
+    assert f"so this is not the default model; use -m {output}" in err.splitlines()[-1]
+    Bundle.open(output)
 
 
 def test_an_output_that_can_not_be_written_has_a_next_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 from helpers.program import started
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
-from sol_rt.cli import main
+from sol_rt.cli import READER_GONE, main
 from sol_rt.engine import providers
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import DeviceError, SolError
@@ -597,7 +597,7 @@ def test_a_reader_that_leaves_ends_the_program_quietly(endless: Path) -> None:
         process.stdout.read(4)
         process.stdout.close()
         err = process.stderr.read()
-        assert process.wait(60) == 1
+        assert process.wait(60) == READER_GONE
     assert b"Traceback" not in err
     assert b"BrokenPipe" not in err
 

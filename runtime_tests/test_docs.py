@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", *DOCS]
+SECURITY = ROOT / "SECURITY.md"
+PAGES = [ROOT / "README.md", SECURITY, *DOCS]
 PROSE_COLUMNS = 160
 
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
@@ -74,7 +76,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken_links(page) == []
 
 
-@pytest.mark.parametrize("page", DOCS, ids=_name)
+@pytest.mark.parametrize("page", [SECURITY, *DOCS], ids=_name)
 def test_prose_fits_160_columns(page: Path) -> None:
     assert long_lines(page.read_text(encoding="utf-8"), PROSE_COLUMNS) == []
 
@@ -98,6 +100,36 @@ def test_pages_with_figures_say_when_and_by_which_code(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert re.search(r"\b202\d-\d\d-\d\d\b|\b202\d\b|\d Nov\b", text)
     assert re.search(r"`[0-9a-f]{7}`", text)
+
+
+def missing_tests(text: str, folder: Path) -> list[str]:
+    """Tests that a page names as `test_file.py::Class::test_name` and that are not there."""
+    missing = []
+    for file, names in re.findall(r"`(test_\w+\.py)::([\w:]+)`", text):
+        body = ast.parse((folder / file).read_text(encoding="utf-8")).body if (folder / file).is_file() else []
+        for name in names.split("::"):
+            found = [each for each in body if isinstance(each, (ast.FunctionDef, ast.ClassDef)) and each.name == name]
+            body = found[0].body if found else []
+            if not found:
+                missing.append(f"{file}::{names}")
+                break
+    return missing
+
+
+def test_every_threat_names_tests_that_exist() -> None:
+    text = SECURITY.read_text(encoding="utf-8")
+    assert missing_tests(text, ROOT / "runtime_tests") == []
+    section = text.partition("## Threats")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 15
+    assert [row for row in rows if "::test_" not in row] == []
+
+
+def test_what_the_check_of_tests_finds(tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text("class A:\n    def test_b(self): ...\ndef test_c(): ...\n")
+    names = [f"test_{name}" for name in ("a.py::A::test_b", "a.py::test_c", "a.py::test_b", "d.py::test_c")]
+    text = " ".join(f"`{name}`" for name in names)
+    assert missing_tests(text, tmp_path) == names[2:]
 
 
 def test_what_the_checks_find(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGKILL
 
+import pin_recipe
 import pytest
 
 from sol_rt.atomic_write import TEMPORARY
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.cli import main
-from sol_rt.errors import HubError, HubUnreachableError, UsageError
+from sol_rt.errors import HubError, HubUnreachableError, SolError, UsageError
 from sol_rt.store import download, home
 from sol_rt.store.pull import bundle_name, pull, resolve
 
@@ -488,6 +490,52 @@ class TestCheckpoints:
         assert "can't be reached" in said[0]
         with pytest.raises(HubUnreachableError):
             pull("someone/other", quiet)
+
+    @pytest.fixture
+    def recipe(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The file of the recipe `small`, pinned to what the hub holds now."""
+        hub.repository("someone/model", self.FILES)
+        path = tmp_path / "models" / "small.json"
+        path.parent.mkdir()
+        path.write_text(
+            json.dumps({"name": "small", "description": "", "license": "MIT", "hub": "someone/model"}), encoding="utf-8"
+        )
+        assert pin_recipe.main(["small"], path.parent) == 0
+        monkeypatch.setattr("importlib.resources.files", lambda package: path.parent)
+        return path
+
+    def test_a_pinned_recipe_fetches_what_it_pins(self, hub: Hub, recipe: Path) -> None:
+        pinned = json.loads(recipe.read_text())["files"]
+        assert pinned == {name: hashlib.sha256(self.FILES[name]).hexdigest() for name in self.WANTED}
+        folder = pull("small", quiet)
+        assert contents(folder) == {name: self.FILES[name] for name in self.WANTED}
+        hub.repository("someone/model", self.FILES).commit({**self.FILES, "extra.json": b"{}"})
+        assert contents(pull("small", quiet)) == {name: self.FILES[name] for name in self.WANTED}
+
+    @pytest.mark.parametrize("name", WANTED)
+    def test_a_pinned_recipe_refuses_anything_else(self, name: str, hub: Hub, recipe: Path) -> None:
+        document = json.loads(recipe.read_text())
+        document["files"][name] = hashlib.sha256(b"another").hexdigest()
+        recipe.write_text(json.dumps(document))
+        with pytest.raises(HubError, match=re.escape(name)):
+            pull("small", quiet)
+        assert stored("checkpoints") == []
+
+    def test_a_pinned_checkpoint_is_checked_without_network_too(
+        self, hub: Hub, recipe: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = pull("small", quiet)
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        assert pull("small", quiet) == folder
+        (folder / "tokenizer.json").write_bytes(b"[]")
+        with pytest.raises(HubError, match="which the recipe pins"):
+            pull("small", quiet)
+
+    @pytest.mark.parametrize("files", [{"../a": "0" * 64}, {"a.json": "0" * 63}, {"a.json": 3}])
+    def test_a_recipe_with_wrong_pins_is_one_line(self, files: object, recipe: Path) -> None:
+        recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "files": files}))
+        with pytest.raises(SolError, match="expected file names with their sha256"):
+            pull("small", quiet)
 
     def test_revisions_do_not_mix(self, hub: Hub) -> None:
         repository = hub.repository("someone/model", self.FILES)

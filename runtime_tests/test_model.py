@@ -310,7 +310,17 @@ def test_scattered_times_are_used_and_not_kept(tmp_path: Path, monkeypatch: pyte
     model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu", max_context=12)
     assert model.cost.unit == "milliseconds"
     assert "scatter" in model.cost.note
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "home" / "calibration").exists()
+
+
+def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu")
+    assert model.cost.unit == "milliseconds"
+    assert "cannot be written (Not a directory); set SOL_RT_HOME" in model.cost.note
+    assert model.generate(PROMPT, max_new_tokens=2).tokens
 
 
 def test_a_full_calibration_is_not_replaced_by_a_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from typing import Any
 
 import fetch_headers
 import pytest
+import show_sbom
+
+import sol_rt
 
 ROOT = Path(__file__).resolve().parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -85,6 +89,56 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     assert [name for name in names if name.endswith((".cc", ".h", ".map", ".txt", ".pyc"))] == [
         name for name in names if name.endswith("dist-info/entry_points.txt")
     ]
+
+
+@pytest.mark.slow
+def test_the_wheel_says_what_is_compiled_into_it(wheel: Path) -> None:
+    found = show_sbom.bill_of_materials(wheel)
+    assert found is not None
+    parts = {part["name"]: part for part in found["components"]}
+    assert {"highway", "onnxruntime-c-api"} <= set(parts)
+    for part in parts.values():
+        assert re.fullmatch(r"\d+\.\d+(\.\d+)?", part["version"]), part
+        assert part["licenses"][0]["expression"]
+        assert part["purl"].endswith(f"@{part['version']}")
+    assert found["metadata"]["component"]["version"] == sol_rt.__version__
+    assert set(found["dependencies"][0]["dependsOn"]) == set(parts)
+    assert "timestamp" not in json.dumps(found)
+    assert str(ROOT) not in json.dumps(found)
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_is_what_cyclonedx_asks_for(wheel: Path) -> None:
+    pytest.importorskip("cyclonedx", reason="the package cyclonedx-python-lib[json-validation] checks the document")
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    document = json.dumps(show_sbom.bill_of_materials(wheel))
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(document) is None
+
+
+@pytest.mark.slow
+def test_two_builds_in_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
+    """The sources lie in folders of different names. The softmax sums alone are compiled: the rest takes minutes."""
+    pytest.importorskip("scikit_build_core", reason="the build back end comes with the extra dev")
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("no cmake or no C++ compiler: nothing can be built here")
+    left_out = shutil.ignore_patterns(
+        "benchmarks", "docs", "runtime_tests", "build", "dist", "*.so", "__pycache__", ".*"
+    )
+    one, other = tmp_path / "one" / "source", tmp_path / "another-folder" / "source"
+    shutil.copytree(ROOT, one, ignore=left_out)
+    listed = one / "sol_rt" / "ops" / "cpu" / "CMakeLists.txt"
+    text = listed.read_text(encoding="utf-8")
+    start, end = text.index("  attention/attention.cc"), text.index(")\nset_target_properties")
+    listed.write_text(text[:start] + "  host/softmax_sums.cc\n  simd/target.cc\n" + text[end:], encoding="utf-8")
+    shutil.copytree(one, other)
+    environment = {**os.environ, "SOL_NATIVE": "ON", "SOL_CUDA": "OFF", "SOURCE_DATE_EPOCH": "1790000000"}
+    hashes = set()
+    for source in (one, other):
+        checked(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", source.parent, source, env=environment)
+        hashes.add(hashlib.sha256(next(source.parent.glob("*.whl")).read_bytes()).hexdigest())
+    assert len(hashes) == 1
 
 
 @pytest.mark.slow

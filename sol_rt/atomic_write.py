@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from sol_rt.errors import WriteError
+from sol_rt.errors import WriteError, one_line
 
 if sys.platform != "win32":
     import fcntl
@@ -118,7 +118,7 @@ def put_in_place(folder: Path, target: Path) -> None:
     if not target.exists():
         folder.rename(target)
     elif _exchange(folder, target):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     else:
         old = temporary_name(target)
         try:
@@ -128,7 +128,7 @@ def put_in_place(folder: Path, target: Path) -> None:
             # judged by the folders, for an interruption may fall between any two of the renames
             if old.exists() and not target.exists():
                 old.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     _flush_folder(target.parent)
 
 
@@ -141,7 +141,7 @@ def write_errors(path: Path) -> Iterator[None]:
         named = error.filename
         if named is not None and not _is_near(Path(os.fsdecode(named)), path):
             raise
-        raise WriteError(path, error.strerror or str(error)) from error
+        raise WriteError(path, error.strerror or one_line(error)) from error
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -194,6 +194,14 @@ def _held(path: Path) -> Iterator[None]:
 def _lock(descriptor: int) -> None:
     if sys.platform != "win32":  # Windows refuses to remove a file that is open
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a link to one, as far as the file system permits."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _mode(path: Path) -> int | None:

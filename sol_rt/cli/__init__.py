@@ -14,16 +14,22 @@ from contextlib import contextmanager
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
+READER_GONE = 128 + 13
+"""Exit code after the reader of stdout or stderr has left: what a shell says of a program that SIGPIPE ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `sol-rt` and returns its exit code: 0, 1 for run-time errors, 2 for wrong usage, 130 after Ctrl-C.
+    """Runs `sol-rt` and returns its exit code.
+
+    It is 0, 1 for run-time errors, 2 for wrong usage, 130 after Ctrl-C, and 141 if the reader of the output left.
 
     Args:
         argv: arguments without the program's name; default: those of the process.
 
     Raises SystemExit if SIGTERM or SIGHUP ends the program.
     """
+    if argv is None:
+        _use_utf8()
     try:
         _open_standard_streams()
         with _ended_cleanly():
@@ -33,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sol-rt: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
+
+
+def _use_utf8() -> None:
+    """Begins anew in Python's UTF-8 mode if the locale has another encoding: prompts, text and paths are UTF-8."""
+    wrong = sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode
+    if wrong and sys.platform != "win32" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 @contextmanager

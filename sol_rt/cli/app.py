@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sol_rt import __version__
-from sol_rt.cli import INTERRUPTED, options
+from sol_rt.cli import INTERRUPTED, READER_GONE, options
 from sol_rt.cli.make.export import export
 from sol_rt.cli.make.migrate import migrate
 from sol_rt.cli.make.pull import pull
@@ -86,9 +86,11 @@ def run(argv: list[str]) -> int:
     except typer.Abort:  # older versions of Typer turn Ctrl-C into Abort; newer ones return exit code 130
         raise KeyboardInterrupt from None
     except BrokenPipeError:
-        # The reader of stdout is gone. Flushing the rest of the buffer at exit would raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        return _reader_gone()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # click turns one into its own exit
+            return _reader_gone()
+        raise
     except _CLICK_ERROR as error:
         gone = advice(getattr(error, "option_name", ""))
         message = error.format_message()  # type: ignore[attr-defined]
@@ -107,6 +109,20 @@ def run(argv: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _reader_gone() -> int:
+    """Ends quietly: nobody reads stdout or stderr any more, and flushing their buffers at exit would raise again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(null, stream.fileno())
+        except (OSError, ValueError):
+            pass
+    os.close(null)
+    return READER_GONE
+
+
 def _origin(error: Exception, message: str, argv: list[str]) -> str:
     """Names the wrong value, or the environment variable that it came from; empty where `message` says it already."""
     parameter = getattr(error, "param", None)
@@ -122,5 +138,8 @@ def _origin(error: Exception, message: str, argv: list[str]) -> str:
 def _fail(message: str, code: int) -> int:
     if options.debug:
         traceback.print_exc()
-    print("sol-rt: error: " + " ".join(message.split()), file=sys.stderr)
+    try:
+        print("sol-rt: error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _reader_gone()
     return code

@@ -35,7 +35,7 @@ from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, mak
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.errors import QualityWarning, UsageError, brief
+from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, check_room, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
@@ -77,9 +77,9 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
         )
         try:
             save(bundle, engine, found.table)
-        except OSError as error:
+        except WriteError as error:
             told[-1] = (
-                f"measured what each action costs here, but {error.filename} cannot be written ({error.strerror}); set "
+                f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
                 "SOL_RT_HOME to a folder that can, so that it is kept"
             )
     return CalibratedCost(bundle.config, found.table, "; ".join(told))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import HubError, HubUnreachableError, UsageError
-from sol_rt.store.checkpoint import MODEL_CONFIG, fetch_checkpoint, is_checkpoint
+from sol_rt.store.checkpoint import MODEL_CONFIG, check_pinned, fetch_checkpoint, is_checkpoint
 from sol_rt.store.home import checkpoints_dir
 from sol_rt.store.hub import HubId, list_files
 from sol_rt.store.package import fetch_from_package
@@ -100,15 +100,18 @@ def _fetch(source: str, progress: Progress, say: Callable[[str], None], *, bundl
     hub_id = HubId.parse(source if recipe is None else str(recipe.hub))
     if hub_id is None:
         raise UsageError(f"pull {source}: expected one of {', '.join(aliases())}, or a hub id owner/name")
+    pinned = None if recipe is None else recipe.files
     checkpoint = checkpoints_dir() / (hub_id.folder_name if recipe is None else recipe.name)
     try:
         listing = list_files(hub_id)
     except HubUnreachableError as error:
         if not (checkpoint / MODEL_CONFIG).is_file():
             raise
+        if pinned is not None:
+            check_pinned(checkpoint, pinned)
         say(f"{error}; using {checkpoint}")
         return checkpoint
-    if CONFIG_NAME in listing.files:
+    if CONFIG_NAME in listing.files and pinned is None:
         name = bundle_name(str(hub_id)) if recipe is None else recipe.name
         if bundle is None:
             raise UsageError(
@@ -120,4 +123,4 @@ def _fetch(source: str, progress: Progress, say: Callable[[str], None], *, bundl
             f"{hub_id}: neither a bundle ({CONFIG_NAME}) nor a checkpoint ({MODEL_CONFIG} and *.safetensors); "
             f"choose another repository"
         )
-    return fetch_checkpoint(listing, checkpoint, progress, say)
+    return fetch_checkpoint(listing, checkpoint, progress, say, pinned)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 
+from sol_rt.bundle.config_reader import is_file_name
 from sol_rt.errors import SolError
 
 _CALIBRATION = ".calibration.json"  # how the names of stored calibrations end
@@ -20,7 +22,9 @@ class Recipe:
         name: the alias.
         description: one line for people.
         license: SPDX name of the weights' licence.
-        hub: id on the model hub.
+        hub: id on the model hub, if possible with a revision.
+        files: with `hub`, the files to fetch, each with its sha256. Nothing else is fetched or accepted. Without it all
+            files that an export reads are fetched, and compared with the hashes that the hub states.
         package: requirement of a Python package that carries the weights.
         member: name of the weights file inside the package.
         sha256: hash of the weights file, lower-case hex.
@@ -35,6 +39,7 @@ class Recipe:
     package: str | None = None
     member: str | None = None
     sha256: str | None = None
+    files: dict[str, str] | None = None
     policy: str | None = None
     calibration: str | None = None
 
@@ -77,4 +82,7 @@ def _read(file: str, text: str) -> Recipe:
         raise SolError(f"recipe {file}: {error}; expected the keys {known}") from error
     if recipe.hub is None and not (recipe.package and recipe.member and recipe.sha256):
         raise SolError(f"recipe {file}: expected hub, or package, member and sha256")
+    for name, digest in (recipe.files or {}).items():
+        if not is_file_name(name) or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+            raise SolError(f"recipe {file}: files: got {name!r}: {digest!r}, expected file names with their sha256")
     return recipe

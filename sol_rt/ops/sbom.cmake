@@ -1,0 +1,51 @@
+# Writes the wheel's software bill of materials (CycloneDX, PEP 770): what is compiled into the libraries, with version and
+# licence. What the package needs beside it stands in the wheel's METADATA. It names no time and no path, so that two
+# builds of the same source have the same one.
+file(READ ${PROJECT_SOURCE_DIR}/sol_rt/__init__.py SOL_INIT)
+string(REGEX MATCH "__version__ = \"([^\"]+)\"" SOL_INIT "${SOL_INIT}")
+set(SOL_VERSION ${CMAKE_MATCH_1})
+set(SOL_COMPONENTS "")
+set(SOL_COMPONENT_REFS "")
+
+# Adds a component. `licence` is an SPDX expression.
+function(sol_component name version licence purl)
+  set(separator "")
+  if(SOL_COMPONENTS)
+    set(separator ", ")
+  endif()
+  string(CONCAT entry
+    "{\"type\": \"library\", \"bom-ref\": \"${name}\", \"name\": \"${name}\", \"version\": \"${version}\", "
+    "\"purl\": \"${purl}@${version}\", \"licenses\": [{\"expression\": \"${licence}\"}]}")
+  set(SOL_COMPONENTS "${SOL_COMPONENTS}${separator}${entry}" PARENT_SCOPE)
+  set(SOL_COMPONENT_REFS "${SOL_COMPONENT_REFS}${separator}\"${name}\"" PARENT_SCOPE)
+endfunction()
+
+# Sets `result` to the number that a header defines as `name`.
+function(sol_defined result header name)
+  file(STRINGS ${header} line REGEX "^#define ${name} [0-9]+")
+  string(REGEX MATCH "[0-9]+$" number "${line}")
+  set(${result} ${number} PARENT_SCOPE)
+endfunction()
+
+foreach(part MAJOR MINOR PATCH)
+  sol_defined(SOL_HWY_${part} ${HIGHWAY_INCLUDE_DIR}/hwy/base.h HWY_${part})
+endforeach()
+sol_component("highway" "${SOL_HWY_MAJOR}.${SOL_HWY_MINOR}.${SOL_HWY_PATCH}" "Apache-2.0 OR BSD-3-Clause"
+  "pkg:github/google/highway")
+# The header names the version of the C API, which is the second part of a release's version.
+sol_defined(SOL_ORT_API ${ONNXRUNTIME_INCLUDE_DIR}/onnxruntime_c_api.h ORT_API_VERSION)
+sol_component("onnxruntime-c-api" "1.${SOL_ORT_API}.0" "MIT" "pkg:github/microsoft/onnxruntime")
+# The language's own library is linked statically; a linker of clang takes that of its system.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  sol_component("libstdc++" "${CMAKE_CXX_COMPILER_VERSION}" "GPL-3.0-or-later WITH GCC-exception-3.1" "pkg:generic/gcc")
+elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND NOT APPLE AND NOT MSVC)
+  sol_component("libc++" "${CMAKE_CXX_COMPILER_VERSION}" "Apache-2.0 WITH LLVM-exception" "pkg:github/llvm/llvm-project")
+endif()
+if(TARGET sol_ops_cuda)
+  sol_component("cudart" "${CMAKE_CUDA_COMPILER_VERSION}" "LicenseRef-NVIDIA-CUDA-EULA" "pkg:generic/nvidia-cuda-runtime")
+endif()
+
+configure_file(${CMAKE_CURRENT_LIST_DIR}/sbom.cdx.json.in ${CMAKE_CURRENT_BINARY_DIR}/sol-rt.cdx.json @ONLY)
+if(DEFINED SKBUILD_METADATA_DIR)
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/sol-rt.cdx.json DESTINATION ${SKBUILD_METADATA_DIR}/sboms)
+endif()
