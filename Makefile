@@ -13,6 +13,9 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+# make faults COUNT=200
+#              Kills commands that write COUNT times each at random moments, then lets every change of their disk be the first that
+#              fails, and checks what is left. Linux only. Options: FAULTS_ARGS=options of runtime_tests/faults.py.
 # make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here,
 #              and prints its hash and its bill of materials. Two builds of one commit give the same bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
@@ -58,8 +61,10 @@ LADDER_ARGS ?=
 BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
+COUNT ?= 200
+FAULTS_ARGS ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all lint typecheck wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all faults lint typecheck wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -116,6 +121,9 @@ test: $(VENV)/.dev lint
 test-all: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: $(VENV)/.dev
+	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(COUNT) --full-disk $(FAULTS_ARGS)
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .

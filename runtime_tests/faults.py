@@ -249,7 +249,7 @@ def commands(place: Place, hub: str) -> dict[str, Command]:
             again=lambda p: [*training, "--resume"] if (p.work / "policy" / "checkpoint.pt").exists() else training,
             unnamed="tfevents",
         ),
-        "chat /save": Command(
+        "chat": Command(
             lambda p: ["chat", "-m", str(tiny), "-n", "8", "-t", "1"],
             _whole_chat,
             lambda p: _whole_chat(p, "", "saved, 40 messages"),

@@ -221,3 +221,12 @@ def test_text_is_readable_on_every_shade(ramp: tuple[str, ...], ink: str) -> Non
     brightness = [luminance(colour) for colour in colours]
     assert brightness in (sorted(brightness), sorted(brightness, reverse=True))
     assert f"--ink:{ink}" in render_trace_html(made_trace())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line_with_the_path() -> None:
+    with (
+        pytest.raises(UsageError, match=r"^trace /dev/full: No space left on device"),
+        TraceWriter("/dev/full", HEADER),
+    ):
+        pass

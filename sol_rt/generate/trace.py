@@ -98,6 +98,7 @@ class TraceWriter:
 
     def __init__(self, path: Path | str, header: TraceHeader) -> None:
         self._path = Path(path)
+        self._failed = False
         self._file: TextIO = self._open()
         self._line({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(header)})
 
@@ -105,15 +106,19 @@ class TraceWriter:
         try:
             return self._path.open("w", encoding="utf-8", buffering=1)
         except OSError as error:
-            raise UsageError(f"trace {self._path}: {error.strerror}; choose another file") from None
+            raise self._refused(error) from None
 
     def write(self, record: TraceRecord) -> None:
         """Writes one line. Raises UsageError if that fails."""
         self._line(asdict(record))
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file. Raises UsageError if its last lines cannot be written, unless `write` has raised it."""
+        try:
+            self._file.close()
+        except OSError as error:
+            if not self._failed:
+                raise self._refused(error) from None
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -127,7 +132,11 @@ class TraceWriter:
         try:
             self._file.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
         except OSError as error:
-            raise UsageError(f"trace {self._path}: {error.strerror}; choose another file") from None
+            self._failed = True
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> UsageError:
+        return UsageError(f"trace {self._path}: {error.strerror}; choose another file")
 
 
 def read_trace(path: Path | str) -> Trace:

@@ -1,0 +1,34 @@
+"""Commands that are killed, and commands on a full disk: a few of the moments that `make faults` tries in hundreds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("yaml")
+
+SCRIPT = Path(__file__).with_name("faults.py")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and a preloaded library of Linux")
+@pytest.mark.parametrize("kind", ["--kill", "--full-disk"])
+def test_nothing_is_lost_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
+    if kind == "--full-disk":
+        pytest.importorskip("helpers.full_disk").library()  # skips without a compiler
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    report = tmp_path / "faults.json"
+    argv = [sys.executable, str(SCRIPT), kind, "3", "-o", str(report), "--commands", "export,pull,calibrate,chat,trace"]
+    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = json.loads(report.read_text(encoding="utf-8"))
+    assert len(results) == 5
+    tried = [each for result in results.values() for each in result.values()]
+    assert all(not each["failures"] for each in tried)
+    assert sum(each.get("killed", each.get("refused")) for each in tried) >= 8
