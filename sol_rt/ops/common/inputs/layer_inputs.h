@@ -38,7 +38,7 @@ inline int64_t LayerIndex(const Attributes& attributes) { return attributes.Int(
 inline bool HasLayerNorm(const Attributes& attributes, const char* op) {
   const std::string norm = attributes.String("norm");
   if (norm != "rms" && norm != "layer") {
-    throw Error(std::string(op) + ": attribute norm: got " + norm + ", expected rms or layer; export the bundle again");
+    throw Error(std::string(op) + ": attribute norm: got " + Shown(norm) + ", expected rms or layer; export the bundle again");
   }
   return norm == "layer";
 }

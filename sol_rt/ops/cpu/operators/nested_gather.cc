@@ -25,7 +25,7 @@ class NestedGather {
 
   void Compute(Context& context) const {
     const Tensor ids = context.Input(0);
-    if (ids.rank == Tensor::kMaxRank) {
+    if (ids.rank >= Tensor::kMaxRank) {
       throw Error(std::string(kName) + ": input ids: got shape " + ids.Shape() + ", expected [1, S]");
     }
     const int64_t* id = ids.As<int64_t>();
