@@ -132,7 +132,7 @@ DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
   DecodePlan plan{};
   plan.sparse = call.kv_pages < call.pages - 1;
   plan.padded_dim = RoundUp(call.head_dim, kMaxLanes);
-  plan.code_stride = RoundUp(kPageSize * RoundUp(call.CodeBytes(), 4), 4 * kMaxLanes);
+  plan.code_stride = call.CodeStride();
   plan.old_tokens = (call.pages - 1) * kPageSize;
   const int64_t always = std::min(call.sinks, plan.old_tokens) + call.total - plan.old_tokens;
   plan.most_tokens = call.kv_heads * (plan.sparse ? call.kv_pages * kPageSize + always : call.total);

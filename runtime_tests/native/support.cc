@@ -1,4 +1,4 @@
-// What Highway calls where one of its own checks fails. Builds with a sanitizer have these checks, and link no library of Highway.
+// What builds with a sanitizer refer to and no library has.
 
 #include <hwy/base.h>
 
@@ -8,6 +8,7 @@
 
 namespace hwy {
 
+// Where one of Highway's own checks fails, which only these builds have.
 void Abort(const char* file, int line, const char* format, ...) {
   std::fprintf(stderr, "Highway: %s:%d: ", file, line);
   va_list arguments;
@@ -19,3 +20,6 @@ void Abort(const char* file, int line, const char* format, ...) {
 }
 
 }  // namespace hwy
+
+// At every edge of the code, for the fuzzer, which has one of its own.
+extern "C" __attribute__((weak)) void __sanitizer_cov_trace_pc() {}
