@@ -580,7 +580,9 @@ def test_tokens_of_all_kv_heads_are_counted_in_32_bits() -> None:
     """Their scores are, so a cache with more of them is refused. The array's memory is never touched."""
     dims = Dims(kv_heads=1024, group=1, head_dim=2, rotary_dim=2, capacity=4, int8=True)
     feeds = make_inputs(Case(dims, 3, 1, 0)) | {"past_key": np.zeros((1, 1024, 2**20 + 4, 2), np.int8)}
-    with pytest.raises(Exception, match=r"SparseAttention: input past_key: got capacity 1048580, expected .* to 1048576"):
+    with pytest.raises(
+        Exception, match=r"SparseAttention: input past_key: got capacity 1048580, expected .* to 1048576"
+    ):
         session(dims).run(None, feeds)
 
 

@@ -620,7 +620,9 @@ def test_errors_show_only_the_beginning_of_a_text_of_the_graph() -> None:
     model = Mlp.random(np.random.default_rng(13), 64, 128, 4).model()
     attribute = next(a for a in model.graph.node[0].attribute if a.name == "activation")
     attribute.CopyFrom(helper.make_attribute("activation", "line\n" * 1000))
-    with pytest.raises(Exception, match=r"PrunedMLP: attribute activation: got line\?line.*\.\.\., expected silu") as caught:
+    with pytest.raises(
+        Exception, match=r"PrunedMLP: attribute activation: got line\?line.*\.\.\., expected silu"
+    ) as caught:
         open_session(model)
     assert len(str(caught.value)) < 400
 

@@ -91,7 +91,7 @@ def test_operators_refuse_what_broke_them_once(address: Build, target: str | Non
 
 def test_fuzzed_operators_run_or_refuse(address: Build, tmp_path: Path) -> None:
     """A short run, of the same strings at every time: `fuzz/operators.py` runs for longer."""
-    assert_clean(address, "operators", "fuzz", 5, 1, tmp_path / "current", *sorted(CORPUS.iterdir()))
+    assert_clean(address, "operators", "fuzz", 5, 1, tmp_path, *sorted(CORPUS.iterdir()))
 
 
 @pytest.mark.parametrize("program", CHECKS)
@@ -111,7 +111,8 @@ def test_operators_in_onnx_runtime(address: Build, target: str | None, select: s
     environment = {"SOL_RT_TEST_OPS": str(address.library), "PYTHONPATH": str(TESTS)}
     if target is not None:
         environment |= {"SOL_RT_SIMD_TARGETS": str(X86_TARGETS[target]), "SOL_RT_TEST_ONE_THREAD": "1"}
-    plugins = ["-p", "no:cacheprovider", "-p", "helpers.sanitized_library"]
+    # --capture=sys lets a sanitizer's report through.
+    plugins = ["--capture=sys", "-p", "no:cacheprovider", "-p", "helpers.sanitized_library"]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, "-m", "not slow", "-k", select]
     done = address.preloaded([*command, *(str(TESTS / name) for name in OPERATOR_TESTS)], **environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

@@ -2,8 +2,9 @@
 //
 //   operators replay FILE…               runs each file
 //   operators check COUNT SEED THREADS   runs COUNT calls without damages, each on one thread and on THREADS: no bit may differ
-//   operators fuzz SECONDS SEED CURRENT FILE…
-//                                        mutates the files and what it finds; CURRENT always holds the string that runs
+//   operators fuzz SECONDS SEED FOLDER FILE…
+//                                        mutates the files and what it finds. FOLDER/current always holds the string that runs, and
+//                                        FOLDER/found gets those that reach something new
 //
 // A call without damages must run. One with damages must run, or end in an error of one line that names the operator.
 
@@ -18,6 +19,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <new>
@@ -74,9 +76,10 @@ struct Counts {
   size_t calls = 0, ran = 0, refused = 0, left_out = 0;
 };
 
-// Runs the call of a string; returns what it said.
-std::string RunOnce(const String& string, Counts& counts) {
+// Runs the call of a string, and cuts off what the call is not made of; returns what it said.
+std::string RunOnce(String& string, Counts& counts) {
   const fuzz::Case call(string.data(), string.size());
+  string.resize(call.Used());
   ++counts.calls;
   if (call.too_large) {
     ++counts.left_out;
@@ -110,8 +113,10 @@ String Read(const char* path) {
 int Replay(int count, char** paths) {
   Counts counts;
   for (int i = 0; i < count; ++i) {
-    std::fprintf(stderr, "%s\n", paths[i]);
-    RunOnce(Read(paths[i]), counts);
+    std::fprintf(stderr, "%s: ", paths[i]);
+    String string = Read(paths[i]);
+    const std::string message = RunOnce(string, counts);
+    std::fprintf(stderr, "%s\n", message.empty() ? "ran, or was left out" : message.c_str());
   }
   std::printf("%zu calls, %zu ran, %zu refused\n", counts.calls, counts.ran, counts.refused);
   return 0;
@@ -153,7 +158,7 @@ String Mutated(const std::vector<String>& corpus, fuzz::Random& random) {
   String string = corpus[random.Below(corpus.size())];
   for (size_t left = 1 + random.Below(5); left > 0; --left) {
     const size_t at = random.Below(string.size() + 1);
-    switch (random.Below(6)) {
+    switch (random.Below(7)) {
       case 0:
         if (string.size() < kMostBytes) string.insert(string.begin() + static_cast<std::ptrdiff_t>(at), static_cast<uint8_t>(random.Next()));
         break;
@@ -162,11 +167,14 @@ String Mutated(const std::vector<String>& corpus, fuzz::Random& random) {
         break;
       case 2: {
         const String& other = corpus[random.Below(corpus.size())];
-        if (at < other.size() && at < string.size()) std::copy(other.begin() + static_cast<std::ptrdiff_t>(at), other.begin() + static_cast<std::ptrdiff_t>(std::min(other.size(), string.size())), string.begin() + static_cast<std::ptrdiff_t>(at));
+        for (size_t i = at; i < std::min(other.size(), string.size()); ++i) string[i] = other[i];
         break;
       }
       case 3:
         if (at < string.size()) string[at] ^= static_cast<uint8_t>(1u << random.Below(8));
+        break;
+      case 4:
+        for (size_t more = random.Below(12); more > 0 && string.size() < kMostBytes; --more) string.push_back(static_cast<uint8_t>(random.Next()));
         break;
       default:
         if (at < string.size()) string[at] = static_cast<uint8_t>(random.Next());
@@ -175,9 +183,11 @@ String Mutated(const std::vector<String>& corpus, fuzz::Random& random) {
   return string;
 }
 
-int Fuzz(double seconds, uint64_t seed, const char* current, std::vector<String> corpus) {
+int Fuzz(double seconds, uint64_t seed, const std::filesystem::path& folder, std::vector<String> corpus) {
+  const std::string current = folder / "current";
+  std::filesystem::create_directories(folder / "found");
   // A mapped file keeps its bytes when this process ends in the middle of a call.
-  const int file = open(current, O_RDWR | O_CREAT | O_TRUNC, 0644);
+  const int file = open(current.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0644);
   if (file < 0 || ftruncate(file, kMostBytes + 8) != 0) Fail("cannot be written", current);
   auto* shown = static_cast<uint8_t*>(mmap(nullptr, kMostBytes + 8, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
   if (shown == MAP_FAILED) Fail("cannot be mapped", current);
@@ -186,7 +196,7 @@ int Fuzz(double seconds, uint64_t seed, const char* current, std::vector<String>
   std::vector<bool> reached(kEdges);
   Counts counts;
   size_t edges = 0;
-  const auto run = [&](const String& string) {
+  const auto run = [&](String& string) {
     const uint64_t size = string.size();
     std::memcpy(shown + 8, string.data(), string.size());
     std::memcpy(shown, &size, sizeof(size));
@@ -206,7 +216,10 @@ int Fuzz(double seconds, uint64_t seed, const char* current, std::vector<String>
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   while (std::chrono::steady_clock::now() < end) {
     String string = Mutated(corpus, random);
-    if (run(string)) corpus.push_back(std::move(string));
+    if (!run(string)) continue;
+    std::ofstream(folder / "found" / (std::to_string(seed) + "-" + std::to_string(counts.calls)), std::ios::binary)
+        .write(reinterpret_cast<const char*>(string.data()), static_cast<std::streamsize>(string.size()));
+    corpus.push_back(std::move(string));
   }
   std::printf("%zu calls, %zu ran, %zu refused, %zu left out; %zu strings, %zu edges, %zu errors\n", counts.calls, counts.ran, counts.refused,
               counts.left_out, corpus.size(), edges, known.size());
@@ -242,6 +255,6 @@ int main(int count, char** arguments) {
     for (int i = 5; i < count; ++i) corpus.push_back(Read(arguments[i]));
     return Fuzz(std::strtod(arguments[2], nullptr), std::strtoull(arguments[3], nullptr, 10), arguments[4], std::move(corpus));
   }
-  std::fprintf(stderr, "usage: operators replay FILE... | check COUNT SEED THREADS | fuzz SECONDS SEED CURRENT FILE...\n");
+  std::fprintf(stderr, "usage: operators replay FILE... | check COUNT SEED THREADS | fuzz SECONDS SEED FOLDER FILE...\n");
   return 2;
 }

@@ -22,15 +22,17 @@ from helpers.simd_targets import X86_TARGETS
 
 
 def fuzz(built: Build, seconds: float, seed: int, target: str | None) -> bool:
-    """Runs the fuzzer once and prints its counts, or what broke and where its input is now."""
-    current = built.folder / "current"
-    done = built.run(
-        "operators", "fuzz", seconds, seed, current, *sorted(CORPUS.iterdir()), target=target, timeout=seconds + 300
-    )
+    """Runs the fuzzer once, from what earlier runs in this folder found. Prints its counts, or what broke and where its
+    input is now.
+    """
+    found = built.folder / "found"
+    known = [*CORPUS.iterdir(), *(found.iterdir() if found.is_dir() else [])]
+    command = ("fuzz", seconds, seed, built.folder, *sorted(known))
+    done = built.run("operators", *command, target=target, timeout=seconds + 600)
     if done.returncode == 0:
         print(f"operators, {target or 'best target'}, seed {seed}: {done.stdout.strip()}", flush=True)
         return True
-    written = current.read_bytes()
+    written = (built.folder / "current").read_bytes()
     broke = written[8 : 8 + int.from_bytes(written[:8], "little")]
     place = CORPUS / f"broke-{hashlib.sha256(broke).hexdigest()[:12]}"
     place.write_bytes(broke)

@@ -19,7 +19,9 @@ namespace fuzz {
 
 class Bytes {
  public:
-  Bytes(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
+  Bytes(const uint8_t* data, size_t size) : begin_(data), at_(data), end_(data + size) {}
+
+  size_t Used() const { return static_cast<size_t>(at_ - begin_); }
 
   uint8_t Byte() { return at_ < end_ ? *at_++ : 0; }
   int64_t Below(int64_t count) { return (count > 256 ? Byte() * 256 + Byte() : Byte()) % count; }
@@ -33,6 +35,7 @@ class Bytes {
   T OneOf(const T (&values)[kCount]) {
     return values[Below(kCount)];
   }
+  int64_t Near(int64_t old) { return static_cast<int64_t>(static_cast<uint64_t>(old) + static_cast<uint64_t>(Below(3)) - 1); }
   // A number that is likely to break something, or one near `old`, or any.
   int64_t Number(int64_t old) {
     constexpr int64_t kMost = std::numeric_limits<int64_t>::max(), kLeast = std::numeric_limits<int64_t>::min();
@@ -41,14 +44,14 @@ class Bytes {
                                     1024, 65535,     65536,     1 << 20,   1 << 24,    1 << 30,  INT32_MAX, INT32_MIN, int64_t{1} << 31, int64_t{1} << 32,
                                     int64_t{1} << 40, int64_t{1} << 62, kMost, kMost - 3, kLeast, kLeast + 1};
     switch (Below(4)) {
-      case 0: return static_cast<int64_t>(static_cast<uint64_t>(old) + static_cast<uint64_t>(Below(7)) - 3);
+      case 0: return Near(old);
       case 1: return static_cast<int64_t>(Word());
       default: return OneOf(kNumbers);
     }
   }
 
  private:
-  const uint8_t *at_, *end_;
+  const uint8_t *begin_, *at_, *end_;
 };
 
 class Random {
@@ -97,6 +100,9 @@ class Case {
     }
     if (damage) Damage();
   }
+
+  // How many bytes of the string it is made of.
+  size_t Used() const { return bytes_.Used(); }
 
  private:
   static constexpr int64_t kTokens[] = {1, 1, 1, 2, 3, 5, 17, 130};
@@ -395,12 +401,35 @@ class Case {
     if (!input.constant && !declare_) std::fill(input.declared.dims.begin(), input.declared.dims.end(), -1);
   }
 
+  // Sets an element of an int64 input: an id or a count.
+  void SetNumber() {
+    std::vector<const OrtValue*> numbers;
+    for (const auto& input : node.inputs) {
+      if (input.value != nullptr && input.value->info.type == sol::kInt64 && input.value->Bytes() > 0) numbers.push_back(input.value);
+    }
+    if (numbers.empty()) return;
+    const OrtValue& value = *numbers[static_cast<size_t>(bytes_.Below(static_cast<int64_t>(numbers.size())))];
+    const int64_t number = bytes_.Flag() ? bytes_.Near(Bound()) : bytes_.Number(0);
+    std::memcpy(value.data.get() + static_cast<size_t>(bytes_.Byte()) * 8 % value.Bytes(), &number, 8);
+  }
+  // A length or an attribute: a number that is likely to bound another one.
+  int64_t Bound() {
+    if (bytes_.Flag() && !node.attributes.empty()) {
+      const auto& attribute = node.attributes[static_cast<size_t>(bytes_.Below(static_cast<int64_t>(node.attributes.size())))];
+      const int64_t* number = std::get_if<int64_t>(&attribute.value);
+      return number != nullptr ? *number : 0;
+    }
+    const OrtValue* value = node.inputs[static_cast<size_t>(bytes_.Below(static_cast<int64_t>(node.inputs.size())))].value;
+    if (value == nullptr || value->info.dims.empty()) return 0;
+    return value->info.dims[static_cast<size_t>(bytes_.Below(static_cast<int64_t>(value->info.dims.size())))];
+  }
+
   void Damage() {
     constexpr sol::Type kTypes[] = {sol::kFloat, sol::kFloat16, sol::kInt8, sol::kUInt8, sol::kUInt4, sol::kInt64};
     for (int64_t left = bytes_.Below(4); left > 0; --left) {
       damaged = true;
       const int64_t what = bytes_.Below(14);
-      if (what < 5) {
+      if (what < 5) {  // an attribute
         if (node.attributes.empty()) continue;
         const size_t at = static_cast<size_t>(bytes_.Below(static_cast<int64_t>(node.attributes.size())));
         auto& value = node.attributes[at].value;
@@ -419,14 +448,18 @@ class Case {
         }
         continue;
       }
+      if (what == 5) {
+        SetNumber();
+        continue;
+      }
       if (node.inputs.empty()) continue;
       OrtKernelInfo::Input& input = node.inputs[static_cast<size_t>(bytes_.Below(static_cast<int64_t>(node.inputs.size())))];
       if (input.value == nullptr) continue;
       std::vector<int64_t> dims = input.value->info.dims;
       const size_t axis = dims.empty() ? 0 : static_cast<size_t>(bytes_.Below(static_cast<int64_t>(dims.size())));
       switch (what) {
-        case 5:
         case 6:
+        case 11:
           if (dims.empty()) break;
           dims[axis] = bytes_.Number(dims[axis]);
           if (dims[axis] < 0) dims[axis] = 0;
@@ -438,17 +471,15 @@ class Case {
           break;
         case 8: Replace(input, bytes_.OneOf(kTypes), dims); break;
         case 9: input.constant = !input.constant; break;
-        case 10:
-          // A graph may declare another shape for what a node computes.
+        case 10: {
+          // What a node computes may have another shape than the graph declares.
           if (input.constant || dims.empty()) break;
-          input.declared.dims[axis] = bytes_.Number(dims[axis]);
+          const std::vector<int64_t> declared = dims;
+          dims[axis] = std::max<int64_t>(bytes_.Flag() ? bytes_.Number(dims[axis]) : dims[axis] - 1, 0);
+          Replace(input, input.value->info.type, dims);
+          input.declared.dims = declared;
           break;
-        case 11:
-          if (input.value->info.type == sol::kInt64 && input.value->Bytes() > 0) {
-            const int64_t number = bytes_.Number(0);
-            std::memcpy(input.value->data.get() + static_cast<size_t>(bytes_.Byte()) * 8 % input.value->Bytes(), &number, 8);
-          }
-          break;
+        }
         case 12:
           if (bytes_.Flag()) {
             node.inputs.pop_back();
