@@ -133,18 +133,20 @@ inline OrtStatus* CopyName(const std::string& name, char* to, size_t* size) {
   return nullptr;
 }
 
-// Tasks in their order on one thread, or handed out to several.
+// Tasks in their order on one thread, or handed out to several, which begin together: else the first one has done all before others start.
 inline void RunTasks(void (*run)(void*, size_t), size_t tasks, size_t threads, void* user) {
   if (threads <= 1) {
     for (size_t i = 0; i < tasks; ++i) run(user, i);
     return;
   }
-  std::atomic<size_t> next{0};
+  const size_t count = std::min(threads, tasks);
+  std::atomic<size_t> next{0}, ready{0};
   const auto work = [&] {
+    for (++ready; ready.load(std::memory_order_relaxed) < count;) std::this_thread::yield();
     for (size_t i = next++; i < tasks; i = next++) run(user, i);
   };
   std::vector<std::thread> others;
-  for (size_t i = 1; i < std::min(threads, tasks); ++i) others.emplace_back(work);
+  for (size_t i = 1; i < count; ++i) others.emplace_back(work);
   work();
   for (std::thread& thread : others) thread.join();
 }
