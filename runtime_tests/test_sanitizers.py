@@ -8,16 +8,14 @@ and the split of the work are the same for every target.
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.sanitized_build import ADDRESS, BASELINE, CORPUS, THREAD, Build, MissingError, build
+from helpers.sanitized_build import ADDRESS, BASELINE, CORPUS, THREAD, Build, MissingError, best_target, build
 from helpers.simd_targets import X86_TARGETS
-from sol_rt.ops import library_path
 
 TESTS = Path(__file__).parent
 CHECKS = ("check_attention", "check_elementwise", "check_matmul", "check_team")
@@ -30,34 +28,21 @@ pytestmark = [
 ]
 
 
-def best_target() -> str:
-    library = library_path()
-    if library is None:
-        pytest.skip("the native operators are not built")
-    function = ctypes.CDLL(str(library)).SolOpsTarget
-    function.restype = ctypes.c_char_p
-    name = str(function().decode())
-    if name not in X86_TARGETS:
-        pytest.skip("names SIMD targets of x86")
-    return name
-
-
-def built(folder: Path, sanitize: str, targets: tuple[str, ...]) -> Build:
+@pytest.fixture(scope="module")
+def address() -> Build:
     try:
-        return build(folder, sanitize, targets)
+        return build(ADDRESS, best_target())
     except MissingError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    return built(tmp_path_factory.mktemp("address"), ADDRESS, (best_target(),))
-
-
-@pytest.fixture(scope="module")
-def thread(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    best_target()
-    return built(tmp_path_factory.mktemp("thread"), THREAD, ())
+def thread() -> Build:
+    try:
+        best_target()
+        return build(THREAD)
+    except MissingError as error:
+        pytest.skip(str(error))
 
 
 def assert_clean(run: Build, program: str, *arguments: object, target: str | None = None) -> str:

@@ -3,8 +3,9 @@
     python runtime_tests/fuzz/operators.py --seconds 60
 
 Byte strings say which operator runs, its attributes, the shapes of its tensors and what they hold, and how all that is
-damaged: operators_case.h. What breaks an operator goes to runtime_tests/corpus/operators, which the tests replay.
-Exits with 1 where something broke, with 2 where it can't run here.
+damaged: operators_case.h. The build and what earlier runs found are kept in build/sanitized. What breaks an operator
+goes to runtime_tests/corpus/operators, which the tests replay. Exits with 1 where something broke, with 2 where it
+can't run here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers.sanitized_build import ADDRESS, CORPUS, ROOT, Build, MissingError, build
-from helpers.simd_targets import X86_TARGETS
+from helpers.sanitized_build import ADDRESS, BASELINE, CORPUS, Build, MissingError, best_target, build
 
 
 def fuzz(built: Build, seconds: float, seed: int, target: str | None) -> bool:
@@ -44,13 +44,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="how long to fuzz, after the build")
     parser.add_argument("--seed", type=int, default=None, help="the first seed; default: another one each time")
-    parser.add_argument("--target", choices=X86_TARGETS, help="SIMD target that the kernels run on; default: the best")
-    parser.add_argument("--build", type=Path, default=ROOT / "build" / "sanitized", help="build folder, kept")
+    parser.add_argument(
+        "--baseline", action="store_true", help="run the kernels of the lowest SIMD target, not the best"
+    )
     options = parser.parse_args()
     seed = random.randrange(2**32) if options.seed is None else options.seed
     try:
-        built = build(options.build, ADDRESS, tuple(X86_TARGETS))
-        return 0 if fuzz(built, options.seconds, seed, options.target) else 1
+        built = build(ADDRESS, best_target())
+        return 0 if fuzz(built, options.seconds, seed, BASELINE if options.baseline else None) else 1
     except MissingError as error:
         print(f"operators: not fuzzed: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.simd_targets import X86_TARGETS
+from sol_rt.ops import library_path
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "runtime_tests" / "corpus" / "operators"
@@ -83,19 +85,37 @@ class Build:
         return subprocess.run(command, env=everything, capture_output=True, text=True, check=False, timeout=1200)
 
 
-def build(folder: Path, sanitize: str, targets: tuple[str, ...]) -> Build:
-    """Builds for some SIMD targets, the baseline among them: each takes its time to compile.
+def best_target() -> str:
+    """This processor's best SIMD target.
+
+    Raises:
+        MissingError: The native operators are not built, or not for x86-64.
+    """
+    library = library_path()
+    if library is None:
+        raise MissingError("the native operators are not built")
+    function = ctypes.CDLL(str(library)).SolOpsTarget
+    function.restype = ctypes.c_char_p
+    name = str(function().decode())
+    if name not in X86_TARGETS:
+        raise MissingError("only SIMD targets of x86-64 are built with sanitizers")
+    return name
+
+
+def build(sanitize: str, *targets: str) -> Build:
+    """Builds for some SIMD targets and the baseline: each takes its time to compile. The build folder is kept.
 
     Raises:
         MissingError: Something that it takes is not here.
         RuntimeError: The build failed; the text is what it printed at last.
     """
     runtimes(sanitize)
+    folder = ROOT / "build" / "sanitized" / sanitize.partition(",")[0]
     cmake = shutil.which("cmake")
     if cmake is None:
         raise MissingError("no cmake")
-    others = ["HWY_SSSE3", "HWY_AVX3_ZEN4", "HWY_AVX3_SPR"]
-    others += [f"HWY_{name}" for name in X86_TARGETS if name not in (*targets, BASELINE)]
+    others = [f"HWY_{name}" for name in X86_TARGETS if name not in (*targets, BASELINE)]
+    others = ["HWY_SSSE3", *others, "HWY_AVX3_ZEN4", "HWY_AVX3_SPR"]
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     options = [f"-DSOL_SANITIZE={sanitize}", f"-DSOL_DISABLED_TARGETS={';'.join(others)}", "-DSOL_NATIVE=ON"]
     _checked([cmake, "-S", str(ROOT), "-B", str(folder), *generator, *options, "-DCMAKE_CXX_COMPILER=g++"])
