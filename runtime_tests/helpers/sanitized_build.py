@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,12 +112,13 @@ def build(sanitize: str, *targets: str) -> Build:
     """
     runtimes(sanitize)
     folder = ROOT / "build" / "sanitized" / sanitize.partition(",")[0]
-    cmake = shutil.which("cmake")
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
     if cmake is None:
         raise MissingError("no cmake")
     others = [f"HWY_{name}" for name in X86_TARGETS if name not in (*targets, BASELINE)]
     others = ["HWY_SSSE3", *others, "HWY_AVX3_ZEN4", "HWY_AVX3_SPR"]
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
     options = [f"-DSOL_SANITIZE={sanitize}", f"-DSOL_DISABLED_TARGETS={';'.join(others)}", "-DSOL_NATIVE=ON"]
     _checked([cmake, "-S", str(ROOT), "-B", str(folder), *generator, *options, "-DCMAKE_CXX_COMPILER=g++"])
     _checked([cmake, "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0)))])
