@@ -32,7 +32,7 @@ class NestedGather {
     const size_t tokens = static_cast<size_t>(ids.Elements());
     for (size_t t = 0; t < tokens; ++t) {
       if (id[t] < 0 || id[t] >= static_cast<int64_t>(w_.N)) {
-        throw Error(std::string(kName) + ": token id " + std::to_string(id[t]) + ", expected 0 to " +
+        throw Error(std::string(kName) + ": input ids: got token id " + std::to_string(id[t]) + ", expected 0 to " +
                     std::to_string(w_.N - 1));
       }
     }
