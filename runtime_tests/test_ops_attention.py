@@ -576,6 +576,36 @@ def test_bad_input_is_one_line(name: str, value: np.ndarray) -> None:
     assert name in message or name in ("cos", "sin", "past_key")
 
 
+def test_tokens_of_all_kv_heads_are_counted_in_32_bits() -> None:
+    """Their scores are, so a cache with more of them is refused. The array's memory is never touched."""
+    dims = Dims(kv_heads=1024, group=1, head_dim=2, rotary_dim=2, capacity=4, int8=True)
+    feeds = make_inputs(Case(dims, 3, 1, 0)) | {"past_key": np.zeros((1, 1024, 2**20 + 4, 2), np.int8)}
+    with pytest.raises(
+        Exception, match=r"SparseAttention: input past_key: got capacity 1048580, expected .* to 1048576"
+    ):
+        session(dims).run(None, feeds)
+
+
+@pytest.mark.parametrize("counts", [0, 2], ids=["fewer", "more"])
+def test_computed_counts_of_another_length_than_declared_are_refused(counts: int) -> None:
+    """ONNX Runtime holds a graph's inputs to the lengths that it declares, not what nodes compute."""
+    case = Case(Dims(), 100, 1, 3)
+    model = model_of(case.dims)
+    graph = model.graph
+    declared = next(value for value in graph.input if value.name == "kv_pages")
+    graph.input.remove(declared)
+    declared.type.tensor_type.shape.dim[0].dim_value = 1
+    graph.value_info.append(declared)
+    graph.input.append(helper.make_tensor_value_info("flags", TensorProto.FLOAT, ["n"]))
+    graph.initializer.append(helper.make_tensor("flat", TensorProto.INT64, [1], [-1]))
+    graph.node.insert(0, helper.make_node("NonZero", ["flags"], ["places"]))
+    graph.node.insert(1, helper.make_node("Reshape", ["places", "flat"], ["kv_pages"]))
+    feeds = make_inputs(case)
+    del feeds["kv_pages"]
+    with pytest.raises(Exception, match=rf"SparseAttention: input kv_pages: got shape \[{counts}\], expected \[1\]"):
+        open_session(model).run(None, feeds | {"flags": np.ones(counts, np.float32)})
+
+
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [

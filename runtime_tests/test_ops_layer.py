@@ -458,6 +458,9 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
         ("qkv_bits", 6),
         ("o_bits", 6),
         ("norm", "batch"),
+        ("epsilon", -1.0),
+        ("epsilon", float("nan")),
+        ("epsilon", float("inf")),
         ("activation", "swish"),
         ("num_heads", 3),
         ("qkv_bias", 1),
@@ -467,7 +470,7 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
         ("page_size", 16),
     ],
 )
-def test_damaged_layers_are_refused(attribute: str, value: int | str) -> None:
+def test_damaged_layers_are_refused(attribute: str, value: float | str) -> None:
     model = onnx.ModelProto()
     layer = Layer(describe("llama"), 5 if attribute in ("up_bits", "down_bits") else 4, 1, 0)
     model.CopyFrom(layer.model)

@@ -610,6 +610,23 @@ def test_every_target_of_this_machine(target: str) -> None:
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+def test_an_input_of_high_rank_is_refused_by_name() -> None:
+    model = matmul_model(Nested.random(np.random.default_rng(12), 64, 40, 4), rank=9)
+    with pytest.raises(Exception, match=r"NestedMatMul: input x: got shape of rank 9, expected \[..., 64\]"):
+        run(model, np.ones((1,) * 8 + (64,), np.float32))
+
+
+def test_errors_show_only_the_beginning_of_a_text_of_the_graph() -> None:
+    model = Mlp.random(np.random.default_rng(13), 64, 128, 4).model()
+    attribute = next(a for a in model.graph.node[0].attribute if a.name == "activation")
+    attribute.CopyFrom(helper.make_attribute("activation", "line\n" * 1000))
+    with pytest.raises(
+        Exception, match=r"PrunedMLP: attribute activation: got line\?line.*\.\.\., expected silu"
+    ) as caught:
+        open_session(model)
+    assert len(str(caught.value)) < 400
+
+
 def test_an_old_runtime_is_told_so() -> None:
     """RegisterCustomOps on a host without API 21 returns a status and does not abort."""
     made: list[bytes] = []

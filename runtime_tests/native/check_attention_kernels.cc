@@ -228,7 +228,7 @@ class Checker {
     sol::DecodePlan plan{};
     plan.sparse = true;
     plan.padded_dim = sol::RoundUp(call_.head_dim, sol::kMaxLanes);
-    plan.code_stride = sol::RoundUp(sol::kPageSize * sol::RoundUp(call_.CodeBytes(), 4), 4 * sol::kMaxLanes);
+    plan.code_stride = call_.CodeStride();
     plan.old_tokens = (call_.pages - 1) * sol::kPageSize;
     plan.chunk_tokens = 4 * sol::kMaxLanes;
     plan.token_blocks = sol::DivideUp(plan.old_tokens, sol::kBlockTokens);
@@ -237,7 +237,7 @@ class Checker {
     const int64_t chunks = call_.kv_heads * sol::DivideUp(call_.total, plan.chunk_tokens), parts = call_.kv_heads * plan.token_blocks;
     std::vector<float> query(call_.heads * plan.padded_dim), step(call_.heads), sum(call_.heads), weights(call_.heads * plan.score_stride),
         block_max(call_.heads * plan.token_blocks), block_sum(block_max), max(chunks * call_.group), sums(max), values(max.size() * plan.padded_dim);
-    std::vector<int8_t> low((call_.heads + 1) * plan.code_stride), high(low);
+    std::vector<int8_t> low(call_.heads * plan.code_stride), high(low);
     std::vector<int32_t> scores(call_.kv_heads * plan.score_stride), candidates(scores.size() + sol::kMaxLanes),
         tokens(call_.kv_heads * plan.list_stride), listed(call_.kv_heads), first_chunk(call_.kv_heads + 1);
     std::vector<std::atomic<int32_t>> pending(call_.kv_heads);

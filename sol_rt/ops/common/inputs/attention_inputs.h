@@ -74,4 +74,15 @@ inline AttentionSizes ReadAttentionSizes(const Attributes& attributes, const cha
   return sizes;
 }
 
+// The capacity of the cache that the input past_key is.
+inline int64_t ReadCapacity(const char* op, const Tensor& key, bool int8, int64_t kv_heads, int64_t head_dim) {
+  Expect(op, "past_key", key, int8 ? kInt8 : kFloat16, {1, kv_heads, -1, head_dim});
+  const int64_t capacity = key.dims[2], most = kMaxCapacity / kv_heads;
+  if (capacity % kPageSize != 0 || capacity > most) {
+    throw Error(std::string(op) + ": input past_key: got capacity " + std::to_string(capacity) + ", expected a multiple of " +
+                std::to_string(kPageSize) + " up to " + std::to_string(most));
+  }
+  return capacity;
+}
+
 }  // namespace sol

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <string>
 
 #include "common/inputs/attention_inputs.h"
@@ -38,9 +39,18 @@ inline int64_t LayerIndex(const Attributes& attributes) { return attributes.Int(
 inline bool HasLayerNorm(const Attributes& attributes, const char* op) {
   const std::string norm = attributes.String("norm");
   if (norm != "rms" && norm != "layer") {
-    throw Error(std::string(op) + ": attribute norm: got " + norm + ", expected rms or layer; export the bundle again");
+    throw Error(std::string(op) + ": attribute norm: got " + Shown(norm) + ", expected rms or layer; export the bundle again");
   }
   return norm == "layer";
+}
+
+// What a norm adds to the mean square or the variance.
+inline float ReadEpsilon(const Attributes& attributes, const char* op) {
+  const float epsilon = attributes.Float("epsilon");
+  if (!(epsilon >= 0.0f) || !std::isfinite(epsilon)) {
+    throw Error(std::string(op) + ": attribute epsilon: got " + std::to_string(epsilon) + ", expected a finite number from 0; export the bundle again");
+  }
+  return epsilon;
 }
 
 // Whether what the heads give, `width` numbers, is whole blocks of the next matrix.

@@ -52,7 +52,7 @@ inline int64_t Channels(const Attributes& attributes, const char* op, const char
 
 // Whether the input x has `channels` in its last axis.
 inline void ExpectChannels(const char* op, const Tensor& x, size_t channels) {
-  if (x.rank == 0 || x.dims[x.rank - 1] != static_cast<int64_t>(channels)) {
+  if (x.rank == 0 || x.rank > Tensor::kMaxRank || x.dims[x.rank - 1] != static_cast<int64_t>(channels)) {
     throw Error(std::string(op) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(channels) + "]");
   }
 }
@@ -108,7 +108,7 @@ inline Activation ReadActivation(const Attributes& attributes, const char* op) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
   if (name == "relu") return Activation::kRelu;
-  throw Error(std::string(op) + ": attribute activation: got " + name + ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
+  throw Error(std::string(op) + ": attribute activation: got " + Shown(name) + ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
 }
 
 // The inputs of PrunedMLP that depend on its bits.

@@ -16,6 +16,8 @@
 #include <array>
 #include <cstddef>
 #include <exception>
+#include <new>
+#include <string>
 
 #include "common/onnx/node.h"
 
@@ -46,16 +48,18 @@ constexpr std::array<Port, (kSizes + ...)> Join(const std::array<Port, kSizes>&.
   return joined;
 }
 
-// Runs f and turns an exception into a status: none may cross into ONNX Runtime.
+// Runs f for the operator `op` and turns an exception into a status: none may cross into ONNX Runtime.
 template <class F>
-OrtStatus* Guard(F&& f) {
+OrtStatus* Guard(const char* op, F&& f) {
   try {
     f();
     return nullptr;
+  } catch (const std::bad_alloc&) {
+    return Api().CreateStatus(ORT_FAIL, (std::string(op) + ": out of memory; use a shorter prompt or context").c_str());
   } catch (const std::exception& error) {
     return Api().CreateStatus(ORT_FAIL, error.what());
   } catch (...) {
-    return Api().CreateStatus(ORT_FAIL, "unknown error in a native operator");
+    return Api().CreateStatus(ORT_FAIL, (std::string(op) + ": unknown error").c_str());
   }
 }
 
@@ -87,10 +91,10 @@ const OrtCustomOp* Define() {
     op.GetStartVersion = [](Op) { return 1; };
     op.GetEndVersion = [](Op) { return 1; };
     op.CreateKernelV2 = [](Op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-      return Guard([&] { *kernel = new Kernel(Attributes(Kernel::kName, info)); });
+      return Guard(Kernel::kName, [&] { *kernel = new Kernel(Attributes(Kernel::kName, info)); });
     };
     op.KernelComputeV2 = [](void* kernel, OrtKernelContext* raw) {
-      return Guard([&] {
+      return Guard(Kernel::kName, [&] {
         Context context(raw);
         static_cast<const Kernel*>(kernel)->Compute(context);
       });

@@ -48,7 +48,7 @@ SOL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
   }
   sol::g_api = api;
   OrtStatus* status = nullptr;
-  OrtStatus* failure = sol::Guard([&] { status = sol::Register(options); });
+  OrtStatus* failure = sol::Guard("native operators", [&] { status = sol::Register(options); });
   return failure != nullptr ? failure : status;
 }
 }

@@ -42,7 +42,17 @@ constexpr Type kUInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr Type kUInt4 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT4;
 constexpr Type kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
-// A view of a tensor; `data` is null where an optional input is absent.
+// What a file says, as an error shows it: on one line, and no more than its beginning.
+inline std::string Shown(const std::string& text) {
+  constexpr size_t kMost = 60;
+  std::string shown = text.substr(0, kMost);
+  for (char& c : shown) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return text.size() > kMost ? shown + "..." : shown;
+}
+
+// A view of a tensor; `data` is null where an optional input is absent. Of a rank above kMaxRank, the lengths are unknown.
 struct Tensor {
   static constexpr size_t kMaxRank = 8;
   const void* data = nullptr;
@@ -55,12 +65,17 @@ struct Tensor {
   const T* As() const {
     return static_cast<const T*>(data);
   }
+  // Of a rank up to kMaxRank.
   int64_t Elements() const {
     int64_t n = 1;
+    for (size_t i = 0; i < rank; ++i) {
+      if (dims[i] == 0) return 0;  // the product of the other lengths may be beyond 64 bits
+    }
     for (size_t i = 0; i < rank; ++i) n *= dims[i];
     return n;
   }
   std::string Shape() const {
+    if (rank > kMaxRank) return "of rank " + std::to_string(rank);
     std::string text = "[";
     for (size_t i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(dims[i]);
     return text + "]";
@@ -74,11 +89,9 @@ inline Tensor Describe(const OrtValue* value) {
   Check(Api().GetTensorTypeAndShape(value, &info));
   OrtStatus* status = Api().GetTensorElementType(info, &tensor.type);
   if (status == nullptr) status = Api().GetDimensionsCount(info, &tensor.rank);
-  const bool fits = tensor.rank <= Tensor::kMaxRank;
-  if (status == nullptr && fits) status = Api().GetDimensions(info, tensor.dims.data(), tensor.rank);
+  if (status == nullptr && tensor.rank <= Tensor::kMaxRank) status = Api().GetDimensions(info, tensor.dims.data(), tensor.rank);
   Api().ReleaseTensorTypeAndShapeInfo(info);
   Check(status);
-  if (!fits) throw Error("a tensor of rank " + std::to_string(tensor.rank) + ", expected at most 8");
   void* data = nullptr;
   Check(Api().GetTensorMutableData(const_cast<OrtValue*>(value), &data));
   static const char empty = 0;  // an empty tensor is present all the same

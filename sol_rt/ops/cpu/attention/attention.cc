@@ -87,13 +87,7 @@ Attention::Attention(const Attributes& attributes, const char* op, bool int8, si
 AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const Tensor& sin, int64_t tokens) const {
   AttentionCall call = sizes_;
   const int64_t dim = call.head_dim;
-  const Tensor key = context.Input(kKeyPort);
-  Expect(op_, "past_key", key, call.int8 ? kInt8 : kFloat16, {1, call.kv_heads, -1, dim});
-  call.capacity = key.dims[2];
-  if (call.capacity % kPageSize != 0 || call.capacity > kMaxCapacity) {
-    throw Error(std::string(op_) + ": input past_key: got capacity " + std::to_string(call.capacity) + ", expected a multiple of " +
-                std::to_string(kPageSize) + " up to " + std::to_string(kMaxCapacity));
-  }
+  call.capacity = ReadCapacity(op_, context.Input(kKeyPort), call.int8, call.kv_heads, dim);
   Expect(op_, "cos", cos, kFloat, {-1, call.rotary_dim / 2});
   Expect(op_, "sin", sin, kFloat, {cos.dims[0], call.rotary_dim / 2});
 
@@ -138,7 +132,7 @@ DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
   DecodePlan plan{};
   plan.sparse = call.kv_pages < call.pages - 1;
   plan.padded_dim = RoundUp(call.head_dim, kMaxLanes);
-  plan.code_stride = RoundUp(kPageSize * RoundUp(call.CodeBytes(), 4), 4 * kMaxLanes);
+  plan.code_stride = call.CodeStride();
   plan.old_tokens = (call.pages - 1) * kPageSize;
   const int64_t always = std::min(call.sinks, plan.old_tokens) + call.total - plan.old_tokens;
   plan.most_tokens = call.kv_heads * (plan.sparse ? call.kv_pages * kPageSize + always : call.total);

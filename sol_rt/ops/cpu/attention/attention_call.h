@@ -72,6 +72,10 @@ struct AttentionCall {
   int64_t RowBytes() const { return int8 ? head_dim : head_dim * static_cast<int64_t>(sizeof(hwy::float16_t)); }
   // Of one token.
   int64_t CodeBytes() const { return head_dim / 2; }
+  // Bytes of one nibble of a head's query codes. Where a token's bytes are no whole quads, a vector is read that begins with the last ones.
+  int64_t CodeStride() const {
+    return RoundUp(kPageSize * RoundUp(CodeBytes(), 4), 4 * kMaxLanes) + (CodeBytes() % 4 != 0 ? 4 * kMaxLanes : 0);
+  }
   uint8_t* PageCodes(int64_t kv_head, int64_t page) const { return key_codes + (kv_head * capacity + page * kPageSize) * CodeBytes(); }
   hwy::float16_t* PageRange(int64_t kv_head, int64_t page) const { return key_range + (kv_head * capacity + page * kPageSize) * 2; }
 };

@@ -84,7 +84,7 @@ class DecoderLayer {
     Norm ReadNorm(const char* name, int64_t n, bool has_bias) {
       const float* weight = ReadVector(attributes_, kName, port_++, name, n);
       const float* bias = has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
-      return Norm(weight, bias, static_cast<size_t>(n), attributes_.Float("epsilon"));
+      return Norm(weight, bias, static_cast<size_t>(n), ReadEpsilon(attributes_, kName));
     }
     Nested ReadMatrix(const char* name, const char* bits_name, int64_t K, int64_t N) {
       const int first = port_, bits = BitsOf(attributes_, kName, bits_name);

@@ -25,14 +25,14 @@ class NestedGather {
 
   void Compute(Context& context) const {
     const Tensor ids = context.Input(0);
-    if (ids.rank == Tensor::kMaxRank) {
+    if (ids.rank >= Tensor::kMaxRank) {
       throw Error(std::string(kName) + ": input ids: got shape " + ids.Shape() + ", expected [1, S]");
     }
     const int64_t* id = ids.As<int64_t>();
     const size_t tokens = static_cast<size_t>(ids.Elements());
     for (size_t t = 0; t < tokens; ++t) {
       if (id[t] < 0 || id[t] >= static_cast<int64_t>(w_.N)) {
-        throw Error(std::string(kName) + ": token id " + std::to_string(id[t]) + ", expected 0 to " +
+        throw Error(std::string(kName) + ": input ids: got token id " + std::to_string(id[t]) + ", expected 0 to " +
                     std::to_string(w_.N - 1));
       }
     }

@@ -5,7 +5,22 @@
 #include <new>
 #include <type_traits>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace sol {
+
+// Of tests with the address sanitizer: bytes that nothing may touch, as those behind an array, and bytes that may be used.
+#ifdef __SANITIZE_ADDRESS__
+inline constexpr size_t kFence = 64;
+inline void Forbid(const void* from, size_t bytes) { ASAN_POISON_MEMORY_REGION(from, bytes); }
+inline void Allow(const void* from, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(from, bytes); }
+#else
+inline constexpr size_t kFence = 0;
+inline void Forbid(const void*, size_t) {}
+inline void Allow(const void*, size_t) {}
+#endif
 
 // Uninitialized memory, 64-byte aligned, that grows and is kept: declare it thread_local.
 class Buffer {
@@ -25,6 +40,10 @@ class Buffer {
       memory_ = fresh;
       capacity_ = rounded - kSlack;
     }
+    if (memory_ != nullptr) {
+      Allow(memory_, bytes);
+      Forbid(static_cast<char*>(memory_) + bytes, capacity_ + kSlack - bytes);
+    }
     return static_cast<T*>(memory_);
   }
 
@@ -42,11 +61,14 @@ class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
 
+  // Null where there is no block, and sizes alone are asked for.
   template <class T>
   T* Take(size_t count) {
-    T* slice = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return slice;
+    char* const slice = base_ != nullptr ? base_ + used_ : nullptr;
+    const size_t bytes = count * sizeof(T), whole = (bytes + kAlignment - 1) / kAlignment * kAlignment + kFence;
+    used_ += whole;
+    if (slice != nullptr) Forbid(slice + bytes, whole - bytes);
+    return reinterpret_cast<T*>(slice);
   }
   // `count` objects, each as make() gives it; make may take from the same arena.
   template <class Make>

@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <thread>
@@ -53,6 +54,9 @@ class PhaseState {
     const uint64_t before = claimed_.fetch_add(from_back ? uint64_t{1} << 32 : 1, std::memory_order_relaxed);
     if (!left(before)) return false;
     task = from_back ? tasks - 1 - static_cast<size_t>(before >> 32) : static_cast<size_t>(before & kFront);
+#ifdef __SANITIZE_THREAD__
+    std::this_thread::sleep_for(std::chrono::microseconds(20));  // so that other members get tasks too: of one alone no race is seen
+#endif
     return true;
   }
 

@@ -27,13 +27,7 @@ class AttentionOp {
   AttentionCall Begin(const Run& run, const Tensor& cos, const Tensor& sin, int64_t tokens) const {
     const Context& context = run.Inputs();
     const int64_t dim = sizes_.head_dim, heads = sizes_.kv_heads;
-    const Tensor key = context.Input(kKeyPort);
-    Expect(op_, "past_key", key, int8_ ? kInt8 : kFloat16, {1, heads, -1, dim});
-    const int64_t capacity = key.dims[2];
-    if (capacity % sol::kPageSize != 0 || capacity > kMaxCapacity) {
-      throw Error(std::string(op_) + ": input past_key: got capacity " + std::to_string(capacity) + ", expected a multiple of " +
-                  std::to_string(sol::kPageSize) + " up to " + std::to_string(kMaxCapacity));
-    }
+    const int64_t capacity = ReadCapacity(op_, context.Input(kKeyPort), int8_, heads, dim);
     if (tokens > capacity) {
       throw Error(std::string(op_) + ": input past_length: got " + std::to_string(tokens) + " new tokens, expected at most the capacity " +
                   std::to_string(capacity) + "; enlarge the cache");

@@ -107,7 +107,7 @@ class DecoderLayer {
       Norm norm;
       norm.weight = Vector(name, n);
       if (has_bias) norm.bias = Vector(name, n);
-      norm.epsilon = attributes_.Float("epsilon");
+      norm.epsilon = ReadEpsilon(attributes_, kName);
       return norm;
     }
     Projection ReadProjection(const char* name, const char* bits_name, const char* bias, size_t active_port, const char* active_name, int64_t K,

@@ -1,5 +1,5 @@
-// Weights as a node's inputs: initializers, or inputs of the graph that the host has bound to device memory. Their shapes are checked once,
-// where the graph tells them, and where they lie is asked at every run.
+// Weights as a node's inputs: initializers, or inputs of the graph that the host has bound to device memory. The shapes that the graph tells
+// are checked once. Where weights lie, and the shapes of those that are no initializers, is asked at every run.
 #pragma once
 
 #include <array>
@@ -21,12 +21,13 @@ class WeightInput {
     size_t i = 0;
     for (const int64_t length : shape) dims_[i++] = length;
     Tensor declared = attributes.InputType(port);
-    checked_ = declared.type != kAny && declared.rank > 0;
-    for (size_t d = 0; d < declared.rank; ++d) checked_ = checked_ && declared.dims[d] >= 0;
-    if (!checked_) return;
+    bool known = declared.type != kAny && declared.rank > 0;
+    for (size_t d = 0; d < declared.rank; ++d) known = known && declared.dims[d] >= 0;
+    if (!known) return;
     static const char there = 0;
     declared.data = &there;
     ExpectShape(declared);
+    checked_ = attributes.IsConstant(port);
   }
 
   explicit operator bool() const { return op_ != nullptr; }
@@ -52,7 +53,7 @@ class WeightInput {
   Type type_ = kAny;
   size_t rank_ = 0;
   std::array<int64_t, 3> dims_{};
-  bool checked_ = false;  // else the graph does not tell the shape, and every run looks
+  bool checked_ = false;  // for good; else every run looks
 };
 
 // A nested matrix; `op` names it in errors.

@@ -2,6 +2,7 @@
 // device: of one that is none, the row is not a number.
 
 #include <array>
+#include <cstdint>
 #include <string>
 
 #include "common/onnx/op.h"
@@ -21,12 +22,16 @@ class NestedGather {
 
   void Compute(Context& context) const {
     const Tensor ids = context.Input(0);
-    if (ids.rank == Tensor::kMaxRank) throw Error(std::string(kName) + ": input ids: got shape " + ids.Shape() + ", expected [1, S]");
+    if (ids.rank >= Tensor::kMaxRank) throw Error(std::string(kName) + ": input ids: got shape " + ids.Shape() + ", expected [1, S]");
     const cuda::Weights w = matrix_.Read(context);
     auto shape = ids.dims;
     shape[ids.rank] = w.K;
     float* y = context.Output<float>(0, shape.data(), ids.rank + 1);
     if (ids.Elements() == 0) return;
+    if (ids.Elements() > INT32_MAX) {
+      throw Error(std::string(kName) + ": input ids: got " + std::to_string(ids.Elements()) + " tokens, expected at most " +
+                  std::to_string(INT32_MAX));
+    }
     cuda::Gather(cuda::Run(context, kName).Queue(), w, ids.As<int64_t>(), ids.Elements(), y);
   }
 
