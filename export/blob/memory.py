@@ -9,7 +9,7 @@ from pathlib import Path
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.decoder import Decoder
 
-PIECE_WEIGHTS = 1 << 23  # weights quantized at once
+PIECE_WEIGHTS = 1 << 21  # weights that a thread quantizes at once
 
 _MB = 1 << 20
 _LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime

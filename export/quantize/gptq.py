@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,16 @@ class HessianFactor:
                 return cls(order, lower.flip(0, 1), diagonal.numpy().copy())
             damping *= 10
 
+    @cached_property
+    def of_blocks(self) -> HessianFactor:
+        """The factorised second moment of the inputs summed over each block, S [KB, KB]: what shifting all weights of
+        a block costs.
+        """
+        with torch.inference_mode():
+            sums = torch.zeros(len(self.order) // BLOCK, len(self.order))
+            sums.index_add_(0, self.order // BLOCK, self.factor)
+            return HessianFactor.of(sums @ sums.T)
+
 
 def choose_codes(
     w: FloatArray,
@@ -86,8 +97,6 @@ def choose_codes(
     fixed: npt.NDArray[np.bool_] | None = None,
 ) -> Nested:
     """Chooses the codes of a quantized matrix again, by GPTQ. Scales and zero points stay.
-
-    The result does not depend on the number of threads.
 
     Args:
         w: weights, float32 [N, K].
@@ -102,47 +111,43 @@ def choose_codes(
     if fixed.all() and nested.planes == 0:
         return nested
     codes = np.empty((rows, channels), np.uint8)
-
-    def work(part: _Outputs) -> None:
-        codes[part.rows] = part.residual_codes(hessian) if part.keeps_base else part.nested_codes(hessian, levels)
-
-    with one_thread_each() as pool:
-        # where level 6 is not read, outputs whose 4-bit codes all stay have level 8 alone to be fitted
-        keeps_base = fixed.all(axis=1) & (6 not in levels)
-        parts = [
-            _Outputs(w, nested, fixed, group[start : start + _ROWS_AT_ONCE], kept)
-            for kept in (False, True)
-            for group in [np.flatnonzero(keeps_base == kept)]
-            for start in range(0, len(group), _ROWS_AT_ONCE)
-        ]
-        list(pool.map(work, parts))
+    # where level 6 is not read, outputs whose 4-bit codes all stay have level 8 alone to be fitted
+    keeps_base = fixed.all(axis=1) & (6 not in levels)
+    for kept in (False, True):
+        group = np.flatnonzero(keeps_base == kept)
+        for start in range(0, len(group), _ROWS_AT_ONCE):
+            part = _Outputs(w, nested, fixed, group[start : start + _ROWS_AT_ONCE])
+            codes[part.rows] = part.residual_codes(hessian) if kept else part.nested_codes(hessian, levels)
     return Nested.of_codes(codes, nested.planes, nested.scale, nested.zero)
 
 
 @contextmanager
 def one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many threads as torch has, in each of which torch works alone.
+    """A pool of as many threads as torch has, in each of which torch's operations run in that thread alone.
 
-    torch's results may differ in the last bits with the number of threads that share an operation. Here they do not.
+    The last bits of an operation may depend on how many threads share it, those of operations in this pool do not.
     """
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # the linear algebra library counts its threads for the whole process
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     finally:
         torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Some outputs of a matrix. All arrays but `rows` are of the whole matrix; for the kernels they are transposed."""
+    """Some outputs of a matrix; all arrays but `rows`, their places, are of the whole matrix."""
 
     w: FloatArray
     nested: Nested
     fixed: npt.NDArray[np.bool_]
     rows: npt.NDArray[np.int64]
-    keeps_base: bool
 
     def nested_codes(self, hessian: HessianFactor, levels: Collection[int]) -> ByteArray:
         """code8 by GPTQ for all levels together, uint8 [rows, K]."""

@@ -18,11 +18,11 @@ Both kernels take channels start, start + 1, …, start + n - 1 of K, in the Hes
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from sol_rt.export.quantize.compiled import compiled, inlined
 
 LANES = 128
 """R is a multiple of this."""
@@ -32,21 +32,9 @@ _ZERO, _ONE, _THREE, _FOUR, _FIFTEEN, _SIXTEEN = (np.float32(value) for value in
 _QUARTER, _SIXTEENTH = np.float32(1 / 4), np.float32(1 / 16)
 # places in the scratch memory. One array holds it all: of several, the compiler cannot tell that they do not overlap
 _T4, _T6, _T8, _W, _UNIT, _INVERSE, _SHIFT, _BASE, _E4, _E6, _E8, _CODE, _END = (LANES * row for row in range(13))
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    try:
-        # kept beside this file, or in the user's cache folder if this one is read-only
-        return numba.njit(cache=True, nogil=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither can be written: compile in every process
-        return numba.njit(nogil=True, **_OPTIONS)(function)
-
-
-_inlined = numba.njit(forceinline=True, **_OPTIONS)
-
-
-@_compiled
+@compiled
 def nested_codes(
     w: Any,
     owed: Any,
@@ -99,7 +87,7 @@ def nested_codes(
             _store(errors, codes, s, start + place, first, 3)
 
 
-@_compiled
+@compiled
 def residual_codes(
     w: Any,
     owed: Any,
@@ -134,7 +122,7 @@ def residual_codes(
 _index = np.uintp
 
 
-@_inlined
+@inlined
 def _load(s: Any, w: Any, grid: Any, base: Any, channel: Any, block: Any, first: Any) -> None:
     """Copies what belongs to a channel and LANES outputs from `first` into the scratch memory."""
     for lane in range(LANES):
@@ -146,7 +134,7 @@ def _load(s: Any, w: Any, grid: Any, base: Any, channel: Any, block: Any, first:
             s[_UNIT + row * LANES + lane] = grid[_index(block), _index(row), _index(first) + _index(lane)]
 
 
-@_inlined
+@inlined
 def _store(errors: Any, codes: Any, s: Any, channel: Any, first: Any, levels: Any) -> None:
     """Copies a channel's errors at the last `levels` levels and its codes out of the scratch memory."""
     for level in range(levels):
@@ -157,7 +145,7 @@ def _store(errors: Any, codes: Any, s: Any, channel: Any, first: Any, levels: An
         codes[_index(channel), _index(first) + _index(lane)] = s[_CODE + lane]
 
 
-@_inlined
+@inlined
 def _add_earlier(
     s: Any, owed: Any, errors: Any, factor: Any, start: Any, place: Any, first: Any, level: Any, row: Any
 ) -> None:
@@ -174,7 +162,7 @@ def _add_earlier(
         s[row * LANES + lane] = s[_W + lane] + s[row * LANES + lane] * reciprocal
 
 
-@_inlined
+@inlined
 def _after(q: Any, six: Any, eight: Any, weights: Any) -> Any:
     """The better of two codes after 4-bit code q / 16, and its weighted squared error at levels 6 and 8."""
     b = q + _within(np.rint((six - q) * _QUARTER), _THREE) * _FOUR
@@ -187,7 +175,7 @@ def _after(q: Any, six: Any, eight: Any, weights: Any) -> Any:
     return (code if better else other_code), (error if better else other_error)
 
 
-@_inlined
+@inlined
 def _within(value: Any, most: Any) -> Any:
     """`value` bounded to 0 … `most`."""
     value = value if value > _ZERO else _ZERO
