@@ -223,10 +223,10 @@ def export_bundle(
         to_store: StoredCalibration | None = None
         if text is not None:
             with stages(_HEAD) as report:
-                held_out = text.held_out[: effort.head_windows]
+                held_out = [window[: effort.trial_tokens] for window in text.held_out[: effort.head_windows]]
                 config = save(choose_lm_head_bits(folder, config, decoder, held_out, report))
             with stages(_SEARCH) as report:
-                searched = text.fitted[: effort.searched_windows]
+                searched = [window[: effort.trial_tokens] for window in text.fitted[: effort.searched_windows]]
                 config = save(active_channels.with_levels(folder, config, decoder, searched, report))
             with stages(_MEASURE) as report:
                 required = () if config.policy is None else config.policy.actions

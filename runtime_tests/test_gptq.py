@@ -129,6 +129,38 @@ def test_pieces_and_repetition_do_not_show(monkeypatch: pytest.MonkeyPatch) -> N
         assert np.array_equal(getattr(whole, part), getattr(pieces, part))
 
 
+@pytest.mark.parametrize("levels", [(8, 6, 4), (8, 4)])
+def test_every_code_is_the_best_after_those_before_it(levels: tuple[int, ...]) -> None:
+    """Of all 256, by the weighted squared errors of the levels in float64, in blocks that are fixed and others."""
+    rows, channels = 12, 128
+    w, hessian = made(7, rows, channels)
+    factor, plain = factor_of(hessian), quantize_matrix(w, 2, six_bits=False)
+    fixed = np.random.default_rng(7).random((rows, channels // BLOCK)) < 0.5
+    fixed[:3] = True
+    found = choose_codes(w, plain, factor, levels, fixed)
+    order, upper = factor.order.numpy(), factor.factor.double().numpy()
+    unit = np.repeat(found.scale.T.astype(np.float64), BLOCK, axis=1) / 16
+    zero = np.repeat(found.zero.T.astype(np.float64), BLOCK, axis=1)
+    codes = np.arange(256)[:, None]
+    weight = {4: 1.0, 6: 2.0, 8: 16.0}
+    loss = np.zeros((channels, 256, rows))
+    for level in levels:
+        error = (w - dequantize(found, level)).astype(np.float64)[:, order]
+        for place, channel in enumerate(order):
+            owed = error[:, :place] @ upper[:place, place] / upper[place, place]
+            read = codes >> (8 - level) << (8 - level)
+            value = (read - {4: 0.0, 6: 6.5, 8: 8.0}[level] - zero[:, channel]) * unit[:, channel]
+            loss[place] += weight[level] * ((w[:, channel] + owed - value) / unit[:, channel]) ** 2
+    stays = np.repeat(fixed, BLOCK, axis=1).T[order][:, None, :]
+    loss[stays & (codes >> 4 != plain.q.T[order][:, None, :])] = np.inf
+    chosen = np.take_along_axis(loss, found.codes.T[order][:, None, :].astype(np.int64), axis=1)[:, 0]
+    # the search looks at four codes, which are not always the best of 256, but at level 8 alone and mostly otherwise
+    best = np.isclose(chosen, loss.min(axis=1), rtol=1e-3, atol=1e-3)
+    if 6 not in levels:
+        assert best[:, :3].all()
+    assert best.mean() > 0.95
+
+
 @pytest.mark.parametrize("rank", [0, 1, 7])
 def test_hessians_without_full_rank_do(rank: int) -> None:
     """A few tokens, channels that are never on, or none at all."""
