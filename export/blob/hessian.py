@@ -46,20 +46,25 @@ class Inputs:
     matrix: str
     batches: tuple[Tensor, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all batches."""
+        return sum(map(len, self.batches))
+
     @torch.inference_mode()
     def hessian(self) -> Tensor:
         """H, float32 [K, K].
 
         Raises CheckpointError if the model's activations are not finite.
         """
-        tokens, channels = sum(map(len, self.batches)), self.batches[0].shape[1]
+        channels = self.batches[0].shape[1]
         found = torch.empty(channels, channels)
         for start in range(0, channels, _COLUMNS_AT_ONCE):
             part = slice(start, start + _COLUMNS_AT_ONCE)
             total = self.batches[0][:, part].T @ self.batches[0][:, start:]
             for batch in self.batches[1:]:
                 total.addmm_(batch[:, part].T, batch[:, start:])
-            total /= tokens
+            total /= self.tokens
             found[part, start:] = total
             found[start:, part] = total.T
         if not torch.isfinite(found.diagonal()).all():

@@ -203,13 +203,17 @@ def _fill_fitted(
     """Fits every matrix to its inputs. While the next layer runs, pieces of a few matrices are in the pool."""
     pending: deque[list[Future[None]]] = deque()
     for groups in inputs:
-        hessians = [pool.submit(lambda group: HessianFactor.of(group.hessian()), group) for group in groups]
+        hessians = [pool.submit(_factor, group) for group in groups]
         matrix = groups[0].matrix
         pending.append(fill.submit(pool, matrix, sources[matrix], hessians))
         while len(pending) > _MATRICES_AHEAD:
             _wait(pending.popleft())
     for pieces in pending:
         _wait(pieces)
+
+
+def _factor(inputs: Inputs) -> HessianFactor:
+    return HessianFactor.of(inputs.hessian(), inputs.tokens)
 
 
 def _wait(pieces: Sequence[Future[None]]) -> None:

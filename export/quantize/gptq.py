@@ -19,6 +19,7 @@ chosen is the one with the least weighted sum of the levels' squared errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,7 +42,13 @@ LEVELS = (4, 6, 8)
 # Weights of the levels' squared errors in the sum that a code minimises. With these the 8-bit level is no further from
 # the source than plain rounding. Equal weights would take another fifth off the error of level 4, but treble that of 8.
 _LEVEL_WEIGHTS = {4: 1.0, 6: 2.0, 8: 16.0}
-_DAMPING = 0.01  # times the mean of H's diagonal, added to the diagonal: H is estimated from a sample
+_DAMPING = 0.01  # times the mean of H's diagonal, added to the diagonal
+
+# The same for each channel per token that H was estimated from: with few tokens, most of what channels seem to have in
+# common is chance. For 1,536 channels and 2,000 tokens, GPTQ without this left level 8 two thirds more error on other
+# text than plain rounding; with it a tenth less.
+_DAMPING_OF_A_SAMPLE = 0.5
+
 _ROWS_AT_ONCE = 256
 _CHANNELS_AT_ONCE = 32
 
@@ -62,15 +69,18 @@ class HessianFactor:
     importance: FloatArray
 
     @classmethod
-    def of(cls, hessian: Tensor) -> HessianFactor:
-        """Factorises H, float32 [K, K], finite. Damping grows until H is positive definite in float32."""
+    def of(cls, hessian: Tensor, tokens: float = math.inf) -> HessianFactor:
+        """Factorises H, float32 [K, K], finite, estimated from `tokens` inputs.
+
+        Damping grows until H is positive definite in float32.
+        """
         diagonal = hessian.diagonal()
         mean = max(float(diagonal.mean()), torch.finfo(torch.float32).tiny)
         order = torch.argsort(diagonal, descending=True, stable=True)
         # reversing both axes of the lower Cholesky factor of the reversed matrix gives the upper triangular R
         backwards = order.flip(0)
         reversed_hessian = hessian[backwards][:, backwards]
-        damping = _DAMPING
+        damping = _DAMPING + _DAMPING_OF_A_SAMPLE * len(hessian) / tokens
         while True:
             reversed_hessian.diagonal().add_(damping * mean)
             lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
