@@ -72,7 +72,7 @@ def test_hessians_are_of_what_transformers_modules_read(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
-    checkpoint, decoder, family = described(source)
+    _, decoder, family = described(source)
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
     read: dict[str, Any] = {}
     modules = dict(matrices(decoder, family.names))

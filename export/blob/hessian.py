@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def matrix_inputs(
 
         return hook
 
-    def run(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(layer: Any, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         current.read = {}
         with torch.inference_mode():
             return model.run(layer, batch), current.read
@@ -119,7 +120,7 @@ def matrix_inputs(
         progress("calibrating", index, decoder.num_layers)
         of_layer = {name: matrix for name, matrix in read_by.items() if matrix.startswith(f"layers.{index}.")}
         hooks = [model.module(name).register_forward_pre_hook(keep(matrix)) for name, matrix in of_layer.items()]
-        results = list(pool.map(run, batches))
+        results = list(pool.map(partial(run, layer), batches))
         for hook in hooks:
             hook.remove()
         batches = tuple(out for out, _ in results)

@@ -34,6 +34,10 @@ _QUARTER, _SIXTEENTH = np.float32(1 / 4), np.float32(1 / 16)
 _T4, _T6, _T8, _W, _UNIT, _INVERSE, _SHIFT, _BASE, _E4, _E6, _E8, _CODE, _END = (LANES * row for row in range(13))
 
 
+# An unsigned index spares the check whether it counts from the end, which keeps the compiler from SIMD.
+_index = np.uintp
+
+
 @compiled
 def nested_codes(
     w: Any,
@@ -116,10 +120,6 @@ def residual_codes(
                 s[_CODE + lane] = code
                 s[_E8 + lane] = s[_W + lane] - (code - shift) * s[_UNIT + lane]
             _store(errors, codes, s, start + place, first, 1)
-
-
-# An unsigned index spares the check whether it counts from the end, which keeps the compiler from SIMD.
-_index = np.uintp
 
 
 @inlined

@@ -21,7 +21,8 @@ from sol_rt.export.quantize.nested import ByteArray, FloatArray, Nested, quantiz
 # In sixteenths of a step. Rounding the zero point gives an error of at most 0.5; rounding the step to float16 adds a
 # little at the outermost codes.
 _LARGEST_ERROR = np.float32(0.6)
-_FARTHEST = np.float32(1)  # how far a zero point may move from the nearest one to make up for others, in sixteenths of a step
+# how far a zero point may move from the nearest one to make up for others, in sixteenths of a step
+_FARTHEST = np.float32(1)
 
 
 @dataclass(frozen=True)
