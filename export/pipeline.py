@@ -59,7 +59,7 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
     "comparing with the source",
     "hashing weights",
 )
-_SHARES = {_OPEN: 1, _ROUND: 3, _WRITE: 25, _FIT: 20, _HEAD: 5, _SEARCH: 8, _MEASURE: 25, _COMPARE: 4, _HASH: 1}
+_SHARES = {_OPEN: 1, _ROUND: 5, _WRITE: 34, _FIT: 27, _HEAD: 6, _SEARCH: 8, _MEASURE: 17, _COMPARE: 3, _HASH: 1}
 """About how long the stages of a quick calibration take, in percent of the whole."""
 _LEAST_SHARE = 0.01
 
