@@ -71,7 +71,7 @@ def test_each_code_is_the_best_one_after_those_before_it() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_few_tokens_do_not_mislead(seed: int) -> None:
-    """On other text than that of the Hessian, level 8 of fixed codes gains by GPTQ, if it knows how few tokens it saw."""
+    """On other text than the Hessian's, level 8 of fixed codes gains by GPTQ, if it knows how few tokens it saw."""
     rng, channels, tokens = np.random.default_rng(seed), 256, 200
     mixed = rng.standard_normal((channels, channels)) / np.sqrt(channels) + 2 * np.eye(channels)
     seen, true = rng.standard_normal((tokens, channels)) @ mixed, mixed.T @ mixed
