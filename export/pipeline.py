@@ -60,7 +60,7 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
     "comparing with the source",
     "hashing weights",
 )
-_SHARES = {_OPEN: 1, _ROUND: 3, _WRITE: 25, _FIT: 20, _HEAD: 5, _SEARCH: 8, _MEASURE: 25, _COMPARE: 4, _HASH: 1}
+_SHARES = {_OPEN: 1, _ROUND: 5, _WRITE: 34, _FIT: 27, _HEAD: 6, _SEARCH: 8, _MEASURE: 17, _COMPARE: 3, _HASH: 1}
 """About how long the stages of a quick calibration take, in percent of the whole."""
 _LEAST_SHARE = 0.01
 
@@ -224,10 +224,10 @@ def export_bundle(
         to_store: StoredCalibration | None = None
         if text is not None:
             with stages(_HEAD) as report:
-                held_out = text.held_out[: effort.head_windows]
+                held_out = [window[: effort.trial_tokens] for window in text.held_out[: effort.head_windows]]
                 config = save(choose_lm_head_bits(folder, config, decoder, held_out, report))
             with stages(_SEARCH) as report:
-                searched = text.fitted[: effort.searched_windows]
+                searched = [window[: effort.trial_tokens] for window in text.fitted[: effort.searched_windows]]
                 config = save(active_channels.with_levels(folder, config, decoder, searched, report))
             with stages(_MEASURE) as report:
                 required = () if config.policy is None else config.policy.actions

@@ -18,8 +18,9 @@ from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: 
 from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
-from sol_rt.export.blob.hessian import channel_groups, input_hessians  # noqa: E402
+from sol_rt.export.blob.hessian import channel_groups, matrix_inputs  # noqa: E402
 from sol_rt.export.blob.weights_file import fill_blob, layout  # noqa: E402
+from sol_rt.export.quantize.gptq import one_thread_each  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices  # noqa: E402
 from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import Family  # noqa: E402
@@ -54,6 +55,13 @@ def filled(source: Path, blob: Path) -> ModelWeights:
     return read_blob(blob, tensors_of(source, (8, 6, 4)), described(source)[1])
 
 
+def hessians_of(path: Path, windows: Any = WINDOWS, most_channels: int | None = None) -> dict[str, list[Any]]:
+    """The Hessians of the groups of every matrix."""
+    with one_thread_each() as pool:
+        inputs = list(matrix_inputs(*described(path), windows, silent, pool, most_channels))
+        return {groups[0].matrix: [group.hessian() for group in groups] for groups in inputs}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_random_checkpoint(tmp_path / "checkpoint", PRESETS["tiny-llama"])
@@ -64,7 +72,7 @@ def test_hessians_are_of_what_transformers_modules_read(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
-    checkpoint, decoder, family = described(source)
+    _, decoder, family = described(source)
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
     read: dict[str, Any] = {}
     modules = dict(matrices(decoder, family.names))
@@ -78,10 +86,11 @@ def test_hessians_are_of_what_transformers_modules_read(
     with torch.inference_mode():
         model(torch.tensor(WINDOWS))
     monkeypatch.setattr("sol_rt.export.blob.hessian._TOKENS_AT_ONCE", 100)  # several batches, the last one smaller
+    monkeypatch.setattr("sol_rt.export.blob.hessian._COLUMNS_AT_ONCE", 48)
     longer = [[*window, *[5] * extra] for extra, window in enumerate(WINDOWS)]  # cut to the shortest
-    got = dict(input_hessians(checkpoint, decoder, family, longer, silent))
+    got = hessians_of(source, longer)
     assert got.keys() == modules.keys()
-    split = dict(input_hessians(checkpoint, decoder, family, longer, silent, most_channels=64))
+    split = hessians_of(source, longer, most_channels=64)
     for matrix, (hessian,) in got.items():
         wanted = read[matrix].T @ read[matrix] / len(read[matrix])
         np.testing.assert_allclose(hessian, wanted, atol=2e-4 * float(wanted.diagonal().max()))
@@ -109,7 +118,7 @@ def test_groups_are_quantized_as_matrices_of_their_own(folder: Path, tmp_path: P
     split = read_blob(path, tensors, decoder).matrix("layers.1.down")
     whole = read_blob(fill(folder, tmp_path / "whole.bin"), tensors, decoder).matrix("layers.1.down")
     w = torch.from_numpy(checkpoint.read("model.layers.1.mlp.down_proj.weight"))
-    hessians = dict(input_hessians(checkpoint, decoder, family, WINDOWS, silent, 64))["layers.1.down"]
+    hessians = hessians_of(folder, most_channels=64)["layers.1.down"]
     start = 0
     for hessian in hessians:
         part = slice(start, start + len(hessian))
@@ -129,7 +138,7 @@ def test_outputs_of_a_calibrated_blob_are_closer(preset: str, tmp_path: Path) ->
     calibrated = filled(source, fill(source, tmp_path / "calibrated.bin"))
     plain = filled(source, fill(source, tmp_path / "plain.bin", windows=None))
     modules = matrices(decoder, family.names)
-    for matrix, (hessian,) in input_hessians(checkpoint, decoder, family, WINDOWS, silent):
+    for matrix, (hessian,) in hessians_of(source).items():
         w = torch.from_numpy(np.concatenate([checkpoint.read(f"{module}.weight") for module in modules[matrix]]))
 
         def lost(weights: ModelWeights, level: int, w: Any = w, hessian: Any = hessian, matrix: str = matrix) -> float:
@@ -155,6 +164,21 @@ def test_the_same_text_gives_the_same_file(folder: Path, tmp_path: Path) -> None
     one, other = fill(folder, tmp_path / "one.bin"), fill(folder, tmp_path / "other.bin")
     assert one.read_bytes() == other.read_bytes()
     assert one.read_bytes() != fill(folder, tmp_path / "plain.bin", windows=None).read_bytes()
+
+
+@pytest.mark.parametrize("tensors", ["floats", "Q4_1"])
+def test_the_number_of_threads_does_not_show(tensors: str, folder: Path, tmp_path: Path) -> None:
+    source = folder
+    if tensors != "floats":
+        source = GgufFile(tmp_path / "model.gguf", folder).metadata(16).tensors(tensors).write()
+    files, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            files.append(fill(source, tmp_path / f"{count}.bin").read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert files[0] == files[1] == files[2]
 
 
 def test_a_files_own_codes_stay_the_base(tmp_path: Path) -> None:

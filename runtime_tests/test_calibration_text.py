@@ -21,6 +21,7 @@ from sol_rt.export.actions.calibration_text import (
     generate_text,
     read_text,
 )
+from sol_rt.export.actions.effort import Effort
 from sol_rt.text.tokenizer import Tokenizer
 
 DENSE = Action(1.0, 1.0, 8)
@@ -88,8 +89,25 @@ def test_nothing_is_fitted_that_losses_are_measured_on(long: int, count: int, to
     assert scored.isdisjoint(token for window in text.fitted for token in window)
 
 
+@pytest.mark.parametrize(
+    ("weights", "coded", "fitted", "measured"),
+    [(135e6, True, 4, (512, 2048)), (135e6, False, 6, (512, 2048)), (1.5e9, True, 2, (512, 1788))],
+)
+def test_the_windows_of_a_quick_calibration(
+    weights: float, coded: bool, fitted: int, measured: tuple[int, ...]
+) -> None:
+    effort = Effort.quick(int(weights), coded)
+    stretch = list(range(effort.long))
+    parts = [(at, tuple(stretch[at : at + WINDOW])) for at in range(0, effort.long, WINDOW)]
+    text = CalibrationText.of(stretch, parts, [tuple(range(WINDOW))] * (effort.windows - len(parts)), "numbers")
+    assert min(len(text.fitted), effort.fitted) == fitted
+    assert len(text.held_out) >= max(effort.scored_windows, effort.head_windows)
+    assert contexts(len(text.long), 8192) == measured
+
+
 def test_the_contexts_of_a_stretch() -> None:
     assert contexts(4608, 8192) == (512, 2048, 4096)
+    assert contexts(2560, 8192) == (512, 2048)  # what is left reaches little further
     assert contexts(100_000, 2048) == (512, 1788)
     assert contexts(900, 8192) == (512, 640)
     assert contexts(700, 8192) == ()

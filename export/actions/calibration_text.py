@@ -101,11 +101,11 @@ def contexts(tokens: int, max_context: int) -> tuple[int, ...]:
     """The contexts at which losses are measured on a stretch of `tokens` tokens, ascending.
 
     Those of CONTEXTS behind which enough tokens follow. The first that does not fit is replaced by the longest that
-    does.
+    does, if that is a quarter longer than the others.
     """
     longest = (min(tokens, max_context) - _SCORED - 1) // PAGE_SIZE * PAGE_SIZE
     found = [context for context in CONTEXTS if context <= longest]
-    if found and len(found) < len(CONTEXTS) and longest > found[-1]:
+    if found and len(found) < len(CONTEXTS) and longest >= found[-1] * 5 // 4:
         found.append(longest)
     return tuple(found)
 

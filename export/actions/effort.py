@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from sol_rt.export.actions.calibration_text import LONG, WINDOW
 
 _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, within the bounds of `Effort.quick`
-_SCORED = 4e10  # the same for the tokens on which each candidate is scored
-_MOST_SCORED = 256
+_SCORED = 2e10  # the same for the tokens on which each candidate is scored
+_LEAST_WINDOWS = 4
+_LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
+_LEAST_SCORED, _MOST_SCORED = 16, 128
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Effort:
         most_channels: of a group of input channels that GPTQ fits together; None: all of a matrix.
         head_windows: held-out windows on which the LM head's bits are chosen.
         searched_windows: fitted windows on which active channels are searched.
+        trial_tokens: of each of these windows, half of them scored.
         scored_windows: most held-out windows on which variants are scored.
         long_tokens: most tokens scored after each context of the long stretch.
         kv_steps: the same for actions of KV density below 1, which run step by step.
@@ -38,6 +41,7 @@ class Effort:
     most_channels: int | None
     head_windows: int
     searched_windows: int
+    trial_tokens: int
     scored_windows: int
     long_tokens: int
     kv_steps: int
@@ -53,6 +57,7 @@ class Effort:
             most_channels=None,
             head_windows=4,
             searched_windows=3,
+            trial_tokens=WINDOW,
             scored_windows=8,
             long_tokens=WINDOW - 1,
             kv_steps=128,
@@ -68,19 +73,20 @@ class Effort:
             weights: of the model.
             coded: most of them have 4-bit codes in the source, so that little is left to fit.
         """
-        windows = round(_bounded(_WRITTEN / weights / WINDOW, 4, LONG // WINDOW))
-        scored = round(_bounded(_SCORED / weights, 16, _MOST_SCORED))
+        windows = round(_bounded(_WRITTEN / weights / WINDOW, _LEAST_WINDOWS, 6 if coded else 9))
+        scored = round(_bounded(_SCORED / weights, _LEAST_SCORED, _MOST_SCORED))
         return cls(
             windows=windows,
-            long=min(LONG, windows * WINDOW),
+            long=min(windows, _LONG_WINDOWS) * WINDOW,
             writes_cheaply=coded,
-            fitted=4 if coded else 8,
+            fitted=4 if coded else 6,
             most_channels=2560,
             head_windows=1,
-            searched_windows=1,
+            searched_windows=2,
+            trial_tokens=WINDOW * 3 // 4,
             scored_windows=2 if scored == _MOST_SCORED else 1,
-            long_tokens=max(scored, 127),
-            kv_steps=max(16, scored // 8),
+            long_tokens=127,
+            kv_steps=max(_LEAST_SCORED, scored // 6),
         )
 
 

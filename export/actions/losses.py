@@ -103,12 +103,30 @@ def token_divergences(
 
     Arguments and errors are those of `token_losses`. The reference runs with the bundle's active channels.
     """
+    return losses_and_divergences(engine, windows, reference, candidates, progress, context, keep)[1]
+
+
+def losses_and_divergences(
+    engine: Engine,
+    windows: Sequence[Sequence[int]],
+    reference: Action,
+    candidates: Sequence[Candidate],
+    progress: Progress = silent,
+    context: int | None = None,
+    keep: bool = False,
+) -> tuple[Losses, Losses]:
+    """The loss of every scored token under `reference` in nats, float64 [tokens], and what `token_divergences` gives.
+
+    The reference runs once for both.
+    """
     sums = _sums(engine)
+    reference_losses: list[float] = []
 
     def score(window: Sequence[int]) -> Callable[[Action], Losses]:
         scored = window[_prefilled(window, context) :]
         tokens, logprobs = [], []
-        for row in _rows(engine, scored, reference):
+        for row, target in zip(_rows(engine, scored, reference), scored[1:], strict=True):
+            reference_losses.append(-float(_logprobs(row, np.array([target]), sums)[0]))
             tokens.append(np.argpartition(row, -_TOP)[-_TOP:] if row.size > _TOP else np.arange(row.size))
             logprobs.append(_logprobs(row, tokens[-1], sums))
         expected = np.array(logprobs)
@@ -121,7 +139,8 @@ def token_divergences(
 
         return divergences
 
-    return _measure(engine, windows, candidates, score, progress, None, context, keep)
+    found = _measure(engine, windows, candidates, score, progress, None, context, keep)
+    return np.array(reference_losses), found
 
 
 def _rest(logprobs: Losses) -> Losses:
@@ -159,7 +178,7 @@ def _measure(
         for candidate in candidates:
             _set_counts(engine, Candidate(candidate.action))
         engine.truncate(min(_prefilled(windows[-1], context), engine.length) if keep else 0)
-    progress("measuring losses", total, total)
+    progress("measuring losses", 1, 1)
     return np.array([np.concatenate(rows) for rows in losses])
 
 

@@ -29,7 +29,7 @@ from sol_rt.bundle.selection import Measured
 from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.calibration_text import CONTEXTS, CalibrationText, contexts
 from sol_rt.export.actions.effort import Effort
-from sol_rt.export.actions.losses import Candidate, Losses, token_divergences, token_losses
+from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences, token_losses
 from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.store.progress import Progress
 
@@ -182,15 +182,18 @@ class _Scorer:
         self, window: Sequence[int], context: int, actions: Sequence[Action], report: Progress
     ) -> tuple[Losses, Losses]:
         """The added losses of actions [actions, n] behind `context` tokens of a window, and dense losses [n]."""
-        candidates, dense = [Candidate(action) for action in actions], Candidate(self._dense)
-        (dense_losses,) = token_losses(self.engine, [window], [dense], context=context, keep=True)
+        others = [action for action in actions if action != self._dense]
+        candidates = [Candidate(action) for action in others]
         if self._text.is_own:
-            added = token_divergences(
+            dense_losses, added = losses_and_divergences(
                 self.engine, [window], self._dense, candidates, report, context=context, keep=True
             )
         else:
-            added = token_losses(self.engine, [window], candidates, report, context=context, keep=True) - dense_losses
-        return added, dense_losses
+            both = [Candidate(self._dense), *candidates]
+            dense_losses, *found = token_losses(self.engine, [window], both, report, context=context, keep=True)
+            added = np.array([losses - dense_losses for losses in found])
+        rows = dict(zip(others, added, strict=True))
+        return np.array([rows.get(action, np.zeros_like(dense_losses)) for action in actions]), dense_losses
 
     def expected(self, action: Action, context: int, front: Mapping[Action, Measured]) -> Measured:
         """A guess at an action's measurement: what its bits and its channel density lose alone, added up."""

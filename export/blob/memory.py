@@ -9,12 +9,12 @@ from pathlib import Path
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.decoder import Decoder
 
-PIECE_WEIGHTS = 1 << 23  # weights quantized at once
+PIECE_WEIGHTS = 1 << 21  # weights that a thread quantizes at once
 
 _MB = 1 << 20
 _LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime
 _PIECE_BYTES = 16  # for each weight of a piece: two float32 copies, codes, planes and their packed form
-_TEXT_TOKENS, _TOKENS_AT_ONCE, _LONG_TOKENS, _LOGIT_ROWS = 1 << 14, 2048, 4608, 128  # as in hessian.py and actions/
+_TEXT_TOKENS, _LONG_TOKENS, _LOGIT_ROWS = 1 << 13, 4608, 128  # as in actions/
 _SQUARES = 6  # matrices [K, K] in memory at once, K being the largest number of input channels
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -30,7 +30,7 @@ def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: boo
             memory.
         calibration: the export fits weights to a text and measures actions on it.
     """
-    quantizing = min(PIECE_WEIGHTS, _largest_matrix(decoder)) * _PIECE_BYTES
+    quantizing = min(PIECE_WEIGHTS, _largest_matrix(decoder)) * _PIECE_BYTES * (os.cpu_count() or 1)
     layer = _layer_weights(decoder) * 4 * 3 // 2
     stages = [quantizing]
     if parity:
@@ -111,9 +111,11 @@ def _largest_matrix(decoder: Decoder) -> int:
 
 
 def _hessians(decoder: Decoder) -> int:
-    """The Hessians of a layer, the matrices in which the largest is factorised, and the hidden states of the text."""
+    """The Hessians of a layer, the matrices in which the largest is factorised, and the hidden states of the text: what
+    goes into a layer, comes out of it, and goes into its matrices.
+    """
     channels = max(decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim)
-    states = 2 * _TEXT_TOKENS * decoder.hidden_size + _TOKENS_AT_ONCE * (decoder.up_size + decoder.intermediate_size)
+    states = _TEXT_TOKENS * (5 * decoder.hidden_size + decoder.up_size + decoder.intermediate_size)
     return 4 * (_SQUARES * channels * channels + states)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +21,9 @@ import numpy.typing as npt
 
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
-from sol_rt.export.blob.hessian import input_hessians
+from sol_rt.export.blob.hessian import Inputs, matrix_inputs
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
-from sol_rt.export.quantize.gptq import HessianFactor, choose_codes
+from sol_rt.export.quantize.gptq import HessianFactor, choose_codes, one_thread_each
 from sol_rt.export.quantize.nested import (
     FloatArray,
     Nested,
@@ -37,6 +39,8 @@ from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
 from sol_rt.export.sources.rope import tables
 from sol_rt.store.progress import Progress
+
+_MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer
 
 
 def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, TensorEntry]:
@@ -165,27 +169,67 @@ def fill_blob(
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
         fill = _MatrixFiller(blob, checkpoint, tensors, precisions)
-        if windows is None:
-            _fill_plain(fill, decoder, sources, progress)
-            return
-        if not decoder.tied:
-            fill.matrix("embed", sources["embed"])  # only looked up, never multiplied, so it has no Hessian
-        for matrix, hessians in input_hessians(checkpoint, decoder, family, windows, progress, most_channels):
-            fill.matrix(matrix, sources[matrix], [HessianFactor.of(hessian) for hessian in hessians])
+        with one_thread_each() as pool:
+            if windows is None:
+                _fill_rounded(fill, decoder, sources, progress, pool)
+                return
+            # an untied embedding is only looked up, never multiplied, so it has no Hessian
+            embedding = [] if decoder.tied else fill.submit(pool, "embed", sources["embed"])
+            inputs = matrix_inputs(checkpoint, decoder, family, windows, progress, pool, most_channels)
+            _fill_fitted(fill, sources, inputs, pool)
+            _wait(embedding)
 
 
-def _fill_plain(
-    fill: _MatrixFiller, decoder: Decoder, sources: Mapping[str, tuple[str, ...]], progress: Progress
+def _fill_rounded(
+    fill: _MatrixFiller,
+    decoder: Decoder,
+    sources: Mapping[str, tuple[str, ...]],
+    progress: Progress,
+    pool: Executor,
 ) -> None:
     sizes = {matrix: math.prod(matrix_shape(decoder, matrix)) for matrix in sources}
-    total, done = sum(sizes.values()), 0
+    pieces = [(matrix, fill.submit(pool, matrix, modules)) for matrix, modules in sources.items()]
+    total, done = sum(sizes.values()), 0.0
+    for matrix, of_matrix in pieces:
+        for piece in of_matrix:
+            piece.result()
+            done += sizes[matrix] / len(of_matrix)
+            progress("quantizing weights", done, total)
 
-    def tell(weights: int) -> None:
-        progress("quantizing weights", done + weights, total)
 
-    for matrix, modules in sources.items():
-        fill.matrix(matrix, modules, done=tell)
-        done += sizes[matrix]
+def _fill_fitted(
+    fill: _MatrixFiller, sources: Mapping[str, tuple[str, ...]], inputs: Iterator[list[Inputs]], pool: Executor
+) -> None:
+    """Fits every matrix to its inputs. While the next layer runs, pieces of a few matrices are in the pool."""
+    pending: deque[list[Future[None]]] = deque()
+    for groups in inputs:
+        hessians = [pool.submit(_factor, group) for group in groups]
+        matrix = groups[0].matrix
+        pending.append(fill.submit(pool, matrix, sources[matrix], hessians))
+        while len(pending) > _MATRICES_AHEAD:
+            _wait(pending.popleft())
+    for pieces in pending:
+        _wait(pieces)
+
+
+def _factor(inputs: Inputs) -> HessianFactor:
+    return HessianFactor.of(inputs.hessian(), inputs.tokens)
+
+
+def _wait(pieces: Sequence[Future[None]]) -> None:
+    for piece in pieces:
+        piece.result()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows start … stop - 1 of a tensor of the source, which are outputs first, first + 1, … of a matrix."""
+
+    matrix: str
+    first: int
+    tensor: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -197,27 +241,31 @@ class _MatrixFiller:
     tensors: Mapping[str, TensorEntry]
     precisions: Collection[Precision]
 
-    def matrix(
-        self,
-        matrix: str,
-        modules: tuple[str, ...],
-        hessians: Sequence[HessianFactor] = (),
-        done: Callable[[int], None] = lambda weights: None,
-    ) -> None:
-        """Reads, quantizes and writes a matrix.
+    def submit(
+        self, pool: Executor, matrix: str, modules: tuple[str, ...], hessians: Sequence[Future[HessianFactor]] = ()
+    ) -> list[Future[None]]:
+        """Has the pool read, quantize and write a matrix piece by piece.
 
-        `done` is called after each piece with the number of weights written.
+        `hessians` are those of groups of channels, in order, and were submitted before; empty without calibration.
         """
+        return [pool.submit(self._piece, piece, hessians) for piece in self._pieces(matrix, modules)]
+
+    def _pieces(self, matrix: str, modules: tuple[str, ...]) -> Iterator[_Piece]:
         first = 0
         for module in modules:
             tensor = f"{module}.weight"
             rows, columns = self.checkpoint.shape(tensor)
-            for start, stop in _pieces(rows, columns):
-                weights = self.checkpoint.read(tensor, start, stop)
-                codes = self.checkpoint.codes(tensor, start, stop)
-                self._write(matrix, first + start, self._quantize(matrix, weights, codes, tensor, hessians))
-                done((first + stop) * columns)
+            # an even number of rows: two outputs share a byte of a channel-major base plane
+            step = max(2, PIECE_WEIGHTS // columns // 2 * 2)
+            for start in range(0, rows, step):
+                yield _Piece(matrix, first + start, tensor, start, min(start + step, rows))
             first += rows
+
+    def _piece(self, piece: _Piece, hessians: Sequence[Future[HessianFactor]]) -> None:
+        weights = self.checkpoint.read(piece.tensor, piece.start, piece.stop)
+        codes = self.checkpoint.codes(piece.tensor, piece.start, piece.stop)
+        factors = [hessian.result() for hessian in hessians]
+        self._write(piece.matrix, piece.first, self._quantize(piece.matrix, weights, codes, piece.tensor, factors))
 
     def _quantize(
         self,
@@ -279,12 +327,6 @@ class _MatrixFiller:
         for plane, codes in ((1, nested.b), (2, nested.c)):
             if codes is not None:
                 blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
-
-
-def _pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    # an even number of rows: two outputs share a byte of a channel-major base plane
-    step = max(2, PIECE_WEIGHTS // columns // 2 * 2)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _vector(checkpoint: Checkpoint, parts: tuple[str, ...]) -> np.ndarray:

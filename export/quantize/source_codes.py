@@ -8,19 +8,21 @@ integer from 0 to 255. Rounding z shifts a block by up to s / 32; the residual p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sol_rt.bundle.config import BLOCK
+from sol_rt.export.quantize.compiled import compiled
 from sol_rt.export.quantize.gptq import HessianFactor
 from sol_rt.export.quantize.nested import ByteArray, FloatArray, Nested, quantize_matrix
 
 # In sixteenths of a step. Rounding the zero point gives an error of at most 0.5; rounding the step to float16 adds a
 # little at the outermost codes.
 _LARGEST_ERROR = np.float32(0.6)
-_FARTHEST = 1  # how far a zero point may move from the nearest one to make up for others, in sixteenths of a step
+# how far a zero point may move from the nearest one to make up for others, in sixteenths of a step
+_FARTHEST = np.float32(1)
 
 
 @dataclass(frozen=True)
@@ -89,26 +91,45 @@ def choose_zeros(source: SourceCodes, w: FloatArray, hessian: HessianFactor) -> 
         w: the same weights, float32 [n, K].
         hessian: of the matrix's inputs.
     """
-    n, blocks = source.scale.shape
-    sums = torch.zeros(blocks, hessian.factor.shape[1]).index_add_(0, hessian.order // BLOCK, hessian.factor)
-    of_blocks = HessianFactor.of(sums @ sums.T)
+    of_blocks = hessian.of_blocks
+    zero = source.zero.copy()
     # blocks that are not representable get a step of 0: any zero point will do there, and none has an error
     step = np.where(source.representable, source.scale, np.float16(0)).astype(np.float32)
-    sixteenth = torch.from_numpy(step.T.copy()) / 16
-    inverse = torch.where(sixteenth > 0, 1 / sixteenth, 0)
-    codes = torch.from_numpy(source.q.reshape(n, blocks, BLOCK)).sum(2, dtype=torch.float32).T * (16 / BLOCK)
-    means = torch.from_numpy(np.where(source.representable, w.reshape(n, blocks, BLOCK).mean(2), 0).T.copy())
-    exact = codes - means * inverse
-    zero = torch.from_numpy(source.zero.T.astype(np.float32))
-    errors = torch.zeros(blocks, n)
-    for place, block in enumerate(of_blocks.order.tolist()):
-        owed = of_blocks.factor[:place, place] @ errors[:place] / of_blocks.factor[place, place]
-        wanted = (exact[block] + owed * inverse[block]).round_()
-        nearest = exact[block].round()
-        wanted = torch.minimum(torch.maximum(wanted, nearest - _FARTHEST), nearest + _FARTHEST).clamp_(0, 255)
-        zero[block] = torch.where(sixteenth[block] > 0, wanted, zero[block])
-        errors[place] = (exact[block] - zero[block]) * sixteenth[block]
-    return replace(source, zero=np.ascontiguousarray(zero.T.to(torch.uint8).numpy()))
+    order, factor = of_blocks.order.numpy(), of_blocks.factor.contiguous().numpy()
+    _choose_zeros(w, np.ascontiguousarray(source.q), step / np.float32(16), order, factor, zero)
+    return replace(source, zero=zero)
+
+
+@compiled
+def _choose_zeros(w: Any, q: Any, unit: Any, order: Any, factor: Any, zero: Any) -> None:
+    """Writes the zero points into `zero`, uint8 [n, KB].
+
+    w is float32 [n, K], q uint8 [n, K], unit float32 [n, KB]: a sixteenth of the step. Order and factor are those of
+    the blocks' Hessian.
+    """
+    blocks = len(order)
+    errors = np.zeros(blocks, np.float32)
+    for row in range(len(w)):
+        for place in range(blocks):
+            block = order[place]
+            step = unit[row, block]
+            errors[place] = 0
+            if step == 0:
+                continue
+            codes, total = 0, np.float32(0)
+            for channel in range(BLOCK * block, BLOCK * block + BLOCK):
+                codes += q[row, channel]
+                total += w[row, channel]
+            exact = np.float32(codes) * np.float32(16 / BLOCK) - total * np.float32(1 / BLOCK) / step
+            owed = np.float32(0)
+            for earlier in range(place):
+                owed += factor[earlier, place] * errors[earlier]
+            nearest = np.rint(exact)
+            wanted = np.rint(exact + owed / factor[place, place] / step)
+            wanted = min(max(wanted, nearest - _FARTHEST), nearest + _FARTHEST)
+            wanted = min(max(wanted, np.float32(0)), np.float32(255))
+            zero[row, block] = np.uint8(wanted)
+            errors[place] = (exact - wanted) * step
 
 
 def nest(source: SourceCodes, w: FloatArray, planes: int, name: str = "matrix", six_bits: bool = True) -> Nested:

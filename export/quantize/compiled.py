@@ -1,0 +1,27 @@
+"""How loops are compiled by numba. They run without Python's global lock, so threads can share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+# A product and a sum may become one operation, but sums keep their order: results do not depend on the SIMD width.
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiles a function at its first call. Machine code is kept for later processes where a folder can be written:
+
+    beside the function's file, else in the user's cache folder, or in the one that NUMBA_CACHE_DIR names.
+    """
+    try:
+        return numba.njit(cache=True, nogil=True, **_OPTIONS)(function)
+    except RuntimeError:  # numba found no such folder
+        return numba.njit(nogil=True, **_OPTIONS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compiles a function as a part of those that call it."""
+    return numba.njit(forceinline=True, **_OPTIONS)(function)
