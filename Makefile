@@ -13,6 +13,9 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+# make soak COUNT=10000
+#              Runs COUNT generations of every kind in one process, writes docs/results/soak.md, and fails if memory, descriptors,
+#              threads or processes grow, or a budget is missed.
 # make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
 #              Option: ARCHITECTURES=x86_64.
@@ -54,8 +57,9 @@ LADDER_ARGS ?=
 BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
+COUNT ?= 10000
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all lint typecheck wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all fuzz soak lint typecheck wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -112,6 +116,9 @@ test: $(VENV)/.dev lint
 test-all: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python runtime_tests/soak.py --count $(COUNT) -o docs/results/soak.md
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .
