@@ -13,6 +13,9 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+# make fuzz SECONDS=600
+#              Gives damaged files to every reader, and keeps those that do harm in build/fuzz. Options: TARGETS="gguf trace",
+#              ENGINES="mutate hypothesis atheris"; by default all, and atheris if it is installed: pip install atheris.
 # make soak COUNT=10000
 #              Runs COUNT generations of every kind in one process, writes docs/results/soak.md, and fails if memory, descriptors,
 #              threads or processes grow, or a budget is missed.
@@ -58,6 +61,9 @@ BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
 COUNT ?= 10000
+SECONDS ?= 600
+TARGETS ?=
+ENGINES ?=
 
 .PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all fuzz soak lint typecheck wheel wheels headers clean distclean help
 
@@ -116,6 +122,9 @@ test: $(VENV)/.dev lint
 test-all: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.dev
+	PYTHONPATH=runtime_tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS:%=--target %) $(ENGINES:%=--engine %)
 
 soak: $(VENV)/.dev
 	$(BIN)/python runtime_tests/soak.py --count $(COUNT) -o docs/results/soak.md
