@@ -261,7 +261,8 @@ def _read(raw: Any) -> StoredCalibration:
 
 
 def _settings(raw: Mapping[str, Any]) -> Settings:
-    made = Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    made = Settings(**given)
     if not isinstance(made.checkpoint, str) or not isinstance(made.bits, tuple):
         raise ValueError("settings are not those of an export")
     return made

@@ -72,7 +72,7 @@ def _check_split(node: bytes) -> None:
         if number == 5 and isinstance(attribute, bytes):
             values = dict(_fields(attribute))
             if values.get(1) == b"num_outputs" and values.get(3) != outputs:
-                raise ValueError(f"a Split with {outputs} outputs and num_outputs {values.get(3)}")
+                raise ValueError(f"a Split with {outputs} outputs and another num_outputs")
 
 
 def _tensor(message: bytes) -> ExternalTensor | None:
