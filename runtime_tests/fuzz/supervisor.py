@@ -97,13 +97,13 @@ def run(
             state = State(folder)
             if process.returncode == 0:
                 break
-            if process.returncode == 1 or not (folder / INPUT).exists():
+            if not state.busy:
                 said = (folder / "stderr").read_text(encoding="utf-8", errors="replace")
                 raise RuntimeError(f"fuzzing {target.name}: its worker fails: {said[-1500:]}")
             result.restarts += 1
             data = (folder / INPUT).read_bytes()
             result.findings.append(Finding(target.name, f"seed {seed}, input {state.number}", ended, data))
-            (folder / INPUT).unlink()
+            state.busy = False
             state.wrong, state.tried, state.number = state.wrong + 1, state.tried + 1, state.number + 1
             state.save()
             if time.monotonic() - started > seconds:

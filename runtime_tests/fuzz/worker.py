@@ -23,14 +23,15 @@ from fuzz.oracle import REFUSED, WRONG, Verdict, judge
 from fuzz.targets import Reader, Target
 
 INPUT, STATE, FINDINGS = "input", "state", "findings.jsonl"
-_LAYOUT = "<4q"  # number of the input, then how many were tried, refused, and wrong
+_LAYOUT = "<5q"  # number of the input, whether it is being tried, then how many were tried, refused, and wrong
 
 
 class State:
     """Numbers that outlive the process: they lie in a mapped file.
 
     Attributes:
-        number: of the input that is being tried.
+        number: of the input.
+        busy: whether it is being tried.
         tried, refused, wrong: counts.
     """
 
@@ -40,10 +41,10 @@ class State:
             path.write_bytes(bytes(struct.calcsize(_LAYOUT)))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
-        self.number, self.tried, self.refused, self.wrong = struct.unpack(_LAYOUT, self._map[:])
+        self.number, self.busy, self.tried, self.refused, self.wrong = struct.unpack(_LAYOUT, self._map[:])
 
     def save(self) -> None:
-        self._map[:] = struct.pack(_LAYOUT, self.number, self.tried, self.refused, self.wrong)
+        self._map[:] = struct.pack(_LAYOUT, self.number, self.busy, self.tried, self.refused, self.wrong)
 
 
 class Worker:
@@ -77,6 +78,7 @@ class Worker:
     def attempt(self, data: bytes, name: str) -> Verdict:
         """Gives one input to the reader. The counts and findings are then up to date."""
         (self.folder / INPUT).write_bytes(data)
+        self.state.busy = True
         self.state.save()
         verdict = judge(self.reader.read, data)
         self.state.tried += 1
@@ -84,6 +86,7 @@ class Worker:
         if verdict.kind == WRONG:
             self.state.wrong += 1
             self.found(data, name, verdict)
+        self.state.busy = False
         self.state.save()
         return verdict
 
@@ -161,7 +164,10 @@ def _atheris(worker: Worker, seed: int, count: int, until: float) -> None:
         rng = random.Random(drawn)
         if rng.random() < 0.2:
             return bytes(atheris.Mutate(data, most))
-        return mutated(worker.target.kind, rng, [data], worker.target.words)[:most]
+        try:
+            return mutated(worker.target.kind, rng, [data], worker.target.words)[:most]
+        except Exception:  # an input far from its seed; atheris would end the process
+            return data[:most]
 
     seconds = max(1, int(until - time.monotonic()))
     options = [
