@@ -25,7 +25,7 @@ CALIBRATION_VERSION = 2
 _LONGEST = 1e9
 """Milliseconds that a step may take; larger numbers would overflow in sums."""
 _SHORTEST = 1e-6
-"""Milliseconds that a dense step has to take; costs are divided by it."""
+"""Milliseconds that a step has to take; rates are divided by it, and costs by the dense one."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,16 @@ class CalibratedCost(LineCost):
     name = "calibrated"
 
     def __init__(self, config: SolConfig, table: CalibrationTable, note: str = "") -> None:
-        """Raises SolError if the table lacks a variant of the bundle, or says that its dense step takes no time."""
+        """Raises SolError if the table lacks a variant of the bundle, or says that a step takes no time."""
         for key in config.variants:
             if not table.lines.get(key):
                 raise SolError(f"calibration table: no variant {key}; run `sol-rt calibrate` again")
         self.calibration = table
         super().__init__(config, self._measured_line, note)
-        if not self.dense(0) >= _SHORTEST:
-            raise SolError("calibration table: the dense step takes no time; run `sol-rt calibrate` again")
+        for key in config.variants:
+            for line in table.lines[key].values():
+                if line.fixed + line.per_token < _SHORTEST:
+                    raise SolError(f"calibration table: a step of {key} takes no time; run `sol-rt calibrate` again")
 
     def _measured_line(self, action: Action) -> Line:
         row = self.calibration.lines[action.variant]
