@@ -36,6 +36,8 @@ def main() -> int:
     failed = 0
     for target in targets:
         for engine in engines:
+            if engine == "atheris" and not target.atheris:
+                continue
             seconds = given.seconds * target.share * shares[engine] / whole
             try:
                 runs.append(run(target, engine, given.seed, seconds=seconds))

@@ -34,6 +34,7 @@ class Target:
         words: pieces of text that its inputs are made of.
         inputs: how many the test suite tries.
         share: of the time of a long run.
+        atheris: whether atheris takes it; ONNX Runtime's sessions end its process without a word.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Target:
     words: tuple[bytes, ...] = ()
     inputs: int = 400
     share: float = 1.0
+    atheris: bool = True
 
     def reader(self, folder: Path) -> Reader:
         """Makes the reader. `folder` has to exist."""
@@ -84,9 +86,9 @@ TARGETS = {
     target.name: target
     for target in (
         Target("config", "fuzz.bundle_targets:config", "json", inputs=300),
-        Target("graph", "fuzz.bundle_targets:graph", "onnx", inputs=100, share=2),
-        Target("policy_graph", "fuzz.bundle_targets:policy_graph", "onnx", inputs=80),
-        Target("weights", "fuzz.bundle_targets:weights", "bytes", inputs=50),
+        Target("graph", "fuzz.bundle_targets:graph", "onnx", inputs=100, share=2, atheris=False),
+        Target("policy_graph", "fuzz.bundle_targets:policy_graph", "onnx", inputs=80, atheris=False),
+        Target("weights", "fuzz.bundle_targets:weights", "bytes", inputs=50, atheris=False),
         Target("tokenizer", "fuzz.bundle_targets:tokenizer", "json", _TOKENIZER_WORDS, inputs=500),
         Target("tokenizer_config", "fuzz.bundle_targets:tokenizer_config", "json", inputs=15),
         Target("template", "fuzz.bundle_targets:template", "text", _TEMPLATE_WORDS, inputs=15, share=2),
