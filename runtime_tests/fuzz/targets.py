@@ -34,7 +34,8 @@ class Target:
         words: pieces of text that its inputs are made of.
         inputs: how many the test suite tries.
         share: of the time of a long run.
-        atheris: whether atheris takes it; ONNX Runtime's sessions end its process without a word.
+        atheris: whether atheris takes it; its process ends without a word where a reader opens sessions of ONNX Runtime
+            or starts processes.
     """
 
     name: str
@@ -90,8 +91,8 @@ TARGETS = {
         Target("policy_graph", "fuzz.bundle_targets:policy_graph", "onnx", inputs=80, atheris=False),
         Target("weights", "fuzz.bundle_targets:weights", "bytes", inputs=50, atheris=False),
         Target("tokenizer", "fuzz.bundle_targets:tokenizer", "json", _TOKENIZER_WORDS, inputs=500),
-        Target("tokenizer_config", "fuzz.bundle_targets:tokenizer_config", "json", inputs=15),
-        Target("template", "fuzz.bundle_targets:template", "text", _TEMPLATE_WORDS, inputs=15, share=2),
+        Target("tokenizer_config", "fuzz.bundle_targets:tokenizer_config", "json", inputs=15, atheris=False),
+        Target("template", "fuzz.bundle_targets:template", "text", _TEMPLATE_WORDS, inputs=15, share=2, atheris=False),
         Target("generation_config", "fuzz.bundle_targets:generation_config", "json", inputs=300),
         Target("trace", "fuzz.bundle_targets:trace", "lines", inputs=300),
         Target("saved_chat", "fuzz.bundle_targets:saved_chat", "json", inputs=300),
