@@ -13,8 +13,14 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
-# make faults COUNT=200
-#              Kills commands that write COUNT times each at random moments, then lets every change of their disk be the first that
+# make fuzz SECONDS=600
+#              Gives damaged files to every reader, and keeps those that do harm in build/fuzz. Options: TARGETS="gguf trace",
+#              ENGINES="mutate hypothesis atheris"; by default all, and atheris if it is installed: pip install atheris.
+# make soak COUNT=10000
+#              Runs COUNT generations of every kind in one process, writes docs/results/soak.md, and fails if memory, descriptors,
+#              threads or processes grow, or a budget is missed.
+# make faults TRIALS=200
+#              Kills commands that write TRIALS times each at random moments, then lets every change of their disk be the first that
 #              fails, and checks what is left. Linux only. Options: FAULTS_ARGS=options of runtime_tests/faults.py.
 # make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here,
 #              and prints its hash and its bill of materials. Two builds of one commit give the same bytes.
@@ -61,10 +67,14 @@ LADDER_ARGS ?=
 BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
-COUNT ?= 200
+TRIALS ?= 200
 FAULTS_ARGS ?=
+COUNT ?= 10000
+SECONDS ?= 600
+TARGETS ?=
+ENGINES ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all faults lint typecheck wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all fuzz soak faults lint typecheck wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -123,7 +133,13 @@ test-all: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 faults: $(VENV)/.dev
-	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(COUNT) --full-disk $(FAULTS_ARGS)
+	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(TRIALS) --full-disk $(FAULTS_ARGS)
+
+fuzz: $(VENV)/.dev
+	PYTHONPATH=runtime_tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS:%=--target %) $(ENGINES:%=--engine %)
+
+soak: $(VENV)/.dev
+	$(BIN)/python runtime_tests/soak.py --count $(COUNT) -o docs/results/soak.md
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .

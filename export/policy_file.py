@@ -20,9 +20,10 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
 from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
-from sol_rt.errors import CheckpointError, UsageError, WriteError
+from sol_rt.errors import CheckpointError, UsageError, WriteError, brief, one_line
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
 
+_LARGEST_SIZE = 1 << 20
 _SIZES = ("hidden_size", "horizon", "width", "heads", "scalar_size", "action_size")
 
 
@@ -74,13 +75,23 @@ def read_policy(path: Path) -> TrainedPolicy:
             parameters = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
         scalars = tuple(str(name) for name in json.loads(metadata["scalars"]))
         actions = tuple(Action.parse(tag) for tag in json.loads(metadata["actions"]))
-        sizes = {name: int(json.loads(metadata["sizes"])[name]) for name in _SIZES}
+        sizes = {name: _size(json.loads(metadata["sizes"])[name]) for name in _SIZES}
+        if sizes["width"] % sizes["heads"]:
+            raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")
         gain = float(metadata.get("gain_over_hull", 0.0))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(f"{path}: got no policy ({error}), expected a file that sol-rt train wrote") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
+        raise CheckpointError(
+            f"{path}: got no policy ({one_line(error)}), expected a file that sol-rt train wrote"
+        ) from error
     shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes)
     told = metadata.get("description", ""), metadata.get("model", "")
     return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1], gain)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_SIZE:
+        raise ValueError(f"a size of {brief(value)}")
+    return value
 
 
 def check_fits(
@@ -104,7 +115,7 @@ def check_fits(
     """
     differs = []
     if policy.model and policy.model != model:
-        differs.append(f"model: trained on {policy.model}, the bundle has {model}")
+        differs.append(f"model: trained on {policy.model[:60]}, the bundle has {model}")
     if policy.shape.hidden_size != hidden_size:
         differs.append(f"made for hidden size {policy.shape.hidden_size}, the bundle's model has {hidden_size}")
     missing = [action.tag for action in policy.actions if action.variant not in variants]
@@ -114,7 +125,10 @@ def check_fits(
         differs.append(f"the policy picks {', '.join(missing)}, which the bundle can't run{unknown}")
     unread = [name for name in policy.scalars if name not in KNOWN_SCALARS]
     if unread:
-        differs.append(f"scalars: it reads {', '.join(unread)}, expected some of {', '.join(KNOWN_SCALARS)}")
+        differs.append(
+            f"scalars: it reads {', '.join(name[:60] for name in unread[:3])}, "
+            f"expected some of {', '.join(KNOWN_SCALARS)}"
+        )
     if differs:
         raise CheckpointError(f"{path}: {'; '.join(differs)}; train a policy for this bundle with sol-rt train -m")
 

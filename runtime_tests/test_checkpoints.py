@@ -199,7 +199,7 @@ def test_quantized_folders_are_refused(folder: Path, dtype: str) -> None:
         ({"num_attention_heads": 0}, "num_attention_heads: got 0"),
         ({"num_key_value_heads": 4096}, "num_key_value_heads: got 4096, expected a whole number from 1 to 2048"),
         ({"max_position_embeddings": 1 << 22}, "with 2 KV heads, expected at most 4194048; use --ctx-size 4194048"),
-        ({"vocab_size": "many"}, "vocab_size: got many"),
+        ({"vocab_size": "many"}, "vocab_size: got 'many'"),
         ({"rms_norm_eps": -1}, "rms_norm_eps: got -1"),
         ({"partial_rotary_factor": 2}, "partial_rotary_factor: got 2"),
     ],

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class SolError(Exception):
-    """Base of every error that a user's input or environment can cause. The command line prints it as one line."""
+    """Base of every error that a user's input or environment can cause. The command line prints it as one line.
+
+    Args:
+        message: the text. Line breaks become spaces, other control characters their escapes, and what goes beyond 1000
+            characters is cut, because parts of the text may come from a file.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_plain(str(message))[:_LONGEST_ERROR])
 
 
 class UsageError(SolError):
@@ -36,6 +45,7 @@ class BundleError(SolError):
     def __init__(
         self, path: object, key: str, got: object, expected: object, hint: str = "export the bundle again"
     ) -> None:
+        key, got, expected = (_cut(part) for part in (key, got, expected))
         self.path, self.key, self.got, self.expected, self.hint = str(path), key, got, expected, hint
         where = f"{path}: {key}" if key else str(path)
         super().__init__(f"{where}: got {got}, expected {expected}; {hint}")
@@ -94,12 +104,29 @@ class QualityWarning(UserWarning):
     """A request below which this bundle's text suffers visibly. It is served all the same."""
 
 
+_LONGEST_ERROR = 1000
 _LONGEST = 200
 _BRIEF = 60
 _CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
 """Words that start the cause in a provider's message. A C++ signature of more than a line stands before them."""
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+"""What colours a terminal's text; torch writes it into messages."""
 _BEHIND = " ; GPU="
 """Start of what the CUDA provider appends to the cause: the host's name and lines of its own source code."""
+
+
+def _plain(text: str) -> str:
+    """The text in one line, without characters that a terminal would obey."""
+    text = " ".join(_STYLE.sub("", text).split("\n"))
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(part: object) -> str:
+    """A part of an error, of which a file may have written any length."""
+    text = str(part)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def brief(value: object) -> str:
@@ -119,7 +146,7 @@ def one_line(error: BaseException) -> str:
 
     A longer text is cut, so that it starts at the words that name the cause.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_STYLE.sub("", str(error)).split()) or type(error).__name__
     text = text.partition(_BEHIND)[0]
     starts = [at for cause in _CAUSES if (at := text.find(cause)) >= 0]
     if len(text) > _LONGEST and starts:

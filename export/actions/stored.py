@@ -33,6 +33,8 @@ from sol_rt.export.sources.decoder import Decoder
 FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)
+"""What a file of other content than this module writes can raise while it is read."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class StoredCalibration:
         """Reads a file. Raises UsageError if it is damaged or of another version."""
         try:
             return _read(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        except _DAMAGED as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UsageError(
                 f"calibration {path}: got a file that is not readable ({problem}), expected {FORMAT} version "
@@ -234,22 +236,19 @@ def checkpoint_hash(path: Path) -> str:
 def _read(raw: Any) -> StoredCalibration:
     if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {raw['format']!r} version {raw['format_version']!r}")
-    settings: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in raw["settings"].items()
-    }
     return StoredCalibration(
-        settings=Settings(**settings),
+        settings=_settings(raw["settings"]),
         origin=str(raw["origin"]),
         fitted=tuple(tuple(map(int, window)) for window in raw["fitted"]),
         most_channels=None if raw["most_channels"] is None else int(raw["most_channels"]),
-        lm_head_bits={_bits(name): int(head) for name, head in raw["lm_head_bits"].items()},
+        lm_head_bits={_bits(name): _plain_bits(head) for name, head in raw["lm_head_bits"].items()},
         active_channels={
             key: {name: tuple(map(int, counts)) for name, counts in named.items()}
             for key, named in raw["active_channels"].items()
         },
         measured=Measurements(
             fronts={
-                int(at): {Action.parse(tag): Measured(*map(_finite, point)) for tag, point in front.items()}
+                int(at): {Action.parse(tag): _measured(point) for tag, point in front.items()}
                 for at, front in raw["losses"].items()
             },
             tokens={int(at): int(setting["tokens"]) for at, setting in raw["contexts"].items()},
@@ -259,11 +258,32 @@ def _read(raw: Any) -> StoredCalibration:
     )
 
 
+def _settings(raw: Mapping[str, Any]) -> Settings:
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    made = Settings(**given)
+    if not isinstance(made.checkpoint, str) or not isinstance(made.bits, tuple):
+        raise ValueError("settings are not those of an export")
+    return made
+
+
+def _measured(point: Any) -> Measured:
+    size, loss, stderr = map(_finite, point)
+    if not size > 0:
+        raise ValueError(f"{size} bytes for a step")
+    return Measured(size, loss, stderr)
+
+
 def _bits(name: str) -> int:
     found = parse_bits_name(name)
     if found is None:
         raise ValueError(f"bits {name}")
     return found
+
+
+def _plain_bits(value: Any) -> int:
+    if value not in (4, 6, 8):
+        raise ValueError(f"LM head bits {value!r:.40}")
+    return int(value)
 
 
 def _finite(value: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -120,11 +121,12 @@ class _Safetensors(_WeightsFile):
 class _TorchFile(_WeightsFile):
     def __init__(self, path: Path) -> None:
         try:
-            self._tensors = _load(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch has some for odd files, of several lines
+                self._tensors = _load(path)
         except Exception as error:  # a damaged file makes pickle, zipfile and torch raise a dozen unrelated types
-            reason = " ".join(str(error).split())[:160]
             raise CheckpointError(
-                f"{path}: damaged or unsafe PyTorch file ({reason}); fetch the checkpoint again"
+                f"{path}: damaged or unsafe PyTorch file ({one_line(error)}); fetch the checkpoint again"
             ) from error
 
     def names(self) -> Collection[str]:

@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 from sol_rt.errors import CheckpointError, brief, one_line
 
+_LARGEST = 1e30
+"""Radians of an angle; times any position it is still a float32."""
+
 KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
 
 
@@ -60,7 +63,7 @@ def make_rope(parameters: Mapping[str, Any], rotary_dim: int, max_context: int, 
         ) from error
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"rope scaling {kind}: a setting is no number that fits ({one_line(error)})") from error
-    if not np.isfinite([*rope.inverse_frequencies, rope.attention_factor]).all():
+    if not np.less([*map(abs, rope.inverse_frequencies), abs(rope.attention_factor)], _LARGEST).all():
         raise CheckpointError(f"rope scaling {kind}: the settings give angles that are not finite")
     return rope
 

@@ -54,8 +54,14 @@ def write_generation(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes indented UTF-8 JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes indented UTF-8 JSON. Raises CheckpointError for text that is not valid Unicode (lone surrogates)."""
+    try:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except UnicodeEncodeError as error:
+        got = f"half of a character ({error.reason}) in a value"
+        raise CheckpointError(
+            f"{path.name}: got {got}, expected valid Unicode; correct the checkpoint's file"
+        ) from None
 
 
 def check_files(folder: Path, vocab_size: int) -> None:

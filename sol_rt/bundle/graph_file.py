@@ -1,8 +1,9 @@
 """Reads from a graph file's protobuf which weights the graph refers to.
 
 ONNX Runtime does not report this, and a config that was edited by hand must not make a kernel read beyond a tensor's
-end. The reader decodes only the fields that it needs: ModelProto.graph = 7, GraphProto.initializer = 5, and of
-TensorProto dims = 1, data_type = 2, name = 8, external_data = 13, data_location = 14.
+end. The reader decodes only the fields that it needs: ModelProto.graph = 7 and functions = 25, GraphProto.node = 1 and
+initializer = 5, FunctionProto.node = 7, of NodeProto output = 2, op_type = 4 and attribute = 5, of AttributeProto
+name = 1 and i = 3, and of TensorProto dims = 1, data_type = 2, name = 8, external_data = 13, data_location = 14.
 """
 
 from __future__ import annotations
@@ -39,15 +40,39 @@ class ExternalTensor:
 
 
 def external_tensors(path: Path) -> list[ExternalTensor]:
-    """Lists every initializer of a graph file whose data is external. Raises BundleError if it is no ONNX model."""
+    """Lists every initializer of a graph file whose data is external.
+
+    Raises BundleError if it is no ONNX model, or one that would end the process.
+    """
     try:
-        graph = _submessage(path.read_bytes(), 7)
+        model = path.read_bytes()
+        graph = _submessage(model, 7)
+        functions = [item for number, item in _fields(model) if number == 25 and isinstance(item, bytes)]
+        for nodes, field in ((graph, 1), *((function, 7) for function in functions)):
+            for number, node in _fields(nodes):
+                if number == field and isinstance(node, bytes):
+                    _check_split(node)
         found = [_tensor(item) for number, item in _fields(graph) if number == 5 and isinstance(item, bytes)]
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "an ONNX graph") from None
     except (ValueError, IndexError):
         raise BundleError(path, "", "bytes that are not an ONNX model", "an ONNX graph") from None
     return [tensor for tensor in found if tensor is not None]
+
+
+def _check_split(node: bytes) -> None:
+    """Raises ValueError for a Split whose `num_outputs` is not that of its outputs: ONNX Runtime 1.32 aborts the
+    process while they infer its shapes.
+    """
+    fields = list(_fields(node))
+    if (4, b"Split") not in fields:
+        return
+    outputs = sum(number == 2 for number, _ in fields)
+    for number, attribute in fields:
+        if number == 5 and isinstance(attribute, bytes):
+            values = dict(_fields(attribute))
+            if values.get(1) == b"num_outputs" and values.get(3) != outputs:
+                raise ValueError(f"a Split with {outputs} outputs and another num_outputs")
 
 
 def _tensor(message: bytes) -> ExternalTensor | None:

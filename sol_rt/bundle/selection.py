@@ -107,7 +107,7 @@ class Selection:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             return None if _is_outdated(raw) else read_selection(raw)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise BundleError(
                 path, "", f"a file that is not readable ({problem})", f"{FORMAT} {FORMAT_VERSION}"

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sol_rt.cli.console import note, progress
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -167,7 +167,7 @@ def check_schedule(name: str, config: SolConfig) -> None:
                 f"schedule {name}: no variant {action.variant}; the bundle has {', '.join(config.variants)}"
             )
     elif name not in NAMES:
-        raise UsageError(f"schedule {name!r}: expected one of {', '.join(NAMES)}")
+        raise UsageError(f"schedule {brief(name)}: expected one of {', '.join(NAMES)}")
     elif name == "sol" and config.policy is None:
         raise UsageError("schedule sol: the bundle has no policy; use hull, or train a policy")
     elif name == "hull" and not config.losses_measured:

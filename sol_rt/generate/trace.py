@@ -208,7 +208,7 @@ def _record(path: Path, number: int, line: str, cut: bool, step: int) -> TraceRe
     }  # fmt: skip
     problem = _problem(raw, kinds)
     if not problem and raw["step"] != step:
-        problem = f"step {raw['step']}, expected {step}"
+        problem = f"step {brief(raw['step'])}, expected {step}"
     if not problem and not (_is_token(raw["token"]) and 0 <= raw["context"] <= _LARGEST):
         problem = f"token {brief(raw['token'])}, context {brief(raw['context'])}, expected numbers from 0"
     if not problem and (raw["action"] is None) != (step == 0):

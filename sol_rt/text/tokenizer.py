@@ -51,7 +51,7 @@ class Tokenizer:
     def from_file(cls, path: Path) -> Tokenizer:
         """Reads a file `tokenizer.json`. Raises BundleError if it is missing, unreadable, or fails on a short text."""
         try:
-            with _silenced():  # a panic of the library prints lines of its own
+            with _silenced(), _no_panic():  # a panic of the library prints lines of its own
                 tokenizer = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
                 for special in (True, False):
                     tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)

@@ -30,7 +30,23 @@ if TYPE_CHECKING:
 
 _READABLE = "floats of 32 or 16 bits, or one of the types Q2_K to Q8_0, IQ1 to IQ4, TQ and MXFP4"
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+_LONGEST_ARRAY = 1 << 22  # values of one key; the longest are vocabularies
 _TIED_SAMPLE = 256  # rows compared to find out whether two quantized tensors hold the same matrix
+
+
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """The package's reader, which believes every count in a file. This one ends where the file does."""
+
+    def _get(self, offset: int, dtype: npt.DTypeLike, count: int = 1, *order: Any, **named: Any) -> npt.NDArray[Any]:
+        if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            raise ValueError("it ends too early")
+        found: npt.NDArray[Any] = super()._get(offset, dtype, count, *order, **named)
+        return found
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY and self._get(orig_offs + 4, np.uint64)[0] > _LONGEST_ARRAY:
+            raise ValueError(f"an array of more than {_LONGEST_ARRAY} values")
+        return super()._get_field_parts(orig_offs, raw_type)
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            reader = gguf.GGUFReader(str(path))
+            reader = _Reader(str(path))
             self._metadata = {name: field.contents() for name, field in reader.fields.items()}
         except Exception as error:  # the reader raises many types for a damaged file
             reason = " ".join(str(error).split())[:160]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,12 +16,16 @@ from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import SolError, UsageError, brief
 from sol_rt.ops import library_path
 from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
 CALIBRATION_VERSION = 2
+_LONGEST = 1e9
+"""Milliseconds that a step may take; larger numbers would overflow in sums."""
+_SHORTEST = 1e-6
+"""Milliseconds that a step has to take; rates are divided by it, and costs by the dense one."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class CalibrationTable:
                 },
                 quick=raw.get("quick", False) is True,
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
 
@@ -87,8 +90,8 @@ class CalibrationTable:
 
 def _milliseconds(value: Any) -> float:
     number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{value!r} is not a finite number from 0")
+    if not 0 <= number <= _LONGEST:
+        raise ValueError(f"{brief(value)} is not a number from 0 to {_LONGEST:g}")
     return number
 
 
@@ -108,14 +111,16 @@ class CalibratedCost(LineCost):
     name = "calibrated"
 
     def __init__(self, config: SolConfig, table: CalibrationTable, note: str = "") -> None:
-        """Raises SolError if the table lacks a variant of the bundle, or says that its dense step takes no time."""
+        """Raises SolError if the table lacks a variant of the bundle, or says that a step takes no time."""
         for key in config.variants:
             if not table.lines.get(key):
                 raise SolError(f"calibration table: no variant {key}; run `sol-rt calibrate` again")
         self.calibration = table
         super().__init__(config, self._measured_line, note)
-        if not self.dense(0) > 0:
-            raise SolError("calibration table: the dense step takes no time; run `sol-rt calibrate` again")
+        for key in config.variants:
+            for line in table.lines[key].values():
+                if line.fixed + line.per_token < _SHORTEST:
+                    raise SolError(f"calibration table: a step of {key} takes no time; run `sol-rt calibrate` again")
 
     def _measured_line(self, action: Action) -> Line:
         row = self.calibration.lines[action.variant]
@@ -225,7 +230,7 @@ def load_cost_model(
         device = device_string(provider, threads, native, gpu)
         if table.device != device:
             raise SolError(
-                f"calibration table: made on {table.device!r}, this is {device!r}; run `sol-rt calibrate` again"
+                f"calibration table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt calibrate` again"
             )
         return CalibratedCost(bundle.config, table)
     except FileNotFoundError:

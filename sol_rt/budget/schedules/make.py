@@ -15,7 +15,7 @@ from sol_rt.budget.schedules.random_schedule import RandomSchedule
 from sol_rt.budget.schedules.schedule import NAMES, Schedule
 from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 
 NO_LOSSES = "no losses of this bundle's actions were measured"
 
@@ -67,4 +67,4 @@ def make_schedule(
         if policy is None:
             raise UsageError("--schedule sol: this bundle has no policy; use hull, or train one with `sol-rt train`")
         return SolSchedule(controller, policy)
-    raise UsageError(f"--schedule: got {name!r}, expected one of {', '.join(NAMES)}")
+    raise UsageError(f"--schedule: got {brief(name)}, expected one of {', '.join(NAMES)}")

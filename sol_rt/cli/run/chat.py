@@ -11,7 +11,7 @@ import typer
 from sol_rt.cli import options
 from sol_rt.cli.console import note
 from sol_rt.cli.run.chat_input import entries
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import SolError, UsageError, brief
 
 if TYPE_CHECKING:
     from sol_rt.generate.model import SolModel
@@ -206,7 +206,7 @@ def _checked(settings: dict[str, Any], model: SolModel) -> dict[str, Any]:
     for name, value in dial.items():
         kind: Any = str if name == "schedule" else (int, float)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{name}: got {value!r}, expected a {'name' if name == 'schedule' else 'number'}")
+            raise UsageError(f"{name}: got {brief(value)}, expected a {'name' if name == 'schedule' else 'number'}")
     if "schedule" in dial:
         check_schedule(dial["schedule"], model.bundle.config)
     model.decoder(Dial(**dial))  # raises for values that are out of range, contradict or can't be reached
