@@ -70,6 +70,8 @@ def make_rope(parameters: Mapping[str, Any], rotary_dim: int, max_context: int, 
 
 def _make(kind: str, parameters: Mapping[str, Any], rotary_dim: int, max_context: int, trained_context: int) -> Rope:
     base = float(parameters["rope_theta"])
+    if not (math.isfinite(base) and base > 0):
+        raise ValueError(f"rope_theta {base}")
     plain = 1.0 / base ** (np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     factor = 1.0
     if kind == "linear":
