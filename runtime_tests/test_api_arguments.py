@@ -64,6 +64,21 @@ def test_what_is_no_list_of_tokens(model: SolModel, tokens: Any) -> None:
     assert is_one_short_line(error.value)
 
 
+@pytest.mark.parametrize(
+    "tokens", [[1.7], ["1"], [10**60], [1.5, 2.0], ["1", "2"], [10**60, 1], [-1, 1], [[1]]], ids=brief
+)
+def test_what_an_engine_does_not_take(model: SolModel, tokens: Any) -> None:
+    model.engine.reset()
+    with pytest.raises(UsageError, match="token"):
+        model.engine.forward(tokens, model.bundle.config.dense)
+    assert model.engine.length == 0
+
+
+def test_a_negative_seed(model: SolModel) -> None:
+    with pytest.raises(UsageError, match="seed"):
+        model.score([1, 2, 3], schedule="random", seed=-1)
+
+
 @pytest.mark.parametrize("context", ["a", 0, -1, 1.5, None, True, 3])
 def test_what_is_no_context(model: SolModel, context: Any) -> None:
     with pytest.raises(UsageError, match="a context of"):
@@ -94,7 +109,15 @@ def test_arguments_of_another_type(model: SolModel, name: str, value: Any) -> No
 
 @pytest.mark.parametrize(
     "settings",
-    [{"provider": 3}, {"threads": "a"}, {"threads": 0}, {"device": "x"}, {"max_context": "a"}, {"max_context": 0}],
+    [
+        {"provider": 3},
+        {"threads": "a"},
+        {"threads": 0},
+        {"device": "x"},
+        {"max_context": "a"},
+        {"max_context": 0},
+        {"max_context": True},
+    ],
     ids=str,
 )
 def test_settings_of_a_model(model: SolModel, settings: dict[str, Any]) -> None:
@@ -126,17 +149,18 @@ extreme = st.sampled_from([5e-324, 1e-320, 1e-40, 1e-30, 1e-7, 0.5, 1.0, 3.0, 1e
     penalty=st.sampled_from([-2.0, 0.0, 2.0]),
     bias=st.sampled_from([-100.0, 0.0, 100.0]),
     scale=st.sampled_from([0.0, 1e-38, 1.0, 30.0, 1e4, 1e30]),
+    offset=st.sampled_from([0.0, -20.0, -120.0, 1e30, -1e30]),
     seed=st.integers(0, 9),
 )
 def test_extreme_settings_give_a_token(
     temperature: float, repetition_penalty: float, top_p: float, min_p: float | None, top_k: int, penalty: float,
-    bias: float, scale: float, seed: int,
+    bias: float, scale: float, offset: float, seed: int,
 ) -> None:  # fmt: skip
     config = GenerationConfig().updated(
         do_sample=True, temperature=temperature, repetition_penalty=repetition_penalty, top_p=top_p, min_p=min_p,
         top_k=top_k, presence_penalty=penalty, frequency_penalty=penalty, logit_bias={3: bias}, seed=seed,
     )  # fmt: skip
-    logits = (np.random.default_rng(seed).standard_normal(40) * scale).astype(np.float32)
+    logits = (np.random.default_rng(seed).standard_normal(40) * scale + offset).astype(np.float32)
     sampler = Sampler(config, 40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -147,7 +171,9 @@ def test_extreme_settings_give_a_token(
 
 
 def test_the_coldest_temperature_takes_the_likeliest_token() -> None:
-    logits = np.array([0.1, 2.0, 1.9999, -3.0], np.float32)
-    for temperature in (5e-324, 1e-320, 1e-30, 1e-7):
-        config = GenerationConfig().updated(do_sample=True, temperature=temperature, min_p=0.1, seed=1)
-        assert {Sampler(config, 4).sample(Distribution(logits), [])[0] for _ in range(20)} == {1}
+    for offset in (0.0, -20.0, -120.0):
+        logits = np.array([0.1, 2.0, 1.99, -3.0], np.float32) + np.float32(offset)
+        for temperature in (5e-324, 1e-320, 1e-37, 1e-30, 1e-7):
+            for more in ({"min_p": 0.1}, {"top_k": 3}, {"top_p": 0.5}, {}):
+                config = GenerationConfig().updated(do_sample=True, temperature=temperature, seed=1, **more)
+                assert {Sampler(config, 4).sample(Distribution(logits), [])[0] for _ in range(20)} == {1}

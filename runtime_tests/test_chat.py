@@ -118,8 +118,8 @@ def test_text_that_is_not_unicode_does_not_end_the_chat(chat: Chat, tmp_path: Pa
     out, err = chat("w1", "/system w8 \udcff", f"/save {tmp_path / 'chat.json'}", "/system w9", "w2", code=1)
     assert len(out.splitlines()) == 2
     (error,) = (line for line in err.splitlines() if "error" in line)
-    assert error.startswith(f"sol-rt: error: /save {tmp_path / 'chat.json'}: ")
-    assert list(tmp_path.glob("chat.json*")) == []
+    assert error.startswith("sol-rt: error: /system: not valid Unicode text")
+    assert (tmp_path / "chat.json").exists()
 
 
 def test_help_lists_every_command(chat: Chat) -> None:
@@ -287,9 +287,3 @@ def test_several_lines_on_a_terminal(tmp_path: Path) -> None:
         os.write(keyboard, b"/exit\n")
     said = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert [message["content"] for message in said[::2]] == ["w1\nw2", "w3\nw4", "w5\nw6\nw7"]
-
-
-def test_a_system_message_that_is_no_text_is_refused(chat: Chat, prompts: list[list[dict[str, str]]]) -> None:
-    _, err = chat("/system w8 \udcff", "w2", code=1)
-    assert "/system: not valid Unicode text" in err
-    assert prompts == [[{"role": "user", "content": "w2"}]]

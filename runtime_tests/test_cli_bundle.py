@@ -571,7 +571,7 @@ def test_a_signal_leaves_nothing_of_an_export(number: signal.Signals, llama_chec
         assert process.stderr
         err = process.stderr.read()
         assert process.wait(60) == 128 + number
-    assert b"sol-rt: stopped by " in err.splitlines()[-1]
+    assert b"sol-rt: stopped by " in err  # the line of a stage may follow
     assert b"Traceback" not in err
     assert not list(output.parent.iterdir())
 

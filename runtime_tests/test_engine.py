@@ -228,7 +228,7 @@ def test_one_pool_a_process(bundle: Bundle) -> None:
     Engine(bundle, provider="cpu", threads=threads)
     with pytest.raises(UsageError, match=f"already runs {threads}"):
         Engine(bundle, provider="cpu", threads=threads + 1)
-    with pytest.raises(UsageError, match="expected 1"):
+    with pytest.raises(UsageError, match=r"expected a whole number from 1"):
         Engine(bundle, provider="cpu", threads=0)
 
 

@@ -260,7 +260,7 @@ def bundle_with(tmp_path: Path, content: str | None) -> Bundle:
     if content is not None:
         (tmp_path / "generation_config.json").write_text(content)
         config.files["generation_config.json"] = FileEntry(len(content), "0" * 64)
-    return Bundle(tmp_path, config, "b" * 64)
+    return Bundle(tmp_path, config, "b" * 64, verify=False)
 
 
 def test_settings_of_a_bundle(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.dial import Dial
+from sol_rt.engine.distribution import SoftmaxSums, native_sums, numpy_sums
 from sol_rt.errors import BusyError, UsageError
 
 LONG = {"max_new_tokens": 48, "eos_token_id": []}
@@ -72,6 +75,65 @@ def test_models_of_their_own_run_at_once(bundle: Path) -> None:
             )
         )
         assert together == alone
+
+
+@pytest.mark.parametrize("sums", [native_sums(), numpy_sums])
+def test_softmax_sums_of_several_threads(sums: Callable[[np.ndarray], SoftmaxSums]) -> None:
+    draw = np.random.default_rng(0)
+    rows = [draw.standard_normal(200).astype(np.float32) for _ in range(4)]
+    alone = [sums(row) for row in rows]
+    wrong = at_once(
+        *(lambda r=row, a=one: sum(sums(r) != a for _ in range(5000)) for row, one in zip(rows, alone, strict=True))
+    )
+    assert wrong == [0] * 4
+
+
+def test_two_models_on_one_engine_take_turns(model: SolModel) -> None:
+    other = SolModel(model.engine, model.cost)
+    how = {"do_sample": True, "seed": 5, **LONG}
+    alone = [model.generate(prompt, **how) for prompt in PROMPTS[:2]]
+    for _ in range(5):
+        both = at_once(lambda: model.generate(PROMPTS[0], **how), lambda: other.generate(PROMPTS[1], **how))
+        assert [(run.tokens, run.logprobs) for run in both] == [(run.tokens, run.logprobs) for run in alone]  # type: ignore[attr-defined]
+
+
+def test_a_decoder_in_another_thread_does_not_disturb_a_run(model: SolModel) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    _, decoder = model.decoder(Dial(budget=1.0))
+    refused, ended = [], threading.Event()
+
+    def intrude() -> None:
+        while not ended.is_set():
+            try:
+                decoder.prefill([1, 2, 3])
+            except BusyError:
+                refused.append(1)
+
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    try:
+        got = []
+        while len(got) < 5:
+            with suppress(BusyError):  # the other thread was in
+                got.append(model.generate(PROMPTS[0], **LONG).tokens)
+    finally:
+        ended.set()
+        thread.join(60)
+    assert got == [alone] * 5
+    assert refused
+
+
+def test_a_call_that_is_refused_leaves_an_open_stream_alone(model: SolModel) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    stream = model.stream(PROMPTS[0], **LONG)
+    first = next(stream).token
+    with pytest.raises(UsageError, match="prompt"):
+        model.generate(123)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="score"):
+        model.score([1, 2], context=9)
+    with pytest.raises(BusyError):
+        in_thread(lambda: model.generate(PROMPTS[1], **LONG))
+    assert [first, *(step.token for step in stream)] == alone
 
 
 def in_thread(function: Callable[[], object]) -> object:

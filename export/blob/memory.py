@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.decoder import Decoder
 
@@ -30,7 +32,7 @@ def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: boo
             memory.
         calibration: the export fits weights to a text and measures actions on it.
     """
-    quantizing = min(PIECE_WEIGHTS, _largest_matrix(decoder)) * _PIECE_BYTES * (os.cpu_count() or 1)
+    quantizing = min(PIECE_WEIGHTS, _largest_matrix(decoder)) * _PIECE_BYTES * torch.get_num_threads()
     layer = _layer_weights(decoder) * 4 * 3 // 2
     stages = [quantizing]
     if parity:

@@ -58,8 +58,10 @@ class Dial:
                 object.__setattr__(self, name, _number(name, value))
         if self.schedule is not None and not isinstance(self.schedule, str) and not callable(self.schedule):
             raise UsageError(f"--schedule: got {brief(self.schedule)}, expected a name or a function that makes one")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer))):
-            raise UsageError(f"--seed: got {brief(self.seed)}, expected a whole number")
+        if self.seed is not None and (
+            isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0
+        ):
+            raise UsageError(f"--seed: got {brief(self.seed)}, expected a whole number from 0")
 
     @property
     def axis_targets(self) -> AxisTargets:

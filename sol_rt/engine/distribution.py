@@ -50,11 +50,11 @@ def native_sums() -> Callable[[np.ndarray], SoftmaxSums]:
         return numpy_sums
     function: Any = ctypes.CDLL(str(library)).SolOpsSoftmaxSums
     function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    sums = (ctypes.c_float * 2)()
-    address = ctypes.addressof(sums)
+    pair = ctypes.c_float * 2
 
     def native(logits: np.ndarray) -> SoftmaxSums:
-        top = function(logits.__array_interface__["data"][0], logits.size, address)
+        sums = pair()  # one for each call: other threads may be in theirs
+        top = function(logits.__array_interface__["data"][0], logits.size, ctypes.addressof(sums))
         return SoftmaxSums(top, *sums) if top >= 0 else SoftmaxSums(None, 1.0, 0.0)
 
     return native

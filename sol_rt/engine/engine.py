@@ -8,9 +8,8 @@ between them.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,7 +24,8 @@ from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
-from sol_rt.errors import BusyError, ContextError, DeviceError, NumericError, ProviderError, UsageError, brief
+from sol_rt.engine.turns import Turns
+from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, UsageError, brief
 from sol_rt.ops import library_path
 
 _CHUNK = 512
@@ -50,6 +50,7 @@ class Engine:
         max_context: tokens that the cache may hold at most.
         weights: the mapped weights file.
         provider: the provider that was chosen.
+        turns: decides which thread's generation runs.
         owner: the object that last filled the cache for itself, or None. A `Decoder` checks that it still is the owner.
         on_chunk: None, or a function that is called before every chunk of a run of several tokens and at the end, with
             the number of tokens done and of all. It changes nothing in how they are run.
@@ -67,7 +68,7 @@ class Engine:
         device: int = 0,
         max_context: int | None = None,
     ) -> None:
-        if max_context is not None and (not isinstance(max_context, int) or max_context < 1):
+        if max_context is not None and (type(max_context) is not int or max_context < 1):
             raise UsageError(f"context size: got {brief(max_context)}, expected 1 or more tokens")
         self.bundle, self.native_ops = bundle, native_ops
         model = bundle.config.model
@@ -82,7 +83,7 @@ class Engine:
         self._last_plan: _Plan | None = None  # the plan whose channels are in the step buffers
         self._tokens: list[int] = []
         self._page_size = bundle.config.kv.page_size
-        self._lock = threading.RLock()
+        self.turns = Turns()
         self.provider, self._runners = self._choose(provider, threads=threads, native_ops=native_ops, device=device)
         self._cache = self._runners.cache
         on_cpu = not self.native and self.provider.name == "cpu"
@@ -175,9 +176,10 @@ class Engine:
 
         Raises BundleError, ProviderError, and UsageError for a variant that the bundle does not have.
         """
-        for key in variant_keys:
-            variant = self._variant(key)
-            self._runners.runner(variant, _channels(variant, self.bundle.config.model), 1.0).open()
+        with self.exclusive():
+            for key in variant_keys:
+                variant = self._variant(key)
+                self._runners.runner(variant, _channels(variant, self.bundle.config.model), 1.0).open()
 
     def set_active_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """Changes a variant's active channels for this engine. Export searches for density levels with it.
@@ -196,18 +198,13 @@ class Engine:
                 said = f"{len(counts)} counts from {min(counts, default=0)} to {max(counts, default=0)}"
                 raise UsageError(f"{name}: got {said}, expected {model.num_layers} counts from 1 to {channels}")
         given: dict[str, Any] = {name: tuple(counts) for name, counts in counts_by_name.items()}
-        self._changed[variant_key] = replace(self._bundle_variant(variant_key), **given)
-        self._plans = {action: plan for action, plan in self._plans.items() if action.variant != variant_key}
+        with self.exclusive():
+            self._changed[variant_key] = replace(self._bundle_variant(variant_key), **given)
+            self._plans = {action: plan for action, plan in self._plans.items() if action.variant != variant_key}
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Keeps other threads out while several calls have to see the same cache. Raises BusyError if one is in."""
-        if not self._lock.acquire(blocking=False):
-            raise BusyError("this engine is busy in another thread; wait for it, or make an engine for each thread")
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return self.turns.exclusive()
 
     def reset(self) -> None:
         """Forgets all tokens. The cache keeps its capacity."""
@@ -241,12 +238,15 @@ class Engine:
     def _forward(self, tokens: Sequence[int] | np.ndarray, action: Action, num_logits: int) -> StepOutput:
         vocabulary = self.bundle.config.model.vocab_size
         if len(tokens) == 1 and num_logits == 1:
-            token = int(tokens[0])
-            if not 0 <= token < vocabulary:
-                raise UsageError(f"token {token}: expected 0 to {vocabulary - 1}")
+            token = tokens[0]
+            if not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
+                raise UsageError(f"token {brief(token)}: expected a whole number from 0 to {vocabulary - 1}")
             self._ensure_capacity(self.length + 1)
-            return self._step(token, action)
-        ids = np.asarray(tokens, np.int64)
+            return self._step(int(token), action)
+        given = np.asarray(tokens)
+        if given.dtype.kind not in "iu" and given.size:
+            raise UsageError(f"forward: tokens: got {brief(tokens)}, expected whole numbers from 0 to {vocabulary - 1}")
+        ids = given.astype(np.int64)
         if ids.ndim != 1 or not 1 <= num_logits <= ids.size:
             raise UsageError(f"forward: num_logits: got {num_logits} for {ids.size} tokens, expected 1 to {ids.size}")
         if ids.min() < 0 or ids.max() >= vocabulary:

@@ -43,7 +43,6 @@ from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter
-from sol_rt.generate.turns import Turns
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
@@ -104,7 +103,7 @@ class SolModel:
         self.bundle: Bundle = engine.bundle
         self.engine = engine
         self.cost = cost
-        self._turns = Turns()
+        self._turns = engine.turns
         self._warned = False
 
     def __repr__(self) -> str:
@@ -321,6 +320,7 @@ class SolModel:
         dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
         with self._turns.whole():
             _, decoder = self.decoder(replace(dial, budget=1.0) if dial.is_empty else dial)
+            self._turns.begun()
             logprobs = score_steps(decoder, ids, context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 

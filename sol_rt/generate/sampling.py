@@ -147,7 +147,7 @@ def _divided(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Logits over the temperature, float32 [vocab]."""
     largest = float(scores.max())
     with np.errstate(over="ignore"):  # -inf is a token that is never drawn
-        if largest < _LARGEST_LOGIT * temperature:
+        if abs(largest) < _LARGEST_LOGIT * temperature:
             return scores / _float32(temperature)
         return (scores - np.float32(largest)) / _float32(temperature)  # the quotient would overflow
 

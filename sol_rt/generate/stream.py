@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
+from sol_rt.engine.turns import Turns
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, StepRecord, generate_steps
 from sol_rt.generate.results import GeneratedToken, Generation, Progress
 from sol_rt.generate.trace import Trace, TraceRecord, TraceWriter, first_difference
-from sol_rt.generate.turns import Turns
 from sol_rt.text.tokenizer import Tokenizer
 
 
@@ -27,7 +27,7 @@ class Stream(Iterator[GeneratedToken]):
         prompt: tokens of the prompt.
         config: how to sample and when to end.
         tokenizer: the bundle's tokenizer.
-        turns: the model's turns.
+        turns: the engine's turns.
         losses: what each action is expected to lose.
         reuse: whether to keep the tokens of the prompt that the cache begins with.
         trace: where to write every step; the stream closes it.

@@ -12,7 +12,7 @@ from sol_rt.cli.console import note, progress
 from sol_rt.errors import SolError, UsageError, WriteError
 
 _NO_POLICY = "none"
-_NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors")
+_NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors", "numba")
 
 
 def export(

@@ -1,4 +1,4 @@
-"""Whose turn it is: a model has one KV cache, so it runs one generation at a time, whatever thread asks for one."""
+"""Whose turn it is: an engine has one KV cache, so it runs one generation at a time, whatever thread asks for one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sol_rt.errors import BusyError
 
 
 class Turns:
-    """Lets one generation of a model run at a time.
+    """Lets one generation of an engine run at a time.
 
     A whole run (`generate`, `score`) is one turn, and other threads wait for its end. A stream takes a turn for each
     token, and stays open from its first token until it ends, is closed or is dropped. While a stream is open, other
@@ -26,10 +26,17 @@ class Turns:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """A turn for a whole run. Raises BusyError if a stream is open in another thread."""
+        """A turn for a whole run. Raises BusyError if a stream is open in another thread.
+
+        An open stream of the same thread stays open until the run takes over the cache: `begun` ends it.
+        """
         with self._lock:
-            self._take_over()
+            self._require_free()
             yield
+
+    def begun(self) -> None:
+        """Says within a whole run that its first step comes now, so that an older stream is over."""
+        self._open = None
 
     @contextmanager
     def token(self, stream: object, *, first: bool) -> Iterator[None]:
@@ -43,7 +50,7 @@ class Turns:
         """
         with self._lock:
             if first:
-                self._take_over()
+                self._require_free()
                 self._open = weakref.ref(stream)
             if self._open is not None and self._open() is stream:
                 self._thread = threading.current_thread()
@@ -59,11 +66,20 @@ class Turns:
                 if self._open is not None and self._open() is stream:
                     self._open = None
 
-    def _take_over(self) -> None:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps other threads out while several calls have to see the same cache. Raises BusyError if one is in."""
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("this engine is busy in another thread; wait for it, or make an engine for each thread")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _require_free(self) -> None:
         running = None if self._open is None else self._open()
         if running is not None and self._thread is not threading.current_thread() and self._thread.is_alive():
             raise BusyError(
                 f"this model is busy: thread {self._thread.name!r} has a stream open; finish or close it, or open the "
                 "bundle a second time (both share the memory of the weights)"
             )
-        self._open = None
