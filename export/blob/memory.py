@@ -11,7 +11,7 @@ import torch
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.decoder import Decoder
 
-PIECE_WEIGHTS = 1 << 21  # weights that a thread quantizes at once
+PIECE_WEIGHTS = 1 << 20  # weights that a thread quantizes at once
 
 _MB = 1 << 20
 _LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime

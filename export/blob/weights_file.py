@@ -144,6 +144,8 @@ def fill_blob(
     progress: Progress,
     windows: Sequence[Sequence[int]] | None = None,
     most_channels: int | None = None,
+    *,
+    search: bool = True,
 ) -> None:
     """Writes weights.bin from a checkpoint.
 
@@ -158,6 +160,7 @@ def fill_blob(
         windows: token ids of a calibration text; each window starts a context. Codes are then chosen by GPTQ on that
             text. None: every weight is rounded by itself.
         most_channels: of a group of input channels that GPTQ fits together; by default all of a matrix.
+        search: as in `quantize_matrix`.
 
     Raises:
         CheckpointError: weights are not finite, too large, or of an unreadable type.
@@ -168,7 +171,7 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, checkpoint, tensors, precisions)
+        fill = _MatrixFiller(blob, checkpoint, tensors, precisions, search)
         with one_thread_each() as pool:
             if windows is None:
                 _fill_rounded(fill, decoder, sources, progress, pool)
@@ -240,6 +243,7 @@ class _MatrixFiller:
     checkpoint: Checkpoint
     tensors: Mapping[str, TensorEntry]
     precisions: Collection[Precision]
+    search: bool
 
     def submit(
         self, pool: Executor, matrix: str, modules: tuple[str, ...], hessians: Sequence[Future[HessianFactor]] = ()
@@ -302,7 +306,7 @@ class _MatrixFiller:
             nested = nest(codes, weights, planes, tensor, six_bits)
         else:
             importance = None if hessian is None else hessian.importance
-            nested = quantize_matrix(weights, planes, tensor, six_bits, importance)
+            nested = quantize_matrix(weights, planes, tensor, six_bits, importance, self.search)
         if hessian is None:
             return nested
         return choose_codes(weights, nested, hessian, levels, None if codes is None else codes.representable)
