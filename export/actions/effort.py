@@ -75,6 +75,7 @@ class Effort:
         """
         windows = round(_bounded(_WRITTEN / weights / WINDOW, _LEAST_WINDOWS, 6 if coded else 9))
         scored = round(_bounded(_SCORED / weights, _LEAST_SCORED, _MOST_SCORED))
+        small = scored == _MOST_SCORED
         return cls(
             windows=windows,
             long=min(windows, _LONG_WINDOWS) * WINDOW,
@@ -83,8 +84,8 @@ class Effort:
             most_channels=2560,
             head_windows=1,
             searched_windows=2,
-            trial_tokens=WINDOW * 3 // 4,
-            scored_windows=2 if scored == _MOST_SCORED else 1,
+            trial_tokens=WINDOW * 3 // 4 if small else WINDOW // 2,
+            scored_windows=2 if small else 1,
             long_tokens=127,
             kv_steps=max(_LEAST_SCORED, scored // 6),
         )
