@@ -202,7 +202,7 @@ def export_bundle(
         write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions)
         if stored is None and calibration in (None, QUICK, FULL):
             with stages(_ROUND) as report:
-                write_weights(report, search=not effort.writes_cheaply)  # for the model to write the text with
+                write_weights(report, search=not effort.plain_grid)  # for the model to write the text with
             save(config)
             writer = Action(0.25, 1.0, precisions[-1].bits) if effort.writes_cheaply else config.dense
             with stages(_WRITE) as report:

@@ -24,6 +24,7 @@ class Effort:
         windows: windows of the calibration text, those of the long stretch included.
         long: tokens of the long stretch.
         writes_cheaply: the graph of the fewest bits writes the text, at a low KV density, not the dense action.
+        plain_grid: the weights of that graph are rounded without a search for the best steps.
         fitted: windows that the weights are fitted to.
         most_channels: of a group of input channels that GPTQ fits together; None: all of a matrix.
         head_windows: held-out windows on which the LM head's bits are chosen.
@@ -37,6 +38,7 @@ class Effort:
     windows: int
     long: int
     writes_cheaply: bool
+    plain_grid: bool
     fitted: int
     most_channels: int | None
     head_windows: int
@@ -53,6 +55,7 @@ class Effort:
             windows=24,
             long=LONG,
             writes_cheaply=False,
+            plain_grid=False,
             fitted=16,
             most_channels=None,
             head_windows=4,
@@ -80,6 +83,7 @@ class Effort:
             windows=windows,
             long=min(windows, _LONG_WINDOWS) * WINDOW,
             writes_cheaply=coded,
+            plain_grid=coded and not small,
             fitted=4 if coded else 6,
             most_channels=2560,
             head_windows=1,
