@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from helpers.tiny_bundle import seal, write_bundle
@@ -138,8 +139,6 @@ def test_a_graph_of_unknown_operators(bundle: Path) -> None:
 
 
 def test_graph_weights_are_listed_as_onnx_lists_them(bundle: Path) -> None:
-    import onnx
-
     model = onnx.load(bundle / GRAPH, load_external_data=False)
     expected = {}
     for tensor in model.graph.initializer:
@@ -149,6 +148,52 @@ def test_graph_weights_are_listed_as_onnx_lists_them(bundle: Path) -> None:
     found = {tensor.name: (tensor.shape, tensor.offset, tensor.length) for tensor in external_tensors(bundle / GRAPH)}
     assert found == expected
     assert found
+
+
+class TestSplitThatEndsTheProcess:
+    """ONNX Runtime aborts while it infers the shapes of a Split with another `num_outputs` than it has outputs."""
+
+    NUMBER = b"\x0a\x0bnum_outputs\x18\x01"
+    EMPTY = b"\x3a\x03\x12\x01g"  # a model with an empty graph
+
+    def _field(self, number: int, content: bytes) -> bytes:
+        """A length-delimited field of a protobuf message."""
+        size = len(content)
+        return bytes([number << 3 | 2, size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14]) + content
+
+    def _graph(self, attribute: bytes = NUMBER) -> bytes:
+        outputs = self._field(2, b"a") + self._field(2, b"b")
+        return self._field(1, outputs + self._field(4, b"Split") + self._field(5, attribute))
+
+    def _refused(self, path: Path, model: bytes) -> None:
+        path.write_bytes(model)
+        with pytest.raises(BundleError, match="bytes that are not an ONNX model"):
+            external_tensors(path)
+
+    @pytest.mark.parametrize("field", [6, 11])
+    @pytest.mark.parametrize("depth", [0, 1, 5, 200])
+    def test_in_subgraphs(self, tmp_path: Path, field: int, depth: int) -> None:
+        graph = self._graph()
+        for _ in range(depth):
+            graph = self._field(1, self._field(5, self._field(field, b"") + self._field(field, graph)))
+        assert depth > 30 or "num_outputs" in str(onnx.GraphProto.FromString(graph))
+        self._refused(tmp_path / "a.onnx", self._field(7, graph))
+        function = b"\xca\x01" + self._field(7, graph.replace(graph[:1], b"\x3a", 1))[1:]  # fields 25, and 7 for nodes
+        self._refused(tmp_path / "a.onnx", self.EMPTY + function)
+
+    def test_in_what_only_protobuf_reads(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.onnx"
+        second = self.EMPTY + self._field(7, self._graph())
+        # tag of field 7 with a bit beyond the 32 that protobuf keeps
+        far = self.EMPTY + b"\xba\x80\x80\x80\x10" + self._field(7, self._graph())[1:]
+        # the right number, but in a field of 4 bytes, which is none of an attribute
+        other = self._field(7, self._graph(self.NUMBER + b"\x1d\x02\0\0\0"))
+        for model in (second, other):
+            assert onnx.ModelProto.FromString(model).graph.node[0].attribute[0].i == 1
+        for model in (second, far, other):
+            self._refused(path, model)
+        path.write_bytes(self.EMPTY)
+        assert external_tensors(path) == []
 
 
 def test_verify_passes_and_reports_progress(bundle: Path) -> None:

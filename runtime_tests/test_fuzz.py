@@ -83,7 +83,7 @@ def test_the_oracle_sees_what_a_reader_may_not_do(
 
 
 def test_every_folder_of_the_corpus_is_read() -> None:
-    assert {path.name for path in CORPUS.iterdir()} <= set(TARGETS)
+    assert {path.name for path in CORPUS.iterdir()} <= {*TARGETS, "operators"}  # test_sanitizers.py replays that one
     assert not [path for path in CORPUS.rglob("*") if path.is_file() and path.stat().st_size > 60_000]
 
 

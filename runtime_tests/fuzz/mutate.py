@@ -209,7 +209,7 @@ def _onnx(rng: Rng, data: bytes, seeds: Sequence[bytes], words: Sequence[bytes])
     if not graph.node:
         return _bytes(rng, data, seeds, words)
     node = rng.choice(graph.node)
-    match rng.randrange(10):
+    match rng.randrange(11):
         case 0 | 1 | 2 if node.attribute:
             _change_attribute(rng, rng.choice(node.attribute))
         case 3 if node.input:
@@ -228,6 +228,8 @@ def _onnx(rng: Rng, data: bytes, seeds: Sequence[bytes], words: Sequence[bytes])
             else:
                 value.type.tensor_type.elem_type = rng.randrange(24)
         case 8:
+            _wrap(graph, node)
+        case 9:
             del graph.node[rng.randrange(len(graph.node))]
         case _:
             part = rng.choice((*model.opset_import, model))
@@ -236,6 +238,21 @@ def _onnx(rng: Rng, data: bytes, seeds: Sequence[bytes], words: Sequence[bytes])
             else:
                 part.version = _int64(rng)
     return bytes(model.SerializeToString())
+
+
+def _wrap(graph: Any, node: Any) -> None:
+    """Puts a node into both branches of an If."""
+    from onnx import TensorProto, ValueInfoProto, helper
+
+    inner = type(node)()
+    inner.CopyFrom(node)
+    outputs = [ValueInfoProto(name=name) for name in node.output]
+    branch = helper.make_graph([inner], "branch", [], outputs)
+    name = f"condition_{len(graph.node)}"
+    graph.node.insert(
+        0, helper.make_node("Constant", [], [name], value=helper.make_tensor("", TensorProto.BOOL, [], [1]))
+    )
+    node.CopyFrom(helper.make_node("If", [name], list(inner.output), then_branch=branch, else_branch=branch))
 
 
 def _int64(rng: Rng) -> int:

@@ -89,7 +89,8 @@ class Bundle:
         """
         from sol_rt.text.tokenizer import FILE, Tokenizer
 
-        return Tokenizer.from_folder(self.file(FILE).parent, self.config.model.vocab_size)
+        model = self.config.model
+        return Tokenizer.from_folder(self.file(FILE).parent, model.vocab_size, model.eos_token_ids)
 
     def chat_template(self) -> ChatTemplate:
         """Reads the model's chat template.

@@ -3,7 +3,8 @@
 ONNX Runtime does not report this, and a config that was edited by hand must not make a kernel read beyond a tensor's
 end. The reader decodes only the fields that it needs: ModelProto.graph = 7 and functions = 25, GraphProto.node = 1 and
 initializer = 5, FunctionProto.node = 7, of NodeProto output = 2, op_type = 4 and attribute = 5, of AttributeProto
-name = 1 and i = 3, and of TensorProto dims = 1, data_type = 2, name = 8, external_data = 13, data_location = 14.
+name = 1, i = 3, g = 6 and graphs = 11, and of TensorProto dims = 1, data_type = 2, name = 8, external_data = 13,
+data_location = 14.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ONNX_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: 
 """TensorProto.DataType to the dtype names of `sol_config.json`."""
 
 _EXTERNAL = 1
+_DEEPEST = 40  # graphs in graphs; ONNX Runtime reads about 33, because protobuf reads 100 messages in messages
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,26 @@ def external_tensors(path: Path) -> list[ExternalTensor]:
     try:
         model = path.read_bytes()
         graph = _submessage(model, 7)
-        functions = [item for number, item in _fields(model) if number == 25 and isinstance(item, bytes)]
-        for nodes, field in ((graph, 1), *((function, 7) for function in functions)):
-            for number, node in _fields(nodes):
-                if number == field and isinstance(node, bytes):
-                    _check_split(node)
-        found = [_tensor(item) for number, item in _fields(graph) if number == 5 and isinstance(item, bytes)]
+        _check_nodes(_messages(graph, 1))
+        for function in _messages(model, 25):
+            _check_nodes(_messages(function, 7))
+        found = [_tensor(item) for item in _messages(graph, 5)]
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "an ONNX graph") from None
     except (ValueError, IndexError):
         raise BundleError(path, "", "bytes that are not an ONNX model", "an ONNX graph") from None
     return [tensor for tensor in found if tensor is not None]
+
+
+def _check_nodes(nodes: list[bytes], depth: int = 0) -> None:
+    """Raises ValueError for a node that would end the process, also in the subgraphs of nodes such as If."""
+    if depth > _DEEPEST:
+        raise ValueError(f"more than {_DEEPEST} graphs in graphs")
+    for node in nodes:
+        _check_split(node)
+        for attribute in _messages(node, 5):
+            for graph in _messages(attribute, 6) + _messages(attribute, 11):
+                _check_nodes(_messages(graph, 1), depth + 1)
 
 
 def _check_split(node: bytes) -> None:
@@ -97,18 +108,29 @@ def _tensor(message: bytes) -> ExternalTensor | None:
     return ExternalTensor(name, kind, tuple(shape), entries.get("location", ""), offset, length)
 
 
+def _messages(message: bytes, wanted: int) -> list[bytes]:
+    """All values of a length-delimited field."""
+    return [value for number, value in _fields(message) if number == wanted and isinstance(value, bytes)]
+
+
 def _submessage(message: bytes, wanted: int) -> bytes:
-    for number, value in _fields(message):
-        if number == wanted and isinstance(value, bytes):
-            return value
-    raise ValueError(f"no field {wanted}")
+    """A message that stands in a field. Where the field occurs several times, protobuf reads them as one message."""
+    found = _messages(message, wanted)
+    if not found:
+        raise ValueError(f"no field {wanted}")
+    return b"".join(found)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yields (field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes."""
+    """Yields (field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes.
+
+    Leaves out fields of 4 and 8 bytes. No field that is read here is one, and protobuf skips them in place of another.
+    """
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
+        if tag >= 1 << 32:
+            raise ValueError("a field number of more than 29 bits")  # protobuf would take the lower bits
         kind = tag & 7
         if kind == 0:
             value, at = _varint(message, at)
@@ -124,7 +146,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise ValueError("a field runs past the end")
         chunk = message[at : at + size]
         at += size
-        yield tag >> 3, chunk if kind == 2 else int.from_bytes(chunk, "little")
+        if kind == 2:
+            yield tag >> 3, chunk
 
 
 def _packed(chunk: bytes) -> Iterator[int]:

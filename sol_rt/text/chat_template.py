@@ -28,6 +28,8 @@ _MEMORY_BYTES = 64 << 20
 """Memory of one rendering, beyond that of the process and the conversation."""
 _SECONDS_AT_MOST = 2.0 if os.name == "nt" else 30.0
 """Real time of one rendering. Where the process cannot bound its processor time, this is the only bound."""
+_SECONDS_TO_START = 60.0
+"""Real time in which the process must say that it is ready."""
 
 
 class ChatTemplate:
@@ -80,7 +82,8 @@ class ChatTemplate:
             variables: further variables of the template, such as `tools` or `enable_thinking`.
 
         Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`, and
-        for one that takes more than 1 s or 64 MB. Raises UsageError for values that JSON cannot hold.
+        for one that takes more than 1 s or 64 MB, or writes more than 4 times the conversation's characters and 262,144
+        more. Raises UsageError for values that JSON cannot hold.
         """
         values = {"tools": None, "documents": None, **self._variables, **variables}
         values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
@@ -119,17 +122,32 @@ class _Process:
         except OSError as error:
             raise SolError(f"chat template: no process to render it: {error.strerror}; give a plain prompt") from None
         self._end = weakref.finalize(self, _end, self._process)
+        if not self._line("", _SECONDS_TO_START):
+            raise SolError("chat template: the process that renders it does not start; give a plain prompt")
         self.ask(json.dumps({"source": source}))
 
     def ask(self, request: str) -> str:
         """Sends a line of JSON and returns the text of the answer. Raises SolError; the process may then be dead."""
+        line = self._line(request + "\n", _SECONDS_AT_MOST)
+        if not line:
+            raise _failed(f"it takes more than {_SECONDS:g} s, or crashes its process")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _failed(answer["error"], answer["line"])
+        return str(answer["text"])
+
+    def _line(self, request: str, seconds: float) -> str:
+        """Sends a request and returns the next line of the process, which is ended if that takes longer.
+
+        Returns an empty text if there is no line.
+        """
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(_SECONDS_AT_MOST, process.kill)
+        timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:
-            process.stdin.write(request + "\n")
+            process.stdin.write(request)
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
@@ -141,11 +159,8 @@ class _Process:
             timer.cancel()
         if not line.endswith("\n"):
             self.stop()
-            raise _failed(f"it takes more than {_SECONDS:g} s, or crashes its process")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise _failed(answer["error"], answer["line"])
-        return str(answer["text"])
+            return ""
+        return line
 
     @property
     def alive(self) -> bool:

@@ -5,54 +5,67 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from sol_rt.errors import BundleError, UsageError, one_line
+from sol_rt.errors import BundleError, UsageError, brief, one_line
 from sol_rt.text.user_text import UserText
 
 FILE = "tokenizer.json"
 _REPLACEMENT = "\ufffd"
 _UTF8_LENGTH = 4  # bytes of the longest character
 _SAMPLE = "Is it 12°? Yes!\n\tno\u3000ﬁn 深海 🐟"  # spaces, digits, and characters of one to four bytes
+_STDERR_LOCK = threading.Lock()
 _CONTEXT = 6  # prompt tokens that are enough for the decoder to place a leading space
 
 
 class Tokenizer:
-    """The bundle's `tokenizer.json`."""
+    """The bundle's `tokenizer.json`.
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    Args:
+        inner: the tokenizer of the library.
+        end_ids: tokens that end a text. Added tokens among them count as special, also if the file does not say so.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, end_ids: Collection[int] = ()) -> None:
         self._inner = inner
+        added = self._inner.get_added_tokens_decoder()
+        for number in set(end_ids) & set(added):
+            added[number].special = True
+            self._inner.add_special_tokens([added[number]])
         # files that were saved for training truncate and pad
         self._inner.no_truncation()
         self._inner.no_padding()
         self._lengths: dict[tuple[int, bool], int] = {}
         self._lock = threading.Lock()
-        added = self._inner.get_added_tokens_decoder().items()
-        self._special = {token.content: number for number, token in added if token.special and token.content}
+        special = {number: token.content for number, token in added.items() if token.special and token.content}
+        self._special: dict[int, str] = special
+        # the token for what the vocabulary lacks is special, too, but plain text makes it
+        self._controls = special.keys() - (self._unknown() - set(end_ids))
 
     @classmethod
-    def from_folder(cls, folder: Path, vocab_size: int) -> Tokenizer:
-        """Reads `tokenizer.json` in a folder, for a model with `vocab_size` tokens.
+    def from_folder(cls, folder: Path, vocab_size: int, end_ids: Collection[int] = ()) -> Tokenizer:
+        """Reads `tokenizer.json` in a folder, for a model with `vocab_size` tokens, of which `end_ids` end a text.
 
         Raises BundleError if the file is missing or unreadable, or has tokens that the model does not know.
         """
-        tokenizer = cls.from_file(folder / FILE)
+        tokenizer = cls.from_file(folder / FILE, end_ids)
         if tokenizer.vocab_size > vocab_size:
             got, expected = f"{tokenizer.vocab_size} tokens", f"at most the model's {vocab_size}"
             raise BundleError(folder, FILE, got, expected, "export again with the model's own tokenizer")
         return tokenizer
 
     @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
+    def from_file(cls, path: Path, end_ids: Collection[int] = ()) -> Tokenizer:
         """Reads a file `tokenizer.json`. Raises BundleError if it is missing, unreadable, or fails on a short text."""
         try:
             with _silenced(), _no_panic():  # a panic of the library prints lines of its own
-                tokenizer = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+                tokenizer = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")), end_ids)
                 for special in (True, False):
                     tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)
                 tokenizer.decode([])
@@ -88,37 +101,69 @@ class Tokenizer:
         return list(self._encoding(text, add_special_tokens, parse_special).ids)
 
     def marked_messages(self, messages: Any) -> UserText:
-        """Messages for a chat template, with marks at the special tokens that they contain as text."""
-        return UserText(self._special, messages)
+        """Messages for a chat template, with marks at the special tokens that they contain as text.
+
+        Raises UsageError for messages that nest too deeply, or leave no character for marks.
+        """
+        return UserText(self._special.values(), messages)
 
     def encode_rendered(self, rendered: str, user: UserText) -> list[int]:
         """Returns the token ids of a prompt that a chat template rendered from `user.marked`.
 
-        Special tokens of the template become those tokens; what came from the messages is plain text.
+        Special tokens of the template become those tokens; what came from the messages is plain text. So is a special
+        token in another spelling, which the tokenizer's normalizer would turn into that token.
+
+        Raises UsageError if a special token is left in what came from the messages.
         """
         encoding = self._encoding(rendered, False, True)
-        if not user.marks(rendered):
-            return list(encoding.ids)
         ids: list[int] = []
-        special = set(self._special.values())
         start, plain = 0, []  # where the piece since the last special token begins, and its tokens
         for token, (begin, end) in [*zip(encoding.ids, encoding.offsets, strict=True), (-1, (len(rendered), 0))]:
-            if token >= 0 and token not in special:
+            if token >= 0 and not self._spells(rendered[begin:end], token):
                 plain.append(token)
                 continue
             piece = rendered[start:begin]
-            ids += self._plain(user.restored(piece), first=start == 0) if user.marks(piece) else plain
+            if user.marks(piece) or not self._controls.isdisjoint(plain):
+                plain = self._plain(user.restored(piece), first=start == 0)
+            ids += plain
             ids += [token] if token >= 0 else []
             start, plain = end, []
         return ids
 
+    def _unknown(self) -> set[int]:
+        """The token for what the vocabulary lacks, if there is one."""
+        model = self._inner.model
+        if not isinstance(model, tokenizers.models.Unigram):
+            found = model.token_to_id(model.unk_token) if model.unk_token else None
+            return set() if found is None else {found}
+        try:
+            return {token.id for token in model.tokenize("\U0010ffff")}  # such a model does not name it
+        except Exception:  # it has none
+            return set()
+
+    def _spells(self, text: str, token: int) -> bool:
+        """Whether a text is a special token as the vocabulary writes it, with or without spaces around it."""
+        return token in self._special and text.strip() == self._special[token].strip()
+
     def _plain(self, text: str, first: bool) -> list[int]:
         """Token ids of a piece of a longer text, without special tokens; `first` if the text begins with it."""
-        if first or '"first"' not in (described := self._inner.to_str()):
-            return self.encode(text, add_special_tokens=False, parse_special=False)
-        # such a tokenizer puts a space before the first piece of a text, and this is another piece
-        inside = described.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-        return Tokenizer(tokenizers.Tokenizer.from_str(inside)).encode(text, False, False)
+        ids = (self if first else self._inside).encode(text, add_special_tokens=False, parse_special=False)
+        for token in self._controls.intersection(ids):
+            got = f"text that is the special token {brief(self._special[token])} to this tokenizer"
+            raise UsageError(f"messages: got {got}; leave it out")
+        return ids
+
+    @cached_property
+    def _inside(self) -> Tokenizer:
+        """The tokenizer for a piece that another one precedes.
+
+        Some tokenizers put a space before the first piece of a text only.
+        """
+        before = self._inner.pre_tokenizer
+        first, never = '"prepend_scheme":"first"', '"prepend_scheme":"never"'
+        if before is None or first not in before.__getstate__().decode():
+            return self
+        return Tokenizer(tokenizers.Tokenizer.from_str(self._inner.to_str().replace(first, never)))
 
     def _encoding(self, text: str, add_special_tokens: bool, parse_special: bool) -> tokenizers.Encoding:
         with self._lock:  # the switch is the tokenizer's, not the call's
@@ -172,19 +217,20 @@ def _no_panic() -> Iterator[None]:
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Drops what is written to stderr by native code."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr
-        yield
-        return
-    try:
-        sys.stderr.flush()
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with _STDERR_LOCK:  # another thread would keep the silenced one for the real one
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no stderr
+            yield
+            return
+        try:
+            sys.stderr.flush()
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 class TextStream:

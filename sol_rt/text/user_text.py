@@ -1,39 +1,55 @@
 """Keeps the special tokens that a user types from becoming control tokens.
 
 The content of messages is text, whatever it says. Only the template's own text makes special tokens. So before a
-template is rendered, the first character of every special token in the messages is replaced by a mark: a character of
-a private-use plane that the messages do not have. The marks show in the rendered prompt what came from the messages.
+template is rendered, one character of every special token in the messages is replaced by a mark: a character of a
+private-use plane that the messages do not have. The marks show in the rendered prompt what came from the messages.
+
+A template may join texts. So the end of a text gets a mark where it may begin a special token, and the beginning where
+it may end one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-_FIRST_MARK = 0xF0000  # of a plane of 65,534 private-use characters
+from sol_rt.errors import UsageError
+
+_FIRST_MARK = 0xF0000  # of two planes of 65,536 private-use characters each
 
 
 class UserText:
     """Marks special tokens in the values of a rendering.
 
     Args:
-        special: the tokenizer's special tokens as text.
+        special: the tokenizer's special tokens as text. Lower and upper case are the same here, because a template may
+            change them.
         values: what the template will see, made of strings, numbers, lists and mappings.
 
     Attributes:
         marked: `values` with marks.
+
+    Raises UsageError for values that nest too deeply, and for those that use up the characters that could be marks.
     """
 
     def __init__(self, special: Collection[str], values: Any) -> None:
-        self._special = tuple(token for token in special if token)
-        taken = {character for text in _texts(values) for character in text if ord(character) >= _FIRST_MARK}
-        free = (chr(code) for code in range(_FIRST_MARK, 0x110000) if chr(code) not in taken)
-        self._marks = dict(zip(sorted({token[0] for token in self._special}), free, strict=False))
-        self._originals = str.maketrans({mark: first for first, mark in self._marks.items()})
+        tokens = sorted({token.lower() for token in special if token})
+        self._beginnings = tokens  # in order, for a binary search
+        self._endings = sorted(token[::-1] for token in tokens)
+        self._longest = max(map(len, tokens), default=0)
         # a look-ahead finds tokens that overlap, too
-        self._pattern = re.compile(f"(?={'|'.join(map(re.escape, self._special))})") if self._special else None
-        self.marked = self._replaced(values)
+        self._pattern = re.compile(f"(?={'|'.join(map(re.escape, tokens))})", re.IGNORECASE) if tokens else None
+        self._marks: dict[str, str] = {}
+        try:
+            taken = {character for text in _texts(values) for character in text if ord(character) >= _FIRST_MARK}
+            self._free = (chr(code) for code in range(_FIRST_MARK, 0x110000) if chr(code) not in taken)
+            self.marked = self._replaced(values)
+        except RecursionError:
+            got = "lists or dicts that nest too deeply"
+            raise UsageError(f"messages: got {got}, expected texts, or lists of parts with texts") from None
+        self._originals = str.maketrans({mark: character for character, mark in self._marks.items()})
 
     def marks(self, text: str) -> bool:
         """Whether a text has a mark."""
@@ -53,21 +69,48 @@ class UserText:
         return value
 
     def _with_marks(self, text: str) -> str:
-        starts = [found.start() for found in self._pattern.finditer(text)] if self._pattern else []
-        if not starts:
+        if self._pattern is None:
+            return text
+        places = {found.start() for found in self._pattern.finditer(text)}
+        # templates strip texts before they join them
+        if _ends_within(text.rstrip()[-self._longest :], self._beginnings):
+            places.add(len(text.rstrip()) - 1)
+        if _ends_within(text.lstrip()[: self._longest][::-1], self._endings):
+            places.add(len(text) - len(text.lstrip()))
+        if not places:
             return text
         characters = list(text)
-        for start in starts:
-            characters[start] = self._marks[characters[start]]
+        for place in places:
+            characters[place] = self._mark(characters[place])
         return "".join(characters)
 
+    def _mark(self, character: str) -> str:
+        if character not in self._marks:
+            mark = next(self._free, None)
+            if mark is None:
+                got = "a special token beside all characters from U+F0000 to U+10FFFF"
+                raise UsageError(f"messages: got {got}; leave out some of these characters, which have no meaning")
+            self._marks[character] = mark
+        return self._marks[character]
 
-def _texts(value: Any) -> list[str]:
+
+def _ends_within(text: str, tokens: Sequence[str]) -> bool:
+    """Whether the end of a text is the beginning of one of the sorted tokens, but not all of it."""
+    for size in range(1, len(text) + 1):
+        end = text[-size:].lower()
+        at = bisect_left(tokens, end)
+        if any(token != end and token.startswith(end) for token in tokens[at : at + 2]):
+            return True
+    return False
+
+
+def _texts(value: Any) -> Iterator[str]:
     """Every string in a value, keys included."""
     if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        return [text for item in value.items() for part in item for text in _texts(part)]
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in _texts(item)]
-    return []
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.items():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
