@@ -21,7 +21,8 @@
 #              threads or processes grow, or a budget is missed.
 # make faults TRIALS=200
 #              Kills commands that write TRIALS times each at random moments, then lets every change of their disk be the first that
-#              fails, and checks what is left. Linux only. Options: FAULTS_ARGS=options of runtime_tests/faults.py.
+#              fails, and checks what is left. Also changes weights under a process that generates. Linux only.
+#              Options: FAULTS_ARGS=options of runtime_tests/faults.py.
 # make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here,
 #              and prints its hash and its bill of materials. Two builds of one commit give the same bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
@@ -133,7 +134,7 @@ test-all: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 faults: $(VENV)/.dev
-	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(TRIALS) --full-disk $(FAULTS_ARGS)
+	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)
 
 fuzz: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS:%=--target %) $(ENGINES:%=--engine %)

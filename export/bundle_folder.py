@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sol_rt.atomic_write import replacing_folder
-from sol_rt.bundle.bundle import sha256
+from sol_rt.bundle.bundle import sha256, sha256_in_one_state
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.file_state import FileState
 from sol_rt.bundle.selection import Selection
 from sol_rt.errors import CheckpointError, UsageError, WriteError
 from sol_rt.export.card import model_card
@@ -73,10 +74,11 @@ def seal(
     return config
 
 
-def hashed(path: Path, progress: Progress) -> FileEntry:
-    """The size and hash of a large file. `progress` gets the bytes read."""
+def hashed(path: Path, progress: Progress) -> tuple[FileEntry, FileState]:
+    """The size and hash of a large file, and its state meanwhile. `progress` gets the bytes read."""
     size = path.stat().st_size
-    return FileEntry(size, sha256(path, lambda done: progress(f"hashing {path.name}", done, size)))
+    digest, state = sha256_in_one_state(path, lambda done: progress(f"hashing {path.name}", done, size))
+    return FileEntry(state.size, digest), state
 
 
 def _entry(path: Path) -> FileEntry:

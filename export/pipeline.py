@@ -253,9 +253,9 @@ def export_bundle(
 
         # write the card and the config, with hashes
         with stages(_HASH) as report:
-            weights = hashed(folder / WEIGHTS, report)
+            weights, state = hashed(folder / WEIGHTS, report)
         config = seal(folder, config, weights, compared, selection)
-    remember_weights(output, config)
+    remember_weights(state, weights.sha256)
     if to_store is not None and save_calibration is not None:
         to_store.write(save_calibration)
     return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped)

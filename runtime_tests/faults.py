@@ -2,9 +2,13 @@
 
     python runtime_tests/faults.py --kill 200
     python runtime_tests/faults.py --full-disk
+    python runtime_tests/faults.py --changed-weights 40
 
 After a kill or on a full disk, what was there before is still there, whole, or the new one is; what was said to be
-saved is saved. The same command then works, and leaves the files of an undisturbed run and no others.
+saved is saved. The same command then works, and leaves the files of an undisturbed run and no others. Every second time
+there is an older result that the command replaces.
+
+A process whose weights are changed while it generates goes on with its own text, or ends with one line.
 
 Commands run in forks of a process that has imported everything, so a trial takes little more than the command itself.
 """
@@ -34,11 +38,14 @@ import torch  # noqa: F401 - imported before the forks
 
 from helpers import full_disk
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
+from helpers.random_decoder import WEIGHTS
 from helpers.tiny_bundle import write_bundle
 from helpers.train_fixtures import CONFIG, make_bundle, make_text
+from sol_rt import SolModel
 from sol_rt.cli import main as sol_rt_main
 from sol_rt.cli.app import run as _run  # noqa: F401 - imported before the forks
 from sol_rt.cli.run.saved_chat import read as read_chat
+from sol_rt.errors import SolError
 from sol_rt.store.download import UNFINISHED
 
 _HUB = """
@@ -83,16 +90,19 @@ class Command:
     Attributes:
         argv: its arguments, made for a place.
         again: the arguments of the next run; by default the same.
-        whole: says what is wrong with the place after a disturbed run, with stdout and stderr so far; empty if nothing.
+        whole: says what is wrong with the place after a disturbed run, with stdout and stderr so far, and with whether
+            an older result was there before; empty if nothing.
         done: says what is wrong with the place after an undisturbed run; empty if nothing.
+        older: changes what an undisturbed run left into another result; by default it stays as it is.
         typed: what it reads from stdin.
         unnamed: a pattern of names that differ from run to run.
     """
 
     argv: Callable[[Place], list[str]]
-    whole: Callable[[Place, str, str], str]
+    whole: Callable[[Place, str, str, bool], str]
     done: Callable[[Place], str]
     again: Callable[[Place], list[str]] | None = None
+    older: Callable[[Place], None] | None = None
     typed: str = ""
     unnamed: str = r"$^"
 
@@ -108,6 +118,11 @@ class Outcome:
 
 def start(place: Place, argv: list[str], typed: str, environment: dict[str, str]) -> tuple[int, Path]:
     """Runs `sol-rt` with `argv` in a fork. Returns its process id and the folder of its output."""
+    return forked(place, lambda: sol_rt_main(argv), typed, environment)
+
+
+def forked(place: Place, body: Callable[[], int], typed: str, environment: dict[str, str]) -> tuple[int, Path]:
+    """Runs `body` in a fork, which ends with the code that it returns. The rest is as in `start`."""
     streams = Path(tempfile.mkdtemp(dir=place.root))
     (streams / "in").write_text(typed, encoding="utf-8")
     process = os.fork()
@@ -120,7 +135,7 @@ def start(place: Place, argv: list[str], typed: str, environment: dict[str, str]
             os.dup2(os.open(streams / name, flags), number)
         os.environ.update(environment)
         os.chdir(place.work)
-        code = sol_rt_main(argv)
+        code = body()
         sys.stdout.flush()
         sys.stderr.flush()
     except SystemExit as error:
@@ -153,10 +168,10 @@ def call(place: Place, argv: list[str], typed: str = "", **environment: str) -> 
     return finish(*start(place, argv, typed, {"SOL_RT_HOME": str(place.home), **environment}))
 
 
-def is_bundle(place: Place, folder: Path) -> str:
-    """Empty if the folder is a whole bundle or is not there."""
+def is_bundle(place: Place, folder: Path, before: bool) -> str:
+    """Empty if the folder is a whole bundle, or is not there and was not there before."""
     if not folder.exists():
-        return ""
+        return _needs(not before, f"the older {folder.name} is gone")
     checked = call(place, ["verify", "-m", str(folder)])
     return "" if checked.code == 0 else f"{folder.name} is damaged: {checked.err.strip()[-200:]}"
 
@@ -172,8 +187,11 @@ def _needs(condition: object, problem: str) -> str:
 # What each command promises
 
 
-def _whole_table(place: Place, out: str, err: str) -> str:
-    for path in (place.home / "calibration").glob("*.json"):
+def _whole_table(place: Place, out: str, err: str, before: bool) -> str:
+    tables = list((place.home / "calibration").glob("*.json"))
+    if before and not tables:
+        return "the older table is gone"
+    for path in tables:
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -181,11 +199,12 @@ def _whole_table(place: Place, out: str, err: str) -> str:
     return ""
 
 
-def _whole_chat(place: Place, out: str, err: str) -> str:
+def _whole_chat(place: Place, out: str, err: str, before: bool) -> str:
     said = re.findall(r"saved, (\d+) messages", err)
     path = place.work / "chat.json"
     if not path.exists():
-        return f"said {len(said)} times that it saved, but there is no file" if said else ""
+        problem = f"said {len(said)} times that it saved, but there is no file"
+        return _needs(not before, "the older chat is gone") or _needs(not said, problem)
     try:
         saved = len(read_chat(str(path)).messages)
     except Exception as error:
@@ -193,8 +212,10 @@ def _whole_chat(place: Place, out: str, err: str) -> str:
     return _needs(saved >= max(map(int, said), default=0), f"said {said[-1:]} messages, {saved} are there")
 
 
-def _whole_trace(place: Place, out: str, err: str) -> str:
-    path = place.work / "trace.jsonl"
+def _whole_trace(place: Place, out: str, err: str, before: bool) -> str:
+    path = place.work / "trace.jsonl"  # it is begun anew at once, so an older one is not kept
+    if before and not path.exists():
+        return "no trace, neither the older one nor a new one"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     try:
         records = [json.loads(line) for line in lines]
@@ -204,9 +225,12 @@ def _whole_trace(place: Place, out: str, err: str) -> str:
     return _needs(text.startswith(out.rstrip("\n")), f"printed {out[-40:]!r}, the trace has {text[-40:]!r}")
 
 
-def _whole_training(place: Place, out: str, err: str) -> str:
+def _whole_training(place: Place, out: str, err: str, before: bool) -> str:
     from safetensors.numpy import load_file
 
+    for name in ("policy.safetensors", "checkpoint.pt"):
+        if before and not (place.work / "policy" / name).exists():
+            return f"the older {name} is gone"
     for path in (place.work / "policy").rglob("*.safetensors"):
         try:
             load_file(path)
@@ -217,42 +241,41 @@ def _whole_training(place: Place, out: str, err: str) -> str:
 
 def commands(place: Place, hub: str) -> dict[str, Command]:
     """Every command that writes, by name."""
-    tiny, source, train = place.given / "tiny", place.given / "source", place.given / "train"
+    tiny, other, source, train = (place.given / name for name in ("tiny", "other", "source", "train"))
     os.environ["HF_ENDPOINT"] = hub
     generate = ["generate", "-m", str(tiny), "-p", "w1 w2 w3", "-n", "100", "--budget", "0.7", "--schedule", "uniform"]
     output = _bundle("out")
     pulled = _bundle("tiny", home=True)
     training = ["train", "-m", str(train / "tiny"), "--data", str(train / "text.txt"), "-t", "1"]
-    training += ["--config", str(train / "config.yaml"), "-o", "policy"]
+    training += ["--config", str(train / "config.yaml"), "-o", str(place.work / "policy")]
     return {
         "export": Command(
             lambda p: ["export", "-m", str(source), "-o", "out", "--force", "--no-parity", "--calibration", "none"],
-            lambda p, out, err: is_bundle(p, output(p)),
-            lambda p: _needs(output(p).exists(), "no bundle") or is_bundle(p, output(p)),
+            lambda p, out, err, before: is_bundle(p, output(p), before),
+            lambda p: is_bundle(p, output(p), before=True),
         ),
         "pull": Command(
             lambda p: ["pull", "someone/tiny", "--force"],
-            lambda p, out, err: is_bundle(p, pulled(p)),
-            lambda p: _needs(pulled(p).exists(), "no bundle") or is_bundle(p, pulled(p)),
+            lambda p, out, err, before: is_bundle(p, pulled(p), before),
+            lambda p: is_bundle(p, pulled(p), before=True),
+            older=lambda p: _copy(other, pulled(p)),  # the same bundle would be kept
         ),
         "calibrate": Command(
             lambda p: ["calibrate", "-m", str(tiny), "-t", "1"],
             _whole_table,
-            lambda p: _needs(list((p.home / "calibration").glob("*.json")), "no table") or _whole_table(p, "", ""),
+            lambda p: _whole_table(p, "", "", before=True),
         ),
         "train": Command(
             lambda p: training,
             _whole_training,
-            lambda p: (
-                _needs((p.work / "policy" / "policy.safetensors").exists(), "no policy") or _whole_training(p, "", "")
-            ),
+            lambda p: _whole_training(p, "", "", before=True),
             again=lambda p: [*training, "--resume"] if (p.work / "policy" / "checkpoint.pt").exists() else training,
             unnamed="tfevents",
         ),
         "chat": Command(
             lambda p: ["chat", "-m", str(tiny), "-n", "8", "-t", "1"],
             _whole_chat,
-            lambda p: _whole_chat(p, "", "saved, 40 messages"),
+            lambda p: _whole_chat(p, "", "saved, 40 messages", before=True),
             typed="w1 w2\n/save chat.json\n" * 20,
         ),
         "trace": Command(
@@ -270,6 +293,7 @@ def prepared(folder: Path) -> Iterator[tuple[Place, str]]:
     """A place with everything that the commands read, and a hub's address."""
     place = Place(folder)
     write_bundle(place.given / "tiny")
+    write_bundle(place.given / "other", seed=1)
     (place.given / "train").mkdir()
     make_bundle(place.given / "train" / "tiny")
     make_text(place.given / "train" / "text.txt")
@@ -300,6 +324,24 @@ def undisturbed(place: Place, command: Command) -> tuple[set[str], float]:
     return _stable(place.names(), command), seconds
 
 
+def _copy(source: Path, target: Path) -> None:
+    shutil.rmtree(target)
+    shutil.copytree(source, target)
+
+
+def _begin(place: Place, command: Command, older: bool) -> list[str]:
+    """Empties the place and puts an older result there if wanted. Returns the arguments of the run to disturb."""
+    place.clear()
+    if not older:
+        return command.argv(place)
+    outcome = call(place, command.argv(place), command.typed)
+    if outcome.code != 0:
+        raise SystemExit(f"the run before failed: {outcome.err.strip()[-500:]}")
+    if command.older is not None:
+        command.older(place)
+    return (command.again or command.argv)(place)
+
+
 def _stable(names: set[str], command: Command) -> set[str]:
     return {name for name in names if not re.search(command.unnamed, name)}
 
@@ -322,27 +364,29 @@ def kill(place: Place, command: Command, trials: int, seed: int) -> dict[str, An
     names, seconds = undisturbed(place, command)
     draw, killed, failures = random.Random(seed), 0, []
     for trial in range(trials):
-        place.clear()
-        if trial % 2:
-            call(place, command.argv(place), command.typed)
-        started = start(place, command.argv(place), command.typed, {"SOL_RT_HOME": str(place.home)})
+        older = trial % 2 == 1
+        argv = _begin(place, command, older)
+        started = start(place, argv, command.typed, {"SOL_RT_HOME": str(place.home)})
         moment = draw.uniform(0, 1.1 * seconds)
         outcome = finish(*started, kill_after=moment)
         killed += outcome.code is None
-        problem = command.whole(place, outcome.out, outcome.err) or _goes_on(place, command, names)
+        problem = command.whole(place, outcome.out, outcome.err, older) or _goes_on(place, command, names)
         if problem:
             failures.append(f"trial {trial}, {moment:.3f} of {seconds:.3f} s: {problem}")
     return {"trials": trials, "killed": killed, "seconds": round(seconds, 2), "failures": failures}
 
 
 def fill_disk(place: Place, command: Command, most: int) -> dict[str, Any]:
-    """Lets every change of the disk in turn, or `most` of them, be the first that fails."""
+    """Lets every change of the disk in turn, or `most` of them, be the first that fails.
+
+    Every other time there is an older result that the command replaces.
+    """
     names, _ = undisturbed(place, command)
 
-    def limited(changes: int) -> tuple[Outcome, bool]:
-        place.clear()
+    def limited(changes: int, older: bool = False) -> tuple[Outcome, bool]:
+        argv = _begin(place, command, older)
         limits = {"FULL_DISK_FOLDER": str(place.work.parent.resolve()), "FULL_DISK_AFTER": str(changes)}
-        outcome = call(place, command.argv(place), command.typed, **limits)
+        outcome = call(place, argv, command.typed, **limits)
         return outcome, outcome.code == 0 and _stable(place.names(), command) == names and not command.done(place)
 
     enough = 1
@@ -354,10 +398,11 @@ def fill_disk(place: Place, command: Command, most: int) -> dict[str, Any]:
         least, enough = (least, middle) if limited(middle)[1] else (middle, enough)
     failures, refused = [], 0
     tried = sorted({round(index * (enough - 1) / max(most - 1, 1)) for index in range(min(most, enough))})
-    for changes in tried:
-        outcome, _ = limited(changes)
+    for trial, changes in enumerate(tried):
+        older = trial % 2 == 1
+        outcome, _ = limited(changes, older)
         refused += outcome.code != 0
-        problem = command.whole(place, outcome.out, outcome.err)
+        problem = command.whole(place, outcome.out, outcome.err, older)
         left = {name for name in _stable(place.names(), command) - names if UNFINISHED not in name}
         errors = [line for line in outcome.err.splitlines() if line.startswith("sol-rt: error: ")]
         if not problem and left:
@@ -377,10 +422,79 @@ def _names_the_disk(line: str) -> bool:
     return bool(re.search(r"(No space|no room) left", line) and re.search(r"[\w/]+\.\w+|/\w+/| in \.", line))
 
 
+# Weights that change under a running process
+
+
+def generate_on(bundle: Path, times: int) -> int:
+    """Generates the same tokens again and again, a line each time. Returns an exit code."""
+    try:
+        model = SolModel.from_pretrained(bundle, threads=1, measure_costs=False)
+        for _ in range(times):
+            settings = {"schedule": "uniform", "budget": 0.7, "max_new_tokens": 60, "eos_token_id": ()}
+            for generated in model.stream([1, 2, 3], **settings):
+                print(generated.token, end=" ", flush=True)
+            print(flush=True)
+    except SolError as error:
+        print(f"sol-rt: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def change_weights(place: Place, trials: int, seed: int) -> dict[str, Any]:
+    """Gives a process that generates in a loop the weights of another bundle: by renaming, and in place."""
+    draw, environment = random.Random(seed), {"SOL_RT_HOME": str(place.home)}
+    bundle, other = place.work / "bundle", (place.given / "other" / WEIGHTS).read_bytes()
+    texts = []
+    for folder in (place.given / "tiny", place.given / "other"):
+        place.clear()
+        texts.append(finish(*forked(place, lambda: generate_on(folder, 1), "", environment)).out)  # noqa: B023
+    if "\n" not in texts[0] or texts[0] == texts[1]:
+        raise SystemExit(f"the undisturbed runs failed: {texts}")
+    results = {}
+    for in_place in (False, True):
+        went_on = refused = 0
+        failures = []
+        for trial in range(trials):
+            place.clear()
+            shutil.copytree(place.given / "tiny", bundle)
+            process, streams = forked(place, lambda: generate_on(bundle, 10**6), "", environment)
+            _wait_for_lines(streams / "out", 2)
+            time.sleep(draw.uniform(0, 0.05))
+            if in_place:
+                with (bundle / WEIGHTS).open("r+b") as file:
+                    file.write(other)
+            else:
+                (bundle / "aside").write_bytes(other)
+                (bundle / "aside").replace(bundle / WEIGHTS)
+            before = (streams / "out").stat().st_size
+            outcome = finish(process, streams, kill_after=20 if in_place else 0.2)
+            *lines, rest = outcome.out.splitlines(keepends=True)
+            went_on += outcome.code is None and len(outcome.out) > before
+            refused += outcome.code == 1
+            if wrong := [line for line in lines if line != texts[0]] or [rest] * (not texts[0].startswith(rest)):
+                failures.append(f"trial {trial}: other text: {wrong[0]!r}, expected {texts[0]!r}")
+            elif outcome.code is None and (in_place or len(outcome.out) <= before):
+                failures.append(f"trial {trial}: {'goes on' if in_place else 'hangs'}")
+            elif outcome.code is not None and (outcome.code != 1 or outcome.err.count("\n") != 1):
+                failures.append(f"trial {trial}: ended with {outcome.code}: {outcome.err.strip()[-300:]}")
+        counts = {"trials": trials, "went on": went_on, "refused": refused, "failures": failures}
+        results["in place" if in_place else "by renaming"] = counts
+    return results
+
+
+def _wait_for_lines(path: Path, count: int) -> None:
+    end = time.monotonic() + 60
+    while not path.exists() or path.read_text(encoding="utf-8").count("\n") < count:
+        if time.monotonic() > end:
+            raise SystemExit("the process generates nothing")
+        time.sleep(0.001)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kill", type=int, default=0, metavar="COUNT", help="kill each command so many times")
     parser.add_argument("--full-disk", type=int, nargs="?", const=10**6, default=0, metavar="COUNT")
+    parser.add_argument("--changed-weights", type=int, default=0, metavar="COUNT", help="change weights so many times")
     parser.add_argument("--commands", default="", help="names, separated by commas; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="JSON file for the result")
@@ -391,7 +505,11 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, prepared(Path(folder)) as (place, hub):
         found = commands(place, hub)
-        for name in given.commands.split(",") if given.commands else found:
+        if given.changed_weights:
+            results["changed weights"] = change_weights(place, given.changed_weights, given.seed)
+            print("changed weights", json.dumps(results["changed weights"]), flush=True)
+        disturbed = given.kill or given.full_disk
+        for name in (given.commands.split(",") if given.commands else found) if disturbed else ():
             results[name] = {}
             if given.kill:
                 results[name]["kill"] = kill(place, found[name], given.kill, given.seed)

@@ -15,7 +15,17 @@ import pytest
 from helpers import full_disk
 from helpers.tiny_bundle import write_bundle
 from sol_rt import atomic_write
-from sol_rt.atomic_write import is_temporary, put_in_place, remove_abandoned, replacing, replacing_folder, write_bytes
+from sol_rt.atomic_write import (
+    TEMPORARY,
+    is_temporary,
+    put_in_place,
+    remove_abandoned,
+    replacing,
+    replacing_folder,
+    temporary_folder,
+    temporary_name,
+    write_bytes,
+)
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import WriteError
 
@@ -65,6 +75,13 @@ class TestFiles:
     def test_a_device_is_written_to_and_stays(self) -> None:
         write_bytes(Path("/dev/null"), b"gone")
         assert Path("/dev/null").is_char_device()
+
+    @posix
+    @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout")
+    def test_a_pipe_behind_dev_stdout(self) -> None:
+        program = 'from pathlib import Path; from sol_rt.atomic_write import write_bytes; write_bytes(Path("/dev/stdout"), b"new")'  # noqa: E501
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+        assert ended.stdout == b"new", ended.stderr
 
     def test_a_folder_or_a_missing_folder_is_one_line(self, tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "none" / "file"):
@@ -164,6 +181,55 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_stays(function
     write_bytes(tmp_path / "other", b"")
     assert names(tmp_path) == {".mine", "other"}
     remove_abandoned(tmp_path / "none")  # a folder that is not there has nothing to remove
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_temporary_folder_first_removes_what_a_killed_process_left(folder: bool, tmp_path: Path) -> None:
+    left = temporary_name(tmp_path / "target")
+    left.mkdir() if folder else left.touch()
+    with temporary_folder(tmp_path / "target") as made:
+        assert left.exists() == (folder and sys.platform == "win32")
+        assert made.is_dir()
+
+
+def test_processes_with_one_number_have_names_of_their_own() -> None:
+    """In a container the first process of every run has the number 1."""
+    program = "import os; os.getpid = lambda: 1; from pathlib import Path; from sol_rt.atomic_write import temporary_name; print(temporary_name(Path('a')))"  # noqa: E501
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in "ab"]
+    assert runs[0] != runs[1]
+    assert all(is_temporary(run.decode().strip()) for run in runs)
+
+
+@posix
+def test_pipes_and_links_with_a_temporary_name_stay_and_are_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    os.mkfifo(tmp_path / f".pipe{TEMPORARY}")
+    (tmp_path / f".link{TEMPORARY}").symlink_to(tmp_path / "other" / "file")
+    (tmp_path / f".folder{TEMPORARY}").symlink_to(tmp_path / "other")
+    before = names(tmp_path)
+    program = "import sys; from pathlib import Path; from sol_rt.atomic_write import remove_abandoned; remove_abandoned(Path(sys.argv[1]))"  # noqa: E501
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+    assert names(tmp_path) == before
+    assert names(tmp_path / "other") == {"file"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux")
+def test_on_windows_files_are_closed_when_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to remove an open file, and has no lock that says whether a folder is in use."""
+    (tmp_path / f".file{TEMPORARY}").touch()
+    (tmp_path / f".folder{TEMPORARY}").mkdir()
+    unlink = Path.unlink
+
+    def as_on_windows(path: Path, missing_ok: bool = False) -> None:
+        if str(path) in {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}:
+            raise PermissionError("the file is in use")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(Path, "unlink", as_on_windows)
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == {f".folder{TEMPORARY}"}
 
 
 def test_two_writers_leave_one_whole_file(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ import pin_recipe
 import pytest
 
 from sol_rt.atomic_write import TEMPORARY
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.cli import main
-from sol_rt.errors import HubError, HubUnreachableError, SolError, UsageError
-from sol_rt.store import download, home
+from sol_rt.errors import BundleError, HubError, HubUnreachableError, SolError, UsageError
+from sol_rt.store import download, home, verified
 from sol_rt.store.pull import bundle_name, pull, resolve
 
 pytest.importorskip("onnx", reason="the tiny bundle's graphs are written with onnx")
@@ -106,6 +107,31 @@ class TestPullOfABundle:
         assert home.find_bundle(None) == target
         assert main(["generate", "-p", "w1 w2", "-n", "3", "--json"]) == 0, "the pulled bundle is the default"
         assert len(json.loads(capsys.readouterr().out)["tokens"]) == 3
+
+    def test_the_weights_that_were_hashed_are_remembered_and_no_others(
+        self, hub: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.repository(REPO, contents(tiny))
+        put_in_place = download.put_in_place
+
+        def hashed(path: Path) -> int:
+            steps: list[str] = []
+            verified._here.clear()  # as in a new process
+            verified.check_weights(Bundle.open(path), lambda step, done, total: steps.append(step))
+            return len(steps)
+
+        def put_and_swap(folder: Path, target: Path) -> None:
+            put_in_place(folder, target)
+            (target / "aside").write_bytes(bytes((target / WEIGHTS).stat().st_size))
+            (target / "aside").replace(target / WEIGHTS)
+
+        assert hashed(pull(REPO, quiet)) == 0
+        (home.home() / verified.STATE).unlink()
+        assert hashed(pull(REPO, quiet)) == 0  # it was there already
+        hub.repository("else/other", contents(tiny))
+        monkeypatch.setattr(download, "put_in_place", put_and_swap)
+        with pytest.raises(BundleError, match="sha256"):
+            hashed(pull("else/other", quiet))
 
     def test_run_takes_it_for_this_repository_alone(
         self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]

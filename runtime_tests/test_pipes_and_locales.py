@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -69,6 +70,20 @@ def test_a_reader_that_left_ends_every_command_quietly(name: str, bundle: Path, 
         assert word not in ended.stderr
 
 
+def test_a_reader_of_dev_stdout_that_left_ends_the_command_quietly(tmp_path: Path) -> None:
+    header = {
+        "format": "sol_rt.trace", "format_version": 2, "bundle": "tiny", "config_sha256": "", "prompt_tokens": [1],
+        "prompt": "a", "schedule": "dense", "budget": 1.0, "cost_model": "bytes", "generation": {},
+    }  # fmt: skip
+    (tmp_path / "trace.jsonl").write_text(json.dumps(header) + "\n")
+    argv = ["trace", str(tmp_path / "trace.jsonl"), "-o", "/dev/stdout"]
+    read = sol_rt(argv, stdout=subprocess.PIPE)
+    assert read.returncode == 0, read.stderr
+    assert b"<html" in read.stdout
+    left = without_reader(argv)
+    assert (left.returncode, left.stderr) == (READER_GONE, b"")
+
+
 def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -100,6 +115,20 @@ def test_prompts_text_and_paths_are_utf8_in_every_locale(name: str, bundle: Path
     assert piped.stdout == argument.stdout
     listed = sol_rt(["trace", str(trace)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
     assert listed.stdout.decode() == f"{trace.with_suffix('.html')}\n"
+
+
+@pytest.mark.parametrize(("state", "restarts"), [("", 1), ("sys.frozen = True", 0), ("os.environ['_SOL_RT_RESTARTED'] = '1'", 0)])  # fmt: skip  # noqa: E501
+def test_the_restart_in_utf8_happens_once_and_never_in_a_frozen_program(state: str, restarts: int) -> None:
+    program = f"""
+import os, sys
+from sol_rt import cli
+os.execv = lambda *command: print("restart")
+{state}
+cli._use_utf8()
+"""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert ended.stdout.count("restart") == restarts
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir() or not os.access("/dev/shm", os.W_OK), reason="no second file system")

@@ -116,6 +116,16 @@ def test_missing_and_unwritable_files(tmp_path: Path) -> None:
         TraceWriter(tmp_path / "no" / "folder.jsonl", HEADER)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=["NUL", "half a surrogate pair"])
+def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^trace '") as caught:
+        TraceWriter(name, HEADER)
+    assert str(caught.value).isprintable()
+    with pytest.raises(SolError, match=r"^trace '") as caught:
+        read_trace(name)
+    assert str(caught.value).isprintable()
+
+
 def test_first_difference() -> None:
     trace = made_trace(5)
     tokens = [record.token for record in trace.records]

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,11 @@ from helpers.random_decoder import WEIGHTS
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.policy import PolicySession
+from sol_rt.bundle import bundle as bundle_module
 from sol_rt.bundle.bundle import Bundle, sha256
-from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.file_state import CLOCK_NS, FileState
+from sol_rt.bundle.verify import verify_bundle
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.cli.app import run
 from sol_rt.errors import BundleError
@@ -178,7 +182,7 @@ class TestMemory:
             ages.append(time.time_ns() - (bundle / WEIGHTS).stat().st_ctime_ns)
 
         verified.check_weights(Bundle.open(bundle), report)
-        assert ages[0] >= verified._CLOCK_NS
+        assert ages[0] >= CLOCK_NS
         flip(bundle / WEIGHTS, 4000)
         with pytest.raises(BundleError, match="sha256"):
             self.hashed(bundle)
@@ -209,7 +213,7 @@ class TestMemory:
         ["", "{", "[]", '{"format": "sol_rt.verified", "format_version": 2}', "\udcff", "[" * 100_000]
         + [
             '{"format": "sol_rt.verified", "format_version": 1, "files": ' + files + "}"
-            for files in ("3", '{"a": [1]}')
+            for files in ("3", '{"a": [1]}', '{"a": [1e999, 1, 1, "x"]}')
         ],
         ids=lambda text: text[:20].encode("unicode_escape").decode(),
     )
@@ -219,6 +223,13 @@ class TestMemory:
         assert self.hashed(bundle) == 1
         forget()
         assert self.hashed(bundle) == 0
+
+    def test_a_damaged_hash_in_the_memory_is_made_anew(self, bundle: Path, home: Path) -> None:
+        assert self.hashed(bundle) == 1
+        written = (home / verified.STATE).read_text()
+        (home / verified.STATE).write_text(written.replace(sha256(bundle / WEIGHTS), "x"))
+        forget()
+        assert self.hashed(bundle) == 1
 
     def test_it_stays_small(self, bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(verified, "_MOST", 3)
@@ -255,13 +266,28 @@ class TestMemory:
     def test_sol_rt_verify_hashes_always_and_remembers(self, bundle: Path) -> None:
         assert run(["verify", "-m", str(bundle)]) == 0
         assert self.hashed(bundle) == 0
-        stat = (bundle / WEIGHTS).stat()
         flip(bundle / WEIGHTS, 100)
-        changed = (bundle / WEIGHTS).stat()
-        verified._here[verified._key(stat)] = verified._record(
-            changed, Bundle.open(bundle).config.files[WEIGHTS].sha256
-        )
+        verified.remember_weights(FileState.of(bundle / WEIGHTS), Bundle.open(bundle).config.files[WEIGHTS].sha256)
         assert run(["verify", "-m", str(bundle)]) == 1
+
+    def test_an_export_remembers_the_file_that_it_hashed(
+        self, llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("torch")
+        from sol_rt.export import export_bundle, pipeline
+
+        seal = pipeline.seal
+
+        def seal_and_swap(folder: Path, config: SolConfig, weights: FileEntry, *others: Any) -> SolConfig:
+            sealed = seal(folder, config, weights, *others)
+            if weights.sha256 != "0" * 64:  # the last time
+                replaced(folder / WEIGHTS, bytes(weights.bytes))
+            return sealed
+
+        monkeypatch.setattr(pipeline, "seal", seal_and_swap)
+        export_bundle(str(llama_checkpoint), tmp_path / "out", calibration="none", bits=(4,), parity=False)
+        with pytest.raises(BundleError, match="sha256"):
+            self.hashed(tmp_path / "out")
 
     def test_processes_at_once_leave_a_whole_memory(self, made: Path, tmp_path: Path) -> None:
         copies = [Path(shutil.copytree(made, tmp_path / f"copy{number}")) for number in range(4)]
@@ -274,6 +300,57 @@ class TestMemory:
         known = verified._remembered()
         assert known
         assert {record[3] for record in known.values()} == {sha256(made / WEIGHTS)}
+
+
+class TestReplacedDuringTheCheck:
+    """A file that takes the name of the one that is hashed is not used."""
+
+    @pytest.fixture
+    def swap(self, bundle: Path, tmp_path: Path) -> Callable[..., None]:
+        """A progress callback that moves the bundle away, and puts one with damaged weights into its place."""
+        other = Path(shutil.copytree(bundle, tmp_path / "other"))
+        flip(other / WEIGHTS, 4000)
+
+        def report(*progress: object) -> None:
+            if other.exists():
+                bundle.rename(tmp_path / "old")
+                other.rename(bundle)
+
+        return report
+
+    def test_it_is_not_mapped(self, bundle: Path, swap: Callable[..., None]) -> None:
+        checked, _ = verified.check_weights(Bundle.open(bundle), swap)
+        with pytest.raises(BundleError, match="replaced meanwhile: load it again"):
+            SharedWeights(checked)
+        with pytest.raises(BundleError, match="sha256"):
+            load(bundle)
+
+    def test_sol_rt_verify_refuses_it(self, bundle: Path, swap: Callable[..., None]) -> None:
+        with pytest.raises(BundleError, match="replaced meanwhile"):
+            verify_bundle(bundle, swap)
+        with pytest.raises(BundleError, match="sha256"):
+            load(bundle)
+
+    def test_one_that_is_written_to_is_refused(self, bundle: Path) -> None:
+        with pytest.raises(BundleError, match="changes while it is read"):
+            verified.check_weights(Bundle.open(bundle), lambda *progress: flip(bundle / WEIGHTS, 4000))
+
+    def test_one_that_was_written_to_since_is_not_mapped(self, bundle: Path) -> None:
+        checked, _ = verified.check_weights(Bundle.open(bundle))
+        flip(bundle / WEIGHTS, 4000)
+        with pytest.raises(BundleError, match="replaced meanwhile"):
+            SolModel.from_pretrained(checked, measure_costs=False)
+
+    def test_a_command_opens_the_bundle_once(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened: list[Path] = []
+
+        def counted(path: Path) -> str:
+            opened.append(path)
+            return sha256(path)
+
+        monkeypatch.setattr(bundle_module, "sha256", counted)
+        assert run(["generate", "-m", str(bundle), "-p", "w1", "-n", "2", "--schedule", "dense"]) == 0
+        assert [path.name for path in opened].count(CONFIG_NAME) == 1
 
 
 class TestReplacedWhileInUse:
@@ -325,6 +402,16 @@ class TestReplacedWhileInUse:
             flip(bundle / WEIGHTS, 5000)
         with pytest.raises(BundleError, match="written to while in use"):
             model.generate([1, 2, 3], max_new_tokens=2)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses to write to a mapped file")
+    def test_no_token_comes_of_weights_that_were_written_to_meanwhile(self, bundle: Path, other: Path) -> None:
+        model = load(bundle)
+        stream = model.stream([1, 2, 3], schedule="dense", max_new_tokens=20)
+        next(stream)
+        with (bundle / WEIGHTS).open("r+b") as file:
+            file.write((other / WEIGHTS).read_bytes())
+        with pytest.raises(BundleError, match="written to while in use"):
+            next(stream)
 
     def test_no_descriptor_is_left(self, bundle: Path) -> None:
         folder = Path("/proc/self/fd")

@@ -2,14 +2,14 @@
 
 New content is written beside the old one under a temporary name, flushed to the disk, and then renamed. The old file
 is never written to, so a process that has mapped or opened it goes on with what it had. A process that is killed leaves
-its temporary file behind; the next write into the same folder removes it.
+its temporary file behind; the next write into the same folder removes it. On Windows a temporary folder stays.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -25,7 +25,6 @@ if sys.platform != "win32":
 
 TEMPORARY = ".sol-tmp"
 """How the names of temporary files and folders end. They begin with a dot."""
-_counter = itertools.count()
 _NAME_LENGTH = 40  # characters of the target's name that a temporary name repeats; names have at most 255 bytes
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h and linux/fs.h
 _RENAME_SWAP = 2  # stdio.h of macOS
@@ -50,12 +49,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     new file is removed, and the old one is as it was. Raises WriteError if the file cannot be written.
     """
     with write_errors(path):
-        target = Path(os.path.realpath(path))
-        mode = _mode(target)
+        mode = _mode(path)
         if mode is not None and not stat.S_ISREG(mode):
-            with target.open("wb") as device:
+            with path.open("wb") as device:  # by the given name: what /dev/stdout leads to may have none of its own
                 yield device
             return
+        target = Path(os.path.realpath(path))
         remove_abandoned(target.parent)
         temporary, file = _new_file(target)
         try:
@@ -94,6 +93,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Yields a new folder beside `target`, and removes it at the end. Raises OSError."""
+    remove_abandoned(target.parent)
     path = temporary_name(target)
     path.mkdir()
     try:
@@ -134,9 +134,14 @@ def put_in_place(folder: Path, target: Path) -> None:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of a write to `path` into a WriteError. One that names another file passes through."""
+    """Turns an OSError of a write to `path` into a WriteError.
+
+    One that names another file passes through, and so does BrokenPipeError: `path` is a pipe whose reader has left.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         named = error.filename
         if named is not None and not _is_near(Path(os.fsdecode(named)), path):
@@ -145,13 +150,20 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes the temporary files and folders in `folder` that a killed process has left. Those in use stay."""
+    """Removes the temporary files and folders in `folder` that a killed process has left. Those in use stay.
+
+    On Windows folders stay, for nothing says whether one is in use.
+    """
     with suppress(OSError):
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if is_temporary(entry.name)]
-        for path in found:
-            with suppress(OSError), _held(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            found = [(Path(entry.path), entry.is_dir(follow_symlinks=False)) for entry in entries if _is_ours(entry)]
+        for path, is_folder in found:
+            with suppress(OSError):
+                if sys.platform != "win32":
+                    with _held(path):
+                        shutil.rmtree(path) if is_folder else path.unlink()
+                elif not is_folder:
+                    path.unlink()  # Windows itself refuses while a process has it open
 
 
 def is_temporary(name: str) -> bool:
@@ -159,9 +171,15 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY)
 
 
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a temporary file or folder. A pipe or a link of such a name is not: no writer makes one."""
+    return is_temporary(entry.name) and (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False))
+
+
 def temporary_name(target: Path) -> Path:
-    """A new temporary name beside `target`."""
-    return target.with_name(f".{target.name[:_NAME_LENGTH]}.{os.getpid()}-{next(_counter)}{TEMPORARY}")
+    """A new temporary name beside `target`. It is random: in a container every process may have the number 1."""
+    unique = f"{os.getpid()}-{secrets.token_hex(8)}"
+    return target.with_name(f".{target.name[:_NAME_LENGTH]}.{unique}{TEMPORARY}")
 
 
 def _new_file(target: Path) -> tuple[Path, BinaryIO]:
@@ -179,11 +197,11 @@ def _new_file(target: Path) -> tuple[Path, BinaryIO]:
 def _held(path: Path) -> Iterator[None]:
     """Holds the lock of a file or folder. The system releases it when the process ends, however that happens.
 
-    Raises BlockingIOError if another process or thread holds it, OSError if the file system has no locks.
+    Raises BlockingIOError if another process or thread holds it, OSError if the system or the file system has no locks.
     """
-    if sys.platform == "win32" and path.is_dir():
+    if sys.platform == "win32":
         raise OSError("Windows cannot lock folders")
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # another process may put a pipe there
     try:
         _lock(descriptor)
         yield

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, FileEntry, SolConfig
 from sol_rt.bundle.config_reader import read_config
+from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ class Bundle:
         identity: sha256 of `sol_config.json`, lower-case hex. It identifies the whole bundle, because the config holds
             the hash of every other file.
         verify: whether hashes are compared.
+        weights_state: the weights file whose hash was compared; no other one is mapped. None if none was compared.
     """
 
     path: Path
     config: SolConfig
     identity: str
     verify: bool = True
+    weights_state: FileState | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
@@ -114,6 +117,24 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
             return sha256_of(file, progress)
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
+
+
+def sha256_in_one_state(path: Path, progress: Callable[[int], None] | None = None) -> tuple[str, FileState]:
+    """Computes a file's sha256 as lower-case hex, and the state that the file had all the while.
+
+    Raises BundleError if the file cannot be read, or changes meanwhile.
+    """
+    try:
+        with path.open("rb") as file:
+            FileState.of(file.fileno()).let_the_clock_tick()
+            before = FileState.of(file.fileno())
+            digest = sha256_of(file, progress)
+            after = FileState.of(file.fileno())
+    except OSError as error:
+        raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
+    if before != after:
+        raise BundleError(path, "", "a file that changes while it is read", "a finished file", "try again")
+    return digest, before
 
 
 def sha256_of(file: BinaryIO, progress: Callable[[int], None] | None = None) -> str:

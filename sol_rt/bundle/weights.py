@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import TensorEntry
+from sol_rt.bundle.file_state import FileState
 from sol_rt.bundle.graph_file import ExternalTensor, external_tensors
 from sol_rt.errors import BundleError
 
@@ -28,7 +29,7 @@ class SharedWeights:
     Args:
         bundle: the bundle whose weights file is mapped.
 
-    Raises BundleError if the file cannot be mapped.
+    Raises BundleError if the file cannot be mapped, or is another one than `Bundle.weights_state`.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -38,9 +39,12 @@ class SharedWeights:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             weakref.finalize(self, os.close, self._descriptor)
             mapping = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-            self._mapped = _state(os.fstat(self._descriptor))
+            self._mapped = FileState.of(self._descriptor)
         except (OSError, ValueError) as error:
             raise BundleError(path, "", str(error), "a file that can be mapped") from None
+        if bundle.weights_state not in (None, self._mapped):
+            hint = "the bundle was replaced meanwhile: load it again"
+            raise BundleError(path, "", "another file", "the file whose hash was compared", hint)
         self._bytes = np.frombuffer(mapping, np.uint8)
         self._values: dict[str, ort.OrtValue] = {}
 
@@ -49,7 +53,8 @@ class SharedWeights:
 
         A file that takes its place under the same name is no change: the mapping keeps the one that it was made of.
         """
-        if _state(os.fstat(self._descriptor)) != self._mapped:
+        stat = os.fstat(self._descriptor)
+        if (stat.st_size, stat.st_mtime_ns) != (self._mapped.size, self._mapped.modified):  # runs at every step
             hint = "it was written to while in use: load the bundle again, and replace its files by renaming"
             raise BundleError(self._path, "", "other content", "the file as it was loaded", hint)
 
@@ -104,10 +109,6 @@ class SharedWeights:
         if name not in self._values:
             self._values[name] = _as_ort_value(self._bytes, self._bundle.config.tensors[name])
         return self._values[name]
-
-
-def _state(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _describe(dtype: str, shape: tuple[int, ...], offset: int, size: int) -> str:

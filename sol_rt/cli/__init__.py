@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
+_RESTARTED = "_SOL_RT_RESTARTED"
+"""Variable that tells the new program that `_use_utf8` has started it."""
 READER_GONE = 128 + 13
 """Exit code after the reader of stdout or stderr has left: what a shell says of a program that SIGPIPE ended."""
 
@@ -42,9 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _use_utf8() -> None:
-    """Begins anew in Python's UTF-8 mode if the locale has another encoding: prompts, text and paths are UTF-8."""
+    """Begins anew in Python's UTF-8 mode if the locale has another encoding: prompts, text and paths are UTF-8.
+
+    It does so once. A frozen program does not: its executable is the program itself, which takes no options of Python.
+    """
+    restarted = os.environ.pop(_RESTARTED, None) is not None
     wrong = sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode
-    if wrong and sys.platform != "win32" and sys.executable:
+    if wrong and not restarted and not getattr(sys, "frozen", False) and sys.platform != "win32" and sys.executable:
+        os.environ[_RESTARTED] = "1"
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 

@@ -58,19 +58,17 @@ def load(
     from sol_rt.generate.model import SolModel
 
     threads = usable_threads(threads)
-    path = bundle_path(model)
-    bundle = open_checked(path, verify=verify)
+    bundle = open_checked(bundle_path(model), verify=verify)
     if ctx_size is not None and ctx_size > (most := bundle.config.model.max_context):
         raise UsageError(f"--ctx-size {ctx_size}: the model's context is {most} tokens; give at most that")
     loaded = SolModel.from_pretrained(
-        path,
+        bundle,
         provider=provider,
         threads=threads,
         native_ops=native_ops,
         device=device,
         max_context=ctx_size,
         measure_costs=measure_costs,
-        verify=verify,
     )
     warnings.showwarning = lambda message, *where: note(f"warning: {message}")
     name_device(loaded.engine.provider)
@@ -101,7 +99,7 @@ def open_checked(path: Path, *, verify: bool) -> Bundle:
 
     bundle = Bundle.open(path, verify=verify)
     with progress(after=CHECK_SECONDS) as report:
-        line = check_weights(bundle, report)
+        bundle, line = check_weights(bundle, report)
     if line:
         note(line)
     return bundle

@@ -260,6 +260,7 @@ class Engine:
         runner = self._prepare(action).step
         self._buffers.set_step(token, length, action.pages(length, self._page_size))
         output = runner.step()
+        self.weights.require_unchanged()  # afterwards, so that no token comes of weights that were just written to
         # one function for both: the step has evicted the instruction cache, and another function would be fetched anew
         if not output.distribution.finite or self._sums(output.hidden[0]).top is None:
             self._refuse(action, 1)
@@ -286,6 +287,7 @@ class Engine:
             if not (_finite(logits[rows]) and _finite(hidden[rows])):
                 self._refuse(action, chunk.size)
             self._tokens += chunk.tolist()
+        self.weights.require_unchanged()
         if self.on_chunk is not None:
             self.on_chunk(ids.size, ids.size)
         return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))

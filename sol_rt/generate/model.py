@@ -117,7 +117,7 @@ class SolModel:
     @classmethod
     def from_pretrained(
         cls,
-        path: Path | str,
+        path: Path | str | Bundle,
         *,
         provider: str = "auto",
         threads: int | None = None,
@@ -131,7 +131,7 @@ class SolModel:
         """Opens a bundle.
 
         Args:
-            path: a bundle folder, or the name of one under the home folder.
+            path: a bundle folder, the name of one under the home folder, or an opened bundle.
             provider: `auto`, `cpu`, `cuda` or `webgpu`.
             threads: size of the process-wide thread pool; all usable processors by default.
             native_ops: use the native operators where they are built.
@@ -142,12 +142,12 @@ class SolModel:
             measure_costs: whether to time the actions, once for a bundle and device, if the device was not calibrated:
                 about two seconds. It needs the CPU and measured losses. If not, costs are bytes.
             verify: whether to compare the files' hashes with the config: of the weights at their first load, which
-                takes about a second a gigabyte, and when they have changed since.
+                takes about a second a gigabyte, and when they have changed since. An opened bundle has its own.
 
         Raises BundleError, ProviderError, UsageError.
         """
-        bundle = Bundle.open(find_bundle(str(path)), verify=verify)
-        check_weights(bundle)
+        opened = path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
+        bundle, _ = check_weights(opened)
         engine = Engine(
             bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
         )

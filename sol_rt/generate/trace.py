@@ -107,6 +107,8 @@ class TraceWriter:
             return self._path.open("w", encoding="utf-8", buffering=1)
         except OSError as error:
             raise self._refused(error) from None
+        except ValueError as error:  # a NUL, or half of a surrogate pair
+            raise UsageError(f"trace {brief(str(self._path))}: {error}; choose another file") from None
 
     def write(self, record: TraceRecord) -> None:
         """Writes one line. Raises UsageError if that fails."""
@@ -148,6 +150,8 @@ def read_trace(path: Path | str) -> Trace:
         raise SolError(f"trace {path}: {error.strerror}; give a file that `--trace` wrote") from None
     except UnicodeDecodeError:
         raise SolError(f"trace {path}: not UTF-8 text; give a file that `--trace` wrote") from None
+    except ValueError as error:  # a NUL in the name, or half of a surrogate pair
+        raise SolError(f"trace {brief(str(path))}: {error}; give a file that `--trace` wrote") from None
     header = _header(path, lines[0])
     records: list[TraceRecord] = []
     for number, line in enumerate(lines[1:], 2):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sol_rt.atomic_write import put_in_place
+from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import HubError, HubUnreachableError
 from sol_rt.store.hub import HubId, Listing, RemoteFile, hub_errors, open_file
 from sol_rt.store.progress import Progress
@@ -54,7 +55,7 @@ def staged(hub_id: HubId, target: Path) -> Iterator[Path]:
                 parent.rmdir()  # fails as long as it holds another download
 
 
-def download(listing: Listing, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> None:
+def download(listing: Listing, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> dict[str, FileState]:
     """Fetches the files into the folder, small ones first, and checks size and hash of each.
 
     Files and parts of files that are in the folder already are hashed, not fetched. Anything else in it is removed.
@@ -65,40 +66,44 @@ def download(listing: Listing, files: Sequence[RemoteFile], folder: Path, progre
         folder: a folder that `staged` yielded.
         progress: gets the bytes that are here and those of all files.
 
+    Returns:
+        By file name, the state in which the file was hashed.
+
     Raises:
         HubError: the hub refuses, or a file is not what `files` says. Then the folder is removed.
         HubUnreachableError: the connection failed several times in a row.
     """
     _keep_only(folder, files)
     step, total, done = f"fetching {listing.hub_id}", sum(file.bytes for file in files), 0
+    states = {}
     for file in sorted(files, key=lambda file: (file.bytes, file.name)):
         report = _shifted(progress, step, done, total)
-        if not is_file(folder / file.name, file, report):
+        state = _checked(folder / file.name, file, report)
+        if state is None:
             (folder / file.name).unlink(missing_ok=True)
-            _fetch(listing, file, folder, report)
+            state = _fetch(listing, file, folder, report)
+        states[file.name] = state
         done += file.bytes
     progress(step, total, total)
+    return states
 
 
-def is_file(path: Path, file: RemoteFile, report: Callable[[int], None]) -> bool:
-    """Whether the file at `path` has the size and hash of `file`. `report` gets the bytes read."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
-        return False
-    with path.open("rb") as content:
-        digest, _ = _hashed(content, file, report)
-    return bool(digest.hexdigest() == file.digest)
+def checked_files(folder: Path, files: Sequence[RemoteFile], progress: Progress) -> dict[str, FileState] | None:
+    """By file name, the state in which the file in `folder` was hashed. `progress` gets the bytes read.
 
-
-def are_files(folder: Path, files: Sequence[RemoteFile], progress: Progress) -> bool:
-    """Whether the folder has all files with their sizes and hashes. `progress` gets the bytes read."""
+    None if the folder lacks a file, or one has another size or hash.
+    """
     if any(not (folder / file.name).is_file() for file in files):
-        return False
+        return None
+    states: dict[str, FileState] = {}
     total, done = sum(file.bytes for file in files), 0
     for file in files:
-        if not is_file(folder / file.name, file, _shifted(progress, f"checking {folder.name}", done, total)):
-            return False
+        state = _checked(folder / file.name, file, _shifted(progress, f"checking {folder.name}", done, total))
+        if state is None:
+            return None
+        states[file.name] = state
         done += file.bytes
-    return True
+    return states
 
 
 def check_room(listing: Listing, files: Sequence[RemoteFile], target: Path, say: Callable[[str], None]) -> None:
@@ -151,13 +156,25 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def _fetch(listing: Listing, file: RemoteFile, folder: Path, report: Callable[[int], None]) -> None:
+def _checked(path: Path, file: RemoteFile, report: Callable[[int], None]) -> FileState | None:
+    """The state in which the file at `path` was hashed; None unless it has the size and hash of `file`."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes:
+        return None
+    with path.open("rb") as content:
+        FileState.of(content.fileno()).let_the_clock_tick()
+        before = FileState.of(content.fileno())
+        digest, _ = _hashed(content, file, report)
+        unchanged = FileState.of(content.fileno()) == before
+    return before if unchanged and digest.hexdigest() == file.digest else None
+
+
+def _fetch(listing: Listing, file: RemoteFile, folder: Path, report: Callable[[int], None]) -> FileState:
     path = _part(folder, file)
     continued = path.is_file() and path.stat().st_size > 0
-    size, found = _complete(listing, file, path, report)
+    size, found, state = _complete(listing, file, path, report)
     if continued and (size, found) != (file.bytes, file.digest):
         path.unlink()  # the part may have gone bad on this disk, so the hub is not to blame yet
-        size, found = _complete(listing, file, path, report)
+        size, found, state = _complete(listing, file, path, report)
     if (size, found) != (file.bytes, file.digest):
         shutil.rmtree(folder)
         what = f"{size} bytes" if size != file.bytes else f"hash {found}"
@@ -167,10 +184,14 @@ def _fetch(listing: Listing, file: RemoteFile, folder: Path, report: Callable[[i
             f"was kept: pull again, or tell its owner"
         )
     path.replace(folder / file.name)
+    renamed = FileState.of(folder / file.name)
+    return renamed if renamed.same_content(state) else state  # renaming alone gives it a new time of change
 
 
-def _complete(listing: Listing, file: RemoteFile, path: Path, report: Callable[[int], None]) -> tuple[int, str]:
-    """Fetches what the part at `path` lacks of the file. Returns the part's size in bytes and its hash."""
+def _complete(
+    listing: Listing, file: RemoteFile, path: Path, report: Callable[[int], None]
+) -> tuple[int, str, FileState]:
+    """Fetches what the part at `path` lacks of the file. Returns the bytes hashed, their hash and the part's state."""
     failures = 0
     with path.open("a+b") as part:
         digest, size = _hashed(part, file, report)
@@ -198,7 +219,9 @@ def _complete(listing: Listing, file: RemoteFile, path: Path, report: Callable[[
                 failures = failures + 1 if size <= before else 0
                 if failures >= _TRIES:
                     raise HubError(f"{listing.hub_id}: {file.name} ends after {size} of {file.bytes} bytes; pull again")
-    return size, digest.hexdigest()
+        part.flush()
+        state = FileState.of(part.fileno())
+    return size, digest.hexdigest(), state
 
 
 def _hashed(content: BinaryIO, file: RemoteFile, report: Callable[[int], None]) -> tuple[Any, int]:

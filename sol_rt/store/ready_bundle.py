@@ -9,7 +9,7 @@ from pathlib import Path
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError, HubError, UsageError
-from sol_rt.store.download import are_files, check_room, download, staged
+from sol_rt.store.download import check_room, checked_files, download, staged
 from sol_rt.store.home import bundles_dir, remember_last_export, remember_source
 from sol_rt.store.hub import Listing, RemoteFile, hub_errors, open_file
 from sol_rt.store.progress import Progress
@@ -42,16 +42,17 @@ def fetch_bundle(
     files = _files(listing, config)
     target = bundles_dir() / name
     same = target.is_dir() and _content(target / CONFIG_NAME) == raw
-    if same and are_files(target, files, progress):
+    states = checked_files(target, files, progress) if same else None
+    if states is not None:
         say(f"{listing.hub_id}: {target} is the same bundle already")
     else:
         if not same:
             _check_place(target, listing, replace)
         check_room(listing, files, target, say)
         with staged(listing.hub_id, target) as folder:
-            download(listing, files, folder, progress)
+            states = download(listing, files, folder, progress)
             (folder / CONFIG_NAME).write_bytes(raw)
-    remember_weights(target, config)
+    remember_weights(states[config.weights_file], config.files[config.weights_file].sha256)
     remember_last_export(target)
     remember_source(target, str(listing.hub_id))
     return target

@@ -101,7 +101,8 @@ def train(
 
         stages = Stages(report, {"exporting": 300, "reading text": 5, "training": 3600})  # about seconds
         bundle = Bundle.open(_bundle_path(model, group, stages))
-        if line := check_weights(bundle):
+        bundle, line = check_weights(bundle)
+        if line:
             say(line)
         name = bundle.config.model.name
         folder = output or home() / "policies" / name

@@ -15,7 +15,7 @@ def verify(model: options.Model = None, json: options.Json = False, debug: optio
     path = bundle_path(model)
     with progress() as report:
         result = verify_bundle(path, lambda done, total: report("checking weights", done, total))
-    remember_weights(path, result.config)
+    remember_weights(result.weights, result.weights_sha256)
     if json:
         print_json({"path": str(path), "files": result.files, "tensors": result.tensors, "bytes": result.bytes})
     else:
