@@ -22,8 +22,11 @@ endfunction()
 
 # Sets `result` to the number that a header defines as `name`.
 function(sol_defined result header name)
-  file(STRINGS ${header} line REGEX "^#define ${name} [0-9]+")
-  string(REGEX MATCH "[0-9]+$" number "${line}")
+  set(number "")
+  if(EXISTS ${header})  # without it the build stops with the compiler's own words
+    file(STRINGS ${header} line REGEX "^#define ${name} [0-9]+")
+    string(REGEX MATCH "[0-9]+$" number "${line}")
+  endif()
   set(${result} ${number} PARENT_SCOPE)
 endfunction()
 
@@ -42,7 +45,7 @@ elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND NOT APPLE AND NOT MSVC)
   sol_component("libc++" "${CMAKE_CXX_COMPILER_VERSION}" "Apache-2.0 WITH LLVM-exception" "pkg:github/llvm/llvm-project")
 endif()
 if(TARGET sol_ops_cuda)
-  sol_component("cudart" "${CMAKE_CUDA_COMPILER_VERSION}" "LicenseRef-NVIDIA-CUDA-EULA" "pkg:generic/nvidia-cuda-runtime")
+  sol_component("cudart" "${SOL_CUDA_VERSION}" "LicenseRef-NVIDIA-CUDA-EULA" "pkg:generic/nvidia-cuda-runtime")
 endif()
 
 configure_file(${CMAKE_CURRENT_LIST_DIR}/sbom.cdx.json.in ${CMAKE_CURRENT_BINARY_DIR}/sol-rt.cdx.json @ONLY)
