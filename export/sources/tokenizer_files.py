@@ -10,6 +10,7 @@ from typing import Any
 
 from sol_rt.errors import BundleError, CheckpointError, one_line
 from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.text.chat_template import default_template
 from sol_rt.text.tokenizer import Tokenizer
 
 TOKENIZER, SETTINGS, TEMPLATE, GENERATION = (
@@ -115,8 +116,4 @@ def _template(source: Path, settings: Mapping[str, Any]) -> str | None:
             return (source / TEMPLATE).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{source / TEMPLATE}: got no UTF-8 text ({error})") from error
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several templates, each with a name
-        named = [item.get("template") for item in template if isinstance(item, dict) and item.get("name") == "default"]
-        template = named[-1] if named else None
-    return template if isinstance(template, str) else None
+    return default_template(settings.get("chat_template"))

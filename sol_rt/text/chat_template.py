@@ -66,7 +66,7 @@ class ChatTemplate:
             except (OSError, UnicodeDecodeError) as error:
                 raise BundleError(path, "", f"an unreadable file ({error})", "UTF-8 text") from None
         else:
-            source = _default(config.get("chat_template"))
+            source = default_template(config.get("chat_template"))
         if not source:
             raise UsageError(f"{folder}: this model has no chat template; generate from a plain prompt instead")
         return cls(source, _special_tokens(config))
@@ -192,7 +192,7 @@ def _tokenizer_config(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _default(templates: Any) -> str:
+def default_template(templates: Any) -> str:
     """The template in `tokenizer_config.json`, which holds one text, or a list of named texts with one `default`."""
     if isinstance(templates, list):
         named = [item.get("template") for item in templates if isinstance(item, dict) and item.get("name") == "default"]
