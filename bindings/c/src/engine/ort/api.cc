@@ -1,5 +1,7 @@
 #include "engine/ort/api.h"
 
+#include <cstdio>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/printable.h"
@@ -16,7 +18,7 @@ namespace sol_rt {
 namespace {
 
 constexpr const char* kEntry = "OrtGetApiBase";
-constexpr const char* kExpected = "ONNX Runtime 1.21 or newer";
+constexpr const char* kExpected = "ONNX Runtime 1.23 or newer";
 
 #if defined(_WIN32)
 const char* const kUsualNames[] = {"onnxruntime.dll"};
@@ -89,12 +91,12 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name) {
 }
 
 const OrtApi* OrtFunctions(const OrtApiBase* base) {
-  const OrtApi* const api = base->GetApi(kOrtApi);
-  if (api == nullptr) {
-    const char* const version = base->GetVersionString();
-    throw Error(SOL_ERROR_RUNTIME,
-                "ONNX Runtime: got version " + Brief(version == nullptr ? "?" : version) + ", expected 1.21 or newer; upgrade it");
-  }
+  const char* const text = base->GetVersionString();
+  const std::string version = text == nullptr ? "?" : text;
+  int major = 0, minor = 0;
+  const bool known = std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2;
+  const OrtApi* const api = known && major == 1 && minor < kOldestMinor ? nullptr : base->GetApi(kOrtApi);
+  if (api == nullptr) throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got version " + Brief(version) + ", expected 1.23 or newer; upgrade it");
   return api;
 }
 

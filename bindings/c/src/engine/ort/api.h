@@ -12,7 +12,8 @@
 
 namespace sol_rt {
 
-constexpr uint32_t kOrtApi = 21;  // the oldest version that the core runs on; functions of newer ones are not used
+constexpr uint32_t kOrtApi = 21;    // of the C API: functions of newer versions are not used
+constexpr int kOldestMinor = 23;    // ONNX Runtime 1.23 is the oldest that reads the graphs of a bundle (opset 23)
 
 // Finds ONNX Runtime: `base` if it is given, else in the library `name`, else in the process, else under the system's usual name. Throws
 // SOL_ERROR_RUNTIME if there is none.
