@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from helpers.core_program import build
 from helpers.made_configs import made_config
-from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
 from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.dial import Dial
@@ -29,7 +28,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.engine.distribution import Distribution, numpy_sums
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.stream import Stream
 
