@@ -53,11 +53,15 @@ public sealed class SolRuntime : IDisposable
             native.Size = (uint)sizeof(NativeRuntimeOptions);
             Native.sol_runtime_options_init(&native);
             native.OrtLibrary = memory.Text(options.OnnxRuntimePath, "OnnxRuntimePath");
-            native.OrtApiBase = options.OrtApiBase == IntPtr.Zero && options.OnnxRuntimePath is null ? HostApiBase() : options.OrtApiBase;
+            native.OrtApiBase = options.OrtApiBase != IntPtr.Zero || options.OnnxRuntimePath is not null ? options.OrtApiBase : HostApiBase();
             native.Threads = options.Threads;
             native.NativeOperators = options.NativeOperators ? 1 : 0;
             native.Spin = options.Spin ? 1 : 0;
             Native.Check(Native.sol_runtime_create(&native, &runtime));
+        }
+        catch (SolRuntimeException error) when (native.OrtApiBase == IntPtr.Zero && native.OrtLibrary is null)
+        {
+            throw new SolRuntimeException($"{error.Message}; a .NET app gets it with the package Microsoft.ML.OnnxRuntime");
         }
         catch (Exception error) when (error is DllNotFoundException or BadImageFormatException or EntryPointNotFoundException)
         {
