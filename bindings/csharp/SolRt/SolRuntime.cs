@@ -43,6 +43,7 @@ public sealed class SolRuntime : IDisposable
         using var memory = new NativeMemory();
         NativeRuntimeOptions native = default;
         IntPtr runtime;
+        var searched = false;
         try
         {
             if (Native.sol_interface_version() < InterfaceVersion)
@@ -57,9 +58,10 @@ public sealed class SolRuntime : IDisposable
             native.Threads = options.Threads;
             native.NativeOperators = options.NativeOperators ? 1 : 0;
             native.Spin = options.Spin ? 1 : 0;
+            searched = native.OrtApiBase == IntPtr.Zero && native.OrtLibrary is null;
             Native.Check(Native.sol_runtime_create(&native, &runtime));
         }
-        catch (SolRuntimeException error) when (native.OrtApiBase == IntPtr.Zero && native.OrtLibrary is null)
+        catch (SolRuntimeException error) when (searched)
         {
             throw new SolRuntimeException($"{error.Message}; a .NET app gets it with the package Microsoft.ML.OnnxRuntime");
         }
