@@ -85,7 +85,7 @@ class Sampler:
             values = scaled[tokens]
         else:
             tokens, values = self._all, scaled
-        weights = np.exp(values - values.max(), dtype=np.float32)
+        weights = _exponentials(values - values.max())
         if config.top_p < 1.0:
             kept = _nucleus(weights, config.top_p)
             tokens, weights = tokens[kept], weights[kept]
@@ -152,6 +152,11 @@ def _divided(scores: np.ndarray, temperature: float) -> np.ndarray:
         return (scores - np.float32(largest)) / _float32(temperature)  # the quotient would overflow
 
 
+def _exponentials(values: np.ndarray) -> np.ndarray:
+    """exp of float32 values, rounded from float64: those of float32 differ from processor to processor."""
+    return np.exp(values, dtype=np.float64).astype(np.float32)
+
+
 def _draw(weights: np.ndarray, share: float) -> int:
     """Index at which the running sum of `weights` [n] first exceeds `share` (0 to 1) of their sum."""
     # blocks are summed first: a running sum over a whole vocabulary would take longer than the rest of sampling
@@ -166,7 +171,7 @@ def _draw(weights: np.ndarray, share: float) -> int:
 
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """Indices of the likeliest of `weights` [n]: each one before which the likelier ones hold less than `top_p` of the
-    sum. There is at least one.
+    sum. There is at least one. Among equals, lower indices come first.
     """
     wanted = float(weights.sum(dtype=np.float64)) * top_p
     size = _NUCLEUS_GUESS
@@ -175,7 +180,7 @@ def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
             top = np.flatnonzero(weights >= np.partition(weights, len(weights) - size)[len(weights) - size])
         else:
             top = np.arange(len(weights))
-        order = top[np.argsort(-weights[top])]
+        order = top[np.argsort(-weights[top], kind="stable")]
         mass = np.cumsum(weights[order], dtype=np.float64)
         if mass[-1] >= wanted or len(top) == len(weights):
             return np.asarray(order[: max(1, int(np.searchsorted(mass, wanted, side="left")) + 1)])
