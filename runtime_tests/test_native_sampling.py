@@ -1,4 +1,4 @@
-"""The native core picks the tokens that Python picks, and refuses the settings that Python refuses, in the same words."""
+"""The native core picks the tokens that Python picks, and refuses settings in the words of Python."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sources = ["base/*.cc", "engine/distribution.cc", "generate/sampling.cc", "generate/generation_config.cc"]
-    return build(tmp_path_factory.mktemp("sampling"), "generate/sampling.cc", [*sources, "generate/json_repr.cc"])
+    sources = ["base/*.cc", "engine/distribution.cc", "generate/sampling.cc", "generate/settings/*.cc"]
+    return build(tmp_path_factory.mktemp("sampling"), "generate/sampling.cc", sources)
 
 
 def drawn_by_python(case: Case) -> str:

@@ -171,7 +171,7 @@ def _draw(weights: np.ndarray, share: float) -> int:
 
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """Indices of the likeliest of `weights` [n]: each one before which the likelier ones hold less than `top_p` of the
-    sum. There is at least one. Among equals, lower indices come first.
+    sum. There is at least one.
     """
     wanted = float(weights.sum(dtype=np.float64)) * top_p
     size = _NUCLEUS_GUESS
@@ -180,7 +180,7 @@ def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
             top = np.flatnonzero(weights >= np.partition(weights, len(weights) - size)[len(weights) - size])
         else:
             top = np.arange(len(weights))
-        order = top[np.argsort(-weights[top], kind="stable")]
+        order = top[np.argsort(-weights[top], kind="stable")]  # equal ones by id, on every host
         mass = np.cumsum(weights[order], dtype=np.float64)
         if mass[-1] >= wanted or len(top) == len(weights):
             return np.asarray(order[: max(1, int(np.searchsorted(mass, wanted, side="left")) + 1)])

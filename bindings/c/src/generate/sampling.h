@@ -8,7 +8,7 @@
 
 #include "base/numpy_random.h"
 #include "engine/distribution.h"
-#include "generate/generation_config.h"
+#include "generate/settings/generation_config.h"
 
 namespace sol_rt {
 

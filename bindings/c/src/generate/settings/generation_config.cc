@@ -1,10 +1,10 @@
-#include "generate/generation_config.h"
+#include "generate/settings/generation_config.h"
 
 #include <cmath>
 #include <limits>
 
 #include "base/error.h"
-#include "generate/json_repr.h"
+#include "generate/settings/json_repr.h"
 
 namespace sol_rt {
 namespace {

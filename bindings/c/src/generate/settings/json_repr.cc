@@ -1,4 +1,4 @@
-#include "generate/json_repr.h"
+#include "generate/settings/json_repr.h"
 
 #include <cmath>
 #include <cstdio>
