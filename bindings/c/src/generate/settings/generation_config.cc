@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "generate/settings/json_repr.h"
 
 namespace sol_rt {
@@ -133,12 +134,7 @@ void GenerationConfig::Set(const std::string& name, const json& value) {
 }
 
 void GenerationConfig::ApplyFile(std::string_view content, const std::string& path) {
-  json raw;
-  try {
-    raw = json::parse(content.begin(), content.end());
-  } catch (const json::exception& error) {
-    BundleFault(path, "", std::string("unreadable JSON (") + error.what() + ")", "a JSON object");
-  }
+  const Json raw = ParseJson(content, path);
   if (!raw.is_object()) BundleFault(path, "", BriefJson(raw), "a JSON object");
   try {
     for (auto item = raw.begin(); item != raw.end(); ++item) {
