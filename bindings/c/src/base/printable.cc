@@ -120,4 +120,13 @@ std::string Quoted(std::string_view text) {
   return made + quote;
 }
 
+bool IsUtf8(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const Character next = Next(text, at);
+    if (next.code < 0) return false;
+    at += next.bytes;
+  }
+  return true;
+}
+
 }  // namespace sol_rt

@@ -14,5 +14,6 @@ std::string Cut(std::string_view text, size_t limit);
 std::string Short(std::string_view text, size_t limit = 80);
 // As Python writes the string.
 std::string Quoted(std::string_view text);
+bool IsUtf8(std::string_view text);
 
 }  // namespace sol_rt
