@@ -95,7 +95,12 @@ sol_error* sol_session_restore(sol_session* session, const char* file) {
     std::ifstream stream(sol_rt::SystemPath(path), std::ios::binary);
     if (!stream) sol_rt::UsageFault(path + ": cannot be read; give a file that sol_session_save wrote");
     EndGeneration(*session);
-    session->engine.Restore(stream);
+    try {
+      session->engine.Restore(stream);
+    } catch (const sol_rt::Error& error) {
+      const std::string what = error.what(), unnamed = "session file";  // the engine does not know the name
+      throw sol_rt::Error(error.code(), path + (what.rfind(unnamed, 0) == 0 ? what.substr(unnamed.size()) : ": " + what));
+    }
   });
 }
 

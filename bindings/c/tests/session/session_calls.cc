@@ -464,7 +464,7 @@ void TestBadCalls(const Host& host) {
       {"top_logprobs: got 21, expected a whole number from 0 to 20", [](auto& o) { o.top_logprobs = 21; }},
       {"--budget: got 1.5", [](auto& o) { o.budget = 1.5; }},
       {"contradict", [](auto& o) { o.budget = 0.5, o.max_loss = 0.01; }},
-      {"schedule 'none'", [](auto& o) { o.schedule = "none"; }},
+      {"--schedule: got 'none', expected one of", [](auto& o) { o.schedule = "none"; }},
       {"size 2", [](auto& o) { o.size = 2; }},
   };
   for (const auto& bad : cases) {
