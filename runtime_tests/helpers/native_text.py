@@ -22,6 +22,7 @@ from typing import Any
 
 import tokenizers
 
+from sol_rt.errors import SolError
 from sol_rt.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,9 +199,14 @@ def main() -> int:
     failed = 0
     for file in arguments.files:
         began = time.monotonic()
-        reference = Tokenizer.from_file(file)._inner
-        with NativeText(program, file) as native:
-            found = list(differences(native, reference, arguments.count, arguments.seed))
+        try:
+            reference = Tokenizer.from_file(file)._inner
+            with NativeText(program, file) as native:
+                found = list(differences(native, reference, arguments.count, arguments.seed))
+        except (SolError, NativeError) as error:
+            print(error, flush=True)
+            failed += 1
+            continue
         print(
             f"{file}: {arguments.count} strings, {len(found)} differences, {time.monotonic() - began:.0f} s", flush=True
         )
