@@ -111,10 +111,11 @@ class RandomDecoder:
         self.vectors["rope.cos"], self.vectors["rope.sin"] = (
             part.astype(np.float32) for part in (np.cos(angles), np.sin(angles))
         )
-        self._write_blob(folder)
+        self.write_blob(folder)
         return self
 
-    def _write_blob(self, folder: Path) -> None:
+    def write_blob(self, folder: Path) -> None:
+        """Writes matrices and vectors into `folder` as the weights file, and lists them in `tensors`."""
         with open(folder / WEIGHTS, "wb") as file:
             for name, array in self._stored().items():
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))

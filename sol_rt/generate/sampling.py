@@ -175,7 +175,7 @@ def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
             top = np.flatnonzero(weights >= np.partition(weights, len(weights) - size)[len(weights) - size])
         else:
             top = np.arange(len(weights))
-        order = top[np.argsort(-weights[top])]
+        order = top[np.argsort(-weights[top], kind="stable")]  # equal ones by id, on every host
         mass = np.cumsum(weights[order], dtype=np.float64)
         if mass[-1] >= wanted or len(top) == len(weights):
             return np.asarray(order[: max(1, int(np.searchsorted(mass, wanted, side="left")) + 1)])

@@ -32,6 +32,8 @@ _CODES, _FLOATS = 4, 1
 """Accuracy levels of MatMulNBits: activations of 8 bits, as in the kernels, or float32. For weights of 2 bits the CPU
 provider's float paths are 10 to 100 times slower; for 4 bits they are not."""
 _ALL = 1e9  # larger than every count of channels
+DEQUANTIZED = "Dequantized"
+"""Stands for the float32 matrix of a nested one at a level, in bodies that multiply floats."""
 
 _CENTRE = 128.0
 """The z for which MatMulNBits' own zero point of the base plane, 8, gives the whole offset of levels 4 and 8."""
@@ -46,26 +48,35 @@ def planes(bits: int) -> int:
     return (bits - 4) // 2
 
 
-def nested_matmul(bits: int) -> onnx.FunctionProto:
-    """`NestedMatMul` at one number of bits; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
+def nested_matmul(bits: int, *, floats: bool = False) -> onnx.FunctionProto:
+    """`NestedMatMul` at one number of bits; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K].
+
+    `floats` is as in `_nested_product`.
+    """
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
     weights = ["base", "scale", "zero", *names]
-    _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, out="y")
+    _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, floats=floats, out="y")
     return writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
 
 
-def pruned_matmul(bits: int) -> onnx.FunctionProto:
-    """`PrunedMatMul` at one number of bits; K and N stay attributes of the node. x: float [1, rows, K]."""
+def pruned_matmul(bits: int, *, floats: bool = False) -> onnx.FunctionProto:
+    """`PrunedMatMul` at one number of bits; K and N stay attributes of the node. x: float [1, rows, K].
+
+    `floats` is as in `_nested_product`.
+    """
     writer = NodeWriter()
     weights = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(planes(bits)))]
     x = _largest(writer, "x", "active")
-    _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, out="y")
+    _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, floats=floats, out="y")
     return writer.function("PrunedMatMul", ["x", "active", *weights], ["y"], ["K", "N", "bits"])
 
 
-def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
-    """`NestedGather` of rows of `k` channels at one number of bits."""
+def nested_gather(bits: int, k: int, *, without_float16: bool = False) -> onnx.FunctionProto:
+    """`NestedGather` of rows of `k` channels at one number of bits.
+
+    `without_float16` makes the whole `scale` float32 where the session is made, for GPUs that have no float16.
+    """
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
 
@@ -83,7 +94,11 @@ def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
         code = writer.op("Add", code, writer.op("Mul", codes(name, 2), writer.const(step)))
     zero = writer.op("Add", rows("zero", TensorProto.FLOAT), writer.const(_SHIFT[bits]))
     code = writer.op("Sub", code, writer.op("Unsqueeze", zero, writer.ints(3)))
-    scale = writer.op("Mul", rows("scale", TensorProto.FLOAT), writer.const(1 / 16))
+    if without_float16:
+        steps = writer.op("Gather", writer.op("Cast", "scale", to=TensorProto.FLOAT), "ids", axis=1)
+    else:
+        steps = rows("scale", TensorProto.FLOAT)
+    scale = writer.op("Mul", steps, writer.const(1 / 16))
     blocks = writer.op("Mul", code, writer.op("Unsqueeze", scale, writer.ints(3)))
     blocks = writer.op("Transpose", blocks, perm=[1, 2, 0, 3])
     writer.op("Reshape", blocks, writer.ints(1, -1, k), out="y")
@@ -105,10 +120,11 @@ def pruned_mlp(
     gated: bool,
     activation: str,
     has_bias: bool,
+    floats: bool = False,
 ) -> onnx.FunctionProto:
     """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden].
 
-    The matrices are read at `up_bits` and `down_bits` bits, by default `bits`.
+    The matrices are read at `up_bits` and `down_bits` bits, by default `bits`. `floats` is as in `_nested_product`.
     """
     writer = NodeWriter()
     matrix_bits = {"up": up_bits or bits, "down": down_bits or bits}
@@ -119,7 +135,7 @@ def pruned_mlp(
     up_size = intermediate * (2 if gated else 1)
 
     x = _largest(writer, "x", "active_up")
-    u = _nested_product(writer, x, up, matrix_bits["up"], hidden, up_size, channel_major=True)
+    u = _nested_product(writer, x, up, matrix_bits["up"], hidden, up_size, channel_major=True, floats=floats)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
     if gated:
@@ -129,7 +145,9 @@ def pruned_mlp(
         h = _activation(writer, u, activation)
     h = _largest(writer, h, "active_down")
     out = None if has_bias else "y"
-    y = _nested_product(writer, h, down, matrix_bits["down"], intermediate, hidden, channel_major=True, out=out)
+    y = _nested_product(
+        writer, h, down, matrix_bits["down"], intermediate, hidden, channel_major=True, floats=floats, out=out
+    )
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
@@ -150,15 +168,19 @@ def _nested_product(
     n: int | Ref,
     *,
     channel_major: bool,
+    floats: bool,
     out: str | None = None,
 ) -> str:
     """Writes x W at a level, by the formula of this module; W is base, scale, zero and the level's planes.
 
     x and the result are [1, rows, ·] or [rows, ·]. Scales and offsets have the same values at every level, so a host
-    that shares them holds them once.
+    that shares them holds them once. With `floats`, W is one float32 matrix [K, N], the result of a node DEQUANTIZED,
+    for which `export/web.py` puts in an initializer.
     """
     base, scale, zero, *residual = weights
     op, const = writer.op, writer.const
+    if floats:
+        return op("MatMul", x, op(DEQUANTIZED, *weights, domain="sol", bits=bits), out=out)
     steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
     block_scale = op("Transpose", steps, perm=[1, 0])
 

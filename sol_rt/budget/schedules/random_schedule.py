@@ -18,6 +18,7 @@ class RandomSchedule:
 
     def __init__(self, controller: BaseController, seed: int | None) -> None:
         self._controller = controller
+        # another generator than the sampler's, which draws from the seed itself: the two must not draw alike
         self._random = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
     def choose(self, step: PolicyInput) -> Action:
@@ -27,9 +28,17 @@ class RandomSchedule:
             return controller.dense
         candidates = np.flatnonzero(controller.allowed(step.context))
         if controller.axis_targets is not None:
-            return controller.actions[int(self._random.choice(candidates))]
-        shares = tilted(controller.relative_costs(step.context)[candidates], controller.target(step.context))
-        return controller.actions[int(candidates[int(self._random.choice(len(candidates), p=shares))])]
+            place = int(self._random.random() * len(candidates))
+        else:
+            shares = tilted(controller.relative_costs(step.context)[candidates], controller.target(step.context))
+            place = drawn(shares, self._random.random())
+        return controller.actions[int(candidates[place])]
+
+
+def drawn(shares: np.ndarray, number: float) -> int:
+    """The first index at which the running sum of `shares`, float64 [A], exceeds `number` (0 to 1) of their sum."""
+    sums = np.cumsum(shares)
+    return min(int(sums.searchsorted(number * sums[-1], side="right")), len(shares) - 1)
 
 
 def tilted(costs: np.ndarray, target: float) -> np.ndarray:

@@ -1,0 +1,94 @@
+// Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that was.
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <string>
+
+#include "base/error.h"
+#include "budget/cost/calibration_table.h"
+
+namespace sol_rt {
+namespace {
+
+constexpr double kShortest = 1e-6;            // milliseconds that a step has to take: rates are divided by it, and costs by the dense one
+constexpr std::streamsize kLargest = 1 << 24;  // bytes of a file; tables take a few thousand
+
+[[noreturn]] void Refuse(const std::string& problem) {
+  throw Error(SOL_ERROR_BUNDLE, "calibration table: " + problem + "; run `sol-rt calibrate` again");
+}
+
+class CalibratedCost final : public CostModel {
+ public:
+  CalibratedCost(const Config& config, const CalibrationTable& table) : CostModel(config), policy_ms_(table.policy_ms) {
+    for (const std::string& key : config.variant_order) {
+      const auto row = table.lines.find(key);
+      if (row == table.lines.end() || row->second.empty()) Refuse("no variant " + key);
+      for (const auto& [density, line] : row->second) lines_[key][density] = line;
+    }
+    for (const std::string& key : config.variant_order) {
+      for (const auto& [density, line] : lines_[key]) {
+        if (line.fixed + line.per_token < kShortest) Refuse("a step of " + key + " takes no time");
+      }
+    }
+  }
+  const char* Name() const override { return "calibrated"; }
+  bool InMilliseconds() const override { return true; }
+  double Policy() const override { return policy_ms_; }
+  CostLine Line(const Action& action) const override {
+    const auto row = lines_.find(action.Variant());
+    if (row == lines_.end()) UsageFault("cost of " + action.Tag() + ": its variant is not in the bundle");
+    const CostLine* nearest = nullptr;
+    bool alike = false;
+    int distance = 0;
+    for (const auto& [density, line] : row->second) {  // rising densities: of two at one distance the lower one stands
+      // a step that chooses tokens does other work than one that reads all of them
+      const bool same_work = (density == 100) == (action.kv == 100);
+      const int away = std::abs(density - action.kv);
+      if (nearest == nullptr || (same_work && !alike) || (same_work == alike && away < distance)) {
+        nearest = &line;
+        alike = same_work;
+        distance = away;
+      }
+    }
+    return *nearest;
+  }
+
+ private:
+  std::map<std::string, std::map<int, CostLine>> lines_;
+  double policy_ms_;
+};
+
+std::string ReadText(const std::string& file) {
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream) throw Error(SOL_ERROR_BUNDLE, file + ": cannot be opened; give the file that `sol-rt calibrate` wrote");
+  std::string text;
+  char part[4096];
+  while (stream.read(part, sizeof part), stream.gcount() > 0) {
+    text.append(part, static_cast<size_t>(stream.gcount()));
+    if (static_cast<std::streamsize>(text.size()) > kLargest) {
+      throw Error(SOL_ERROR_BUNDLE, file + ": too large for a calibration table; give the file that `sol-rt calibrate` wrote");
+    }
+  }
+  if (stream.bad()) throw Error(SOL_ERROR_BUNDLE, file + ": cannot be read; give the file that `sol-rt calibrate` wrote");
+  return text;
+}
+
+}  // namespace
+
+std::shared_ptr<const CostModel> MakeCalibratedCost(const Config& config, const CalibrationTable& table) {
+  return std::make_shared<CalibratedCost>(config, table);
+}
+
+std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file) {
+  const std::string text = ReadText(file);
+  try {
+    const CalibrationTable table = CalibrationTable::FromJson(text);
+    if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");
+    return MakeCalibratedCost(config, table);
+  } catch (const Error& error) {
+    throw Error(error.code(), file + ": " + error.what());
+  }
+}
+
+}  // namespace sol_rt

@@ -1,0 +1,68 @@
+/** Nested weights as float32 matrices (docs/bundle.md section 2), for graphs that multiply floats. */
+
+/** @import {TensorEntry} from "./config.js" */
+
+const BLOCK = 32;
+const ENDING = ".float32";
+
+/**
+ * What a location such as `layers.0.up.8.float32` stands for; null for any other one.
+ * @param {string} location
+ */
+export function floatMatrix(location) {
+  const match = /^(.+)\.([468])\.float32$/.exec(location);
+  return match === null || !location.endsWith(ENDING) ? null : { matrix: match[1], level: Number(match[2]) };
+}
+
+/**
+ * The matrix at a level: float32 [K, N], row by row.
+ * @param {string} matrix its name, such as `layers.0.up`
+ * @param {number} level 4, 6 or 8
+ * @param {(name: string) => {entry: TensorEntry, bytes: Uint8Array}} tensor gives a tensor of the weights file
+ */
+export function dequantized(matrix, level, tensor) {
+  const base = tensor(`${matrix}.base`);
+  const scale = tensor(`${matrix}.scale`);
+  const zeros = tensor(`${matrix}.zero`).bytes;
+  const planes = [1, 2].slice(0, (level - 4) / 2).map((index) => tensor(`${matrix}.plane${index}`).bytes);
+  const [blocks, outputs] = scale.entry.shape;
+  const steps = halves(scale.bytes);
+  const shift = { 4: 0, 6: 6.5, 8: 8 }[level] ?? 0;
+  const channelMajor = base.entry.dtype === "uint4";
+  const result = new Float32Array(blocks * BLOCK * outputs);
+  const nibbles = base.bytes;
+  for (let block = 0; block < blocks; block++) {
+    for (let k = 0; k < BLOCK; k++) {
+      const channel = block * BLOCK + k;
+      let out = channel * outputs;
+      let one = block * outputs; // place of the block's scale and zero point
+      const [shiftBase, shiftPlane, byteOfPlane] = [4 * (k & 1), 2 * (k & 3), k >> 2];
+      for (let n = 0; n < outputs; n++, out++, one++) {
+        const q = channelMajor
+          ? (nibbles[(channel * outputs + n) >> 1] >> (4 * (n & 1))) & 15
+          : (nibbles[one * 16 + (k >> 1)] >> shiftBase) & 15;
+        let code = 16 * q;
+        if (planes.length > 0) code += 4 * ((planes[0][one * 8 + byteOfPlane] >> shiftPlane) & 3);
+        if (planes.length > 1) code += (planes[1][one * 8 + byteOfPlane] >> shiftPlane) & 3;
+        result[out] = (code - shift - zeros[one]) * steps[one];
+      }
+    }
+  }
+  return result;
+}
+
+/**
+ * Sixteenths of float16 numbers.
+ * @param {Uint8Array} bytes
+ */
+function halves(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const result = new Float32Array(bytes.byteLength / 2);
+  for (let i = 0; i < result.length; i++) {
+    const bits = view.getUint16(2 * i, true);
+    const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
+    const size = exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? Infinity : (1 + fraction / 1024) * 2 ** (exponent - 15);
+    result[i] = (bits & 0x8000 ? -size : size) / 16;
+  }
+  return result;
+}
