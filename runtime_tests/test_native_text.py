@@ -272,7 +272,7 @@ def test_spaces_that_tokens_take_along_are_looked_at_once(program: Path, tmp_pat
     with NativeText(program, path) as native:
         short = "a " + "\u3000" * 50 + " b"
         assert native.ask("encode", texts=[short], add=True, parse=True) == [reference.encode(short)]
-        assert len(native.ask("encode", texts=["\u3000" * 300_000], add=True, parse=True)[0]) == 300_000
+        assert len(native.ask("encode", texts=["\u3000" * 300_000], add=True, parse=True)[0]) == 1
 
 
 def test_all_pieces_of_a_text_share_the_effort(program: Path, tmp_path: Path) -> None:
