@@ -30,11 +30,11 @@ class Core:
 
     def __init__(
         self, results: Path, *, native: bool = True, build: Path | None = None, before: tuple[str, ...] = (),
-        **environment: str,
+        host: str = "", **environment: str,
     ) -> None:  # fmt: skip
         program = (build or core_build("engine_steps")) / "engine_steps"
         self.results, self._read = results, 0
-        command = [*before, str(program), str(ort_library()), str(int(native)), "2", str(results)]
+        command = [*before, str(program), host + str(ort_library()), str(int(native)), "2", str(results)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | SANITIZER_OPTIONS | environment,
@@ -334,6 +334,18 @@ def test_onnx_runtime_that_is_missing_or_too_old(tmp_path: Path, library: str | 
     assert done.stdout.startswith(f"error {RUNTIME} ONNX Runtime: got ")
     assert all(part in done.stdout for part in parts), done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_a_host_with_an_environment_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """A process has one environment; this one has no threads to share, so each session gets its own."""
+    dense, numbers = Action(1.0, 1.0, 8), []
+    for host in ("", "host:"):
+        with Core(tmp_path / f"results{len(host)}", host=host) as core:
+            core.do(f"load {folder}")
+            core.do("engine")
+            numbers.append(core.forward(dense, list(range(3, 40))))
+            assert core.do("threads 2 20") == 0
+    assert np.array_equal(*numbers)
 
 
 def test_two_engines_in_two_threads(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // Runs the engine by commands from stdin, for tests that compare it with Python's:
 //   engine_steps LIBRARY NATIVE THREADS RESULTS
+// With `host:` before LIBRARY the program is a host that has opened ONNX Runtime and made an environment without shared threads.
 // Commands, one a line; numbers of engines are their order:
 //   load FOLDER [MAX_CONTEXT]        opens a model; later commands are about it
 //   engine                           makes an engine on it, and uses that one
@@ -161,6 +162,15 @@ int main(int argc, char** argv) {
   Machine machine;
   RuntimeOptions options;
   options.ort_library = argv[1];
+  OrtEnv* host_env = nullptr;
+  const OrtApi* host_api = nullptr;
+  if (options.ort_library.compare(0, 5, "host:") == 0) {
+    const OrtApiBase* const base = FindOrt(nullptr, options.ort_library.substr(5));
+    host_api = OrtFunctions(base);
+    Check(host_api, host_api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "host", &host_env), "host");
+    options.ort_api_base = base;
+    options.ort_library.clear();
+  }
   options.native_operators = std::string(argv[2]) == "1";
   options.threads = std::stoi(argv[3]);
   machine.results.open(argv[4], std::ios::binary);
@@ -186,5 +196,8 @@ int main(int argc, char** argv) {
   }
   machine.policy.reset();
   machine.engines.clear();
+  machine.model.reset();
+  machine.runtime.reset();
+  if (host_env != nullptr) host_api->ReleaseEnv(host_env);
   return 0;
 }
