@@ -13,6 +13,8 @@ install chromium chromium || echo "no chromium: the browser's tests are skipped"
 if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
   npm ci --ignore-scripts --no-audit --no-fund --silent || skip "npm cannot install the packages"
 fi
+SOL_RT=${SOL_RT:-$(command -v sol-rt || true)} # exports a bundle for browsers; without it those tests are skipped
+export SOL_RT
 npm run --silent check
 npm run --silent types
 # one file at a time: ONNX Runtime and Chromium take all processors

@@ -100,16 +100,17 @@ def build(checkpoint: Checkpoint, *, four_bits: bool) -> onnx.ModelProto:
     product(norm(x, "model.norm.weight"), "lm_head", head.T, ["logits"])
 
     info = helper.make_tensor_value_info
-    past = ["batch", kv_heads, "past", size]
+    past = ["batch_size", kv_heads, "past_sequence_length", size]
     names = [(layer, part) for layer in range(layers) for part in ("key", "value")]
     inputs = [
-        info(name, TensorProto.INT64, ["batch", length])
-        for name, length in (("input_ids", "new"), ("attention_mask", "all"))
+        info(name, TensorProto.INT64, ["batch_size", length])
+        for name, length in (("input_ids", "sequence_length"), ("attention_mask", "total_sequence_length"))
     ]
     inputs += [info(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, past) for layer, part in names]
-    outputs = [info("logits", TensorProto.FLOAT, ["batch", "new", config["vocab_size"]])]
+    outputs = [info("logits", TensorProto.FLOAT, ["batch_size", "sequence_length", config["vocab_size"]])]
     outputs += [
-        info(f"present.{layer}.{part}", TensorProto.FLOAT, ["batch", kv_heads, "all", size]) for layer, part in names
+        info(f"present.{layer}.{part}", TensorProto.FLOAT, ["batch_size", kv_heads, "total_sequence_length", size])
+        for layer, part in names
     ]
     graph = helper.make_graph(writer.nodes, "llama", inputs, outputs, writer.weights)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
