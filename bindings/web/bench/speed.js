@@ -3,27 +3,28 @@
  *
  *     (cd bench && npm install --ignore-scripts)
  *     python bench/transformers_model.py CHECKPOINT MODELS/NAME
- *     node bench/speed.js WEB_BUNDLE MODELS/NAME [TOKENS [ROUNDS [THREADS]]]
+ *     node bench/speed.js WEB_BUNDLE MODELS/NAME [TOKENS [ROUNDS [THREADS [BUNDLE]]]]
  *
  * Each engine has a page of its own that stays open. A round lets each generate once, one after the other. What is
- * reported is the median over the rounds, without the first token, and the lowest and the highest.
+ * reported is the median over the rounds, without the first token, and the lowest and the highest. With BUNDLE, the one that
+ * WEB_BUNDLE was made of, its function bodies are timed, too.
  */
 import { basename, dirname } from "node:path";
 import { loadavg } from "node:os";
 
 import { openBrowser } from "../test/browser.js";
 
-const [bundle, model, tokens = "32", rounds = "3", threads = "1"] = process.argv.slice(2);
+const [bundle, model, tokens = "32", rounds = "3", threads = "1", plain] = process.argv.slice(2);
 const PROMPT = "The history of the river begins";
-const opened = await openBrowser({ web: bundle, models: dirname(model) });
+const opened = await openBrowser({ web: bundle, models: dirname(model), plain: plain ?? bundle });
 const settings = { prompt: PROMPT, tokens: Number(tokens), threads: Number(threads), name: basename(model) };
 
-async function solPage(/** @type {string} */ schedule) {
+async function solPage(/** @type {string} */ schedule, /** @type {"web" | "plain"} */ served = "web") {
   const page = await opened.browser.newPage();
   await page.goto(`${opened.url}/test/blank.html`);
-  await page.evaluate(async ([schedule, { prompt, tokens, threads }]) => {
+  await page.evaluate(async ([schedule, served, { prompt, tokens, threads }]) => {
     const { SolModel } = await import(/** @type {string} */ ("sol-rt"));
-    const model = await SolModel.load("/bundles/web", { provider: "wasm", threads });
+    const model = await SolModel.load(`/bundles/${served}`, { provider: "wasm", threads });
     Object.assign(globalThis, {
       run: async () => {
         const result = await model.generate(prompt, { schedule, max_new_tokens: tokens, eos_token_id: [] });
@@ -31,7 +32,7 @@ async function solPage(/** @type {string} */ schedule) {
       },
     });
     await /** @type {any} */ (globalThis).run();
-  }, /** @type {const} */ ([schedule, settings]));
+  }, /** @type {const} */ ([schedule, served, settings]));
   return page;
 }
 
@@ -68,6 +69,7 @@ const engines = [
   ["transformers.js fp32", () => transformersPage("fp32")],
   ["transformers.js q8", () => transformersPage("q8")],
   ["transformers.js q4", () => transformersPage("q4")],
+  ...(plain === undefined ? [] : [["sol_rt 4 bits, function bodies", () => solPage("fixed:k100-s100-q4", "plain")]]),
 ];
 /** @type {Map<string, {page: import("playwright-core").Page, rates: number[], text: string}>} */
 const runs = new Map();
