@@ -6,15 +6,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
-    from sol_rt.generate.model import SolModel
-    from sol_rt.generate.results import Generation
+    from collections.abc import Callable, Iterator
+
+    from sol_rt.generate.native.stream import NativeStream
+    from sol_rt.generate.results import GeneratedToken, Generation
+    from sol_rt.generate.stream import Stream
     from sol_rt.generate.trace import Trace
 
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
@@ -76,6 +79,7 @@ def generate(
             "--replay", env=False, help="Trace to repeat; the first different token is reported.", panel="Traces"
         ),
     ] = None,
+    engine: options.Engine = options.EngineName.python,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -85,7 +89,7 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import answered, dial, load, note_ineffective
+    from sol_rt.cli.loading import dial
 
     arguments: dict[str, Any] = {
         **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss),
@@ -106,13 +110,21 @@ def generate(
     if chat and text is not None:
         text = [{"role": "user", "content": text}]
 
-    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    loaded = load(model, **settings, ctx_size=ctx_size, verify=verify)
-    note_ineffective(loaded, arguments)
-    run = loaded.stream(text, **arguments)
+    settings = {
+        "provider": provider,
+        "threads": threads,
+        "native_ops": native_ops,
+        "ctx_size": ctx_size,
+        "verify": verify,
+    }
+    if engine is options.EngineName.native:
+        answer = _native(model, settings, text, {**arguments, "replay": replay})
+    else:
+        answer = _python(model, {**settings, "device": device}, text, arguments)
+    run = answer.run
     begun = False
     try:
-        for step in answered(loaded, run):
+        for step in answer.tokens:
             if not json:
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
@@ -123,34 +135,60 @@ def generate(
         raise
     except KeyboardInterrupt:
         run.close()
-        _finish(run.result, loaded, json, arguments)
+        _finish(answer, json, arguments)
         raise
     result = run.result
     assert result is not None  # a generation that ends without an error has a token
-    _finish(result, loaded, json, arguments)
+    _finish(answer, json, arguments)
     if replay is not None:
         _compare(replay, result)
     if trace is not None:
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-def _finish(result: Generation | None, model: SolModel, json: bool, how: Mapping[str, Any]) -> None:
-    """Ends the line of text and reports the result, also after Ctrl-C. `result` is None if there was no token."""
+class _Answer(NamedTuple):
+    """A generation under way, its tokens, what decodes tokens, and the JSON keys that say where it runs."""
+
+    run: Stream | NativeStream
+    tokens: Iterator[GeneratedToken]
+    decode: Callable[..., str]
+    where: dict[str, str]
+
+
+def _python(model: str | None, settings: Mapping[str, Any], text: Any, arguments: Mapping[str, Any]) -> _Answer:
+    from sol_rt.cli.loading import answered, load, note_ineffective
+
+    loaded = load(model, **settings)
+    note_ineffective(loaded, arguments)
+    run = loaded.stream(text, **arguments)
+    return _Answer(run, answered(loaded, run), loaded.tokenizer.decode, loaded.engine.provider.as_json())
+
+
+def _native(model: str | None, settings: Mapping[str, Any], text: Any, arguments: Mapping[str, Any]) -> _Answer:
+    from sol_rt.cli.loading import load_native
+
+    loaded = load_native(model, **settings)
+    run = loaded.stream(text, **arguments)
+    return _Answer(run, run, loaded.decode, loaded.where())
+
+
+def _finish(answer: _Answer, json: bool, how: Mapping[str, Any]) -> None:
+    """Ends the line of text and reports the result, also after Ctrl-C. There is none if there was no token."""
     if not json:
         print(flush=True)
+    result = answer.run.result
     if result is None:
         return
     if json:
-        print_json({**summary(result), **_top_logprobs(result, model), **model.engine.provider.as_json()})
+        print_json({**summary(result), **_top_logprobs(result, answer.decode), **answer.where})
     else:
         report(result, how)
 
 
-def _top_logprobs(result: Generation, model: SolModel) -> dict[str, Any]:
+def _top_logprobs(result: Generation, text: Callable[..., str]) -> dict[str, Any]:
     """The key `top_logprobs` of `generate --json`: the likeliest tokens at each place; empty if none were asked for."""
     if not any(result.top_logprobs):
         return {}
-    text = model.tokenizer.decode
     return {
         "top_logprobs": [
             [
