@@ -155,7 +155,9 @@ public final class SolTests {
           while (!over.get()) session.cancel();
         });
         canceller.start();
-        fails(SolException.Cancelled.class, () -> generate(session, 100));
+        fails(SolException.Cancelled.class, () -> {
+          while (true) generate(session, 100);
+        });
         over.set(true);
         canceller.join();
         try {
