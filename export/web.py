@@ -7,6 +7,7 @@ Beside `model.q8.onnx` lie `model.q8.wasm.onnx` and `model.q8.webgpu.onnx` (docs
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from sol_rt.bundle.graph_file import external_tensors
 from sol_rt.bundle.selection import SELECTION
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
-from sol_rt.export.graphs.functions.operators import DEQUANTIZED
+from sol_rt.export.graphs.functions.operators import DEQUANTIZED, PACKED
 from sol_rt.export.graphs.graph import Target, build_graph
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.hf_checkpoint import read_json
@@ -30,9 +31,6 @@ from sol_rt.store.progress import Progress, silent
 
 LARGEST_FILE = 2 * 10**9
 """Bytes of the largest file that a browser takes into one buffer."""
-FLOATS_SUFFIX = ".float32"
-"""Ends the location of a float32 matrix in a graph for wasm. There is no such file: the host makes the matrix from its
-nested one."""
 _NOT_COPIED = ("README.md", SELECTION)
 _COPIED_AT_ONCE = 16 << 20
 
@@ -150,7 +148,7 @@ def _write_graphs(folder: Path, config: SolConfig, variant: Variant, decoder: De
         model = build_graph(decoder, variant.precision, config.tensors, config.weights_file, config.kv, target)
         if target is not None:
             model = onnx.inliner.inline_local_functions(model)
-            _name_floats(model.graph)
+            _name_made_weights(model.graph)
         path = folder / (variant.file if target is None else web_file(variant.file, target))
         path.write_bytes(model.SerializeToString())
 
@@ -160,25 +158,29 @@ def web_file(file: str, target: Target) -> str:
     return f"{Path(file).stem}.{target.value}.onnx"
 
 
-def _name_floats(graph: onnx.GraphProto) -> None:
-    """Puts an initializer without data in the place of every node DEQUANTIZED: `layers.0.up.8` for level 8 of
-    `layers.0.up`. Drops the initializers that nobody reads then.
+def _name_made_weights(graph: onnx.GraphProto) -> None:
+    """Puts an initializer in the place of every node that stands for what a host makes of a matrix.
+
+    `layers.0.up.8` is level 8 of `layers.0.up` in float32, at the location `layers.0.up.8.float32`. Its base for
+    MatMulNBits is `layers.0.up.packed`, at a location of that name. Initializers that nobody reads then are dropped.
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes, names = [], {}
     for node in graph.node:
-        if node.op_type != DEQUANTIZED:
+        if node.op_type not in (DEQUANTIZED, PACKED):
             nodes.append(node)
             continue
-        base, scale = weights[node.input[0]], weights[node.input[1]]
-        level = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
-        name = f"{base.name.removesuffix('.base')}.{level}"
-        blocks, outputs = scale.dims
-        dims = [blocks * BLOCK, outputs]
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", name + FLOATS_SUFFIX), ("offset", 0), ("length", 4 * dims[0] * dims[1])):
-            tensor.external_data.add(key=key, value=str(value))
-        weights[name] = tensor
+        matrix = node.input[0].removesuffix(".base")
+        blocks, outputs = weights[node.input[1]].dims
+        if node.op_type == PACKED:
+            name = location = f"{matrix}.packed"
+            kind, dims, item = TensorProto.UINT8, [outputs, blocks, BLOCK // 2], 1
+        else:
+            name = f"{matrix}.{next(attribute.i for attribute in node.attribute if attribute.name == 'bits')}"
+            location, kind, dims, item = f"{name}.float32", TensorProto.FLOAT, [blocks * BLOCK, outputs], 4
+        weights[name] = TensorProto(name=name, data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", location), ("offset", 0), ("length", item * math.prod(dims))):
+            weights[name].external_data.add(key=key, value=str(value))
         names[node.output[0]] = name
     for node in nodes:
         for index, name in enumerate(node.input):

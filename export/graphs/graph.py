@@ -40,14 +40,19 @@ from sol_rt.export.sources.decoder import Decoder
 class Target(Enum):
     """A processor without kernels, for which a graph's bodies are written anew: everything is float32, the cache too.
 
-    WASM: matrices are dequantized when the session is made, because ONNX Runtime has no fast product of codes there.
-    WEBGPU: products are those of any other body.
+    WASM: the host dequantizes the matrices, because ONNX Runtime has no fast product of codes there.
+    WEBGPU: the host packs channel-major bases, because ONNX Runtime's build for browsers can't fold 4-bit zero points.
     """
 
     WASM = "wasm"
     WEBGPU = "webgpu"
 
 
+_PRODUCTS = {
+    None: bodies.Products.FUSED,
+    Target.WASM: bodies.Products.FLOATS,
+    Target.WEBGPU: bodies.Products.PACKED,
+}
 _DTYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -187,7 +192,7 @@ class _GraphWriter:
         target: Target | None,
     ) -> None:
         kv = kv if target is None else replace(kv, dtype="float32")
-        self.target, self.floats = target, target is Target.WASM
+        self.target, self.products = target, _PRODUCTS[target]
         self.decoder, self.precision, self.tensors, self.weights_file = decoder, precision, tensors, weights_file
         self.kinds = sorted({precision.layer(layer) for layer in range(decoder.num_layers)})
         self.mixed = precision.layers is not None
@@ -279,7 +284,7 @@ class _GraphWriter:
             bodies.nested_gather(
                 widest_bits(self.tensors), self.decoder.hidden_size, without_float16=self.target is not None
             ),
-            bodies.nested_matmul(self.precision.lm_head_bits, floats=self.floats),
+            bodies.nested_matmul(self.precision.lm_head_bits, products=self.products),
             sparse_attention(
                 AttentionShape.of(self.decoder, self.kv),
                 int8=self.kv.dtype == "int8",
@@ -289,7 +294,7 @@ class _GraphWriter:
             *(decoder_layer(self.decoder, layer_bits, self.kv, mixed=self.mixed) for layer_bits in self.kinds),
         ]
         for bits in sorted({bits for layer_bits in self.kinds for bits in (layer_bits.qkv, layer_bits.o)}):
-            functions.append(self._named(bodies.pruned_matmul(bits, floats=self.floats), bits))
+            functions.append(self._named(bodies.pruned_matmul(bits, products=self.products), bits))
         for up, down in sorted({(layer_bits.up, layer_bits.down) for layer_bits in self.kinds}):
             functions.append(self._named(self._mlp(up, down), up, down))
         return functions
@@ -303,7 +308,7 @@ class _GraphWriter:
             gated=decoder.gated,
             activation=decoder.activation,
             has_bias=decoder.mlp_bias,
-            floats=self.floats,
+            products=self.products,
         )
 
     def _named(self, function: onnx.FunctionProto, *bits: int) -> onnx.FunctionProto:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sol_rt.budget.controller.axes import AxisController
-from sol_rt.budget.controller.base import AxisTargets, BaseController, check_request
+from sol_rt.budget.controller.base import AxisTargets, BaseController, as_number, check_request
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.hull import Hull
@@ -55,7 +55,7 @@ class Dial:
         """Raises UsageError for values of another type; make_controller checks their range."""
         for name in ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _number(name, value))
+                object.__setattr__(self, name, as_number(name, value))
         if self.schedule is not None and not isinstance(self.schedule, str) and not callable(self.schedule):
             raise UsageError(f"--schedule: got {brief(self.schedule)}, expected a name or a function that makes one")
         if self.seed is not None and (
@@ -82,16 +82,6 @@ class Dial:
     def asks_for_no_budget(self) -> bool:
         """Whether the dial asks for something in place of a budget."""
         return self.axis_targets.any() or self.tokens_per_second is not None or self.max_loss is not None
-
-
-def _number(name: str, value: object) -> float:
-    refused = UsageError(f"--{name.replace('_', '-')}: got {brief(value)}, expected a number")
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise refused
-    try:
-        return float(value)
-    except OverflowError:
-        raise refused from None
 
 
 def make_controller(

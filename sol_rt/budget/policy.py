@@ -6,12 +6,14 @@ docs/bundle.md section 5 has the contract of the graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import numpy as np
 import onnxruntime as ort
 
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import PolicySpec
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine import providers
 from sol_rt.engine.signature import check_signature
@@ -120,3 +122,33 @@ class PolicySession:
             what = f"policy {self.spec.file}: non-finite logits at step {step}"
             raise NumericError(f"{what}; check the bundle with `sol-rt verify`, or use --schedule uniform")
         return self._row
+
+
+class DeferredPolicy:
+    """A policy whose session is made when it is first asked.
+
+    Args:
+        spec: the policy's actions, scalars and horizon.
+        session: gives the session.
+
+    Attributes:
+        spec: as given.
+    """
+
+    def __init__(self, spec: PolicySpec, session: Callable[[], PolicySession]) -> None:
+        self.spec = spec
+        self._make = session
+
+    @cached_property
+    def _session(self) -> PolicySession:
+        return self._make()
+
+    def reset(self) -> None:
+        """As in `PolicySession`. Raises BundleError for a policy that does not fit."""
+        self._session.reset()
+
+    def decide(
+        self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
+    ) -> np.ndarray:
+        """As in `PolicySession`."""
+        return self._session.decide(hidden, token, scalars, previous_action, step)

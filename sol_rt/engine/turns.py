@@ -67,6 +67,12 @@ class Turns:
                     self._open = None
 
     @contextmanager
+    def between(self) -> Iterator[None]:
+        """A time between two tokens: waits for the one in progress."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keeps other threads out while several calls have to see the same cache. Raises BusyError if one is in."""
         if not self._lock.acquire(blocking=False):

@@ -30,8 +30,8 @@ from sol_rt.budget.dial import (
 from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
-from sol_rt.budget.policy import PolicySession
-from sol_rt.budget.schedules import Schedule, default_schedule, is_constant, make_schedule, schedule_actions
+from sol_rt.budget.policy import DeferredPolicy, PolicySession
+from sol_rt.budget.schedules import Policy, Schedule, default_schedule, is_constant, make_schedule, schedule_actions
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
@@ -365,9 +365,10 @@ class SolModel:
         )
 
     def _schedule(self, name: str, controller: BaseController, seed: int | None) -> Schedule:
-        if name == "sol" and controller.dense_only and self.bundle.config.policy is not None:
-            name = "dense"  # the policy would never be asked
-        policy = self._policy if name == "sol" else None
+        policy: Policy | None = None
+        if name == "sol" and (spec := self.bundle.config.policy) is not None:
+            # at a budget of 1 the policy is not asked, until the budget changes
+            policy = DeferredPolicy(spec, lambda: self._policy) if controller.dense_only else self._policy
         variants = tuple(self.bundle.config.variants)
         return make_schedule(name, controller, seed=seed, policy=policy, hull=self.hull, variants=variants)
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.schedules import is_constant
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
 from sol_rt.engine.turns import Turns
+from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, StepRecord, generate_steps
 from sol_rt.generate.results import GeneratedToken, Generation, Progress
@@ -19,7 +21,12 @@ from sol_rt.text.tokenizer import Tokenizer
 class Stream(Iterator[GeneratedToken]):
     """The tokens of a running generation. `close` ends it early; Ctrl-C inside it does so too.
 
-    Any thread may take the next token, and any thread may close the stream; `close` waits for the token in progress.
+    `budget` and `tokens_per_second` may be set between any two tokens: what the steps before were allowed stays
+    allowed, and the next steps are held to the new request. Setting either of them ends the hold on the other one, and
+    on a loss.
+
+    Any thread may take the next token, set the budget or the rate, and close the stream; all of these wait for the
+    token in progress.
 
     Args:
         schedule: name of the schedule, for the summary.
@@ -71,6 +78,45 @@ class Stream(Iterator[GeneratedToken]):
     def close(self) -> None:
         """Ends the generation. The trace is then complete, and the model ready for the next generation."""
         self._end()
+
+    @property
+    def budget(self) -> float | None:
+        """The budget that the next step holds, 0 to 1; None under a rate, a loss or axis targets, and where the action
+        is fixed.
+
+        Setting it raises UsageError for a value out of range, under axis targets, and where the action is fixed.
+        """
+        return None if self._fixed else self._decoder.controller.budget
+
+    @budget.setter
+    def budget(self, budget: float) -> None:
+        with self._turns.between():
+            self._require_free("budget")
+            self._decoder.controller.set_budget(budget)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate that the next step holds; None if none is held.
+
+        Setting it raises UsageError for a value out of range, without measured costs, under axis targets, and where the
+        action is fixed.
+        """
+        return None if self._fixed else self._decoder.controller.tokens_per_second
+
+    @tokens_per_second.setter
+    def tokens_per_second(self, rate: float) -> None:
+        with self._turns.between():
+            self._require_free("tokens_per_second")
+            self._decoder.controller.set_rate(rate)
+
+    @property
+    def _fixed(self) -> bool:
+        return self._replay is not None or is_constant(self._schedule)
+
+    def _require_free(self, name: str) -> None:
+        if self._fixed:
+            which = "a replay runs the trace's actions" if self._replay is not None else f"{self._schedule} fixes them"
+            raise UsageError(f"{name}: cannot change the actions of this run: {which}; start another one")
 
     @property
     def result(self) -> Generation | None:

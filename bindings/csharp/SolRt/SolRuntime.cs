@@ -43,6 +43,7 @@ public sealed class SolRuntime : IDisposable
         using var memory = new NativeMemory();
         NativeRuntimeOptions native = default;
         IntPtr runtime;
+        var searched = false;
         try
         {
             if (Native.sol_interface_version() < InterfaceVersion)
@@ -53,11 +54,16 @@ public sealed class SolRuntime : IDisposable
             native.Size = (uint)sizeof(NativeRuntimeOptions);
             Native.sol_runtime_options_init(&native);
             native.OrtLibrary = memory.Text(options.OnnxRuntimePath, "OnnxRuntimePath");
-            native.OrtApiBase = options.OrtApiBase == IntPtr.Zero && options.OnnxRuntimePath is null ? HostApiBase() : options.OrtApiBase;
+            native.OrtApiBase = options.OrtApiBase != IntPtr.Zero || options.OnnxRuntimePath is not null ? options.OrtApiBase : HostApiBase();
             native.Threads = options.Threads;
             native.NativeOperators = options.NativeOperators ? 1 : 0;
             native.Spin = options.Spin ? 1 : 0;
+            searched = native.OrtApiBase == IntPtr.Zero && native.OrtLibrary is null;
             Native.Check(Native.sol_runtime_create(&native, &runtime));
+        }
+        catch (SolRuntimeException error) when (searched)
+        {
+            throw new SolRuntimeException($"{error.Message}; a .NET app gets it with the package Microsoft.ML.OnnxRuntime");
         }
         catch (Exception error) when (error is DllNotFoundException or BadImageFormatException or EntryPointNotFoundException)
         {

@@ -196,6 +196,7 @@ public sealed class SolSession : IDisposable
     }
 
     /// <summary>Reads what <see cref="Save"/> wrote, for the same bundle on any machine. Ends a running generation.</summary>
+    /// <exception cref="SolUsageException">The file is not there.</exception>
     /// <exception cref="SolBundleException">The file is damaged, or another bundle's; the cache is then empty.</exception>
     public unsafe void Restore(string file)
     {

@@ -1,7 +1,8 @@
-"""A C# compiler for machines without the .NET SDK: takes csc's own arguments, prints csc's own diagnostics, exits 1 on an error.
+"""A C# compiler for machines without the .NET SDK: takes csc's own arguments and prints csc's own diagnostics.
 
-`csc.py TOOLS ARGUMENTS...`: TOOLS is the folder that test.sh fills, with .NET's runtime and Roslyn, the compiler that csc is a front end of.
-All assemblies of .NET's runtime are referenced, unless /nostdlib+ is given. Several compilations, separated by a lone `--`, share one start of the runtime.
+`csc.py TOOLS ARGUMENTS...`: TOOLS is the folder that test.sh fills, with .NET's runtime and Roslyn, the compiler that
+csc is a front end of. All assemblies of .NET's runtime are referenced, unless /nostdlib+ is given. Several
+compilations, separated by a lone `--`, share one start of the runtime. Exits 1 at the first error.
 """
 
 from __future__ import annotations
@@ -39,10 +40,20 @@ def compile_one(roslyn: Any, csharp: Any, framework: Path, arguments: list[str])
         print(error)
     if len(list(given.Errors)):
         return False
-    references = [roslyn.MetadataReference.CreateFromFile(reference.Reference) for reference in given.MetadataReferences]
+    folders = [Path.cwd(), *map(Path, given.ReferencePaths)]
+    references = []
+    for reference in given.MetadataReferences:
+        path = next(
+            (folder / reference.Reference for folder in folders if (folder / reference.Reference).exists()), None
+        )
+        if path is None:
+            print(f"csc.py: {reference.Reference}: is in none of {', '.join(map(str, folders))}; compile it first")
+            return False
+        references.append(roslyn.MetadataReference.CreateFromFile(str(path)))
     if "/nostdlib+" not in arguments:
-        managed = (file for file in framework.glob("*.dll") if file.name.startswith(("System.", "Microsoft.", "netstandard", "mscorlib")))
-        references += [roslyn.MetadataReference.CreateFromFile(str(file)) for file in sorted(managed) if "Native" not in file.name]
+        names = [file for file in sorted(framework.glob("*.dll")) if "Native" not in file.name]
+        managed = [file for file in names if file.name.startswith(("System.", "Microsoft.", "netstandard", "mscorlib"))]
+        references += [roslyn.MetadataReference.CreateFromFile(str(file)) for file in managed]
     trees = []
     for source in given.SourceFiles:
         text = File.ReadAllText(source.Path)

@@ -1,4 +1,7 @@
-"""Asks the C compiler for the layout of every struct in sol_rt.h: `layout.py sol_rt.h OUT` writes lines `struct field offset` and `struct - size`."""
+"""Asks the C compiler for the layout of every struct in sol_rt.h.
+
+`layout.py sol_rt.h OUT` writes lines `struct field offset`, and `struct - size`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ def main(header: Path, out: Path) -> None:
         lines.append(f'printf("{name} - %zu\\n", sizeof({name}));')
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "layout.c"
-        source.write_text(f'#include <stdio.h>\n#include "{header.resolve()}"\nint main(void) {{\n' + "\n".join(lines) + "\nreturn 0;\n}\n")
+        program = [f'#include "{header.resolve()}"', "#include <stdio.h>", "int main(void) {", *lines, "return 0;", "}"]
+        source.write_text("\n".join(program) + "\n", encoding="utf-8")
         subprocess.run(["cc", "-o", f"{folder}/layout", source], check=True)
         out.write_bytes(subprocess.run([f"{folder}/layout"], check=True, stdout=subprocess.PIPE).stdout)
 

@@ -5,9 +5,12 @@ const LONGEST_PART = 200;
 
 /** Base of every error that a user's input or environment can cause. */
 export class SolError extends Error {
-  /** @param {string} message the text; it becomes one line of at most 1000 characters */
-  constructor(message) {
-    super(plain(message).slice(0, LONGEST));
+  /**
+   * @param {string} message the text; it becomes one line of at most 1000 characters
+   * @param {ErrorOptions} [options]
+   */
+  constructor(message, options) {
+    super(plain(message).slice(0, LONGEST), options);
     this.name = new.target.name;
   }
 }

@@ -63,6 +63,24 @@ class AxisController(BaseController):
         for window, setting, target in zip(self._windows, settings, self._targets.tolist(), strict=True):
             window.add(setting, target, 1.0)
 
+    def set_budget(self, budget: float) -> None:
+        """Raises UsageError: axis targets ask for no budget."""
+        raise _no_budget()
+
+    def set_rate(self, tokens_per_second: float) -> None:
+        """Raises UsageError: axis targets ask for no rate."""
+        raise _no_budget()
+
+    @property
+    def budget(self) -> None:
+        """None: axis targets ask for no budget."""
+        return
+
+    @property
+    def tokens_per_second(self) -> None:
+        """None: axis targets ask for no rate."""
+        return
+
     @property
     def requested(self) -> None:
         """None: axis targets ask for no budget."""
@@ -72,6 +90,10 @@ class AxisController(BaseController):
     def served_budget(self) -> None:
         """None: axis targets ask for no budget."""
         return
+
+
+def _no_budget() -> UsageError:
+    return UsageError(f"budget: this run holds {AXIS_FLAGS} instead; start a run with a budget")
 
 
 def _as_shares(targets: AxisTargets, settings: np.ndarray, dense: Action, actions: Sequence[Action]) -> np.ndarray:

@@ -14,7 +14,7 @@ from sol_rt.budget.controller.spend_window import SpendWindow
 from sol_rt.budget.controller.step_costs import StepCosts, StepCostTable
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 
 EPSILON = 1e-9
 """Relative difference below which two costs count as equal."""
@@ -60,13 +60,15 @@ class BaseController(ABC):
         actions: what schedules choose from, in the order of every [A] array here. The dense action is among them. An
             action may come twice.
         cost: the cost model.
-        policy_cost: cost of the policy's run that each step pays for, in the cost model's unit.
+        policy_cost: cost of the policy's run that each step pays for, in the cost model's unit; 0 where the schedule
+            does not run it.
 
     Attributes:
         actions, cost: as given.
         dense: the dense action.
         axis_targets: what an `AxisController` holds; None in a `Controller`.
-        dense_only: whether only the dense action is allowed, at every step.
+        dense_only: whether only the dense action is allowed, at every step until the budget changes. The policy is then
+            not run, and steps do not pay for it.
         floored: whether, at some step so far, even the cheapest action cost more than was asked for.
 
     Raises UsageError if the dense action is missing.
@@ -149,6 +151,32 @@ class BaseController(ABC):
     def _book(self, cost: float, settings: Sequence[float], costs: StepCosts) -> None:
         """Adds a step to the windows. Args: its cost, its settings on the three axes, the costs at its context."""
 
+    # What a caller changes between steps
+
+    @abstractmethod
+    def set_budget(self, budget: float) -> None:
+        """Holds another budget from the next step on, a share (0 to 1) of the dense cost.
+
+        Raises UsageError for a value out of range, and under axis targets.
+        """
+
+    @abstractmethod
+    def set_rate(self, tokens_per_second: float) -> None:
+        """Holds a rate from the next step on.
+
+        Raises UsageError for a value out of range, without measured costs, and under axis targets.
+        """
+
+    @property
+    @abstractmethod
+    def budget(self) -> float | None:
+        """The budget that the next step holds; None under a rate, a loss or axis targets."""
+
+    @property
+    @abstractmethod
+    def tokens_per_second(self) -> float | None:
+        """The rate that the next step holds; None if none is held."""
+
     # What the steps so far came to
 
     @property
@@ -159,7 +187,9 @@ class BaseController(ABC):
     @property
     @abstractmethod
     def requested(self) -> float | None:
-        """The budget that is held; None under axis targets."""
+        """The budget that was asked for. Where it changed, and under a rate or a loss: what the steps so far were
+        allowed, as a share of their dense costs. None under axis targets.
+        """
 
     @property
     @abstractmethod
@@ -176,6 +206,17 @@ class BaseController(ABC):
     def steps(self) -> int:
         """Decode steps recorded."""
         return self._spend.steps
+
+
+def as_number(name: str, value: object) -> float:
+    """The value of an option as a float. Raises UsageError for another type."""
+    refused = UsageError(f"--{name.replace('_', '-')}: got {brief(value)}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise refused
+    try:
+        return float(value)
+    except OverflowError:
+        raise refused from None
 
 
 def check_request(

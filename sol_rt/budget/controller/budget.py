@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sol_rt.budget.controller.base import EPSILON, BaseController, check_request, least
-from sol_rt.budget.controller.step_costs import StepCosts
+from sol_rt.budget.controller.base import EPSILON, BaseController, as_number, check_request, least
+from sol_rt.budget.controller.step_costs import StepCosts, StepCostTable
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
@@ -33,7 +33,7 @@ class Controller(BaseController):
             milliseconds.
         budget_at: gives the budget of a step from its context, in place of `budget`, for example that of the cheapest
             mix which keeps a loss.
-        policy_cost: whether each step pays for a run of the policy.
+        policy_cost: whether each step pays for a run of the policy, unless the budget is 1.0.
 
     Raises UsageError for values out of range, for a budget together with a rate, and for a rate without measured costs.
     """
@@ -51,10 +51,12 @@ class Controller(BaseController):
         check_request(budget, None, tokens_per_second)
         self._budget, self._budget_at = float(budget), budget_at
         self.dense_only = self._budget == 1.0 and tokens_per_second is None and budget_at is None
-        super().__init__(actions, cost, cost.policy() if policy_cost and not self.dense_only else 0.0)
+        self._policy_run = cost.policy() if policy_cost else 0.0
+        super().__init__(actions, cost, 0.0 if self.dense_only else self._policy_run)
         # what the rate leaves for a step, in milliseconds
         self._step_limit = None if tokens_per_second is None else _milliseconds(tokens_per_second, cost)
         self._served = 0.0
+        self._changed = False  # whether something else was asked for at first
 
     def allowance(self, context: int) -> float:
         """Cost in dense steps that this step may have on average, whatever was spent before."""
@@ -100,10 +102,49 @@ class Controller(BaseController):
             self._served += max(allowance, costs.low)
             self.floored |= _is_below_floor(allowance, costs)
 
+    def set_budget(self, budget: float) -> None:
+        """Holds a budget from the next step on; a rate or a loss is not held any more. What the steps so far were
+        allowed stays as it is, but where the cheapest action cost more, that counts.
+
+        Raises UsageError for a value out of range.
+        """
+        budget = as_number("budget", budget)
+        check_request(budget, None, None)
+        self._change(budget, None)
+
+    def set_rate(self, tokens_per_second: float) -> None:
+        """Holds a rate from the next step on, as `set_budget` does a budget.
+
+        Raises UsageError for a value out of range, and without measured costs.
+        """
+        self._change(1.0, _milliseconds(as_number("tokens_per_second", tokens_per_second), self.cost))
+
+    def _change(self, budget: float, step_limit: float | None) -> None:
+        self._budget, self._step_limit, self._budget_at = budget, step_limit, None
+        self._spend.allowed = self._served  # what a floor cost is not made up for
+        self._changed = self._changed or self._spend.steps > 0
+        self.dense_only = budget == 1.0 and step_limit is None
+        policy_cost = 0.0 if self.dense_only else self._policy_run
+        if policy_cost != self._policy_cost:
+            self._policy_cost = policy_cost
+            self._costs = StepCostTable(self.actions, self.cost, policy_cost)
+
+    @property
+    def budget(self) -> float | None:
+        """The budget that the next step holds; None under a rate or a loss."""
+        return self._budget if self._step_limit is None and self._budget_at is None else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate that the next step holds; None if none is held."""
+        return None if self._step_limit is None else 1000.0 / self._step_limit
+
     @property
     def requested(self) -> float:
-        """The budget asked for. Under a rate or a loss: what it came to so far, 1.0 before the first step."""
-        if (self._step_limit is not None or self._budget_at is not None) and self._spend.full:
+        """The budget asked for. Where it changed, and under a rate or a loss: what the steps so far were allowed, as a
+        share of their dense costs; 1.0 before the first step.
+        """
+        if (self._changed or self.budget is None) and self._spend.full:
             return self._spend.allowed / self._spend.full
         return self._budget
 

@@ -4,6 +4,7 @@ May import: sol_rt.budget and what it may import.
 """
 
 from sol_rt.budget.schedules.make import make_schedule
+from sol_rt.budget.schedules.policy import Policy
 from sol_rt.budget.schedules.schedule import (
     NAMES,
     PolicyInput,
@@ -13,4 +14,13 @@ from sol_rt.budget.schedules.schedule import (
     schedule_actions,
 )
 
-__all__ = ["NAMES", "PolicyInput", "Schedule", "default_schedule", "is_constant", "make_schedule", "schedule_actions"]
+__all__ = [
+    "NAMES",
+    "Policy",
+    "PolicyInput",
+    "Schedule",
+    "default_schedule",
+    "is_constant",
+    "make_schedule",
+    "schedule_actions",
+]

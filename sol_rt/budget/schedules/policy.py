@@ -48,7 +48,8 @@ class SolSchedule:
         self._controller = controller
         self._policy = policy
         self._begun = False
-        self._inputs = PolicyInputs(policy.spec.scalars, policy.spec.horizon)
+        self._inputs = self._fresh_inputs()
+        self._first = self._next = 0  # the step at which the row of steps with the policy began, and the row's next
         self._multiplier = Multiplier()
 
     def choose(self, step: PolicyInput) -> Action:
@@ -58,11 +59,18 @@ class SolSchedule:
             return controller.dense
         if step.hidden is None:
             raise UsageError("schedule sol: needs the hidden state of the last step")
-        inputs, budget = self._inputs, 1.0 if controller.requested is None else controller.requested
+        if step.step != self._next:  # the run was rewound, or steps went by without the policy
+            if step.step > self._next:
+                self._inputs = self._fresh_inputs()
+            self._first = step.step
+        self._next = step.step + 1
+        inputs, budget = self._inputs, _budget(controller)
         if not self._begun:  # not when the schedule is made: another run may be using the policy then
             self._policy.reset()
             self._begun = True
-        scalars = inputs.at(step.step, StepObservation(step.context, step.token, step.distribution, budget))
+        scalars = inputs.at(
+            step.step - self._first, StepObservation(step.context, step.token, step.distribution, budget)
+        )
         logits = self._policy.decide(step.hidden, step.token, scalars, inputs.previous, inputs.position)
         values = logits.astype(np.float64)
         costs, known = controller.relative_costs(step.context), len(logits)
@@ -78,3 +86,14 @@ class SolSchedule:
         cost = float(costs[index])
         inputs.record(index if index < known else -1, cost)
         return controller.actions[index]
+
+    def _fresh_inputs(self) -> PolicyInputs:
+        """Inputs that begin a run of the policy: after dense steps, as after the prompt."""
+        return PolicyInputs(self._policy.spec.scalars, self._policy.spec.horizon)
+
+
+def _budget(controller: BaseController) -> float:
+    """The budget that the policy is told: that of this step. Under a rate or a loss: what it came to so far."""
+    if controller.budget is not None:
+        return controller.budget
+    return 1.0 if controller.requested is None else controller.requested

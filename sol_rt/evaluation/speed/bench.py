@@ -387,7 +387,7 @@ class Bench:
     def _bytes_of(self, decoder: Decoder, step: StepRecord) -> float:
         """Bytes that a decode step read, including those of the policy."""
         read = self._bytes.step(step.action, step.context)
-        if decoder.schedule.name == "sol":
+        if decoder.schedule.name == "sol" and not decoder.controller.dense_only:
             read += self._bytes.policy()
         return read
 

@@ -76,6 +76,7 @@ export class Bundle {
     if (verify) {
       const digest = await sha256(content);
       if (digest !== entry.sha256) {
+        await this.source.forget?.(file, entry.sha256);
         const hint = "the file was changed or damaged: copy or export the bundle again";
         const [got, expected] = [digest, entry.sha256].map((text) => `${text.slice(0, 12)}…`);
         throw new BundleError(`${this.name}/${file}`, "sha256", got, expected, hint);

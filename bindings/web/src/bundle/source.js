@@ -7,7 +7,8 @@ import { BundleError, UsageError, brief, oneLine } from "../errors.js";
 /**
  * A file of a bundle whose content is read. `sha256` names the content in a URL, so that a cache may keep it for ever.
  * @typedef {{signal?: AbortSignal, sha256?: string, onBytes?: (bytes: number) => void, size?: number}} ReadOptions
- * @typedef {{name: string, read(file: string, options?: ReadOptions): Promise<Uint8Array>}} BundleSource
+ * @typedef {{name: string, read(file: string, options?: ReadOptions): Promise<Uint8Array>,
+ *   forget?(file: string, sha256: string): Promise<void>}} BundleSource
  * @typedef {string | URL | Iterable<File> | FileSystemDirectoryHandle | BundleSource} BundleLocation
  */
 
@@ -52,8 +53,7 @@ class UrlSource {
    * @param {ReadOptions} [options]
    */
   async read(file, { signal, sha256, onBytes, size } = {}) {
-    const url = new URL(file, this.url);
-    if (sha256 !== undefined) url.searchParams.set("sha256", sha256.slice(0, 16));
+    const url = this.#address(file, sha256);
     let response;
     try {
       response = await fetch(url, { signal });
@@ -80,6 +80,27 @@ class UrlSource {
     }
     if (at !== size) throw wrongSize(this.name, file, at, size);
     return content;
+  }
+
+  /**
+   * Drops a damaged file from the browser's caches, so that the next try asks the server again.
+   * @param {string} file
+   * @param {string} sha256
+   */
+  async forget(file, sha256) {
+    for (const name of (await globalThis.caches?.keys()) ?? []) {
+      await (await caches.open(name)).delete(this.#address(file, sha256));
+    }
+  }
+
+  /**
+   * @param {string} file
+   * @param {string} [sha256] a cache may keep what the address names by its hash
+   */
+  #address(file, sha256) {
+    const url = new URL(file, this.url);
+    if (sha256 !== undefined) url.searchParams.set("sha256", sha256.slice(0, 16));
+    return url;
   }
 }
 

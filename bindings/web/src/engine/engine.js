@@ -4,6 +4,7 @@ import { BusyError, ContextError, NumericError, ProviderError } from "../errors.
 import { Distribution } from "./distribution.js";
 import { Graphs } from "./graphs.js";
 import { KvCache } from "./kv_cache.js";
+import { breathe } from "./runtime.js";
 
 /** @import {Action} from "../budget/actions.js" */
 /** @import {Bundle} from "../bundle/bundle.js" */
@@ -92,6 +93,7 @@ export class Engine {
     /** @type {StepOutput | null} */
     let output = null;
     for (let start = 0; start < tokens.length; start += CHUNK) {
+      await breathe();
       signal?.throwIfAborted();
       output = await this.#run(tokens.slice(start, start + CHUNK), action, tokens.length === 1);
     }

@@ -2,15 +2,15 @@
  * The sessions of a bundle's graphs, made when they are first needed. A bundle of `sol-rt export --target web` has each
  * graph in forms for wasm and WebGPU, too; in any other one the function bodies run (docs/function-bodies.md).
  */
-import { dequantized, floatMatrix } from "../bundle/dequantize.js";
 import { externalTensors } from "../bundle/graph_file.js";
+import { madeWeight } from "../bundle/made_weights.js";
 import { BundleError, ProviderError } from "../errors.js";
 
 /** @import {Bundle} from "../bundle/bundle.js" */
 /** @import {Variant} from "../bundle/config.js" */
 /** @import {Runtime, Session} from "./runtime.js" */
 
-const LARGEST_FLOATS = 3e9; // of the 4 GiB that wasm can address
+const MOST_MADE_BYTES = 3e9; // of the 4 GiB that wasm can address
 
 /**
  * A session: the name of its file, and the type of its cache.
@@ -21,7 +21,7 @@ const LARGEST_FLOATS = 3e9; // of the 4 GiB that wasm can address
 export class Graphs {
   /** @type {Map<string, Promise<OpenGraph>>} */
   #opened = new Map();
-  #floatBytes = 0;
+  #madeBytes = 0;
   /** Type of the cache, which all graphs share: that of the first one. @type {"float16" | "float32" | null} */
   #dtype = null;
 
@@ -96,7 +96,7 @@ export class Graphs {
   }
 
   /**
-   * A graph file and the weights that it reads; null if they would be too many floats.
+   * A graph file and the weights that it reads; null if what has to be made of them is too large.
    * @param {string} file
    */
   async #loaded(file) {
@@ -105,10 +105,10 @@ export class Graphs {
     const path = `${bundle.name}/${file}`;
     const graph = await bundle.read(file);
     const external = externalTensors(graph, path);
-    const floats = external.filter((tensor) => floatMatrix(tensor.location) !== null);
-    const bytes = floats.reduce((sum, tensor) => sum + tensor.length, 0);
-    if (this.#floatBytes + bytes > LARGEST_FLOATS) return null;
-    this.#floatBytes += bytes;
+    const made = external.filter((tensor) => madeWeight(tensor.location) !== null);
+    const bytes = made.reduce((sum, tensor) => sum + tensor.length, 0);
+    if (this.#madeBytes + bytes > MOST_MADE_BYTES) return null;
+    this.#madeBytes += bytes;
     const weights = await bundle.weights();
     const tensor = (/** @type {string} */ name) => {
       const entry = config.tensors.get(name);
@@ -118,13 +118,13 @@ export class Graphs {
     const externalData = [{ path: config.weights_file, data: weights }];
     for (const found of external) {
       const hint = "the graph belongs to another bundle: export again";
-      const float = floatMatrix(found.location);
-      if (float !== null) {
-        const data = dequantized(float.matrix, float.level, tensor);
-        if (4 * data.length !== found.length) {
-          throw new BundleError(path, found.name, `${found.length} bytes`, `${4 * data.length} bytes`, hint);
+      const make = madeWeight(found.location);
+      if (make !== null) {
+        const { buffer } = make(tensor);
+        if (buffer.byteLength !== found.length) {
+          throw new BundleError(path, found.name, `${found.length} bytes`, `${buffer.byteLength} bytes`, hint);
         }
-        externalData.push({ path: found.location, data: new Uint8Array(data.buffer) });
+        externalData.push({ path: found.location, data: new Uint8Array(buffer) });
         continue;
       }
       const entry = found.location === config.weights_file ? config.tensors.get(found.name) : undefined;

@@ -31,17 +31,20 @@ export class Runtime {
   }
 
   /**
-   * Throws ProviderError where the provider that was asked for does not work here.
-   * @param {RuntimeOptions} options
+   * Throws ProviderError where the provider that was asked for does not work here. `auto` takes a GPU that is one, and
+   * that computes in float16 where the bundle's graphs need that.
+   * @param {RuntimeOptions & {needsFloat16?: boolean}} options
    */
-  static async open({ provider = "auto", threads, ort } = {}) {
+  static async open({ provider = "auto", threads, ort, needsFloat16 = false } = {}) {
     if (!["auto", "wasm", "webgpu", "cpu"].includes(provider)) {
       throw new ProviderError(`provider ${provider}: unknown, expected auto, wasm, webgpu or cpu`);
     }
-    const adapter = provider === "auto" || provider === "webgpu" ? await gpuAdapter() : null;
+    let adapter = provider === "auto" || provider === "webgpu" ? await gpuAdapter() : null;
     if (provider === "webgpu" && adapter === null) {
       throw new ProviderError("provider webgpu: this browser offers no GPU; use provider wasm");
     }
+    const isSlow = adapter?.info?.isFallbackAdapter || adapter?.isFallbackAdapter;
+    if (provider === "auto" && (isSlow || (needsFloat16 && !adapter?.features.has("shader-f16")))) adapter = null;
     if (adapter !== null) {
       const loaded = ort ?? (await imported("webgpu", () => import("onnxruntime-web/webgpu")));
       return new Runtime(loaded, "webgpu", adapter.features.has("shader-f16"));
@@ -73,7 +76,7 @@ export class Runtime {
         return await this.ort.InferenceSession.create(graph, settings);
       } catch (error) {
         const next = "use a smaller model or fewer bits if memory is short";
-        throw new ProviderError(`provider ${provider}: no session for ${file}: ${oneLine(error)}; ${next}`);
+        throw new ProviderError(`provider ${provider}: no session for ${file}: ${oneLine(error)}; ${next}`, { cause: error });
       }
     });
   }
@@ -91,7 +94,7 @@ export class Runtime {
       try {
         return await session.run(feeds, fetches);
       } catch (error) {
-        throw new SolError(`${file}: ONNX Runtime failed: ${oneLine(error)}`);
+        throw new SolError(`${file}: ONNX Runtime failed: ${oneLine(error)}`, { cause: error });
       }
     });
   }
@@ -111,7 +114,23 @@ function inTurn(work) {
   return turn;
 }
 
-/** @returns {Promise<{features: {has(name: string): boolean}} | null>} */
+/** Lets events come in: ONNX Runtime computes in the thread that calls it, and would keep a page from reacting. */
+export function breathe() {
+  if (typeof setImmediate === "function") return new Promise((resolve) => setImmediate(resolve));
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve(undefined);
+    };
+    port2.postMessage(null);
+  });
+}
+
+/**
+ * @returns {Promise<{features: {has(name: string): boolean}, info?: {isFallbackAdapter?: boolean},
+ *   isFallbackAdapter?: boolean} | null>}
+ */
 async function gpuAdapter() {
   const gpu = /** @type {any} */ (globalThis.navigator)?.gpu;
   return gpu === undefined ? null : ((await gpu.requestAdapter().catch(() => null)) ?? null);

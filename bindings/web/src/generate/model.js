@@ -96,7 +96,8 @@ export class SolModel {
     const tokenizer = await bundle.tokenizer();
     const file = "generation_config.json";
     const defaults = modelDefaults(model.eos_token_ids, await bundle.text(file), `${bundle.name}/${file}`);
-    const runtime = await Runtime.open({ provider, threads, ort });
+    const needsFloat16 = ![...bundle.config.files.keys()].some((name) => name.endsWith(".webgpu.onnx"));
+    const runtime = await Runtime.open({ provider, threads, ort, needsFloat16 });
     const engine = await Engine.open(bundle, runtime, Math.min(model.max_context, max_context ?? model.max_context));
     return new SolModel(bundle, engine, tokenizer, defaults);
   }

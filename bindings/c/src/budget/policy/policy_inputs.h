@@ -26,6 +26,7 @@ class PolicyInputs {
   int64_t previous() const { return previous_; }  // place of the last step's action; -1 at the start of an episode
 
  private:
+  // In the order of kPolicyScalars.
   enum class Scalar { kStepFraction, kBudget, kSpendDeviation, kEntropy, kTopProbability, kSurprise, kLogContext, kMargin, kPreviousCost, kRecentSpend };
   static constexpr size_t kRecent = 16;  // past steps that `recent_spend` averages over
 

@@ -79,8 +79,16 @@ void Normalizer::Read(const Settings& settings, int depth) {
 void Normalizer::Run(const Step& step, NormalizedText& text) {
   switch (step.kind) {
     case Kind::kForm: {
-      std::string made = Normalized(text.text, step.form);
-      if (made != text.text) text = {made, Normalized(std::string_view(text.text).substr(0, text.first_bytes), step.form).size()};
+      const std::string made = Normalized(text.text, step.form);
+      if (made == text.text) return;
+      const std::string first = Normalized(std::string_view(text.text).substr(0, text.first_bytes), step.form);
+      size_t same = 0;  // marks that follow may come to stand among those of the first character
+      for (size_t next = 0; next < first.size();) {
+        NextCharacter(first, next);
+        if (made.compare(same, next - same, first, same, next - same) != 0) break;
+        same = next;
+      }
+      text = {made, same > 0 ? same : FirstBytes(made)};
       return;
     }
     case Kind::kLowercase:

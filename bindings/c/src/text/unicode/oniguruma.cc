@@ -17,7 +17,8 @@ namespace {
 constexpr const char* kSpace = R"(\x{9}-\x{d} \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 constexpr const char* kNoSpace =
     R"(\x{0}-\x{8}\x{e}-\x{1f}\x{21}-\x{84}\x{86}-\x{9f}\x{a1}-\x{167f}\x{1681}-\x{1fff}\x{200b}-\x{2027}\x{202a}-\x{202e}\x{2030}-\x{205e}\x{2060}-\x{2fff}\x{3001}-\x{10ffff})";
-constexpr const char* kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
+constexpr const char* kWordInClass = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+constexpr const char* kWord = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";  // alone, \w is a table of its own up to U+00FF
 
 constexpr size_t kNowhere = static_cast<size_t>(-1);
 constexpr uint32_t kMostRepeats = 1000;
@@ -304,7 +305,7 @@ class Translator {
     switch (in_[at_]) {
       case 's': ++at_; return kSpace;
       case 'S': ++at_; return kNoSpace;
-      case 'w': ++at_; return kWord;
+      case 'w': ++at_; return kWordInClass;
       case 'd': ++at_; return R"(\p{Nd})";
       case 'D': ++at_; return R"(\P{Nd})";
       case 'h': ++at_; return "0-9A-Fa-f";

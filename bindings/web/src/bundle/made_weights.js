@@ -1,26 +1,54 @@
-/** Nested weights as float32 matrices (docs/bundle.md section 2), for graphs that multiply floats. */
+/**
+ * What a host makes of nested weights when it loads a graph for browsers (docs/function-bodies.md, "In a browser"):
+ * float32 matrices, or bases packed for MatMulNBits. docs/bundle.md section 2 has the format of nested weights.
+ */
 
 /** @import {TensorEntry} from "./config.js" */
 
+/** @typedef {(name: string) => {entry: TensorEntry, bytes: Uint8Array}} Tensors gives a tensor of the weights file */
+
 const BLOCK = 32;
-const ENDING = ".float32";
 
 /**
- * What a location such as `layers.0.up.8.float32` stands for; null for any other one.
- * @param {string} location
+ * What the location of a weight stands for, as a function that makes it; null for a file's name.
+ * @param {string} location such as `layers.0.up.8.float32` or `layers.0.up.packed`
+ * @returns {((tensor: Tensors) => Float32Array | Uint8Array) | null}
  */
-export function floatMatrix(location) {
-  const match = /^(.+)\.([468])\.float32$/.exec(location);
-  return match === null || !location.endsWith(ENDING) ? null : { matrix: match[1], level: Number(match[2]) };
+export function madeWeight(location) {
+  const float = /^(.+)\.([468])\.float32$/.exec(location);
+  if (float !== null) return (tensor) => dequantized(float[1], Number(float[2]), tensor);
+  const base = /^(.+)\.packed$/.exec(location);
+  return base === null ? null : (tensor) => packed(base[1], tensor);
+}
+
+/**
+ * A channel-major base uint4 [K, N] as MatMulNBits reads it, uint8 [N, K / 32, 16].
+ * @param {string} matrix
+ * @param {Tensors} tensor
+ */
+function packed(matrix, tensor) {
+  const nibbles = tensor(`${matrix}.base`).bytes;
+  const [blocks, outputs] = tensor(`${matrix}.scale`).entry.shape;
+  const result = new Uint8Array(outputs * blocks * 16);
+  for (let channel = 0; channel < blocks * BLOCK; channel++) {
+    const [block, byte, shift] = [channel >> 5, (channel & 31) >> 1, 4 * (channel & 1)];
+    for (let n = 0; n < outputs; n += 2) {
+      const pair = nibbles[(channel * outputs + n) >> 1]; // the number of outputs is even
+      const at = (n * blocks + block) * 16 + byte;
+      result[at] |= (pair & 15) << shift;
+      result[at + blocks * 16] |= (pair >> 4) << shift;
+    }
+  }
+  return result;
 }
 
 /**
  * The matrix at a level: float32 [K, N], row by row.
  * @param {string} matrix its name, such as `layers.0.up`
  * @param {number} level 4, 6 or 8
- * @param {(name: string) => {entry: TensorEntry, bytes: Uint8Array}} tensor gives a tensor of the weights file
+ * @param {Tensors} tensor
  */
-export function dequantized(matrix, level, tensor) {
+function dequantized(matrix, level, tensor) {
   const base = tensor(`${matrix}.base`);
   const scale = tensor(`${matrix}.scale`);
   const zeros = tensor(`${matrix}.zero`).bytes;
