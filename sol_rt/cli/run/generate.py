@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json
+from sol_rt.cli.run.governed import Governor, check_governable
+from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def generate(
     ] = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
+    governor: options.Governor = False,
     max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
     kv_density: options.KvDensity = None,
@@ -88,7 +91,7 @@ def generate(
     from sol_rt.cli.loading import answered, dial, load, note_ineffective
 
     arguments: dict[str, Any] = {
-        **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss),
+        **dial(schedule, budget, None if governor else tokens_per_second, kv_density, channel_density, bits, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         **penalties(presence_penalty, frequency_penalty, logit_bias),
         "max_new_tokens": max_new_tokens,
@@ -107,12 +110,20 @@ def generate(
         text = [{"role": "user", "content": text}]
 
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    sensors = None
+    if governor:
+        check_governable(arguments)
+        sensors = Sensors()
     loaded = load(model, **settings, ctx_size=ctx_size, verify=verify)
     note_ineffective(loaded, arguments)
+    mover = None if sensors is None else Governor(loaded, sensors, budget, tokens_per_second)
+    if mover is not None:
+        arguments["budget"] = mover.budget
     run = loaded.stream(text, **arguments)
+    tokens = answered(loaded, run)
     begun = False
     try:
-        for step in answered(loaded, run):
+        for step in tokens if mover is None else mover.govern(run, tokens):
             if not json:
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
@@ -128,6 +139,8 @@ def generate(
     result = run.result
     assert result is not None  # a generation that ends without an error has a token
     _finish(result, loaded, json, arguments)
+    if mover is not None:
+        note(mover.told())
     if replay is not None:
         _compare(replay, result)
     if trace is not None:
