@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,8 +226,17 @@ densities = st.lists(st.integers(1, 99).map(lambda share: share / 100), max_size
 def configs(draw: st.DrawFn) -> SolConfig:
     bits = sorted(draw(st.lists(st.sampled_from([2, 3, 4, MIXED, 6, 8]), min_size=1, max_size=3, unique=True)))[::-1]
     kv, channels = [1.0, *draw(densities)], [1.0, *draw(densities)]
-    product = [Action(k, c, b).tag for k in kv for c in channels for b in bits]
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dense_variant = Action(1.0, 1.0, bits[0]).variant
+    gaps = {
+        variant
+        for c in channels
+        for b in bits
+        if (variant := Action(1.0, c, b).variant) != dense_variant
+        and random.random() < draw(st.sampled_from([0.0, 0.4]))
+    }
+    actions = [Action(k, c, b) for k in kv for c in channels for b in bits]
+    product = [action.tag for action in actions if action.variant not in gaps]
     dense = Action(1.0, 1.0, bits[0]).tag
     chosen = [tag for tag in product if tag == dense or random.random() < 0.7]
     random.shuffle(chosen)
@@ -254,9 +263,11 @@ def configs(draw: st.DrawFn) -> SolConfig:
         gain_over_hull=draw(st.sampled_from([0.0, 0.01])),
     )
     layers = tuple(sorted(random.choice(30, random.integers(0, 10), replace=False).tolist()))
-    config.kv.__dict__["dense_layers"] = layers
-    config.kv.__dict__["dtype"] = draw(st.sampled_from(["float16", "int8"]))
-    return config
+    return replace(
+        config,
+        kv=replace(config.kv, dense_layers=layers, dtype=draw(st.sampled_from(["float16", "int8"]))),
+        variants={key: variant for key, variant in config.variants.items() if key not in gaps},
+    )
 
 
 def table_of(config: SolConfig, random: np.random.Generator) -> CalibrationTable:
