@@ -59,6 +59,6 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
 // A replay of these actions in place of the dial. `schedule` and `budget` are the trace's, `budget` 1 where it has none. Throws SOL_ERROR_USAGE for an action
 // whose variant the bundle lacks.
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
-                                           std::vector<Action> actions_of_trace, double budget = 1.0);
+                                           std::vector<Action> actions_of_trace, double budget);
 
 }  // namespace sol_rt
