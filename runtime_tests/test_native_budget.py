@@ -579,6 +579,17 @@ def test_a_table_that_is_not_there(program: Path, tmp_path: Path) -> None:
         assert (told["code"], told["text"].startswith(f"{path}: got ")) == (2, True)
 
 
+def test_the_lower_of_two_measured_densities_at_one_distance(program: Path, tmp_path: Path) -> None:
+    config = made_config(kv_densities=(1.0, 0.3), channel_densities=(1.0,), bits=(8,))
+    line = Line(5.0, 1e-3, 0.0)
+    rows = {1.0: line, 0.4: replace(line, fixed=4.0), 0.2: replace(line, fixed=3.0)}
+    table = CalibrationTable(IDENTITY, "a device", "now", 0.0, {"s100-q8": rows})
+    file = tmp_path / "table.json"
+    file.write_text(table.to_json())
+    run = Run({"schedule": "fixed:k030-s100-q8"}, steps_of(config, np.random.default_rng(0), 3, 400))
+    check_equal(natively(program, config, [run], file)[0], planned(config, CalibratedCost(config, table), run), run)
+
+
 def test_a_table_is_written_as_python_writes_it(program: Path, tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     table = table_of(TINY, np.random.default_rng(1))
