@@ -12,6 +12,8 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.calibration_table import CalibrationTable
 from sol_rt.bundle.bundle import Bundle
 
+GOLDEN = Path(__file__).parent / "golden" / "tiny"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -20,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_calls(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "costs.json"
-    command = [core_build("model_calls") / "model_calls", ort_library(), folder, table]
+    command = [core_build("model_calls") / "model_calls", ort_library(), folder, table, GOLDEN]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "failed" not in done.stdout, done.stdout
