@@ -37,7 +37,9 @@ def program() -> Path:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", channel_densities=(1.0, 0.5), bits=(8, 4), policy=True)
+    return write_bundle(
+        tmp_path_factory.mktemp("bundle") / "tiny", channel_densities=(1.0, 0.5), bits=(8, 4), policy=True
+    )
 
 
 @pytest.fixture
@@ -190,8 +192,25 @@ def test_config_of_a_newer_and_an_older_format(program: Path, bundle: Path) -> N
 
 
 def test_action_tags(program: Path) -> None:
-    tags = ["k030-s050-q4", "k100-s100-qmix", "k100-s100-q16", "k001-s001-q1", "k100-s100-q5", "k000-s100-q8", "k101-s100-q8"]
-    tags += ["", "k30-s050-q4", "k030-s050-q04", "k030-s050-q17", "k030-s050-q", "k030_s050_q4", "k030-s050-q4 ", "x" * 100]
+    tags = [
+        "k030-s050-q4",
+        "k100-s100-qmix",
+        "k100-s100-q16",
+        "k001-s001-q1",
+        "k100-s100-q5",
+        "k000-s100-q8",
+        "k101-s100-q8",
+    ]
+    tags += [
+        "",
+        "k30-s050-q4",
+        "k030-s050-q04",
+        "k030-s050-q17",
+        "k030-s050-q",
+        "k030_s050_q4",
+        "k030-s050-q4 ",
+        "x" * 100,
+    ]
     tags += ["k030-s050-qmixed", "k030-s050-q0", "é"]
     for tag, said in zip(tags, run_lines([str(program), "action"], tags), strict=True):
         try:
