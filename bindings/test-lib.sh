@@ -34,15 +34,18 @@ ort_python() {
 }
 
 # Builds the core and exports what every binding's tests read:
-#   SOL_TEST_LIBRARY  libsol_rt
+#   SOL_TEST_LIBRARY  libsol_rt; SOL_RT_CORE_LIBRARY names one that is built
 #   SOL_TEST_ORT      ONNX Runtime's library; SOL_RT_ORT_LIBRARY names another one
 #   SOL_TEST_BUNDLE, SOL_TEST_CASES   the golden bundle and its traces, described at the top of cases.tsv
 #   SOL_TEST_SCRATCH  an empty folder
 #   SOL_TEST_DAMAGED  bundles that must not load, a folder each
 #   SOL_TEST_FULL     a folder on a disk that is full, for programs that run under `on_full_disk`
 test_inputs() {
-  install cmake cmake g++ make || skip "cmake can't be had"
-  SOL_TEST_LIBRARY=$("$bindings/build-core.sh" "${SOL_RT_CORE_BUILD:-$root/build/bindings/c}") || { echo "error: the core does not build" >&2; exit 1; }
+  SOL_TEST_LIBRARY=${SOL_RT_CORE_LIBRARY:-}
+  if [ -z "$SOL_TEST_LIBRARY" ]; then
+    install cmake cmake g++ make || skip "cmake can't be had"
+    SOL_TEST_LIBRARY=$("$bindings/build-core.sh" "$root/build/bindings/c") || { echo "error: the core does not build" >&2; exit 1; }
+  fi
   SOL_TEST_ORT=${SOL_RT_ORT_LIBRARY:-}
   if [ -z "$SOL_TEST_ORT" ]; then
     python=$(ort_python) || skip "Python's package onnxruntime can't be had"
@@ -63,6 +66,10 @@ test_inputs() {
   echo '{"format_version": 99}' >"$SOL_TEST_DAMAGED/foreign-config/sol_config.json"
   head -c 300 "$SOL_TEST_BUNDLE/sol_config.json" >"$SOL_TEST_DAMAGED/broken-json/sol_config.json"
   rm "$SOL_TEST_DAMAGED"/missing-graph/model.*.onnx
+  for config in "$root"/runtime_tests/corpus/config/*.json; do
+    cp -r "$SOL_TEST_BUNDLE" "$SOL_TEST_DAMAGED/$(basename "$config" .json)"
+    cp "$config" "$SOL_TEST_DAMAGED/$(basename "$config" .json)/sol_config.json"
+  done
   cc -shared -fPIC -O1 -o "$SOL_TEST_SCRATCH/full_disk.so" "$root/runtime_tests/helpers/full_disk.c" -ldl
   export SOL_TEST_LIBRARY SOL_TEST_ORT SOL_TEST_BUNDLE SOL_TEST_CASES SOL_TEST_SCRATCH SOL_TEST_DAMAGED SOL_TEST_FULL
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +21,14 @@ import pytest
 from helpers.program import started
 from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
+from sol_rt.cli.run import chat_input, generate
+from sol_rt.cli.run.chat import Conversation
 from sol_rt.cli.run.chat_input import Entry, entries
+from sol_rt.cli.run.interrupts import Interrupts
+from sol_rt.engine.engine import Engine
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.stream import Stream
+from sol_rt.text.chat_template import ChatTemplate
 
 Chat = Callable[..., tuple[str, str]]
 
@@ -211,7 +219,7 @@ def test_a_file_that_is_wrong_changes_nothing(
 
 def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Entry]:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    return list(entries(interactive=False))
+    return list(entries(False, Interrupts()))
 
 
 @pytest.mark.parametrize(
@@ -287,3 +295,101 @@ def test_several_lines_on_a_terminal(tmp_path: Path) -> None:
         os.write(keyboard, b"/exit\n")
     said = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert [message["content"] for message in said[::2]] == ["w1\nw2", "w3\nw4", "w5\nw6\nw7"]
+
+
+class Keyboard(io.StringIO):
+    """Lines that count as typed on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Ctrl-C comes as the `call`-th call of a function begins."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "kept"),
+    [
+        (Conversation, "answer", 1, 0),  # between Enter and the answer
+        (SolModel, "stream", 1, 0),
+        (ChatTemplate, "render", 1, 0),
+        (Stream, "__next__", 1, 0),
+        (Engine, "forward", 1, 0),  # the prefill
+        (Stream, "__next__", 3, 2),
+        (Engine, "forward", 3, 2),
+        (Stream, "close", 1, 0),
+        (generate, "bought", 1, 2),  # the answer is there
+        (chat_input, "_line", 2, 2),  # at the next prompt
+        (Interrupts, "forget", 2, 2),  # between the two
+    ],
+)
+def test_ctrl_c_at_any_moment_keeps_the_chat(
+    owner: Any,
+    name: str,
+    call: int,
+    kept: int,
+    prompts: list[list[dict[str, str]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if (owner, name) == (Stream, "close"):
+        interrupt_at(monkeypatch, SolModel, "stream", 1)  # a second Ctrl-C meets the end of the first answer
+    monkeypatch.setattr(sys, "stdin", Keyboard("w1\n\nw2\n/stats\n/exit\n"))
+    interrupt_at(monkeypatch, owner, name, call)
+    assert main(["chat", "-n", "5", "--temperature", "0"]) == 0
+    assert [message["content"] for message in prompts[-1]][kept:] == ["w2"]
+    assert prompts[-1][0]["content"] == ("w1" if kept else "w2")
+    captured = capsys.readouterr()
+    assert "tokens/s" in captured.err  # /stats of the second answer
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_a_command_keeps_the_chat(
+    prompts: list[list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard("/stats\nw1\n/exit\n"))
+    interrupt_at(monkeypatch, Conversation, "command", 1)
+    assert main(["chat", "-n", "5", "--temperature", "0"]) == 0
+    assert [message["content"] for message in prompts[-1]] == ["w1"]
+
+
+def test_ctrl_c_while_a_question_is_piped_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w1\nw2\n"))
+    interrupt_at(monkeypatch, SolModel, "stream", 1)
+    assert main(["chat", "-n", "5", "--temperature", "0"]) == 130
+
+
+def test_interrupts_are_heeded_once_and_kept_until_then() -> None:
+    interrupts = Interrupts()
+    with interrupts.installed():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupts.heeded():
+            raise AssertionError("the body must not run")
+        with interrupts.heeded():
+            pass
+        with pytest.raises(KeyboardInterrupt), interrupts.heeded():
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        interrupts.forget()
+        with interrupts.heeded():
+            pass
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts().installed():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -19,10 +19,11 @@ javac --release 8 -Xlint:-options -cp "$out/classes" -d "$out/tests" "$java"/src
 run() {
   class_path=$1
   shift
-  on_full_disk java -Xcheck:jni -Dai.solrt.library="$out/libsol_rt_jni.so" -cp "$class_path" "$@" >"$out/log" 2>&1 || { cat "$out/log"; exit 1; }
+  on_full_disk java -Xcheck:jni -Dai.solrt.library="$jni/libsol_rt_jni.so" -cp "$class_path" "$@" >"$out/log" 2>&1 || { cat "$out/log"; exit 1; }
   cat "$out/log"
   if grep -q "in native method" "$out/log"; then exit 1; fi
 }
+jni=$out
 echo "Java"
 run "$out/classes:$out/tests" ai.solrt.SolTests
 
@@ -37,5 +38,14 @@ kotlinc() {
 }
 kotlinc -cp "$out/classes:$libraries" -d "$out/classes" "$java/src/main/kotlin"
 kotlinc -cp "$out/classes:$out/tests:$libraries" -d "$out/tests" "$java/src/test/kotlin"
-echo "Kotlin"
-run "$out/classes:$out/tests:$libraries" ai.solrt.FlowTestsKt
+echo "Kotlin, from an AAR"
+abi=$(uname -m)
+mkdir -p "$out/jniLibs/$abi"
+cp "$out/libsol_rt.so" "$out/libsol_rt_jni.so" "$out/jniLibs/$abi/"
+"$bindings/android/pack-aar.sh" -o "$out/solrt.aar" -c "$out/classes" "$out/jniLibs" >/dev/null
+rm -rf "$out/aar"
+mkdir "$out/aar"
+(cd "$out/aar" && jar --extract --file ../solrt.aar)
+[ -s "$out/aar/AndroidManifest.xml" ] && [ -s "$out/aar/proguard.txt" ] && [ -e "$out/aar/R.txt" ]
+jni=$out/aar/jni/$abi
+run "$out/aar/classes.jar:$out/tests:$libraries" ai.solrt.FlowTestsKt

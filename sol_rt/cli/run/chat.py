@@ -11,11 +11,15 @@ import typer
 from sol_rt.cli import options
 from sol_rt.cli.console import note
 from sol_rt.cli.run.chat_input import entries
+from sol_rt.cli.run.governed import Governor, check_governable, is_governable
+from sol_rt.cli.run.interrupts import Interrupts
+from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import SolError, UsageError, brief
 
 if TYPE_CHECKING:
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import Generation
+    from sol_rt.generate.stream import Stream
 
 _HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) of the dense cost; alone, show the dial
 /schedule NAME  set the schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense
@@ -37,8 +41,10 @@ class Conversation:
     system: str | None
     settings: dict[str, Any]
     interactive: bool = True
+    interrupts: Interrupts = field(default_factory=Interrupts)
     messages: list[dict[str, str]] = field(default_factory=list)
     last: Generation | None = None
+    governor: Governor | None = None
 
     def __post_init__(self) -> None:
         self.reset()
@@ -50,25 +56,26 @@ class Conversation:
     def answer(self, text: str) -> None:
         """Streams the answer to `text`. Ctrl-C ends the answer, and its text so far stays in the conversation.
 
-        If the chat is not interactive, Ctrl-C raises KeyboardInterrupt.
+        A question without an answer is dropped. If the chat is not interactive, Ctrl-C raises KeyboardInterrupt.
         """
         from sol_rt.cli.loading import answered
         from sol_rt.cli.run.generate import bought
 
-        self.messages.append({"role": "user", "content": text})
+        governor, settings = self._governed()
+        asked = [*self.messages, {"role": "user", "content": text}]
         said: list[str] = []
+        run: Stream | None = None
         try:
-            run = self.model.stream(self.messages, **self.settings)
-        except SolError:
-            self.messages.pop()
-            raise
-        try:
-            for step in answered(self.model, run):
-                said.append(step.text)
-                sys.stdout.write(step.text)
-                sys.stdout.flush()
+            with self.interrupts.heeded():
+                run = self.model.stream(asked, **settings)
+                tokens = answered(self.model, run)
+                for step in tokens if governor is None else governor.govern(run, tokens):
+                    said.append(step.text)
+                    sys.stdout.write(step.text)
+                    sys.stdout.flush()
         except KeyboardInterrupt:
-            run.close()
+            if run is not None:
+                run.close()
             if not self.interactive:
                 print(flush=True)
                 raise
@@ -76,15 +83,19 @@ class Conversation:
         except SolError:
             if any(said):
                 print(flush=True)
-            self.messages.pop()
             raise
         print()
-        self.last = run.result
-        if run.result is None:  # stopped before the first token: drop the question
-            self.messages.pop()
-        else:
-            self.messages.append({"role": "assistant", "content": "".join(said)})
-            note(bought(run.result, self.settings))
+        self.last = None if run is None else run.result
+        if self.last is not None:
+            self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+            note(bought(self.last, settings))
+
+    def _governed(self) -> tuple[Governor | None, dict[str, Any]]:
+        """What moves the budget of the next answer, and its settings. Nothing moves where they hold something else."""
+        if self.governor is None or not is_governable(self.settings):
+            return None, self.settings
+        self.governor.limit(self.settings.get("budget"))
+        return self.governor, {**self.settings, "budget": self.governor.budget, "tokens_per_second": None}
 
     def command(self, line: str) -> bool:
         """Runs a line that begins with a slash. Returns False if the conversation ends.
@@ -104,6 +115,8 @@ class Conversation:
                 note("no answer yet")
             else:
                 report(self.last, self.settings)
+            if self.governor is not None:
+                note(self.governor.told())
         elif name == "/budget":
             self._set_budget(argument)
         elif name == "/schedule":
@@ -234,6 +247,7 @@ def chat(
     stop: options.Stop = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
+    governor: options.Governor = False,
     max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
     provider: options.Provider = "auto",
@@ -252,7 +266,7 @@ def chat(
     from sol_rt.cli.run.generate import penalties, sampling
 
     settings = {
-        **dial(schedule, budget, tokens_per_second, None, None, None, max_loss),
+        **dial(schedule, budget, None if governor else tokens_per_second, None, None, None, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         **penalties(presence_penalty, frequency_penalty, logit_bias),
     }
@@ -260,32 +274,58 @@ def chat(
         settings["max_new_tokens"] = max_new_tokens
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     interactive = prompt is None and sys.stdin.isatty()
+    sensors = None
+    if governor:
+        check_governable(settings)
+        sensors = Sensors()
     loaded = load(model, **machine, ctx_size=ctx_size, verify=verify)
     note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
+    if sensors is not None:
+        conversation.governor = Governor(loaded, sensors, budget, tokens_per_second)
     if prompt is not None:
         if not prompt.strip():
             raise UsageError("the prompt is empty; give some text with -p")
         conversation.answer(prompt)
         conversation.command("/stats")
         return
-    if interactive:
-        note("/help lists the commands")
-    failed = 0
-    for text, is_command in entries(interactive):
+    if not interactive:
+        if not _piped(conversation):
+            raise typer.Exit(1)
+        return
+    note("/help lists the commands")
+    with conversation.interrupts.installed():
+        _typed(conversation)
+
+
+def _piped(conversation: Conversation) -> bool:
+    """Answers the lines of stdin. Returns whether all commands among them were right."""
+    good = True
+    for text, is_command in entries(False, conversation.interrupts):
         if not is_command:
-            try:
-                conversation.answer(text)
-            except SolError as error:
-                if not interactive:
-                    raise
-                note(f"error: {error}")
+            conversation.answer(text)
             continue
         try:
             if not conversation.command(text.strip()):
                 break
         except SolError as error:
-            failed += 1
-            note(f"error: {error}" if interactive else f"sol-rt: error: {error}")
-    if failed and not interactive:
-        raise typer.Exit(1)
+            good = False
+            note(f"sol-rt: error: {error}")
+    return good
+
+
+def _typed(conversation: Conversation) -> None:
+    """Answers what is typed, until the user leaves. No error ends the chat, and no Ctrl-C does."""
+    for text, is_command in entries(True, conversation.interrupts):
+        try:
+            if not is_command:
+                conversation.answer(text)
+                continue
+            with conversation.interrupts.heeded():
+                going_on = conversation.command(text.strip())
+            if not going_on:
+                return
+        except SolError as error:
+            note(f"error: {error}")
+        except KeyboardInterrupt:  # in a command
+            note("")

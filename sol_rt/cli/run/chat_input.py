@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sol_rt.cli.console import note
+from sol_rt.cli.run.interrupts import Interrupts
 from sol_rt.errors import UsageError
 
 QUOTES = '"""'
@@ -23,7 +24,7 @@ class Entry(NamedTuple):
     command: bool
 
 
-def entries(interactive: bool) -> Iterator[Entry]:
+def entries(interactive: bool, interrupts: Interrupts) -> Iterator[Entry]:
     """The messages and commands, until the input ends. Empty ones are left out.
 
     Ctrl-C at the prompt drops what was typed. Where the input is no terminal, it raises KeyboardInterrupt, and
@@ -32,8 +33,10 @@ def entries(interactive: bool) -> Iterator[Entry]:
     if interactive:
         _edit_lines()
     while True:
+        interrupts.forget()
         try:
-            entry = _entry(interactive)
+            with interrupts.heeded():
+                entry = _entry(interactive)
         except KeyboardInterrupt:
             note("")
             if not interactive:

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/without_signals.h"
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
@@ -156,6 +157,7 @@ class AtomicFile::Buffer : public std::streambuf {
 
  private:
   bool WriteOut(const char* data, size_t size) {
+    const WithoutSignals guard;
     while (error_ == 0 && size > 0) {
       const size_t part = size < size_t{1} << 26 ? size : size_t{1} << 26;
 #ifdef _WIN32

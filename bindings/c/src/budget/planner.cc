@@ -41,7 +41,7 @@ class RunPlanner final : public Planner {
   }
 
   void SetTokensPerSecond(double rate) override {
-    RequireSettable("rate");
+    RequireSettable("tokens_per_second");
     controller_->SetTokensPerSecond(rate);
   }
 
@@ -64,7 +64,7 @@ class RunPlanner final : public Planner {
 
  private:
   void RequireSettable(const std::string& what) const {
-    if (!fixed_.empty()) UsageFault("a new " + what + ": " + fixed_ + "; start another generation");
+    if (!fixed_.empty()) UsageFault(what + ": cannot change the actions of this run: " + fixed_ + "; start another one");
   }
 
   std::string name_;
@@ -126,7 +126,7 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
   auto controller = MakeController(std::move(actions), std::move(cost), request, request.max_loss ? hull : nullptr, name == "sol");
   auto schedule = MakeSchedule(config, name, *controller, dial.seed, std::move(hull), policy);
   std::string fixed;
-  if (IsConstant(name)) fixed = "the schedule " + name + " fixes the action";
+  if (IsConstant(name)) fixed = name + " fixes them";
   return std::make_unique<RunPlanner>(config, name, std::move(controller), std::move(schedule), std::move(fixed));
 }
 
@@ -141,7 +141,7 @@ std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr
   request.budget = budget;
   auto controller = MakeController(ScheduleActions(config, "random", {}), std::move(cost), request, nullptr, schedule == "sol");
   return std::make_unique<RunPlanner>(config, schedule, std::move(controller), std::make_unique<ReplaySchedule>(std::move(actions_of_trace)),
-                                      "a replay takes the trace's actions");
+                                      "a replay runs the trace's actions");
 }
 
 }  // namespace sol_rt

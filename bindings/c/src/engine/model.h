@@ -12,6 +12,7 @@
 #include "engine/ort/runtime.h"
 #include "engine/policy_runner.h"
 #include "engine/run/sessions.h"
+#include "generate/settings/generation_config.h"
 #include "text/chat_segments.h"
 #include "text/tokenizer.h"
 
@@ -28,7 +29,7 @@ class Model {
  public:
   // Throws SOL_ERROR_BUNDLE, SOL_ERROR_USAGE.
   static std::shared_ptr<Model> Load(std::shared_ptr<const Runtime> runtime, const std::string& folder, const ModelOptions& options);
-  // Reads tokenizer, chat segments and costs; `cost_table` may be empty. Called once, before the model is shared.
+  // Reads tokenizer, chat segments, generation settings and costs; `cost_table` may be empty. Called once, before the model is shared.
   void LoadParts(const std::string& cost_table);
 
   const Runtime& runtime() const { return *runtime_; }
@@ -43,6 +44,8 @@ class Model {
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }  // null if the core can't read the bundle's
   const std::string& no_tokenizer() const { return no_tokenizer_; }                 // why it is null
   const std::shared_ptr<const ChatSegments>& chat() const { return chat_; }         // null if the bundle has none that the core can use
+
+  const GenerationConfig& generation_config() const { return generation_config_; }  // the model's own defaults
 
   // Costs may be replaced at any time: a generation keeps those that it began with.
   std::shared_ptr<const CostModel> cost() const;
@@ -62,6 +65,7 @@ class Model {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string no_tokenizer_;
   std::shared_ptr<const ChatSegments> chat_;
+  GenerationConfig generation_config_;
   mutable std::mutex cost_mutex_;
   std::shared_ptr<const CostModel> cost_;
 };

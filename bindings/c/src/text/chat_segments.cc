@@ -33,16 +33,13 @@ class Segments : public ChatSegments {
  public:
   Segments(const Settings& file, std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {
     if (file.Number("format_version") != kVersion) file.Fail("format_version", std::to_string(file.Number("format_version")), "1");
-    for (const Settings& name : file.Items("trimmed")) {
-      const std::optional<size_t> role = name.value().is_string() ? RoleOf(name.value().get<std::string>()) : std::nullopt;
-      if (!role) file.Fail("trimmed", name.value().dump(-1, ' ', true).substr(0, 60), "names of roles");
-      trimmed_[*role] = true;
-    }
-    const Settings between = file.At("between");
+    trimmed_ = Roles(file, "trimmed");
+    filled_ = Roles(file, "filled");
+    const Settings between = Object(file, "between");
     for (size_t before = 0; before <= kRoles; ++before) {
       const char* const name = before == kStart ? "start" : kNames[before];
       if (!between.Has(name)) continue;
-      const Settings row = between.At(name);
+      const Settings row = Object(between, name);
       for (size_t after = 0; after <= kRoles; ++after) {
         const char* const next = after == kAnswer ? "answer" : kNames[after];
         if (row.Has(next)) between_[before][after] = row.Text(next);
@@ -58,6 +55,9 @@ class Segments : public ChatSegments {
       const std::optional<size_t> role = RoleOf(message.role);
       if (!role) UsageFault("messages: got the role " + Brief(message.role) + ", expected system, user or assistant; " + kHint);
       if (!IsValidUtf8(message.content)) throw Error(SOL_ERROR_TEXT, "messages: not valid Unicode text; give it as UTF-8");
+      if (filled_[*role] && message.content.empty()) {
+        UsageFault("messages: got an empty message of the " + message.role + ", which the chat template does not render as others; leave it out");
+      }
       text += Between(before, *role);
       const size_t begin = text.size();
       text += trimmed_[*role] ? PythonStripped(message.content) : std::string_view(message.content);
@@ -69,6 +69,22 @@ class Segments : public ChatSegments {
   }
 
  private:
+  static std::array<bool, kRoles> Roles(const Settings& file, const char* list) {
+    std::array<bool, kRoles> roles{};
+    for (const Settings& name : file.Items(list)) {
+      const std::optional<size_t> role = name.value().is_string() ? RoleOf(name.value().get<std::string>()) : std::nullopt;
+      if (!role) file.Fail(list, name.value().dump(-1, ' ', true).substr(0, 60), "names of roles");
+      roles[*role] = true;
+    }
+    return roles;
+  }
+
+  static Settings Object(const Settings& parent, const char* name) {
+    const Settings field = parent.At(name);
+    if (!field.value().is_object()) parent.Fail(name, field.value().type_name(), "an object");
+    return field;
+  }
+
   const std::string& Between(size_t before, size_t after) const {
     const std::optional<std::string>& text = between_[before][after];
     if (text) return *text;
@@ -78,7 +94,8 @@ class Segments : public ChatSegments {
   }
 
   std::shared_ptr<const Tokenizer> tokenizer_;
-  std::array<bool, kRoles> trimmed_{};                                              // roles whose content loses the spaces at both ends
+  std::array<bool, kRoles> trimmed_{};  // roles whose content loses the spaces at both ends
+  std::array<bool, kRoles> filled_{};   // roles whose content must not be empty
   std::array<std::array<std::optional<std::string>, kRoles + 1>, kRoles + 1> between_;  // text between two messages; the last index is start or answer
 };
 

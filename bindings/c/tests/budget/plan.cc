@@ -1,13 +1,17 @@
 // Plans scripted runs, so that runtime_tests/test_native_budget.py can compare the actions and costs with the Python runtime's.
 //
-// Reads a JSON document from the standard input: `config` (a sol_config.json), `table` (a calibration table's file) with `identity` or null, and `runs`.
-// A run has a `dial` or a `replay`, and `steps`: what the planner is told, what the policy answers, and what the host sets before the step. Writes what
-// came of each run as JSON, or how many nanoseconds a step takes if the argument is `time`.
+// Reads a JSON document from the standard input: `config` (a sol_config.json), `table` (a calibration table's file) with `identity` or null, and
+// `runs`. A run has a `dial` or a `replay`, and `steps`: what the planner is told, what the policy answers, and what the host sets before the step.
+// Writes what came of each run as JSON, or how many nanoseconds a step takes if the argument is `time`. With the arguments `table FILE` it writes a
+// calibration table as it has read it.
 #include <chrono>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "budget/cost/calibration_table.h"
 #include "budget/planner.h"
 
 namespace {
@@ -172,7 +176,13 @@ class Run {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool time = argc > 1 && std::string(argv[1]) == "time";
+  const std::string mode = argc > 1 ? argv[1] : "";
+  if (mode == "table" && argc > 2) {
+    std::ifstream file(argv[2]);
+    std::cout << sol_rt::CalibrationTable::FromJson({std::istreambuf_iterator<char>(file), {}}).ToJson();
+    return 0;
+  }
+  const bool time = mode == "time";
   const Json script = Json::parse(std::cin);
   Json results = Json::array();
   try {

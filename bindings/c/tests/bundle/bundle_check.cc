@@ -1,6 +1,6 @@
 // Reads one file or folder a line and prints `ok`, or the error's message:
-//   bundle_check config|graph|bundle|fast|action
-// `config` and `graph` take paths of a file, `bundle` and `fast` a folder, the latter without hashes; `action` takes a tag.
+//   bundle_check config|graph|bundle|fast|action|sha256
+// `config`, `graph` and `sha256` take paths of a file, `bundle` and `fast` a folder, the latter without hashes; `action` takes a tag.
 #include <cstdio>
 #include <iostream>
 #include <string>
@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
       if (kind == "graph") ExternalTensors(ReadFile(line, 1 << 30), line);
       if (kind == "bundle") CheckBundle(line, SOL_VERIFY_ALL);
       if (kind == "fast") CheckBundle(line, SOL_VERIFY_NONE);
-      std::printf("ok\n");
+      std::printf("%s\n", kind == "sha256" ? Sha256OfFile(line).c_str() : "ok");
     } catch (const Error& error) {
       std::printf("%s\n", error.what());
     }

@@ -74,8 +74,9 @@ class AxisController final : public Controller {
   }
 
   std::optional<double> Requested() const override { return std::nullopt; }
-  void SetBudget(double) override { Refuse("budget"); }
-  void SetTokensPerSecond(double) override { Refuse("rate"); }
+  void SetBudget(double) override { RefuseBudget(); }
+  void SetTokensPerSecond(double) override { RefuseBudget(); }
+  std::optional<double> Budget() const override { return std::nullopt; }
 
  protected:
   bool IsInside(size_t index, int64_t) override {
@@ -92,8 +93,8 @@ class AxisController final : public Controller {
   }
 
  private:
-  [[noreturn]] static void Refuse(const std::string& what) {
-    UsageFault("a new " + what + ": this generation holds targets on the axes; start another one");
+  [[noreturn]] static void RefuseBudget() {
+    UsageFault(std::string("budget: this run holds ") + kAxisFlags + " instead; start a run with a budget");
   }
 
   double After(size_t axis, const Settings& settings) const { return windows_[axis].Deviation() + settings[axis] - shares_[axis]; }
@@ -124,7 +125,7 @@ class AxisController final : public Controller {
     std::vector<Settings> points;
     for (const Settings& settings : settings_) points.push_back(Difference(settings, shares_));
     if (DistanceToHull(points) > kNearHull) {
-      UsageFault("--kv-density/--channel-density/--bits: no mix of this bundle's actions has these means; the nearest action is " +
+      UsageFault(std::string(kAxisFlags) + ": no mix of this bundle's actions has these means; the nearest action is " +
                  actions_[NearestToOrigin(points)].Tag());
     }
   }

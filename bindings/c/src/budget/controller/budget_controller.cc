@@ -29,7 +29,7 @@ void CheckRequest(const Request& request) {
     UsageFault("--max-loss: got " + NumberText(*request.max_loss) + ", expected a rise of perplexity from 0 to 10, such as 0.01 or 1%");
   }
   const std::pair<const char*, bool> wishes[] = {{"--budget", request.budget < 1.0},
-                                                 {"--kv-density/--channel-density/--bits", request.axis_targets.Any()},
+                                                 {kAxisFlags, request.axis_targets.Any()},
                                                  {"--tokens-per-second", request.tokens_per_second.has_value()},
                                                  {"--max-loss", request.max_loss.has_value()}};
   std::string names;
@@ -54,7 +54,7 @@ class BudgetController final : public Controller {
       hull_ = std::move(hull);
       nats_ = std::log1p(*request.max_loss);
     }
-    Applied();
+    FindDenseOnly();
   }
 
   bool dense_only() const override { return dense_only_; }
@@ -91,27 +91,19 @@ class BudgetController final : public Controller {
     return Least();
   }
 
+  std::optional<double> Budget() const override { return step_limit_ || hull_ ? std::nullopt : std::optional<double>(budget_); }
+
   std::optional<double> Requested() const override {
-    if ((changed_ || step_limit_ || hull_) && spend_.full != 0) return spend_.allowed / spend_.full;
+    if ((changed_ || !Budget()) && spend_.full != 0) return spend_.allowed / spend_.full;
     return budget_;
   }
 
   void SetBudget(double budget) override {
     CheckBudget(budget);
-    budget_ = budget;
-    step_limit_.reset();
-    hull_.reset();
-    changed_ = true;
-    Applied();
+    Change(budget, std::nullopt);
   }
 
-  void SetTokensPerSecond(double rate) override {
-    step_limit_ = StepLimit(rate);
-    budget_ = 1.0;
-    hull_.reset();
-    changed_ = true;
-    Applied();
-  }
+  void SetTokensPerSecond(double rate) override { Change(1.0, StepLimit(rate)); }
 
  protected:
   bool IsInside(size_t index, int64_t context) override {
@@ -124,12 +116,22 @@ class BudgetController final : public Controller {
   void Book(double cost, const Settings&, const StepCosts& costs) override {
     const double allowance = AllowanceOf(costs);
     spend_.Add(cost, allowance, costs.dense);
+    served_ += dense_only_ ? allowance : std::max(allowance, costs.low);
     if (!dense_only_ && IsBelowFloor(allowance, costs)) floored_ = true;
   }
 
  private:
-  // Takes a new request to heart: dense steps alone need no policy, and so do not pay for it.
-  void Applied() {
+  void Change(double budget, std::optional<double> step_limit) {
+    budget_ = budget;
+    step_limit_ = step_limit;
+    hull_.reset();
+    spend_.allowed = served_;  // what a floor cost is not made up for
+    changed_ = changed_ || spend_.steps > 0;
+    FindDenseOnly();
+  }
+
+  // Dense steps alone need no policy, and so do not pay for it.
+  void FindDenseOnly() {
     dense_only_ = budget_ == 1.0 && !step_limit_ && !hull_;
     const double policy_cost = runs_policy_ && !dense_only_ ? cost_->Policy() : 0.0;
     if (policy_cost != policy_cost_) {
@@ -155,11 +157,12 @@ class BudgetController final : public Controller {
   }
 
   bool runs_policy_, dense_only_ = false;
-  bool changed_ = false;  // whether the host has set another budget or rate
+  bool changed_ = false;  // whether something else was asked for at first
   double budget_;
   std::optional<double> step_limit_;  // what the rate leaves for a step, in milliseconds
   std::shared_ptr<Hull> hull_;        // of max_loss
   double nats_ = 0.0;                 // that max_loss allows a token
+  double served_ = 0.0;               // what the steps so far were allowed, or their cheapest action's cost where that is more
 };
 
 }  // namespace

@@ -17,6 +17,7 @@
 namespace sol_rt {
 
 constexpr double kCostEpsilon = 1e-9;  // relative difference below which two costs count as equal
+constexpr const char* kAxisFlags = "--kv-density/--channel-density/--bits";
 
 // KV density, channel density and bits: of an action as shares of the dense action's, or of a request as a caller writes them.
 using Settings = std::array<double, 3>;
@@ -40,7 +41,7 @@ class Controller {
   const Action& dense() const { return cost_->dense(); }
   // What an axis controller holds; nullptr for a budget, a rate or a loss.
   virtual const AxisTargets* axis_targets() const { return nullptr; }
-  // Whether only the dense action is allowed, at every step.
+  // Whether only the dense action is allowed, at every step until the budget changes. The policy is then not run, and steps do not pay for it.
   virtual bool dense_only() const { return false; }
 
   // What a schedule asks before a step. Arrays are valid until the next call with another context, `Allowed` until its next call.
@@ -63,17 +64,25 @@ class Controller {
   // Books a decode step; `context` is the number of tokens in the cache before it.
   Charge Record(const Action& action, int64_t context);
 
+  // What a host changes between steps.
+
+  // Holds another budget or rate from the next step on, in place of what was held. What the steps so far were allowed stays as it is, but where the
+  // cheapest action cost more, that counts. Throws SOL_ERROR_USAGE for values out of range, for a rate without measured costs, and under axis
+  // targets.
+  virtual void SetBudget(double budget) = 0;
+  virtual void SetTokensPerSecond(double rate) = 0;
+  // The budget that the next step holds; nothing under a rate, a loss or axis targets.
+  virtual std::optional<double> Budget() const = 0;
+
   // What the steps so far came to.
+
   int64_t steps() const { return spend_.steps; }
   double Achieved() const { return spend_.full != 0 ? spend_.spent / spend_.full : 1.0; }
-  // The budget that is held; nothing under axis targets.
+  // The budget that was asked for. Where it changed, and under a rate or a loss: what the steps so far were allowed, as a share of their dense costs.
+  // Nothing under axis targets.
   virtual std::optional<double> Requested() const = 0;
   // Whether, at some step so far, even the cheapest action cost more than was asked for.
   bool floored() const { return floored_; }
-
-  // From the next step on, in place of what was held. Throws SOL_ERROR_USAGE for values out of range, and where there is no budget to set.
-  virtual void SetBudget(double budget) = 0;
-  virtual void SetTokensPerSecond(double rate) = 0;
 
  protected:
   virtual bool IsInside(size_t index, int64_t context) = 0;
@@ -92,14 +101,17 @@ class Controller {
   std::vector<char> allowed_;   // [A]
 };
 
-// Holds a budget, a rate or what a loss takes. Throws SOL_ERROR_USAGE for values out of range, for more than one request, for a rate without measured
-// costs, and for a loss without a hull.
 class Hull;
+
+// What a controller is to hold: at most one of the four. A budget of 1 asks for nothing.
 struct Request {
   double budget = 1.0;
   AxisTargets axis_targets;
   std::optional<double> tokens_per_second, max_loss;
 };
+
+// Throws SOL_ERROR_USAGE for values out of range, for more than one request, for a rate without measured costs, for a loss without a hull, and for
+// targets that no mix of the actions has. `hull` may be null; `policy_cost` says whether steps pay for a run of the policy.
 std::unique_ptr<Controller> MakeController(std::vector<Action> actions, std::shared_ptr<const CostModel> cost, const Request& request,
                                            std::shared_ptr<Hull> hull, bool policy_cost);
 

@@ -1,18 +1,19 @@
 // Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that was.
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <string>
+#include <system_error>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "budget/cost/calibration_table.h"
 
 namespace sol_rt {
 namespace {
 
 constexpr double kShortest = 1e-6;            // milliseconds that a step has to take: rates are divided by it, and costs by the dense one
-constexpr std::streamsize kLargest = 1 << 24;  // bytes of a file; tables take a few thousand
+constexpr int64_t kLargest = 1 << 24;  // bytes of a file; tables take a few thousand
+constexpr const char* kHint = "give a file that `sol-rt calibrate` wrote";
 
 [[noreturn]] void Refuse(const std::string& problem) {
   throw Error(SOL_ERROR_BUNDLE, "calibration table: " + problem + "; run `sol-rt calibrate` again");
@@ -59,19 +60,19 @@ class CalibratedCost final : public CostModel {
   double policy_ms_;
 };
 
-std::string ReadText(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream) throw Error(SOL_ERROR_BUNDLE, file + ": cannot be opened; give the file that `sol-rt calibrate` wrote");
-  std::string text;
-  char part[4096];
-  while (stream.read(part, sizeof part), stream.gcount() > 0) {
-    text.append(part, static_cast<size_t>(stream.gcount()));
-    if (static_cast<std::streamsize>(text.size()) > kLargest) {
-      throw Error(SOL_ERROR_BUNDLE, file + ": too large for a calibration table; give the file that `sol-rt calibrate` wrote");
-    }
+std::string ReadTable(const std::string& path) {
+  try {
+    OpenFile file(path);
+    const int64_t size = file.State().size;
+    if (size > kLargest) BundleFault(path, "", std::to_string(size) + " bytes", "a calibration table, of a few thousand", kHint);
+    std::string text(static_cast<size_t>(size), '\0');
+    size_t done = 0;
+    while (const size_t read = file.Read(&text[done], text.size() - done)) done += read;
+    text.resize(done);
+    return text;
+  } catch (const std::system_error& error) {
+    BundleFault(path, "", Reason(error), "a calibration table", kHint);
   }
-  if (stream.bad()) throw Error(SOL_ERROR_BUNDLE, file + ": cannot be read; give the file that `sol-rt calibrate` wrote");
-  return text;
 }
 
 }  // namespace
@@ -81,7 +82,7 @@ std::shared_ptr<const CostModel> MakeCalibratedCost(const Config& config, const 
 }
 
 std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file) {
-  const std::string text = ReadText(file);
+  const std::string text = ReadTable(file);
   try {
     const CalibrationTable table = CalibrationTable::FromJson(text);
     if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");

@@ -4,16 +4,17 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "bundle/policy_scalars.h"
 
 namespace sol_rt {
 
 PolicyInputs::PolicyInputs(const std::vector<std::string>& names, int64_t horizon) : values_(names.size()), horizon_(horizon) {
-  static constexpr const char* kNames[] = {"step_fraction", "budget",      "spend_deviation", "entropy",       "top_probability",
-                                           "surprise",      "log_context", "margin",          "previous_cost", "recent_spend"};
   for (const std::string& name : names) {
-    const auto found = std::find(std::begin(kNames), std::end(kNames), name);
-    if (found == std::end(kNames)) throw Error(SOL_ERROR_BUNDLE, "policy: " + Brief(name) + " is no scalar that this version knows; use a newer one");
-    scalars_.push_back(static_cast<Scalar>(found - std::begin(kNames)));
+    const auto found = std::find(std::begin(kPolicyScalars), std::end(kPolicyScalars), name);
+    if (found == std::end(kPolicyScalars)) {
+      throw Error(SOL_ERROR_BUNDLE, "policy: " + Brief(name) + " is no scalar that this version knows; use a newer one");
+    }
+    scalars_.push_back(static_cast<Scalar>(found - std::begin(kPolicyScalars)));
   }
   recent_.fill(previous_cost_);
 }

@@ -19,8 +19,6 @@ Bpe::Bpe(TokenizerFile& file, const std::string& path) : path_(path) {
   if (model.Has("type")) {
     const std::string type = model.Type();
     if (type != "BPE") throw Unsupported("a model of type " + Brief(type), "BPE");
-  } else if (!file.has_vocabulary || !file.has_merges) {
-    throw Unsupported("a model without a type", "BPE");
   }
   if (!file.has_vocabulary || !file.has_merges) BundleFault(path, "model", "no vocab or no merges", "both");
   if (model.Has("dropout")) {
