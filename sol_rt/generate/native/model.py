@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 import weakref
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int32, c_size_t, c_void_p, create_string_buffer, sizeof
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibration_table import (
+    CalibratedCost,
     CalibrationTable,
     calibration_path,
     device_string,
     load_cost_model,
 )
+from sol_rt.budget.dial import below_sensible
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.hardware import processor_name
 from sol_rt.engine.providers import default_threads
-from sol_rt.errors import UsageError, WriteError, brief
+from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
@@ -27,6 +35,7 @@ from sol_rt.generate.native.stream import NativeStream
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
+from sol_rt.text.tokenizer import Tokenizer
 
 _ADD_SPECIAL, _PARSE_SPECIAL = 1, 2
 _LARGEST = 2**31 - 1
@@ -40,19 +49,21 @@ class NativeModel:
 
     Attributes:
         bundle: the opened bundle.
+        cost: the cost model, as the core has it.
         cost_note: a line about the costs for the user; empty where there is nothing to say.
     """
 
-    def __init__(self, bundle: Bundle, model: c_void_p, session: c_void_p, cost_note: str) -> None:
-        self.bundle, self.cost_note = bundle, cost_note
+    def __init__(self, bundle: Bundle, model: c_void_p, session: c_void_p, cost: CostModel, cost_note: str) -> None:
+        self.bundle, self.cost, self.cost_note = bundle, cost, cost_note
         self._model, self._session = model, session
         self._info = _info(model)
         self._newest: weakref.ref[NativeStream] | None = None
+        self._warned = False
         self._release = weakref.finalize(self, _release, model, session)
 
     def __repr__(self) -> str:
         config = self.bundle.config
-        return f"<NativeModel {config.model.name}: {len(config.variants)} variants, costs {self.cost_name}>"
+        return f"<NativeModel {config.model.name}: {len(config.variants)} variants, costs {self.cost.name}>"
 
     @classmethod
     def from_pretrained(
@@ -86,17 +97,26 @@ class NativeModel:
         note = cost.note
         try:
             if measure_costs and cost.name == "bytes" and bundle.config.losses_measured:
-                note = "; ".join(line for line in (note, _measure_costs(bundle, model, machine)) if line)
+                cost, line = _measured_costs(bundle, model, machine)
+                note = "; ".join(part for part in (note, line) if part)
             library.sol_session_create(model, byref(session))
         except BaseException:
             library.sol_model_release(model)
             raise
-        return cls(bundle, model, session, note)
+        return cls(bundle, model, session, cost, note)
 
-    @property
-    def cost_name(self) -> str:
-        """`calibrated` or `bytes`."""
-        return str(_info(self._model).cost_model.decode())
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer, in Python. The core has its own."""
+        return self.bundle.tokenizer()
+
+    @cached_property
+    def hull(self) -> Hull | None:
+        """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
+        config = self.bundle.config
+        if not config.losses_measured:
+            return None
+        return Hull(tuple(dict.fromkeys(schedule_actions(config, "hull"))), self.cost, ActionLosses(config).table)
 
     @property
     def native(self) -> bool:
@@ -108,8 +128,9 @@ class NativeModel:
         """Bytes of KV cache and buffers."""
         return int(core().sol_session_private_bytes(self._session))
 
+    @property
     def where(self) -> dict[str, str]:
-        """The keys by which every command's JSON says where it ran."""
+        """The keys by which every command's JSON says where the model computes."""
         return {"provider": "cpu", "device": processor_name()}
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
@@ -153,14 +174,17 @@ class NativeModel:
         """Starts a generation and yields its tokens.
 
         Arguments are those of `SolModel.stream`, except that `replay` is the trace's file and `schedule` a name.
+        Warns with QualityWarning, once for each model, of a budget below the sensible ones.
         Raises UsageError, ContextError, SolError before the first step; NumericError, SolError while it runs.
         """
         options, library = structs.GenerateOptions(), core()
         library.sol_generate_options_init(byref(options))
+        budget = settings.get("budget")
         for name in _DIAL:
             if (value := settings.pop(name, None)) is not None:
                 setattr(options, name, float(value))
-        kept = _set_generation(options, {name: value for name, value in settings.items() if value is not None})
+        given = {name: value for name, value in settings.items() if value is not None}
+        kept = _set_generation(options, given, self.bundle.config.model.vocab_size)
         if schedule is not None:
             if not isinstance(schedule, str):
                 raise UsageError(
@@ -174,9 +198,17 @@ class NativeModel:
         ids = (c_int32 * len(tokens))(*tokens)
         library.sol_session_start(self._session, ids, len(tokens), byref(options))
         del kept  # read during the call only
+        if budget is not None and replay is None:
+            self._warn_below_sensible(budget, len(tokens))
         stream = NativeStream(self, self._session, self._newest)
         self._newest = stream.reference
         return stream
+
+    def _warn_below_sensible(self, budget: float, context: int) -> None:
+        """Warns, once, of a budget at which text suffers visibly."""
+        if not self._warned and self.hull is not None and (line := below_sensible(budget, self.hull, context)):
+            self._warned = True
+            warnings.warn(line, QualityWarning, stacklevel=3)
 
     def _tokens(self, prompt: Prompt | None, parse_special: bool) -> list[int]:
         if prompt is None:
@@ -190,9 +222,9 @@ class NativeModel:
         return prompt_tokens(prompt, bundle.tokenizer(), template, bundle.config.model.vocab_size)
 
     def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
-        plain = [(str(message["role"]).encode(), str(message["content"]).encode()) for message in messages]
+        plain = [structs.Message(message["role"].encode(), message["content"].encode()) for message in messages]
         given = (structs.Message * len(plain))(*plain)
-        count, capacity = c_size_t(), 64 + sum(len(content) + 64 for _, content in plain)
+        count, capacity = c_size_t(), 64 + sum(len(message["content"].encode()) + 64 for message in messages)
         while True:
             tokens = (c_int32 * capacity)()
             core().sol_model_encode_chat(self._model, given, len(plain), tokens, capacity, byref(count))
@@ -222,11 +254,16 @@ def _is_plain(message: Any) -> bool:
     return (
         isinstance(message, dict)
         and set(message) == {"role", "content"}
-        and all(isinstance(part, str) and "\0" not in part for part in message.values())
+        and all(isinstance(part, str) and _is_plain_text(part) for part in message.values())
     )
 
 
-def _set_generation(options: structs.GenerateOptions, given: dict[str, Any]) -> list[Any]:
+def _is_plain_text(text: str) -> bool:
+    """Whether C's strings can hold a text: neither a NUL nor half of a surrogate pair is in it."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _set_generation(options: structs.GenerateOptions, given: dict[str, Any], vocab_size: int) -> list[Any]:
     """Fills the options that `GenerationConfig` has. Returns what they point to. Raises UsageError."""
     config = GenerationConfig().updated(**given)
     for name in given.keys() & set(_NUMBERS):
@@ -239,8 +276,11 @@ def _set_generation(options: structs.GenerateOptions, given: dict[str, Any]) -> 
         options.do_sample = int(config.do_sample)
     kept: list[Any] = []
     if "logit_bias" in given:
-        biases = (structs.LogitBias * len(config.logit_bias))(*config.logit_bias.items())
-        options.logit_bias, options.num_logit_bias = biases, len(biases)
+        config.check_vocabulary(vocab_size)
+        biases = (structs.LogitBias * max(len(config.logit_bias), 1))(
+            *(structs.LogitBias(token, bias) for token, bias in config.logit_bias.items())
+        )
+        options.logit_bias, options.num_logit_bias = biases, len(config.logit_bias)
         kept.append(biases)
     if "stop_strings" in given:
         strings = (c_char_p * len(config.stop_strings))(
@@ -249,26 +289,31 @@ def _set_generation(options: structs.GenerateOptions, given: dict[str, Any]) -> 
         options.stop_strings, options.num_stop_strings = strings, len(strings)
         kept.append(strings)
     if "eos_token_id" in given:
-        ends = (c_int32 * len(config.eos_token_id))(*config.eos_token_id)
-        options.end_tokens, options.num_end_tokens = ends, len(ends)
+        ids = [token for token in config.eos_token_id if token <= _LARGEST]
+        ends = (c_int32 * max(len(ids), 1))(*ids)  # one that is empty has no address
+        options.end_tokens, options.num_end_tokens = ends, len(ids)
         kept.append(ends)
     return kept
 
 
-def _measure_costs(bundle: Bundle, model: c_void_p, machine: tuple[str, int, bool, str]) -> str:
-    """Times the actions and keeps the table for both engines. Returns a line for the user."""
+def _measured_costs(bundle: Bundle, model: c_void_p, machine: tuple[str, int, bool, str]) -> tuple[CostModel, str]:
+    """Times the actions and keeps the table for both engines. Returns the costs and a line for the user."""
     path = calibration_path(bundle, *machine)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.json"
         core().sol_model_measure_costs(model, _path(file))
         table = CalibrationTable.from_json(file.read_text(encoding="utf-8"))
+    cost = CalibratedCost(bundle.config, table)
     if path.exists():
-        return "until then a quick measurement stands in"
+        return cost, "until then a quick measurement stands in"
     try:
         replace(table, device=device_string(*machine)).save(path)
     except WriteError as error:
-        return (
+        return cost, (
             f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
             "SOL_RT_HOME to a folder that can, so that it is kept"
         )
-    return "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
+    return (
+        cost,
+        "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better",
+    )
