@@ -10,6 +10,7 @@ namespace SolRt.Tests;
 internal static class GenerationTests
 {
     private static Case Long => Case.Read(native: false).OrderByDescending(one => one.Tokens.Length).First();
+    private static Case Short => Case.Read(native: false).Where(one => one.Tokens.Length > 8).MinBy(one => one.Tokens.Length)!;
 
     private static SolGenerateOptions Greedy(int tokens, string? schedule = null) =>
         new() { MaxNewTokens = tokens, DoSample = false, EndTokens = [], Schedule = schedule };
@@ -56,7 +57,8 @@ internal static class GenerationTests
         using var session = model.CreateSession();
         var random = new Random(5);
         var ended = 0;
-        for (var round = 0; round < 300; ++round)
+        var after = Short;
+        for (var round = 0; round < 100; ++round)
         {
             using var cancel = new CancellationTokenSource();
             var wait = random.Next(0, 3000);
@@ -86,10 +88,10 @@ internal static class GenerationTests
             await other;
             // A cancellation ends the generation that it was meant for, and none after it.
             session.Rewind(0);
-            await Long.Play(session);
+            await after.Play(session);
             session.Rewind(0);
         }
-        Given.True(ended > 20, $"{ended} of 300 generations were cancelled");
+        Given.True(ended > 20, $"{ended} of 100 generations were cancelled");
         using var before = new CancellationTokenSource();
         before.Cancel();
         await Given.Throws<OperationCanceledException>(() => Given.All(session.GenerateAsync(Long.Prompt, null, before.Token)), "cancelled before");

@@ -17,7 +17,7 @@ internal static class LifetimeTests
         using var model = SolModel.Load(Given.Bundle);
         var random = new Random(7);
         var ended = 0;
-        for (var round = 0; round < 300; ++round)
+        for (var round = 0; round < 100; ++round)
         {
             var session = model.CreateSession();
             var wait = random.Next(0, 60_000);
@@ -44,7 +44,7 @@ internal static class LifetimeTests
             }
             await other;
         }
-        Given.True(ended > 20, $"{ended} of 300 sessions were disposed while they ran");
+        Given.True(ended > 20, $"{ended} of 100 sessions were disposed while they ran");
     }
 
     public static async Task HandlesMayGoInAnyOrder()
@@ -88,7 +88,7 @@ internal static class LifetimeTests
     public static void LostHandlesAreCollected()
     {
         var before = Private();
-        for (var round = 0; round < 300; ++round)
+        for (var round = 0; round < 100; ++round)
         {
             Lose();
             if (round % 20 == 19)
