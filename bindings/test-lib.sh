@@ -66,6 +66,10 @@ test_inputs() {
   echo '{"format_version": 99}' >"$SOL_TEST_DAMAGED/foreign-config/sol_config.json"
   head -c 300 "$SOL_TEST_BUNDLE/sol_config.json" >"$SOL_TEST_DAMAGED/broken-json/sol_config.json"
   rm "$SOL_TEST_DAMAGED"/missing-graph/model.*.onnx
+  for config in "$root"/runtime_tests/corpus/config/*.json; do
+    cp -r "$SOL_TEST_BUNDLE" "$SOL_TEST_DAMAGED/$(basename "$config" .json)"
+    cp "$config" "$SOL_TEST_DAMAGED/$(basename "$config" .json)/sol_config.json"
+  done
   cc -shared -fPIC -O1 -o "$SOL_TEST_SCRATCH/full_disk.so" "$root/runtime_tests/helpers/full_disk.c" -ldl
   export SOL_TEST_LIBRARY SOL_TEST_ORT SOL_TEST_BUNDLE SOL_TEST_CASES SOL_TEST_SCRATCH SOL_TEST_DAMAGED SOL_TEST_FULL
 }

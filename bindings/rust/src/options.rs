@@ -22,8 +22,8 @@ pub struct GenerateOptions {
     pub repetition_penalty: Option<f64>,
     pub presence_penalty: Option<f64>,
     pub frequency_penalty: Option<f64>,
-    /// Of sampling and of the schedule `random`; `None` draws a fresh one.
-    pub seed: Option<u32>,
+    /// Of sampling and of the schedule `random`, below 2^63; `None` draws a fresh one.
+    pub seed: Option<u64>,
     pub top_logprobs: u32,
     /// Tokens, and what is added to their scores: -100 to 100.
     pub logit_bias: Vec<(i32, f32)>,
@@ -93,7 +93,9 @@ impl GenerateOptions {
             *field = value.unwrap_or(*field);
         }
         raw.do_sample = self.do_sample.map_or(raw.do_sample, i32::from);
-        raw.seed = self.seed.map_or(-1, i64::from);
+        if let Some(seed) = self.seed {
+            raw.seed = i64::try_from(seed).map_err(|_| Error::usage(format!("seed: got {seed}, expected less than 2^63")))?;
+        }
         raw.reuse_cache = (!self.ignore_cache).into();
         raw.logit_bias = biases.as_ptr();
         raw.num_logit_bias = biases.len();

@@ -86,7 +86,7 @@ fn options(field: &str) -> (GenerateOptions, Vec<(usize, f64)>) {
             "repetition_penalty" => options.repetition_penalty = number(),
             "presence_penalty" => options.presence_penalty = number(),
             "frequency_penalty" => options.frequency_penalty = number(),
-            "seed" => options.seed = count(),
+            "seed" => options.seed = Some(value.parse().unwrap()),
             "budget_at" => {
                 budget_at = value.split(',').map(|pair| pair.split_once(':').unwrap()).map(|(step, b)| (step.parse().unwrap(), b.parse().unwrap())).collect()
             }

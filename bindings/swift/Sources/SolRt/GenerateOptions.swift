@@ -8,8 +8,8 @@ public struct GenerateOptions: Sendable {
   public var doSample: Bool?
   public var temperature, topP, minP, repetitionPenalty, presencePenalty, frequencyPenalty: Double?
   public var topK: Int32?
-  /// Of sampling and of the schedule `random`; nil draws a fresh one.
-  public var seed: UInt32?
+  /// Of sampling and of the schedule `random`; nil or a negative one draws a fresh one.
+  public var seed: Int64?
   public var topLogprobs: Int32 = 0
   /// Tokens, and what is added to their scores: -100 to 100.
   public var logitBias: [Int32: Float] = [:]
@@ -54,7 +54,7 @@ public struct GenerateOptions: Sendable {
     set(\.repetition_penalty, repetitionPenalty)
     set(\.presence_penalty, presencePenalty)
     set(\.frequency_penalty, frequencyPenalty)
-    set(\.seed, seed.map { Int64($0) })
+    set(\.seed, seed)
     set(\.budget, budget)
     set(\.tokens_per_second, tokensPerSecond)
     set(\.max_loss, maxLoss)

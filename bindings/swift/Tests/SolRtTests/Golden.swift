@@ -46,7 +46,7 @@ struct GoldenCase {
       case "repetition_penalty": options.repetitionPenalty = Double(value)!
       case "presence_penalty": options.presencePenalty = Double(value)!
       case "frequency_penalty": options.frequencyPenalty = Double(value)!
-      case "seed": options.seed = UInt32(value)!
+      case "seed": options.seed = Int64(value)!
       case "budget_at":
         for pair in value.split(separator: ",") {
           let parts = pair.split(separator: ":")

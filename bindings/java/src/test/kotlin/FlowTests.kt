@@ -55,7 +55,9 @@ private fun tests(model: SolModel) {
     test("a cancelled collector") { session ->
         repeat(20) {
             val first = CompletableDeferred<Unit>()
-            val job = launch(Dispatchers.Default) { session.generateFlow(prompt, SolTests.options(100)).collect { first.complete(Unit) } }
+            val job = launch(Dispatchers.Default) {
+                while (true) session.generateFlow(prompt, SolTests.options(100)).collect { first.complete(Unit) }
+            }
             first.await()
             job.cancelAndJoin()
             SolTests.check(job.isCancelled && !session.isBusy, "the generation is over")
