@@ -122,6 +122,11 @@ internal static class ErrorTests
         Given.Throws<SolRuntimeException>(() => new SolRuntime(options), "a file that is no library");
         options.OnnxRuntimePath = Given.Variable("SOL_TEST_LIBRARY");
         Given.Throws<SolRuntimeException>(() => new SolRuntime(options), "another library");
+        options.OnnxRuntimePath = "/usr/lib/x86_64-linux-gnu/libonnxruntime.so.1.21";  // Debian's, whose headers the core is built with
+        if (File.Exists(options.OnnxRuntimePath))
+        {
+            Given.Throws<SolRuntimeException>(() => new SolRuntime(options), "ONNX Runtime 1.21, which is too old");
+        }
         options.OnnxRuntimePath = Given.Variable("SOL_TEST_ORT");
         using var runtime = new SolRuntime(options);
         using var model = SolModel.Load(Given.Bundle, new SolModelOptions { Runtime = runtime });

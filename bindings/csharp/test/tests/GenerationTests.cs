@@ -97,6 +97,38 @@ internal static class GenerationTests
         await Given.Throws<OperationCanceledException>(() => Given.All(session.GenerateAsync(Long.Prompt, null, before.Token)), "cancelled before");
     }
 
+    public static async Task CancellingEndsThePromptBetweenItsChunks()
+    {
+        using var runtime = new SolRuntime(new SolRuntimeOptions { NativeOperators = false });  // its chunks are the smallest
+        using var model = SolModel.Load(Given.Bundle, new SolModelOptions { Runtime = runtime });
+        var prompt = Enumerable.Range(0, 700).Select(place => Long.Prompt[place % Long.Prompt.Length]).ToArray();
+        for (var round = 0; round < 200; ++round)
+        {
+            using var session = model.CreateSession();
+            using var cancel = new CancellationTokenSource();
+            var other = Task.Run(() =>
+            {
+                Thread.SpinWait(round % 50 * 40_000);
+                cancel.Cancel();
+            });
+            try
+            {
+                await foreach (var _ in session.GenerateAsync(prompt, Greedy(1), cancel.Token))
+                {
+                }
+            }
+            catch (OperationCanceledException)
+            {
+            }
+            await other;
+            if (session.Tokens.Length is > 0 and < 700)
+            {
+                return;  // a part of the prompt is in the cache, so the cancellation came while it ran
+            }
+        }
+        throw new InvalidOperationException("200 cancellations, and none ended a prompt that ran");
+    }
+
     public static async Task BudgetMovesWhileTextStreams()
     {
         using var model = SolModel.Load(Given.Bundle);
