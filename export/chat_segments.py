@@ -137,19 +137,27 @@ def write_chat_segments(folder: Path) -> bool:
     """Writes `chat_segments.json` into a bundle's folder, beside its tokenizer and chat template, if there are segments
     that agree with the template. Returns whether it did.
     """
-    if not (folder / TEMPLATE).is_file() or not _keeps_specials_apart(folder / tokenizer_files.TOKENIZER):
-        return False
+    content = chat_segments_of(folder)
+    if content is not None:
+        (folder / FILE).write_bytes(content)
+    return content is not None
+
+
+def chat_segments_of(folder: Path) -> bytes | None:
+    """The content of `chat_segments.json` for the tokenizer and the template in a folder; None if there are none."""
+    tokenizer = folder / tokenizer_files.TOKENIZER
+    if not (folder / TEMPLATE).is_file() or not tokenizer.is_file() or not _keeps_specials_apart(tokenizer):
+        return None
     if "strftime_now" in (folder / TEMPLATE).read_text(encoding="utf-8"):  # another text tomorrow
-        return False
+        return None
     try:
         template = ChatTemplate.from_folder(folder, {path.name for path in folder.iterdir()})
-        segments = find_segments(template, _special_texts(folder / tokenizer_files.TOKENIZER))
+        segments = find_segments(template, _special_texts(tokenizer))
     except SolError:  # the template fails, and whoever chats will hear of it
-        return False
+        return None
     if segments is None:
-        return False
-    tokenizer_files.write_json(folder / FILE, segments.to_json_dict())
-    return True
+        return None
+    return (json.dumps(segments.to_json_dict(), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def find_segments(template: ChatTemplate, special: Sequence[str] = ()) -> ChatSegments | None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_controller import PICKS, TOLERANCE, Pick, actions_of, calibrated
+from test_schedules import DISTRIBUTION, HIDDEN, ScriptedPolicy
 
 from helpers.made_configs import made_config
 from sol_rt.budget.controller.base import AxisTargets, BaseController
@@ -19,6 +20,8 @@ from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.dial import make_controller
+from sol_rt.budget.schedules import PolicyInput
+from sol_rt.budget.schedules.policy import SolSchedule
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
@@ -215,15 +218,34 @@ def test_a_budget_ends_the_hold_on_a_loss(model: SolModel, start: dict[str, obje
     assert stream.result.achieved_budget == pytest.approx(0.9, abs=TOLERANCE)
 
 
-def test_the_policy_begins_anew_after_dense_steps(model: SolModel) -> None:
-    """A run that is dense for n steps, then asks the policy, takes the actions of one whose prompt ends there."""
-    changed = model.stream(PROMPT, schedule="sol", budget=1.0, max_new_tokens=60, eos_token_id=[])
-    head = [next(changed).token for _ in range(22)]
-    changed.budget = 0.8
-    tail = list(changed)
-    fresh = list(model.stream([*PROMPT, *head[:-1]], schedule="sol", budget=0.8, max_new_tokens=39, eos_token_id=[]))
-    first = next(i for i, (a, b) in enumerate(zip(tail, fresh[1:], strict=False)) if a.action != b.action or i > 6)
-    assert first > 5
+def test_the_policy_begins_anew_after_dense_steps() -> None:
+    config = made_config(policy_bytes=3_000_000)
+    assert config.policy is not None
+    policy = ScriptedPolicy(config.policy, np.linspace(0, 1, len(config.policy.actions)).astype(np.float32))
+    controller = Controller(config.policy.actions, BytesCost(config), 0.7, policy_cost=True)
+    schedule = SolSchedule(controller, policy)
+    for step in range(80):
+        if step in (21, 41, 70):
+            controller.set_budget({21: 1.0, 41: 0.6, 70: 0.9}[step])
+        asked = len(policy.asked)
+        action = schedule.choose(PolicyInput(300 + step, 7, HIDDEN, DISTRIBUTION, step))
+        assert len(policy.asked) - asked == (step < 21 or step >= 41)
+        assert action == controller.dense or not controller.dense_only
+        controller.record(action, 300 + step)
+    steps = [position for _, _, position in policy.asked]
+    assert steps == [*range(16), *range(5), *range(16), *range(16), *range(7)]
+    scalars, previous, _ = policy.asked[21]
+    assert previous == -1
+    assert (scalars["previous_cost"], scalars["recent_spend"], scalars["spend_deviation"]) == (1, 1, 0)
+    assert [asked[0]["budget"] for asked in policy.asked] == [0.7] * 21 + [0.6] * 29 + [0.9] * 10
+
+
+def test_a_run_that_began_dense_asks_its_policy(model: SolModel) -> None:
+    stream = model.stream(PROMPT, schedule="sol", budget=1.0, max_new_tokens=60, eos_token_id=[])
+    dense = model.bundle.config.dense
+    assert {next(stream).action for _ in range(22)} == {dense}
+    stream.budget = 0.8
+    assert {token.action for token in stream} != {dense}
 
 
 def test_a_replay_refuses_a_budget_and_repeats_changed_ones(model: SolModel, tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.stream import Stream
 
-LIVE = hasattr(Stream, "budget")
 IDENTITY = "b" * 64
 SOURCES = ["base/*.cc", "bundle/action.cc", "engine/distribution.cc", "budget/**/*.cc"]
 
@@ -112,8 +111,7 @@ def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
         _replay=None,
         _schedule=name,
     )
-    if LIVE:
-        stream._require_free = partial(Stream._require_free, stream)
+    stream._require_free = partial(Stream._require_free, stream)
     for index, step in enumerate(run.steps):
         try:
             if step.budget is not None:
@@ -285,7 +283,7 @@ def steps_of(
     known = 0 if config.policy is None else len(config.policy.actions)
     sharpness = random.uniform(0.5, 8)
     scale = 10 ** random.uniform(-2, 2)
-    changes = random.choice([0.0, 0.03, 0.3]) if LIVE else 0.0
+    changes = random.choice([0.0, 0.03, 0.3])
     steps = [
         Step(
             context + index,

@@ -37,7 +37,9 @@ def program() -> Path:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", channel_densities=(1.0, 0.5), bits=(8, 4), policy=True)
+    return write_bundle(
+        tmp_path_factory.mktemp("bundle") / "tiny", channel_densities=(1.0, 0.5), bits=(8, 4), policy=True
+    )
 
 
 @pytest.fixture
@@ -78,7 +80,8 @@ def test_poisoned_configs(program: Path, pristine: Path, tmp_path: Path) -> None
     different = [pair for pair in pairs if pair[0] != pair[1]]
     assert sum(core != "ok" for core, _ in pairs) > 1000
     # numbers of more than 64 bits, of which the core keeps a rounded one, and the words about what is no JSON
-    assert all("e+60" in core or "e+308" in core or "not JSON" in core for core, _ in different), different[:5]
+    odd = [pair for pair in different if not any(text in pair[0] for text in ("e+60", "e+308", "not JSON"))]
+    assert not odd, [f"{core} / {python}" for core, python in odd[:8]]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (CORPUS / "config").iterdir()))
@@ -190,17 +193,37 @@ def test_config_of_a_newer_and_an_older_format(program: Path, bundle: Path) -> N
 
 
 def test_action_tags(program: Path) -> None:
-    tags = ["k030-s050-q4", "k100-s100-qmix", "k100-s100-q16", "k001-s001-q1", "k100-s100-q5", "k000-s100-q8", "k101-s100-q8"]
-    tags += ["", "k30-s050-q4", "k030-s050-q04", "k030-s050-q17", "k030-s050-q", "k030_s050_q4", "k030-s050-q4 ", "x" * 100]
+    tags = [
+        "k030-s050-q4",
+        "k100-s100-qmix",
+        "k100-s100-q16",
+        "k001-s001-q1",
+        "k100-s100-q5",
+        "k000-s100-q8",
+        "k101-s100-q8",
+    ]
+    tags += [
+        "",
+        "k30-s050-q4",
+        "k030-s050-q04",
+        "k030-s050-q17",
+        "k030-s050-q",
+        "k030_s050_q4",
+        "k030-s050-q4 ",
+        "x" * 100,
+    ]
     tags += ["k030-s050-qmixed", "k030-s050-q0", "é"]
     for tag, said in zip(tags, run_lines([str(program), "action"], tags), strict=True):
-        try:
-            action = Action.parse(tag)
-        except SolError as error:
-            assert said == str(error)
-        else:
-            hundredths = f"{round(action.kv_density * 100)} {round(action.channel_density * 100)}"
-            assert said == f"ok {action.tag} {hundredths} {action.bits}"
+        assert said == in_words(tag), tag
+
+
+def in_words(tag: str) -> str:
+    """What the program prints of a tag."""
+    try:
+        action = Action.parse(tag)
+    except SolError as error:
+        return str(error)
+    return f"ok {action.tag} {round(action.kv_density * 100)} {round(action.channel_density * 100)} {action.bits}"
 
 
 def test_hashes(program: Path, tmp_path: Path) -> None:

@@ -25,7 +25,11 @@ SANITIZER_OPTIONS = {
 def ort_library() -> Path:
     """ONNX Runtime's shared library in the installed package."""
     folder = Path(onnxruntime.__file__).parent / "capi"
-    found = [*folder.glob("libonnxruntime.so.1*"), *folder.glob("libonnxruntime*.dylib"), *folder.glob("onnxruntime.dll")]
+    found = [
+        *folder.glob("libonnxruntime.so.1*"),
+        *folder.glob("libonnxruntime*.dylib"),
+        *folder.glob("onnxruntime.dll"),
+    ]
     if not found:
         pytest.skip("the package onnxruntime has no shared library")
     return found[0]

@@ -20,6 +20,7 @@ _FLAGS = (
     "-Werror",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
+    '-DSOL_RT_VERSION="0"',
 )
 
 

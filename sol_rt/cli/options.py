@@ -177,6 +177,15 @@ TokensPerSecond = Annotated[
         panel=BUDGET,
     ),
 ]
+Governor = Annotated[
+    bool,
+    option(
+        "--governor",
+        help="Lower the budget while the battery is low, the machine hot, or its speed below --tokens-per-second: from "
+        "--budget, 1 by default, down to the least sensible one. Needs psutil.",
+        panel=BUDGET,
+    ),
+]
 MaxLoss = Annotated[
     float | None,
     option(

@@ -303,7 +303,7 @@ SOL_RT_API sol_error* sol_session_set_tokens_per_second(sol_session* session, do
 SOL_RT_API int32_t sol_session_busy(const sol_session* session);
 
 // ---- Governor: from the device's state to a budget ------------------------------------------------------------------------------------------------
-// A pure function with a state of its own; docs/governor.md has the table. Call it every second or every few tokens and hand its budget on.
+// A pure function with a state of its own; docs/decode-loop.md section 8 has the table. Call it every second or every few tokens and hand its budget on.
 
 typedef struct sol_governor_settings {
   uint32_t size;

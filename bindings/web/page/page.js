@@ -5,7 +5,7 @@ const find = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)}%`;
 
 /** What is going on: the model, the messages so far, and the running stream with its AbortController. */
-const state = { model: null, messages: [], chats: false, stream: null, abort: null };
+const state = { model: null, messages: [], chats: false, floor: 0, stream: null, abort: null };
 
 if ("serviceWorker" in navigator) {
   // what keeps bundles for the next visit; the page works without it
@@ -27,6 +27,7 @@ async function load(location) {
     state.model = await SolModel.load(location, { provider, onProgress });
     const { config } = state.model.bundle;
     state.chats = config.files.has("chat_template.jinja");
+    state.floor = floorOf(state.model);
     state.messages = [];
     find("text").replaceChildren();
     find("model").textContent = `${config.model.name} on ${state.model.provider}`;
@@ -74,9 +75,15 @@ function shaded(token) {
   const piece = document.createElement("span");
   piece.textContent = token.text;
   const cost = token.relative_cost || 1; // the first token comes of the prompt, which ran dense
-  piece.style.setProperty("--cost", Math.min(Math.max((cost - 0.4) / 0.6, 0), 1).toFixed(2));
+  const shade = (cost - state.floor) / (1 - state.floor || 1);
+  piece.style.setProperty("--cost", Math.min(Math.max(shade, 0), 1).toFixed(2));
   piece.title = `${token.action}, cost ${percent(cost)}, ${token.ms.toFixed(0)} ms`;
   return piece;
+}
+
+/** Relative cost of the cheapest action, at a short context. */
+function floorOf({ cost, bundle }) {
+  return Math.min(...bundle.config.actions.map(({ action }) => cost.step(action, 128) / cost.dense(128)));
 }
 
 function report(token) {

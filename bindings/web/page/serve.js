@@ -10,7 +10,7 @@ import { extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
-const SERVED = ["page", "src", "test", "node_modules"];
+const SERVED = ["page", "src", "test", "bench", "node_modules"];
 /** @type {Record<string, string>} */
 const TYPES = {
   ".css": "text/css", ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".json": "application/json",

@@ -1,5 +1,4 @@
-/** The golden traces of runtime_tests/golden, and their replay on a model. */
-import assert from "node:assert/strict";
+/** The golden traces of runtime_tests/golden, and their replay on a model, in Node and in a browser. */
 
 /**
  * @typedef {{name: string, prompt: number[], options: Record<string, any>, budgets: Map<number, number>,
@@ -38,11 +37,11 @@ export function parseCases(text) {
 }
 
 /**
- * Replays a case and compares tokens, actions, costs and text.
+ * Replays a case: how its tokens, actions, costs and text differ from the recorded ones; empty if they do not.
  * @param {import("../src/index.js").SolModel} model
  * @param {Case} golden
  */
-export async function replay(model, golden) {
+export async function differences(model, golden) {
   const { prompt, options, budgets } = golden;
   const stream = await model.stream(prompt, { ...options, reuse_cache: false });
   const given = [];
@@ -52,10 +51,24 @@ export async function replay(model, golden) {
     if (budget !== undefined) stream.budget = budget;
   }
   const steps = given.slice(1);
-  assert.deepEqual(given.map((token) => token.token), golden.tokens);
-  assert.deepEqual(steps.map((token) => token.action), golden.actions);
+  const found = [
+    differs("token", given.map((token) => token.token), golden.tokens),
+    differs("action of step", steps.map((token) => token.action), golden.actions),
+    stream.result.text === golden.text ? "" : `text ${JSON.stringify(stream.result.text)}`,
+  ];
   for (const [i, { relative_cost: cost }] of steps.entries()) {
-    assert.ok(Math.abs(cost - golden.costs[i]) <= 1e-9 * golden.costs[i], `step ${i + 1}: cost ${cost}, not ${golden.costs[i]}`);
+    if (!(Math.abs(cost - golden.costs[i]) <= 1e-9 * golden.costs[i])) found.push(`cost of step ${i}: ${cost}, not ${golden.costs[i]}`);
   }
-  assert.equal(stream.result.text, golden.text);
+  return found.filter(Boolean);
+}
+
+/**
+ * @param {string} what
+ * @param {unknown[]} got
+ * @param {unknown[]} expected
+ */
+function differs(what, got, expected) {
+  const length = Math.max(got.length, expected.length);
+  const at = Array.from({ length }, (_, i) => i).find((i) => got[i] !== expected[i]);
+  return at === undefined ? "" : `${what} ${at}: ${got[at]}, not ${expected[at]}`;
 }

@@ -11,7 +11,9 @@ import typer
 from sol_rt.cli import options
 from sol_rt.cli.console import note
 from sol_rt.cli.run.chat_input import entries
+from sol_rt.cli.run.governed import Governor, check_governable, is_governable
 from sol_rt.cli.run.interrupts import Interrupts
+from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import SolError, UsageError, brief
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Conversation:
     interrupts: Interrupts = field(default_factory=Interrupts)
     messages: list[dict[str, str]] = field(default_factory=list)
     last: Generation | None = None
+    governor: Governor | None = None
 
     def __post_init__(self) -> None:
         self.reset()
@@ -58,13 +61,15 @@ class Conversation:
         from sol_rt.cli.loading import answered
         from sol_rt.cli.run.generate import bought
 
+        governor, settings = self._governed()
         asked = [*self.messages, {"role": "user", "content": text}]
         said: list[str] = []
         run: Stream | None = None
         try:
             with self.interrupts.heeded():
-                run = self.model.stream(asked, **self.settings)
-                for step in answered(self.model, run):
+                run = self.model.stream(asked, **settings)
+                tokens = answered(self.model, run)
+                for step in tokens if governor is None else governor.govern(run, tokens):
                     said.append(step.text)
                     sys.stdout.write(step.text)
                     sys.stdout.flush()
@@ -83,7 +88,14 @@ class Conversation:
         self.last = None if run is None else run.result
         if self.last is not None:
             self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
-            note(bought(self.last, self.settings))
+            note(bought(self.last, settings))
+
+    def _governed(self) -> tuple[Governor | None, dict[str, Any]]:
+        """What moves the budget of the next answer, and its settings. Nothing moves where they hold something else."""
+        if self.governor is None or not is_governable(self.settings):
+            return None, self.settings
+        self.governor.limit(self.settings.get("budget"))
+        return self.governor, {**self.settings, "budget": self.governor.budget, "tokens_per_second": None}
 
     def command(self, line: str) -> bool:
         """Runs a line that begins with a slash. Returns False if the conversation ends.
@@ -103,6 +115,8 @@ class Conversation:
                 note("no answer yet")
             else:
                 report(self.last, self.settings)
+            if self.governor is not None:
+                note(self.governor.told())
         elif name == "/budget":
             self._set_budget(argument)
         elif name == "/schedule":
@@ -233,6 +247,7 @@ def chat(
     stop: options.Stop = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
+    governor: options.Governor = False,
     max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
     provider: options.Provider = "auto",
@@ -251,7 +266,7 @@ def chat(
     from sol_rt.cli.run.generate import penalties, sampling
 
     settings = {
-        **dial(schedule, budget, tokens_per_second, None, None, None, max_loss),
+        **dial(schedule, budget, None if governor else tokens_per_second, None, None, None, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         **penalties(presence_penalty, frequency_penalty, logit_bias),
     }
@@ -259,9 +274,15 @@ def chat(
         settings["max_new_tokens"] = max_new_tokens
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     interactive = prompt is None and sys.stdin.isatty()
+    sensors = None
+    if governor:
+        check_governable(settings)
+        sensors = Sensors()
     loaded = load(model, **machine, ctx_size=ctx_size, verify=verify)
     note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
+    if sensors is not None:
+        conversation.governor = Governor(loaded, sensors, budget, tokens_per_second)
     if prompt is not None:
         if not prompt.strip():
             raise UsageError("the prompt is empty; give some text with -p")

@@ -6,18 +6,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json
+from sol_rt.cli.run.governed import Governor, check_governable
+from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from sol_rt.generate.native.stream import NativeStream
-    from sol_rt.generate.results import GeneratedToken, Generation
-    from sol_rt.generate.stream import Stream
+    from sol_rt.generate.model import SolModel
+    from sol_rt.generate.native.model import NativeModel
+    from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
 
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
@@ -64,6 +64,7 @@ def generate(
     ] = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
+    governor: options.Governor = False,
     max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
     kv_density: options.KvDensity = None,
@@ -89,10 +90,10 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import dial
+    from sol_rt.cli.loading import answered, dial, load, load_native, note_ineffective
 
     arguments: dict[str, Any] = {
-        **dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss),
+        **dial(schedule, budget, None if governor else tokens_per_second, kv_density, channel_density, bits, max_loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         **penalties(presence_penalty, frequency_penalty, logit_bias),
         "max_new_tokens": max_new_tokens,
@@ -110,21 +111,29 @@ def generate(
     if chat and text is not None:
         text = [{"role": "user", "content": text}]
 
-    settings = {
-        "provider": provider,
-        "threads": threads,
-        "native_ops": native_ops,
-        "ctx_size": ctx_size,
-        "verify": verify,
-    }
-    if engine is options.EngineName.native:
-        answer = _native(model, settings, text, {**arguments, "replay": replay})
+    sensors = None
+    if governor:
+        check_governable(arguments)
+        sensors = Sensors()
+    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops}
+    native = engine is options.EngineName.native
+    loaded: Any = (
+        load_native(model, **settings, ctx_size=ctx_size, verify=verify)
+        if native
+        else load(model, **settings, device=device, ctx_size=ctx_size, verify=verify)
+    )
+    if native:
+        arguments["replay"] = replay
     else:
-        answer = _python(model, {**settings, "device": device}, text, arguments)
-    run = answer.run
+        note_ineffective(loaded, arguments)
+    mover = None if sensors is None else Governor(loaded, sensors, budget, tokens_per_second)
+    if mover is not None:
+        arguments["budget"] = mover.budget
+    run = loaded.stream(text, **arguments)
+    tokens = run if native else answered(loaded, run)
     begun = False
     try:
-        for step in answer.tokens:
+        for step in tokens if mover is None else mover.govern(run, tokens):
             if not json:
                 sys.stdout.write(step.text)
                 sys.stdout.flush()
@@ -135,60 +144,36 @@ def generate(
         raise
     except KeyboardInterrupt:
         run.close()
-        _finish(answer, json, arguments)
+        _finish(run.result, loaded, json, arguments)
         raise
     result = run.result
     assert result is not None  # a generation that ends without an error has a token
-    _finish(answer, json, arguments)
+    _finish(result, loaded, json, arguments)
+    if mover is not None:
+        note(mover.told())
     if replay is not None:
         _compare(replay, result)
     if trace is not None:
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-class _Answer(NamedTuple):
-    """A generation under way, its tokens, what decodes tokens, and the JSON keys that say where it runs."""
-
-    run: Stream | NativeStream
-    tokens: Iterator[GeneratedToken]
-    decode: Callable[..., str]
-    where: dict[str, str]
-
-
-def _python(model: str | None, settings: Mapping[str, Any], text: Any, arguments: Mapping[str, Any]) -> _Answer:
-    from sol_rt.cli.loading import answered, load, note_ineffective
-
-    loaded = load(model, **settings)
-    note_ineffective(loaded, arguments)
-    run = loaded.stream(text, **arguments)
-    return _Answer(run, answered(loaded, run), loaded.tokenizer.decode, loaded.engine.provider.as_json())
-
-
-def _native(model: str | None, settings: Mapping[str, Any], text: Any, arguments: Mapping[str, Any]) -> _Answer:
-    from sol_rt.cli.loading import load_native
-
-    loaded = load_native(model, **settings)
-    run = loaded.stream(text, **arguments)
-    return _Answer(run, run, loaded.decode, loaded.where())
-
-
-def _finish(answer: _Answer, json: bool, how: Mapping[str, Any]) -> None:
-    """Ends the line of text and reports the result, also after Ctrl-C. There is none if there was no token."""
+def _finish(result: Generation | None, model: SolModel | NativeModel, json: bool, how: Mapping[str, Any]) -> None:
+    """Ends the line of text and reports the result, also after Ctrl-C. `result` is None if there was no token."""
     if not json:
         print(flush=True)
-    result = answer.run.result
     if result is None:
         return
     if json:
-        print_json({**summary(result), **_top_logprobs(result, answer.decode), **answer.where})
+        print_json({**summary(result), **_top_logprobs(result, model), **model.where})
     else:
         report(result, how)
 
 
-def _top_logprobs(result: Generation, text: Callable[..., str]) -> dict[str, Any]:
+def _top_logprobs(result: Generation, model: SolModel | NativeModel) -> dict[str, Any]:
     """The key `top_logprobs` of `generate --json`: the likeliest tokens at each place; empty if none were asked for."""
     if not any(result.top_logprobs):
         return {}
+    text = model.tokenizer.decode
     return {
         "top_logprobs": [
             [

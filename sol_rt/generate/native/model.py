@@ -7,15 +7,21 @@ import weakref
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int32, c_size_t, c_void_p, create_string_buffer, sizeof
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibration_table import (
+    CalibratedCost,
     CalibrationTable,
     calibration_path,
     device_string,
     load_cost_model,
 )
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.hardware import processor_name
 from sol_rt.engine.providers import default_threads
@@ -27,6 +33,7 @@ from sol_rt.generate.native.stream import NativeStream
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
+from sol_rt.text.tokenizer import Tokenizer
 
 _ADD_SPECIAL, _PARSE_SPECIAL = 1, 2
 _LARGEST = 2**31 - 1
@@ -40,11 +47,12 @@ class NativeModel:
 
     Attributes:
         bundle: the opened bundle.
+        cost: the cost model, as the core has it.
         cost_note: a line about the costs for the user; empty where there is nothing to say.
     """
 
-    def __init__(self, bundle: Bundle, model: c_void_p, session: c_void_p, cost_note: str) -> None:
-        self.bundle, self.cost_note = bundle, cost_note
+    def __init__(self, bundle: Bundle, model: c_void_p, session: c_void_p, cost: CostModel, cost_note: str) -> None:
+        self.bundle, self.cost, self.cost_note = bundle, cost, cost_note
         self._model, self._session = model, session
         self._info = _info(model)
         self._newest: weakref.ref[NativeStream] | None = None
@@ -52,7 +60,7 @@ class NativeModel:
 
     def __repr__(self) -> str:
         config = self.bundle.config
-        return f"<NativeModel {config.model.name}: {len(config.variants)} variants, costs {self.cost_name}>"
+        return f"<NativeModel {config.model.name}: {len(config.variants)} variants, costs {self.cost.name}>"
 
     @classmethod
     def from_pretrained(
@@ -86,17 +94,26 @@ class NativeModel:
         note = cost.note
         try:
             if measure_costs and cost.name == "bytes" and bundle.config.losses_measured:
-                note = "; ".join(line for line in (note, _measure_costs(bundle, model, machine)) if line)
+                cost, line = _measured_costs(bundle, model, machine)
+                note = "; ".join(part for part in (note, line) if part)
             library.sol_session_create(model, byref(session))
         except BaseException:
             library.sol_model_release(model)
             raise
-        return cls(bundle, model, session, note)
+        return cls(bundle, model, session, cost, note)
 
-    @property
-    def cost_name(self) -> str:
-        """`calibrated` or `bytes`."""
-        return str(_info(self._model).cost_model.decode())
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer, in Python. The core has its own."""
+        return self.bundle.tokenizer()
+
+    @cached_property
+    def hull(self) -> Hull | None:
+        """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
+        config = self.bundle.config
+        if not config.losses_measured:
+            return None
+        return Hull(tuple(dict.fromkeys(schedule_actions(config, "hull"))), self.cost, ActionLosses(config).table)
 
     @property
     def native(self) -> bool:
@@ -108,8 +125,9 @@ class NativeModel:
         """Bytes of KV cache and buffers."""
         return int(core().sol_session_private_bytes(self._session))
 
+    @property
     def where(self) -> dict[str, str]:
-        """The keys by which every command's JSON says where it ran."""
+        """The keys by which every command's JSON says where the model computes."""
         return {"provider": "cpu", "device": processor_name()}
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
@@ -160,7 +178,8 @@ class NativeModel:
         for name in _DIAL:
             if (value := settings.pop(name, None)) is not None:
                 setattr(options, name, float(value))
-        kept = _set_generation(options, {name: value for name, value in settings.items() if value is not None})
+        given = {name: value for name, value in settings.items() if value is not None}
+        kept = _set_generation(options, given, self.bundle.config.model.vocab_size)
         if schedule is not None:
             if not isinstance(schedule, str):
                 raise UsageError(
@@ -226,7 +245,7 @@ def _is_plain(message: Any) -> bool:
     )
 
 
-def _set_generation(options: structs.GenerateOptions, given: dict[str, Any]) -> list[Any]:
+def _set_generation(options: structs.GenerateOptions, given: dict[str, Any], vocab_size: int) -> list[Any]:
     """Fills the options that `GenerationConfig` has. Returns what they point to. Raises UsageError."""
     config = GenerationConfig().updated(**given)
     for name in given.keys() & set(_NUMBERS):
@@ -239,8 +258,9 @@ def _set_generation(options: structs.GenerateOptions, given: dict[str, Any]) -> 
         options.do_sample = int(config.do_sample)
     kept: list[Any] = []
     if "logit_bias" in given:
-        biases = (structs.LogitBias * len(config.logit_bias))(*config.logit_bias.items())
-        options.logit_bias, options.num_logit_bias = biases, len(biases)
+        config.check_vocabulary(vocab_size)
+        biases = (structs.LogitBias * max(len(config.logit_bias), 1))(*config.logit_bias.items())
+        options.logit_bias, options.num_logit_bias = biases, len(config.logit_bias)
         kept.append(biases)
     if "stop_strings" in given:
         strings = (c_char_p * len(config.stop_strings))(
@@ -249,26 +269,31 @@ def _set_generation(options: structs.GenerateOptions, given: dict[str, Any]) -> 
         options.stop_strings, options.num_stop_strings = strings, len(strings)
         kept.append(strings)
     if "eos_token_id" in given:
-        ends = (c_int32 * len(config.eos_token_id))(*config.eos_token_id)
-        options.end_tokens, options.num_end_tokens = ends, len(ends)
+        ids = [token for token in config.eos_token_id if token <= _LARGEST]
+        ends = (c_int32 * max(len(ids), 1))(*ids)  # one that is empty has no address
+        options.end_tokens, options.num_end_tokens = ends, len(ids)
         kept.append(ends)
     return kept
 
 
-def _measure_costs(bundle: Bundle, model: c_void_p, machine: tuple[str, int, bool, str]) -> str:
-    """Times the actions and keeps the table for both engines. Returns a line for the user."""
+def _measured_costs(bundle: Bundle, model: c_void_p, machine: tuple[str, int, bool, str]) -> tuple[CostModel, str]:
+    """Times the actions and keeps the table for both engines. Returns the costs and a line for the user."""
     path = calibration_path(bundle, *machine)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.json"
         core().sol_model_measure_costs(model, _path(file))
         table = CalibrationTable.from_json(file.read_text(encoding="utf-8"))
+    cost = CalibratedCost(bundle.config, table)
     if path.exists():
-        return "until then a quick measurement stands in"
+        return cost, "until then a quick measurement stands in"
     try:
         replace(table, device=device_string(*machine)).save(path)
     except WriteError as error:
-        return (
+        return cost, (
             f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
             "SOL_RT_HOME to a folder that can, so that it is kept"
         )
-    return "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
+    return (
+        cost,
+        "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better",
+    )

@@ -44,6 +44,8 @@ class NativeStream(Iterator[GeneratedToken]):
         self._tokens: list[GeneratedToken] = []
         self._result: Generation | None = None
         self._ended = self._interrupted = False
+        self._budget: float | None = None
+        self._rate: float | None = None
 
     def __next__(self) -> GeneratedToken:
         if self._interrupted:
@@ -66,13 +68,32 @@ class NativeStream(Iterator[GeneratedToken]):
             self._end()
         return token
 
-    def set_budget(self, budget: float) -> None:
-        """Holds another budget from the next decode step on. Raises UsageError where the dial cannot be moved."""
-        core().sol_session_set_budget(self._session, budget)
+    @property
+    def budget(self) -> float | None:
+        """The budget that was set last in this run; None if none was, or a rate came after it.
 
-    def set_tokens_per_second(self, rate: float) -> None:
-        """Holds a rate from the next decode step on. Raises UsageError where the dial cannot be moved."""
+        Setting it holds another budget from the next decode step on, from any thread. Raises UsageError for a value out
+        of range, under axis targets, and where the action is fixed.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: float) -> None:
+        core().sol_session_set_budget(self._session, budget)
+        self._budget, self._rate = budget, None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate that was set last in this run; None if none was, or a budget came after it.
+
+        Setting it holds a rate from the next decode step on, as `budget` does. It needs measured costs.
+        """
+        return self._rate
+
+    @tokens_per_second.setter
+    def tokens_per_second(self, rate: float) -> None:
         core().sol_session_set_tokens_per_second(self._session, rate)
+        self._budget, self._rate = None, rate
 
     def close(self) -> None:
         """Ends the generation. The trace is then complete, and the model ready for the next generation."""

@@ -1,5 +1,6 @@
 // Runs the engine by commands from stdin, for tests that compare it with Python's:
 //   engine_steps LIBRARY NATIVE THREADS RESULTS
+// With `host:` before LIBRARY the program is a host that has opened ONNX Runtime and made an environment without shared threads.
 // Commands, one a line; numbers of engines are their order:
 //   load FOLDER [MAX_CONTEXT]        opens a model; later commands are about it
 //   engine                           makes an engine on it, and uses that one
@@ -7,14 +8,18 @@
 //   forward ACTION TOKEN...          appends logits and hidden state to RESULTS, float32
 //   decide TOKEN PREVIOUS STEP S...  asks the policy with the last hidden state; appends its logits
 //   reset                            forgets the policy's episode
-//   truncate N | save FILE | restore FILE | drop | cycles N FOLDER
+//   truncate N | save FILE | restore FILE | drop
+//   cycles N FOLDER                  loads a bundle, runs two steps and drops it, N times
+//   threads N STEPS                  runs the same steps on an engine in each of N threads; answers how many threads got other numbers than the first
 // Every command is answered by a line: `ok NUMBER`, or `error CODE MESSAGE`.
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/atomic_file.h"
@@ -39,6 +44,19 @@ struct Machine {
   void Append(const float* values, size_t count) {
     results.write(reinterpret_cast<const char*>(values), static_cast<std::streamsize>(count * sizeof(float)));
     results.flush();
+  }
+
+  // The last logits of a prompt and of steps under every action in turn.
+  std::vector<float> Steps(int steps) {
+    Engine made(model);
+    const Config& config = model->config();
+    const int32_t prompt[] = {3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+    StepOutput output = made.Forward(prompt, 10, config.dense);
+    for (int i = 0; i < steps; ++i) {
+      const int32_t token = output.distribution.top;
+      output = made.Forward(&token, 1, config.actions[static_cast<size_t>(i) % config.actions.size()].action);
+    }
+    return std::vector<float>(output.distribution.logits, output.distribution.logits + output.distribution.size);
   }
 
   int64_t Run(const std::string& name, std::istream& line) {
@@ -123,6 +141,16 @@ struct Machine {
       }
       return count;
     }
+    if (name == "threads") {
+      size_t count;
+      int steps;
+      line >> count >> steps;
+      std::vector<std::vector<float>> logits(count);
+      std::vector<std::thread> threads;
+      for (size_t i = 0; i < count; ++i) threads.emplace_back([&, i] { logits[i] = Steps(steps); });
+      for (std::thread& thread : threads) thread.join();
+      return std::count_if(logits.begin(), logits.end(), [&](const auto& got) { return got != logits[0]; });
+    }
     UsageFault("unknown command " + name);
   }
 };
@@ -134,6 +162,15 @@ int main(int argc, char** argv) {
   Machine machine;
   RuntimeOptions options;
   options.ort_library = argv[1];
+  OrtEnv* host_env = nullptr;
+  const OrtApi* host_api = nullptr;
+  if (options.ort_library.compare(0, 5, "host:") == 0) {
+    const OrtApiBase* const base = FindOrt(nullptr, options.ort_library.substr(5));
+    host_api = OrtFunctions(base);
+    Check(host_api, host_api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "host", &host_env), "host");
+    options.ort_api_base = base;
+    options.ort_library.clear();
+  }
   options.native_operators = std::string(argv[2]) == "1";
   options.threads = std::stoi(argv[3]);
   machine.results.open(argv[4], std::ios::binary);
@@ -159,5 +196,8 @@ int main(int argc, char** argv) {
   }
   machine.policy.reset();
   machine.engines.clear();
+  machine.model.reset();
+  machine.runtime.reset();
+  if (host_env != nullptr) host_api->ReleaseEnv(host_env);
   return 0;
 }

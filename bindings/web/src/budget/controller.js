@@ -122,7 +122,18 @@ class BaseController {
     return this.spend.full ? this.spend.spent / this.spend.full : 1;
   }
 
-  /** @returns {number | null} the budget that is held; null under axis targets */
+  /** @returns {number | null} the budget that the next step holds; null under a loss and under axis targets */
+  get budget() {
+    return null;
+  }
+
+  /** Throws UsageError under axis targets. @param {number} _budget */
+  setBudget(_budget) {
+    const axes = "kv_density, channel_density and bits";
+    throw new UsageError(`budget: this run holds ${axes} instead; start a run with a budget`);
+  }
+
+  /** @returns {number | null} the budget asked for, over all steps so far; null under axis targets */
   get requested() {
     return null;
   }
@@ -134,6 +145,10 @@ export class Controller extends BaseController {
   #budget;
   /** @type {((context: number) => number) | null} */
   #budgetAt;
+  #policyRun;
+  /** Sum of the allowances so far, or of the cheapest action's cost where that was more. */
+  #served = 0;
+  /** Whether something else was asked for at first. */
   #changed = false;
 
   /**
@@ -147,27 +162,29 @@ export class Controller extends BaseController {
     super(actions, cost, policyCost && !(budget === 1 && budgetAt === null) ? cost.policy : 0);
     this.#budget = checkedBudget(budget);
     this.#budgetAt = budgetAt;
-    this.usesPolicy = policyCost;
+    this.#policyRun = policyCost ? cost.policy : 0;
   }
 
   get denseOnly() {
     return this.#budget === 1 && this.#budgetAt === null;
   }
 
-  /** The budget that the next steps are allowed. */
+  /** The budget that the next step holds; null under a loss. @type {number | null} */
   get budget() {
-    return this.#budget;
+    return this.#budgetAt === null ? this.#budget : null;
   }
 
   /**
-   * Sets the budget of the steps from now on. What was allowed before stays allowed.
+   * Holds a budget from the next step on. What the steps so far were allowed stays as it is, but where the cheapest
+   * action cost more, that counts.
    * @param {number} budget
    */
-  set budget(budget) {
+  setBudget(budget) {
     this.#budget = checkedBudget(budget);
     this.#budgetAt = null;
-    this.#changed = true;
-    const policyCost = this.usesPolicy && !this.denseOnly ? this.cost.policy : 0;
+    this.spend.allowed = this.#served; // what a floor cost is not made up for
+    this.#changed ||= this.spend.steps > 0;
+    const policyCost = this.denseOnly ? 0 : this.#policyRun;
     if (policyCost !== this.policyCost) {
       this.policyCost = policyCost;
       this.costs = new StepCostTable(this.actions, this.cost, policyCost);
@@ -212,12 +229,12 @@ export class Controller extends BaseController {
   book(cost, _settings, costs) {
     const allowance = this.#allowance(costs);
     this.spend.add(cost, allowance, costs.dense);
+    this.#served += this.denseOnly ? allowance : Math.max(allowance, costs.low);
     if (!this.denseOnly && isBelowFloor(allowance, costs)) this.floored = true;
   }
 
   get requested() {
-    const varies = this.#budgetAt !== null || this.#changed;
-    return varies && this.spend.full ? this.spend.allowed / this.spend.full : this.#budget;
+    return (this.#budgetAt !== null || this.#changed) && this.spend.full ? this.spend.allowed / this.spend.full : this.#budget;
   }
 
   /** @param {StepCosts} costs */

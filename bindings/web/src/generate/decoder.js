@@ -1,4 +1,5 @@
 /** The decode loop: prefill the prompt dense; then, token by token, sample, pick an action, run it and charge it. */
+import { isConstant } from "../budget/schedules/schedule.js";
 import { BusyError, ContextError, UsageError } from "../errors.js";
 import { TextWriter } from "../text/text_writer.js";
 import { Sampler } from "./sampling.js";
@@ -134,16 +135,19 @@ export class Stream {
     return this.#steps;
   }
 
-  /** The budget of the steps from now on; null under axis targets. It may be set at any time, also between two tokens. */
+  /** The budget that the next step holds; null under a loss and under axis targets. */
   get budget() {
-    const { controller } = this.#decoder;
-    return "budget" in controller ? /** @type {number} */ (controller.budget) : null;
+    return this.#decoder.controller.budget;
   }
 
+  /**
+   * Holds another budget from the next step on. Throws UsageError for a value that is no share from 0 to 1, under axis
+   * targets, and where the schedule fixes the action.
+   */
   set budget(budget) {
-    const { controller } = this.#decoder;
-    if (!("budget" in controller)) throw new UsageError("budget: this generation holds targets on the axes");
-    controller.budget = /** @type {number} */ (budget);
+    const { controller, schedule } = this.#decoder;
+    if (isConstant(schedule.name)) throw new UsageError(`budget: the schedule ${schedule.name} fixes the action`);
+    controller.setBudget(/** @type {number} */ (budget));
   }
 
   /** Ends the generation; the model is then ready for the next one. */

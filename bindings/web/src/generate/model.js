@@ -124,8 +124,8 @@ export class SolModel {
     if (beyond !== undefined) throw new UsageError(`logit bias: got token ${beyond}, which the vocabulary lacks`);
     const tokens = await this.#tokens(prompt, parse_special);
     const { name, controller } = this.#controller(dial);
-    // the policy is not asked at budget 1, but the budget may be set later
-    const policy = name === "sol" && this.bundle.config.policy !== null ? await this.#policySession() : null;
+    const spec = this.bundle.config.policy;
+    const policy = spec === null ? null : { spec, open: () => this.#policySession() };
     const variants = [...this.bundle.config.variants.keys()];
     const schedule = makeSchedule(name, controller, { seed: config.seed, policy, hull: this.hull, variants });
     return new Stream(this.engine, controller, schedule, {

@@ -7,7 +7,7 @@ import { RandomSchedule } from "./random.js";
 import { SolSchedule } from "./sol.js";
 import { EntropySchedule, UniformSchedule } from "./uniform.js";
 
-/** @import {SolConfig} from "../../bundle/config.js" */
+/** @import {PolicySpec, SolConfig} from "../../bundle/config.js" */
 /** @import {Distribution} from "../../engine/distribution.js" */
 /** @import {PolicySession} from "../../engine/policy_session.js" */
 /** @import {AxisController, AxisTargets} from "../controller.js" */
@@ -19,6 +19,11 @@ export const NAMES = ["sol", "hull", "uniform", "entropy", "random", "fixed:TAG"
  * What a schedule is told before a decode step: tokens in the cache, the token that the step is to process, the hidden
  * state [hidden] and the distribution from which that token was picked, and decode steps of the run before this one.
  * @typedef {{context: number, token: number, hidden: Float32Array, distribution: Distribution, step: number}} StepInput
+ */
+
+/**
+ * The bundle's policy, whose session is made when it is first asked.
+ * @typedef {{spec: PolicySpec, open(): Promise<PolicySession>}} DeferredPolicy
  */
 
 /**
@@ -70,7 +75,7 @@ export function scheduleActions(config, name, hasAxisTargets) {
  * Builds a schedule by its name. Throws UsageError for one that this bundle or these targets don't allow.
  * @param {string} name
  * @param {Controller | AxisController} controller
- * @param {{seed: number | bigint | null, policy: PolicySession | null, hull: Hull | null, variants: string[]}} parts
+ * @param {{seed: number | bigint | null, policy: DeferredPolicy | null, hull: Hull | null, variants: string[]}} parts
  * @returns {Schedule}
  */
 export function makeSchedule(name, controller, { seed, policy, hull, variants }) {

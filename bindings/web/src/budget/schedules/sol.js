@@ -5,32 +5,47 @@ import { PolicyInputs } from "../policy_inputs.js";
 
 /** @import {PolicySession} from "../../engine/policy_session.js" */
 /** @import {AxisController, Controller} from "../controller.js" */
-/** @import {StepInput} from "./schedule.js" */
+/** @import {DeferredPolicy, StepInput} from "./schedule.js" */
 
 /** Takes the allowed action with the largest value of logits - multiplier * relative cost. */
 export class SolSchedule {
   name = "sol";
-  #begun = false;
   #multiplier = new Multiplier();
+  /** @type {PolicySession | null} */
+  #session = null;
+  /** The step at which the row of steps with the policy began, and the row's next. */
+  #first = 0;
+  #next = 0;
 
   /**
    * @param {Controller | AxisController} controller
-   * @param {PolicySession} policy
+   * @param {DeferredPolicy} policy
    */
   constructor(controller, policy) {
     this.controller = controller;
     this.policy = policy;
-    this.inputs = new PolicyInputs(policy.spec.scalars, policy.spec.horizon);
+    this.inputs = this.#freshInputs();
+  }
+
+  #freshInputs() {
+    return new PolicyInputs(this.policy.spec.scalars, this.policy.spec.horizon);
   }
 
   /** @param {StepInput} step */
   async choose({ context, token, hidden, distribution, step }) {
-    const { controller, inputs } = this;
+    const { controller } = this;
     if (controller.denseOnly) return controller.dense;
-    if (!this.#begun) this.policy.reset(); // not when it is made: another run may be using the policy then
-    this.#begun = true;
-    const scalars = inputs.at(step, { context, token, distribution, budget: controller.requested ?? 1 });
-    const values = await this.policy.decide(hidden, token, scalars, inputs.previous, inputs.position);
+    if (this.#session === null || step !== this.#next) {
+      this.#session = await this.policy.open();
+      this.#session.reset(); // not when the schedule is made: another run may be using the policy then
+      this.inputs = this.#freshInputs();
+      this.#first = step;
+    }
+    this.#next = step + 1;
+    const { inputs } = this;
+    const budget = controller.budget ?? controller.requested ?? 1;
+    const scalars = inputs.at(step - this.#first, { context, token, distribution, budget });
+    const values = await this.#session.decide(hidden, token, scalars, inputs.previous, inputs.position);
     const costs = controller.relativeCosts(context);
     const count = values.length;
     if (controller.axisTargets === null) {

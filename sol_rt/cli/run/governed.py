@@ -1,0 +1,105 @@
+"""`--governor`: a generation whose budget moves with this machine's battery, heat and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sol_rt.cli.run.sensors import Sensors
+from sol_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from sol_rt.generate.model import SolModel
+    from sol_rt.generate.results import GeneratedToken
+    from sol_rt.generate.stream import Stream
+
+EVERY = 16
+"""Tokens from one reading to the next."""
+_CONTEXT = 512  # tokens, at which the lowest budget is the least sensible one
+
+
+class Governor:
+    """Moves the budget of streams.
+
+    Args:
+        model: the model; its least sensible budget is the lowest one, if the export measured losses.
+        sensors: battery and temperatures.
+        highest: the highest budget, 1 by default.
+        wanted_rate: tokens per second to keep, or None.
+
+    Raises UsageError if the machine tells nothing to govern by, and for a budget or a rate out of range.
+    """
+
+    def __init__(self, model: SolModel, sensors: Sensors, highest: float | None, wanted_rate: float | None) -> None:
+        from sol_rt.budget.dial import sensible_budget
+        from sol_rt.budget.governor import GovernorSettings, GovernorState
+
+        self._sensors = sensors
+        if wanted_rate is None and sensors.battery()[0] is None and sensors.headroom() is None:
+            raise UsageError(
+                "--governor: this machine tells neither battery nor temperature; give --tokens-per-second as the rate "
+                "to keep, or leave --governor out"
+            )
+        self._least = GovernorSettings.lowest if model.hull is None else sensible_budget(model.hull, _CONTEXT)
+        self._wanted_rate = wanted_rate
+        self.limit(highest)
+        self._state = GovernorState(self._settings.highest)
+
+    def limit(self, highest: float | None) -> None:
+        """Sets the highest budget, 1 by default. Raises UsageError for one out of range."""
+        from sol_rt.budget.governor import GovernorSettings
+
+        highest = 1.0 if highest is None else highest
+        self._settings = GovernorSettings(min(self._least, highest), highest, self._wanted_rate)
+
+    @property
+    def budget(self) -> float:
+        """The budget of the next step."""
+        return min(max(self._state.budget, self._settings.lowest), self._settings.highest)
+
+    def govern(self, run: Stream, tokens: Iterator[GeneratedToken]) -> Iterator[GeneratedToken]:
+        """The tokens of `run`, whose budget moves meanwhile."""
+        from sol_rt.budget.governor import Reading, next_budget
+
+        milliseconds: list[float] = []
+        for count, token in enumerate(tokens):
+            yield token
+            if count:  # the first one took the time of the prompt
+                milliseconds.append(token.ms)
+            if len(milliseconds) < EVERY or token.finish_reason is not None:
+                continue
+            battery, charging = self._sensors.battery()
+            rate = 1e3 * len(milliseconds) / sum(milliseconds) if sum(milliseconds) > 0 else None
+            reading = Reading(battery, charging, self._sensors.headroom(), rate)
+            self._state = next_budget(self._state, reading, self._settings)
+            run.budget = self.budget
+            milliseconds.clear()
+
+    def told(self) -> str:
+        """One line: the budget now, and its bounds."""
+        settings = self._settings
+        return f"governor: budget {self.budget:.2f}, between {settings.lowest:.2f} and {settings.highest:.2f}"
+
+
+def check_governable(settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget."""
+    if wrong := _ungovernable(settings):
+        names = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise UsageError(f"--governor: moves a budget; leave out {names}")
+
+
+def is_governable(settings: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings of `SolModel.stream` holds a budget."""
+    return not _ungovernable(settings)
+
+
+def _ungovernable(settings: Mapping[str, Any]) -> list[str]:
+    from sol_rt.budget.schedules import is_constant
+
+    wrong = [name for name in ("max_loss", "kv_density", "channel_density", "bits") if settings.get(name) is not None]
+    schedule = settings.get("schedule")
+    if schedule is not None and is_constant(schedule):
+        wrong.append("schedule")
+    if settings.get("replay") is not None:
+        wrong.append("replay")
+    return wrong
