@@ -128,6 +128,19 @@ final class SolRtTests: XCTestCase {
     XCTAssertEqual(again.count, 8)
   }
 
+  func testAnotherGenerationOnTheSameSession() async throws {
+    let session = try Self.model.session()
+    var second: AsyncThrowingStream<SolToken, any Error>.AsyncIterator?
+    do {
+      for try await _ in try session.generate(prompt, dense(8)) { second = try session.generate(prompt, dense(8)).makeAsyncIterator() }
+      XCTFail("nothing was thrown")
+    } catch let error as SolError {
+      XCTAssertEqual(error.code, .usage)
+    }
+    let token = try await second!.next()
+    XCTAssertEqual(token?.finish, SolToken.Finish.none)
+  }
+
   func testABudgetThatMoves() async throws {
     let session = try Self.model.session()
     var options = dense(24)

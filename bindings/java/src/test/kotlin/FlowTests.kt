@@ -80,6 +80,12 @@ private fun tests(model: SolModel) {
         val all = (1..6).map { async(Dispatchers.Default) { model.newSession().use { s -> s.generateFlow(prompt, dense).map { it.token }.toList() } } }.awaitAll()
         for (tokens in all) SolTests.equal(expected, tokens)
     }
+    test("another generation on the same session") { session ->
+        val thrown = runCatching { session.generateFlow(prompt, dense).collect { session.start(prompt, dense) } }.exceptionOrNull()
+        SolTests.check(thrown is SolException.Usage, "$thrown")
+        SolTests.check(session.isBusy, "the other one goes on")
+        SolTests.equal(alone()[0], session.next().token)
+    }
     test("wrong options") { session ->
         val thrown = runCatching { session.generateFlow(prompt, generateOptions { budget(3.0) }).collect() }.exceptionOrNull()
         SolTests.check(thrown is SolException.Usage, "$thrown")
