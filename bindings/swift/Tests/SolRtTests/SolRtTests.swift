@@ -7,7 +7,7 @@ final class SolRtTests: XCTestCase {
   static let model = try! SolModel(runtime, folder: bundle)
   static let bundle = variable("SOL_TEST_BUNDLE")
   static let scratch = variable("SOL_TEST_SCRATCH")
-  static let cases = try! GoldenCase.all()
+  static let cases = try! GoldenCase.all(native: model.info().nativeOperators)
   let prompt = cases[0].prompt
 
   struct Mine: Error {}

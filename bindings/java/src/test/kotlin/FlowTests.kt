@@ -22,7 +22,7 @@ fun main() {
 }
 
 private fun tests(model: SolModel) {
-    val cases = GoldenCase.read(System.getenv("SOL_TEST_CASES"))
+    val cases = GoldenCase.read(System.getenv("SOL_TEST_CASES"), model.info().nativeOperators)
     val prompt = cases[0].prompt
     val dense = SolTests.options(40)
     fun alone(): List<Int> = model.newSession().use { s -> runBlocking { s.generateFlow(prompt, dense).map { it.token }.toList() } }
