@@ -2,12 +2,15 @@
 
     python runtime_tests/golden/make.py --tiny                  # tiny/ and cases.tsv, as they are checked in
     python runtime_tests/golden/make.py BUNDLE -o FOLDER        # cases.tsv of another bundle
+    python runtime_tests/golden/make.py BUNDLE -o FOLDER --native    # the same in less time, for native hosts alone
+    python runtime_tests/golden/make.py --only dense,sol-0.8    # these cases again, the others as they are
 
 A case is kept only if every way of computing it gives the same tokens and actions: native operators on every SIMD
 target of the processor and with one thread; native operators with logits and hidden states shaken by a thousandth,
 which is what a flip of a rounded activation comes to; function bodies with both accuracies of their products, and
 shaken by six thousandths. Where they differ, another seed or another prompt is tried. A case for which none is found is
-marked `native=1` if the native operators agree, and else left out.
+marked `native=1` if the native operators agree, and else left out. So is a case that asks for something that the
+bundle lacks.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +30,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from golden.cases import FILE, Case, Played, difference, line_of, play, write_cases
+from golden.cases import FILE, Case, Played, difference, line_of, play, read_cases, write_cases
 from helpers.simd_targets import X86_TARGETS
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import SolConfig
 
 HERE = Path(__file__).resolve().parent
 _ATTEMPTS = 10
@@ -76,13 +81,13 @@ SPECS: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("hull-long-prompt", 300, {"schedule": "hull", "budget": "0.5", "max_new_tokens": "48"}),
     ("hull-max-loss-0.01", 24, {"schedule": "hull", "max_loss": "0.01", "max_new_tokens": "64"}),
     ("hull-max-loss-0.05", 200, {"schedule": "hull", "max_loss": "0.05", "max_new_tokens": "64"}),
-    ("sol-0.8", 24, {"schedule": "sol", "budget": "0.8", "max_new_tokens": "40"}),
-    ("sol-0.6", 24, {"schedule": "sol", "budget": "0.6", "max_new_tokens": "72"}),
-    ("sol-0.4", 100, {"schedule": "sol", "budget": "0.4", "max_new_tokens": "40"}),
+    ("sol-0.9", 24, {"schedule": "sol", "budget": "0.9", "max_new_tokens": "40"}),
+    ("sol-0.8", 24, {"schedule": "sol", "budget": "0.8", "max_new_tokens": "72"}),
+    ("sol-0.7", 100, {"schedule": "sol", "budget": "0.7", "max_new_tokens": "40"}),
     ("sol-floor", 16, {"schedule": "sol", "budget": "0", "max_new_tokens": "24"}),
     ("sol-budget-1", 16, {"schedule": "sol", "budget": "1.0", "max_new_tokens": "16"}),
-    ("sol-max-loss", 30, {"schedule": "sol", "max_loss": "0.02", "max_new_tokens": "40"}),
-    ("sol-long", 20, {"schedule": "sol", "budget": "0.6", "max_new_tokens": "201"}),
+    ("sol-max-loss", 30, {"schedule": "sol", "max_loss": "0.003", "max_new_tokens": "40"}),
+    ("sol-long", 20, {"schedule": "sol", "budget": "0.8", "max_new_tokens": "201"}),
     ("sol-kv-density", 120, {"schedule": "sol", "kv_density": "0.6", "max_new_tokens": "32"}),
     ("uniform-0.8", 24, {"schedule": "uniform", "budget": "0.8", "max_new_tokens": "48"}),
     ("uniform-0.5", 24, {"schedule": "uniform", "budget": "0.5", "max_new_tokens": "72"}),
@@ -117,6 +122,24 @@ SPECS: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("frequency-penalty", 24, {"schedule": "dense", "frequency_penalty": "0.4", "max_new_tokens": "32"}),
     ("end-token", -2, {"schedule": "hull", "budget": "0.8", "max_new_tokens": "64"}),
     ("end-token-sampled", -3, {**_SAMPLED, "schedule": "hull", "budget": "0.7", "max_new_tokens": "100"}),
+    ("live-hull", 24, {"schedule": "hull", "budget": "0.9", "budget_at": "20:0.5,50:1.0,80:0.7",
+                       "max_new_tokens": "110"}),
+    ("live-sol", 24, {"schedule": "sol", "budget": "1.0", "budget_at": "10:0.8,40:1,57:0.75",
+                      "max_new_tokens": "90"}),
+    ("live-uniform", 24, {"schedule": "uniform", "budget": "0.6", "budget_at": "30:0.9", "max_new_tokens": "70"}),
+    ("live-entropy", 24, {"schedule": "entropy", "budget": "0.9", "budget_at": "20:1.0,30:0.7",
+                          "max_new_tokens": "60"}),
+    ("live-random", 24, {"schedule": "random", "budget": "1.0", "budget_at": "12:0.7", "max_new_tokens": "40",
+                         "seed": "?"}),
+    ("live-floor", 24, {"schedule": "hull", "budget": "0.1", "budget_at": "30:0.9", "max_new_tokens": "60"}),
+    ("live-from-loss", 24, {"schedule": "hull", "max_loss": "0.05", "budget_at": "1:0.9", "max_new_tokens": "40"}),
+    ("sol-short-0.9", 24, {"schedule": "sol", "budget": "0.9", "max_new_tokens": "20"}),
+    ("sol-short-0.75", 80, {"schedule": "sol", "budget": "0.75", "max_new_tokens": "24"}),
+    ("live-sol-short", 24, {"schedule": "sol", "budget": "1.0", "budget_at": "4:0.8,14:1,18:0.9",
+                            "max_new_tokens": "26"}),
+    ("live-hull-short", 24, {"schedule": "hull", "budget": "0.9", "budget_at": "20:0.5,30:1.0,35:0.7",
+                             "max_new_tokens": "50"}),
+    ("live-sampled", 16, {**_SAMPLED, "budget": "0.8", "budget_at": "8:0.55,16:0.95", "max_new_tokens": "40"}),
 )  # fmt: skip
 
 
@@ -202,31 +225,50 @@ def _shake(model: Any, way: Way) -> None:
     model.engine.forward = step
 
 
-def choose(bundle: Path, text: list[int], end: set[int]) -> tuple[list[str], list[str]]:
-    """The lines of the cases on which all ways agree, and a sentence for each case that is marked or left out."""
-    tried = {spec[0]: list(attempts(spec, text, end)) for spec in SPECS}
+def lacks(options: Mapping[str, str], config: SolConfig) -> bool:
+    """Whether the bundle lacks what a case asks for."""
+    schedule = options.get("schedule", "")
+    if schedule.startswith("fixed:"):
+        return Action.parse(schedule.removeprefix("fixed:")).variant not in config.variants
+    for axis in ("kv_density", "channel_density", "bits"):
+        found = [getattr(entry.action, axis) for entry in config.actions]
+        if axis in options and not min(found) <= float(options[axis]) <= max(found):
+            return True
+    return (schedule == "sol" and config.policy is None) or (
+        (schedule == "hull" or "max_loss" in options) and not config.losses_measured
+    )
+
+
+def choose(
+    bundle: Path, text: list[int], end: set[int], names_wanted: set[str], ways: tuple[Way, ...]
+) -> dict[str, str]:
+    """The lines of the wanted cases by name: those on which all ways agree, then those for native operators alone."""
+    tried = {spec[0]: list(attempts(spec, text, end)) for spec in SPECS if spec[0] in names_wanted}
     found: dict[str, tuple[Case, Played]] = {}
     native: dict[str, tuple[Case, Played]] = {}
     for attempt in range(_ATTEMPTS):
-        names = [name for name in tried if name not in found]
+        names = list(tried)
         cases = [tried[name][attempt] for name in names]
-        results = {way: play_all(bundle, cases, way) for way in WAYS}
+        results = {way: play_all(bundle, cases, way) for way in ways}
         for index, (name, case) in enumerate(zip(names, cases, strict=True)):
-            first = results[WAYS[0]][index]
-            odd = [way for way in WAYS[1:] if difference(first, results[way][index])]
-            if (first.tokens[-1] in end) != name.startswith("end-token") and not name.startswith("sampled"):
-                odd = list(WAYS)  # the case would not show what it is there for
+            first = results[ways[0]][index]
+            odd = [way for way in ways[1:] if difference(first, results[way][index])]
+            enough = len(first.tokens) > int(case.options["max_new_tokens"]) // 2
+            if (first.tokens[-1] in end) != name.startswith("end-token") and not (
+                name.startswith("sampled") and enough
+            ):
+                odd = list(ways)  # the case would not show what it is there for
             print(f"{name}, attempt {attempt}: {', '.join(way.name for way in odd) or 'all agree'}", flush=True)
-            if not odd:
+            if not odd and not all(way.native for way in ways):
                 found[name] = case, first
             elif not any(way.native for way in odd):
                 native.setdefault(name, (Case(name, case.prompt, {**case.options, "native": "1"}), first))
-        if len(found) == len(tried):
+        tried = {name: cases for name, cases in tried.items() if name not in found}
+        if all(way.native for way in ways):
+            tried = {name: cases for name, cases in tried.items() if name not in native}
+        if not tried:
             break
-    notes = [f"native=1: {name}" for name in native if name not in found]
-    notes += [f"left out: {name}" for name in tried if name not in found and name not in native]
-    kept = {**native, **found}
-    return [line_of(*kept[name]) for name in tried if name in kept], notes
+    return {name: line_of(*kept) for name, kept in {**native, **found}.items()}
 
 
 def main() -> None:
@@ -234,6 +276,8 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, nargs="?", help="a bundle; with --tiny the one that is checked in")
     parser.add_argument("-o", "--output", type=Path, default=HERE, help=f"folder for {FILE}")
     parser.add_argument("--tiny", action="store_true", help="train and write the tiny bundle first")
+    parser.add_argument("--only", type=lambda value: set(value.split(",")), help="names of cases, with commas")
+    parser.add_argument("--native", action="store_true", help="compare native operators alone; marks all cases")
     parser.add_argument("--play", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.play:
@@ -253,11 +297,15 @@ def main() -> None:
     text: list[int] = []
     while len(text) < 8000:
         text += [*tokenizer.encode(next(source), add_special_tokens=False), end[-1]]
-    lines, notes = choose(bundle, text, set(end))
+    path, names = arguments.output / FILE, [spec[0] for spec in SPECS]
+    lines = {case.name: line_of(case, played) for case, played in read_cases(path)} if arguments.only else {}
+    wanted = {name for name, _, options in SPECS if not lacks(options, opened.config)}
+    ways = tuple(way for way in WAYS if way.native) if arguments.native else WAYS
+    lines.update(choose(bundle, text, set(end), arguments.only or wanted, ways))
     arguments.output.mkdir(parents=True, exist_ok=True)
-    comments = (f"golden traces of {opened.config.model.name}, sol_config.json {opened.identity}", *notes)
-    write_cases(arguments.output / FILE, comments, lines)
-    print(f"{arguments.output / FILE}: {len(lines)} cases")
+    comment = f"golden traces of {opened.config.model.name}, sol_config.json {opened.identity}"
+    write_cases(path, [comment], [lines[name] for name in names if name in lines])
+    print(f"{path}: {len(lines)} cases; left out: {', '.join(set(names) - set(lines)) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import ActionEntry, KvLayout, PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
-from sol_rt.export.chat_segments import write_chat_segments
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
 from sol_rt.export.quantize.nested import quantize_matrix
+from sol_rt.export.sources.chat_segments import write_chat_segments
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -54,11 +54,11 @@ GENERATION = {"bos_token_id": 0, "eos_token_id": [0, END], "do_sample": False, "
 KV = KvLayout("float16", capacity_step=64, dense_layers=(0,))
 VARIANTS = ((1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4), (0.6, 8), (0.6, 6), (0.6, 4))
 KV_DENSITIES = (1.0, 0.3)
-_STEPS, _BATCH, _WINDOW = 600, 8, 384
+_STEPS, _BATCH, _WINDOW = 700, 8, 384
 
 
 def write_tiny(folder: Path) -> Path:
-    """Writes the bundle into `folder`, which must not exist, and returns it. Training takes about a minute."""
+    """Writes the bundle into `folder`, which must not exist, and returns it. Training takes a few minutes."""
     folder.mkdir(parents=True)
     tokenizer = _write_text_files(folder)
     decoder = from_hf_config(CONFIG)
@@ -126,7 +126,8 @@ def _trained(tokenizer: tokenizers.Tokenizer) -> dict[str, np.ndarray]:
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{key: CONFIG[key] for key in CONFIG if key != "architectures"}))
-    source, tokens = stories(1), []
+    source = stories(1)
+    tokens: list[int] = []
     while len(tokens) < 400_000:
         tokens += [*tokenizer.encode(next(source)).ids, END]
     text = torch.tensor(tokens)
@@ -187,9 +188,9 @@ def _entry(action: Action) -> ActionEntry:
 
 
 def _write_policy(folder: Path, weights: RandomDecoder, actions: tuple[Action, ...]) -> PolicySpec:
-    """An untrained policy over the actions in another order."""
+    """An untrained policy over the actions in another order. It is small: its bytes count as cost."""
     ordered = actions[::2] + actions[1::2]
-    sizes = {"width": 16, "heads": 2, "scalar_size": 8, "action_size": 4}
+    sizes = {"width": 4, "heads": 2, "scalar_size": 4, "action_size": 2}
     shape = PolicyShape(weights.decoder.hidden_size, len(KNOWN_SCALARS), len(ordered), **sizes)
     model = build_policy(shape, random_policy_parameters(3, shape), weights.tensors, WEIGHTS)
     (folder / "policy.onnx").write_bytes(model.SerializeToString())
