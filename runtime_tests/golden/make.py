@@ -298,7 +298,11 @@ def main() -> None:
     while len(text) < 8000:
         text += [*tokenizer.encode(next(source), add_special_tokens=False), end[-1]]
     path, names = arguments.output / FILE, [spec[0] for spec in SPECS]
-    lines = {case.name: line_of(case, played) for case, played in read_cases(path)} if arguments.only else {}
+    lines = (
+        {case.name: line_of(case, played) for case, played in read_cases(path)}
+        if arguments.only and path.exists()
+        else {}
+    )
     wanted = {name for name, _, options in SPECS if not lacks(options, opened.config)}
     ways = tuple(way for way in WAYS if way.native) if arguments.native else WAYS
     lines.update(choose(bundle, text, set(end), arguments.only or wanted, ways))
