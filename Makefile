@@ -13,6 +13,9 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+# make test-bindings
+#              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI
+#              and npm. What can't be built here is skipped, with the reason. Option: PARTS="c csharp java rust swift web".
 # make fuzz SECONDS=600
 #              Gives damaged files to every reader, and keeps those that do harm in build/fuzz. Options: TARGETS="gguf trace",
 #              ENGINES="mutate hypothesis atheris"; by default all, and atheris if it is installed: pip install atheris.
@@ -72,10 +75,11 @@ TRIALS ?= 200
 FAULTS_ARGS ?=
 COUNT ?= 10000
 SECONDS ?= 600
+PARTS ?= c csharp java rust swift web
 TARGETS ?=
 ENGINES ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all fuzz soak faults lint typecheck wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all test-bindings fuzz soak faults lint typecheck wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -132,6 +136,9 @@ test: $(VENV)/.dev lint
 test-all: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-bindings: $(VENV)/.dev
+	@for part in $(PARTS); do echo "== bindings/$$part"; PATH="$(abspath $(BIN)):$$PATH" bash bindings/$$part/test.sh || exit 1; done
 
 faults: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)

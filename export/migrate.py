@@ -1,4 +1,5 @@
-"""Bundles of an older format with the same weights: config, selection and graphs as this version has them.
+"""Bundles of an older format with the same weights: config, selection, graphs and chat segments as this version has
+them.
 
 Nothing is quantized, measured or trained again: losses stay as they are, and so do the tokens. The record of the
 candidates, selection.json, is left out: it chose by times, which this version does not read.
@@ -22,6 +23,8 @@ from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError
+from sol_rt.export.chat_segments import FILE as CHAT_SEGMENTS
+from sol_rt.export.chat_segments import chat_segments_of
 from sol_rt.export.graphs.graph import build_graph
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.store.home import calibration_dir
@@ -75,6 +78,8 @@ def migrate(folder: Path) -> Migrated:
     graphs = tuple(contents)
     if version < FORMAT_VERSION:
         contents |= _upgraded_texts(folder, config)
+    if (segments := chat_segments_of(folder)) is not None:
+        contents[CHAT_SEGMENTS] = segments
     gone = old_files - set(graphs) | ({selection.SELECTION} if version < FORMAT_VERSION else set())
     files = {name: entry for name, entry in config.files.items() if name not in gone}
     files |= {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}

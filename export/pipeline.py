@@ -29,6 +29,7 @@ from sol_rt.export.blob import memory
 from sol_rt.export.blob.mixed_bits import graph_precisions, is_mostly_coded, left_out
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
+from sol_rt.export.chat_segments import write_chat_segments
 from sol_rt.export.graphs.graph import write_graphs
 from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.sources import tokenizer_files
@@ -343,7 +344,8 @@ def _stored_calibration(
 
 
 def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
-    """Writes the tokenizer's files and the model's config.json."""
+    """Writes the tokenizer's files, the chat template's segments, and the model's config.json."""
     checkpoint.write_tokenizer(folder)
     tokenizer_files.check_files(folder, decoder.vocab_size)
+    write_chat_segments(folder)
     tokenizer_files.write_json(folder / "config.json", checkpoint.config)

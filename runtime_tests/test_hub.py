@@ -323,6 +323,30 @@ class TestInterruptions:
             shutil.rmtree(home.bundles_dir() / "tiny-bundle")
             folder.mkdir(parents=True)
 
+    @pytest.mark.parametrize("with_files", [False, True])
+    def test_killed_after_the_last_rename(self, hub: Hub, tiny: Path, with_files: bool) -> None:
+        hub.repository(REPO, contents(tiny))
+        pull(REPO, quiet)
+        folder = home.bundles_dir() / download.UNFINISHED
+        folder.mkdir()
+        (folder / "someone--Tiny-Bundle.lock").touch()
+        if with_files:
+            (folder / "someone--Tiny-Bundle").mkdir()
+            (folder / "someone--Tiny-Bundle" / WEIGHTS).write_bytes(b"begun")
+        pull(REPO, quiet)
+        assert not folder.exists()
+
+    def test_an_equal_bundle_leaves_another_download_alone(self, hub: Hub, tiny: Path) -> None:
+        from filelock import FileLock
+
+        hub.repository(REPO, contents(tiny))
+        pull(REPO, quiet)
+        folder = home.bundles_dir() / download.UNFINISHED / "someone--Tiny-Bundle"
+        folder.mkdir(parents=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            pull(REPO, quiet)
+            assert folder.exists()
+
     def test_two_pulls_at_once(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         from filelock import FileLock
 

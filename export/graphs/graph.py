@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,23 @@ from sol_rt.export.graphs.layer import (
 from sol_rt.export.graphs.nodes import NodeWriter
 from sol_rt.export.sources.decoder import Decoder
 
+
+class Target(Enum):
+    """A processor without kernels, for which a graph's bodies are written anew: everything is float32, the cache too.
+
+    WASM: the host dequantizes the matrices, because ONNX Runtime has no fast product of codes there.
+    WEBGPU: the host packs channel-major bases, because ONNX Runtime's build for browsers can't fold 4-bit zero points.
+    """
+
+    WASM = "wasm"
+    WEBGPU = "webgpu"
+
+
+_PRODUCTS = {
+    None: bodies.Products.FUSED,
+    Target.WASM: bodies.Products.FLOATS,
+    Target.WEBGPU: bodies.Products.PACKED,
+}
 _DTYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -148,6 +166,7 @@ def build_graph(
     tensors: Mapping[str, TensorEntry],
     weights_file: str,
     kv: KvLayout | None = None,
+    target: Target | None = None,
 ) -> onnx.ModelProto:
     """The graph of docs/bundle.md section 1 that runs all variants of the same bits.
 
@@ -157,8 +176,9 @@ def build_graph(
         tensors: places in the weights file, by name, of at least the tensors that the precision reads.
         weights_file: name of the weights file, in the graph's folder.
         kv: the cache's layout; by default float16.
+        target: writes other bodies, for a processor that has no kernels.
     """
-    return _GraphWriter(decoder, precision, tensors, weights_file, kv or KvLayout()).write()
+    return _GraphWriter(decoder, precision, tensors, weights_file, kv or KvLayout(), target).write()
 
 
 class _GraphWriter:
@@ -169,7 +189,10 @@ class _GraphWriter:
         tensors: Mapping[str, TensorEntry],
         weights_file: str,
         kv: KvLayout,
+        target: Target | None,
     ) -> None:
+        kv = kv if target is None else replace(kv, dtype="float32")
+        self.target, self.products = target, _PRODUCTS[target]
         self.decoder, self.precision, self.tensors, self.weights_file = decoder, precision, tensors, weights_file
         self.kinds = sorted({precision.layer(layer) for layer in range(decoder.num_layers)})
         self.mixed = precision.layers is not None
@@ -258,13 +281,20 @@ class _GraphWriter:
 
     def _functions(self) -> list[onnx.FunctionProto]:
         functions = [
-            bodies.nested_gather(widest_bits(self.tensors), self.decoder.hidden_size),
-            bodies.nested_matmul(self.precision.lm_head_bits),
-            sparse_attention(AttentionShape.of(self.decoder, self.kv), int8=self.kv.dtype == "int8"),
+            bodies.nested_gather(
+                widest_bits(self.tensors), self.decoder.hidden_size, without_float16=self.target is not None
+            ),
+            bodies.nested_matmul(self.precision.lm_head_bits, products=self.products),
+            sparse_attention(
+                AttentionShape.of(self.decoder, self.kv),
+                int8=self.kv.dtype == "int8",
+                floats=TensorProto.FLOAT16 if self.target is None else TensorProto.FLOAT,
+                joint=self.target is None,
+            ),
             *(decoder_layer(self.decoder, layer_bits, self.kv, mixed=self.mixed) for layer_bits in self.kinds),
         ]
         for bits in sorted({bits for layer_bits in self.kinds for bits in (layer_bits.qkv, layer_bits.o)}):
-            functions.append(self._named(bodies.pruned_matmul(bits), bits))
+            functions.append(self._named(bodies.pruned_matmul(bits, products=self.products), bits))
         for up, down in sorted({(layer_bits.up, layer_bits.down) for layer_bits in self.kinds}):
             functions.append(self._named(self._mlp(up, down), up, down))
         return functions
@@ -278,6 +308,7 @@ class _GraphWriter:
             gated=decoder.gated,
             activation=decoder.activation,
             has_bias=decoder.mlp_bias,
+            products=self.products,
         )
 
     def _named(self, function: onnx.FunctionProto, *bits: int) -> onnx.FunctionProto:
@@ -310,7 +341,8 @@ class _GraphWriter:
         heads, size = self.decoder.num_kv_heads, self.decoder.head_dim
         rows, scales = (_DTYPES[self.kv.dtype], [1, heads, "C", size]), (TensorProto.FLOAT16, [1, heads, "C"])
         codes = (TensorProto.UINT8, [1, heads, "C", size // 2])
-        types = (rows, rows, codes, (TensorProto.FLOAT16, [1, heads, "C", 2]), scales, scales)
+        floats = TensorProto.FLOAT16 if self.target is None else TensorProto.FLOAT
+        types = (rows, rows, codes, (floats, [1, heads, "C", 2]), scales, scales)
         return [
             helper.make_tensor_value_info(_cache_name(side, part, layer), *kind)
             for layer in range(self.decoder.num_layers)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sol_rt.bundle.config import SolConfig
     from sol_rt.engine.providers import Provider
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.native.model import NativeModel
     from sol_rt.generate.results import GeneratedToken
     from sol_rt.generate.stream import Stream
 
@@ -58,9 +59,7 @@ def load(
     from sol_rt.generate.model import SolModel
 
     threads = usable_threads(threads)
-    bundle = open_checked(bundle_path(model), verify=verify)
-    if ctx_size is not None and ctx_size > (most := bundle.config.model.max_context):
-        raise UsageError(f"--ctx-size {ctx_size}: the model's context is {most} tokens; give at most that")
+    bundle = _open(model, ctx_size, verify)
     loaded = SolModel.from_pretrained(
         bundle,
         provider=provider,
@@ -79,6 +78,41 @@ def load(
     if loaded.dominated:
         note(describe(loaded.dominated, provider=loaded.engine.provider_name))
     return loaded
+
+
+def load_native(
+    model: str | None,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    native_ops: bool = True,
+    ctx_size: int | None = None,
+    verify: bool = True,
+) -> NativeModel:
+    """Opens the bundle that `-m` names in the native core; otherwise as `load`."""
+    from sol_rt.generate.native.library import core
+    from sol_rt.generate.native.model import NativeModel
+
+    if provider not in {"auto", "cpu"}:
+        raise UsageError(
+            f"--engine native: runs on the CPU alone; leave out --provider {provider}, or use --engine python"
+        )
+    core()  # before anything that takes long
+    threads = usable_threads(threads)
+    bundle = _open(model, ctx_size, verify)
+    loaded = NativeModel.from_pretrained(bundle, threads=threads, native_ops=native_ops, max_context=ctx_size)
+    if native_ops and not loaded.native:
+        note("native operators: not in the core; standard ones run, several times slower")
+    if loaded.cost_note:
+        note(loaded.cost_note)
+    return loaded
+
+
+def _open(model: str | None, ctx_size: int | None, verify: bool) -> Bundle:
+    bundle = open_checked(bundle_path(model), verify=verify)
+    if ctx_size is not None and ctx_size > (most := bundle.config.model.max_context):
+        raise UsageError(f"--ctx-size {ctx_size}: the model's context is {most} tokens; give at most that")
+    return bundle
 
 
 def usable_threads(threads: int | None) -> int | None:

@@ -55,6 +55,13 @@ class Format(str, Enum):
     json = "json"
 
 
+class EngineName(str, Enum):
+    """What runs the decode loop."""
+
+    python = "python"
+    native = "native"
+
+
 DECODING, BUDGET, MACHINE = "Decoding", "Budget", "Machine"
 
 # find_bundle reads $SOL_RT_MODEL, so that Python and the command line have the same rules.
@@ -221,6 +228,12 @@ Bits = Annotated[
     float | None, option("--bits", min=1, max=16, help="Instead of --budget: mean weight bits to read.", panel=BUDGET)
 ]
 
+Engine = Annotated[
+    EngineName,
+    option(
+        "--engine", help="What runs the decode loop: python, or native, the core in C++ (CPU alone).", panel=MACHINE
+    ),
+]
 Provider = Annotated[str, option("--provider", help="Where to compute: auto, cpu, cuda or webgpu.", panel=MACHINE)]
 Device = Annotated[int, option("--device", min=0, help="Number of the GPU, counted from 0.", panel=MACHINE)]
 Threads = Annotated[

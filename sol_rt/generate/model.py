@@ -156,6 +156,11 @@ class SolModel:
             cost = _measured_quickly(engine, cost)
         return cls(engine, cost)
 
+    @property
+    def where(self) -> dict[str, str]:
+        """The keys by which every command's JSON says where the model computes."""
+        return self.engine.provider.as_json()
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer. Raises BundleError if it does not fit the model."""

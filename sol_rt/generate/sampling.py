@@ -85,7 +85,7 @@ class Sampler:
             values = scaled[tokens]
         else:
             tokens, values = self._all, scaled
-        weights = np.exp(values - values.max(), dtype=np.float32)
+        weights = _exponentials(values - values.max())
         if config.top_p < 1.0:
             kept = _nucleus(weights, config.top_p)
             tokens, weights = tokens[kept], weights[kept]
@@ -150,6 +150,11 @@ def _divided(scores: np.ndarray, temperature: float) -> np.ndarray:
         if abs(largest) < _LARGEST_LOGIT * temperature:
             return scores / _float32(temperature)
         return (scores - np.float32(largest)) / _float32(temperature)  # the quotient would overflow
+
+
+def _exponentials(values: np.ndarray) -> np.ndarray:
+    """exp of float32 values, rounded from float64: those of float32 differ from processor to processor."""
+    return np.exp(values, dtype=np.float64).astype(np.float32)
 
 
 def _draw(weights: np.ndarray, share: float) -> int:

@@ -22,3 +22,9 @@ def library_path(provider: str = "cpu") -> Path | None:
     """
     path = Path(__file__).with_name(f"libsol_ops_{provider}{_SUFFIX}")
     return path if path.is_file() else None
+
+
+def core_path() -> Path | None:
+    """Path of the native core, libsol_rt (bindings/c). Returns None if the package was built without it."""
+    path = Path(__file__).with_name(f"libsol_rt{_SUFFIX}")
+    return path if path.is_file() else None

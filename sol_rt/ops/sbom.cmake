@@ -20,21 +20,31 @@ function(sol_component name version licence purl)
   set(SOL_COMPONENT_REFS "${SOL_COMPONENT_REFS}${separator}\"${name}\"" PARENT_SCOPE)
 endfunction()
 
+# Adds a component whose header defines its version in the numbers `prefix` and one of the further arguments each.
+function(sol_component_of_header name header prefix licence purl)
+  set(version "")
+  foreach(part ${ARGN})
+    sol_defined(number ${header} ${prefix}${part})
+    list(APPEND version ${number})
+  endforeach()
+  list(JOIN version "." version)
+  sol_component("${name}" "${version}" "${licence}" "${purl}")
+  set(SOL_COMPONENTS "${SOL_COMPONENTS}" PARENT_SCOPE)
+  set(SOL_COMPONENT_REFS "${SOL_COMPONENT_REFS}" PARENT_SCOPE)
+endfunction()
+
 # Sets `result` to the number that a header defines as `name`.
 function(sol_defined result header name)
   set(number "")
   if(EXISTS ${header})  # without it the build stops with the compiler's own words
-    file(STRINGS ${header} line REGEX "^#define ${name} [0-9]+")
-    string(REGEX MATCH "[0-9]+$" number "${line}")
+    file(STRINGS ${header} line REGEX "^#define ${name}[ \t]+[0-9]+")
+    string(REGEX REPLACE "^#define ${name}[ \t]+([0-9]+).*" "\\1" number "${line}")
   endif()
   set(${result} ${number} PARENT_SCOPE)
 endfunction()
 
-foreach(part MAJOR MINOR PATCH)
-  sol_defined(SOL_HWY_${part} ${HIGHWAY_INCLUDE_DIR}/hwy/base.h HWY_${part})
-endforeach()
-sol_component("highway" "${SOL_HWY_MAJOR}.${SOL_HWY_MINOR}.${SOL_HWY_PATCH}" "Apache-2.0 OR BSD-3-Clause"
-  "pkg:github/google/highway")
+sol_component_of_header("highway" ${HIGHWAY_INCLUDE_DIR}/hwy/base.h HWY_ "Apache-2.0 OR BSD-3-Clause" "pkg:github/google/highway"
+  MAJOR MINOR PATCH)
 # The header names the version of the C API, which is the second part of a release's version.
 sol_defined(SOL_ORT_API ${ONNXRUNTIME_INCLUDE_DIR}/onnxruntime_c_api.h ORT_API_VERSION)
 sol_component("onnxruntime-c-api" "1.${SOL_ORT_API}.0" "MIT" "pkg:github/microsoft/onnxruntime")
@@ -43,6 +53,14 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   sol_component("libstdc++" "${CMAKE_CXX_COMPILER_VERSION}" "GPL-3.0-or-later WITH GCC-exception-3.1" "pkg:generic/gcc")
 elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND NOT APPLE AND NOT MSVC)
   sol_component("libc++" "${CMAKE_CXX_COMPILER_VERSION}" "Apache-2.0 WITH LLVM-exception" "pkg:github/llvm/llvm-project")
+endif()
+if(TARGET sol_rt)  # the native core
+  sol_component_of_header("nlohmann-json" ${SOL_JSON_INCLUDE_DIR}/nlohmann/detail/abi_macros.hpp NLOHMANN_JSON_VERSION_ "MIT"
+    "pkg:github/nlohmann/json" MAJOR MINOR PATCH)
+  sol_component_of_header("pcre2" ${SOL_PCRE2_INCLUDE_DIR}/pcre2.h PCRE2_ "BSD-3-Clause WITH PCRE2-exception" "pkg:github/PCRE2Project/pcre2"
+    MAJOR MINOR)
+  sol_component_of_header("utf8proc" ${SOL_UTF8PROC_INCLUDE_DIR}/utf8proc.h UTF8PROC_VERSION_ "MIT" "pkg:github/JuliaStrings/utf8proc"
+    MAJOR MINOR PATCH)
 endif()
 if(TARGET sol_ops_cuda)
   sol_component("cudart" "${SOL_CUDA_VERSION}" "LicenseRef-NVIDIA-CUDA-EULA" "pkg:generic/nvidia-cuda-runtime")

@@ -9,7 +9,7 @@ from pathlib import Path
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config_reader import is_file_name
 from sol_rt.errors import HubError
-from sol_rt.store.download import check_room, checked_files, download, staged
+from sol_rt.store.download import check_room, checked_files, download, remove_unfinished, staged
 from sol_rt.store.hub import Listing, RemoteFile
 from sol_rt.store.progress import Progress
 
@@ -78,6 +78,7 @@ def fetch_checkpoint(
     """
     files = wanted_files(listing) if pinned is None else _pinned_files(listing, pinned)
     if checked_files(target, files, progress) is not None:
+        remove_unfinished(listing.hub_id, target)
         return target
     check_room(listing, files, target, say)
     with staged(listing.hub_id, target) as folder:

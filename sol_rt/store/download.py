@@ -33,26 +33,41 @@ def staged(hub_id: HubId, target: Path) -> Iterator[Path]:
     After an exception, or after the process was killed, the folder stays with what was fetched, and the next call
     yields it again. Raises HubError if another process has the folder, or if it cannot be written.
     """
+    with _disk_errors(target.parent), _locked(hub_id, target) as folder:
+        folder.mkdir(exist_ok=True)
+        yield folder
+        put_in_place(folder, target)
+
+
+def remove_unfinished(hub_id: HubId, target: Path) -> None:
+    """Removes what a killed process left of its download of `target`, which is complete now.
+
+    Leaves it to another process that has the folder, and to the next call where the folder cannot be written.
+    """
+    if (target.parent / UNFINISHED).is_dir():
+        with suppress(HubError, OSError), _locked(hub_id, target) as folder:
+            remove(folder)
+
+
+@contextmanager
+def _locked(hub_id: HubId, target: Path) -> Iterator[Path]:
+    """Yields the path of the folder that collects the files of `target`. Other processes can't have it meanwhile."""
     from filelock import FileLock, Timeout
 
     parent = target.parent / UNFINISHED
+    parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(parent / f"{hub_id.folder_name}.lock", timeout=0)
-    with _disk_errors(target.parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise HubError(f"{hub_id}: another process is fetching it; wait until that one ends") from None
-        try:
-            folder = parent / hub_id.folder_name
-            folder.mkdir(exist_ok=True)
-            yield folder
-            put_in_place(folder, target)
-        finally:
-            lock.release()
-            with suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)
-                parent.rmdir()  # fails as long as it holds another download
+    try:
+        lock.acquire()
+    except Timeout:
+        raise HubError(f"{hub_id}: another process is fetching it; wait until that one ends") from None
+    try:
+        yield parent / hub_id.folder_name
+    finally:
+        lock.release()
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+            parent.rmdir()  # fails as long as it holds another download
 
 
 def download(listing: Listing, files: Sequence[RemoteFile], folder: Path, progress: Progress) -> dict[str, FileState]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError, HubError, UsageError
-from sol_rt.store.download import check_room, checked_files, download, staged
+from sol_rt.store.download import check_room, checked_files, download, remove_unfinished, staged
 from sol_rt.store.home import bundles_dir, remember_last_export, remember_source
 from sol_rt.store.hub import Listing, RemoteFile, hub_errors, open_file
 from sol_rt.store.progress import Progress
@@ -44,6 +44,7 @@ def fetch_bundle(
     same = target.is_dir() and _content(target / CONFIG_NAME) == raw
     states = checked_files(target, files, progress) if same else None
     if states is not None:
+        remove_unfinished(listing.hub_id, target)
         say(f"{listing.hub_id}: {target} is the same bundle already")
     else:
         if not same:

@@ -34,7 +34,7 @@ _FUSED_ROTARY = 16
 
 
 def sparse_attention(
-    shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16
+    shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16, joint: bool = True
 ) -> onnx.FunctionProto:
     """The body of `SparseAttention`. Its attributes are constants in it, except `gather_capacity`.
 
@@ -45,6 +45,7 @@ def sparse_attention(
         shape: the attributes, which all layers of a graph share.
         int8: the cache holds int8 codes and scales of keys and values. Such a body runs on the CPU only.
         floats: the type of any other cache.
+        joint: GroupQueryAttention gets q, k and v in one tensor; ONNX Runtime for the web (1.30) infers no shape then.
     """
     writer = NodeWriter()
     for part in ("key_codes", "key_range"):  # WebGPU has no Identity for uint8, but its Reshape takes it
@@ -52,7 +53,7 @@ def sparse_attention(
     if int8:
         _int8_attention(writer, shape)
     else:
-        _float_attention(writer, shape, floats)
+        _float_attention(writer, shape, floats, joint)
     cache, scales = ["key", "value", "key_codes", "key_range"], ["key_scale", "value_scale"] if int8 else []
     inputs = ["qkv", *(f"past_{part}" for part in cache), "past_length", "kv_pages", "cos", "sin"]
     return writer.function(
@@ -63,11 +64,11 @@ def sparse_attention(
     )
 
 
-def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int) -> None:
+def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int, joint: bool) -> None:
     results, types = ["y", "present_key", "present_value"], [TensorProto.FLOAT, floats, floats]
 
     def dense(inner: NodeWriter) -> list[str]:
-        return _dense(inner, shape)
+        return _dense(inner, shape, joint)
 
     def chosen(inner: NodeWriter) -> list[str]:
         single = inner.op("Equal", inner.op("Shape", "qkv", start=1, end=2), inner.ints(1))
@@ -77,12 +78,12 @@ def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int) -> 
     writer.branch(writer.nonempty("kv_pages"), chosen, dense, results, types)
 
 
-def _dense(writer: NodeWriter, shape: AttentionShape) -> list[str]:
+def _dense(writer: NodeWriter, shape: AttentionShape, joint: bool) -> list[str]:
     """Attention that reads every token: names of y and of the new keys and values."""
     op, name = writer.op, writer.name
     every, key, value = name("attended"), name("appended_key"), name("appended_value")
     rotates = shape.rotary_dim % _FUSED_ROTARY == 0
-    query, tables = _rounded(writer) if rotates else _rounded_after_rotation(writer, shape)
+    query, tables = _rounded(writer, shape, joint) if rotates else _rounded_after_rotation(writer, shape)
     op(
         "GroupQueryAttention",
         *(*query, "past_key", "past_value", op("Sub", "total_length", writer.const([1], np.int32)), "total_length"),
@@ -97,10 +98,14 @@ def _dense(writer: NodeWriter, shape: AttentionShape) -> list[str]:
     return [op("Cast", every, to=TensorProto.FLOAT), key, value]
 
 
-def _rounded(writer: NodeWriter) -> tuple[list[str], list[str]]:
-    """Inputs of a GroupQueryAttention that rotates: the joint q, k and v, and the tables, in the type of the cache."""
+def _rounded(writer: NodeWriter, shape: AttentionShape, joint: bool) -> tuple[list[str], list[str]]:
+    """Inputs of a GroupQueryAttention that rotates: q, k and v, and the tables, in the type of the cache."""
     qkv, cos, sin = (writer.op("CastLike", name, "past_key") for name in ("qkv", "cos", "sin"))
-    return [qkv, "", ""], [cos, sin]
+    if joint:
+        return [qkv, "", ""], [cos, sin]
+    sizes = [heads * shape.head_dim for heads in (shape.num_heads, shape.kv_heads, shape.kv_heads)]
+    writer.op("Split", qkv, writer.ints(*sizes), out=["q", "k", "v"], axis=-1)
+    return ["q", "k", "v"], [cos, sin]
 
 
 def _rounded_after_rotation(writer: NodeWriter, shape: AttentionShape) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ A product at a level is a sum over its planes. With x [rows, K], block-wise step
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from itertools import zip_longest
 
 import numpy as np
@@ -32,6 +33,22 @@ _CODES, _FLOATS = 4, 1
 """Accuracy levels of MatMulNBits: activations of 8 bits, as in the kernels, or float32. For weights of 2 bits the CPU
 provider's float paths are 10 to 100 times slower; for 4 bits they are not."""
 _ALL = 1e9  # larger than every count of channels
+DEQUANTIZED, PACKED = "Dequantized", "Packed"
+"""Nodes that stand for what a host makes of a matrix when it loads the graph; `export/web.py` replaces them."""
+
+
+class Products(Enum):
+    """How a body multiplies by a nested matrix.
+
+    FUSED: by the stored planes; ONNX Runtime makes MatMulNBits of a channel-major base. PACKED: the same, but the host
+    gives that base as MatMulNBits reads it, uint8 [N, KB, 16]. FLOATS: by one float32 matrix [K, N], which the host
+    makes at the level.
+    """
+
+    FUSED = "fused"
+    PACKED = "packed"
+    FLOATS = "floats"
+
 
 _CENTRE = 128.0
 """The z for which MatMulNBits' own zero point of the base plane, 8, gives the whole offset of levels 4 and 8."""
@@ -46,26 +63,35 @@ def planes(bits: int) -> int:
     return (bits - 4) // 2
 
 
-def nested_matmul(bits: int) -> onnx.FunctionProto:
-    """`NestedMatMul` at one number of bits; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K]."""
+def nested_matmul(bits: int, *, products: Products = Products.FUSED) -> onnx.FunctionProto:
+    """`NestedMatMul` at one number of bits; K and N stay attributes of the node. x: float [rows, K] or [1, rows, K].
+
+    `products` is as in `_nested_product`.
+    """
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
     weights = ["base", "scale", "zero", *names]
-    _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, out="y")
+    _nested_product(writer, "x", weights, bits, Ref("K"), Ref("N"), channel_major=False, products=products, out="y")
     return writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
 
 
-def pruned_matmul(bits: int) -> onnx.FunctionProto:
-    """`PrunedMatMul` at one number of bits; K and N stay attributes of the node. x: float [1, rows, K]."""
+def pruned_matmul(bits: int, *, products: Products = Products.FUSED) -> onnx.FunctionProto:
+    """`PrunedMatMul` at one number of bits; K and N stay attributes of the node. x: float [1, rows, K].
+
+    `products` is as in `_nested_product`.
+    """
     writer = NodeWriter()
     weights = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(planes(bits)))]
     x = _largest(writer, "x", "active")
-    _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, out="y")
+    _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, products=products, out="y")
     return writer.function("PrunedMatMul", ["x", "active", *weights], ["y"], ["K", "N", "bits"])
 
 
-def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
-    """`NestedGather` of rows of `k` channels at one number of bits."""
+def nested_gather(bits: int, k: int, *, without_float16: bool = False) -> onnx.FunctionProto:
+    """`NestedGather` of rows of `k` channels at one number of bits.
+
+    `without_float16` makes the whole `scale` float32 where the session is made, for GPUs that have no float16.
+    """
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
 
@@ -83,7 +109,11 @@ def nested_gather(bits: int, k: int) -> onnx.FunctionProto:
         code = writer.op("Add", code, writer.op("Mul", codes(name, 2), writer.const(step)))
     zero = writer.op("Add", rows("zero", TensorProto.FLOAT), writer.const(_SHIFT[bits]))
     code = writer.op("Sub", code, writer.op("Unsqueeze", zero, writer.ints(3)))
-    scale = writer.op("Mul", rows("scale", TensorProto.FLOAT), writer.const(1 / 16))
+    if without_float16:
+        steps = writer.op("Gather", writer.op("Cast", "scale", to=TensorProto.FLOAT), "ids", axis=1)
+    else:
+        steps = rows("scale", TensorProto.FLOAT)
+    scale = writer.op("Mul", steps, writer.const(1 / 16))
     blocks = writer.op("Mul", code, writer.op("Unsqueeze", scale, writer.ints(3)))
     blocks = writer.op("Transpose", blocks, perm=[1, 2, 0, 3])
     writer.op("Reshape", blocks, writer.ints(1, -1, k), out="y")
@@ -105,10 +135,11 @@ def pruned_mlp(
     gated: bool,
     activation: str,
     has_bias: bool,
+    products: Products = Products.FUSED,
 ) -> onnx.FunctionProto:
     """`PrunedMLP` with its attributes inlined: all layers of a graph share them. x: float [1, rows, hidden].
 
-    The matrices are read at `up_bits` and `down_bits` bits, by default `bits`.
+    The matrices are read at `up_bits` and `down_bits` bits, by default `bits`. `products` is as in `_nested_product`.
     """
     writer = NodeWriter()
     matrix_bits = {"up": up_bits or bits, "down": down_bits or bits}
@@ -119,7 +150,7 @@ def pruned_mlp(
     up_size = intermediate * (2 if gated else 1)
 
     x = _largest(writer, "x", "active_up")
-    u = _nested_product(writer, x, up, matrix_bits["up"], hidden, up_size, channel_major=True)
+    u = _nested_product(writer, x, up, matrix_bits["up"], hidden, up_size, channel_major=True, products=products)
     if has_bias:
         u = writer.op("Add", u, "up_bias")
     if gated:
@@ -129,7 +160,9 @@ def pruned_mlp(
         h = _activation(writer, u, activation)
     h = _largest(writer, h, "active_down")
     out = None if has_bias else "y"
-    y = _nested_product(writer, h, down, matrix_bits["down"], intermediate, hidden, channel_major=True, out=out)
+    y = _nested_product(
+        writer, h, down, matrix_bits["down"], intermediate, hidden, channel_major=True, products=products, out=out
+    )
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
@@ -150,6 +183,7 @@ def _nested_product(
     n: int | Ref,
     *,
     channel_major: bool,
+    products: Products,
     out: str | None = None,
 ) -> str:
     """Writes x W at a level, by the formula of this module; W is base, scale, zero and the level's planes.
@@ -159,15 +193,17 @@ def _nested_product(
     """
     base, scale, zero, *residual = weights
     op, const = writer.op, writer.const
+    if products is Products.FLOATS:
+        return op("MatMul", x, op(DEQUANTIZED, *weights, domain="sol", bits=bits), out=out)
     steps = op("Cast", scale, to=TensorProto.FLOAT)  # [KB, N]
     block_scale = op("Transpose", steps, perm=[1, 0])
 
     def product(codes: str, size: int, accuracy: int, *zero_points: str) -> str:
-        """x times a block-major plane. MatMulNBits takes it with the outputs as its first axis."""
+        """x times a plane [N, KB, bytes of a block]."""
         return op(
             "MatMulNBits",
             x,
-            op("Transpose", codes, perm=[1, 0, 2]),
+            codes,
             block_scale,
             *zero_points,
             domain="com.microsoft",
@@ -178,16 +214,23 @@ def _nested_product(
             accuracy_level=accuracy,
         )
 
-    if channel_major:  # ONNX Runtime fuses this pattern to MatMulNBits, with the weights transposed once
+    def transposed(plane: str) -> str:
+        """A block-major plane with the outputs as its first axis, as MatMulNBits takes it."""
+        return op("Transpose", plane, perm=[1, 0, 2])
+
+    accuracy = _FLOATS if bits == 8 else _CODES
+    if channel_major and products is Products.PACKED:
+        y = product(op(PACKED, base, scale, domain="sol"), 4, accuracy)
+    elif channel_major:  # ONNX Runtime fuses this pattern to MatMulNBits, with the weights transposed once
         eight = op("Expand", const(8, np.uint8), op("Shape", scale))
         eight = op("Cast", eight, to=TensorProto.UINT4)
         y = op("MatMul", x, op("DequantizeLinear", base, steps, eight, axis=0, block_size=BLOCK))
     else:
-        y = product(base, 4, _FLOATS if bits == 8 else _CODES)
+        y = product(transposed(base), 4, accuracy)
     # with zero points 2 of plane 1 and 0 of plane 2, the offset of level 8 is 4 * 2 + 0 = 8
     zero_points = [(), (_no_zero_points(writer, scale),)] if bits == 8 else [()]
     for index, plane in enumerate(residual):
-        part = product(plane, 2, _CODES, *zero_points[index])
+        part = product(transposed(plane), 2, _CODES, *zero_points[index])
         y = op("Add", y, op("Mul", part, const(0.25 ** (index + 1))))
     blocks = op("Concat", writer.ints(-1), op("Shape", scale, end=1), writer.ints(BLOCK), axis=0)
     sums = op("ReduceSum", op("Reshape", x, blocks), writer.ints(2), keepdims=0)  # [rows, KB]

@@ -12,6 +12,8 @@ from sol_rt.cli.console import note, progress
 from sol_rt.errors import SolError, UsageError, WriteError
 
 _NO_POLICY = "none"
+_NATIVE, _WEB = "native", "web"
+_CHANNEL_DENSITY, _KV_DENSITY = "1,0.75,0.5,0.4,0.25", "1,0.5,0.25,0.1"
 _NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors", "numba")
 
 
@@ -34,17 +36,23 @@ def export(
         options.option("--bits", env=False, help="Weight bits to offer, from 8, 6, mixed (differs by matrix) and 4."),
     ] = "8,6,mixed,4",
     channel_density: Annotated[
-        str,
+        str | None,
         options.option(
-            "--channel-density", env=False, help="Shares (0 to 1) of the layers' weights to read; must include 1."
+            "--channel-density",
+            env=False,
+            help="Shares (0 to 1) of the layers' weights to read; must include 1. Default: 1,0.75,0.5,0.4,0.25; for "
+            "the web 1.",
         ),
-    ] = "1,0.75,0.5,0.4,0.25",
+    ] = None,
     kv_density: Annotated[
-        str,
+        str | None,
         options.option(
-            "--kv-density", env=False, help="Shares (0 to 1) of the old cached tokens to read; must include 1."
+            "--kv-density",
+            env=False,
+            help="Shares (0 to 1) of the old cached tokens to read; must include 1. Default: 1,0.5,0.25,0.1; for the "
+            "web 1.",
         ),
-    ] = "1,0.5,0.25,0.1",
+    ] = None,
     ctx_size: Annotated[
         int | None,
         options.option(
@@ -83,6 +91,15 @@ def export(
             "--max-actions", env=False, min=1, help="Largest number of actions to keep by measurement; default: 16."
         ),
     ] = None,
+    target: Annotated[
+        str,
+        options.option(
+            "--target",
+            env=False,
+            help="native, or web: a copy of a bundle with few graphs, for browsers. -m is then that bundle, or what is "
+            "to be exported first.",
+        ),
+    ] = _NATIVE,
     parity: Annotated[
         bool, options.option("--parity/--no-parity", env=False, help="Compare the bundle with the source at the end.")
     ] = True,
@@ -97,9 +114,16 @@ def export(
     from sol_rt.store.pull import bundle_name, source_of
 
     bit_levels = _bits(bits)
-    kv_levels, channel_levels = _densities("--kv-density", kv_density), _densities("--channel-density", channel_density)
+    if target not in (_NATIVE, _WEB):
+        raise UsageError(f"--target {target}: expected {_NATIVE} or {_WEB}")
+    web_levels = [_densities("--target web", given or "1") for given in (channel_density, kv_density)]
+    kv_levels = _densities("--kv-density", kv_density or _KV_DENSITY)
+    channel_levels = _densities("--channel-density", channel_density or _CHANNEL_DENSITY)
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
+    if target == _WEB and (found := _bundle_of(model)) is not None:
+        print(_write_for_web(found, output, force, bit_levels, *web_levels))
+        return
     given = None if policy in (None, _NO_POLICY) else Path(str(policy))
     bundle = None if given is None else _existing(model, output, force)
     _need(("onnx", "safetensors") if bundle else _NEEDED)
@@ -120,14 +144,14 @@ def export(
     from sol_rt.export import export_bundle
 
     by_default = bundles_dir() / bundle_name(model)  # before a folder is made: it refuses what is no model
-    target = output or by_default
-    if (target / CONFIG_NAME).exists() and not force:
-        raise UsageError(f"{target} already exists; pass --force to replace it, or -o for another folder")
-    check_writable(target, *([] if output is None else ["choose another -o"]))
+    place = by_default if output is None or target == _WEB else output
+    if (place / CONFIG_NAME).exists() and not force:
+        raise UsageError(f"{place} already exists; pass --force to replace it, or -o for another folder")
+    check_writable(place, *([] if output is None else ["choose another -o"]))
     with progress() as report:
         result = export_bundle(
             model,
-            target,
+            place,
             bits=bit_levels,
             channel_density=channel_levels,
             kv_density=kv_levels,
@@ -143,11 +167,56 @@ def export(
     for line in result.lines():
         note(line)
     try:
-        remember_last_export(target)
-        remember_source(target, source_of(model))
+        remember_last_export(place)
+        remember_source(place, source_of(model))
     except WriteError as error:
-        note(f"{error.path}: cannot be written ({error.reason}), so this is not the default model; use -m {target}")
-    print(target)
+        note(f"{error.path}: cannot be written ({error.reason}), so this is not the default model; use -m {place}")
+    print(place if target == _NATIVE else _write_for_web(place, output, force, bit_levels, *web_levels))
+
+
+def _bundle_of(model: str) -> Path | None:
+    """The bundle that is there already under this name; None if the model has to be exported first."""
+    from sol_rt.bundle.config import CONFIG_NAME
+    from sol_rt.store.home import bundles_dir
+    from sol_rt.store.pull import bundle_name
+
+    folder = Path(model).expanduser()
+    if (folder / CONFIG_NAME).is_file():
+        return folder
+    if folder.name == model and (bundles_dir() / model / CONFIG_NAME).is_file():
+        return bundles_dir() / model
+    exported = bundles_dir() / bundle_name(model)
+    return exported if (exported / CONFIG_NAME).is_file() else None
+
+
+def _write_for_web(
+    bundle: Path,
+    output: Path | None,
+    force: bool,
+    bits: tuple[int, ...],
+    channel_density: tuple[float, ...],
+    kv_density: tuple[float, ...],
+) -> Path:
+    """Writes a copy of a bundle for browsers, by default beside it, and returns its folder."""
+    from sol_rt.bundle.config import CONFIG_NAME
+    from sol_rt.store.home import check_writable
+
+    _need(("onnx",))
+    from sol_rt.export.web import write_web_bundle
+
+    place = output or bundle.resolve().with_name(f"{bundle.resolve().name}-web")
+    if (place / CONFIG_NAME).exists() and not force:
+        raise UsageError(f"{place} already exists; pass --force to replace it, or -o for another folder")
+    check_writable(place, "choose another -o")
+    with progress() as report:
+        config = write_web_bundle(
+            bundle, place, bits=bits, channel_density=channel_density, kv_density=kv_density, progress=report
+        )
+    sizes = {name: entry.bytes for name, entry in config.files.items()}
+    graphs = len({variant.file for variant in config.variants.values()})
+    dropped = "" if config.policy is not None else ", no policy"
+    note(f"for browsers: {graphs} graphs, {len(config.actions)} actions{dropped}, {sum(sizes.values()) / 1e6:.1f} MB")
+    return place
 
 
 def _existing(model: str, output: Path | None, force: bool) -> Path | None:

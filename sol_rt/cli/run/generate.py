@@ -16,6 +16,7 @@ from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.native.model import NativeModel
     from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
 
@@ -79,6 +80,7 @@ def generate(
             "--replay", env=False, help="Trace to repeat; the first different token is reported.", panel="Traces"
         ),
     ] = None,
+    engine: options.Engine = options.EngineName.python,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -88,7 +90,7 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import answered, dial, load, note_ineffective
+    from sol_rt.cli.loading import answered, dial, load, load_native, note_ineffective
 
     arguments: dict[str, Any] = {
         **dial(schedule, budget, None if governor else tokens_per_second, kv_density, channel_density, bits, max_loss),
@@ -109,18 +111,26 @@ def generate(
     if chat and text is not None:
         text = [{"role": "user", "content": text}]
 
-    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     sensors = None
     if governor:
         check_governable(arguments)
         sensors = Sensors()
-    loaded = load(model, **settings, ctx_size=ctx_size, verify=verify)
-    note_ineffective(loaded, arguments)
+    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops}
+    native = engine is options.EngineName.native
+    loaded: Any = (
+        load_native(model, **settings, ctx_size=ctx_size, verify=verify)
+        if native
+        else load(model, **settings, device=device, ctx_size=ctx_size, verify=verify)
+    )
+    if native:
+        arguments["replay"] = replay
+    else:
+        note_ineffective(loaded, arguments)
     mover = None if sensors is None else Governor(loaded, sensors, budget, tokens_per_second)
     if mover is not None:
         arguments["budget"] = mover.budget
     run = loaded.stream(text, **arguments)
-    tokens = answered(loaded, run)
+    tokens = run if native else answered(loaded, run)
     begun = False
     try:
         for step in tokens if mover is None else mover.govern(run, tokens):
@@ -147,19 +157,19 @@ def generate(
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-def _finish(result: Generation | None, model: SolModel, json: bool, how: Mapping[str, Any]) -> None:
+def _finish(result: Generation | None, model: SolModel | NativeModel, json: bool, how: Mapping[str, Any]) -> None:
     """Ends the line of text and reports the result, also after Ctrl-C. `result` is None if there was no token."""
     if not json:
         print(flush=True)
     if result is None:
         return
     if json:
-        print_json({**summary(result), **_top_logprobs(result, model), **model.engine.provider.as_json()})
+        print_json({**summary(result), **_top_logprobs(result, model), **model.where})
     else:
         report(result, how)
 
 
-def _top_logprobs(result: Generation, model: SolModel) -> dict[str, Any]:
+def _top_logprobs(result: Generation, model: SolModel | NativeModel) -> dict[str, Any]:
     """The key `top_logprobs` of `generate --json`: the likeliest tokens at each place; empty if none were asked for."""
     if not any(result.top_logprobs):
         return {}

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Builds libsol_rt.so and libsol_rt_jni.so for Android with the NDK:   ANDROID_NDK_HOME=... bindings/android/build-native.sh [ABI...]
+# Writes build/android/jniLibs/ABI/*.so. Without names: arm64-v8a and x86_64.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+ndk=${ANDROID_NDK_HOME:-${ANDROID_NDK_ROOT:-}}
+if [ ! -e "$ndk/build/cmake/android.toolchain.cmake" ]; then
+  echo "error: no NDK: set ANDROID_NDK_HOME to the folder of NDK r26 or newer" >&2
+  exit 1
+fi
+[ $# -gt 0 ] || set -- arm64-v8a x86_64
+for abi in "$@"; do
+  build=$root/build/android/$abi
+  out=$root/build/android/jniLibs/$abi
+  cmake -S "$root/bindings/c" -B "$build" -DCMAKE_TOOLCHAIN_FILE="$ndk/build/cmake/android.toolchain.cmake" -DANDROID_ABI="$abi" \
+    -DANDROID_PLATFORM=android-26 -DANDROID_STL=c++_static -DANDROID_SUPPORT_FLEXIBLE_PAGE_SIZES=ON -DCMAKE_BUILD_TYPE=Release -DSOL_RT_FETCH=ON
+  cmake --build "$build" --parallel --target sol_rt
+  case $abi in
+    arm64-v8a) target=aarch64-linux-android26 ;;
+    x86_64) target=x86_64-linux-android26 ;;
+    *) echo "error: unknown ABI $abi: arm64-v8a or x86_64" >&2; exit 2 ;;
+  esac
+  bin=$(echo "$ndk"/toolchains/llvm/prebuilt/*/bin)
+  mkdir -p "$out"
+  "$bin/llvm-strip" --strip-unneeded -o "$out/libsol_rt.so" "$build/libsol_rt.so"
+  "$bin/clang++" --target=$target -std=c++17 -O2 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -nostdlib++ -shared -s \
+    -Wl,-z,defs -Wl,-z,max-page-size=16384 -Wl,-soname,libsol_rt_jni.so -I"$root/bindings/c/include" \
+    -o "$out/libsol_rt_jni.so" "$root/bindings/java/src/main/jni/sol_rt_jni.cc" -L"$out" -lsol_rt
+done

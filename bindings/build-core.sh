@@ -1,0 +1,33 @@
+#!/bin/sh
+# Builds the native core and prints the path of its shared library:   bindings/build-core.sh BUILD_DIR
+# Progress goes to stderr. A library that is there and newer than the sources is kept.
+set -eu
+# shellcheck source=bindings/test-lib.sh
+. "$(dirname "$0")/test-lib.sh"
+if [ $# -ne 1 ]; then
+  echo "usage: $0 BUILD_DIR" >&2
+  exit 2
+fi
+mkdir -p "$1"
+build=$(cd "$1" && pwd)
+if [ ! -e "$build/CMakeCache.txt" ]; then
+  install cmake cmake g++ make
+  if [ ! -e /usr/include/nlohmann/json.hpp ] || [ ! -e /usr/include/pcre2.h ] || [ ! -e /usr/include/utf8proc.h ]; then
+    install none nlohmann-json3-dev libpcre2-dev libutf8proc-dev || true
+  fi
+  "$root/scripts/install-headers.sh" >&2
+  set --
+  if command -v ccache >/dev/null; then
+    set -- -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache
+  fi
+  cmake -S "$root/bindings/c" -B "$build" -DCMAKE_BUILD_TYPE=Release "$@" >&2
+fi
+cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" >&2
+for name in libsol_rt.so libsol_rt.dylib; do
+  if [ -e "$build/$name" ]; then
+    echo "$build/$name"
+    exit
+  fi
+done
+echo "$0: the build left no libsol_rt in $build" >&2
+exit 1

@@ -1,0 +1,338 @@
+// The C interface of sol_rt's native core: a self-optimizing language model inside a host program.
+//
+// A host loads a bundle (`sol_model`), opens a session on it (`sol_session`: one KV cache, one conversation) and takes tokens one by one. Before every
+// decode step the core picks how much to compute, so that the budget is held; the host may move the budget between tokens.
+//
+// Rules that hold for every function:
+//   - Functions that can fail return a `sol_error*`: NULL is success. The host frees an error with `sol_error_release`.
+//   - No C++ exception and no signal crosses this border.
+//   - Strings are UTF-8. `const char*` arguments end in NUL unless a length stands beside them. Pointers that a function returns belong to the handle
+//     that it was asked of, and live as long as that handle, unless said otherwise.
+//   - Structs begin with `size`: the host sets it to sizeof of the struct that it was compiled with, so that an older host works with a newer library.
+//     `..._init` does that and sets every other field to its default.
+//   - Arrays that the host passes are read during the call only.
+//
+// Threads: a `sol_runtime` and a `sol_model` may be used by any number of threads at once. A `sol_session` is used by one thread at a time, with the
+// exceptions named at `sol_session_cancel`, `sol_session_set_budget`, `sol_session_set_tokens_per_second` and `sol_session_busy`; a second thread gets
+// SOL_ERROR_BUSY. Sessions of one model run at the same time and share the weights' memory.
+//
+// Lifetime: handles count references to what they need. A host may release a model before its sessions, and a runtime before its models.
+#ifndef SOL_RT_H_
+#define SOL_RT_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#if defined(SOL_RT_BUILD)
+#define SOL_RT_API __declspec(dllexport)
+#elif defined(SOL_RT_STATIC)
+#define SOL_RT_API
+#else
+#define SOL_RT_API __declspec(dllimport)
+#endif
+#else
+#define SOL_RT_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Of this header. It grows when functions or fields are added; what is there stays as it is.
+#define SOL_RT_INTERFACE_VERSION 1
+
+// Interface version of the library that is loaded, and its release, as "0.1.0".
+SOL_RT_API uint32_t sol_interface_version(void);
+SOL_RT_API const char* sol_version(void);
+
+// ---- Errors ---------------------------------------------------------------------------------------------------------------------------------------
+
+typedef enum sol_code {
+  SOL_OK = 0,
+  SOL_ERROR_USAGE = 1,      // the call is wrong: a value out of range, contradictory options, a NULL handle
+  SOL_ERROR_BUNDLE = 2,     // the bundle is missing, truncated, foreign or inconsistent
+  SOL_ERROR_RUNTIME = 3,    // ONNX Runtime is missing, too old, or failed
+  SOL_ERROR_CONTEXT = 4,    // prompt or text does not fit the context, or the KV cache does not fit the memory
+  SOL_ERROR_NUMERIC = 5,    // the model gave numbers that are not finite
+  SOL_ERROR_BUSY = 6,       // another thread is using the session
+  SOL_ERROR_CANCELLED = 7,  // `sol_session_cancel` ended the call
+  SOL_ERROR_WRITE = 8,      // a file cannot be written: the disk is full, or the system refuses; what was there stays as it was
+  SOL_ERROR_MEMORY = 9,     // out of memory
+  SOL_ERROR_TEXT = 10,      // not valid UTF-8, or the bundle has no tokenizer or no chat segments that this core can use
+  SOL_ERROR_HOST = 11,      // a callback of the host asked to stop with an error
+  SOL_ERROR_INTERNAL = 99   // a fault of this library
+} sol_code;
+
+typedef struct sol_error sol_error;
+
+SOL_RT_API sol_code sol_error_code(const sol_error* error);        // SOL_OK for NULL
+SOL_RT_API const char* sol_error_message(const sol_error* error);  // one line, what, where, got, expected, next step; "" for NULL
+SOL_RT_API void sol_error_release(sol_error* error);               // takes NULL, too
+
+// ---- Runtime: ONNX Runtime as the host has it -----------------------------------------------------------------------------------------------------
+
+typedef struct sol_runtime sol_runtime;
+
+typedef struct sol_runtime_options {
+  uint32_t size;
+  const void* ort_api_base;      // `const OrtApiBase*` of the ONNX Runtime that the host has loaded; NULL to open `ort_library`
+  const char* ort_library;       // path or name of ONNX Runtime's shared library, for dlopen; NULL for the system's usual name
+  int32_t threads;               // threads of the process-wide pool of ONNX Runtime; 0 for all processors that the process may use
+  int32_t native_operators;      // 1: register the operators of this library; 0: run the function bodies in the graphs
+  int32_t spin;                  // 1: waiting threads of the pool spin, as is ONNX Runtime's default; 0: they sleep, which saves battery
+} sol_runtime_options;
+
+SOL_RT_API void sol_runtime_options_init(sol_runtime_options* options);
+SOL_RT_API sol_error* sol_runtime_create(const sol_runtime_options* options, sol_runtime** runtime);  // `options` may be NULL
+SOL_RT_API void sol_runtime_release(sol_runtime* runtime);
+SOL_RT_API const char* sol_runtime_ort_version(const sol_runtime* runtime);  // as "1.23.0"
+
+// ---- Model ----------------------------------------------------------------------------------------------------------------------------------------
+
+typedef struct sol_model sol_model;
+
+typedef enum sol_verify {
+  SOL_VERIFY_NONE = 0,   // compare no hashes
+  SOL_VERIFY_SMALL = 1,  // of every file but the weights: the default
+  SOL_VERIFY_ALL = 2     // of the weights, too: about a second a gigabyte
+} sol_verify;
+
+// Called while a long call goes on. Returning anything but 0 ends the call with SOL_ERROR_HOST.
+typedef int32_t (*sol_progress)(void* user, const char* what, uint64_t done, uint64_t total);
+
+typedef struct sol_model_options {
+  uint32_t size;
+  sol_verify verify;
+  int32_t max_context;     // a cap in tokens below the model's own; 0 for none
+  const char* cost_table;  // a file that `sol-rt calibrate` or `sol_model_measure_costs` wrote on this device; NULL: costs are bytes
+  sol_progress progress;   // NULL for none
+  void* user;              // given to `progress`
+} sol_model_options;
+
+typedef struct sol_model_info {
+  uint32_t size;
+  const char* name;
+  const char* generator;         // the exporter, as "sol_rt 0.1.0"
+  const char* identity;          // sha256 of sol_config.json, lower-case hex: it identifies the whole bundle
+  int32_t vocab_size;
+  int32_t hidden_size;
+  int32_t num_layers;
+  int32_t max_context;           // tokens, the cap included
+  int32_t num_actions;           // of the action set
+  int32_t has_policy;
+  int32_t has_losses;            // whether the export measured what actions lose: `hull` and `max_loss` need it
+  int32_t has_tokenizer;         // whether this core reads the bundle's tokenizer.json
+  int32_t has_chat;              // whether the bundle has chat segments; if not, the host renders the template
+  int32_t native;                // whether native operators run
+  const char* default_schedule;  // `sol`, `hull` or `uniform`
+  const char* cost_model;        // `bytes` or `calibrated`
+  const char* dense;             // tag of the dense action
+  uint64_t mapped_bytes;         // size of the weights file: shared, and the system may drop it from memory
+} sol_model_info;
+
+typedef struct sol_action_info {
+  uint32_t size;
+  const char* tag;      // as "k030-s050-q4"
+  double relative_cost;  // at a context of 512 tokens, in dense steps
+  double loss;           // nats a token over dense; NaN if not measured
+} sol_action_info;
+
+SOL_RT_API void sol_model_options_init(sol_model_options* options);
+SOL_RT_API sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_model_options* options, sol_model** model);
+SOL_RT_API void sol_model_release(sol_model* model);
+SOL_RT_API sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info);  // `info->size` is set by the host
+SOL_RT_API sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_action_info* info);
+
+// Times every action for about two seconds, uses the result as cost model from the next generation on, and writes it to `file` (NULL: does not write).
+SOL_RT_API sol_error* sol_model_measure_costs(sol_model* model, const char* file);
+
+// ---- Text -----------------------------------------------------------------------------------------------------------------------------------------
+// Functions that fill an array take its capacity and always set the full count. If the capacity is too small they fill nothing and return SOL_OK: the
+// host compares, makes room and calls again.
+
+enum {
+  SOL_ENCODE_ADD_SPECIAL = 1,   // add what the model wants around a text, such as a token for its beginning
+  SOL_ENCODE_PARSE_SPECIAL = 2  // special tokens written in the text become those tokens; without it they stay text
+};
+
+SOL_RT_API sol_error* sol_model_encode(const sol_model* model, const char* text, size_t length, uint32_t flags, int32_t* tokens, size_t capacity,
+                                       size_t* count);
+SOL_RT_API sol_error* sol_model_decode(const sol_model* model, const int32_t* tokens, size_t count, int32_t skip_special, char* text, size_t capacity,
+                                       size_t* length);  // no NUL is written
+
+typedef struct sol_message {
+  const char* role;     // `system`, `user` or `assistant`
+  const char* content;  // text: special tokens in it stay text
+} sol_message;
+
+// Tokens of a conversation, with the beginning of the assistant's answer.
+SOL_RT_API sol_error* sol_model_encode_chat(const sol_model* model, const sol_message* messages, size_t num_messages, int32_t* tokens, size_t capacity,
+                                            size_t* count);
+
+// ---- Session --------------------------------------------------------------------------------------------------------------------------------------
+
+typedef struct sol_session sol_session;
+
+SOL_RT_API sol_error* sol_session_create(sol_model* model, sol_session** session);
+SOL_RT_API void sol_session_release(sol_session* session);  // ends a running generation first; other threads must be done with the session
+
+// Tokens in the KV cache.
+SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count);
+// Keeps the first `length` tokens of the cache. Ends a running generation.
+SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
+// Writes tokens and cache to a file, as a whole or not at all; reads them back into a session of the same bundle (any machine, native operators or not
+// as before). Both end a running generation.
+SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
+SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
+// Bytes of memory that only this session uses: KV cache and buffers.
+SOL_RT_API uint64_t sol_session_private_bytes(const sol_session* session);
+
+// ---- Generation -----------------------------------------------------------------------------------------------------------------------------------
+
+typedef struct sol_logit_bias {
+  int32_t token;
+  float bias;  // -100 to 100
+} sol_logit_bias;
+
+// Numbers that are NaN, or negative where they are counts, stand for the model's own default (generation_config.json).
+typedef struct sol_generate_options {
+  uint32_t size;
+  int32_t max_new_tokens;
+  int32_t do_sample;  // 1: draw from the distribution; 0: take the likeliest token
+  double temperature;
+  int32_t top_k;
+  double top_p;
+  double min_p;
+  double repetition_penalty;
+  double presence_penalty;
+  double frequency_penalty;
+  int64_t seed;  // of sampling and of the schedule `random`; negative draws a fresh one
+  int32_t top_logprobs;
+  const sol_logit_bias* logit_bias;
+  size_t num_logit_bias;
+  const char* const* stop_strings;
+  size_t num_stop_strings;
+  const int32_t* end_tokens;  // NULL: the model's own
+  size_t num_end_tokens;
+
+  // The dial: at most one of budget, tokens_per_second, max_loss and targets on the axes. NaN: not asked for. With none the fastest mix that loses at
+  // most 0.5% runs.
+  double budget;             // share of the dense cost, 0 to 1
+  double tokens_per_second;  // needs measured costs
+  double max_loss;           // share by which perplexity may rise, as 0.01
+  double kv_density;
+  double channel_density;
+  double bits;
+  const char* schedule;  // `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; NULL for the model's default
+
+  int32_t reuse_cache;   // 1: keep the tokens of the prompt that the cache begins with; 0: run the whole prompt
+  const char* trace;     // file to write every step to, as `sol-rt trace` reads it; NULL for none
+  const char* replay;    // a trace whose actions run again, in place of a dial; NULL for none
+} sol_generate_options;
+
+SOL_RT_API void sol_generate_options_init(sol_generate_options* options);
+
+typedef enum sol_finish {
+  SOL_FINISH_NONE = 0,   // more tokens follow
+  SOL_FINISH_STOP = 1,   // end token or stop string
+  SOL_FINISH_LENGTH = 2  // max_new_tokens, or the context is full
+} sol_finish;
+
+// One generated token. Pointers are valid until the session's next call.
+typedef struct sol_token {
+  uint32_t size;
+  int32_t token;
+  const char* text;          // text that is now certain, UTF-8 with NUL; empty while a character or a stop string is incomplete
+  size_t text_length;        // bytes
+  const char* action;        // tag of the action that computed it; the dense tag for the first token, which comes of the prompt
+  double logprob;            // nats, under the raw distribution
+  double cost;               // of its decode step, in the cost model's unit; 0 for the first token
+  double relative_cost;      // the same in dense steps
+  double achieved_budget;    // cost of the steps so far / their dense cost
+  double requested_budget;   // of the steps so far
+  double milliseconds;       // since the token before; for the first token, since the start
+  sol_finish finish;
+  const int32_t* top_tokens;    // the likeliest tokens, `num_top` of them
+  const double* top_logprobs;   // their log-probabilities
+  size_t num_top;
+} sol_token;
+
+typedef struct sol_result {
+  uint32_t size;
+  int32_t num_tokens;          // generated so far, the end token included
+  int32_t prompt_tokens;
+  int32_t cached_tokens;       // tokens of the prompt that were in the cache
+  const char* schedule;
+  const char* cost_model;
+  double requested_budget;
+  double achieved_budget;
+  double expected_loss;        // mean measured loss of the actions taken, nats a token; NaN if not measured
+  double prompt_tokens_per_second;
+  double tokens_per_second;
+  double time_to_first_token_ms;
+  double fastest_tokens_per_second;  // of the cheapest action at the last context; NaN if costs are bytes
+  int32_t floored;             // whether the budget lay below the cheapest action
+  int32_t first_difference;    // in a replay, index of the first token that differs from the trace's; -1 where all agree
+  sol_finish finish;
+} sol_result;
+
+// Checks everything and begins; the prompt runs at the first `sol_session_next`. A generation that was running ends.
+SOL_RT_API sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options);
+// The next token. After one with `finish` other than SOL_FINISH_NONE the generation is over, and another call is SOL_ERROR_USAGE.
+SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
+// Ends a running generation. The cache keeps what was run.
+SOL_RT_API sol_error* sol_session_stop(sol_session* session);
+// What the running or last generation has come to.
+SOL_RT_API sol_error* sol_session_result(const sol_session* session, sol_result* result);
+
+// Called with every token. Returning anything but 0 stops the generation, which is no error.
+typedef int32_t (*sol_on_token)(void* user, const sol_token* token);
+// Start, every token, and the result, in one call. `result` may be NULL.
+SOL_RT_API sol_error* sol_session_generate(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options,
+                                           sol_on_token on_token, void* user, sol_result* result);
+
+// From any thread, at any time: the call that is running, or the next one if none is, ends with SOL_ERROR_CANCELLED within one decode step or one chunk
+// of the prompt. The cache keeps what was run.
+SOL_RT_API void sol_session_cancel(sol_session* session);
+// From any thread, at any time: holds from the next decode step on. 0 to 1; replaces whatever the generation held before. Without a running generation,
+// and for targets on the axes, `fixed:TAG`, `dense` and a replay: SOL_ERROR_USAGE.
+SOL_RT_API sol_error* sol_session_set_budget(sol_session* session, double budget);
+SOL_RT_API sol_error* sol_session_set_tokens_per_second(sol_session* session, double rate);
+// From any thread: 1 while a call runs in another thread or a generation is under way, else 0.
+SOL_RT_API int32_t sol_session_busy(const sol_session* session);
+
+// ---- Governor: from the device's state to a budget ------------------------------------------------------------------------------------------------
+// A pure function with a state of its own; docs/decode-loop.md section 8 has the table. Call it every second or every few tokens and hand its budget on.
+
+typedef struct sol_governor_settings {
+  uint32_t size;
+  double lowest_budget;      // bounds of the budget
+  double highest_budget;
+  double tokens_per_second;  // wanted rate; NaN for none
+} sol_governor_settings;
+
+typedef struct sol_governor_reading {
+  uint32_t size;
+  double battery;            // level, 0 to 1; NaN if unknown
+  int32_t charging;          // 1, 0, or -1 if unknown
+  double thermal;            // 0 cool; 1 where the system begins to throttle (Android's thermal headroom); NaN if unknown
+  double tokens_per_second;  // measured; NaN if unknown
+} sol_governor_reading;
+
+typedef struct sol_governor_state {
+  uint32_t size;
+  double budget;         // to hand on
+  double reserved[7];    // the governor's own
+} sol_governor_state;
+
+SOL_RT_API void sol_governor_settings_init(sol_governor_settings* settings);
+SOL_RT_API void sol_governor_reading_init(sol_governor_reading* reading);
+SOL_RT_API sol_error* sol_governor_begin(const sol_governor_settings* settings, sol_governor_state* state);
+SOL_RT_API sol_error* sol_governor_step(const sol_governor_settings* settings, const sol_governor_reading* reading, sol_governor_state* state);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // SOL_RT_H_

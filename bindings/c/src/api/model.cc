@@ -1,0 +1,130 @@
+// Models of the C interface: loading, what they hold, and what their actions cost.
+#include <limits>
+
+#include "api/border.h"
+#include "api/handles.h"
+#include "base/atomic_file.h"
+#include "budget/controller/controller.h"
+#include "budget/schedules/schedule.h"
+#include "engine/measure_costs.h"
+
+using sol_rt::Guard;
+
+namespace {
+
+constexpr int64_t kContext = 512;  // tokens, at which the relative costs of actions are told
+
+sol_model_options Defaults() {
+  sol_model_options options;
+  sol_model_options_init(&options);
+  return options;
+}
+
+const char* ScheduleName(const sol_rt::Config& config) {
+  const std::string name = sol_rt::DefaultSchedule(config, sol_rt::AxisTargets{});
+  return name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
+}
+
+sol_model_info InfoOf(const sol_model& handle) {
+  const sol_rt::Model& model = *handle.model;
+  const sol_rt::Config& config = model.config();
+  sol_model_info info{};
+  info.name = config.model.name.c_str();
+  info.generator = config.generator.c_str();
+  info.identity = model.identity().c_str();
+  info.vocab_size = config.model.vocab_size;
+  info.hidden_size = config.model.hidden_size;
+  info.num_layers = config.model.num_layers;
+  info.max_context = static_cast<int32_t>(model.max_context());
+  info.num_actions = static_cast<int32_t>(handle.tags.size());
+  info.has_policy = config.policy ? 1 : 0;
+  info.has_losses = config.LossesMeasured() ? 1 : 0;
+  info.has_tokenizer = model.tokenizer() ? 1 : 0;
+  info.has_chat = model.chat() ? 1 : 0;
+  info.native = model.native() ? 1 : 0;
+  info.default_schedule = ScheduleName(config);
+  info.cost_model = model.cost()->InMilliseconds() ? "calibrated" : "bytes";
+  info.dense = handle.dense.c_str();
+  info.mapped_bytes = model.weights().size();
+  return info;
+}
+
+}  // namespace
+
+extern "C" {
+
+void sol_model_options_init(sol_model_options* options) {
+  if (options == nullptr) return;
+  *options = sol_model_options{};
+  options->size = sizeof(*options);
+  options->verify = SOL_VERIFY_SMALL;
+}
+
+sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_model_options* options, sol_model** model) {
+  return Guard([&] {
+    sol_rt::RequirePointer(model, "sol_model_load: model");
+    *model = nullptr;
+    sol_rt::RequireHandle(runtime, "sol_model_load: runtime");
+    sol_rt::RequirePointer(folder, "sol_model_load: folder");
+    const sol_model_options given = sol_rt::ReadStruct(options, Defaults(), "sol_model_options");
+    if (given.verify < SOL_VERIFY_NONE || given.verify > SOL_VERIFY_ALL) {
+      sol_rt::UsageFault("sol_model_options: verify: got " + std::to_string(given.verify) + ", expected a sol_verify");
+    }
+    sol_rt::ModelOptions wanted;
+    wanted.verify = given.verify;
+    wanted.max_context = given.max_context;
+    if (given.progress != nullptr) {
+      wanted.progress = [&given](const char* what, uint64_t done, uint64_t total) {
+        if (given.progress(given.user, what, done, total) != 0) {
+          throw sol_rt::Error(SOL_ERROR_HOST, "sol_model_load: the host's progress callback asked to stop");
+        }
+      };
+    }
+    auto made = std::make_unique<sol_model>();
+    made->model = sol_rt::Model::Load(runtime->runtime, folder, wanted);
+    made->model->LoadParts(given.cost_table == nullptr ? "" : given.cost_table);
+    for (const sol_rt::ActionEntry& entry : made->model->config().actions) made->tags.push_back(entry.action.Tag());
+    made->dense = made->model->config().dense.Tag();
+    *model = made.release();
+  });
+}
+
+void sol_model_release(sol_model* model) { delete model; }
+
+sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_get_info");
+    sol_rt::RequireStruct(info, "sol_model_info");
+    sol_rt::FillStruct(InfoOf(*model), info);
+  });
+}
+
+sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_action_info* info) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_get_action");
+    sol_rt::RequireStruct(info, "sol_action_info");
+    const auto count = static_cast<int32_t>(model->tags.size());
+    if (index < 0 || index >= count) {
+      sol_rt::UsageFault("sol_model_get_action: index: got " + std::to_string(index) + ", expected 0 to " + std::to_string(count - 1));
+    }
+    const sol_rt::Config& config = model->model->config();
+    const sol_rt::ActionEntry& entry = config.actions[static_cast<size_t>(index)];
+    const std::shared_ptr<const sol_rt::CostModel> cost = model->model->cost();
+    sol_action_info made{};
+    made.tag = model->tags[static_cast<size_t>(index)].c_str();
+    made.relative_cost = cost->Step(entry.action, kContext) / cost->Step(config.dense, kContext);
+    made.loss = entry.loss ? *entry.loss : std::numeric_limits<double>::quiet_NaN();
+    sol_rt::FillStruct(made, info);
+  });
+}
+
+sol_error* sol_model_measure_costs(sol_model* model, const char* file) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_measure_costs");
+    const sol_rt::CalibrationTable table = sol_rt::MeasureCosts(model->model);
+    model->model->SetCost(sol_rt::MakeCalibratedCost(model->model->config(), table));
+    if (file != nullptr) sol_rt::WriteFileAtomically(file, table.ToJson());
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,117 @@
+// Sessions of the C interface: their cache, and their files.
+#include "api/session.h"
+
+#include <fstream>
+
+#include "api/border.h"
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/file.h"
+
+using sol_rt::EndGeneration;
+using sol_rt::FillArray;
+using sol_rt::Guard;
+using sol_rt::RequireHandle;
+using sol_rt::RequirePointer;
+using sol_rt::Turn;
+
+sol_session::sol_session(std::shared_ptr<sol_rt::Model> shared) : model(shared), engine(shared) {}
+
+namespace sol_rt {
+
+Turn::Turn(const sol_session* session, const char* function, bool reads) {
+  RequireHandle(session, function);
+  std::atomic<bool>& in_call = const_cast<sol_session*>(session)->in_call;
+  if (!in_call.exchange(true)) {
+    in_call_ = &in_call;
+  } else if (!reads || session->in_callback.load() != std::this_thread::get_id()) {
+    throw Error(SOL_ERROR_BUSY, std::string(function) + ": this session is in another call; wait for it, or make a session for each thread");
+  }
+}
+
+Turn::~Turn() {
+  if (in_call_ != nullptr) *in_call_ = false;
+}
+
+void EndGeneration(sol_session& session) {
+  session.cancelled = false;
+  if (session.generation && !session.generation->over()) session.generation->Close();
+}
+
+}  // namespace sol_rt
+
+extern "C" {
+
+sol_error* sol_session_create(sol_model* model, sol_session** session) {
+  return Guard([&] {
+    RequirePointer(session, "sol_session_create: session");
+    *session = nullptr;
+    RequireHandle(model, "sol_session_create");
+    *session = new sol_session(model->model);
+  });
+}
+
+void sol_session_release(sol_session* session) { delete session; }
+
+sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_tokens", true);
+    const std::vector<int32_t>& held = session->engine.tokens();
+    FillArray(held.data(), held.size(), tokens, capacity, count);
+  });
+}
+
+sol_error* sol_session_rewind(sol_session* session, size_t length) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_rewind");
+    const size_t held = session->engine.tokens().size();
+    if (length > held) {
+      sol_rt::UsageFault("sol_session_rewind: got " + std::to_string(length) + ", expected 0 to " + std::to_string(held) + ", the tokens in the cache");
+    }
+    EndGeneration(*session);
+    session->engine.Truncate(static_cast<int64_t>(length));
+  });
+}
+
+sol_error* sol_session_save(sol_session* session, const char* file) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_save");
+    RequirePointer(file, "sol_session_save: file");
+    EndGeneration(*session);
+    sol_rt::AtomicFile made(file);
+    session->engine.Save(made.stream());
+    made.Commit();
+  });
+}
+
+sol_error* sol_session_restore(sol_session* session, const char* file) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_restore");
+    RequirePointer(file, "sol_session_restore: file");
+    const std::string path = file;
+    if (sol_rt::KindOf(path) != sol_rt::FileKind::kFile) {
+      sol_rt::UsageFault(path + ": no such file; give one that sol_session_save wrote");
+    }
+    std::ifstream stream(sol_rt::SystemPath(path), std::ios::binary);
+    if (!stream) sol_rt::UsageFault(path + ": cannot be read; give a file that sol_session_save wrote");
+    EndGeneration(*session);
+    try {
+      session->engine.Restore(stream);
+    } catch (const sol_rt::Error& error) {
+      const std::string what = error.what(), unnamed = "session file";  // the engine does not know the name
+      throw sol_rt::Error(error.code(), path + (what.rfind(unnamed, 0) == 0 ? what.substr(unnamed.size()) : ": " + what));
+    }
+  });
+}
+
+uint64_t sol_session_private_bytes(const sol_session* session) {
+  uint64_t bytes = 0;
+  sol_error* const error = Guard([&] {
+    const Turn turn(session, "sol_session_private_bytes", true);
+    bytes = session->engine.PrivateBytes();
+  });
+  sol_error_release(error);
+  return bytes;
+}
+
+}  // extern "C"

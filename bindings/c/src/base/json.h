@@ -1,0 +1,21 @@
+// JSON from files that may be damaged or hostile: depth and sizes are bounded, keys keep their order.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+
+namespace sol_rt {
+
+using Json = nlohmann::ordered_json;
+
+constexpr size_t kJsonDepth = 100;  // lists and objects inside each other
+constexpr size_t kJsonKeys = 1 << 15;  // of one object: looking for a key takes time in proportion
+
+// Throws SOL_ERROR_BUNDLE, which names `path`, for text that is not UTF-8 JSON or goes beyond the bounds.
+Json ParseJson(std::string_view text, const std::string& path, size_t most_keys = kJsonKeys);
+
+// As Python's json.dumps writes it, but no longer than an error shows.
+std::string DumpJson(const Json& value);
+
+}  // namespace sol_rt

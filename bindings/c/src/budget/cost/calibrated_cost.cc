@@ -1,0 +1,95 @@
+// Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that was.
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <system_error>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "budget/cost/calibration_table.h"
+
+namespace sol_rt {
+namespace {
+
+constexpr double kShortest = 1e-6;            // milliseconds that a step has to take: rates are divided by it, and costs by the dense one
+constexpr int64_t kLargest = 1 << 24;  // bytes of a file; tables take a few thousand
+constexpr const char* kHint = "give a file that `sol-rt calibrate` wrote";
+
+[[noreturn]] void Refuse(const std::string& problem) {
+  throw Error(SOL_ERROR_BUNDLE, "calibration table: " + problem + "; run `sol-rt calibrate` again");
+}
+
+class CalibratedCost final : public CostModel {
+ public:
+  CalibratedCost(const Config& config, const CalibrationTable& table) : CostModel(config), policy_ms_(table.policy_ms) {
+    for (const std::string& key : config.variant_order) {
+      const auto row = table.lines.find(key);
+      if (row == table.lines.end() || row->second.empty()) Refuse("no variant " + key);
+      for (const auto& [density, line] : row->second) lines_[key][density] = line;
+    }
+    for (const std::string& key : config.variant_order) {
+      for (const auto& [density, line] : lines_[key]) {
+        if (line.fixed + line.per_token < kShortest) Refuse("a step of " + key + " takes no time");
+      }
+    }
+  }
+  const char* Name() const override { return "calibrated"; }
+  bool InMilliseconds() const override { return true; }
+  double Policy() const override { return policy_ms_; }
+  CostLine Line(const Action& action) const override {
+    const auto row = lines_.find(action.Variant());
+    if (row == lines_.end()) UsageFault("cost of " + action.Tag() + ": its variant is not in the bundle");
+    const CostLine* nearest = nullptr;
+    bool alike = false;
+    int distance = 0;
+    for (const auto& [density, line] : row->second) {  // rising densities: of two at one distance the lower one stands
+      // a step that chooses tokens does other work than one that reads all of them
+      const bool same_work = (density == 100) == (action.kv == 100);
+      const int away = std::abs(density - action.kv);
+      if (nearest == nullptr || (same_work && !alike) || (same_work == alike && away < distance)) {
+        nearest = &line;
+        alike = same_work;
+        distance = away;
+      }
+    }
+    return *nearest;
+  }
+
+ private:
+  std::map<std::string, std::map<int, CostLine>> lines_;
+  double policy_ms_;
+};
+
+std::string ReadTable(const std::string& path) {
+  try {
+    OpenFile file(path);
+    const int64_t size = file.State().size;
+    if (size > kLargest) BundleFault(path, "", std::to_string(size) + " bytes", "a calibration table, of a few thousand", kHint);
+    std::string text(static_cast<size_t>(size), '\0');
+    size_t done = 0;
+    while (const size_t read = file.Read(&text[done], text.size() - done)) done += read;
+    text.resize(done);
+    return text;
+  } catch (const std::system_error& error) {
+    BundleFault(path, "", Reason(error), "a calibration table", kHint);
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<const CostModel> MakeCalibratedCost(const Config& config, const CalibrationTable& table) {
+  return std::make_shared<CalibratedCost>(config, table);
+}
+
+std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file) {
+  const std::string text = ReadTable(file);
+  try {
+    const CalibrationTable table = CalibrationTable::FromJson(text);
+    if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");
+    return MakeCalibratedCost(config, table);
+  } catch (const Error& error) {
+    throw Error(error.code(), file + ": " + error.what());
+  }
+}
+
+}  // namespace sol_rt

@@ -1,0 +1,112 @@
+// Reads and writes calibration tables with the checks of sol_rt/budget/cost/calibration_table.py.
+#include "budget/cost/calibration_table.h"
+
+#include <cmath>
+#include <locale>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/number_text.h"
+
+namespace sol_rt {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kFormat = "sol_rt.calibration";
+constexpr int kVersion = 2;
+constexpr double kLongest = 1e9;  // milliseconds that a step may take; larger numbers would overflow in sums
+
+[[noreturn]] void Unreadable(const std::string& problem) {
+  throw Error(SOL_ERROR_BUNDLE, "calibration table: not readable (" + problem.substr(0, 120) + "); run `sol-rt calibrate` again");
+}
+
+const Json& Member(const Json& object, const char* key) {
+  const auto found = object.find(key);
+  if (found == object.end()) Unreadable(std::string("no key ") + key);
+  return *found;
+}
+
+std::string Text(const Json& object, const char* key) {
+  const Json& value = Member(object, key);
+  if (!value.is_string()) Unreadable(std::string(key) + " is no string");
+  return value.get<std::string>();
+}
+
+double Milliseconds(const Json& object, const char* key) {
+  const Json& value = Member(object, key);
+  const double number = value.is_number() ? value.get<double>() : NAN;
+  if (!(0 <= number && number <= kLongest)) Unreadable(std::string(key) + " is not a number from 0 to 1e+09");
+  return number;
+}
+
+int Hundredths(const std::string& text) {
+  std::istringstream stream(text);
+  stream.imbue(std::locale::classic());
+  double share = NAN;
+  if (!(stream >> share) || stream.peek() != std::istringstream::traits_type::eof()) share = NAN;
+  const double rounded = std::nearbyint(share * 100);
+  if (!(1 <= rounded && rounded <= 100 && std::abs(rounded / 100 - share) < 1e-9)) {
+    Unreadable("a KV density is not a share from 0.01 to 1 in hundredths, for example 0.3");
+  }
+  return static_cast<int>(rounded);
+}
+
+CalibrationTable::Line ReadLine(const Json& raw) {
+  if (!raw.is_object() || raw.size() != 4) Unreadable("a line has other keys than error, fixed, per_page and per_token");
+  CalibrationTable::Line line;
+  line.fixed = Milliseconds(raw, "fixed");
+  line.per_token = Milliseconds(raw, "per_token");
+  line.per_page = Milliseconds(raw, "per_page");
+  line.error = Milliseconds(raw, "error");
+  return line;
+}
+
+CalibrationTable Read(const Json& raw) {
+  if (!raw.is_object()) Unreadable("no JSON object");
+  const Json &format = Member(raw, "format"), &version = Member(raw, "format_version");
+  if (format != kFormat || version != kVersion) {
+    Unreadable("format " + format.dump().substr(0, 40) + " version " + version.dump().substr(0, 40));
+  }
+  CalibrationTable table;
+  table.bundle = Text(raw, "bundle");
+  table.device = Text(raw, "device");
+  table.created = Text(raw, "created");
+  table.policy_ms = Milliseconds(raw, "policy_ms");
+  const Json& lines = Member(raw, "lines");
+  if (!lines.is_object()) Unreadable("lines is no JSON object");
+  for (const auto& [key, row] : lines.items()) {
+    if (!row.is_object()) Unreadable("a row of lines is no JSON object");
+    for (const auto& [density, line] : row.items()) table.lines[key][Hundredths(density)] = ReadLine(line);
+  }
+  const auto quick = raw.find("quick");
+  table.quick = quick != raw.end() && *quick == true;
+  return table;
+}
+
+}  // namespace
+
+CalibrationTable CalibrationTable::FromJson(const std::string& text) {
+  try {
+    return Read(Json::parse(text));
+  } catch (const Json::exception& error) {
+    Unreadable(error.what());
+  }
+}
+
+std::string CalibrationTable::ToJson() const {
+  nlohmann::ordered_json document = {{"format", kFormat},   {"format_version", kVersion}, {"bundle", bundle},
+                                     {"device", device},    {"created", created},         {"policy_ms", policy_ms},
+                                     {"lines", nlohmann::ordered_json::object()}, {"quick", quick}};
+  for (const auto& [key, row] : lines) {
+    auto& written = document["lines"][key] = nlohmann::ordered_json::object();
+    for (const auto& [density, line] : row) {
+      written[NumberText(density / 100.0)] = {
+          {"fixed", line.fixed}, {"per_token", line.per_token}, {"per_page", line.per_page}, {"error", line.error}};
+    }
+  }
+  return document.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace sol_rt

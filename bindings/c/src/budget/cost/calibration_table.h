@@ -1,0 +1,29 @@
+// The table of milliseconds that `sol-rt calibrate` measured: its file, and the cost model that it gives.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "budget/cost_model.h"
+
+namespace sol_rt {
+
+struct CalibrationTable {
+  struct Line : CostLine {
+    double error = 0.0;  // root mean square of the fit's relative residuals
+  };
+  std::string bundle, device, created;  // identity of the bundle, the device in words, ISO 8601
+  double policy_ms = 0.0;
+  std::map<std::string, std::map<int, Line>> lines;  // by variant, then by KV density in hundredths
+  bool quick = false;                                // measured at one short context
+
+  std::string ToJson() const;
+  // Throws SOL_ERROR_BUNDLE for a text that ToJson did not write.
+  static CalibrationTable FromJson(const std::string& text);
+};
+
+// Throws SOL_ERROR_BUNDLE if the table lacks a variant of the bundle, or says that a step takes no time.
+std::shared_ptr<const CostModel> MakeCalibratedCost(const Config& config, const CalibrationTable& table);
+
+}  // namespace sol_rt

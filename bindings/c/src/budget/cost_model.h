@@ -1,0 +1,47 @@
+// What a decode step costs: bytes, or milliseconds measured on this device (docs/bundle.md section 4, docs/decode-loop.md section 7).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "bundle/action.h"
+#include "bundle/config.h"
+
+namespace sol_rt {
+
+// cost = fixed + per_token * tokens read + per_page * pages scored.
+struct CostLine {
+  double fixed, per_token, per_page;
+};
+
+// Costs do not change after the model is made, so threads may share it.
+class CostModel {
+ public:
+  explicit CostModel(const Config& config);
+  virtual ~CostModel() = default;
+  virtual const char* Name() const = 0;  // `bytes` or `calibrated`
+  virtual bool InMilliseconds() const = 0;
+  virtual double Policy() const = 0;  // one run of the policy; 0 if there is none
+  // Throws SOL_ERROR_USAGE for an action whose variant the bundle lacks.
+  virtual CostLine Line(const Action& action) const = 0;
+
+  // Cost of a decode step without the policy's run; `context` is the number of tokens in the cache before it.
+  double Step(const Action& action, int64_t context) const;
+
+  const Action& dense() const { return dense_; }
+  int64_t page_size() const { return page_size_; }
+  int64_t sinks() const { return sinks_; }
+  int64_t layers() const { return layers_; }
+  int64_t dense_layers() const { return dense_layers_; }
+
+ private:
+  Action dense_;
+  int64_t page_size_, sinks_, layers_, dense_layers_;
+};
+
+std::shared_ptr<const CostModel> MakeBytesCost(const Config& config);
+// Reads a table (`sol_rt.calibration`). `identity` is the bundle's. Throws SOL_ERROR_BUNDLE for a file that is missing, damaged or of another bundle.
+std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file);
+
+}  // namespace sol_rt

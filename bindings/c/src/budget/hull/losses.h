@@ -1,0 +1,30 @@
+// What each action of a bundle is expected to lose, at any context, as the export measured it (docs/bundle.md section 4).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "bundle/action.h"
+#include "bundle/config.h"
+
+namespace sol_rt {
+
+// Between two measured contexts the loss is linear in the logarithm of the context; beyond the first and the last it stays the same.
+class ActionLosses {
+ public:
+  explicit ActionLosses(const Config& config);
+  // Expected added loss over dense in nats per token; NaN if the action was not measured.
+  double At(const Action& action, int64_t context) const;
+
+ private:
+  struct Curve {
+    std::vector<double> contexts, losses;  // logarithms of contexts in ascending order, nats
+  };
+  std::map<Action, Curve> curves_;
+};
+
+// The value at `x` of the line through the points, whose xs rise. Beyond the ends it stays the same.
+double Interpolate(double x, const std::vector<double>& xs, const std::vector<double>& ys);
+
+}  // namespace sol_rt

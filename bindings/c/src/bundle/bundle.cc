@@ -1,0 +1,159 @@
+#include "bundle/bundle.h"
+
+#include <algorithm>
+#include <system_error>
+
+#include "base/error.h"
+#include "base/sha256.h"
+#include "bundle/config_reader.h"
+
+namespace sol_rt {
+namespace {
+
+constexpr uint64_t kLongestConfig = 64 << 20;   // bytes
+constexpr uint64_t kLongestSmallFile = 1 << 30;  // bytes
+constexpr int32_t kBlock = 32;                   // input channels that share one scale
+
+std::string Head(const std::string& digest) { return digest.substr(0, 12) + "…"; }
+
+void CheckSize(const std::string& path, const FileEntry& entry) {
+  const std::string expected = std::to_string(entry.bytes) + " bytes";
+  const FileKind kind = KindOf(path);
+  if (kind == FileKind::kNone) BundleFault(path, "", "no such file", expected);
+  if (kind != FileKind::kFile) BundleFault(path, "", "a folder", "a file of " + expected);
+  int64_t size = 0;
+  try {
+    size = StateOf(path).size;
+  } catch (const std::system_error&) {
+    BundleFault(path, "", "no such file", expected);
+  }
+  if (size != entry.bytes) BundleFault(path, "", std::to_string(size) + " bytes", expected, "copy or export the bundle again");
+}
+
+void CheckHash(const std::string& path, const FileEntry& entry, const std::string& digest) {
+  if (digest == entry.sha256) return;
+  BundleFault(path, "sha256", Head(digest), Head(entry.sha256),
+              "the file was changed or damaged: pull or export the bundle again, or use it as it is with --no-verify");
+}
+
+// The state that the weights had while they were hashed.
+FileState HashWeights(const std::string& path, const FileEntry& entry, const Progress& progress) {
+  const uint64_t total = static_cast<uint64_t>(entry.bytes);
+  FileState before, after;
+  std::string digest;
+  try {
+    before = StateOf(path);
+    digest = Sha256OfFile(path, [&](uint64_t done) {
+      if (progress) progress("hash", done, total);
+    });
+    after = StateOf(path);
+  } catch (const std::system_error& error) {
+    BundleFault(path, "", Reason(error), "a readable file");
+  }
+  if (!(before == after)) BundleFault(path, "", "a file that changes while it is read", "a finished file", "try again");
+  CheckHash(path, entry, digest);
+  return after;
+}
+
+// Compares dims with the tensors that repeat them: an edited dim must not misread the cache later.
+void CheckShape(const std::string& path, const Config& config, const std::string& name, size_t axis, int64_t expected, const char* key) {
+  const auto found = config.tensors.find(name);
+  if (found == config.tensors.end()) return;
+  const std::vector<int64_t>& shape = found->second.shape;
+  if (shape.size() > axis && shape[axis] == expected) return;
+  std::string got = "[";
+  for (size_t i = 0; i < shape.size() && got.size() < 1000; ++i) got += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  BundleFault(path, "weights.tensors." + name + ".shape", got + "] in the weights",
+              std::to_string(expected) + " at axis " + std::to_string(axis) + ", from model." + key);
+}
+
+void CheckShapes(const std::string& path, const Config& config) {
+  const ModelDims& model = config.model;
+  const int64_t attended = int64_t{model.num_heads} * model.head_dim;
+  CheckShape(path, config, "embed.scale", 0, model.hidden_size / kBlock, "hidden_size");
+  CheckShape(path, config, "embed.scale", 1, model.vocab_size, "vocab_size");
+  CheckShape(path, config, "rope.cos", 0, model.max_context, "max_context");
+  for (int32_t i = 0; i < model.num_layers; ++i) {
+    const std::string layer = "layers." + std::to_string(i);
+    CheckShape(path, config, layer + ".qkv.scale", 0, model.hidden_size / kBlock, "hidden_size");
+    CheckShape(path, config, layer + ".qkv.scale", 1, (int64_t{model.num_heads} + 2 * int64_t{model.num_kv_heads}) * model.head_dim, "num_heads");
+    CheckShape(path, config, layer + ".o.scale", 0, attended / kBlock, "num_heads");
+    CheckShape(path, config, layer + ".down.scale", 0, model.intermediate_size / kBlock, "intermediate_size");
+  }
+  int32_t widest = 4;
+  for (const char* plane : {"embed.plane1", "embed.plane2"}) widest += config.tensors.count(plane) > 0 ? 2 : 0;
+  for (const std::string& key : config.variant_order) {
+    const Variant& variant = config.variants.at(key);
+    int32_t layers = variant.bits;
+    if (!variant.layer_bits.empty()) {
+      layers = 0;
+      for (const auto& row : variant.layer_bits) layers = std::max(layers, *std::max_element(row.begin(), row.end()));
+    }
+    const std::pair<const char*, int32_t> asked[] = {{variant.layer_bits.empty() ? "bits" : "layer_bits", layers}, {"lm_head_bits", variant.lm_head_bits}};
+    for (const auto& [name, bits] : asked) {
+      if (bits <= widest) continue;
+      BundleFault(path, "variants." + key + "." + name, std::to_string(bits), "at most " + std::to_string(widest) + ", the widest in the weights");
+    }
+  }
+}
+
+// As Python's Path writes it: no slash at the end, none twice, no `./`.
+std::string Normal(const std::string& path) {
+  std::string made = path.compare(0, 1, "/") == 0 ? "/" : "";
+  for (size_t at = 0; at <= path.size();) {
+    size_t end = path.find('/', at);
+    if (end == std::string::npos) end = path.size();
+    const std::string part = path.substr(at, end - at);
+    if (!part.empty() && part != ".") made += (made.empty() || made == "/" ? "" : "/") + part;
+    at = end + 1;
+  }
+  return made.empty() ? "." : made;
+}
+
+}  // namespace
+
+Bundle Bundle::Open(const std::string& folder, sol_verify verify, const Progress& progress) {
+  constexpr const char* kHint = "point at a folder that `sol-rt export` wrote";
+  Bundle bundle;
+  bundle.path_ = Normal(folder);
+  bundle.verify_ = verify;
+  const std::string config_path = bundle.Path(kConfigFile);
+  const FileKind kind = KindOf(bundle.path_);
+  if (kind == FileKind::kNone) BundleFault(bundle.path_, "", "no such folder", "a bundle", kHint);
+  if (kind != FileKind::kFolder) BundleFault(bundle.path_, "", "a file", "a bundle folder", kHint);
+  if (KindOf(config_path) != FileKind::kFile) BundleFault(bundle.path_, kConfigFile, "no such file", "a bundle's config", kHint);
+  const std::string text = ReadFile(config_path, kLongestConfig, "a bundle's config");
+  bundle.config_ = ReadConfig(text, config_path);
+  const Config& config = bundle.config_;
+  for (const auto& [name, entry] : config.files) {
+    const std::string path = bundle.Path(name);
+    CheckSize(path, entry);
+    if (verify != SOL_VERIFY_NONE && name != config.weights_file) CheckHash(path, entry, Sha256OfFile(path));
+  }
+  const std::string weights = bundle.Path(config.weights_file);
+  if (IsLink(weights)) {
+    BundleFault(bundle.path_, config.weights_file, "a symbolic link", "a regular file",
+                "replace the link by the file: ONNX Runtime reads weights only from the bundle's own folder");
+  }
+  CheckShapes(config_path, config);
+  if (verify == SOL_VERIFY_ALL) bundle.weights_state_ = HashWeights(weights, config.files.at(config.weights_file), progress);
+  bundle.identity_ = Sha256Hex(text);
+  return bundle;
+}
+
+std::string Bundle::Read(const std::string& name) const {
+  const auto found = config_.files.find(name);
+  if (found == config_.files.end()) BundleFault(path_, name, "no such file", "a file of the bundle");
+  const std::string path = Path(name);
+  std::string content = ReadFile(path, kLongestSmallFile);
+  if (verify_ != SOL_VERIFY_NONE) {
+    const std::string digest = Sha256Hex(content);
+    if (digest != found->second.sha256) {
+      BundleFault(path, "sha256", Head(digest) + " now", Head(found->second.sha256) + " as when the bundle was opened",
+                  "the bundle was replaced: load it again");
+    }
+  }
+  return content;
+}
+
+}  // namespace sol_rt

@@ -1,0 +1,43 @@
+// A bundle folder that was checked as far as that goes without running it (docs/bundle.md, section 4).
+//
+// Small files are hashed when the bundle is opened, and again whenever one is about to be read: graphs, tokenizer and policy are read when first needed,
+// and the bundle may have been replaced meanwhile.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "base/file.h"
+#include "bundle/config.h"
+#include "sol_rt.h"
+
+namespace sol_rt {
+
+// Gets what is being done, and how far it is in bytes.
+using Progress = std::function<void(const char* what, uint64_t done, uint64_t total)>;
+
+class Bundle {
+ public:
+  // Throws SOL_ERROR_BUNDLE.
+  static Bundle Open(const std::string& folder, sol_verify verify, const Progress& progress = nullptr);
+
+  const std::string& path() const { return path_; }
+  const Config& config() const { return config_; }
+  const std::string& identity() const { return identity_; }  // sha256 of sol_config.json: it holds the hash of every other file
+  const std::optional<FileState>& weights_state() const { return weights_state_; }  // of the weights file whose hash was compared
+
+  bool Has(const std::string& name) const { return config_.files.count(name) > 0; }
+  std::string Path(const std::string& name) const { return JoinPath(path_, name); }
+  // The content of a file of the bundle other than the weights. Throws SOL_ERROR_BUNDLE if it was replaced since the bundle was opened.
+  std::string Read(const std::string& name) const;
+
+ private:
+  std::string path_;
+  Config config_;
+  std::string identity_;
+  sol_verify verify_ = SOL_VERIFY_SMALL;
+  std::optional<FileState> weights_state_;
+};
+
+}  // namespace sol_rt

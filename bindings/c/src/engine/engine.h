@@ -1,0 +1,53 @@
+// Runs tokens under an action on one KV cache, and returns logits and hidden states. Each session has an engine; engines of one model share its
+// ONNX Runtime sessions and its mapped weights.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <iosfwd>
+#include <memory>
+#include <vector>
+
+#include "bundle/action.h"
+#include "engine/distribution.h"
+
+namespace sol_rt {
+
+class Model;  // engine/model.h: config, ONNX Runtime sessions, mapped weights
+
+struct StepOutput {
+  const float* hidden = nullptr;  // [hidden]; the next run overwrites it, as it does the logits
+  Distribution distribution;
+};
+
+class Engine {
+ public:
+  explicit Engine(std::shared_ptr<Model> model);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const Model& model() const;
+  int64_t length() const;                      // tokens in the cache
+  const std::vector<int32_t>& tokens() const;  // those tokens
+  int64_t max_context() const;
+  void Truncate(int64_t length);               // throws SOL_ERROR_USAGE beyond the tokens in the cache
+
+  // Appends tokens and returns the output of the last one. One token is a decode step under `action`; several run in chunks with attention to all
+  // tokens. A call that fails or is interrupted leaves a prefix of the tokens in the cache.
+  // `interrupted` is asked before every chunk; if it says true the call throws SOL_ERROR_CANCELLED.
+  StepOutput Forward(const int32_t* tokens, size_t count, const Action& action, const std::function<bool()>& interrupted = nullptr);
+
+  uint64_t PrivateBytes() const;
+
+  // Tokens and the used part of every cache buffer, for a session's file. `Restore` throws SOL_ERROR_BUNDLE for another bundle's file or a damaged one,
+  // and then leaves the cache empty.
+  void Save(std::ostream& stream) const;
+  void Restore(std::istream& stream);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace sol_rt

@@ -1,0 +1,173 @@
+#include "engine/measure_costs.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <ctime>
+#include <fstream>
+#include <numeric>
+#include <random>
+#include <set>
+
+#include "engine/engine.h"
+
+#ifdef SOL_RT_OPERATORS
+extern "C" const char* SolRtTarget();
+#endif
+
+namespace sol_rt {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kSeconds = 2.0;
+constexpr int64_t kContext = 16;       // tokens
+constexpr size_t kLeastRounds = 7;
+constexpr int kSteps = 3;              // of each variant in a round, of which the fastest counts
+constexpr double kSlowMs = 15.0;       // a dense step that takes longer is timed once in a round
+constexpr double kScatter = 0.1;       // largest distance of the quartiles of steady ratios, as a share of their median
+constexpr int kWarmUp = 2;
+
+double Since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// As NumPy's percentile: linear between neighbours.
+double Quantile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  const double at = share * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<size_t>(at);
+  const size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (values[high] - values[low]) * (at - static_cast<double>(low));
+}
+
+double Timed(Engine& engine, int64_t length, const Action& action) {
+  const int32_t token = 0;
+  engine.Truncate(length);
+  const Clock::time_point start = Clock::now();
+  engine.Forward(&token, 1, action);
+  return Since(start) * 1e3;
+}
+
+double PolicyMs(Model& model) {
+  const std::unique_ptr<PolicyRunner> policy = model.MakePolicyRunner();
+  if (!policy) return 0.0;
+  const PolicySpec& spec = *model.config().policy;
+  const std::vector<float> hidden(static_cast<size_t>(model.config().model.hidden_size)), scalars(spec.scalars.size());
+  std::vector<double> times;
+  for (int step = 0; step < static_cast<int>(kLeastRounds) + kWarmUp; ++step) {
+    const Clock::time_point start = Clock::now();
+    policy->Decide(hidden.data(), 0, scalars, 0, step % spec.horizon);
+    if (step >= kWarmUp) times.push_back(Since(start) * 1e3);
+  }
+  return Quantile(times, 0.25);
+}
+
+std::string Processor() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, 10, "model name") == 0 || line.compare(0, 8, "Hardware") == 0) {
+      const size_t at = line.find(':');
+      const size_t start = at == std::string::npos ? at : line.find_first_not_of(' ', at + 1);
+      if (start != std::string::npos) return line.substr(start);
+    }
+  }
+  return "this processor";
+}
+
+std::string Device(const Model& model) {
+  std::string kernels = "ONNX Runtime kernels";
+#ifdef SOL_RT_OPERATORS
+  if (model.native()) kernels = std::string("kernels of the native core " SOL_RT_VERSION " (") + SolRtTarget() + ")";
+#endif
+  return Processor() + ", " + std::to_string(model.runtime().threads()) + " threads, cpu, onnxruntime " + model.runtime().version() + ", " + kernels;
+}
+
+std::string Now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+#ifdef _WIN32
+  gmtime_s(&parts, &now);
+#else
+  gmtime_r(&now, &parts);
+#endif
+  char text[40];
+  std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S+00:00", &parts);
+  return text;
+}
+
+}  // namespace
+
+CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
+  const Config& config = model->config();
+  Engine engine(model);
+  std::vector<Action> actions;
+  size_t dense = 0;
+  for (const std::string& key : config.variant_order) {
+    Action action;
+    action.channels = static_cast<int>(std::lround(100 * config.variants.at(key).channel_density));
+    action.bits = config.variants.at(key).bits;
+    if (action == config.dense) dense = actions.size();
+    actions.push_back(action);
+  }
+  const int64_t length = std::max<int64_t>(1, std::min(kContext, engine.max_context() - 1));
+  std::vector<int32_t> tokens;
+  for (int64_t token = 0; token < length; ++token) tokens.push_back(static_cast<int32_t>(token % config.model.vocab_size));
+  engine.Forward(tokens.data(), tokens.size(), config.dense);
+  for (const Action& action : actions) Timed(engine, length, action);  // makes the sessions
+  const int each = Timed(engine, length, config.dense) < kSlowMs ? kSteps : 1;
+
+  // The variants take turns, in another order each time. A variant's time is the dense step's lower quartile times the median of its ratios to the dense
+  // steps of the same rounds, which a machine that slows down for a while does not change.
+  std::vector<std::vector<double>> rounds;
+  std::mt19937 random(0);
+  std::vector<size_t> order(actions.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::vector<double> middle(actions.size());
+  const Clock::time_point began = Clock::now();
+  for (bool first = true;; first = false) {
+    std::vector<double> row(actions.size());
+    std::shuffle(order.begin(), order.end(), random);
+    for (const size_t index : order) {
+      row[index] = Timed(engine, length, actions[index]);
+      for (int i = 1; i < each; ++i) row[index] = std::min(row[index], Timed(engine, length, actions[index]));
+    }
+    if (first) continue;  // the first round warms up
+    rounds.push_back(std::move(row));
+    const double spent = Since(began);
+    if (rounds.size() < kLeastRounds || spent < kSeconds) continue;
+    double scatter = 0.0;
+    for (size_t i = 0; i < actions.size(); ++i) {
+      std::vector<double> ratios;
+      for (const std::vector<double>& times : rounds) ratios.push_back(times[i] / times[dense]);
+      middle[i] = Quantile(ratios, 0.5);
+      scatter += (Quantile(ratios, 0.75) - Quantile(ratios, 0.25)) / middle[i];
+    }
+    if (scatter / static_cast<double>(actions.size()) <= kScatter || spent > 3 * kSeconds) break;
+  }
+  std::vector<double> dense_times;
+  for (const std::vector<double>& times : rounds) dense_times.push_back(times[dense]);
+  const double dense_ms = Quantile(dense_times, 0.25);
+
+  // A line's slopes are those of the bytes model, at the rate at which the dense step reads bytes here.
+  const std::shared_ptr<const CostModel> bytes = MakeBytesCost(config);
+  const double rate = middle[dense] * dense_ms / bytes->Step(config.dense, length);
+  std::set<int> densities{100};
+  for (const ActionEntry& entry : config.actions) densities.insert(entry.action.kv);
+  CalibrationTable table;
+  table.bundle = model->identity();
+  table.device = Device(*model);
+  table.created = Now();
+  table.quick = true;
+  for (size_t i = 0; i < actions.size(); ++i) {
+    const CostLine line = bytes->Line(actions[i]);
+    const double ms = middle[i] * dense_ms;
+    CalibrationTable::Line made;
+    made.fixed = std::max(ms - rate * line.per_token * static_cast<double>(length + 1), 0.0);
+    made.per_token = rate * line.per_token;
+    made.per_page = rate * line.per_page;
+    for (const int density : densities) table.lines[config.variant_order[i]][density] = made;
+  }
+  table.policy_ms = PolicyMs(*model);
+  return table;
+}
+
+}  // namespace sol_rt

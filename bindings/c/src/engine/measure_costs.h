@@ -1,0 +1,14 @@
+// Times every variant at one short context, for a cost model in milliseconds: sol_rt/budget/cost/calibrate.py's `measure_quickly`.
+#pragma once
+
+#include <memory>
+
+#include "budget/cost/calibration_table.h"
+#include "engine/model.h"
+
+namespace sol_rt {
+
+// Takes about two seconds, or three times that if the times scatter. Other work on the machine makes the result worse. Throws what `Engine::Forward` throws.
+CalibrationTable MeasureCosts(std::shared_ptr<Model> model);
+
+}  // namespace sol_rt

@@ -1,0 +1,39 @@
+#include "engine/model.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "engine/run/policy_session.h"
+
+namespace sol_rt {
+
+Model::Model(std::shared_ptr<const Runtime> runtime, const std::string& folder, const ModelOptions& options)
+    : runtime_(std::move(runtime)),
+      bundle_(Bundle::Open(folder, options.verify, options.progress)),
+      weights_(bundle_),
+      sessions_(runtime_, bundle_, weights_),
+      max_context_(config().model.max_context) {
+  if (options.max_context < 0) UsageFault("context size: got " + std::to_string(options.max_context) + ", expected 1 or more tokens, or 0 for the model's own");
+  if (options.max_context > 0) max_context_ = std::min<int64_t>(max_context_, options.max_context);
+}
+
+std::shared_ptr<Model> Model::Load(std::shared_ptr<const Runtime> runtime, const std::string& folder, const ModelOptions& options) {
+  return std::shared_ptr<Model>(new Model(std::move(runtime), folder, options));
+}
+
+std::shared_ptr<const CostModel> Model::cost() const {
+  const std::lock_guard<std::mutex> lock(cost_mutex_);
+  return cost_;
+}
+
+void Model::SetCost(std::shared_ptr<const CostModel> cost) {
+  const std::lock_guard<std::mutex> lock(cost_mutex_);
+  cost_ = std::move(cost);
+}
+
+std::unique_ptr<PolicyRunner> Model::MakePolicyRunner() {
+  if (!config().policy) return nullptr;
+  return std::make_unique<PolicySession>(*this);
+}
+
+}  // namespace sol_rt

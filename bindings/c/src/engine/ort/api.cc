@@ -1,0 +1,117 @@
+#include "engine/ort/api.h"
+
+#include <cstdio>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/printable.h"
+
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+
+namespace sol_rt {
+namespace {
+
+constexpr const char* kEntry = "OrtGetApiBase";
+constexpr const char* kExpected = "ONNX Runtime 1.23 or newer";
+
+#if defined(_WIN32)
+const char* const kUsualNames[] = {"onnxruntime.dll"};
+#elif defined(__APPLE__)
+const char* const kUsualNames[] = {"libonnxruntime.dylib", "@rpath/libonnxruntime.dylib", "onnxruntime.framework/onnxruntime"};
+#else
+const char* const kUsualNames[] = {"libonnxruntime.so.1", "libonnxruntime.so"};
+#endif
+
+using GetApiBase = const OrtApiBase*(ORT_API_CALL*)();
+
+#ifdef _WIN32
+// The library stays loaded: its threads and the operators' registration outlive every handle.
+GetApiBase Open(const std::string& name, std::string& reason) {
+  const HMODULE library = LoadLibraryW(SystemPath(name).c_str());
+  if (library == nullptr) {
+    reason = "error " + std::to_string(GetLastError());
+    return nullptr;
+  }
+  const auto entry = reinterpret_cast<GetApiBase>(reinterpret_cast<void*>(GetProcAddress(library, kEntry)));
+  if (entry == nullptr) reason = std::string("no function ") + kEntry;
+  return entry;
+}
+
+GetApiBase InProcess() {
+  const HMODULE library = GetModuleHandleW(L"onnxruntime.dll");
+  return library == nullptr ? nullptr : reinterpret_cast<GetApiBase>(reinterpret_cast<void*>(GetProcAddress(library, kEntry)));
+}
+#else
+GetApiBase Open(const std::string& name, std::string& reason) {
+  void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    const char* const error = dlerror();
+    reason = error == nullptr ? "it cannot be opened" : error;
+    return nullptr;
+  }
+  const auto entry = reinterpret_cast<GetApiBase>(dlsym(library, kEntry));
+  if (entry == nullptr) reason = std::string("no function ") + kEntry;
+  return entry;
+}
+
+GetApiBase InProcess() { return reinterpret_cast<GetApiBase>(dlsym(RTLD_DEFAULT, kEntry)); }
+#endif
+
+}  // namespace
+
+const OrtApiBase* FindOrt(const void* base, const std::string& name) {
+  if (base != nullptr) return static_cast<const OrtApiBase*>(base);
+  std::string reason;
+  GetApiBase entry = nullptr;
+  if (!name.empty()) {
+    entry = Open(name, reason);
+    if (entry == nullptr) {
+      throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got " + Brief(name) + ", which cannot be used (" + OneLine(reason) + "), expected a library with " +
+                                         kExpected + "; install it, or give its path");
+    }
+  } else {
+    entry = InProcess();
+    for (const char* usual : kUsualNames) {
+      if (entry == nullptr) entry = Open(usual, reason);
+    }
+    if (entry == nullptr) {
+      throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: got no library ") + kUsualNames[0] + " (" + OneLine(reason) + "), expected " + kExpected +
+                                         "; install it, or give the path of its library");
+    }
+  }
+  const OrtApiBase* const found = entry();
+  if (found == nullptr) throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: its entry gave nothing, expected ") + kExpected);
+  return found;
+}
+
+const OrtApi* OrtFunctions(const OrtApiBase* base) {
+  const char* const text = base->GetVersionString();
+  const std::string version = text == nullptr ? "?" : text;
+  int major = 0, minor = 0;
+  const bool known = std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2;
+  const OrtApi* const api = known && major == 1 && minor < kOldestMinor ? nullptr : base->GetApi(kOrtApi);
+  if (api == nullptr) throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got version " + Brief(version) + ", expected 1.23 or newer; upgrade it");
+  return api;
+}
+
+std::string OneLine(const std::string& message) { return Short(message, 200); }
+
+std::string TakeMessage(const OrtApi* api, OrtStatus* status) {
+  if (status == nullptr) return std::string();
+  std::string message = api->GetErrorMessage(status);
+  api->ReleaseStatus(status);
+  return message.empty() ? "unknown failure" : message;
+}
+
+void Check(const OrtApi* api, OrtStatus* status, const char* what) {
+  if (status == nullptr) return;
+  throw Error(SOL_ERROR_RUNTIME, std::string(what) + ": ONNX Runtime failed: " + OneLine(TakeMessage(api, status)));
+}
+
+}  // namespace sol_rt

@@ -1,0 +1,125 @@
+#include "engine/run/saved_cache.h"
+
+#include <cstring>
+#include <istream>
+#include <ostream>
+
+#include "base/error.h"
+#include "base/sha256.h"
+#include "engine/model.h"
+
+namespace sol_rt {
+namespace {
+
+constexpr char kMagic[8] = {'S', 'O', 'L', 'S', 'E', 'S', 'S', '\n'};
+constexpr uint32_t kVersion = 1;
+constexpr const char* kHint = "save the session again, or start without it";
+
+struct Header {
+  char magic[8];
+  uint32_t version;
+  uint32_t native;     // 1: native operators filled the cache, so it has key codes
+  char identity[64];   // of the bundle
+  uint32_t layers, heads, head_dim, int8;
+  uint64_t tokens;
+};
+static_assert(sizeof(Header) == 104, "the file's format");
+
+Header HeaderOf(const Model& model, size_t tokens) {
+  const ModelDims& dims = model.config().model;
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.version = kVersion;
+  header.native = model.native() ? 1 : 0;
+  std::memcpy(header.identity, model.identity().data(), sizeof(header.identity));
+  header.layers = static_cast<uint32_t>(dims.num_layers);
+  header.heads = static_cast<uint32_t>(dims.num_kv_heads);
+  header.head_dim = static_cast<uint32_t>(dims.head_dim);
+  header.int8 = model.config().kv.dtype == "int8" ? 1 : 0;
+  header.tokens = tokens;
+  return header;
+}
+
+[[noreturn]] void Refuse(const std::string& got, const std::string& expected) { BundleFault("session file", "", got, expected, kHint); }
+
+class Reader {
+ public:
+  explicit Reader(std::istream& stream) : stream_(stream) {}
+  void Read(void* data, size_t size) {
+    ReadRaw(data, size);
+    sha_.Update(data, size);
+  }
+  void ReadRaw(void* data, size_t size) {
+    stream_.read(static_cast<char*>(data), static_cast<std::streamsize>(size));
+    if (stream_.gcount() != static_cast<std::streamsize>(size)) Refuse("a file that ends too early", "a whole one");
+  }
+  std::array<uint8_t, 32> Digest() { return sha_.Digest(); }
+
+ private:
+  std::istream& stream_;
+  Sha256 sha_;
+};
+
+void CheckHeader(const Header& header, const Model& model) {
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) Refuse("another kind of file", "one that sol_session_save wrote");
+  if (header.version != kVersion) Refuse("version " + std::to_string(header.version), "version " + std::to_string(kVersion));
+  const Header wanted = HeaderOf(model, header.tokens);
+  if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) Refuse("a session of another bundle", "one of " + model.bundle().path());
+  if (header.layers != wanted.layers || header.heads != wanted.heads || header.head_dim != wanted.head_dim || header.int8 != wanted.int8) {
+    Refuse("a cache of another layout", "this bundle's");
+  }
+  if (header.native == 0 && wanted.native != 0) {
+    Refuse("a cache that function bodies filled, without key codes", "one that native operators filled");
+  }
+}
+
+}  // namespace
+
+void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, const std::vector<int32_t>& tokens) {
+  Sha256 sha;
+  const auto write = [&](const void* data, size_t size) {
+    stream.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+    sha.Update(data, size);
+  };
+  const Header header = HeaderOf(model, tokens.size());
+  write(&header, sizeof(header));
+  if (!tokens.empty()) {
+    write(tokens.data(), tokens.size() * sizeof(int32_t));
+    for (size_t i = 0; i < cache.buffers().size(); ++i) {
+      for (int64_t head = 0; head < cache.heads(); ++head) write(cache.Tokens(i, head, 0), tokens.size() * cache.buffers()[i].TokenBytes());
+    }
+  }
+  const std::array<uint8_t, 32> digest = sha.Digest();
+  stream.write(reinterpret_cast<const char*>(digest.data()), static_cast<std::streamsize>(digest.size()));
+}
+
+std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCache& cache, const std::function<void(int64_t)>& make_room) {
+  Reader reader(stream);
+  Header header;
+  reader.Read(&header, sizeof(header));
+  CheckHeader(header, model);
+  // The count is not yet known to be sound: the context bounds what is allocated.
+  if (header.tokens > static_cast<uint64_t>(model.config().model.max_context)) Refuse(std::to_string(header.tokens) + " tokens", "at most the model's context");
+  const auto count = static_cast<size_t>(header.tokens);
+  make_room(static_cast<int64_t>(count));
+  std::vector<int32_t> tokens(count);
+  try {
+    if (count > 0) reader.Read(tokens.data(), count * sizeof(int32_t));
+    for (size_t i = 0; count > 0 && i < cache.buffers().size(); ++i) {
+      for (int64_t head = 0; head < cache.heads(); ++head) reader.Read(cache.Tokens(i, head, 0), count * cache.buffers()[i].TokenBytes());
+    }
+    std::array<uint8_t, 32> stored;
+    const std::array<uint8_t, 32> digest = reader.Digest();
+    reader.ReadRaw(stored.data(), stored.size());
+    if (digest != stored) Refuse("content that does not match its checksum", "an undamaged file");
+    for (const int32_t token : tokens) {
+      if (token < 0 || token >= model.config().model.vocab_size) Refuse("token " + std::to_string(token), "tokens of the vocabulary");
+    }
+  } catch (...) {
+    cache.Wipe(0, static_cast<int64_t>(count));
+    throw;
+  }
+  return tokens;
+}
+
+}  // namespace sol_rt

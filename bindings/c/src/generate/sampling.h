@@ -1,0 +1,49 @@
+// Picks the next token from logits (docs/decode-loop.md, section 5). The order is that of transformers: logit bias, repetition penalty, presence and
+// frequency penalty, temperature, top_k, top_p, min_p. With the same seed it picks the tokens that sol_rt/generate/sampling.py picks.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "base/numpy_random.h"
+#include "engine/distribution.h"
+#include "generate/settings/generation_config.h"
+
+namespace sol_rt {
+
+// Holds the random state and counts its tokens for the penalties, so each generation has a sampler of its own.
+class Sampler {
+ public:
+  struct Picked {
+    int32_t token;
+    double logprob;  // nats, under the raw distribution
+  };
+
+  // Throws SOL_ERROR_USAGE for a logit bias of a token outside the vocabulary. `config.seed` has to be set unless `config.greedy()`.
+  Sampler(const GenerationConfig& config, int32_t vocab_size);
+
+  // `history`: tokens of the prompt and the text so far; read only for the repetition penalty.
+  Picked Sample(const Distribution& distribution, const std::vector<int32_t>& history);
+
+ private:
+  bool Changes(const std::vector<int32_t>& history) const;
+  void Change(const float* logits, const std::vector<int32_t>& history);  // fills scores_ with the logits after bias and penalties
+  void Divide();                                                         // scores_ by the temperature
+  void FindCandidates();                                                 // fills tokens_ and weights_ from scores_
+  void KeepNucleus();
+  int32_t Draw();
+  void Count(int32_t token);
+
+  const GenerationConfig config_;
+  const int32_t vocab_size_;
+  NumpyRandom random_;
+  std::vector<float> bias_;       // [vocab]; empty if there is none
+  std::vector<float> penalties_;  // [vocab], what presence and frequency penalty add; empty if there are none
+  std::unordered_map<int32_t, int64_t> counts_;
+  std::vector<float> scores_;     // [vocab]
+  std::vector<int32_t> tokens_;   // that may be drawn; empty stands for all
+  std::vector<float> weights_;    // their probabilities, not normalized
+};
+
+}  // namespace sol_rt

@@ -1,0 +1,61 @@
+#include "generate/trace/line_file.h"
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include "base/file.h"
+#include "base/without_signals.h"
+
+#ifdef _WIN32
+#include <io.h>
+#include <sys/stat.h>
+#else
+#include <unistd.h>
+#endif
+
+namespace sol_rt {
+namespace {
+
+[[noreturn]] void Fail() { throw std::system_error(errno, std::generic_category()); }
+
+#ifdef _WIN32
+int Open(const std::string& path) {
+  return _wopen(SystemPath(path).c_str(), _O_WRONLY | _O_CREAT | _O_TRUNC | _O_BINARY | _O_NOINHERIT, _S_IREAD | _S_IWRITE);
+}
+int WriteSome(int file, const char* data, size_t size) { return _write(file, data, static_cast<unsigned>(size)); }
+int CloseFile(int file) { return _close(file); }
+#else
+int Open(const std::string& path) { return open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); }
+ssize_t WriteSome(int file, const char* data, size_t size) { return write(file, data, size); }
+int CloseFile(int file) { return close(file); }
+#endif
+
+}  // namespace
+
+LineFile::LineFile(const std::string& path) : descriptor_(Open(path)) {
+  if (descriptor_ < 0) Fail();
+}
+
+LineFile::~LineFile() {
+  if (descriptor_ >= 0) CloseFile(descriptor_);
+}
+
+void LineFile::Write(const std::string& line) {
+  const WithoutSignals guard;
+  for (size_t done = 0; done < line.size();) {
+    const auto written = WriteSome(descriptor_, line.data() + done, line.size() - done);
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) Fail();
+    done += static_cast<size_t>(written);
+  }
+}
+
+void LineFile::Close() {
+  const int descriptor = descriptor_;
+  descriptor_ = -1;
+  if (descriptor >= 0 && CloseFile(descriptor) != 0) Fail();
+}
+
+}  // namespace sol_rt

@@ -1,0 +1,520 @@
+// Sessions and generations through the C interface: limits, callbacks, cancellation, two threads, traces, files and bad calls.
+// Arguments: ONNX Runtime's library, a tiny bundle with losses, a folder to write to; `--bodies` goes without native operators.
+#include <sol_rt.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <string>
+#include <thread>
+#include <vector>
+
+#ifndef _WIN32
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+int g_failed = 0;
+const char* g_test = "";
+
+void Check(bool good, const char* what, int line) {
+  if (good) return;
+  std::fprintf(stderr, "%s, line %d: %s\n", g_test, line, what);
+  ++g_failed;
+}
+#define CHECK(condition) Check((condition), #condition, __LINE__)
+
+// The code of an error, which is released. `words` have to be in its message.
+sol_code Code(sol_error* error, const char* words = "") {
+  const sol_code code = sol_error_code(error);
+  const std::string message = sol_error_message(error);
+  if (message.find(words) == std::string::npos || message.find('\n') != std::string::npos) {
+    std::fprintf(stderr, "%s: got the message: %s\n", g_test, message.c_str());
+    ++g_failed;
+  }
+  sol_error_release(error);
+  return code;
+}
+#define CHECK_OK(call) Check(Code(call) == SOL_OK, #call, __LINE__)
+#define CHECK_FAILS(expected, words, call) Check(Code((call), (words)) == (expected), #call, __LINE__)
+
+struct Host {
+  sol_runtime* runtime = nullptr;
+  sol_model* model = nullptr;
+  sol_model_info info{};
+  std::string folder;
+};
+
+sol_generate_options Options(int32_t tokens) {
+  sol_generate_options options;
+  sol_generate_options_init(&options);
+  options.max_new_tokens = tokens;
+  static const int32_t none = 0;
+  options.end_tokens = &none;  // no token ends the text
+  options.num_end_tokens = 0;
+  return options;
+}
+
+std::vector<int32_t> Prompt(size_t length) {
+  std::vector<int32_t> tokens(length);
+  for (size_t i = 0; i < length; ++i) tokens[i] = static_cast<int32_t>(3 + i % 50);
+  return tokens;
+}
+
+struct Session {
+  explicit Session(const Host& host) { CHECK_OK(sol_session_create(host.model, &handle)); }
+  ~Session() { sol_session_release(handle); }
+  operator sol_session*() const { return handle; }
+  sol_session* handle = nullptr;
+};
+
+std::vector<int32_t> Held(const sol_session* session) {
+  size_t count = 0;
+  CHECK_OK(sol_session_tokens(session, nullptr, 0, &count));
+  std::vector<int32_t> tokens(count);
+  CHECK_OK(sol_session_tokens(session, tokens.data(), count, &count));
+  return tokens;
+}
+
+// Tokens of a whole generation.
+std::vector<int32_t> Run(sol_session* session, const std::vector<int32_t>& prompt, const sol_generate_options& options, sol_result* result = nullptr) {
+  std::vector<int32_t> tokens;
+  const auto keep = [](void* user, const sol_token* token) {
+    static_cast<std::vector<int32_t>*>(user)->push_back(token->token);
+    return int32_t{0};
+  };
+  CHECK_OK(sol_session_generate(session, prompt.data(), prompt.size(), &options, keep, &tokens, result));
+  return tokens;
+}
+
+std::string Content(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+void TestLimits(const Host& host) {
+  Session session(host);
+  sol_result result{};
+  result.size = sizeof result;
+  CHECK(Run(session, Prompt(5), Options(7), &result).size() == 7);
+  CHECK(result.num_tokens == 7 && result.prompt_tokens == 5 && result.cached_tokens == 0 && result.finish == SOL_FINISH_LENGTH);
+  CHECK(result.first_difference == -1 && result.tokens_per_second > 0 && result.time_to_first_token_ms > 0);
+  CHECK(Held(session).size() == 11);  // the last token is not processed
+  CHECK(sol_session_busy(session) == 0);
+  CHECK(sol_session_private_bytes(session) > 0);
+
+  sol_generate_options options = Options(3);
+  options.reuse_cache = 1;
+  std::vector<int32_t> prompt = Held(session);
+  prompt.push_back(9);
+  Run(session, prompt, options, &result);
+  CHECK(result.cached_tokens == 11);
+  CHECK_OK(sol_session_rewind(session, 4));
+  CHECK(Held(session).size() == 4);
+  CHECK_FAILS(SOL_ERROR_USAGE, "expected 0 to 4", sol_session_rewind(session, 5));
+
+  // the context ends a text, and a prompt that is too long is refused before anything runs
+  const std::vector<int32_t> full = Prompt(static_cast<size_t>(host.info.max_context));
+  CHECK(Run(session, full, Options(9), &result).size() == 1);
+  const std::vector<int32_t> longer = Prompt(full.size() + 1);
+  CHECK_FAILS(SOL_ERROR_CONTEXT, "the model's context; shorten it", sol_session_start(session, longer.data(), longer.size(), nullptr));
+}
+
+void TestTokens(const Host& host) {
+  Session session(host);
+  const std::vector<int32_t> prompt = Prompt(6);
+  sol_generate_options options = Options(5);
+  options.top_logprobs = 4;
+  options.schedule = "fixed:k100-s100-q4";
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  CHECK(sol_session_busy(session) == 1);
+  sol_token token{};
+  token.size = sizeof token;
+  for (int step = 0; step < 5; ++step) {
+    CHECK_OK(sol_session_next(session, &token));
+    CHECK(std::string(token.action) == (step == 0 ? host.info.dense : "k100-s100-q4"));
+    CHECK((token.relative_cost > 0) == (step > 0) && token.num_top == 4 && token.top_tokens[0] == token.token);
+    CHECK(token.top_logprobs[0] == token.logprob && token.top_logprobs[3] <= token.top_logprobs[2] && std::strlen(token.text) == token.text_length);
+    CHECK(token.finish == (step == 4 ? SOL_FINISH_LENGTH : SOL_FINISH_NONE));
+  }
+  CHECK_FAILS(SOL_ERROR_USAGE, "over", sol_session_next(session, &token));
+
+  // an older host, whose structs end earlier, gets what it knows
+  struct {
+    uint32_t size;
+    int32_t token;
+    uint64_t beyond[2];
+  } old = {8, -1, {7, 7}};
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  CHECK_OK(sol_session_next(session, reinterpret_cast<sol_token*>(&old)));
+  CHECK(old.size == 8 && old.token >= 0 && old.beyond[0] == 7 && old.beyond[1] == 7);
+}
+
+void TestCallbacks(const Host& host) {
+  Session session(host);
+  struct Seen {
+    sol_session* session;
+    int count;
+    bool good;
+  } seen = {session, 0, true};
+  const auto stop_at_three = [](void* user, const sol_token*) {
+    Seen& state = *static_cast<Seen*>(user);
+    size_t count = 0;
+    sol_result result{};
+    result.size = sizeof result;
+    state.good &= Code(sol_session_tokens(state.session, nullptr, 0, &count)) == SOL_OK && count > 0;
+    state.good &= Code(sol_session_result(state.session, &result)) == SOL_OK && result.num_tokens == state.count + 1;
+    state.good &= Code(sol_session_rewind(state.session, 0)) == SOL_ERROR_BUSY;
+    return int32_t{++state.count == 3};
+  };
+  const std::vector<int32_t> prompt = Prompt(4);
+  const sol_generate_options options = Options(50);
+  sol_result result{};
+  result.size = sizeof result;
+  CHECK_OK(sol_session_generate(session, prompt.data(), prompt.size(), &options, stop_at_three, &seen, &result));
+  CHECK(seen.count == 3 && seen.good && result.num_tokens == 3 && result.finish == SOL_FINISH_NONE);
+  CHECK(sol_session_busy(session) == 0);
+  CHECK_OK(sol_session_generate(session, prompt.data(), prompt.size(), &options, nullptr, nullptr, nullptr));
+}
+
+void TestCancellation(const Host& host) {
+  Session session(host);
+  const std::vector<int32_t> prompt = Prompt(8), whole = Run(session, prompt, Options(40));
+  const size_t after = Held(session).size();
+
+  // from a callback: the text so far is what an undisturbed run has
+  struct Seen {
+    sol_session* session;
+    std::vector<int32_t> tokens;
+  } seen = {session, {}};
+  const auto cancel = [](void* user, const sol_token* token) {
+    Seen& state = *static_cast<Seen*>(user);
+    state.tokens.push_back(token->token);
+    if (state.tokens.size() == 5) sol_session_cancel(state.session);
+    return int32_t{0};
+  };
+  const sol_generate_options options = Options(40);
+  CHECK_FAILS(SOL_ERROR_CANCELLED, "cancelled", sol_session_generate(session, prompt.data(), prompt.size(), &options, cancel, &seen, nullptr));
+  CHECK(seen.tokens == std::vector<int32_t>(whole.begin(), whole.begin() + 5));
+  CHECK(sol_session_busy(session) == 0 && Held(session).size() < after);
+  CHECK(Run(session, prompt, options) == whole);
+
+  // from another thread, at any moment, many times
+  const std::vector<int32_t> long_prompt = Prompt(static_cast<size_t>(host.info.max_context) - 50);
+  int cancelled = 0;
+  for (int round = 0; round < 30; ++round) {
+    std::atomic<bool> begun{false};
+    std::thread other([&] {
+      while (!begun) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::microseconds(round * 300));
+      sol_session_cancel(session);
+    });
+    begun = true;
+    const sol_code code = Code(sol_session_generate(session, long_prompt.data(), long_prompt.size(), &options, nullptr, nullptr, nullptr));
+    other.join();
+    CHECK(code == SOL_OK || code == SOL_ERROR_CANCELLED);
+    cancelled += code == SOL_ERROR_CANCELLED;
+    CHECK_OK(sol_session_stop(session));  // forgets a request that came too late
+  }
+  CHECK(cancelled > 0);
+  CHECK(Run(session, prompt, options) == whole);
+
+  // before a call: the next one
+  sol_session_cancel(session);
+  CHECK_FAILS(SOL_ERROR_CANCELLED, "", sol_session_start(session, prompt.data(), prompt.size(), &options));
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  sol_token token{};
+  token.size = sizeof token;
+  CHECK_OK(sol_session_next(session, &token));
+  sol_session_cancel(session);
+  CHECK_FAILS(SOL_ERROR_CANCELLED, "", sol_session_next(session, &token));
+  CHECK_FAILS(SOL_ERROR_USAGE, "over", sol_session_next(session, &token));
+}
+
+void TestTwoThreads(const Host& host) {
+  // one session: the second thread is refused, and the text is not mixed
+  Session session(host);
+  const std::vector<int32_t> prompt = Prompt(8), other_prompt = Prompt(3), whole = Run(session, prompt, Options(60));
+  std::atomic<bool> done{false};
+  std::atomic<int> refused{0};
+  std::thread intruder([&] {
+    sol_token token{};
+    token.size = sizeof token;
+    while (!done) {
+      size_t count = 0;
+      refused += Code(sol_session_tokens(session, nullptr, 0, &count)) == SOL_ERROR_BUSY;
+      refused += Code(sol_session_rewind(session, 0)) == SOL_ERROR_BUSY;
+      sol_session_busy(session);
+    }
+  });
+  struct Slow {
+    std::atomic<int>* refused;
+    std::vector<int32_t> tokens;
+  } slow = {&refused, {}};
+  const auto wait_for_refusals = [](void* user, const sol_token* token) {
+    Slow& state = *static_cast<Slow*>(user);
+    state.tokens.push_back(token->token);
+    for (const int before = *state.refused; *state.refused < before + 2;) std::this_thread::yield();
+    return int32_t{0};
+  };
+  const sol_generate_options options = Options(60);
+  sol_error* error;
+  do {  // the intruder may hold the session at the very moment
+    slow.tokens.clear();
+    error = sol_session_generate(session, prompt.data(), prompt.size(), &options, wait_for_refusals, &slow, nullptr);
+  } while (Code(error) == SOL_ERROR_BUSY);
+  done = true;
+  intruder.join();
+  CHECK(slow.tokens == whole);
+
+  // two sessions of one model at once
+  std::vector<int32_t> found[2];
+  std::thread threads[2];
+  for (int i = 0; i < 2; ++i) {
+    threads[i] = std::thread([&, i] {
+      Session own(host);
+      for (int round = 0; round < 3; ++round) found[i] = Run(own, i == 0 ? prompt : other_prompt, Options(60));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(found[0] == whole);
+  CHECK(found[1] == Run(session, other_prompt, Options(60)));
+}
+
+void TestLiveBudget(const Host& host) {
+  Session session(host);
+  const std::vector<int32_t> prompt = Prompt(6);
+  CHECK_FAILS(SOL_ERROR_USAGE, "no generation is running", sol_session_set_budget(session, 0.5));
+  sol_generate_options options = Options(200);
+  options.budget = 1.0;
+  options.schedule = "hull";
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  CHECK_FAILS(SOL_ERROR_USAGE, "got 1.5, expected a share", sol_session_set_budget(session, 1.5));
+  CHECK_FAILS(SOL_ERROR_USAGE, "expected a share", sol_session_set_budget(session, std::nan("")));
+  CHECK_FAILS(SOL_ERROR_USAGE, "no times measured", sol_session_set_tokens_per_second(session, 20));
+  sol_token token{};
+  token.size = sizeof token;
+  for (int step = 0; step < 20; ++step) CHECK_OK(sol_session_next(session, &token));
+  CHECK(token.achieved_budget == 1.0 && token.requested_budget == 1.0);
+  std::thread([&] { CHECK_OK(sol_session_set_budget(session, 0.5)); }).join();
+  for (int step = 20; step < 180; ++step) CHECK_OK(sol_session_next(session, &token));
+  CHECK(token.achieved_budget < 0.62 && std::fabs(token.requested_budget - (19 + 160 * 0.5) / 179) < 0.02);
+  CHECK(std::fabs(token.achieved_budget - token.requested_budget) <= 0.02);
+
+  // from another thread while steps run
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  std::atomic<bool> done{false};
+  std::thread dial([&] {
+    for (int i = 0; !done; ++i) sol_error_release(sol_session_set_budget(session, 0.3 + 0.1 * (i % 7)));
+  });
+  for (int step = 0; step < 150; ++step) CHECK_OK(sol_session_next(session, &token));
+  done = true;
+  dial.join();
+
+  options.budget = std::nan("");
+  options.schedule = "dense";
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  CHECK_FAILS(SOL_ERROR_USAGE, "schedule dense fixes the action", sol_session_set_budget(session, 0.5));
+  options.schedule = nullptr;
+  options.kv_density = 0.5;
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  CHECK_FAILS(SOL_ERROR_USAGE, "targets on the axes", sol_session_set_budget(session, 0.5));
+}
+
+void TestTraces(const Host& host) {
+  Session session(host);
+  const std::vector<int32_t> prompt = Prompt(6);
+  const std::string trace = host.folder + "/trace.jsonl", again = host.folder + "/again.jsonl";
+  sol_generate_options options = Options(30);
+  options.do_sample = 1;
+  options.seed = 5;
+  options.budget = 0.6;
+  options.schedule = "hull";
+  options.trace = trace.c_str();
+  const std::vector<int32_t> tokens = Run(session, prompt, options);
+  const std::string written = Content(trace);
+  CHECK(std::count(written.begin(), written.end(), '\n') == 31);
+
+  sol_generate_options replay;
+  sol_generate_options_init(&replay);
+  replay.replay = trace.c_str();
+  replay.trace = again.c_str();
+  sol_result result{};
+  result.size = sizeof result;
+  CHECK(Run(session, {}, replay, &result) == tokens);
+  CHECK(result.first_difference == -1 && result.num_tokens == 30 && std::fabs(result.requested_budget - 0.6) < 1e-12);
+  CHECK(std::string(result.schedule) == "hull");
+  CHECK_FAILS(SOL_ERROR_USAGE, "the prompt is not the trace's", sol_session_start(session, prompt.data(), prompt.size() - 1, &replay));
+  replay.do_sample = 0;  // other tokens then, and the first is named
+  const std::vector<int32_t> other = Run(session, {}, replay, &result);
+  CHECK(result.first_difference >= 0 && other[static_cast<size_t>(result.first_difference)] != tokens[static_cast<size_t>(result.first_difference)]);
+  CHECK_OK(sol_session_start(session, nullptr, 0, &replay));
+  CHECK_FAILS(SOL_ERROR_USAGE, "a replay repeats", sol_session_set_budget(session, 0.5));
+
+  // an early end leaves a whole trace of what was done
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  sol_token token{};
+  token.size = sizeof token;
+  for (int step = 0; step < 4; ++step) CHECK_OK(sol_session_next(session, &token));
+  CHECK_OK(sol_session_stop(session));
+  const std::string part = Content(trace);
+  CHECK(std::count(part.begin(), part.end(), '\n') == 5);
+
+  const std::string nowhere = host.folder + "/nowhere/trace.jsonl";
+  options.trace = nowhere.c_str();
+  CHECK_FAILS(SOL_ERROR_WRITE, "choose another file", sol_session_start(session, prompt.data(), prompt.size(), &options));
+  replay.replay = nowhere.c_str();
+  CHECK_FAILS(SOL_ERROR_USAGE, "give a file that", sol_session_start(session, nullptr, 0, &replay));
+#ifdef __linux__
+  options.trace = "/dev/full";
+  CHECK_FAILS(SOL_ERROR_WRITE, "No space left on device", sol_session_start(session, prompt.data(), prompt.size(), &options));
+#endif
+}
+
+void TestFiles(const Host& host) {
+  const std::string file = host.folder + "/session.sol";
+  const std::vector<int32_t> prompt = Prompt(70);
+  Session session(host);
+  Run(session, prompt, Options(10));
+  std::vector<int32_t> longer = Held(session);
+  longer.push_back(11);
+  CHECK_OK(sol_session_save(session, file.c_str()));
+  sol_generate_options reuse = Options(30);
+  reuse.reuse_cache = 1;
+  sol_result result{};
+  result.size = sizeof result;
+  const std::vector<int32_t> expected = Run(session, longer, reuse, &result);
+  CHECK(result.cached_tokens == 79);
+  {
+    Session other(host);
+    CHECK_OK(sol_session_restore(other, file.c_str()));
+    CHECK(Held(other) == std::vector<int32_t>(longer.begin(), longer.end() - 1));
+    CHECK(Run(other, longer, reuse, &result) == expected);
+    CHECK(result.cached_tokens == 79);
+  }
+
+  const std::string content = Content(file), damaged = host.folder + "/damaged.sol";
+  CHECK_FAILS(SOL_ERROR_USAGE, "no such file", sol_session_restore(session, (host.folder + "/none.sol").c_str()));
+  for (const size_t length : {size_t{0}, size_t{5}, content.size() / 2, content.size() - 1}) {
+    std::ofstream(damaged, std::ios::binary) << content.substr(0, length);
+    CHECK_FAILS(SOL_ERROR_BUNDLE, "damaged.sol", sol_session_restore(session, damaged.c_str()));
+    CHECK(Held(session).empty());
+  }
+  CHECK(Run(session, prompt, Options(10)).size() == 10);  // and is usable
+
+#ifdef __linux__
+  // no room: the file that was there stays, and nothing else does
+  const rlimit small{4096, RLIM_INFINITY};
+  rlimit before;
+  getrlimit(RLIMIT_FSIZE, &before);
+  setrlimit(RLIMIT_FSIZE, &small);
+  CHECK_FAILS(SOL_ERROR_WRITE, "cannot be written", sol_session_save(session, file.c_str()));
+  setrlimit(RLIMIT_FSIZE, &before);
+  CHECK(Content(file) == content);
+  CHECK(std::system(("test -z \"$(find '" + host.folder + "' -name '*.sol-tmp')\"").c_str()) == 0);
+#endif
+  CHECK_FAILS(SOL_ERROR_WRITE, "cannot be written", sol_session_save(session, (host.folder + "/nowhere/x.sol").c_str()));
+}
+
+void TestBadCalls(const Host& host) {
+  Session session(host);
+  const std::vector<int32_t> prompt = Prompt(4);
+  sol_generate_options options = Options(3);
+  sol_token token{};
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_start(nullptr, prompt.data(), 4, &options));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_start(session, nullptr, 4, &options));
+  CHECK_FAILS(SOL_ERROR_USAGE, "an empty one", sol_session_start(session, nullptr, 0, &options));
+  CHECK_FAILS(SOL_ERROR_USAGE, "size 0", sol_session_next(session, &token));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_next(session, nullptr));
+  sol_session* none = nullptr;
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_create(nullptr, &none));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_create(host.model, nullptr));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_save(nullptr, "x"));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_restore(nullptr, "x"));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_stop(nullptr));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_result(nullptr, nullptr));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_set_budget(nullptr, 0.5));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_tokens(nullptr, nullptr, 0, nullptr));
+  sol_session_cancel(nullptr);
+  sol_session_release(nullptr);
+  sol_generate_options_init(nullptr);
+  CHECK(sol_session_busy(nullptr) == 0 && sol_session_private_bytes(nullptr) == 0);
+
+  Session other(host);
+  token.size = sizeof token;
+  CHECK_FAILS(SOL_ERROR_USAGE, "sol_session_start first", sol_session_next(other, &token));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_save(other, nullptr));
+  const struct {
+    const char* words;
+    std::function<void(sol_generate_options&)> change;
+  } cases[] = {
+      {"max_new_tokens: got 0, expected a whole number from 1", [](auto& o) { o.max_new_tokens = 0; }},
+      {"temperature: got -1.0, expected a number from 0", [](auto& o) { o.temperature = -1; }},
+      {"top_p: got 1.5, expected a number from 0 to 1", [](auto& o) { o.top_p = 1.5; }},
+      {"repetition_penalty: got 0.0, expected a number over 0", [](auto& o) { o.repetition_penalty = 0; }},
+      {"top_logprobs: got 21, expected a whole number from 0 to 20", [](auto& o) { o.top_logprobs = 21; }},
+      {"--budget: got 1.5", [](auto& o) { o.budget = 1.5; }},
+      {"contradict", [](auto& o) { o.budget = 0.5, o.max_loss = 0.01; }},
+      {"--schedule: got 'none', expected one of", [](auto& o) { o.schedule = "none"; }},
+      {"size 2", [](auto& o) { o.size = 2; }},
+  };
+  for (const auto& bad : cases) {
+    sol_generate_options changed = options;
+    bad.change(changed);
+    CHECK_FAILS(SOL_ERROR_USAGE, bad.words, sol_session_start(other, prompt.data(), prompt.size(), &changed));
+  }
+  const sol_logit_bias bias{host.info.vocab_size, 1.0f};
+  options.logit_bias = &bias;
+  options.num_logit_bias = 1;
+  CHECK_FAILS(SOL_ERROR_USAGE, "logit bias: got token", sol_session_start(other, prompt.data(), prompt.size(), &options));
+  const int32_t beyond = host.info.vocab_size;
+  CHECK_FAILS(SOL_ERROR_USAGE, "prompt: got token", sol_session_start(other, &beyond, 1, nullptr));
+  CHECK(Run(other, prompt, Options(3)).size() == 3);
+
+  // handles may be released in any order, and a session in the middle of a text
+  sol_session* last = nullptr;
+  CHECK_OK(sol_session_create(host.model, &last));
+  CHECK_OK(sol_session_start(last, prompt.data(), prompt.size(), nullptr));
+  CHECK_OK(sol_session_next(last, &token));
+  sol_session_release(last);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 4) return 2;
+  Host host;
+  host.folder = argv[3];
+  sol_runtime_options options;
+  sol_runtime_options_init(&options);
+  options.ort_library = argv[1];
+  options.threads = 2;
+  options.native_operators = !(argc > 4 && std::strcmp(argv[4], "--bodies") == 0);
+  CHECK_OK(sol_runtime_create(&options, &host.runtime));
+  CHECK_OK(sol_model_load(host.runtime, argv[2], nullptr, &host.model));
+  if (g_failed > 0) return 1;
+  host.info.size = sizeof host.info;
+  CHECK_OK(sol_model_get_info(host.model, &host.info));
+  const struct {
+    const char* name;
+    void (*run)(const Host&);
+  } tests[] = {{"limits", TestLimits},          {"tokens", TestTokens},          {"callbacks", TestCallbacks}, {"cancellation", TestCancellation}, {"two threads", TestTwoThreads},
+               {"live budget", TestLiveBudget}, {"traces", TestTraces},          {"files", TestFiles},         {"bad calls", TestBadCalls}};
+  for (const auto& test : tests) {
+    g_test = test.name;
+    test.run(host);
+  }
+  sol_model_release(host.model);
+  sol_runtime_release(host.runtime);
+  std::printf("%d checks failed\n", g_failed);
+  return g_failed > 0 ? 1 : 0;
+}

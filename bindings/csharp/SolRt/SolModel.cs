@@ -1,0 +1,333 @@
+using System;
+using System.Collections.Generic;
+using System.Runtime.CompilerServices;
+using System.Runtime.ExceptionServices;
+using System.Runtime.InteropServices;
+using System.Text;
+using System.Threading;
+using System.Threading.Tasks;
+
+namespace SolRt;
+
+/// <summary>Which hashes are compared when a bundle is loaded.</summary>
+public enum SolVerify
+{
+    /// <summary>None.</summary>
+    None = 0,
+    /// <summary>Those of every file but the weights.</summary>
+    Small = 1,
+    /// <summary>All: about a second for each gigabyte of weights.</summary>
+    All = 2,
+}
+
+/// <summary>How a bundle is loaded.</summary>
+public sealed class SolModelOptions
+{
+    /// <summary>The runtime to load into. Null: one of the model's own, with default options.</summary>
+    public SolRuntime? Runtime { get; set; }
+
+    /// <summary>Which hashes are compared.</summary>
+    public SolVerify Verify { get; set; } = SolVerify.Small;
+
+    /// <summary>A cap in tokens below the model's own context; 0 for none.</summary>
+    public int MaxContext { get; set; }
+
+    /// <summary>A file that <c>sol-rt calibrate</c> or <see cref="SolModel.MeasureCosts"/> wrote on this device. Null: costs are bytes.</summary>
+    public string? CostTable { get; set; }
+
+    /// <summary>
+    /// Called on the loading thread with what is being done, how much of it, and how much there is. What it throws ends the loading and arrives at
+    /// the caller.
+    /// </summary>
+    public Action<string, ulong, ulong>? OnProgress { get; set; }
+}
+
+/// <summary>What a bundle is and has.</summary>
+/// <param name="Name">The model's name.</param>
+/// <param name="Generator">The exporter, as <c>sol_rt 0.1.0</c>.</param>
+/// <param name="Identity">SHA-256 of sol_config.json in hexadecimal digits, which identifies the whole bundle.</param>
+/// <param name="VocabSize">Number of token ids.</param>
+/// <param name="HiddenSize">Width of the hidden state.</param>
+/// <param name="NumLayers">Number of layers.</param>
+/// <param name="MaxContext">Tokens that a session holds at most.</param>
+/// <param name="HasPolicy">Whether the bundle has a policy.</param>
+/// <param name="HasLosses">Whether the losses of actions were measured: <c>hull</c> and <c>MaxLoss</c> need them.</param>
+/// <param name="HasTokenizer">Whether the core reads the bundle's tokenizer.</param>
+/// <param name="HasChat">Whether the core can render a conversation.</param>
+/// <param name="Native">Whether the core's own operators run.</param>
+/// <param name="DefaultSchedule"><c>sol</c>, <c>hull</c> or <c>uniform</c>.</param>
+/// <param name="CostModel"><c>bytes</c> or <c>calibrated</c>.</param>
+/// <param name="Dense">Tag of the dense action.</param>
+/// <param name="MappedBytes">Size of the weights file: shared memory, which the system may drop.</param>
+public sealed record SolModelInfo(
+    string Name, string Generator, string Identity, int VocabSize, int HiddenSize, int NumLayers, int MaxContext, bool HasPolicy, bool HasLosses,
+    bool HasTokenizer, bool HasChat, bool Native, string DefaultSchedule, string CostModel, string Dense, ulong MappedBytes);
+
+/// <summary>One action of a model.</summary>
+/// <param name="Tag">As <c>k030-s050-q4</c>.</param>
+/// <param name="RelativeCost">Cost at a context of 512 tokens, in dense steps.</param>
+/// <param name="Loss">Nats per token over dense; NaN if it was not measured.</param>
+public sealed record SolActionInfo(string Tag, double RelativeCost, double Loss);
+
+/// <summary>One message of a conversation. Special tokens in its content stay text.</summary>
+/// <param name="Role"><c>system</c>, <c>user</c> or <c>assistant</c>.</param>
+/// <param name="Content">Its text.</param>
+public sealed record SolMessage(string Role, string Content);
+
+/// <summary>
+/// A loaded bundle. Any number of threads may use one at once. Its weights are mapped once and shared by its sessions, which keep what they need of it,
+/// so it may be disposed before them.
+/// </summary>
+public sealed class SolModel : IDisposable
+{
+    private readonly NativeHandle _handle;
+
+    private SolModel(NativeHandle handle) => _handle = handle;
+
+    /// <summary>Loads a bundle, with every check.</summary>
+    /// <param name="folder">The bundle: the folder that <c>sol-rt export</c> wrote.</param>
+    /// <param name="options">Null for the defaults.</param>
+    /// <param name="cancellationToken">Ends the loading at its next step.</param>
+    /// <exception cref="SolBundleException">The bundle is missing, damaged, or of another version.</exception>
+    /// <exception cref="SolRuntimeException">ONNX Runtime or the core's library is missing or too old.</exception>
+    /// <exception cref="OperationCanceledException">The loading was cancelled.</exception>
+    public static unsafe SolModel Load(string folder, SolModelOptions? options = null, CancellationToken cancellationToken = default)
+    {
+        _ = folder ?? throw new ArgumentNullException(nameof(folder));
+        options ??= new SolModelOptions();
+        using var own = options.Runtime is null ? new SolRuntime() : null;
+        using var runtime = (options.Runtime ?? own)!.Handle.Borrow(nameof(SolRuntime));
+        using var memory = new NativeMemory();
+        var progress = new Progress(options.OnProgress, cancellationToken);
+        var user = GCHandle.Alloc(progress);
+        try
+        {
+            NativeModelOptions native = default;
+            native.Size = (uint)sizeof(NativeModelOptions);
+            Native.sol_model_options_init(&native);
+            native.Verify = (int)options.Verify;
+            native.MaxContext = options.MaxContext;
+            native.CostTable = memory.Text(options.CostTable, "CostTable");
+            native.Progress = Progress.Callback;
+            native.User = GCHandle.ToIntPtr(user);
+            IntPtr model;
+            var error = Native.sol_model_load(runtime.Value, memory.Text(folder, "folder"), &native, &model);
+            if (error != IntPtr.Zero && progress.Thrown is not null)
+            {
+                Native.Release(error);
+                progress.Thrown.Throw();
+            }
+            Native.Check(error);
+            return new SolModel(new NativeHandle(model, &Native.sol_model_release));
+        }
+        finally
+        {
+            user.Free();
+        }
+    }
+
+    /// <summary>Loads a bundle on a thread of the pool: <see cref="Load"/>.</summary>
+    public static Task<SolModel> LoadAsync(string folder, SolModelOptions? options = null, CancellationToken cancellationToken = default) =>
+        Task.Run(() => Load(folder, options, cancellationToken), cancellationToken);
+
+    /// <summary>What the bundle is and has.</summary>
+    public unsafe SolModelInfo Info
+    {
+        get
+        {
+            using var model = Borrow();
+            var info = ReadInfo(model.Value);
+            return new SolModelInfo(
+                Native.Text(info.Name), Native.Text(info.Generator), Native.Text(info.Identity), info.VocabSize, info.HiddenSize, info.NumLayers,
+                info.MaxContext, info.HasPolicy != 0, info.HasLosses != 0, info.HasTokenizer != 0, info.HasChat != 0, info.Native != 0,
+                Native.Text(info.DefaultSchedule), Native.Text(info.CostModel), Native.Text(info.Dense), info.MappedBytes);
+        }
+    }
+
+    /// <summary>The model's actions.</summary>
+    public unsafe IReadOnlyList<SolActionInfo> Actions
+    {
+        get
+        {
+            using var model = Borrow();
+            var actions = new SolActionInfo[ReadInfo(model.Value).NumActions];
+            for (var i = 0; i < actions.Length; ++i)
+            {
+                NativeActionInfo action = default;
+                action.Size = (uint)sizeof(NativeActionInfo);
+                Native.Check(Native.sol_model_get_action(model.Value, i, &action));
+                actions[i] = new SolActionInfo(Native.Text(action.Tag), action.RelativeCost, action.Loss);
+            }
+            return actions;
+        }
+    }
+
+    /// <summary>Opens a session: one KV cache, one conversation.</summary>
+    public unsafe SolSession CreateSession()
+    {
+        using var model = Borrow();
+        IntPtr session;
+        Native.Check(Native.sol_session_create(model.Value, &session));
+        return new SolSession(this, new NativeHandle(session, &Native.sol_session_release));
+    }
+
+    /// <summary>Times every action for about two seconds and uses the result as costs from the next generation on.</summary>
+    /// <param name="file">Where to write the result; null writes nothing.</param>
+    /// <exception cref="SolWriteException">The file cannot be written.</exception>
+    public unsafe void MeasureCosts(string? file = null)
+    {
+        using var model = Borrow();
+        using var memory = new NativeMemory();
+        Native.Check(Native.sol_model_measure_costs(model.Value, memory.Text(file, "file")));
+    }
+
+    /// <summary>Token ids of a text.</summary>
+    /// <param name="text">The text. A lone surrogate in it counts as U+FFFD.</param>
+    /// <param name="addSpecial">Whether to add what the model wants around a text, such as a token for its beginning.</param>
+    /// <param name="parseSpecial">Whether special tokens written in the text become those tokens.</param>
+    /// <exception cref="SolTextException">The bundle has no tokenizer that the core reads.</exception>
+    public unsafe int[] Encode(string text, bool addSpecial = true, bool parseSpecial = false)
+    {
+        var bytes = Encoding.UTF8.GetBytes(text ?? throw new ArgumentNullException(nameof(text)));
+        var flags = (addSpecial ? 1u : 0u) | (parseSpecial ? 2u : 0u);
+        using var model = Borrow();
+        var tokens = new int[(bytes.Length / 2) + 16];
+        while (true)
+        {
+            UIntPtr count;
+            fixed (byte* from = bytes)
+            fixed (int* to = tokens)
+            {
+                byte empty = 0;
+                Native.Check(Native.sol_model_encode(
+                    model.Value, bytes.Length == 0 ? &empty : from, (UIntPtr)bytes.Length, flags, to, (UIntPtr)tokens.Length, &count));
+            }
+            if (Filled(ref tokens, count))
+            {
+                return tokens;
+            }
+        }
+    }
+
+    /// <summary>Token ids of a conversation, with the beginning of the assistant's answer.</summary>
+    /// <exception cref="SolTextException">The core cannot render this bundle's conversations: render the template and call <see cref="Encode"/>.</exception>
+    public unsafe int[] EncodeChat(IEnumerable<SolMessage> messages)
+    {
+        var list = new List<SolMessage>(messages ?? throw new ArgumentNullException(nameof(messages)));
+        using var model = Borrow();
+        using var memory = new NativeMemory();
+        var native = memory.Array<NativeMessage>(list.Count);
+        for (var i = 0; i < list.Count; ++i)
+        {
+            native[i].Role = memory.Text(list[i].Role, $"messages[{i}].Role");
+            native[i].Content = memory.Text(list[i].Content, $"messages[{i}].Content");
+        }
+        var tokens = new int[512];
+        while (true)
+        {
+            UIntPtr count;
+            fixed (int* to = tokens)
+            {
+                Native.Check(Native.sol_model_encode_chat(model.Value, native, (UIntPtr)list.Count, to, (UIntPtr)tokens.Length, &count));
+            }
+            if (Filled(ref tokens, count))
+            {
+                return tokens;
+            }
+        }
+    }
+
+    /// <summary>The text of tokens.</summary>
+    /// <param name="tokens">Token ids.</param>
+    /// <param name="skipSpecial">Whether to leave out special tokens.</param>
+    public unsafe string Decode(ReadOnlySpan<int> tokens, bool skipSpecial = true)
+    {
+        using var model = Borrow();
+        var bytes = new byte[(tokens.Length * 8) + 64];
+        while (true)
+        {
+            UIntPtr length;
+            fixed (int* from = tokens)
+            fixed (byte* to = bytes)
+            {
+                Native.Check(Native.sol_model_decode(
+                    model.Value, from, (UIntPtr)tokens.Length, skipSpecial ? 1 : 0, to, (UIntPtr)bytes.Length, &length));
+            }
+            if (Filled(ref bytes, length))
+            {
+                return Encoding.UTF8.GetString(bytes);
+            }
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => _handle.Dispose();
+
+    private NativeHandle.Use Borrow() => _handle.Borrow(nameof(SolModel));
+
+    private static unsafe NativeModelInfo ReadInfo(IntPtr model)
+    {
+        NativeModelInfo info = default;
+        info.Size = (uint)sizeof(NativeModelInfo);
+        Native.Check(Native.sol_model_get_info(model, &info));
+        return info;
+    }
+
+    // Whether the array was large enough; it then has the right size, else it is large enough for another call.
+    internal static bool Filled<T>(ref T[] array, UIntPtr count)
+    {
+        var enough = count.ToUInt64() <= (ulong)array.Length;
+        if (!enough || count.ToUInt64() < (ulong)array.Length)
+        {
+            Array.Resize(ref array, checked((int)count.ToUInt64()));
+        }
+        return enough;
+    }
+
+    private sealed unsafe class Progress
+    {
+        private readonly Action<string, ulong, ulong>? _host;
+        private readonly CancellationToken _cancellation;
+
+        internal Progress(Action<string, ulong, ulong>? host, CancellationToken cancellation)
+        {
+            _host = host;
+            _cancellation = cancellation;
+        }
+
+        internal ExceptionDispatchInfo? Thrown { get; private set; }
+
+        // No exception may pass the core's frames: it is kept, and thrown when the core has returned.
+        private static int Call(IntPtr user, byte* what, ulong done, ulong total)
+        {
+            var progress = (Progress)GCHandle.FromIntPtr(user).Target!;
+            try
+            {
+                progress._cancellation.ThrowIfCancellationRequested();
+                progress._host?.Invoke(Native.Text(what), done, total);
+                return 0;
+            }
+#pragma warning disable CA1031  // every exception is the host's
+            catch (Exception thrown)
+#pragma warning restore CA1031
+            {
+                progress.Thrown = ExceptionDispatchInfo.Capture(thrown);
+                return 1;
+            }
+        }
+
+#if NET8_0_OR_GREATER
+        internal static IntPtr Callback => (IntPtr)(delegate* unmanaged[Cdecl]<IntPtr, byte*, ulong, ulong, int>)&NativeCall;
+
+        [UnmanagedCallersOnly(CallConvs = new[] { typeof(CallConvCdecl) })]
+        private static int NativeCall(IntPtr user, byte* what, ulong done, ulong total) => Call(user, what, done, total);
+#else
+        [UnmanagedFunctionPointer(CallingConvention.Cdecl)]
+        private delegate int NativeCall(IntPtr user, byte* what, ulong done, ulong total);
+
+        private static readonly NativeCall s_call = Call;
+
+        internal static IntPtr Callback { get; } = Marshal.GetFunctionPointerForDelegate(s_call);
+#endif
+    }
+}

@@ -1,0 +1,364 @@
+using System;
+using System.Collections.Generic;
+using System.Runtime.CompilerServices;
+using System.Threading;
+using System.Threading.Tasks;
+
+namespace SolRt;
+
+/// <summary>
+/// One KV cache, one conversation, one generation at a time. <see cref="Budget"/>, <see cref="TokensPerSecond"/>, <see cref="Cancel"/> and
+/// <see cref="Dispose"/> may be used from any thread at any time; everything else by one thread at a time, and a second one gets
+/// <see cref="SolBusyException"/>. Sessions of one model run at the same time.
+/// </summary>
+public sealed class SolSession : IDisposable
+{
+    private readonly NativeHandle _handle;
+    private readonly object _gate = new();  // guards the fields below
+    private double? _budget;                          // for generations without a dial of their own
+    private double? _liveBudget, _liveTokensPerSecond;  // what the running generation holds
+    private bool _active;      // an enumeration of GenerateAsync is under way
+    private bool _running;     // and further tokens may follow
+    private bool _fixed;       // the running generation's budget can't be moved
+    private bool _calling;     // a call for the next token is under way
+    private bool _cancelled;   // the generation is to end
+    private bool _cancelSent;  // the core was told so, and no call has ended for it yet
+    private bool _disposed;
+
+    internal SolSession(SolModel model, NativeHandle handle)
+    {
+        Model = model;
+        _handle = handle;
+    }
+
+    /// <summary>The model that the session was opened on.</summary>
+    public SolModel Model { get; }
+
+    /// <summary>
+    /// The live dial: share of the dense cost, 0 to 1. Setting it moves a running generation from its next decode step on, and holds for later generations
+    /// whose options set no dial of their own. Null: the running generation stays as it is, and later ones get no budget. While a generation runs this
+    /// returns what that generation holds.
+    /// </summary>
+    /// <exception cref="SolUsageException">Not from 0 to 1; or the running generation has targets on the axes, one action only, or a replay.</exception>
+    public double? Budget
+    {
+        get { lock (_gate) { return _running ? _liveBudget : _budget; } }
+        set
+        {
+            if (value is double budget && !(budget >= 0 && budget <= 1))
+            {
+                throw new SolUsageException($"Budget: got {budget}, expected a share of the dense cost from 0 to 1");
+            }
+            lock (_gate)
+            {
+                Move(value, rate: false);
+                _budget = value;
+                (_liveBudget, _liveTokensPerSecond) = value is null ? (_liveBudget, _liveTokensPerSecond) : (value, null);
+            }
+        }
+    }
+
+    /// <summary>
+    /// The rate that a running generation is to hold from its next decode step on; null where a budget holds. Setting it needs measured costs and a
+    /// running generation; for one that has yet to begin use <see cref="SolGenerateOptions.TokensPerSecond"/>.
+    /// </summary>
+    public double? TokensPerSecond
+    {
+        get { lock (_gate) { return _running ? _liveTokensPerSecond : null; } }
+        set
+        {
+            lock (_gate)
+            {
+                Move(value, rate: true);
+                (_liveBudget, _liveTokensPerSecond) = value is null ? (_liveBudget, _liveTokensPerSecond) : (null, value);
+            }
+        }
+    }
+
+    /// <summary>Generates from a text: <see cref="GenerateAsync(IReadOnlyList{int}, SolGenerateOptions?, CancellationToken)"/>.</summary>
+    public IAsyncEnumerable<SolToken> GenerateAsync(
+        string prompt, SolGenerateOptions? options = null, CancellationToken cancellationToken = default) =>
+        GenerateAsync(Model.Encode(prompt), options, cancellationToken);
+
+    /// <summary>Generates the assistant's answer: <see cref="GenerateAsync(IReadOnlyList{int}, SolGenerateOptions?, CancellationToken)"/>.</summary>
+    public IAsyncEnumerable<SolToken> ChatAsync(
+        IEnumerable<SolMessage> messages, SolGenerateOptions? options = null, CancellationToken cancellationToken = default) =>
+        GenerateAsync(Model.EncodeChat(messages), options, cancellationToken);
+
+    /// <summary>
+    /// Generates tokens, each when it is asked for, on a thread of the pool. Leaving the loop ends the generation; the cache keeps what was run.
+    /// </summary>
+    /// <param name="prompt">Token ids.</param>
+    /// <param name="options">Null for the defaults.</param>
+    /// <param name="cancellationToken">Ends a running step within that step, or within one chunk of the prompt.</param>
+    /// <exception cref="SolUsageException">The options are wrong or contradict each other.</exception>
+    /// <exception cref="SolContextException">The prompt does not fit the context.</exception>
+    /// <exception cref="SolBusyException">Another generation or call is under way in this session.</exception>
+    /// <exception cref="OperationCanceledException">The generation was cancelled.</exception>
+    /// <exception cref="ObjectDisposedException">The session was disposed, before or meanwhile.</exception>
+    public async IAsyncEnumerable<SolToken> GenerateAsync(
+        IReadOnlyList<int> prompt, SolGenerateOptions? options = null, [EnumeratorCancellation] CancellationToken cancellationToken = default)
+    {
+        _ = prompt ?? throw new ArgumentNullException(nameof(prompt));
+        cancellationToken.ThrowIfCancellationRequested();
+        Begin(prompt, options ?? new SolGenerateOptions());
+        var failed = true;
+        var registration = cancellationToken.Register(static session => ((SolSession)session!).Cancel(), this);
+        try
+        {
+            SolToken token;
+            do
+            {
+                token = await Task.Run(() => Next(cancellationToken), CancellationToken.None).ConfigureAwait(false);
+                failed = false;
+                yield return token;
+                failed = token.Finish == SolFinish.None;
+            }
+            while (token.Finish == SolFinish.None);
+        }
+        finally
+        {
+            await registration.DisposeAsync().ConfigureAwait(false);
+            End(failed);
+        }
+    }
+
+    /// <summary>Ends the running generation, whose enumeration throws <see cref="OperationCanceledException"/>; does nothing without one.</summary>
+    public void Cancel()
+    {
+        lock (_gate)
+        {
+            _cancelled = _active;
+            SendCancel();
+        }
+    }
+
+    /// <summary>What the running or last generation has come to.</summary>
+    public unsafe SolResult Result
+    {
+        get
+        {
+            using var session = Borrow();
+            NativeResult result = default;
+            result.Size = (uint)sizeof(NativeResult);
+            Native.Check(Native.sol_session_result(session.Value, &result));
+            return SolResult.Of(result);
+        }
+    }
+
+    /// <summary>The tokens in the KV cache.</summary>
+    public unsafe int[] Tokens
+    {
+        get
+        {
+            using var session = Borrow();
+            var tokens = new int[1024];
+            while (true)
+            {
+                UIntPtr count;
+                fixed (int* to = tokens)
+                {
+                    Native.Check(Native.sol_session_tokens(session.Value, to, (UIntPtr)tokens.Length, &count));
+                }
+                if (SolModel.Filled(ref tokens, count))
+                {
+                    return tokens;
+                }
+            }
+        }
+    }
+
+    /// <summary>Bytes of memory that only this session uses: KV cache and buffers.</summary>
+    public ulong PrivateBytes
+    {
+        get
+        {
+            using var session = Borrow();
+            return Native.sol_session_private_bytes(session.Value);
+        }
+    }
+
+    /// <summary>Keeps the first tokens of the cache. Ends a running generation.</summary>
+    /// <param name="length">How many to keep.</param>
+    public void Rewind(int length)
+    {
+        using var session = Borrow();
+        Native.Check(Native.sol_session_rewind(session.Value, length >= 0 ? (UIntPtr)(uint)length : UIntPtr.Zero - 1));
+    }
+
+    /// <summary>Writes tokens and cache to a file, as a whole or not at all. Ends a running generation.</summary>
+    /// <exception cref="SolWriteException">The file cannot be written.</exception>
+    public unsafe void Save(string file)
+    {
+        using var session = Borrow();
+        using var memory = new NativeMemory();
+        Native.Check(Native.sol_session_save(session.Value, memory.Text(file, nameof(file))));
+    }
+
+    /// <summary>Reads what <see cref="Save"/> wrote, for the same bundle on any machine. Ends a running generation.</summary>
+    /// <exception cref="SolUsageException">The file is not there.</exception>
+    /// <exception cref="SolBundleException">The file is damaged, or another bundle's; the cache is then empty.</exception>
+    public unsafe void Restore(string file)
+    {
+        using var session = Borrow();
+        using var memory = new NativeMemory();
+        Native.Check(Native.sol_session_restore(session.Value, memory.Text(file, nameof(file))));
+    }
+
+    /// <summary>Ends a running generation, whose enumeration throws <see cref="ObjectDisposedException"/>, and frees the cache when no call uses it.</summary>
+    public void Dispose()
+    {
+        lock (_gate)
+        {
+            if (_disposed)
+            {
+                return;
+            }
+            _disposed = true;
+            SendCancel();
+        }
+        _handle.Dispose();
+    }
+
+    private NativeHandle.Use Borrow() => _handle.Borrow(nameof(SolSession));
+
+    // Under the gate. Tells the core only while a call runs: a request without one would end the call after it, whichever that is.
+    private void SendCancel()
+    {
+        if (_calling && !_cancelSent)
+        {
+            using var session = Borrow();
+            Native.sol_session_cancel(session.Value);
+            _cancelSent = true;
+        }
+    }
+
+    // Under the gate.
+    private void Move(double? value, bool rate)
+    {
+        using var session = Borrow();
+        if (value is not double target || (!_running && !rate))
+        {
+            return;
+        }
+        try
+        {
+            Native.Check(rate
+                ? Native.sol_session_set_tokens_per_second(session.Value, target)
+                : Native.sol_session_set_budget(session.Value, target));
+        }
+        catch (SolUsageException) when (!rate && !_fixed)
+        {
+            // The generation ended while its last token was on its way here.
+        }
+    }
+
+    private unsafe void Begin(IReadOnlyList<int> prompt, SolGenerateOptions options)
+    {
+        using var session = Borrow();
+        using var memory = new NativeMemory();
+        double? budget;
+        lock (_gate)
+        {
+            if (_active)
+            {
+                throw new SolBusyException("session: a generation is under way; end its enumeration first, or open another session");
+            }
+            _active = true;
+            _cancelled = false;
+            budget = _budget;
+        }
+        var begun = false;
+        try
+        {
+            NativeGenerateOptions native;
+            options.Fill(&native, memory, budget);
+            Native.Check(Native.sol_session_start(session.Value, memory.Array(prompt), (UIntPtr)prompt.Count, &native));
+            begun = true;
+        }
+        finally
+        {
+            lock (_gate)
+            {
+                _active = _running = begun;
+                _fixed = options.IsFixed;
+                _liveBudget = options.Budget ?? (options.HasDial ? null : budget);
+                _liveTokensPerSecond = options.TokensPerSecond;
+            }
+        }
+    }
+
+    private unsafe SolToken Next(CancellationToken cancellationToken)
+    {
+        using var session = Borrow();
+        NativeToken token = default;
+        token.Size = (uint)sizeof(NativeToken);
+        lock (_gate)
+        {
+            if (_cancelled)
+            {
+                throw new OperationCanceledException(cancellationToken);
+            }
+            _calling = true;
+        }
+        var goesOn = false;
+        try
+        {
+            Native.Check(Native.sol_session_next(session.Value, &token));
+            goesOn = token.Finish == (int)SolFinish.None;
+            return SolToken.Of(token);
+        }
+        catch (OperationCanceledException) when (Ended())
+        {
+            throw new ObjectDisposedException(nameof(SolSession));
+        }
+        catch (OperationCanceledException cancelled)
+        {
+            throw new OperationCanceledException(cancelled.Message, cancellationToken);
+        }
+        finally
+        {
+            lock (_gate)
+            {
+                _calling = false;
+                _running = goesOn;
+            }
+        }
+
+        bool Ended()
+        {
+            lock (_gate)
+            {
+                _cancelSent = false;
+                return _disposed;
+            }
+        }
+    }
+
+    // Also takes up a cancellation that came when the last call was about to return, so that it does not end another call.
+    private void End(bool failed)
+    {
+        bool disposed, pending;
+        lock (_gate)
+        {
+            (disposed, pending) = (_disposed, _cancelSent);
+            _active = _running = _cancelSent = false;
+        }
+        if (disposed)
+        {
+            return;
+        }
+        try
+        {
+            using var session = Borrow();
+            Native.Check(Native.sol_session_stop(session.Value));
+        }
+        catch (OperationCanceledException) when (pending)
+        {
+        }
+        catch (Exception error) when (failed && error is SolException or ObjectDisposedException)
+        {
+            // What ended the generation is on its way to the caller.
+        }
+    }
+}

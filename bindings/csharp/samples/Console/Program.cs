@@ -1,0 +1,69 @@
+// Chats with a bundle in a terminal: sol-console FOLDER [BUDGET]. Ctrl+C ends an answer, an empty line the program; while text streams, + and - move
+// the budget. Each token is shaded by its cost.
+using SolRt;
+
+if (args.Length is < 1 or > 2)
+{
+    Console.Error.WriteLine("usage: sol-console FOLDER [BUDGET]");
+    return 2;
+}
+try
+{
+    using var model = SolModel.Load(args[0]);
+    using var session = model.CreateSession();
+    session.Budget = args.Length == 2 ? double.Parse(args[1], System.Globalization.CultureInfo.InvariantCulture) : null;
+    var messages = new List<SolMessage>();
+    while (true)
+    {
+        Console.Write("> ");
+        if (Console.ReadLine() is not { Length: > 0 } question)
+        {
+            return 0;
+        }
+        messages.Add(new SolMessage("user", question));
+        messages.Add(new SolMessage("assistant", await Answer(session, messages)));
+    }
+}
+catch (SolException error)
+{
+    Console.Error.WriteLine($"error: {error.Message}");
+    return error.Code == SolCode.Usage ? 2 : 1;
+}
+
+static async Task<string> Answer(SolSession session, List<SolMessage> messages)
+{
+    using var cancel = new CancellationTokenSource();
+    ConsoleCancelEventHandler stop = (_, press) =>
+    {
+        press.Cancel = true;
+        cancel.Cancel();
+    };
+    Console.CancelKeyPress += stop;
+    var text = new System.Text.StringBuilder();
+    var options = new SolGenerateOptions { MaxNewTokens = 400, ReuseCache = true };
+    try
+    {
+        await foreach (var token in session.ChatAsync(messages, options, cancel.Token))
+        {
+            text.Append(token.Text);
+            Console.Write(Console.IsOutputRedirected ? token.Text : $"\u001b[38;5;{232 + (int)Math.Clamp(8 + (15 * token.RelativeCost), 8, 23)}m{token.Text}\u001b[0m");
+            while (!Console.IsInputRedirected && Console.KeyAvailable)
+            {
+                var step = Console.ReadKey(intercept: true).KeyChar switch { '+' => 0.05, '-' => -0.05, _ => 0 };
+                session.Budget = Math.Clamp((session.Budget ?? 1) + step, 0, 1);
+            }
+        }
+    }
+    catch (OperationCanceledException)
+    {
+    }
+    finally
+    {
+        Console.CancelKeyPress -= stop;
+    }
+    var result = session.Result;
+    Console.WriteLine();
+    Console.Error.WriteLine(
+        $"{result.NumTokens} tokens, {result.TokensPerSecond:0.0} tokens/s, budget {result.AchievedBudget:0.00} of {result.RequestedBudget:0.00}");
+    return text.ToString();
+}

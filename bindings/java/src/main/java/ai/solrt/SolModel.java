@@ -1,0 +1,111 @@
+package ai.solrt;
+
+import java.util.Objects;
+import java.util.function.LongFunction;
+
+/** A loaded bundle. Any number of threads may use it; its sessions share the weights' memory and may outlive it. */
+public final class SolModel extends SolHandle {
+  /** Called while a bundle loads. An exception thrown here ends the load and comes out of it. */
+  public interface Progress {
+    void report(String what, long done, long total);
+  }
+
+  /** Fields may be set before {@link #load(SolRuntime, String, Options)}. */
+  public static final class Options {
+    /** 0: compares no hashes. 1: of every file but the weights. 2: of the weights, too, which takes about a second a gigabyte. */
+    public int verify = 1;
+    /** A cap in tokens below the model's own; 0 for none. */
+    public int maxContext;
+    /** A cost table that was measured on this device; null: costs are bytes. */
+    public String costTable;
+    public Progress progress;
+  }
+
+  /** What a bundle holds. */
+  public static final class Info {
+    public final String name, generator, identity, defaultSchedule, costModel, dense;
+    public final int vocabSize, hiddenSize, layers, maxContext, actions;
+    public final boolean hasPolicy, hasLosses, hasTokenizer, hasChat, nativeOperators;
+    /** Bytes of the weights file, which the system may drop from memory. */
+    public final long mappedBytes;
+
+    Info(double[] n, byte[][] s) {
+      name = SolNative.string(s[0]); generator = SolNative.string(s[1]); identity = SolNative.string(s[2]);
+      defaultSchedule = SolNative.string(s[3]); costModel = SolNative.string(s[4]); dense = SolNative.string(s[5]);
+      vocabSize = (int) n[0]; hiddenSize = (int) n[1]; layers = (int) n[2]; maxContext = (int) n[3]; actions = (int) n[4];
+      hasPolicy = n[5] != 0; hasLosses = n[6] != 0; hasTokenizer = n[7] != 0; hasChat = n[8] != 0; nativeOperators = n[9] != 0;
+      mappedBytes = (long) n[10];
+    }
+  }
+
+  /** One way to run a decode step. */
+  public static final class Action {
+    public final String tag;
+    /** Cost at a context of 512 tokens, in dense steps. */
+    public final double relativeCost;
+    /** Nats a token over dense; NaN if not measured. */
+    public final double loss;
+
+    Action(double[] n, byte[][] s) {
+      tag = SolNative.string(s[0]);
+      relativeCost = n[0];
+      loss = n[1];
+    }
+  }
+
+  private SolModel(long pointer) {
+    super(pointer, SolNative::modelRelease);
+  }
+
+  public static SolModel load(SolRuntime runtime, String folder) {
+    return load(runtime, folder, new Options());
+  }
+
+  /** Throws {@link SolException.Bundle} where the folder is no bundle, or is damaged. */
+  public static SolModel load(SolRuntime runtime, String folder, Options options) {
+    Objects.requireNonNull(folder, "folder");
+    return new SolModel(runtime.call(r -> SolNative.modelLoad(r, SolNative.utf8(folder), options.verify, options.maxContext,
+                                                             SolNative.utf8(options.costTable), options.progress)));
+  }
+
+  public Info info() {
+    byte[][] strings = new byte[6][];
+    return new Info(call(m -> SolNative.modelInfo(m, strings)), strings);
+  }
+
+  /** The action set; {@code index} is from 0 to {@code info().actions - 1}. */
+  public Action action(int index) {
+    byte[][] strings = new byte[1][];
+    return new Action(call(m -> SolNative.modelAction(m, index, strings)), strings);
+  }
+
+  /** Times every action for about two seconds, uses the result from the next generation on, and writes it to {@code file} if that is not null. */
+  public void measureCosts(String file) {
+    call(m -> { SolNative.modelMeasureCosts(m, SolNative.utf8(file)); return null; });
+  }
+
+  /** Tokens of {@code text}, with what the model wants around it. Special tokens that are written in the text stay text. */
+  public int[] encode(String text) {
+    return encode(text, true, false);
+  }
+
+  public int[] encode(String text, boolean addSpecial, boolean parseSpecial) {
+    return call(m -> SolNative.modelEncode(m, SolNative.utf8OfAny(text), (addSpecial ? 1 : 0) | (parseSpecial ? 2 : 0)));
+  }
+
+  public String decode(int[] tokens, boolean skipSpecial) {
+    return SolNative.string(call(m -> SolNative.modelDecode(m, tokens, skipSpecial)));
+  }
+
+  /** Tokens of a conversation, given as role, content, role, content..., with the beginning of the assistant's answer. */
+  public int[] encodeChat(String... rolesAndContents) {
+    if (rolesAndContents.length % 2 != 0) throw new SolException.Usage("encodeChat: " + rolesAndContents.length + " strings: give a role and a content by turns");
+    for (String text : rolesAndContents) Objects.requireNonNull(text, "role or content");
+    return call(m -> SolNative.modelEncodeChat(m, SolNative.utf8(rolesAndContents)));
+  }
+
+  /** A session with a KV cache of its own. */
+  public SolSession newSession() {
+    return new SolSession(call((LongFunction<Long>) SolNative::sessionCreate));
+  }
+}

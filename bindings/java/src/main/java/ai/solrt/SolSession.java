@@ -1,0 +1,148 @@
+package ai.solrt;
+
+import java.util.Objects;
+import java.util.function.Consumer;
+import java.util.function.LongConsumer;
+import java.util.function.LongFunction;
+
+/**
+ * One conversation with its KV cache. One thread at a time uses it, another gets {@link SolException.Busy}; any thread may call {@link #cancel},
+ * {@link #setBudget}, {@link #setTokensPerSecond}, {@link #isBusy} and {@link #close} at any time.
+ */
+public final class SolSession extends SolHandle {
+  private Thread owner;
+  private volatile boolean generating;
+
+  SolSession(long pointer) {
+    super(pointer, SolNative::sessionRelease);
+  }
+
+  /**
+   * Generates, and calls {@code onToken} with every token in this thread. What {@code onToken} throws ends the generation and comes out of here;
+   * {@link #stop} ends it without an error.
+   */
+  public SolResult generate(int[] prompt, GenerateOptions options, Consumer<SolToken> onToken) {
+    return own(s -> {
+      start(prompt, options);
+      try {
+        SolToken token;
+        do {
+          token = next();
+          onToken.accept(token);
+        } while (generating);
+      } catch (Throwable thrown) {
+        generating = false;
+        try {
+          SolNative.sessionStop(s);
+        } catch (SolException second) {
+          thrown.addSuppressed(second);
+        }
+        throw thrown;
+      }
+      byte[][] strings = new byte[2][];
+      return new SolResult(SolNative.sessionResult(s, strings), strings);
+    });
+  }
+
+  /** Checks everything and begins; the prompt runs at the first {@link #next}. A generation that was running ends. */
+  public void start(int[] prompt, GenerateOptions options) {
+    run(s -> {
+      options.start(s, prompt);
+      generating = true;
+    });
+  }
+
+  /** The next token. After the last one another call throws {@link SolException.Usage}. */
+  public SolToken next() {
+    return own(s -> {
+      byte[][] strings = new byte[2][];
+      SolToken token = new SolToken(SolNative.sessionNext(s, strings), strings);
+      generating = !token.isLast();
+      return token;
+    });
+  }
+
+  /** Ends a running generation. The cache keeps what was run. */
+  public void stop() {
+    generating = false;
+    run(SolNative::sessionStop);
+  }
+
+  /** What the running or last generation has come to. */
+  public SolResult result() {
+    byte[][] strings = new byte[2][];
+    return own(s -> new SolResult(SolNative.sessionResult(s, strings), strings));
+  }
+
+  /** Tokens in the KV cache. */
+  public int[] tokens() {
+    return own(SolNative::sessionTokens);
+  }
+
+  /** Keeps the first {@code length} tokens of the cache. Ends a running generation. */
+  public void rewind(long length) {
+    run(s -> SolNative.sessionRewind(s, length));
+  }
+
+  /** Writes tokens and cache to a file, as a whole or not at all. Ends a running generation. */
+  public void save(String file) {
+    Objects.requireNonNull(file, "file");
+    run(s -> SolNative.sessionSave(s, SolNative.utf8(file)));
+  }
+
+  /** Reads what {@link #save} wrote, with the same bundle. Ends a running generation. */
+  public void restore(String file) {
+    Objects.requireNonNull(file, "file");
+    run(s -> SolNative.sessionRestore(s, SolNative.utf8(file)));
+  }
+
+  /** Bytes of memory that only this session uses: KV cache and buffers. */
+  public long privateBytes() {
+    return own((LongFunction<Long>) SolNative::sessionPrivateBytes);
+  }
+
+  /** The call that is running, or the next one, ends with {@link SolException.Cancelled} within one decode step. Does nothing on a closed session. */
+  public void cancel() {
+    ifOpen(SolNative::sessionCancel);
+  }
+
+  /** Holds from the next decode step on; 0 to 1. Throws {@link SolException.Usage} where no generation is running. */
+  public void setBudget(double budget) {
+    call(s -> { SolNative.sessionSetBudget(s, budget); return null; });
+  }
+
+  /** As {@link #setBudget}, with a rate that needs measured costs. */
+  public void setTokensPerSecond(double rate) {
+    call(s -> { SolNative.sessionSetTokensPerSecond(s, rate); return null; });
+  }
+
+  /** Whether a call runs in another thread or a generation is under way. */
+  public boolean isBusy() {
+    return call(SolNative::sessionBusy);
+  }
+
+  @Override void interrupt(long pointer) {
+    SolNative.sessionCancel(pointer);
+  }
+
+  private void run(LongConsumer body) {
+    own(s -> { body.accept(s); return null; });
+  }
+
+  /** Runs {@code body} as the one thread that uses the session; a callback in the same thread may use it, too. */
+  private <T> T own(LongFunction<T> body) {
+    Thread self = Thread.currentThread(), before;
+    synchronized (this) {
+      if (owner != null && owner != self) throw new SolException.Busy("the session is in use by the thread " + owner.getName() + ": wait, or open another");
+      before = owner;
+      owner = self;
+    }
+    try {
+      return call(body);
+    } finally {
+      synchronized (this) {
+        owner = before;
+      }
+    }
+  }
+}

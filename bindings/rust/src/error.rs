@@ -1,0 +1,129 @@
+//! Errors, and what crosses the C interface as strings and arrays.
+
+use std::ffi::{c_char, CStr, CString};
+use std::fmt;
+use std::path::Path;
+
+use crate::ffi;
+
+/// What kind of error it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Code {
+    /// The call is wrong: a value out of range, or options that contradict each other.
+    Usage,
+    /// The bundle is missing, truncated, foreign or inconsistent.
+    Bundle,
+    /// ONNX Runtime is missing, too old, or failed.
+    Runtime,
+    /// Prompt or text does not fit the context, or the KV cache does not fit the memory.
+    Context,
+    /// The model gave numbers that are not finite.
+    Numeric,
+    /// Another thread is using the session.
+    Busy,
+    /// [`Control::cancel`](crate::Control::cancel) ended the call.
+    Cancelled,
+    /// A file cannot be written; what was there stays as it was.
+    Write,
+    /// Out of memory.
+    Memory,
+    /// The text is not valid, or the bundle has no tokenizer or no chat segments that the core can use.
+    Text,
+    /// A callback asked to stop.
+    Host,
+    /// A fault of the core.
+    Internal,
+}
+
+/// An error of the core: one line that says what, where, got, expected, and the next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    code: Code,
+    message: String,
+}
+
+impl Error {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Error { code: Code::Usage, message: message.into() }
+    }
+
+    /// What kind of error it is.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Takes an error of the core, and frees it.
+pub(crate) fn check(error: *mut ffi::sol_error) -> Result<(), Error> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the core gave this error, and nothing uses it afterwards.
+    let (code, message) = unsafe {
+        let taken = (ffi::sol_error_code(error), string(ffi::sol_error_message(error)));
+        ffi::sol_error_release(error);
+        taken
+    };
+    let code = match code {
+        1 => Code::Usage,
+        2 => Code::Bundle,
+        3 => Code::Runtime,
+        4 => Code::Context,
+        5 => Code::Numeric,
+        6 => Code::Busy,
+        7 => Code::Cancelled,
+        8 => Code::Write,
+        9 => Code::Memory,
+        10 => Code::Text,
+        11 => Code::Host,
+        _ => Code::Internal,
+    };
+    Err(Error { code, message })
+}
+
+/// A copy of a string of the core; "" for NULL.
+///
+/// # Safety
+/// `text` is NULL or ends in NUL.
+pub(crate) unsafe fn string(text: *const c_char) -> String {
+    if text.is_null() {
+        String::new()
+    } else {
+        CStr::from_ptr(text).to_string_lossy().into_owned()
+    }
+}
+
+pub(crate) fn c_string(text: &str) -> Result<CString, Error> {
+    CString::new(text).map_err(|_| Error::usage(format!("the string {text:?} contains NUL: remove it")))
+}
+
+pub(crate) fn c_path(path: &Path) -> Result<CString, Error> {
+    c_string(path.to_str().ok_or_else(|| Error::usage(format!("the path {} is not UTF-8: rename it", path.display())))?)
+}
+
+/// NULL for none. The pointer is valid as long as `text`.
+pub(crate) fn pointer(text: &Option<CString>) -> *const c_char {
+    text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr())
+}
+
+/// What `fill(room, capacity, count)` writes, called again with more room where it does not fit.
+pub(crate) fn filled<T: Copy + Default>(mut fill: impl FnMut(*mut T, usize, *mut usize) -> *mut ffi::sol_error) -> Result<Vec<T>, Error> {
+    let mut room = vec![T::default(); 512];
+    let mut count = 0;
+    check(fill(room.as_mut_ptr(), room.len(), &mut count))?;
+    if count > room.len() {
+        room.resize(count, T::default());
+        check(fill(room.as_mut_ptr(), room.len(), &mut count))?;
+    }
+    room.truncate(count);
+    Ok(room)
+}

@@ -1,0 +1,293 @@
+//! ONNX Runtime, and bundles.
+
+use std::any::Any;
+use std::ffi::{c_char, c_void, CString};
+use std::mem::{size_of, zeroed, MaybeUninit};
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::path::Path;
+use std::ptr::{null_mut, NonNull};
+
+use crate::error::{c_path, c_string, check, filled, pointer, string, Error};
+use crate::ffi;
+use crate::session::Session;
+
+/// How to open ONNX Runtime.
+#[derive(Clone, Debug)]
+pub struct RuntimeOptions {
+    /// Path or name of ONNX Runtime's shared library; `None` for the system's usual name.
+    pub ort_library: Option<String>,
+    /// Threads of ONNX Runtime's pool; 0 for all physical cores.
+    pub threads: u16,
+    /// False: runs the function bodies in the graphs, not the native operators.
+    pub native_operators: bool,
+    /// Whether waiting threads spin, as is ONNX Runtime's default. False lets them sleep, which saves battery.
+    pub spin: bool,
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> Self {
+        RuntimeOptions { ort_library: None, threads: 0, native_operators: true, spin: true }
+    }
+}
+
+/// ONNX Runtime as the program ships it. One for the whole program is enough.
+#[derive(Debug)]
+pub struct Runtime(NonNull<ffi::sol_runtime>);
+
+// SAFETY: the core lets any number of threads use a runtime.
+unsafe impl Send for Runtime {}
+unsafe impl Sync for Runtime {}
+
+impl Runtime {
+    /// Opens ONNX Runtime's library at a path, or under a name that the system finds.
+    pub fn open(ort_library: &str) -> Result<Self, Error> {
+        Self::with_options(&RuntimeOptions { ort_library: Some(ort_library.to_owned()), ..Default::default() })
+    }
+
+    /// [`Code::Runtime`](crate::Code::Runtime) where ONNX Runtime is missing or too old.
+    pub fn with_options(options: &RuntimeOptions) -> Result<Self, Error> {
+        let library = options.ort_library.as_deref().map(c_string).transpose()?;
+        let mut runtime = null_mut();
+        // SAFETY: `init` fills the whole struct; the strings outlive the call.
+        check(unsafe {
+            let mut raw = MaybeUninit::uninit();
+            ffi::sol_runtime_options_init(raw.as_mut_ptr());
+            let mut raw = raw.assume_init();
+            raw.ort_library = pointer(&library);
+            raw.threads = options.threads.into();
+            raw.native_operators = options.native_operators.into();
+            raw.spin = options.spin.into();
+            ffi::sol_runtime_create(&raw, &mut runtime)
+        })?;
+        Ok(Runtime(NonNull::new(runtime).expect("sol_runtime_create gives a runtime")))
+    }
+
+    /// Version of ONNX Runtime, as "1.23.0".
+    pub fn ort_version(&self) -> String {
+        // SAFETY: the handle is valid.
+        unsafe { string(ffi::sol_runtime_ort_version(self.0.as_ptr())) }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // SAFETY: models count their own reference.
+        unsafe { ffi::sol_runtime_release(self.0.as_ptr()) }
+    }
+}
+
+/// Which files are compared with their hashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// None.
+    None,
+    /// All but the weights.
+    #[default]
+    Small,
+    /// All: about a second a gigabyte.
+    All,
+}
+
+/// Told what is being done, how much of it is done, and of how much. False ends the call with [`Code::Host`](crate::Code::Host).
+pub type Progress<'a> = dyn FnMut(&str, u64, u64) -> bool + 'a;
+
+/// How to load a bundle.
+#[derive(Default)]
+pub struct ModelOptions<'a> {
+    /// Which files are compared with their hashes.
+    pub verify: Verify,
+    /// A cap in tokens below the model's own; 0 for none.
+    pub max_context: u32,
+    /// A cost table that was measured on this device; `None`: costs are bytes.
+    pub cost_table: Option<&'a Path>,
+    /// Called while the bundle loads. A panic in it comes out of the load.
+    pub progress: Option<&'a mut Progress<'a>>,
+}
+
+/// What a bundle holds.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct ModelInfo {
+    pub name: String,
+    pub generator: String,
+    pub identity: String,
+    pub default_schedule: String,
+    pub cost_model: String,
+    pub dense: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub layers: usize,
+    pub max_context: usize,
+    pub actions: usize,
+    pub has_policy: bool,
+    pub has_losses: bool,
+    pub has_tokenizer: bool,
+    pub has_chat: bool,
+    pub native_operators: bool,
+    /// Size of the weights file, which the system may drop from memory.
+    pub mapped_bytes: u64,
+}
+
+/// One way to run a decode step.
+#[derive(Clone, Debug)]
+pub struct Action {
+    /// As "k030-c050-q4".
+    pub tag: String,
+    /// Cost at a context of 512 tokens, in dense steps.
+    pub relative_cost: f64,
+    /// Nats a token over dense; `None` if not measured.
+    pub loss: Option<f64>,
+}
+
+/// A loaded bundle. Its sessions share the weights' memory and may outlive it.
+#[derive(Debug)]
+pub struct Model(NonNull<ffi::sol_model>);
+
+// SAFETY: the core lets any number of threads use a model.
+unsafe impl Send for Model {}
+unsafe impl Sync for Model {}
+
+impl Model {
+    /// Loads a bundle. [`Code::Bundle`](crate::Code::Bundle) where the folder is none, or is damaged.
+    pub fn load(runtime: &Runtime, folder: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::load_with(runtime, folder, ModelOptions::default())
+    }
+
+    /// Loads a bundle with options.
+    pub fn load_with(runtime: &Runtime, folder: impl AsRef<Path>, options: ModelOptions<'_>) -> Result<Self, Error> {
+        let folder = c_path(folder.as_ref())?;
+        let table = options.cost_table.map(c_path).transpose()?;
+        let max_context =
+            i32::try_from(options.max_context).map_err(|_| Error::usage(format!("max_context: got {}, expected less than 2^31", options.max_context)))?;
+        let with_progress = options.progress.is_some();
+        let mut report = Report { progress: options.progress, panic: None };
+        let mut model = null_mut();
+        // SAFETY: `init` fills the whole struct; strings and `report` outlive the call.
+        let loaded = check(unsafe {
+            let mut raw = MaybeUninit::uninit();
+            ffi::sol_model_options_init(raw.as_mut_ptr());
+            let mut raw = raw.assume_init();
+            raw.verify = options.verify as i32;
+            raw.max_context = max_context;
+            raw.cost_table = pointer(&table);
+            if with_progress {
+                raw.progress = Some(on_progress);
+                raw.user = (&mut report as *mut Report<'_>).cast();
+            }
+            ffi::sol_model_load(runtime.0.as_ptr(), folder.as_ptr(), &raw, &mut model)
+        });
+        if let Some(panic) = report.panic {
+            resume_unwind(panic);
+        }
+        loaded?;
+        Ok(Model(NonNull::new(model).expect("sol_model_load gives a model")))
+    }
+
+    /// What the bundle holds.
+    pub fn info(&self) -> Result<ModelInfo, Error> {
+        // SAFETY: all zero is a valid value of the struct; the strings that the core sets live as long as the model.
+        unsafe {
+            let mut raw: ffi::sol_model_info = zeroed();
+            raw.size = size_of::<ffi::sol_model_info>() as u32;
+            check(ffi::sol_model_get_info(self.0.as_ptr(), &mut raw))?;
+            Ok(ModelInfo {
+                name: string(raw.name),
+                generator: string(raw.generator),
+                identity: string(raw.identity),
+                default_schedule: string(raw.default_schedule),
+                cost_model: string(raw.cost_model),
+                dense: string(raw.dense),
+                vocab_size: raw.vocab_size as usize,
+                hidden_size: raw.hidden_size as usize,
+                layers: raw.num_layers as usize,
+                max_context: raw.max_context as usize,
+                actions: raw.num_actions as usize,
+                has_policy: raw.has_policy != 0,
+                has_losses: raw.has_losses != 0,
+                has_tokenizer: raw.has_tokenizer != 0,
+                has_chat: raw.has_chat != 0,
+                native_operators: raw.native != 0,
+                mapped_bytes: raw.mapped_bytes,
+            })
+        }
+    }
+
+    /// The action set.
+    pub fn actions(&self) -> Result<Vec<Action>, Error> {
+        (0..self.info()?.actions)
+            // SAFETY: as in `info`.
+            .map(|index| unsafe {
+                let mut raw: ffi::sol_action_info = zeroed();
+                raw.size = size_of::<ffi::sol_action_info>() as u32;
+                check(ffi::sol_model_get_action(self.0.as_ptr(), index as i32, &mut raw))?;
+                Ok(Action { tag: string(raw.tag), relative_cost: raw.relative_cost, loss: Some(raw.loss).filter(|loss| !loss.is_nan()) })
+            })
+            .collect()
+    }
+
+    /// Times every action for about two seconds, uses the result from the next generation on, and writes it to `file`, if any.
+    pub fn measure_costs(&self, file: Option<&Path>) -> Result<(), Error> {
+        let file = file.map(c_path).transpose()?;
+        // SAFETY: the handle is valid, and the string outlives the call.
+        check(unsafe { ffi::sol_model_measure_costs(self.0.as_ptr(), pointer(&file)) })
+    }
+
+    /// Tokens of a text. `add_special` adds what the model wants around it; with `parse_special`, special tokens written in it become those tokens.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>, Error> {
+        let flags = u32::from(add_special) | u32::from(parse_special) << 1;
+        // SAFETY: the text has a length beside it; `filled` gives room for `capacity` tokens.
+        filled(|room, capacity, count| unsafe {
+            ffi::sol_model_encode(self.0.as_ptr(), text.as_ptr().cast::<c_char>(), text.len(), flags, room, capacity, count)
+        })
+    }
+
+    /// Text of tokens. Bytes that are no character become U+FFFD.
+    pub fn decode(&self, tokens: &[i32], skip_special: bool) -> Result<String, Error> {
+        // SAFETY: as in `encode`.
+        let bytes = filled(|room, capacity, count| unsafe {
+            ffi::sol_model_decode(self.0.as_ptr(), tokens.as_ptr(), tokens.len(), skip_special.into(), room, capacity, count)
+        })?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Tokens of a conversation, given as (role, content), with the beginning of the assistant's answer.
+    pub fn encode_chat(&self, messages: &[(&str, &str)]) -> Result<Vec<i32>, Error> {
+        let texts: Vec<(CString, CString)> = messages.iter().map(|(role, content)| Ok((c_string(role)?, c_string(content)?))).collect::<Result<_, Error>>()?;
+        let raw: Vec<_> = texts.iter().map(|(role, content)| ffi::sol_message { role: role.as_ptr(), content: content.as_ptr() }).collect();
+        // SAFETY: as in `encode`; `texts` outlives the call.
+        filled(|room, capacity, count| unsafe { ffi::sol_model_encode_chat(self.0.as_ptr(), raw.as_ptr(), raw.len(), room, capacity, count) })
+    }
+
+    /// A session with a KV cache of its own.
+    pub fn session(&self) -> Result<Session, Error> {
+        let mut session = null_mut();
+        // SAFETY: the handle is valid.
+        check(unsafe { ffi::sol_session_create(self.0.as_ptr(), &mut session) })?;
+        Ok(Session::new(NonNull::new(session).expect("sol_session_create gives a session")))
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: sessions count their own reference.
+        unsafe { ffi::sol_model_release(self.0.as_ptr()) }
+    }
+}
+
+struct Report<'a> {
+    progress: Option<&'a mut Progress<'a>>,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+/// No panic may cross the core: it is kept, and goes on in `load_with`.
+unsafe extern "C" fn on_progress(user: *mut c_void, what: *const c_char, done: u64, total: u64) -> i32 {
+    let report = &mut *user.cast::<Report<'_>>();
+    let Some(progress) = report.progress.as_mut() else { return 0 };
+    match catch_unwind(AssertUnwindSafe(|| progress(&string(what), done, total))) {
+        Ok(go_on) => i32::from(!go_on),
+        Err(panic) => {
+            report.panic = Some(panic);
+            1
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! How to generate.
+
+use std::ffi::{c_char, CString};
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+
+use crate::error::{c_path, c_string, pointer, Error};
+use crate::ffi;
+
+/// What is `None` is the model's own default. At most one of `budget`, `tokens_per_second`, `max_loss` and the targets on the axes may be set; with none, the
+/// fastest mix of actions runs that loses at most 0.5%.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct GenerateOptions {
+    pub max_new_tokens: Option<u32>,
+    /// True draws from the distribution; false takes the likeliest token.
+    pub do_sample: Option<bool>,
+    pub temperature: Option<f64>,
+    pub top_k: Option<u32>,
+    pub top_p: Option<f64>,
+    pub min_p: Option<f64>,
+    pub repetition_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    /// Of sampling and of the schedule `random`, below 2^63; `None` draws a fresh one.
+    pub seed: Option<u64>,
+    pub top_logprobs: u32,
+    /// Tokens, and what is added to their scores: -100 to 100.
+    pub logit_bias: Vec<(i32, f32)>,
+    /// The text ends before the first of these.
+    pub stop_strings: Vec<String>,
+    /// In place of the model's own.
+    pub end_tokens: Option<Vec<i32>>,
+    /// Share of the dense cost, 0 to 1.
+    pub budget: Option<f64>,
+    /// Needs measured costs.
+    pub tokens_per_second: Option<f64>,
+    /// Share by which perplexity may rise, as 0.01.
+    pub max_loss: Option<f64>,
+    pub kv_density: Option<f64>,
+    pub channel_density: Option<f64>,
+    pub bits: Option<f64>,
+    /// `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`.
+    pub schedule: Option<String>,
+    /// Runs the whole prompt, whatever the cache holds.
+    pub ignore_cache: bool,
+    /// File to write every step to, as `sol-rt trace` reads it.
+    pub trace: Option<PathBuf>,
+    /// A trace whose actions run again, in place of a dial.
+    pub replay: Option<PathBuf>,
+}
+
+impl GenerateOptions {
+    /// Calls `body` with these options in C, which are valid during that call.
+    pub(crate) fn with_raw<T>(&self, body: impl FnOnce(&ffi::sol_generate_options) -> Result<T, Error>) -> Result<T, Error> {
+        let biases: Vec<_> = self.logit_bias.iter().map(|&(token, bias)| ffi::sol_logit_bias { token, bias }).collect();
+        let stops: Vec<CString> = self.stop_strings.iter().map(|text| c_string(text)).collect::<Result<_, _>>()?;
+        let stop_pointers: Vec<*const c_char> = stops.iter().map(|text| text.as_ptr()).collect();
+        let schedule = self.schedule.as_deref().map(c_string).transpose()?;
+        let trace = self.trace.as_deref().map(c_path).transpose()?;
+        let replay = self.replay.as_deref().map(c_path).transpose()?;
+        // SAFETY: `init` fills the whole struct.
+        let mut raw = unsafe {
+            let mut raw = MaybeUninit::uninit();
+            ffi::sol_generate_options_init(raw.as_mut_ptr());
+            raw.assume_init()
+        };
+        let counts = [
+            (&mut raw.max_new_tokens, self.max_new_tokens, "max_new_tokens"),
+            (&mut raw.top_k, self.top_k, "top_k"),
+            (&mut raw.top_logprobs, Some(self.top_logprobs), "top_logprobs"),
+        ];
+        for (field, value, name) in counts {
+            if let Some(value) = value {
+                *field = i32::try_from(value).map_err(|_| Error::usage(format!("{name}: got {value}, expected less than 2^31")))?;
+            }
+        }
+        let numbers = [
+            (&mut raw.temperature, self.temperature),
+            (&mut raw.top_p, self.top_p),
+            (&mut raw.min_p, self.min_p),
+            (&mut raw.repetition_penalty, self.repetition_penalty),
+            (&mut raw.presence_penalty, self.presence_penalty),
+            (&mut raw.frequency_penalty, self.frequency_penalty),
+            (&mut raw.budget, self.budget),
+            (&mut raw.tokens_per_second, self.tokens_per_second),
+            (&mut raw.max_loss, self.max_loss),
+            (&mut raw.kv_density, self.kv_density),
+            (&mut raw.channel_density, self.channel_density),
+            (&mut raw.bits, self.bits),
+        ];
+        for (field, value) in numbers {
+            *field = value.unwrap_or(*field);
+        }
+        raw.do_sample = self.do_sample.map_or(raw.do_sample, i32::from);
+        if let Some(seed) = self.seed {
+            raw.seed = i64::try_from(seed).map_err(|_| Error::usage(format!("seed: got {seed}, expected less than 2^63")))?;
+        }
+        raw.reuse_cache = (!self.ignore_cache).into();
+        raw.logit_bias = biases.as_ptr();
+        raw.num_logit_bias = biases.len();
+        raw.stop_strings = stop_pointers.as_ptr();
+        raw.num_stop_strings = stop_pointers.len();
+        if let Some(tokens) = &self.end_tokens {
+            raw.end_tokens = tokens.as_ptr(); // not NULL, even where there are none
+            raw.num_end_tokens = tokens.len();
+        }
+        raw.schedule = pointer(&schedule);
+        raw.trace = pointer(&trace);
+        raw.replay = pointer(&replay);
+        body(&raw)
+    }
+}

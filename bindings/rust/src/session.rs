@@ -1,0 +1,281 @@
+//! Conversations and their tokens.
+
+use std::mem::{size_of, zeroed};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::{Arc, Weak};
+
+use crate::error::{c_path, check, filled, string, Error};
+use crate::ffi;
+use crate::options::GenerateOptions;
+
+/// Whether a generation is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// More tokens follow.
+    None,
+    /// End token or stop string.
+    Stop,
+    /// As many tokens as asked for, or a full context.
+    Length,
+}
+
+fn finish(raw: i32) -> Finish {
+    match raw {
+        0 => Finish::None,
+        1 => Finish::Stop,
+        _ => Finish::Length,
+    }
+}
+
+/// One generated token.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Its id.
+    pub token: i32,
+    /// Text that is now certain; empty while a character or a stop string is incomplete.
+    pub text: String,
+    /// Tag of the action that computed it; the dense tag for the first token, which comes of the prompt.
+    pub action: String,
+    /// Nats, under the raw distribution.
+    pub logprob: f64,
+    /// Of its decode step, in the cost model's unit; 0 for the first token.
+    pub cost: f64,
+    /// The same in dense steps.
+    pub relative_cost: f64,
+    /// Cost of the steps so far over their dense cost.
+    pub achieved_budget: f64,
+    /// What was asked for, for the steps so far.
+    pub requested_budget: f64,
+    /// Since the token before; for the first token, since the start.
+    pub milliseconds: f64,
+    /// Whether the generation is over.
+    pub finish: Finish,
+    /// The likeliest tokens and their log-probabilities.
+    pub top_logprobs: Vec<(i32, f64)>,
+}
+
+/// What a generation has come to.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct GenerationResult {
+    pub tokens: usize,
+    pub prompt_tokens: usize,
+    pub cached_tokens: usize,
+    pub schedule: String,
+    pub cost_model: String,
+    pub requested_budget: f64,
+    pub achieved_budget: f64,
+    /// Mean measured loss of the actions taken, nats a token; NaN if not measured.
+    pub expected_loss: f64,
+    pub prompt_tokens_per_second: f64,
+    pub tokens_per_second: f64,
+    pub time_to_first_token_ms: f64,
+    /// Of the cheapest action at the last context; NaN if costs are bytes.
+    pub fastest_tokens_per_second: f64,
+    /// Whether the budget lay below the cheapest action.
+    pub floored: bool,
+    /// In a replay, index of the first token that differs from the trace's.
+    pub first_difference: Option<usize>,
+    pub finish: Finish,
+}
+
+#[derive(Debug)]
+struct Handle(NonNull<ffi::sol_session>);
+
+// SAFETY: `Session` runs one call at a time, since its methods take `&mut self` and it is not `Sync`; those that `Control` makes may come from any thread.
+unsafe impl Send for Handle {}
+unsafe impl Sync for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: nothing else holds the handle.
+        unsafe { ffi::sol_session_release(self.0.as_ptr()) }
+    }
+}
+
+/// One conversation with its KV cache.
+#[derive(Debug)]
+pub struct Session {
+    handle: Arc<Handle>,
+    // Reading methods take `&self`, and the core lets one thread at a time read.
+    _not_sync: std::marker::PhantomData<std::cell::Cell<()>>,
+}
+
+impl Session {
+    pub(crate) fn new(session: NonNull<ffi::sol_session>) -> Self {
+        Session { handle: Arc::new(Handle(session)), _not_sync: std::marker::PhantomData }
+    }
+
+    fn raw(&self) -> *mut ffi::sol_session {
+        self.handle.0.as_ptr()
+    }
+
+    /// Checks everything and begins; the prompt runs when the first token is taken. Dropping the iterator ends the generation; the cache keeps what was run.
+    pub fn generate(&mut self, prompt: &[i32], options: &GenerateOptions) -> Result<Tokens<'_>, Error> {
+        // SAFETY: prompt and options outlive the call.
+        options.with_raw(|raw| check(unsafe { ffi::sol_session_start(self.raw(), prompt.as_ptr(), prompt.len(), raw) }))?;
+        Ok(Tokens { session: self, over: false })
+    }
+
+    /// What other threads may do with this session at any time.
+    pub fn control(&self) -> Control {
+        Control(Arc::downgrade(&self.handle))
+    }
+
+    /// What the running or last generation has come to.
+    pub fn result(&self) -> Result<GenerationResult, Error> {
+        // SAFETY: all zero is a valid value of the struct; its strings live until the session's next call.
+        unsafe {
+            let mut raw: ffi::sol_result = zeroed();
+            raw.size = size_of::<ffi::sol_result>() as u32;
+            check(ffi::sol_session_result(self.raw(), &mut raw))?;
+            Ok(GenerationResult {
+                tokens: raw.num_tokens as usize,
+                prompt_tokens: raw.prompt_tokens as usize,
+                cached_tokens: raw.cached_tokens as usize,
+                schedule: string(raw.schedule),
+                cost_model: string(raw.cost_model),
+                requested_budget: raw.requested_budget,
+                achieved_budget: raw.achieved_budget,
+                expected_loss: raw.expected_loss,
+                prompt_tokens_per_second: raw.prompt_tokens_per_second,
+                tokens_per_second: raw.tokens_per_second,
+                time_to_first_token_ms: raw.time_to_first_token_ms,
+                fastest_tokens_per_second: raw.fastest_tokens_per_second,
+                floored: raw.floored != 0,
+                first_difference: usize::try_from(raw.first_difference).ok(),
+                finish: finish(raw.finish),
+            })
+        }
+    }
+
+    /// Tokens in the KV cache.
+    pub fn tokens(&self) -> Result<Vec<i32>, Error> {
+        // SAFETY: `filled` gives room for `capacity` tokens.
+        filled(|room, capacity, count| unsafe { ffi::sol_session_tokens(self.raw(), room, capacity, count) })
+    }
+
+    /// Keeps the first `length` tokens of the cache.
+    pub fn rewind(&mut self, length: usize) -> Result<(), Error> {
+        // SAFETY: the handle is valid.
+        check(unsafe { ffi::sol_session_rewind(self.raw(), length) })
+    }
+
+    /// Writes tokens and cache to a file, as a whole or not at all.
+    pub fn save(&mut self, file: impl AsRef<Path>) -> Result<(), Error> {
+        let file = c_path(file.as_ref())?;
+        // SAFETY: the string outlives the call.
+        check(unsafe { ffi::sol_session_save(self.raw(), file.as_ptr()) })
+    }
+
+    /// Reads what [`Session::save`] wrote, with the same bundle.
+    pub fn restore(&mut self, file: impl AsRef<Path>) -> Result<(), Error> {
+        let file = c_path(file.as_ref())?;
+        // SAFETY: the string outlives the call.
+        check(unsafe { ffi::sol_session_restore(self.raw(), file.as_ptr()) })
+    }
+
+    /// Bytes of memory that only this session uses: KV cache and buffers.
+    pub fn private_bytes(&self) -> u64 {
+        // SAFETY: the handle is valid.
+        unsafe { ffi::sol_session_private_bytes(self.raw()) }
+    }
+}
+
+/// The tokens of a running generation. After an error there are no more.
+#[derive(Debug)]
+pub struct Tokens<'a> {
+    session: &'a mut Session,
+    over: bool,
+}
+
+impl Tokens<'_> {
+    /// What other threads may do with the session at any time, and this one between tokens.
+    pub fn control(&self) -> Control {
+        self.session.control()
+    }
+}
+
+impl Iterator for Tokens<'_> {
+    type Item = Result<Token, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        // SAFETY: all zero is a valid value of the struct; its pointers are valid until the session's next call, and all are copied here.
+        unsafe {
+            let mut raw: ffi::sol_token = zeroed();
+            raw.size = size_of::<ffi::sol_token>() as u32;
+            if let Err(error) = check(ffi::sol_session_next(self.session.raw(), &mut raw)) {
+                self.over = true;
+                return Some(Err(error));
+            }
+            self.over = raw.finish != 0;
+            let text = if raw.text.is_null() { &[][..] } else { slice::from_raw_parts(raw.text.cast::<u8>(), raw.text_length) };
+            let top = |index| (*raw.top_tokens.add(index), *raw.top_logprobs.add(index));
+            Some(Ok(Token {
+                token: raw.token,
+                text: String::from_utf8_lossy(text).into_owned(),
+                action: string(raw.action),
+                logprob: raw.logprob,
+                cost: raw.cost,
+                relative_cost: raw.relative_cost,
+                achieved_budget: raw.achieved_budget,
+                requested_budget: raw.requested_budget,
+                milliseconds: raw.milliseconds,
+                finish: finish(raw.finish),
+                top_logprobs: (0..raw.num_top).map(top).collect(),
+            }))
+        }
+    }
+}
+
+impl Drop for Tokens<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            // SAFETY: the handle is valid. An error here has nobody to go to: the generation is over in any case.
+            let _ = check(unsafe { ffi::sol_session_stop(self.session.raw()) });
+        }
+    }
+}
+
+/// What any thread may do with a session at any time. It does not keep the session alive.
+#[derive(Clone, Debug)]
+pub struct Control(Weak<Handle>);
+
+impl Control {
+    /// The call that is running, or the next one, ends with [`Code::Cancelled`](crate::Code::Cancelled) within one decode step.
+    pub fn cancel(&self) {
+        if let Some(session) = self.0.upgrade() {
+            // SAFETY: the handle is valid, and the core takes this call from any thread.
+            unsafe { ffi::sol_session_cancel(session.0.as_ptr()) }
+        }
+    }
+
+    /// Holds from the next decode step on; 0 to 1. [`Code::Usage`](crate::Code::Usage) where no generation is running.
+    pub fn set_budget(&self, budget: f64) -> Result<(), Error> {
+        let session = self.session()?;
+        // SAFETY: as in `cancel`.
+        check(unsafe { ffi::sol_session_set_budget(session.0.as_ptr(), budget) })
+    }
+
+    /// As [`Control::set_budget`], with a rate that needs measured costs.
+    pub fn set_tokens_per_second(&self, rate: f64) -> Result<(), Error> {
+        let session = self.session()?;
+        // SAFETY: as in `cancel`.
+        check(unsafe { ffi::sol_session_set_tokens_per_second(session.0.as_ptr(), rate) })
+    }
+
+    /// Whether a call runs or a generation is under way.
+    pub fn is_busy(&self) -> bool {
+        // SAFETY: as in `cancel`.
+        self.0.upgrade().is_some_and(|session| unsafe { ffi::sol_session_busy(session.0.as_ptr()) } != 0)
+    }
+
+    fn session(&self) -> Result<Arc<Handle>, Error> {
+        self.0.upgrade().ok_or_else(|| Error::usage("the session of this Control is dropped: make another one"))
+    }
+}

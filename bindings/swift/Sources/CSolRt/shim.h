@@ -1,0 +1,2 @@
+// The C interface as Swift sees it where no xcframework brings it.
+#include "../../../c/include/sol_rt.h"

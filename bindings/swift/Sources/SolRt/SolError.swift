@@ -1,0 +1,81 @@
+import CSolRt
+
+/// An error of the core: one line that says what, where, got, expected, and the next step.
+public struct SolError: Error, CustomStringConvertible, Sendable {
+  /// What kind of error it is. The numbers are those of sol_rt.h.
+  public enum Code: UInt32, Sendable {
+    /// The call is wrong: a value out of range, options that contradict each other, or an object that is closed.
+    case usage = 1
+    /// The bundle is missing, truncated, foreign or inconsistent.
+    case bundle
+    /// ONNX Runtime is missing, too old, or failed.
+    case runtime
+    /// Prompt or text does not fit the context, or the KV cache does not fit the memory.
+    case context
+    /// The model gave numbers that are not finite.
+    case numeric
+    /// Another thread is using the session.
+    case busy
+    /// `SolSession.cancel` or `close` ended the call.
+    case cancelled
+    /// A file cannot be written; what was there stays as it was.
+    case write
+    /// Out of memory.
+    case memory
+    /// The text is not valid, or the bundle has no tokenizer or no chat segments that the core can use.
+    case text
+    /// A callback asked to stop.
+    case host
+    /// A fault of the core.
+    case `internal` = 99
+  }
+
+  public let code: Code
+  public let description: String
+
+  static func usage(_ message: String) -> SolError { SolError(code: .usage, description: message) }
+}
+
+/// Throws an error of the core, and frees it.
+func check(_ error: OpaquePointer?) throws {
+  guard let error else { return }
+  defer { sol_error_release(error) }
+  throw SolError(code: SolError.Code(rawValue: UInt32(sol_error_code(error).rawValue)) ?? .internal, description: String(cString: sol_error_message(error)))
+}
+
+func string(_ text: UnsafePointer<CChar>?) -> String { text.map { String(cString: $0) } ?? "" }
+
+/// Refuses what C would cut off.
+func checked(_ text: String) throws -> String {
+  if text.utf8.contains(0) { throw SolError.usage("a string contains the character U+0000: remove it") }
+  return text
+}
+
+/// Calls `body` with C strings, which are valid during that call.
+func withCStrings<T>(_ texts: [String], _ body: ([UnsafePointer<CChar>?]) throws -> T) throws -> T {
+  var copies: [ContiguousArray<CChar>] = []
+  for text in texts { copies.append(try checked(text).utf8CString) }
+  func pin(_ index: Int, _ pointers: [UnsafePointer<CChar>?]) throws -> T {
+    if index == copies.count { return try body(pointers) }
+    return try copies[index].withUnsafeBufferPointer { try pin(index + 1, pointers + [$0.baseAddress]) }
+  }
+  return try pin(0, [])
+}
+
+/// Calls `body` with a C string, or with NULL.
+func withCString<T>(_ text: String?, _ body: (UnsafePointer<CChar>?) throws -> T) throws -> T {
+  guard let text else { return try body(nil) }
+  return try checked(text).withCString(body)
+}
+
+/// What `fill(room, capacity, count)` writes, called again with more room where it does not fit.
+func filled<T>(_ zero: T, _ fill: (UnsafeMutablePointer<T>, Int, UnsafeMutablePointer<Int>) -> OpaquePointer?) throws -> [T] {
+  var capacity = 512
+  while true {
+    var count = 0
+    var room = [T](repeating: zero, count: capacity)
+    try check(room.withUnsafeMutableBufferPointer { fill($0.baseAddress!, capacity, &count) })
+    if count <= capacity { return Array(room[..<count]) }
+    capacity = count
+  }
+}

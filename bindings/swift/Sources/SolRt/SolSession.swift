@@ -1,0 +1,224 @@
+import CSolRt
+import Foundation
+
+/// One generated token.
+public struct SolToken: Sendable {
+  /// Whether a generation is over. `none`: more tokens follow. `stop`: end token or stop string. `length`: as many tokens as asked for, or a full context.
+  public enum Finish: UInt32, Sendable { case none, stop, length }
+
+  public let token: Int32
+  /// Text that is now certain; empty while a character or a stop string is incomplete.
+  public let text: String
+  /// Tag of the action that computed it; the dense tag for the first token, which comes of the prompt.
+  public let action: String
+  /// Nats, under the raw distribution.
+  public let logprob: Double
+  /// Of its decode step, in the cost model's unit and in dense steps; 0 for the first token.
+  public let cost, relativeCost: Double
+  /// Cost of the steps so far over their dense cost, and what was asked for.
+  public let achievedBudget, requestedBudget: Double
+  /// Since the token before; for the first token, since the start.
+  public let milliseconds: Double
+  public let finish: Finish
+  /// The likeliest tokens.
+  public let top: [(token: Int32, logprob: Double)]
+
+  init(_ raw: sol_token) {
+    token = raw.token
+    text = String(decoding: UnsafeRawBufferPointer(start: raw.text, count: raw.text_length), as: UTF8.self)
+    action = string(raw.action)
+    logprob = raw.logprob
+    cost = raw.cost
+    relativeCost = raw.relative_cost
+    achievedBudget = raw.achieved_budget
+    requestedBudget = raw.requested_budget
+    milliseconds = raw.milliseconds
+    finish = Finish(rawValue: UInt32(raw.finish.rawValue)) ?? .length
+    top = (0..<raw.num_top).map { (raw.top_tokens[$0], raw.top_logprobs[$0]) }
+  }
+}
+
+/// What a generation has come to.
+public struct SolResult: Sendable {
+  public let tokens, promptTokens, cachedTokens: Int
+  public let schedule, costModel: String
+  public let requestedBudget, achievedBudget: Double
+  /// Mean measured loss of the actions taken, nats a token; NaN if not measured.
+  public let expectedLoss: Double
+  public let promptTokensPerSecond, tokensPerSecond, timeToFirstTokenMilliseconds: Double
+  /// Of the cheapest action at the last context; NaN if costs are bytes.
+  public let fastestTokensPerSecond: Double
+  /// Whether the budget lay below the cheapest action.
+  public let floored: Bool
+  /// In a replay, index of the first token that differs from the trace's.
+  public let firstDifference: Int?
+  public let finish: SolToken.Finish
+}
+
+/// One conversation with its KV cache. One thread or task at a time uses it; `cancel`, `setBudget`, `setTokensPerSecond`, `isBusy` and `close` may be called
+/// from any, at any time.
+public final class SolSession: @unchecked Sendable {
+  private let pointer: OpaquePointer
+  private let queue = DispatchQueue(label: "ai.solrt.session")
+  private let lock = NSLock()
+  private var calls = 0, closed = false, generation = 0
+
+  init(_ pointer: OpaquePointer) { self.pointer = pointer }
+
+  deinit { if !closed { sol_session_release(pointer) } }
+
+  /// The tokens of one generation. A token is computed when it is asked for, on a queue of the session's own. Cancelling the task ends the generation
+  /// within one decode step, and so does leaving the loop. Throws at once where prompt or options are wrong.
+  public func generate(_ prompt: [Int32], _ options: GenerateOptions = GenerateOptions()) throws -> AsyncThrowingStream<SolToken, any Error> {
+    let run = Run(self, try start(prompt, options))
+    return AsyncThrowingStream { try await run.next() }
+  }
+
+  /// Generates in this thread. What `onToken` throws ends the generation and comes out of here.
+  @discardableResult
+  public func generate(_ prompt: [Int32], _ options: GenerateOptions = GenerateOptions(), onToken: (SolToken) throws -> Void) throws -> SolResult {
+    let id = try start(prompt, options)
+    do {
+      while true {
+        let token = try next()
+        try onToken(token)
+        if token.finish != .none { return try result() }
+      }
+    } catch {
+      stop(id)
+      throw error
+    }
+  }
+
+  /// What the running or last generation has come to.
+  public func result() throws -> SolResult {
+    try call { session in
+      var raw = sol_result()
+      raw.size = UInt32(MemoryLayout<sol_result>.stride)
+      try check(sol_session_result(session, &raw))
+      return SolResult(
+        tokens: Int(raw.num_tokens), promptTokens: Int(raw.prompt_tokens), cachedTokens: Int(raw.cached_tokens), schedule: string(raw.schedule),
+        costModel: string(raw.cost_model), requestedBudget: raw.requested_budget, achievedBudget: raw.achieved_budget, expectedLoss: raw.expected_loss,
+        promptTokensPerSecond: raw.prompt_tokens_per_second, tokensPerSecond: raw.tokens_per_second,
+        timeToFirstTokenMilliseconds: raw.time_to_first_token_ms, fastestTokensPerSecond: raw.fastest_tokens_per_second, floored: raw.floored != 0,
+        firstDifference: raw.first_difference < 0 ? nil : Int(raw.first_difference), finish: SolToken.Finish(rawValue: UInt32(raw.finish.rawValue)) ?? .length)
+    }
+  }
+
+  /// Tokens in the KV cache.
+  public func tokens() throws -> [Int32] {
+    try call { session in try filled(Int32(0)) { sol_session_tokens(session, $0, $1, $2) } }
+  }
+
+  /// Keeps the first `length` tokens of the cache. Ends a running generation.
+  public func rewind(_ length: Int) throws {
+    try call { try check(sol_session_rewind($0, length)) }
+  }
+
+  /// Writes tokens and cache to a file, as a whole or not at all. Ends a running generation.
+  public func save(_ file: String) throws {
+    try call { session in try withCString(file) { try check(sol_session_save(session, $0)) } }
+  }
+
+  /// Reads what `save` wrote, with the same bundle. Ends a running generation.
+  public func restore(_ file: String) throws {
+    try call { session in try withCString(file) { try check(sol_session_restore(session, $0)) } }
+  }
+
+  /// Bytes of memory that only this session uses: KV cache and buffers.
+  public func privateBytes() throws -> UInt64 { try call { sol_session_private_bytes($0) } }
+
+  /// The call that is running, or the next one, ends with `SolError.Code.cancelled` within one decode step. Does nothing on a closed session.
+  public func cancel() { try? call { sol_session_cancel($0) } }
+
+  /// Holds from the next decode step on; 0 to 1. Throws `usage` where no generation is running.
+  public func setBudget(_ budget: Double) throws { try call { try check(sol_session_set_budget($0, budget)) } }
+
+  /// As `setBudget`, with a rate that needs measured costs.
+  public func setTokensPerSecond(_ rate: Double) throws { try call { try check(sol_session_set_tokens_per_second($0, rate)) } }
+
+  /// Whether a call runs or a generation is under way.
+  public var isBusy: Bool { (try? call { sol_session_busy($0) != 0 }) ?? false }
+
+  /// Ends a running call with `cancelled`, and frees the memory as soon as no call uses it. Other calls throw `usage` from then on.
+  public func close() {
+    lock.lock()
+    let idle = !closed && calls == 0
+    if !closed && !idle { sol_session_cancel(pointer) }
+    closed = true
+    lock.unlock()
+    if idle { sol_session_release(pointer) }
+  }
+
+  private func call<T>(_ body: (OpaquePointer) throws -> T) throws -> T {
+    try lock.withLock {
+      if closed { throw SolError.usage("the session is closed: make another one") }
+      calls += 1
+    }
+    defer {
+      let last = lock.withLock { () -> Bool in
+        calls -= 1
+        return closed && calls == 0
+      }
+      if last { sol_session_release(pointer) }
+    }
+    return try body(pointer)
+  }
+
+  private func start(_ prompt: [Int32], _ options: GenerateOptions) throws -> Int {
+    try call { session in try options.withRaw { try check(sol_session_start(session, prompt, prompt.count, &$0)) } }
+    return lock.withLock {
+      generation += 1
+      return generation
+    }
+  }
+
+  private func next() throws -> SolToken {
+    try call { session in
+      var raw = sol_token()
+      raw.size = UInt32(MemoryLayout<sol_token>.stride)
+      try check(sol_session_next(session, &raw))
+      return SolToken(raw)
+    }
+  }
+
+  /// Ends generation `id`, if it is still the last one, and forgets a request to cancel it.
+  private func stop(_ id: Int) {
+    if lock.withLock({ generation == id }) { try? call { try check(sol_session_stop($0)) } }
+  }
+
+  /// A generation as a stream sees it: it ends when the stream goes.
+  private final class Run: @unchecked Sendable {
+    private let session: SolSession
+    private let id: Int
+    private var over = false
+
+    init(_ session: SolSession, _ id: Int) {
+      self.session = session
+      self.id = id
+    }
+
+    deinit { session.stop(id) }
+
+    func next() async throws -> SolToken? {
+      if over { return nil }
+      do {
+        let token = try await withTaskCancellationHandler {
+          try Task.checkCancellation()
+          return try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<SolToken, any Error>) in
+            // The queue holds the session, not this object: it must go with the stream, at once.
+            session.queue.async { [session] in continuation.resume(with: Result { try session.next() }) }
+          }
+        } onCancel: {
+          session.cancel()
+        }
+        over = token.finish != .none
+        return token
+      } catch {
+        over = true
+        session.stop(id)
+        throw Task.isCancelled ? CancellationError() : error
+      }
+    }
+  }
+}

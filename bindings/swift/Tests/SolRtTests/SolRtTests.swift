@@ -1,0 +1,296 @@
+import Foundation
+import SolRt
+import XCTest
+
+final class SolRtTests: XCTestCase {
+  static let runtime = try! SolRuntime(ortLibrary: variable("SOL_TEST_ORT"))
+  static let model = try! SolModel(runtime, folder: bundle)
+  static let bundle = variable("SOL_TEST_BUNDLE")
+  static let scratch = variable("SOL_TEST_SCRATCH")
+  static let cases = try! GoldenCase.all()
+  let prompt = cases[0].prompt
+
+  struct Mine: Error {}
+
+  func testGoldenTraces() async throws {
+    XCTAssertFalse(Self.cases.isEmpty)
+    for golden in Self.cases {
+      let session = try Self.model.session()
+      var made: [SolToken] = []
+      for try await token in try session.generate(golden.prompt, golden.options) {
+        made.append(token)
+        if let budget = golden.budgetAt[made.count] { try session.setBudget(budget) }
+      }
+      XCTAssertEqual(made.map(\.token), golden.tokens, golden.name)
+      XCTAssertEqual(made.dropFirst().map(\.action), golden.actions, golden.name)
+      XCTAssertEqual(made.count, golden.costs.count + 1)
+      for (token, cost) in zip(made.dropFirst(), golden.costs) { XCTAssertEqual(token.relativeCost, cost, accuracy: 1e-9 * cost, golden.name) }
+      XCTAssertEqual(made.map(\.text).joined(), golden.text, golden.name)
+    }
+  }
+
+  func testAStreamAndACallbackGiveTheSame() async throws {
+    let session = try Self.model.session()
+    var options = dense(12)
+    options.topLogprobs = 3
+    var called: [Int32] = []
+    let result = try session.generate(prompt, options) { token in
+      called.append(token.token)
+      XCTAssertEqual(token.top.count, 3)
+      XCTAssertEqual(token.top[0].token, token.token)
+    }
+    XCTAssertEqual(result.tokens, 12)
+    XCTAssertEqual(result.schedule, "dense")
+    XCTAssertEqual(result.finish, .length)
+    let streamed = try await tokens(session, 12)
+    XCTAssertEqual(called, streamed)
+    options.logitBias = [7: 100]
+    try session.generate(prompt, options) { XCTAssertEqual($0.token, 7) }
+    options = dense(12)
+    options.endTokens = [called[2]]
+    XCTAssertEqual(try session.generate(prompt, options) { _ in }.tokens, 1 + called.firstIndex(of: called[2])!)
+  }
+
+  func testWhatAModelSaysOfItself() throws {
+    let info = try Self.model.info()
+    XCTAssertTrue(info.mappedBytes > 0 && info.layers > 0 && info.identity.count == 64)
+    XCTAssertTrue(try Self.model.actions().contains { $0.tag == info.dense })
+    XCTAssertTrue(!SolRuntime.version.isEmpty && Self.runtime.ortVersion.hasPrefix("1."))
+    if info.hasTokenizer {
+      let words = Array(repeating: "w3", count: 3000).joined(separator: " ")
+      let back = try Self.model.decode(Self.model.encode(words, addSpecial: false))
+      XCTAssertEqual(back.trimmingCharacters(in: .whitespaces), words)
+      XCTAssertEqual(try Self.model.encode("", addSpecial: false), [])
+      _ = try Self.model.encode("\u{1f600} \0 é")
+    }
+    if info.hasChat {
+      XCTAssertGreaterThan(try Self.model.encodeChat([("user", "w1")]).count, 1)
+    } else {
+      fails(.text) { try Self.model.encodeChat([("user", "w1")]) }
+    }
+  }
+
+  func testLeavingTheLoopEndsTheGeneration() async throws {
+    let session = try Self.model.session()
+    let expected = try await tokens(session, 8)
+    try await leave(session)
+    XCTAssertFalse(session.isBusy)
+    let again = try await tokens(session, 8)
+    XCTAssertEqual(again, expected)
+  }
+
+  private func leave(_ session: SolSession) async throws {
+    var seen = 0
+    for try await _ in try session.generate(prompt, dense(100)) {
+      seen += 1
+      if seen == 3 { break }
+    }
+  }
+
+  func testCancelledTasks() async throws {
+    let session = try Self.model.session()
+    let expected = try await tokens(session, 8)
+    let prompt = prompt
+    for _ in 0..<20 {
+      let (first, signal) = AsyncStream<Void>.makeStream()
+      let task = Task {
+        while !Task.isCancelled {
+          for try await _ in try session.generate(prompt, dense(100)) { signal.yield() }
+        }
+      }
+      for await _ in first { break }
+      task.cancel()
+      // In mid-token the loop throws; between tokens it ends, as every stream of a cancelled task does.
+      if case .failure(let error) = await task.result { XCTAssertTrue(error is CancellationError, "\(error)") }
+      XCTAssertFalse(session.isBusy)
+      let again = try await tokens(session, 8)
+      XCTAssertEqual(again, expected)
+    }
+  }
+
+  func testCancelByHand() async throws {
+    let session = try Self.model.session()
+    var seen = 0
+    fails(.cancelled) {
+      try session.generate(prompt, dense(8)) { _ in
+        seen += 1
+        if seen == 3 { session.cancel() }
+      }
+    }
+    XCTAssertEqual(seen, 3)
+    do {
+      for try await _ in try session.generate(prompt, dense(8)) { session.cancel() }
+      XCTFail("nothing was thrown")
+    } catch let error as SolError {
+      XCTAssertEqual(error.code, .cancelled)
+    }
+    let again = try await tokens(session, 8)
+    XCTAssertEqual(again.count, 8)
+  }
+
+  func testABudgetThatMoves() async throws {
+    let session = try Self.model.session()
+    var options = dense(24)
+    options.schedule = "uniform"
+    options.budget = 1
+    var costs: [Double] = []
+    for try await token in try session.generate(prompt, options) {
+      costs.append(token.relativeCost)
+      if costs.count == 8 {
+        try await Task.detached { try session.setBudget(0.5) }.value
+        fails(.usage) { try session.setBudget(1.5) }
+        fails(.usage) { try session.setBudget(.nan) }
+        fails(.usage) { try session.setTokensPerSecond(20) }
+      }
+    }
+    XCTAssertTrue(costs[1..<8].allSatisfy { $0 == 1 })
+    XCTAssertLessThan(costs[8...].reduce(0, +) / 16, 0.9)
+    fails(.usage) { try session.setBudget(0.5) }
+  }
+
+  func testCloseDuringAGeneration() async throws {
+    let prompt = prompt
+    for _ in 0..<20 {
+      let session = try Self.model.session()
+      let (first, signal) = AsyncStream<Void>.makeStream()
+      let task = Task {
+        for try await _ in try session.generate(prompt, dense(100)) { signal.yield() }
+      }
+      for await _ in first { break }
+      session.close()
+      session.close()
+      switch await task.result {
+      case .success: break  // the last token was already there
+      case .failure(let error): XCTAssertTrue([.cancelled, .usage].contains((error as? SolError)?.code), "\(error)")
+      }
+      session.cancel()
+      fails(.usage) { try session.tokens() }
+      fails(.usage) { try session.generate(prompt) { _ in } }
+    }
+  }
+
+  func testTwoModelsAtOnce() async throws {
+    let expected = try await tokens(Self.model.session(), 30)
+    try await withThrowingTaskGroup(of: [Int32].self) { group in
+      for _ in 0..<4 {
+        group.addTask { try await self.tokens(SolModel(Self.runtime, folder: Self.bundle).session(), 30) }
+      }
+      for try await result in group { XCTAssertEqual(result, expected) }
+    }
+  }
+
+  func testAThousandLoads() async throws {
+    for index in 0..<1000 {
+      let session = try SolModel(Self.runtime, folder: Self.bundle).session()
+      if index % 250 == 0 { try session.generate(prompt, dense(2)) { _ in } }
+    }
+  }
+
+  func testASessionGoesToAFileAndBack() async throws {
+    let file = Self.scratch + "/swift-session"
+    let (session, second) = (try Self.model.session(), try Self.model.session())
+    let expected = try await tokens(session, 10)
+    try session.save(file)
+    try second.restore(file)
+    XCTAssertEqual(try session.tokens(), try second.tokens())
+    try session.rewind(prompt.count)
+    XCTAssertEqual(try session.tokens(), prompt)
+    XCTAssertGreaterThan(try session.privateBytes(), 0)
+    fails(.usage) { try session.rewind(1_000_000) }
+    fails(nil) { try session.restore(Self.bundle + "/weights.bin") }
+    fails(nil) { try session.restore(file + ".none") }
+    let full = variable("SOL_TEST_FULL") + "/swift-session"
+    fails(.write) { try second.save(full) }
+    XCTAssertFalse(FileManager.default.fileExists(atPath: full))
+    fails(.write) { try second.save("/none/session") }
+    let again = try await tokens(second, 10)
+    XCTAssertEqual(again, expected)
+  }
+
+  func testWhatCannotBeLoaded() throws {
+    for wrong in [Self.scratch + "/none", Self.scratch, "/dev/null", "", "é😀"] {
+      fails(.bundle) { try SolModel(Self.runtime, folder: wrong) }
+    }
+    fails(.usage) { try SolModel(Self.runtime, folder: "a\0b") }
+    let damaged = try FileManager.default.contentsOfDirectory(atPath: variable("SOL_TEST_DAMAGED"))
+    XCTAssertGreaterThanOrEqual(damaged.count, 5)
+    for folder in damaged { fails(.bundle) { try SolModel(Self.runtime, folder: variable("SOL_TEST_DAMAGED") + "/" + folder) } }
+    fails(.runtime) { try SolRuntime(ortLibrary: Self.scratch + "/libonnxruntime.so") }
+  }
+
+  func testWhatIsOutOfRange() async throws {
+    let session = try Self.model.session()
+    fails(.usage) { try session.generate(self.prompt, GenerateOptions(budget: 2)) as AsyncThrowingStream }
+    fails(.usage) { try session.generate([], dense(1)) as AsyncThrowingStream }
+    fails(.usage) { try session.generate([1 << 30], dense(1)) as AsyncThrowingStream }
+    var options = GenerateOptions(budget: 0.5)
+    options.maxLoss = 0.1
+    fails(.usage) { try session.generate(self.prompt, options) as AsyncThrowingStream }
+    options = GenerateOptions()
+    options.schedule = "none"
+    fails(.usage) { try session.generate(self.prompt, options) as AsyncThrowingStream }
+    options.schedule = "a\0b"
+    fails(.usage) { try session.generate(self.prompt, options) as AsyncThrowingStream }
+    fails(nil) { try session.generate(Array(repeating: 1, count: 100_000), dense(1)) { _ in } }
+    let again = try await tokens(session, 3)
+    XCTAssertEqual(again.count, 3)
+  }
+
+  func testCallbacksThatThrow() async throws {
+    let session = try Self.model.session()
+    XCTAssertThrowsError(try session.generate(prompt, dense(9)) { _ in throw Mine() }) { XCTAssertTrue($0 is Mine) }
+    let again = try await tokens(session, 3)
+    XCTAssertEqual(again.count, 3)
+    XCTAssertThrowsError(try SolModel(Self.runtime, folder: Self.bundle, verify: .all) { _, _, _ in throw Mine() }) { XCTAssertTrue($0 is Mine) }
+    var seen = 0
+    _ = try SolModel(Self.runtime, folder: Self.bundle, verify: .all) { _, _, _ in seen += 1 }
+    XCTAssertGreaterThan(seen, 0)
+  }
+
+  func testTheGovernorFollowsItsRecordedCurves() throws {
+    let file = URL(fileURLWithPath: variable("SOL_TEST_CASES")).deletingLastPathComponent().appendingPathComponent("governor.tsv")
+    var curve: (name: String, governor: SolGovernor)?
+    for line in try String(contentsOf: file, encoding: .utf8).split(separator: "\n") where !line.hasPrefix("#") {
+      let fields = line.split(separator: "\t").map(String.init)
+      if curve?.name != fields[0] {
+        curve = (fields[0], try SolGovernor(lowestBudget: Double(fields[1])!, highestBudget: Double(fields[2])!, tokensPerSecond: Double(fields[3])))
+      }
+      let charging = Double(fields[5]).map { $0 == 1 }
+      let reading = SolGovernor.Reading(battery: Double(fields[4]), charging: charging, thermal: Double(fields[6]), tokensPerSecond: Double(fields[7]))
+      XCTAssertEqual(try curve!.governor.step(reading), Double(fields[8])!, accuracy: 1e-9, String(line))
+    }
+    XCTAssertNotNil(curve)
+  }
+
+  func testTheGovernorHoldsItsBounds() throws {
+    var governor = try SolGovernor(lowestBudget: 0.4, highestBudget: 0.9)
+    for step in 0..<200 {
+      let budget = try governor.step(.init(battery: 0.5, charging: step % 2 == 0, thermal: step < 100 ? 1.5 : 0.1))
+      XCTAssertTrue((0.4...0.9).contains(budget))
+      if step == 99 { XCTAssertLessThan(budget, 0.9) }
+    }
+    fails(.usage) { try SolGovernor(lowestBudget: 0.9, highestBudget: 0.4) }
+  }
+
+  private func tokens(_ session: SolSession, _ count: Int32) async throws -> [Int32] {
+    var made: [Int32] = []
+    for try await token in try session.generate(prompt, dense(count)) { made.append(token.token) }
+    return made
+  }
+
+  private func fails<T>(_ code: SolError.Code?, line: UInt = #line, _ body: () throws -> T) {
+    XCTAssertThrowsError(try body(), line: line) { error in
+      guard let error = error as? SolError else { return XCTFail("\(error)", line: line) }
+      XCTAssertFalse(error.description.isEmpty || error.description.contains("\n"), line: line)
+      if let code { XCTAssertEqual(error.code, code, error.description, line: line) }
+    }
+  }
+}
+
+/// Greedy and dense, without an end token.
+private func dense(_ count: Int32) -> GenerateOptions {
+  var options = GenerateOptions(maxNewTokens: count)
+  options.schedule = "dense"
+  options.endTokens = []
+  return options
+}

@@ -1,0 +1,71 @@
+/**
+ * Serves the page and bundles from this machine: `node page/serve.js [PORT] [NAME=FOLDER …]`. No build step is needed.
+ *
+ * It sends the two headers that make the page cross-origin isolated, which threads of wasm need.
+ */
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import { createServer } from "node:http";
+import { extname, join, normalize } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const SERVED = ["page", "src", "test", "bench", "node_modules"];
+/** @type {Record<string, string>} */
+const TYPES = {
+  ".css": "text/css", ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".json": "application/json",
+  ".mjs": "text/javascript", ".wasm": "application/wasm", ".svg": "image/svg+xml",
+};
+
+/**
+ * A server of the page, and of bundles below `/bundles/NAME/`.
+ * @param {Record<string, string>} bundles folders by name
+ * @param {(path: string) => void} [onRequest] told of every path that is asked for
+ */
+export function pageServer(bundles, onRequest) {
+  return createServer(async (request, response) => {
+    const { pathname } = new URL(request.url ?? "/", "http://localhost");
+    const path = decodeURIComponent(pathname);
+    onRequest?.(path);
+    if (path === "/") {
+      response.writeHead(302, { Location: "/page/" }).end();
+      return;
+    }
+    if (path === "/bundles.json") {
+      response.writeHead(200, { "Content-Type": TYPES[".json"] }).end(JSON.stringify(Object.keys(bundles)));
+      return;
+    }
+    const file = place(path.endsWith("/") ? `${path}index.html` : path, bundles);
+    const found = file === null ? null : await stat(file).catch(() => null);
+    if (file === null || found === null || !found.isFile()) {
+      response.writeHead(404, { "Content-Type": "text/plain" }).end("no such file\n");
+      return;
+    }
+    response.writeHead(200, {
+      "Content-Type": TYPES[extname(file)] ?? "application/octet-stream",
+      "Content-Length": found.size,
+      "Cache-Control": "no-cache",
+      "Cross-Origin-Opener-Policy": "same-origin",
+      "Cross-Origin-Embedder-Policy": "require-corp",
+      "Service-Worker-Allowed": "/",
+    });
+    createReadStream(file).pipe(response);
+  });
+}
+
+/**
+ * @param {string} path
+ * @param {Record<string, string>} bundles
+ */
+function place(path, bundles) {
+  const [, top, ...rest] = normalize(path).split("/");
+  if (rest.includes("..")) return null;
+  if (top === "bundles") return bundles[rest[0]] === undefined ? null : join(bundles[rest[0]], ...rest.slice(1));
+  return SERVED.includes(top) ? join(ROOT, top, ...rest) : null;
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const [port = "8080", ...named] = process.argv.slice(2);
+  const bundles = Object.fromEntries(named.map((pair) => pair.split(/=(.*)/s).slice(0, 2)));
+  pageServer(bundles).listen(Number(port), "127.0.0.1", () => console.log(`http://localhost:${port}/`));
+}

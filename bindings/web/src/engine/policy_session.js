@@ -1,0 +1,85 @@
+/** The policy's session: it runs once before each decode step and keeps its state between runs (docs/bundle.md section 5). */
+import { NumericError, UsageError } from "../errors.js";
+
+/** @import {Bundle} from "../bundle/bundle.js" */
+/** @import {PolicySpec} from "../bundle/config.js" */
+/** @import {Runtime, Session, Tensor} from "./runtime.js" */
+
+/** Runs a bundle's policy.onnx, on the processor everywhere. */
+export class PolicySession {
+  /** @type {Tensor} */
+  #state;
+
+  /**
+   * @param {PolicySpec} spec
+   * @param {Runtime} runtime
+   * @param {Session} session
+   */
+  constructor(spec, runtime, session) {
+    this.spec = spec;
+    this.runtime = runtime;
+    this.session = session;
+    this.#state = this.#zeros();
+  }
+
+  /**
+   * @param {Bundle} bundle
+   * @param {Runtime} runtime
+   */
+  static async open(bundle, runtime) {
+    const { policy, weights_file } = bundle.config;
+    if (policy === null) {
+      throw new UsageError(`schedule sol: ${bundle.name} has no policy; choose another schedule, such as uniform`);
+    }
+    const externalData = [{ path: weights_file, data: await bundle.weights() }];
+    const provider = runtime.provider === "cpu" ? "cpu" : "wasm";
+    const session = await runtime.session(policy.file, await bundle.read(policy.file), { externalData }, provider);
+    return new PolicySession(policy, runtime, session);
+  }
+
+  /** Forgets the episode. */
+  reset() {
+    this.#state = this.#zeros();
+  }
+
+  /**
+   * Logits over the policy's actions.
+   * @param {Float32Array} hidden [hidden] of the step that produced `token`
+   * @param {number} token the token about to be processed
+   * @param {number[]} scalars in the order of the policy's names
+   * @param {number} previous index of the last action, -1 at the start
+   * @param {number} step position within the episode
+   */
+  async decide(hidden, token, scalars, previous, step) {
+    const { Tensor } = this.runtime.ort;
+    const int64 = (/** @type {number} */ value, /** @type {number[]} */ shape) =>
+      new Tensor("int64", BigInt64Array.of(BigInt(value)), shape);
+    const feeds = {
+      hidden_states: new Tensor("float32", hidden, [1, hidden.length]),
+      input_ids: int64(token, [1, 1]),
+      scalars: new Tensor("float32", Float32Array.from(scalars), [1, scalars.length]),
+      previous_action: int64(previous, [1]),
+      step: int64(step, [1]),
+      past_state: this.#state,
+    };
+    const fetches = ["action_logits", "present_state"];
+    const results = await this.runtime.run(this.spec.file, this.session, feeds, fetches);
+    const logits = Array.from(/** @type {Float32Array} */ (results.action_logits.data));
+    if (!logits.every(Number.isFinite)) {
+      const what = `policy ${this.spec.file}: non-finite logits at step ${step}`;
+      throw new NumericError(`${what}; check the bundle with \`sol-rt verify\`, or use the schedule uniform`);
+    }
+    this.#state = results.present_state;
+    return logits;
+  }
+
+  async release() {
+    await this.session.release();
+  }
+
+  #zeros() {
+    const shape = this.spec.state_shape;
+    const data = new Float32Array(shape.reduce((a, b) => a * b, 1));
+    return /** @type {Tensor} */ (new this.runtime.ort.Tensor("float32", data, shape));
+  }
+}

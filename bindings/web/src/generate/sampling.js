@@ -1,0 +1,139 @@
+/** Picks the next token from logits, in the order of docs/decode-loop.md section 5. */
+import { Random } from "./random.js";
+
+/** @import {Distribution} from "../engine/distribution.js" */
+/** @import {GenerationConfig} from "./generation_config.js" */
+
+const LARGEST_LOGIT = 1e30;
+const TINY = 1.1754943508222875e-38;
+const HUGE = 3.4028234663852886e38;
+const f32 = Math.fround;
+
+/** Draws tokens by the settings of a generation; each generation has a sampler of its own. */
+export class Sampler {
+  #random;
+  /** @type {Map<number, number>} */
+  #counts = new Map();
+
+  /**
+   * @param {GenerationConfig} config
+   * @param {number} vocabSize
+   */
+  constructor(config, vocabSize) {
+    this.config = config;
+    this.vocabSize = vocabSize;
+    this.greedy = !config.do_sample || config.temperature === 0;
+    this.#random = new Random(config.seed);
+  }
+
+  /**
+   * Picks a token: its id, and its log-probability in nats under the raw distribution.
+   * @param {Distribution} distribution
+   * @param {number[]} history tokens of the prompt and the text so far
+   */
+  sample(distribution, history) {
+    const scores = this.#changed(distribution.logits, history);
+    let token = distribution.top;
+    if (!this.greedy) token = this.#drawn(scores);
+    else if (scores !== distribution.logits) token = largest(scores);
+    this.#counts.set(token, (this.#counts.get(token) ?? 0) + 1);
+    return { token, logprob: distribution.logProbability(token) };
+  }
+
+  /**
+   * The logits after bias and penalties.
+   * @param {Float32Array} logits
+   * @param {number[]} history
+   */
+  #changed(logits, history) {
+    const { logit_bias, repetition_penalty, presence_penalty, frequency_penalty } = this.config;
+    const counts = presence_penalty !== 0 || frequency_penalty !== 0;
+    const biased = [...logit_bias.values()].some((bias) => bias !== 0);
+    if (repetition_penalty === 1 && !biased && !(counts && this.#counts.size > 0)) return logits;
+    const scores = logits.slice();
+    if (biased) for (const [token, bias] of logit_bias) scores[token] += f32(bias);
+    if (repetition_penalty !== 1) {
+      const factor = normal(repetition_penalty);
+      for (const token of new Set(history)) {
+        const changed = f32(scores[token] < 0 ? scores[token] * factor : scores[token] / factor);
+        scores[token] = Math.min(Math.max(changed, -LARGEST_LOGIT), LARGEST_LOGIT);
+      }
+    }
+    if (counts) {
+      for (const [token, count] of this.#counts) scores[token] += f32(-(presence_penalty + frequency_penalty * count));
+    }
+    return scores;
+  }
+
+  /** @param {Float32Array} scores */
+  #drawn(scores) {
+    const { tokens, weights } = this.#candidates(scores);
+    let total = 0;
+    for (const weight of weights) total += weight;
+    const wanted = this.#random.next() * total;
+    let running = 0;
+    for (let i = 0; i < tokens.length; i++) {
+      running += weights[i];
+      if (running > wanted) return tokens[i];
+    }
+    return tokens[tokens.length - 1];
+  }
+
+  /**
+   * The tokens that may be drawn, and their unnormalized probabilities.
+   * @param {Float32Array} scores
+   */
+  #candidates(scores) {
+    const { top_k, top_p, min_p } = this.config;
+    const scaled = this.#scaled(scores);
+    let tokens = Array.from({ length: scaled.length }, (_, token) => token);
+    if (top_k > 0 && top_k < this.vocabSize) {
+      const least = scaled.slice().sort()[scaled.length - top_k]; // tokens that tie with the last of the k stay
+      tokens = tokens.filter((token) => scaled[token] >= least);
+    }
+    let most = -Infinity;
+    for (const token of tokens) most = Math.max(most, scaled[token]);
+    let weights = tokens.map((token) => f32(Math.exp(f32(scaled[token] - most))));
+    if (top_p < 1) {
+      const order = tokens.map((_, i) => i).sort((a, b) => weights[b] - weights[a]);
+      const wanted = weights.reduce((a, b) => a + b, 0) * top_p;
+      let [kept, mass] = [0, 0];
+      while (kept < order.length && (kept === 0 || mass < wanted)) mass += weights[order[kept++]];
+      order.length = kept;
+      tokens = order.map((i) => tokens[i]);
+      weights = order.map((i) => weights[i]);
+    }
+    if (min_p !== null && min_p > 0) {
+      const least = f32(f32(min_p) * weights.reduce((a, b) => Math.max(a, b), 0));
+      const kept = tokens.flatMap((_, i) => (weights[i] >= least ? [i] : []));
+      tokens = kept.map((i) => tokens[i]);
+      weights = kept.map((i) => weights[i]);
+    }
+    return { tokens, weights };
+  }
+
+  /** @param {Float32Array} scores */
+  #scaled(scores) {
+    const { temperature } = this.config;
+    if (temperature === 1) return scores;
+    const top = scores[largest(scores)];
+    const divisor = normal(temperature);
+    if (Math.abs(top) < LARGEST_LOGIT * temperature) return scores.map((score) => score / divisor);
+    return scores.map((score) => f32(score - top) / divisor); // the quotient would overflow
+  }
+}
+
+/** @param {Float32Array} scores */
+function largest(scores) {
+  let top = 0;
+  for (let i = 1; i < scores.length; i++) if (scores[i] > scores[top]) top = i;
+  return top;
+}
+
+/**
+ * A positive setting as the nearest normal number of float32, so that one may divide by it.
+ * @param {number} value
+ */
+function normal(value) {
+  return f32(Math.min(Math.max(value, TINY), HUGE));
+}

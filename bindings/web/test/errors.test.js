@@ -1,0 +1,141 @@
+/** What goes wrong, each with a typed error of one line: damaged bundles, wrong calls, closed models. */
+import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { cp, mkdtemp, readFile, readdir, rm, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { BundleError, BusyError, ContextError, ProviderError, SolError, SolModel, UsageError } from "../src/index.js";
+
+const root = fileURLToPath(new URL("../../..", import.meta.url));
+const tiny = join(root, "runtime_tests/golden/tiny");
+const skip = existsSync(tiny) ? false : "runtime_tests/golden is not there";
+const corpus = join(root, "runtime_tests/corpus/config");
+/** @type {string} */
+let folder;
+/** @type {SolModel} */
+let model;
+
+before(async () => {
+  if (skip) return;
+  folder = await mkdtemp(join(tmpdir(), "sol-rt-web-"));
+  model = await SolModel.load(tiny, { provider: "wasm" });
+});
+after(async () => {
+  await model?.close();
+  if (folder) await rm(folder, { recursive: true });
+});
+
+/** A copy of the tiny bundle, changed. @param {(copy: string) => Promise<unknown>} change */
+async function damaged(change) {
+  const copy = await mkdtemp(join(folder, "copy-"));
+  await cp(tiny, copy, { recursive: true });
+  await change(copy);
+  return copy;
+}
+
+/** @param {(config: any) => void} change */
+async function withConfig(change) {
+  return damaged(async (copy) => {
+    const config = JSON.parse(await readFile(join(copy, "sol_config.json"), "utf8"));
+    change(config);
+    await writeFile(join(copy, "sol_config.json"), JSON.stringify(config));
+  });
+}
+
+/** @param {Promise<unknown>} work @param {Function} kind @param {RegExp} message */
+async function refuses(work, kind, message) {
+  const error = await work.then(() => assert.fail("nothing was refused"), (error) => error);
+  assert.ok(error instanceof kind, `${error?.name}: ${error?.message}`);
+  assert.match(error.message, message);
+  assert.doesNotMatch(error.message, /[\n\r]/);
+  assert.ok(error.message.length <= 1000);
+}
+
+/** @param {string} place */
+const load = (place) => SolModel.load(place, { provider: "wasm" });
+
+test("no bundle", { skip }, async () => {
+  await refuses(load(join(folder, "nothing")), BundleError, /sol_config\.json: got no such file.*sol-rt export/);
+});
+
+test("damaged files", { skip }, async () => {
+  const cut = await damaged((copy) => truncate(join(copy, "weights.bin"), 4096));
+  await refuses(load(cut), BundleError, /weights\.bin: got 4096 bytes, expected \d+ bytes/);
+  const flipped = await damaged(async (copy) => {
+    const content = await readFile(join(copy, "weights.bin"));
+    content[5000] ^= 1;
+    await writeFile(join(copy, "weights.bin"), content);
+  });
+  await refuses(load(flipped), BundleError, /weights\.bin: sha256: got \w{12}…, expected \w{12}…/);
+  const tokenizer = await damaged((copy) => rm(join(copy, "tokenizer.json")));
+  await refuses(load(tokenizer), BundleError, /tokenizer\.json: got no such file/);
+});
+
+test("impossible configs", { skip }, async () => {
+  await refuses(load(await withConfig((config) => (config.extra = 1))), BundleError, /extra: got an unknown key, expected one of/);
+  await refuses(load(await withConfig((config) => (config.format_version = 4))), BundleError, /format_version: got 4, expected 5; run `sol-rt migrate`/);
+  await refuses(load(await withConfig((config) => (config.model.vocab_size += 1))), BundleError, /embed\.scale\.shape: got .* expected \d+ at axis 1, from model\.vocab_size/);
+  await refuses(load(await withConfig((config) => (config.weights.file = "../weights.bin"))), BundleError, /weights\.file: .* a plain file name/);
+  await refuses(load(await withConfig((config) => (config.kv.dtype = "int8"))), ProviderError, /no operators for a cache in int8; export the bundle with --kv float16/);
+});
+
+test("the corpus of damaged configs", { skip: skip || !existsSync(corpus) }, async (t) => {
+  for (const name of await readdir(corpus)) {
+    await t.test(name, async () => {
+      const copy = await damaged((place) => cp(join(corpus, name), join(place, "sol_config.json")));
+      await refuses(load(copy), SolError, /: got /); // two have an odd name alone, so the sizes of files differ
+    });
+  }
+});
+
+test("wrong calls", { skip }, async () => {
+  /** @param {import("../src/index.js").Prompt} prompt @param {any} [options] */
+  const generate = (prompt, options) => model.generate(prompt, options);
+  await refuses(generate(""), UsageError, /prompt: got an empty one/);
+  await refuses(generate([1, 99999]), UsageError, /got token 99999 at place 1, expected 0 to 383/);
+  await refuses(generate("a", { budget: 1.5 }), UsageError, /budget: got 1\.5, expected a share/);
+  await refuses(generate("a", { budget: 0.5, max_loss: 0.1 }), UsageError, /budget and max_loss contradict each other/);
+  await refuses(generate("a", { schedule: "best" }), UsageError, /schedule: got 'best', expected one of sol, hull/);
+  await refuses(generate("a", { schedule: "fixed:k100-s100-q9" }), UsageError, /no variant s100-q9 in this bundle/);
+  await refuses(generate("a", { schedule: "dense", budget: 0.5 }), UsageError, /schedule dense: fixes the action/);
+  await refuses(generate("a", { bits: 2 }), UsageError, /bits: got 2, expected 4 to 8/);
+  await refuses(generate("a", { max_tokens: 5 }), UsageError, /option 'max_tokens': unknown; known: .*max_new_tokens/);
+  await refuses(generate("a", { top_p: 2 }), UsageError, /generation setting top_p: got 2, expected a number from 0 to 1/);
+  await refuses(generate("a", { tokens_per_second: 9 }), UsageError, /no times are measured in a browser/);
+  await refuses(generate(new Array(800).fill(9)), ContextError, /got 800 tokens, expected at most 768/);
+  await refuses(SolModel.load(tiny, { provider: /** @type {any} */ ("cuda") }), ProviderError, /provider cuda: unknown/);
+  await refuses(SolModel.load(tiny, { provider: "webgpu" }), ProviderError, /this browser offers no GPU/);
+});
+
+test("a newer generation ends an older one, and an abort ends it at once", { skip }, async () => {
+  const older = (await model.stream([290], { schedule: "dense" }))[Symbol.asyncIterator]();
+  await older.next();
+  const result = await model.generate([290], { schedule: "dense", max_new_tokens: 4 });
+  assert.equal(result.tokens.length, 4);
+  await refuses(older.next(), BusyError, /interrupted by another one/);
+
+  const abort = new AbortController();
+  const stream = await model.stream([290], { schedule: "dense", signal: abort.signal });
+  const iterator = stream[Symbol.asyncIterator]();
+  await iterator.next();
+  abort.abort();
+  await assert.rejects(iterator.next(), { name: "AbortError" });
+  assert.equal(stream.result.tokens.length, 1);
+  assert.deepEqual((await model.generate([290], { schedule: "dense", max_new_tokens: 4 })).tokens, result.tokens);
+});
+
+test("a closed model, and two models at once", { skip }, async () => {
+  const [one, other] = await Promise.all([load(tiny), load(tiny)]);
+  const options = { schedule: "dense", max_new_tokens: 6 };
+  const [a, b] = await Promise.all([one.generate([290], options), other.generate([290], options)]);
+  assert.deepEqual(a.tokens, b.tokens);
+  const stream = (await one.stream([290], options))[Symbol.asyncIterator]();
+  await stream.next();
+  await one.close();
+  await refuses(stream.next(), BusyError, /interrupted|closed/);
+  await refuses(one.generate([290], options), BusyError, /this model is closed/);
+  await other.close();
+});

@@ -1,0 +1,82 @@
+"""The native core (bindings/c) and its test programs, built once for all tests of a run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "bindings" / "c"
+ADDRESS = "address,undefined"
+THREAD = "thread"
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    "TSAN_OPTIONS": f"halt_on_error=1:suppressions={CORE / 'tests' / 'thread.supp'}",
+}
+
+
+def ort_library() -> Path:
+    """ONNX Runtime's shared library in the installed package."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    found = [
+        *folder.glob("libonnxruntime.so.1*"),
+        *folder.glob("libonnxruntime*.dylib"),
+        *folder.glob("onnxruntime.dll"),
+    ]
+    if not found:
+        pytest.skip("the package onnxruntime has no shared library")
+    return found[0]
+
+
+@functools.cache
+def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Path:
+    """Builds libraries and programs into build/, or what is out of date of them. Returns the folder.
+
+    Operators under sanitizers take minutes to compile. Skips the test where compiler, CMake or headers are missing.
+
+    Args:
+        targets: what to build; all by default.
+        sanitize: ADDRESS or THREAD.
+        operators: whether the native operators are built in.
+    """
+    for tool in ("g++", "cmake"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool}")
+    kind = "-".join(["core", *sanitize.split(",")[:1], *([] if operators else ["plain"])]).rstrip("-")
+    folder = ROOT / "build" / kind
+    options = ["-DSOL_RT_TESTS=ON", f"-DSOL_SANITIZE={sanitize}", f"-DSOL_RT_OPERATORS={'ON' if operators else 'OFF'}"]
+    if shutil.which("ccache") is not None:
+        options += ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache", "-DCMAKE_C_COMPILER_LAUNCHER=ccache"]
+    environment = os.environ | {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
+    configure = ["cmake", "-S", str(CORE), "-B", str(folder), *options]
+    done = subprocess.run(configure, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        missing = [line for line in done.stderr.splitlines() if "not found" in line or "failed" in line]
+        pytest.skip(f"the core cannot be built here: {' '.join(missing)[:300]}")
+    build = ["cmake", "--build", str(folder), "--parallel", "2", *(["--target", *targets] if targets else [])]
+    done = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def run_lines(program: list[str], lines: list[str], **environment: str) -> list[str]:
+    """Gives a program lines on stdin and returns the lines that it prints. It must end by itself, without a report."""
+    done = subprocess.run(
+        program,
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        env=os.environ | SANITIZER_OPTIONS | environment,
+        timeout=900,
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout[-500:], done.stderr[-4000:])
+    return done.stdout.splitlines()

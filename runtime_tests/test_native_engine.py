@@ -1,0 +1,406 @@
+"""The native core's engine: Python's numbers, a cache that lives on in a file, and errors of one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pytest
+
+from helpers import full_disk
+from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, ort_library
+from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.policy import PolicySession
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
+
+SMOLLM = os.environ.get("SOL_RT_TEST_BUNDLE", "")
+"""A real bundle, for the comparison that tiny ones can't make."""
+USAGE, BUNDLE, RUNTIME, CONTEXT, WRITE = 1, 2, 3, 4, 8
+
+
+class Core:
+    """The program engine_steps, as a conversation of commands and answers."""
+
+    def __init__(
+        self, results: Path, *, native: bool = True, build: Path | None = None, before: tuple[str, ...] = (),
+        host: str = "", **environment: str,
+    ) -> None:  # fmt: skip
+        program = (build or core_build("engine_steps")) / "engine_steps"
+        self.results, self._read = results, 0
+        command = [*before, str(program), host + str(ort_library()), str(int(native)), "2", str(results)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | SANITIZER_OPTIONS | environment,
+        )  # fmt: skip
+        self.version = self._answer()
+
+    def __enter__(self) -> Core:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _, errors = self.process.communicate(timeout=300)
+        if kind is None:
+            assert self.process.returncode == 0, errors[-4000:]
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1][-4000:]
+        return line.rstrip("\n")
+
+    def say(self, command: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def do(self, command: str) -> int:
+        word, _, rest = self.say(command).partition(" ")
+        assert word == "ok", rest
+        return int(rest)
+
+    def fails(self, command: str, code: int, *parts: str) -> None:
+        word, number, message = self.say(command).split(" ", 2)
+        assert (word, int(number)) == ("error", code), message
+        for part in parts:
+            assert part in message
+
+    def floats(self) -> np.ndarray:
+        """What the last commands appended to the results."""
+        values = np.fromfile(self.results, np.float32, offset=self._read)
+        self._read += values.nbytes
+        return values
+
+    def forward(self, action: Action, tokens: list[int]) -> np.ndarray:
+        self.do(f"forward {action.tag} {' '.join(map(str, tokens))}")
+        return self.floats()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("native") / "tiny", policy=True)
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("native") / "int8", kv="int8", dense_layers=(0,))
+
+
+def program_of(bundle: Bundle, prompt: int) -> list[tuple[Action, list[int]]]:
+    """A prompt, and steps under every action of the bundle in a random order, with another prompt at the end."""
+    draw, vocabulary = np.random.default_rng(0), bundle.config.model.vocab_size
+
+    def tokens(count: int) -> list[int]:
+        return [int(token) for token in draw.integers(0, vocabulary, count)]
+
+    actions = [entry.action for entry in bundle.config.actions]
+    steps = [(actions[int(draw.integers(0, len(actions)))], tokens(1)) for _ in range(40)]
+    return [(bundle.config.dense, tokens(prompt)), *steps, (actions[-1], tokens(9))]
+
+
+def assert_same_numbers(folder: Path, results: Path, *, native: bool, prompt: int) -> None:
+    bundle = Bundle.open(folder)
+    engine = Engine(bundle, provider="cpu", threads=2, native_ops=native)
+    with Core(results, native=native) as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        for action, tokens in program_of(bundle, prompt):
+            output = engine.forward(tokens, action)
+            expected = np.concatenate([output.logits[-1], output.hidden[-1]])
+            got = core.forward(action, tokens)
+            if native:
+                assert np.array_equal(got, expected), (action.tag, len(tokens), np.abs(got - expected).max())
+            else:
+                np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "bodies"])
+def test_same_numbers_as_python(folder: Path, tmp_path: Path, native: bool) -> None:
+    assert_same_numbers(folder, tmp_path / "results", native=native, prompt=150)
+
+
+def test_same_numbers_with_an_int8_cache_and_a_dense_layer(int8: Path, tmp_path: Path) -> None:
+    assert_same_numbers(int8, tmp_path / "results", native=True, prompt=70)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM, reason="$SOL_RT_TEST_BUNDLE names no bundle")
+@pytest.mark.parametrize("native", [True, False], ids=["native", "bodies"])
+def test_same_numbers_on_a_real_model(tmp_path: Path, native: bool) -> None:
+    assert_same_numbers(Path(SMOLLM), tmp_path / "results", native=native, prompt=700)
+
+
+def test_same_policy(folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(folder)
+    policy = PolicySession(bundle)
+    engine = Engine(bundle, provider="cpu", threads=2)
+    draw = np.random.default_rng(1)
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        for episode in range(2):
+            for step in range(policy.spec.horizon):
+                output = engine.forward([step + 3], bundle.config.dense)
+                core.forward(bundle.config.dense, [step + 3])
+                scalars = draw.standard_normal(len(policy.spec.scalars)).astype(np.float32)
+                given = dict(zip(policy.spec.scalars, scalars.tolist(), strict=True))
+                expected = policy.decide(output.hidden, step, given, step - 1, step)
+                core.do(f"decide {step} {step - 1} {step} {' '.join(f'{value:.9g}' for value in scalars)}")
+                assert np.array_equal(core.floats(), expected), (episode, step)
+            policy.reset()
+            core.do("reset")
+
+
+def test_wrong_calls(folder: Path, tmp_path: Path) -> None:
+    with Core(tmp_path / "results") as core:
+        core.fails(f"load {tmp_path / 'none'}", BUNDLE, "no such folder")
+        core.do(f"load {folder} 40")
+        core.do("engine")
+        core.fails("forward k100-s100-q8 90", USAGE, "token 90", "0 to 89")
+        core.fails("forward k100-s100-q8 -1", USAGE, "token -1")
+        core.fails("forward k100-s100-q8", USAGE, "one or more")
+        core.fails("forward k100-s070-q8 3", USAGE, "variant s070-q8", "not in this bundle")
+        core.fails(f"forward k100-s100-q8 {' '.join(['3'] * 41)}", CONTEXT, "41 tokens", "at most 40")
+        core.do(f"forward k100-s100-q8 {' '.join(['3'] * 40)}")
+        core.fails("forward k100-s100-q8 3", CONTEXT, "at most 40")
+        core.fails("truncate 41", USAGE, "0 to 40")
+        core.do("truncate 39")
+        core.do("forward k100-s100-q8 3")
+
+
+def test_a_rewound_cache_goes_on_as_a_fresh_one(folder: Path, tmp_path: Path) -> None:
+    dense, sparse = Action(1.0, 1.0, 8), Action(0.3, 0.5, 4)
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        core.forward(dense, list(range(3, 73)))
+        core.do("truncate 30")
+        rewound = core.forward(sparse, [5])
+        core.do("engine")
+        core.forward(dense, list(range(3, 33)))
+        assert np.array_equal(core.forward(sparse, [5]), rewound)
+
+
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_saved_cache_goes_on_where_it_was(folder: Path, int8: Path, tmp_path: Path, cache: str) -> None:
+    dense, sparse = Action(1.0, 1.0, 8), Action(0.3, 0.5, 4)
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder if cache == 'float16' else int8}")
+        core.do("engine")
+        core.forward(dense, list(range(3, 76)))
+        core.do(f"save {tmp_path / 'session'}")
+        expected = [core.forward(sparse, [token]) for token in (5, 6, 7, 8, 9)]
+        core.do("engine")
+        assert core.do(f"restore {tmp_path / 'session'}") == 73
+        assert all(
+            np.array_equal(core.forward(sparse, [token]), numbers)
+            for token, numbers in zip((5, 6, 7, 8, 9), expected, strict=True)
+        )
+
+
+def test_damaged_and_foreign_session_files(folder: Path, int8: Path, tmp_path: Path) -> None:
+    session, damaged = tmp_path / "session", tmp_path / "damaged"
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        core.forward(Action(1.0, 1.0, 8), list(range(3, 30)))
+        core.do(f"save {session}")
+        content = session.read_bytes()
+        for at in [*range(0, 110, 3), *range(110, len(content), len(content) // 60), len(content) - 1]:
+            damaged.write_bytes(content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :])
+            core.fails(f"restore {damaged}", BUNDLE, "session file")
+            assert core.do("use 0") == 0
+        for size in (0, 7, 100, len(content) - 1):
+            damaged.write_bytes(content[:size])
+            core.fails(f"restore {damaged}", BUNDLE, "ends too early")
+        assert core.do(f"restore {session}") == 27
+        core.do(f"load {int8}")
+        core.do("engine")
+        core.fails(f"restore {session}", BUNDLE, "another bundle")
+    with Core(tmp_path / "results", native=False) as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        assert core.do(f"restore {session}") == 27
+        core.do(f"save {tmp_path / 'bodies'}")
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        core.fails(f"restore {tmp_path / 'bodies'}", BUNDLE, "function bodies")
+
+
+def test_a_full_disk_keeps_the_old_session_file(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "disk"
+    kept.mkdir()
+    (kept / "session").write_bytes(b"old")
+    for changes in range(6):
+        environment = {
+            key: value for key, value in full_disk.environment(kept, changes).items() if key not in os.environ
+        }
+        with Core(tmp_path / "results", **environment) as core:
+            core.do(f"load {folder}")
+            core.do("engine")
+            core.forward(Action(1.0, 1.0, 8), list(range(3, 80)))
+            answer = core.say(f"save {kept / 'session'}")
+            written = answer.startswith("ok")
+            assert written or (answer.startswith(f"error {WRITE} ") and "cannot be written" in answer), answer
+        if written:
+            break
+        assert (kept / "session").read_bytes() == b"old"
+        assert changes > 0 or [entry.name for entry in kept.iterdir()] == ["session"]
+    assert changes > 0
+    assert (kept / "session").stat().st_size > 1000
+
+
+def test_weights_that_are_written_to_while_in_use(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {copy}")
+        core.do("engine")
+        core.do("forward k100-s100-q8 3 4 5")
+        with (copy / "weights.bin").open("r+b") as file:
+            file.write(b"x")
+        core.fails("forward k100-s100-q8 6", BUNDLE, "other content", "load the bundle again")
+
+
+def test_a_graph_that_is_replaced_before_its_first_use(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {copy}")
+        core.do("engine")
+        shutil.copy(copy / "model.q4.onnx", copy / "model.q8.onnx")
+        core.fails("forward k100-s100-q8 3", BUNDLE, "model.q8.onnx", "the bundle was replaced")
+        core.do("forward k100-s100-q4 3")
+
+
+def test_two_models_at_once(folder: Path, int8: Path, tmp_path: Path) -> None:
+    tokens, dense = [3, 4, 5, 6], Action(1.0, 1.0, 8)
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        core.do(f"load {int8}")
+        core.do("engine")
+        second = core.forward(dense, tokens)
+        core.do("use 0")
+        first = core.forward(dense, tokens)
+        core.do("use 1")
+        core.do("truncate 0")
+        assert np.array_equal(core.forward(dense, tokens), second)
+        assert not np.array_equal(first, second)
+        core.do("drop")
+
+
+def fake_library(folder: Path, version: str | None) -> Path:
+    """A library in ONNX Runtime's place that answers with a version and no functions; None: without its entry."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler for Linux")
+    source = folder / "fake.c"
+    source.write_text(
+        "int unused;"
+        if version is None
+        else "struct base { const void* (*api)(unsigned); const char* (*version)(void); };"
+        "static const void* api(unsigned v) { (void)v; return 0; }"
+        f'static const char* version(void) {{ return "{version}"; }}'
+        "const struct base* OrtGetApiBase(void) { static const struct base b = {api, version}; return &b; }"
+    )
+    built = folder / "libfake.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", built, source], check=True)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("library", "parts"),
+    [
+        ("/nowhere/libonnxruntime.so.1", ("'/nowhere/libonnxruntime.so.1'", "cannot be used")),
+        (None, ("no function OrtGetApiBase",)),
+        ("1.16.3", ("'1.16.3'", "1.23 or newer")),
+        ("1.22.1", ("'1.22.1'", "1.23 or newer")),
+    ],
+)
+def test_onnx_runtime_that_is_missing_or_too_old(tmp_path: Path, library: str | None, parts: tuple[str, ...]) -> None:
+    path = library if library is not None and "/" in library else str(fake_library(tmp_path, library))
+    command = [str(core_build("engine_steps") / "engine_steps"), path, "1", "2", str(tmp_path / "results")]
+    done = subprocess.run(command, input="", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"error {RUNTIME} ONNX Runtime: got ")
+    assert all(part in done.stdout for part in parts), done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_host_with_an_environment_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """A process has one environment; this one has no threads to share, so each session gets its own."""
+    dense, numbers = Action(1.0, 1.0, 8), []
+    for host in ("", "host:"):
+        with Core(tmp_path / f"results{len(host)}", host=host) as core:
+            core.do(f"load {folder}")
+            core.do("engine")
+            numbers.append(core.forward(dense, list(range(3, 40))))
+            assert core.do("threads 2 20") == 0
+    assert np.array_equal(*numbers)
+
+
+def test_two_engines_in_two_threads(folder: Path, tmp_path: Path) -> None:
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        assert core.do("threads 4 60") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
+def test_a_thousand_loads_leave_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    def held(process: int) -> tuple[int, int]:
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+        resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(resident.split()[1]), len(list(Path(f"/proc/{process}/fd").iterdir()))
+
+    with Core(tmp_path / "results") as core:
+        core.do(f"cycles 100 {folder}")
+        before = held(core.process.pid)
+        core.do(f"cycles 1000 {folder}")
+        after = held(core.process.pid)
+    assert after[1] == before[1]
+    assert after[0] - before[0] < 3000, (before, after)  # KiB: 3 bytes a load
+
+
+def run_a_little(core: Core, folder: Path, session: Path) -> None:
+    core.do(f"load {folder}")
+    core.do("engine")
+    core.do(f"forward k100-s100-q8 {' '.join(map(str, range(3, 80)))}")
+    for tag in ("k030-s050-q4", "k100-s050-q6", "k030-s100-q8"):
+        core.do(f"forward {tag} 5")
+    core.do("truncate 50")
+    core.do(f"save {session}")
+    core.do(f"restore {session}")
+    core.do("forward k030-s050-q4 6")
+    core.do("decide 4 -1 0 0 0 0 0 0 0 0 0 0 0")
+    core.fails("forward k100-s100-q8 90", USAGE)
+    core.do("threads 2 6")
+    core.do("drop")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitize", [ADDRESS, THREAD])
+def test_under_sanitizers(folder: Path, tmp_path: Path, sanitize: str) -> None:
+    """The core's own code; test_sanitizers.py has the operators."""
+    build = core_build("engine_steps", sanitize=sanitize, operators=False)
+    with Core(tmp_path / "results", native=False, build=build) as core:
+        run_a_little(core, folder, tmp_path / "session")
+
+
+@pytest.mark.slow
+def test_under_valgrind(folder: Path, tmp_path: Path) -> None:
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        pytest.skip("no valgrind")
+    before = (valgrind, "--error-exitcode=9", "--leak-check=no", "--undef-value-errors=no", "-q")
+    with Core(tmp_path / "results", before=before) as core:
+        run_a_little(core, folder, tmp_path / "session")

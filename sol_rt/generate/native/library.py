@@ -1,0 +1,118 @@
+"""Opens libsol_rt and turns its errors into this package's."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any
+
+from sol_rt.errors import BusyError, ContextError, NumericError, ProviderError, SolError, UsageError
+from sol_rt.generate.native import structs
+from sol_rt.ops import core_path
+
+_VERSION = 1  # of the interface
+_CODES: dict[int, type[SolError]] = {
+    1: UsageError,
+    3: ProviderError,
+    4: ContextError,
+    5: NumericError,
+    6: BusyError,
+}
+CANCELLED = 7
+_FAILING: dict[str, tuple[Any, ...]] = {
+    "sol_runtime_create": (POINTER(structs.RuntimeOptions), POINTER(c_void_p)),
+    "sol_model_load": (c_void_p, c_char_p, POINTER(structs.ModelOptions), POINTER(c_void_p)),
+    "sol_model_get_info": (c_void_p, POINTER(structs.ModelInfo)),
+    "sol_model_measure_costs": (c_void_p, c_char_p),
+    "sol_model_encode": (c_void_p, c_char_p, c_size_t, c_uint32, POINTER(c_int32), c_size_t, POINTER(c_size_t)),
+    "sol_model_decode": (c_void_p, POINTER(c_int32), c_size_t, c_int32, c_char_p, c_size_t, POINTER(c_size_t)),
+    "sol_model_encode_chat": (
+        c_void_p, POINTER(structs.Message), c_size_t, POINTER(c_int32), c_size_t, POINTER(c_size_t),
+    ),
+    "sol_session_create": (c_void_p, POINTER(c_void_p)),
+    "sol_session_start": (c_void_p, POINTER(c_int32), c_size_t, POINTER(structs.GenerateOptions)),
+    "sol_session_next": (c_void_p, POINTER(structs.Token)),
+    "sol_session_stop": (c_void_p,),
+    "sol_session_result": (c_void_p, POINTER(structs.Result)),
+    "sol_session_set_budget": (c_void_p, c_double),
+    "sol_session_set_tokens_per_second": (c_void_p, c_double),
+}  # fmt: skip
+_OTHERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "sol_interface_version": (c_uint32, ()),
+    "sol_error_code": (c_int, (c_void_p,)),
+    "sol_error_message": (c_char_p, (c_void_p,)),
+    "sol_error_release": (None, (c_void_p,)),
+    "sol_runtime_options_init": (None, (POINTER(structs.RuntimeOptions),)),
+    "sol_runtime_release": (None, (c_void_p,)),
+    "sol_model_options_init": (None, (POINTER(structs.ModelOptions),)),
+    "sol_model_release": (None, (c_void_p,)),
+    "sol_session_release": (None, (c_void_p,)),
+    "sol_session_private_bytes": (c_uint64, (c_void_p,)),
+    "sol_session_cancel": (None, (c_void_p,)),
+    "sol_generate_options_init": (None, (POINTER(structs.GenerateOptions),)),
+}
+
+
+class Cancelled(SolError):
+    """A call ended because another thread cancelled it."""
+
+
+@functools.cache
+def core() -> Any:
+    """libsol_rt with its functions' types. Those that can fail raise what `SolModel` raises.
+
+    Raises ProviderError where the package was built without the library.
+    """
+    path = core_path()
+    if path is None:
+        raise ProviderError(
+            "--engine native: this installation has no native core; install nlohmann-json3-dev, libpcre2-dev and "
+            "libutf8proc-dev (names of Debian and Ubuntu), then sol-rt from source, or use --engine python"
+        )
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _OTHERS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    if (found := library.sol_interface_version()) < _VERSION:
+        raise ProviderError(f"{path}: interface version {found}, expected {_VERSION}; install sol-rt again")
+    for name, arguments in _FAILING.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = c_void_p, arguments
+        function.errcheck = _raise
+    return library
+
+
+def _raise(error: int | None, function: Any, arguments: Any) -> None:
+    if not error:
+        return
+    library = core()
+    try:
+        code, message = library.sol_error_code(error), library.sol_error_message(error).decode("utf-8", "replace")
+    finally:
+        library.sol_error_release(error)
+    raise Cancelled(message) if code == CANCELLED else _CODES.get(code, SolError)(message)
+
+
+def onnxruntime_library() -> bytes:
+    """Path of the shared library that the package onnxruntime uses. Raises ProviderError where it is not found."""
+    spec = importlib.util.find_spec("onnxruntime")  # does not import it, which takes a while
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for pattern in ("libonnxruntime.so*", "libonnxruntime*.dylib", "onnxruntime.dll"):
+            if found := sorted((Path(folder) / "capi").glob(pattern)):
+                return str(found[0]).encode("utf-8", "surrogateescape")
+    raise ProviderError(
+        "--engine native: the package onnxruntime has no shared library of its own; use --engine python"
+    )
+
+
+@functools.cache
+def runtime(threads: int, native_ops: bool) -> c_void_p:
+    """A `sol_runtime`. It lives as long as the process: ONNX Runtime's thread pool is there once."""
+    options, made = structs.RuntimeOptions(), c_void_p()
+    core().sol_runtime_options_init(byref(options))
+    options.ort_library, options.threads, options.native_operators = onnxruntime_library(), threads, int(native_ops)
+    core().sol_runtime_create(byref(options), byref(made))
+    return made

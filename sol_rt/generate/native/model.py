@@ -1,0 +1,299 @@
+"""`NativeModel`: a bundle in the native core, with the calls of `SolModel` that generate."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Sequence
+from ctypes import byref, c_char_p, c_int32, c_size_t, c_void_p, create_string_buffer, sizeof
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.calibration_table import (
+    CalibratedCost,
+    CalibrationTable,
+    calibration_path,
+    device_string,
+    load_cost_model,
+)
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.schedules import schedule_actions
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.hardware import processor_name
+from sol_rt.engine.providers import default_threads
+from sol_rt.errors import UsageError, WriteError, brief
+from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.native import structs
+from sol_rt.generate.native.library import core, runtime
+from sol_rt.generate.native.stream import NativeStream
+from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
+from sol_rt.store.home import find_bundle
+from sol_rt.store.verified import check_weights
+from sol_rt.text.tokenizer import Tokenizer
+
+_ADD_SPECIAL, _PARSE_SPECIAL = 1, 2
+_LARGEST = 2**31 - 1
+_DIAL = ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss")
+_COUNTS = ("max_new_tokens", "top_k", "top_logprobs")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+class NativeModel:
+    """A model in the native core. It runs one generation at a time, on the CPU.
+
+    Attributes:
+        bundle: the opened bundle.
+        cost: the cost model, as the core has it.
+        cost_note: a line about the costs for the user; empty where there is nothing to say.
+    """
+
+    def __init__(self, bundle: Bundle, model: c_void_p, session: c_void_p, cost: CostModel, cost_note: str) -> None:
+        self.bundle, self.cost, self.cost_note = bundle, cost, cost_note
+        self._model, self._session = model, session
+        self._info = _info(model)
+        self._newest: weakref.ref[NativeStream] | None = None
+        self._release = weakref.finalize(self, _release, model, session)
+
+    def __repr__(self) -> str:
+        config = self.bundle.config
+        return f"<NativeModel {config.model.name}: {len(config.variants)} variants, costs {self.cost.name}>"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str | Bundle,
+        *,
+        threads: int | None = None,
+        native_ops: bool = True,
+        max_context: int | None = None,
+        measure_costs: bool = True,
+        verify: bool = True,
+    ) -> NativeModel:
+        """Opens a bundle; arguments as in `SolModel.from_pretrained`.
+
+        Raises BundleError, ProviderError, UsageError.
+        """
+        library = core()
+        bundle, _ = check_weights(
+            path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
+        )
+        count = threads or default_threads()
+        machine = ("cpu", count, native_ops, "")
+        cost = load_cost_model(bundle, *machine, quick=measure_costs)
+        options, model, session = structs.ModelOptions(), c_void_p(), c_void_p()
+        library.sol_model_options_init(byref(options))
+        options.verify = 0  # `Bundle` has compared them
+        options.max_context = max_context or 0
+        if cost.name != "bytes":
+            options.cost_table = _path(calibration_path(bundle, *machine))
+        library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))
+        note = cost.note
+        try:
+            if measure_costs and cost.name == "bytes" and bundle.config.losses_measured:
+                cost, line = _measured_costs(bundle, model, machine)
+                note = "; ".join(part for part in (note, line) if part)
+            library.sol_session_create(model, byref(session))
+        except BaseException:
+            library.sol_model_release(model)
+            raise
+        return cls(bundle, model, session, cost, note)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer, in Python. The core has its own."""
+        return self.bundle.tokenizer()
+
+    @cached_property
+    def hull(self) -> Hull | None:
+        """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
+        config = self.bundle.config
+        if not config.losses_measured:
+            return None
+        return Hull(tuple(dict.fromkeys(schedule_actions(config, "hull"))), self.cost, ActionLosses(config).table)
+
+    @property
+    def native(self) -> bool:
+        """Whether native operators run. If not, the function bodies in the graphs do."""
+        return bool(self._info.native)
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of KV cache and buffers."""
+        return int(core().sol_session_private_bytes(self._session))
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The keys by which every command's JSON says where the model computes."""
+        return {"provider": "cpu", "device": processor_name()}
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Tokens of a text, with what the model wants around it. Raises UsageError, SolError."""
+        try:
+            content = text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError("prompt: not valid Unicode, it has lone surrogates; convert it") from None
+        flags = _ADD_SPECIAL | (_PARSE_SPECIAL if parse_special else 0)
+        count, capacity = c_size_t(), len(content) + 8
+        while True:
+            tokens = (c_int32 * capacity)()
+            core().sol_model_encode(self._model, content, len(content), flags, tokens, capacity, byref(count))
+            if count.value <= capacity:
+                return tokens[: count.value]
+            capacity = count.value
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of tokens. Raises SolError."""
+        ids, length, capacity = (c_int32 * len(tokens))(*tokens), c_size_t(), 64 + 16 * len(tokens)
+        while True:
+            text = create_string_buffer(capacity)
+            core().sol_model_decode(
+                self._model, ids, len(tokens), int(skip_special_tokens), text, capacity, byref(length)
+            )
+            if length.value <= capacity:
+                return text.raw[: length.value].decode("utf-8", "replace")
+            capacity = length.value
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        trace: Path | str | None = None,
+        replay: Path | str | None = None,
+        reuse_cache: bool | None = None,
+        parse_special: bool = False,
+        schedule: str | None = None,
+        **settings: Any,
+    ) -> NativeStream:
+        """Starts a generation and yields its tokens.
+
+        Arguments are those of `SolModel.stream`, except that `replay` is the trace's file and `schedule` a name.
+        Raises UsageError, ContextError, SolError before the first step; NumericError, SolError while it runs.
+        """
+        options, library = structs.GenerateOptions(), core()
+        library.sol_generate_options_init(byref(options))
+        for name in _DIAL:
+            if (value := settings.pop(name, None)) is not None:
+                setattr(options, name, float(value))
+        given = {name: value for name, value in settings.items() if value is not None}
+        kept = _set_generation(options, given, self.bundle.config.model.vocab_size)
+        if schedule is not None:
+            if not isinstance(schedule, str):
+                raise UsageError(
+                    f"--schedule: got {brief(schedule)}, expected a name; use the Python engine for your own"
+                )
+            options.schedule = schedule.encode("utf-8", "replace")
+        options.trace = None if trace is None else _path(trace)
+        options.replay = None if replay is None else _path(replay)
+        options.reuse_cache = int((prompt is not None and is_chat(prompt)) if reuse_cache is None else reuse_cache)
+        tokens = self._tokens(prompt, parse_special) if prompt is not None or replay is None else []
+        ids = (c_int32 * len(tokens))(*tokens)
+        library.sol_session_start(self._session, ids, len(tokens), byref(options))
+        del kept  # read during the call only
+        stream = NativeStream(self, self._session, self._newest)
+        self._newest = stream.reference
+        return stream
+
+    def _tokens(self, prompt: Prompt | None, parse_special: bool) -> list[int]:
+        if prompt is None:
+            raise UsageError("prompt: got none, expected text, token ids or messages")
+        if isinstance(prompt, str):
+            return self.encode(prompt, parse_special=parse_special)
+        if is_chat(prompt) and self._info.has_chat and all(_is_plain(message) for message in prompt):
+            return self._encode_chat(prompt)
+        bundle = self.bundle
+        template = bundle.chat_template() if is_chat(prompt) else None
+        return prompt_tokens(prompt, bundle.tokenizer(), template, bundle.config.model.vocab_size)
+
+    def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
+        plain = [(str(message["role"]).encode(), str(message["content"]).encode()) for message in messages]
+        given = (structs.Message * len(plain))(*plain)
+        count, capacity = c_size_t(), 64 + sum(len(content) + 64 for _, content in plain)
+        while True:
+            tokens = (c_int32 * capacity)()
+            core().sol_model_encode_chat(self._model, given, len(plain), tokens, capacity, byref(count))
+            if count.value <= capacity:
+                return tokens[: count.value]
+            capacity = count.value
+
+
+def _release(model: c_void_p, session: c_void_p) -> None:
+    core().sol_session_release(session)
+    core().sol_model_release(model)
+
+
+def _info(model: c_void_p) -> structs.ModelInfo:
+    info = structs.ModelInfo()
+    info.size = sizeof(info)
+    core().sol_model_get_info(model, byref(info))
+    return info
+
+
+def _path(path: Path | str) -> bytes:
+    return str(path).encode("utf-8", "surrogateescape")
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether the core takes this message: a role and a text, and nothing else."""
+    return (
+        isinstance(message, dict)
+        and set(message) == {"role", "content"}
+        and all(isinstance(part, str) and "\0" not in part for part in message.values())
+    )
+
+
+def _set_generation(options: structs.GenerateOptions, given: dict[str, Any], vocab_size: int) -> list[Any]:
+    """Fills the options that `GenerationConfig` has. Returns what they point to. Raises UsageError."""
+    config = GenerationConfig().updated(**given)
+    for name in given.keys() & set(_NUMBERS):
+        setattr(options, name, getattr(config, name))
+    for name in given.keys() & set(_COUNTS):
+        setattr(options, name, min(getattr(config, name), _LARGEST))
+    if config.seed is not None:
+        options.seed = config.seed
+    if "do_sample" in given:
+        options.do_sample = int(config.do_sample)
+    kept: list[Any] = []
+    if "logit_bias" in given:
+        config.check_vocabulary(vocab_size)
+        biases = (structs.LogitBias * max(len(config.logit_bias), 1))(*config.logit_bias.items())
+        options.logit_bias, options.num_logit_bias = biases, len(config.logit_bias)
+        kept.append(biases)
+    if "stop_strings" in given:
+        strings = (c_char_p * len(config.stop_strings))(
+            *(text.encode("utf-8", "replace") for text in config.stop_strings)
+        )
+        options.stop_strings, options.num_stop_strings = strings, len(strings)
+        kept.append(strings)
+    if "eos_token_id" in given:
+        ids = [token for token in config.eos_token_id if token <= _LARGEST]
+        ends = (c_int32 * max(len(ids), 1))(*ids)  # one that is empty has no address
+        options.end_tokens, options.num_end_tokens = ends, len(ids)
+        kept.append(ends)
+    return kept
+
+
+def _measured_costs(bundle: Bundle, model: c_void_p, machine: tuple[str, int, bool, str]) -> tuple[CostModel, str]:
+    """Times the actions and keeps the table for both engines. Returns the costs and a line for the user."""
+    path = calibration_path(bundle, *machine)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "table.json"
+        core().sol_model_measure_costs(model, _path(file))
+        table = CalibrationTable.from_json(file.read_text(encoding="utf-8"))
+    cost = CalibratedCost(bundle.config, table)
+    if path.exists():
+        return cost, "until then a quick measurement stands in"
+    try:
+        replace(table, device=device_string(*machine)).save(path)
+    except WriteError as error:
+        return cost, (
+            f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
+            "SOL_RT_HOME to a folder that can, so that it is kept"
+        )
+    return (
+        cost,
+        "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better",
+    )

@@ -1,0 +1,182 @@
+"""A running generation of the native core: what `NativeModel.stream` returns."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from ctypes import byref, c_void_p, sizeof
+from typing import TYPE_CHECKING
+
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.hardware import peak_rss_mb
+from sol_rt.errors import BusyError
+from sol_rt.generate.native import structs
+from sol_rt.generate.native.library import core
+from sol_rt.generate.results import GeneratedToken, Generation
+
+if TYPE_CHECKING:
+    from sol_rt.generate.native.model import NativeModel
+
+_FINISH = {0: None, 1: "stop", 2: "length"}
+_action = functools.lru_cache(maxsize=1024)(Action.parse)
+
+
+class NativeStream(Iterator[GeneratedToken]):
+    """The tokens of a running generation. `close` ends it early; Ctrl-C inside it does so too.
+
+    Args:
+        model: the model, which is kept alive.
+        session: its `sol_session`, in which the generation has been started.
+        older: the stream that this one ends, if there is one.
+    """
+
+    def __init__(self, model: NativeModel, session: c_void_p, older: weakref.ref[NativeStream] | None) -> None:
+        if older is not None and (stream := older()) is not None:
+            stream._interrupted = not stream._ended
+        self.reference = weakref.ref(self)
+        self._model, self._session = model, session
+        self._token = structs.Token(size=sizeof(structs.Token))
+        self._tokens: list[GeneratedToken] = []
+        self._result: Generation | None = None
+        self._ended = self._interrupted = False
+        self._budget: float | None = None
+        self._rate: float | None = None
+
+    def __next__(self) -> GeneratedToken:
+        if self._interrupted:
+            raise BusyError(
+                "this generation was interrupted by another one on the same model; finish or close one first"
+            )
+        if self._ended:
+            raise StopIteration
+        try:
+            if self._tokens or threading.current_thread() is not threading.main_thread():
+                core().sol_session_next(self._session, byref(self._token))
+            else:
+                self._first()
+        except BaseException:
+            self._end()
+            raise
+        token = self._read()
+        self._tokens.append(token)
+        if token.finish_reason is not None:
+            self._end()
+        return token
+
+    @property
+    def budget(self) -> float | None:
+        """The budget that was set last in this run; None if none was, or a rate came after it.
+
+        Setting it holds another budget from the next decode step on, from any thread. Raises UsageError for a value out
+        of range, under axis targets, and where the action is fixed.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: float) -> None:
+        core().sol_session_set_budget(self._session, budget)
+        self._budget, self._rate = budget, None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate that was set last in this run; None if none was, or a budget came after it.
+
+        Setting it holds a rate from the next decode step on, as `budget` does. It needs measured costs.
+        """
+        return self._rate
+
+    @tokens_per_second.setter
+    def tokens_per_second(self, rate: float) -> None:
+        core().sol_session_set_tokens_per_second(self._session, rate)
+        self._budget, self._rate = None, rate
+
+    def close(self) -> None:
+        """Ends the generation. The trace is then complete, and the model ready for the next generation."""
+        if not self._ended and not self._interrupted:
+            try:
+                core().sol_session_stop(self._session)
+            finally:
+                self._end()
+
+    @property
+    def result(self) -> Generation | None:
+        """The summary once the generation has ended; None before, and where it ended without a token."""
+        return self._result
+
+    def _first(self) -> None:
+        """The first token, whose prompt takes long: in another thread, so that Ctrl-C gets through."""
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                core().sol_session_next(self._session, byref(self._token))
+            except BaseException as error:
+                failed.append(error)
+
+        worker = threading.Thread(target=run)
+        worker.start()
+        try:
+            worker.join()
+        except BaseException:
+            core().sol_session_cancel(self._session)
+            worker.join()
+            raise
+        if failed:
+            raise failed[0]
+
+    def _read(self) -> GeneratedToken:
+        token = self._token
+        likeliest = tuple((token.top_tokens[i], token.top_logprobs[i]) for i in range(token.num_top))
+        return GeneratedToken(
+            token=token.token,
+            text=ctypes.string_at(token.text, token.text_length).decode("utf-8", "replace"),
+            action=_action(token.action.decode()),
+            logprob=token.logprob,
+            cost=token.cost,
+            relative_cost=token.relative_cost,
+            achieved_budget=token.achieved_budget,
+            ms=token.milliseconds,
+            finish_reason=_FINISH[token.finish],
+            top_logprobs=likeliest,
+        )
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._tokens:
+            self._result = self._summary()
+
+    def _summary(self) -> Generation:
+        result = structs.Result(size=sizeof(structs.Result))
+        core().sol_session_result(self._session, byref(result))
+        return Generation(
+            text="".join(token.text for token in self._tokens),
+            tokens=[token.token for token in self._tokens],
+            schedule=result.schedule.decode(),
+            requested_budget=result.requested_budget,
+            achieved_budget=result.achieved_budget,
+            cost_model=result.cost_model.decode(),
+            prompt_tokens_per_second=result.prompt_tokens_per_second,
+            tokens_per_second=result.tokens_per_second,
+            time_to_first_token_ms=result.time_to_first_token_ms,
+            actions=dict(Counter(token.action.tag for token in self._tokens[1:])),
+            peak_rss_mb=peak_rss_mb(),
+            finish_reason=self._tokens[-1].finish_reason or "closed",
+            floored=bool(result.floored),
+            fastest_tokens_per_second=_number(result.fastest_tokens_per_second),
+            dense_tokens_per_second=result.tokens_per_second * result.achieved_budget,
+            expected_loss=_number(result.expected_loss),
+            prompt_tokens=result.prompt_tokens,
+            cached_tokens=result.cached_tokens,
+            first_difference=None if result.first_difference < 0 else result.first_difference,
+            logprobs=[token.logprob for token in self._tokens],
+            top_logprobs=[token.top_logprobs for token in self._tokens],
+        )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

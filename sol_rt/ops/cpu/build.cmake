@@ -1,0 +1,43 @@
+# What builds the operators' code for the CPU: a library of their own here, a part of the core in bindings/c.
+
+# Relative to this folder.
+set(SOL_CPU_SOURCES
+  attention/attention.cc
+  attention/attention_kernels.cc
+  elementwise/elementwise_kernels.cc
+  host/read_bytes.cc
+  host/softmax_sums.cc
+  layer/decoder_layer.cc
+  layer/mlp.cc
+  matmul/block_matmul.cc
+  matmul/channel_matmul.cc
+  matmul/matmul_kernels.cc
+  operators/nested_gather.cc
+  operators/nested_matmul.cc
+  operators/pruned_matmul.cc
+  operators/pruned_mlp.cc
+  operators/sparse_attention.cc
+  simd/target.cc
+)
+set(SOL_DISABLED_TARGETS "HWY_SSSE3;HWY_AVX3_ZEN4;HWY_AVX3_SPR;HWY_SVE;HWY_SVE2;HWY_SVE_256;HWY_SVE2_128" CACHE STRING
+  "Highway's targets that are not compiled. By default those that add nothing here, to build faster")
+
+# Language, includes and flags. Needs SOL_OPS_SOURCE_DIR, ONNXRUNTIME_INCLUDE_DIR and HIGHWAY_INCLUDE_DIR.
+function(sol_cpu_settings target)
+  set_target_properties(${target} PROPERTIES
+    CXX_STANDARD 17
+    CXX_STANDARD_REQUIRED ON
+    CXX_EXTENSIONS OFF
+    CXX_VISIBILITY_PRESET hidden
+    VISIBILITY_INLINES_HIDDEN ON
+    MSVC_RUNTIME_LIBRARY MultiThreaded
+  )
+  target_include_directories(${target} PRIVATE ${SOL_OPS_SOURCE_DIR})
+  target_include_directories(${target} SYSTEM PRIVATE ${ONNXRUNTIME_INCLUDE_DIR} ${HIGHWAY_INCLUDE_DIR})
+  if(NOT MSVC)
+    target_compile_options(${target} PRIVATE -Wall -Wextra -fno-math-errno)
+  endif()
+  # One build serves every processor of the architecture.
+  string(REPLACE ";" "|" mask "${SOL_DISABLED_TARGETS}")
+  target_compile_definitions(${target} PRIVATE HWY_WANT_AVX3_DL "HWY_DISABLED_TARGETS=(${mask})")
+endfunction()
