@@ -140,6 +140,12 @@ SPECS: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("live-hull-short", 24, {"schedule": "hull", "budget": "0.9", "budget_at": "20:0.5,30:1.0,35:0.7",
                              "max_new_tokens": "50"}),
     ("live-sampled", 16, {**_SAMPLED, "budget": "0.8", "budget_at": "8:0.55,16:0.95", "max_new_tokens": "40"}),
+    ("sampled-repetition", 16, {**_SAMPLED, "schedule": "dense", "temperature": "2.5", "top_k": "0",
+                                "repetition_penalty": "1.5", "max_new_tokens": "32"}),
+    ("sampled-frequency", 16, {**_SAMPLED, "schedule": "dense", "temperature": "1.2", "top_k": "0",
+                               "frequency_penalty": "0.7", "presence_penalty": "-0.3", "max_new_tokens": "40"}),
+    ("entropy-long", 24, {**_SAMPLED, "schedule": "entropy", "budget": "0.75", "temperature": "1.3",
+                          "max_new_tokens": "130"}),
 )  # fmt: skip
 
 
