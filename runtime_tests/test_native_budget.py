@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,8 +226,17 @@ densities = st.lists(st.integers(1, 99).map(lambda share: share / 100), max_size
 def configs(draw: st.DrawFn) -> SolConfig:
     bits = sorted(draw(st.lists(st.sampled_from([2, 3, 4, MIXED, 6, 8]), min_size=1, max_size=3, unique=True)))[::-1]
     kv, channels = [1.0, *draw(densities)], [1.0, *draw(densities)]
-    product = [Action(k, c, b).tag for k in kv for c in channels for b in bits]
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dense_variant = Action(1.0, 1.0, bits[0]).variant
+    gaps = {
+        variant
+        for c in channels
+        for b in bits
+        if (variant := Action(1.0, c, b).variant) != dense_variant
+        and random.random() < draw(st.sampled_from([0.0, 0.4]))
+    }
+    actions = [Action(k, c, b) for k in kv for c in channels for b in bits]
+    product = [action.tag for action in actions if action.variant not in gaps]
     dense = Action(1.0, 1.0, bits[0]).tag
     chosen = [tag for tag in product if tag == dense or random.random() < 0.7]
     random.shuffle(chosen)
@@ -254,9 +263,11 @@ def configs(draw: st.DrawFn) -> SolConfig:
         gain_over_hull=draw(st.sampled_from([0.0, 0.01])),
     )
     layers = tuple(sorted(random.choice(30, random.integers(0, 10), replace=False).tolist()))
-    config.kv.__dict__["dense_layers"] = layers
-    config.kv.__dict__["dtype"] = draw(st.sampled_from(["float16", "int8"]))
-    return config
+    return replace(
+        config,
+        kv=replace(config.kv, dense_layers=layers, dtype=draw(st.sampled_from(["float16", "int8"]))),
+        variants={key: variant for key, variant in config.variants.items() if key not in gaps},
+    )
 
 
 def table_of(config: SolConfig, random: np.random.Generator) -> CalibrationTable:
@@ -566,6 +577,17 @@ def test_a_table_that_is_not_there(program: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "missing.json", tmp_path):
         told = natively(program, TINY, [], path)
         assert (told["code"], told["text"].startswith(f"{path}: got ")) == (2, True)
+
+
+def test_the_lower_of_two_measured_densities_at_one_distance(program: Path, tmp_path: Path) -> None:
+    config = made_config(kv_densities=(1.0, 0.3), channel_densities=(1.0,), bits=(8,))
+    line = Line(5.0, 1e-3, 0.0)
+    rows = {1.0: line, 0.4: replace(line, fixed=4.0), 0.2: replace(line, fixed=3.0)}
+    table = CalibrationTable(IDENTITY, "a device", "now", 0.0, {"s100-q8": rows})
+    file = tmp_path / "table.json"
+    file.write_text(table.to_json())
+    run = Run({"schedule": "fixed:k030-s100-q8"}, steps_of(config, np.random.default_rng(0), 3, 400))
+    check_equal(natively(program, config, [run], file)[0], planned(config, CalibratedCost(config, table), run), run)
 
 
 def test_a_table_is_written_as_python_writes_it(program: Path, tmp_path: Path) -> None:

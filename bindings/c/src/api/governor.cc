@@ -34,7 +34,7 @@ GovernorSettings Checked(const sol_governor_settings* given) {
 void RequireState(const sol_governor_state* state) {
   RequireStruct(state, "state");
   if (state->size < sizeof(*state)) {
-    UsageFault("state: got size " + std::to_string(state->size) + ", expected sizeof(sol_governor_state), which is " + std::to_string(sizeof(*state)));
+    UsageFault("state: got size " + std::to_string(state->size) + ", expected " + std::to_string(sizeof(*state)) + ", sizeof(sol_governor_state)");
   }
 }
 

@@ -40,8 +40,8 @@ class Planner {
   virtual ~Planner() = default;
   virtual Action Choose(const StepSeen& seen) = 0;
   virtual Charge Record(const Action& action, int64_t context) = 0;
-  // From the next step on, in place of what was held. Throws SOL_ERROR_USAGE for a value out of range, and under targets on the axes, `fixed:TAG`, `dense`
-  // and a replay.
+  // From the next step on, in place of what was held. Throws SOL_ERROR_USAGE for a value out of range, and under targets on the axes, `fixed:TAG`,
+  // `dense` and a replay.
   virtual void SetBudget(double budget) = 0;
   virtual void SetTokensPerSecond(double rate) = 0;
   virtual const std::string& Schedule() const = 0;    // its name
@@ -56,9 +56,9 @@ class Planner {
 // `policy` may be null if the bundle has none; it outlives the planner, as `config` does. Throws SOL_ERROR_USAGE as sol_rt/budget/dial.py and
 // schedules/make.py do.
 std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy);
-// A replay of these actions in place of the dial. `schedule` and `budget` are the trace's, `budget` 1 where it has none. Throws SOL_ERROR_USAGE for an action
-// whose variant the bundle lacks.
+// A replay of these actions in place of the dial. `schedule` and `budget` are the trace's, `budget` 1 where it has none. Throws SOL_ERROR_USAGE for
+// an action whose variant the bundle lacks.
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
-                                           std::vector<Action> actions_of_trace, double budget = 1.0);
+                                           std::vector<Action> actions_of_trace, double budget);
 
 }  // namespace sol_rt

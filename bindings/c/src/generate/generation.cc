@@ -87,7 +87,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
       actions.push_back(*record.action);
     }
     asked_ = replay_->header.budget.value_or(1.0);
-    planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions));
+    planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_);
   } else {
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
     if (!HasAxisTargets(request.dial)) asked_ = planner_->Requested();
@@ -181,17 +181,13 @@ void Generation::Pick(Clock::time_point start) {
     generated_.finish = Finish::kLength;
   }
   generated_.achieved = planner_->Achieved();
-  generated_.requested = Requested();
+  generated_.requested = planner_->Requested();
   generated_.ms = Milliseconds(Clock::now() - start);
   if (count == 1) {
     first_token_ms_ = generated_.ms;
   } else {
     decode_ms_ += generated_.ms;
   }
-}
-
-double Generation::Requested() const {
-  return replay_ ? *asked_ : planner_->Requested();
 }
 
 GenerationResult Generation::Result() const {
@@ -202,7 +198,7 @@ GenerationResult Generation::Result() const {
   result.cached_tokens = begun_ ? result.prompt_tokens - prefilled_ : 0;
   result.schedule = planner_->Schedule();
   result.cost_model = parts_.cost->Name();
-  result.requested = Requested();
+  result.requested = planner_->Requested();
   result.achieved = planner_->Achieved();
   result.expected_loss = planner_->ExpectedLoss();
   result.prompt_tokens_per_second = Rate(prefilled_, prefill_seconds_);

@@ -87,7 +87,6 @@ class Generation {
   void Prefill(const std::function<bool()>& interrupted);
   void Step(const std::function<bool()>& interrupted);
   void Pick(Clock::time_point start);
-  double Requested() const;
   TraceHeader Header() const;
 
   const GenerationParts parts_;

@@ -1,4 +1,5 @@
-// Prints random numbers for runtime_tests/test_native_random.py. Arguments: seed, how many numbers. The first line is the first word of the SeedSequence.
+// Prints random numbers for runtime_tests/test_native_random.py. Arguments: seed, how many numbers. The first line is the first word of the
+// SeedSequence.
 #include "base/numpy_random.h"
 
 #include <cstdio>

@@ -66,8 +66,9 @@ class Controller {
 
   // What a host changes between steps.
 
-  // Holds another budget or rate from the next step on, in place of what was held. What the steps so far were allowed stays as it is, but where the cheapest
-  // action cost more, that counts. Throws SOL_ERROR_USAGE for values out of range, for a rate without measured costs, and under axis targets.
+  // Holds another budget or rate from the next step on, in place of what was held. What the steps so far were allowed stays as it is, but where the
+  // cheapest action cost more, that counts. Throws SOL_ERROR_USAGE for values out of range, for a rate without measured costs, and under axis
+  // targets.
   virtual void SetBudget(double budget) = 0;
   virtual void SetTokensPerSecond(double rate) = 0;
   // The budget that the next step holds; nothing under a rate, a loss or axis targets.
@@ -100,14 +101,17 @@ class Controller {
   std::vector<char> allowed_;   // [A]
 };
 
-// Holds a budget, a rate or what a loss takes. Throws SOL_ERROR_USAGE for values out of range, for more than one request, for a rate without measured
-// costs, and for a loss without a hull.
 class Hull;
+
+// What a controller is to hold: at most one of the four. A budget of 1 asks for nothing.
 struct Request {
   double budget = 1.0;
   AxisTargets axis_targets;
   std::optional<double> tokens_per_second, max_loss;
 };
+
+// Throws SOL_ERROR_USAGE for values out of range, for more than one request, for a rate without measured costs, for a loss without a hull, and for
+// targets that no mix of the actions has. `hull` may be null; `policy_cost` says whether steps pay for a run of the policy.
 std::unique_ptr<Controller> MakeController(std::vector<Action> actions, std::shared_ptr<const CostModel> cost, const Request& request,
                                            std::shared_ptr<Hull> hull, bool policy_cost);
 

@@ -23,8 +23,8 @@ class Hull {
  public:
   // `actions` are what may be mixed, the dense action among them, each once.
   Hull(std::vector<Action> actions, const CostModel& cost, ActionLosses losses);
-  // The corners at a context, from the cheapest action to dense; costs rise. Between the action of least loss and dense nothing is gained; dense ends the
-  // list all the same, so that every budget up to 1 can be spent. Valid until the next call.
+  // The corners at a context, from the cheapest action to dense; costs rise. Between the action of least loss and dense nothing is gained; dense ends
+  // the list all the same, so that every budget up to 1 can be spent. Valid until the next call.
   const std::vector<Corner>& Corners(int64_t context);
   // Relative cost of the cheapest mix that loses at most `loss` nats per token; dense's if none does.
   double CostAt(double loss, int64_t context);

@@ -12,13 +12,13 @@ namespace sol_rt {
 
 // Computes the multiplier for each step, in logits for each dense step of cost.
 //
-// Draw a step's actions as points (cost, logit). Under a multiplier, the best action is the corner of their upper hull at which the edges begin to rise
-// less steeply than the multiplier. So the multiplier at which the last 64 steps cost the target on average is found like this: take all their edges, the
-// steepest first, until the cost that the target leaves over the cheapest actions is spent.
+// Draw a step's actions as points (cost, logit). Under a multiplier, the best action is the corner of their upper hull at which the edges begin to
+// rise less steeply than the multiplier. So the multiplier at which the last 64 steps cost the target on average is found like this: take all their
+// edges, the steepest first, until the cost that the target leaves over the cheapest actions is spent.
 class Multiplier {
  public:
-  // The multiplier for a step of `count` actions, which counts among the last ones from now on. `target` is the cost that the step should aim for; costs
-  // are in dense steps.
+  // The multiplier for a step of `count` actions, which counts among the last ones from now on. `target` is the cost that the step should aim for;
+  // costs are in dense steps.
   double At(const double* logits, const double* costs, size_t count, double target);
 
  private:

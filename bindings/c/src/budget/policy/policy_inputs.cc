@@ -11,7 +11,9 @@ namespace sol_rt {
 PolicyInputs::PolicyInputs(const std::vector<std::string>& names, int64_t horizon) : values_(names.size()), horizon_(horizon) {
   for (const std::string& name : names) {
     const auto found = std::find(std::begin(kPolicyScalars), std::end(kPolicyScalars), name);
-    if (found == std::end(kPolicyScalars)) throw Error(SOL_ERROR_BUNDLE, "policy: " + Brief(name) + " is no scalar that this version knows; use a newer one");
+    if (found == std::end(kPolicyScalars)) {
+      throw Error(SOL_ERROR_BUNDLE, "policy: " + Brief(name) + " is no scalar that this version knows; use a newer one");
+    }
     scalars_.push_back(static_cast<Scalar>(found - std::begin(kPolicyScalars)));
   }
   recent_.fill(previous_cost_);

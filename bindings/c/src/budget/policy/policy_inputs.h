@@ -16,8 +16,8 @@ class PolicyInputs {
   // Throws SOL_ERROR_BUNDLE for a name that is not known.
   PolicyInputs(const std::vector<std::string>& names, int64_t horizon);
 
-  // The scalars before decode step `step` of the run, in the order of the names. A new episode begins every `horizon` steps. `budget` is the requested
-  // share of the dense cost. Valid until the next call.
+  // The scalars before decode step `step` of the run, in the order of the names. A new episode begins every `horizon` steps. `budget` is the
+  // requested share of the dense cost. Valid until the next call.
   const std::vector<float>& At(int64_t step, int64_t context, int32_t token, const Distribution& distribution, double budget);
   // Records a finished step: `action` is its place in the policy's list, -1 if the list lacks it.
   void Record(int64_t action, double relative_cost);
@@ -27,7 +27,18 @@ class PolicyInputs {
 
  private:
   // In the order of kPolicyScalars.
-  enum class Scalar { kStepFraction, kBudget, kSpendDeviation, kEntropy, kTopProbability, kSurprise, kLogContext, kMargin, kPreviousCost, kRecentSpend };
+  enum class Scalar {
+    kStepFraction,
+    kBudget,
+    kSpendDeviation,
+    kEntropy,
+    kTopProbability,
+    kSurprise,
+    kLogContext,
+    kMargin,
+    kPreviousCost,
+    kRecentSpend
+  };
   static constexpr size_t kRecent = 16;  // past steps that `recent_spend` averages over
 
   std::vector<Scalar> scalars_;

@@ -32,7 +32,8 @@ class Axes {
   Levels Around(size_t axis, double position) const;
   // Index of the action nearest to these settings.
   size_t Nearest(const Settings& settings);
-  // Expected costs of the mixes at the points of the path, each the largest so far, so that they rise. `costs` are the actions'. Valid until the next call.
+  // Expected costs of the mixes at the points of the path, each the largest so far, so that they rise. `costs` are the actions'. Valid until the next
+  // call.
   const std::vector<double>& ExpectedCosts(const double* costs);
 
  private:

@@ -7,8 +7,8 @@
 namespace sol_rt {
 namespace {
 
-// Takes one of the two actions of the hull around the step's allowance, whatever the text. Error diffusion deals the two out, so that their mean cost is
-// the allowance. The schedule does not make up for deviations itself: a cheaper action than these two would lose more than the dearer ones gained.
+// Takes one of the two actions of the hull around the step's allowance, whatever the text. Error diffusion deals the two out, so that their mean cost
+// is the allowance. The schedule does not make up for deviations itself: a cheaper action than these two would lose more than the dearer ones gained.
 class HullSchedule final : public Schedule {
  public:
   HullSchedule(Controller& controller, std::shared_ptr<Hull> hull) : controller_(controller), hull_(std::move(hull)) {}

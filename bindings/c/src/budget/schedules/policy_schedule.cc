@@ -9,12 +9,17 @@
 namespace sol_rt {
 namespace {
 
-// Takes the allowed action with the largest value of logits - multiplier * relative cost. Under axis targets the multiplier is 0. If the policy does not
-// know the dense action, that action stands behind the policy's own, and is taken only where no other one is allowed.
+// Takes the allowed action with the largest value of logits - multiplier * relative cost. Under axis targets the multiplier is 0. If the policy does
+// not know the dense action, that action stands behind the policy's own, and is taken only where no other one is allowed.
 class PolicySchedule final : public Schedule {
  public:
   PolicySchedule(Controller& controller, const PolicySpec& spec, PolicyRunner& policy)
-      : controller_(controller), policy_(policy), known_(spec.actions.size()), fresh_(spec.scalars, spec.horizon), inputs_(fresh_), values_(controller.actions().size()) {}
+      : controller_(controller),
+        policy_(policy),
+        known_(spec.actions.size()),
+        fresh_(spec.scalars, spec.horizon),
+        inputs_(fresh_),
+        values_(controller.actions().size()) {}
 
   Action Choose(const StepSeen& seen) override {
     if (controller_.dense_only()) return controller_.dense();

@@ -36,8 +36,8 @@ class RandomSchedule final : public Schedule {
  private:
   size_t Even() { return static_cast<size_t>(random_.Random() * static_cast<double>(candidates_.size())); }
 
-  // A place among the candidates, from the distribution of largest entropy whose expected cost is the target. If no distribution has that expectation,
-  // from the nearest possible one. The rate is found by bisection.
+  // A place among the candidates, from the distribution of largest entropy whose expected cost is the target. If no distribution has that
+  // expectation, from the nearest possible one. The rate is found by bisection.
   size_t Tilted(int64_t context) {
     const double target = controller_.Target(context);
     const double* costs = controller_.RelativeCosts(context);

@@ -1,8 +1,8 @@
 // Schedules: who picks the action of each decode step. One file for each schedule.
 //
 // `sol` asks the bundle's policy. `hull` mixes the two actions that the export's measurements favour. `uniform`, `random` and the hand-made rule
-// `entropy` are what the two are compared with. `fixed:TAG` and `dense` are constant. All but the constant ones choose only what the controller allows,
-// so all of them hold the same budget through the same code.
+// `entropy` are what the two are compared with. `fixed:TAG` and `dense` are constant. All but the constant ones choose only what the controller
+// allows, so all of them hold the same budget through the same code.
 #pragma once
 
 #include <cstdint>
@@ -34,18 +34,19 @@ std::unique_ptr<Schedule> MakeRandomSchedule(Controller& controller, std::option
 std::unique_ptr<Schedule> MakePolicySchedule(Controller& controller, const PolicySpec& spec, PolicyRunner& policy);
 
 // The schedule `name` over the controller's actions. `hull` may be null; `policy`, too.
-// Throws SOL_ERROR_USAGE for an unknown name, a tag whose variant the bundle lacks, `sol` without a policy, `hull` without measured losses, and `hull`
-// under axis targets.
+// Throws SOL_ERROR_USAGE for an unknown name, a tag whose variant the bundle lacks, `sol` without a policy, `hull` without measured losses, and
+// `hull` under axis targets.
 std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& name, Controller& controller, std::optional<uint64_t> seed,
                                        std::shared_ptr<Hull> hull, PolicyRunner* policy);
 
 // Whether the schedule always takes the same action, whatever the budget.
 bool IsConstant(const std::string& name);
-// `sol` if the bundle's policy was measured to beat `hull`, else `hull`; without measured losses `sol` or `uniform`. `uniform` stands in for `hull` under
-// axis targets.
+// `sol` if the bundle's policy was measured to beat `hull`, else `hull`; without measured losses `sol` or `uniform`. `uniform` stands in for `hull`
+// under axis targets.
 std::string DefaultSchedule(const Config& config, const AxisTargets& targets);
 // The actions that the controller and the schedule work with; the dense action is always among them. `sol` has the policy's actions, in the policy's
-// order, `hull` and `random` the bundle's action set. `uniform`, `entropy`, and all but `sol` under axis targets, have every KV density with every variant.
+// order, `hull` and `random` the bundle's action set. `uniform`, `entropy`, and all but `sol` under axis targets, have every KV density with every
+// variant.
 std::vector<Action> ScheduleActions(const Config& config, const std::string& name, const AxisTargets& targets);
 
 }  // namespace sol_rt

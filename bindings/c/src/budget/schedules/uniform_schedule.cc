@@ -1,5 +1,5 @@
-// `uniform`: mixes the two nearest settings of each axis in fixed proportions. `entropy`: the same mix, with the dearer settings on the steps where the
-// model was uncertain before.
+// `uniform`: mixes the two nearest settings of each axis in fixed proportions. `entropy`: the same mix, with the dearer settings on the steps where
+// the model was uncertain before.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -12,9 +12,9 @@ namespace {
 
 // Alternates between the two nearest settings on each axis.
 //
-// A single position u in [0, 1] turns the axes down one after the other, each to its lowest setting: bits, then KV density, then channel density, which
-// loses most. u is where the mix's expected cost is the controller's target. Under axis targets each axis is at its own target instead. Error diffusion
-// on each axis decides which of the two settings around its position a step takes.
+// A single position u in [0, 1] turns the axes down one after the other, each to its lowest setting: bits, then KV density, then channel density,
+// which loses most. u is where the mix's expected cost is the controller's target. Under axis targets each axis is at its own target instead. Error
+// diffusion on each axis decides which of the two settings around its position a step takes.
 class UniformSchedule : public Schedule {
  public:
   explicit UniformSchedule(Controller& controller) : controller_(controller), axes_(controller.actions()) {}
@@ -86,8 +86,8 @@ class UniformSchedule : public Schedule {
 // How unusual each value of a sequence is: its distance from the running mean, in standard deviations.
 class RunningZScore {
  public:
-  // The z-score of `value` among the values before it, from -2 to 2; 0 while they do not vary. Then adds it to the running mean and variance. The first
-  // values weigh alike, later ones decay.
+  // The z-score of `value` among the values before it, from -2 to 2; 0 while they do not vary. Then adds it to the running mean and variance. The
+  // first values weigh alike, later ones decay.
   double Update(double value) {
     constexpr double kDecay = 0.95;  // weight of the past when the running mean takes a new value
     constexpr double kLimit = 2.0;   // standard deviations
@@ -104,9 +104,9 @@ class RunningZScore {
   double mean_ = 0.0, variance_ = 0.0, weight_ = 0.0;
 };
 
-// A hand-made rule: what a policy has to beat. Uncertainty is the mean of two signals of the last step's distribution: its entropy in nats, and one minus
-// the margin between its two likeliest tokens. High uncertainty brings forward the turn at which an axis takes its higher setting, low uncertainty puts
-// it off. How often each setting comes is as in `uniform`.
+// A hand-made rule: what a policy has to beat. Uncertainty is the mean of two signals of the last step's distribution: its entropy in nats, and one
+// minus the margin between its two likeliest tokens. High uncertainty brings forward the turn at which an axis takes its higher setting, low
+// uncertainty puts it off. How often each setting comes is as in `uniform`.
 class EntropySchedule final : public UniformSchedule {
  public:
   using UniformSchedule::UniformSchedule;
