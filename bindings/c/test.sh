@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the core, plays the golden traces through its C interface, and builds programs against what it installs.
+# Builds the core, plays the golden traces through its C interface, tests sessions, and builds programs against what it installs.
 set -eu
 # shellcheck source=bindings/test-lib.sh
 . "$(dirname "$0")/../test-lib.sh"
@@ -8,10 +8,11 @@ build=${SOL_RT_CORE_BUILD:-$root/build/bindings/c}
 SOL_RT_CORE_LIBRARY=$("$bindings/build-core.sh" "$build")
 test_inputs
 cmake -S "$bindings/c" -B "$build" -DSOL_RT_TESTS=ON >/dev/null
-cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target golden sol_rt sol_rt_static >/dev/null
+cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target golden session_calls sol_rt sol_rt_static >/dev/null
 
 "$build/golden" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_CASES"
 "$build/golden" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_CASES" --bodies
+"$build/session_calls" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_SCRATCH"
 
 strip -o "$SOL_TEST_SCRATCH/stripped" "$SOL_TEST_LIBRARY"
 size=$(wc -c <"$SOL_TEST_SCRATCH/stripped")
