@@ -23,9 +23,9 @@ from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError
-from sol_rt.export.chat_segments import FILE as CHAT_SEGMENTS
-from sol_rt.export.chat_segments import chat_segments_of
 from sol_rt.export.graphs.graph import build_graph
+from sol_rt.export.sources.chat_segments import FILE as CHAT_SEGMENTS
+from sol_rt.export.sources.chat_segments import chat_segments_of
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.store.home import calibration_dir
 

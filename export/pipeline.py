@@ -29,10 +29,10 @@ from sol_rt.export.blob import memory
 from sol_rt.export.blob.mixed_bits import graph_precisions, is_mostly_coded, left_out
 from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
-from sol_rt.export.chat_segments import write_chat_segments
 from sol_rt.export.graphs.graph import write_graphs
 from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.sources import tokenizer_files
+from sol_rt.export.sources.chat_segments import write_chat_segments
 from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
 from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config
 from sol_rt.export.sources.model_section import model_section

@@ -17,8 +17,8 @@ from sol_rt.text.tokenizer import Tokenizer
 pytest.importorskip("torch", reason="the exporter comes with the extra export")
 
 from helpers.made_tokenizers import byte_level, sentence_pieces
-from sol_rt.export import chat_segments
-from sol_rt.export.chat_segments import ANSWER, FILE, START, ChatSegments, find_segments, write_chat_segments
+from sol_rt.export.sources import chat_segments
+from sol_rt.export.sources.chat_segments import ANSWER, FILE, START, ChatSegments, find_segments, write_chat_segments
 
 # In the styles of SmolLM2, Qwen2.5, Llama 3, Llama 2, Gemma 3 and Phi-3
 TEMPLATES = {
@@ -187,6 +187,7 @@ def program() -> Path:
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["bytes", "pieces", "first"])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_native_core_has_the_tokens_of_the_python_runtime(

@@ -21,8 +21,8 @@ from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.cli import main
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError
-from sol_rt.export.chat_segments import FILE as CHAT_SEGMENTS
 from sol_rt.export.migrate import migrate
+from sol_rt.export.sources.chat_segments import FILE as CHAT_SEGMENTS
 
 _OLD_KEYS = {
     "active_up": "keep_in",

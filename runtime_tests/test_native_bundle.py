@@ -80,6 +80,7 @@ def test_poisoned_configs(program: Path, pristine: Path, tmp_path: Path) -> None
     different = [pair for pair in pairs if pair[0] != pair[1]]
     assert sum(core != "ok" for core, _ in pairs) > 1000
     # numbers of more than 64 bits, of which the core keeps a rounded one, and the words about what is no JSON
+    different = [pair for pair in different if pair[0].replace("1e…", "10…") != pair[1]]
     odd = [pair for pair in different if not any(text in pair[0] for text in ("e+60", "e+308", "not JSON"))]
     assert not odd, [f"{core} / {python}" for core, python in odd[:8]]
 

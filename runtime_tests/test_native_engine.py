@@ -153,8 +153,9 @@ def test_same_policy(folder: Path, tmp_path: Path) -> None:
                 core.forward(bundle.config.dense, [step + 3])
                 scalars = draw.standard_normal(len(policy.spec.scalars)).astype(np.float32)
                 given = dict(zip(policy.spec.scalars, scalars.tolist(), strict=True))
-                expected = policy.decide(output.hidden, step, given, step - 1, step)
-                core.do(f"decide {step} {step - 1} {step} {' '.join(f'{value:.9g}' for value in scalars)}")
+                previous = step % (len(policy.spec.actions) + 1) - 1
+                expected = policy.decide(output.hidden, step, given, previous, step)
+                core.do(f"decide {step} {previous} {step} {' '.join(f'{value:.9g}' for value in scalars)}")
                 assert np.array_equal(core.floats(), expected), (episode, step)
             policy.reset()
             core.do("reset")

@@ -260,3 +260,38 @@ def test_merges_may_be_texts_or_pairs(program: Path, tmp_path: Path) -> None:
     reference = tokenizers.Tokenizer.from_file(str(path))
     with NativeText(program, path) as native:
         assert not list(differences(native, reference, 500))
+
+
+def test_spaces_that_tokens_take_along_are_looked_at_once(program: Path, tmp_path: Path) -> None:
+    """Each of the spaces is a token that strips the spaces on both sides."""
+    made = byte_level()
+    made.add_tokens([tokenizers.AddedToken("\u3000", normalized=False, lstrip=True, rstrip=True)])
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    reference = Tokenizer.from_file(path)
+    with NativeText(program, path) as native:
+        short = "a " + "\u3000" * 50 + " b"
+        assert native.ask("encode", texts=[short], add=True, parse=True) == [reference.encode(short)]
+        assert len(native.ask("encode", texts=["\u3000" * 300_000], add=True, parse=True)[0]) == 1
+
+
+def test_all_pieces_of_a_text_share_the_effort(program: Path, tmp_path: Path) -> None:
+    document = json.loads(byte_level().to_str()) | {"pre_tokenizer": _split(r"(a|a|a)*b")}
+    with (
+        NativeText(program, _write(tmp_path / "tokenizer.json", document)) as native,
+        pytest.raises(NativeError, match="takes too long"),
+    ):
+        native.ask("encode", texts=[("a" * 12 + "cb<|im_start|>") * 3000], add=True, parse=True)
+
+
+def test_long_chains_of_steps_are_refused(program: Path, tmp_path: Path) -> None:
+    known, lower = json.loads(byte_level().to_str()), {"type": "Lowercase"}
+    for change in (
+        {"normalizer": {"type": "Sequence", "normalizers": [lower] * 65}},
+        {"normalizer": {"type": "Prepend", "prepend": "x" * 2000}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}] * 65}},
+        {"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}] * 65}},
+    ):
+        with pytest.raises(NativeError, match="expected at most") as error:
+            NativeText(program, _write(tmp_path / "tokenizer.json", known | change))
+        assert error.value.code == TEXT

@@ -22,9 +22,9 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import ActionEntry, KvLayout, PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
-from sol_rt.export.chat_segments import write_chat_segments
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
 from sol_rt.export.quantize.nested import quantize_matrix
+from sol_rt.export.sources.chat_segments import write_chat_segments
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -124,3 +124,14 @@ def make_controller(
 def sensible_budget(hull: Hull, context: int) -> float:
     """The least budget at which perplexity is at most SENSIBLE_LOSS over dense, as measured."""
     return hull.cost_at(nats_of_share(SENSIBLE_LOSS), context)
+
+
+def below_sensible(asked: float, hull: Hull, context: int) -> str:
+    """A line for the user if a budget is below the least sensible one; empty otherwise."""
+    least = sensible_budget(hull, context)
+    if asked >= least - 0.005:
+        return ""
+    return (
+        f"this asks for {asked:.2f} of the dense cost; below {least:.2f} this bundle's perplexity is more than "
+        f"{SENSIBLE_LOSS:.0%} over dense: expect broken text (sol-rt inspect lists the sensible budgets)"
+    )

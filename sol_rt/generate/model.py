@@ -21,11 +21,10 @@ from sol_rt.budget.cost.calibrate import measure_quickly, save
 from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path, is_quick, load_cost_model
 from sol_rt.budget.dial import (
     DEFAULT_MAX_LOSS,
-    SENSIBLE_LOSS,
     Dial,
     MakeSchedule,
+    below_sensible,
     make_controller,
-    sensible_budget,
 )
 from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
 from sol_rt.budget.hull import Hull
@@ -381,15 +380,9 @@ class SolModel:
         """Warns, once, if what is asked for is below the budget at which text suffers visibly."""
         if self._warned or self.hull is None or not isinstance(controller, Controller):
             return
-        asked, least = controller.allowance(context), sensible_budget(self.hull, context)
-        if asked < least - 0.005:
+        if line := below_sensible(controller.allowance(context), self.hull, context):
             self._warned = True
-            warnings.warn(
-                f"this asks for {asked:.2f} of the dense cost; below {least:.2f} this bundle's perplexity is more than "
-                f"{SENSIBLE_LOSS:.0%} over dense: expect broken text (sol-rt inspect lists the sensible budgets)",
-                QualityWarning,
-                stacklevel=3,
-            )
+            warnings.warn(line, QualityWarning, stacklevel=3)
 
     def _tokens(self, prompt: Prompt | None, replay: Trace | None, parse_special: bool) -> list[int]:
         """Tokens of the prompt; in a replay the trace's, with which a given prompt has to agree."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 import weakref
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int32, c_size_t, c_void_p, create_string_buffer, sizeof
@@ -19,13 +20,14 @@ from sol_rt.budget.cost.calibration_table import (
     device_string,
     load_cost_model,
 )
+from sol_rt.budget.dial import below_sensible
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.hardware import processor_name
 from sol_rt.engine.providers import default_threads
-from sol_rt.errors import UsageError, WriteError, brief
+from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
@@ -56,6 +58,7 @@ class NativeModel:
         self._model, self._session = model, session
         self._info = _info(model)
         self._newest: weakref.ref[NativeStream] | None = None
+        self._warned = False
         self._release = weakref.finalize(self, _release, model, session)
 
     def __repr__(self) -> str:
@@ -171,10 +174,12 @@ class NativeModel:
         """Starts a generation and yields its tokens.
 
         Arguments are those of `SolModel.stream`, except that `replay` is the trace's file and `schedule` a name.
+        Warns with QualityWarning, once for each model, of a budget below the sensible ones.
         Raises UsageError, ContextError, SolError before the first step; NumericError, SolError while it runs.
         """
         options, library = structs.GenerateOptions(), core()
         library.sol_generate_options_init(byref(options))
+        budget = settings.get("budget")
         for name in _DIAL:
             if (value := settings.pop(name, None)) is not None:
                 setattr(options, name, float(value))
@@ -193,9 +198,17 @@ class NativeModel:
         ids = (c_int32 * len(tokens))(*tokens)
         library.sol_session_start(self._session, ids, len(tokens), byref(options))
         del kept  # read during the call only
+        if budget is not None and replay is None:
+            self._warn_below_sensible(budget, len(tokens))
         stream = NativeStream(self, self._session, self._newest)
         self._newest = stream.reference
         return stream
+
+    def _warn_below_sensible(self, budget: float, context: int) -> None:
+        """Warns, once, of a budget at which text suffers visibly."""
+        if not self._warned and self.hull is not None and (line := below_sensible(budget, self.hull, context)):
+            self._warned = True
+            warnings.warn(line, QualityWarning, stacklevel=3)
 
     def _tokens(self, prompt: Prompt | None, parse_special: bool) -> list[int]:
         if prompt is None:
@@ -209,9 +222,9 @@ class NativeModel:
         return prompt_tokens(prompt, bundle.tokenizer(), template, bundle.config.model.vocab_size)
 
     def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
-        plain = [(str(message["role"]).encode(), str(message["content"]).encode()) for message in messages]
+        plain = [structs.Message(message["role"].encode(), message["content"].encode()) for message in messages]
         given = (structs.Message * len(plain))(*plain)
-        count, capacity = c_size_t(), 64 + sum(len(content) + 64 for _, content in plain)
+        count, capacity = c_size_t(), 64 + sum(len(message["content"].encode()) + 64 for message in messages)
         while True:
             tokens = (c_int32 * capacity)()
             core().sol_model_encode_chat(self._model, given, len(plain), tokens, capacity, byref(count))
@@ -241,8 +254,13 @@ def _is_plain(message: Any) -> bool:
     return (
         isinstance(message, dict)
         and set(message) == {"role", "content"}
-        and all(isinstance(part, str) and "\0" not in part for part in message.values())
+        and all(isinstance(part, str) and _is_plain_text(part) for part in message.values())
     )
+
+
+def _is_plain_text(text: str) -> bool:
+    """Whether C's strings can hold a text: neither a NUL nor half of a surrogate pair is in it."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _set_generation(options: structs.GenerateOptions, given: dict[str, Any], vocab_size: int) -> list[Any]:
@@ -259,7 +277,9 @@ def _set_generation(options: structs.GenerateOptions, given: dict[str, Any], voc
     kept: list[Any] = []
     if "logit_bias" in given:
         config.check_vocabulary(vocab_size)
-        biases = (structs.LogitBias * max(len(config.logit_bias), 1))(*config.logit_bias.items())
+        biases = (structs.LogitBias * max(len(config.logit_bias), 1))(
+            *(structs.LogitBias(token, bias) for token, bias in config.logit_bias.items())
+        )
         options.logit_bias, options.num_logit_bias = biases, len(config.logit_bias)
         kept.append(biases)
     if "stop_strings" in given:

@@ -36,14 +36,15 @@ class NativeStream(Iterator[GeneratedToken]):
     """
 
     def __init__(self, model: NativeModel, session: c_void_p, older: weakref.ref[NativeStream] | None) -> None:
-        if older is not None and (stream := older()) is not None:
-            stream._interrupted = not stream._ended
         self.reference = weakref.ref(self)
         self._model, self._session = model, session
         self._token = structs.Token(size=sizeof(structs.Token))
         self._tokens: list[GeneratedToken] = []
         self._result: Generation | None = None
-        self._ended = self._interrupted = False
+        self._ended = False
+        self._interrupted = False
+        if older is not None and (stream := older()) is not None:
+            stream._interrupted = not stream._ended
         self._budget: float | None = None
         self._rate: float | None = None
 

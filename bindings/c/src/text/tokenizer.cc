@@ -18,7 +18,7 @@
 namespace sol_rt {
 namespace {
 
-constexpr size_t kLongestText = size_t{1} << 28;  // bytes
+constexpr size_t kLongestText = size_t{1} << 26;  // bytes
 constexpr size_t kLongestCached = 64;             // bytes of a word whose tokens are remembered within one text
 
 class BpeTokenizer : public Tokenizer {
@@ -78,22 +78,24 @@ class BpeTokenizer : public Tokenizer {
     if (text.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "text: got " + std::to_string(text.size()) + " bytes, expected at most " + std::to_string(kLongestText));
     if (!IsValidUtf8(text)) throw Error(SOL_ERROR_TEXT, "prompt: not valid Unicode text; give it as UTF-8");
     std::vector<int32_t> tokens;
+    Regex::Effort effort(text.size());
     for (const AddedTokens::Part& part : added_.Cut(text, false, special, user)) {
       if (part.token >= 0) {
         tokens.push_back(part.token);
         continue;
       }
       const std::string_view piece = text.substr(part.begin, part.end - part.begin);
-      AddNormalized(piece, part.begin, special, user, tokens);
+      AddNormalized(piece, part.begin, special, user, effort, tokens);
     }
     return tokens;
   }
 
   // Tokens of a piece between added tokens that are looked for in the text as it is. The piece begins at `offset` of the text.
-  void AddNormalized(std::string_view piece, size_t offset, bool special, const AddedTokens::UserParts* user, std::vector<int32_t>& tokens) const {
+  void AddNormalized(std::string_view piece, size_t offset, bool special, const AddedTokens::UserParts* user, Regex::Effort& effort,
+                     std::vector<int32_t>& tokens) const {
     size_t first = 0;
     NextCharacter(piece, first);
-    const NormalizedText normalized = normalizer_.Apply({std::string(piece), first});
+    const NormalizedText normalized = normalizer_.Apply({std::string(piece), first}, effort);
     const std::string_view whole = normalized.text;
     const AddedTokens::UserParts everything{{offset, offset + std::max(whole.size(), size_t{1})}};
     if (user != nullptr && whole != piece) {  // where the user's stretches lie is not known any more
@@ -112,7 +114,7 @@ class BpeTokenizer : public Tokenizer {
       words.text = std::string(whole.substr(part.begin, part.end - part.begin));
       const bool is_first = offset == 0 && part.begin < normalized.first_bytes;
       words.words.push_back({0, words.text.size(), is_first, is_first ? std::min(normalized.first_bytes, part.end) - part.begin : 0});
-      pre_tokenizer_.Run(words);
+      pre_tokenizer_.Run(words, effort);
       AddWords(words, user != nullptr, tokens);
     }
   }

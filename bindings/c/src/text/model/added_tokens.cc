@@ -16,8 +16,9 @@ constexpr size_t kLongest = 1024;  // bytes of one token's text: a search looks 
 bool WordBefore(std::string_view text, size_t at) { return at > 0 && IsWord(PreviousCharacter(text, at)); }
 bool WordAfter(std::string_view text, size_t at) { return at < text.size() && IsWord(NextCharacter(text, at)); }
 
-size_t BeforeSpaces(std::string_view text, size_t at) {
-  while (at > 0) {
+// Where the spaces before `at` begin, at `least` or later.
+size_t BeforeSpaces(std::string_view text, size_t at, size_t least) {
+  while (at > least) {
     size_t before = at;
     if (!IsWhitespace(PreviousCharacter(text, before))) break;
     at = before;
@@ -108,7 +109,8 @@ std::vector<AddedTokens::Part> AddedTokens::Cut(std::string_view text, bool norm
   std::vector<Part> parts;
   const TextMatcher& matcher = normalized ? normalized_ : plain_;
   std::vector<TextMatcher::Found> found;
-  size_t covered = 0;  // how far the parts reach
+  size_t covered = 0;     // how far the parts reach
+  size_t spaces_end = 0;  // of the spaces behind a token
   for (size_t at = 0; at < text.size() && !matcher.empty();) {
     if (!matcher.MayBeginWith(text[at])) {
       ++at;
@@ -129,10 +131,10 @@ std::vector<AddedTokens::Part> AddedTokens::Cut(std::string_view text, bool norm
     at = end;
     if (!special && IsSpecial(token.content)) continue;
     if (token.single_word && (WordBefore(text, begin) || WordAfter(text, end))) continue;
-    if (token.strips_left) begin = std::max(BeforeSpaces(text, begin), covered);
-    if (token.strips_right) end = BehindSpaces(text, end);
+    if (token.strips_left) begin = std::max(BeforeSpaces(text, begin, covered), covered);
+    if (token.strips_right) end = spaces_end = end < spaces_end ? spaces_end : BehindSpaces(text, end);
     if (covered < begin) parts.push_back({covered, begin, Vocabulary::kNone});
-    parts.push_back({begin, end, id});
+    if (begin < end) parts.push_back({begin, end, id});  // else the token before took it along with its spaces
     covered = end;
   }
   if (covered != text.size()) parts.push_back({covered, text.size(), Vocabulary::kNone});

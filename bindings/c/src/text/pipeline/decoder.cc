@@ -12,7 +12,8 @@ namespace sol_rt {
 namespace {
 
 constexpr int kDeepest = 8;
-constexpr size_t kLongestText = size_t{1} << 30;  // bytes
+constexpr size_t kMostSteps = 64;
+constexpr size_t kLongestText = size_t{1} << 26;  // bytes that patterns may make of one token
 
 constexpr std::array<int16_t, 0x144> CharacterBytes() {
   std::array<int16_t, 0x144> bytes{};
@@ -97,15 +98,14 @@ void ReplaceAll(std::string& text, const std::string& old, const std::string& fr
   for (size_t at = 0; (at = text.find(old, at)) != std::string::npos; at += fresh.size()) text.replace(at, old.size(), fresh);
 }
 
-void ReplaceMatches(std::string& token, const Regex& pattern, const std::string& fresh) {
+void ReplaceMatches(std::string& token, const Regex& pattern, const std::string& fresh, Regex::Effort& effort) {
   std::vector<Stretch> stretches;
-  Regex::Effort effort(token.size());
   pattern.Stretches(token, effort, stretches);
   std::string made;
   for (const Stretch& stretch : stretches) {
     if (stretch.is_match) made += fresh;
     else made.append(token, stretch.begin, stretch.end - stretch.begin);
-    if (made.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "tokens: the tokenizer's decoder makes more than 1 GB of one; decode fewer");
+    if (made.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "tokens: the tokenizer's decoder makes more than 64 MB of one; decode fewer");
   }
   token = std::move(made);
 }
@@ -153,10 +153,11 @@ void Decoder::Read(const Settings& settings, int depth) {
   } else {
     throw Unsupported("a decoder of type " + Brief(type), "ByteLevel, Metaspace, ByteFallback, Fuse, Strip, Replace, BPEDecoder or Sequence");
   }
+  if (steps_.size() >= kMostSteps) throw Unsupported("a decoder with more steps", "at most " + std::to_string(kMostSteps));
   steps_.push_back(std::move(step));
 }
 
-void Decoder::RunStep(const Step& step, std::vector<std::string>& tokens) {
+void Decoder::RunStep(const Step& step, std::vector<std::string>& tokens, Regex::Effort& effort) {
   switch (step.kind) {
     case Kind::kByteLevel: {
       std::string bytes;
@@ -173,7 +174,7 @@ void Decoder::RunStep(const Step& step, std::vector<std::string>& tokens) {
       for (std::string& token : tokens) StripEnds(token, step.text, step.start, step.stop);
       return;
     case Kind::kReplace:
-      for (std::string& token : tokens) ReplaceMatches(token, *step.pattern, step.text);
+      for (std::string& token : tokens) ReplaceMatches(token, *step.pattern, step.text, effort);
       return;
     case Kind::kBpe:
       for (size_t i = 0; i < tokens.size(); ++i) ReplaceAll(tokens[i], step.text, i + 1 == tokens.size() ? "" : " ");
@@ -183,7 +184,10 @@ void Decoder::RunStep(const Step& step, std::vector<std::string>& tokens) {
 
 std::string Decoder::Run(std::vector<std::string> tokens) const {
   if (!has_decoder_) return Joined(tokens, " ");
-  for (const Step& step : steps_) RunStep(step, tokens);
+  size_t bytes = 0;
+  for (const std::string& token : tokens) bytes += token.size();
+  Regex::Effort effort(bytes);
+  for (const Step& step : steps_) RunStep(step, tokens, effort);
   return Joined(tokens, "");
 }
 

@@ -29,7 +29,7 @@ class Decoder {
   };
 
   void Read(const Settings& settings, int depth);
-  static void RunStep(const Step& step, std::vector<std::string>& tokens);
+  static void RunStep(const Step& step, std::vector<std::string>& tokens, Regex::Effort& effort);
 
   std::vector<Step> steps_;
   bool has_decoder_ = false;

@@ -12,7 +12,9 @@ namespace sol_rt {
 namespace {
 
 constexpr int kDeepest = 8;
-constexpr size_t kLongestText = size_t{1} << 30;  // bytes that the steps may make of a text
+constexpr size_t kMostSteps = 64;
+constexpr size_t kLongestInsert = 1024;           // bytes that a step may put in at one place
+constexpr size_t kLongestText = size_t{1} << 26;  // bytes that the steps may make of a text
 
 // Bytes of the first character.
 size_t FirstBytes(std::string_view text) {
@@ -73,10 +75,12 @@ void Normalizer::Read(const Settings& settings, int depth) {
   } else {
     throw Unsupported("a normalizer of type " + Brief(type), "NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip, StripAccents, ByteLevel or Sequence");
   }
+  if (steps_.size() >= kMostSteps) throw Unsupported("a normalizer with more steps", "at most " + std::to_string(kMostSteps));
+  if (step.text.size() > kLongestInsert) throw Unsupported("a normalizer that puts in a long text", "at most " + std::to_string(kLongestInsert) + " bytes");
   steps_.push_back(std::move(step));
 }
 
-void Normalizer::Run(const Step& step, NormalizedText& text) {
+void Normalizer::Run(const Step& step, NormalizedText& text, Regex::Effort& effort) {
   switch (step.kind) {
     case Kind::kForm: {
       const std::string made = Normalized(text.text, step.form);
@@ -118,7 +122,6 @@ void Normalizer::Run(const Step& step, NormalizedText& text) {
     case Kind::kReplace: break;
   }
   std::vector<Stretch> stretches;
-  Regex::Effort effort(text.text.size());
   step.pattern->Stretches(text.text, effort, stretches);
   std::string made;
   made.reserve(text.text.size());
@@ -126,18 +129,21 @@ void Normalizer::Run(const Step& step, NormalizedText& text) {
   for (const Stretch& stretch : stretches) {
     if (stretch.is_match) made += step.text;
     else made.append(text.text, stretch.begin, stretch.end - stretch.begin);
-    if (made.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "text: the tokenizer's normalizer makes more than 1 GB of it; give a shorter text");
+    if (made.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "text: the tokenizer's normalizer makes more than 64 MB of it; give a shorter text");
     if (stretch.end <= text.first_bytes) first_bytes = made.size();
     else if (stretch.begin < text.first_bytes && !stretch.is_match) first_bytes = made.size() - (stretch.end - text.first_bytes);
   }
   text = {std::move(made), first_bytes};
 }
 
-NormalizedText Normalizer::Apply(NormalizedText text) const {
-  for (const Step& step : steps_) Run(step, text);
+NormalizedText Normalizer::Apply(NormalizedText text, Regex::Effort& effort) const {
+  for (const Step& step : steps_) Run(step, text, effort);
   return text;
 }
 
-std::string Normalizer::Apply(std::string_view text) const { return Apply(NormalizedText{std::string(text), FirstBytes(text)}).text; }
+std::string Normalizer::Apply(std::string_view text) const {
+  Regex::Effort effort(text.size());
+  return Apply({std::string(text), FirstBytes(text)}, effort).text;
+}
 
 }  // namespace sol_rt

@@ -23,9 +23,9 @@ class Normalizer {
   // Throws Unsupported for a step of another kind, or SOL_ERROR_BUNDLE for a damaged one.
   explicit Normalizer(const Settings& file);
 
-  NormalizedText Apply(NormalizedText text) const;
+  // `effort` is what the patterns may still cost. Throws SOL_ERROR_TEXT if they take longer, or make too long a text.
+  NormalizedText Apply(NormalizedText text, Regex::Effort& effort) const;
   std::string Apply(std::string_view text) const;
-  bool empty() const { return steps_.empty(); }
 
  private:
   enum class Kind { kForm, kLowercase, kPrepend, kReplace, kStrip, kStripAccents, kByteLevel };
@@ -38,7 +38,7 @@ class Normalizer {
   };
 
   void Read(const Settings& settings, int depth);
-  static void Run(const Step& step, NormalizedText& text);
+  static void Run(const Step& step, NormalizedText& text, Regex::Effort& effort);
 
   std::vector<Step> steps_;
 };

@@ -13,6 +13,7 @@ namespace sol_rt {
 namespace {
 
 constexpr int kDeepest = 8;
+constexpr size_t kMostSteps = 64;
 // GPT-2's words, as `tokenizers` has them
 constexpr const char* kByteLevelPattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 // runs of word characters, and of what is neither these nor spaces
@@ -101,6 +102,7 @@ void PreTokenizer::Read(const Settings& settings, int depth) {
     throw Unsupported("a pre_tokenizer of type " + Brief(type),
                       "ByteLevel, Split, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit, BertPreTokenizer or Sequence");
   }
+  if (steps_.size() >= kMostSteps) throw Unsupported("a pre_tokenizer with more steps", "at most " + std::to_string(kMostSteps));
   steps_.push_back(std::move(step));
 }
 
@@ -126,11 +128,10 @@ void PreTokenizer::Resolve(std::vector<Stretch>& stretches, Behavior behavior) {
   if (backwards) std::reverse(stretches.begin(), stretches.end());
 }
 
-void PreTokenizer::Cut(Words& words, const Step& step) {
+void PreTokenizer::Cut(Words& words, const Step& step, Regex::Effort& effort) {
   std::vector<Words::Word> cut;
   cut.reserve(words.words.size());
   std::vector<Stretch> stretches;
-  Regex::Effort effort(words.text.size());
   for (const Words::Word& word : words.words) {
     const std::string_view text = View(words, word);
     if (step.pattern) step.pattern->Stretches(text, effort, stretches);
@@ -201,14 +202,14 @@ void PreTokenizer::ReplaceSpaces(Words& words, const Step& step) {
   words.text = std::move(made);
 }
 
-void PreTokenizer::Run(Words& words) const {
+void PreTokenizer::Run(Words& words, Regex::Effort& effort) const {
   for (const Step& step : steps_) {
     switch (step.kind) {
       case Kind::kSplit:
-      case Kind::kCharacters: Cut(words, step); break;
+      case Kind::kCharacters: Cut(words, step, effort); break;
       case Kind::kByteLevel:
         if (step.prefix_space) PrefixSpace(words);
-        if (step.pattern) Cut(words, step);
+        if (step.pattern) Cut(words, step, effort);
         MapBytes(words);
         break;
       case Kind::kMetaspace: {
@@ -218,7 +219,7 @@ void PreTokenizer::Run(Words& words) const {
         split.kind = Kind::kSplit;
         split.pattern = std::make_shared<const Regex>(step.replacement, Regex::Syntax::kLiteral);
         split.behavior = Behavior::kMergedWithNext;
-        Cut(words, split);
+        Cut(words, split, effort);
         break;
       }
     }

@@ -28,8 +28,8 @@ class PreTokenizer {
   // Throws Unsupported for a step of another kind, or SOL_ERROR_BUNDLE for a damaged one.
   explicit PreTokenizer(const Settings& file);
 
-  // `words` holds one word at first. Empty words are dropped.
-  void Run(Words& words) const;
+  // `words` holds one word at first. Empty words are dropped. `effort` is what the patterns may still cost; throws SOL_ERROR_TEXT if they take longer.
+  void Run(Words& words, Regex::Effort& effort) const;
 
  private:
   enum class Kind { kSplit, kCharacters, kByteLevel, kMetaspace };
@@ -49,7 +49,7 @@ class PreTokenizer {
 
   void Read(const Settings& settings, int depth);
   static Behavior ReadBehavior(const Settings& settings);
-  static void Cut(Words& words, const Step& step);
+  static void Cut(Words& words, const Step& step, Regex::Effort& effort);
   static void Resolve(std::vector<Stretch>& stretches, Behavior behavior);
   static void PrefixSpace(Words& words);
   static void MapBytes(Words& words);

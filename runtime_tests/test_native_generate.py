@@ -1,0 +1,282 @@
+"""`NativeModel` and `sol-rt generate --engine native` beside the Python engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGINT
+from typing import Any
+
+import pytest
+
+import sol_rt.ops
+from helpers.core_build import core_build
+from helpers.program import started
+from sol_rt.errors import BusyError, ContextError, ProviderError, QualityWarning, SolError, UsageError
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.native import library
+from sol_rt.generate.native.model import NativeModel
+from sol_rt.generate.trace import read_trace
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny"
+PROMPT = [368, 14, 279, 363, 264, 345]
+SAMPLED: dict[str, Any] = {"do_sample": True, "seed": 3, "temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library() -> Iterator[None]:
+    """The installed core; without one, that of the working tree."""
+    if sol_rt.ops.core_path() is not None:
+        yield
+        return
+    suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+    built = core_build("sol_rt", operators=False) / f"libsol_rt{suffix}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "core_path", lambda: built)
+        library.core.cache_clear()
+        yield
+
+
+@pytest.fixture(scope="module")
+def python(_library: None) -> SolModel:
+    return SolModel.from_pretrained(GOLDEN, provider="cpu", measure_costs=False)
+
+
+@pytest.fixture(scope="module")
+def native(_library: None) -> NativeModel:
+    return NativeModel.from_pretrained(GOLDEN, measure_costs=False)
+
+
+def finished(stream: Any) -> Any:
+    for _ in stream:
+        pass
+    return stream.result
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"budget": 0.6},
+        {"max_loss": 0.05},
+        {"schedule": "fixed:k030-s060-q4"},
+        {"kv_density": 0.5, "bits": 6},
+        {"budget": 0.7, "schedule": "random", **SAMPLED},
+        {"budget": 0.5, "top_logprobs": 3, "logit_bias": {340: 4, 16: -3}, "frequency_penalty": 0.4},
+        {"stop_strings": ["cat", "lamp"], "eos_token_id": []},
+        {"budget": 0.01},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::sol_rt.errors.QualityWarning")
+def test_results_are_those_of_python(python: SolModel, native: NativeModel, arguments: dict[str, Any]) -> None:
+    settings = {"max_new_tokens": 40, **arguments}
+    expected, found = finished(python.stream(PROMPT, **settings)), finished(native.stream(PROMPT, **settings))
+    for name in ("text", "tokens", "schedule", "cost_model", "actions", "finish_reason", "floored"):
+        assert getattr(found, name) == getattr(expected, name), name
+    for name in ("requested_budget", "achieved_budget", "expected_loss"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-9), name
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+    assert [[token for token, _ in place] for place in found.top_logprobs] == [
+        [token for token, _ in place] for place in expected.top_logprobs
+    ]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Ben and the cat", [{"role": "user", "content": "Where is Ben? <|im_end|>"}]], ids=str
+)
+def test_prompts_are_those_of_python(python: SolModel, native: NativeModel, prompt: Any) -> None:
+    expected, found = (finished(model.stream(prompt, max_new_tokens=12, budget=1.0)) for model in (python, native))
+    assert (found.prompt_tokens, found.tokens, found.text) == (expected.prompt_tokens, expected.tokens, expected.text)
+
+
+def test_traces_are_read_and_repeated_by_both(python: SolModel, native: NativeModel, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "native.jsonl", tmp_path / "python.jsonl"
+    settings = {"budget": 0.6, "max_new_tokens": 30, **SAMPLED}
+    finished(native.stream("Ben and the cat", trace=ours, **settings))
+    finished(python.stream("Ben and the cat", trace=theirs, **settings))
+    lines = [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in (ours, theirs)]
+    assert lines[0][0] == lines[1][0]
+    assert list(lines[0][0]) == list(lines[1][0])
+    for found, expected in zip(*(each[1:] for each in lines), strict=True):
+        assert list(found) == list(expected)
+        for name in ("step", "token", "text", "action", "context"):
+            assert found[name] == expected[name]
+        for name in ("cost", "relative_cost", "achieved"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-9)
+    assert finished(python.stream(replay=read_trace(ours))).first_difference is None
+    assert finished(native.stream(replay=theirs)).first_difference is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "line 1 is not a trace's header; give a file that `--trace` wrote"),
+        (lambda text: text.replace('"format_version": 2', '"format_version": 7', 1), "format version 7, expected 2"),
+        (lambda text: text.replace('"prompt":', '"promt":', 1), "line 1: no key 'prompt'; record the run again"),
+        (lambda text: text.replace('"step": 2', '"step": 3', 1), "line 4: step 3, expected 2; record the run again"),
+        (lambda text: text.replace('"step": 2', '"step": true', 1), "line 4: step: got True, which has the wrong type"),
+        (lambda text: text.replace('"step": 2', '"steps": 2', 1), "line 4: no key 'step'"),
+        (lambda text: text[:-20], "is cut off; remove the line to use the rest"),
+        (lambda text: text.replace('"k100-s100-q8"', '"k100-s1000-q8"'), "line 3: "),
+        (lambda text: text.replace('"token": ', '"token": -', 2), "expected numbers from 0"),
+    ],
+)
+def test_damaged_traces_are_refused_in_the_words_of_python(
+    python: SolModel, native: NativeModel, tmp_path: Path, change: Any, message: str
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    finished(python.stream(PROMPT, trace=path, schedule="dense", max_new_tokens=5))
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(SolError) as expected:
+        read_trace(path)
+    with pytest.raises(SolError) as found:
+        native.stream(replay=path)
+    assert str(found.value) == str(expected.value)
+    assert message in str(found.value)
+
+
+def test_the_cache_is_used_again(native: NativeModel) -> None:
+    first = finished(native.stream(PROMPT, max_new_tokens=8, eos_token_id=[]))
+    longer = [*PROMPT, *first.tokens]
+    assert finished(native.stream(longer, max_new_tokens=2, reuse_cache=True)).cached_tokens == len(longer) - 1
+    assert finished(native.stream(longer, max_new_tokens=2)).cached_tokens == 0
+    assert native.private_bytes > 0
+
+
+def test_a_moved_budget_holds_as_in_python(python: SolModel, native: NativeModel) -> None:
+    found = []
+    for model in (python, native):
+        stream = model.stream(PROMPT, budget=1.0, schedule="hull", max_new_tokens=120, eos_token_id=[])
+        for index, _ in enumerate(stream, 1):
+            if index in (20, 70):
+                stream.budget = {20: 0.5, 70: 0.8}[index]
+        found.append(stream.result)
+    assert found[0].tokens == found[1].tokens
+    assert found[0].actions == found[1].actions
+    assert found[0].requested_budget == pytest.approx(found[1].requested_budget, rel=1e-9)
+
+
+def test_an_older_stream_is_over(native: NativeModel) -> None:
+    older = native.stream(PROMPT, max_new_tokens=5)
+    next(older)
+    newer = native.stream(PROMPT, max_new_tokens=5)
+    with pytest.raises(BusyError, match="interrupted by another one"):
+        next(older)
+    assert len(finished(newer).tokens) == 5
+    stream = native.stream(PROMPT, max_new_tokens=5)
+    next(stream)
+    stream.close()
+    assert stream.result is not None
+    assert stream.result.finish_reason == "closed"
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "prompt", "arguments"),
+    [
+        (UsageError, "temperature: got -1", PROMPT, {"temperature": -1}),
+        (UsageError, "--budget: got 1.5", PROMPT, {"budget": 1.5}),
+        (UsageError, "contradict", PROMPT, {"budget": 0.5, "max_loss": 0.1}),
+        (UsageError, "an empty one", [], {}),
+        (UsageError, "token 384 at place 0", [384], {}),
+        (UsageError, "logit bias: got token 384", PROMPT, {"logit_bias": {384: 1}}),
+        (UsageError, "temprature", PROMPT, {"temprature": 1}),
+        (ContextError, "prompt: got 900 tokens, expected at most 768", [5] * 900, {}),
+        (SolError, "No such file or directory; choose another file", PROMPT, {"trace": "/nowhere/trace.jsonl"}),
+    ],
+)
+def test_wrong_calls_raise_what_python_raises(
+    native: NativeModel, error: type[SolError], message: str, prompt: Any, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(error) as found:
+        native.stream(prompt, **arguments)
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_a_budget_below_the_sensible_ones_warns_once(native: NativeModel) -> None:
+    fresh = NativeModel.from_pretrained(GOLDEN, measure_costs=False)
+    with pytest.warns(QualityWarning, match=r"this asks for 0\.10 of the dense cost"):
+        fresh.stream(PROMPT, budget=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh.stream(PROMPT, budget=0.1)
+
+
+def test_without_the_library_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "core_path", lambda: None)
+    with pytest.raises(ProviderError, match=r"this installation has no native core; install .* or use --engine python"):
+        library.core.__wrapped__()
+
+
+def generate(engine: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sol_rt", "generate", "-m", str(GOLDEN), "--engine", engine, *arguments]
+    environment = {"SOL_RT_HOME": str(home), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=environment
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sol_rt.ops.core_path() is None, reason="the package was installed without the native core")
+def test_the_command_line_says_the_same_with_both_engines(tmp_path: Path) -> None:
+    asked = [
+        "-p",
+        "Ben and the cat",
+        "--chat",
+        "-n",
+        "20",
+        "--budget",
+        "0.6",
+        "--top-logprobs",
+        "2",
+        "--seed",
+        "4",
+        "--temp",
+        "0.8",
+    ]
+    found = {}
+    for engine in ("python", "native"):
+        done = generate(engine, *asked, "--json", home=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found[engine] = json.loads(done.stdout)
+    assert list(found["native"]) == list(found["python"])
+    assert len(found["native"]["tokens"]) == len(found["python"]["tokens"])
+    refused = generate("native", "-p", "x", "--provider", "cuda", home=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "runs on the CPU alone" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform == "win32" or sol_rt.ops.core_path() is None, reason="needs signals and the native core"
+)
+def test_ctrl_c_ends_the_text_and_tells_the_result(tmp_path: Path) -> None:
+    asked = [
+        "generate",
+        "-m",
+        str(GOLDEN),
+        "--engine",
+        "native",
+        "-p",
+        "Ben",
+        "-n",
+        "700",
+        "--budget",
+        "1",
+        "--logit-bias",
+        "2=-100",
+    ]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    with started(*asked, **streams) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), said
+    assert b"budget: requested" in said
