@@ -87,7 +87,8 @@ public sealed class SolGenerateOptions
 
     // Whether the core refuses to move the budget of such a generation.
     internal bool IsFixed =>
-        (KvDensity ?? ChannelDensity ?? Bits) is not null || Replay is not null || Schedule == "dense" || Schedule?.StartsWith("fixed:", System.StringComparison.Ordinal) == true;
+        (KvDensity ?? ChannelDensity ?? Bits) is not null || Replay is not null || Schedule == "dense"
+        || Schedule?.StartsWith("fixed:", System.StringComparison.Ordinal) == true;
 
     internal unsafe void Fill(NativeGenerateOptions* native, NativeMemory memory, double? sessionBudget)
     {

@@ -4,7 +4,8 @@ using Android.Runtime;
 
 namespace SolRt.Sample;
 
-[Activity(Theme = "@style/Maui.MainTheme.NoActionBar", MainLauncher = true, ConfigurationChanges = ConfigChanges.ScreenSize | ConfigChanges.Orientation | ConfigChanges.UiMode)]
+[Activity(Theme = "@style/Maui.MainTheme.NoActionBar", MainLauncher = true,
+    ConfigurationChanges = ConfigChanges.ScreenSize | ConfigChanges.Orientation | ConfigChanges.UiMode)]
 public sealed class MainActivity : MauiAppCompatActivity
 {
 }
