@@ -17,7 +17,8 @@
 #              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI
 #              and npm. What can't be built here is skipped, with the reason. Option: PARTS="c csharp java rust swift web".
 # make fuzz SECONDS=600
-#              Gives damaged files to every reader, and keeps those that do harm in build/fuzz. Options: TARGETS="gguf trace",
+#              Gives damaged files to every reader, those of the core (bindings/c) too where clang is there, and keeps those that do
+#              harm in build/fuzz. Options: TARGETS="gguf trace",
 #              ENGINES="mutate hypothesis atheris"; by default all, and atheris if it is installed: pip install atheris.
 # make soak COUNT=10000
 #              Runs COUNT generations of every kind in one process, writes docs/results/soak.md, and fails if memory, descriptors,
@@ -145,6 +146,7 @@ faults: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS:%=--target %) $(ENGINES:%=--engine %)
+	@[ -n "$(TARGETS)" ] || bash bindings/c/tests/fuzz/run.sh $(SECONDS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python runtime_tests/soak.py --count $(COUNT) -o docs/results/soak.md

@@ -13,7 +13,7 @@ mkdir -p "$out"
 "$java/build-jni.sh" "$SOL_TEST_LIBRARY" "$out"
 rm -rf "$out/classes" "$out/tests"
 javac --release 8 -Xlint:all,-options,-serial -Werror -d "$out/classes" "$java"/src/main/java/ai/solrt/*.java
-javac --release 8 -Xlint:-options -cp "$out/classes" -d "$out/tests" "$java"/src/test/java/ai/solrt/*.java
+javac --release 8 -Xlint:-options -cp "$out/classes" -d "$out/tests" "$java"/src/test/java/ai/solrt/*.java "$java"/example/*.java
 
 # Runs a main class; what -Xcheck:jni finds wrong is a failure.
 run() {

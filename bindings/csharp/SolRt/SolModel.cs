@@ -36,8 +36,8 @@ public sealed class SolModelOptions
     public string? CostTable { get; set; }
 
     /// <summary>
-    /// Called on the loading thread with what is being done, how much of it, and how much there is. What it throws ends the loading and arrives at
-    /// the caller.
+    /// Called on the loading thread with what is being done, how much of it is done, and how much there is; with <see cref="SolVerify.All"/> every few
+    /// megabytes. What it throws ends the loading and arrives at the caller.
     /// </summary>
     public Action<string, ulong, ulong>? OnProgress { get; set; }
 }
@@ -87,7 +87,7 @@ public sealed class SolModel : IDisposable
     /// <summary>Loads a bundle, with every check.</summary>
     /// <param name="folder">The bundle: the folder that <c>sol-rt export</c> wrote.</param>
     /// <param name="options">Null for the defaults.</param>
-    /// <param name="cancellationToken">Ends the loading at its next step.</param>
+    /// <param name="cancellationToken">Ends the loading where it would report progress, at the latest when it is done.</param>
     /// <exception cref="SolBundleException">The bundle is missing, damaged, or of another version.</exception>
     /// <exception cref="SolRuntimeException">ONNX Runtime or the core's library is missing or too old.</exception>
     /// <exception cref="OperationCanceledException">The loading was cancelled.</exception>
@@ -118,7 +118,13 @@ public sealed class SolModel : IDisposable
                 progress.Thrown.Throw();
             }
             Native.Check(error);
-            return new SolModel(new NativeHandle(model, &Native.sol_model_release));
+            var loaded = new NativeHandle(model, &Native.sol_model_release);
+            if (cancellationToken.IsCancellationRequested)
+            {
+                loaded.Dispose();
+                throw new OperationCanceledException(cancellationToken);
+            }
+            return new SolModel(loaded);
         }
         finally
         {

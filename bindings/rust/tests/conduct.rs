@@ -11,7 +11,7 @@ use common::{cases, dense, folder, generate, model, runtime, variable};
 use sol_rt::{Code, Finish, GenerateOptions, Governor, Model, ModelOptions, Reading, Runtime, Session, Verify};
 
 fn code<T>(result: Result<T, sol_rt::Error>) -> Code {
-    let error = result.err().expect("an error");
+    let Err(error) = result else { panic!("no error") };
     assert!(!error.to_string().is_empty() && !error.to_string().contains('\n'), "{error}");
     error.code()
 }
@@ -237,7 +237,7 @@ fn a_panic_in_progress_comes_out_of_the_load() {
     .unwrap();
     assert!(seen > 0);
     assert_eq!(code(load(&mut |_, _, _| false)), Code::Host);
-    let panic = catch_unwind(AssertUnwindSafe(|| load(&mut |_, _, _| panic!("mine")))).err().expect("a panic");
+    let Err(panic) = catch_unwind(AssertUnwindSafe(|| load(&mut |_, _, _| panic!("mine")))) else { panic!("no panic") };
     assert_eq!(*panic.downcast_ref::<&str>().unwrap(), "mine");
 }
 

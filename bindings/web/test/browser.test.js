@@ -20,7 +20,7 @@ const root = fileURLToPath(new URL("../../..", import.meta.url));
 const golden = join(root, "runtime_tests/golden");
 const command = [process.env.SOL_RT ?? "", join(root, ".venv/bin/sol-rt")].find((path) => existsSync(path));
 const SOME = [
-  "dense-one-token-prompt", "hull-0.8", "fixed-other-kv-density", "sampled-top-k",
+  "dense-one-token-prompt", "hull-0.8", "live-hull-short", "fixed-other-kv-density", "sampled-top-k",
 ];
 
 const skip =
@@ -44,6 +44,7 @@ test("golden traces in Chromium", { skip }, async (t) => {
       await page.goto(`${opened.url}/test/blank.html`);
       const all = provider === "wasm" || process.env.SOL_RT_ALL_CASES === "1";
       const chosen = all ? cases : cases.filter(({ name }) => SOME.includes(name));
+      assert.ok(chosen.length >= SOME.length);
       const found = await page.evaluate(
         async ([bundle, provider, text, names]) => {
           const { SolModel } = await import(/** @type {string} */ ("sol-rt"));

@@ -1,20 +1,20 @@
 /** The golden traces of runtime_tests/golden, and their replay on a model, in Node and in a browser. */
 
 /**
- * @typedef {{name: string, prompt: number[], options: Record<string, any>, budgets: Map<number, number>,
+ * @typedef {{name: string, isNative: boolean, prompt: number[], options: Record<string, any>, budgets: Map<number, number>,
  *   tokens: number[], actions: string[], costs: number[], text: string}} Case
  */
 
 const NUMBERS = /^-?\d+(\.\d+)?(e-?\d+)?$/;
 
 /**
- * The cases in the text of `cases.tsv`.
+ * The cases in the text of `cases.tsv`, without those that only native operators repeat.
  * @param {string} text
  * @returns {Case[]}
  */
 export function parseCases(text) {
   const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
-  return lines.map((line) => {
+  const cases = lines.map((line) => {
     const [name, prompt, given, tokens, actions, costs, expected] = line.split("\t");
     const words = (/** @type {string} */ field) => field.split(" ").filter((word) => word !== "");
     /** @type {Record<string, any>} */
@@ -24,16 +24,17 @@ export function parseCases(text) {
       else if (key === "seed") options[key] = BigInt(value);
       else options[key] = NUMBERS.test(value) ? Number(value) : value;
     }
-    const { budget_at: changes = "", ...rest } = options;
+    const { budget_at: changes = "", native = 0, ...rest } = options;
     const budgets = new Map(String(changes).split(",").filter(Boolean).map((change) => {
       const [step, budget] = change.split(":").map(Number);
       return [step, budget];
     }));
     return {
-      name, options: rest, budgets, prompt: words(prompt).map(Number), tokens: words(tokens).map(Number),
+      name, isNative: native === 1, options: rest, budgets, prompt: words(prompt).map(Number), tokens: words(tokens).map(Number),
       actions: words(actions), costs: words(costs).map(Number), text: JSON.parse(expected),
     };
   });
+  return cases.filter(({ isNative }) => !isNative);
 }
 
 /**

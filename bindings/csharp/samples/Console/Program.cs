@@ -43,10 +43,14 @@ static async Task<string> Answer(SolSession session, List<SolMessage> messages)
     var options = new SolGenerateOptions { MaxNewTokens = 400, ReuseCache = true };
     try
     {
-        await foreach (var token in session.ChatAsync(messages, options, cancel.Token))
+        // A bundle whose template the core cannot render goes on with the last message as plain text.
+        var tokens = session.Model.Info.HasChat
+            ? session.ChatAsync(messages, options, cancel.Token)
+            : session.GenerateAsync(messages[^1].Content, options, cancel.Token);
+        await foreach (var token in tokens)
         {
             text.Append(token.Text);
-            Console.Write(Console.IsOutputRedirected ? token.Text : $"\u001b[38;5;{232 + (int)Math.Clamp(8 + (15 * token.RelativeCost), 8, 23)}m{token.Text}\u001b[0m");
+            Console.Write(Console.IsOutputRedirected ? token.Text : Shaded(token));
             while (!Console.IsInputRedirected && Console.KeyAvailable)
             {
                 var step = Console.ReadKey(intercept: true).KeyChar switch { '+' => 0.05, '-' => -0.05, _ => 0 };
@@ -67,3 +71,6 @@ static async Task<string> Answer(SolSession session, List<SolMessage> messages)
         $"{result.NumTokens} tokens, {result.TokensPerSecond:0.0} tokens/s, budget {result.AchievedBudget:0.00} of {result.RequestedBudget:0.00}");
     return text.ToString();
 }
+
+// From grey where a token was cheap to white where it was dense.
+static string Shaded(SolToken token) => $"\u001b[38;5;{240 + (int)Math.Clamp(15 * token.RelativeCost, 0, 15)}m{token.Text}\u001b[0m";

@@ -100,16 +100,18 @@ internal static class ErrorTests
     public static async Task CallbacksThatThrow()
     {
         var own = new FormatException("the host's own");
-        var options = new SolModelOptions { OnProgress = (_, _, _) => throw own };
+        var options = new SolModelOptions { Verify = SolVerify.All, OnProgress = (_, _, _) => throw own };
         Given.True(ReferenceEquals(own, Given.Throws<FormatException>(() => SolModel.Load(Given.Bundle, options), "a callback that throws")), "the same exception");
         var seen = new List<string>();
-        using (SolModel.Load(Given.Bundle, new SolModelOptions { OnProgress = (what, done, total) => seen.Add($"{what} {done}/{total}") }))
+        var telling = new SolModelOptions { Verify = SolVerify.All, OnProgress = (what, done, total) => seen.Add($"{what} {done}/{total}") };
+        using (SolModel.Load(Given.Bundle, telling))
         {
             Given.True(seen.Count > 0 && seen.All(line => line.Length > 3), "progress is told");
         }
         using var cancel = new CancellationTokenSource();
-        var cancelling = new SolModelOptions { OnProgress = (_, _, _) => cancel.Cancel() };
+        var cancelling = new SolModelOptions { Verify = SolVerify.All, OnProgress = (_, _, _) => cancel.Cancel() };
         await Given.Throws<OperationCanceledException>(() => SolModel.LoadAsync(Given.Bundle, cancelling, cancel.Token), "loading is cancelled");
+        Given.Throws<OperationCanceledException>(() => SolModel.Load(Given.Bundle, null, cancel.Token), "was cancelled before");
     }
 
     public static void WrongRuntimes()
@@ -120,6 +122,11 @@ internal static class ErrorTests
         Given.Throws<SolRuntimeException>(() => new SolRuntime(options), "a file that is no library");
         options.OnnxRuntimePath = Given.Variable("SOL_TEST_LIBRARY");
         Given.Throws<SolRuntimeException>(() => new SolRuntime(options), "another library");
+        options.OnnxRuntimePath = "/usr/lib/x86_64-linux-gnu/libonnxruntime.so.1.21";  // Debian's, whose headers the core is built with
+        if (File.Exists(options.OnnxRuntimePath))
+        {
+            Given.Throws<SolRuntimeException>(() => new SolRuntime(options), "ONNX Runtime 1.21, which is too old");
+        }
         options.OnnxRuntimePath = Given.Variable("SOL_TEST_ORT");
         using var runtime = new SolRuntime(options);
         using var model = SolModel.Load(Given.Bundle, new SolModelOptions { Runtime = runtime });

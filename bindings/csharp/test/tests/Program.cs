@@ -1,4 +1,4 @@
-// Runs the tests whose names are given, or all that need no prepared process: SolRt.Tests [NAME...].
+// Runs the tests whose names are given, or all that need no prepared process: SolRt.Tests [NAME...] [-NAME_TO_LEAVE_OUT...].
 using System;
 using System.Collections.Generic;
 using System.Diagnostics;
@@ -13,11 +13,13 @@ internal static class Program
     private static readonly Type[] s_groups =
         [typeof(LayoutTests), typeof(GoldenTests), typeof(TextTests), typeof(GenerationTests), typeof(LifetimeTests), typeof(ErrorTests), typeof(ChatClientTests)];
 
-    private static async Task<int> Main(string[] names)
+    private static async Task<int> Main(string[] arguments)
     {
+        var names = arguments.Where(name => name[0] != '-').ToArray();
         var tests = (names.Length == 0 ? s_groups : [.. s_groups, typeof(PreparedTests)])
             .SelectMany(group => group.GetMethods())
-            .Where(method => method.IsStatic && method.IsPublic && (names.Length == 0 || names.Contains(method.Name)))
+            .Where(method => method.IsStatic && method.IsPublic)
+            .Where(method => (names.Length == 0 || names.Contains(method.Name)) && !arguments.Contains("-" + method.Name))
             .ToList();
         var failed = new List<string>();
         foreach (var test in tests)

@@ -29,7 +29,8 @@ internal static class TextTests
         using var model = SolModel.Load(Given.Bundle);
         foreach (var one in Case.Read(native: false))
         {
-            Given.Equal(one.Text, model.Decode(one.Tokens), "decoded");
+            var whole = model.Decode(one.Prompt.Concat(one.Tokens).ToArray());
+            Given.True(whole.EndsWith(one.Text, StringComparison.Ordinal), $"{one.Name}: {whole} ends with {one.Text}");
         }
         var texts = new List<string> { "", "a", "Once upon a time", "né 漢字 🙂 \0 end", new('x', 5000), string.Concat(Enumerable.Repeat("🙂 漢", 3000)) };
         foreach (var text in texts)

@@ -28,6 +28,8 @@ pub fn model() -> &'static Model {
 /// One line of cases.tsv, whose first lines describe its fields.
 pub struct Case {
     pub name: String,
+    /// Whether only hosts with native operators play it.
+    pub native_only: bool,
     pub prompt: Vec<i32>,
     pub options: GenerateOptions,
     /// Decode step and the budget that the host sets before it.
@@ -40,7 +42,10 @@ pub struct Case {
 
 pub fn cases() -> Vec<Case> {
     let text = fs::read_to_string(variable("SOL_TEST_CASES")).unwrap();
-    text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(case).collect()
+    let native = model().info().unwrap().native_operators;
+    let mut cases: Vec<Case> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(case).collect();
+    cases.retain(|case| native || !case.native_only);
+    cases
 }
 
 fn case(line: &str) -> Case {
@@ -48,6 +53,7 @@ fn case(line: &str) -> Case {
     let (options, budget_at) = options(fields[2]);
     Case {
         name: fields[0].to_owned(),
+        native_only: fields[2].split_whitespace().any(|word| word == "native=1"),
         prompt: ints(fields[1]),
         options,
         budget_at,
@@ -87,6 +93,7 @@ fn options(field: &str) -> (GenerateOptions, Vec<(usize, f64)>) {
             "presence_penalty" => options.presence_penalty = number(),
             "frequency_penalty" => options.frequency_penalty = number(),
             "seed" => options.seed = Some(value.parse().unwrap()),
+            "native" => {}
             "budget_at" => {
                 budget_at = value.split(',').map(|pair| pair.split_once(':').unwrap()).map(|(step, b)| (step.parse().unwrap(), b.parse().unwrap())).collect()
             }

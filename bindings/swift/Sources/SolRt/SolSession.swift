@@ -80,7 +80,7 @@ public final class SolSession: @unchecked Sendable {
     let id = try start(prompt, options)
     do {
       while true {
-        let token = try next()
+        let token = try next(id)
         try onToken(token)
         if token.finish != .none { return try result() }
       }
@@ -173,8 +173,9 @@ public final class SolSession: @unchecked Sendable {
     }
   }
 
-  private func next() throws -> SolToken {
+  private func next(_ id: Int) throws -> SolToken {
     try call { session in
+      if lock.withLock({ generation != id }) { throw SolError.usage("another generation began on this session: use a session for each stream") }
       var raw = sol_token()
       raw.size = UInt32(MemoryLayout<sol_token>.stride)
       try check(sol_session_next(session, &raw))
@@ -207,7 +208,7 @@ public final class SolSession: @unchecked Sendable {
           try Task.checkCancellation()
           return try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<SolToken, any Error>) in
             // The queue holds the session, not this object: it must go with the stream, at once.
-            session.queue.async { [session] in continuation.resume(with: Result { try session.next() }) }
+            session.queue.async { [session, id] in continuation.resume(with: Result { try session.next(id) }) }
           }
         } onCancel: {
           session.cancel()

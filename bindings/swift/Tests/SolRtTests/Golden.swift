@@ -8,13 +8,16 @@ struct GoldenCase {
   var options = GenerateOptions()
   /// Decode step to the budget that the host sets before it.
   var budgetAt: [Int: Double] = [:]
+  /// Whether only hosts with native operators play it.
+  var nativeOnly = false
   let tokens: [Int32]
   let actions: [String]
   let costs: [Double]
   let text: String
 
-  static func all() throws -> [GoldenCase] {
-    try String(contentsOfFile: variable("SOL_TEST_CASES"), encoding: .utf8).split(separator: "\n").filter { !$0.hasPrefix("#") }.map(GoldenCase.init)
+  static func all(native: Bool) throws -> [GoldenCase] {
+    let lines = try String(contentsOfFile: variable("SOL_TEST_CASES"), encoding: .utf8).split(separator: "\n")
+    return try lines.filter { !$0.hasPrefix("#") }.map(GoldenCase.init).filter { native || !$0.nativeOnly }
   }
 
   private init(_ line: Substring) throws {
@@ -47,6 +50,7 @@ struct GoldenCase {
       case "presence_penalty": options.presencePenalty = Double(value)!
       case "frequency_penalty": options.frequencyPenalty = Double(value)!
       case "seed": options.seed = Int64(value)!
+      case "native": nativeOnly = value == "1"
       case "budget_at":
         for pair in value.split(separator: ",") {
           let parts = pair.split(separator: ":")

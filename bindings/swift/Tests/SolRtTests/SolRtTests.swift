@@ -7,7 +7,7 @@ final class SolRtTests: XCTestCase {
   static let model = try! SolModel(runtime, folder: bundle)
   static let bundle = variable("SOL_TEST_BUNDLE")
   static let scratch = variable("SOL_TEST_SCRATCH")
-  static let cases = try! GoldenCase.all()
+  static let cases = try! GoldenCase.all(native: model.info().nativeOperators)
   let prompt = cases[0].prompt
 
   struct Mine: Error {}
@@ -126,6 +126,19 @@ final class SolRtTests: XCTestCase {
     }
     let again = try await tokens(session, 8)
     XCTAssertEqual(again.count, 8)
+  }
+
+  func testAnotherGenerationOnTheSameSession() async throws {
+    let session = try Self.model.session()
+    var second: AsyncThrowingStream<SolToken, any Error>.AsyncIterator?
+    do {
+      for try await _ in try session.generate(prompt, dense(8)) { second = try session.generate(prompt, dense(8)).makeAsyncIterator() }
+      XCTFail("nothing was thrown")
+    } catch let error as SolError {
+      XCTAssertEqual(error.code, .usage)
+    }
+    let token = try await second!.next()
+    XCTAssertEqual(token?.finish, SolToken.Finish.none)
   }
 
   func testABudgetThatMoves() async throws {

@@ -41,7 +41,8 @@ export class Engine {
     this.runtime = runtime;
     this.maxContext = maxContext;
     this.graphs = graphs;
-    this.cache = new KvCache(runtime.ort, bundle.config.model, bundle.config.kv, dtype);
+    const onGpu = runtime.provider === "webgpu";
+    this.cache = new KvCache(runtime.ort, bundle.config.model, bundle.config.kv, dtype, onGpu);
   }
 
   /**
@@ -89,13 +90,14 @@ export class Engine {
       const expected = `expected at most ${this.maxContext}`;
       throw new ContextError(`context: got ${wanted} tokens, ${expected}; shorten the prompt or the answer`);
     }
-    await this.cache.grow(wanted);
+    const choosesTokens = tokens.length === 1 && action.kv < 100;
+    await this.cache.grow(wanted, choosesTokens);
     /** @type {StepOutput | null} */
     let output = null;
     for (let start = 0; start < tokens.length; start += CHUNK) {
       await breathe();
       signal?.throwIfAborted();
-      output = await this.#run(tokens.slice(start, start + CHUNK), action, tokens.length === 1);
+      output = await this.#run(tokens.slice(start, start + CHUNK), action, choosesTokens);
     }
     return /** @type {StepOutput} */ (output);
   }
@@ -111,10 +113,10 @@ export class Engine {
   /**
    * @param {number[]} ids
    * @param {Action} action
-   * @param {boolean} isStep whether it is a decode step
+   * @param {boolean} choosesTokens whether it is a decode step that reads part of the old tokens
    * @returns {Promise<StepOutput>}
    */
-  async #run(ids, action, isStep) {
+  async #run(ids, action, choosesTokens) {
     const { config } = this.bundle;
     const { model, kv } = config;
     const variant = /** @type {Variant} */ (config.variants.get(action.variant));
@@ -122,7 +124,6 @@ export class Engine {
     // a count of 0 stands for all channels, which saves sorting
     const counts = CHANNEL_INPUTS.map((name) => variant[name].map((count) => (count === most[name] ? 0 : count)));
     const choosesChannels = counts.some((row) => row.some((count) => count > 0));
-    const choosesTokens = isStep && action.kv < 100;
     const graph = await this.graphs.open(variant, choosesTokens, choosesChannels);
     const past = this.length;
     const pages = action.pages(past, kv.page_size);

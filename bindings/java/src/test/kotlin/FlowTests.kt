@@ -22,7 +22,7 @@ fun main() {
 }
 
 private fun tests(model: SolModel) {
-    val cases = GoldenCase.read(System.getenv("SOL_TEST_CASES"))
+    val cases = GoldenCase.read(System.getenv("SOL_TEST_CASES"), model.info().nativeOperators)
     val prompt = cases[0].prompt
     val dense = SolTests.options(40)
     fun alone(): List<Int> = model.newSession().use { s -> runBlocking { s.generateFlow(prompt, dense).map { it.token }.toList() } }
@@ -79,6 +79,12 @@ private fun tests(model: SolModel) {
         val expected = alone()
         val all = (1..6).map { async(Dispatchers.Default) { model.newSession().use { s -> s.generateFlow(prompt, dense).map { it.token }.toList() } } }.awaitAll()
         for (tokens in all) SolTests.equal(expected, tokens)
+    }
+    test("another generation on the same session") { session ->
+        val thrown = runCatching { session.generateFlow(prompt, dense).collect { session.start(prompt, dense) } }.exceptionOrNull()
+        SolTests.check(thrown is SolException.Usage, "$thrown")
+        SolTests.check(session.isBusy, "the other one goes on")
+        SolTests.equal(alone()[0], session.next().token)
     }
     test("wrong options") { session ->
         val thrown = runCatching { session.generateFlow(prompt, generateOptions { budget(3.0) }).collect() }.exceptionOrNull()

@@ -12,6 +12,7 @@ import java.util.function.LongFunction;
 public final class SolSession extends SolHandle {
   private Thread owner;
   private volatile boolean generating;
+  private volatile int generation;
 
   SolSession(long pointer) {
     super(pointer, SolNative::sessionRelease);
@@ -49,7 +50,13 @@ public final class SolSession extends SolHandle {
     run(s -> {
       options.start(s, prompt);
       generating = true;
+      generation++;
     });
+  }
+
+  /** Counts the generations that began: a flow sees by it that another one took its place. */
+  int generation() {
+    return generation;
   }
 
   /** The next token. After the last one another call throws {@link SolException.Usage}. */

@@ -24,17 +24,19 @@ inline fun generateOptions(set: GenerateOptions.Builder.() -> Unit): GenerateOpt
 fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<SolToken> =
     channelFlow {
         val session = this@generateFlow
+        session.start(prompt, options)
+        val generation = session.generation()
         // Sees the cancellation while this coroutine's thread is inside a step. Unconfined: no thread must be free for it.
         val watcher = launch(Dispatchers.Unconfined) {
             try {
                 awaitCancellation()
             } finally {
-                session.cancel()
+                if (session.generation() == generation) session.cancel()
             }
         }
         try {
-            session.start(prompt, options)
             do {
+                if (session.generation() != generation) throw SolException.Usage("another generation began on this session: use a session for each flow")
                 val token = session.next()
                 send(token)
             } while (!token.isLast)
@@ -45,7 +47,7 @@ fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<So
             withContext(NonCancellable) { watcher.cancelAndJoin() }
             // The watcher's call must not end the next generation: `stop` takes it.
             try {
-                session.stop()
+                if (session.generation() == generation) session.stop()
             } catch (_: SolException) {
             }
         }

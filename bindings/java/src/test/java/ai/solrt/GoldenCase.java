@@ -18,6 +18,8 @@ final class GoldenCase {
   final GenerateOptions options;
   /** Decode step to the budget that the host sets before it. */
   final TreeMap<Integer, Double> budgetAt = new TreeMap<>();
+  /** Whether only hosts with native operators play it. */
+  private boolean nativeOnly;
 
   private GoldenCase(String line) {
     String[] fields = line.split("\t", -1);
@@ -30,11 +32,13 @@ final class GoldenCase {
     text = unquote(fields[6]);
   }
 
-  static List<GoldenCase> read(String file) throws IOException {
+  /** The cases that a host plays with native operators, or without. */
+  static List<GoldenCase> read(String file, boolean nativeOperators) throws IOException {
     List<GoldenCase> cases = new ArrayList<>();
     for (String line : Files.readAllLines(Paths.get(file), StandardCharsets.UTF_8)) {
       if (!line.isEmpty() && !line.startsWith("#")) cases.add(new GoldenCase(line));
     }
+    if (!nativeOperators) cases.removeIf(golden -> golden.nativeOnly);
     return cases;
   }
 
@@ -60,6 +64,7 @@ final class GoldenCase {
         case "presence_penalty": builder.presencePenalty(Double.parseDouble(value)); break;
         case "frequency_penalty": builder.frequencyPenalty(Double.parseDouble(value)); break;
         case "seed": builder.seed(Long.parseLong(value)); break;
+        case "native": nativeOnly = value.equals("1"); break;
         case "budget_at":
           for (String pair : value.split(",")) {
             String[] parts = pair.split(":");

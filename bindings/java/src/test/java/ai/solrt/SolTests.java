@@ -26,9 +26,10 @@ public final class SolTests {
   public static void main(String[] arguments) throws Exception {
     runtime = SolRuntime.open(System.getenv("SOL_TEST_ORT"));
     model = SolModel.load(runtime, BUNDLE);
-    cases = GoldenCase.read(System.getenv("SOL_TEST_CASES"));
+    cases = GoldenCase.read(System.getenv("SOL_TEST_CASES"), model.info().nativeOperators);
     prompt = cases.get(0).prompt;
-    for (GoldenCase golden : cases) test("golden: " + golden.name, () -> golden(golden));
+    for (GoldenCase golden : cases) test("golden: " + golden.name, () -> golden(model, golden));
+    test("golden: function bodies", SolTests::goldenWithoutNativeOperators);
     test("a callback and a loop over next give the same", SolTests::streaming);
     test("what the model says of itself", SolTests::info);
     test("text to tokens and back", SolTests::text);
@@ -56,7 +57,17 @@ public final class SolTests {
     if (failed > 0) System.exit(1);
   }
 
-  private static void golden(GoldenCase golden) {
+  private static void goldenWithoutNativeOperators() throws Exception {
+    SolRuntime.Options options = new SolRuntime.Options();
+    options.ortLibrary = System.getenv("SOL_TEST_ORT");
+    options.nativeOperators = false;
+    try (SolRuntime bodies = SolRuntime.open(options); SolModel own = SolModel.load(bodies, BUNDLE)) {
+      check(!own.info().nativeOperators, "the function bodies run");
+      for (GoldenCase golden : GoldenCase.read(System.getenv("SOL_TEST_CASES"), false)) golden(own, golden);
+    }
+  }
+
+  private static void golden(SolModel model, GoldenCase golden) {
     try (SolSession session = model.newSession()) {
       List<Integer> tokens = new ArrayList<>();
       List<String> actions = new ArrayList<>();

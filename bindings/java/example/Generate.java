@@ -1,0 +1,26 @@
+import ai.solrt.GenerateOptions;
+import ai.solrt.SolModel;
+import ai.solrt.SolResult;
+import ai.solrt.SolRuntime;
+import ai.solrt.SolSession;
+
+/** Text from a bundle:   java -Dai.solrt.library=.../libsol_rt_jni.so -cp ... Generate ONNXRUNTIME_LIBRARY BUNDLE "a prompt" [BUDGET] */
+public final class Generate {
+  public static void main(String[] arguments) {
+    if (arguments.length < 3) {
+      System.err.println("usage: Generate ONNXRUNTIME_LIBRARY BUNDLE PROMPT [BUDGET]");
+      System.exit(2);
+    }
+    GenerateOptions.Builder options = GenerateOptions.builder().maxNewTokens(100);
+    if (arguments.length > 3) options.budget(Double.parseDouble(arguments[3]));
+    try (SolRuntime runtime = SolRuntime.open(arguments[0]);
+         SolModel model = SolModel.load(runtime, arguments[1]);
+         SolSession session = model.newSession()) {
+      SolResult result = session.generate(model.encode(arguments[2]), options.build(), token -> {
+        System.out.print(token.text);
+        System.out.flush();
+      });
+      System.err.printf("%n%d tokens, %.1f a second, budget %.2f%n", result.tokens, result.tokensPerSecond, result.achievedBudget);
+    }
+  }
+}
