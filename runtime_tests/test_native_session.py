@@ -16,9 +16,6 @@ from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, o
 GOLDEN = Path(__file__).parent / "golden"
 BUILDS = [("", True), ("", False), (ADDRESS, False), (THREAD, False)]
 
-# The pool's threads wait with locks whose locking the checker has not seen.
-ENVIRONMENT = SANITIZER_OPTIONS | {"TSAN_OPTIONS": SANITIZER_OPTIONS["TSAN_OPTIONS"] + ":report_mutex_bugs=0"}
-
 pytestmark = pytest.mark.slow
 
 
@@ -33,7 +30,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Path, list[str]]:
 def run(program: Path, *arguments: object) -> str:
     command = [program, ort_library(), *arguments]
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, env=os.environ | ENVIRONMENT
+        list(map(str, command)), capture_output=True, text=True, check=False, env=os.environ | SANITIZER_OPTIONS
     )
     assert done.returncode == 0, (done.returncode, done.stdout[-1000:], done.stderr[-6000:])
     return done.stdout
