@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from helpers.core_program import build
+from helpers.core_build import ADDRESS, core_build
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+
+pytestmark = pytest.mark.slow
 
 
 class Case(NamedTuple):
@@ -27,9 +29,8 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sources = ["base/*.cc", "engine/distribution.cc", "generate/sampling.cc", "generate/settings/*.cc"]
-    return build(tmp_path_factory.mktemp("sampling"), "generate/sampling.cc", sources)
+def program() -> Path:
+    return core_build("sampling", sanitize=ADDRESS, operators=False) / "sampling"
 
 
 def drawn_by_python(case: Case) -> str:
@@ -85,7 +86,6 @@ def test_same_tokens_from_small_vocabularies(program: Path) -> None:
     assert_same(program, [made_case(seed, sizes[seed % len(sizes)], 10) for seed in range(600)])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("vocab", [32_000, 49_152, 151_936])
 def test_same_tokens_from_large_vocabularies(program: Path, vocab: int) -> None:
     for first in range(0, 60, 20):
