@@ -187,6 +187,7 @@ def program() -> Path:
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["bytes", "pieces", "first"])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_native_core_has_the_tokens_of_the_python_runtime(

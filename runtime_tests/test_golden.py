@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,29 @@ def test_a_difference_is_told() -> None:
 
 def expected_rest(played: Played) -> tuple[tuple[str, ...], tuple[float, ...], str]:
     return played.actions, played.costs, played.text
+
+
+@pytest.mark.slow
+def test_the_maker_makes_a_case_again(tmp_path: Path) -> None:
+    options = ["-o", str(tmp_path), "--native", "--only", "dense,live-sol-short"]
+    maker = [sys.executable, str(FOLDER / "make.py"), str(FOLDER / "tiny"), *options]
+    subprocess.run(maker, check=True, capture_output=True)
+    made = {case.name: (case, played) for case, played in read_cases(tmp_path / FILE)}
+    assert list(made) == ["dense", "live-sol-short"]
+    assert all(case.native_only for case, _ in made.values())
+    case, played = made["dense"]
+    expected = next(each for each in CASES if each[0].name == "dense")
+    assert (case.prompt, difference(expected[1], played)) == (expected[0].prompt, "")
+
+
+@pytest.mark.slow
+def test_the_tiny_bundle_can_be_made(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="training the tiny model needs the extra export")
+    from golden.tiny_model import write_tiny
+
+    made = Bundle.open(write_tiny(tmp_path / "tiny", steps=4)).config
+    kept = Bundle.open(FOLDER / "tiny").config
+    assert (made.model, made.kv, made.variants, made.actions) == (kept.model, kept.kv, kept.variants, kept.actions)
+    assert made.tensors == kept.tensors
+    assert made.files["tokenizer.json"] == kept.files["tokenizer.json"]
+    assert made.policy == kept.policy

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.cli import main
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export import web
@@ -179,3 +180,22 @@ def test_what_cannot_become_a_bundle_for_browsers(tmp_path: Path, monkeypatch: p
     with pytest.raises(BundleError, match="GB of weights, expected at most"):
         write_web_bundle(GOLDEN, tmp_path / "web")
     assert not (tmp_path / "web").exists()
+
+
+def test_the_command_copies_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    output = tmp_path / "web"
+    command = ["export", "--target", "web", "-m", str(GOLDEN), "-o", str(output), "--bits", "8,4"]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert told.out.strip() == str(output)
+    assert "for browsers: 2 graphs, 2 actions, no policy" in told.err
+    assert [entry.action.tag for entry in Bundle.open(output).config.actions] == ["k100-s100-q8", "k100-s100-q4"]
+    assert main(command) == 2
+    assert "already exists; pass --force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert main(["export", "--target", "phone", "-m", str(GOLDEN)]) == 2
+    assert "--target phone: expected native or web" in capsys.readouterr().err

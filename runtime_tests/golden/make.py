@@ -140,6 +140,12 @@ SPECS: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("live-hull-short", 24, {"schedule": "hull", "budget": "0.9", "budget_at": "20:0.5,30:1.0,35:0.7",
                              "max_new_tokens": "50"}),
     ("live-sampled", 16, {**_SAMPLED, "budget": "0.8", "budget_at": "8:0.55,16:0.95", "max_new_tokens": "40"}),
+    ("sampled-repetition", 16, {**_SAMPLED, "schedule": "dense", "temperature": "2.5", "top_k": "0",
+                                "repetition_penalty": "1.5", "max_new_tokens": "32"}),
+    ("sampled-frequency", 16, {**_SAMPLED, "schedule": "dense", "temperature": "1.2", "top_k": "0",
+                               "frequency_penalty": "0.7", "presence_penalty": "-0.3", "max_new_tokens": "40"}),
+    ("entropy-long", 24, {**_SAMPLED, "schedule": "entropy", "budget": "0.75", "temperature": "1.3",
+                          "max_new_tokens": "130"}),
 )  # fmt: skip
 
 
@@ -298,7 +304,11 @@ def main() -> None:
     while len(text) < 8000:
         text += [*tokenizer.encode(next(source), add_special_tokens=False), end[-1]]
     path, names = arguments.output / FILE, [spec[0] for spec in SPECS]
-    lines = {case.name: line_of(case, played) for case, played in read_cases(path)} if arguments.only else {}
+    lines = (
+        {case.name: line_of(case, played) for case, played in read_cases(path)}
+        if arguments.only and path.exists()
+        else {}
+    )
     wanted = {name for name, _, options in SPECS if not lacks(options, opened.config)}
     ways = tuple(way for way in WAYS if way.native) if arguments.native else WAYS
     lines.update(choose(bundle, text, set(end), arguments.only or wanted, ways))

@@ -54,15 +54,16 @@ GENERATION = {"bos_token_id": 0, "eos_token_id": [0, END], "do_sample": False, "
 KV = KvLayout("float16", capacity_step=64, dense_layers=(0,))
 VARIANTS = ((1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4), (0.6, 8), (0.6, 6), (0.6, 4))
 KV_DENSITIES = (1.0, 0.3)
-_STEPS, _BATCH, _WINDOW = 700, 8, 384
+_STEPS, _TOKENS = 700, 400_000  # of training
+_BATCH, _WINDOW = 8, 384
 
 
-def write_tiny(folder: Path) -> Path:
+def write_tiny(folder: Path, steps: int = _STEPS) -> Path:
     """Writes the bundle into `folder`, which must not exist, and returns it. Training takes a few minutes."""
     folder.mkdir(parents=True)
     tokenizer = _write_text_files(folder)
     decoder = from_hf_config(CONFIG)
-    weights = _weights(decoder, _trained(tokenizer))
+    weights = _weights(decoder, _trained(tokenizer, steps))
     weights.write_blob(folder)
     variants = {}
     for channel_density, bits in VARIANTS:
@@ -119,7 +120,7 @@ def _write_text_files(folder: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _trained(tokenizer: tokenizers.Tokenizer) -> dict[str, np.ndarray]:
+def _trained(tokenizer: tokenizers.Tokenizer, steps: int) -> dict[str, np.ndarray]:
     """The weights of a decoder that was trained on stories, float32, by their names in the checkpoint."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -128,13 +129,13 @@ def _trained(tokenizer: tokenizers.Tokenizer) -> dict[str, np.ndarray]:
     model = LlamaForCausalLM(LlamaConfig(**{key: CONFIG[key] for key in CONFIG if key != "architectures"}))
     source = stories(1)
     tokens: list[int] = []
-    while len(tokens) < 400_000:
+    while len(tokens) < _TOKENS:
         tokens += [*tokenizer.encode(next(source)).ids, END]
     text = torch.tensor(tokens)
     chooser = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=_STEPS)
-    for step in range(_STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    for step in range(steps):
         starts = torch.randint(len(text) - _WINDOW, (_BATCH,), generator=chooser).tolist()
         batch = torch.stack([text[start : start + _WINDOW] for start in starts])
         loss = model(input_ids=batch, labels=batch).loss
@@ -142,7 +143,7 @@ def _trained(tokenizer: tokenizers.Tokenizer) -> dict[str, np.ndarray]:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == _STEPS - 1:
+        if step % 100 == 0 or step == steps - 1:
             print(f"training: step {step}, loss {loss.item():.3f}", flush=True)
     return {name: value.detach().numpy() for name, value in model.state_dict().items()}
 

@@ -43,6 +43,7 @@ _ADDED = (
     AddedToken("  ", special=False, normalized=False),
     AddedToken("\n", special=False, normalized=False),
     AddedToken("<|im", special=False, normalized=False),
+    AddedToken("\u3000", special=False, normalized=False, lstrip=True, rstrip=True),
 )
 
 

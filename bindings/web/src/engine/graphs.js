@@ -22,6 +22,8 @@ export class Graphs {
   /** @type {Map<string, Promise<OpenGraph>>} */
   #opened = new Map();
   #madeBytes = 0;
+  /** Graph files that have a session. @type {Set<string>} */
+  #files = new Set();
   /** Type of the cache, which all graphs share: that of the first one. @type {"float16" | "float32" | null} */
   #dtype = null;
 
@@ -91,6 +93,9 @@ export class Graphs {
     const options = { externalData, freeDimensionOverrides: dims, extra: { session } };
     const location = provider === "webgpu" ? { preferredOutputLocation: this.#onGpu() } : {};
     const made = await runtime.session(file, graph, { ...options, ...location });
+    this.#files.add(variant.file);
+    const all = new Set([...bundle.config.variants.values()].map((each) => each.file));
+    if (this.#files.size === all.size && bundle.config.policy === null) bundle.forgetWeights(); // nobody needs them again
     this.#dtype = file === variant.file ? "float16" : "float32";
     return { file, session: made, dtype: this.#dtype };
   }

@@ -131,12 +131,6 @@ void KvCache::Resize(int64_t capacity, int64_t used) {
   capacity_ = capacity;
 }
 
-void KvCache::Free() {
-  memory_ = SystemMemory();
-  offsets_ = Offsets(0);
-  capacity_ = 0;
-}
-
 void KvCache::Wipe(int64_t start, int64_t stop) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     for (int64_t head = 0; head < heads_; ++head) {

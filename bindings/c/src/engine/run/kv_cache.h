@@ -31,7 +31,6 @@ class SystemMemory {
   SystemMemory(SystemMemory&& other) noexcept;
   SystemMemory& operator=(SystemMemory&& other) noexcept;
   uint8_t* data() const { return data_; }
-  size_t size() const { return size_; }
   void GiveBack(size_t offset, size_t bytes);  // whole pages whose content nobody needs any more
 
   static size_t PageBytes();
@@ -56,7 +55,6 @@ class KvCache {
   // Moves the first `used` tokens into buffers of another capacity, one by one, so that little memory is held twice. Throws std::bad_alloc; the cache is
   // then as it was.
   void Resize(int64_t capacity, int64_t used);
-  void Free();
   // Zeroes tokens `start` to `stop`, so that non-finite numbers that a step wrote reach no later masked sum. The key codes of a page's tokens are
   // interleaved, so some codes of earlier tokens go, too; they are computed again when the page next gets a token.
   void Wipe(int64_t start, int64_t stop);

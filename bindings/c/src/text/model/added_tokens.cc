@@ -134,7 +134,7 @@ std::vector<AddedTokens::Part> AddedTokens::Cut(std::string_view text, bool norm
     if (token.strips_left) begin = std::max(BeforeSpaces(text, begin, covered), covered);
     if (token.strips_right) end = spaces_end = end < spaces_end ? spaces_end : BehindSpaces(text, end);
     if (covered < begin) parts.push_back({covered, begin, Vocabulary::kNone});
-    parts.push_back({begin, end, id});
+    if (begin < end) parts.push_back({begin, end, id});  // else the token before took it along with its spaces
     covered = end;
   }
   if (covered != text.size()) parts.push_back({covered, text.size(), Vocabulary::kNone});
