@@ -33,9 +33,13 @@ Turn::~Turn() {
   if (in_call_ != nullptr) *in_call_ = false;
 }
 
+void CloseGeneration(sol_session& session) {
+  if (session.generation && !session.generation->over()) session.generation->Close();
+}
+
 void EndGeneration(sol_session& session) {
   session.cancelled = false;
-  if (session.generation && !session.generation->over()) session.generation->Close();
+  CloseGeneration(session);
 }
 
 }  // namespace sol_rt
