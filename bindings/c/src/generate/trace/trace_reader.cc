@@ -68,15 +68,9 @@ bool IsToken(const json& value) {
   return value.is_number_integer() && value >= 0 && value <= std::numeric_limits<int32_t>::max();
 }
 
-// Empty for a line that is no JSON object, or whose lists and objects lie so deep inside each other that copying the value would exhaust the stack.
 json Parsed(const std::string& line) {
-  bool deep = false;
-  const auto bounded = [&deep](int depth, json::parse_event_t, json&) {
-    deep = deep || depth > static_cast<int>(kJsonDepth);
-    return !deep;
-  };
-  json value = json::parse(line, bounded, false);
-  if (deep || !value.is_object()) return json::object();
+  json value = ParseShallow(line, false);
+  if (!value.is_object()) return json::object();
   return value;
 }
 
