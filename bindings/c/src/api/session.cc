@@ -4,9 +4,9 @@
 #include <fstream>
 
 #include "api/border.h"
-#include "base/atomic_file.h"
 #include "base/error.h"
-#include "base/file.h"
+#include "base/file/atomic_file.h"
+#include "base/file/file.h"
 
 using sol_rt::EndGeneration;
 using sol_rt::FillArray;

@@ -7,8 +7,8 @@
 #include <sstream>
 
 #include "base/error.h"
-#include "base/json.h"
-#include "base/number_text.h"
+#include "base/text/json.h"
+#include "base/text/number_text.h"
 
 namespace sol_rt {
 namespace {

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/json.h"
+#include "base/file/file.h"
+#include "base/text/json.h"
 #include "generate/settings/json_repr.h"
 #include "text/unicode/utf8.h"
 

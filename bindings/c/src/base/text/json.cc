@@ -1,10 +1,10 @@
-#include "base/json.h"
+#include "base/text/json.h"
 
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "base/error.h"
-#include "base/printable.h"
+#include "base/text/printable.h"
 
 namespace sol_rt {
 namespace {
