@@ -5,7 +5,8 @@
 //
 // Rules that hold for every function:
 //   - Functions that can fail return a `sol_error*`: NULL is success. The host frees an error with `sol_error_release`.
-//   - No C++ exception and no signal crosses this border.
+//   - No C++ exception and no signal crosses this border. The system's SIGBUS for a weights file that is cut off while it is mapped is beyond this library:
+//     replace files of a bundle by renaming.
 //   - Strings are UTF-8. `const char*` arguments end in NUL unless a length stands beside them. Pointers that a function returns belong to the handle
 //     that it was asked of, and live as long as that handle, unless said otherwise.
 //   - Structs begin with `size`: the host sets it to sizeof of the struct that it was compiled with, so that an older host works with a newer library.
@@ -185,7 +186,7 @@ SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
 // as before). Both end a running generation.
 SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
 SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
-// Bytes of memory that only this session uses: KV cache and buffers.
+// Bytes of memory that only this session uses: KV cache and buffers. 0 while another thread uses the session.
 SOL_RT_API uint64_t sol_session_private_bytes(const sol_session* session);
 
 // ---- Generation -----------------------------------------------------------------------------------------------------------------------------------
