@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, ort_library
+from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, ort_library, skip_without_room
 
 GOLDEN = Path(__file__).parent / "golden"
 BUILDS = [("", True), ("", False), (ADDRESS, False), (THREAD, False)]
@@ -32,6 +32,7 @@ def run(program: Path, *arguments: object) -> str:
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, env=os.environ | SANITIZER_OPTIONS
     )
+    skip_without_room(done.stderr)
     assert done.returncode == 0, (done.returncode, done.stdout[-1000:], done.stderr[-6000:])
     return done.stdout
 

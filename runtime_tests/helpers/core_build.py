@@ -69,6 +69,12 @@ def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Pat
     return folder
 
 
+def skip_without_room(errors: str) -> None:
+    """Skips the test if the thread sanitizer could not start, as some kernels place memory where it wants to be."""
+    if "unexpected memory mapping" in errors:
+        pytest.skip("the thread sanitizer finds no room in the address space")
+
+
 def run_lines(program: list[str], lines: list[str], **environment: str) -> list[str]:
     """Gives a program lines on stdin and returns the lines that it prints. It must end by itself, without a report."""
     done = subprocess.run(
