@@ -49,7 +49,9 @@ BUDGET ?= 0.6
 QUESTION ?= Give me three tips for better sleep.
 BIN := $(VENV)/bin
 
-SOURCES := pyproject.toml CMakeLists.txt $(shell find sol_rt/ops -name CMakeLists.txt -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
+SOURCES := pyproject.toml CMakeLists.txt bindings/c/CMakeLists.txt bindings/c/exports.map \
+	$(shell find sol_rt/ops bindings/c/src bindings/c/include bindings/c/cmake \
+	-name CMakeLists.txt -o -name '*.cmake' -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
 # The time that stands in a wheel: that of the commit, so that everybody who builds it gets the same bytes.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
