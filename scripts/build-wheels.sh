@@ -21,9 +21,10 @@ zig=$("$environment/bin/python" -c 'import pathlib, ziglang; print(pathlib.Path(
 for architecture in "$@"; do
     rm -rf "$work/$architecture/wheel"
     # A build folder of its own: CMake keeps the compiler that it found first. The libraries are stripped when linked,
-    # because the strip of this machine may not know the other processor.
+    # because the strip of this machine may not know the other processor. Without the native core: the libraries that it
+    # links are there for this processor and this glibc alone.
     CXX="$zig c++ -target $architecture-linux-gnu.$GLIBC" LDFLAGS=-s \
-        SOL_NATIVE=ON SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
+        SOL_NATIVE=ON SOL_CORE=OFF SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
         CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$architecture -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers" \
         "$environment/bin/python" -m pip wheel --no-deps -w "$work/$architecture/wheel" \
         -C build-dir="$work/$architecture/build" -C install.strip=false .
