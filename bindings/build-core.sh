@@ -22,7 +22,7 @@ if [ ! -e "$build/CMakeCache.txt" ]; then
   fi
   cmake -S "$root/bindings/c" -B "$build" -DCMAKE_BUILD_TYPE=Release "$@" >&2
 fi
-cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" >&2
+cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target sol_rt >&2
 for name in libsol_rt.so libsol_rt.dylib; do
   if [ -e "$build/$name" ]; then
     echo "$build/$name"

@@ -76,7 +76,8 @@ def write_web_bundle(
         got, expected = f"{size / 1e9:.2f} GB of weights", f"at most {LARGEST_FILE / 1e9:g} GB, a browser's largest"
         raise BundleError(source, config.weights_file, got, expected, "export with fewer --bits, or a smaller model")
     graphs = {variant.file for variant in config.variants.values()} | {config.weights_file}
-    skipped = {*graphs, *_NOT_COPIED, *([config.policy.file] if config.policy else [])}
+    forms = {name for name in config.files for target in Target if name.endswith(f".{target.value}.onnx")}
+    skipped = {*graphs, *forms, *_NOT_COPIED, *([config.policy.file] if config.policy else [])}
     with written_aside(output) as folder:
         for name in config.files.keys() - skipped:
             shutil.copyfile(source / name, folder / name)

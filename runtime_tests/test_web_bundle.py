@@ -166,6 +166,13 @@ def test_only_tensors_that_are_read_stay(tmp_path: Path) -> None:
     assert "model.q6.wasm.onnx" not in config.files
 
 
+def test_a_bundle_for_browsers_may_become_a_smaller_one(tmp_path: Path) -> None:
+    write_web_bundle(GOLDEN, tmp_path / "web")
+    config = write_web_bundle(tmp_path / "web", tmp_path / "less", bits=(8,))
+    graphs = {name for name in config.files if name.endswith(".onnx")}
+    assert graphs == {"model.q8.onnx", "model.q8.wasm.onnx", "model.q8.webgpu.onnx"}
+
+
 def test_the_policy_stays_with_its_actions(bundle: Bundle) -> None:
     assert bundle.config.policy is not None
     assert {action.tag for action in bundle.config.policy.actions} <= {e.action.tag for e in bundle.config.actions}

@@ -12,14 +12,12 @@ fi
 for abi in "$@"; do
   build=$root/build/android/$abi
   out=$root/build/android/jniLibs/$abi
-  cmake -S "$root/bindings/c" -B "$build" -DCMAKE_TOOLCHAIN_FILE="$ndk/build/cmake/android.toolchain.cmake" -DANDROID_ABI="$abi" \
-    -DANDROID_PLATFORM=android-26 -DANDROID_STL=c++_static -DANDROID_SUPPORT_FLEXIBLE_PAGE_SIZES=ON -DCMAKE_BUILD_TYPE=Release -DSOL_RT_FETCH=ON
-  cmake --build "$build" --parallel --target sol_rt
   case $abi in
-    arm64-v8a) target=aarch64-linux-android26 ;;
-    x86_64) target=x86_64-linux-android26 ;;
+    arm64-v8a) core=android-arm64 target=aarch64-linux-android26 ;;
+    x86_64) core=android-x64 target=x86_64-linux-android26 ;;
     *) echo "error: unknown ABI $abi: arm64-v8a or x86_64" >&2; exit 2 ;;
   esac
+  ANDROID_NDK=$ndk "$root/bindings/c/cross.sh" $core "$build" -DANDROID_SUPPORT_FLEXIBLE_PAGE_SIZES=ON
   bin=$(echo "$ndk"/toolchains/llvm/prebuilt/*/bin)
   mkdir -p "$out"
   "$bin/llvm-strip" --strip-unneeded -o "$out/libsol_rt.so" "$build/libsol_rt.so"

@@ -37,4 +37,4 @@ case $target in
     exit 2 ;;
 esac
 cmake -S "$here" -B "$build" -DSOL_RT_FETCH=ON -DONNXRUNTIME_INCLUDE_DIR="$headers" -DHIGHWAY_INCLUDE_DIR="$headers" "$@"
-cmake --build "$build" --parallel
+cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)"

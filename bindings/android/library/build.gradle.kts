@@ -26,6 +26,6 @@ android {
 
 dependencies {
     api("org.jetbrains.kotlinx:kotlinx-coroutines-android:1.8.1")
-    // libonnxruntime.so. An app that has ONNX Runtime already, of 1.21 or newer, keeps its own.
-    api("com.microsoft.onnxruntime:onnxruntime-android:1.22.0")
+    // libonnxruntime.so. An app that has ONNX Runtime already, of 1.23 or newer, keeps its own.
+    api("com.microsoft.onnxruntime:onnxruntime-android:1.23.0")
 }

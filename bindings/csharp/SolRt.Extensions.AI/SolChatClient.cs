@@ -51,7 +51,7 @@ public sealed class SolChatClient : IChatClient
     }
 
     /// <summary>
-    /// The live dial, 0 to 1: holds for requests without a dial of their own, the running ones included, from their next decode step on.
+    /// The live dial, 0 to 1: holds for requests without a dial or a schedule of their own, the running ones included, from their next decode step on.
     /// </summary>
     /// <exception cref="ArgumentOutOfRangeException">Not from 0 to 1.</exception>
     public double? Budget

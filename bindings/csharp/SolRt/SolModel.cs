@@ -76,7 +76,7 @@ public sealed record SolMessage(string Role, string Content);
 
 /// <summary>
 /// A loaded bundle. Any number of threads may use one at once. Its weights are mapped once and shared by its sessions, which keep what they need of it,
-/// so it may be disposed before them.
+/// so it may be disposed before them; they then take token ids alone.
 /// </summary>
 public sealed class SolModel : IDisposable
 {

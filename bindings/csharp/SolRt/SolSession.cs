@@ -129,7 +129,10 @@ public sealed class SolSession : IDisposable
         lock (_gate)
         {
             _cancelled = _active;
-            SendCancel();
+            if (!_disposed)
+            {
+                SendCancel();
+            }
         }
     }
 
@@ -284,6 +287,11 @@ public sealed class SolSession : IDisposable
                 _fixed = options.IsFixed;
                 _liveBudget = options.Budget ?? (options.HasDial ? null : budget);
                 _liveTokensPerSecond = options.TokensPerSecond;
+                if (begun && !_disposed && !options.HasDial && _budget is double moved && moved != budget)
+                {
+                    Move(moved, rate: false);  // it was set while the generation began
+                    _liveBudget = moved;
+                }
             }
         }
     }
@@ -295,6 +303,10 @@ public sealed class SolSession : IDisposable
         token.Size = (uint)sizeof(NativeToken);
         lock (_gate)
         {
+            if (_disposed)
+            {
+                throw new ObjectDisposedException(nameof(SolSession));
+            }
             if (_cancelled)
             {
                 throw new OperationCanceledException(cancellationToken);

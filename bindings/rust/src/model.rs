@@ -16,7 +16,7 @@ use crate::session::Session;
 pub struct RuntimeOptions {
     /// Path or name of ONNX Runtime's shared library; `None` for the system's usual name.
     pub ort_library: Option<String>,
-    /// Threads of ONNX Runtime's pool; 0 for all physical cores.
+    /// Threads of ONNX Runtime's pool; 0 for all processors that the process may use.
     pub threads: u16,
     /// False: runs the function bodies in the graphs, not the native operators.
     pub native_operators: bool,
@@ -131,7 +131,7 @@ pub struct ModelInfo {
 /// One way to run a decode step.
 #[derive(Clone, Debug)]
 pub struct Action {
-    /// As "k030-c050-q4".
+    /// As "k030-s050-q4".
     pub tag: String,
     /// Cost at a context of 512 tokens, in dense steps.
     pub relative_cost: f64,

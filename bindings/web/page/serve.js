@@ -24,8 +24,11 @@ const TYPES = {
  */
 export function pageServer(bundles, onRequest) {
   return createServer(async (request, response) => {
-    const { pathname } = new URL(request.url ?? "/", "http://localhost");
-    const path = decodeURIComponent(pathname);
+    const path = pathOf(request.url ?? "/");
+    if (path === null) {
+      response.writeHead(400, { "Content-Type": "text/plain" }).end("no such address\n");
+      return;
+    }
     onRequest?.(path);
     if (path === "/") {
       response.writeHead(302, { Location: "/page/" }).end();
@@ -54,13 +57,25 @@ export function pageServer(bundles, onRequest) {
 }
 
 /**
+ * The decoded path of a request; null if it is malformed.
+ * @param {string} url
+ */
+function pathOf(url) {
+  try {
+    return decodeURIComponent(new URL(url, "http://localhost").pathname);
+  } catch {
+    return null;
+  }
+}
+
+/**
  * @param {string} path
  * @param {Record<string, string>} bundles
  */
 function place(path, bundles) {
   const [, top, ...rest] = normalize(path).split("/");
   if (rest.includes("..")) return null;
-  if (top === "bundles") return bundles[rest[0]] === undefined ? null : join(bundles[rest[0]], ...rest.slice(1));
+  if (top === "bundles") return !Object.hasOwn(bundles, rest[0] ?? "") ? null : join(bundles[rest[0]], ...rest.slice(1));
   return SERVED.includes(top) ? join(ROOT, top, ...rest) : null;
 }
 

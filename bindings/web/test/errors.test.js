@@ -127,6 +127,25 @@ test("a newer generation ends an older one, and an abort ends it at once", { ski
   assert.deepEqual((await model.generate([290], { schedule: "dense", max_new_tokens: 4 })).tokens, result.tokens);
 });
 
+test("generations that begin while another one runs", { skip }, async () => {
+  const [first, second] = [[44, 261, 290, 300], [290, 7, 9]];
+  const options = { schedule: "dense", max_new_tokens: 6 };
+  const alone = (await model.generate(second, options)).tokens;
+  for (const turns of [0, 1, 2, 3, 5, 8, 13]) {
+    const older = model.generate(first, { ...options, max_new_tokens: 60 });
+    const interrupted = refuses(older, BusyError, /interrupted by another one/);
+    for (let i = 0; i < turns; i++) await new Promise((resolve) => setImmediate(resolve));
+    const newer = await model.generate(second, options);
+    assert.deepEqual(newer.tokens, alone, `after ${turns} turns`);
+    await interrupted;
+  }
+  const closing = await load(tiny);
+  const running = closing.generate(first, options);
+  const ended = refuses(running, BusyError, /this model is closed/);
+  await closing.close();
+  await ended;
+});
+
 test("a closed model, and two models at once", { skip }, async () => {
   const [one, other] = await Promise.all([load(tiny), load(tiny)]);
   const options = { schedule: "dense", max_new_tokens: 6 };

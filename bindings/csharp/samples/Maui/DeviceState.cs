@@ -26,9 +26,9 @@ internal static class DeviceState
     private static double? Thermal() => Foundation.NSProcessInfo.ProcessInfo.ThermalState switch
     {
         Foundation.NSProcessInfoThermalState.Nominal => 0.5,
-        Foundation.NSProcessInfoThermalState.Fair => 0.8,
-        Foundation.NSProcessInfoThermalState.Serious => 1.0,
-        Foundation.NSProcessInfoThermalState.Critical => 1.2,
+        Foundation.NSProcessInfoThermalState.Fair => 0.85,
+        Foundation.NSProcessInfoThermalState.Serious => 0.95,
+        Foundation.NSProcessInfoThermalState.Critical => 1.0,
         _ => null,
     };
 #else

@@ -19,7 +19,7 @@ internal static class TextTests
         Given.True(actions.Count > 1 && actions.Any(action => action.Tag == info.Dense && action.RelativeCost == 1), string.Join(' ', actions));
         Given.Equal(SolRuntime.Version, "0.1.0", "the core's version");
         using var runtime = new SolRuntime();
-        Given.True(Version.Parse(runtime.OnnxRuntimeVersion) >= new Version(1, 20), "ONNX Runtime's version");
+        Given.True(Version.Parse(runtime.OnnxRuntimeVersion) >= new Version(1, 23), "ONNX Runtime's version");
         using var capped = SolModel.Load(Given.Bundle, new SolModelOptions { MaxContext = 24, Runtime = runtime });
         Given.Equal(24, capped.Info.MaxContext, "the cap of the context");
     }

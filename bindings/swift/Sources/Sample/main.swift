@@ -7,10 +7,10 @@ import SolRt
 func thermal() -> Double? {
   #if canImport(Darwin)
     switch ProcessInfo.processInfo.thermalState {
-    case .nominal: return 0.3
-    case .fair: return 0.8
-    case .serious: return 1.0
-    case .critical: return 1.5
+    case .nominal: return 0.5
+    case .fair: return 0.85
+    case .serious: return 0.95
+    case .critical: return 1.0
     @unknown default: return nil
     }
   #else

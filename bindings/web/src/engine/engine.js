@@ -28,6 +28,8 @@ export class Engine {
   /** Who filled the cache for itself: a newer run takes it over. @type {object | null} */
   owner = null;
   closed = false;
+  /** The run in progress, or the last one. @type {Promise<unknown>} */
+  #last = Promise.resolve();
 
   /**
    * @param {Bundle} bundle
@@ -68,6 +70,26 @@ export class Engine {
   }
 
   /**
+   * Takes the engine over, and resolves when the run in progress, which ends after its chunk, no longer changes the cache.
+   * @param {object} owner
+   */
+  async take(owner) {
+    this.owner = owner;
+    await this.#last;
+  }
+
+  /**
+   * Throws BusyError if a newer owner has taken the engine over, or the model is closed.
+   * @param {object} owner
+   */
+  requireTurn(owner) {
+    if (this.closed) throw new BusyError("this model is closed; load the bundle again");
+    if (this.owner === owner) return;
+    const why = "this generation was interrupted by another one on the same model";
+    throw new BusyError(`${why}; finish or close one first`);
+  }
+
+  /**
    * Keeps the first `length` tokens of the cache.
    * @param {number} length
    */
@@ -78,13 +100,27 @@ export class Engine {
   /**
    * Appends tokens to the cache. One token is a decode step under `action`; several run in chunks with attention to all
    * tokens. A call that fails or is aborted leaves a prefix of the tokens in the cache.
+   * @param {object} owner who has taken the engine over; if another one does, this call ends with a BusyError
    * @param {number[]} tokens
    * @param {Action} action
    * @param {AbortSignal} [signal]
    * @returns {Promise<StepOutput>}
    */
-  async forward(tokens, action, signal) {
-    if (this.closed) throw new BusyError("this model is closed; load the bundle again");
+  forward(owner, tokens, action, signal) {
+    const run = this.#forward(owner, tokens, action, signal);
+    this.#last = run.catch(() => undefined);
+    return run;
+  }
+
+  /**
+   * @param {object} owner
+   * @param {number[]} tokens
+   * @param {Action} action
+   * @param {AbortSignal} [signal]
+   * @returns {Promise<StepOutput>}
+   */
+  async #forward(owner, tokens, action, signal) {
+    this.requireTurn(owner);
     const wanted = this.length + tokens.length;
     if (wanted > this.maxContext) {
       const expected = `expected at most ${this.maxContext}`;
@@ -97,6 +133,7 @@ export class Engine {
     for (let start = 0; start < tokens.length; start += CHUNK) {
       await breathe();
       signal?.throwIfAborted();
+      this.requireTurn(owner);
       output = await this.#run(tokens.slice(start, start + CHUNK), action, choosesTokens);
     }
     return /** @type {StepOutput} */ (output);
@@ -105,6 +142,7 @@ export class Engine {
   /** Frees the sessions and the cache. */
   async close() {
     this.closed = true;
+    await this.#last;
     this.cache.release();
     this.tokens = [];
     await this.graphs.release();

@@ -1,6 +1,6 @@
 /** The decode loop: prefill the prompt dense; then, token by token, sample, pick an action, run it and charge it. */
 import { isConstant } from "../budget/schedules/schedule.js";
-import { BusyError, ContextError, UsageError } from "../errors.js";
+import { ContextError, UsageError } from "../errors.js";
 import { TextWriter } from "../text/text_writer.js";
 import { Sampler } from "./sampling.js";
 
@@ -51,12 +51,13 @@ class Decoder {
    */
   async prefill(tokens, reuse, signal) {
     const { engine } = this;
+    await engine.take(this);
+    engine.requireTurn(this);
     let cached = 0;
     if (reuse) while (cached < tokens.length - 1 && tokens[cached] === engine.tokens[cached]) cached += 1;
-    engine.owner = this;
     engine.truncate(cached);
-    this.output = await engine.forward(tokens.slice(cached), this.controller.dense, signal);
-    this.#requireTurn();
+    this.output = await engine.forward(this, tokens.slice(cached), this.controller.dense, signal);
+    engine.requireTurn(this);
     return tokens.length - cached;
   }
 
@@ -67,21 +68,15 @@ class Decoder {
    */
   async step(token, signal) {
     const { engine, controller } = this;
-    this.#requireTurn();
+    engine.requireTurn(this);
     const context = engine.length;
     const { hidden, distribution } = /** @type {StepOutput} */ (this.output);
     const action = await this.schedule.choose({ context, token, hidden, distribution, step: this.#steps });
-    this.#requireTurn();
-    this.output = await engine.forward([token], action, signal);
+    engine.requireTurn(this);
+    this.output = await engine.forward(this, [token], action, signal);
     const { cost, relative } = controller.record(action, context);
     this.#steps += 1;
     return { action, cost, relative };
-  }
-
-  #requireTurn() {
-    if (this.engine.owner === this) return;
-    const why = "this generation was interrupted by another one on the same model";
-    throw new BusyError(`${why}; finish or close one first`);
   }
 }
 

@@ -20,11 +20,12 @@ inline fun generateOptions(set: GenerateOptions.Builder.() -> Unit): GenerateOpt
  */
 fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<SolToken> = flow {
     val session = this@generateFlow
-    val generation = withContext(Dispatchers.Default) {
-        session.start(prompt, options)
-        session.generation()
-    }
+    var generation = 0 // the number of this one, as soon as it has begun
     try {
+        withContext(Dispatchers.Default) {
+            session.start(prompt, options)
+            generation = session.generation()
+        }
         do {
             if (session.generation() != generation) throw SolException.Usage("another generation began on this session: use a session for each flow")
             val token = session.nextOrCancel()
@@ -35,7 +36,7 @@ fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<So
         throw cancelled
     } finally {
         try {
-            if (session.generation() == generation) session.stop() // also forgets a cancel that came too late for the last step
+            if (generation != 0 && session.generation() == generation) session.stop() // also forgets a cancel that came too late for the last step
         } catch (_: SolException) {
         }
     }
