@@ -44,7 +44,7 @@ test_inputs() {
   SOL_TEST_LIBRARY=${SOL_RT_CORE_LIBRARY:-}
   if [ -z "$SOL_TEST_LIBRARY" ]; then
     install cmake cmake g++ make || skip "cmake can't be had"
-    SOL_TEST_LIBRARY=$("$bindings/build-core.sh" "$root/build/bindings/c") || { echo "error: the core does not build" >&2; exit 1; }
+    SOL_TEST_LIBRARY=$("$bindings/build-core.sh" "$root/build/core") || { echo "error: the core does not build" >&2; exit 1; }
   fi
   SOL_TEST_ORT=${SOL_RT_ORT_LIBRARY:-}
   if [ -z "$SOL_TEST_ORT" ]; then

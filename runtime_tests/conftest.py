@@ -24,12 +24,14 @@ _SMOLLM2_PLACES = (
 
 
 _SLOW_LIMIT = 1800
-"""Seconds that a test marked `slow` may take; pyproject.toml has the limit of the others."""
+"""Seconds that tests marked `slow`, and those that build the native core, may take; pyproject.toml has the others'."""
+_BUILDS = ("test_native_", "test_chat_segments")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        slow = item.get_closest_marker("slow") is not None or item.path.name.startswith(_BUILDS)
+        if slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_SLOW_LIMIT))
 
 

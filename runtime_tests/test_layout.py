@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = [ROOT / name for name in ("sol_rt", "export", "train")]
+PACKAGES = [ROOT / name for name in ("sol_rt", "export", "train", "bindings/c")]
 MOST_ENTRIES = 12
 _BUILT = {".so", ".pyc"}
 _ALWAYS_THERE = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}

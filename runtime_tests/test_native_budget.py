@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from helpers.core_program import build
+from helpers.core_build import ADDRESS, core_build
 from helpers.made_configs import made_config
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
@@ -36,12 +36,11 @@ from sol_rt.generate.model import SolModel
 from sol_rt.generate.stream import Stream
 
 IDENTITY = "b" * 64
-SOURCES = ["base/*.cc", "bundle/action.cc", "engine/distribution.cc", "budget/**/*.cc"]
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("plan"), "budget/plan.cc", SOURCES)
+def program() -> Path:
+    return core_build("plan", sanitize=ADDRESS, operators=False) / "plan"
 
 
 # The same runs in both
@@ -533,6 +532,7 @@ def tables() -> dict[str, str]:
         "not UTF-8": "\udcff",
         "format": changed("format", to="sol_rt.bundle"),
         "version": changed("format_version", to=1),
+        "deep format": changed("format", to="deep").replace('"deep"', "[" * 1000000 + "]" * 1000000),
         "no bundle": json.dumps({key: value for key, value in good.items() if key != "bundle"}),
         "another bundle": changed("bundle", to="c" * 64),
         "policy": changed("policy_ms", to=-1),

@@ -124,6 +124,8 @@ def test_traces_are_read_and_repeated_by_both(python: SolModel, native: NativeMo
         (lambda text: text[:-20], "is cut off; remove the line to use the rest"),
         (lambda text: text.replace('"k100-s100-q8"', '"k100-s1000-q8"'), "line 3: "),
         (lambda text: text.replace('"token": ', '"token": -', 2), "expected numbers from 0"),
+        (lambda text: text + "[" * 1000000 + "]" * 1000000 + "\n", " is not a record; record the run again"),
+        (lambda text: text + '{"a":' * 300000 + "1" + "}" * 300000 + "\n", " is not a record; record the run again"),
     ],
 )
 def test_damaged_traces_are_refused_in_the_words_of_python(

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 from golden.governor import FILE
 
-from helpers.core_program import build
+from helpers.core_build import ADDRESS, core_build
 from sol_rt.budget.governor import GovernorSettings, GovernorState, Reading, next_budget
 from sol_rt.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sources = ["api/governor.cc", "api/error.cc", "base/*.cc", "budget/governor.cc"]
-    return build(tmp_path_factory.mktemp("governor"), "budget/governor.cc", sources)
+def program() -> Path:
+    return core_build("governor", sanitize=ADDRESS, operators=False) / "governor"
 
 
 def run(program: Path, lines: Sequence[str]) -> list[str]:

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.core_program import build
+from helpers.core_build import ADDRESS, core_build
 
 _DRAWN = random.Random(7)
 _SEEDS = [0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1]
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("random"), "base/numpy_random.cc", ["base/numpy_random.cc"])
+def program() -> Path:
+    return core_build("numpy_random", sanitize=ADDRESS, operators=False) / "numpy_random"
 
 
 @pytest.mark.parametrize("seed", [*_SEEDS, *(_DRAWN.getrandbits(bits) for bits in range(20, 65, 2))])

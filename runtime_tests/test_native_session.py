@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def built(request: pytest.FixtureRequest) -> tuple[Path, list[str]]:
     """The folder of the programs, and their arguments behind the others."""
     sanitize, operators = request.param
-    folder = core_build("golden", "session_calls", sanitize=sanitize, operators=operators)
+    folder = core_build("golden", "session_calls", sanitize=sanitize, operators=not sanitize)
     return folder, [] if operators else ["--bodies"]
 
 

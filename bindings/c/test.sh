@@ -4,7 +4,7 @@ set -eu
 # shellcheck source=bindings/test-lib.sh
 . "$(dirname "$0")/../test-lib.sh"
 install cmake cmake g++ make || skip "cmake can't be had"
-build=${SOL_RT_CORE_BUILD:-$root/build/bindings/c}
+build=${SOL_RT_CORE_BUILD:-$root/build/core} # that of the Python tests, too
 SOL_RT_CORE_LIBRARY=$("$bindings/build-core.sh" "$build")
 test_inputs
 cmake -S "$bindings/c" -B "$build" -DSOL_RT_TESTS=ON >/dev/null

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,8 @@ import tokenizers
 from sol_rt.errors import SolError
 from sol_rt.text.tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "bindings" / "c" / "tests" / "text"
+from .core_build import core_build
+
 _BATCH = 500
 _SPACES = " \t\n\r\x0b\x0c\x85\xa0\u1680\u180e\u2003\u200b\u2028\u202f\u205f\u3000\ufeff"
 _TEXT = (
@@ -38,31 +35,9 @@ _TEXT = (
 WORDS = tuple(_TEXT.split())
 
 
-@cache
-def driver(sanitizers: str = "") -> Path | str:
-    """The program, built; or the reason why it cannot be built."""
-    for tool in ("cmake", "c++"):
-        if shutil.which(tool) is None:
-            return f"{tool} is missing"
-    folder = ROOT / "build" / ("native-text-" + sanitizers.replace(",", "-") if sanitizers else "native-text")
-    environment = {key: value for key, value in os.environ.items() if key not in ("CFLAGS", "CXXFLAGS", "LDFLAGS")}
-    configure = ["cmake", "-S", str(SOURCE), "-B", str(folder), f"-DSOL_SANITIZE={sanitizers}"]
-    if shutil.which("ccache") is not None:
-        configure += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
-    done = subprocess.run(configure, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        missing = [line.strip() for line in done.stderr.splitlines() if "Could not find" in line]
-        return f"cmake: {missing[0] if missing else done.stderr.strip()[-300:]}"
-    built = subprocess.run(
-        ["cmake", "--build", str(folder), "--parallel", "2"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if built.returncode != 0:
-        raise RuntimeError(f"text_driver does not build:\n{built.stdout[-4000:]}\n{built.stderr[-2000:]}")
-    return folder / "text_driver"
+def driver(sanitize: str = "") -> Path:
+    """The program, built. Skips the test where it cannot be built."""
+    return core_build("text_driver", sanitize=sanitize, operators=not sanitize) / "text_driver"
 
 
 class NativeError(Exception):
@@ -195,9 +170,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     program = driver()
-    if isinstance(program, str):
-        print(program)
-        return 1
     failed = 0
     for file in arguments.files:
         began = time.monotonic()

@@ -5,11 +5,12 @@
 //
 // Rules that hold for every function:
 //   - Functions that can fail return a `sol_error*`: NULL is success. The host frees an error with `sol_error_release`.
-//   - No C++ exception and no signal crosses this border.
+//   - No C++ exception and no signal crosses this border. The system's SIGBUS for a weights file that is cut off while it is mapped is beyond this
+//     library: replace files of a bundle by renaming.
 //   - Strings are UTF-8. `const char*` arguments end in NUL unless a length stands beside them. Pointers that a function returns belong to the handle
 //     that it was asked of, and live as long as that handle, unless said otherwise.
 //   - Structs begin with `size`: the host sets it to sizeof of the struct that it was compiled with, so that an older host works with a newer library.
-//     `..._init` does that and sets every other field to its default.
+//     `..._init` does that and sets every other field to its default. `sol_message` and `sol_logit_bias`, of which there are arrays, never change.
 //   - Arrays that the host passes are read during the call only.
 //
 // Threads: a `sol_runtime` and a `sol_model` may be used by any number of threads at once. A `sol_session` is used by one thread at a time, with the
@@ -185,7 +186,7 @@ SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
 // as before). Both end a running generation.
 SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
 SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
-// Bytes of memory that only this session uses: KV cache and buffers.
+// Bytes of memory that only this session uses: KV cache and buffers. 0 while another thread uses the session.
 SOL_RT_API uint64_t sol_session_private_bytes(const sol_session* session);
 
 // ---- Generation -----------------------------------------------------------------------------------------------------------------------------------
@@ -292,8 +293,9 @@ typedef int32_t (*sol_on_token)(void* user, const sol_token* token);
 SOL_RT_API sol_error* sol_session_generate(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options,
                                            sol_on_token on_token, void* user, sol_result* result);
 
-// From any thread, at any time: the call that is running, or the next one if none is, ends with SOL_ERROR_CANCELLED within one decode step or one chunk
-// of the prompt. The cache keeps what was run.
+// From any thread, at any time: the generation's call that is running, or the next one if none is, ends with SOL_ERROR_CANCELLED within one decode step
+// or one chunk of the prompt. The cache keeps what was run. A request that has not yet ended a call is forgotten at the end of a text, and by
+// `sol_session_stop`, `_rewind`, `_save` and `_restore`.
 SOL_RT_API void sol_session_cancel(sol_session* session);
 // From any thread, at any time: holds from the next decode step on. 0 to 1; replaces whatever the generation held before. Without a running generation,
 // and for targets on the axes, `fixed:TAG`, `dense` and a replay: SOL_ERROR_USAGE.

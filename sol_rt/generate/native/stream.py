@@ -126,6 +126,7 @@ class NativeStream(Iterator[GeneratedToken]):
         except BaseException:
             core().sol_session_cancel(self._session)
             worker.join()
+            core().sol_session_stop(self._session)  # forgets a request that came too late to end this run
             raise
         if failed:
             raise failed[0]

@@ -7,13 +7,13 @@
 #include "base/error.h"
 #include "text/unicode/utf8.h"
 
+using sol_rt::CloseGeneration;
 using sol_rt::Dial;
 using sol_rt::EndGeneration;
 using sol_rt::FillStruct;
 using sol_rt::Finish;
 using sol_rt::GeneratedToken;
 using sol_rt::Generation;
-using sol_rt::GenerationConfig;
 using sol_rt::GenerationRequest;
 using sol_rt::GenerationResult;
 using sol_rt::Guard;
@@ -95,31 +95,17 @@ sol_finish FinishOf(Finish finish) {
   return finish == Finish::kStop ? SOL_FINISH_STOP : finish == Finish::kLength ? SOL_FINISH_LENGTH : SOL_FINISH_NONE;
 }
 
-// The settings that the bundle brings along.
-GenerationConfig Defaults(const sol_rt::Model& model) {
-  GenerationConfig config;
-  config.eos_token_id.assign(model.config().model.eos_token_ids.begin(), model.config().model.eos_token_ids.end());
-  const sol_rt::Bundle& bundle = model.bundle();
-  if (bundle.Has(sol_rt::kGenerationConfigFile)) {
-    config.ApplyFile(bundle.Read(sol_rt::kGenerationConfigFile), bundle.Path(sol_rt::kGenerationConfigFile));
-  }
-  return config;
-}
-
 void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* given) {
   const sol_generate_options options = sol_rt::ReadStruct(given, DefaultOptions(), "sol_generate_options");
   if (num_tokens > 0) RequirePointer(prompt, "prompt");
   if (session.cancelled.exchange(false)) throw sol_rt::Error(SOL_ERROR_CANCELLED, "the generation was cancelled before it began; start it again");
-  EndGeneration(session);
+  CloseGeneration(session);
   session.generation.reset();
   const sol_rt::Model& model = *session.model;
-  if (!session.defaults) {
-    session.policy = session.model->MakePolicyRunner();
-    session.defaults = Defaults(model);
-  }
+  if (!session.policy) session.policy = session.model->MakePolicyRunner();
   GenerationRequest request;
   if (num_tokens > 0) request.prompt.assign(prompt, prompt + num_tokens);
-  request.defaults = *session.defaults;
+  request.defaults = model.generation_config();
   request.settings = Settings(options);
   request.dial = DialOf(options);
   request.reuse_cache = options.reuse_cache != 0;

@@ -3,7 +3,7 @@
 
 #include "api/border.h"
 #include "api/handles.h"
-#include "base/atomic_file.h"
+#include "base/file/atomic_file.h"
 #include "budget/controller/controller.h"
 #include "budget/schedules/schedule.h"
 #include "engine/measure_costs.h"

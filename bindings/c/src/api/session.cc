@@ -4,9 +4,9 @@
 #include <fstream>
 
 #include "api/border.h"
-#include "base/atomic_file.h"
 #include "base/error.h"
-#include "base/file.h"
+#include "base/file/atomic_file.h"
+#include "base/file/file.h"
 
 using sol_rt::EndGeneration;
 using sol_rt::FillArray;
@@ -33,9 +33,13 @@ Turn::~Turn() {
   if (in_call_ != nullptr) *in_call_ = false;
 }
 
+void CloseGeneration(sol_session& session) {
+  if (session.generation && !session.generation->over()) session.generation->Close();
+}
+
 void EndGeneration(sol_session& session) {
   session.cancelled = false;
-  if (session.generation && !session.generation->over()) session.generation->Close();
+  CloseGeneration(session);
 }
 
 }  // namespace sol_rt

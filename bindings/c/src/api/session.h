@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,15 +13,13 @@
 #include "engine/policy_runner.h"
 #include "generate/generation.h"
 #include "generate/live_dial.h"
-#include "generate/settings/generation_config.h"
 
 struct sol_session {
   explicit sol_session(std::shared_ptr<sol_rt::Model> shared);
 
   const std::shared_ptr<sol_rt::Model> model;
   sol_rt::Engine engine;
-  std::optional<sol_rt::GenerationConfig> defaults;  // the model's own settings; read for the first generation, as is the policy
-  std::unique_ptr<sol_rt::PolicyRunner> policy;      // null where the bundle has none
+  std::unique_ptr<sol_rt::PolicyRunner> policy;  // made for the first generation; null where the bundle has none
   sol_rt::LiveDial live;
   std::unique_ptr<sol_rt::Generation> generation;  // the running or last one
   std::string schedule, cost_model;  // what the last `sol_result` points to
@@ -50,7 +47,9 @@ class Turn {
   std::atomic<bool>* in_call_ = nullptr;
 };
 
-// Ends a running generation and forgets a request to cancel it. Throws SOL_ERROR_WRITE where its trace cannot be completed.
+// Ends a running generation. Throws SOL_ERROR_WRITE where its trace cannot be completed.
+void CloseGeneration(sol_session& session);
+// The same, and forgets a request to cancel it.
 void EndGeneration(sol_session& session);
 
 }  // namespace sol_rt

@@ -1,6 +1,6 @@
 #include "base/error.h"
 
-#include "base/printable.h"
+#include "base/text/printable.h"
 
 namespace sol_rt {
 namespace {

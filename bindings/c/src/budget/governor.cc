@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "base/number_text.h"
+#include "base/text/number_text.h"
 
 namespace sol_rt {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "budget/cost_model.h"
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 #include "engine/distribution.h"
 #include "engine/policy_runner.h"
 

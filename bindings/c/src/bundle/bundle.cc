@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "base/sha256.h"
-#include "bundle/config_reader.h"
+#include "bundle/config/config_reader.h"
 
 namespace sol_rt {
 namespace {

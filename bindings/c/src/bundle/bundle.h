@@ -8,8 +8,8 @@
 #include <optional>
 #include <string>
 
-#include "base/file.h"
-#include "bundle/config.h"
+#include "base/file/file.h"
+#include "bundle/config/config.h"
 #include "sol_rt.h"
 
 namespace sol_rt {

@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "base/error.h"
-#include "base/printable.h"
+#include "base/text/printable.h"
 
 // Fields that are read, by their numbers in onnx.proto: ModelProto.graph = 7 and functions = 25, GraphProto.node = 1 and initializer = 5,
 // FunctionProto.node = 7, of NodeProto output = 2, op_type = 4 and attribute = 5, of AttributeProto name = 1, i = 3, g = 6 and graphs = 11, and of

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "base/file.h"
+#include "base/file/file.h"
 #include "bundle/bundle.h"
 #include "bundle/graph_file.h"
 

@@ -12,7 +12,7 @@
 
 #include "budget/cost_model.h"
 #include "budget/planner.h"
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 #include "engine/engine.h"
 #include "engine/policy_runner.h"
 #include "generate/live_dial.h"

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/number_text.h"
+#include "base/text/number_text.h"
 
 namespace sol_rt {
 

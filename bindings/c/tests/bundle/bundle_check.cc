@@ -6,10 +6,10 @@
 #include <string>
 
 #include "base/error.h"
-#include "base/file.h"
+#include "base/file/file.h"
 #include "bundle/action.h"
 #include "bundle/bundle.h"
-#include "bundle/config_reader.h"
+#include "bundle/config/config_reader.h"
 #include "bundle/graph_file.h"
 #include "bundle/weights.h"
 

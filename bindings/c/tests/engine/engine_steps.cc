@@ -22,8 +22,8 @@
 #include <thread>
 #include <vector>
 
-#include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/file/atomic_file.h"
 #include "engine/engine.h"
 #include "engine/model.h"
 

@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "bundle/action.h"
-#include "bundle/config_reader.h"
+#include "bundle/config/config_reader.h"
 #include "bundle/graph_file.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

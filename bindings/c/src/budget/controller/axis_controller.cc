@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/number_text.h"
+#include "base/text/number_text.h"
 #include "budget/controller/controller.h"
 
 namespace sol_rt {

@@ -5,7 +5,7 @@
 #include <system_error>
 
 #include "base/error.h"
-#include "base/file.h"
+#include "base/file/file.h"
 #include "budget/cost/calibration_table.h"
 
 namespace sol_rt {

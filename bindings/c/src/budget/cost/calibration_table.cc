@@ -7,12 +7,13 @@
 #include <sstream>
 
 #include "base/error.h"
-#include "base/number_text.h"
+#include "base/text/json.h"
+#include "base/text/number_text.h"
 
 namespace sol_rt {
 namespace {
 
-using Json = nlohmann::json;
+using nlohmann::json;
 
 constexpr const char* kFormat = "sol_rt.calibration";
 constexpr int kVersion = 2;
@@ -22,20 +23,20 @@ constexpr double kLongest = 1e9;  // milliseconds that a step may take; larger n
   throw Error(SOL_ERROR_BUNDLE, "calibration table: not readable (" + problem.substr(0, 120) + "); run `sol-rt calibrate` again");
 }
 
-const Json& Member(const Json& object, const char* key) {
+const json& Member(const json& object, const char* key) {
   const auto found = object.find(key);
   if (found == object.end()) Unreadable(std::string("no key ") + key);
   return *found;
 }
 
-std::string Text(const Json& object, const char* key) {
-  const Json& value = Member(object, key);
+std::string Text(const json& object, const char* key) {
+  const json& value = Member(object, key);
   if (!value.is_string()) Unreadable(std::string(key) + " is no string");
   return value.get<std::string>();
 }
 
-double Milliseconds(const Json& object, const char* key) {
-  const Json& value = Member(object, key);
+double Milliseconds(const json& object, const char* key) {
+  const json& value = Member(object, key);
   const double number = value.is_number() ? value.get<double>() : NAN;
   if (!(0 <= number && number <= kLongest)) Unreadable(std::string(key) + " is not a number from 0 to 1e+09");
   return number;
@@ -53,7 +54,7 @@ int Hundredths(const std::string& text) {
   return static_cast<int>(rounded);
 }
 
-CalibrationTable::Line ReadLine(const Json& raw) {
+CalibrationTable::Line ReadLine(const json& raw) {
   if (!raw.is_object() || raw.size() != 4) Unreadable("a line has other keys than error, fixed, per_page and per_token");
   CalibrationTable::Line line;
   line.fixed = Milliseconds(raw, "fixed");
@@ -63,9 +64,9 @@ CalibrationTable::Line ReadLine(const Json& raw) {
   return line;
 }
 
-CalibrationTable Read(const Json& raw) {
+CalibrationTable Read(const json& raw) {
   if (!raw.is_object()) Unreadable("no JSON object");
-  const Json &format = Member(raw, "format"), &version = Member(raw, "format_version");
+  const json &format = Member(raw, "format"), &version = Member(raw, "format_version");
   if (format != kFormat || version != kVersion) {
     Unreadable("format " + format.dump().substr(0, 40) + " version " + version.dump().substr(0, 40));
   }
@@ -74,7 +75,7 @@ CalibrationTable Read(const Json& raw) {
   table.device = Text(raw, "device");
   table.created = Text(raw, "created");
   table.policy_ms = Milliseconds(raw, "policy_ms");
-  const Json& lines = Member(raw, "lines");
+  const json& lines = Member(raw, "lines");
   if (!lines.is_object()) Unreadable("lines is no JSON object");
   for (const auto& [key, row] : lines.items()) {
     if (!row.is_object()) Unreadable("a row of lines is no JSON object");
@@ -89,8 +90,8 @@ CalibrationTable Read(const Json& raw) {
 
 CalibrationTable CalibrationTable::FromJson(const std::string& text) {
   try {
-    return Read(Json::parse(text));
-  } catch (const Json::exception& error) {
+    return Read(ParseShallow(text, true));
+  } catch (const json::exception& error) {
     Unreadable(error.what());
   }
 }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bundle/action.h"
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 
 namespace sol_rt {
 

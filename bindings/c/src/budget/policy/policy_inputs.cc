@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "bundle/policy_scalars.h"
+#include "bundle/config/policy_scalars.h"
 
 namespace sol_rt {
 

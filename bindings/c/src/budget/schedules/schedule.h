@@ -13,7 +13,7 @@
 
 #include "budget/controller/controller.h"
 #include "budget/hull/hull.h"
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 #include "engine/policy_runner.h"
 
 namespace sol_rt {

@@ -3,8 +3,8 @@
 #include <cstdio>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/printable.h"
+#include "base/file/file.h"
+#include "base/text/printable.h"
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 #include "engine/ort/runtime.h"
 #include "engine/run/kv_cache.h"
 

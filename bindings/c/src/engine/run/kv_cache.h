@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 
 namespace sol_rt {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 #include "engine/ort/api.h"
 #include "engine/run/kv_cache.h"
 

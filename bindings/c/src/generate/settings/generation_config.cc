@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/json.h"
+#include "base/text/json.h"
 #include "generate/settings/json_repr.h"
 
 namespace sol_rt {

@@ -5,8 +5,8 @@
 #include <cerrno>
 #include <system_error>
 
-#include "base/file.h"
-#include "base/without_signals.h"
+#include "base/file/file.h"
+#include "base/file/without_signals.h"
 
 #ifdef _WIN32
 #include <io.h>

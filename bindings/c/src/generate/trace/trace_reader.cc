@@ -4,7 +4,8 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/file.h"
+#include "base/file/file.h"
+#include "base/text/json.h"
 #include "generate/settings/json_repr.h"
 #include "text/unicode/utf8.h"
 
@@ -68,8 +69,9 @@ bool IsToken(const json& value) {
 }
 
 json Parsed(const std::string& line) {
-  json value = json::parse(line, nullptr, false);
-  return value.is_object() ? value : json::object();
+  json value = ParseShallow(line, false);
+  if (!value.is_object()) return json::object();
+  return value;
 }
 
 [[noreturn]] void Fault(const std::string& path, const std::string& what) { UsageFault("trace " + path + ": " + what); }

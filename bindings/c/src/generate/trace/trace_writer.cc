@@ -1,7 +1,7 @@
 #include <system_error>
 
 #include "base/error.h"
-#include "base/file.h"
+#include "base/file/file.h"
 #include "generate/trace/trace.h"
 
 namespace sol_rt {

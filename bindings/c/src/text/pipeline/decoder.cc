@@ -95,7 +95,10 @@ std::string Joined(const std::vector<std::string>& tokens, const char* between) 
 
 void ReplaceAll(std::string& text, const std::string& old, const std::string& fresh) {
   if (old.empty()) return;
-  for (size_t at = 0; (at = text.find(old, at)) != std::string::npos; at += fresh.size()) text.replace(at, old.size(), fresh);
+  std::string made;
+  size_t begin = 0;
+  for (size_t at = 0; (at = text.find(old, begin)) != std::string::npos; begin = at + old.size()) made.append(text, begin, at - begin).append(fresh);
+  if (begin > 0) text = made.append(text, begin, std::string::npos);
 }
 
 void ReplaceMatches(std::string& token, const Regex& pattern, const std::string& fresh, Regex::Effort& effort) {

@@ -1,4 +1,4 @@
-#include "bundle/config_reader.h"
+#include "bundle/config/config_reader.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,9 +6,9 @@
 #include <set>
 
 #include "base/error.h"
-#include "base/printable.h"
-#include "bundle/json_table.h"
-#include "bundle/policy_scalars.h"
+#include "base/text/printable.h"
+#include "bundle/config/json_table.h"
+#include "bundle/config/policy_scalars.h"
 
 namespace sol_rt {
 namespace {

@@ -10,7 +10,7 @@
 #include <cerrno>
 #include <system_error>
 
-#include "base/file.h"
+#include "base/file/file.h"
 
 namespace sol_rt {
 namespace {

@@ -1,4 +1,4 @@
-#include "base/atomic_file.h"
+#include "base/file/atomic_file.h"
 
 #include <cerrno>
 #include <cstring>
@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/without_signals.h"
+#include "base/file/file.h"
+#include "base/file/without_signals.h"
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN

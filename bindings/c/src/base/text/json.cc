@@ -1,10 +1,10 @@
-#include "base/json.h"
+#include "base/text/json.h"
 
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "base/error.h"
-#include "base/printable.h"
+#include "base/text/printable.h"
 
 namespace sol_rt {
 namespace {
@@ -81,6 +81,17 @@ Json ParseJson(std::string_view text, const std::string& path, size_t most_keys)
     BundleFault(path, "", "text that is not JSON (" + Short(bounds.fault) + ")", "UTF-8 JSON");
   }
   return Json::parse(text.begin(), text.end());
+}
+
+nlohmann::json ParseShallow(std::string_view text, bool throws) {
+  bool deep = false;
+  const auto bounded = [&deep](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+    deep = deep || depth > static_cast<int>(kJsonDepth);
+    return !deep;
+  };
+  nlohmann::json value = nlohmann::json::parse(text, bounded, throws);
+  if (deep) return nlohmann::json(nlohmann::json::value_t::discarded);
+  return value;
 }
 
 std::string DumpJson(const Json& value) {

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "bundle/config.h"
+#include "bundle/config/config.h"
 
 namespace sol_rt {
 

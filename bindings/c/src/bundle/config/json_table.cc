@@ -1,10 +1,10 @@
-#include "bundle/json_table.h"
+#include "bundle/config/json_table.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "base/printable.h"
+#include "base/text/printable.h"
 
 namespace sol_rt {
 namespace {

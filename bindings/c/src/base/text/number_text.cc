@@ -1,5 +1,5 @@
 // Takes the digits from printf and sets point and exponent itself, because printf's decimal point depends on the locale.
-#include "base/number_text.h"
+#include "base/text/number_text.h"
 
 #include <cmath>
 #include <cstdio>
