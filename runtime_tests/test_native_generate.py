@@ -169,7 +169,14 @@ def test_an_older_stream_is_over(native: NativeModel) -> None:
     newer = native.stream(PROMPT, max_new_tokens=5)
     with pytest.raises(BusyError, match="interrupted by another one"):
         next(older)
+    with pytest.raises(BusyError, match="interrupted by another one"):
+        older.budget = 0.5
     assert len(finished(newer).tokens) == 5
+    newest = native.stream(PROMPT, max_new_tokens=5)
+    for change in ("budget", "tokens_per_second"):
+        with pytest.raises(UsageError, match="no generation is running"):
+            setattr(newer, change, 0.5)
+    newest.close()
     stream = native.stream(PROMPT, max_new_tokens=5)
     next(stream)
     stream.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
-from sol_rt.errors import BusyError
+from sol_rt.errors import BusyError, UsageError
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core
 from sol_rt.generate.results import GeneratedToken, Generation
@@ -49,10 +49,7 @@ class NativeStream(Iterator[GeneratedToken]):
         self._rate: float | None = None
 
     def __next__(self) -> GeneratedToken:
-        if self._interrupted:
-            raise BusyError(
-                "this generation was interrupted by another one on the same model; finish or close one first"
-            )
+        self._require_turn()
         if self._ended:
             raise StopIteration
         try:
@@ -80,6 +77,7 @@ class NativeStream(Iterator[GeneratedToken]):
 
     @budget.setter
     def budget(self, budget: float) -> None:
+        self._require_running("budget")
         core().sol_session_set_budget(self._session, budget)
         self._budget, self._rate = budget, None
 
@@ -93,6 +91,7 @@ class NativeStream(Iterator[GeneratedToken]):
 
     @tokens_per_second.setter
     def tokens_per_second(self, rate: float) -> None:
+        self._require_running("tokens-per-second")
         core().sol_session_set_tokens_per_second(self._session, rate)
         self._budget, self._rate = None, rate
 
@@ -108,6 +107,18 @@ class NativeStream(Iterator[GeneratedToken]):
     def result(self) -> Generation | None:
         """The summary once the generation has ended; None before, and where it ended without a token."""
         return self._result
+
+    def _require_turn(self) -> None:
+        if self._interrupted:
+            raise BusyError(
+                "this generation was interrupted by another one on the same model; finish or close one first"
+            )
+
+    def _require_running(self, flag: str) -> None:
+        """The session may be another generation's by now, whose dial this one must not move."""
+        self._require_turn()
+        if self._ended:
+            raise UsageError(f"--{flag}: no generation is running; start one first")
 
     def _first(self) -> None:
         """The first token, whose prompt takes long: in another thread, so that Ctrl-C gets through."""
