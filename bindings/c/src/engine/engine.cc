@@ -10,13 +10,11 @@
 #include "engine/run/graph_runner.h"
 #include "engine/run/kv_cache.h"
 #include "engine/run/saved_cache.h"
-#include "engine/run/sessions.h"
 
 namespace sol_rt {
 namespace {
 
 constexpr size_t kChunk = 512;
-constexpr size_t kLongPrompt = 64;  // tokens whose activations are worth the milliseconds that it takes to return their memory
 constexpr size_t kBodyChunk = 128;  // function bodies hold the attention matrix of a whole chunk
 
 std::string Megabytes(uint64_t bytes) {
@@ -147,7 +145,6 @@ struct Engine::State {
       tokens.insert(tokens.end(), given + start, given + end);
     }
     model->weights().RequireUnchanged();
-    if (count >= kLongPrompt) ReturnFreedMemory();
     return distribution;
   }
 

@@ -20,13 +20,14 @@ ONNXTensorElementDataType WeightType(const std::string& dtype) {
   return types.at(dtype);
 }
 
-}  // namespace
-
+// Returns to the system what making a session used and freed: the C library otherwise keeps it resident.
 void ReturnFreedMemory() {
 #if defined(__GLIBC__)
   malloc_trim(0);
 #endif
 }
+
+}  // namespace
 
 Sessions::Sessions(std::shared_ptr<const Runtime> runtime, const Bundle& bundle, const Weights& weights)
     : runtime_(std::move(runtime)), bundle_(bundle), weights_(weights) {}

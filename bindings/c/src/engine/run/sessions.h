@@ -14,9 +14,6 @@
 
 namespace sol_rt {
 
-// Returns to the system what was freed: the C library otherwise keeps it resident.
-void ReturnFreedMemory();
-
 class Sessions {
  public:
   // `bundle` and `weights` must outlive the sessions.
