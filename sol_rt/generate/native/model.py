@@ -32,9 +32,10 @@ from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
 from sol_rt.generate.native.stream import NativeStream
-from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens
+from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
+from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
 _ADD_SPECIAL, _PARSE_SPECIAL = 1, 2
@@ -104,6 +105,11 @@ class NativeModel:
             library.sol_model_release(model)
             raise
         return cls(bundle, model, session, cost, note)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        """Renders conversations that the core cannot."""
+        return self.bundle.chat_template()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -217,9 +223,12 @@ class NativeModel:
             return self.encode(prompt, parse_special=parse_special)
         if is_chat(prompt) and self._info.has_chat and all(_is_plain(message) for message in prompt):
             return self._encode_chat(prompt)
-        bundle = self.bundle
-        template = bundle.chat_template() if is_chat(prompt) else None
-        return prompt_tokens(prompt, bundle.tokenizer(), template, bundle.config.model.vocab_size)
+        vocab_size = self.bundle.config.model.vocab_size
+        if is_chat(prompt):
+            return prompt_tokens(prompt, self.tokenizer, self._template, vocab_size)
+        if tokens := token_ids("prompt", prompt, vocab_size):
+            return tokens
+        raise UsageError("prompt: got an empty one, expected at least one token")
 
     def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
         plain = [structs.Message(message["role"].encode(), message["content"].encode()) for message in messages]
