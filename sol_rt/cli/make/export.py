@@ -116,9 +116,12 @@ def export(
     bit_levels = _bits(bits)
     if target not in (_NATIVE, _WEB):
         raise UsageError(f"--target {target}: expected {_NATIVE} or {_WEB}")
-    web_levels = [_densities("--target web", given or "1") for given in (channel_density, kv_density)]
-    kv_levels = _densities("--kv-density", kv_density or _KV_DENSITY)
-    channel_levels = _densities("--channel-density", channel_density or _CHANNEL_DENSITY)
+    kv_levels = _densities("--kv-density", _KV_DENSITY if kv_density is None else kv_density)
+    channel_levels = _densities("--channel-density", _CHANNEL_DENSITY if channel_density is None else channel_density)
+    web_levels = (
+        (1.0,) if channel_density is None else channel_levels,
+        (1.0,) if kv_density is None else kv_levels,
+    )
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
     if target == _WEB and (found := _bundle_of(model)) is not None:
