@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from helpers.made_configs import made_config
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FileEntry
 from sol_rt.errors import BundleError, SolError, UsageError
@@ -632,3 +633,33 @@ def test_no_stop_strings() -> None:
     assert StopStrings([]).feed("abc") == ("abc", False)
     with pytest.raises(UsageError, match="empty"):
         StopStrings([""])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_native_code_leaves_stderr_alone(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library holds signals back until it returns, which is where the reader begins to clean up."""
+    before, reached = os.fstat(2), []
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = write_bundle(tmp_path)
+    decode = Tokenizer.decode
+
+    def decode_and_signal(self: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        signal.raise_signal(number)
+        reached.append(number)
+        return decode(self, ids, skip_special_tokens)
+
+    monkeypatch.setattr(Tokenizer, "decode", decode_and_signal)
+    handler = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Tokenizer.from_folder(folder, 1000)
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, handler)
+    assert reached
+    assert os.path.samestat(os.fstat(2), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -64,7 +65,7 @@ class Tokenizer:
     def from_file(cls, path: Path, end_ids: Collection[int] = ()) -> Tokenizer:
         """Reads a file `tokenizer.json`. Raises BundleError if it is missing, unreadable, or fails on a short text."""
         try:
-            with _silenced(), _no_panic():  # a panic of the library prints lines of its own
+            with _signals_held(), _silenced(), _no_panic():  # a panic of the library prints lines of its own
                 tokenizer = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")), end_ids)
                 for special in (True, False):
                     tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)
@@ -212,6 +213,25 @@ def _no_panic() -> Iterator[None]:
     except BaseException as error:
         got = f"a tokenizer that fails ({one_line(error)})"
         raise BundleError(FILE, "", got, "one that encodes and decodes", "export again with the model's own") from None
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Lets signals wait until the end. A handler that raises right after native code would skip a cleanup there."""
+    held: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # handlers run only there
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+        handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: held.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 @contextmanager
