@@ -65,7 +65,7 @@ class Tokenizer:
     def from_file(cls, path: Path, end_ids: Collection[int] = ()) -> Tokenizer:
         """Reads a file `tokenizer.json`. Raises BundleError if it is missing, unreadable, or fails on a short text."""
         try:
-            with _signals_held(), _silenced(), _no_panic():  # a panic of the library prints lines of its own
+            with _silenced(), _no_panic():  # a panic of the library prints lines of its own
                 tokenizer = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")), end_ids)
                 for special in (True, False):
                     tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)
@@ -237,7 +237,8 @@ def _signals_held() -> Iterator[None]:
 @contextmanager
 def _silenced() -> Iterator[None]:
     """Drops what is written to stderr by native code."""
-    with _STDERR_LOCK:  # another thread would keep the silenced one for the real one
+    # another thread would keep the silenced one for the real one, and a signal could leave it silenced
+    with _STDERR_LOCK, _signals_held():
         try:
             kept = os.dup(2)
         except OSError:  # there is no stderr
