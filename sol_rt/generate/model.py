@@ -17,8 +17,8 @@ from typing import Any
 from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
-from sol_rt.budget.cost.calibrate import measure_quickly, save
-from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path, is_quick, load_cost_model
+from sol_rt.budget.cost.calibrate import measure_quickly
+from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path, keep_quick, load_cost_model
 from sol_rt.budget.dial import (
     DEFAULT_MAX_LOSS,
     Dial,
@@ -34,7 +34,7 @@ from sol_rt.budget.schedules import Policy, Schedule, default_schedule, is_const
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
+from sol_rt.errors import QualityWarning, UsageError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, check_room, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
@@ -61,25 +61,13 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     if not bundle.config.losses_measured:
         return otherwise
     found = measure_quickly(engine, bundle)
-    path = calibration_path(bundle, *engine.machine)
     told = [otherwise.note] if otherwise.note else []
     if not found.steady:
         told.append(
             "the times of this machine's steps scatter, so what each action costs is measured again at the next load"
         )
-    elif path.exists() and not is_quick(path):
-        told.append("until then a quick measurement stands in")
     else:
-        told.append(
-            "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
-        )
-        try:
-            save(bundle, engine, found.table)
-        except WriteError as error:
-            told[-1] = (
-                f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
-                "SOL_RT_HOME to a folder that can, so that it is kept"
-            )
+        told.append(keep_quick(found.table, calibration_path(bundle, *engine.machine)))
     return CalibratedCost(bundle.config, found.table, "; ".join(told))
 
 

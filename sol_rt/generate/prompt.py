@@ -44,7 +44,16 @@ def prompt_tokens(
         user = tokenizer.marked_messages(prompt)
         tokens = tokenizer.encode_rendered(template.render(user.marked), user)
     else:
-        tokens = token_ids("prompt", prompt, vocab_size)
+        return given_tokens(prompt, vocab_size)
+    return _at_least_one(tokens)
+
+
+def given_tokens(prompt: object, vocab_size: int) -> list[int]:
+    """A prompt that is token ids, as a list. Raises UsageError for an empty one, and as `token_ids` does."""
+    return _at_least_one(token_ids("prompt", prompt, vocab_size))
+
+
+def _at_least_one(tokens: list[int]) -> list[int]:
     if not tokens:
         raise UsageError("prompt: got an empty one, expected at least one token")
     return tokens

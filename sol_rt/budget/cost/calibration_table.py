@@ -16,7 +16,7 @@ from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
-from sol_rt.errors import SolError, UsageError, brief
+from sol_rt.errors import SolError, UsageError, WriteError, brief
 from sol_rt.ops import library_path
 from sol_rt.store.home import calibration_dir
 
@@ -202,6 +202,20 @@ def is_quick(path: Path) -> bool:
         return CalibrationTable.from_json(path.read_text(encoding="utf-8")).quick
     except (OSError, UnicodeDecodeError, SolError):
         return False
+
+
+def keep_quick(table: CalibrationTable, path: Path) -> str:
+    """Saves a quick table for the next load, unless a better one is there. Returns a line about that for the user."""
+    if path.exists() and not is_quick(path):
+        return "until then a quick measurement stands in"
+    try:
+        table.save(path)
+    except WriteError as error:
+        return (
+            f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
+            "SOL_RT_HOME to a folder that can, so that it is kept"
+        )
+    return "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
 
 
 def load_cost_model(

@@ -18,6 +18,7 @@ from sol_rt.budget.cost.calibration_table import (
     CalibrationTable,
     calibration_path,
     device_string,
+    keep_quick,
     load_cost_model,
 )
 from sol_rt.budget.dial import below_sensible
@@ -27,12 +28,12 @@ from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.hardware import processor_name
 from sol_rt.engine.providers import default_threads
-from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
+from sol_rt.errors import QualityWarning, UsageError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
 from sol_rt.generate.native.stream import NativeStream
-from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
+from sol_rt.generate.prompt import Prompt, given_tokens, is_chat, prompt_tokens
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
@@ -226,9 +227,7 @@ class NativeModel:
         vocab_size = self.bundle.config.model.vocab_size
         if is_chat(prompt):
             return prompt_tokens(prompt, self.tokenizer, self._template, vocab_size)
-        if tokens := token_ids("prompt", prompt, vocab_size):
-            return tokens
-        raise UsageError("prompt: got an empty one, expected at least one token")
+        return given_tokens(prompt, vocab_size)
 
     def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
         plain = [structs.Message(message["role"].encode(), message["content"].encode()) for message in messages]
@@ -312,17 +311,4 @@ def _measured_costs(bundle: Bundle, model: c_void_p, machine: tuple[str, int, bo
         file = Path(folder) / "table.json"
         core().sol_model_measure_costs(model, _path(file))
         table = CalibrationTable.from_json(file.read_text(encoding="utf-8"))
-    cost = CalibratedCost(bundle.config, table)
-    if path.exists():
-        return cost, "until then a quick measurement stands in"
-    try:
-        replace(table, device=device_string(*machine)).save(path)
-    except WriteError as error:
-        return cost, (
-            f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
-            "SOL_RT_HOME to a folder that can, so that it is kept"
-        )
-    return (
-        cost,
-        "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better",
-    )
+    return CalibratedCost(bundle.config, table), keep_quick(replace(table, device=device_string(*machine)), path)
