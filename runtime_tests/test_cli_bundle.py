@@ -25,6 +25,7 @@ from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import READER_GONE, main
 from sol_rt.engine import providers
 from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware import allowed_cores
 from sol_rt.errors import DeviceError, SolError
 from sol_rt.generate.generation_config import FILE
 from sol_rt.ops import library_path
@@ -138,7 +139,7 @@ def test_a_prompt_that_is_too_long_leaves_a_trace_alone(capsys: pytest.CaptureFi
 
 
 def test_more_threads_than_processors_are_not_run(capsys: pytest.CaptureFixture[str]) -> None:
-    most = providers.default_threads()
+    most = len(allowed_cores())
     argv = ("generate", "-p", PROMPT, "-n", "3", "--temperature", "0")
     out, err = run(capsys, *argv, "-t", "1000")
     assert out == run(capsys, *argv)[0]

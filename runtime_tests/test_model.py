@@ -304,13 +304,18 @@ def test_schedules_that_keep_no_loss_are_dense_without_a_dial_and_refuse_a_loss(
         measured.generate(PROMPT, schedule="uniform", max_loss=0.01)
 
 
-def test_scattered_times_are_used_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", -1.0)
-    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu", max_context=12)
+    folder = write_bundle(tmp_path / "tiny", losses=True)
+    model = SolModel.from_pretrained(folder, provider="cpu")
     assert model.cost.unit == "milliseconds"
     assert "scatter" in model.cost.note
-    assert not (tmp_path / "home" / "calibration").exists()
+    (table,) = (tmp_path / "home" / "calibration").iterdir()
+    assert SolModel.from_pretrained(folder, provider="cpu").cost.note == ""  # read, not measured
+    for created in ("2020-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", "2020-01-01T00:00:00", "last week"):
+        table.write_text(json.dumps({**json.loads(table.read_text()), "created": created}))
+        assert "scatter" in SolModel.from_pretrained(folder, provider="cpu").cost.note
 
 
 def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,18 +328,24 @@ def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkey
     assert model.generate(PROMPT, max_new_tokens=2).tokens
 
 
-def test_a_full_calibration_is_not_replaced_by_a_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_calibration_stays_and_a_quick_one_serves_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)
     folder = write_bundle(tmp_path / "tiny", losses=True)
     SolModel.from_pretrained(folder, provider="cpu")
-    (table,) = (tmp_path / "home" / "calibration").iterdir()
-    kept = {**json.loads(table.read_text()), "quick": False, "device": "another machine"}
-    table.write_text(json.dumps(kept))
+    (quick,) = (tmp_path / "home" / "calibration").iterdir()
+    kept = {**json.loads(quick.read_text()), "quick": False, "device": "another machine"}
+    full = quick.with_name(quick.name.replace(".quick", ""))
+    full.write_text(json.dumps(kept))
+    quick.unlink()
     model = SolModel.from_pretrained(folder, provider="cpu")
     assert model.cost.unit == "milliseconds"
     assert "another machine" in model.cost.note
-    assert json.loads(table.read_text()) == kept
+    assert json.loads(full.read_text()) == kept
+    again = SolModel.from_pretrained(folder, provider="cpu")
+    assert (again.cost.unit, again.cost.note) == ("milliseconds", "")  # not measured at every load
 
 
 def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

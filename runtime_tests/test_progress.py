@@ -6,7 +6,6 @@ import io
 import time
 
 import pytest
-from rich.console import Console
 
 from sol_rt.cli.progress_bar import Shown, _Bar, _Lines, duration
 from sol_rt.cli.progress_bar import progress as show
@@ -155,9 +154,12 @@ def test_a_pipe_gets_a_line_a_minute_without_a_report(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("timed", [False, True])
-def test_a_terminal_gets_one_bar(timed: bool) -> None:
+def test_a_terminal_gets_one_bar(timed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    bar = _Bar(Console(file=screen, force_terminal=True, width=100), timed, transient=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stderr", screen)
+    bar = _Bar(timed, transient=False)
     bar.begin()
     stages = Stages(bar, {"read": 1, "work": 3})
     with stages("read"):
@@ -171,6 +173,7 @@ def test_a_terminal_gets_one_bar(timed: bool) -> None:
         progress("second half", 1, 2)
     bar.end()
     assert "100%" in screen.getvalue().rsplit("work", 1)[1]
+    assert bar._progress is not None
     assert len(bar._progress.tasks) == 1
 
 

@@ -3,59 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from sol_rt import __version__
 from sol_rt.cli import INTERRUPTED, READER_GONE, options
-from sol_rt.cli.make.export import export
-from sol_rt.cli.make.migrate import migrate
-from sol_rt.cli.make.pull import pull
-from sol_rt.cli.make.push import push
-from sol_rt.cli.make.rm import rm
-from sol_rt.cli.make.run import run as run_model
-from sol_rt.cli.make.train import train
-from sol_rt.cli.measure.bench import bench
-from sol_rt.cli.measure.calibrate import calibrate
-from sol_rt.cli.measure.eval import evaluate
-from sol_rt.cli.measure.perplexity import perplexity
 from sol_rt.cli.renamed import advice, check_environment
-from sol_rt.cli.run.chat import chat
-from sol_rt.cli.run.generate import generate
-from sol_rt.cli.show.doctor import doctor
-from sol_rt.cli.show.inspect import inspect
-from sol_rt.cli.show.list import list_stored
-from sol_rt.cli.show.trace import trace
-from sol_rt.cli.show.verify import verify
 from sol_rt.errors import SolError
 
-app = typer.Typer(
-    name="sol-rt",
-    help="Run a language model at the share of its full cost that --budget sets.",
-    epilog="An environment variable sets a flag: SOL_RT_TOP_K sets --top-k. Bundles are stored under $SOL_RT_HOME.",
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (export, generate, chat, bench, perplexity, train, calibrate, inspect, verify, trace, pull, doctor):
-    app.command()(command)
-app.command("eval")(evaluate)
-app.command("list")(list_stored)
-app.command()(rm)
-app.command()(push)
-app.command("run")(run_model)
-app.command("ppl", hidden=True)(perplexity)
-app.command("migrate", hidden=True)(migrate)
+COMMANDS = {
+    "export": "make.export:export",
+    "generate": "run.generate:generate",
+    "chat": "run.chat:chat",
+    "bench": "measure.bench:bench",
+    "perplexity": "measure.perplexity:perplexity",
+    "train": "make.train:train",
+    "calibrate": "measure.calibrate:calibrate",
+    "inspect": "show.inspect:inspect",
+    "verify": "show.verify:verify",
+    "trace": "show.trace:trace",
+    "pull": "make.pull:pull",
+    "doctor": "show.doctor:doctor",
+    "eval": "measure.eval:evaluate",
+    "list": "show.list:list_stored",
+    "rm": "make.rm:rm",
+    "push": "make.push:push",
+    "run": "make.run:run",
+    "ppl": "measure.perplexity:perplexity",
+    "migrate": "make.migrate:migrate",
+}
+"""Subcommand to the module under sol_rt.cli and the function in it, in the order of the help."""
+HIDDEN = {"ppl", "migrate"}
 
 # Newer versions of Typer carry their own copy of click. Every version exports BadParameter, which leads to the base.
 _CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-@app.callback(invoke_without_command=True)
 def _program(
     context: typer.Context,
     version: Annotated[
@@ -74,14 +63,34 @@ def _program(
     check_environment()
 
 
+def make_app(names: Iterable[str]) -> typer.Typer:
+    """The command line with the subcommands `names`. Building one takes some milliseconds, and imports its module."""
+    app = typer.Typer(
+        name="sol-rt",
+        help="Run a language model at the share of its full cost that --budget sets.",
+        epilog="An environment variable sets a flag: SOL_RT_TOP_K sets --top-k. Bundles are stored under $SOL_RT_HOME.",
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_program)
+    for name in names:
+        module, _, function = COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(f"sol_rt.cli.{module}"), function)
+        app.command(name, hidden=name in HIDDEN)(command)
+    return app
+
+
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code. Prints errors as one line; --debug adds the traceback.
 
     Raises KeyboardInterrupt after Ctrl-C.
     """
     options.debug = False
+    # a command that comes first is built alone; help, completion and a misspelt name need all of them
+    names = argv[:1] if argv and argv[0] in COMMANDS else list(COMMANDS)
     try:
-        code = app(argv, prog_name="sol-rt", standalone_mode=False)
+        code = make_app(names)(argv, prog_name="sol-rt", standalone_mode=False)
         sys.stdout.flush()
     except typer.Abort:  # older versions of Typer turn Ctrl-C into Abort; newer ones return exit code 130
         raise KeyboardInterrupt from None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
-from sol_rt.cli.progress_bar import progress
-
-__all__ = ["note", "print_json", "print_table", "progress"]
+    from sol_rt.cli.progress_bar import Shown
 
 _PIPE_COLUMNS = 1000
 
@@ -27,7 +26,16 @@ def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def progress(timed: bool = False, after: float = 0.0) -> AbstractContextManager[Shown]:
+    """Shows how far a command is: see `progress_bar.progress`."""
+    from sol_rt.cli.progress_bar import progress as shown
+
+    return shown(timed, after)
+
+
 def print_table(table: Table) -> None:
     """Prints a result table on stdout. In a pipe the table is as wide as it needs, so that no cell is cut off."""
+    from rich.console import Console
+
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     console.print(table)

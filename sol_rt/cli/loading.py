@@ -60,6 +60,7 @@ def load(
 
     threads = usable_threads(threads)
     bundle = _open(model, ctx_size, verify)
+
     loaded = SolModel.from_pretrained(
         bundle,
         provider=provider,
@@ -117,9 +118,9 @@ def _open(model: str | None, ctx_size: int | None, verify: bool) -> Bundle:
 
 def usable_threads(threads: int | None) -> int | None:
     """The threads of `--threads`, but no more than processors, which is noted on stderr: they would only wait."""
-    from sol_rt.engine.providers import default_threads
+    from sol_rt.engine.hardware import allowed_cores
 
-    most = default_threads()
+    most = len(allowed_cores())
     if threads is None or threads <= most:
         return threads
     note(f"--threads {threads}: this process may use {most} processors, so it runs {most} threads")

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import rich.progress
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:
+    import rich.progress
 
 LINE_SECONDS = 60.0
 """In a pipe, a line is printed at least this often."""
@@ -28,8 +28,7 @@ def progress(timed: bool = False, after: float = 0.0) -> Iterator[Shown]:
             takes no time from what is measured between two reports, and it is removed at the end.
         after: seconds after which the bar appears, for work that is usually short; it is then removed at the end.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    shown = _Bar(console, timed, transient=timed or after > 0) if console.is_terminal else _Lines(timed=timed)
+    shown = _Bar(timed, transient=timed or after > 0) if sys.stderr.isatty() else _Lines(timed=timed)
     begin = threading.Timer(after, shown.begin)
     begin.daemon = True
     try:
@@ -93,48 +92,46 @@ class Shown:
 class _Bar(Shown):
     """One bar. It moves by itself between two reports, unless the caller measures time."""
 
-    def __init__(self, console: Console, timed: bool, transient: bool) -> None:
+    def __init__(self, timed: bool, transient: bool) -> None:
         super().__init__()
-        self._timed = timed
-        left = _TimeLeft(self)
-        columns = rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn()
-        figures = rich.progress.TextColumn("{task.percentage:>3.0f}%"), rich.progress.TimeElapsedColumn(), left
-        self._progress = rich.progress.Progress(
-            *columns,
-            *figures,
-            console=console,
-            transient=transient,
-            auto_refresh=not timed,
-            refresh_per_second=4,
-            redirect_stdout=False,  # results stay on stdout, wherever that leads
-        )
+        self._timed, self._transient = timed, transient
+        self._progress: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
-        self._begun = self._ended = False
+        self._ended = False
         self._lock = threading.Lock()  # a timer may begin it while the caller reports or ends it
 
     def __call__(self, description: str, done: float, total: float) -> None:
         super().__call__(description, done, total)
         with self._lock:
-            if self._task is None:
-                self._task = self._progress.add_task(description, total=1.0)
-            self._progress.update(self._task, description=description, completed=self.share)
-            if self._begun and self._timed:
-                self._progress.refresh()
+            if self._progress is not None:
+                self._move(self._progress)
+
+    def _move(self, bar: rich.progress.Progress) -> None:
+        if self._task is None:
+            self._task = bar.add_task(self._description, total=1.0)
+        bar.update(self._task, description=self._description, completed=self.share)
+        if self._timed:
+            bar.refresh()
 
     def begin(self) -> None:
         with self._lock:
             if not self._ended:
-                self._begun = True
+                self._progress = _rich_bar(self, self._timed, self._transient)
                 self._progress.start()
+                if self._description:
+                    self._move(self._progress)
 
     def end(self) -> None:
         with self._lock:
             self._ended = True
-            if self._begun:
+            if self._progress is not None:
                 self._progress.stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        if self._progress is None:
+            yield
+            return
         self._progress.stop()
         try:
             yield
@@ -142,15 +139,28 @@ class _Bar(Shown):
             self._progress.start()
 
 
-class _TimeLeft(rich.progress.ProgressColumn):
-    """The column with the time left."""
+def _rich_bar(shown: Shown, timed: bool, transient: bool) -> rich.progress.Progress:
+    """The bar that rich draws. Its import takes a tenth of a short command's time, so only who draws pays for it."""
+    import rich.progress
+    from rich.console import Console
+    from rich.text import Text
 
-    def __init__(self, shown: Shown) -> None:
-        super().__init__()
-        self._shown = shown
+    class TimeLeft(rich.progress.ProgressColumn):
+        def render(self, task: rich.progress.Task) -> Text:
+            return Text(_left(shown))
 
-    def render(self, task: rich.progress.Task) -> Text:
-        return Text(_left(self._shown))
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.percentage:>3.0f}%"),
+        rich.progress.TimeElapsedColumn(),
+        TimeLeft(),
+        console=Console(stderr=True, highlight=False, soft_wrap=True),
+        transient=transient,
+        auto_refresh=not timed,
+        refresh_per_second=4,
+        redirect_stdout=False,  # results stay on stdout, wherever that leads
+    )
 
 
 class _Lines(Shown):

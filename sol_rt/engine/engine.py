@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
@@ -22,6 +23,7 @@ from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine import providers
 from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
+from sol_rt.engine.hardware import free_memory_bytes
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
 from sol_rt.engine.turns import Turns
@@ -86,6 +88,7 @@ class Engine:
         self.turns = Turns()
         self.provider, self._runners = self._choose(provider, threads=threads, native_ops=native_ops, device=device)
         self._cache = self._runners.cache
+        self._opening: Future[None] | None = None
         on_cpu = not self.native and self.provider.name == "cpu"
         self._chunk = self.provider.most_tokens or (_CPU_BODY_CHUNK if on_cpu else _CHUNK)
 
@@ -171,12 +174,29 @@ class Engine:
         variants = self.bundle.config.variants.items()
         return tuple(key for key, variant in variants if self._runners.is_loaded(variant))
 
+    def open_ahead(self, action: Action) -> None:
+        """Begins to open the session that `action` needs, and to read its weights from the disk, in threads of their
+        own. Errors are raised by the first call that needs the session. On a GPU it does nothing.
+        """
+        if self.provider.gpu is None:
+            variant, model, runner = self._variant(action.variant), self.bundle.config.model, self._runners.runner
+            pool = ThreadPoolExecutor(2)
+            self._opening = pool.submit(lambda: runner(variant, _channels(variant, model), 1.0).open())
+            pool.submit(self.weights.fault_in, free_memory_bytes() or 0)
+            pool.shutdown(wait=False)
+
+    def _finish_opening(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.result()
+
     def load(self, variant_keys: Iterable[str]) -> None:
         """Makes the sessions of these variants now; others are made when first used.
 
         Raises BundleError, ProviderError, and UsageError for a variant that the bundle does not have.
         """
         with self.exclusive():
+            self._finish_opening()
             for key in variant_keys:
                 variant = self._variant(key)
                 self._runners.runner(variant, _channels(variant, self.bundle.config.model), 1.0).open()
@@ -236,6 +256,8 @@ class Engine:
             return self._forward(tokens, action, num_logits)
 
     def _forward(self, tokens: Sequence[int] | np.ndarray, action: Action, num_logits: int) -> StepOutput:
+        if self._opening is not None:
+            self._finish_opening()
         vocabulary = self.bundle.config.model.vocab_size
         if len(tokens) == 1 and num_logits == 1:
             token = tokens[0]

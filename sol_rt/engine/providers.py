@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt.engine.gpu import cuda, webgpu
-from sol_rt.engine.hardware import Gpu, processor_name
+from sol_rt.engine.hardware import Gpu, processor_name, usable_cores
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path
@@ -225,11 +225,6 @@ def strict_where_possible(
     return session
 
 
-def default_threads() -> int:
-    """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def start_pool(threads: int | None) -> int:
     """Makes the thread pool that all sessions of the process share, and returns its size.
 
@@ -241,7 +236,7 @@ def start_pool(threads: int | None) -> int:
         raise UsageError(f"threads: got {brief(threads)}, expected a whole number from 1 to 1024")
     if _pool_threads is None:
         ort.set_default_logger_severity(_QUIET)
-        wanted = threads or default_threads()
+        wanted = threads or usable_cores()
         try:
             ort.set_global_thread_pool_sizes(wanted, 1)
         except Exception as error:

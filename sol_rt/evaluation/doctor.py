@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
         ),
         *_onnxruntime(),
         _native_operators(),
-        Finding("ok", "processor", f"{_cores()} cores usable"),
+        _processor(),
         _memory(),
         _gpu("webgpu"),
         _gpu("cuda"),
@@ -83,8 +83,12 @@ def _native_operators() -> Finding:
     return Finding("ok", "native operators", str(library))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _processor() -> Finding:
+    from sol_rt.engine.hardware import allowed_cores, processor_name, usable_cores
+
+    allowed, usable = len(allowed_cores()), usable_cores()
+    left = "" if usable == allowed else f" of {allowed}: a quota or slower cores; --threads sets another number"
+    return Finding("ok", "processor", f"{processor_name()}, {usable} threads by default{left}")
 
 
 def _memory() -> Finding:

@@ -17,7 +17,7 @@ from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FORMAT_VERSION, SolConfig
 from sol_rt.bundle.selection import Selection
-from sol_rt.engine.providers import default_threads
+from sol_rt.engine.hardware import usable_cores
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     bundle = Bundle.open(path)
     config = bundle.config
     context = min(context, config.model.max_context - 1)
-    cost, size = load_cost_model(bundle, "cpu", default_threads()), BytesCost(config)
+    cost, size = load_cost_model(bundle, "cpu", usable_cores()), BytesCost(config)
     dense = cost.dense(context)
     selection = Selection.of(bundle)
     measured = {} if selection is None else _measurements(selection)

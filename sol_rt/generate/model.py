@@ -52,23 +52,18 @@ _KEEP_LOSS = ("hull", "sol")
 
 
 def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
-    """Times the actions of the engine's bundle. Keeps the table for the next time if the times are steady, the home
-    folder allows it, and no better table is there.
+    """Times the actions of the engine's bundle. Keeps the table for the next time if the home folder allows it, and no
+    better table is there.
 
     Returns `otherwise` if the export measured no losses: what its budgets buy is then unknown in any unit.
     """
     bundle = engine.bundle
     if not bundle.config.losses_measured:
         return otherwise
-    found = measure_quickly(engine, bundle)
+    table = measure_quickly(engine, bundle)
     told = [otherwise.note] if otherwise.note else []
-    if not found.steady:
-        told.append(
-            "the times of this machine's steps scatter, so what each action costs is measured again at the next load"
-        )
-    else:
-        told.append(keep_quick(found.table, calibration_path(bundle, *engine.machine)))
-    return CalibratedCost(bundle.config, found.table, "; ".join(told))
+    told.append(keep_quick(table, calibration_path(bundle, *engine.machine)))
+    return CalibratedCost(bundle.config, table, "; ".join(told))
 
 
 class SolModel:
@@ -138,6 +133,7 @@ class SolModel:
         engine = Engine(
             bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
         )
+        engine.open_ahead(bundle.config.dense)
         cost = cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
         if measure_costs and cost.name == "bytes" and engine.provider.gpu is None:
             cost = _measured_quickly(engine, cost)

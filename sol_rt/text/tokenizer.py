@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -236,7 +237,7 @@ def _signals_held() -> Iterator[None]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Drops what is written to stderr by native code."""
+    """Drops what native code writes to stderr. What Python writes to sys.stderr still gets there."""
     # another thread would keep the silenced one for the real one, and a signal could leave it silenced
     with _STDERR_LOCK, _signals_held():
         try:
@@ -244,14 +245,30 @@ def _silenced() -> Iterator[None]:
         except OSError:  # there is no stderr
             yield
             return
+        python = sys.stderr
         try:
-            sys.stderr.flush()
+            python.flush()
+            if _is_stderr(python):  # not a test's, nor a notebook's
+                sys.stderr = io.TextIOWrapper(
+                    open(os.dup(kept), "wb", buffering=0),  # noqa: SIM115  closed with the wrapper
+                    python.encoding,
+                    python.errors,
+                    write_through=True,
+                )
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), 2)
             yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+            sys.stderr = python  # the other one closes itself, when no thread prints to it any more
+
+
+def _is_stderr(stream: Any) -> bool:
+    try:
+        return bool(stream.fileno() == 2)
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 class TextStream:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -167,14 +167,7 @@ def measure(
     return Calibration(table, rows)
 
 
-class QuickCalibration(NamedTuple):
-    """A table measured in a few seconds, and whether its times are steady enough to keep."""
-
-    table: CalibrationTable
-    steady: bool
-
-
-def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> QuickCalibration:
+def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> CalibrationTable:
     """Times every variant at one short context, in about `seconds`, or three times that if the times scatter.
 
     The variants take turns. A variant's time is the dense step's lower quartile times the median of its ratios to the
@@ -218,15 +211,15 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
         slope = model.step(action, length + 1) - model.step(action, length)  # bytes of one more cached token
         fixed = max(ms - rate * slope * (length + 1), 0.0)
         lines[variant] = dict.fromkeys(kv_densities, Line(fixed, rate * slope, rate * model.page_bytes))
-    table = CalibrationTable(
+    return CalibrationTable(
         bundle=bundle.identity,
         device=device_string(*engine.machine),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         policy_ms=_policy(bundle, _LEAST_QUICK, engine.native_ops),
         lines=lines,
         quick=True,
+        steady=steady,
     )
-    return QuickCalibration(table, steady)
 
 
 def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:

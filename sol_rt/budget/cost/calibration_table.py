@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
 CALIBRATION_VERSION = 2
+UNSTEADY_SECONDS = 3600.0
+"""How long times serve that scattered: other programs may have run meanwhile."""
 _LONGEST = 1e9
 """Milliseconds that a step may take; larger numbers would overflow in sums."""
 _SHORTEST = 1e-6
@@ -39,6 +43,7 @@ class CalibrationTable:
         policy_ms: milliseconds of one run of the policy, 0 without one.
         lines: variant key -> KV density -> line in milliseconds.
         quick: whether `calibrate.measure_quickly` made the table, at one short context.
+        steady: whether the times agreed from round to round. If not, the table serves for an hour.
     """
 
     bundle: str
@@ -47,6 +52,7 @@ class CalibrationTable:
     policy_ms: float
     lines: dict[str, dict[float, Line]]
     quick: bool = False
+    steady: bool = True
 
     def to_json(self) -> str:
         """The file's content."""
@@ -76,10 +82,22 @@ class CalibrationTable:
                     for key, row in raw["lines"].items()
                 },
                 quick=raw.get("quick", False) is True,
+                steady=raw.get("steady", True) is True,
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
+
+    @property
+    def expired(self) -> bool:
+        """Whether the times scattered, and were taken more than `UNSTEADY_SECONDS` ago, or at no known time."""
+        if self.steady:
+            return False
+        try:
+            age = datetime.now(timezone.utc) - datetime.fromisoformat(self.created)
+        except (ValueError, TypeError):
+            return True
+        return not 0 <= age.total_seconds() <= UNSTEADY_SECONDS
 
     def save(self, path: Path) -> None:
         """Writes the table. Raises WriteError; an older table is then as it was."""
@@ -110,12 +128,15 @@ class CalibratedCost(LineCost):
     unit = "milliseconds"
     name = "calibrated"
 
-    def __init__(self, config: SolConfig, table: CalibrationTable, note: str = "") -> None:
-        """Raises SolError if the table lacks a variant of the bundle, or says that a step takes no time."""
+    def __init__(self, config: SolConfig, table: CalibrationTable, note: str = "", path: Path | None = None) -> None:
+        """`path`: the file that the table was read from, if there is one.
+
+        Raises SolError if the table lacks a variant of the bundle, or says that a step takes no time."""
         for key in config.variants:
             if not table.lines.get(key):
                 raise SolError(f"calibration table: no variant {key}; run `sol-rt calibrate` again")
         self.calibration = table
+        self.path = path
         super().__init__(config, self._measured_line, note)
         for key in config.variants:
             for line in table.lines[key].values():
@@ -171,7 +192,7 @@ def tables_of(folder: Path) -> list[Path]:
     """The tables that were made for the bundle in this folder, on any device, also for a bundle that it held before."""
     found = []
     for path in sorted(calibration_dir().glob("*-*-*-*.json")):
-        _, provider, digest, threads = path.stem.rsplit("-", 3)
+        _, provider, digest, threads = path.stem.removesuffix(".quick").rsplit("-", 3)
         gpus = [""]
         try:
             # the device's description begins with the GPU, and names of GPUs may have commas
@@ -196,26 +217,29 @@ def has_table(bundle: Bundle) -> bool:
     return False
 
 
-def is_quick(path: Path) -> bool:
-    """Whether the file is a readable table that was measured quickly."""
-    try:
-        return CalibrationTable.from_json(path.read_text(encoding="utf-8")).quick
-    except (OSError, UnicodeDecodeError, SolError):
-        return False
+def quick_path(path: Path) -> Path:
+    """Where a table that was measured quickly lies, beside the one of `calibration_path`."""
+    return path.with_suffix(".quick.json")
 
 
 def keep_quick(table: CalibrationTable, path: Path) -> str:
-    """Saves a quick table for the next load, unless a better one is there. Returns a line about that for the user."""
-    if path.exists() and not is_quick(path):
-        return "until then a quick measurement stands in"
+    """Saves a quick table for the next load. Returns a line about that for the user.
+
+    Args:
+        table: the table.
+        path: `calibration_path` of its bundle and device. A table that lies there stays.
+    """
     try:
-        table.save(path)
+        table.save(quick_path(path))
     except WriteError as error:
         return (
             f"measured what each action costs here, but {error.path} cannot be written ({error.reason}); set "
             "SOL_RT_HOME to a folder that can, so that it is kept"
         )
-    return "measured what each action costs on this machine, once and quickly; sol-rt calibrate measures it better"
+    kept = "measured what each action costs on this machine, once and quickly"
+    if not table.steady:
+        kept = "measured quickly what each action costs on this machine; the times scatter, so they serve for an hour"
+    return f"{kept}; sol-rt calibrate measures it better"
 
 
 def load_cost_model(
@@ -235,28 +259,38 @@ def load_cost_model(
         quick: whether a table that was measured quickly counts.
     """
     path = calibration_path(bundle, provider, threads, native, gpu)
+    device = device_string(provider, threads, native, gpu)
+    problem = ""
     try:
-        table = CalibrationTable.from_json(path.read_text(encoding="utf-8"))
-        if table.quick and not quick:
-            return BytesCost(bundle.config)
-        if table.bundle != bundle.identity:
-            raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
-        device = device_string(provider, threads, native, gpu)
-        if table.device != device:
-            raise SolError(
-                f"calibration table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt calibrate` again"
-            )
-        return CalibratedCost(bundle.config, table)
+        return _read(path, bundle, device)
     except FileNotFoundError:
-        others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
-        counts = sorted(other.stem.rpartition("-")[2] for other in others)
-        if counts:
-            wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
-            return BytesCost(bundle.config, f"{wanted}; costs are bytes")
-        # on a processor time follows bytes; on a GPU it may not
-        hint = f"not calibrated on {gpu}; costs are bytes: run `sol-rt calibrate --provider {provider}`" if gpu else ""
-        return BytesCost(bundle.config, hint)
-    except (OSError, UnicodeDecodeError) as error:
-        return BytesCost(bundle.config, f"{path}: {error}; costs are bytes")
-    except SolError as error:
-        return BytesCost(bundle.config, f"{path}: {error}; costs are bytes")
+        pass
+    except (OSError, UnicodeDecodeError, SolError) as error:
+        problem = f"{path}: {error}"
+    if quick:
+        with contextlib.suppress(OSError, UnicodeDecodeError, SolError):  # it is measured again
+            return _read(quick_path(path), bundle, device)
+    if problem:
+        return BytesCost(bundle.config, f"{problem}; costs are bytes")
+    others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
+    counts = sorted({other.name.rpartition("-")[2].partition(".")[0] for other in others} - {str(threads)})
+    if counts:
+        wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
+        return BytesCost(bundle.config, f"{wanted}; costs are bytes")
+    # on a processor time follows bytes; on a GPU it may not
+    hint = f"not calibrated on {gpu}; costs are bytes: run `sol-rt calibrate --provider {provider}`" if gpu else ""
+    return BytesCost(bundle.config, hint)
+
+
+def _read(path: Path, bundle: Bundle, device: str) -> CalibratedCost:
+    """The model of a table. Raises OSError, UnicodeDecodeError, and SolError for one that does not serve here."""
+    table = CalibrationTable.from_json(path.read_text(encoding="utf-8"))
+    if table.bundle != bundle.identity:
+        raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
+    if table.device != device:
+        raise SolError(
+            f"calibration table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt calibrate` again"
+        )
+    if table.expired:
+        raise SolError("calibration table: its times scattered, and are over an hour old")
+    return CalibratedCost(bundle.config, table, path=path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.metadata
 import io
 import os
 from collections.abc import Mapping
@@ -119,6 +118,8 @@ def missing_library(folder: Path) -> str | None:
 
 def wheel_versions() -> dict[str, str]:
     """Versions of the wheels that hold ONNX Runtime, of those that are installed."""
+    import importlib.metadata  # brings the parser of mail
+
     versions = {}
     for name in _WHEELS:
         try:

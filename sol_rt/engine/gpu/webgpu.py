@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.metadata
 import importlib.util
 import mmap
 from collections.abc import Iterable
@@ -80,6 +79,8 @@ def reason(error: Exception, _: hardware.Gpu | None) -> str:
 
 def check_runtime(version: str) -> None:
     """Raises ProviderError for an ONNX Runtime that cannot load the plug-in."""
+    import importlib.metadata  # brings the parser of mail
+
     if hardware.release(version) < _OLDEST_RUNTIME:
         wanted = ".".join(map(str, _OLDEST_RUNTIME))
         plugin = f"{_DISTRIBUTION} {importlib.metadata.version(_DISTRIBUTION)}"

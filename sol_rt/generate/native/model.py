@@ -26,8 +26,7 @@ from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.hardware import processor_name
-from sol_rt.engine.providers import default_threads
+from sol_rt.engine.hardware import processor_name, usable_cores
 from sol_rt.errors import QualityWarning, UsageError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
@@ -86,15 +85,15 @@ class NativeModel:
         bundle, _ = check_weights(
             path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
         )
-        count = threads or default_threads()
+        count = threads or usable_cores()
         machine = ("cpu", count, native_ops, "")
         cost = load_cost_model(bundle, *machine, quick=measure_costs)
         options, model, session = structs.ModelOptions(), c_void_p(), c_void_p()
         library.sol_model_options_init(byref(options))
         options.verify = 0  # `Bundle` has compared them
         options.max_context = max_context or 0
-        if cost.name != "bytes":
-            options.cost_table = _path(calibration_path(bundle, *machine))
+        if isinstance(cost, CalibratedCost) and cost.path is not None:
+            options.cost_table = _path(cost.path)
         library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))
         note = cost.note
         try:

@@ -1,0 +1,78 @@
+"""How many threads a step gets: affinity, quotas of control groups, slow cores of hybrid processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sol_rt.engine.hardware import allowed_cores, usable_cores
+
+EIGHT = frozenset(range(8))
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+def test_this_machine_has_one_at_least() -> None:
+    assert 1 <= usable_cores() <= len(allowed_cores())
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, 8),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "250000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "1600000 100000"}, 8),
+        # the group above has the limit
+        (
+            {
+                "proc/self/cgroup": "0::/pod/app",
+                "sys/fs/cgroup/pod/cpu.max": "300000 100000",
+                "sys/fs/cgroup/pod/app/cpu.max": "max 100000",
+            },
+            3,
+        ),
+        # the older form, two controllers in one mount
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n2:cpu,cpuacct:/docker/y",
+                "sys/fs/cgroup/cpu,cpuacct/docker/y/cpu.cfs_quota_us": "400000",
+                "sys/fs/cgroup/cpu,cpuacct/docker/y/cpu.cfs_period_us": "100000",
+            },
+            4,
+        ),
+        # in a container the mount is the group itself; -1 is no limit
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/docker/y",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            8,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/docker/y",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            2,
+        ),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "garbage"}, 8),
+        ({"proc/self/cgroup": "nothing", "sys/fs/cgroup/cpu.max": "200000 0"}, 8),
+        # hybrid: Intel's efficient cores, then Arm's little ones
+        ({"sys/devices/cpu_atom/cpus": "4-7"}, 4),
+        ({"sys/devices/cpu_atom/cpus": "0-7"}, 8),
+        ({f"sys/devices/system/cpu/cpu{n}/cpu_capacity": str((400, 900, 1024)[(n > 3) + (n > 6)]) for n in range(8)}, 4),
+        ({f"sys/devices/system/cpu/cpu{n}/cpu_capacity": "1024" for n in range(8)}, 8),
+    ],
+)
+def test_quotas_and_slow_cores(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    assert usable_cores(write(tmp_path, files), EIGHT) == expected

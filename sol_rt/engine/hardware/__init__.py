@@ -1,0 +1,22 @@
+"""What this machine is made of: processor and cores, memory, GPUs.
+
+May import: nothing else of sol_rt.
+"""
+
+from sol_rt.engine.hardware.cores import allowed_cores, usable_cores
+from sol_rt.engine.hardware.gpus import Gpu, cuda_driver_version, cuda_gpus, cuda_library, vulkan_gpus
+from sol_rt.engine.hardware.processor import free_memory_bytes, peak_rss_mb, processor_name, release
+
+__all__ = [
+    "Gpu",
+    "allowed_cores",
+    "cuda_driver_version",
+    "cuda_gpus",
+    "cuda_library",
+    "free_memory_bytes",
+    "peak_rss_mb",
+    "processor_name",
+    "release",
+    "usable_cores",
+    "vulkan_gpus",
+]
