@@ -416,8 +416,8 @@ def test_a_gpu_that_was_not_calibrated_says_so(folder: Path, tmp_path: Path, mon
 
 
 def test_a_management_library_that_knows_a_part_tells_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_load", lambda *_: SimpleNamespace(nvmlInit_v2=lambda: 0))
-    assert hardware._nvml_free_bytes(b"0000:01:00.0") is None
+    monkeypatch.setattr(hardware.gpus, "_load", lambda *_: SimpleNamespace(nvmlInit_v2=lambda: 0))
+    assert hardware.gpus._nvml_free_bytes(b"0000:01:00.0") is None
 
 
 @pytest.mark.skipif(not hardware.cuda_gpus(), reason="no CUDA device is here")

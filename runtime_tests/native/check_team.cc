@@ -1,4 +1,5 @@
-// Checks that teams of threads go through their phases in step, whenever their members enter, with more members than processors too.
+// Checks that teams of threads go through their phases in step, whenever their members enter, with more members than processors too; and when
+// a team gets fewer members.
 // Prints the number of teams; exits with 1 and one line where a phase read what the one before had not written.
 
 #include <chrono>
@@ -70,10 +71,53 @@ void CheckTeam(std::mt19937& random, size_t members) {
   if (ends != 1) Fail("no end, or several,", kPhases);
 }
 
+void Expect(bool holds, const char* what) {
+  if (holds) return;
+  std::printf("team size: expected %s\n", what);
+  std::exit(1);
+}
+
+// Waits are told to it at times of the check's own.
+void CheckTeamSize() {
+  using std::chrono::milliseconds;
+  sol::TeamSize size;
+  auto now = sol::TeamSize::Clock::time_point{} + std::chrono::hours(1);
+  const auto wait = [&](milliseconds waited, milliseconds worked = milliseconds(1)) {
+    now += waited + worked;
+    size.Waited(size.Of(4, now), worked, waited, now);
+  };
+  for (int i = 0; i < 20; ++i) wait(milliseconds(4), milliseconds(100));
+  Expect(size.Of(4, now) == 4, "all members after waits that are rare");
+  for (int i = 0; i < 100; ++i) wait(milliseconds(4), milliseconds(5));
+  Expect(size.Of(4, now) == 4, "all members after waits shorter than the work");
+  for (int i = 0; i < 20; ++i) size.Waited(4, milliseconds(1), milliseconds(10), now);
+  Expect(size.Of(4, now) == 4, "one wait that many members tell of to count once");
+  for (int i = 0; i < 5; ++i) wait(milliseconds(4));
+  Expect(size.Of(4, now) == 3, "one member less after five waits in a row");
+  for (int i = 0; i < 5; ++i) wait(milliseconds(4));
+  Expect(size.Of(4, now) == 2, "another one less after five more");
+  for (int i = 0; i < 50; ++i) wait(milliseconds(4));
+  Expect(size.Of(4, now) == 1, "one member at least");
+  now += std::chrono::hours(1);
+  for (int i = 0; i < 4; ++i, now += std::chrono::hours(1)) size.Of(4, now);
+  Expect(size.Of(4, now) == 4, "all members back after a while");
+
+  // With a member that keeps others waiting whenever it is there, pauses grow, up to a limit.
+  milliseconds alone{0}, longest{0};
+  for (int trial = 0; trial < 12; ++trial) {
+    while (size.Of(2, now) == 2) wait(milliseconds(4));
+    for (alone = milliseconds(0); size.Of(2, now) == 1; now += milliseconds(10)) alone += milliseconds(10);
+    Expect(alone >= longest, "pauses that do not shrink");
+    longest = alone;
+  }
+  Expect(longest >= milliseconds(5000) && longest <= milliseconds(7000), "pauses of some seconds in the end");
+}
+
 }  // namespace
 
 int main() {
   std::mt19937 random(1);
+  CheckTeamSize();
   for (size_t i = 0; i < kTeams; ++i) CheckTeam(random, 1 + i % 9);
   std::printf("%zu teams\n", kTeams);
   return 0;

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "cpu/attention/attention_kernels.h"
+#include "cpu/threads/team_members.h"
 
 namespace sol {
 namespace {
@@ -192,7 +193,7 @@ void Attention::StartStep(const AttentionCall& call, const DecodePlan& plan) con
 size_t Attention::StepMembers(const AttentionCall& call, const DecodePlan& plan) const {
   const int64_t cache = plan.most_tokens * 2 * call.RowBytes();
   const int64_t codes = plan.sparse ? call.kv_heads * plan.old_tokens * call.CodeBytes() : 0;
-  return std::max(cache, codes) >= kParallelBytes ? ThreadCount::Estimate() : 1;
+  return std::max(cache, codes) >= kParallelBytes ? TeamMembers() : 1;
 }
 
 void Attention::Prefetch(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const {

@@ -35,6 +35,7 @@
 #include "cpu/matmul/channel_matmul.h"
 #include "cpu/matmul/weights_input.h"
 #include "cpu/threads/team.h"
+#include "cpu/threads/team_members.h"
 
 namespace sol {
 namespace {
@@ -160,7 +161,7 @@ class DecoderLayer {
   // One token.
   void Step(const Context& context, const float* x, const AttentionCall& call, ActiveChannels active, float* y) const {
     thread_local Buffer memory;
-    const size_t members = ThreadCount::Estimate(), hidden = static_cast<size_t>(hidden_);
+    const size_t members = TeamMembers(), hidden = static_cast<size_t>(hidden_);
     Shared shared{};
     DecodePlan plan{};
     Scratch* scratch = nullptr;

@@ -6,6 +6,7 @@
 #include "common/onnx/op.h"
 #include "cpu/matmul/block_matmul.h"
 #include "cpu/matmul/weights_input.h"
+#include "cpu/threads/team_members.h"
 
 namespace sol {
 namespace {
@@ -40,8 +41,8 @@ class NestedMatMul {
     TokenInput input;
     Place(memory, [&](Arena& arena) { input = product_.PlaceInput(arena); });
     input.Quantize(x);
-    const size_t tasks = product_.Tasks(ThreadCount::Estimate());
-    context.ParallelFor(tasks, [&](size_t task) { product_.Product(input, task, tasks, y); });
+    const size_t members = TeamMembers(), tasks = product_.Tasks(members);
+    RunTasks(context, members, tasks, [&](size_t task) { product_.Product(input, task, tasks, y); });
   }
 
   BlockMatMul product_;

@@ -6,6 +6,7 @@
 #include "common/onnx/op.h"
 #include "cpu/matmul/channel_matmul.h"
 #include "cpu/matmul/weights_input.h"
+#include "cpu/threads/team_members.h"
 
 namespace sol {
 namespace {
@@ -51,8 +52,8 @@ class PrunedMatMul {
       sums = product_.PlaceSums(arena);
     });
     input.Quantize(x, active);
-    const size_t tasks = product_.Tasks(ThreadCount::Estimate());
-    context.ParallelFor(tasks, [&](size_t task) { product_.Product(input, task, tasks, sums); });
+    const size_t members = TeamMembers(), tasks = product_.Tasks(members);
+    RunTasks(context, members, tasks, [&](size_t task) { product_.Product(input, task, tasks, sums); });
     product_.Total(sums, nullptr, y);
   }
 

@@ -5,6 +5,7 @@
 #include "common/onnx/op.h"
 #include "cpu/layer/mlp.h"
 #include "cpu/matmul/weights_input.h"
+#include "cpu/threads/team_members.h"
 
 namespace sol {
 namespace {
@@ -51,7 +52,7 @@ class PrunedMLP {
 
   void One(const Context& context, const float* x, Mlp::ActiveChannels active, float* y) const {
     thread_local Buffer memory;
-    const size_t members = ThreadCount::Estimate();
+    const size_t members = TeamMembers();
     float *up_sums = nullptr, *hidden = nullptr, *down_sums = nullptr;
     Scratch* scratch = nullptr;
     Place(memory, [&](Arena& arena) {

@@ -6,6 +6,7 @@
 #include "common/onnx/op.h"
 #include "cpu/attention/attention.h"
 #include "cpu/threads/team.h"
+#include "cpu/threads/team_members.h"
 
 namespace sol {
 namespace {
@@ -37,7 +38,7 @@ class SparseAttention {
  private:
   void One(const Context& context, const AttentionCall& call) const {
     thread_local Buffer memory;
-    const size_t most = ThreadCount::Estimate();
+    const size_t most = TeamMembers();
     DecodePlan shared{};
     DecodePlan* plans = nullptr;
     Place(memory, [&](Arena& arena) {

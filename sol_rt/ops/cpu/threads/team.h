@@ -24,6 +24,8 @@
 #include <cstdint>
 #include <thread>
 
+#include "cpu/threads/team_size.h"
+
 namespace sol {
 
 struct Range {
@@ -77,7 +79,10 @@ class PhaseState {
 class Phase {
  public:
   // Claims the member's first task.
-  Phase(PhaseState& state, size_t tasks, bool from_back) : state_(state), tasks_(tasks), from_back_(from_back) { Next(); }
+  Phase(PhaseState& state, size_t members, size_t tasks, bool from_back)
+      : state_(state), members_(members), tasks_(tasks), from_back_(from_back), began_(TeamSize::Clock::now()) {
+    Next();
+  }
 
   bool HasTask() const { return has_task_; }
   size_t Task() const { return task_; }
@@ -97,19 +102,20 @@ class Phase {
 
   void Wait() const {
     constexpr size_t kSpins = 2000;  // some tens of microseconds; then the thread waited for may need this processor
-    for (size_t spins = 0; !state_.Released(); ++spins) {
-      if (spins < kSpins) {
-        hwy::Pause();
-      } else {
-        std::this_thread::yield();
-      }
+    for (size_t spins = 0; spins < kSpins; ++spins) {
+      if (state_.Released()) return;
+      hwy::Pause();
     }
+    const auto from = TeamSize::Clock::now();
+    while (!state_.Released()) std::this_thread::yield();
+    TeamSize::Shared().Waited(members_, from - began_, TeamSize::Clock::now() - from);
   }
 
  private:
   PhaseState& state_;
-  const size_t tasks_;
+  const size_t members_, tasks_;
   const bool from_back_;
+  const TeamSize::Clock::time_point began_;
   bool has_task_ = false;
   size_t task_ = 0, claimed_ = 0;
 };
@@ -118,8 +124,12 @@ class Team {
  public:
   static constexpr size_t kMaxPhases = 8;
 
+  explicit Team(size_t members) : members_(members) {}
+
  private:
   friend class Member;
+
+  const size_t members_;
 
   PhaseState phases_[kMaxPhases];
   std::atomic<bool> over_{false};
@@ -139,7 +149,7 @@ class Member {
   size_t FirstOf(size_t tasks) const { return FromBack() ? tasks - 1 : 0; }
 
   // The next phase, of `tasks` > 0 tasks. Every member enters the same phases in the same order.
-  Phase Enter(size_t tasks) { return Phase(team_.phases_[next_++], tasks, FromBack()); }
+  Phase Enter(size_t tasks) { return Phase(team_.phases_[next_++], team_.members_, tasks, FromBack()); }
 
   // After the last phase, whose end nobody waits for but the caller of the team.
   void Leave() { team_.over_.store(true, std::memory_order_relaxed); }
@@ -152,11 +162,29 @@ class Member {
   size_t next_ = 0;
 };
 
+// Calls f(0) … f(tasks - 1) on the session's threads and waits; on the caller's alone if `members` is 1, so that no other is woken, to spin
+// for a while afterwards. How long the caller waits for the others counts for TeamSize.
+template <class Context, class F>
+void RunTasks(const Context& context, size_t members, size_t tasks, const F& f) {
+  if (members == 1) {
+    for (size_t task = 0; task < tasks; ++task) f(task);
+    return;
+  }
+  const std::thread::id caller = std::this_thread::get_id();
+  const auto began = TeamSize::Clock::now();
+  auto worked_until = began;  // the caller's alone
+  context.ParallelFor(tasks, [&](size_t task) {
+    f(task);
+    if (std::this_thread::get_id() == caller) worked_until = TeamSize::Clock::now();
+  });
+  if (worked_until != began) TeamSize::Shared().Waited(members, worked_until - began, TeamSize::Clock::now() - worked_until);
+}
+
 // Runs f(member) for up to `members` members on the session's threads and waits.
 template <class Context, class F>
 void RunTeam(const Context& context, size_t members, const F& f) {
-  Team team;
-  context.ParallelFor(members, [&](size_t index) {
+  Team team(members);
+  RunTasks(context, members, members, [&](size_t index) {
     Member member(team, index);
     if (!member.Over()) f(member);
   });

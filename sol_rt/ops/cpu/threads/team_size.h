@@ -1,0 +1,82 @@
+// How many members a team gets: as many as there are threads, and fewer while other programs take processors away.
+//
+// Programs that share a processor run in turns of milliseconds. A member whose thread has to wait for its turn keeps the whole team waiting,
+// far longer than a phase takes. A few such waits mean nothing. Where they take more of the time than the member saves, the next teams have
+// one member less, for a pause. If they return with the member, the next pause is twice as long.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <mutex>
+
+namespace sol {
+
+class TeamSize {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Of all teams of the process.
+  static TeamSize& Shared() {
+    static TeamSize shared;
+    return shared;
+  }
+
+  // The members of the next team or parallel call on a pool of `threads`. At least 1.
+  size_t Of(size_t threads) {
+    const size_t away = away_.load(std::memory_order_relaxed);
+    return away == 0 ? threads : Of(threads, Clock::now());
+  }
+  size_t Of(size_t threads, Clock::time_point now) {
+    size_t away = away_.load(std::memory_order_relaxed);
+    if (away > 0 && now.time_since_epoch().count() >= until_.load(std::memory_order_relaxed)) away = GiveBack(now);
+    return threads > away ? threads - away : 1;
+  }
+
+  // Tells of a wait for the other `members` - 1 that is over: how long this member had worked before, and how long it waited.
+  void Waited(size_t members, Clock::duration worked, Clock::duration waited) {
+    if (waited > kLeastWait && waited > worked) Waited(members, worked, waited, Clock::now());
+  }
+  void Waited(size_t members, Clock::duration worked, Clock::duration waited, Clock::time_point now) {
+    if (waited <= kLeastWait || waited <= worked || members < 2) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Milliseconds since = now - told_, lost = waited;
+    lost_ = lost_ * std::exp(-since.count() / kMemory) + std::min(lost, since).count();  // others may have waited for the same member
+    told_ = now;
+    if (lost_ < kMostLost) return;
+    lost_ = 0;
+    pause_ = now < returned_ + 2 * pause_ ? std::min<Clock::duration>(2 * pause_, kLongestPause) : Clock::duration(kFirstPause);
+    SetEnd(now);
+    away_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+ private:
+  using Milliseconds = std::chrono::duration<double, std::milli>;
+  static constexpr std::chrono::microseconds kLeastWait{400};  // below the turns that systems give, above what a phase's members differ by
+  static constexpr double kMemory = 50;                        // milliseconds for which a wait counts
+  static constexpr double kMostLost = 0.3 * kMemory;           // a member saves at most half of the time, and often a third
+  static constexpr std::chrono::milliseconds kFirstPause{200}, kLongestPause{6400};  // a thread of the pool spins for tens of milliseconds
+
+  size_t GiveBack(Clock::time_point now) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t away = away_.load(std::memory_order_relaxed);
+    if (away == 0 || now.time_since_epoch().count() < until_.load(std::memory_order_relaxed)) return away;
+    returned_ = now;
+    SetEnd(now);
+    away_.store(away - 1, std::memory_order_relaxed);
+    return away - 1;
+  }
+
+  void SetEnd(Clock::time_point now) { until_.store((now + pause_).time_since_epoch().count(), std::memory_order_relaxed); }
+
+  std::atomic<size_t> away_{0};       // members that are left out
+  std::atomic<Clock::rep> until_{0};  // when one of them comes back
+  std::mutex mutex_;                  // of what follows, and of changes of what stands above
+  double lost_ = 0;                   // milliseconds of waits, the older the less
+  Clock::duration pause_ = kFirstPause;
+  Clock::time_point returned_{}, told_{};
+};
+
+}  // namespace sol
