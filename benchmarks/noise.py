@@ -30,6 +30,7 @@ from sol_rt.engine.hardware import processor_name
 from sol_rt.store.home import find_bundle
 
 _ENDLESS = "while True: pass"
+_RECOVERY_SECONDS = 4.0  # after the other program has left, a team takes its members back within 3.2 s
 CONDITIONS = ("alone", "beside a free loop", "beside a bound loop")
 
 
@@ -56,6 +57,8 @@ def main() -> None:
     times: dict[tuple[str, int], list[float]] = {(how, count): [] for how in CONDITIONS for count in counts}
     for turn in range(arguments.rounds + 1):
         for how in CONDITIONS:
+            if how == CONDITIONS[0]:
+                time.sleep(_RECOVERY_SECONDS)
             for count in random.sample(counts, 2):
                 milliseconds = _measured(workers[count], how)
                 if turn:  # the first round warms up

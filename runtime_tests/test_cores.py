@@ -18,6 +18,10 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+def capacities(*each: int) -> dict[str, str]:
+    return {f"sys/devices/system/cpu/cpu{number}/cpu_capacity": str(value) for number, value in enumerate(each)}
+
+
 def test_this_machine_has_one_at_least() -> None:
     assert 1 <= usable_cores() <= len(allowed_cores())
 
@@ -70,8 +74,12 @@ def test_this_machine_has_one_at_least() -> None:
         # hybrid: Intel's efficient cores, then Arm's little ones
         ({"sys/devices/cpu_atom/cpus": "4-7"}, 4),
         ({"sys/devices/cpu_atom/cpus": "0-7"}, 8),
-        ({f"sys/devices/system/cpu/cpu{n}/cpu_capacity": str((400, 900, 1024)[(n > 3) + (n > 6)]) for n in range(8)}, 4),
-        ({f"sys/devices/system/cpu/cpu{n}/cpu_capacity": "1024" for n in range(8)}, 8),
+        (
+            {f"sys/devices/system/cpu/cpu{n}/cpu_capacity": str((400, 900, 1024)[(n > 3) + (n > 6)]) for n in range(8)},
+            4,
+        ),
+        (capacities(400, 400, 400, 400, 900, 900, 900, 1024), 4),
+        (capacities(*[1024] * 8), 8),
     ],
 )
 def test_quotas_and_slow_cores(tmp_path: Path, files: dict[str, str], expected: int) -> None:

@@ -110,7 +110,7 @@ void CheckTeamSize() {
     Expect(alone >= longest, "pauses that do not shrink");
     longest = alone;
   }
-  Expect(longest >= milliseconds(5000) && longest <= milliseconds(7000), "pauses of some seconds in the end");
+  Expect(longest >= milliseconds(3000) && longest <= milliseconds(4000), "pauses of some seconds in the end");
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine import providers
 from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
-from sol_rt.engine.hardware import free_memory_bytes
+from sol_rt.engine.hardware import free_memory_bytes, tuning
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
 from sol_rt.engine.turns import Turns
@@ -109,6 +109,11 @@ class Engine:
 
     def _runners_on(self, provider: Provider) -> Runners:
         if provider.gpu is None:
+            if (
+                provider.library is not None
+                and (tuned := tuning.stored(tuning.machine_key(provider.threads, provider.library))) is not None
+            ):
+                tuning.apply(provider.library, tuned.tuning)
             return CpuRunners(self.bundle, provider, self.weights, self._buffers, self._sums)
         from sol_rt.engine.gpu.device_runner import DeviceRunners  # needs onnx, which only the GPU extras install
 

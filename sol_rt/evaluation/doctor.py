@@ -45,6 +45,7 @@ def examine() -> list[Finding]:
         *_onnxruntime(),
         _native_operators(),
         _processor(),
+        *_tuning(),
         _memory(),
         _gpu("webgpu"),
         _gpu("cuda"),
@@ -89,6 +90,31 @@ def _processor() -> Finding:
     allowed, usable = len(allowed_cores()), usable_cores()
     left = "" if usable == allowed else f" of {allowed}: a quota or slower cores; --threads sets another number"
     return Finding("ok", "processor", f"{processor_name()}, {usable} threads by default{left}")
+
+
+def _tuning() -> list[Finding]:
+    """What was measured of the operators on this processor, and the share of the memory's rate that a step reached."""
+    from sol_rt.engine.hardware import tuning, usable_cores
+    from sol_rt.errors import SolError
+    from sol_rt.evaluation.speed.bandwidth import measure_apart
+    from sol_rt.ops import library_path
+
+    library = library_path()
+    if library is None:
+        return []
+    try:
+        threads = usable_cores()
+        tuned = tuning.stored(tuning.machine_key(threads, library))
+        if tuned is None:
+            hint = "nothing measured on this processor yet; sol-rt calibrate does, and so does the first generation"
+            return [Finding("missing", "tuning", hint)]
+        rate = measure_apart(threads)
+        share = (
+            f"a dense step of {tuned.model} read {tuned.step_gb_per_second:.1f} GB/s; plain reads get {rate:.1f} now"
+        )
+        return [Finding("ok", "tuning", f"{tuned.tuning}; {share}, {tuned.step_gb_per_second / rate:.0%}")]
+    except (SolError, OSError, AttributeError) as error:
+        return [Finding("broken", "tuning", " ".join(str(error).split()))]
 
 
 def _memory() -> Finding:

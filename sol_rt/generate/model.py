@@ -6,6 +6,7 @@ pool, too: `SessionOptions.use_per_session_threads = False`.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibrate import measure_quickly
 from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path, keep_quick, load_cost_model
+from sol_rt.budget.cost.tune import tune
 from sol_rt.budget.dial import (
     DEFAULT_MAX_LOSS,
     Dial,
@@ -34,7 +36,8 @@ from sol_rt.budget.schedules import Policy, Schedule, default_schedule, is_const
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.errors import QualityWarning, UsageError, brief
+from sol_rt.engine.hardware import tuning
+from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, check_room, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
@@ -43,10 +46,12 @@ from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter
 from sol_rt.store.home import find_bundle
+from sol_rt.store.progress import silent
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
+_TUNE_SECONDS = 1.5
 _KEEP_LOSS = ("hull", "sol")
 """Schedules that lose no more than the hull does at the same budget."""
 
@@ -64,6 +69,21 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     told = [otherwise.note] if otherwise.note else []
     told.append(keep_quick(table, calibration_path(bundle, *engine.machine)))
     return CalibratedCost(bundle.config, table, "; ".join(told))
+
+
+def _tune_quickly(engine: Engine) -> None:
+    """Tries settings of the operators, once for a processor and a build of them, and keeps the best ones.
+
+    A home folder that cannot be written is no error: the settings serve this process.
+    """
+    library = engine.provider.library
+    if library is None:
+        return
+    key = tuning.machine_key(engine.threads, library)
+    if tuning.stored(key) is None:
+        tuned = tune(engine, library, silent, seconds=_TUNE_SECONDS, quick=True)
+        with contextlib.suppress(WriteError):
+            tuning.save(key, tuned)
 
 
 class SolModel:
@@ -122,7 +142,8 @@ class SolModel:
             cost: a cost model; by default the calibrated one if this device was calibrated, else as `measure_costs`
                 says.
             measure_costs: whether to time the actions, once for a bundle and device, if the device was not calibrated:
-                about two seconds. It needs the CPU and measured losses. If not, costs are bytes.
+                about two seconds. Before that, once for a processor, settings of its operators are tried, for another
+                one or two. It needs the CPU and measured losses. If not, costs are bytes.
             verify: whether to compare the files' hashes with the config: of the weights at their first load, which
                 takes about a second a gigabyte, and when they have changed since. An opened bundle has its own.
 
@@ -136,6 +157,7 @@ class SolModel:
         engine.open_ahead(bundle.config.dense)
         cost = cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
         if measure_costs and cost.name == "bytes" and engine.provider.gpu is None:
+            _tune_quickly(engine)
             cost = _measured_quickly(engine, cost)
         return cls(engine, cost)
 

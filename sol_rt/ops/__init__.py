@@ -3,6 +3,8 @@
 May import: nothing of sol_rt.
 """
 
+import ctypes
+import hashlib
 import sys
 from pathlib import Path
 
@@ -28,3 +30,13 @@ def core_path() -> Path | None:
     """Path of the native core, libsol_rt (bindings/c). Returns None if the package was built without it."""
     path = Path(__file__).with_name(f"libsol_rt{_SUFFIX}")
     return path if path.is_file() else None
+
+
+def library_name(library: Path, provider: str) -> str:
+    """Names a build of the operators: by the hash of the library and, on the CPU, its SIMD target here."""
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:12]
+    if provider != "cpu":
+        return f"native kernels {digest}"
+    target = ctypes.CDLL(str(library)).SolOpsTarget
+    target.restype = ctypes.c_char_p
+    return f"native kernels {digest} ({target().decode()})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError, WriteError, brief
-from sol_rt.ops import library_path
+from sol_rt.ops import library_name, library_path
 from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
@@ -162,18 +161,9 @@ def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> s
     import onnxruntime
 
     library = library_path(provider) if native else None
-    kernels = "ONNX Runtime kernels" if library is None else _library_name(library, provider)
+    kernels = "ONNX Runtime kernels" if library is None else library_name(library, provider)
     machine = f"{gpu}, {processor_name()}" if gpu else processor_name()
     return f"{machine}, {threads} threads, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
-
-
-def _library_name(library: Path, provider: str) -> str:
-    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:12]
-    if provider != "cpu":
-        return f"native kernels {digest}"
-    target = ctypes.CDLL(str(library)).SolOpsTarget
-    target.restype = ctypes.c_char_p
-    return f"native kernels {digest} ({target().decode()})"
 
 
 def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:

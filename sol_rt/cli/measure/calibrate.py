@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from sol_rt.budget.cost.bytes_model import CostModel
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.config import SolConfig
+
+
+_TUNE_SECONDS = 10.0
 
 
 def calibrate(
@@ -40,9 +44,11 @@ def calibrate(
 
     from sol_rt.budget.cost.calibrate import measure, save
     from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path
+    from sol_rt.budget.cost.tune import tune
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.cli.loading import bundle_path, name_device, open_checked, usable_threads
     from sol_rt.engine.engine import Engine
+    from sol_rt.engine.hardware import tuning
     from sol_rt.errors import UsageError
     from sol_rt.store.home import check_writable
 
@@ -57,7 +63,11 @@ def calibrate(
     engine = Engine(bundle, threads=usable_threads(threads), **machine)
     name_device(engine.provider)
     check_writable(calibration_path(bundle, *engine.machine))
+    tuned = None
     with progress(timed=True) as report:
+        if (library := engine.provider.library) is not None and engine.provider.gpu is None:
+            tuned = tune(engine, library, report, seconds=min(_TUNE_SECONDS, seconds / 4))
+            tuning.save(tuning.machine_key(engine.threads, library), tuned)
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
     cost = CalibratedCost(bundle.config, result.table)
@@ -68,9 +78,9 @@ def calibrate(
     if json:
         rows = [row.as_json() for row in result.rows]
         instead = {action.tag: other.tag for action, other in dominated.items()}
-        print_json(
-            {"path": str(path), **engine.provider.as_json(), "rows": rows, "dominated": instead, "hull": on_hull}
-        )
+        where = {"path": str(path), **engine.provider.as_json()}
+        measured = None if tuned is None else asdict(tuned)
+        print_json({**where, "rows": rows, "dominated": instead, "hull": on_hull, "tuning": measured})
         return
     columns = sorted({row.context for row in result.rows})
     table = Table("action", *(f"ms at {context}" for context in columns), "fit, %")
@@ -91,6 +101,9 @@ def calibrate(
         note(describe(dominated, engine.provider_name))
     for context, tags in on_hull.items():
         note(f"on the hull of time and loss at {context}: {', '.join(tags)}")
+    if tuned is not None:
+        faster = f", steps {tuned.gain:.2f} times as fast as by default" if tuned.gain > 1 else ", the default"
+        note(f"processor: {tuned.tuning}{faster}; a dense step reads {tuned.step_gb_per_second:.1f} GB/s")
     shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""
     note(f"saved: {path}{shown}")
 

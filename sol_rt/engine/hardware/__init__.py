@@ -1,6 +1,6 @@
-"""What this machine is made of: processor and cores, memory, GPUs.
+"""What this machine is made of: processor and cores, memory, GPUs; and how operators run best on it.
 
-May import: nothing else of sol_rt.
+May import: sol_rt.store, sol_rt.ops, sol_rt.atomic_write.
 """
 
 from sol_rt.engine.hardware.cores import allowed_cores, usable_cores

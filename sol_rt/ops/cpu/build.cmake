@@ -7,6 +7,7 @@ set(SOL_CPU_SOURCES
   elementwise/elementwise_kernels.cc
   host/read_bytes.cc
   host/softmax_sums.cc
+  host/tune.cc
   layer/decoder_layer.cc
   layer/mlp.cc
   matmul/block_matmul.cc

@@ -55,9 +55,7 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
   return {base, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : nullptr, kBits > 6 ? w.plane2 + at * 8 : nullptr};
 }
 
-// How far prefetching runs ahead of reading: memory's latency times a core's share of its bandwidth, measured.
-constexpr size_t kBytesAhead = 8192;      // block-major
-constexpr size_t kRowBytesAhead = 12288;  // channel-major, where reading jumps from row to row
+constexpr size_t kBytesAhead = 8192;  // of prefetching in a block-major matrix
 
 template <int kBits>
 HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
@@ -74,14 +72,15 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
   // after the last one with the next task.
   constexpr size_t kOutputBytes = 16 + 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
   const size_t ahead = std::min(width, kBytesAhead / kOutputBytes);
+  const bool first_level = AsksFirstLevel();
   const auto prefetch = [&](size_t b, size_t n) HWY_ATTR {
     size_t at = b * w.N + n + ahead;
     if (n + ahead >= end) at = b + 1 < blocks ? at + w.N - width : n + ahead;
-    PrefetchLines(w.base + at * 16, kOutputs * 16);
-    PrefetchLines(w.scale + at, kOutputs * 2);
-    PrefetchLines(w.zero + at, kOutputs);
-    if constexpr (kBits > 4) PrefetchLines(w.plane1 + at * 8, kOutputs * 8);
-    if constexpr (kBits > 6) PrefetchLines(w.plane2 + at * 8, kOutputs * 8);
+    PrefetchLines(w.base + at * 16, kOutputs * 16, first_level);
+    PrefetchLines(w.scale + at, kOutputs * 2, first_level);
+    PrefetchLines(w.zero + at, kOutputs, first_level);
+    if constexpr (kBits > 4) PrefetchLines(w.plane1 + at * 8, kOutputs * 8, first_level);
+    if constexpr (kBits > 6) PrefetchLines(w.plane2 + at * 8, kOutputs * 8, first_level);
   };
 
   std::fill(y + begin, y + end, 0.0f);
@@ -177,7 +176,8 @@ class AheadCursor {
     constexpr size_t kRest = 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
     const bool sparse = rows < kBlock * 3 / 4;
     const size_t bytes = step * (rows / 2 + kRest);
-    for (size_t i = (kRowBytesAhead + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
+    const size_t ahead = prefetching.row_bytes.load(std::memory_order_relaxed);
+    for (size_t i = (ahead + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
       if (sparse) AskAll();  // nobody could ask for these before: Fetch knows no active rows
       Move();
     }
@@ -240,8 +240,9 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
     if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
     return hn::LoadU(d8, from);
   };
+  const bool first_level = AsksFirstLevel();
   const auto ask = [&]() HWY_ATTR {
-    for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * stride);
+    for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * stride, first_level);
     ahead.row += 4;
   };
   // Two halves of activations take twice the sums, more than AVX2 has registers: some of the outputs first, then the others.
@@ -277,10 +278,10 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_
   for (size_t p = 0; p < 8; ++p) {
     const size_t at = p * kOutputs;
     if (ahead.view.scale != nullptr) {  // bit by bit: a burst would fill the queue of outstanding lines
-      if (p % 2 == 0) PrefetchLines(ahead.view.scale + at, 4 * kOutputs);
-      if (p % 4 == 0) PrefetchLines(ahead.view.zero + at, 4 * kOutputs);
-      if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kOutputs * 8);
-      if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kOutputs * 8);
+      if (p % 2 == 0) PrefetchLines(ahead.view.scale + at, 4 * kOutputs, first_level);
+      if (p % 4 == 0) PrefetchLines(ahead.view.zero + at, 4 * kOutputs, first_level);
+      if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kOutputs * 8, first_level);
+      if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kOutputs * 8, first_level);
     }
     if constexpr (kBits > 4) {
       const Residual<kBits, D8> residual(phased, K);

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 
 namespace sol {
@@ -27,13 +28,17 @@ class TeamSize {
   // The members of the next team or parallel call on a pool of `threads`. At least 1.
   size_t Of(size_t threads) {
     const size_t away = away_.load(std::memory_order_relaxed);
-    return away == 0 ? threads : Of(threads, Clock::now());
+    return away == 0 ? std::min(threads, most_.load(std::memory_order_relaxed)) : Of(threads, Clock::now());
   }
   size_t Of(size_t threads, Clock::time_point now) {
     size_t away = away_.load(std::memory_order_relaxed);
     if (away > 0 && now.time_since_epoch().count() >= until_.load(std::memory_order_relaxed)) away = GiveBack(now);
+    threads = std::min(threads, most_.load(std::memory_order_relaxed));
     return threads > away ? threads - away : 1;
   }
+
+  // Teams have at most so many members from now on, 0 meaning as many as there are threads.
+  void SetMost(size_t members) { most_.store(members == 0 ? SIZE_MAX : members, std::memory_order_relaxed); }
 
   // Tells of a wait for the other `members` - 1 that is over: how long this member had worked before, and how long it waited.
   void Waited(size_t members, Clock::duration worked, Clock::duration waited) {
@@ -57,7 +62,7 @@ class TeamSize {
   static constexpr std::chrono::microseconds kLeastWait{400};  // below the turns that systems give, above what a phase's members differ by
   static constexpr double kMemory = 50;                        // milliseconds for which a wait counts
   static constexpr double kMostLost = 0.3 * kMemory;           // a member saves at most half of the time, and often a third
-  static constexpr std::chrono::milliseconds kFirstPause{200}, kLongestPause{6400};  // a thread of the pool spins for tens of milliseconds
+  static constexpr std::chrono::milliseconds kFirstPause{64}, kLongestPause{3200};  // a thread of the pool spins for tens of milliseconds
 
   size_t GiveBack(Clock::time_point now) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -71,6 +76,7 @@ class TeamSize {
 
   void SetEnd(Clock::time_point now) { until_.store((now + pause_).time_since_epoch().count(), std::memory_order_relaxed); }
 
+  std::atomic<size_t> most_{SIZE_MAX};
   std::atomic<size_t> away_{0};       // members that are left out
   std::atomic<Clock::rep> until_{0};  // when one of them comes back
   std::mutex mutex_;                  // of what follows, and of changes of what stands above

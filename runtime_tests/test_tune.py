@@ -1,0 +1,158 @@
+"""Settings of the operators that depend on the processor: none changes a result, and the best ones are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.cost.tune import candidates, choose, tune
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware import tuning
+from sol_rt.engine.hardware.tuning import Tuned, Tuning
+from sol_rt.errors import WriteError
+from sol_rt.generate.model import SolModel
+from sol_rt.ops import library_path
+from sol_rt.store.progress import silent
+
+FOUND = Tuned(Tuning(1, 49152, 2), 1.25, 27.5, "a model", False, "2026-11-28T00:00:00+00:00")
+LIBRARY = library_path()
+needs_operators = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    if LIBRARY is not None:
+        tuning.apply(LIBRARY, Tuning())
+
+
+def test_the_fastest_is_chosen_where_it_is_faster_in_most_rounds() -> None:
+    rng = np.random.default_rng(0)
+    times = 1e-3 * np.array([10.0, 8.0, 12.0])[None, :, None] * rng.uniform(0.99, 1.01, (20, 3, 2))
+    assert choose(times)[0] == 1
+    assert choose(times)[1] == pytest.approx(1.25, rel=0.02)
+    slow = rng.uniform(1.0, 3.0, 20)[:, None, None]  # a machine that slows down for all
+    assert choose(times * slow)[0] == 1
+
+
+def test_the_default_stays_where_nothing_is_clearly_faster() -> None:
+    rng = np.random.default_rng(0)
+    assert choose(1e-3 * rng.uniform(0.99, 1.01, (20, 8, 2))) == (0, 1.0)
+    noisy = 1e-3 * rng.uniform(0.5, 2.0, (20, 8, 2))
+    assert choose(noisy) == (0, 1.0)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_candidates_begin_with_the_default_and_differ(quick: bool) -> None:
+    for threads in (1, 2, 8):
+        found = candidates(threads, quick)
+        assert found[0] == Tuning()
+        assert len(set(found)) == len(found)
+        assert {each.members for each in found} == ({0, 4} if threads == 8 else {0})
+
+
+def test_what_was_measured_is_read_again_and_other_machines_stay(home: Path) -> None:
+    assert tuning.stored("one") is None
+    tuning.save("one", FOUND)
+    tuning.save("other", replace(FOUND, gain=1.0))
+    assert tuning.stored("one") == FOUND
+    assert tuning.stored("other") == replace(FOUND, gain=1.0)
+    assert tuning.stored("third") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tuning": {**asdict(FOUND.tuning), "cache_level": 3}},
+        {"tuning": {**asdict(FOUND.tuning), "row_bytes_ahead": 1 << 30}},
+        {"tuning": {**asdict(FOUND.tuning), "members": -1}},
+        {"tuning": {**asdict(FOUND.tuning), "members": True}},
+        {"tuning": {**asdict(FOUND.tuning), "more": 1}},
+        {"tuning": {"cache_level": 2}},
+        {"tuning": None},
+        {"gain": "fast"},
+        {"gain": None},
+    ],
+)
+def test_a_damaged_entry_is_not_used(home: Path, change: dict[str, object]) -> None:
+    path = tuning.save("one", FOUND)
+    document = json.loads(path.read_text())
+    document["machines"]["one"].update(change)
+    path.write_text(json.dumps(document))
+    assert tuning.stored("one") is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": "sol_rt.tuning", "format_version": 1, "machines": []}'])
+def test_a_damaged_file_is_not_used_and_replaced(home: Path, text: str) -> None:
+    home.mkdir()
+    (home / tuning.FILE).write_text(text)
+    assert tuning.stored("one") is None
+    tuning.save("one", FOUND)
+    assert tuning.stored("one") == FOUND
+
+
+def test_a_home_that_cannot_be_written_is_said(home: Path) -> None:
+    home.write_text("a file")
+    with pytest.raises(WriteError):
+        tuning.save("one", FOUND)
+
+
+@needs_operators
+def test_no_setting_changes_a_result(tmp_path: Path) -> None:
+    assert LIBRARY is not None
+    engine = Engine(bundle := _bundle(tmp_path), provider="cpu")
+    actions = [entry.action for entry in bundle.config.actions]
+    expected: list[bytes] = []
+    for setting in [*candidates(8, False), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
+        tuning.apply(LIBRARY, setting)
+        engine.reset()
+        engine.forward(range(40), bundle.config.dense)
+        got = [engine.forward([7], action).logits.tobytes() for action in actions]
+        assert got == (expected := expected or got)
+
+
+@needs_operators
+def test_a_model_tries_settings_once_for_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
+    monkeypatch.setattr("sol_rt.generate.model._TUNE_SECONDS", 0.05)
+    monkeypatch.setattr("sol_rt.budget.cost.calibrate._LEAST_QUICK", 2)
+    folder = write_bundle(tmp_path / "tiny", losses=True)
+    model = SolModel.from_pretrained(folder, provider="cpu")
+    key = tuning.machine_key(model.engine.threads, LIBRARY)
+    found = tuning.stored(key)
+    assert found is not None
+    assert found.quick
+    assert found.model == model.bundle.config.model.name
+    assert found.step_gb_per_second > 0
+
+    applied: list[Tuning] = []
+    monkeypatch.setattr(tuning, "apply", lambda library, setting: applied.append(setting))
+    tuning.save(key, FOUND)
+    SolModel.from_pretrained(folder, provider="cpu")
+    assert applied == [FOUND.tuning]  # read, not measured
+
+
+@needs_operators
+def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -> None:
+    assert LIBRARY is not None
+    engine = Engine(_bundle(tmp_path), provider="cpu")
+    shares: list[float] = []
+    found = tune(engine, LIBRARY, lambda what, done, total: shares.append(done / total), seconds=0.1)
+    assert engine.length == 0
+    assert shares == sorted(shares)
+    assert found.tuning in candidates(engine.threads, False)
+    assert found.gain >= 1
+    tune(engine, LIBRARY, silent, seconds=0, quick=True)
+
+
+def _bundle(folder: Path):  # type: ignore[no-untyped-def]
+    from sol_rt.bundle.bundle import Bundle
+
+    return Bundle.open(write_bundle(folder / "tiny"))

@@ -1,0 +1,98 @@
+"""Measures which settings of the CPU's operators are best on this processor.
+
+Settings take turns, so that a machine that slows down for a while does so for all of them. The defaults stay unless
+another setting is faster in most rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware import tuning
+from sol_rt.engine.hardware.tuning import Tuned, Tuning
+from sol_rt.store.progress import Progress
+
+_CONTEXT = 16  # tokens
+_LEAST_ROUNDS, _MOST_ROUNDS = 5, 200
+_LEAST_GAIN = 1.02
+_SMALL_TEAM = 4  # threads from which on half of them is tried: two of a core share its way to memory
+
+
+def candidates(threads: int, quick: bool) -> list[Tuning]:
+    """The settings that are tried, the defaults first."""
+    default = Tuning()
+    levels, aheads = (2, 1), (12288, 49152) if quick else (12288, 6144, 24576, 49152)
+    tried = [Tuning(level, ahead) for level, ahead in product(levels, aheads)]
+    if threads >= _SMALL_TEAM:
+        tried += [Tuning(members=threads // 2)]
+    return [default, *(each for each in tried if each != default)]
+
+
+def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, quick: bool = False) -> Tuned:
+    """Times dense and cheapest steps under all candidates and applies the best one.
+
+    Args:
+        engine: an engine on the CPU with native operators; its cache is overwritten.
+        library: the operators that the engine runs.
+        progress: progress callback.
+        seconds: about how long to take, but at least _LEAST_ROUNDS rounds.
+        quick: whether to try few settings.
+    """
+    config = engine.bundle.config
+    tried = candidates(engine.threads, quick)
+    cheapest = min((entry.action for entry in config.actions), key=lambda action: BytesCost(config).step(action, 64))
+    actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits)]
+    engine.reset()
+    engine.load([action.variant for action in actions])
+    length = min(_CONTEXT, engine.max_context - 1)
+    engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
+    rounds: list[list[list[float]]] = []
+    order, began = np.random.default_rng(0), time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds or len(rounds) <= _LEAST_ROUNDS:
+        progress("trying settings of the processor", spent, seconds)
+        row = [[0.0] * len(actions) for _ in tried]
+        for index in order.permutation(len(tried)):
+            tuning.apply(library, tried[index])
+            row[index] = [_step(engine, length, action) for action in actions]
+        rounds.append(row)
+        if len(rounds) > _MOST_ROUNDS:
+            break
+    engine.reset()
+    times = np.array(rounds[1:])  # [rounds, candidates, actions]; the first round warms up
+    best, gain = choose(times)
+    tuning.apply(library, tried[best])
+    dense_seconds = float(np.percentile(times[:, best, 0], 25))
+    rate = BytesCost(config).dense(length) / dense_seconds / 1e9
+    return Tuned(tried[best], gain, rate, config.model.name, quick, tuning.now())
+
+
+def choose(times: np.ndarray) -> tuple[int, float]:
+    """The best candidate's place, and its gain over the first one.
+
+    Args:
+        times: seconds, float64 [rounds, candidates, actions].
+    """
+    ratios = np.exp(np.log(times[:, :1] / times).mean(axis=2))  # [rounds, candidates], each the actions' geometric mean
+    low, middle = np.percentile(ratios, [10, 50], axis=0)
+    best = int(np.argmax(middle))
+    if middle[best] < _LEAST_GAIN or low[best] <= 1.0:  # one of many is often ahead by chance
+        return 0, 1.0
+    return best, float(middle[best])
+
+
+def _step(engine: Engine, length: int, action: Action) -> float:
+    """Seconds of a step, the faster of two: the first one finds another setting's leftovers in the caches."""
+    taken = []
+    for _ in range(2):
+        engine.truncate(length)
+        start = time.perf_counter()
+        engine.forward([1], action)
+        taken.append(time.perf_counter() - start)
+    return min(taken)

@@ -1,0 +1,126 @@
+"""Settings of the CPU's operators that depend on the processor, and the file that keeps them for this machine.
+
+`$SOL_RT_HOME/tuning.json` has an entry for each processor, number of threads and build of the operators. No setting
+changes a result. `budget/cost/tune.py` measures which ones are best.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sol_rt.atomic_write import write_errors, write_text
+from sol_rt.engine.hardware.processor import processor_name
+from sol_rt.ops import library_name
+from sol_rt.store.home import home
+
+FILE = "tuning.json"
+FORMAT, FORMAT_VERSION = "sol_rt.tuning", 1
+_MOST_AHEAD = 1 << 20
+_MOST_MEMBERS = 1024
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the operators run on a processor.
+
+    Attributes:
+        cache_level: the cache that memory is asked for into before it is read, 1 or 2.
+        row_bytes_ahead: how far ahead of its use a row of weights is asked for, in bytes.
+        members: threads of a decode step at most; 0 means all of the pool's.
+    """
+
+    cache_level: int = 2
+    row_bytes_ahead: int = 12288
+    members: int = 0
+
+    def __str__(self) -> str:
+        threads = f", {self.members} threads a step" if self.members else ""
+        ahead = f"{self.row_bytes_ahead / 1024:g} KB ahead"
+        return f"weights asked for {ahead} into cache level {self.cache_level}{threads}"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured on a machine.
+
+    Attributes:
+        tuning: the settings that were best.
+        gain: how much faster steps are than with `Tuning()`, a factor of at least 1.
+        step_gb_per_second: weights and cache that a dense step read, in 10^9 bytes a second.
+        model: name of the model whose steps were timed.
+        quick: whether it was measured at the first load, in about a second.
+        created: date and time, ISO 8601.
+    """
+
+    tuning: Tuning
+    gain: float
+    step_gb_per_second: float
+    model: str
+    quick: bool
+    created: str
+
+
+def machine_key(threads: int, library: Path) -> str:
+    """Names the processor, the threads and the build of the operators."""
+    return f"{processor_name()}, {threads} threads, {library_name(library, 'cpu')}"
+
+
+def stored(key: str) -> Tuned | None:
+    """What was measured on this machine; None if nothing was, or the file is damaged."""
+    try:
+        return _read(_entries()[key])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def save(key: str, tuned: Tuned) -> Path:
+    """Keeps what was measured, and returns the file's path. Raises WriteError; an older file is then as it was."""
+    path = home() / FILE
+    entries = {**_entries(), key: asdict(tuned)}
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"format": FORMAT, "format_version": FORMAT_VERSION, "machines": entries}
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def apply(library: Path, tuning: Tuning) -> None:
+    """Sets how the operators of this process run from now on."""
+    ctypes.CDLL(str(library)).SolOpsTune(
+        *(ctypes.c_uint32(value) for value in (tuning.cache_level, tuning.row_bytes_ahead, tuning.members))
+    )
+
+
+def now() -> str:
+    """The time for `Tuned.created`."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _entries() -> dict[str, Any]:
+    try:
+        raw = json.loads((home() / FILE).read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION or not isinstance(raw["machines"], dict):
+            return {}
+        return dict(raw["machines"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _read(raw: Any) -> Tuned:
+    given = dict(raw["tuning"])
+    level, ahead, members = (_whole(given.pop(name)) for name in ("cache_level", "row_bytes_ahead", "members"))
+    if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS:
+        raise ValueError(f"settings {raw['tuning']}")
+    rest = {"model": str(raw["model"])[:80], "quick": raw["quick"] is True, "created": str(raw["created"])[:40]}
+    return Tuned(Tuning(level, ahead, members), float(raw["gain"]), float(raw["step_gb_per_second"]), **rest)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value} is not a whole number")
+    return value

@@ -1,0 +1,15 @@
+// Settings of this process's operators that depend on the processor and change no result.
+
+#include <cstdint>
+
+#include "common/export.h"
+#include "cpu/simd/prefetch.h"
+#include "cpu/threads/team_size.h"
+
+// level: the cache that memory is asked for into, 1 or 2. row_bytes: how far ahead a channel-major matrix is asked for. members: the threads
+// of a decode step at most, 0 meaning all of the pool's. May be called at any time, from any thread.
+extern "C" SOL_EXPORT void SolOpsTune(uint32_t level, uint32_t row_bytes, uint32_t members) {
+  sol::prefetching.first_level.store(level == 1, std::memory_order_relaxed);
+  sol::prefetching.row_bytes.store(row_bytes, std::memory_order_relaxed);
+  sol::TeamSize::Shared().SetMost(members);
+}
