@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=10)
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("-b", "--budgets", default="0.7,0.5,0.4", help="separated by commas")
-    parser.add_argument("-s", "--schedule", default="uniform")
+    parser.add_argument("-s", "--schedule", default="hull")
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu")
     prompt = np.random.default_rng(0).integers(0, model.bundle.config.model.vocab_size, args.depth).tolist()

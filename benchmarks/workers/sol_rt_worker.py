@@ -26,6 +26,7 @@ class SolRt:
         self.settings = f"prompt by {bundle.config.dense.tag} before decode rows, {bundle.config.kv.dtype} KV"
         self._engine = Engine(bundle, threads=threads, provider="cpu")
         self._dense = bundle.config.dense
+        self._engine.open_ahead(self._dense)
 
     def reset(self, capacity: int) -> None:
         self._engine.reset()
