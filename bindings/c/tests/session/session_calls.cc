@@ -403,7 +403,7 @@ void TestFiles(const Host& host) {
   }
 
   const std::string content = Content(file), damaged = host.folder + "/damaged.sol";
-  CHECK_FAILS(SOL_ERROR_USAGE, "no such file", sol_session_restore(session, (host.folder + "/none.sol").c_str()));
+  CHECK_FAILS(SOL_ERROR_BUNDLE, "no such file", sol_session_restore(session, (host.folder + "/none.sol").c_str()));
   for (const size_t length : {size_t{0}, size_t{5}, content.size() / 2, content.size() - 1}) {
     std::ofstream(damaged, std::ios::binary) << content.substr(0, length);
     CHECK_FAILS(SOL_ERROR_BUNDLE, "damaged.sol", sol_session_restore(session, damaged.c_str()));
