@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from helpers.tools import find_tool
+from .tools import find_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "bindings" / "c"

@@ -27,8 +27,8 @@ if [ -z "$clang" ]; then
 fi
 cmake -S "$root/bindings/c" -B "$build" -DCMAKE_CXX_COMPILER="$clang" -DSOL_RT_FUZZ=ON -DSOL_RT_OPERATORS=OFF -DSOL_SANITIZE=address,undefined >/dev/null
 
-# What costs time and finds nothing more here: origins of allocations, a long memory of freed ones, and libFuzzer's weighing of rare features.
-export ASAN_OPTIONS="malloc_context_size=2:quarantine_size_mb=16${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
+# What costs time and finds nothing more here: origins of allocations, a long memory of freed ones, filling of new ones, and libFuzzer's weighing of rare features.
+export ASAN_OPTIONS="malloc_context_size=2:quarantine_size_mb=16:max_malloc_fill_size=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
 
 # fuzz NAME OPTION...
 fuzz() {

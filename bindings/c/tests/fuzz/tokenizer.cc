@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr size_t kMostTokens = 256;  // that are decoded one by one
+constexpr size_t kMostTokens = 32;  // that are decoded one by one: a stream looks back at a few tokens only
 constexpr const char* kTokenizer = R"({"model": {"type": "BPE", "vocab": {"a": 0, "<s>": 1}, "merges": []}, "added_tokens": [
   {"id": 1, "content": "<s>", "special": true, "normalized": false, "lstrip": true, "rstrip": true, "single_word": false}]})";
 
