@@ -212,7 +212,7 @@ typedef struct sol_generate_options {
   int32_t top_logprobs;
   const sol_logit_bias* logit_bias;
   size_t num_logit_bias;
-  const char* const* stop_strings;
+  const char* const* stop_strings;  // NULL: the model's own; SOL_ERROR_TEXT for any where the core has no tokenizer for the bundle
   size_t num_stop_strings;
   const int32_t* end_tokens;  // NULL: the model's own
   size_t num_end_tokens;
