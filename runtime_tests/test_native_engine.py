@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -124,6 +125,23 @@ def assert_same_numbers(folder: Path, results: Path, *, native: bool, prompt: in
                 assert np.array_equal(got, expected), (action.tag, len(tokens), np.abs(got - expected).max())
             else:
                 np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vocabulary_that_no_graph_has_takes_no_memory(folder: Path, tmp_path: Path) -> None:
+    """The config alone says that the logits are 2 GB."""
+    edited = tmp_path / "edited"
+    shutil.copytree(folder, edited)
+    config = json.loads((edited / "sol_config.json").read_text(encoding="utf-8"))
+    config["model"]["vocab_size"] = 2**29
+    del config["weights"]["tensors"]["embed.scale"]  # its shape repeats the vocabulary
+    (edited / "sol_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {edited}")
+        core.do("engine")
+        core.fails("forward k100-s100-q8 3 4", BUNDLE, str(edited))
+        status = Path(f"/proc/{core.process.pid}/status").read_text(encoding="utf-8")
+        peak = int(status.partition("VmHWM:")[2].split()[0])  # kB
+        assert peak < 1_000_000
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "bodies"])

@@ -21,8 +21,10 @@ import pytest
 import show_sbom
 
 import sol_rt
+from helpers.tools import find_tool
 
 ROOT = Path(__file__).resolve().parents[1]
+CMAKE = find_tool("cmake")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 ALONE = """
 import runpy, sys
@@ -63,7 +65,7 @@ def unpacked(wheel: Path, folder: Path) -> Path:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the working tree; its native library comes out of the build folder where that is up to date."""
     pytest.importorskip("scikit_build_core", reason="the build back end comes with the extra dev")
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
+    if CMAKE is None or shutil.which("c++") is None:
         pytest.skip("no cmake or no C++ compiler: nothing can be built here")
     folder = tmp_path_factory.mktemp("wheel")
     checked(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
@@ -121,7 +123,7 @@ def test_the_bill_of_materials_is_what_cyclonedx_asks_for(wheel: Path) -> None:
 def test_two_builds_in_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
     """The sources lie in folders of different names. The softmax sums alone are compiled: the rest takes minutes."""
     pytest.importorskip("scikit_build_core", reason="the build back end comes with the extra dev")
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
+    if CMAKE is None or shutil.which("c++") is None:
         pytest.skip("no cmake or no C++ compiler: nothing can be built here")
     left_out = shutil.ignore_patterns(
         "benchmarks", "docs", "runtime_tests", "build", "dist", "*.so", "__pycache__", ".*"
@@ -181,13 +183,13 @@ def test_the_smoke_test_passes_on_a_wheel_and_fails_without_operators(wheel: Pat
 
 def configured(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Runs CMake where nothing is found by itself, so that only what `options` name is there."""
-    if shutil.which("cmake") is None or shutil.which("make") is None:
+    if CMAKE is None or shutil.which("make") is None:
         pytest.skip("no cmake or no make")
     if (ROOT / "build" / "headers").exists():
         pytest.skip("build/headers has the headers that are to be missing")
     hidden = ("-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF")
     program = ("-G", "Unix Makefiles", f"-DCMAKE_MAKE_PROGRAM={shutil.which('make')}", "-DSOL_CUDA=OFF")
-    command = ("cmake", "-S", str(ROOT), "-B", str(folder), *hidden, *program, *options)
+    command = (str(CMAKE), "-S", str(ROOT), "-B", str(folder), *hidden, *program, *options)
     environment = {name: value for name, value in os.environ.items() if name != "CXX"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -267,8 +269,8 @@ def test_what_is_missing_is_named_in_one_line(missing: str, headers: Path, tmp_p
     assert len(lines) == 1
     assert missing in lines[0]
     assert "g++, libhwy-dev and libonnxruntime-dev" in lines[0]
-    checked("cmake", "--build", tmp_path / "auto")
-    checked("cmake", "--install", tmp_path / "auto", "--prefix", tmp_path / "installed")
+    checked(str(CMAKE), "--build", tmp_path / "auto")
+    checked(str(CMAKE), "--install", tmp_path / "auto", "--prefix", tmp_path / "installed")
     assert not list((tmp_path / "installed").rglob("libsol_ops*"))
 
     found = "CMAKE_CXX_COMPILER:" in (tmp_path / "auto" / "CMakeCache.txt").read_text()
@@ -287,7 +289,9 @@ def test_code_that_does_not_compile_is_an_error(headers: Path, tmp_path: Path) -
     given = (f"-DHIGHWAY_INCLUDE_DIR={headers}", f"-DONNXRUNTIME_INCLUDE_DIR={headers}")
     run = configured(tmp_path / "build", f"-DCMAKE_CXX_COMPILER={compiler}", *given)
     assert run.returncode == 0, run.stderr
-    built = subprocess.run(["cmake", "--build", str(tmp_path / "build")], capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [str(CMAKE), "--build", str(tmp_path / "build")], capture_output=True, text=True, check=False
+    )
     assert built.returncode != 0
     assert "#error broken" in built.stderr
 
@@ -295,7 +299,7 @@ def test_code_that_does_not_compile_is_an_error(headers: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_without_a_compiler_the_package_runs_on_standard_operators(llama_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("scikit_build_core", reason="the build back end comes with the extra dev")
-    if shutil.which("cmake") is None:
+    if CMAKE is None:
         pytest.skip("no cmake")
     # As on a machine without one: the build back end names the compiler that Python was built with.
     environment = dict(os.environ, CXX=str(tmp_path / "absent-c++"), CMAKE_ARGS="-DCMAKE_CXX_COMPILER=NOTFOUND")
@@ -324,13 +328,13 @@ def test_without_a_compiler_the_package_runs_on_standard_operators(llama_bundle:
 @pytest.mark.slow
 @pytest.mark.parametrize("cuda", ["OFF", "AUTO"])
 def test_libraries_are_built_with_and_without_cuda(cuda: str, tmp_path: Path) -> None:
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
+    if CMAKE is None or shutil.which("c++") is None:
         pytest.skip("no cmake or no C++ compiler: nothing can be built here")
-    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), f"-DSOL_CUDA={cuda}"]
+    command = [CMAKE, "-S", str(ROOT), "-B", str(tmp_path), f"-DSOL_CUDA={cuda}"]
     configured = subprocess.run(command, capture_output=True, text=True, check=False)
     assert configured.returncode == 0, configured.stderr
     left_out = "so they are left out" in configured.stdout + configured.stderr
-    targets = checked("cmake", "--build", tmp_path, "--target", "help")
+    targets = checked(str(CMAKE), "--build", tmp_path, "--target", "help")
     assert "sol_ops_cpu" in targets
     assert ("sol_ops_cuda" in targets) is (cuda == "AUTO" and not left_out)
 

@@ -6,11 +6,12 @@ import functools
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import onnxruntime
 import pytest
+
+from .tools import find_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "bindings" / "c"
@@ -47,9 +48,7 @@ def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Pat
         sanitize: ADDRESS or THREAD.
         operators: whether the native operators are built in.
     """
-    # the environment may have CMake where the system has none
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    cmake = shutil.which("cmake", path=path)
+    cmake = find_tool("cmake")
     if cmake is None or shutil.which("g++") is None:
         pytest.skip("no cmake" if cmake is None else "no g++")
     kind = "-".join(["core", *sanitize.split(",")[:1], *([] if operators else ["plain"])]).rstrip("-")

@@ -6,11 +6,11 @@ import ctypes
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.simd_targets import X86_TARGETS
+from helpers.tools import find_tool
 from sol_rt.ops import library_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,8 +112,7 @@ def build(sanitize: str, *targets: str) -> Build:
     """
     runtimes(sanitize)
     folder = ROOT / "build" / "sanitized" / sanitize.partition(",")[0]
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
     if cmake is None:
         raise MissingError("no cmake")
     others = [f"HWY_{name}" for name in X86_TARGETS if name not in (*targets, BASELINE)]

@@ -16,6 +16,12 @@ if(SOL_RT_OPERATORS AND NOT HIGHWAY_INCLUDE_DIR)
   message(FATAL_ERROR "Highway's headers (hwy/highway.h) were not found; run `python scripts/fetch_headers.py`, or pass -DSOL_RT_OPERATORS=OFF")
 endif()
 
+if(MINGW)
+  # What ONNX Runtime's header expects of every compiler on Windows: an annotation of Microsoft's sal.h, and a keyword that is no name in standard C++.
+  add_compile_options("-D_Return_type_success_(condition)=" -D_stdcall=__stdcall)
+  add_link_options(-static)  # mingw's own libraries, which no Windows has
+endif()
+
 add_library(sol_rt_dependencies INTERFACE)
 target_compile_definitions(sol_rt_dependencies INTERFACE PCRE2_CODE_UNIT_WIDTH=8 PCRE2_STATIC UTF8PROC_STATIC)
 target_link_libraries(sol_rt_dependencies INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
@@ -41,8 +47,8 @@ endif()
 find_path(SOL_PCRE2_INCLUDE_DIR pcre2.h)
 find_library(SOL_PCRE2_ARCHIVE NAMES libpcre2-8.a libpcre2-8-static.a pcre2-8-static)
 if(SOL_RT_FETCH OR NOT SOL_PCRE2_INCLUDE_DIR OR NOT SOL_PCRE2_ARCHIVE)
-  sol_fetch(pcre2 https://github.com/PCRE2Project/pcre2/releases/download/pcre2-10.44/pcre2-10.44.tar.gz
-    86b9cb0aa3bcb7994faa88018292bc704cdbb708e785f7c74352ff6ea7d3175b)
+  sol_fetch(pcre2 https://github.com/PCRE2Project/pcre2/releases/download/pcre2-10.46/pcre2-10.46.tar.gz
+    8d28d7f2c3b970c3a4bf3776bcbb5adfc923183ce74bc8df1ebaad8c1985bd07)
   set(made ${CMAKE_CURRENT_BINARY_DIR}/pcre2)
   configure_file(${pcre2_SOURCE_DIR}/src/pcre2.h.generic ${made}/pcre2.h COPYONLY)
   configure_file(${pcre2_SOURCE_DIR}/src/config.h.generic ${made}/config.h COPYONLY)

@@ -52,7 +52,7 @@ SOL_RT_API const char* sol_version(void);
 typedef enum sol_code {
   SOL_OK = 0,
   SOL_ERROR_USAGE = 1,      // the call is wrong: a value out of range, contradictory options, a NULL handle
-  SOL_ERROR_BUNDLE = 2,     // the bundle is missing, truncated, foreign or inconsistent
+  SOL_ERROR_BUNDLE = 2,     // the bundle, or a saved session, is missing, truncated, foreign or inconsistent
   SOL_ERROR_RUNTIME = 3,    // ONNX Runtime is missing, too old, or failed
   SOL_ERROR_CONTEXT = 4,    // prompt or text does not fit the context, or the KV cache does not fit the memory
   SOL_ERROR_NUMERIC = 5,    // the model gave numbers that are not finite
@@ -183,7 +183,7 @@ SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* to
 // Keeps the first `length` tokens of the cache. Ends a running generation.
 SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
 // Writes tokens and cache to a file, as a whole or not at all; reads them back into a session of the same bundle (any machine, native operators or not
-// as before). Both end a running generation.
+// as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE.
 SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
 SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
 // Bytes of memory that only this session uses: KV cache and buffers. 0 while another thread uses the session.
@@ -212,7 +212,7 @@ typedef struct sol_generate_options {
   int32_t top_logprobs;
   const sol_logit_bias* logit_bias;
   size_t num_logit_bias;
-  const char* const* stop_strings;
+  const char* const* stop_strings;  // NULL: the model's own; SOL_ERROR_TEXT for any where the core has no tokenizer for the bundle
   size_t num_stop_strings;
   const int32_t* end_tokens;  // NULL: the model's own
   size_t num_end_tokens;

@@ -197,21 +197,12 @@ public sealed class SolModel : IDisposable
         var bytes = Encoding.UTF8.GetBytes(text ?? throw new ArgumentNullException(nameof(text)));
         var flags = (addSpecial ? 1u : 0u) | (parseSpecial ? 2u : 0u);
         using var model = Borrow();
-        var tokens = new int[(bytes.Length / 2) + 16];
-        while (true)
+        var handle = model.Value;
+        fixed (byte* pinned = bytes.Length == 0 ? new byte[1] : bytes)
         {
-            UIntPtr count;
-            fixed (byte* from = bytes)
-            fixed (int* to = tokens)
-            {
-                byte empty = 0;
-                Native.Check(Native.sol_model_encode(
-                    model.Value, bytes.Length == 0 ? &empty : from, (UIntPtr)bytes.Length, flags, to, (UIntPtr)tokens.Length, &count));
-            }
-            if (Filled(ref tokens, count))
-            {
-                return tokens;
-            }
+            var from = pinned;
+            return Native.Filled<int>((bytes.Length / 2) + 16, (to, capacity, count) =>
+                Native.sol_model_encode(handle, from, (UIntPtr)bytes.Length, flags, to, capacity, count));
         }
     }
 
@@ -228,19 +219,9 @@ public sealed class SolModel : IDisposable
             native[i].Role = memory.Text(list[i].Role, $"messages[{i}].Role");
             native[i].Content = memory.Text(list[i].Content, $"messages[{i}].Content");
         }
-        var tokens = new int[512];
-        while (true)
-        {
-            UIntPtr count;
-            fixed (int* to = tokens)
-            {
-                Native.Check(Native.sol_model_encode_chat(model.Value, native, (UIntPtr)list.Count, to, (UIntPtr)tokens.Length, &count));
-            }
-            if (Filled(ref tokens, count))
-            {
-                return tokens;
-            }
-        }
+        var handle = model.Value;
+        return Native.Filled<int>(512, (to, capacity, count) =>
+            Native.sol_model_encode_chat(handle, native, (UIntPtr)list.Count, to, capacity, count));
     }
 
     /// <summary>The text of tokens.</summary>
@@ -249,20 +230,13 @@ public sealed class SolModel : IDisposable
     public unsafe string Decode(ReadOnlySpan<int> tokens, bool skipSpecial = true)
     {
         using var model = Borrow();
-        var bytes = new byte[(tokens.Length * 8) + 64];
-        while (true)
+        var handle = model.Value;
+        var number = (UIntPtr)tokens.Length;
+        fixed (int* pinned = tokens)
         {
-            UIntPtr length;
-            fixed (int* from = tokens)
-            fixed (byte* to = bytes)
-            {
-                Native.Check(Native.sol_model_decode(
-                    model.Value, from, (UIntPtr)tokens.Length, skipSpecial ? 1 : 0, to, (UIntPtr)bytes.Length, &length));
-            }
-            if (Filled(ref bytes, length))
-            {
-                return Encoding.UTF8.GetString(bytes);
-            }
+            var from = pinned;
+            return Encoding.UTF8.GetString(Native.Filled<byte>((tokens.Length * 8) + 64, (to, capacity, length) =>
+                Native.sol_model_decode(handle, from, number, skipSpecial ? 1 : 0, to, capacity, length)));
         }
     }
 
@@ -277,17 +251,6 @@ public sealed class SolModel : IDisposable
         info.Size = (uint)sizeof(NativeModelInfo);
         Native.Check(Native.sol_model_get_info(model, &info));
         return info;
-    }
-
-    // Whether the array was large enough; it then has the right size, else it is large enough for another call.
-    internal static bool Filled<T>(ref T[] array, UIntPtr count)
-    {
-        var enough = count.ToUInt64() <= (ulong)array.Length;
-        if (!enough || count.ToUInt64() < (ulong)array.Length)
-        {
-            Array.Resize(ref array, checked((int)count.ToUInt64()));
-        }
-        return enough;
     }
 
     private sealed unsafe class Progress

@@ -155,19 +155,8 @@ public sealed class SolSession : IDisposable
         get
         {
             using var session = Borrow();
-            var tokens = new int[1024];
-            while (true)
-            {
-                UIntPtr count;
-                fixed (int* to = tokens)
-                {
-                    Native.Check(Native.sol_session_tokens(session.Value, to, (UIntPtr)tokens.Length, &count));
-                }
-                if (SolModel.Filled(ref tokens, count))
-                {
-                    return tokens;
-                }
-            }
+            var handle = session.Value;
+            return Native.Filled<int>(1024, (to, capacity, count) => Native.sol_session_tokens(handle, to, capacity, count));
         }
     }
 
@@ -199,8 +188,7 @@ public sealed class SolSession : IDisposable
     }
 
     /// <summary>Reads what <see cref="Save"/> wrote, for the same bundle on any machine. Ends a running generation.</summary>
-    /// <exception cref="SolUsageException">The file is not there.</exception>
-    /// <exception cref="SolBundleException">The file is damaged, or another bundle's; the cache is then empty.</exception>
+    /// <exception cref="SolBundleException">The file is missing, or it is damaged or another bundle's; the cache is then empty.</exception>
     public unsafe void Restore(string file)
     {
         using var session = Borrow();

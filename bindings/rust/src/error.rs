@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, CStr, CString};
 use std::fmt;
+use std::mem::{size_of, MaybeUninit};
 use std::path::Path;
 
 use crate::ffi;
@@ -35,6 +36,12 @@ pub enum Code {
     /// A fault of the core.
     Internal,
 }
+
+/// By the core's number of them, where 0 is none.
+const CODES: [Code; 12] = {
+    use Code::*;
+    [Internal, Usage, Bundle, Runtime, Context, Numeric, Busy, Cancelled, Write, Memory, Text, Host]
+};
 
 /// An error of the core: one line that says what, where, got, expected, and the next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,21 +80,28 @@ pub(crate) fn check(error: *mut ffi::sol_error) -> Result<(), Error> {
         ffi::sol_error_release(error);
         taken
     };
-    let code = match code {
-        1 => Code::Usage,
-        2 => Code::Bundle,
-        3 => Code::Runtime,
-        4 => Code::Context,
-        5 => Code::Numeric,
-        6 => Code::Busy,
-        7 => Code::Cancelled,
-        8 => Code::Write,
-        9 => Code::Memory,
-        10 => Code::Text,
-        11 => Code::Host,
-        _ => Code::Internal,
-    };
-    Err(Error { code, message })
+    Err(Error { code: *CODES.get(code as usize).unwrap_or(&Code::Internal), message })
+}
+
+/// A struct that a function of the core fills with its defaults.
+pub(crate) fn defaults<T>(init: unsafe extern "C" fn(*mut T)) -> T {
+    let mut raw = MaybeUninit::uninit();
+    // SAFETY: the core's functions of this kind fill the whole struct.
+    unsafe {
+        init(raw.as_mut_ptr());
+        raw.assume_init()
+    }
+}
+
+/// A struct that `fill` writes into, which begins with its own size.
+///
+/// # Safety
+/// All zero is a valid value of `T`, and its first field is a `u32`.
+pub(crate) unsafe fn told<T>(fill: impl FnOnce(*mut T) -> *mut ffi::sol_error) -> Result<T, Error> {
+    let mut raw = MaybeUninit::<T>::zeroed();
+    raw.as_mut_ptr().cast::<u32>().write(size_of::<T>() as u32);
+    check(fill(raw.as_mut_ptr()))?;
+    Ok(raw.assume_init())
 }
 
 /// A copy of a string of the core; "" for NULL.

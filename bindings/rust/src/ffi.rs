@@ -5,7 +5,7 @@
 use std::ffi::{c_char, c_void};
 
 macro_rules! handles {
-    ($($name:ident),*) => { $(#[repr(C)] pub struct $name { _private: [u8; 0] })* };
+    ($($name:ident),*) => { $(#[repr(C)] #[derive(Debug)] pub struct $name { _private: [u8; 0] })* };
 }
 handles!(sol_error, sol_runtime, sol_model, sol_session);
 

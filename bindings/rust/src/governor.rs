@@ -1,8 +1,6 @@
 //! From the device's state to a budget.
 
-use std::mem::{size_of, zeroed, MaybeUninit};
-
-use crate::error::{check, Error};
+use crate::error::{check, defaults, told, Error};
 use crate::ffi;
 
 /// The device's state; `None` stands for unknown.
@@ -27,18 +25,12 @@ pub struct Governor {
 impl Governor {
     /// `tokens_per_second` is the wanted rate, if any.
     pub fn new(lowest_budget: f64, highest_budget: f64, tokens_per_second: Option<f64>) -> Result<Self, Error> {
-        // SAFETY: `init` fills the whole struct, and all zero is a valid state.
-        let (mut settings, mut state) = unsafe {
-            let mut settings = MaybeUninit::uninit();
-            ffi::sol_governor_settings_init(settings.as_mut_ptr());
-            (settings.assume_init(), zeroed::<ffi::sol_governor_state>())
-        };
+        let mut settings = defaults(ffi::sol_governor_settings_init);
         settings.lowest_budget = lowest_budget;
         settings.highest_budget = highest_budget;
         settings.tokens_per_second = tokens_per_second.unwrap_or(f64::NAN);
-        state.size = size_of::<ffi::sol_governor_state>() as u32;
-        // SAFETY: both structs outlive the call.
-        check(unsafe { ffi::sol_governor_begin(&settings, &mut state) })?;
+        // SAFETY: all zero is a valid state; both structs outlive the call.
+        let state = unsafe { told(|state| ffi::sol_governor_begin(&settings, state)) }?;
         Ok(Governor { settings, state })
     }
 
@@ -49,17 +41,13 @@ impl Governor {
 
     /// The budget after this reading.
     pub fn step(&mut self, reading: Reading) -> Result<f64, Error> {
-        // SAFETY: `init` fills the whole struct; all structs outlive the call.
-        check(unsafe {
-            let mut raw = MaybeUninit::uninit();
-            ffi::sol_governor_reading_init(raw.as_mut_ptr());
-            let mut raw = raw.assume_init();
-            raw.battery = reading.battery.unwrap_or(f64::NAN);
-            raw.charging = reading.charging.map_or(-1, i32::from);
-            raw.thermal = reading.thermal.unwrap_or(f64::NAN);
-            raw.tokens_per_second = reading.tokens_per_second.unwrap_or(f64::NAN);
-            ffi::sol_governor_step(&self.settings, &raw, &mut self.state)
-        })?;
+        let mut raw = defaults(ffi::sol_governor_reading_init);
+        raw.battery = reading.battery.unwrap_or(f64::NAN);
+        raw.charging = reading.charging.map_or(-1, i32::from);
+        raw.thermal = reading.thermal.unwrap_or(f64::NAN);
+        raw.tokens_per_second = reading.tokens_per_second.unwrap_or(f64::NAN);
+        // SAFETY: all structs outlive the call.
+        check(unsafe { ffi::sol_governor_step(&self.settings, &raw, &mut self.state) })?;
         Ok(self.state.budget)
     }
 }

@@ -27,6 +27,7 @@ mod error;
 #[allow(non_camel_case_types)]
 mod ffi;
 mod governor;
+mod handle;
 mod model;
 mod options;
 mod session;

@@ -2,13 +2,12 @@
 
 use std::any::Any;
 use std::ffi::{c_char, c_void, CString};
-use std::mem::{size_of, zeroed, MaybeUninit};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::path::Path;
-use std::ptr::{null_mut, NonNull};
 
-use crate::error::{c_path, c_string, check, filled, pointer, string, Error};
+use crate::error::{c_path, c_string, check, defaults, filled, pointer, string, told, Error};
 use crate::ffi;
+use crate::handle::Handle;
 use crate::session::Session;
 
 /// How to open ONNX Runtime.
@@ -32,11 +31,7 @@ impl Default for RuntimeOptions {
 
 /// ONNX Runtime as the program ships it. One for the whole program is enough.
 #[derive(Debug)]
-pub struct Runtime(NonNull<ffi::sol_runtime>);
-
-// SAFETY: the core lets any number of threads use a runtime.
-unsafe impl Send for Runtime {}
-unsafe impl Sync for Runtime {}
+pub struct Runtime(Handle<ffi::sol_runtime>);
 
 impl Runtime {
     /// Opens ONNX Runtime's library at a path, or under a name that the system finds.
@@ -47,32 +42,19 @@ impl Runtime {
     /// [`Code::Runtime`](crate::Code::Runtime) where ONNX Runtime is missing or too old.
     pub fn with_options(options: &RuntimeOptions) -> Result<Self, Error> {
         let library = options.ort_library.as_deref().map(c_string).transpose()?;
-        let mut runtime = null_mut();
-        // SAFETY: `init` fills the whole struct; the strings outlive the call.
-        check(unsafe {
-            let mut raw = MaybeUninit::uninit();
-            ffi::sol_runtime_options_init(raw.as_mut_ptr());
-            let mut raw = raw.assume_init();
-            raw.ort_library = pointer(&library);
-            raw.threads = options.threads.into();
-            raw.native_operators = options.native_operators.into();
-            raw.spin = options.spin.into();
-            ffi::sol_runtime_create(&raw, &mut runtime)
-        })?;
-        Ok(Runtime(NonNull::new(runtime).expect("sol_runtime_create gives a runtime")))
+        let mut raw = defaults(ffi::sol_runtime_options_init);
+        raw.ort_library = pointer(&library);
+        raw.threads = options.threads.into();
+        raw.native_operators = options.native_operators.into();
+        raw.spin = options.spin.into();
+        // SAFETY: the strings outlive the call.
+        Handle::new(ffi::sol_runtime_release, |runtime| unsafe { ffi::sol_runtime_create(&raw, runtime) }).map(Runtime)
     }
 
     /// Version of ONNX Runtime, as "1.23.0".
     pub fn ort_version(&self) -> String {
         // SAFETY: the handle is valid.
-        unsafe { string(ffi::sol_runtime_ort_version(self.0.as_ptr())) }
-    }
-}
-
-impl Drop for Runtime {
-    fn drop(&mut self) {
-        // SAFETY: models count their own reference.
-        unsafe { ffi::sol_runtime_release(self.0.as_ptr()) }
+        unsafe { string(ffi::sol_runtime_ort_version(self.0.raw())) }
     }
 }
 
@@ -141,11 +123,7 @@ pub struct Action {
 
 /// A loaded bundle. Its sessions share the weights' memory and may outlive it.
 #[derive(Debug)]
-pub struct Model(NonNull<ffi::sol_model>);
-
-// SAFETY: the core lets any number of threads use a model.
-unsafe impl Send for Model {}
-unsafe impl Sync for Model {}
+pub struct Model(Handle<ffi::sol_model>);
 
 impl Model {
     /// Loads a bundle. [`Code::Bundle`](crate::Code::Bundle) where the folder is none, or is damaged.
@@ -159,37 +137,26 @@ impl Model {
         let table = options.cost_table.map(c_path).transpose()?;
         let max_context =
             i32::try_from(options.max_context).map_err(|_| Error::usage(format!("max_context: got {}, expected less than 2^31", options.max_context)))?;
-        let with_progress = options.progress.is_some();
+        let mut raw = defaults(ffi::sol_model_options_init);
+        raw.verify = options.verify as i32;
+        raw.max_context = max_context;
+        raw.cost_table = pointer(&table);
         let mut report = Report { progress: options.progress, panic: None };
-        let mut model = null_mut();
-        // SAFETY: `init` fills the whole struct; strings and `report` outlive the call.
-        let loaded = check(unsafe {
-            let mut raw = MaybeUninit::uninit();
-            ffi::sol_model_options_init(raw.as_mut_ptr());
-            let mut raw = raw.assume_init();
-            raw.verify = options.verify as i32;
-            raw.max_context = max_context;
-            raw.cost_table = pointer(&table);
-            if with_progress {
-                raw.progress = Some(on_progress);
-                raw.user = (&mut report as *mut Report<'_>).cast();
-            }
-            ffi::sol_model_load(runtime.0.as_ptr(), folder.as_ptr(), &raw, &mut model)
-        });
+        raw.progress = Some(on_progress);
+        raw.user = (&mut report as *mut Report<'_>).cast();
+        // SAFETY: strings and `report` outlive the call.
+        let loaded = Handle::new(ffi::sol_model_release, |model| unsafe { ffi::sol_model_load(runtime.0.raw(), folder.as_ptr(), &raw, model) });
         if let Some(panic) = report.panic {
             resume_unwind(panic);
         }
-        loaded?;
-        Ok(Model(NonNull::new(model).expect("sol_model_load gives a model")))
+        loaded.map(Model)
     }
 
     /// What the bundle holds.
     pub fn info(&self) -> Result<ModelInfo, Error> {
         // SAFETY: all zero is a valid value of the struct; the strings that the core sets live as long as the model.
         unsafe {
-            let mut raw: ffi::sol_model_info = zeroed();
-            raw.size = size_of::<ffi::sol_model_info>() as u32;
-            check(ffi::sol_model_get_info(self.0.as_ptr(), &mut raw))?;
+            let raw = told(|raw| ffi::sol_model_get_info(self.0.raw(), raw))?;
             Ok(ModelInfo {
                 name: string(raw.name),
                 generator: string(raw.generator),
@@ -217,9 +184,7 @@ impl Model {
         (0..self.info()?.actions)
             // SAFETY: as in `info`.
             .map(|index| unsafe {
-                let mut raw: ffi::sol_action_info = zeroed();
-                raw.size = size_of::<ffi::sol_action_info>() as u32;
-                check(ffi::sol_model_get_action(self.0.as_ptr(), index as i32, &mut raw))?;
+                let raw = told(|raw| ffi::sol_model_get_action(self.0.raw(), index as i32, raw))?;
                 Ok(Action { tag: string(raw.tag), relative_cost: raw.relative_cost, loss: Some(raw.loss).filter(|loss| !loss.is_nan()) })
             })
             .collect()
@@ -229,23 +194,21 @@ impl Model {
     pub fn measure_costs(&self, file: Option<&Path>) -> Result<(), Error> {
         let file = file.map(c_path).transpose()?;
         // SAFETY: the handle is valid, and the string outlives the call.
-        check(unsafe { ffi::sol_model_measure_costs(self.0.as_ptr(), pointer(&file)) })
+        check(unsafe { ffi::sol_model_measure_costs(self.0.raw(), pointer(&file)) })
     }
 
     /// Tokens of a text. `add_special` adds what the model wants around it; with `parse_special`, special tokens written in it become those tokens.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>, Error> {
         let flags = u32::from(add_special) | u32::from(parse_special) << 1;
         // SAFETY: the text has a length beside it; `filled` gives room for `capacity` tokens.
-        filled(|room, capacity, count| unsafe {
-            ffi::sol_model_encode(self.0.as_ptr(), text.as_ptr().cast::<c_char>(), text.len(), flags, room, capacity, count)
-        })
+        filled(|room, capacity, count| unsafe { ffi::sol_model_encode(self.0.raw(), text.as_ptr().cast::<c_char>(), text.len(), flags, room, capacity, count) })
     }
 
     /// Text of tokens. Bytes that are no character become U+FFFD.
     pub fn decode(&self, tokens: &[i32], skip_special: bool) -> Result<String, Error> {
         // SAFETY: as in `encode`.
         let bytes = filled(|room, capacity, count| unsafe {
-            ffi::sol_model_decode(self.0.as_ptr(), tokens.as_ptr(), tokens.len(), skip_special.into(), room, capacity, count)
+            ffi::sol_model_decode(self.0.raw(), tokens.as_ptr(), tokens.len(), skip_special.into(), room, capacity, count)
         })?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -255,22 +218,13 @@ impl Model {
         let texts: Vec<(CString, CString)> = messages.iter().map(|(role, content)| Ok((c_string(role)?, c_string(content)?))).collect::<Result<_, Error>>()?;
         let raw: Vec<_> = texts.iter().map(|(role, content)| ffi::sol_message { role: role.as_ptr(), content: content.as_ptr() }).collect();
         // SAFETY: as in `encode`; `texts` outlives the call.
-        filled(|room, capacity, count| unsafe { ffi::sol_model_encode_chat(self.0.as_ptr(), raw.as_ptr(), raw.len(), room, capacity, count) })
+        filled(|room, capacity, count| unsafe { ffi::sol_model_encode_chat(self.0.raw(), raw.as_ptr(), raw.len(), room, capacity, count) })
     }
 
     /// A session with a KV cache of its own.
     pub fn session(&self) -> Result<Session, Error> {
-        let mut session = null_mut();
         // SAFETY: the handle is valid.
-        check(unsafe { ffi::sol_session_create(self.0.as_ptr(), &mut session) })?;
-        Ok(Session::new(NonNull::new(session).expect("sol_session_create gives a session")))
-    }
-}
-
-impl Drop for Model {
-    fn drop(&mut self) {
-        // SAFETY: sessions count their own reference.
-        unsafe { ffi::sol_model_release(self.0.as_ptr()) }
+        Handle::new(ffi::sol_session_release, |session| unsafe { ffi::sol_session_create(self.0.raw(), session) }).map(Session::new)
     }
 }
 

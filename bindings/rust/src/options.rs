@@ -1,10 +1,9 @@
 //! How to generate.
 
 use std::ffi::{c_char, CString};
-use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
-use crate::error::{c_path, c_string, pointer, Error};
+use crate::error::{c_path, c_string, defaults, pointer, Error};
 use crate::ffi;
 
 /// What is `None` is the model's own default. At most one of `budget`, `tokens_per_second`, `max_loss` and the targets on the axes may be set; with none, the
@@ -59,12 +58,7 @@ impl GenerateOptions {
         let schedule = self.schedule.as_deref().map(c_string).transpose()?;
         let trace = self.trace.as_deref().map(c_path).transpose()?;
         let replay = self.replay.as_deref().map(c_path).transpose()?;
-        // SAFETY: `init` fills the whole struct.
-        let mut raw = unsafe {
-            let mut raw = MaybeUninit::uninit();
-            ffi::sol_generate_options_init(raw.as_mut_ptr());
-            raw.assume_init()
-        };
+        let mut raw = defaults(ffi::sol_generate_options_init);
         let counts = [
             (&mut raw.max_new_tokens, self.max_new_tokens, "max_new_tokens"),
             (&mut raw.top_k, self.top_k, "top_k"),

@@ -1,13 +1,12 @@
 //! Conversations and their tokens.
 
-use std::mem::{size_of, zeroed};
 use std::path::Path;
-use std::ptr::NonNull;
 use std::slice;
 use std::sync::{Arc, Weak};
 
-use crate::error::{c_path, check, filled, string, Error};
+use crate::error::{c_path, check, filled, string, told, Error};
 use crate::ffi;
+use crate::handle::Handle;
 use crate::options::GenerateOptions;
 
 /// Whether a generation is over.
@@ -81,35 +80,21 @@ pub struct GenerationResult {
     pub finish: Finish,
 }
 
-#[derive(Debug)]
-struct Handle(NonNull<ffi::sol_session>);
-
-// SAFETY: `Session` runs one call at a time, since its methods take `&mut self` and it is not `Sync`; those that `Control` makes may come from any thread.
-unsafe impl Send for Handle {}
-unsafe impl Sync for Handle {}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: nothing else holds the handle.
-        unsafe { ffi::sol_session_release(self.0.as_ptr()) }
-    }
-}
-
 /// One conversation with its KV cache.
 #[derive(Debug)]
 pub struct Session {
-    handle: Arc<Handle>,
+    handle: Arc<Handle<ffi::sol_session>>,
     // Reading methods take `&self`, and the core lets one thread at a time read.
     _not_sync: std::marker::PhantomData<std::cell::Cell<()>>,
 }
 
 impl Session {
-    pub(crate) fn new(session: NonNull<ffi::sol_session>) -> Self {
-        Session { handle: Arc::new(Handle(session)), _not_sync: std::marker::PhantomData }
+    pub(crate) fn new(handle: Handle<ffi::sol_session>) -> Self {
+        Session { handle: Arc::new(handle), _not_sync: std::marker::PhantomData }
     }
 
     fn raw(&self) -> *mut ffi::sol_session {
-        self.handle.0.as_ptr()
+        self.handle.raw()
     }
 
     /// Checks everything and begins; the prompt runs when the first token is taken. Dropping the iterator ends the generation; the cache keeps what was run.
@@ -128,9 +113,7 @@ impl Session {
     pub fn result(&self) -> Result<GenerationResult, Error> {
         // SAFETY: all zero is a valid value of the struct; its strings live until the session's next call.
         unsafe {
-            let mut raw: ffi::sol_result = zeroed();
-            raw.size = size_of::<ffi::sol_result>() as u32;
-            check(ffi::sol_session_result(self.raw(), &mut raw))?;
+            let raw = told(|raw| ffi::sol_session_result(self.raw(), raw))?;
             Ok(GenerationResult {
                 tokens: raw.num_tokens as usize,
                 prompt_tokens: raw.prompt_tokens as usize,
@@ -207,12 +190,13 @@ impl Iterator for Tokens<'_> {
         }
         // SAFETY: all zero is a valid value of the struct; its pointers are valid until the session's next call, and all are copied here.
         unsafe {
-            let mut raw: ffi::sol_token = zeroed();
-            raw.size = size_of::<ffi::sol_token>() as u32;
-            if let Err(error) = check(ffi::sol_session_next(self.session.raw(), &mut raw)) {
-                self.over = true;
-                return Some(Err(error));
-            }
+            let raw: ffi::sol_token = match told(|raw| ffi::sol_session_next(self.session.raw(), raw)) {
+                Ok(raw) => raw,
+                Err(error) => {
+                    self.over = true;
+                    return Some(Err(error));
+                }
+            };
             self.over = raw.finish != 0;
             let text = if raw.text.is_null() { &[][..] } else { slice::from_raw_parts(raw.text.cast::<u8>(), raw.text_length) };
             let top = |index| (*raw.top_tokens.add(index), *raw.top_logprobs.add(index));
@@ -244,14 +228,14 @@ impl Drop for Tokens<'_> {
 
 /// What any thread may do with a session at any time. It does not keep the session alive.
 #[derive(Clone, Debug)]
-pub struct Control(Weak<Handle>);
+pub struct Control(Weak<Handle<ffi::sol_session>>);
 
 impl Control {
     /// The call that is running, or the next one, ends with [`Code::Cancelled`](crate::Code::Cancelled) within one decode step.
     pub fn cancel(&self) {
         if let Some(session) = self.0.upgrade() {
             // SAFETY: the handle is valid, and the core takes this call from any thread.
-            unsafe { ffi::sol_session_cancel(session.0.as_ptr()) }
+            unsafe { ffi::sol_session_cancel(session.raw()) }
         }
     }
 
@@ -259,23 +243,23 @@ impl Control {
     pub fn set_budget(&self, budget: f64) -> Result<(), Error> {
         let session = self.session()?;
         // SAFETY: as in `cancel`.
-        check(unsafe { ffi::sol_session_set_budget(session.0.as_ptr(), budget) })
+        check(unsafe { ffi::sol_session_set_budget(session.raw(), budget) })
     }
 
     /// As [`Control::set_budget`], with a rate that needs measured costs.
     pub fn set_tokens_per_second(&self, rate: f64) -> Result<(), Error> {
         let session = self.session()?;
         // SAFETY: as in `cancel`.
-        check(unsafe { ffi::sol_session_set_tokens_per_second(session.0.as_ptr(), rate) })
+        check(unsafe { ffi::sol_session_set_tokens_per_second(session.raw(), rate) })
     }
 
     /// Whether a call runs or a generation is under way.
     pub fn is_busy(&self) -> bool {
         // SAFETY: as in `cancel`.
-        self.0.upgrade().is_some_and(|session| unsafe { ffi::sol_session_busy(session.0.as_ptr()) } != 0)
+        self.0.upgrade().is_some_and(|session| unsafe { ffi::sol_session_busy(session.raw()) } != 0)
     }
 
-    fn session(&self) -> Result<Arc<Handle>, Error> {
+    fn session(&self) -> Result<Arc<Handle<ffi::sol_session>>, Error> {
         self.0.upgrade().ok_or_else(|| Error::usage("the session of this Control is dropped: make another one"))
     }
 }

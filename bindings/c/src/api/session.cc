@@ -93,11 +93,12 @@ sol_error* sol_session_restore(sol_session* session, const char* file) {
     const Turn turn(session, "sol_session_restore");
     RequirePointer(file, "sol_session_restore: file");
     const std::string path = file;
-    if (sol_rt::KindOf(path) != sol_rt::FileKind::kFile) {
-      sol_rt::UsageFault(path + ": no such file; give one that sol_session_save wrote");
+    const sol_rt::FileKind kind = sol_rt::KindOf(path);
+    std::ifstream stream(sol_rt::SystemPath(path).c_str(), std::ios::binary);
+    if (kind != sol_rt::FileKind::kFile || !stream) {
+      const char* const got = kind == sol_rt::FileKind::kNone ? "no such file" : kind == sol_rt::FileKind::kFolder ? "a folder" : "a file that cannot be read";
+      sol_rt::BundleFault(path, "", got, "one that sol_session_save wrote", "name that one, or start without it");
     }
-    std::ifstream stream(sol_rt::SystemPath(path), std::ios::binary);
-    if (!stream) sol_rt::UsageFault(path + ": cannot be read; give a file that sol_session_save wrote");
     EndGeneration(*session);
     try {
       session->engine.Restore(stream);

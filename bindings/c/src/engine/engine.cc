@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <map>
 #include <new>
+#include <optional>
 
 #include "base/error.h"
 #include "engine/model.h"
@@ -36,7 +37,6 @@ struct Engine::State {
   explicit State(std::shared_ptr<Model> shared)
       : model(std::move(shared)),
         cache(model->config().model, model->config().kv),
-        buffers(model->runtime(), model->config()),
         signature(StepSignature(model->config(), cache)) {}
 
   GraphRunner* Runner(const Variant& variant, bool sparse_tokens, bool sparse_channels) {
@@ -45,7 +45,8 @@ struct Engine::State {
     std::unique_ptr<GraphRunner>& runner = runners[{variant.file, choices}];
     if (!runner) {
       OrtSession* const session = model->sessions().Get(variant.file, signature);
-      runner = std::make_unique<GraphRunner>(variant.file, session, model->runtime(), cache, buffers, choices);
+      if (!buffers) buffers.emplace(model->runtime(), model->config());
+      runner = std::make_unique<GraphRunner>(variant.file, session, model->runtime(), cache, *buffers, choices);
     }
     return runner.get();
   }
@@ -55,7 +56,7 @@ struct Engine::State {
     if (found == plans.end()) found = plans.emplace(action, MakePlan(action)).first;
     const Plan& plan = found->second;
     if (&plan != last_plan) {
-      std::copy(plan.channels.begin(), plan.channels.end(), buffers.channels.begin());
+      std::copy(plan.channels.begin(), plan.channels.end(), buffers->channels.begin());
       last_plan = &plan;
     }
     return plan;
@@ -102,23 +103,23 @@ struct Engine::State {
   }
 
   void RequireFinite(const Distribution& distribution, const Action& action, int64_t appended) {
-    const auto hidden_size = static_cast<int32_t>(buffers.hidden.size());
-    if (distribution.finite() && MakeDistribution(buffers.hidden.data(), hidden_size).finite()) return;
+    const auto hidden_size = static_cast<int32_t>(buffers->hidden.size());
+    if (distribution.finite() && MakeDistribution(buffers->hidden.data(), hidden_size).finite()) return;
     const auto length = static_cast<int64_t>(tokens.size());
     cache.Wipe(length, length + appended);
     throw Error(SOL_ERROR_NUMERIC, model->bundle().path() + ": variant " + action.Variant() + " gave non-finite numbers at token " + std::to_string(length) +
                                        "; check the bundle with `sol-rt verify`");
   }
 
-  Distribution Seen() const { return MakeDistribution(buffers.logits.data(), static_cast<int32_t>(buffers.logits.size())); }
+  Distribution Seen() const { return MakeDistribution(buffers->logits.data(), static_cast<int32_t>(buffers->logits.size())); }
 
   // The cache has room for the token.
   Distribution Step(int32_t token, const Action& action) {
     const auto length = static_cast<int64_t>(tokens.size());
     GraphRunner* const runner = Prepare(action).step;
-    buffers.token = token;
-    buffers.SetLengths(length, 1);
-    buffers.SetPages(action.Pages(length, model->config().kv.page_size));
+    buffers->token = token;
+    buffers->SetLengths(length, 1);
+    buffers->SetPages(action.Pages(length, model->config().kv.page_size));
     runner->Step();
     model->weights().RequireUnchanged();  // afterwards, so that no token comes of weights that were just written to
     const Distribution distribution = Seen();
@@ -131,14 +132,14 @@ struct Engine::State {
   Distribution Batch(const int32_t* given, size_t count, const Action& action, const std::function<bool()>& check) {
     model->weights().RequireUnchanged();
     GraphRunner* const runner = Prepare(action).batch;
-    buffers.SetPages(kAllPages);  // kernels read it if the last chunk is one token
+    buffers->SetPages(kAllPages);  // kernels read it if the last chunk is one token
     const size_t most = model->native() ? kChunk : kBodyChunk;
     Distribution distribution;
     for (size_t start = 0; start < count; start += most) {
       if (start > 0) RequireNotInterrupted(check);
       const size_t end = std::min(count, start + most);
       chunk.assign(given + start, given + end);
-      buffers.SetLengths(static_cast<int64_t>(tokens.size()), static_cast<int64_t>(chunk.size()));
+      buffers->SetLengths(static_cast<int64_t>(tokens.size()), static_cast<int64_t>(chunk.size()));
       runner->Batch(chunk);
       distribution = Seen();
       RequireFinite(distribution, action, static_cast<int64_t>(chunk.size()));
@@ -154,7 +155,7 @@ struct Engine::State {
 
   std::shared_ptr<Model> model;
   KvCache cache;
-  StepBuffers buffers;
+  std::optional<StepBuffers> buffers;  // made when a graph has shown that the config's sizes are true
   Signature signature;
   std::map<std::pair<std::string, Choices>, std::unique_ptr<GraphRunner>> runners;
   std::map<Action, Plan> plans;
@@ -190,11 +191,11 @@ StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& ac
   state_->EnsureCapacity(length() + static_cast<int64_t>(count));
   StepOutput output;
   output.distribution = count == 1 ? state_->Step(tokens[0], action) : state_->Batch(tokens, count, action, interrupted);
-  output.hidden = state_->buffers.hidden.data();
+  output.hidden = state_->buffers->hidden.data();
   return output;
 }
 
-uint64_t Engine::PrivateBytes() const { return state_->cache.BytesAt(state_->cache.capacity()) + state_->buffers.Bytes(); }
+uint64_t Engine::PrivateBytes() const { return state_->cache.BytesAt(state_->cache.capacity()) + (state_->buffers ? state_->buffers->Bytes() : 0); }
 
 void Engine::Save(std::ostream& stream) const { SaveCache(stream, *state_->model, state_->cache, state_->tokens); }
 

@@ -56,6 +56,10 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
   if (!config_.seed && !config_.greedy()) config_.seed = std::random_device()();  // a number that a trace can hold
   if (replay_) config_.max_new_tokens = std::max<int64_t>(static_cast<int64_t>(replay_->records.size()), 1);
   config_.CheckVocabulary(vocab_size);
+  if (!parts.tokenizer && !config_.stop_strings.empty()) {
+    throw Error(SOL_ERROR_TEXT, "stop_strings: got " + std::to_string(config_.stop_strings.size()) +
+                                    ", expected none, as the core has no tokenizer for this bundle; give an empty list and look for them in the host's own text");
+  }
 
   if (replay_ && history_.empty()) {
     history_ = replay_->header.prompt_tokens;

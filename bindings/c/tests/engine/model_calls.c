@@ -30,6 +30,25 @@ static int32_t Stop(void* user, const char* what, uint64_t done, uint64_t total)
   return 1;
 }
 
+/* Without a tokenizer there is no text in which a stop string could be found: the host has to know. */
+static void CheckSessionWithoutText(sol_model* model) {
+  sol_session* session = NULL;
+  Expect(sol_session_create(model, &session), SOL_OK, "", "a session");
+  Check(sol_session_private_bytes(session) == 0, "no buffers before a graph has shown that the sizes are true");
+  const int32_t prompt[] = {3, 4, 5};
+  const char* const stop[] = {"a"};
+  sol_generate_options options;
+  sol_generate_options_init(&options);
+  options.max_new_tokens = 2;
+  options.stop_strings = stop;
+  options.num_stop_strings = 1;
+  Expect(sol_session_start(session, prompt, 3, &options), SOL_ERROR_TEXT, "stop_strings: got 1", "stop strings without a tokenizer");
+  options.num_stop_strings = 0;
+  Expect(sol_session_generate(session, prompt, 3, &options, NULL, NULL, NULL), SOL_OK, "", "an empty list of them");
+  Check(sol_session_private_bytes(session) > 0, "buffers");
+  sol_session_release(session);
+}
+
 static void CheckText(const sol_model* model) {
   const char* text = "Once upon a time";
   int32_t tokens[32], few[1] = {-7};
@@ -143,6 +162,7 @@ int main(int argc, char** argv) {
   CheckInfo(model);
   size_t count = 0;
   Expect(sol_model_encode(model, "a", 1, 0, NULL, 0, &count), SOL_ERROR_TEXT, "WordLevel", "a tokenizer that the core doesn't read");
+  CheckSessionWithoutText(model);
   sol_runtime* second = NULL;
   Expect(sol_runtime_create(&options, &second), SOL_OK, "", "a runtime beside the first");
   Expect(sol_model_load(second, argv[4], NULL, &other), SOL_OK, "", "a model with text");

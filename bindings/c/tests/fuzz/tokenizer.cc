@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr size_t kMostTokens = 256;  // that are decoded one by one
+constexpr size_t kMostTokens = 32;  // that are decoded one by one: a stream looks back at a few tokens only
 constexpr const char* kTokenizer = R"({"model": {"type": "BPE", "vocab": {"a": 0, "<s>": 1}, "merges": []}, "added_tokens": [
   {"id": 1, "content": "<s>", "special": true, "normalized": false, "lstrip": true, "rstrip": true, "single_word": false}]})";
 
@@ -33,14 +33,13 @@ void Use(const std::shared_ptr<const sol_rt::Tokenizer>& tokenizer, std::string_
   for (int way = 0; way < 4; ++way) {
     try {
       const std::vector<int32_t> tokens = tokenizer->Encode(text, (way & 1) != 0, (way & 2) != 0);
-      for (const bool skip : {false, true}) {
-        Require(sol_rt::IsValidUtf8(tokenizer->Decode(tokens.data(), tokens.size(), skip)), "decoded text is not UTF-8");
-        sol_rt::TextStream stream(tokenizer, tokens, skip);
-        std::string joined;
-        for (size_t i = 0; i < tokens.size() && i < kMostTokens; ++i) joined += stream.Add(tokens[i]);
-        joined += stream.Flush();
-        Require(sol_rt::IsValidUtf8(joined), "streamed text is not UTF-8");
-      }
+      const bool skip = way == 1 || way == 2;
+      Require(sol_rt::IsValidUtf8(tokenizer->Decode(tokens.data(), tokens.size(), skip)), "decoded text is not UTF-8");
+      sol_rt::TextStream stream(tokenizer, tokens, skip);
+      std::string joined;
+      for (size_t i = 0; i < tokens.size() && i < kMostTokens; ++i) joined += stream.Add(tokens[i]);
+      joined += stream.Flush();
+      Require(sol_rt::IsValidUtf8(joined), "streamed text is not UTF-8");
     } catch (const sol_rt::Error&) {
     }
   }
@@ -73,6 +72,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::shared_ptr<const sol_rt::Tokenizer> kept = sol_rt::Tokenizer::FromJson(kTokenizer, "tokenizer.json");
   try {
     Use(sol_rt::Tokenizer::FromJson(file, "tokenizer.json", {0, 1}), text);
+    return 0;  // no file is both
   } catch (const sol_rt::Error&) {
   }
   try {

@@ -402,13 +402,19 @@ void TestFiles(const Host& host) {
     CHECK(result.cached_tokens == 79);
   }
 
+  const std::string foreign = host.folder + "/s\xC3\xA9ssion-\xE8\xAA\x9E.sol";  // paths are UTF-8 on every system
+  CHECK_OK(sol_session_save(session, foreign.c_str()));
+  CHECK_OK(sol_session_save(session, foreign.c_str()));  // in place of the one that is there
+  CHECK_OK(sol_session_restore(session, foreign.c_str()));
+
   const std::string content = Content(file), damaged = host.folder + "/damaged.sol";
-  CHECK_FAILS(SOL_ERROR_USAGE, "no such file", sol_session_restore(session, (host.folder + "/none.sol").c_str()));
+  CHECK_FAILS(SOL_ERROR_BUNDLE, "no such file", sol_session_restore(session, (host.folder + "/none.sol").c_str()));
   for (const size_t length : {size_t{0}, size_t{5}, content.size() / 2, content.size() - 1}) {
     std::ofstream(damaged, std::ios::binary) << content.substr(0, length);
     CHECK_FAILS(SOL_ERROR_BUNDLE, "damaged.sol", sol_session_restore(session, damaged.c_str()));
     CHECK(Held(session).empty());
   }
+  CHECK_FAILS(SOL_ERROR_BUNDLE, "a folder", sol_session_restore(session, host.folder.c_str()));
   CHECK(Run(session, prompt, Options(10)).size() == 10);  // and is usable
 
 #ifdef __linux__

@@ -172,7 +172,6 @@ internal static unsafe class Native
     [DllImport(Library, CallingConvention = C)] internal static extern void sol_session_cancel(IntPtr session);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_set_budget(IntPtr session, double budget);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_set_tokens_per_second(IntPtr session, double rate);
-    [DllImport(Library, CallingConvention = C)] internal static extern int sol_session_busy(IntPtr session);
 
     [DllImport(Library, CallingConvention = C)] internal static extern void sol_governor_settings_init(NativeGovernorSettings* settings);
     [DllImport(Library, CallingConvention = C)] internal static extern void sol_governor_reading_init(NativeGovernorReading* reading);
@@ -193,6 +192,28 @@ internal static unsafe class Native
         var message = Text(sol_error_message(error));
         Release(error);
         throw SolException.Of(code, message);
+    }
+
+    internal delegate IntPtr Fill<T>(T* to, UIntPtr capacity, UIntPtr* count) where T : unmanaged;
+
+    /// <summary>What the core writes, asked once more with enough room where it is longer than <paramref name="guess"/>.</summary>
+    internal static T[] Filled<T>(int guess, Fill<T> fill) where T : unmanaged
+    {
+        var array = new T[guess];
+        while (true)
+        {
+            UIntPtr count;
+            fixed (T* to = array)
+            {
+                Check(fill(to, (UIntPtr)array.Length, &count));
+            }
+            var enough = count.ToUInt64() <= (ulong)array.Length;
+            Array.Resize(ref array, checked((int)count.ToUInt64()));
+            if (enough)
+            {
+                return array;
+            }
+        }
     }
 
     internal static void Release(IntPtr error) => sol_error_release(error);

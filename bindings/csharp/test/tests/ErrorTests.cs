@@ -140,7 +140,7 @@ internal static class ErrorTests
         await One.Play(session);
         Given.Throws<SolWriteException>(() => session.Save(Path.Combine(Given.Scratch, "no folder", "session")), "a folder that is not there");
         Given.Throws<SolBundleException>(() => session.Restore(Given.Cases), "a file that is no session");
-        Given.Throws<SolUsageException>(() => session.Restore(Path.Combine(Given.Scratch, "no session")), "a file that is not there");
+        Given.Throws<SolBundleException>(() => session.Restore(Path.Combine(Given.Scratch, "no session")), "a file that is not there");
         session.Rewind(0);
         await One.Play(session);
         var options = One.Options();

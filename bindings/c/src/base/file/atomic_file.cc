@@ -10,12 +10,9 @@
 #include "base/error.h"
 #include "base/file/file.h"
 #include "base/file/without_signals.h"
+#include "base/windows_api.h"
 
-#ifdef _WIN32
-#define WIN32_LEAN_AND_MEAN
-#define NOMINMAX
-#include <windows.h>
-#else
+#ifndef _WIN32
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>

@@ -1,15 +1,12 @@
 // Files on Windows.
 #ifdef _WIN32
 
-#define WIN32_LEAN_AND_MEAN
-#define NOMINMAX
-#include <windows.h>
-
 #include <algorithm>
 #include <system_error>
 
 #include "base/error.h"
 #include "base/file/file.h"
+#include "base/windows_api.h"
 
 namespace sol_rt {
 namespace {

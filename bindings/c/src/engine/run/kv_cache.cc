@@ -4,11 +4,9 @@
 #include <new>
 #include <utility>
 
-#ifdef _WIN32
-#define WIN32_LEAN_AND_MEAN
-#define NOMINMAX
-#include <windows.h>
-#else
+#include "base/windows_api.h"
+
+#ifndef _WIN32
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
