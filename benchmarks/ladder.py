@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ladder_files import RUNGS, SOURCE, Contents, Ladder, Rounding
+from ladder_files import MORE_RUNGS, RUNGS, SOURCE, Contents, Ladder, Rounding
 from ladder_report import Row, as_json, check_table, checks, table, verdict, verdicts
 from ladder_scores import Loss, Scores
 from peer_models import bundle_of
@@ -92,7 +92,7 @@ class Run:
         if not self.python.exists():
             raise UsageError(f"{self.python}: not there, expected llama.cpp's environment; `make ladder` makes it")
         checkpoint, self.name = resolve(args.model, lambda step, done, total: None)
-        self.ladder = Ladder(checkpoint, args.cache, self.python, args.threads)
+        self.ladder = Ladder(checkpoint, args.cache, self.python, args.threads, args.importance)
         path = find_bundle(args.bundle) if args.bundle else bundle_of(args.model, self.name)
         self.model = SolModel.from_pretrained(path, threads=args.threads, provider="cpu", measure_costs=False)
         config = self.model.bundle.config
@@ -315,8 +315,9 @@ def document(run: Run, results: Sequence[Result], command: str) -> dict[str, Any
 def rung_list(text: str) -> list[str]:
     """Reads names of rungs separated by commas. Raises ArgumentTypeError."""
     names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in RUNGS]:
-        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(RUNGS)}")
+    known = (*RUNGS, *MORE_RUNGS)
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected some of {', '.join(known)}")
     return names
 
 
@@ -341,7 +342,10 @@ def main() -> None:
     )
     parser.add_argument("--contexts", type=positives, default="512,4096", help="window and prompt sizes in tokens")
     parser.add_argument("--windows", type=positives, default="40,8", help="largest number of windows per context")
-    parser.add_argument("--rungs", type=rung_list, default=",".join(RUNGS))
+    parser.add_argument(
+        "--rungs", type=rung_list, default=",".join(RUNGS), help=f"also {', '.join(MORE_RUNGS)}: see ladder_files.py"
+    )
+    parser.add_argument("--importance", type=Path, help="text for the importance matrices of rungs with -I")
     parser.add_argument(
         "--actions", type=action_list, help="action tags; default: all of the bundle; dense is always added"
     )

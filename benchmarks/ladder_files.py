@@ -1,7 +1,9 @@
 """Makes the files of llama.cpp's quantization ladder from one .gguf. ladder.py uses it.
 
 - F32 holds exactly the weights that sol_rt's export reads, in float32.
-- The rungs are what llama.cpp's own quantization makes from F32, without an importance matrix.
+- The rungs are what llama.cpp's own quantization makes from F32. Those with `-I` have an importance matrix
+  (importance.py), the others have none.
+- FILE is the .gguf itself, which llama.cpp runs as it is.
 - RTN holds F32's weights after plain rounding, stored in float32, so that only the rounding is measured.
 """
 
@@ -27,7 +29,10 @@ from sol_rt.export.sources.decoder import family_of_gguf
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
 RUNGS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
+MORE_RUNGS = ("Q4_0", "Q5_K_M-I", "Q4_K_M-I", "Q4_0-I", "Q3_K_M-I", "FILE")
 SOURCE = "F32"
+AS_IT_IS = "FILE"
+_WITH_IMPORTANCE = "-I"
 BLOCK = 32
 _QUANTIZE = Path(__file__).parent / "workers" / "llama_cpp_quantize.py"
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -131,6 +136,7 @@ class Ladder:
         cache: folder that holds a folder per source.
         python: Python of llama.cpp's environment.
         threads: threads for llama.cpp's quantization.
+        text: text for importance matrices; None if no rung has one.
 
     Attributes:
         folder: folder of this source.
@@ -138,7 +144,7 @@ class Ladder:
     Raises UsageError if the source is not a .gguf.
     """
 
-    def __init__(self, source: Path, cache: Path, python: Path, threads: int) -> None:
+    def __init__(self, source: Path, cache: Path, python: Path, threads: int, text: Path | None = None) -> None:
         if source.suffix.lower() != ".gguf":
             raise UsageError(
                 f"{source}: got a checkpoint folder, expected a .gguf; llama.cpp's convert_hf_to_gguf.py makes one "
@@ -146,7 +152,7 @@ class Ladder:
             )
         self.folder = cache / f"{source.stem}-{_digest(source)[:8]}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._source, self._python, self._threads = source, python, threads
+        self._source, self._python, self._threads, self._text = source, python, threads, text
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -169,12 +175,27 @@ class Ladder:
         return self._made(SOURCE, self._write_source)
 
     def rung(self, name: str) -> Path:
-        """The file that llama.cpp makes from the float32 weights; `name` is a type of llama-quantize."""
+        """The file that llama.cpp makes from the float32 weights; `name` is a type of llama-quantize, with `-I` for an
+        importance matrix; or the .gguf as it is.
+        """
+        if name == AS_IT_IS:
+            return self._source
+        kind = name.removesuffix(_WITH_IMPORTANCE)
+        more = [] if kind == name else ["--importance", str(self._importance())]
 
         def quantize(part: Path) -> None:
-            run_tool([self._python, _QUANTIZE, self.source(), part, name, "--threads", str(self._threads)])
+            run_tool([self._python, _QUANTIZE, self.source(), part, kind, "--threads", str(self._threads), *more])
 
         return self._made(name, quantize)
+
+    def _importance(self) -> Path:
+        if self._text is None:
+            raise UsageError("--rungs: those with -I need a text for their importance matrix: --importance FILE")
+        dest, part = self.folder / "importance.npz", self.folder / "importance.part"
+        if not dest.exists():
+            run_tool([sys.executable, Path(__file__).with_name("importance.py"), self._source, self._text, part])
+            part.rename(dest)
+        return dest
 
     def rounded(self, rounding: Rounding) -> Path:
         """The file with the float32 weights after rounding every matrix."""
