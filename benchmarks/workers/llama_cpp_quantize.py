@@ -38,7 +38,7 @@ def main() -> None:
     if found:
         # the list ends with an entry without a name
         entries = (llama_cpp.llama_model_imatrix_data * (len(found) + 1))()
-        for entry, (name, values) in zip(entries, found.items()):
+        for entry, (name, values) in zip(entries, found.items(), strict=False):
             entry.name, entry.size = name.encode(), values.size
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = entries
