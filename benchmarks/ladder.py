@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ladder_files import MORE_RUNGS, RUNGS, SOURCE, Contents, Ladder, Rounding
+from ladder_files import AS_IT_IS, MORE_RUNGS, RUNGS, SOURCE, WITH_IMPORTANCE, Contents, Ladder, Rounding
 from ladder_report import Row, as_json, check_table, checks, table, verdict, verdicts
 from ladder_scores import Loss, Scores
 from peer_models import bundle_of
@@ -278,11 +278,12 @@ taken within a repetition."""
 ```
 
 {processor_name()}, {args.threads} threads, Python {platform.python_version()}. Rungs: llama-cpp-python's
-`llama_model_quantize` on the float32 weights, no importance matrix; f16 KV, flash attention, batches of {_BATCH}.
+`llama_model_quantize` on the float32 weights, {_importance(args)}; f16 KV, flash attention, batches of {_BATCH}.
 Ours: a bundle of the same weights, {config.kv.dtype} KV, its fixed actions.
 
 **Limits.** Rungs are quantized anew from float32 values. Where the source file is itself quantized to 4 bits, as GGUF
-files often are, llama.cpp so quantizes twice, while a bundle keeps the file's own codes; the file as it is has no row.
+files often are, llama.cpp so quantizes twice, while a bundle keeps the file's own codes; the file as it is
+{"is the row `FILE`" if AS_IT_IS in args.rungs else "has no row"}.
 Where K-quants do not fit a model's sizes, a rung has more bits than its name says: see its types. One text and machine.
 
 Perplexity of {args.file.name} by llama-perplexity's convention, the second half of every window scored. A rung runs the
@@ -295,6 +296,13 @@ tokens as independent. {speed if results[0].timed else ""}
 {files}
 
 {chr(10).join(result.page() for result in results)}"""
+
+
+def _importance(args: argparse.Namespace) -> str:
+    """What the page says of importance matrices."""
+    if not any(name.endswith(WITH_IMPORTANCE) for name in args.rungs):
+        return "no importance matrix"
+    return f"those with `{WITH_IMPORTANCE}` with an importance matrix of {args.importance.name}, the others without"
 
 
 def document(run: Run, results: Sequence[Result], command: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ RUNGS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
 MORE_RUNGS = ("Q4_0", "Q5_K_M-I", "Q4_K_M-I", "Q4_0-I", "Q3_K_M-I", "FILE")
 SOURCE = "F32"
 AS_IT_IS = "FILE"
-_WITH_IMPORTANCE = "-I"
+WITH_IMPORTANCE = "-I"
 BLOCK = 32
 _QUANTIZE = Path(__file__).parent / "workers" / "llama_cpp_quantize.py"
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -180,18 +180,24 @@ class Ladder:
         """
         if name == AS_IT_IS:
             return self._source
-        kind = name.removesuffix(_WITH_IMPORTANCE)
-        more = [] if kind == name else ["--importance", str(self._importance())]
+        kind = name.removesuffix(WITH_IMPORTANCE)
+        more, file = [], name
+        if kind != name:
+            more = ["--importance", str(self._importance())]
+            file = f"{name}-{self._text_digest()}"  # of another text it is another file
 
         def quantize(part: Path) -> None:
             run_tool([self._python, _QUANTIZE, self.source(), part, kind, "--threads", str(self._threads), *more])
 
-        return self._made(name, quantize)
+        return self._made(file, quantize)
 
-    def _importance(self) -> Path:
+    def _text_digest(self) -> str:
         if self._text is None:
             raise UsageError("--rungs: those with -I need a text for their importance matrix: --importance FILE")
-        dest, part = self.folder / "importance.npz", self.folder / "importance.part"
+        return _digest(self._text)[:8]
+
+    def _importance(self) -> Path:
+        dest, part = self.folder / f"importance-{self._text_digest()}.npz", self.folder / "importance.part"
         if not dest.exists():
             run_tool([sys.executable, Path(__file__).with_name("importance.py"), self._source, self._text, part])
             part.rename(dest)

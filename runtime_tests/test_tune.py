@@ -13,9 +13,10 @@ import pytest
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.tune import candidates, choose, tune
 from sol_rt.engine.engine import Engine
-from sol_rt.engine.hardware import tuning
+from sol_rt.engine.hardware import tuning, usable_cores
 from sol_rt.engine.hardware.tuning import Tuned, Tuning
 from sol_rt.errors import WriteError
+from sol_rt.evaluation import doctor
 from sol_rt.generate.model import SolModel
 from sol_rt.ops import library_path
 from sol_rt.store.progress import silent
@@ -79,6 +80,9 @@ def test_what_was_measured_is_read_again_and_other_machines_stay(home: Path) -> 
         {"tuning": None},
         {"gain": "fast"},
         {"gain": None},
+        {"gain": 10**400},
+        {"gain": float("nan")},
+        {"step_gb_per_second": 0},
     ],
 )
 def test_a_damaged_entry_is_not_used(home: Path, change: dict[str, object]) -> None:
@@ -149,7 +153,32 @@ def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -
     assert shares == sorted(shares)
     assert found.tuning in candidates(engine.threads, False)
     assert found.gain >= 1
-    tune(engine, LIBRARY, silent, seconds=0, quick=True)
+
+
+@needs_operators
+def test_a_model_too_slow_for_the_time_keeps_the_defaults(tmp_path: Path) -> None:
+    assert LIBRARY is not None
+    found = tune(Engine(_bundle(tmp_path), provider="cpu"), LIBRARY, silent, seconds=0, quick=True)
+    assert (found.tuning, found.gain) == (Tuning(), 1.0)
+
+
+@needs_operators
+def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu", max_context=2)
+    assert model.cost.unit == "milliseconds"
+
+
+@needs_operators
+def test_doctor_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
+    monkeypatch.setattr("sol_rt.evaluation.speed.bandwidth.measure_apart", lambda threads: 55.0)
+    (nothing,) = doctor._tuning()
+    assert (nothing.state, "sol-rt calibrate" in nothing.detail) == ("missing", True)
+    tuning.save(tuning.machine_key(usable_cores(), LIBRARY), FOUND)
+    (found,) = doctor._tuning()
+    assert found.state == "ok"
+    assert "48 KB ahead into cache level 1, 2 threads a step" in found.detail
+    assert "27.5 GB/s, 50% of the 55.0" in found.detail
 
 
 def _bundle(folder: Path):  # type: ignore[no-untyped-def]

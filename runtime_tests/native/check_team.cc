@@ -92,10 +92,12 @@ void CheckTeamSize() {
   Expect(size.Of(4, now) == 4, "all members after waits shorter than the work");
   for (int i = 0; i < 20; ++i) size.Waited(4, milliseconds(1), milliseconds(10), now);
   Expect(size.Of(4, now) == 4, "one wait that many members tell of to count once");
-  for (int i = 0; i < 5; ++i) wait(milliseconds(4));
-  Expect(size.Of(4, now) == 3, "one member less after five waits in a row");
-  for (int i = 0; i < 5; ++i) wait(milliseconds(4));
-  Expect(size.Of(4, now) == 2, "another one less after five more");
+  for (int i = 0; i < 20; ++i) size.Waited(4, milliseconds(1), milliseconds(2), now - milliseconds(10 * i));
+  Expect(size.Of(4, now) == 4, "waits that are told of late to count as little");
+  for (int i = 0; i < 2; ++i) wait(milliseconds(4));
+  Expect(size.Of(4, now) == 3, "one member less after two waits in a row");
+  for (int i = 0; i < 3; ++i) wait(milliseconds(4));
+  Expect(size.Of(4, now) == 2, "another one less after three more");
   for (int i = 0; i < 50; ++i) wait(milliseconds(4));
   Expect(size.Of(4, now) == 1, "one member at least");
   now += std::chrono::hours(1);

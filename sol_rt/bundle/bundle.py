@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,11 +142,8 @@ def sha256_of(file: BinaryIO, progress: Callable[[int], None] | None = None) -> 
     digest, done = hashlib.sha256(), 0
     chunk = file.read(_CHUNK)
     with ExitStack() as stack:
-        reader = None
-        if len(chunk) == _CHUNK:  # a small file needs no thread, nor the import
-            from concurrent.futures import ThreadPoolExecutor
-
-            reader = stack.enter_context(ThreadPoolExecutor(1))
+        # a small file needs no thread
+        reader = stack.enter_context(ThreadPoolExecutor(1)) if len(chunk) == _CHUNK else None
         while chunk:
             following = None if reader is None else reader.submit(file.read, _CHUNK)
             digest.update(chunk)

@@ -10,7 +10,6 @@ import ctypes
 import mmap
 import os
 import sys
-import threading
 import weakref
 from typing import Any
 
@@ -80,8 +79,8 @@ class SharedWeights:
     def fault_in(self, free_bytes: int) -> None:
         """Reads the mapped file into memory, in large pieces, and fills the page table of this process.
 
-        Without it the first run reads the file page by page. Stops early if the program ends. Where the system cannot
-        do this, or half of `free_bytes`, the free memory, is less than the file, nothing happens.
+        Without it the first run reads the file page by page. Where the system cannot do this, or half of `free_bytes`,
+        the free memory, is less than the file, nothing happens.
         """
         libc = _libc()
         if libc is None or free_bytes < 2 * self._bytes.nbytes:
@@ -90,8 +89,6 @@ class SharedWeights:
         for at in range(0, self._bytes.nbytes, _PIECE_BYTES):
             size = min(_PIECE_BYTES, self._bytes.nbytes - at)
             if libc.madvise(ctypes.c_void_p(start + at), ctypes.c_size_t(size), _MADV_POPULATE_READ) != 0:
-                return
-            if not threading.main_thread().is_alive():
                 return
 
     def check(self, file: str) -> list[ExternalTensor]:

@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """The program `sol-rt`. It ends without taking down interpreter and sessions, which takes a tenth of a second.
 
-    What `atexit` holds is run, and the standard streams are flushed.
+    What `atexit` holds is run, and the standard streams are flushed. Threads that still run are not waited for: none of
+    them writes a file.
     """
     code = main()
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # os._exit leaves them out, and there is no public way to run them
     try:
         sys.stdout.flush()
         sys.stderr.flush()

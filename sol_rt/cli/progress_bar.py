@@ -129,14 +129,14 @@ class _Bar(Shown):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        if self._progress is None:
-            yield
-            return
-        self._progress.stop()
-        try:
-            yield
-        finally:
-            self._progress.start()
+        with self._lock:  # so that a timer does not begin it meanwhile
+            if self._progress is not None:
+                self._progress.stop()
+            try:
+                yield
+            finally:
+                if self._progress is not None:
+                    self._progress.start()
 
 
 def _rich_bar(shown: Shown, timed: bool, transient: bool) -> rich.progress.Progress:

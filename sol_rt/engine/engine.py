@@ -8,8 +8,9 @@ between them.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
@@ -89,6 +90,7 @@ class Engine:
         self.provider, self._runners = self._choose(provider, threads=threads, native_ops=native_ops, device=device)
         self._cache = self._runners.cache
         self._opening: Future[None] | None = None
+        self._faulting: threading.Thread | None = None
         on_cpu = not self.native and self.provider.name == "cpu"
         self._chunk = self.provider.most_tokens or (_CPU_BODY_CHUNK if on_cpu else _CHUNK)
 
@@ -180,20 +182,30 @@ class Engine:
         return tuple(key for key, variant in variants if self._runners.is_loaded(variant))
 
     def open_ahead(self, action: Action) -> None:
-        """Begins to open the session that `action` needs, and to read its weights from the disk, in threads of their
-        own. Errors are raised by the first call that needs the session. On a GPU it does nothing.
+        """Begins to open the session that `action` needs, and to read the weights from the disk, in threads of their
+        own. An error is raised by the first call that needs the session. On a GPU it does nothing.
         """
         if self.provider.gpu is None:
             variant, model, runner = self._variant(action.variant), self.bundle.config.model, self._runners.runner
-            pool = ThreadPoolExecutor(2)
+            pool = ThreadPoolExecutor(1)
             self._opening = pool.submit(lambda: runner(variant, _channels(variant, model), 1.0).open())
-            pool.submit(self.weights.fault_in, free_memory_bytes() or 0)
             pool.shutdown(wait=False)
+            # a daemon: a program that ends does not wait for the disk
+            faulting = threading.Thread(target=self.weights.fault_in, args=(free_memory_bytes() or 0,), daemon=True)
+            faulting.start()
+            self._faulting = faulting
+
+    def finish_ahead(self) -> None:
+        """Waits for all that `open_ahead` began, so that nothing else runs beside what is timed next."""
+        self._finish_opening()
+        if self._faulting is not None:
+            self._faulting.join()
 
     def _finish_opening(self) -> None:
-        opening, self._opening = self._opening, None
-        if opening is not None:
-            opening.result()
+        """Waits for the session that is being opened. If that failed, whoever needs the session gets the error."""
+        if self._opening is not None:
+            wait([self._opening])
+            self._opening = None
 
     def load(self, variant_keys: Iterable[str]) -> None:
         """Makes the sessions of these variants now; others are made when first used.

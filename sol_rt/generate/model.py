@@ -157,6 +157,7 @@ class SolModel:
         engine.open_ahead(bundle.config.dense)
         cost = cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
         if measure_costs and cost.name == "bytes" and engine.provider.gpu is None:
+            engine.finish_ahead()
             _tune_quickly(engine)
             cost = _measured_quickly(engine, cost)
         return cls(engine, cost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -245,23 +246,25 @@ def _silenced() -> Iterator[None]:
         except OSError:  # there is no stderr
             yield
             return
-        python = sys.stderr
+        python, real = sys.stderr, None
         try:
             python.flush()
             if _is_stderr(python):  # not a test's, nor a notebook's
-                sys.stderr = io.TextIOWrapper(
-                    open(os.dup(kept), "wb", buffering=0),  # noqa: SIM115  closed with the wrapper
-                    python.encoding,
-                    python.errors,
-                    write_through=True,
-                )
+                real = sys.stderr = _real_stderr(python.encoding, python.errors)
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), 2)
             yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            sys.stderr = python  # the other one closes itself, when no thread prints to it any more
+            if real is not None and sys.stderr is real:
+                sys.stderr = python
+
+
+@functools.cache
+def _real_stderr(encoding: str, errors: str) -> io.TextIOWrapper:
+    """A stream of its own to where stderr leads. It stays open, for another thread may just be printing to it."""
+    return io.TextIOWrapper(io.FileIO(os.dup(2), "w", closefd=False), encoding, errors, write_through=True)  # type: ignore[arg-type]
 
 
 def _is_stderr(stream: Any) -> bool:

@@ -182,7 +182,7 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
     dense = actions.index(config.dense)
     engine.reset()
     engine.load(config.variants)
-    length = min(_QUICK_CONTEXT, engine.max_context - 1)
+    length = max(1, min(_QUICK_CONTEXT, engine.max_context - 1))
     engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
     each = _QUICK_STEPS if _timed(engine, length, [1], config.dense) < _QUICK_MS else 1
     rounds: list[list[float]] = []

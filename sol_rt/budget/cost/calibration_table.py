@@ -252,14 +252,14 @@ def load_cost_model(
     device = device_string(provider, threads, native, gpu)
     problem = ""
     try:
-        return _read(path, bundle, device)
+        return _read(path, bundle, device, quick=False)
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError, SolError) as error:
         problem = f"{path}: {error}"
     if quick:
         with contextlib.suppress(OSError, UnicodeDecodeError, SolError):  # it is measured again
-            return _read(quick_path(path), bundle, device)
+            return _read(quick_path(path), bundle, device, quick=True, note=problem)
     if problem:
         return BytesCost(bundle.config, f"{problem}; costs are bytes")
     others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
@@ -272,8 +272,11 @@ def load_cost_model(
     return BytesCost(bundle.config, hint)
 
 
-def _read(path: Path, bundle: Bundle, device: str) -> CalibratedCost:
-    """The model of a table. Raises OSError, UnicodeDecodeError, and SolError for one that does not serve here."""
+def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "") -> CalibratedCost:
+    """The model of a table, which has to be quick or not.
+
+    Raises OSError, UnicodeDecodeError, and SolError for a table that does not serve here.
+    """
     table = CalibrationTable.from_json(path.read_text(encoding="utf-8"))
     if table.bundle != bundle.identity:
         raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
@@ -281,6 +284,8 @@ def _read(path: Path, bundle: Bundle, device: str) -> CalibratedCost:
         raise SolError(
             f"calibration table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt calibrate` again"
         )
+    if table.quick is not quick:
+        raise SolError("calibration table: measured quickly by an older version; it is measured again")
     if table.expired:
         raise SolError("calibration table: its times scattered, and are over an hour old")
-    return CalibratedCost(bundle.config, table, path=path)
+    return CalibratedCost(bundle.config, table, note, path)

@@ -20,7 +20,8 @@ from sol_rt.engine.hardware.tuning import Tuned, Tuning
 from sol_rt.store.progress import Progress
 
 _CONTEXT = 16  # tokens
-_LEAST_ROUNDS, _MOST_ROUNDS = 5, 200
+_LEAST_ROUNDS, _MOST_ROUNDS = 4, 200
+_FAST_SECONDS = 0.015  # a step that takes longer is timed once in a round
 _LEAST_GAIN = 1.02
 _SMALL_TEAM = 4  # threads from which on half of them is tried: two of a core share its way to memory
 
@@ -42,7 +43,8 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
         engine: an engine on the CPU with native operators; its cache is overwritten.
         library: the operators that the engine runs.
         progress: progress callback.
-        seconds: about how long to take, but at least _LEAST_ROUNDS rounds.
+        seconds: about how long to take, at most twice that. Where it allows fewer than _LEAST_ROUNDS rounds, the
+            defaults stay.
         quick: whether to try few settings.
     """
     config = engine.bundle.config
@@ -51,22 +53,25 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits)]
     engine.reset()
     engine.load([action.variant for action in actions])
-    length = min(_CONTEXT, engine.max_context - 1)
+    length = max(1, min(_CONTEXT, engine.max_context - 1))
     engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
+    each = 2 if _step(engine, length, config.dense, 1) < _FAST_SECONDS else 1
     rounds: list[list[list[float]]] = []
     order, began = np.random.default_rng(0), time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds or len(rounds) <= _LEAST_ROUNDS:
-        progress("trying settings of the processor", spent, seconds)
+    while len(rounds) <= _MOST_ROUNDS:  # the first one warms up
         row = [[0.0] * len(actions) for _ in tried]
         for index in order.permutation(len(tried)):
             tuning.apply(library, tried[index])
-            row[index] = [_step(engine, length, action) for action in actions]
+            row[index] = [_step(engine, length, action, each) for action in actions]
         rounds.append(row)
-        if len(rounds) > _MOST_ROUNDS:
+        spent = time.perf_counter() - began
+        progress("trying settings of the processor", min(spent, seconds), seconds)
+        enough = spent >= seconds and len(rounds) > _LEAST_ROUNDS
+        if enough or spent * (_LEAST_ROUNDS + 1) > 2 * seconds * len(rounds):  # too slow for as many rounds as it takes
             break
     engine.reset()
-    times = np.array(rounds[1:])  # [rounds, candidates, actions]; the first round warms up
-    best, gain = choose(times)
+    times = np.array(rounds[1:] or rounds)  # [rounds, candidates, actions]
+    best, gain = choose(times) if len(times) >= _LEAST_ROUNDS else (0, 1.0)
     tuning.apply(library, tried[best])
     dense_seconds = float(np.percentile(times[:, best, 0], 25))
     rate = BytesCost(config).dense(length) / dense_seconds / 1e9
@@ -87,10 +92,10 @@ def choose(times: np.ndarray) -> tuple[int, float]:
     return best, float(middle[best])
 
 
-def _step(engine: Engine, length: int, action: Action) -> float:
-    """Seconds of a step, the faster of two: the first one finds another setting's leftovers in the caches."""
+def _step(engine: Engine, length: int, action: Action, repeats: int) -> float:
+    """Seconds of a step, the fastest of `repeats`: the first one finds another setting's leftovers in the caches."""
     taken = []
-    for _ in range(2):
+    for _ in range(repeats):
         engine.truncate(length)
         start = time.perf_counter()
         engine.forward([1], action)

@@ -67,6 +67,7 @@ def calibrate(
     with progress(timed=True) as report:
         if (library := engine.provider.library) is not None and engine.provider.gpu is None:
             tuned = tune(engine, library, report, seconds=min(_TUNE_SECONDS, seconds / 4))
+            seconds *= 3 / 4
             tuning.save(tuning.machine_key(engine.threads, library), tuned)
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)

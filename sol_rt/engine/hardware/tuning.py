@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -74,7 +75,7 @@ def stored(key: str) -> Tuned | None:
     """What was measured on this machine; None if nothing was, or the file is damaged."""
     try:
         return _read(_entries()[key])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
@@ -117,7 +118,14 @@ def _read(raw: Any) -> Tuned:
     if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS:
         raise ValueError(f"settings {raw['tuning']}")
     rest = {"model": str(raw["model"])[:80], "quick": raw["quick"] is True, "created": str(raw["created"])[:40]}
-    return Tuned(Tuning(level, ahead, members), float(raw["gain"]), float(raw["step_gb_per_second"]), **rest)
+    return Tuned(Tuning(level, ahead, members), _positive(raw["gain"]), _positive(raw["step_gb_per_second"]), **rest)
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{number} is not a positive number")
+    return number
 
 
 def _whole(value: Any) -> int:

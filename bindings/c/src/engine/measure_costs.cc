@@ -123,6 +123,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   std::iota(order.begin(), order.end(), size_t{0});
   std::vector<double> middle(actions.size());
   const Clock::time_point began = Clock::now();
+  bool steady = false;
   for (bool first = true;; first = false) {
     std::vector<double> row(actions.size());
     std::shuffle(order.begin(), order.end(), random);
@@ -141,7 +142,8 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
       middle[i] = Quantile(ratios, 0.5);
       scatter += (Quantile(ratios, 0.75) - Quantile(ratios, 0.25)) / middle[i];
     }
-    if (scatter / static_cast<double>(actions.size()) <= kScatter || spent > 3 * kSeconds) break;
+    steady = scatter / static_cast<double>(actions.size()) <= kScatter;
+    if (steady || spent > 3 * kSeconds) break;
   }
   std::vector<double> dense_times;
   for (const std::vector<double>& times : rounds) dense_times.push_back(times[dense]);
@@ -157,6 +159,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   table.device = Device(*model);
   table.created = Now();
   table.quick = true;
+  table.steady = steady;
   for (size_t i = 0; i < actions.size(); ++i) {
     const CostLine line = bytes->Line(actions[i]);
     const double ms = middle[i] * dense_ms;

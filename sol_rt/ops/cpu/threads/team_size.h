@@ -1,8 +1,9 @@
 // How many members a team gets: as many as there are threads, and fewer while other programs take processors away.
 //
 // Programs that share a processor run in turns of milliseconds. A member whose thread has to wait for its turn keeps the whole team waiting,
-// far longer than a phase takes. A few such waits mean nothing. Where they take more of the time than the member saves, the next teams have
-// one member less, for a pause. If they return with the member, the next pause is twice as long.
+// far longer than a phase takes. A few such waits mean nothing. Where they take more of the time than a member saves, which is about one part
+// in as many as there are members, the next teams have one member less, for a pause. If the waits return with the member, the next pause is
+// twice as long.
 #pragma once
 
 #include <algorithm>
@@ -44,13 +45,15 @@ class TeamSize {
   void Waited(size_t members, Clock::duration worked, Clock::duration waited) {
     if (waited > kLeastWait && waited > worked) Waited(members, worked, waited, Clock::now());
   }
+  // The same of a wait that was over at `now`. Members may tell of their waits in another order than these ended.
   void Waited(size_t members, Clock::duration worked, Clock::duration waited, Clock::time_point now) {
     if (waited <= kLeastWait || waited <= worked || members < 2) return;
     const std::lock_guard<std::mutex> lock(mutex_);
+    now = std::max(now, told_);
     const Milliseconds since = now - told_, lost = waited;
     lost_ = lost_ * std::exp(-since.count() / kMemory) + std::min(lost, since).count();  // others may have waited for the same member
     told_ = now;
-    if (lost_ < kMostLost) return;
+    if (lost_ * static_cast<double>(members) < kMostLost) return;
     lost_ = 0;
     pause_ = now < returned_ + 2 * pause_ ? std::min<Clock::duration>(2 * pause_, kLongestPause) : Clock::duration(kFirstPause);
     SetEnd(now);
@@ -61,7 +64,7 @@ class TeamSize {
   using Milliseconds = std::chrono::duration<double, std::milli>;
   static constexpr std::chrono::microseconds kLeastWait{400};  // below the turns that systems give, above what a phase's members differ by
   static constexpr double kMemory = 50;                        // milliseconds for which a wait counts
-  static constexpr double kMostLost = 0.3 * kMemory;           // a member saves at most half of the time, and often a third
+  static constexpr double kMostLost = 0.6 * kMemory;           // over the members: one of two saves a third of the time, or a bit more
   static constexpr std::chrono::milliseconds kFirstPause{64}, kLongestPause{3200};  // a thread of the pool spins for tens of milliseconds
 
   size_t GiveBack(Clock::time_point now) {

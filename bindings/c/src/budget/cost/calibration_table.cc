@@ -83,6 +83,8 @@ CalibrationTable Read(const json& raw) {
   }
   const auto quick = raw.find("quick");
   table.quick = quick != raw.end() && *quick == true;
+  const auto steady = raw.find("steady");
+  table.steady = steady == raw.end() || *steady == true;
   return table;
 }
 
@@ -99,7 +101,7 @@ CalibrationTable CalibrationTable::FromJson(const std::string& text) {
 std::string CalibrationTable::ToJson() const {
   nlohmann::ordered_json document = {{"format", kFormat},   {"format_version", kVersion}, {"bundle", bundle},
                                      {"device", device},    {"created", created},         {"policy_ms", policy_ms},
-                                     {"lines", nlohmann::ordered_json::object()}, {"quick", quick}};
+                                     {"lines", nlohmann::ordered_json::object()}, {"quick", quick},        {"steady", steady}};
   for (const auto& [key, row] : lines) {
     auto& written = document["lines"][key] = nlohmann::ordered_json::object();
     for (const auto& [density, line] : row) {

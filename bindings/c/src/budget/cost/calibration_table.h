@@ -17,6 +17,7 @@ struct CalibrationTable {
   double policy_ms = 0.0;
   std::map<std::string, std::map<int, Line>> lines;  // by variant, then by KV density in hundredths
   bool quick = false;                                // measured at one short context
+  bool steady = true;                                // whether the times agreed from round to round
 
   std::string ToJson() const;
   // Throws SOL_ERROR_BUNDLE for a text that ToJson did not write.
