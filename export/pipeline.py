@@ -39,7 +39,7 @@ from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.progress import Progress, Stages, silent
 from sol_rt.store.pull import resolve
-from sol_rt.store.recipes import aliases
+from sol_rt.store.recipes.recipe import aliases
 from sol_rt.store.verified import remember_weights
 from sol_rt.text.tokenizer import FILE as TOKENIZER
 from sol_rt.text.tokenizer import Tokenizer

@@ -244,7 +244,7 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
 def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path | None:
     """The policy that comes with the alias; None if the requested levels lack one of the policy's actions."""
     from sol_rt.export.policy_file import read_policy
-    from sol_rt.store.recipes import aliases
+    from sol_rt.store.recipes.recipe import aliases
 
     recipe = aliases().get(model)
     path = None if recipe is None else recipe.policy_path()
