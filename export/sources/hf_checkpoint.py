@@ -28,7 +28,7 @@ class HfCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config: Mapping[str, Any] = read_json(path / "config.json")
-        self.license = _license(path)
+        self.license = card_license(path)
         self._where: dict[str, _WeightsFile] = {}
         self._open()
 
@@ -66,8 +66,8 @@ class HfCheckpoint:
                     self._where.update(dict.fromkeys(weights.names(), weights))
                 return
         raise CheckpointError(
-            f"{self.path}: got no weights, expected model.safetensors or pytorch_model.bin, "
-            "whole or with its index.json"
+            f"{self.path}: got no weights, expected model.safetensors or pytorch_model.bin, whole or with its "
+            "index.json, or model.onnx"
         )
 
     def _listed(self, single: str, index: str) -> list[str]:
@@ -166,7 +166,7 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name
 
 
-def _license(folder: Path) -> str:
+def card_license(folder: Path) -> str:
     """`license:` in the front matter of the model card; empty if it has none."""
     try:
         card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
