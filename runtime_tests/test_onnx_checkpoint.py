@@ -24,7 +24,7 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export import export_bundle
 from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
 from sol_rt.export.sources.decoder import family_of, from_hf_config
-from sol_rt.export.sources.onnx_checkpoint import OnnxCheckpoint
+from sol_rt.export.sources.folder.onnx_checkpoint import OnnxCheckpoint
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")

@@ -14,8 +14,10 @@ from typing import Any, Literal
 from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.families import FAMILIES, Family, GgufForm
+from sol_rt.export.sources.refusals import nearest, refusal
 from sol_rt.export.sources.rope import Rope, make_rope
 
+LARGEST_HEAD = 256  # channels: what the attention kernels' buffers hold (kMaxHeadDim)
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # larger than any model has: a config that says more is damaged
 MOST_KV_HEADS = 1 << 11  # function bodies sort this many (KV head, token) pairs at once: at least those of one token
 MOST_PAIRS = 1 << 23  # pairs of a whole cache: function bodies count them, and halves of them, in float32
@@ -142,8 +144,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
                 expected = f"expected {family.model_type!r} for {family.architecture}"
                 raise CheckpointError(f"config.json: model_type: got {brief(kind)}, {expected}")
             return family
-    known = ", ".join(family.architecture for family in FAMILIES.values())
-    raise CheckpointError(f"architecture: got {brief(named or config.get('model_type'))}, expected one of {known}")
+    raise CheckpointError(refusal(config, FAMILIES))
 
 
 def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
@@ -187,6 +188,11 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     if _flag(config, "qk_layernorm"):
         raise CheckpointError(
             "config.json: qk_layernorm: got true, expected false; models that normalize q and k are not supported"
+        )
+    if head_dim > LARGEST_HEAD:
+        raise CheckpointError(
+            f"config.json: head_dim: got {head_dim}, expected at most {LARGEST_HEAD}, the most that the attention "
+            f"kernels take; nearest that works: {nearest(config, FAMILIES)}"
         )
     for key, value in (
         ("hidden_size", hidden),

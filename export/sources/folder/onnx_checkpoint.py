@@ -20,7 +20,7 @@ from onnx import TensorProto, numpy_helper
 from sol_rt.errors import CheckpointError, one_line
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
-from sol_rt.export.sources.hf_checkpoint import card_license, read_json
+from sol_rt.export.sources.folder.hf_checkpoint import card_license, read_json
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
@@ -84,7 +84,7 @@ class OnnxCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config: Mapping[str, Any] = read_json(path / "config.json")
-        self.license = card_license(path)
+        self.license, self.note = card_license(path), ""
         graph = onnx_graph(path)
         if graph is None:
             raise CheckpointError(f"{path}: got no ONNX graph, expected one of {', '.join(_NAMES)}")
