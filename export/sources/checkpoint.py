@@ -102,7 +102,7 @@ def vector_size(decoder: Decoder, vector: str) -> int:
 
 def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
     """Raises CheckpointError for the first tensor that is missing or has a wrong shape."""
-    present = set(checkpoint.names())
+    decoder, present = decoder.source, set(checkpoint.names())
     described = "its metadata" if checkpoint.path.is_file() else "config.json"
     _check_head(checkpoint, decoder, family.names)
 

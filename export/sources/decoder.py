@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
@@ -21,6 +21,22 @@ LARGEST_HEAD = 256  # channels: what the attention kernels' buffers hold (kMaxHe
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # larger than any model has: a config that says more is damaged
 MOST_KV_HEADS = 1 << 11  # function bodies sort this many (KV head, token) pairs at once: at least those of one token
 MOST_PAIRS = 1 << 23  # pairs of a whole cache: function bodies count them, and halves of them, in float32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that may be padded: channels of the hidden state, of a head, and of the MLP."""
+
+    hidden_size: int
+    head_dim: int
+    intermediate_size: int
+
+    def padded(self, num_heads: int) -> Sizes:
+        """The next sizes that the quantization blocks divide. A head's own need not be such a size."""
+        head_dim = self.head_dim
+        while num_heads * head_dim % BLOCK or head_dim % 2:
+            head_dim += 1
+        return Sizes(_whole_blocks(self.hidden_size), head_dim, _whole_blocks(self.intermediate_size))
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,7 @@ class Decoder:
         tied: the LM head is the embedding matrix.
         softmax_scale: factor on the products of q and k.
         embedding_scale: factor on embedding rows.
+        unpadded: the checkpoint's sizes, where the sizes above are padded; None: they are the checkpoint's.
     """
 
     family: str
@@ -74,6 +91,12 @@ class Decoder:
     tied: bool
     softmax_scale: float
     embedding_scale: float
+    unpadded: Sizes | None = None
+
+    @property
+    def source(self) -> Decoder:
+        """The decoder with the sizes of the checkpoint, not padded."""
+        return self if self.unpadded is None else replace(self, **vars(self.unpadded), unpadded=None)
 
     @property
     def qkv_size(self) -> int:
@@ -194,15 +217,14 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             f"config.json: head_dim: got {head_dim}, expected at most {LARGEST_HEAD}, the most that the attention "
             f"kernels take; nearest that works: {nearest(config, FAMILIES)}"
         )
-    for key, value in (
-        ("hidden_size", hidden),
-        ("intermediate_size", intermediate),
-        ("heads * head_dim", heads * head_dim),
-    ):
-        if value % BLOCK:
-            raise CheckpointError(
-                f"config.json: {key}: got {value}, expected a multiple of {BLOCK}, the quantization block"
-            )
+    own = Sizes(hidden, head_dim, intermediate)
+    sizes = own.padded(heads)
+    tied = _flag(config, "tie_word_embeddings")
+    if sizes.hidden_size != hidden and family.norm == "layer" and tied:
+        raise CheckpointError(
+            f"config.json: hidden_size: got {hidden}, expected a multiple of {BLOCK}; models with LayerNorm whose head "
+            "is the embedding can't be padded"
+        )
     if heads % kv_heads or rotary_dim % 2 or not rotary_dim:
         raise CheckpointError(
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
@@ -216,16 +238,16 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         )
     return Decoder(
         family=family.model_type,
-        hidden_size=hidden,
+        hidden_size=sizes.hidden_size,
         num_layers=_size(config, "num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=intermediate,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.intermediate_size,
         vocab_size=_size(config, "vocab_size"),
         max_context=context,
         norm=family.norm,
-        norm_eps=_epsilon(config, family),
+        norm_eps=_epsilon(config, family) * hidden / sizes.hidden_size,
         norm_offset=0.0,
         parallel_residual=family.parallel_residual,
         shared_norm=family.names.mlp_norm is None,
@@ -237,10 +259,15 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         head_bias=family.head_bias,
         gated=family.gated,
         activation=_ACTIVATIONS[activation],
-        tied=_flag(config, "tie_word_embeddings"),
+        tied=tied,
         softmax_scale=1.0 / math.sqrt(head_dim),
         embedding_scale=1.0,
+        unpadded=None if sizes == own else own,
     )
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:

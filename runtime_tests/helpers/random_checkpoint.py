@@ -70,7 +70,9 @@ def write_random_checkpoint(folder: Path, shape: RandomCheckpoint, seed: int = 0
     end = [tokenizer_ids["<|endoftext|>"], tokenizer_ids["<|im_end|>"]]
     generation = {"bos_token_id": end[0], "eos_token_id": end, "pad_token_id": end[0], "do_sample": False}
     _write_json(folder / "generation_config.json", generation)
-    _write_weights(folder / "model.safetensors", from_hf_config(config), shape.dtype, np.random.default_rng(seed))
+    _write_weights(
+        folder / "model.safetensors", from_hf_config(config).source, shape.dtype, np.random.default_rng(seed)
+    )
     return folder
 
 

@@ -20,6 +20,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, TensorEntry, Variant
 from sol_rt.bundle.config_reader import read_config
+from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
@@ -264,8 +265,14 @@ def read_checkpoint(
     """
     checkpoint = open_checkpoint(Path(path))
     decoder = from_hf_config(checkpoint.config, max_context)
+    names = FAMILIES[decoder.family].names
     check_tensors(checkpoint, decoder, FAMILIES[decoder.family])
-    return from_tensors(decoder, lambda name: torch.tensor(checkpoint.read(name)), matrix or quantized)
+    owners = {part: vector for vector, parts in checkpoint_vectors(decoder, names).items() for part in parts}
+    owners |= {
+        f"{part}.weight": joint for joint, parts in checkpoint_matrices(decoder, names).items() for part in parts
+    }
+    padded = PaddedTensors(checkpoint, decoder)
+    return from_tensors(decoder, lambda name: torch.tensor(padded.read(owners[name], name)), matrix or quantized)
 
 
 def from_tensors(
