@@ -112,6 +112,10 @@ class ExportReport:
         return [*lines, *self.dropped]
 
 
+def _quiet(line: str) -> None:
+    """A callback for notes that drops them."""
+
+
 def export_bundle(
     source: str,
     output: Path,
@@ -128,6 +132,7 @@ def export_bundle(
     progress: Progress | None = None,
     parity: bool = True,
     trust_remote_code: bool = False,
+    say: Callable[[str], None] = _quiet,
 ) -> ExportReport:
     """Exports a checkpoint. The bundle is written aside and moved into place at the end; a failure leaves nothing
     behind.
@@ -149,6 +154,7 @@ def export_bundle(
         progress: reports how far the work is.
         parity: compare with transformers at the end.
         trust_remote_code: code that comes with the checkpoint may run, to convert its tokenizer.
+        say: called with a line for people before the work, if this machine has too little memory to run the bundle.
 
     Raises:
         UsageError: an argument is out of range, `output` exists and is no bundle, or the stored calibration that is
@@ -195,6 +201,8 @@ def export_bundle(
             files={},
         )
         config = write_graphs(folder, config, decoder)
+        if advice := memory.running_advice(config, memory.available_memory()):
+            say(advice)
         if policy is not None:
             config = replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
         save = partial(seal, folder, weights=FileEntry(size, "0" * 64))  # hashed at the end

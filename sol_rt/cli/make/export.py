@@ -172,6 +172,7 @@ def export(
             max_actions=max_actions,
             parity=parity,
             trust_remote_code=trust_remote_code,
+            say=note,
             progress=report,
         )
     for line in result.lines():
