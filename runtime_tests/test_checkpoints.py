@@ -183,10 +183,8 @@ def test_quantized_folders_are_refused(folder: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*expected one of LlamaForCausalLM, .*PhiForCausalLM"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "got .GPT2LMHeadModel., not supported; nearest"),
         ({"hidden_size": None}, "key hidden_size is missing"),
-        ({"hidden_size": 72, "num_attention_heads": 3}, "hidden_size: got 72, expected a multiple of 32"),
-        ({"intermediate_size": 100}, "intermediate_size: got 100, expected a multiple of 32"),
         ({"num_key_value_heads": 3}, "4 heads over 3 KV heads"),
         ({"hidden_act": "mish"}, "hidden_act: got 'mish'"),
         ({"qk_layernorm": True}, "qk_layernorm"),

@@ -23,6 +23,7 @@ from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
 from sol_rt.export.blob.hessian import Inputs, matrix_inputs
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
+from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.gptq import HessianFactor, choose_codes, one_thread_each
 from sol_rt.export.quantize.nested import (
     FloatArray,
@@ -37,7 +38,6 @@ from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
-from sol_rt.export.sources.families.stored import StoredTensors
 from sol_rt.export.sources.rope import table_names, tables
 from sol_rt.store.progress import Progress
 
@@ -169,12 +169,12 @@ def fill_blob(
         OSError: the disk has no room.
     """
     sources = matrices(decoder, family.names)
-    stored = StoredTensors(checkpoint, decoder)
+    padded = PaddedTensors(checkpoint, decoder)
     with BlobWriter(path, tensors) as blob:
         for vector, parts in vectors(decoder, family.names).items():
-            blob.view(vector)[:] = _vector(stored, vector, parts)
+            blob.view(vector)[:] = _vector(padded, vector, parts)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, stored, tensors, precisions, search)
+        fill = _MatrixFiller(blob, padded, tensors, precisions, search)
         with one_thread_each() as pool:
             if windows is None:
                 _fill_rounded(fill, decoder, sources, progress, pool)
@@ -243,7 +243,7 @@ class _MatrixFiller:
     """Reads matrices from the checkpoint, quantizes them, and writes them to weights.bin."""
 
     blob: BlobWriter
-    stored: StoredTensors
+    padded: PaddedTensors
     tensors: Mapping[str, TensorEntry]
     precisions: Collection[Precision]
     search: bool
@@ -261,7 +261,7 @@ class _MatrixFiller:
         first = 0
         for module in modules:
             tensor = f"{module}.weight"
-            rows, columns = self.stored.shape(tensor)
+            rows, columns = self.padded.shape(matrix, tensor)
             # an even number of rows: two outputs share a byte of a channel-major base plane
             step = max(2, PIECE_WEIGHTS // columns // 2 * 2)
             for start in range(0, rows, step):
@@ -269,8 +269,8 @@ class _MatrixFiller:
             first += rows
 
     def _piece(self, piece: _Piece, hessians: Sequence[Future[HessianFactor]]) -> None:
-        weights = self.stored.read(piece.matrix, piece.tensor, piece.start, piece.stop)
-        codes = self.stored.codes(piece.matrix, piece.tensor, piece.start, piece.stop)
+        weights = self.padded.read(piece.matrix, piece.tensor, piece.start, piece.stop)
+        codes = self.padded.codes(piece.matrix, piece.tensor, piece.start, piece.stop)
         factors = [hessian.result() for hessian in hessians]
         self._write(piece.matrix, piece.first, self._quantize(piece.matrix, weights, codes, piece.tensor, factors))
 
@@ -336,8 +336,8 @@ class _MatrixFiller:
                 blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
 
 
-def _vector(stored: StoredTensors, vector: str, parts: tuple[str, ...]) -> np.ndarray:
-    values = {part: stored.read(vector, part) for part in dict.fromkeys(parts)}
+def _vector(padded: PaddedTensors, vector: str, parts: tuple[str, ...]) -> np.ndarray:
+    values = {part: padded.read(vector, part) for part in dict.fromkeys(parts)}
     for part, value in values.items():
         if not np.isfinite(value).all():
             raise not_finite(part)

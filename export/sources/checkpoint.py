@@ -16,6 +16,8 @@ from sol_rt.export.sources.families import Family, TensorNames
 
 FloatArray = npt.NDArray[np.float32]
 
+_TIED_SAMPLE = 256  # rows compared to find out whether the LM head is the embedding
+
 
 class Checkpoint(Protocol):
     """A source whose tensors are read on demand, under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`).
@@ -24,11 +26,13 @@ class Checkpoint(Protocol):
         path: the checkpoint's folder or file.
         config: the content of a Hugging Face `config.json`.
         license: SPDX name of the weights' licence; empty if the checkpoint does not say.
+        note: what of the model is left out, for people; empty if nothing is.
     """
 
     path: Path
     config: Mapping[str, Any]
     license: str
+    note: str
 
     def names(self) -> Collection[str]:
         """The names of all tensors."""
@@ -108,7 +112,9 @@ def vector_size(decoder: Decoder, vector: str) -> int:
 
 def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
     """Raises CheckpointError for the first tensor that is missing or has a wrong shape."""
-    present = set(checkpoint.names())
+    decoder, present = decoder.source, set(checkpoint.names())
+    described = "its metadata" if checkpoint.path.is_file() else "config.json"
+    _check_head(checkpoint, decoder, family.names)
 
     def take(tensors: tuple[str, ...], target: str, rows: int, columns: tuple[int, ...]) -> None:
         for tensor in tensors:
@@ -118,12 +124,12 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
             if not shape or shape[1:] != columns:
                 raise CheckpointError(
                     f"{checkpoint.path}: tensor {tensor}: got shape {list(shape)}, "
-                    f"expected {list(columns)} after the first axis, by config.json"
+                    f"expected {list(columns)} after the first axis, by {described}"
                 )
         total = sum(checkpoint.shape(tensor)[0] for tensor in tensors)
         if total != rows:
             raise CheckpointError(
-                f"{checkpoint.path}: {target} ({', '.join(tensors)}): got {total} rows, expected {rows}, by config.json"
+                f"{checkpoint.path}: {target} ({', '.join(tensors)}): got {total} rows, expected {rows}, by {described}"
             )
 
     for matrix, modules in matrices(decoder, family.names).items():
@@ -131,3 +137,29 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
         take(tuple(f"{module}.weight" for module in modules), matrix, rows, (columns,))
     for vector, tensors in vectors(decoder, family.names).items():
         take(tensors, vector, vector_size(decoder, vector), ())
+
+
+def _check_head(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> None:
+    """Raises CheckpointError if the tensors contradict what the config says of the LM head."""
+    embed, head = f"{names.embed}.weight", f"{names.head}.weight"
+    present = checkpoint.names()
+    if not decoder.tied and embed in present and head not in present:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {head} is missing, but the config says that the head is not the embedding; if "
+            "it is, set tie_word_embeddings to true in config.json"
+        )
+    if not decoder.tied or head not in present or embed not in present:
+        return
+    rows = checkpoint.shape(embed)[0]
+    if checkpoint.shape(head) == checkpoint.shape(embed):
+        sampled = range(0, rows, max(1, rows // _TIED_SAMPLE))
+        if all(np.array_equal(_row(checkpoint, embed, row), _row(checkpoint, head, row)) for row in sampled):
+            return
+    raise CheckpointError(
+        f"{checkpoint.path}: tensor {head} differs from {embed}, but the config says that the head is the embedding; "
+        "set tie_word_embeddings to false in config.json if the head is its own"
+    )
+
+
+def _row(checkpoint: Checkpoint, name: str, row: int) -> FloatArray:
+    return checkpoint.read(name, row, row + 1)

@@ -8,17 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, NormPlace, QkNorm
+from sol_rt.export.sources.refusals import nearest, refusal
 from sol_rt.export.sources.rope import NO_ROTATION, Rope, make_rope
 
+LARGEST_HEAD = 256  # channels: what the attention kernels' buffers hold (kMaxHeadDim)
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # larger than any model has: a config that says more is damaged
 MOST_KV_HEADS = 1 << 11  # function bodies sort this many (KV head, token) pairs at once: at least those of one token
 MOST_PAIRS = 1 << 23  # pairs of a whole cache: function bodies count them, and halves of them, in float32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that may be padded: channels of the hidden state, of a head, and of the MLP."""
+
+    hidden_size: int
+    head_dim: int
+    intermediate_size: int
+
+    def padded(self, num_heads: int) -> Sizes:
+        """The next sizes that the quantization blocks divide. A head's own need not be such a size."""
+        head_dim = self.head_dim
+        while num_heads * head_dim % BLOCK or head_dim % 2:
+            head_dim += 1
+        return Sizes(_whole_blocks(self.hidden_size), head_dim, _whole_blocks(self.intermediate_size))
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,7 @@ class Decoder:
         interleaved_rope: the checkpoint's rotary embedding rotates neighbouring channels. weights.bin has the rows of
             q and k in the order of the half-split form.
         qkv_by_head: the checkpoint's joint matrix has q, k and v head by head. weights.bin has all of q first.
+        unpadded: the checkpoint's sizes, where the sizes above are padded; None: they are the checkpoint's.
     """
 
     family: str
@@ -98,6 +117,7 @@ class Decoder:
     logits_cap: float = 0.0
     interleaved_rope: bool = False
     qkv_by_head: bool = False
+    unpadded: Sizes | None = None
 
     def window(self, layer: int) -> int:
         """How many tokens a layer attends to, the new one included; 0: all."""
@@ -117,6 +137,11 @@ class Decoder:
     def qk_size(self) -> int:
         """The number of channels of q and k of all heads."""
         return (self.num_heads + self.num_kv_heads) * self.head_dim
+
+    @property
+    def source(self) -> Decoder:
+        """The decoder with the sizes of the checkpoint, not padded."""
+        return self if self.unpadded is None else replace(self, **vars(self.unpadded), unpadded=None)
 
     @property
     def qkv_size(self) -> int:
@@ -188,8 +213,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
                 expected = f"expected {family.model_type!r} for {family.architecture}"
                 raise CheckpointError(f"config.json: model_type: got {brief(kind)}, {expected}")
             return family
-    known = ", ".join(family.architecture for family in FAMILIES.values())
-    raise CheckpointError(f"architecture: got {brief(named or config.get('model_type'))}, expected one of {known}")
+    raise CheckpointError(refusal(config, FAMILIES))
 
 
 def family_of_gguf(metadata: Mapping[str, Any]) -> tuple[Family, GgufForm]:
@@ -240,21 +264,37 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             "config.json: qk_layernorm: got true, expected false; models of this family that normalize q and k are "
             "not supported"
         )
-    normalizes_qk = family.qk_norm_key is None or _flag(config, family.qk_norm_key)
+    for key in ("num_local_experts", "num_experts"):
+        experts = config.get(key)
+        if isinstance(experts, int) and experts > 1:
+            raise CheckpointError(
+                f"config.json: {key}: got {experts}, not supported: a mixture of experts; nearest that works: "
+                f"{nearest(config, FAMILIES)}"
+            )
+    normalizes_qk = family.qk_norm != "none" and (family.qk_norm_key is None or _flag(config, family.qk_norm_key))
     parallel = _holds(config, family.parallel_residual)
     ropes, rope_of_layer = _ropes(
         config, family, rope_parameters, windows, rotary_dim=rotary_dim, context=context, trained=trained_context
     )
     windows = tuple(window if window < context else 0 for window in windows)
-    for key, value in (
-        ("hidden_size", hidden),
-        ("intermediate_size", intermediate),
-        ("heads * head_dim", heads * head_dim),
-    ):
-        if value % BLOCK:
-            raise CheckpointError(
-                f"config.json: {key}: got {value}, expected a multiple of {BLOCK}, the quantization block"
-            )
+    if head_dim > LARGEST_HEAD:
+        raise CheckpointError(
+            f"config.json: head_dim: got {head_dim}, expected at most {LARGEST_HEAD}, the most that the attention "
+            f"kernels take; nearest that works: {nearest(config, FAMILIES)}"
+        )
+    own = Sizes(hidden, head_dim, intermediate)
+    sizes = own.padded(heads)
+    tied = _flag(config, "tie_word_embeddings")
+    if sizes.hidden_size != hidden and family.norm == "layer" and tied:
+        raise CheckpointError(
+            f"config.json: hidden_size: got {hidden}, expected a multiple of {BLOCK}; models with LayerNorm whose head "
+            "is the embedding can't be padded"
+        )
+    if sizes.head_dim != head_dim and family.norm == "layer" and normalizes_qk:
+        raise CheckpointError(
+            f"config.json: head_dim: got {head_dim}, expected an even number whose product with the {heads} heads is a "
+            f"multiple of {BLOCK}; models with LayerNorm of q and k can't be padded"
+        )
     if heads % kv_heads or rotary_dim % 2 or not rotary_dim:
         raise CheckpointError(
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
@@ -266,18 +306,19 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
             f"most {most_context}; use --ctx-size {most_context} or less"
         )
+    by_width = math.sqrt(hidden) if family.scales_embedding_by_width else 1.0
     return Decoder(
         family=family.model_type,
-        hidden_size=hidden,
+        hidden_size=sizes.hidden_size,
         num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=intermediate,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.intermediate_size,
         vocab_size=_size(config, "vocab_size"),
         max_context=context,
         norm=family.norm,
-        norm_eps=_epsilon(config, family),
+        norm_eps=_epsilon(config, family) * hidden / sizes.hidden_size,
         norm_offset=family.norm_offset,
         norm_place=family.names.norm_place,
         parallel_residual=parallel,
@@ -294,18 +335,21 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         head_bias=family.head_bias,
         gated=family.gated,
         activation=_ACTIVATIONS[activation],
-        tied=_flag(config, "tie_word_embeddings"),
+        tied=tied,
         softmax_scale=_softmax_scale(config, family, head_dim),
-        embedding_scale=math.sqrt(hidden)
-        if family.scales_embedding_by_width
-        else _factor(config, family.embedding_key),
+        embedding_scale=_factor(config, family.embedding_key, by_width),
         residual_scale=_factor(config, family.residual_key),
         logits_scale=1.0 / _factor(config, family.logits_divisor_key),
         attention_cap=_factor(config, family.attention_cap_key, 0.0),
         logits_cap=_factor(config, family.logits_cap_key, 0.0),
         interleaved_rope=family.interleaved_rope,
         qkv_by_head=family.qkv_by_head,
+        unpadded=None if sizes == own else own,
     )
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
@@ -455,7 +499,7 @@ _SLIDING_ATTENTION = "sliding_attention"
 
 def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[int, ...]:
     """The window of every layer in tokens, 0 where it attends to all."""
-    kinds, rule = config.get("layer_types"), family.windows
+    kinds, rule = config.get("layer_types") or config.get("layers_block_type"), family.windows
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
             raise CheckpointError(f"config.json: layer_types: got {brief(kinds)}, expected one entry for each layer")

@@ -43,7 +43,7 @@ class SourceModel:
         # its frequencies are no weights of the checkpoint, so the module is built again, with storage
         if getattr(self._base, "rotary_emb", None) is not None:
             self._base.rotary_emb = type(self._base.rotary_emb)(config=config)
-        self._arguments = _layer_arguments(self._base, decoder, tokens)
+        self._arguments = _layer_arguments(self._base, decoder.source, tokens)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """The first layer's input for tokens: their scaled embeddings, float32 [len(ids), hidden]."""

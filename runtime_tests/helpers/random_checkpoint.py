@@ -148,6 +148,15 @@ PRESETS = {
         "gpt_neox", num_kv_heads=4, tied=False, rotary_fraction=0.25, config={"rotary_pct": 0.25}
     ),
     "tiny-arcee": RandomCheckpoint("arcee", tied=False),
+    # sizes that are no multiples of 32
+    "odd-gemma3": RandomCheckpoint(
+        "gemma3_text", 60, 2, 3, 1, 90, config={"head_dim": 18, "sliding_window": 24, "sliding_window_pattern": 2}
+    ),
+    "odd-olmo2": RandomCheckpoint("olmo2", 72, 2, 3, 1, 100, tied=False),
+    "odd-ernie": RandomCheckpoint("ernie4_5", 60, 2, 3, 1, 90, config={"head_dim": 20, "use_bias": False}),
+    "odd-gpt-neox": RandomCheckpoint(
+        "gpt_neox", 48, 2, 4, 4, 100, tied=False, rotary_fraction=0.5, config={"rotary_pct": 0.5}
+    ),
     "phi-2": RandomCheckpoint(
         "phi", 2560, 32, 32, 32, 10240, 51200, 2048, tied=False, rotary_fraction=0.4, dtype="float16"
     ),
@@ -163,7 +172,9 @@ def write_random_checkpoint(folder: Path, shape: RandomCheckpoint, seed: int = 0
     end = [tokenizer_ids["<|endoftext|>"], tokenizer_ids["<|im_end|>"]]
     generation = {"bos_token_id": end[0], "eos_token_id": end, "pad_token_id": end[0], "do_sample": False}
     _write_json(folder / "generation_config.json", generation)
-    _write_weights(folder / "model.safetensors", from_hf_config(config), shape.dtype, np.random.default_rng(seed))
+    _write_weights(
+        folder / "model.safetensors", from_hf_config(config).source, shape.dtype, np.random.default_rng(seed)
+    )
     return folder
 
 

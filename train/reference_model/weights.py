@@ -21,6 +21,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, TensorEntry, Variant
 from sol_rt.bundle.config_reader import read_config
+from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import check_tensors
@@ -28,7 +29,6 @@ from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
 from sol_rt.export.sources.checkpoint import vectors as checkpoint_vectors
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.families import FAMILIES
-from sol_rt.export.sources.families.stored import StoredTensors
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import table_names, tables
 
@@ -269,7 +269,7 @@ def read_checkpoint(
     checkpoint = open_checkpoint(Path(path))
     decoder = from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, FAMILIES[decoder.family])
-    return from_tensors(decoder, lambda name: torch.tensor(checkpoint.read(name)), matrix or quantized)
+    return _assembled(PaddedTensors(checkpoint, decoder), matrix or quantized)
 
 
 def from_tensors(
@@ -282,11 +282,15 @@ def from_tensors(
         read: gives the tensor of a Hugging Face name, with `.weight` or `.bias`.
         matrix: makes a matrix of float32 [N, K]: `quantized`, or `FloatMatrix` for the source's own weights.
     """
+    return _assembled(PaddedTensors(_Tensors(read), decoder), matrix)
+
+
+def _assembled(source: PaddedTensors, matrix: Callable[[Tensor], Matrix]) -> ModelWeights:
+    decoder = source.decoder
     names = FAMILIES[decoder.family].names
-    stored = StoredTensors(_Tensors(read), decoder)
 
     def joined(target: str, tensors: tuple[str, ...]) -> Tensor:
-        return torch.cat([torch.from_numpy(stored.read(target, tensor)) for tensor in tensors])
+        return torch.cat([torch.from_numpy(source.read(target, tensor)) for tensor in tensors])
 
     vectors = {name: joined(name, tensors) for name, tensors in checkpoint_vectors(decoder, names).items()}
     for index, rope in enumerate(decoder.ropes):
@@ -307,6 +311,7 @@ class _Tensors:
     path: Path = Path("tensors")
     config: Mapping[str, Any] = field(default_factory=dict)
     license: str = ""
+    note: str = ""
 
     def names(self) -> Collection[str]:
         return ()

@@ -14,7 +14,7 @@ _NAMES = replace(
     mlp_post_norm=LAYER + "post_feedforward_layernorm",
 )
 _GGUF_NAMES = replace(GGUF_SPLIT, attn_post_norm=BLOCK + "post_attention_norm", mlp_post_norm=BLOCK + "post_ffw_norm")
-_DEFAULTS = {"head_dim": 256, "sliding_window": 4096, "tie_word_embeddings": True}
+_DEFAULTS = {"head_dim": 256, "sliding_window": 4096, "query_pre_attn_scalar": 256, "tie_word_embeddings": True}
 
 GEMMA2 = Family(
     architecture="Gemma2ForCausalLM",

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -49,14 +48,6 @@ class StoredTensors:
 
     checkpoint: Checkpoint
     decoder: Decoder
-
-    def names(self) -> Collection[str]:
-        """The names of all tensors."""
-        return self.checkpoint.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
-        return self.checkpoint.shape(name)
 
     def read(self, target: str, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         """Rows start … stop - 1 of a tensor, in the bundle's order, as float32.

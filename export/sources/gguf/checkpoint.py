@@ -20,11 +20,12 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import FloatArray
 from sol_rt.export.sources.decoder import family_of_gguf
-from sol_rt.export.sources.families import Family, GgufForm, TensorNames
+from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, TensorNames
 from sol_rt.export.sources.families.stored import head_by_head
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
 from sol_rt.export.sources.gguf.config import hf_config
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
+from sol_rt.export.sources.refusals import gguf_refusal
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
@@ -41,6 +42,8 @@ _NORMS = (
 """Fields of TensorNames, and what has as many of them as heads."""
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 _LONGEST_ARRAY = 1 << 22  # values of one key; the longest are vocabularies
+_HEADS = ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")  # of q, k and v
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _TIED_SAMPLE = 256  # rows compared to find out whether two quantized tensors hold the same matrix
 
 
@@ -108,6 +111,8 @@ class GgufCheckpoint:
                 ) from error
             raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        if reason := gguf_refusal(self._metadata, FAMILIES):
+            raise CheckpointError(f"{path}: {reason}")
         family, form = family_of_gguf(self._metadata)
         if f"{form.names.embed}.weight" not in self._tensors:
             raise CheckpointError(f"{path}: tensor {form.names.embed}.weight is missing; fetch the file again")
@@ -118,7 +123,8 @@ class GgufCheckpoint:
             if f"{name}.weight" in self._tensors
         }
         self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
-        self.license = str(self._metadata.get("general.license", ""))
+        self.license, self.note = str(self._metadata.get("general.license", "")), ""
+        self._check_metadata(form)
         self._sources = self._locate(family, form, tied)
         for source in self._sources.values():
             self._dequantized(source.tensor.data[:1], source.tensor)  # an unreadable type fails here, at once
@@ -141,6 +147,25 @@ class GgufCheckpoint:
 
     def write_tokenizer(self, folder: Path) -> None:
         gguf_tokenizer.write(self._metadata, self.config, folder)
+
+    def _check_metadata(self, form: GgufForm) -> None:
+        """Raises CheckpointError where metadata and tensors disagree about layers or heads."""
+        layers = 1 + max((int(match[1]) for name in self._tensors if (match := _BLOCK.match(name))), default=-1)
+        said = self.config["num_hidden_layers"]
+        if layers != said:
+            raise CheckpointError(
+                f"{self.path}: GGUF key {form.architecture}.block_count: got {said}, but the tensors are of {layers} "
+                "layers; fetch the file again, or convert the model again"
+            )
+        for i in range(layers):
+            for module, count in zip(form.names.qkv, _HEADS, strict=False):
+                tensor = self._tensors.get(f"{module.format(i=i)}.weight")
+                heads = self.config[count]
+                if len(form.names.qkv) == 3 and tensor is not None and int(tensor.shape[-1]) % (2 * heads):
+                    raise CheckpointError(
+                        f"{self.path}: tensor {tensor.name}: got {int(tensor.shape[-1])} rows, expected a multiple of "
+                        f"{2 * heads} for {heads} heads, by its metadata; fetch the file again"
+                    )
 
     def _dequantized(self, rows: npt.NDArray[Any], tensor: Any) -> FloatArray:
         try:

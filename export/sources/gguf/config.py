@@ -48,6 +48,8 @@ def hf_config(
     }
     if head_dim != hidden // heads or "head_dim" in family.defaults:
         config["head_dim"] = head_dim
+    if family.softmax_size_key is not None:  # llama.cpp takes the size of a head
+        config[family.softmax_size_key] = head_dim
     # no metadata key tells of biases, the tensors do
     for rule, projections in ((family.qkv_bias, "attn_"), (family.output_bias, "attn_"), (family.mlp_bias, "ffn_")):
         if isinstance(rule, str):
