@@ -214,8 +214,10 @@ def test_context_is_the_models_own_or_less(folder: Path) -> None:
     assert from_hf_config(config, 100).max_context == 100
     with pytest.raises(CheckpointError, match="got 2000, expected 1 to 1024"):
         from_hf_config(config, 2000)
-    assert from_hf_config({**config, "sliding_window": 512}).max_context == 512
-    assert from_hf_config({**config, "sliding_window": 512, "use_sliding_window": False}).max_context == 1024
+    windowed = from_hf_config({**config, "sliding_window": 512})
+    assert (windowed.max_context, windowed.windows) == (1024, (512, 512))
+    assert from_hf_config({**config, "sliding_window": 512}, 512).windows == ()  # no token is beyond it
+    assert from_hf_config({**config, "sliding_window": 512, "use_sliding_window": False}).windows == ()
 
 
 SCALINGS: list[dict[str, Any]] = [

@@ -1,5 +1,7 @@
 """Pads a checkpoint's tensors with zeros where its sizes are no multiples of 32, the quantization block.
 
+What it pads has the order and scale of `families/stored.py` already.
+
 `Decoder` has the padded sizes, and those of the checkpoint in `unpadded`. The padded model computes the same:
 
 - Channels of the hidden state, of heads and of the MLP are added at the end of each, and all weights to and from them
@@ -22,6 +24,7 @@ import torch
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import Checkpoint, FloatArray
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families.stored import StoredTensors
 
 _WRITERS = ("embed", "o", "down")
 """Matrices that write into the residual."""
@@ -61,6 +64,11 @@ class PaddedTensors:
     decoder: Decoder
     _means: dict[str, FloatArray] = field(default_factory=dict)
 
+    @property
+    def _stored(self) -> StoredTensors:
+        """The tensors in the bundle's order and scale, not padded."""
+        return StoredTensors(self.checkpoint, self.decoder.source)
+
     def shape(self, target: str, name: str) -> tuple[int, ...]:
         """The padded shape of a checkpoint's tensor that belongs to the bundle's tensor `target`."""
         shape = self.checkpoint.shape(name)
@@ -76,13 +84,13 @@ class PaddedTensors:
             start, stop: rows.
         """
         if self.decoder.unpadded is None:
-            return self.checkpoint.read(name, start, stop)
+            return self._stored.read(target, name, start, stop)
         rows, columns = self._axes(target)
         stop = rows.length(self.checkpoint.shape(name)[0]) if stop is None else stop
         places, first, last = _sources(rows, start, stop)
-        values = self.checkpoint.read(name, first, last)
+        values = self._stored.read(target, name, first, last)
         if self._is_centred(target):
-            values = values - (values.mean(axis=1, keepdims=True) if target == "embed" else self._mean(name))
+            values = values - (values.mean(axis=1, keepdims=True) if target == "embed" else self._mean(target, name))
         values = columns.pad(values) if values.ndim == 2 else values * np.float32(self._factor(target))
         padded = np.zeros((stop - start, *values.shape[1:]), np.float32)
         padded[places >= 0] = values[places[places >= 0]]
@@ -97,7 +105,7 @@ class PaddedTensors:
         if columns.size != columns.padded or self._is_centred(target):
             return None
         places, first, last = _sources(rows, start, stop)
-        codes = self.checkpoint.codes(name, first, last)
+        codes = self._stored.codes(target, name, first, last)
         if codes is None or rows.size == rows.padded:
             return codes
         found = SourceCodes(*(getattr(codes, part)[places] for part in ("q", "scale", "zero", "representable")))
@@ -135,10 +143,10 @@ class PaddedTensors:
             return False
         return target.removesuffix(".bias").rsplit(".", 1)[-1] in _WRITERS
 
-    def _mean(self, name: str) -> FloatArray:
+    def _mean(self, target: str, name: str) -> FloatArray:
         """The mean over the outputs of a matrix, float32 [K], or of its bias, float32 []."""
         if name not in self._means:
-            self._means[name] = self.checkpoint.read(name).mean(axis=0, dtype=np.float64).astype(np.float32)
+            self._means[name] = self._stored.read(target, name).mean(axis=0, dtype=np.float64).astype(np.float32)
         return self._means[name]
 
 

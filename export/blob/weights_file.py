@@ -38,7 +38,7 @@ from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
-from sol_rt.export.sources.rope import tables
+from sol_rt.export.sources.rope import table_names, tables
 from sol_rt.store.progress import Progress
 
 _MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer
@@ -63,8 +63,9 @@ def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, Tenso
 
     for vector in vectors(decoder, names):
         place(vector, "float32", vector_size(decoder, vector))
-    for table in ("rope.cos", "rope.sin"):
-        place(table, "float32", decoder.max_context, decoder.rotary_dim // 2)
+    for index in range(len(decoder.ropes)):
+        for table in table_names(index):
+            place(table, "float32", decoder.max_context, decoder.rotary_dim // 2)
     for matrix in matrices(decoder, names):
         rows, channels = matrix_shape(decoder, matrix)
         blocks = channels // BLOCK
@@ -171,7 +172,7 @@ def fill_blob(
     padded = PaddedTensors(checkpoint, decoder)
     with BlobWriter(path, tensors) as blob:
         for vector, parts in vectors(decoder, family.names).items():
-            blob.view(vector)[:] = _vector(padded, vector, parts) + _offset(decoder, vector)
+            blob.view(vector)[:] = _vector(padded, vector, parts)
         _write_rope(blob, decoder)
         fill = _MatrixFiller(blob, padded, tensors, precisions, search)
         with one_thread_each() as pool:
@@ -336,21 +337,17 @@ class _MatrixFiller:
 
 
 def _vector(padded: PaddedTensors, vector: str, parts: tuple[str, ...]) -> np.ndarray:
-    values = [padded.read(vector, part) for part in parts]
-    for part, value in zip(parts, values, strict=True):
+    values = {part: padded.read(vector, part) for part in dict.fromkeys(parts)}
+    for part, value in values.items():
         if not np.isfinite(value).all():
             raise not_finite(part)
-    return np.concatenate(values)
-
-
-def _offset(decoder: Decoder, vector: str) -> float:
-    return decoder.norm_offset if vector.endswith("norm.weight") else 0.0
+    return np.concatenate([values[part] for part in parts])
 
 
 def _write_rope(blob: BlobWriter, decoder: Decoder) -> None:
     step = 1 << 12
-    for start in range(0, decoder.max_context, step):
-        stop = min(start + step, decoder.max_context)
-        cos, sin = tables(decoder.rope, start, stop - start)
-        blob.view("rope.cos")[start:stop] = cos
-        blob.view("rope.sin")[start:stop] = sin
+    for index, rope in enumerate(decoder.ropes):
+        for start in range(0, decoder.max_context, step):
+            stop = min(start + step, decoder.max_context)
+            for name, table in zip(table_names(index), tables(rope, start, stop - start), strict=True):
+                blob.view(name)[start:stop] = table

@@ -80,14 +80,22 @@ def matrix_shape(decoder: Decoder, matrix: str) -> tuple[int, int]:
 def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
     """The bundle's float vectors, and the checkpoint's tensors that each of them joins."""
     norm_kinds = ("weight", "bias") if decoder.norm == "layer" else ("weight",)
+    qk_norms = [(names.q_norm, decoder.num_heads), (names.k_norm, decoder.num_kv_heads)]
     found: dict[str, tuple[str, ...]] = {f"final_norm.{kind}": (f"{names.final_norm}.{kind}",) for kind in norm_kinds}
     if decoder.head_bias:
         found["head.bias"] = (f"{names.head}.bias",)
     biased = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}
     for i in range(decoder.num_layers):
-        for norm, module in (("attn_norm", names.attn_norm), ("mlp_norm", names.mlp_norm)):
-            if module is not None:
-                found.update({f"layers.{i}.{norm}.{k}": (f"{module.format(i=i)}.{k}",) for k in norm_kinds})
+        for norm in decoder.norms:
+            module = getattr(names, norm)
+            found.update({f"layers.{i}.{norm}.{k}": (f"{module.format(i=i)}.{k}",) for k in norm_kinds})
+        if decoder.qk_norm != "none":  # a norm that all heads share is repeated for each
+            found[f"layers.{i}.qk_norm.weight"] = tuple(
+                f"{module.format(i=i, h=head)}.weight"
+                for module, heads in qk_norms
+                if module is not None
+                for head in range(heads if decoder.qk_norm == "head" else 1)
+            )
         for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
             if biased[part]:
                 found[f"layers.{i}.{part}.bias"] = tuple(f"{module.format(i=i)}.bias" for module in modules)
@@ -97,6 +105,8 @@ def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
 def vector_size(decoder: Decoder, vector: str) -> int:
     """The number of elements of a vector of the bundle."""
     owner = vector.rsplit(".", 1)[0]
+    if owner.endswith("qk_norm"):
+        return decoder.qk_size
     return decoder.hidden_size if owner.endswith("norm") else matrix_shape(decoder, owner)[0]
 
 
