@@ -21,13 +21,20 @@ class _Decoder(nn.Module):
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
-        self.model, self.lm_head = whole.model, whole.lm_head
+        for name, part in whole.named_children():  # their names get into the graph
+            self.add_module(name, part)
+        self.base = whole.base_model_prefix
+        self.head = next(name for name, part in whole.named_children() if part is whole.get_output_embeddings())
+        self.kinds = set(getattr(whole.config, "layer_types", None) or ())
 
     def forward(self, input_ids: Tensor) -> Tensor:
         mask = torch.full((_TOKENS, _TOKENS), -math.inf).triu(1)[None, None]
+        masks = dict.fromkeys(self.kinds, mask) if "sliding_attention" in self.kinds else mask
         positions = torch.arange(_TOKENS)[None]
-        out = self.model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        logits: Tensor = self.lm_head(out.last_hidden_state)
+        out = self.get_submodule(self.base)(
+            input_ids=input_ids, attention_mask=masks, position_ids=positions, use_cache=False
+        )
+        logits: Tensor = self.get_submodule(self.head)(out.last_hidden_state)
         return logits
 
 

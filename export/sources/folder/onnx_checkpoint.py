@@ -2,13 +2,14 @@
 
 A graph keeps the names of embeddings, norms and biases. A matrix that the exporter has transposed is called
 `onnx::MatMul_732` or the like; the node that multiplies with it has the name of its module,
-`/model/layers.0/self_attn/q_proj/MatMul`.
+`/model/layers.0/self_attn/q_proj/MatMul`. Where a family adds a number to the weights of its norms, the graph has the
+sums, `onnx::Mul_2788`, and the node is `/model/layers.0/input_layernorm/Mul_1`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from onnx import TensorProto, numpy_helper
 from sol_rt.errors import CheckpointError, one_line
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
+from sol_rt.export.sources.decoder import family_of
 from sol_rt.export.sources.folder.hf_checkpoint import card_license, read_json
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ _QUANTIZED = {
     *("DequantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul"),
     *("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"),
 }
+_HEAD = "lm_head"
 _SAME = ("Identity", "Cast")
 """Operators whose output holds the numbers of their first input."""
 
@@ -55,11 +58,13 @@ class _Initializer:
         values: its numbers as the file stores them, mapped where they lie in a file of their own.
         bfloat16: `values` are the upper halves of float32 numbers.
         transposed: the checkpoint's tensor has the axes in the other order.
+        added: what the graph's numbers have more than the checkpoint's.
     """
 
     values: npt.NDArray[Any]
     bfloat16: bool
     transposed: bool = False
+    added: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,11 +73,11 @@ class _Initializer:
     def rows(self, start: int, stop: int) -> FloatArray:
         values = self.values[:, start:stop].T if self.transposed else self.values[start:stop]
         if self.bfloat16:
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return np.require(values, np.float32, ["C", "W"])
+            return (values.astype(np.uint32) << 16).view(np.float32) - np.float32(self.added)
+        return np.require(values - np.float32(self.added) if self.added else values, np.float32, ["C", "W"])
 
     def turned(self) -> _Initializer:
-        return _Initializer(self.values, self.bfloat16, not self.transposed)
+        return replace(self, transposed=not self.transposed)
 
 
 class OnnxCheckpoint:
@@ -88,7 +93,11 @@ class OnnxCheckpoint:
         graph = onnx_graph(path)
         if graph is None:
             raise CheckpointError(f"{path}: got no ONNX graph, expected one of {', '.join(_NAMES)}")
-        self._tensors = _named(_load(graph), graph)
+        family = family_of(self.config)
+        self._tensors = _named(_load(graph), graph, family.norm_offset)
+        for kind in ("weight", "bias"):  # newer transformers call every family's head so
+            if f"{_HEAD}.{kind}" in self._tensors:
+                self._tensors.setdefault(f"{family.names.head}.{kind}", self._tensors[f"{_HEAD}.{kind}"])
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -113,8 +122,8 @@ def _load(path: Path) -> onnx.ModelProto:
         raise CheckpointError(f"{path}: damaged ONNX file ({one_line(error)}); export it again") from error
 
 
-def _named(model: onnx.ModelProto, path: Path) -> dict[str, _Initializer]:
-    """The checkpoint's tensors by name."""
+def _named(model: onnx.ModelProto, path: Path, norm_offset: float) -> dict[str, _Initializer]:
+    """The checkpoint's tensors by name. `norm_offset` is what the model adds to the weights of norms."""
     graphs = list(_graphs(model.graph))
     nodes = [node for graph in graphs for node in graph.node]
     quantized = next((node.op_type for node in nodes if node.op_type in _QUANTIZED), None)
@@ -148,6 +157,8 @@ def _named(model: onnx.ModelProto, path: Path) -> dict[str, _Initializer]:
         if node.op_type in ("MatMul", "Gemm") and len(weight.shape) == 2:
             by_rows = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             named[f"{module}.weight"] = weight if by_rows else weight.turned()
+        elif norm_offset and node.op_type == "Mul" and len(weight.shape) == 1:
+            named[f"{module}.weight"] = replace(weight, added=norm_offset)
     return {name: tensor for name, tensor in named.items() if name.endswith((".weight", ".bias"))}
 
 
