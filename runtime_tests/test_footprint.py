@@ -29,10 +29,17 @@ LONG = 6000
 @pytest.fixture(scope="module")
 def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with heads, layers and a context that make its cache large. Not to be written to."""
-    sizes = {"num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "head_dim": 64, "rotary_dim": 64}
+    sizes = {
+        "num_layers": 8,
+        "rope_of_layer": (0,) * 8,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 64,
+        "rotary_dim": 64,
+    }
     decoder = describe("llama")
-    rope = replace(decoder.rope, inverse_frequencies=tuple(0.5**i for i in range(32)))
-    decoder = replace(decoder, hidden_size=512, intermediate_size=1024, max_context=8192, rope=rope, **sizes)
+    rope = replace(decoder.ropes[0], inverse_frequencies=tuple(0.5**i for i in range(32)))
+    decoder = replace(decoder, hidden_size=512, intermediate_size=1024, max_context=8192, ropes=(rope,), **sizes)
     return write_bundle(tmp_path_factory.mktemp("bundle") / "medium", decoder=decoder, bits=(8, 4))
 
 
