@@ -13,6 +13,7 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+# make parity  Prints how far every family's tiny model is from transformers: the figures of docs/models.md.
 # make test-bindings
 #              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI
 #              and npm. What can't be built here is skipped, with the reason. Option: PARTS="c csharp java rust swift web".
@@ -82,7 +83,7 @@ PARTS ?= c csharp java rust swift web
 TARGETS ?=
 ENGINES ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all test-bindings fuzz soak faults lint typecheck wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all parity test-bindings fuzz soak faults lint typecheck wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -139,6 +140,11 @@ test: $(VENV)/.dev lint
 test-all: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+parity: $(VENV)/.dev
+	@mkdir -p build; rm -f build/parity.txt
+	SOL_RT_PARITY_FIGURES=$(abspath build/parity.txt) $(BIN)/python -m pytest -q runtime_tests/test_families.py -k graph
+	@printf '%-18s %-8s %s\n' family float '8 bits'; awk '{printf "%-18s %-8s %s\n", $$1, $$2, $$3}' build/parity.txt
 
 test-bindings: $(VENV)/.dev
 	@for part in $(PARTS); do echo "== bindings/$$part"; PATH="$(abspath $(BIN)):$$PATH" bash bindings/$$part/test.sh || exit 1; done

@@ -230,7 +230,8 @@ class Ladder:
         """Writes the float32 file. If export ties the LM head to the embedding, the file has only the embedding."""
         reader, checkpoint = gguf.GGUFReader(str(self._source)), open_checkpoint(self._source)
         tied = bool(checkpoint.config["tie_word_embeddings"])
-        family, _ = family_of_gguf(str(reader.fields["general.architecture"].contents()))
+        plain = {name: field for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+        family, _ = family_of_gguf({name: field.contents() for name, field in plain.items()})
         embedding = family.names.embed
 
         def values(tensor: Any) -> np.ndarray:

@@ -145,4 +145,6 @@ def project(checkpoint: Checkpoint, decoder: Decoder, family: Family, hidden: to
         logits[:, start:stop] = hidden @ torch.from_numpy(checkpoint.read(name, start, stop)).T
     if decoder.head_bias:
         logits += torch.from_numpy(checkpoint.read(f"{family.names.head}.bias"))
+    if decoder.logits_cap:
+        logits = decoder.logits_cap * torch.tanh(logits / decoder.logits_cap)
     return logits.numpy()

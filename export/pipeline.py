@@ -39,7 +39,7 @@ from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.progress import Progress, Stages, silent
 from sol_rt.store.pull import resolve
-from sol_rt.store.recipes import aliases
+from sol_rt.store.recipes.recipe import aliases
 from sol_rt.store.verified import remember_weights
 from sol_rt.text.tokenizer import FILE as TOKENIZER
 from sol_rt.text.tokenizer import Tokenizer
@@ -78,6 +78,7 @@ class ExportReport:
         parity: the comparison with the source; None if it was not asked for.
         selection: the measurements of the candidate actions; None without calibration.
         dropped: one line for each requested precision that the bundle lacks, unless `selection` gives the reason.
+        notes: lines on what of the source is not in the bundle.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class ExportReport:
     parity: parity_report.Parity | None
     selection: Selection | None
     dropped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report for people: a few short lines."""
@@ -95,6 +97,7 @@ class ExportReport:
             f"{self.config.model.name}: {len(self.config.variants)} variants, {len(self.config.actions)} actions, "
             f"{size / 1e6:.1f} MB in {self.seconds:.0f} s"
         ]
+        lines += self.notes
         if self.calibration:
             lines.append(f"calibration: {self.calibration}")
         if self.parity is not None:
@@ -107,6 +110,10 @@ class ExportReport:
         if self.selection is not None:
             lines += action_set.report_lines(self.selection)
         return [*lines, *self.dropped]
+
+
+def _quiet(line: str) -> None:
+    """A callback for notes that drops them."""
 
 
 def export_bundle(
@@ -124,6 +131,8 @@ def export_bundle(
     max_actions: int | None = None,
     progress: Progress | None = None,
     parity: bool = True,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = _quiet,
 ) -> ExportReport:
     """Exports a checkpoint. The bundle is written aside and moved into place at the end; a failure leaves nothing
     behind.
@@ -144,6 +153,8 @@ def export_bundle(
         max_actions: most actions to choose, by default MAX_ACTIONS; needs a calibration text.
         progress: reports how far the work is.
         parity: compare with transformers at the end.
+        trust_remote_code: code that comes with the checkpoint may run, to convert its tokenizer.
+        say: called with a line for people before the work, if this machine has too little memory to run the bundle.
 
     Raises:
         UsageError: an argument is out of range, `output` exists and is no bundle, or the stored calibration that is
@@ -160,7 +171,7 @@ def export_bundle(
     # open the source
     with stages(_OPEN) as report:
         path, name = resolve(source, report)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, trust_remote_code)
     family, decoder = family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
     precisions = graph_precisions(levels.bits, checkpoint, decoder, family.names)
@@ -190,6 +201,8 @@ def export_bundle(
             files={},
         )
         config = write_graphs(folder, config, decoder)
+        if advice := memory.running_advice(config, memory.available_memory()):
+            say(advice)
         if policy is not None:
             config = replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
         save = partial(seal, folder, weights=FileEntry(size, "0" * 64))  # hashed at the end
@@ -259,7 +272,8 @@ def export_bundle(
     remember_weights(state, weights.sha256)
     if to_store is not None and save_calibration is not None:
         to_store.write(save_calibration)
-    return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped)
+    notes = (checkpoint.note,) if checkpoint.note else ()
+    return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped, notes)
 
 
 def _check_arguments(

@@ -26,7 +26,7 @@ from sol_rt.export.bundle_folder import check_output, hashed, seal, written_asid
 from sol_rt.export.graphs.functions.operators import DEQUANTIZED, PACKED
 from sol_rt.export.graphs.graph import Target, build_graph
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
-from sol_rt.export.sources.hf_checkpoint import read_json
+from sol_rt.export.sources.folder.hf_checkpoint import read_json
 from sol_rt.store.progress import Progress, silent
 
 LARGEST_FILE = 2 * 10**9

@@ -11,9 +11,9 @@ from sol_rt.cli.make import export as command
 from sol_rt.errors import SolError
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.store import recipes
 from sol_rt.store.home import bundles_dir
 from sol_rt.store.pull import bundle_name
+from sol_rt.store.recipes import recipe as recipes
 
 LEVELS = {"bits": (8, 6, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.1)}
 TAGS = ("k100-s100-q8", "k010-s100-q4", "k010-s050-q4")

@@ -285,6 +285,54 @@ def test_sparse_attention(
     int8: bool,
     native: bool,
 ) -> None:
+    check_attention(heads, kv_heads, head_dim, rotary_dim, tokens, past, pages, int8=int8, native=native)
+
+
+@TWICE
+@pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
+@pytest.mark.parametrize(
+    ("tokens", "past", "pages", "window", "cap"),
+    [
+        (1, 100, 2**40, 0, 3.0),
+        (1, 100, 5, 0, 3.0),
+        (9, 100, 0, 0, 3.0),
+        (1, 100, 2**40, 6, 0.0),
+        (1, 100, 2**40, 1, 0.0),
+        (1, 103, 2, 41, 0.0),
+        (1, 101, 10, 42, 0.0),
+        (1, 100, 24, 42, 0.0),
+        (1, 126, 0, 100, 0.0),
+        (1, 60, 3, 200, 0.0),
+        (5, 100, 0, 1, 0.0),
+        (5, 3, 0, 3, 0.0),
+        (20, 100, 0, 30, 2.0),
+        (90, 0, 0, 17, 0.0),
+        (8, 60, 0, 200, 0.0),
+    ],
+)
+def test_windows_and_soft_caps(
+    tokens: int, past: int, pages: int, window: int, cap: float, int8: bool, native: bool
+) -> None:
+    check_attention(
+        4, 2, 16, 16, tokens, past, pages, int8=int8, native=native, window=window or -1, cap=cap, windowed=window > 0
+    )
+
+
+def check_attention(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    rotary_dim: int,
+    tokens: int,
+    past: int,
+    pages: int,
+    *,
+    int8: bool,
+    native: bool,
+    windowed: bool = False,
+    window: int = -1,
+    cap: float = 0.0,
+) -> None:
     rng, capacity, sinks, scale = np.random.default_rng(tokens + past), 128, 4, float(np.float32(head_dim**-0.5))
     angles = np.arange(256)[:, None] * 100.0 ** -np.linspace(0, 1, rotary_dim // 2)
     tables = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
@@ -302,9 +350,12 @@ def test_sparse_attention(
     feed = {"qkv": qkv, **cache, "past_length": np.array([past]), "kv_pages": np.array([pages])}
     feed["total_length"] = np.array([past + tokens], np.int32)
     settings = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rotary_dim": rotary_dim}
-    attention = AttentionShape(**settings, sinks=sinks, softmax_scale=scale, capacity_step=capacity)
+    attention = AttentionShape(
+        **settings, sinks=sinks, softmax_scale=scale, capacity_step=capacity, windowed=windowed, softcap=cap
+    )
     body = sparse_attention(attention, int8=int8)
-    got = run_operator(body, feed, tables, attention.attributes, native=native)
+    attributes = attention.attributes | ({"window": window} if windowed else {})
+    got = run_operator(body, feed, tables, attributes, native=native)
     expected = reference.sparse_attention(
         qkv,
         list(cache.values()),
@@ -316,6 +367,8 @@ def test_sparse_attention(
         sinks=sinks,
         scale=scale,
         by_keys=not native,
+        window=max(window, 0),
+        cap=cap,
     )
     total, flips, halves = past + tokens, 0, not (native or int8)
     key_bound = HALF if rotary_dim % 16 == 0 else 1e-3
@@ -340,7 +393,7 @@ def test_sparse_attention(
     assert flips <= 1 + key.size // 10000
     assert_close(got[0], expected[0], HALF if halves else ONE_OPERATOR if flips == 0 else 1e-2)
     if not native and (tokens > 1 or pages >= -(-total // PAGE_SIZE) - 1):
-        dense = run_operator(body, {**feed, "kv_pages": NOTHING}, tables, attention.attributes, native=False)
+        dense = run_operator(body, {**feed, "kv_pages": NOTHING}, tables, attributes, native=False)
         assert_close(dense[0], expected[0], HALF)
 
 

@@ -85,6 +85,7 @@ def test_variants_share_the_weights(tmp_path: Path) -> None:
         rotary_dim=64,
         intermediate_size=4096,
         num_layers=5,
+        rope_of_layer=(0,) * 5,
     )
     bundle = write_bundle(tmp_path / "medium", decoder=decoder)
     assert (bundle / "weights.bin").stat().st_size > 25e6

@@ -39,7 +39,13 @@ FLOOR = "fixed:k030-s050-q4"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Large enough for the policy to cost little beside it."""
     decoder = replace(
-        describe("llama"), hidden_size=128, num_layers=4, head_dim=32, rotary_dim=32, intermediate_size=256
+        describe("llama"),
+        hidden_size=128,
+        num_layers=4,
+        rope_of_layer=(0,) * 4,
+        head_dim=32,
+        rotary_dim=32,
+        intermediate_size=256,
     )
     return write_bundle(tmp_path_factory.mktemp("model") / "small", decoder=decoder, policy=True)
 

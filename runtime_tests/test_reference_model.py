@@ -18,23 +18,27 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from helpers import reference  # noqa: E402
 from helpers.random_decoder import CONFIGS, describe  # noqa: E402
+from helpers.reference_steps import (  # noqa: E402
+    CONTEXT,
+    EXACT,
+    FLIP,
+    KV_DENSITIES,
+    NEAR,
+    SHARE,
+    check_steps,
+    difference,
+    random_tokens,
+    take_over,
+)
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import MIXED, Precision  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
-from sol_rt.train.reference_model.kv_cache import KVCache  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
 
-EXACT = 1e-3  # what float32 order alone explains
-NEAR = 0.02  # what float16 attention and coarser rounding of the fine planes explain
-FLIP = 0.5  # what a flip in a model of 64 channels explains
-SHARE = 0.75  # of the steps have no flip
-KV_DENSITIES = (1.0, 0.3, 0.1)
-CONTEXT, STEPS = 150, 4
 TEXT = """The lighthouse stood at the end of a long spit of land, and for a hundred years its keepers had written down
 the weather every evening. When the last of them retired, the logbooks were carried to the library of the nearest town,
 where a young teacher began to read them. She noticed that storms came later in the year than they used to, that the
@@ -73,77 +77,32 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return bundle, ReferenceModel(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=config.kv.dense_layers)
 
 
-def _tokens(count: int, vocabulary: int) -> np.ndarray:
-    return np.random.default_rng(5).integers(3, vocabulary, count)
-
-
-def _difference(got: torch.Tensor, expected: np.ndarray) -> float:
-    return float(np.abs(got.numpy() - expected).max() / expected.std())
-
-
-def _take_over(engine: Engine, cache: KVCache) -> None:
-    """Copies the engine's cache into a row of the reference model's; codes of the keys anew, for function bodies store
-    none."""
-    cache.reserve(engine.length + 1)
-    cache.lengths[:] = engine.length
-    buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
-    int8 = cache.keys.dtype == torch.int8
-    of_layer = 6 if int8 else 4
-    for layer in range(len(cache.keys)):
-        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * layer :][:of_layer])
-        keys = reference.scaled_rows(key, scales[0]) if int8 else key
-        packed, ranges = reference.key_codes(keys)
-        parts = [cache.keys, cache.values, cache.key_codes, cache.key_ranges, cache.key_scales, cache.value_scales]
-        for part, held in zip(parts, (key, value, reference.unpacked(packed), ranges, *scales), strict=False):
-            part[layer, 0, :, : engine.length] = torch.from_numpy(held[0])
-
-
-def _check_steps(engine: Engine, reference: ReferenceModel, kv_densities: tuple[float, ...]) -> None:
-    """Some steps of every variant at every KV density, each after the same dense prefill."""
-    config = engine.bundle.config
-    tokens = _tokens(CONTEXT + STEPS, config.model.vocab_size)
-    engine.forward(tokens[:CONTEXT], config.dense)
-    cache = reference.new_cache(1)
-    for variant in config.variants.values():
-        differences = []
-        for kv_density in kv_densities:
-            action = Action(kv_density, variant.channel_density, variant.bits)
-            engine.truncate(CONTEXT)
-            for token in tokens[CONTEXT:].tolist():
-                _take_over(engine, cache)
-                expected = engine.forward([token], action)
-                logits, hidden = reference.step(torch.tensor([token]), [action], cache)
-                differences.append(max(_difference(logits, expected.logits), _difference(hidden, expected.hidden)))
-        assert (np.array(differences) < EXACT).mean() >= SHARE, (variant.key, differences)
-        assert max(differences) < (EXACT if variant.key == "s100-q8" else FLIP), (variant.key, differences)
-
-
 @pytest.mark.slow
 def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, ReferenceModel]) -> None:
     bundle, reference = tiny
-    _check_steps(Engine(bundle, provider="cpu"), reference, KV_DENSITIES)
+    check_steps(Engine(bundle, provider="cpu"), reference, KV_DENSITIES)
 
 
 def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """Bodies round otherwise and choose by the keys themselves, so only steps that choose nothing are compared."""
     bundle, reference = tiny
     engine = Engine(bundle, provider="cpu", native_ops=False)
-    tokens = _tokens(CONTEXT + 1, bundle.config.model.vocab_size)
+    tokens = random_tokens(CONTEXT + 1, bundle.config.model.vocab_size)
     for bits, most in ((8, NEAR), (4, FLIP)):
         engine.reset()
         engine.forward(tokens[:CONTEXT], bundle.config.dense)
         cache = reference.new_cache(1)
-        _take_over(engine, cache)
+        take_over(engine, cache)
         action = Action(1.0, 1.0, bits)
         logits, _ = reference.step(torch.tensor(tokens[CONTEXT:]), [action], cache)
-        assert _difference(logits, engine.forward(tokens[CONTEXT:], action).logits) < most, bits
+        assert difference(logits, engine.forward(tokens[CONTEXT:], action).logits) < most, bits
 
 
 def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """All positions of a pass over 40 tokens, dense attention, every variant: a flip reaches the positions after it."""
     bundle, reference = tiny
     engine = Engine(bundle, provider="cpu")
-    tokens = _tokens(40, bundle.config.model.vocab_size)
+    tokens = random_tokens(40, bundle.config.model.vocab_size)
     for variant in bundle.config.variants.values():
         action = Action(0.1, variant.channel_density, variant.bits)
         engine.reset()
@@ -157,7 +116,7 @@ def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) 
     """Every action of the bundle at once, one a row, from one dense prefill that the runtime made."""
     bundle, reference = tiny
     engine = Engine(bundle, provider="cpu")
-    tokens = _tokens(CONTEXT + 1, bundle.config.model.vocab_size)
+    tokens = random_tokens(CONTEXT + 1, bundle.config.model.vocab_size)
     actions = [
         Action(kv_density, variant.channel_density, variant.bits)
         for variant in bundle.config.variants.values()
@@ -165,13 +124,13 @@ def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) 
     ]
     engine.forward(tokens[:CONTEXT], bundle.config.dense)
     cache = reference.new_cache(1)
-    _take_over(engine, cache)
+    take_over(engine, cache)
     cache = cache.select(torch.zeros(len(actions), dtype=torch.int64))
     logits, _ = reference.step(torch.full((len(actions),), int(tokens[-1])), actions, cache)
     differences = []
     for row, action in enumerate(actions):
         engine.truncate(CONTEXT)
-        differences.append(_difference(logits[row], engine.forward(tokens[-1:], action).logits[0]))
+        differences.append(difference(logits[row], engine.forward(tokens[-1:], action).logits[0]))
     assert (np.array(differences) < EXACT).mean() >= SHARE, differences
     assert max(differences) < FLIP, differences
 
@@ -195,7 +154,7 @@ def test_reference_model_of_a_checkpoint_is_the_reference_model_of_its_bundle(
 @pytest.mark.parametrize("family", ["llama", "phi"])
 def test_exported_bundle_runs_as_its_reference_model(family: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle.open(request.getfixturevalue(f"{family}_bundle"))
-    _check_steps(Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path), KV_DENSITIES)
+    check_steps(Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path), KV_DENSITIES)
 
 
 class _Disturbed(ReferenceModel):
@@ -233,7 +192,7 @@ def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None
             action = Action(kv_density, variant.channel_density, variant.bits)
             engine.truncate(context)
             for token in tokens[context:]:
-                _take_over(engine, cache)
+                take_over(engine, cache)
                 expected = engine.forward([token], action).logits
                 both = cache.select(torch.tensor([0]))
                 logits = reference.step(torch.tensor([token]), [action], cache)[0].numpy()
@@ -250,7 +209,7 @@ def test_reference_model_is_the_checkpoint_s_model(family: str, request: pytest.
     and the float16 cache add a tenth of a percent at most."""
     folder: Path = request.getfixturevalue(f"{family}_checkpoint")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = torch.from_numpy(_tokens(60, model.config.vocab_size))[None]
+    tokens = torch.from_numpy(random_tokens(60, model.config.vocab_size))[None]
     with torch.no_grad():
         expected = model(tokens).logits
     dense = Action(1.0, 1.0, 8)

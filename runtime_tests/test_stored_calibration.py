@@ -20,7 +20,7 @@ from sol_rt.errors import SolError, UsageError
 from sol_rt.export import pipeline
 from sol_rt.export.actions.stored import StoredCalibration, checkpoint_hash, is_stored
 from sol_rt.export.policy_file import write_policy
-from sol_rt.store.recipes import Recipe, aliases
+from sol_rt.store.recipes.recipe import Recipe, aliases
 
 TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay."
 

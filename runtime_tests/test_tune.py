@@ -178,7 +178,7 @@ def test_doctor_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None
     (found,) = doctor._tuning()
     assert found.state == "ok"
     assert "48 KB ahead into cache level 1, 2 threads a step" in found.detail
-    assert "27.5 GB/s, 50% of the 55.0" in found.detail
+    assert "a dense step of a model read 27.5 GB/s; plain reads get 55.0 now, 50%" in found.detail
 
 
 def _bundle(folder: Path):  # type: ignore[no-untyped-def]

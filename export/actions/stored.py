@@ -32,7 +32,7 @@ from sol_rt.export.sources.decoder import Decoder
 
 FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
-_WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.onnx_data", "onnx/*.onnx", "onnx/*.onnx_data", "config.json")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)
 """What a file of other content than this module writes can raise while it is read."""
 

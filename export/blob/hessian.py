@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
+from sol_rt.export.blob.padding import padded_inputs
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family
@@ -125,11 +126,13 @@ def matrix_inputs(
             hook.remove()
         batches = tuple(out for out, _ in results)
         for matrix in of_layer.values():
-            yield _groups(matrix, [read.pop(matrix) for _, read in results], most_channels)
+            batches_of = [padded_inputs(decoder, matrix, read.pop(matrix)) for _, read in results]
+            yield _groups(matrix, batches_of, most_channels)
     progress("calibrating", decoder.num_layers, decoder.num_layers)
     with torch.inference_mode():
         read = [model.final_norm(batch).flatten(0, -2) for batch in batches]
-    yield _groups("embed" if decoder.tied else "head", read, most_channels)
+    head = "embed" if decoder.tied else "head"
+    yield _groups(head, [padded_inputs(decoder, head, batch) for batch in read], most_channels)
 
 
 def _groups(matrix: str, batches: Sequence[Tensor], most_channels: int | None) -> list[Inputs]:

@@ -1,15 +1,22 @@
-"""Estimates the memory and disk that an export needs, and refuses before it starts if this machine has less."""
+"""Estimates the memory and disk that an export needs, and refuses before it starts if this machine has less.
+
+It also says before the work whether this machine has the memory to run the bundle.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import torch
 
+from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.footprint import fitting_context, footprint
+from sol_rt.engine.hardware import available_memory
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.decoder import Decoder
+
+__all__ = ["PIECE_WEIGHTS", "available_memory", "needed_memory", "require_disk", "require_memory", "running_advice"]
 
 PIECE_WEIGHTS = 1 << 20  # weights that a thread quantizes at once
 
@@ -18,7 +25,6 @@ _LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime
 _PIECE_BYTES = 16  # for each weight of a piece: two float32 copies, codes, planes and their packed form
 _TEXT_TOKENS, _LONG_TOKENS, _LOGIT_ROWS = 1 << 13, 4608, 128  # as in actions/
 _SQUARES = 6  # matrices [K, K] in memory at once, K being the largest number of input channels
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def needed_memory(decoder: Decoder, parity: bool, weight_bytes: int, native: bool, calibration: bool = False) -> int:
@@ -53,6 +59,21 @@ def require_memory(needed: int, available: int | None) -> None:
         )
 
 
+def running_advice(config: SolConfig, available: int | None) -> str:
+    """One line for people if this machine has too little memory to run a bundle at its longest context, else empty."""
+    longest = config.model.max_context
+    needed = footprint(config, longest)
+    if available is None or needed.total <= available:
+        return ""
+    takes = f"memory: at its context of {longest} tokens this model takes {_size(needed.total)}"
+    free = f"available are {_size(available)}"
+    fitting = fitting_context(config, available - needed.weights)
+    if not fitting:
+        return f"{takes}, {free}; its weights alone take {_size(needed.weights)}, so every step may read from the disk"
+    instead = "" if config.kv.dtype == "int8" else "; --kv int8 takes half as much cache"
+    return f"{takes}, {free}; texts of up to {fitting} tokens fit, and -c {fitting} makes that the limit{instead}"
+
+
 def require_disk(folder: Path, needed: int) -> None:
     """Raises CheckpointError if the disk of `folder` has less than `needed` bytes free. `folder` need not exist."""
     existing = folder.absolute()
@@ -64,48 +85,6 @@ def require_disk(folder: Path, needed: int) -> None:
             f"disk: the bundle needs {_size(needed)}, free in {existing} are {_size(free)}; "
             "make room or choose another -o"
         )
-
-
-def available_memory() -> int | None:
-    """Free memory in bytes: the machine's or the container's, whichever is less. None if neither can be read."""
-    readings = (_of_machine, _of_container)
-    known = [value for value in (reading() for reading in readings) if value is not None]
-    return min(known, default=None)
-
-
-def _of_machine() -> int | None:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # not every system reports free pages
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _of_container() -> int | None:
-    """Bytes below the limit of the control group, version 2 or 1. Cached file pages count as free."""
-    old = _CGROUP / "memory"
-    readings = (
-        _below_limit(_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file "),
-        _below_limit(
-            old / "memory.limit_in_bytes",
-            old / "memory.usage_in_bytes",
-            old / "memory.stat",
-            "total_inactive_file ",
-        ),
-    )
-    return next((reading for reading in readings if reading is not None), None)
-
-
-def _below_limit(limit: Path, used: Path, stat: Path, key: str) -> int | None:
-    try:
-        reclaimable = next((int(line.split()[1]) for line in stat.read_text().splitlines() if line.startswith(key)), 0)
-        return max(0, int(limit.read_text()) - int(used.read_text()) + reclaimable)
-    except (OSError, ValueError):  # no such controller, or "max"
-        return None
 
 
 def _largest_matrix(decoder: Decoder) -> int:

@@ -23,6 +23,7 @@ from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
 from sol_rt.export.blob.hessian import Inputs, matrix_inputs
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
+from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.gptq import HessianFactor, choose_codes, one_thread_each
 from sol_rt.export.quantize.nested import (
     FloatArray,
@@ -37,7 +38,7 @@ from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
-from sol_rt.export.sources.rope import tables
+from sol_rt.export.sources.rope import table_names, tables
 from sol_rt.store.progress import Progress
 
 _MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer
@@ -62,8 +63,9 @@ def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, Tenso
 
     for vector in vectors(decoder, names):
         place(vector, "float32", vector_size(decoder, vector))
-    for table in ("rope.cos", "rope.sin"):
-        place(table, "float32", decoder.max_context, decoder.rotary_dim // 2)
+    for index in range(len(decoder.ropes)):
+        for table in table_names(index):
+            place(table, "float32", decoder.max_context, decoder.rotary_dim // 2)
     for matrix in matrices(decoder, names):
         rows, channels = matrix_shape(decoder, matrix)
         blocks = channels // BLOCK
@@ -167,11 +169,12 @@ def fill_blob(
         OSError: the disk has no room.
     """
     sources = matrices(decoder, family.names)
+    padded = PaddedTensors(checkpoint, decoder)
     with BlobWriter(path, tensors) as blob:
         for vector, parts in vectors(decoder, family.names).items():
-            blob.view(vector)[:] = _vector(checkpoint, parts) + _offset(decoder, vector)
+            blob.view(vector)[:] = _vector(padded, vector, parts)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, checkpoint, tensors, precisions, search)
+        fill = _MatrixFiller(blob, padded, tensors, precisions, search)
         with one_thread_each() as pool:
             if windows is None:
                 _fill_rounded(fill, decoder, sources, progress, pool)
@@ -240,7 +243,7 @@ class _MatrixFiller:
     """Reads matrices from the checkpoint, quantizes them, and writes them to weights.bin."""
 
     blob: BlobWriter
-    checkpoint: Checkpoint
+    padded: PaddedTensors
     tensors: Mapping[str, TensorEntry]
     precisions: Collection[Precision]
     search: bool
@@ -258,7 +261,7 @@ class _MatrixFiller:
         first = 0
         for module in modules:
             tensor = f"{module}.weight"
-            rows, columns = self.checkpoint.shape(tensor)
+            rows, columns = self.padded.shape(matrix, tensor)
             # an even number of rows: two outputs share a byte of a channel-major base plane
             step = max(2, PIECE_WEIGHTS // columns // 2 * 2)
             for start in range(0, rows, step):
@@ -266,8 +269,8 @@ class _MatrixFiller:
             first += rows
 
     def _piece(self, piece: _Piece, hessians: Sequence[Future[HessianFactor]]) -> None:
-        weights = self.checkpoint.read(piece.tensor, piece.start, piece.stop)
-        codes = self.checkpoint.codes(piece.tensor, piece.start, piece.stop)
+        weights = self.padded.read(piece.matrix, piece.tensor, piece.start, piece.stop)
+        codes = self.padded.codes(piece.matrix, piece.tensor, piece.start, piece.stop)
         factors = [hessian.result() for hessian in hessians]
         self._write(piece.matrix, piece.first, self._quantize(piece.matrix, weights, codes, piece.tensor, factors))
 
@@ -333,22 +336,18 @@ class _MatrixFiller:
                 blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
 
 
-def _vector(checkpoint: Checkpoint, parts: tuple[str, ...]) -> np.ndarray:
-    values = [checkpoint.read(part) for part in parts]
-    for part, value in zip(parts, values, strict=True):
+def _vector(padded: PaddedTensors, vector: str, parts: tuple[str, ...]) -> np.ndarray:
+    values = {part: padded.read(vector, part) for part in dict.fromkeys(parts)}
+    for part, value in values.items():
         if not np.isfinite(value).all():
             raise not_finite(part)
-    return np.concatenate(values)
-
-
-def _offset(decoder: Decoder, vector: str) -> float:
-    return decoder.norm_offset if vector.endswith("norm.weight") else 0.0
+    return np.concatenate([values[part] for part in parts])
 
 
 def _write_rope(blob: BlobWriter, decoder: Decoder) -> None:
     step = 1 << 12
-    for start in range(0, decoder.max_context, step):
-        stop = min(start + step, decoder.max_context)
-        cos, sin = tables(decoder.rope, start, stop - start)
-        blob.view("rope.cos")[start:stop] = cos
-        blob.view("rope.sin")[start:stop] = sin
+    for index, rope in enumerate(decoder.ropes):
+        for start in range(0, decoder.max_context, step):
+            stop = min(start + step, decoder.max_context)
+            for name, table in zip(table_names(index), tables(rope, start, stop - start), strict=True):
+                blob.view(name)[start:stop] = table

@@ -20,7 +20,7 @@ from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Va
 from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
-from sol_rt.export.graphs.functions.attention_shape import AttentionShape
+from sol_rt.export.graphs.functions.attention_shape import NO_WINDOW, WINDOW, AttentionShape
 from sol_rt.export.graphs.layer import (
     CACHE,
     bits_attributes,
@@ -35,6 +35,7 @@ from sol_rt.export.graphs.layer import (
 )
 from sol_rt.export.graphs.nodes import NodeWriter
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.rope import table_names
 
 
 class Target(Enum):
@@ -142,7 +143,7 @@ def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
         names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, precision.layer(layer))]
     names += norm_weights(decoder, "final_norm")
     names += ["head.bias"] if decoder.head_bias else []
-    return [*names, "rope.cos", "rope.sin"]
+    return [*names, *(table for index in range(len(decoder.ropes)) for table in table_names(index))]
 
 
 def widest_bits(tensors: Mapping[str, TensorEntry]) -> int:
@@ -222,6 +223,9 @@ class _GraphWriter:
         y, layer_bits = f"layer.{layer}", self.precision.layer(layer)
         self.writer.declare(y, [1, "S", self.decoder.hidden_size])
         weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, layer_bits)]
+        attributes = layer_attributes(self.decoder, layer_bits, self.kv)
+        if WINDOW in attributes:
+            attributes[WINDOW] = self.decoder.window(layer) or NO_WINDOW
         return self.writer.op(
             "DecoderLayer",
             x,
@@ -232,7 +236,7 @@ class _GraphWriter:
             "active_down",
             "active_qkv",
             "active_o",
-            *map(self._tensor, ["rope.cos", "rope.sin"]),
+            *map(self._tensor, table_names(self.decoder.rope_of_layer[layer])),
             *(_cache_name("past", part, layer) for part in self.cache[len(CACHE) :]),
             *map(self._tensor, weights),
             "total_length",
@@ -240,7 +244,7 @@ class _GraphWriter:
             domain="sol",
             overload=overload_tag(*layer_bits, mixed=self.mixed),
             layer=layer,
-            **layer_attributes(self.decoder, layer_bits, self.kv),
+            **attributes,
         )
 
     def _last_positions(self, x: str) -> str:
@@ -255,11 +259,15 @@ class _GraphWriter:
         return op("Reshape", x, ints(-1, self.decoder.hidden_size))
 
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
-        out = None if bias else "logits"
+        op, const, cap = self.writer.op, self.writer.const, self.decoder.logits_cap
+        out = None if bias or cap else "logits"
         logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.precision.lm_head_bits, out=out)
-        if bias:
+        if bias or cap:
             self.writer.declare(logits, ["M", outputs])
-            self.writer.op("Add", logits, self._tensor("head.bias"), out="logits")
+        if bias:
+            logits = op("Add", logits, self._tensor("head.bias"), out=None if cap else "logits")
+        if cap:
+            op("Mul", op("Tanh", op("Mul", logits, const(1 / cap))), const(cap), out="logits")
 
     def _nested(
         self,

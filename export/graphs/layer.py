@@ -3,21 +3,25 @@
     sequential:  m = x + attention(norm(x));   y = m + mlp(norm(m))
     parallel:    y = x + attention(norm(x)) + mlp(norm(x))                       x and y float [1, S, hidden]
 
+Sequential layers may have norms of what attention and MLP give, instead of the norms of what they get or beside them.
+
 The body consists of other operators of the domain `sol`, which have bodies of their own. A provider with kernels for
 those runs them; one without gets standard operators only. In mixed-precision graphs some of them have no kernels.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from sol_rt.bundle.bits import LayerBits
 from sol_rt.bundle.config import KvLayout
 from sol_rt.engine.signature import GATHER_CAPACITY
-from sol_rt.export.graphs.functions.attention_shape import AttentionShape
+from sol_rt.export.graphs.functions.attention_shape import WINDOW, AttentionShape, rotated
 from sol_rt.export.graphs.functions.operators import in_turn, planes
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 from sol_rt.export.sources.decoder import Decoder
@@ -30,8 +34,8 @@ _STEP = ("past_length", "kv_pages", "active_up", "active_down", "active_qkv", "a
 
 def layer_weights(decoder: Decoder, layer_bits: LayerBits) -> list[str]:
     """The names of a layer's tensors, without `layers.{i}.`, in the order of the operator's inputs."""
-    norms = ["attn_norm"] if decoder.shared_norm else ["attn_norm", "mlp_norm"]
-    names = [name for norm in norms for name in norm_weights(decoder, norm)]
+    names = [name for norm in decoder.norms for name in norm_weights(decoder, norm)]
+    names += ["qk_norm.weight"] if decoder.qk_norm != "none" else []
     biases = (decoder.qkv_bias, decoder.output_bias, decoder.mlp_bias, decoder.mlp_bias)
     for matrix, bits, bias in zip(layer_bits._fields, layer_bits, biases, strict=True):
         names += nested_names(matrix, bits)
@@ -50,7 +54,10 @@ def nested_names(matrix: str, bits: int) -> list[str]:
 
 
 def layer_attributes(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout) -> dict[str, Any]:
-    """The attributes of a `DecoderLayer` node except `layer`. All nodes of the same bits share them."""
+    """The attributes of a `DecoderLayer` node except `layer`. All nodes of the same bits share them but for `window`.
+
+    Those of traits that most models lack are left out where the model lacks them.
+    """
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.intermediate_size,
@@ -60,11 +67,15 @@ def layer_attributes(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout) -> d
         "parallel_residual": int(decoder.parallel_residual),
         "shared_norm": int(decoder.shared_norm),
         **AttentionShape.of(decoder, kv).attributes,
+        "rotary_dim": decoder.rotary_dim,
         "gated": int(decoder.gated),
         "activation": decoder.activation,
         "qkv_bias": int(decoder.qkv_bias),
         "output_bias": int(decoder.output_bias),
         "mlp_bias": int(decoder.mlp_bias),
+        **({"norm_place": decoder.norm_place} if decoder.norm_place != "before" else {}),
+        **({"qk_norm": decoder.qk_norm} if decoder.qk_norm != "none" else {}),
+        **({"qk_norm_after_rope": 1} if decoder.qk_norm_after_rope else {}),
     }
 
 
@@ -74,8 +85,8 @@ def cache_parts(kv: KvLayout) -> tuple[str, ...]:
 
 
 def decoder_layer(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, *, mixed: bool = False) -> onnx.FunctionProto:
-    """The body of `DecoderLayer`. Its attributes except `layer` are constants in it; all layers of the same bits share
-    it.
+    """The body of `DecoderLayer`. Its attributes except `layer` and `window` are constants in it; all layers of the
+    same bits share it.
 
     A `mixed` graph has layers of different bits. There the bodies are overloads, and operators inside that depend on
     bits have them in their names: ONNX Runtime loses the overloads of functions that functions call.
@@ -103,15 +114,18 @@ class _LayerBody:
         decoder, op = self.decoder, self.writer.op
         for matrix in self.layer_bits._fields:
             self._allow_four_bits(f"{matrix}_base")
-        normed = self._norm("attn_norm", "x")
-        attention = self._attention(normed)
+        normed = "x" if decoder.norm_place == "after" else self._norm("attn_norm", "x")
+        attention = self._post_norm("attn_post_norm", self._attention(normed))
         if decoder.parallel_residual:
             if not decoder.shared_norm:
                 normed = self._norm("mlp_norm", "x")
             op("Add", "x", op("Add", attention, self._mlp(normed)), out="y")
+        elif decoder.norm_place == "after":
+            middle = op("Add", "x", attention)
+            op("Add", middle, self._post_norm("mlp_post_norm", self._mlp(middle)), out="y")
         else:
             normed, middle = self._norm_of_sum("mlp_norm", "x", attention)
-            op("Add", middle, self._mlp(normed), out="y")
+            op("Add", middle, self._post_norm("mlp_post_norm", self._mlp(normed)), out="y")
         weights = [_formal(name) for name in layer_weights(decoder, self.layer_bits)]
         return self.writer.function(
             "DecoderLayer",
@@ -123,18 +137,43 @@ class _LayerBody:
     def _attention(self, x: str) -> str:
         decoder = self.decoder
         qkv = self._matmul(x, "qkv", self.layer_bits.qkv, decoder.hidden_size, decoder.qkv_size, bias=decoder.qkv_bias)
+        if decoder.qk_norm != "none":
+            qkv = self._qk_norm(qkv)
         past = [f"past_{part}" for part in CACHE]
         inputs = [qkv, *past, "past_length", self._own("kv_pages"), "cos", "sin", *self.scales, "total_length"]
+        attributes = AttentionShape.of(decoder, self.kv).attributes
+        of_node = {name: Ref(name) for name in (GATHER_CAPACITY, WINDOW) if name in attributes}
         self.writer.op(
             "SparseAttention",
             *inputs,
             out=["attended", *(f"present_{part}" for part in self.cache)],
             domain="sol",
-            **(AttentionShape.of(decoder, self.kv).attributes | {GATHER_CAPACITY: Ref(GATHER_CAPACITY)}),
+            **(attributes | of_node),
         )
         width = decoder.num_heads * decoder.head_dim
         y = self._float("attended")
         return self._matmul(y, "o", self.layer_bits.o, width, decoder.hidden_size, bias=decoder.output_bias)
+
+    def _qk_norm(self, qkv: str) -> str:
+        """qkv with q and k normalized, and rotated before that where the norm comes after the rotary embedding."""
+        decoder, op, ints = self.decoder, self.writer.op, self.writer.ints
+        size, kv_size = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+        op("Split", qkv, ints(decoder.qk_size, kv_size), out=["qk", "unnormed_v"], axis=-1)
+        qk = "qk"
+        if decoder.qk_norm_after_rope:
+            shape = replace(AttentionShape.of(decoder, self.kv), rotary_dim=decoder.rotary_dim)
+            qk = rotated(self.writer, qk, decoder.num_heads + decoder.num_kv_heads, shape)
+        if decoder.qk_norm == "head":
+            rows = op("Reshape", qk, ints(0, 0, -1, decoder.head_dim))
+            normed = op("Reshape", self._unweighted_norm(rows, decoder.head_dim), ints(0, 0, decoder.qk_size))
+        else:
+            op("Split", qk, ints(size, kv_size), out=["unnormed_q", "unnormed_k"], axis=-1)
+            parts = (("unnormed_q", size), ("unnormed_k", kv_size))
+            normed = op("Concat", *(self._unweighted_norm(*part) for part in parts), axis=-1)
+        return op("Concat", op("Mul", normed, _formal("qk_norm.weight")), "unnormed_v", axis=-1)
+
+    def _unweighted_norm(self, x: str, size: int) -> str:
+        return norm(self.writer, self.decoder, x, [self.writer.const(np.ones(size))])
 
     def _mlp(self, x: str) -> str:
         decoder, up_bits, down_bits = self.decoder, self.layer_bits.up, self.layer_bits.down
@@ -169,6 +208,10 @@ class _LayerBody:
 
     def _norm(self, name: str, x: str) -> str:
         return norm(self.writer, self.decoder, x, [_formal(part) for part in norm_weights(self.decoder, name)])
+
+    def _post_norm(self, name: str, x: str) -> str:
+        """The norm of what attention or MLP gives, if the layer has one."""
+        return x if self.decoder.norm_place == "before" else self._norm(name, x)
 
     def _norm_of_sum(self, name: str, x: str, added: str) -> tuple[str, str]:
         """One node for the norm of x + added and for that sum: names of both."""

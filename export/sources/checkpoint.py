@@ -16,6 +16,8 @@ from sol_rt.export.sources.families import Family, TensorNames
 
 FloatArray = npt.NDArray[np.float32]
 
+_TIED_SAMPLE = 256  # rows compared to find out whether the LM head is the embedding
+
 
 class Checkpoint(Protocol):
     """A source whose tensors are read on demand, under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`).
@@ -24,11 +26,13 @@ class Checkpoint(Protocol):
         path: the checkpoint's folder or file.
         config: the content of a Hugging Face `config.json`.
         license: SPDX name of the weights' licence; empty if the checkpoint does not say.
+        note: what of the model is left out, for people; empty if nothing is.
     """
 
     path: Path
     config: Mapping[str, Any]
     license: str
+    note: str
 
     def names(self) -> Collection[str]:
         """The names of all tensors."""
@@ -76,14 +80,22 @@ def matrix_shape(decoder: Decoder, matrix: str) -> tuple[int, int]:
 def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
     """The bundle's float vectors, and the checkpoint's tensors that each of them joins."""
     norm_kinds = ("weight", "bias") if decoder.norm == "layer" else ("weight",)
+    qk_norms = [(names.q_norm, decoder.num_heads), (names.k_norm, decoder.num_kv_heads)]
     found: dict[str, tuple[str, ...]] = {f"final_norm.{kind}": (f"{names.final_norm}.{kind}",) for kind in norm_kinds}
     if decoder.head_bias:
         found["head.bias"] = (f"{names.head}.bias",)
     biased = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}
     for i in range(decoder.num_layers):
-        for norm, module in (("attn_norm", names.attn_norm), ("mlp_norm", names.mlp_norm)):
-            if module is not None:
-                found.update({f"layers.{i}.{norm}.{k}": (f"{module.format(i=i)}.{k}",) for k in norm_kinds})
+        for norm in decoder.norms:
+            module = getattr(names, norm)
+            found.update({f"layers.{i}.{norm}.{k}": (f"{module.format(i=i)}.{k}",) for k in norm_kinds})
+        if decoder.qk_norm != "none":  # a norm that all heads share is repeated for each
+            found[f"layers.{i}.qk_norm.weight"] = tuple(
+                f"{module.format(i=i, h=head)}.weight"
+                for module, heads in qk_norms
+                if module is not None
+                for head in range(heads if decoder.qk_norm == "head" else 1)
+            )
         for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
             if biased[part]:
                 found[f"layers.{i}.{part}.bias"] = tuple(f"{module.format(i=i)}.bias" for module in modules)
@@ -93,12 +105,16 @@ def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
 def vector_size(decoder: Decoder, vector: str) -> int:
     """The number of elements of a vector of the bundle."""
     owner = vector.rsplit(".", 1)[0]
+    if owner.endswith("qk_norm"):
+        return decoder.qk_size
     return decoder.hidden_size if owner.endswith("norm") else matrix_shape(decoder, owner)[0]
 
 
 def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
     """Raises CheckpointError for the first tensor that is missing or has a wrong shape."""
-    present = set(checkpoint.names())
+    decoder, present = decoder.source, set(checkpoint.names())
+    described = "its metadata" if checkpoint.path.is_file() else "config.json"
+    _check_head(checkpoint, decoder, family.names)
 
     def take(tensors: tuple[str, ...], target: str, rows: int, columns: tuple[int, ...]) -> None:
         for tensor in tensors:
@@ -108,12 +124,12 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
             if not shape or shape[1:] != columns:
                 raise CheckpointError(
                     f"{checkpoint.path}: tensor {tensor}: got shape {list(shape)}, "
-                    f"expected {list(columns)} after the first axis, by config.json"
+                    f"expected {list(columns)} after the first axis, by {described}"
                 )
         total = sum(checkpoint.shape(tensor)[0] for tensor in tensors)
         if total != rows:
             raise CheckpointError(
-                f"{checkpoint.path}: {target} ({', '.join(tensors)}): got {total} rows, expected {rows}, by config.json"
+                f"{checkpoint.path}: {target} ({', '.join(tensors)}): got {total} rows, expected {rows}, by {described}"
             )
 
     for matrix, modules in matrices(decoder, family.names).items():
@@ -121,3 +137,29 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
         take(tuple(f"{module}.weight" for module in modules), matrix, rows, (columns,))
     for vector, tensors in vectors(decoder, family.names).items():
         take(tensors, vector, vector_size(decoder, vector), ())
+
+
+def _check_head(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> None:
+    """Raises CheckpointError if the tensors contradict what the config says of the LM head."""
+    embed, head = f"{names.embed}.weight", f"{names.head}.weight"
+    present = checkpoint.names()
+    if not decoder.tied and embed in present and head not in present:
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {head} is missing, but the config says that the head is not the embedding; if "
+            "it is, set tie_word_embeddings to true in config.json"
+        )
+    if not decoder.tied or head not in present or embed not in present:
+        return
+    rows = checkpoint.shape(embed)[0]
+    if checkpoint.shape(head) == checkpoint.shape(embed):
+        sampled = range(0, rows, max(1, rows // _TIED_SAMPLE))
+        if all(np.array_equal(_row(checkpoint, embed, row), _row(checkpoint, head, row)) for row in sampled):
+            return
+    raise CheckpointError(
+        f"{checkpoint.path}: tensor {head} differs from {embed}, but the config says that the head is the embedding; "
+        "set tie_word_embeddings to false in config.json if the head is its own"
+    )
+
+
+def _row(checkpoint: Checkpoint, name: str, row: int) -> FloatArray:
+    return checkpoint.read(name, row, row + 1)

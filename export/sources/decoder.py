@@ -1,24 +1,42 @@
 """The description of a decoder, from its config.json and the facts of its family.
 
 `Decoder` is the envelope: what the graph builder, the weight exporter and the reference model can express. Facts of the
-families are data in families.py.
+families are data in the package `families`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError, brief
-from sol_rt.export.sources.families import FAMILIES, Family, GgufForm
-from sol_rt.export.sources.rope import Rope, make_rope
+from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, NormPlace, QkNorm
+from sol_rt.export.sources.refusals import nearest, refusal
+from sol_rt.export.sources.rope import NO_ROTATION, Rope, make_rope
 
+LARGEST_HEAD = 256  # channels: what the attention kernels' buffers hold (kMaxHeadDim)
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 12  # larger than any model has: a config that says more is damaged
 MOST_KV_HEADS = 1 << 11  # function bodies sort this many (KV head, token) pairs at once: at least those of one token
 MOST_PAIRS = 1 << 23  # pairs of a whole cache: function bodies count them, and halves of them, in float32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that may be padded: channels of the hidden state, of a head, and of the MLP."""
+
+    hidden_size: int
+    head_dim: int
+    intermediate_size: int
+
+    def padded(self, num_heads: int) -> Sizes:
+        """The next sizes that the quantization blocks divide. A head's own need not be such a size."""
+        head_dim = self.head_dim
+        while num_heads * head_dim % BLOCK or head_dim % 2:
+            head_dim += 1
+        return Sizes(_whole_blocks(self.hidden_size), head_dim, _whole_blocks(self.intermediate_size))
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,7 @@ class Decoder:
 
     Sequential blocks: x += attention(norm(x)); x += mlp(norm(x)).
     Parallel blocks: x += attention(norm(x)) + mlp(norm(x)).
+    Norms may also stand behind attention and MLP, instead or as well: x += norm(attention(x)).
 
     Attributes:
         family: the family's key in FAMILIES, its `model_type`.
@@ -35,16 +54,31 @@ class Decoder:
         norm: `rms` (weight only) or `layer` (weight and bias).
         norm_eps: number added to the variance.
         norm_offset: number added to norm weights. weights.bin holds the sums, so graphs add nothing.
+        norm_place: whether the inputs of attention and MLP are normalized (`before`), their outputs (`after`), or both
+            (`around`). Parallel blocks have it `before`.
         parallel_residual: attention and MLP of a block read the same input.
         shared_norm: a parallel block has one norm for both, so there is no mlp_norm.
         rotary_dim: number of a head's first channels that are rotated, in the half-split form.
-        rope: the rotary embedding's angles.
+        ropes: the angles of the rotary embeddings. Most models have one.
+        rope_of_layer: the index in `ropes` of each layer's.
+        windows: how many tokens each layer attends to, the new one included; 0: all. Empty: all layers attend to all.
+        qk_norm: q and k are normalized, every `head` of them or the whole `row` of all heads, like the blocks' inputs
+            but without a bias. Every channel has a weight of its own.
+        qk_norm_after_rope: they are normalized after the rotary embedding, not before.
         qkv_bias, output_bias, mlp_bias, head_bias: which projections have a bias.
         gated: the MLP computes act(gate) * up; otherwise act(up).
-        activation: `silu`, `gelu`, `gelu_tanh` or `relu`.
+        activation: `silu`, `gelu`, `gelu_tanh`, `relu` or `relu2`, the square of `relu`.
         tied: the LM head is the embedding matrix.
         softmax_scale: factor on the products of q and k.
         embedding_scale: factor on embedding rows.
+        residual_scale: factor on what attention and MLP add. weights.bin holds the matrices times it.
+        logits_scale: factor on logits. weights.bin holds the final norm times it, so hidden states have it too.
+        attention_cap, logits_cap: soft caps c, c * tanh(x / c), on the products of q and k, after their factor, and on
+            the logits; 0: none.
+        interleaved_rope: the checkpoint's rotary embedding rotates neighbouring channels. weights.bin has the rows of
+            q and k in the order of the half-split form.
+        qkv_by_head: the checkpoint's joint matrix has q, k and v head by head. weights.bin has all of q first.
+        unpadded: the checkpoint's sizes, where the sizes above are padded; None: they are the checkpoint's.
     """
 
     family: str
@@ -62,7 +96,8 @@ class Decoder:
     parallel_residual: bool
     shared_norm: bool
     rotary_dim: int
-    rope: Rope
+    ropes: tuple[Rope, ...]
+    rope_of_layer: tuple[int, ...]
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -72,6 +107,41 @@ class Decoder:
     tied: bool
     softmax_scale: float
     embedding_scale: float
+    norm_place: NormPlace = "before"
+    windows: tuple[int, ...] = ()
+    qk_norm: QkNorm = "none"
+    qk_norm_after_rope: bool = False
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
+    attention_cap: float = 0.0
+    logits_cap: float = 0.0
+    interleaved_rope: bool = False
+    qkv_by_head: bool = False
+    unpadded: Sizes | None = None
+
+    def window(self, layer: int) -> int:
+        """How many tokens a layer attends to, the new one included; 0: all."""
+        return self.windows[layer] if self.windows else 0
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms of a layer, in the order of the operators' inputs."""
+        mlp = () if self.shared_norm else ("mlp_norm",)
+        return {
+            "before": ("attn_norm", *mlp),
+            "after": ("attn_post_norm", "mlp_post_norm"),
+            "around": ("attn_norm", "attn_post_norm", *mlp, "mlp_post_norm"),
+        }[self.norm_place]
+
+    @property
+    def qk_size(self) -> int:
+        """The number of channels of q and k of all heads."""
+        return (self.num_heads + self.num_kv_heads) * self.head_dim
+
+    @property
+    def source(self) -> Decoder:
+        """The decoder with the sizes of the checkpoint, not padded."""
+        return self if self.unpadded is None else replace(self, **vars(self.unpadded), unpadded=None)
 
     @property
     def qkv_size(self) -> int:
@@ -128,6 +198,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -142,20 +213,21 @@ def family_of(config: Mapping[str, Any]) -> Family:
                 expected = f"expected {family.model_type!r} for {family.architecture}"
                 raise CheckpointError(f"config.json: model_type: got {brief(kind)}, {expected}")
             return family
-    known = ", ".join(family.architecture for family in FAMILIES.values())
-    raise CheckpointError(f"architecture: got {brief(named or config.get('model_type'))}, expected one of {known}")
+    raise CheckpointError(refusal(config, FAMILIES))
 
 
-def family_of_gguf(architecture: str) -> tuple[Family, GgufForm]:
-    """The family of a GGUF file's `general.architecture`, and its GGUF form.
+def family_of_gguf(metadata: Mapping[str, Any]) -> tuple[Family, GgufForm]:
+    """The family of a GGUF file with this metadata, and its GGUF form.
 
-    Raises CheckpointError if it is unknown.
+    Raises CheckpointError if its `general.architecture` is unknown.
     """
+    architecture = str(metadata.get("general.architecture"))
     forms = [(family, family.gguf) for family in FAMILIES.values() if family.gguf is not None]
     for family, form in forms:
-        if form.architecture == architecture:
+        marked = form.marker is None or f"{architecture}.{form.marker}" in metadata
+        if form.architecture == architecture and marked:
             return family, form
-    known = ", ".join(form.architecture for _, form in forms)
+    known = ", ".join(dict.fromkeys(form.architecture for _, form in forms))
     raise CheckpointError(f"GGUF architecture: got {brief(architecture)}, expected one of {known}")
 
 
@@ -172,31 +244,57 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             range.
     """
     family = family_of(config)
+    config = {**family.defaults, **config}
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    intermediate, trained_context = _size(config, "intermediate_size"), _size(config, "max_position_embeddings")
+    num_layers = _size(config, "num_hidden_layers", most=MOST_LAYERS)
+    intermediate, trained_context = _size(config, family.intermediate_key), _size(config, "max_position_embeddings")
     head_dim = _size(config, "head_dim", hidden // heads)
     kv_heads = _size(config, "num_key_value_heads", heads, most=MOST_KV_HEADS)
     rope_parameters = _rope_parameters(config, family)
     rotary_dim = int(head_dim * _rotary_fraction(rope_parameters))
-    context = _context(config, rope_parameters, trained_context, max_context)
+    context = _context(rope_parameters, trained_context, max_context)
+    windows = _windows(config, family, num_layers)
     activation = config.get("hidden_act") or config.get("hidden_activation") or family.default_activation
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(
             f"config.json: hidden_act: got {brief(activation)}, expected one of {', '.join(_ACTIVATIONS)}"
         )
-    if _flag(config, "qk_layernorm"):
+    if family.qk_norm == "none" and _flag(config, "qk_layernorm"):
         raise CheckpointError(
-            "config.json: qk_layernorm: got true, expected false; models that normalize q and k are not supported"
+            "config.json: qk_layernorm: got true, expected false; models of this family that normalize q and k are "
+            "not supported"
         )
-    for key, value in (
-        ("hidden_size", hidden),
-        ("intermediate_size", intermediate),
-        ("heads * head_dim", heads * head_dim),
-    ):
-        if value % BLOCK:
+    for key in ("num_local_experts", "num_experts"):
+        experts = config.get(key)
+        if isinstance(experts, int) and experts > 1:
             raise CheckpointError(
-                f"config.json: {key}: got {value}, expected a multiple of {BLOCK}, the quantization block"
+                f"config.json: {key}: got {experts}, not supported: a mixture of experts; nearest that works: "
+                f"{nearest(config, FAMILIES)}"
             )
+    normalizes_qk = family.qk_norm != "none" and (family.qk_norm_key is None or _flag(config, family.qk_norm_key))
+    parallel = _holds(config, family.parallel_residual)
+    ropes, rope_of_layer = _ropes(
+        config, family, rope_parameters, windows, rotary_dim=rotary_dim, context=context, trained=trained_context
+    )
+    windows = tuple(window if window < context else 0 for window in windows)
+    if head_dim > LARGEST_HEAD:
+        raise CheckpointError(
+            f"config.json: head_dim: got {head_dim}, expected at most {LARGEST_HEAD}, the most that the attention "
+            f"kernels take; nearest that works: {nearest(config, FAMILIES)}"
+        )
+    own = Sizes(hidden, head_dim, intermediate)
+    sizes = own.padded(heads)
+    tied = _flag(config, "tie_word_embeddings")
+    if sizes.hidden_size != hidden and family.norm == "layer" and tied:
+        raise CheckpointError(
+            f"config.json: hidden_size: got {hidden}, expected a multiple of {BLOCK}; models with LayerNorm whose head "
+            "is the embedding can't be padded"
+        )
+    if sizes.head_dim != head_dim and family.norm == "layer" and normalizes_qk:
+        raise CheckpointError(
+            f"config.json: head_dim: got {head_dim}, expected an even number whose product with the {heads} heads is a "
+            f"multiple of {BLOCK}; models with LayerNorm of q and k can't be padded"
+        )
     if heads % kv_heads or rotary_dim % 2 or not rotary_dim:
         raise CheckpointError(
             f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
@@ -208,33 +306,50 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
             f"most {most_context}; use --ctx-size {most_context} or less"
         )
+    by_width = math.sqrt(hidden) if family.scales_embedding_by_width else 1.0
     return Decoder(
         family=family.model_type,
-        hidden_size=hidden,
-        num_layers=_size(config, "num_hidden_layers", most=MOST_LAYERS),
+        hidden_size=sizes.hidden_size,
+        num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=intermediate,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.intermediate_size,
         vocab_size=_size(config, "vocab_size"),
         max_context=context,
         norm=family.norm,
-        norm_eps=_epsilon(config, family),
-        norm_offset=0.0,
-        parallel_residual=family.parallel_residual,
-        shared_norm=family.names.mlp_norm is None,
+        norm_eps=_epsilon(config, family) * hidden / sizes.hidden_size,
+        norm_offset=family.norm_offset,
+        norm_place=family.names.norm_place,
+        parallel_residual=parallel,
+        shared_norm=parallel and (family.names.mlp_norm is None or family.parallel_shares_norm),
         rotary_dim=rotary_dim,
-        rope=make_rope(rope_parameters, rotary_dim, context, trained_context),
-        qkv_bias=_has_bias(config, family.qkv_bias),
-        output_bias=_has_bias(config, family.output_bias),
-        mlp_bias=_has_bias(config, family.mlp_bias),
+        ropes=ropes,
+        rope_of_layer=rope_of_layer,
+        windows=windows if any(windows) else (),
+        qk_norm=family.qk_norm if normalizes_qk else "none",
+        qk_norm_after_rope=family.qk_norm_after_rope,
+        qkv_bias=_holds(config, family.qkv_bias),
+        output_bias=_holds(config, family.output_bias),
+        mlp_bias=_holds(config, family.mlp_bias),
         head_bias=family.head_bias,
         gated=family.gated,
         activation=_ACTIVATIONS[activation],
-        tied=_flag(config, "tie_word_embeddings"),
-        softmax_scale=1.0 / math.sqrt(head_dim),
-        embedding_scale=1.0,
+        tied=tied,
+        softmax_scale=_softmax_scale(config, family, head_dim),
+        embedding_scale=_factor(config, family.embedding_key, by_width),
+        residual_scale=_factor(config, family.residual_key),
+        logits_scale=1.0 / _factor(config, family.logits_divisor_key),
+        attention_cap=_factor(config, family.attention_cap_key, 0.0),
+        logits_cap=_factor(config, family.logits_cap_key, 0.0),
+        interleaved_rope=family.interleaved_rope,
+        qkv_by_head=family.qkv_by_head,
+        unpadded=None if sizes == own else own,
     )
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
@@ -247,8 +362,8 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None, most:
     return value
 
 
-def _has_bias(config: Mapping[str, Any], rule: bool | str) -> bool:
-    """What a field such as `Family.qkv_bias` means for one checkpoint."""
+def _holds(config: Mapping[str, Any], rule: bool | str) -> bool:
+    """What a field such as `Family.qkv_bias` or `Family.parallel_residual` means for one checkpoint."""
     return _flag(config, rule) if isinstance(rule, str) else rule
 
 
@@ -276,14 +391,43 @@ def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
     return float(value)
 
 
+def _factor(config: Mapping[str, Any], key: str | None, default: float = 1.0) -> float:
+    """A factor or cap of the config, above 0; `default` where the family or the config has none."""
+    value = None if key is None else config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {key}: got {brief(value)}, expected a number above 0")
+    return float(value)
+
+
+def _softmax_scale(config: Mapping[str, Any], family: Family, head_dim: int) -> float:
+    if family.softmax_key is not None:
+        return _factor(config, family.softmax_key)
+    return 1.0 / math.sqrt(_factor(config, family.softmax_size_key, float(head_dim)))
+
+
 def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The rotary settings in the newer form of `rope_parameters`, `partial_rotary_factor` included."""
+    """The rotary settings of layers that attend to all tokens, in the newer form of `rope_parameters`.
+
+    `partial_rotary_factor` is included.
+    """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise CheckpointError(f"config.json: rope settings: got {brief(given)}, expected an object")
+    if isinstance(given.get("full_attention"), Mapping):
+        given = given["full_attention"]
+    return _complete_rope(config, family, given)
+
+
+def _complete_rope(config: Mapping[str, Any], family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings with what the config says elsewhere, or the family does."""
+    config = {**config, **{new: config[old] for old, new in family.rope_keys.items() if config.get(old) is not None}}
     parameters = dict(given)
     parameters.setdefault("rope_type", parameters.pop("type", None) or "default")
     kind = parameters["rope_type"]
+    if kind == "dynamic" and parameters.get("alpha"):  # a stretched base, the same for every length of text
+        kind = "ntk_alpha"
     if isinstance(kind, str):  # anything else is refused by make_rope
         parameters["rope_type"] = family.rope_types.get(kind, kind)
     parameters.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
@@ -295,21 +439,108 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
     return parameters
 
 
-def _context(config: Mapping[str, Any], rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
-    """The bundle's longest context in tokens.
+def _ropes(
+    config: Mapping[str, Any],
+    family: Family,
+    parameters: Mapping[str, Any],
+    windows: tuple[int, ...],
+    *,
+    rotary_dim: int,
+    context: int,
+    trained: int,
+) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
+    """The rotary embeddings of a model, and which of them each layer has.
 
-    Attention here is full. A model with a sliding window is computed exactly up to the window, so the window is the
-    limit.
+    Args:
+        parameters: the settings of layers that attend to all tokens.
+        windows: the layers' windows as the config has them, 0 for none.
+        rotary_dim: number of rotated channels of a head.
+        context, trained: the bundle's longest context, and the checkpoint's.
     """
-    limit = trained
-    if config.get("sliding_window") and config.get("use_sliding_window") is not False:
-        limit = min(limit, _size(config, "sliding_window"))
+    full = make_rope(parameters, rotary_dim, context, trained)
+    local = full
+    if family.rope_by_kind:
+        given = config.get("rope_parameters")
+        of_kind = given.get("sliding_attention") if isinstance(given, Mapping) else None
+        if not isinstance(of_kind, Mapping):
+            base = config.get(family.local_theta_key) if family.local_theta_key else parameters["rope_theta"]
+            of_kind = {"rope_type": "default", "rope_theta": base}
+        local = make_rope(_complete_rope(config, family, of_kind), rotary_dim, context, trained)
+    none = Rope((NO_ROTATION,) * (rotary_dim // 2), 1.0)
+    ropes = [
+        (local if window else full) if rotates else none
+        for rotates, window in zip(_rotating_layers(config, family, windows), windows, strict=True)
+    ]
+    distinct = tuple(dict.fromkeys(ropes))
+    return distinct, tuple(distinct.index(rope) for rope in ropes)
+
+
+def _rotating_layers(config: Mapping[str, Any], family: Family, windows: tuple[int, ...]) -> list[bool]:
+    """Which layers have a rotary embedding."""
+    layers = len(windows)
+    if family.rope_if is not None and config.get(family.rope_if[0]) != family.rope_if[1]:
+        return [False] * layers
+    if family.nope_every is not None:
+        flags = config.get("no_rope_layers")
+        if flags is None:
+            every = _size(config, *family.nope_every)
+            return [(layer + 1) % every != 0 for layer in range(layers)]
+        if not isinstance(flags, list) or len(flags) != layers or not all(flag in (0, 1) for flag in flags):
+            raise CheckpointError(f"config.json: no_rope_layers: got {brief(flags)}, expected 0 or 1 for each layer")
+        return [bool(flag) for flag in flags]
+    if family.nope_full_layers and any(windows):
+        return [window > 0 for window in windows]
+    return [True] * layers
+
+
+_FULL_ATTENTION = ("full_attention", "attention")
+_SLIDING_ATTENTION = "sliding_attention"
+
+
+def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[int, ...]:
+    """The window of every layer in tokens, 0 where it attends to all."""
+    kinds, rule = config.get("layer_types") or config.get("layers_block_type"), family.windows
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            raise CheckpointError(f"config.json: layer_types: got {brief(kinds)}, expected one entry for each layer")
+        for kind in kinds:
+            if kind not in (*_FULL_ATTENTION, _SLIDING_ATTENTION):
+                raise CheckpointError(
+                    f"config.json: layer_types: got {brief(kind)}, expected full_attention or {_SLIDING_ATTENTION}"
+                )
+    wanted = config.get("use_sliding_window")
+    used = _flag(config, "use_sliding_window") if rule.opt_in or wanted is not None else True
+    if not config.get("sliding_window") or not used:
+        return (0,) * layers
+    window = _size(config, "sliding_window")
+    if kinds is not None:
+        return tuple(window * (kind == _SLIDING_ATTENTION) for kind in kinds)
+    if rule.full_every is not None:
+        key, default = rule.full_every
+        pattern = config.get(key)
+        if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:  # local and global layers in turn
+            return tuple(window * (pattern[layer % len(pattern)] == "L") for layer in range(layers))
+        every = _size(config, key, default)
+        return tuple(window * ((layer + 1) % every != 0) for layer in range(layers))
+    first = 0
+    if rule.first_key is not None and config.get(rule.first_key) is not None:
+        first = config[rule.first_key]
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+            raise CheckpointError(f"config.json: {rule.first_key}: got {brief(first)}, expected a layer's index")
+    return tuple(window * (layer >= first) for layer in range(layers))
+
+
+def _context(rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
+    """The bundle's longest context in tokens."""
+    original = rope_parameters.get("original_max_position_embeddings")
+    if original is not None and rope_parameters.get("llama_4_scaling_beta"):
+        # from there on the model scales q by its position
+        trained = min(trained, _size(rope_parameters, "original_max_position_embeddings"))
     if wanted is None:
         # longrope has other factors beyond the original context, and one table of angles serves the whole bundle
-        if rope_parameters["rope_type"] == "longrope" and rope_parameters.get("original_max_position_embeddings"):
-            limit = min(limit, _size(rope_parameters, "original_max_position_embeddings"))
-        return limit
-    if not 1 <= wanted <= limit:
-        longest = f"1 to {limit}, the model's own context or its sliding window"
-        raise CheckpointError(f"maximum context: got {wanted}, expected {longest}")
+        if rope_parameters["rope_type"] == "longrope" and original:
+            return min(trained, _size(rope_parameters, "original_max_position_embeddings"))
+        return trained
+    if not 1 <= wanted <= trained:
+        raise CheckpointError(f"maximum context: got {wanted}, expected 1 to {trained}, the model's own context")
     return wanted

@@ -12,7 +12,7 @@ from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.tokenizer_files import GENERATION
 from sol_rt.store.home import checkpoints_dir
-from sol_rt.store.recipes import aliases
+from sol_rt.store.recipes.recipe import aliases
 
 
 def model_section(checkpoint: Checkpoint, decoder: Decoder, source: str, name: str, folder: Path) -> ModelDims:

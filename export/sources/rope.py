@@ -5,7 +5,8 @@ For channel pair i of a head at position p, with base `rope_theta` and r = rotar
     angle = p * f[i],   f[i] = theta^(-2 i / r),   i = 0 … r / 2 - 1
 
 The scalings `linear`, `llama3`, `yarn` (Peng et al. 2023, arXiv 2309.00071) and `longrope` (Ding et al. 2024, arXiv
-2402.13753) change f and may scale cos and sin by an attention factor. All are evaluated as transformers does.
+2402.13753) change f and may scale cos and sin by an attention factor. `ntk_alpha` is a larger base, theta * alpha^(r /
+(r - 2)). All are evaluated as transformers does. A layer without a rotary embedding has f = 0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from sol_rt.errors import CheckpointError, brief, one_line
 _LARGEST = 1e30
 """Radians of an angle; times any position it is still a float32."""
 
-KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope")
+KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope", "ntk_alpha")
+NO_ROTATION = 0.0
+"""The frequency of a channel pair that is not rotated: cos 1, sin 0 at every position."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def _make(kind: str, parameters: Mapping[str, Any], rotary_dim: int, max_context
     base = float(parameters["rope_theta"])
     if not (math.isfinite(base) and base > 0):
         raise ValueError(f"rope_theta {base}")
+    if kind == "ntk_alpha":
+        base *= float(parameters["alpha"]) ** (rotary_dim / (rotary_dim - 2))
     plain = 1.0 / base ** (np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     factor = 1.0
     if kind == "linear":
@@ -131,6 +136,11 @@ def _longrope(
     if attention is None:
         attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return plain / factors, float(attention)
+
+
+def table_names(index: int) -> tuple[str, str]:
+    """The names of the tables of cos and sin of a model's rotary embedding of this index, as tensors of the bundle."""
+    return ("rope.cos", "rope.sin") if index == 0 else (f"rope.{index}.cos", f"rope.{index}.sin")
 
 
 def tables(rope: Rope, first: int, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -39,42 +39,40 @@ class SourceModel:
             self._model = AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager", dtype=torch.float32
             ).eval()
-        self._positions = torch.arange(tokens)[None]
+        self._base = self._model.base_model
         # its frequencies are no weights of the checkpoint, so the module is built again, with storage
-        rotary = type(self._model.model.rotary_emb)(config=config)
-        self._cos_sin = rotary(torch.empty(0), self._positions)
-        self._mask = torch.full((tokens, tokens), -math.inf).triu(1)[None, None]
+        if getattr(self._base, "rotary_emb", None) is not None:
+            self._base.rotary_emb = type(self._base.rotary_emb)(config=config)
+        self._arguments = _layer_arguments(self._base, decoder.source, tokens)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
-        """The embeddings of tokens, float32 [len(ids), hidden]."""
+        """The first layer's input for tokens: their scaled embeddings, float32 [len(ids), hidden]."""
         name = f"{self._family.names.embed}.weight"
         rows = {token: self._checkpoint.read(name, token, token + 1) for token in sorted(set(ids))}
-        return torch.from_numpy(np.concatenate([rows[token] for token in ids]))
+        return torch.from_numpy(np.concatenate([rows[token] for token in ids])) * self._decoder.embedding_scale
 
     def layers(self) -> Iterator[nn.Module]:
         """Yields the decoder's layers in order. A layer has its weights until the next one is asked for."""
-        for index, layer in enumerate(self._model.model.layers):
-            self._fill(layer, f"model.layers.{index}.")
+        for index, layer in enumerate(self._base.layers):
+            self._fill(layer, f"{self._model.base_model_prefix}.layers.{index}.")
             yield layer
             layer.to("meta")
 
     def run(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Runs a layer on x float32 [B, T, hidden]; returns its output, of the same shape."""
-        out = layer(
-            x,
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            position_embeddings=self._cos_sin,
-            use_cache=False,
-        )
+        arguments = next(own for known, own in zip(self._base.layers, self._arguments, strict=True) if known is layer)
+        out = layer(x, **arguments)
         hidden: Tensor = out[0] if isinstance(out, tuple) else out
         return hidden
 
     def final_norm(self, x: Tensor) -> Tensor:
-        """The input of the LM head, float32 [B, T, hidden], from the last layer's output of the same shape."""
+        """The input of the LM head, float32 [B, T, hidden], from the last layer's output of the same shape.
+
+        Like the bundle's, it has the factor on logits in it.
+        """
         norm = self._model.get_submodule(self._family.names.final_norm)
         self._fill(norm, f"{self._family.names.final_norm}.")
-        normed: Tensor = norm(x)
+        normed: Tensor = norm(x) * self._decoder.logits_scale
         return normed
 
     def module(self, name: str) -> nn.Module:
@@ -90,6 +88,44 @@ class SourceModel:
             if not all(map(math.isfinite, torch.aminmax(weights[name]))):  # a NaN weight makes both NaN
                 raise not_finite(prefix + name)
         module.load_state_dict(weights, strict=True, assign=True)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer and keeps the arguments that it is called with."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+        self._layer = [layer]  # in a list, so that it is no part of this module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # models ask layers for their kind
+            return getattr(super().__getattribute__("_layer")[0], name)
+
+    def forward(self, x: Tensor, **arguments: Any) -> Tensor:
+        self.arguments = arguments
+        return x
+
+
+@torch.inference_mode()
+def _layer_arguments(base: Any, decoder: Decoder, tokens: int) -> list[dict[str, Any]]:
+    """What each layer gets besides its input when the model runs on T tokens: masks and rotary tables of its kind."""
+    layers = base.layers
+    recorders = [_Recorder(layer) for layer in layers]
+    names = [name for name, module in base.named_children() if name.endswith("norm")]
+    norms = {name: getattr(base, name) for name in names}
+    try:
+        base.layers = nn.ModuleList(recorders)
+        for norm in norms:
+            setattr(base, norm, nn.Identity())
+        base(inputs_embeds=torch.zeros(1, tokens, decoder.hidden_size), use_cache=False)
+    finally:
+        base.layers = layers
+        for name, module in norms.items():
+            setattr(base, name, module)
+    return [recorder.arguments for recorder in recorders]
 
 
 def _config(checkpoint: Checkpoint, decoder: Decoder) -> Any:

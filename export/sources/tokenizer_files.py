@@ -21,8 +21,10 @@ TOKENIZER, SETTINGS, TEMPLATE, GENERATION = (
 )
 
 
-def copy_from_folder(source: Path, config: Mapping[str, Any], folder: Path) -> None:
+def copy_from_folder(source: Path, config: Mapping[str, Any], folder: Path, trust_remote_code: bool = False) -> None:
     """Copies the tokenizer's files. Older forms are converted to tokenizer.json.
+
+    With `trust_remote_code`, code that comes with the checkpoint may run to convert its tokenizer.
 
     Raises CheckpointError if there is no usable tokenizer.
     """
@@ -30,7 +32,7 @@ def copy_from_folder(source: Path, config: Mapping[str, Any], folder: Path) -> N
         shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
         settings = _json(source / SETTINGS)
     else:
-        settings = _convert(source, folder)
+        settings = _convert(source, folder, trust_remote_code)
     template = _template(source, settings)
     write_settings(folder, settings, template)
     if (source / GENERATION).is_file():
@@ -96,18 +98,26 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _convert(source: Path, folder: Path) -> dict[str, Any]:
+def _convert(source: Path, folder: Path, trust_remote_code: bool) -> dict[str, Any]:
     """Lets transformers convert older tokenizer files to tokenizer.json; returns the tokenizer's settings."""
+    settings = _json(source / SETTINGS)
+    if "auto_map" in settings and not trust_remote_code:
+        raise CheckpointError(
+            f"{source}: no {TOKENIZER}, and the tokenizer is code that comes with the checkpoint (auto_map); read that "
+            "code, then pass --trust-remote-code to run it"
+        )
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(source), local_files_only=True, trust_remote_code=trust_remote_code
+        )
         content = tokenizer.backend_tokenizer.to_str(pretty=True)
     except Exception as error:  # which type depends on what is missing
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{source}: no {TOKENIZER}, and none can be made ({reason})") from error
     (folder / TOKENIZER).write_text(content, encoding="utf-8")
-    return _json(source / SETTINGS)
+    return {key: value for key, value in settings.items() if key != "auto_map"}
 
 
 def _template(source: Path, settings: Mapping[str, Any]) -> str | None:

@@ -172,7 +172,7 @@ def _weights(decoder: Decoder, trained: dict[str, np.ndarray]) -> RandomDecoder:
         vector(f"{at}.attn_norm", f"{source}.input_layernorm")
         vector(f"{at}.mlp_norm", f"{source}.post_attention_layernorm")
     vector("final_norm", "norm")
-    angles = np.arange(decoder.max_context)[:, None] * np.array(decoder.rope.inverse_frequencies)
+    angles = np.arange(decoder.max_context)[:, None] * np.array(decoder.ropes[0].inverse_frequencies)
     made.vectors["rope.cos"], made.vectors["rope.sin"] = (
         part.astype(np.float32) for part in (np.cos(angles), np.sin(angles))
     )

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
-from sol_rt.export.sources.decoder import family_of
+from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.families import TensorNames
+from sol_rt.export.sources.families.stored import head_by_head
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """What llama.cpp's converter does to q and k of Llama models."""
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+_NORMS = ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm")
 
 
 class GgufFile:
@@ -34,11 +39,23 @@ class GgufFile:
         w.add_context_length(config["max_position_embeddings"])
         w.add_embedding_length(config["hidden_size"])
         w.add_block_count(config["num_hidden_layers"])
-        w.add_feed_forward_length(config["intermediate_size"])
+        w.add_feed_forward_length(config[self.family.intermediate_key])
         w.add_head_count(config["num_attention_heads"])
         w.add_head_count_kv(config["num_key_value_heads"])
         w.add_rope_dimension_count(rotary_dim)
-        w.add_rope_freq_base(config["rope_theta"])
+        settings = {**self.family.defaults, **config}
+        w.add_rope_freq_base(self._rope_base(settings))
+        if "head_dim" in config:
+            w.add_key_length(config["head_dim"])
+            w.add_value_length(config["head_dim"])
+        for key, names in self.form.config_keys.items():
+            name, value = f"{self.form.architecture}.{names[0]}", settings.get(key)
+            if value is not None and name not in w.kv_data[0]:
+                add = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32}[type(value)]
+                add(name, value)
+        if "sliding_window" in self.form.config_keys and (windows := from_hf_config(config).windows):
+            w.add_sliding_window_pattern([window > 0 for window in windows])
+        self._rope_scaling(settings)
         (w.add_layer_norm_eps if self.family.norm == "layer" else w.add_layer_norm_rms_eps)(1e-5)
         w.add_license("apache-2.0")
         tokenizer = json.loads((self.source.path / "tokenizer.json").read_text())
@@ -57,6 +74,20 @@ class GgufFile:
         w.add_chat_template("{{ messages[0]['content'] }}")
         return self
 
+    def _rope_base(self, settings: dict[str, Any]) -> float:
+        """The converter evaluates Hunyuan's stretched base."""
+        rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+        base = rope.get("rope_theta") or settings.get("rope_theta") or 1e4
+        size = settings.get("head_dim") or 16
+        return float(base * rope["alpha"] ** (size / (size - 2)) if rope.get("alpha") else base)
+
+    def _rope_scaling(self, settings: dict[str, Any]) -> None:
+        rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+        if rope.get("rope_type") == "yarn":
+            self.writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            self.writer.add_rope_scaling_factor(rope["factor"])
+            self.writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
     def tensors(self, kind: str | None = None, packed_qkv: bool = False, leave_out: tuple[str, ...] = ()) -> GgufFile:
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
         for name, module in self._pairs(self.family.names, self.form.names):
@@ -66,6 +97,10 @@ class GgufFile:
             part = module.split(".")[-2][-1]
             if self.form.interleaves_qk and "attn_" in module and part in heads and "norm" not in module:
                 values = interleave(values, heads[part])
+            if self.family.qkv_by_head and "attn_qkv" in module:
+                values = values[head_by_head(len(values), heads["q"])]
+            if "norm" in module:
+                values = values + np.float32(self.form.norm_offset)
             if packed_qkv and module.split(".")[-2] in ("attn_q", "attn_k", "attn_v"):
                 continue
             self.add(module, values, kind)
@@ -74,6 +109,18 @@ class GgufFile:
                 for suffix in ("weight", "bias"):
                     parts = [self.source.read(f"{m.format(i=i)}.{suffix}") for m in self.family.names.qkv]
                     self.add(f"blk.{i}.attn_qkv.{suffix}", np.concatenate(parts), kind)
+        return self
+
+    def head_norms(self) -> GgufFile:
+        """The norms of q and k where every head has one: a row for each."""
+        hf, own, config = self.family.names, self.form.names, self.config
+        counts = {"q_norm": config["num_attention_heads"], "k_norm": config["num_key_value_heads"]}
+        for i in range(config["num_hidden_layers"]):
+            for field, heads in counts.items():
+                name = getattr(hf, field)
+                if name and "{h}" in name:
+                    rows = [self.source.read(f"{name.format(i=i, h=head)}.weight") for head in range(heads)]
+                    self.add(f"{getattr(own, field).format(i=i)}.weight", np.stack(rows))
         return self
 
     def add(self, name: str, values: np.ndarray, kind: str | None = None) -> None:
@@ -86,9 +133,10 @@ class GgufFile:
     def _pairs(self, hf: TensorNames, own: TensorNames) -> list[tuple[str, str]]:
         pairs = [(hf.embed, own.embed), (hf.final_norm, own.final_norm), (hf.head, own.head)]
         for i in range(self.config["num_hidden_layers"]):
-            one = [hf.attn_norm, hf.mlp_norm, *hf.qkv, hf.o, *hf.up, hf.down]
-            other = [own.attn_norm, own.mlp_norm, *own.qkv, own.o, *own.up, own.down]
-            pairs += [(a.format(i=i), b.format(i=i)) for a, b in zip(one, other, strict=True) if a and b]
+            one = [*(getattr(hf, norm) for norm in _NORMS), *hf.qkv, hf.o, *hf.up, hf.down]
+            other = [*(getattr(own, norm) for norm in _NORMS), *own.qkv, own.o, *own.up, own.down]
+            named = [(a, b) for a, b in zip(one, other, strict=True) if a and b and "{h}" not in a]
+            pairs += [(a.format(i=i), b.format(i=i)) for a, b in named]
         full = [(f"{a}.{kind}", f"{b}.{kind}") for a, b in pairs for kind in ("weight", "bias")]
         return [pair for pair in full if pair[0] in self.source.names()]
 

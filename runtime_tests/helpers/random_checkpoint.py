@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +34,7 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class RandomCheckpoint:
-    """Sizes as in config.json; `family` is a key of FAMILIES, `dtype` float32 or float16."""
+    """Sizes as in config.json; `family` is a key of FAMILIES, `dtype` float32 or float16, `config` has more entries."""
 
     family: str
     hidden_size: int = 64
@@ -47,14 +47,116 @@ class RandomCheckpoint:
     tied: bool = True
     rotary_fraction: float = 1.0
     dtype: str = "float32"
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 256,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_GRANITE = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+    "attention_bias": False,
+}
 # the tiny ones avoid sizes of 128, at which WebGPU's products round activations more coarsely than the CPU's
 PRESETS = {
     "tiny-llama": RandomCheckpoint("llama"),
     "tiny-qwen2": RandomCheckpoint("qwen2", num_kv_heads=1, tied=False),
     "tiny-phi3": RandomCheckpoint("phi3", tied=False),
     "tiny-phi": RandomCheckpoint("phi", num_kv_heads=4, intermediate_size=224, tied=False, rotary_fraction=0.5),
+    "tiny-qwen3": RandomCheckpoint("qwen3", config={"head_dim": 32, "attention_bias": False}),
+    "tiny-gemma3": RandomCheckpoint(
+        "gemma3_text",
+        num_layers=3,
+        config={
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 24,
+            "sliding_window_pattern": 3,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+        },
+    ),
+    "tiny-gemma2": RandomCheckpoint(
+        "gemma2",
+        config={
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 24,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "tiny-smollm3": RandomCheckpoint(
+        "smollm3", num_layers=4, config={"sliding_window": None, "use_sliding_window": False}
+    ),
+    "tiny-mistral": RandomCheckpoint("mistral", tied=False, config={"sliding_window": 24}),
+    "tiny-ministral3": RandomCheckpoint(
+        "ministral3",
+        tied=False,
+        config={
+            "head_dim": 16,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+        },
+    ),
+    "tiny-granite": RandomCheckpoint("granite", config=_GRANITE),
+    "tiny-granite4": RandomCheckpoint(
+        "granitemoehybrid",
+        config={
+            **_GRANITE,
+            "shared_intermediate_size": 96,
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+            "layer_types": ["attention", "attention"],
+        },
+    ),
+    "tiny-olmo2": RandomCheckpoint("olmo2", tied=False),
+    "tiny-olmo3": RandomCheckpoint(
+        "olmo3",
+        tied=False,
+        config={
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "original_max_position_embeddings": 256,
+            "rope_scaling": {key: value for key, value in _YARN.items() if key != "rope_theta"},
+            "rope_theta": 5e5,
+        },
+    ),
+    "tiny-exaone4": RandomCheckpoint(
+        "exaone4", tied=False, config={"head_dim": 16, "sliding_window": 24, "sliding_window_pattern": 2}
+    ),
+    "tiny-ernie": RandomCheckpoint("ernie4_5", config={"head_dim": 32, "use_bias": False}),
+    "tiny-hunyuan": RandomCheckpoint(
+        "hunyuan_v1_dense",
+        config={
+            "head_dim": 16,
+            "rope_scaling": {"type": "dynamic", "alpha": 128.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1},
+        },
+    ),
+    "tiny-stablelm": RandomCheckpoint(
+        "stablelm", tied=False, rotary_fraction=0.25, config={"use_qkv_bias": True, "qk_layernorm": True}
+    ),
+    "tiny-gpt-neox": RandomCheckpoint(
+        "gpt_neox", num_kv_heads=4, tied=False, rotary_fraction=0.25, config={"rotary_pct": 0.25}
+    ),
+    "tiny-arcee": RandomCheckpoint("arcee", tied=False),
+    # sizes that are no multiples of 32
+    "odd-gemma3": RandomCheckpoint(
+        "gemma3_text", 60, 2, 3, 1, 90, config={"head_dim": 18, "sliding_window": 24, "sliding_window_pattern": 2}
+    ),
+    "odd-olmo2": RandomCheckpoint("olmo2", 72, 2, 3, 1, 100, tied=False),
+    "odd-ernie": RandomCheckpoint("ernie4_5", 60, 2, 3, 1, 90, config={"head_dim": 20, "use_bias": False}),
+    "odd-gpt-neox": RandomCheckpoint(
+        "gpt_neox", 48, 2, 4, 4, 100, tied=False, rotary_fraction=0.5, config={"rotary_pct": 0.5}
+    ),
     "phi-2": RandomCheckpoint(
         "phi", 2560, 32, 32, 32, 10240, 51200, 2048, tied=False, rotary_fraction=0.4, dtype="float16"
     ),
@@ -70,13 +172,15 @@ def write_random_checkpoint(folder: Path, shape: RandomCheckpoint, seed: int = 0
     end = [tokenizer_ids["<|endoftext|>"], tokenizer_ids["<|im_end|>"]]
     generation = {"bos_token_id": end[0], "eos_token_id": end, "pad_token_id": end[0], "do_sample": False}
     _write_json(folder / "generation_config.json", generation)
-    _write_weights(folder / "model.safetensors", from_hf_config(config), shape.dtype, np.random.default_rng(seed))
+    _write_weights(
+        folder / "model.safetensors", from_hf_config(config).source, shape.dtype, np.random.default_rng(seed)
+    )
     return folder
 
 
 def _config(shape: RandomCheckpoint, ids: dict[str, int]) -> dict[str, Any]:
     family = FAMILIES[shape.family]
-    return {
+    config = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_size": shape.hidden_size,
@@ -96,7 +200,10 @@ def _config(shape: RandomCheckpoint, ids: dict[str, int]) -> dict[str, Any]:
         "eos_token_id": ids["<|endoftext|>"],
         "pad_token_id": ids["<|endoftext|>"],
         "torch_dtype": shape.dtype,
+        **shape.config,
     }
+    # Gemma's configuration class has its own name for it
+    return config | {"hidden_activation": config["hidden_act"]} if family.scales_embedding_by_width else config
 
 
 def _write_tokenizer(folder: Path, shape: RandomCheckpoint) -> dict[str, int]:
@@ -146,11 +253,15 @@ def _tensor_shapes(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:
     for layer in range(decoder.num_layers):
 
         def at(name: str, layer: int = layer) -> str:
-            return name.format(i=layer)
+            return name.replace("{i}", str(layer))
 
-        yield from norm(at(names.attn_norm))
-        if names.mlp_norm:
-            yield from norm(at(names.mlp_norm))
+        for kind in decoder.norms:
+            yield from norm(at(getattr(names, kind)))
+        if decoder.qk_norm != "none":
+            for name, size in ((names.q_norm, inner), (names.k_norm, inner_kv)):
+                for head in range(size // decoder.head_dim if "{h}" in name else 1):
+                    length = decoder.head_dim if decoder.qk_norm == "head" else size
+                    yield f"{at(name).replace('{h}', str(head))}.weight", (length,)
         rows = [inner, inner_kv, inner_kv] if len(names.qkv) == 3 else [decoder.qkv_size]
         for name, outputs in zip(names.qkv, rows, strict=True):
             yield from linear(at(name), outputs, hidden, decoder.qkv_bias)
@@ -177,7 +288,9 @@ def _write_weights(path: Path, decoder: Decoder, dtype: str, rng: np.random.Gene
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            _write_random(file, math.prod(shape), _distribution(name, shape), dtype, rng)
+            mean, deviation = _distribution(name, shape)
+            offset = decoder.norm_offset if mean else 0.0
+            _write_random(file, math.prod(shape), (mean - offset, deviation), dtype, rng)
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from sol_rt.bundle.config import (
 )
 from sol_rt.export.graphs.graph import LayerShapes, active_counts, build_graph, weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.export.sources.rope import table_names
 
 WEIGHTS = "weights.bin"
 MIXED_LAYERS = LayerBits(8, 4, 4, 6), LayerBits(4, 6, 8, 4)
@@ -98,7 +99,9 @@ class RandomDecoder:
         norms = ["final_norm"]
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"
-            norms += [f"{at}.attn_norm"] if decoder.shared_norm else [f"{at}.attn_norm", f"{at}.mlp_norm"]
+            norms += [f"{at}.{norm}" for norm in decoder.norms]
+            if decoder.qk_norm != "none":
+                vector(f"{at}.qk_norm.weight", decoder.qk_size, 1.0)
             matrix(f"{at}.qkv", hidden, decoder.qkv_size, decoder.qkv_bias)
             matrix(f"{at}.o", attended, hidden, decoder.output_bias)
             matrix(f"{at}.up", hidden, decoder.up_size, decoder.mlp_bias)
@@ -107,10 +110,11 @@ class RandomDecoder:
             vector(f"{norm}.weight", hidden, 1.0)
             if decoder.norm == "layer":
                 vector(f"{norm}.bias", hidden)
-        angles = np.arange(decoder.max_context)[:, None] * 100.0 ** -np.linspace(0, 1, decoder.rotary_dim // 2)
-        self.vectors["rope.cos"], self.vectors["rope.sin"] = (
-            part.astype(np.float32) for part in (np.cos(angles), np.sin(angles))
-        )
+        for index in range(len(decoder.ropes)):
+            base = 100.0 * (1 + index)
+            angles = np.arange(decoder.max_context)[:, None] * base ** -np.linspace(0, 1, decoder.rotary_dim // 2)
+            for name, part in zip(table_names(index), (np.cos(angles), np.sin(angles)), strict=True):
+                self.vectors[name] = part.astype(np.float32)
         self.write_blob(folder)
         return self
 

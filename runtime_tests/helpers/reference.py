@@ -85,6 +85,8 @@ def activation(x: Array, name: str) -> Array:
         return x / (1 + np.exp(-x))
     if name == "relu":
         return np.maximum(x, 0)
+    if name == "relu2":
+        return np.maximum(x, 0) ** 2
     if name == "gelu_tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
@@ -179,13 +181,33 @@ def query_codes(query: Array) -> tuple[Array, Array]:
     return np.rint(np.divide(query, step, out=np.zeros_like(query), where=step > 0)), step
 
 
-def token_scores(query: Array, codes: Array, ranges: Array, scale: float) -> Array:
+def capped(logits: Array, cap: float) -> Array:
+    """cap * tanh(logits / cap); the logits themselves where the cap is 0."""
+    return cap * np.tanh(logits / cap) if cap else logits
+
+
+def qk_norm(
+    qkv: Array, weight: Array, *, heads: int, kv_heads: int, by_row: bool, layer_norm: bool, epsilon: float
+) -> Array:
+    """qkv [..., (H + 2 Hk) D] with q and k normalized by head or by row, times `weight` [(H + Hk) D]."""
+    size = weight.size // (heads + kv_heads)
+    parts = np.split(qkv, [heads * size, weight.size], axis=-1)
+    for index, count in enumerate((heads, kv_heads)):
+        x = parts[index].reshape(*qkv.shape[:-1], 1 if by_row else count, -1)
+        if layer_norm:
+            x = x - x.mean(-1, keepdims=True)
+        parts[index] = (x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)).reshape(parts[index].shape)
+    return np.concatenate([np.concatenate(parts[:2], -1) * weight, parts[2]], -1)
+
+
+def token_scores(query: Array, codes: Array, ranges: Array, scale: float, cap: float = 0.0) -> Array:
     """Scores of old tokens for a KV head's rotated queries [group, D], from codes [tokens, D / 2] and ranges
     [tokens, 2]: float64 [tokens], what the group's softmaxes give each in sum.
     """
     whole, step = query_codes(query)
     least, key_step = ranges.astype(np.float64).T
-    return _shares(scale * step * (key_step * (whole @ unpacked(codes).T) + least * whole.sum(-1, keepdims=True)))
+    products = step * (key_step * (whole @ unpacked(codes).T) + least * whole.sum(-1, keepdims=True))
+    return _shares(capped(scale * products, cap))
 
 
 def _shares(logits: Array) -> Array:
@@ -223,10 +245,13 @@ def sparse_attention(
     scale: float,
     by_keys: bool = False,
     dealt: tuple[int, int] | None = None,
+    window: int = 0,
+    cap: float = 0.0,
 ) -> tuple[Array, ...]:
     """qkv [1, S, (H + 2 Hk) D] and a layer's cache: keys, values, codes and ranges of the keys and, where keys and
     values are int8, the scales of both -> y float64 [1, S, H D] and the new cache. Tokens are chosen by the codes or,
     as function bodies do, by the keys themselves, `dealt` to rows of at most so many tokens, and so many rows at least.
+    A token attends to the last `window` ones, or to all where that is 0. `cap` is the soft cap on products.
     """
     key, value, codes, ranges, *scales = (part.copy() for part in cache)
     codes, ranges = by_token(codes, ranges)
@@ -248,23 +273,30 @@ def sparse_attention(
     old = -(-total // PAGE) - 1
 
     attended = np.ones((kv_heads, total), bool)
-    if count == 1 and kv_pages < old:
+    first = max(0, total - window) if window else 0
+    pages = -(-kv_pages * (old - first // PAGE) // max(old, 1)) if kv_pages < old else old
+    if count == 1 and pages < old - first // PAGE:
         queries = q[0].reshape(kv_heads, heads // kv_heads, size)
-        rows = slice(0, old * PAGE)
+        rows = slice(first, old * PAGE)
         if by_keys:
-            scores = [_shares(scale * queries[h] @ keys[h, rows].T) for h in range(kv_heads)]
+            scores = [_shares(capped(scale * queries[h] @ keys[h, rows].T, cap)) for h in range(kv_heads)]
         else:
-            scores = [token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale) for h in range(kv_heads)]
+            scores = [
+                token_scores(queries[h], codes[0, h, rows], ranges[0, h, rows], scale, cap) for h in range(kv_heads)
+            ]
         count_of_rows = 1 if dealt is None else max(-(-old * PAGE // dealt[0]), dealt[1])
-        attended[:, rows] = best_tokens(np.array(scores), kv_heads * kv_pages * PAGE, count_of_rows)
-        attended[:, :sinks] = True
+        scored = np.full((kv_heads, old * PAGE), -1.0)
+        scored[:, rows] = scores
+        attended[:, : old * PAGE] = best_tokens(scored, kv_heads * pages * PAGE, count_of_rows) & (scored >= 0)
+        attended[:, first:sinks] = True
     y = np.zeros((count, heads, size))
     for head in range(kv_heads):
         group = range(head * heads // kv_heads, (head + 1) * heads // kv_heads)
         for g in group:
             for s in range(count):
                 seen = np.flatnonzero(attended[head, : past + s + 1])
-                logits = scale * (keys[head, seen] @ q[s, g])
+                seen = seen[seen > past + s - window] if window else seen
+                logits = capped(scale * (keys[head, seen] @ q[s, g]), cap)
                 weights = np.exp(logits - logits.max())
                 y[s, g] = weights / weights.sum() @ values[head, seen]
     return y.reshape(1, count, -1), key, value, *in_pages(codes, ranges), *scales

@@ -24,7 +24,7 @@ def sources(incomplete: str) -> list[str]:
 
 def aliases(incomplete: str) -> list[str]:
     """Aliases that begin with `incomplete`."""
-    from sol_rt.store.recipes import aliases as known
+    from sol_rt.store.recipes.recipe import aliases as known
 
     return _beginning(incomplete, _or_none(lambda: list(known())))
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sol_rt import __version__
@@ -118,11 +119,40 @@ def _tuning() -> list[Finding]:
 
 
 def _memory() -> Finding:
+    from sol_rt.engine.hardware import available_memory
+
+    available = available_memory()
+    free = "free memory unknown on this system" if available is None else f"{_gib(available)} available"
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return Finding("ok", "memory", "size unknown on this system")
-    return Finding("ok", "memory", f"{total / 2**30:.1f} GiB")
+        return Finding("ok", "memory", free)
+    return Finding("ok", "memory", f"{_gib(total)}, {free}")
+
+
+def _model_memory(path: Path) -> Finding:
+    """What the default model takes at its longest context, and what fits if that does not."""
+    from sol_rt.bundle.bundle import Bundle
+    from sol_rt.engine.footprint import fitting_context, footprint
+    from sol_rt.engine.hardware import available_memory
+
+    config = Bundle.open(path).config
+    longest = config.model.max_context
+    needed, available = footprint(config, longest), available_memory()
+    cache = f"{_gib(needed.cache)} of it KV cache"
+    detail = f"the default model takes {_gib(needed.total)} at its context of {longest} tokens, {cache}"
+    if available is None or needed.total <= available:
+        return Finding("ok", "model memory", detail)
+    fitting = fitting_context(config, available - needed.weights)
+    if fitting:
+        return Finding("missing", "model memory", f"{detail}; here up to {fitting} fit: pass --ctx-size {fitting}")
+    return Finding(
+        "missing", "model memory", f"{detail}; close other programs, or every step may read weights from the disk"
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 def _gpu(name: str) -> Finding:
@@ -176,7 +206,8 @@ def _home() -> list[Finding]:
         Finding("ok" if names else "missing", "bundles", ", ".join(names) or "none; run sol-rt export -m smollm2-135m")
     )
     try:
-        findings.append(Finding("ok", "default model", str(find_bundle(None))))
+        path = find_bundle(None)
+        findings += [Finding("ok", "default model", str(path)), _model_memory(path)]
     except SolError as error:
         findings.append(Finding("missing", "default model", str(error)))
     if sys.prefix == sys.base_prefix:

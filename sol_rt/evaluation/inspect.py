@@ -17,6 +17,7 @@ from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FORMAT_VERSION, SolConfig
 from sol_rt.bundle.selection import Selection
+from sol_rt.engine.footprint import footprint, usual_contexts
 from sol_rt.engine.hardware import usable_cores
 
 
@@ -28,7 +29,8 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         context: tokens in the cache before the step whose costs are given.
 
     Returns:
-        path, format_version, model, kv, variants, policy (null or its description), actions, cost_model and selection.
+        path, format_version, model, kv, variants, policy (null or its description), actions, cost_model, memory and
+        selection. `memory` has by context the bytes of main memory that running the bundle takes: see `Footprint`.
         Of an action, `cost` is its share of the dense step's cost, `bytes` the bytes that its step reads by the bytes
         model, `loss` its loss in nats over dense or null, and `measured` what selection.json says of it, by context:
         `cost`, the share of the dense step's bytes, `bytes`, `loss` and `stderr`. `budgets` has by context the budgets
@@ -76,6 +78,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for entry in config.actions
         ],
         "cost_model": cost.name,
+        "memory": {str(at): footprint(config, at).to_json_dict() for at in usual_contexts(config.model.max_context)},
         "budgets": _budgets(config, cost),
         "selection": None if selection is None else _selection(selection, measured),
     }

@@ -10,10 +10,11 @@ from sol_rt.errors import HubError, HubUnreachableError, UsageError
 from sol_rt.store.checkpoint import MODEL_CONFIG, check_pinned, fetch_checkpoint, is_checkpoint
 from sol_rt.store.home import checkpoints_dir
 from sol_rt.store.hub import HubId, list_files
-from sol_rt.store.package import fetch_from_package
 from sol_rt.store.progress import Progress
 from sol_rt.store.ready_bundle import fetch_bundle
-from sol_rt.store.recipes import aliases
+from sol_rt.store.recipes.license import require_accepted
+from sol_rt.store.recipes.package import fetch_from_package
+from sol_rt.store.recipes.recipe import aliases
 
 
 def _quiet(line: str) -> None:
@@ -31,7 +32,7 @@ def resolve(source: str, progress: Progress) -> tuple[Path, str]:
         The folder or file, and the name of a bundle made from it.
 
     Raises:
-        UsageError: `source` is none of these, or a ready bundle.
+        UsageError: `source` is none of these, or a ready bundle, or its licence was not accepted yet.
         CheckpointError, HubError: the checkpoint cannot be fetched, or it differs from what the recipe or the hub says.
     """
     name = bundle_name(source)
@@ -85,7 +86,8 @@ def pull(source: str, progress: Progress, *, say: Callable[[str], None] = _quiet
         The bundle's folder, or the checkpoint's folder or file.
 
     Raises:
-        UsageError: `source` is neither alias nor hub id, or another bundle has the name.
+        UsageError: `source` is neither alias nor hub id, its licence was not accepted yet, or another bundle has the
+            name.
         CheckpointError: the package of the alias cannot be fetched, or differs from what the recipe says.
         HubError: the hub refuses or cannot be reached, or the repository is faulty or neither bundle nor checkpoint.
     """
@@ -95,6 +97,8 @@ def pull(source: str, progress: Progress, *, say: Callable[[str], None] = _quiet
 def _fetch(source: str, progress: Progress, say: Callable[[str], None], *, bundle: bool | None) -> Path:
     """`pull`; `bundle` says whether a bundle may replace another, and None that a bundle is refused."""
     recipe = aliases().get(source)
+    if recipe is not None:
+        require_accepted(recipe)
     if recipe is not None and recipe.package is not None:
         return fetch_from_package(recipe, progress)
     hub_id = HubId.parse(source if recipe is None else str(recipe.hub))

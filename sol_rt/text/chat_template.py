@@ -68,7 +68,10 @@ class ChatTemplate:
         else:
             source = default_template(config.get("chat_template"))
         if not source:
-            raise UsageError(f"{folder}: this model has no chat template; generate from a plain prompt instead")
+            raise UsageError(
+                f"{folder}: this model has no chat template; use sol-rt generate -p, or put a {FILE} into the "
+                "checkpoint and export again"
+            )
         return cls(source, _special_tokens(config))
 
     def render(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sol_rt.export.sources.decoder import Decoder
-from sol_rt.train.reference_model.kv_cache import KVCache, Slots, token_scores
+from sol_rt.train.reference_model.kv_cache import KVCache, Reading, Slots, soft_cap, token_scores
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,23 @@ class BranchCache:
         old = token_scores(_gathered(query), codes, ranges)
         return self._placed(old, mine, slots).transpose(0, 1)
 
-    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, slots: Slots, reading: Reading) -> Tensor:
         """Does what `Cache.attend` says."""
         prefix_keys, prefix_values = (
             part[layer, :, : self._width] for part in (self._prefix.keys, self._prefix.values)
         )
         keys, values = self._own.held(layer, slots.longest - self._width)  # [B, Hk, t, D]
-        query = torch.unflatten(q[:, :, 0] * scale, 1, (len(prefix_keys), -1))  # [B, Hk, G, D]
+        query = torch.unflatten(q[:, :, 0] * reading.scale, 1, (len(prefix_keys), -1))  # [B, Hk, G, D]
         logits = self._placed(_gathered(query) @ prefix_keys.mT, query @ keys.mT, slots)  # [Hk, B, G, T]
-        if self._ragged:
-            to_come = torch.arange(slots.longest, device=q.device) > slots.positions
-            logits = logits.masked_fill(to_come.unsqueeze(1), -torch.inf)
-        if read is not None:
-            grouped = torch.unflatten(read, 1, (len(prefix_keys), -1)).transpose(0, 1)
+        logits = soft_cap(logits, reading.cap)
+        if self._ragged or reading.window:
+            at = torch.arange(slots.longest, device=q.device)
+            unseen = at > slots.positions
+            if reading.window:
+                unseen = unseen | (at <= slots.positions - reading.window)
+            logits = logits.masked_fill(unseen.unsqueeze(1), -torch.inf)
+        if reading.read is not None:
+            grouped = torch.unflatten(reading.read, 1, (len(prefix_keys), -1)).transpose(0, 1)
             logits = logits.masked_fill(~grouped, -torch.inf)
         weights = logits.softmax(-1)
         at = self._own_positions(slots, weights)

@@ -29,6 +29,23 @@ class Slots:
     positions: Tensor
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a layer attends.
+
+    Attributes:
+        scale: factor on the products of q and k.
+        read: which tokens each query head of a single new token reads, bool [B, H, T]; None: all.
+        window: how many tokens a token attends to, itself included; 0: all.
+        cap: the soft cap on the products, after their factor; 0: none.
+    """
+
+    scale: float
+    read: Tensor | None = None
+    window: int = 0
+    cap: float = 0.0
+
+
 class Cache(Protocol):
     """What the reference model needs of a cache of B rows. H: query heads, Hk: KV heads, G: H / Hk, D: head size."""
 
@@ -48,11 +65,8 @@ class Cache(Protocol):
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
         """Scores [B, Hk, G, T] of tokens for one step's query heads [B, Hk, G, D]. Tokens to come have any score."""
 
-    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
-        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own.
-
-        `read`, bool [B, H, T], says which of these a head reads; None: all.
-        """
+    def attend(self, layer: int, q: Tensor, slots: Slots, reading: Reading) -> Tensor:
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own."""
 
 
 class KVCache:
@@ -152,18 +166,25 @@ class KVCache:
         codes, ranges = (part[layer, :, :, : slots.longest].float() for part in (self.key_codes, self.key_ranges))
         return token_scores(query, codes, ranges)
 
-    def attend(self, layer: int, q: Tensor, slots: Slots, read: Tensor | None, scale: float) -> Tensor:
-        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own.
-
-        `read`, bool [B, H, T], says which of these a head reads; None: all.
-        """
+    def attend(self, layer: int, q: Tensor, slots: Slots, reading: Reading) -> Tensor:
+        """Attention [B, H, S, D] of query heads q [B, H, S, D] over the tokens up to their own."""
         keys, values = self.held(layer, slots.longest)
         at = torch.arange(slots.longest, device=q.device)
-        mask = (at <= slots.positions.unsqueeze(-1)).unsqueeze(1)  # [B, 1, S, T]
-        grouped = q.shape[1] != keys.shape[1]
-        if read is not None:
-            mask = mask & read.unsqueeze(2)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        query_at = slots.positions.unsqueeze(-1)  # [B, S, 1]
+        mask = at <= query_at
+        if reading.window:
+            mask = mask & (at > query_at - reading.window)
+        mask = mask.unsqueeze(1)  # [B, 1, S, T]
+        if reading.read is not None:
+            mask = mask & reading.read.unsqueeze(2)
+        group = q.shape[1] // keys.shape[1]
+        if reading.cap:
+            keys, values = (part.repeat_interleave(group, dim=1) for part in (keys, values))
+            logits = soft_cap(reading.scale * q @ keys.mT, reading.cap).masked_fill(~mask, -torch.inf)
+            return logits.softmax(-1) @ values
+        return F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask, scale=reading.scale, enable_gqa=group != 1
+        )
 
     def close(self, slots: Slots) -> None:
         """Counts the appended tokens into every row's length, once all layers have them."""
@@ -224,6 +245,11 @@ def token_scores(query: Tensor, codes: Tensor, ranges: Tensor) -> Tensor:
     whole = torch.where(step > 0, torch.round(query / step), 0.0)
     least, key_step = ranges.unsqueeze(-3).unbind(-1)
     return step * (key_step * (whole @ codes.transpose(-1, -2)) + least * whole.sum(-1, keepdim=True))
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap); x itself where the cap is 0."""
+    return cap * torch.tanh(x / cap) if cap else x
 
 
 def _padded(tensor: Tensor, extra: int) -> Tensor:

@@ -23,7 +23,8 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE
 from sol_rt.bundle.config_reader import read_config
-from sol_rt.train.reference_model.kv_cache import Cache, KVCache, Slots
+from sol_rt.export.sources.rope import table_names
+from sol_rt.train.reference_model.kv_cache import Cache, KVCache, Reading, Slots, soft_cap
 from sol_rt.train.reference_model.weights import ModelWeights, read_bundle
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -31,6 +32,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
 }
 _ACTIVE_UP, _ACTIVE_DOWN, _ACTIVE_QKV, _ACTIVE_O = range(4)
 _LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
@@ -206,17 +208,24 @@ class ReferenceModel(nn.Module):
         x = self.weights.matrix("embed").rows(tokens) * decoder.embedding_scale
         for layer in range(decoder.num_layers):
             name = f"layers.{layer}"
-            normed = self._norm(x, f"{name}.attn_norm")
-            attended = self._attention(normed, layer, batch, past, slots)
+            normed = self._norm_at(x, "before", f"{name}.attn_norm")
+            attended = self._norm_at(
+                self._attention(normed, layer, batch, past, slots), "after", f"{name}.attn_post_norm"
+            )
             if decoder.parallel_residual:
                 mlp_in = normed if decoder.shared_norm else self._norm(x, f"{name}.mlp_norm")
                 x = x + attended + self._mlp(mlp_in, layer, batch)
             else:
                 x = x + attended
-                x = x + self._mlp(self._norm(x, f"{name}.mlp_norm"), layer, batch)
+                inner = self._mlp(self._norm_at(x, "before", f"{name}.mlp_norm"), layer, batch)
+                x = x + self._norm_at(inner, "after", f"{name}.mlp_post_norm")
         past.close(slots)
         hidden = self._norm(x if num_logits is None else x[:, -num_logits:], "final_norm")
         return self._head(hidden, batch), hidden
+
+    def _norm_at(self, x: Tensor, place: str, name: str) -> Tensor:
+        """The norm of x, or x where the blocks have no norm `before` or `after` attention and MLP."""
+        return self._norm(x, name) if self.decoder.norm_place in (place, "around") else x
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.weights.vector(f"{name}.weight"), self.weights.vector_or_none(f"{name}.bias")
@@ -225,12 +234,13 @@ class ReferenceModel(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.norm_eps) * weight
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor:
-        name = "embed" if self.decoder.tied else "head"
-        return _by_rows(
+        name, cap = "embed" if self.decoder.tied else "head", self.decoder.logits_cap
+        logits = _by_rows(
             batch.precisions,
             x,
             lambda part, group: self._product(part, name, group.precision.lm_head_bits, "head.bias"),
         )
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def _active(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
         """x [B, S, K] with all but each row's active channels set to 0; `matrix` is _ACTIVE_UP … _ACTIVE_O."""
@@ -265,31 +275,60 @@ class ReferenceModel(nn.Module):
         qkv = self._linear(self._active(x, layer, _ACTIVE_QKV, batch), f"{name}.qkv", batch)
         heads = torch.unflatten(qkv, -1, (-1, d.head_dim))  # [B, S, H + 2 Hk, D]
         q, k, v = torch.split(heads, [d.num_heads, d.num_kv_heads, d.num_kv_heads], dim=2)
-        cos, sin = (self.weights.vector(f"rope.{part}")[slots.positions].unsqueeze(2) for part in ("cos", "sin"))
-        q = rotate(q, cos, sin).transpose(1, 2)  # [B, H, S, D]
-        past.append(slots, layer, rotate(k, cos, sin), v)
+        tables = table_names(d.rope_of_layer[layer])
+        cos, sin = (self.weights.vector(table)[slots.positions].unsqueeze(2) for table in tables)
+        if d.qk_norm_after_rope:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if d.qk_norm != "none":
+            q, k = self._qk_norm(q, k, self.weights.vector(f"{name}.qk_norm.weight"))
+        if not d.qk_norm_after_rope:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = q.transpose(1, 2)  # [B, H, S, D]
+        past.append(slots, layer, k, v)
         pages = None if layer in self.dense_layers else batch.pages
+        window = d.window(layer)
         read = None if pages is None else self._read(q, past, layer, pages, slots)
-        y = past.attend(layer, q, slots, read, d.softmax_scale).transpose(1, 2).flatten(2)
+        reading = Reading(d.softmax_scale, read, window, d.attention_cap)
+        y = past.attend(layer, q, slots, reading).transpose(1, 2).flatten(2)
         return self._linear(self._active(y, layer, _ACTIVE_O, batch), f"{name}.o", batch)
 
-    def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
-        """Which tokens each query head of a step reads: bool [B, H, T].
+    def _qk_norm(self, q: Tensor, k: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """q [B, S, H, D] and k [B, S, Hk, D] normalized by head or by row, and times `weight` [(H + Hk) D]."""
+        d = self.decoder
+        dims = (-1,) if d.qk_norm == "head" else (-2, -1)
+        parts = torch.split(torch.unflatten(weight, 0, (-1, d.head_dim)), [d.num_heads, d.num_kv_heads])
+        normed = []
+        for x, own in zip((q, k), parts, strict=True):
+            if d.norm == "layer":
+                x = x - x.mean(dims, keepdim=True)
+            normed.append(x * torch.rsqrt(x.square().mean(dims, keepdim=True) + d.norm_eps) * own)
+        return normed[0], normed[1]
 
-        Every row reads its sinks, its newest page, and as many old tokens as `pages` hold, per KV head on average. The
-        KV heads of a layer share that quota. The highest scores get it; of equal ones the lower head, then the earlier
-        token.
+    def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
+        """Which tokens each query head of a single new token reads, bool [B, H, T]; tokens to come have any value.
+
+        These are the newest page's, the sinks, and the `4 Hk pages` pairs of KV head and old token with the highest
+        scores, so that the KV heads of a layer share that quota. The highest scores get it; of equal ones the lower
+        head, then the earlier token. In a layer with a window, only the tokens in it count, and as large a share of
+        their pages is read as of all pages.
 
         Args:
             q: query heads, float32 [B, H, 1, D].
             pages: old pages to read, int64 [B].
         """
-        d = self.decoder
+        d, window = self.decoder, self.decoder.window(layer)
         newest = slots.positions // self.page_size * self.page_size  # [B, 1], first token of each row's newest page
         query = torch.unflatten(q[:, :, 0], 1, (d.num_kv_heads, -1))  # [B, Hk, H / Hk, D]
         at = torch.arange(slots.longest, device=q.device)
-        old = (at < newest).unsqueeze(1)  # [B, 1, T]
-        logits = d.softmax_scale * past.token_scores(layer, query, slots)  # [B, Hk, H / Hk, T]
+        first = (slots.positions - window + 1).clamp(min=0) if window else torch.zeros_like(newest)  # [B, 1]
+        inside = (at >= first).unsqueeze(1)  # [B, 1, T]
+        if window:
+            of_all, of_window = newest[:, 0], newest[:, 0] - first[:, 0] // self.page_size * self.page_size
+            pages = -(-pages * of_window // of_all.clamp(min=1))  # rounded up
+        old = (at < newest).unsqueeze(1) & inside
+        logits = soft_cap(
+            d.softmax_scale * past.token_scores(layer, query, slots), d.attention_cap
+        )  # [B, Hk, H / Hk, T]
         score = logits.masked_fill(~old.unsqueeze(2), _NEVER).softmax(-1).sum(2)
         score = score.where(score >= _LOWEST_SCORE, 0.0).masked_fill(~old, -1.0).flatten(1)
         order = score.argsort(dim=-1, descending=True, stable=True)
@@ -298,7 +337,7 @@ class ReferenceModel(nn.Module):
         count = pages * self.page_size * d.num_kv_heads  # [B]
         best = torch.unflatten(rank < count.unsqueeze(1), -1, (d.num_kv_heads, -1))
         tokens = best & old | (at >= newest).unsqueeze(1) | (at < self.sinks)
-        return tokens.repeat_interleave(d.num_heads // d.num_kv_heads, dim=1)
+        return (tokens & inside).repeat_interleave(d.num_heads // d.num_kv_heads, dim=1)
 
 
 _Setting = TypeVar("_Setting", bound=Hashable)

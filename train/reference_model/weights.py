@@ -7,7 +7,8 @@ bits are computed on first use.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, TensorEntry, Variant
 from sol_rt.bundle.config_reader import read_config
+from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
+from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.checkpoint import matrices as checkpoint_matrices
 from sol_rt.export.sources.checkpoint import vectors as checkpoint_vectors
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
-from sol_rt.export.sources.rope import tables
+from sol_rt.export.sources.rope import table_names, tables
 
 # weight bits -> the bits of code8 that they read
 _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
@@ -120,7 +123,8 @@ class ModelWeights(nn.Module):
     Args:
         decoder: description of the decoder.
         matrices: `embed`, `head` (untied only), `layers.{i}.qkv`, `.o`, `.up`, `.down`.
-        vectors: float32 norms, biases and the tables `rope.cos`, `rope.sin` [max_context, rotary_dim / 2].
+        vectors: float32 norms, biases and the rotary tables [max_context, rotary_dim / 2], `rope.cos`, `rope.sin` and
+            those of further rotary embeddings.
         variants: a bundle's variants by key. Other variants take the exporter's rule for active channels, the same in
             all layers, and read the LM head at their own bits.
     """
@@ -265,7 +269,7 @@ def read_checkpoint(
     checkpoint = open_checkpoint(Path(path))
     decoder = from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, FAMILIES[decoder.family])
-    return from_tensors(decoder, lambda name: torch.tensor(checkpoint.read(name)), matrix or quantized)
+    return _assembled(PaddedTensors(checkpoint, decoder), matrix or quantized)
 
 
 def from_tensors(
@@ -278,20 +282,48 @@ def from_tensors(
         read: gives the tensor of a Hugging Face name, with `.weight` or `.bias`.
         matrix: makes a matrix of float32 [N, K]: `quantized`, or `FloatMatrix` for the source's own weights.
     """
+    return _assembled(PaddedTensors(_Tensors(read), decoder), matrix)
+
+
+def _assembled(source: PaddedTensors, matrix: Callable[[Tensor], Matrix]) -> ModelWeights:
+    decoder = source.decoder
     names = FAMILIES[decoder.family].names
-    joined = {
-        name: torch.cat([read(tensor).float() for tensor in tensors])
-        for name, tensors in checkpoint_vectors(decoder, names).items()
+
+    def joined(target: str, tensors: tuple[str, ...]) -> Tensor:
+        return torch.cat([torch.from_numpy(source.read(target, tensor)) for tensor in tensors])
+
+    vectors = {name: joined(name, tensors) for name, tensors in checkpoint_vectors(decoder, names).items()}
+    for index, rope in enumerate(decoder.ropes):
+        of_rope = zip(table_names(index), tables(rope, 0, decoder.max_context), strict=True)
+        vectors |= {name: torch.from_numpy(table) for name, table in of_rope}
+    matrices = {
+        name: matrix(joined(name, tuple(f"{module}.weight" for module in modules)))
+        for name, modules in checkpoint_matrices(decoder, names).items()
     }
-    for name, vector in joined.items():
-        if name.endswith("norm.weight"):
-            vector += decoder.norm_offset
-    cos, sin = (torch.from_numpy(table) for table in tables(decoder.rope, 0, decoder.max_context))
-    return ModelWeights(
-        decoder,
-        {
-            name: matrix(torch.cat([read(f"{module}.weight").float() for module in modules]))
-            for name, modules in checkpoint_matrices(decoder, names).items()
-        },
-        {**joined, "rope.cos": cos, "rope.sin": sin},
-    )
+    return ModelWeights(decoder, matrices, vectors)
+
+
+@dataclass
+class _Tensors:
+    """A checkpoint of tensors that a function gives by name."""
+
+    get: Callable[[str], Tensor]
+    path: Path = Path("tensors")
+    config: Mapping[str, Any] = field(default_factory=dict)
+    license: str = ""
+    note: str = ""
+
+    def names(self) -> Collection[str]:
+        return ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.get(name).shape)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        return self.get(name)[start:stop].detach().float().numpy()
+
+    def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
+        return None
+
+    def write_tokenizer(self, folder: Path) -> None:
+        raise NotImplementedError

@@ -4,9 +4,9 @@ For query head h and its KV head g = h / (H / Hk), over the tokens t that are re
 
     y[h] = sum over t of softmax_t(softmax_scale * q[h] . k[g, t]) v[g, t]
 
-The body has three forms: - Every token is read: GroupQueryAttention rotates q and k, appends k and v in place, and
-reads the cache once, up to the
-  last token and not to its capacity.
+The body has three forms:
+- Every token is read: GroupQueryAttention rotates q and k, appends k and v in place, and reads the cache once, up to
+  the last token and not to its capacity.
 - One new token reads chosen old ones: gathered_attention.py writes that form.
 - An int8 cache: neither form has operators for it. Its body masks the tokens that are not read, and runs on the CPU.
 
@@ -16,14 +16,24 @@ would store codes, so the tensors of codes pass through unread.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from sol_rt.bundle.config import PAGE_SIZE
 from sol_rt.export.graphs.functions import gathered_attention
-from sol_rt.export.graphs.functions.attention_shape import NEVER, AttentionShape, rotated
-from sol_rt.export.graphs.nodes import END, NodeWriter
+from sol_rt.export.graphs.functions.attention_shape import (
+    NEVER,
+    WINDOW,
+    AttentionShape,
+    capped,
+    first_seen,
+    rotated,
+    window_share,
+)
+from sol_rt.export.graphs.nodes import END, NodeWriter, Ref
 
 _LOWEST_SCORE = 2.0**-100  # smaller scores count as 0
 _ALL = 1e9  # larger than every position
@@ -36,13 +46,13 @@ _FUSED_ROTARY = 16
 def sparse_attention(
     shape: AttentionShape, *, int8: bool = False, floats: int = TensorProto.FLOAT16, joint: bool = True
 ) -> onnx.FunctionProto:
-    """The body of `SparseAttention`. Its attributes are constants in it, except `gather_capacity`.
+    """The body of `SparseAttention`. Its attributes are constants in it, except `gather_capacity` and `window`.
 
     A host that binds past and present to one buffer gets an append in place: GroupQueryAttention, ScatterElements and
     ScatterND write outputs of the function itself, and no other node reads `past_*`.
 
     Args:
-        shape: the attributes, which all layers of a graph share.
+        shape: the attributes, which all layers of a graph share but for their windows.
         int8: the cache holds int8 codes and scales of keys and values. Such a body runs on the CPU only.
         floats: the type of any other cache.
         joint: GroupQueryAttention gets q, k and v in one tensor; ONNX Runtime for the web (1.30) infers no shape then.
@@ -82,7 +92,9 @@ def _dense(writer: NodeWriter, shape: AttentionShape, joint: bool) -> list[str]:
     """Attention that reads every token: names of y and of the new keys and values."""
     op, name = writer.op, writer.name
     every, key, value = name("attended"), name("appended_key"), name("appended_value")
-    rotates = shape.rotary_dim % _FUSED_ROTARY == 0
+    rotates = shape.rotary_dim > 0 and shape.rotary_dim % _FUSED_ROTARY == 0
+    further: dict[str, Any] = {"local_window_size": Ref(WINDOW)} if shape.windowed else {}
+    further |= {"softcap": shape.softcap} if shape.softcap else {}
     query, tables = _rounded(writer, shape, joint) if rotates else _rounded_after_rotation(writer, shape)
     op(
         "GroupQueryAttention",
@@ -94,6 +106,7 @@ def _dense(writer: NodeWriter, shape: AttentionShape, joint: bool) -> list[str]:
         kv_num_heads=shape.kv_heads,
         scale=shape.softmax_scale,
         do_rotary=int(rotates),
+        **further,
     )
     return [op("Cast", every, to=TensorProto.FLOAT), key, value]
 
@@ -141,10 +154,13 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
 
     # query rows are grouped by KV head, [1, Hk, group * S, D]; row g * S + s is at position s
     q = op("Reshape", op("Mul", "q", const(shape.softmax_scale)), ints(1, kv_heads, -1, shape.head_dim))
-    logits = op("Mul", op("MatMul", q, _transposed(writer, keys)), key_scale)
+    logits = capped(writer, op("Mul", op("MatMul", q, _transposed(writer, keys)), key_scale), shape)
     at = op("Reshape", op("Mul", positions, const(np.ones((shape.group, 1)))), ints(-1, 1))
     token = _count(writer, op("Shape", logits, start=3, end=4))
-    causal = op("LessOrEqual", op("Sub", token, const(1.0)), at)  # [rows, C]
+    place = op("Sub", token, const(1.0))
+    causal = op("LessOrEqual", place, at)  # [rows, C]
+    if shape.windowed:
+        causal = op("And", causal, op("LessOrEqual", first_seen(writer, at), place))
 
     def chosen(inner: NodeWriter) -> str:
         kept = _kept(inner, shape, logits, newest)  # has a meaning only if there is one new token
@@ -169,7 +185,11 @@ def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -
     op, const, ints = writer.op, writer.const, writer.ints
     newest_page = op("Floor", op("Mul", newest, const(1 / PAGE_SIZE)))
     token = _count(writer, op("Shape", logits, start=3, end=4))  # 1-based, [C]
-    is_old = op("LessOrEqual", token, op("Mul", newest_page, const(float(PAGE_SIZE))))
+    old = op("Mul", newest_page, const(float(PAGE_SIZE)))
+    is_old, first = op("LessOrEqual", token, old), ""
+    if shape.windowed:
+        first = first_seen(writer, newest)
+        is_old = op("And", is_old, op("Less", first, token))
     shares = op("Softmax", op("Where", is_old, logits, const(NEVER)), axis=-1)
     scores = op("ReduceSum", shares, ints(2), keepdims=1)
     scores = op("Where", op("LessOrEqual", const(_LOWEST_SCORE), scores), scores, const(0.0))
@@ -177,7 +197,10 @@ def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -
     pairs = op("Shape", scores, start=1, end=2)
     order = writer.name("order")
     op("TopK", scores, pairs, out=[f"{order}_scores", order], axis=-1)
-    kept = op("Mul", writer.count("kv_pages"), const(float(PAGE_SIZE * shape.kv_heads)))
+    pages = writer.count("kv_pages")
+    if shape.windowed:
+        pages = window_share(writer, pages, first, old)
+    kept = op("Mul", pages, const(float(PAGE_SIZE * shape.kv_heads)))
     by_rank = op("Where", op("LessOrEqual", _count(writer, pairs), kept), const(_ALL), const(float(shape.sinks)))
     # a token is read if its 1-based position is at most this limit: any for kept ones, that of the sinks for others
     limit = op("ScatterElements", scores, order, op("Unsqueeze", by_rank, ints(0)), axis=1)

@@ -20,7 +20,14 @@ from onnx import TensorProto
 
 from sol_rt.bundle.config import PAGE_SIZE
 from sol_rt.engine.signature import GATHER_CAPACITY
-from sol_rt.export.graphs.functions.attention_shape import NEVER, AttentionShape, rotated
+from sol_rt.export.graphs.functions.attention_shape import (
+    NEVER,
+    AttentionShape,
+    capped,
+    first_seen,
+    rotated,
+    window_share,
+)
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 
 _NOBODY = -1.0  # stands for the KV head of a pair that is not read
@@ -34,11 +41,13 @@ class _Pairs:
     Attributes:
         place: h C + t, float [C / row_tokens, pairs of a row]. Rows not in use hold places of other rows.
         index: the same as int64.
-        head: h if the token is old and no sink, else _NOBODY, as in rows not in use. Float, shaped as `place`.
-        young: whether a token is not old, bool [C].
+        head: h if the token is old, no sink and in the window, else _NOBODY, as in rows not in use. Float, shaped as
+            `place`.
+        young: whether a token is not old, or before the window, bool [C].
         position, old, capacity: the new token's position, the number of old tokens, and C; float [1] each.
         rows: R, float [1]: enough for the old tokens, and at least capacity_step / row_tokens.
         row: the row's number, float [C / row_tokens, 1].
+        first: the window's first position, float [1], which may be below 0; empty if no layer has a window.
     """
 
     place: str
@@ -50,6 +59,7 @@ class _Pairs:
     capacity: str
     rows: str
     row: str
+    first: str
 
 
 def write(writer: NodeWriter, shape: AttentionShape) -> list[str]:
@@ -77,6 +87,7 @@ def write(writer: NodeWriter, shape: AttentionShape) -> list[str]:
         for cache in (keys, values)
     )
     logits = op("Gemm", op("Reshape", q, ints(heads, size)), k, transB=1)  # [H, n]
+    logits = capped(writer, logits, shape)
     own = op("Equal", head, writer.const(np.arange(kv_heads).reshape(-1, 1, 1)))  # [Hk, 1, n]
     logits = op("Where", own, op("Reshape", logits, ints(kv_heads, group, -1)), writer.const(NEVER))
     weights = op("Reshape", op("Softmax", logits, axis=-1), ints(heads, -1))
@@ -101,7 +112,10 @@ def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
     position = op("Cast", "past_length", to=TensorProto.FLOAT)
     old = op("Mul", op("Floor", op("Mul", position, const(1 / PAGE_SIZE))), const(float(PAGE_SIZE)))
     every = op("Reshape", op("Add", op("Mul", row, const(float(row_tokens))), const(np.arange(row_tokens))), ints(-1))
-    young = op("LessOrEqual", old, every)
+    young, first = op("LessOrEqual", old, every), ""
+    if shape.windowed:
+        first = first_seen(writer, position)
+        young = op("Or", young, op("Less", every, first))
 
     rows = op("Floor", op("Mul", op("Add", old, const(row_tokens - 0.5)), const(1 / row_tokens)))
     rows = op("Max", rows, const(float(shape.capacity_step // row_tokens)))
@@ -110,9 +124,13 @@ def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
     head = const(np.arange(shape.kv_heads)[:, None])
     place = op("Add", op("Mul", head, capacity), token)
     choosable = op("And", op("Less", token, old), op("LessOrEqual", const(float(shape.sinks)), token))
+    if shape.windowed:
+        choosable = op("And", choosable, op("LessOrEqual", first, token))
     head = op("Where", op("And", choosable, used), head, const(_NOBODY))
     place, head = (op("Reshape", table, ints(-1, shape.row_pairs)) for table in (place, head))
-    return _Pairs(place, op("Cast", place, to=TensorProto.INT64), head, young, position, old, capacity, rows, row)
+    return _Pairs(
+        place, op("Cast", place, to=TensorProto.INT64), head, young, position, old, capacity, rows, row, first
+    )
 
 
 def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs: _Pairs) -> str:
@@ -125,7 +143,7 @@ def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs:
     # keys come first in the product; otherwise the whole cache would have to be transposed
     q = op("CastLike", op("Transpose", q, perm=[0, 1, 3, 2]), keys)
     logits = op("Transpose", op("MatMul", keys, q), perm=[0, 1, 3, 2])
-    logits = op("Cast", logits, to=TensorProto.FLOAT)  # [1, Hk, group, C]
+    logits = capped(writer, op("Cast", logits, to=TensorProto.FLOAT), shape)  # [1, Hk, group, C]
     shares = op("Softmax", op("Where", pairs.young, writer.const(NEVER), logits), axis=-1)
     scores = op("ReduceSum", shares, ints(2), keepdims=0) if shape.group > 1 else shares
     return op("Gather", op("Reshape", scores, ints(-1)), pairs.index, axis=0)
@@ -145,7 +163,12 @@ def _kept(writer: NodeWriter, shape: AttentionShape, scores: str, pairs: _Pairs)
     rank = op("Sub", op("CumSum", op("Expand", const(1.0), gathered), const(0, np.int64)), const(1.0))  # in a row
     rank = op("Add", op("Mul", rank, pairs.rows), pairs.row)
     most = op("Mul", pairs.old, const(float(shape.kv_heads)))
-    kept = op("Mul", writer.count("kv_pages"), const(float(PAGE_SIZE * shape.kv_heads)))
+    pages = writer.count("kv_pages")
+    if shape.windowed:
+        pages = window_share(writer, pages, pairs.first, pairs.old)
+        before = op("Max", pairs.first, const(0.0))
+        most = op("Mul", op("Sub", pairs.old, before), const(float(shape.kv_heads)))
+    kept = op("Mul", pages, const(float(PAGE_SIZE * shape.kv_heads)))
     kept = op("Where", op("Less", kept, most), kept, const(_ALL))
     head = op("Where", op("Less", rank, kept), head, const(_NOBODY))
     return op("Reshape", place, ints(-1)), op("Reshape", head, ints(-1))
@@ -160,6 +183,8 @@ def _always(writer: NodeWriter, shape: AttentionShape, pairs: _Pairs) -> tuple[s
     before = op("Sub", op("Sub", pairs.old, const(1.0)), pairs.position)
     last = op("Add", pairs.position, op("Mul", const(sinks), before))
     attended = op("LessOrEqual", token, last)  # the cache holds whole pages, so no place is beyond it
+    if shape.windowed:
+        attended = op("And", attended, op("LessOrEqual", pairs.first, token))
     head = const(np.arange(shape.kv_heads)[:, None])
     place = op("Add", op("Mul", head, pairs.capacity), token)
     head = op("Where", attended, head, const(_NOBODY))

@@ -277,4 +277,7 @@ def _activation(writer: NodeWriter, x: str, name: str) -> str:
         return writer.op("Mul", x, writer.op("Sigmoid", x))
     if name == "relu":
         return writer.op("Relu", x)
+    if name == "relu2":
+        rectified = writer.op("Relu", x)
+        return writer.op("Mul", rectified, rectified)
     return writer.op("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")

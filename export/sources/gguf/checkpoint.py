@@ -20,17 +20,30 @@ from sol_rt.errors import CheckpointError
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import FloatArray
 from sol_rt.export.sources.decoder import family_of_gguf
-from sol_rt.export.sources.families import Family, GgufForm, TensorNames
+from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, TensorNames
+from sol_rt.export.sources.families.stored import head_by_head
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
 from sol_rt.export.sources.gguf.config import hf_config
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
+from sol_rt.export.sources.refusals import gguf_refusal
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
 
 _READABLE = "floats of 32 or 16 bits, or one of the types Q2_K to Q8_0, IQ1 to IQ4, TQ and MXFP4"
+_NORMS = (
+    ("attn_norm", ""),
+    ("attn_post_norm", ""),
+    ("mlp_norm", ""),
+    ("mlp_post_norm", ""),
+    ("q_norm", "q"),
+    ("k_norm", "k"),
+)
+"""Fields of TensorNames, and what has as many of them as heads."""
 _ROPE_FACTORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 _LONGEST_ARRAY = 1 << 22  # values of one key; the longest are vocabularies
+_HEADS = ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")  # of q, k and v
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _TIED_SAMPLE = 256  # rows compared to find out whether two quantized tensors hold the same matrix
 
 
@@ -55,16 +68,23 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a tensor's rows are: shape[0] rows of a GGUF tensor from `first` on, permuted by `order` if it is given."""
+    """Where a tensor's rows are: shape[0] rows of a GGUF tensor from `first` on, permuted by `order` if it is given.
+
+    llama.cpp added `offset` to them. A vector is `one_row` of a GGUF matrix, the row `first`.
+    """
 
     tensor: Any
     first: int
     shape: tuple[int, ...]
     order: npt.NDArray[np.int64] | None = None
+    offset: float = 0.0
+    one_row: bool = False
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop - 1 as the file stores them: numbers of 16 bits or more, or uint8 [n, bytes per row]."""
         data: npt.NDArray[Any] = self.tensor.data
+        if self.one_row:
+            return data[self.first, start:stop]
         if self.order is not None:
             return data[self.first + self.order[start:stop]]
         return data[self.first + start : self.first + stop]
@@ -91,7 +111,9 @@ class GgufCheckpoint:
                 ) from error
             raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        family, form = family_of_gguf(str(self._metadata.get("general.architecture")))
+        if reason := gguf_refusal(self._metadata, FAMILIES):
+            raise CheckpointError(f"{path}: {reason}")
+        family, form = family_of_gguf(self._metadata)
         if f"{form.names.embed}.weight" not in self._tensors:
             raise CheckpointError(f"{path}: tensor {form.names.embed}.weight is missing; fetch the file again")
         tied = self._is_tied(form.names)
@@ -101,7 +123,8 @@ class GgufCheckpoint:
             if f"{name}.weight" in self._tensors
         }
         self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
-        self.license = str(self._metadata.get("general.license", ""))
+        self.license, self.note = str(self._metadata.get("general.license", "")), ""
+        self._check_metadata(form)
         self._sources = self._locate(family, form, tied)
         for source in self._sources.values():
             self._dequantized(source.tensor.data[:1], source.tensor)  # an unreadable type fails here, at once
@@ -114,7 +137,8 @@ class GgufCheckpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         source = self._sources[name]
-        return self._dequantized(source.rows(start, source.shape[0] if stop is None else stop), source.tensor)
+        values = self._dequantized(source.rows(start, source.shape[0] if stop is None else stop), source.tensor)
+        return values - np.float32(source.offset) if source.offset else values
 
     def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
         source = self._sources[name]
@@ -123,6 +147,25 @@ class GgufCheckpoint:
 
     def write_tokenizer(self, folder: Path) -> None:
         gguf_tokenizer.write(self._metadata, self.config, folder)
+
+    def _check_metadata(self, form: GgufForm) -> None:
+        """Raises CheckpointError where metadata and tensors disagree about layers or heads."""
+        layers = 1 + max((int(match[1]) for name in self._tensors if (match := _BLOCK.match(name))), default=-1)
+        said = self.config["num_hidden_layers"]
+        if layers != said:
+            raise CheckpointError(
+                f"{self.path}: GGUF key {form.architecture}.block_count: got {said}, but the tensors are of {layers} "
+                "layers; fetch the file again, or convert the model again"
+            )
+        for i in range(layers):
+            for module, count in zip(form.names.qkv, _HEADS, strict=False):
+                tensor = self._tensors.get(f"{module.format(i=i)}.weight")
+                heads = self.config[count]
+                if len(form.names.qkv) == 3 and tensor is not None and int(tensor.shape[-1]) % (2 * heads):
+                    raise CheckpointError(
+                        f"{self.path}: tensor {tensor.name}: got {int(tensor.shape[-1])} rows, expected a multiple of "
+                        f"{2 * heads} for {heads} heads, by its metadata; fetch the file again"
+                    )
 
     def _dequantized(self, rows: npt.NDArray[Any], tensor: Any) -> FloatArray:
         try:
@@ -135,9 +178,10 @@ class GgufCheckpoint:
         return np.require(values, np.float32, "W")  # float32 tensors are views of the read-only mapping
 
     def _biases(self) -> list[str]:
-        """The projections of the first layer that have a bias: `attn_q`, `ffn_down` …"""
+        """The projections of the first layer that have a bias, `attn_q`, `ffn_down` …, and the norms of q and k."""
         named = (re.fullmatch(r"blk\.0\.(\w+)\.bias", name) for name in self._tensors)
-        return [match[1] for match in named if match and not match[1].endswith("_norm")]
+        found = [match[1] for match in named if match and not match[1].endswith("_norm")]
+        return [*found, *(name for name in ("attn_q_norm", "attn_k_norm") if f"blk.0.{name}.weight" in self._tensors)]
 
     def _is_tied(self, names: TensorNames) -> bool:
         """Whether the LM head is the embedding: it is absent, or the same matrix in another quantization.
@@ -159,27 +203,44 @@ class GgufCheckpoint:
         found: dict[str, _Source] = {}
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
 
-        def add(hf_module: str, module: str, rotated: str = "") -> None:
+        def add(hf_module: str, module: str, rotated: str = "", offset: float = 0.0) -> None:
             for kind in ("weight", "bias"):
                 tensor = self._tensors.get(f"{module}.{kind}")
                 if tensor is not None:
                     shape = tuple(int(size) for size in reversed(tensor.shape))
                     order = _interleaved(shape[0], heads[rotated]) if rotated else None
-                    found[f"{hf_module}.{kind}"] = _Source(tensor, 0, shape, order)
+                    if family.qkv_by_head and module.endswith("attn_qkv"):
+                        order = np.argsort(head_by_head(shape[0], heads["q"]))  # llama.cpp puts all of q first
+                    found[f"{hf_module}.{kind}"] = _Source(tensor, 0, shape, order, offset)
 
-        add(hf.final_norm, own.final_norm)
+        def add_norm(hf_module: str | None, module: str | None, count: int = 1) -> None:
+            if hf_module is None or module is None:
+                return
+            if "{h}" not in hf_module:
+                add(hf_module, module, offset=form.norm_offset)
+                return
+            tensor = self._tensors.get(f"{module}.weight")
+            if tensor is None:
+                return
+            for head in range(count):  # a row of the tensor for each head
+                row = _Source(tensor, head, (int(tensor.shape[0]),), one_row=True)
+                found[f"{hf_module.format(h=head)}.weight"] = row
+
+        def named(field: str) -> tuple[str | None, str | None]:
+            return getattr(hf, field), getattr(own, field)
+
+        add_norm(hf.final_norm, own.final_norm)
         add(hf.embed, own.embed)
         if not tied:
             add(hf.head, own.head)
         elif f"{own.head}.weight" in self._tensors and self._finer(own.head, own.embed):
             add(hf.embed, own.head)
         for i in range(self.config["num_hidden_layers"]):
-            pairs = [(hf.attn_norm, own.attn_norm), (hf.o, own.o), (hf.down, own.down)]
-            pairs += zip(hf.up, own.up, strict=True)
-            if hf.mlp_norm is not None and own.mlp_norm is not None:
-                pairs.append((hf.mlp_norm, own.mlp_norm))
-            for hf_module, module in pairs:
+            for hf_module, module in [(hf.o, own.o), (hf.down, own.down), *zip(hf.up, own.up, strict=True)]:
                 add(hf_module.format(i=i), module.format(i=i))
+            for name, count in _NORMS:
+                hf_norm, own_norm = (module and module.replace("{i}", str(i)) for module in named(name))
+                add_norm(hf_norm, own_norm, heads.get(count, 1))
             packed = f"blk.{i}.attn_qkv"
             if len(hf.qkv) == 3 and f"{packed}.weight" in self._tensors:
                 found.update(self._split(packed, tuple(module.format(i=i) for module in hf.qkv)))

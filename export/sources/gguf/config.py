@@ -19,12 +19,12 @@ def hf_config(
         tied: the LM head is the embedding matrix.
         rope_factors: the values of the tensors `rope_freqs`, `rope_factors_short` and `rope_factors_long` that the file
             has.
-        biases: projections of the first layer, such as `attn_q`, that have a bias.
+        biases: projections of the first layer, such as `attn_q`, that have a bias, and norms of q and k.
 
     Raises:
         CheckpointError: the architecture is unknown, or a key is missing or not a number.
     """
-    family, form = family_of_gguf(str(metadata.get("general.architecture")))
+    family, form = family_of_gguf(metadata)
     keys = _Keys(metadata, form.architecture)
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
@@ -37,7 +37,7 @@ def hf_config(
         "num_hidden_layers": keys.integer("block_count", most=MOST_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
-        "intermediate_size": keys.integer("feed_forward_length"),
+        family.intermediate_key: keys.integer("feed_forward_length"),
         "vocab_size": len(metadata.get("tokenizer.ggml.tokens") or ()) or keys.integer("vocab_size"),
         "max_position_embeddings": context,
         "hidden_act": family.default_activation,
@@ -46,16 +46,25 @@ def hf_config(
         "tie_word_embeddings": tied,
         "torch_dtype": "float32",
     }
-    if head_dim != hidden // heads:
+    if head_dim != hidden // heads or "head_dim" in family.defaults:
         config["head_dim"] = head_dim
+    if family.softmax_size_key is not None:  # llama.cpp takes the size of a head
+        config[family.softmax_size_key] = head_dim
     # no metadata key tells of biases, the tensors do
     for rule, projections in ((family.qkv_bias, "attn_"), (family.output_bias, "attn_"), (family.mlp_bias, "ffn_")):
         if isinstance(rule, str):
-            config[rule] = any(name.startswith(projections) for name in biases)
+            config[rule] = any(name.startswith(projections) and not name.endswith("_norm") for name in biases)
+    if family.qk_norm_key is not None:
+        config[family.qk_norm_key] = "attn_q_norm" in biases
     for key, candidates in form.config_keys.items():
         found = next((candidate for candidate in candidates if keys.has(candidate)), None)
         if found is not None:
-            config[key] = keys.integer(found)
+            config[key] = keys.setting(found)
+    pattern = keys.value("attention.sliding_window_pattern", ())
+    if isinstance(pattern, list):  # one flag for each layer
+        config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
+    for key, value in form.config_values.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
     config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
@@ -122,6 +131,13 @@ class _Keys:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise CheckpointError(f"GGUF key {self.full(key)}: got {type(value).__name__}, expected one number")
         return float(value)
+
+    def setting(self, key: str) -> bool | int | float:
+        """A flag as it is, a number as `integer` or `number` reads it."""
+        value = self.value(key)
+        if isinstance(value, bool):
+            return value
+        return _shortest(self.number(key)) if isinstance(value, float) else self.integer(key)
 
     def integer(self, key: str, default: int | None = None, most: int = LARGEST_SIZE) -> int:
         value = self.value(key, default)

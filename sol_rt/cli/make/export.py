@@ -103,6 +103,12 @@ def export(
     parity: Annotated[
         bool, options.option("--parity/--no-parity", env=False, help="Compare the bundle with the source at the end.")
     ] = True,
+    trust_remote_code: Annotated[
+        bool,
+        options.option(
+            "--trust-remote-code", env=False, help="Run code of the checkpoint, if its tokenizer needs that."
+        ),
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Export a checkpoint to a bundle and print its path. With --policy, put a policy into an existing bundle.
@@ -165,6 +171,8 @@ def export(
             save_calibration=save_calibration,
             max_actions=max_actions,
             parity=parity,
+            trust_remote_code=trust_remote_code,
+            say=note,
             progress=report,
         )
     for line in result.lines():
@@ -244,7 +252,7 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
 def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path | None:
     """The policy that comes with the alias; None if the requested levels lack one of the policy's actions."""
     from sol_rt.export.policy_file import read_policy
-    from sol_rt.store.recipes import aliases
+    from sol_rt.store.recipes.recipe import aliases
 
     recipe = aliases().get(model)
     path = None if recipe is None else recipe.policy_path()

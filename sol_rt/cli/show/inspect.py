@@ -88,6 +88,8 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
         variants.add_row(variant["key"], share, _told_bits(variant), str(variant["lm_head_bits"]), size)
     print_table(variants)
 
+    print_table(_memory(description["memory"]))
+
     selection = description["selection"]
     contexts = [] if selection is None else list(selection["contexts"])
     actions = Table()
@@ -116,6 +118,16 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     print(f"Losses are in nats over dense ± standard error: {scored}; text: {selection['text']}.")
     if every:
         print("A candidate's cost is its share of the bytes that the dense step reads.")
+
+
+def _memory(footprints: dict[str, dict[str, int]]) -> Table:
+    """Main memory that running takes, by context. Weights are mapped, so processes share them."""
+    from rich.table import Table
+
+    table = Table("memory, MB,\nat context", "weights\n(mapped)", "program", "KV cache", "activations", "total")
+    for context, parts in footprints.items():
+        table.add_row(context, *(_megabytes(part) for part in parts.values()))
+    return table
 
 
 def _candidates(selection: dict[str, Any]) -> Table:

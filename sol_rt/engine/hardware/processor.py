@@ -1,4 +1,4 @@
-"""The processor of this machine, by name, and the memory of this process."""
+"""The processor of this machine, by name."""
 
 from __future__ import annotations
 
@@ -22,28 +22,3 @@ def processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine() or "unknown processor"
-
-
-def peak_rss_mb() -> float:
-    """Largest resident size of this process so far, in 10^6 bytes; 0 where the system does not tell."""
-    try:
-        # of this program alone: getrusage also counts the program that started it
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def free_memory_bytes() -> int | None:
-    """Main memory that programs can still get; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None

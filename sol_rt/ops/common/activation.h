@@ -3,6 +3,6 @@
 
 namespace sol {
 
-enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu };
+enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kRelu2 };
 
 }  // namespace sol

@@ -1,6 +1,7 @@
 // Ports and attributes of the operators that attend, the same on every provider.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <string>
@@ -44,7 +45,9 @@ inline constexpr std::array<Port, 7> kAttentionOutputs{{{"y", kFloat},
 // Sizes as the attributes give them.
 struct AttentionSizes {
   int64_t heads, kv_heads, head_dim, rotary_dim, sinks;
+  int64_t window;  // how many tokens a token attends to, itself included; 0: all
   float scale;
+  float softcap;   // of the products of q and k, after their scale; 0: none
 };
 
 // Reads and checks them for the operator `op`. With `int8` its cache holds codes, and their scales, keys' and values', are its inputs from
@@ -58,6 +61,9 @@ inline AttentionSizes ReadAttentionSizes(const Attributes& attributes, const cha
   attributes.Int("page_size", kPageSize, kPageSize);
   sizes.sinks = attributes.Int("sinks", 0, kMaxCapacity);
   sizes.scale = attributes.Float("softmax_scale");
+  sizes.window = std::max<int64_t>(0, attributes.IntOr("window", 0));
+  sizes.softcap = attributes.FloatOr("softcap", 0.0f);
+  if (attributes.IntOr("qk_norm_after_rope", 0) != 0) sizes.rotary_dim = 0;  // q and k come rotated
   const auto refuse = [&](const std::string& what) { throw Error(std::string(op) + ": " + what + "; export the bundle again"); };
   if (sizes.heads % sizes.kv_heads != 0 || sizes.heads / sizes.kv_heads > kMaxGroup) {
     refuse("attribute num_heads: got " + std::to_string(sizes.heads) + ", expected a multiple of kv_heads " + std::to_string(sizes.kv_heads) +
@@ -71,6 +77,9 @@ inline AttentionSizes ReadAttentionSizes(const Attributes& attributes, const cha
     if (int8 && !attributes.HasOutput(kScaleOutput + part)) refuse("got an int8 cache without present_" + name);
   }
   if (!std::isfinite(sizes.scale)) refuse("attribute softmax_scale: got a non-finite number");
+  if (!std::isfinite(sizes.softcap) || sizes.softcap < 0.0f) {
+    refuse("attribute softcap: got " + std::to_string(sizes.softcap) + ", expected a finite number from 0");
+  }
   return sizes;
 }
 

@@ -20,7 +20,7 @@ template <Type Element>
 inline constexpr auto kDecoderLayerInputs = [] {
   // Scales, norms, planes and biases as the attributes say, at last total_length, which only the function body reads: their place decides
   // no type.
-  constexpr size_t kMostWeights = 4 + 4 * 6;
+  constexpr size_t kMostWeights = 4 * 2 + 1 + 4 * 6;
   std::array<Port, 3 + kMostWeights> rest{};
   for (Port& port : rest) port = {"weight", kAny, kOptional};
   return Join(std::array<Port, 1>{{{"x", kFloat}}}, kAttentionInputs<Element>,
@@ -42,6 +42,31 @@ inline bool HasLayerNorm(const Attributes& attributes, const char* op) {
     throw Error(std::string(op) + ": attribute norm: got " + Shown(norm) + ", expected rms or layer; export the bundle again");
   }
   return norm == "layer";
+}
+
+// Whether attention and MLP get normalized input, and whether what they give is normalized.
+struct NormPlace {
+  bool before, after;
+};
+inline NormPlace ReadNormPlace(const Attributes& attributes, const char* op) {
+  const std::string place = attributes.StringOr("norm_place", "before");
+  if (place == "before") return {true, false};
+  const bool parallel = attributes.Int("parallel_residual", 0, 1) != 0;
+  if ((place != "after" && place != "around") || parallel) {
+    throw Error(std::string(op) + ": attribute norm_place: got " + Shown(place) + (parallel ? " in a parallel layer" : "") +
+                ", expected before, and in sequential layers after or around too; export the bundle again");
+  }
+  return {place == "around", true};
+}
+
+// How q and k are normalized.
+enum class QkNormKind { kNone, kHead, kRow };
+inline QkNormKind ReadQkNorm(const Attributes& attributes, const char* op) {
+  const std::string kind = attributes.StringOr("qk_norm", "none");
+  if (kind == "none") return QkNormKind::kNone;
+  if (kind == "head") return QkNormKind::kHead;
+  if (kind == "row") return QkNormKind::kRow;
+  throw Error(std::string(op) + ": attribute qk_norm: got " + Shown(kind) + ", expected none, head or row; export the bundle again");
 }
 
 // What a norm adds to the mean square or the variance.

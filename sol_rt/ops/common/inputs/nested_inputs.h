@@ -108,7 +108,8 @@ inline Activation ReadActivation(const Attributes& attributes, const char* op) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
   if (name == "relu") return Activation::kRelu;
-  throw Error(std::string(op) + ": attribute activation: got " + Shown(name) + ", expected silu, gelu, gelu_tanh or relu; export the bundle again");
+  if (name == "relu2") return Activation::kRelu2;
+  throw Error(std::string(op) + ": attribute activation: got " + Shown(name) + ", expected silu, gelu, gelu_tanh, relu or relu2; export the bundle again");
 }
 
 // The inputs of PrunedMLP that depend on its bits.

@@ -45,6 +45,21 @@ class Attributes {
     CheckRead(name, Api().KernelInfoGetAttribute_float(info_, name, &value));
     return value;
   }
+  // `otherwise` where the node does not have it.
+  float FloatOr(const char* name, float otherwise) const {
+    float value = 0;
+    OrtStatus* status = Api().KernelInfoGetAttribute_float(info_, name, &value);
+    if (status == nullptr) return value;
+    Api().ReleaseStatus(status);
+    return otherwise;
+  }
+  std::string StringOr(const char* name, const char* otherwise) const {
+    size_t size = 0;
+    OrtStatus* status = Api().KernelInfoGetAttribute_string(info_, name, nullptr, &size);
+    if (status == nullptr) return String(name);
+    Api().ReleaseStatus(status);
+    return otherwise;
+  }
   std::string String(const char* name) const {
     size_t size = 0;
     CheckRead(name, Api().KernelInfoGetAttribute_string(info_, name, nullptr, &size));

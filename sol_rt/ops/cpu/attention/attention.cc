@@ -57,6 +57,30 @@ void PrefetchShare(const AttentionCall& call, const DecodePlan& plan, size_t sha
   }
 }
 
+// Leaves out what lies before the window of the first new token. Of the old pages in it, one new token reads as large a share as of all,
+// rounded up.
+void BeginWindow(AttentionCall& call) {
+  const int64_t first = std::max<int64_t>(0, call.past + 1 - call.window), old_pages = call.pages - 1;
+  const int64_t base = first / kPageSize * kPageSize;
+  if (call.kv_pages < old_pages) call.kv_pages = DivideUp(call.kv_pages * (old_pages - base / kPageSize), old_pages);
+  call.base = base;
+  call.skip = first - base;
+  call.past -= base;
+  call.total -= base;
+  call.pages -= base / kPageSize;
+  call.sinks = std::max<int64_t>(0, call.sinks - base);
+  call.cos += base * (call.rotary_dim / 2);
+  call.sin += base * (call.rotary_dim / 2);
+  call.key = static_cast<char*>(call.key) + base * call.RowBytes();
+  call.value = static_cast<char*>(call.value) + base * call.RowBytes();
+  if (call.int8) {
+    call.key_scale += base;
+    call.value_scale += base;
+  }
+  call.key_codes += base * call.CodeBytes();
+  call.key_range += base * 2;
+}
+
 // Whether this was the last one.
 bool EndOne(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
@@ -82,15 +106,19 @@ Attention::Attention(const Attributes& attributes, const char* op, bool int8, si
   sizes_.head_dim = read.head_dim;
   sizes_.rotary_dim = read.rotary_dim;
   sizes_.sinks = read.sinks;
+  sizes_.window = read.window;
   sizes_.scale = read.scale;
+  sizes_.softcap = read.softcap;
 }
 
 AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const Tensor& sin, int64_t tokens) const {
   AttentionCall call = sizes_;
   const int64_t dim = call.head_dim;
   call.capacity = ReadCapacity(op_, context.Input(kKeyPort), call.int8, call.kv_heads, dim);
-  Expect(op_, "cos", cos, kFloat, {-1, call.rotary_dim / 2});
-  Expect(op_, "sin", sin, kFloat, {cos.dims[0], call.rotary_dim / 2});
+  if (call.rotary_dim > 0) {  // else the tables are not read
+    Expect(op_, "cos", cos, kFloat, {-1, call.rotary_dim / 2});
+    Expect(op_, "sin", sin, kFloat, {cos.dims[0], call.rotary_dim / 2});
+  }
 
   call.tokens = tokens;
   call.past = past_length_.Read(context);
@@ -126,6 +154,7 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
   }
   call.key_codes = present(uint8_t{}, "past_key_codes", kKeyPort + 2, 3, {1, call.kv_heads, call.capacity, dim / 2});
   call.key_range = present(half, "past_key_range", kKeyPort + 3, 4, {1, call.kv_heads, call.capacity, 2});
+  if (call.window > 0) BeginWindow(call);
   return call;
 }
 
@@ -182,7 +211,7 @@ void Attention::StartStep(const AttentionCall& call, const DecodePlan& plan) con
     new (plan.pending_blocks) std::atomic<int32_t>(static_cast<int32_t>(call.kv_heads * plan.token_blocks));
     return;
   }
-  const auto chunks = static_cast<int32_t>(DivideUp(call.total, plan.chunk_tokens));
+  const auto chunks = static_cast<int32_t>(DivideUp(call.total - call.skip, plan.chunk_tokens));
   for (int64_t head = 0; head < call.kv_heads; ++head) {
     plan.first_chunk[head] = static_cast<int32_t>(head) * chunks;
     new (plan.pending_chunks + head) std::atomic<int32_t>(chunks);

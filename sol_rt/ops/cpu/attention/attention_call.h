@@ -33,10 +33,15 @@ struct AttentionCall {
   int64_t head_dim;    // D
   int64_t rotary_dim;  // even, at most D
   int64_t sinks;       // first tokens that are always attended
+  int64_t window;      // tokens that a token attends to, itself included; 0: all
   float scale;         // of the softmax
+  float softcap;       // of the products of q and k, after the scale; 0: none
 
-  int64_t capacity;  // C, tokens, a multiple of kPageSize
-  int64_t past;      // tokens in the cache before this call
+  // With a window, positions count from the page in which the first new token's window begins: what follows is of that part of the cache.
+  int64_t base;      // where it begins, a multiple of kPageSize
+  int64_t skip;      // its first tokens that one new token does not attend to, below kPageSize
+  int64_t capacity;  // C, tokens of the whole cache, a multiple of kPageSize
+  int64_t past;      // tokens before this call
   int64_t tokens;    // S
   int64_t total;     // T = past + S
   int64_t pages;     // P = ceil(T / kPageSize)

@@ -8,7 +8,8 @@
 //   DecodeChunk      of one chunk of a KV head's list: max, sum and sum of v of 2^(softmax_scale log2(e) q k - max)
 //   CombineChunks    y [H, D] = the chunks' sums of v over their sum, brought to one maximum
 //
-// Where all tokens are read, the first four are not needed but for q, and the list is every token of the cache.
+// Where all tokens are read, the first four are not needed but for q, and the list is every token of the cache. With a window, the cache is
+// what lies in it, and up to three tokens before it, which nothing reads.
 //
 // Lanes: while codes are multiplied, a 32-bit lane is a part of one token's sum, then one token; a score has one token a lane; a key, a
 // value and y have one channel a lane.
@@ -249,6 +250,18 @@ class CodedQueries {
   VX low_held_[HWY_MAX(Vectors, 1)][Heads], high_held_[HWY_MAX(Vectors, 1)][Heads];
 };
 
+// Gives the first `skip` of `count` scores the lowest one, and returns the maximum of the others.
+HWY_INLINE VF HideFirst(float* scores, int64_t skip, int64_t count) {
+  const F32 d;
+  const VF lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
+  std::fill(scores, scores + skip, -std::numeric_limits<float>::infinity());
+  VF highest = lowest;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    highest = hn::Max(highest, hn::LoadNOr(lowest, d, scores + i, static_cast<size_t>(HWY_MIN(kLanes, count - i))));
+  }
+  return highest;
+}
+
 // Scores of the old tokens of a block, in units of log2, and their maximum, for the heads from `first_head` on.
 template <int Heads, int Vectors>
 HWY_INLINE void BlockScores(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t first_head, int64_t block) {
@@ -271,7 +284,8 @@ HWY_INLINE void BlockScores(const AttentionCall& call, const DecodePlan& plan, i
     queries.Multiply(pages, products);
     for (int h = 0; h < Heads; ++h) {
       const VF total = hn::MulAdd(step, hn::ConvertTo(d, products[h]), hn::Mul(minimum, sum[h]));
-      const VF result = hn::Mul(total, factor[h]);
+      VF result = hn::Mul(total, factor[h]);
+      if (call.softcap > 0.0f) result = SoftCap(result, call.softcap * kLog2E);
       highest[h] = hn::Max(highest[h], result);
       hn::StoreU(result, d, scores[h] + token);
     }
@@ -294,6 +308,9 @@ HWY_INLINE void BlockScores(const AttentionCall& call, const DecodePlan& plan, i
       std::copy_n(call.PageRange(kv_head, page), 2 * kPageSize, ranges + 2 * kPageSize * p);
     }
     score(token, pages, ranges);
+  }
+  if (block == 0 && call.skip > 0) {
+    for (int h = 0; h < Heads; ++h) highest[h] = HideFirst(scores[h], call.skip, end);
   }
   for (int h = 0; h < Heads; ++h) plan.block_max[(first_head + h) * plan.token_blocks + block] = hn::ReduceMax(d, highest[h]);
 }
@@ -358,6 +375,7 @@ void ScoreTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
     for (int64_t h = 0; h < call.group; ++h) sum = hn::MulAdd(hn::Set(d, share[h]), hn::LoadU(d, weights + h * plan.score_stride), sum);
     hn::StoreU(hn::BitCast(di, hn::IfThenElseZero(hn::Ge(sum, lowest), sum)), di, scores + i);
   }
+  if (block == 0) std::fill(scores, scores + call.skip, -1);
   if (end == plan.old_tokens) std::fill(scores + end, scores + plan.score_stride, -1);
 }
 
@@ -452,6 +470,7 @@ void SelectTokens(const AttentionCall& call, const DecodePlan& plan) {
 
   const auto limit = hn::Set(d, threshold);
   const auto sink_end = hn::Set(d, static_cast<int32_t>(HWY_MIN(call.sinks, plan.old_tokens)));
+  const auto seen = hn::Set(d, static_cast<int32_t>(call.skip));
   plan.first_chunk[0] = 0;
   for (int64_t head = 0; head < call.kv_heads; ++head) {
     const int32_t* scores = plan.token_scores + head * plan.score_stride;
@@ -462,9 +481,10 @@ void SelectTokens(const AttentionCall& call, const DecodePlan& plan) {
       const auto position = hn::Iota(d, static_cast<int32_t>(i));
       const auto score = hn::LoadU(d, scores + i);
       const auto kept = hn::Or(hn::Gt(score, limit), hn::And(hn::Eq(score, limit), hn::Le(position, tie_end)));
-      listed += StoreKept(position, hn::Or(kept, hn::Lt(position, sink_end)), tokens + listed);
+      const auto sink = hn::And(hn::Lt(position, sink_end), hn::Ge(position, seen));
+      listed += StoreKept(position, hn::Or(kept, sink), tokens + listed);
     }
-    for (int64_t position = plan.old_tokens; position < call.total; ++position) tokens[listed++] = static_cast<int32_t>(position);
+    for (int64_t position = HWY_MAX(plan.old_tokens, call.skip); position < call.total; ++position) tokens[listed++] = static_cast<int32_t>(position);
     plan.listed[head] = static_cast<int32_t>(listed);
     const auto chunks = static_cast<int32_t>(DivideUp(listed, plan.chunk_tokens));
     plan.first_chunk[head + 1] = plan.first_chunk[head] + chunks;
@@ -593,6 +613,9 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
   const int64_t padded = RoundUp(tokens.length, kLanes);
   const int64_t row = chunk * call.group + head_in_group;
   for (int h = 0; h < Heads; ++h) {
+    for (int64_t i = 0; call.softcap > 0.0f && i < tokens.length; i += kLanes) {
+      hn::StoreU(SoftCap(hn::LoadU(d, scores[h] + i), call.softcap * kLog2E), d, scores[h] + i);
+    }
     std::fill(scores[h] + tokens.length, scores[h] + padded, -std::numeric_limits<float>::infinity());
     VF highest = hn::Set(d, -std::numeric_limits<float>::infinity());
     for (int64_t i = 0; i < padded; i += kLanes) highest = hn::Max(highest, hn::LoadU(d, scores[h] + i));
@@ -626,7 +649,7 @@ void ChunkHeads(const AttentionCall& call, const DecodePlan& plan, int64_t kv_he
 // Attention of one KV head's query heads over one chunk of its tokens.
 void DecodeChunk(const AttentionCall& call, const DecodePlan& plan, int64_t kv_head, int64_t chunk) {
   const int64_t listed = plan.sparse ? plan.listed[kv_head] : call.total;
-  const int64_t begin = (chunk - plan.first_chunk[kv_head]) * plan.chunk_tokens;
+  const int64_t begin = (chunk - plan.first_chunk[kv_head]) * plan.chunk_tokens + (plan.sparse ? 0 : call.skip);
   const TokenList tokens{plan.sparse ? plan.tokens + kv_head * plan.list_stride : nullptr, begin, HWY_MIN(plan.chunk_tokens, listed - begin),
                          listed - begin, DivideUp(kBytesAhead, call.RowBytes())};
   WithElement(call, [&](auto element) HWY_ATTR {

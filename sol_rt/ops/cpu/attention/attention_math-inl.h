@@ -5,6 +5,7 @@
 //                  y[i + rotary_dim / 2] = x[i] sin[i] + x[i + rotary_dim / 2] cos[i]
 //                and y[i] = x[i] from rotary_dim on
 //   Exp2         2^x. Scores are in units of log2, so that softmax needs no other power.
+//   SoftCap      cap tanh(x / cap)
 //
 // A vector has one channel of a row a lane, in order.
 
@@ -96,6 +97,14 @@ HWY_INLINE VF Exp2(VF x) {
   p = hn::MulAdd(p, r, hn::Set(d, 1.0000000716543649f));
   const auto shifted = hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::ConvertTo(di, whole)));
   return hn::IfThenZeroElse(hn::Lt(x, low), hn::BitCast(d, shifted));
+}
+
+// cap tanh(x / cap), absolute error below 1e-6 cap. NaN passes.
+HWY_INLINE VF SoftCap(VF x, float cap) {
+  const F32 d;
+  const VF one = hn::Set(d, 1.0f), limit = hn::Set(d, cap);
+  const VF power = Exp2(hn::Mul(hn::Div(hn::Abs(x), limit), hn::Set(d, -2.0f * kLog2E)));
+  return hn::CopySign(hn::Mul(limit, hn::Div(hn::Sub(one, power), hn::Add(one, power))), x);
 }
 
 // Half-split rotary embedding of one row of D floats, times `scale`. `to` has room for D rounded up to kMaxLanes; the padding is zeroed.

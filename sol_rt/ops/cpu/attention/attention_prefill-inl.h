@@ -1,5 +1,5 @@
 // Causal attention of S new tokens over T cached ones, y = softmax(softmax_scale q k) v for every query head, a query at position p seeing
-// keys 0 … p. One task is one KV head and a block of query positions, for all query heads of its group.
+// keys 0 … p, or the last `window` of these. One task is one KV head and a block of query positions, for all query heads of its group.
 //
 //   qkv [S, (H + 2 Hk) D]      float32; q is rotated here, k and v lie in the cache already
 //   key, value [Hk, C, D]      float16 or int8 codes; a block of 64 is made to floats, once for all queries of the task
@@ -195,6 +195,28 @@ HWY_INLINE void MaskScores(const PrefillTile& tile, int64_t key, float* scores) 
   }
 }
 
+// Scores of keys before a query's window become -infinity. `key` is the position of scores[0], of kTileColumns keys.
+HWY_INLINE void MaskBeforeWindow(const PrefillTile& tile, int64_t key, int64_t window, float* scores) {
+  const F32 d;
+  const I32 di;
+  const VF lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
+  for (int r = 0; r < kTileRows; ++r) {
+    const auto lane = hn::Iota(di, 0);
+    for (int k = 0; k < kTileColumns; ++k) {
+      const int64_t last_lane = HWY_MAX(key + k + window - 1 - tile.first[r], int64_t{-1});
+      if (last_lane >= kLanes - 1) continue;
+      float* at = scores + k * kTileWidth + r * kLanes;
+      const auto seen = hn::RebindMask(d, hn::Le(lane, hn::Set(di, static_cast<int32_t>(last_lane))));
+      hn::Store(hn::IfThenElse(seen, hn::Load(d, at), lowest), d, at);
+    }
+  }
+}
+
+// Scores of kTileColumns keys under the soft cap.
+HWY_INLINE void CapScores(float cap, float* scores) {
+  for (int64_t i = 0; i < kTileColumns * kTileWidth; i += kLanes) hn::Store(SoftCap(hn::Load(F32(), scores + i), cap), F32(), scores + i);
+}
+
 // output[channel][row] = output * factor[row] + sum over keys of value[key][channel] * weight[key][row], for kTileColumns channels.
 HWY_INLINE void TileValues(const float* weights, const float* values, int64_t columns, int64_t keys, const VF (&factor)[kTileRows],
                            float* output) {
@@ -225,7 +247,9 @@ HWY_INLINE void AttendBlock(const AttentionCall& call, const PrefillScratch& scr
   for (int64_t k = 0; k < keys; k += kTileColumns) {
     float* scores = scratch.scores + k * kTileWidth;
     TileScores(tile.query, scratch.keys + k * call.head_dim, call.head_dim, scores);
+    if (call.softcap > 0.0f) CapScores(call.softcap * kLog2E, scores);
     if (begin + k + kTileColumns - 1 > first) MaskScores(tile, begin + k, scores);
+    if (call.window > 0 && begin + k <= tile.last - call.window) MaskBeforeWindow(tile, begin + k, call.window, scores);
   }
   VF factor[kTileRows];
   for (int r = 0; r < kTileRows; ++r) {
@@ -275,8 +299,9 @@ void PrefillBlock(const AttentionCall& call, int64_t kv_head, int64_t block, int
     StartTile(call, kv_head, i, tile[i]);
   }
   const int64_t end_key = call.past + end_token;
-  const int64_t key_blocks = DivideUp(end_key, kKeyBlock);
-  for (int64_t b = key_blocks * split / splits; b < key_blocks * (split + 1) / splits; ++b) {
+  const int64_t first_key = call.window > 0 ? HWY_MAX(call.past + first_token + 1 - call.window, int64_t{0}) : 0;
+  const int64_t first_block = first_key / kKeyBlock, key_blocks = DivideUp(end_key, kKeyBlock) - first_block;
+  for (int64_t b = first_block + key_blocks * split / splits; b < first_block + key_blocks * (split + 1) / splits; ++b) {
     const int64_t begin = b * kKeyBlock;
     const int64_t end = HWY_MIN(begin + kKeyBlock, end_key);
     WithElement(call, [&](auto element) HWY_ATTR { LoadBlock<decltype(element)>(call, scratch, kv_head, begin, end); });

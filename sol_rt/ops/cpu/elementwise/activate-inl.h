@@ -4,6 +4,7 @@
 //   gelu         x/2 (1 + erf(x / sqrt(2)))
 //   gelu_tanh    x/2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
 //   relu         max(x, 0)
+//   relu2        max(x, 0)^2
 //
 // A vector has one channel a lane, in order.
 
@@ -64,9 +65,11 @@ HWY_INLINE V Activated(D d, Activation act, V x) {
       return hn::Mul(x, Sigmoid(d, hn::Add(u, u)));
     }
     case Activation::kRelu:
+    case Activation::kRelu2:
       break;
   }
-  return hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Zero(d), x);  // NaN passes
+  const V rectified = hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Zero(d), x);  // NaN passes
+  return act == Activation::kRelu2 ? hn::Mul(rectified, rectified) : rectified;
 }
 
 inline void Activate(Activation act, const float* gate, const float* up, size_t n, float* h) {

@@ -24,6 +24,17 @@ class Norm {
     });
   }
 
+  // y = residual + the norm of x, all [tokens, n]; y may be x. x is overwritten.
+  void AddRows(const Context& context, float* x, const float* residual, size_t tokens, float* y) const {
+    constexpr size_t kRows = 16;
+    context.ParallelFor((tokens + kRows - 1) / kRows, [&](size_t task) {
+      for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
+        Row(x + t * n_, x + t * n_);
+        for (size_t i = t * n_; i < (t + 1) * n_; ++i) y[i] = residual[i] + x[i];
+      }
+    });
+  }
+
  private:
   const float* weight_ = nullptr;
   const float* bias_ = nullptr;

@@ -4,7 +4,7 @@
 // the step runs:
 //
 //   phase      what its tasks compute                        the work of a task
-//   qkv        qkv = norm(x) W_qkv                           cpu/matmul/channel_matmul.h
+//   qkv        qkv = norm(x) W_qkv; q and k may be normed    cpu/matmul/channel_matmul.h, cpu/layer/qk_norm.h
 //   weigh      where few tokens are read: weights of the     cpu/attention/attention.h
 //   score      old ones, their scores, and the selection
 //   attend     attended = softmax(q k) v                     cpu/attention/attention.h
@@ -12,6 +12,8 @@
 //   up         u = norm(middle) W_up                         cpu/matmul/channel_matmul.h
 //   activate   h = act(u), gated or not                      cpu/layer/mlp.h
 //   down       y = middle + h W_down                         cpu/matmul/channel_matmul.h
+//
+// A layer may have no norm before attention and MLP, and a norm behind each of them, before x and middle are added.
 //
 // From here to the dot product of a matrix product:
 //
@@ -32,6 +34,7 @@
 #include "cpu/attention/attention.h"
 #include "cpu/elementwise/norm.h"
 #include "cpu/layer/mlp.h"
+#include "cpu/layer/qk_norm.h"
 #include "cpu/matmul/channel_matmul.h"
 #include "cpu/matmul/weights_input.h"
 #include "cpu/threads/team.h"
@@ -87,6 +90,15 @@ class DecoderLayer {
       const float* bias = has_bias ? ReadVector(attributes_, kName, port_++, name, n) : nullptr;
       return Norm(weight, bias, static_cast<size_t>(n), ReadEpsilon(attributes_, kName));
     }
+    // Of a layer that does not have the norm, none.
+    Norm ReadNormIf(bool there, const char* name, int64_t n, bool has_bias) { return there ? ReadNorm(name, n, has_bias) : Norm(); }
+    QkNorm ReadQkNorm(const Tensor& cos, const Tensor& sin) {
+      const QkNormKind kind = sol::ReadQkNorm(attributes_, kName);
+      if (kind == QkNormKind::kNone) return QkNorm();
+      const QkNorm::Sizes sizes = QkNorm::ReadSizes(attributes_);
+      const float* weight = ReadVector(attributes_, kName, port_++, "qk_norm", (sizes.heads + sizes.kv_heads) * sizes.head_dim);
+      return QkNorm(kind, sizes, weight, HasLayerNorm(attributes_, kName), ReadEpsilon(attributes_, kName), kName, cos, sin);
+    }
     Nested ReadMatrix(const char* name, const char* bits_name, int64_t K, int64_t N) {
       const int first = port_, bits = BitsOf(attributes_, kName, bits_name);
       port_ += 3 + PlanesAt(bits);
@@ -125,9 +137,14 @@ class DecoderLayer {
         sin_(attributes.Constant(12, "sin")),
         hidden_(Channels(attributes, kName, "hidden_size")),
         parallel_residual_(attributes.Int("parallel_residual", 0, 1) != 0),
-        attention_norm_(weights.ReadNorm("attention_norm", hidden_, HasLayerNorm(attributes, kName))),
-        mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0 ? attention_norm_
-                                                           : weights.ReadNorm("mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
+        norms_(ReadNormPlace(attributes, kName)),
+        attention_norm_(weights.ReadNormIf(norms_.before, "attention_norm", hidden_, HasLayerNorm(attributes, kName))),
+        attention_post_norm_(weights.ReadNormIf(norms_.after, "attention_post_norm", hidden_, HasLayerNorm(attributes, kName))),
+        mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0
+                      ? attention_norm_
+                      : weights.ReadNormIf(norms_.before, "mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
+        mlp_post_norm_(weights.ReadNormIf(norms_.after, "mlp_post_norm", hidden_, HasLayerNorm(attributes, kName))),
+        qk_norm_(weights.ReadQkNorm(cos_, sin_)),
         qkv_(weights.ReadMatMul("DecoderLayer qkv", "qkv_bits", "qkv_bias", 9, "active_qkv", kQkvSplit, hidden_, attention_.QkvSize())),
         output_(weights.ReadMatMul("DecoderLayer o", "o_bits", "output_bias", 10, "active_o", kOutputSplit, attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
@@ -202,8 +219,8 @@ class DecoderLayer {
     qkv_.Prefetch(member, members, active.qkv);
     Phase qkv = member.Enter(qkv_.Tasks(members));
     if (qkv.HasTask()) {
-      attention_norm_.Row(shared.x, own.normed);
-      own.qkv_input.Quantize(own.normed, active.qkv);
+      if (norms_.before) attention_norm_.Row(shared.x, own.normed);
+      own.qkv_input.Quantize(norms_.before ? own.normed : shared.x, active.qkv);
     }
     for (; qkv.HasTask(); qkv.Next()) qkv_.Product(own.qkv_input, qkv.Task(), qkv.Tasks(), shared.qkv_sums);
     qkv.End();
@@ -245,9 +262,9 @@ class DecoderLayer {
     // u = norm(middle) W_up
     Phase up = member.Enter(mlp_.Up().Tasks(members));
     if (up.HasTask()) {
-      if (!parallel_residual_) output_.Total(shared.output_sums, shared.x, own.middle);
-      mlp_norm_.Row(parallel_residual_ ? shared.x : own.middle, own.normed);
-      own.up_input.Quantize(own.normed, active.mlp.up);
+      if (!parallel_residual_) AddAttention(shared, own);
+      if (norms_.before) mlp_norm_.Row(parallel_residual_ ? shared.x : own.middle, own.normed);
+      own.up_input.Quantize(norms_.before ? own.normed : own.middle, active.mlp.up);
     }
     for (; up.HasTask(); up.Next()) mlp_.Up().Product(own.up_input, up.Task(), up.Tasks(), shared.up_sums);
     up.End();
@@ -265,15 +282,32 @@ class DecoderLayer {
     if (down.HasTask()) own.down_input.Quantize(shared.inner, active.mlp.down);
     for (; down.HasTask(); down.Next()) mlp_.Down().Product(own.down_input, down.Task(), down.Tasks(), shared.down_sums);
     if (down.End()) {
-      output_.Total(shared.output_sums, shared.x, own.middle);
-      mlp_.Down().Total(shared.down_sums, own.middle, shared.y);
+      AddAttention(shared, own);
+      AddNormed(mlp_.Down(), mlp_post_norm_, shared.down_sums, own.middle, own.normed, shared.y);
     }
     member.Leave();
   }
 
-  // Adds up a member's own q, k and v, and rotates its queries.
+  // middle = x + what attention gives, which may be normed.
+  void AddAttention(const Shared& shared, Scratch& own) const {
+    AddNormed(output_, attention_post_norm_, shared.output_sums, shared.x, own.normed, own.middle);
+  }
+
+  // y = residual + what a product's sums give, which may be normed. `scratch` is [hidden].
+  void AddNormed(const ChannelMatMul& product, const Norm& norm, float* sums, const float* residual, float* scratch, float* y) const {
+    if (!norms_.after) {
+      product.Total(sums, residual, y);
+      return;
+    }
+    product.Total(sums, nullptr, scratch);
+    norm.Row(scratch, scratch);
+    for (int64_t i = 0; i < hidden_; ++i) y[i] = residual[i] + scratch[i];
+  }
+
+  // Adds up a member's own q, k and v, norms them where the layer does, and rotates its queries.
   void ReadQueries(const Shared& shared, const AttentionCall& call, Scratch& own) const {
     qkv_.Total(shared.qkv_sums, nullptr, own.qkv);
+    if (qk_norm_) qk_norm_.Row(call.base + call.past, own.qkv);
     attention_.PrepareQueries(call, own.plan);
   }
 
@@ -288,21 +322,26 @@ class DecoderLayer {
       attended = arena.Take<float>(tokens * output_.Inputs());
       middle = arena.Take<float>(tokens * hidden);
     });
-    attention_norm_.Rows(context, x, tokens, normed);
-    qkv_.Rows(context, normed, tokens, active.qkv, nullptr, qkv);
+    if (norms_.before) attention_norm_.Rows(context, x, tokens, normed);
+    qkv_.Rows(context, norms_.before ? normed : x, tokens, active.qkv, nullptr, qkv);
+    if (qk_norm_) qk_norm_.Rows(context, call.base + call.past, tokens, qkv);
     call.qkv = qkv;
     call.y = attended;
     attention_.Rows(context, call);
-    output_.Rows(context, attended, tokens, active.output, x, middle);
-    mlp_norm_.Rows(context, parallel_residual_ ? x : middle, tokens, normed);
-    mlp_.Rows(context, normed, tokens, active.mlp, middle, y);
+    output_.Rows(context, attended, tokens, active.output, norms_.after ? nullptr : x, middle);
+    if (norms_.after) attention_post_norm_.AddRows(context, middle, x, tokens, middle);
+    if (norms_.before) mlp_norm_.Rows(context, parallel_residual_ ? x : middle, tokens, normed);
+    mlp_.Rows(context, norms_.before ? normed : middle, tokens, active.mlp, norms_.after ? nullptr : middle, y);
+    if (norms_.after) mlp_post_norm_.AddRows(context, y, middle, tokens, y);
   }
 
   Attention attention_;
   Tensor cos_, sin_;
   int64_t hidden_;
   bool parallel_residual_;
-  Norm attention_norm_, mlp_norm_;
+  NormPlace norms_;
+  Norm attention_norm_, attention_post_norm_, mlp_norm_, mlp_post_norm_;
+  QkNorm qk_norm_;
   ChannelMatMul qkv_, output_;
   Mlp mlp_;
 };

@@ -24,7 +24,9 @@ struct AttentionCall {
   int head_dim = 0;    // D, even
   int rotary_dim = 0;  // even, at most D
   int sinks = 0;       // first tokens that are always attended
+  int window = 0;      // tokens that a token attends to, itself included; 0: all
   float scale = 0;     // of the softmax
+  float softcap = 0;   // of the products of q and k, after the scale; 0: none
   bool int8 = false;   // whether keys and values are codes of 8 bits, else float16
   int capacity = 0;    // C, tokens, a multiple of kPageSize
   int tokens = 0;      // S

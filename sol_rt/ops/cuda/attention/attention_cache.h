@@ -9,6 +9,7 @@ namespace sol::cuda {
 // What a call reads of its counts.
 struct Step {
   int past, total, pages, old;  // tokens before, tokens in all, pages, tokens before the newest page
+  int first;                    // where the first new token's window begins; 0 without one
   int64_t kv_pages;
   bool valid, sparse;
 };
@@ -22,8 +23,18 @@ __device__ __forceinline__ Step ReadStep(const AttentionCall& call) {
   step.total = step.past + call.tokens;
   step.pages = (step.total + kPageSize - 1) / kPageSize;
   step.old = (step.pages - 1) * kPageSize;
-  step.sparse = call.tokens == 1 && step.kv_pages < step.pages - 1;
+  step.first = call.window > 0 && step.past >= call.window ? step.past + 1 - call.window : 0;
+  const int old_pages = step.pages - 1, of_window = old_pages - step.first / kPageSize;
+  if (step.first > 0 && step.kv_pages < old_pages) step.kv_pages = (step.kv_pages * of_window + old_pages - 1) / old_pages;
+  step.sparse = call.tokens == 1 && step.kv_pages < of_window;
   return step;
+}
+
+// A score in units of log2 under the soft cap.
+__device__ __forceinline__ float Capped(const AttentionCall& call, float score) {
+  if (call.softcap <= 0.0f) return score;
+  const float cap = call.softcap * kLog2E;
+  return cap * tanhf(score / cap);
 }
 
 __device__ __forceinline__ const float* QueryRow(const AttentionCall& call, int token, int head) {

@@ -1,4 +1,4 @@
-// Attention of few queries, 1 to 16 new tokens: y = softmax(softmax_scale q k) v, a query at position p seeing keys 0 … p.
+// Attention of few queries, 1 to 16 new tokens: y = softmax(softmax_scale q k) v, a query at position p seeing keys 0 … p, or the last `window` of these.
 //
 // The context is split into chunks of 128 places of the cache. A thread block has a chunk of one KV head [128, D] and up to eight queries
 // that read it, so that keys and values are read once for all of them. After a selection only the tokens that it chose are read.
@@ -25,7 +25,8 @@ struct ChunkShared {
   float scores[kRows][kChunkTokens];       // then the tokens' weights
   float values[kWarps][kRows][kPairs * 2 * kWarp];
   int tokens[kChunkTokens];
-  int limit[kRows];  // how many tokens a query sees
+  int limit[kRows];  // the first token that a query does not see yet
+  int begin[kRows];  // the first one that it sees
   WarpCounts counts;
   float factor[kRows];
   bool last;
@@ -76,11 +77,12 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
     return;
   }
   const int chunks = (step.total + kChunkTokens - 1) / kChunkTokens;
-  if (chunk >= chunks) return;
+  const int first_chunk = step.first / kChunkTokens;
+  if (chunk >= chunks || chunk < first_chunk) return;
 
   // The tokens to read, in their order.
   const int position = chunk * kChunkTokens + thread;
-  bool read = position < step.total;
+  bool read = position < step.total && position >= step.first;
   if (step.sparse && read && position < step.old && position >= call.sinks) {
     const uint32_t score = scratch.scores[static_cast<int64_t>(kv_head) * call.capacity + position];
     const Selection selection = *scratch.selection;
@@ -99,9 +101,13 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
     if (row < rows) {
       const int token = (first_row + row) / group, head = kv_head * group + (first_row + row) % group;
       value = Rotated(call, QueryRow(call, token, head), step.past + token, d) * (call.scale * kLog2E);
-      if (d == 0) shared.limit[row] = step.past + token + 1;
+      if (d == 0) {
+        shared.limit[row] = step.past + token + 1;
+        shared.begin[row] = call.window > 0 ? step.past + token + 1 - call.window : 0;
+      }
     } else if (d == 0) {
       shared.limit[row] = 0;
+      shared.begin[row] = 0;
     }
     shared.query[row][d] = value;
   }
@@ -145,7 +151,10 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
       float dot = dots[r];
 #pragma unroll
       for (int by = kLanesAToken / 2; by > 0; by /= 2) dot += __shfl_xor_sync(kAllLanes, dot, by);
-      if (eighth == r % kLanesAToken && index < count) shared.scores[r][index] = token < shared.limit[r] ? dot * scale : -INFINITY;
+      if (eighth == r % kLanesAToken && index < count) {
+        const bool seen = token < shared.limit[r] && token >= shared.begin[r];
+        shared.scores[r][index] = seen ? Capped(call, dot * scale) : -INFINITY;
+      }
     }
   }
   __syncthreads();
@@ -201,15 +210,15 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
     for (int from = 0; from < kWarps; ++from) total += shared.values[from][row][d];
     scratch.partial_values[(partial + row) * dim + d] = total;
   }
-  if (!LastBlock(scratch.counters + 1 + kv_head * gridDim.z + pass, static_cast<uint32_t>(chunks), shared.last)) return;
+  if (!LastBlock(scratch.counters + 1 + kv_head * gridDim.z + pass, static_cast<uint32_t>(chunks - first_chunk), shared.last)) return;
 
   // Every chunk's share of a row, in place of its maximum.
   const int64_t base = static_cast<int64_t>(kv_head) * gridDim.x * gridDim.z * kRows + first_row, stride = static_cast<int64_t>(gridDim.z) * kRows;
   for (int r = warp; r < rows; r += kWarps) {
     float most = -INFINITY, total = 0.0f;
-    for (int i = lane; i < chunks; i += kWarp) most = fmaxf(most, __ldcg(scratch.partial_max + base + i * stride + r));
+    for (int i = first_chunk + lane; i < chunks; i += kWarp) most = fmaxf(most, __ldcg(scratch.partial_max + base + i * stride + r));
     most = WarpMax(most);
-    for (int i = lane; i < chunks; i += kWarp) {
+    for (int i = first_chunk + lane; i < chunks; i += kWarp) {
       const int64_t at = base + i * stride + r;
       const float factor = exp2f(__ldcg(scratch.partial_max + at) - most);
       total += factor * __ldcg(scratch.partial_sum + at);
@@ -223,7 +232,7 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
     const int row = i / dim, d = i % dim;
     float total = 0.0f;
 #pragma unroll 4
-    for (int from = 0; from < chunks; ++from) {
+    for (int from = first_chunk; from < chunks; ++from) {
       const int64_t at = base + from * stride + row;
       const float factor = __ldcg(scratch.partial_max + at);
       if (factor != 0.0f) total += factor * __ldcg(scratch.partial_values + at * dim + d);

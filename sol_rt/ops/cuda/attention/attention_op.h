@@ -32,8 +32,10 @@ class AttentionOp {
       throw Error(std::string(op_) + ": input past_length: got " + std::to_string(tokens) + " new tokens, expected at most the capacity " +
                   std::to_string(capacity) + "; enlarge the cache");
     }
-    Expect(op_, "cos", cos, kFloat, {-1, sizes_.rotary_dim / 2});
-    Expect(op_, "sin", sin, kFloat, {cos.dims[0], sizes_.rotary_dim / 2});
+    if (sizes_.rotary_dim > 0) {  // else the tables are not read
+      Expect(op_, "cos", cos, kFloat, {-1, sizes_.rotary_dim / 2});
+      Expect(op_, "sin", sin, kFloat, {cos.dims[0], sizes_.rotary_dim / 2});
+    }
 
     AttentionCall call;
     call.heads = static_cast<int>(sizes_.heads);
@@ -42,7 +44,9 @@ class AttentionOp {
     call.head_dim = static_cast<int>(dim);
     call.rotary_dim = static_cast<int>(sizes_.rotary_dim);
     call.sinks = static_cast<int>(sizes_.sinks);
+    call.window = static_cast<int>(std::min<int64_t>(sizes_.window, kMaxCapacity));
     call.scale = sizes_.scale;
+    call.softcap = sizes_.softcap;
     call.int8 = int8_;
     call.capacity = static_cast<int>(capacity);
     call.tokens = static_cast<int>(tokens);

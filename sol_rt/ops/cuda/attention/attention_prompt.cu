@@ -1,5 +1,5 @@
 // Causal attention of many new tokens by the matrix instruction m16n8k16 of float16: y = softmax(softmax_scale q k) v, a query at position p
-// seeing keys 0 … p.
+// seeing keys 0 … p, or the last `window` of these.
 //
 // A warp has 16 queries of a head, q [16, D], and goes over the keys [T, D] in tiles of 16 or 32, its sums [16, D] in registers. Softmax goes
 // along: each tile brings the sums to its new maximum. A lane has queries lane / 4 and lane / 4 + 8, and of each eight columns two.
@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(PromptSizes<kDim>::kThreads, kDim > 128 ? 1 : 
   float most[2] = {-INFINITY, -INFINITY}, total[2] = {};
   float unit = 0.0f;  // of int8 values: the largest scale so far, what sums count in
 
-  for (int key0 = 0; key0 < end; key0 += kKeys) {
+  const int begin = call.window > 0 && step.past + first >= call.window ? (step.past + first + 1 - call.window) / kKeys * kKeys : 0;
+  for (int key0 = begin; key0 < end; key0 += kKeys) {
     __syncthreads();
 #pragma unroll 4
     for (int i = thread; i < kKeys * kDim / 2; i += kThreads) {
@@ -169,7 +170,8 @@ __global__ void __launch_bounds__(PromptSizes<kDim>::kThreads, kDim > 128 ? 1 : 
           const int key = n * kColumns + 2 * member + j;
           float& score = scores[n][2 * r + j];
           score *= kInt8 ? row_scale[r] * shared.key_scale[key] : row_scale[r];
-          if (key0 + key > seen) score = -INFINITY;
+          score = Capped(call, score);
+          if (key0 + key > seen || (call.window > 0 && key0 + key <= seen - call.window)) score = -INFINITY;
           highest[r] = fmaxf(highest[r], score);
         }
       }

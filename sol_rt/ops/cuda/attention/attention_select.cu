@@ -78,11 +78,11 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(AttentionCall call, Atte
   }
   if (!step.valid || first > step.old) return;
   if (step.old < first + kBlockTokens) AppendPage<Element>(call, step, kv_head, step.pages - 1, shared.append);
-  if (!step.sparse || first == step.old) return;
+  if (!step.sparse || first == step.old || first + kBlockTokens <= step.first) return;
 
   const int dim = call.head_dim, words = (dim + 7) / 8, group = call.group;
   const int token = first + thread;
-  const bool there = token < step.old;
+  const bool there = token < step.old && token >= step.first;
   const int64_t page = static_cast<int64_t>(kv_head) * call.capacity + token / kPageSize * kPageSize;
   const uint8_t* codes = call.key_codes + page * (dim / 2);
   float minimum = 0.0f, unit = 0.0f;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) WeighKernel(AttentionCall call, Atte
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       if (h >= count) break;
-      logits[h] = there ? shared.step[h] * (unit * static_cast<float>(dots[h]) + minimum * shared.sum[h]) : -INFINITY;
+      logits[h] = there ? Capped(call, shared.step[h] * (unit * static_cast<float>(dots[h]) + minimum * shared.sum[h])) : -INFINITY;
       const float most = WarpMax(logits[h]);
       if (lane == 0) shared.most[h][warp] = most;
     }
@@ -147,24 +147,24 @@ __global__ void __launch_bounds__(kThreads) ScoreKernel(AttentionCall call, Atte
   SOL_SHARED(ScoreShared, shared);
   const Step step = ReadStep(call);
   const int token_block = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), first = token_block * kBlockTokens;
-  if (!step.valid || !step.sparse || first >= step.old) return;
+  if (!step.valid || !step.sparse || first >= step.old || first + kBlockTokens <= step.first) return;
   const int thread = static_cast<int>(threadIdx.x), group = call.group;
-  const int token_blocks = (step.old + kBlockTokens - 1) / kBlockTokens;
+  const int token_blocks = (step.old + kBlockTokens - 1) / kBlockTokens, first_block = step.first / kBlockTokens;
   for (int h = WarpOfBlock(); h < group; h += kWarps) {
     const int64_t head = static_cast<int64_t>(kv_head) * group + h;
     const float* most = scratch.block_max + head * gridDim.x;
     const float* sums = scratch.block_sum + head * gridDim.x;
     float highest = -INFINITY, total = 0.0f;
-    for (int i = Lane(); i < token_blocks; i += kWarp) highest = fmaxf(highest, most[i]);
+    for (int i = first_block + Lane(); i < token_blocks; i += kWarp) highest = fmaxf(highest, most[i]);
     highest = WarpMax(highest);
-    for (int i = Lane(); i < token_blocks; i += kWarp) total += sums[i] * exp2f(most[i] - highest);
+    for (int i = first_block + Lane(); i < token_blocks; i += kWarp) total += sums[i] * exp2f(most[i] - highest);
     total = WarpSum(total);
     if (Lane() == 0) shared.share[h] = exp2f(most[token_block] - highest) / total;
   }
   for (int i = thread; i < kFirstBins; i += kThreads) shared.select.bins[i] = 0;
   __syncthreads();
   const int token = first + thread;
-  if (token < step.old) {
+  if (token < step.old && token >= step.first) {
     float score = 0.0f;
     for (int h = 0; h < group; ++h) {
       score += scratch.weights[(static_cast<int64_t>(kv_head) * group + h) * call.capacity + token] * shared.share[h];
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) ScoreKernel(AttentionCall call, Atte
   for (int i = thread; i < kFirstBins; i += kThreads) {
     if (shared.select.bins[i] != 0) atomicAdd(&scratch.bins[i], shared.select.bins[i]);
   }
-  if (!LastBlock(scratch.counters, static_cast<uint32_t>(token_blocks * call.kv_heads), shared.last)) return;
+  if (!LastBlock(scratch.counters, static_cast<uint32_t>((token_blocks - first_block) * call.kv_heads), shared.last)) return;
 
   const uint32_t wanted = static_cast<uint32_t>(step.kv_pages) * kPageSize * static_cast<uint32_t>(call.kv_heads);
   if (wanted == 0) {
@@ -190,15 +190,15 @@ __global__ void __launch_bounds__(kThreads) ScoreKernel(AttentionCall call, Atte
   FindBin<kThreads>(kFirstBins, wanted, shared.select);
   const uint32_t bin = shared.select.bin, left = wanted - shared.select.above;
   // Four at once: one block reads what all have written.
-  const int fours = step.old / 4;
+  const int first_four = step.first / 4, fours = step.old / 4 - first_four;
 #pragma unroll 4
   for (int i = thread; i < call.kv_heads * fours; i += kThreads) {
-    const int head = i / fours, token = i % fours * 4;
+    const int head = i / fours, token = (first_four + i % fours) * 4;
     const uint4 loaded = __ldcg(reinterpret_cast<const uint4*>(scratch.scores + static_cast<int64_t>(head) * call.capacity + token));
     const uint32_t four[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (four[j] >> kFirstShift != bin) continue;
+      if (four[j] >> kFirstShift != bin || token + j < step.first) continue;
       const uint32_t at = atomicAdd(&shared.candidates, 1u);  // in any order: they are only counted
       scratch.candidates[at] = four[j];
       scratch.places[at] = static_cast<uint32_t>(head * step.old + token + j);

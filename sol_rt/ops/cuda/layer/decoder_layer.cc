@@ -1,9 +1,12 @@
 // DecoderLayer: a whole layer of a transformer, x [1, S, hidden] -> y [1, S, hidden], with its KV cache, as a sequence of launches:
 //
 //   qkv = norm(x) W_qkv            cuda/matmul/quantize.cu, then matmul_row.cu for one token or matmul_rows.cu for more
+//   norm of q and k                cuda/layer/norms.cu, in layers that have it
 //   attended = softmax(q k) v      cuda/attention/attention.cu
 //   middle = x + attended W_o      as qkv
 //   y = middle + MLP(norm(middle)) cuda/layer/mlp.h
+//
+// A layer may have no norm before attention and MLP, and a norm behind each of them, before x and middle are added.
 
 #include <algorithm>
 #include <string>
@@ -12,6 +15,7 @@
 #include "common/onnx/op.h"
 #include "cuda/attention/attention_op.h"
 #include "cuda/layer/mlp.h"
+#include "cuda/layer/norms.h"
 #include "cuda/onnx/run.h"
 #include "cuda/onnx/weights_input.h"
 
@@ -34,6 +38,10 @@ class DecoderLayer {
     Expect(kName, "x", x, kFloat, {1, -1, hidden_});
     const int64_t tokens = x.dims[1];
     if (tokens < 1) throw Error(std::string(kName) + ": input x: got no token, expected at least 1");
+    if (rotary_before_norm_ > 0) {
+      Expect(kName, "cos", context.Input(11), kFloat, {-1, rotary_before_norm_ / 2});
+      Expect(kName, "sin", context.Input(12), kFloat, {context.Input(11).dims[0], rotary_before_norm_ / 2});
+    }
     const cuda::Run run(context, kName);
     cuda::AttentionCall call = attention_.Begin(run, context.Input(11), context.Input(12), tokens);
     float* y = context.Output<float>(0, {1, tokens, hidden_});
@@ -54,20 +62,55 @@ class DecoderLayer {
       mlp = mlp_.Place(tokens, scratch);
     };
     run.WithScratch(place, [&] {
-      const cuda::Source normed = attention_norm_.Of(context, x.As<float>());
+      const cuda::Source normed = norms_.before ? attention_norm_.Of(context, x.As<float>()) : Plain(x.As<float>());
       qkv_.Launch(run, normed, tokens, qkv_codes, nullptr, qkv);
+      if (qk_norm_ != QkNormKind::kNone) {
+        cuda::QkNormCall norm = QkNormOf(context, call);
+        norm.qkv = qkv;
+        norm.tokens = tokens;
+        cuda::NormQk(run.Queue(), norm);
+      }
       call.qkv = qkv;
       call.y = attended;
       cuda::Attend(run.Queue(), call, attention);
-      cuda::Source plain;
-      plain.x = attended;
-      output_.Launch(run, plain, tokens, output_codes, x.As<float>(), middle);
-      const cuda::Source into_mlp = shared_norm_ ? normed : mlp_norm_.Of(context, parallel_residual_ ? x.As<float>() : middle);
-      mlp_.Launch(run, into_mlp, tokens, mlp, middle, y);
+      output_.Launch(run, Plain(attended), tokens, output_codes, norms_.after ? nullptr : x.As<float>(), middle);
+      if (norms_.after) cuda::AddNormed(run.Queue(), attention_post_norm_.Of(context, middle), x.As<float>(), tokens, hidden_, middle);
+      cuda::Source into_mlp = normed;
+      if (!norms_.before) {
+        into_mlp = Plain(middle);
+      } else if (!shared_norm_) {
+        into_mlp = mlp_norm_.Of(context, parallel_residual_ ? x.As<float>() : middle);
+      }
+      mlp_.Launch(run, into_mlp, tokens, mlp, norms_.after ? nullptr : middle, y);
+      if (norms_.after) cuda::AddNormed(run.Queue(), mlp_post_norm_.Of(context, y), middle, tokens, hidden_, y);
     });
   }
 
  private:
+  static cuda::Source Plain(const float* x) {
+    cuda::Source plain;
+    plain.x = x;
+    return plain;
+  }
+
+  // The norm of q and k, without what it works on.
+  cuda::QkNormCall QkNormOf(const Context& context, const cuda::AttentionCall& attention) const {
+    cuda::QkNormCall norm;
+    norm.weight = qk_norm_weight_.Read<float>(context);
+    norm.heads = attention.heads;
+    norm.kv_heads = attention.kv_heads;
+    norm.head_dim = attention.head_dim;
+    norm.by_row = qk_norm_ == QkNormKind::kRow;
+    norm.layer_norm = layer_norm_;
+    norm.epsilon = epsilon_;
+    norm.rotary_dim = static_cast<int>(rotary_before_norm_);
+    norm.table_rows = attention.table_rows;
+    norm.cos = attention.cos;
+    norm.sin = attention.sin;
+    norm.past_length = attention.past_length;
+    return norm;
+  }
+
   // A norm's weight, and of a layer norm its bias.
   struct Norm {
     cuda::WeightInput weight, bias;
@@ -109,6 +152,12 @@ class DecoderLayer {
       if (has_bias) norm.bias = Vector(name, n);
       norm.epsilon = ReadEpsilon(attributes_, kName);
       return norm;
+    }
+    // Of a layer that does not have the norm, none.
+    Norm ReadNormIf(bool there, const char* name, int64_t n, bool has_bias) { return there ? ReadNorm(name, n, has_bias) : Norm(); }
+    cuda::WeightInput ReadQkNorm(QkNormKind kind) {
+      const int64_t heads = attributes_.Int("num_heads") + attributes_.Int("kv_heads");
+      return kind == QkNormKind::kNone ? cuda::WeightInput() : Vector("qk_norm", heads * attributes_.Int("head_dim"));
     }
     Projection ReadProjection(const char* name, const char* bits_name, const char* bias, size_t active_port, const char* active_name, int64_t K,
                               int64_t N) {
@@ -160,8 +209,16 @@ class DecoderLayer {
         hidden_(Channels(attributes, kName, "hidden_size")),
         parallel_residual_(attributes.Int("parallel_residual", 0, 1) != 0),
         shared_norm_(attributes.Int("shared_norm", 0, 1) != 0),
-        attention_norm_(weights.ReadNorm("attention_norm", hidden_, HasLayerNorm(attributes, kName))),
-        mlp_norm_(shared_norm_ ? attention_norm_ : weights.ReadNorm("mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
+        norms_(ReadNormPlace(attributes, kName)),
+        qk_norm_(ReadQkNorm(attributes, kName)),
+        layer_norm_(HasLayerNorm(attributes, kName)),
+        rotary_before_norm_(attributes.IntOr("qk_norm_after_rope", 0) != 0 ? attributes.Int("rotary_dim", 0, kMaxHeadDim) : 0),
+        epsilon_(ReadEpsilon(attributes, kName)),
+        attention_norm_(weights.ReadNormIf(norms_.before, "attention_norm", hidden_, layer_norm_)),
+        attention_post_norm_(weights.ReadNormIf(norms_.after, "attention_post_norm", hidden_, layer_norm_)),
+        mlp_norm_(shared_norm_ ? attention_norm_ : weights.ReadNormIf(norms_.before, "mlp_norm", hidden_, layer_norm_)),
+        mlp_post_norm_(weights.ReadNormIf(norms_.after, "mlp_post_norm", hidden_, layer_norm_)),
+        qk_norm_weight_(weights.ReadQkNorm(qk_norm_)),
         qkv_(weights.ReadProjection("DecoderLayer qkv", "qkv_bits", "qkv_bias", 9, "active_qkv", hidden_, attention_.QkvSize())),
         output_(weights.ReadProjection("DecoderLayer o", "o_bits", "output_bias", 10, "active_o", attention_.OutputSize(), hidden_)),
         mlp_(weights.ReadMlp(hidden_)) {
@@ -171,7 +228,13 @@ class DecoderLayer {
   cuda::AttentionOp attention_;
   int64_t hidden_;
   bool parallel_residual_, shared_norm_;
-  Norm attention_norm_, mlp_norm_;
+  NormPlace norms_;
+  QkNormKind qk_norm_;
+  bool layer_norm_;
+  int64_t rotary_before_norm_;  // channels that are rotated before the norm of q and k; 0 where attention rotates
+  float epsilon_;
+  Norm attention_norm_, attention_post_norm_, mlp_norm_, mlp_post_norm_;
+  cuda::WeightInput qk_norm_weight_;
   Projection qkv_, output_;
   cuda::Mlp mlp_;
 };

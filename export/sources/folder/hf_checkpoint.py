@@ -14,6 +14,7 @@ import torch
 from sol_rt.errors import CheckpointError, one_line
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
+from sol_rt.export.sources.folder.vision import text_config, text_name
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
@@ -22,24 +23,34 @@ if TYPE_CHECKING:
 class HfCheckpoint:
     """A folder with `config.json` and weights. Files are memory-mapped, so reading a tensor touches its own pages only.
 
+    Of a vision model, it holds the text part, if that stands alone.
+
+    Args:
+        path: the folder.
+        trust_remote_code: code that comes with the checkpoint may run, to convert its tokenizer.
+
     Raises CheckpointError if the folder has no config or no weights, or if a file is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust_remote_code: bool = False) -> None:
         self.path = path
         self.config: Mapping[str, Any] = read_json(path / "config.json")
-        self.license = _license(path)
-        self._where: dict[str, _WeightsFile] = {}
+        self.license, self.note = card_license(path), ""
+        self._trust_remote_code = trust_remote_code
+        self._where: dict[str, tuple[_WeightsFile, str]] = {}
         self._open()
+        self._keep_text_part()
 
     def names(self) -> Collection[str]:
         return self._where.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._where[name].shape(name)
+        file, stored = self._where[name]
+        return file.shape(stored)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
-        tensor = self._where[name].rows(name, start, self.shape(name)[0] if stop is None else stop)
+        file, stored = self._where[name]
+        tensor = file.rows(stored, start, self.shape(name)[0] if stop is None else stop)
         if not tensor.is_floating_point() or tensor.itemsize < 2:  # 8-bit floats keep their scales in other tensors
             raise CheckpointError(
                 f"{self.path}: tensor {name}: got type {tensor.dtype}, expected floats of 16 bits or more; "
@@ -52,7 +63,7 @@ class HfCheckpoint:
         return None  # the weights are floats
 
     def write_tokenizer(self, folder: Path) -> None:
-        tokenizer_files.copy_from_folder(self.path, self.config, folder)
+        tokenizer_files.copy_from_folder(self.path, self.config, folder, self._trust_remote_code)
 
     def _open(self) -> None:
         for single, index, kind in (
@@ -63,12 +74,30 @@ class HfCheckpoint:
             if files:
                 for name in files:
                     weights = kind(self.path / name)
-                    self._where.update(dict.fromkeys(weights.names(), weights))
+                    self._where.update({tensor: (weights, tensor) for tensor in weights.names()})
                 return
+        loose = [path.name for path in sorted(self.path.glob("*-of-*.safetensors"))]
+        if loose:
+            raise CheckpointError(
+                f"{self.path}: got shards such as {loose[0]} without model.safetensors.index.json, which says what is "
+                "in them; fetch the checkpoint again"
+            )
         raise CheckpointError(
-            f"{self.path}: got no weights, expected model.safetensors or pytorch_model.bin, "
-            "whole or with its index.json"
+            f"{self.path}: got no weights, expected model.safetensors or pytorch_model.bin, whole or with its "
+            "index.json, or model.onnx"
         )
+
+    def _keep_text_part(self) -> None:
+        """Of a vision model, leaves the text part. Nothing else is changed."""
+        names = {text_name(name): where for name, where in self._where.items()}
+        config = text_config(self.config, "lm_head.weight" in names)
+        if config is None:
+            return
+        left_out = len(self._where)
+        self._where = {name: where for name, where in names.items() if name is not None}
+        left_out -= len(self._where)
+        self.config = config
+        self.note = f"the text part of a vision model: {left_out} tensors that see images are left out"
 
     def _listed(self, single: str, index: str) -> list[str]:
         if (self.path / single).is_file():
@@ -166,7 +195,7 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name
 
 
-def _license(folder: Path) -> str:
+def card_license(folder: Path) -> str:
     """`license:` in the front matter of the model card; empty if it has none."""
     try:
         card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,101 @@
+"""Says in one line why a model of an unknown architecture can't be exported, and which model that works is nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sol_rt.errors import brief
+
+_NEAREST = (
+    ("gemma", (("gemma3_text", "Gemma 3"), ("gemma2", "Gemma 2"))),
+    ("granite", (("granite", "Granite 3"),)),
+    ("qwen2", (("qwen2", "Qwen2.5"),)),
+    ("qwen", (("qwen3", "Qwen3"), ("qwen2", "Qwen2.5"))),
+    ("mi", (("mistral", "Mistral"),)),  # mistral3, mixtral, minicpm3
+    ("olmo", (("olmo2", "OLMo 2"),)),
+    ("ernie", (("ernie4_5", "ERNIE 4.5 0.3B"),)),
+    ("hunyuan", (("hunyuan_v1_dense", "Hunyuan dense"),)),
+    ("lfm", (("lfm2", "LFM2"),)),
+    ("phi", (("phi3", "Phi-4-mini"),)),
+    ("deepseek", (("qwen2", "DeepSeek-R1-Distill-Qwen"),)),
+    ("gpt_neo", (("gpt_neox", "Pythia"),)),
+    ("", (("qwen3", "Qwen3"), ("llama", "Llama 3.2"))),
+)
+"""Start of a `model_type` -> families that may take its place, and a name of each that people know, the best first."""
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+_STATE_SPACE = ("mamba", "bamba", "jamba", "zamba", "falcon_h1", "nemotron_h", "rwkv")
+_LINEAR = ("linear_attention", "linear_num_value_heads")
+_GGUF_TRAITS = {
+    "expert_count": "a mixture of experts",
+    "attention.kv_lora_rank": "multi-head latent attention (MLA)",
+    "ssm.state_size": "state-space layers (Mamba)",
+}
+_NO_MODEL = "its config names no model"
+
+
+def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:
+    """The line of an error.
+
+    Args:
+        config: the content of a Hugging Face config.json whose architecture is unknown.
+        families: keys of the families that can be exported.
+    """
+    listed = config.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else config.get("model_type")
+    if not named:
+        return f"architecture: {_NO_MODEL}, expected architectures or model_type in config.json"
+    what = trait(config)
+    reason = f"not supported: {what}" if what else "not supported"
+    return f"architecture: got {brief(named)}, {reason}; nearest that works: {nearest(config, families)}"
+
+
+def gguf_refusal(metadata: Mapping[str, Any], families: Collection[str]) -> str:
+    """The line of an error if a GGUF file's metadata name a trait that can't be exported, else empty.
+
+    Args:
+        metadata: GGUF key -> value. Files of a known architecture may have such a trait as well.
+        families: keys of the families that can be exported.
+    """
+    architecture = str(metadata.get("general.architecture"))
+    for key, what in _GGUF_TRAITS.items():
+        if metadata.get(f"{architecture}.{key}"):
+            near = nearest({"model_type": architecture.replace("-", "_")}, families)
+            return f"GGUF architecture {architecture}: not supported: {what}; nearest that works: {near}"
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        return f"got one part of {parts}, expected a whole GGUF file; join them with llama-gguf-split --merge"
+    return ""
+
+
+def trait(config: Mapping[str, Any]) -> str:
+    """What keeps a model from being exported, as far as its config shows it; empty if it does not."""
+    kind = str(config.get("model_type") or "").lower()
+    if kind == "gpt_oss":
+        return "a mixture of experts with attention sinks"
+    if any(isinstance(config.get(key), int) and int(config[key]) > 0 for key in _EXPERTS):
+        return "a mixture of experts"
+    if config.get("kv_lora_rank") is not None:
+        return "multi-head latent attention (MLA)"
+    layers = config.get("layer_types") or config.get("layers_block_type") or ()
+    if kind.startswith(_STATE_SPACE) or "mamba_d_state" in config or "mamba" in layers:
+        return "state-space layers (Mamba)"
+    if any(key in config for key in _LINEAR) or "linear_attention" in layers:
+        return "linear attention"
+    if "vision_config" in config or "audio_config" in config:
+        return f"a {'vision' if 'vision_config' in config else 'speech'} tower whose text part does not stand alone"
+    if config.get("is_encoder_decoder"):
+        return "an encoder beside the decoder"
+    if kind == "bitnet":
+        return "norms inside attention and MLP (BitNet)"
+    if config.get("auto_map"):
+        return "it needs code that comes with the checkpoint (auto_map), and none of that runs"
+    return ""
+
+
+def nearest(config: Mapping[str, Any], families: Collection[str]) -> str:
+    """The name of a model that works and is near to one that does not."""
+    kind = str(config.get("model_type") or "").lower()
+    rows = (row for start, row in _NEAREST if kind.startswith(start))
+    return next(name for row in rows for family, name in row if family in families)

@@ -1,0 +1,66 @@
+"""Single steps of an engine and of the torch reference model, from the same cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from helpers import reference
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.engine import Engine
+from sol_rt.train.reference_model.kv_cache import KVCache
+from sol_rt.train.reference_model.model import ReferenceModel
+
+EXACT = 1e-3  # what float32 order alone explains
+NEAR = 0.02  # what float16 attention and coarser rounding of the fine planes explain
+FLIP = 0.5  # what a flip in a model of 64 channels explains
+SHARE = 0.75  # of the steps have no flip
+KV_DENSITIES = (1.0, 0.3, 0.1)
+CONTEXT, STEPS = 150, 4
+
+
+def random_tokens(count: int, vocabulary: int) -> np.ndarray:
+    """Token ids, the same every time."""
+    return np.random.default_rng(5).integers(3, vocabulary, count)
+
+
+def difference(got: torch.Tensor, expected: np.ndarray) -> float:
+    """The largest difference, in units of the expected values' standard deviation."""
+    return float(np.abs(got.numpy() - expected).max() / expected.std())
+
+
+def take_over(engine: Engine, cache: KVCache) -> None:
+    """Copies the engine's cache into a row of the reference model's; codes of the keys anew, for function bodies store
+    none."""
+    cache.reserve(engine.length + 1)
+    cache.lengths[:] = engine.length
+    buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
+    int8 = cache.keys.dtype == torch.int8
+    of_layer = 6 if int8 else 4
+    for layer in range(len(cache.keys)):
+        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * layer :][:of_layer])
+        keys = reference.scaled_rows(key, scales[0]) if int8 else key
+        packed, ranges = reference.key_codes(keys)
+        parts = [cache.keys, cache.values, cache.key_codes, cache.key_ranges, cache.key_scales, cache.value_scales]
+        for part, held in zip(parts, (key, value, reference.unpacked(packed), ranges, *scales), strict=False):
+            part[layer, 0, :, : engine.length] = torch.from_numpy(held[0])
+
+
+def check_steps(engine: Engine, reference: ReferenceModel, kv_densities: tuple[float, ...]) -> None:
+    """Some steps of every variant at every KV density, each after the same dense prefill."""
+    config = engine.bundle.config
+    tokens = random_tokens(CONTEXT + STEPS, config.model.vocab_size)
+    engine.forward(tokens[:CONTEXT], config.dense)
+    cache = reference.new_cache(1)
+    for variant in config.variants.values():
+        differences = []
+        for kv_density in kv_densities:
+            action = Action(kv_density, variant.channel_density, variant.bits)
+            engine.truncate(CONTEXT)
+            for token in tokens[CONTEXT:].tolist():
+                take_over(engine, cache)
+                expected = engine.forward([token], action)
+                logits, hidden = reference.step(torch.tensor([token]), [action], cache)
+                differences.append(max(difference(logits, expected.logits), difference(hidden, expected.hidden)))
+        assert (np.array(differences) < EXACT).mean() >= SHARE, (variant.key, differences)
+        assert max(differences) < (EXACT if variant.key == "s100-q8" else FLIP), (variant.key, differences)

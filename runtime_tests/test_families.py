@@ -1,0 +1,206 @@
+"""The parity ladder: every family on a tiny checkpoint of random weights, against transformers and step by step down.
+
+graph       the float32 model is transformers' model, for a prompt and 32 decode steps; the exported graph of 8 bits is
+            near it
+rungs       every variant of the bundle, at several KV densities, is the reference model of its arithmetic
+bodies      without the native library the function bodies give what the kernels do
+generation  64 greedy tokens of the dense action are the reference model's
+source      a GGUF file gives the same bundle as the folder
+
+Differences are in units of the logits' standard deviation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from helpers.gguf_file import GgufFile  # noqa: E402
+from helpers.greedy import TIE, Run, assert_same_choices, greedy  # noqa: E402
+from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
+from helpers.reference_steps import FLIP, NEAR, check_steps, difference, random_tokens, take_over  # noqa: E402
+from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.bundle import Bundle  # noqa: E402
+from sol_rt.engine.engine import Engine  # noqa: E402
+from sol_rt.export.pipeline import export_bundle  # noqa: E402
+from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402
+from sol_rt.export.sources.families import FAMILIES  # noqa: E402
+from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.ops import library_path  # noqa: E402
+from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
+from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
+
+NAMES = [name for name in PRESETS if name.startswith("tiny-")]
+DENSE = Action(1.0, 1.0, 8)
+UNROUNDED_MOST = 1e-4
+EIGHT_BITS = 0.04  # root mean square, of 8-bit weights; two layers of 64 channels average little out
+PROMPT, STEPS = 40, 32
+FIGURES = os.environ.get("SOL_RT_PARITY_FIGURES")
+"""A file to which the figures of docs/models.md are appended."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A tiny checkpoint and what is made of it, once for all tests."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        return write_random_checkpoint(self.folder / self.name, PRESETS[self.name])
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
+        export_bundle(str(self.checkpoint), self.folder / "bundle", **levels, calibration="none", parity=False)
+        return Bundle.open(self.folder / "bundle")
+
+    @cached_property
+    def source(self) -> torch.nn.Module:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            self.checkpoint, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Torch's threads would wait for processors that ONNX Runtime's are spinning on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_every_family_has_a_tiny_checkpoint() -> None:
+    assert {PRESETS[name].family for name in NAMES} == set(FAMILIES)
+
+
+def _graph(model: Model) -> None:
+    tokens = torch.from_numpy(random_tokens(PROMPT + STEPS, 300))[None]
+    with torch.no_grad():
+        expected = model.source(tokens).logits
+    weights = read_checkpoint(model.checkpoint, FloatMatrix)
+    exact = ReferenceModel(weights, UNROUNDED)
+    cache = exact.new_cache(1)
+    prompt, _ = exact(tokens[:, :PROMPT], DENSE, cache)
+    steps = [exact.step(tokens[:, i], [DENSE], cache)[0] for i in range(PROMPT, PROMPT + STEPS)]
+    exactly = difference(torch.cat([prompt, torch.stack(steps, dim=1)], dim=1), expected.numpy())
+
+    engine = Engine(model.bundle, provider="cpu")
+    ids = tokens[0].tolist()
+    logits = [engine.forward(ids[:PROMPT], DENSE, num_logits=PROMPT).logits.copy()]
+    logits += [engine.forward([token], DENSE).logits.copy() for token in ids[PROMPT:]]
+    errors = np.concatenate(logits) - expected[0].numpy()
+    rms = float(np.sqrt(np.mean(errors**2))) / float(expected.std())
+    if FIGURES and model.name in NAMES:
+        with open(FIGURES, "a", encoding="utf-8") as file:
+            file.write(f"{PRESETS[model.name].family} {exactly:.1e} {rms:.4f}\n")
+    assert exactly < UNROUNDED_MOST
+    assert rms < EIGHT_BITS
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("odd-")])
+def test_odd_sizes_are_padded(name: str, tmp_path: Path) -> None:
+    model = Model(name, tmp_path)
+    assert from_hf_config(open_checkpoint(model.checkpoint).config).unpadded is not None
+    _graph(model)
+
+
+def _rungs(model: Model) -> None:
+    engine = Engine(model.bundle, provider="cpu")
+    check_steps(engine, ReferenceModel.from_bundle(model.bundle.path), (1.0, 0.25, 0.1))
+
+
+def _bodies(model: Model) -> None:
+    """Steps that choose nothing against the reference model; then greedy tokens against the kernels."""
+    engine, exact = (
+        Engine(model.bundle, provider="cpu", native_ops=False),
+        ReferenceModel.from_bundle(model.bundle.path),
+    )
+    tokens = random_tokens(PROMPT + 1, 300)
+    for bits, most in ((8, NEAR), (4, FLIP)):
+        engine.reset()
+        engine.forward(tokens[:PROMPT], DENSE)
+        cache = exact.new_cache(1)
+        take_over(engine, cache)
+        action = Action(1.0, 1.0, bits)
+        logits, _ = exact.step(torch.tensor(tokens[PROMPT:]), [action], cache)
+        assert difference(logits, engine.forward(tokens[PROMPT:], action).logits) < most, bits
+    if library_path() is not None:
+        kernels = Engine(model.bundle, provider="cpu")
+        runs = [{"s100-q8": greedy(one, tokens.tolist(), DENSE, 16)} for one in (engine, kernels)]
+        assert_same_choices(*runs)
+
+
+def _generation(model: Model) -> None:
+    prompt = random_tokens(PROMPT, 300).tolist()
+    got = greedy(Engine(model.bundle, provider="cpu"), prompt, DENSE, 64)
+    exact = ReferenceModel.from_bundle(model.bundle.path)
+    cache, run = exact.new_cache(1), Run([], [])
+    logits = exact(torch.tensor([prompt]), DENSE, cache, num_logits=1)[0][0, 0]
+    while len(run.tokens) < 64:
+        second, best = logits.sort().values[-2:].tolist()
+        run.tokens.append(int(logits.argmax()))
+        run.margins.append((best - second) / abs(best))
+        logits = exact.step(torch.tensor(run.tokens[-1:]), [DENSE], cache)[0][0]
+    equal = [a == b for a, b in zip(got.tokens, run.tokens, strict=True)]
+    assert all(equal) or run.margins[equal.index(False)] <= TIE[8] / 10, (got.tokens, run.tokens)
+
+
+def _source(model: Model) -> None:
+    family = FAMILIES[PRESETS[model.name].family]
+    if family.gguf is None:
+        pytest.skip("llama.cpp has no form of its own for the family")
+    folder = open_checkpoint(model.checkpoint)
+    decoder = from_hf_config(folder.config)
+    path = model.folder / f"{model.name}.gguf"
+    GgufFile(path, model.checkpoint).metadata(decoder.rotary_dim).tensors().head_norms().write()
+    file = open_checkpoint(path)
+    read = from_hf_config(file.config)
+    assert replace(read, ropes=()) == replace(decoder, ropes=())
+    for got, expected in zip(read.ropes, decoder.ropes, strict=True):  # GGUF has bases in float32
+        np.testing.assert_allclose(got.inverse_frequencies, expected.inverse_frequencies, rtol=1e-6)
+        assert got.attention_factor == pytest.approx(expected.attention_factor)
+    assert set(file.names()) == set(folder.names())
+    for name in folder.names():
+        # llama.cpp's offset of norms costs the last bit
+        np.testing.assert_allclose(file.read(name), folder.read(name), atol=1e-7 if family.norm_offset else 0.0, rtol=0)
+    levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
+    export_bundle(str(path), model.folder / "gguf", **levels, calibration="none", parity=False)
+    made, wanted = Bundle.open(model.folder / "gguf").config, model.bundle.config
+    assert made.tensors == wanted.tensors
+    assert made.variants == wanted.variants
+    blobs = [(folder / "weights.bin").read_bytes() for folder in (model.folder / "gguf", model.bundle.path)]
+    assert blobs[0] == blobs[1] or family.norm_offset
+
+
+@pytest.mark.parametrize(
+    "rung",
+    [
+        _graph,
+        pytest.param(
+            _rungs, marks=pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
+        ),
+        _bodies,
+        _generation,
+        _source,
+    ],
+    ids=lambda rung: rung.__name__.strip("_"),
+)
+def test_parity(model: Model, rung: Callable[[Model], None]) -> None:
+    rung(model)

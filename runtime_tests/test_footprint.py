@@ -1,0 +1,155 @@
+"""What running a bundle takes of main memory: estimates against a process's own figures, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
+
+from helpers.random_decoder import describe
+from helpers.tiny_bundle import write_bundle
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import SolConfig
+from sol_rt.cli import main
+from sol_rt.engine import hardware
+from sol_rt.engine.footprint import fitting_context, footprint, usual_contexts
+from sol_rt.evaluation import doctor
+from sol_rt.ops import library_path
+from sol_rt.store.home import remember_last_export
+
+LONG = 6000
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with heads, layers and a context that make its cache large. Not to be written to."""
+    sizes = {
+        "num_layers": 8,
+        "rope_of_layer": (0,) * 8,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 64,
+        "rotary_dim": 64,
+    }
+    decoder = describe("llama")
+    rope = replace(decoder.ropes[0], inverse_frequencies=tuple(0.5**i for i in range(32)))
+    decoder = replace(decoder, hidden_size=512, intermediate_size=1024, max_context=8192, ropes=(rope,), **sizes)
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "medium", decoder=decoder, bits=(8, 4))
+
+
+@pytest.fixture(scope="module")
+def config(medium: Path) -> SolConfig:
+    return Bundle.open(medium).config
+
+
+_MEASURE = """
+import ctypes, json, re, sys
+from pathlib import Path
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
+bundle = Bundle.open(sys.argv[1])
+engine = Engine(bundle, provider="cpu")
+engine.load(list(bundle.config.variants))
+bundle.tokenizer().encode("w3")
+found = []
+for tokens in map(int, sys.argv[2:]):
+    engine.forward([3 + i % 80 for i in range(tokens - engine.length)], bundle.config.dense)
+    ctypes.CDLL(None).malloc_trim(0)
+    status = Path("/proc/self/status").read_text()
+    found.append([int(re.search(name + r":\\s+(\\d+)", status)[1]) * 1024 for name in ("VmRSS", "RssAnon")])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_estimates_are_what_a_process_takes(medium: Path, config: SolConfig) -> None:
+    command = [sys.executable, "-c", _MEASURE, str(medium), "512", str(LONG)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    (short, own_short), (long, own_long) = json.loads(run.stdout)
+    assert footprint(config, 512).total == pytest.approx(short, rel=0.2)
+    assert footprint(config, LONG).total == pytest.approx(long, rel=0.2)
+    grown = footprint(config, LONG).cache - footprint(config, 512).cache
+    assert grown > 40_000_000
+    assert own_long - own_short == pytest.approx(grown, rel=0.1)
+
+
+def test_the_cache_grows_with_the_text_and_int8_takes_half(config: SolConfig) -> None:
+    at = {context: footprint(config, context) for context in (256, 512, 4096)}
+    assert at[512].cache == 2 * at[256].cache
+    assert at[4096].cache == 16 * at[256].cache
+    assert at[256].weights == at[4096].weights
+    small = replace(config, kv=replace(config.kv, dtype="int8"))
+    assert footprint(small, 4096).cache < 0.62 * at[4096].cache
+    assert usual_contexts(8192) == [512, 4096, 8192]
+    assert usual_contexts(300) == [300]
+
+
+def test_the_longest_context_that_fits(config: SolConfig) -> None:
+    needed = footprint(config, 4096).private
+    assert fitting_context(config, needed) == 4096
+    assert fitting_context(config, needed - 1) < 4096
+    assert fitting_context(config, 10**12) == config.model.max_context
+    assert fitting_context(config, 1000) == 0
+
+
+def test_inspect_shows_memory(medium: Path, config: SolConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "-m", str(medium), "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert list(memory) == ["512", "4096", "8192"]
+    assert memory["4096"] == footprint(config, 4096).to_json_dict()
+    assert memory["4096"]["total"] == sum(value for name, value in memory["4096"].items() if name != "total")
+    assert main(["inspect", "-m", str(medium)]) == 0
+    out = capsys.readouterr().out
+    assert "memory, MB" in out
+    assert f"{footprint(config, 8192).total / 1e6:.1f}" in out
+
+
+def test_doctor_shows_what_the_default_model_takes(
+    medium: Path, config: SolConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
+    monkeypatch.delenv("SOL_RT_MODEL", raising=False)
+    remember_last_export(medium)
+
+    def finding(available: int | None) -> doctor.Finding:
+        monkeypatch.setattr(hardware, "available_memory", lambda: available)
+        return next(found for found in doctor.examine() if found.what == "model memory")
+
+    assert finding(10**12).state == "ok"
+    assert "at its context of 8192 tokens" in finding(None).detail
+    middle = footprint(config, 4096)
+    short = finding(middle.total)
+    assert (short.state, "here up to 4096 fit: pass --ctx-size 4096" in short.detail) == ("missing", True)
+    assert "close other programs" in finding(middle.weights).detail
+
+
+def test_export_says_before_the_work_that_memory_is_too_small_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="exporting comes with the extra export")
+    from helpers.random_checkpoint import RandomCheckpoint, write_random_checkpoint
+    from sol_rt.export import export_bundle
+    from sol_rt.export.blob import memory
+
+    source = write_random_checkpoint(tmp_path / "source", RandomCheckpoint("llama", max_context=1 << 21))
+    needed = memory.needed_memory(describe("llama"), False, 10**9, library_path() is not None)
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise KeyboardInterrupt  # before any weights are written
+
+    monkeypatch.setattr(memory, "available_memory", lambda: needed + 10_000_000)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(str(source), tmp_path / "out", bits=(8,), calibration="none", parity=False, say=say)
+    assert len(said) == 1
+    assert said[0].startswith("memory: at its context of 2097152 tokens this model takes ")
+    assert "tokens fit, and -c " in said[0]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,289 @@
+"""The config.json of released models, as far as a description needs it: what the decoder is said to be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sol_rt.export.sources.decoder import Decoder, from_hf_config
+
+LLAMA3_ROPE = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+
+
+def sizes(
+    hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocabulary: int, context: int
+) -> dict[str, Any]:
+    """The keys that every config has."""
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+    }
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Llama-3.2-1B": {
+        **sizes(2048, 16, 32, 8, 8192, 128256, 131072),
+        "architectures": ["LlamaForCausalLM"],
+        "head_dim": 64,
+        "rope_theta": 500000.0,
+        "rope_scaling": LLAMA3_ROPE,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+    },
+    "DeepSeek-R1-Distill-Qwen-1.5B": {
+        **sizes(1536, 28, 12, 2, 8960, 151936, 131072),
+        "architectures": ["Qwen2ForCausalLM"],
+        "rope_theta": 10000,
+        "sliding_window": 4096,
+        "max_window_layers": 21,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+    },
+    "DeepSeek-R1-Distill-Llama-8B": {
+        **sizes(4096, 32, 32, 8, 14336, 128256, 131072),
+        "architectures": ["LlamaForCausalLM"],
+        "rope_theta": 500000.0,
+        "rope_scaling": {**LLAMA3_ROPE, "factor": 8.0},
+        "tie_word_embeddings": False,
+    },
+    "Phi-4-mini": {
+        **sizes(3072, 32, 24, 8, 8192, 200064, 131072),
+        "architectures": ["Phi3ForCausalLM"],
+        "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 0.75,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
+        "sliding_window": 262144,
+        "tie_word_embeddings": True,
+    },
+    "Phi-3-mini-4k": {
+        **sizes(3072, 32, 32, 32, 8192, 32064, 4096),
+        "architectures": ["Phi3ForCausalLM"],
+        "original_max_position_embeddings": 4096,
+        "sliding_window": 2047,
+        "rope_theta": 10000.0,
+    },
+    "Qwen3-0.6B": {
+        **sizes(1024, 28, 16, 8, 3072, 151936, 40960),
+        "architectures": ["Qwen3ForCausalLM"],
+        "head_dim": 128,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "max_window_layers": 28,
+        "sliding_window": None,
+    },
+    "gemma-3-270m": {
+        **sizes(640, 18, 4, 1, 2048, 262144, 32768),
+        "architectures": ["Gemma3ForCausalLM"],
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 512,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+    "gemma-3-27b": {
+        **sizes(5376, 62, 32, 16, 21504, 262208, 131072),
+        "architectures": ["Gemma3ForCausalLM"],
+        "head_dim": 128,
+        "query_pre_attn_scalar": 168,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window": 1024,
+    },
+    "gemma-2-2b": {
+        **sizes(2304, 26, 8, 4, 9216, 256000, 8192),
+        "architectures": ["Gemma2ForCausalLM"],
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+    "SmolLM3-3B": {
+        **sizes(2048, 36, 16, 4, 11008, 128256, 65536),
+        "architectures": ["SmolLM3ForCausalLM"],
+        "no_rope_layers": [1, 1, 1, 0] * 9,
+        "layer_types": ["full_attention"] * 36,
+        "rope_theta": 5000000.0,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    },
+    "granite-4.0-micro": {
+        **sizes(2560, 40, 40, 8, 8192, 100352, 131072),
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "shared_intermediate_size": 8192,
+        "layer_types": ["attention"] * 40,
+        "num_local_experts": 0,
+        "position_embedding_type": "rope",
+        "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12,
+        "logits_scaling": 10,
+        "residual_multiplier": 0.22,
+        "tie_word_embeddings": True,
+    },
+    "OLMo-3-7B": {
+        **sizes(4096, 32, 32, 32, 11008, 100278, 65536),
+        "architectures": ["Olmo3ForCausalLM"],
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8,
+        "sliding_window": 4096,
+        "rope_theta": 500000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "EXAONE-4.0-1.2B": {
+        **sizes(2048, 30, 32, 8, 4096, 102400, 65536),
+        "architectures": ["Exaone4ForCausalLM"],
+        "head_dim": 64,
+        "rope_theta": 1000000,
+        "rope_scaling": {**LLAMA3_ROPE, "factor": 16.0},
+        "sliding_window": None,
+        "sliding_window_pattern": None,
+        "tie_word_embeddings": True,
+    },
+    "EXAONE-4.0-32B": {
+        **sizes(5120, 64, 40, 8, 27392, 102400, 131072),
+        "architectures": ["Exaone4ForCausalLM"],
+        "head_dim": 128,
+        "sliding_window": 4096,
+        "sliding_window_pattern": "LLLG",
+    },
+    "pythia-160m": {
+        **sizes(768, 12, 12, 12, 3072, 50304, 2048),
+        "architectures": ["GPTNeoXForCausalLM"],
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": True,
+        "hidden_act": "gelu",
+    },
+    "stablelm-2-1.6b": {
+        **sizes(2048, 24, 32, 32, 5632, 100352, 4096),
+        "architectures": ["StableLmForCausalLM"],
+        "partial_rotary_factor": 0.25,
+        "use_qkv_bias": True,
+    },
+    "Hunyuan-0.5B": {
+        **sizes(1024, 24, 16, 8, 3584, 120818, 262144),
+        "architectures": ["HunYuanDenseV1ForCausalLM"],
+        "head_dim": 64,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "type": "dynamic"},
+        "tie_word_embeddings": True,
+    },
+    "Ministral-3-3B": {
+        **sizes(3072, 26, 32, 8, 9216, 131072, 262144),
+        "architectures": ["Ministral3ForCausalLM"],
+        "head_dim": 128,
+        "rope_parameters": {
+            "type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def of(name: str, max_context: int | None = None) -> Decoder:
+    return from_hf_config(CONFIGS[name], max_context)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("Llama-3.2-1B", {"max_context": 131072, "head_dim": 64, "tied": True, "windows": (), "qkv_bias": False}),
+        ("DeepSeek-R1-Distill-Qwen-1.5B", {"qkv_bias": True, "output_bias": False, "windows": (), "tied": False}),
+        ("DeepSeek-R1-Distill-Llama-8B", {"head_dim": 128, "tied": False, "max_context": 131072}),
+        ("Phi-4-mini", {"rotary_dim": 96, "head_dim": 128, "max_context": 4096, "windows": (), "tied": True}),
+        ("Phi-3-mini-4k", {"max_context": 4096, "windows": (2047,) * 32}),
+        ("Qwen3-0.6B", {"qk_norm": "head", "qk_norm_after_rope": False, "head_dim": 128, "windows": ()}),
+        (
+            "gemma-3-270m",
+            {
+                "windows": ((512,) * 5 + (0,)) * 3,
+                "rope_of_layer": ((0,) * 5 + (1,)) * 3,
+                "norm_place": "around",
+                "norm_offset": 1.0,
+                "softmax_scale": 1 / 16,
+                "embedding_scale": math.sqrt(640),
+                "tied": True,
+                "attention_cap": 0.0,
+                "activation": "gelu_tanh",
+            },
+        ),
+        ("gemma-3-27b", {"softmax_scale": 1 / math.sqrt(168), "rope_of_layer": ((0,) * 5 + (1,)) * 10 + (0, 0)}),
+        ("gemma-2-2b", {"windows": (4096, 0) * 13, "attention_cap": 50.0, "logits_cap": 30.0, "head_dim": 256}),
+        ("SmolLM3-3B", {"rope_of_layer": (0, 0, 0, 1) * 9, "windows": (), "tied": True, "max_context": 65536}),
+        (
+            "granite-4.0-micro",
+            {"softmax_scale": 0.015625, "embedding_scale": 12.0, "logits_scale": 0.1, "residual_scale": 0.22},
+        ),
+        ("OLMo-3-7B", {"norm_place": "after", "qk_norm": "row", "rope_of_layer": (0, 0, 0, 1) * 8}),
+        ("EXAONE-4.0-1.2B", {"norm_place": "after", "qk_norm": "head", "windows": (), "rope_of_layer": (0,) * 30}),
+        ("EXAONE-4.0-32B", {"windows": (4096, 4096, 4096, 0) * 16, "rope_of_layer": (0, 0, 0, 1) * 16}),
+        ("pythia-160m", {"parallel_residual": True, "shared_norm": False, "rotary_dim": 16, "qkv_by_head": True}),
+        ("stablelm-2-1.6b", {"norm": "layer", "rotary_dim": 16, "qk_norm": "none", "qkv_bias": True}),
+        ("Hunyuan-0.5B", {"qk_norm": "head", "qk_norm_after_rope": True, "max_context": 262144}),
+        ("Ministral-3-3B", {"max_context": 16384, "windows": ()}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_released_config_is_described(name: str, facts: dict[str, Any]) -> None:
+    decoder = of(name)
+    assert {key: getattr(decoder, key) for key in facts} == facts
+
+
+def test_every_config_is_described() -> None:
+    assert all(of(name).weights > 0 for name in CONFIGS)
+
+
+def test_rotary_embeddings_of_layers() -> None:
+    """Gemma 3 scales the one of layers that attend to all tokens, and no other; SmolLM3 has layers without one."""
+    local, full = of("gemma-3-27b").ropes
+    plain = np.arange(0, 128, 2) / 128
+    np.testing.assert_allclose(local.inverse_frequencies, 1e4**-plain)
+    np.testing.assert_allclose(full.inverse_frequencies, 1e6**-plain / 8)
+    _, none = of("SmolLM3-3B").ropes
+    assert set(none.inverse_frequencies) == {0.0}
+    assert of("OLMo-3-7B").ropes[1].attention_factor == pytest.approx(1.2079441541679836)
+    (stretched,) = of("Hunyuan-0.5B").ropes
+    assert stretched.inverse_frequencies[1] == pytest.approx((1e4 * 1000 ** (64 / 62)) ** (-2 / 64))
+
+
+def test_a_longer_context_takes_the_long_factors() -> None:
+    assert of("Phi-4-mini").ropes != of("Phi-4-mini", 8192).ropes
+
+
+def test_a_window_that_no_context_passes_is_none() -> None:
+    assert of("gemma-3-270m", 512).windows == ()
+    assert of("gemma-3-270m", 513).windows[0] == 512
+    assert of("gemma-3-270m", 512).rope_of_layer == of("gemma-3-270m").rope_of_layer
