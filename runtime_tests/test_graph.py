@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from helpers.random_decoder import CONFIGS, WEIGHTS, RandomDecoder, describe
+from helpers.random_decoder import CONFIGS, TRAITS, WEIGHTS, RandomDecoder, describe
 from helpers.reference import Array
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import TensorEntry, Variant
@@ -163,6 +163,13 @@ def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], channel_de
         assert np.sqrt(np.mean((value - expected) ** 2)) <= bound * np.sqrt(np.mean(expected**2))
         error, pruning = (np.median(np.sqrt(np.mean((found - expected) ** 2, -1))) for found in (value, whole))
         assert channel_density == 1.0 or error < pruning / 2
+
+
+@pytest.mark.parametrize("family", sorted(TRAITS))
+@pytest.mark.parametrize("bits", [8, MIXED, 4])
+def test_graph_of_another_family_computes_the_decoder(family: str, bits: int, tmp_path: Path) -> None:
+    """Unpruned, with the bounds above. Those of models with norms behind attention and MLP pass a flip on in full."""
+    test_graph_computes_the_decoder((tmp_path, RandomDecoder.write(describe(family), tmp_path)), 1.0, bits)
 
 
 def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) -> None:

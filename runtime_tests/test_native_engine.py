@@ -15,6 +15,7 @@ import pytest
 
 from helpers import full_disk
 from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, ort_library, skip_without_room
+from helpers.random_decoder import TRAITS
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
@@ -147,6 +148,12 @@ def test_a_vocabulary_that_no_graph_has_takes_no_memory(folder: Path, tmp_path: 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "bodies"])
 def test_same_numbers_as_python(folder: Path, tmp_path: Path, native: bool) -> None:
     assert_same_numbers(folder, tmp_path / "results", native=native, prompt=150)
+
+
+@pytest.mark.parametrize("family", sorted(TRAITS))
+def test_same_numbers_of_other_families(family: str, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "tiny", family)
+    assert_same_numbers(bundle, tmp_path / "results", native=True, prompt=70)
 
 
 def test_same_numbers_with_an_int8_cache_and_a_dense_layer(int8: Path, tmp_path: Path) -> None:

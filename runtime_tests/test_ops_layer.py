@@ -514,6 +514,12 @@ def test_an_int8_cache_without_scales_is_refused() -> None:
         ("shared_norm", 1),
         ("gated", 0),
         ("page_size", 16),
+        ("norm_place", "inside"),
+        ("norm_place", "around"),
+        ("qk_norm", "all"),
+        ("qk_norm", "head"),
+        ("softcap", -1.0),
+        ("softcap", float("nan")),
     ],
 )
 def test_damaged_layers_are_refused(attribute: str, value: float | str) -> None:

@@ -55,8 +55,26 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
     """Pruned ones as nearly as a tiny random network allows: activations rounded otherwise keep other channels."""
-    results = _on_webgpu(tiny_bundle, TOKENS)
-    bundle = Bundle.open(tiny_bundle)
+    _check_variants(tiny_bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["qwen3", "gemma3", "gemma2", "hunyuan", "olmo2", "exaone4", "stablelm", "arcee"])
+def test_a_member_of_each_trait(preset: str, tmp_path: Path) -> None:
+    """Norms of q and k, norms behind blocks, windows, layers without rotary embedding, soft caps, relu2."""
+    pytest.importorskip("torch")
+    from helpers.random_checkpoint import PRESETS, write_random_checkpoint
+    from sol_rt.export.pipeline import export_bundle
+
+    source = write_random_checkpoint(tmp_path / "source", PRESETS[f"tiny-{preset}"])
+    levels = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0, 0.5)}
+    export_bundle(str(source), tmp_path / "bundle", **levels, calibration="none", parity=False)
+    _check_variants(tmp_path / "bundle")
+
+
+def _check_variants(folder: Path) -> None:
+    results = _on_webgpu(folder, TOKENS)
+    bundle = Bundle.open(folder)
     engine = Engine(bundle, provider="cpu", native_ops=False)
     got, expected, logits = {}, {}, {}
     for key, variant in bundle.config.variants.items():

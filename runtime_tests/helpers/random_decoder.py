@@ -49,10 +49,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi": {"architectures": ["PhiForCausalLM"], "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
 }
 
+TRAITS: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "exaone4": {"architectures": ["Exaone4ForCausalLM"], "sliding_window": 24, "sliding_window_pattern": 2},
+    "hunyuan_v1_dense": {"architectures": ["HunYuanDenseV1ForCausalLM"], "tie_word_embeddings": True},
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"]},
+}
+"""Families whose traits those of CONFIGS lack."""
+
 
 def hf_config(family: str) -> dict[str, Any]:
     """config.json of a tiny decoder of the family."""
-    return {**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **CONFIGS[family]}
+    return {**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **(CONFIGS | TRAITS)[family]}
 
 
 def describe(family: str) -> Decoder:
@@ -185,24 +200,29 @@ class RandomDecoder:
     def logits(self, tokens: list[int], channel_density: float, bits: int) -> tuple[Array, Array]:
         """Dense attention over `tokens` from an empty cache: float64 logits [S, vocab], hidden states [S, hidden]."""
         decoder, variant = self.decoder, self.variant(channel_density, bits)
-        x = reference.nested_gather(np.array([tokens]), self.matrices["embed"], 8)
+        x = reference.nested_gather(np.array([tokens]), self.matrices["embed"], 8) * decoder.embedding_scale
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"
-            normed = self._norm(f"{at}.attn_norm", x)
-            attention = self._attention(layer, normed, variant)
+            normed = self._norm_at("before", f"{at}.attn_norm", x)
+            attention = self._norm_at("after", f"{at}.attn_post_norm", self._attention(layer, normed, variant))
             if not decoder.parallel_residual:
                 x = x + attention
-                x = x + self._mlp(layer, self._norm(f"{at}.mlp_norm", x), variant)
+                inner = self._mlp(layer, self._norm_at("before", f"{at}.mlp_norm", x), variant)
+                x = x + self._norm_at("after", f"{at}.mlp_post_norm", inner)
                 continue
             if not decoder.shared_norm:
                 normed = self._norm(f"{at}.mlp_norm", x)
             x = x + attention + self._mlp(layer, normed, variant)
         hidden = self._norm("final_norm", x)[0]
-        return self._matmul(hidden, "embed" if decoder.tied else "head", variant.lm_head_bits), hidden
+        logits = self._matmul(hidden, "embed" if decoder.tied else "head", variant.lm_head_bits)
+        return reference.capped(logits, decoder.logits_cap), hidden
 
     def _matmul(self, x: Array, name: str, bits: int) -> Array:
         product = reference.nested_matmul(x, self.matrices[name], bits)
         return product + self.vectors.get(f"{name}.bias", 0.0)
+
+    def _norm_at(self, place: str, name: str, x: Array) -> Array:
+        return self._norm(name, x) if self.decoder.norm_place in (place, "around") else x
 
     def _norm(self, name: str, x: Array) -> Array:
         if self.decoder.norm == "layer":
@@ -216,17 +236,35 @@ class RandomDecoder:
         rows = np.zeros(shape, self.kv.dtype)
         codes = np.zeros((*shape[:3], decoder.head_dim // 2), np.uint8), np.zeros((*shape[:3], 2), np.float16)
         scales = [np.zeros(shape[:3], np.float16)] * 2 if self.kv.dtype == "int8" else []
+        qkv = self._matmul(reference.largest(x, variant.active_qkv[layer]), f"{at}.qkv", layer_bits.qkv)
+        cos, sin = (self.vectors[table] for table in table_names(decoder.rope_of_layer[layer]))
+        if decoder.qk_norm_after_rope:
+            heads, both = qkv[0].reshape(len(qkv[0]), -1, decoder.head_dim), decoder.num_heads + decoder.num_kv_heads
+            heads[:, :both] = reference.rotate(heads[:, :both], cos[: len(heads)], sin[: len(heads)])
+            cos, sin = cos[:, :0], sin[:, :0]
+        if decoder.qk_norm != "none":
+            qkv = reference.qk_norm(
+                qkv,
+                self.vectors[f"{at}.qk_norm.weight"],
+                heads=decoder.num_heads,
+                kv_heads=decoder.num_kv_heads,
+                by_row=decoder.qk_norm == "row",
+                layer_norm=decoder.norm == "layer",
+                epsilon=decoder.norm_eps,
+            )
         y, *_ = reference.sparse_attention(
-            self._matmul(reference.largest(x, variant.active_qkv[layer]), f"{at}.qkv", layer_bits.qkv),
+            qkv,
             (rows, rows, *codes, *scales),
             0,
             0,
-            self.vectors["rope.cos"],
-            self.vectors["rope.sin"],
+            cos,
+            sin,
             heads=decoder.num_heads,
             kv_heads=decoder.num_kv_heads,
             sinks=4,
             scale=decoder.softmax_scale,
+            window=decoder.window(layer),
+            cap=decoder.attention_cap,
         )
         return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", layer_bits.o)
 

@@ -6,7 +6,7 @@ For query head h and its KV head g = h / (H / Hk), over the tokens t that are re
 
 The body has three forms:
 - Every token is read: GroupQueryAttention rotates q and k, appends k and v in place, and reads the cache once, up to
-  the last token and not to its capacity.
+  the last token and not to its capacity. Under a soft cap plain operators do, over the whole cache.
 - One new token reads chosen old ones: gathered_attention.py writes that form.
 - An int8 cache: neither form has operators for it. Its body masks the tokens that are not read, and runs on the CPU.
 
@@ -90,11 +90,12 @@ def _float_attention(writer: NodeWriter, shape: AttentionShape, floats: int, joi
 
 def _dense(writer: NodeWriter, shape: AttentionShape, joint: bool) -> list[str]:
     """Attention that reads every token: names of y and of the new keys and values."""
+    if shape.softcap:  # WebGPU's GroupQueryAttention leaves out the cap
+        return _masked(writer, shape)
     op, name = writer.op, writer.name
     every, key, value = name("attended"), name("appended_key"), name("appended_value")
     rotates = shape.rotary_dim > 0 and shape.rotary_dim % _FUSED_ROTARY == 0
     further: dict[str, Any] = {"local_window_size": Ref(WINDOW)} if shape.windowed else {}
-    further |= {"softcap": shape.softcap} if shape.softcap else {}
     query, tables = _rounded(writer, shape, joint) if rotates else _rounded_after_rotation(writer, shape)
     op(
         "GroupQueryAttention",
@@ -109,6 +110,43 @@ def _dense(writer: NodeWriter, shape: AttentionShape, joint: bool) -> list[str]:
         **further,
     )
     return [op("Cast", every, to=TensorProto.FLOAT), key, value]
+
+
+def _masked(writer: NodeWriter, shape: AttentionShape) -> list[str]:
+    """The same in plain operators, over the whole cache: what a token does not see is masked."""
+    op, const, ints = writer.op, writer.const, writer.ints
+    heads, kv_heads, size = shape.num_heads, shape.kv_heads, shape.head_dim
+    ones = op("Expand", const(1.0), op("Shape", "qkv", start=1, end=2))
+    past = op("Cast", "past_length", to=TensorProto.FLOAT)
+    positions = op("Add", op("CumSum", ones, const(0, np.int64)), op("Sub", past, const(1.0)))  # [S]
+
+    qk, v, q, k = (writer.name(part) for part in ("qk", "v", "q", "k"))
+    widths = [count * size for count in (heads + kv_heads, kv_heads, heads)]
+    op("Split", "qkv", ints(*widths[:2]), out=[qk, v], axis=-1)
+    op("Split", rotated(writer, qk, heads + kv_heads, shape), ints(widths[2], widths[1]), out=[q, k], axis=-1)
+    places = op("Mul", op("Reshape", positions, ints(1, 1, -1, 1)), const(np.ones((1, kv_heads, 1, size))))
+    places = op("Cast", places, to=TensorProto.INT64)
+
+    def by_head(x: str, count: int) -> str:
+        return op("Transpose", op("Reshape", x, ints(0, 0, count, size)), perm=[0, 2, 1, 3])
+
+    def appended(new: str, cache: str) -> str:
+        return op("ScatterElements", cache, places, op("CastLike", by_head(new, kv_heads), cache), axis=2)
+
+    keys, values = appended(k, "past_key"), appended(v, "past_value")
+    # query rows are grouped by KV head; row g * S + s is at position s. Keys come first, so that they stay as they lie
+    rows = op("Reshape", op("Mul", by_head(q, heads), const(shape.softmax_scale)), ints(1, kv_heads, -1, size))
+    logits = _transposed(writer, op("MatMul", keys, _transposed(writer, op("CastLike", rows, keys))))
+    logits = capped(writer, op("Cast", logits, to=TensorProto.FLOAT), shape)  # [1, Hk, G S, C]
+    at = op("Reshape", op("Mul", positions, const(np.ones((shape.group, 1)))), ints(-1, 1))
+    token = op("Sub", _count(writer, op("Shape", "past_key", start=2, end=3)), const(1.0))
+    seen = op("LessOrEqual", token, at)  # [G S, C]
+    if shape.windowed:
+        seen = op("And", seen, op("LessOrEqual", first_seen(writer, at), token))
+    weights = op("Softmax", op("Where", seen, logits, const(NEVER)), axis=-1)
+    y = op("Cast", op("MatMul", op("CastLike", weights, values), values), to=TensorProto.FLOAT)
+    y = op("Transpose", op("Reshape", y, ints(1, heads, -1, size)), perm=[0, 2, 1, 3])
+    return [op("Reshape", y, ints(0, 0, heads * size)), keys, values]
 
 
 def _rounded(writer: NodeWriter, shape: AttentionShape, joint: bool) -> tuple[list[str], list[str]]:

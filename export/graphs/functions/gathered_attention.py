@@ -43,7 +43,8 @@ class _Pairs:
         index: the same as int64.
         head: h if the token is old, no sink and in the window, else _NOBODY, as in rows not in use. Float, shaped as
             `place`.
-        young: whether a token is not old, or before the window, bool [C].
+        young: whether a token is not old, bool [C].
+        before: whether it is before the window, bool [C]; empty if no layer has a window.
         position, old, capacity: the new token's position, the number of old tokens, and C; float [1] each.
         rows: R, float [1]: enough for the old tokens, and at least capacity_step / row_tokens.
         row: the row's number, float [C / row_tokens, 1].
@@ -54,6 +55,7 @@ class _Pairs:
     index: str
     head: str
     young: str
+    before: str
     position: str
     old: str
     capacity: str
@@ -112,10 +114,10 @@ def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
     position = op("Cast", "past_length", to=TensorProto.FLOAT)
     old = op("Mul", op("Floor", op("Mul", position, const(1 / PAGE_SIZE))), const(float(PAGE_SIZE)))
     every = op("Reshape", op("Add", op("Mul", row, const(float(row_tokens))), const(np.arange(row_tokens))), ints(-1))
-    young, first = op("LessOrEqual", old, every), ""
+    young, before, first = op("LessOrEqual", old, every), "", ""
     if shape.windowed:
         first = first_seen(writer, position)
-        young = op("Or", young, op("Less", every, first))
+        before = op("Less", every, first)
 
     rows = op("Floor", op("Mul", op("Add", old, const(row_tokens - 0.5)), const(1 / row_tokens)))
     rows = op("Max", rows, const(float(shape.capacity_step // row_tokens)))
@@ -129,7 +131,7 @@ def _pairs(writer: NodeWriter, shape: AttentionShape) -> _Pairs:
     head = op("Where", op("And", choosable, used), head, const(_NOBODY))
     place, head = (op("Reshape", table, ints(-1, shape.row_pairs)) for table in (place, head))
     return _Pairs(
-        place, op("Cast", place, to=TensorProto.INT64), head, young, position, old, capacity, rows, row, first
+        place, op("Cast", place, to=TensorProto.INT64), head, young, before, position, old, capacity, rows, row, first
     )
 
 
@@ -144,7 +146,10 @@ def _scores(writer: NodeWriter, shape: AttentionShape, q: str, keys: str, pairs:
     q = op("CastLike", op("Transpose", q, perm=[0, 1, 3, 2]), keys)
     logits = op("Transpose", op("MatMul", keys, q), perm=[0, 1, 3, 2])
     logits = capped(writer, op("Cast", logits, to=TensorProto.FLOAT), shape)  # [1, Hk, group, C]
-    shares = op("Softmax", op("Where", pairs.young, writer.const(NEVER), logits), axis=-1)
+    logits = op("Where", pairs.young, writer.const(NEVER), logits)
+    if shape.windowed:  # WebGPU has no Or
+        logits = op("Where", pairs.before, writer.const(NEVER), logits)
+    shares = op("Softmax", logits, axis=-1)
     scores = op("ReduceSum", shares, ints(2), keepdims=0) if shape.group > 1 else shares
     return op("Gather", op("Reshape", scores, ints(-1)), pairs.index, axis=0)
 
