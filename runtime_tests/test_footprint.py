@@ -18,8 +18,8 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.cli import main
 from sol_rt.engine import hardware
-from sol_rt.engine.footprint import fitting_context, footprint, usual_contexts
 from sol_rt.evaluation import doctor
+from sol_rt.evaluation.footprint import fitting_context, footprint, usual_contexts
 from sol_rt.ops import library_path
 from sol_rt.store.home import remember_last_export
 

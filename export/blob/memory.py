@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.footprint import fitting_context, footprint
 from sol_rt.engine.hardware import available_memory
 from sol_rt.errors import CheckpointError
+from sol_rt.evaluation.footprint import fitting_context, footprint
 from sol_rt.export.sources.decoder import Decoder
 
 __all__ = ["PIECE_WEIGHTS", "available_memory", "needed_memory", "require_disk", "require_memory", "running_advice"]

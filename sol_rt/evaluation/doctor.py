@@ -133,8 +133,8 @@ def _memory() -> Finding:
 def _model_memory(path: Path) -> Finding:
     """What the default model takes at its longest context, and what fits if that does not."""
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.footprint import fitting_context, footprint
     from sol_rt.engine.hardware import available_memory
+    from sol_rt.evaluation.footprint import fitting_context, footprint
 
     config = Bundle.open(path).config
     longest = config.model.max_context

@@ -17,8 +17,8 @@ from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FORMAT_VERSION, SolConfig
 from sol_rt.bundle.selection import Selection
-from sol_rt.engine.footprint import footprint, usual_contexts
 from sol_rt.engine.hardware import usable_cores
+from sol_rt.evaluation.footprint import footprint, usual_contexts
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:
