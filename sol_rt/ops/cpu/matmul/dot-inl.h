@@ -21,6 +21,7 @@
 #include <cstring>
 
 #include "cpu/matmul/matmul_kernels.h"
+#include "cpu/simd/arm_features-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
@@ -30,7 +31,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 #if HWY_TARGET_IS_NEON
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3], x from -127 to 127. Highway has no such instruction on Arm.
 HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<int8_t> x, hn::Vec128<int32_t> sum) {
-#if HWY_TARGET == HWY_NEON_BF16
+#if SOL_ARM_DOT
   return hn::Vec128<int32_t>(vdotq_s32(sum.raw, codes.raw, x.raw));
 #else
   const int16x8_t low = vmull_s8(vget_low_s8(codes.raw), vget_low_s8(x.raw));
@@ -64,7 +65,7 @@ HWY_INLINE VI JoinShortHalves(DI di, VI coarse, VI fine) {
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3] for codes up to 15.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>,
           class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
-HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
+HWY_INLINE VI DotNibbles([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
 #if SOL_BYTE_PAIRS
   const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
   return hn::Add(sum, hn::WidenMulPairwiseAdd(di, hn::SatWidenMulPairwiseAdd(d16, codes, x), hn::Set(d16, 1)));
