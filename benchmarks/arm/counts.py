@@ -21,7 +21,7 @@ OPS = HERE.parents[1] / "sol_rt" / "ops"
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
 LLAMA = "llama-cpp-python==0.3.36"
-CHANNELS, OUTPUTS, TOKENS = 128, 256, 16  # as in sol_kernels.cc
+CHANNELS, OUTPUTS, TOKENS = 128, 512, 128  # as in sol_kernels.cc
 
 # The emulated processor, what it has, and the flags that llama.cpp is built with for it.
 PROCESSORS = [("cortex-a76", "dot product", "+dotprod+fp16"), ("neoverse-v1", "i8mm", "+dotprod+fp16+i8mm")]

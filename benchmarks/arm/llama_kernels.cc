@@ -29,7 +29,7 @@ SOL_UNREACHED(ggml_gemv_q4_0_8x8_q8_0_generic)
 
 int main(int argc, char** argv) {
   if (argc != 4) return 2;
-  constexpr int kChannels = 128, kOutputs = 256, kTokens = 16;
+  constexpr int kChannels = 128, kOutputs = 512, kTokens = 128;
   Kernel* kernel = nullptr;
   const auto choose = [&](const char* name, Kernel* candidate) {
     if (std::strcmp(argv[1], name) == 0) kernel = candidate;

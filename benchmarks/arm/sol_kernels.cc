@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr size_t kChannels = 128, kOutputs = 256, kTokens = 16, kBlocks = kChannels / sol::kBlock;
+constexpr size_t kChannels = 128, kOutputs = 512, kTokens = 128, kBlocks = kChannels / sol::kBlock;
 
 // Instructions depend on no value, so every array is filled as cheaply as can be.
 template <class T>

@@ -131,7 +131,10 @@ class BlockSum {
 
 // From four vectors with four lanes an output to one vector of outputs in order.
 template <class DI, class VI = hn::Vec<DI>>
-HWY_INLINE VI SumFours(DI di, VI v0, VI v1, VI v2, VI v3) {
+HWY_INLINE VI SumFours([[maybe_unused]] DI di, VI v0, VI v1, VI v2, VI v3) {
+#if HWY_TARGET_IS_NEON
+  return VI(vpaddq_s32(vpaddq_s32(v0.raw, v1.raw), vpaddq_s32(v2.raw, v3.raw)));
+#else
   const hn::Repartition<int64_t, DI> d64;
   constexpr size_t kBlocks = hn::MaxLanes(di) / 4;
   const VI t01 = hn::Add(hn::InterleaveLower(di, v0, v1), hn::InterleaveUpper(di, v0, v1));
@@ -147,12 +150,17 @@ HWY_INLINE VI SumFours(DI di, VI v0, VI v1, VI v2, VI v3) {
     for (size_t o = 0; o < 4 * kBlocks; ++o) order[o] = static_cast<int32_t>(o % kBlocks * 4 + o / kBlocks);
     return hn::TableLookupLanes(sums, hn::SetTableIndices(di, order));
   }
+#endif
 }
 
 // From two vectors with two lanes an output to one vector of outputs in order.
 template <class DI, class VI = hn::Vec<DI>>
-HWY_INLINE VI SumTwos(DI di, VI v0, VI v1) {
+HWY_INLINE VI SumTwos([[maybe_unused]] DI di, VI v0, VI v1) {
+#if HWY_TARGET_IS_NEON
+  return VI(vpaddq_s32(v0.raw, v1.raw));
+#else
   return hn::Add(hn::ConcatEven(di, v1, v0), hn::ConcatOdd(di, v1, v0));
+#endif
 }
 
 // Four rows of packed bytes -> four vectors whose 32-bit lanes hold one byte of each row: lane i of 128-bit block b of
@@ -240,13 +248,27 @@ class Residual {
  private:
   HWY_INLINE hn::Vec<DI> Half(const uint8_t* plane1, const uint8_t* plane2) const {
     const D8 d8;
+    hn::Vec<D8> f0, f1, f2, f3;
+#if HWY_TARGET_IS_NEON
+    if constexpr (kBits == 8) {
+      // Bits of two bytes in one: a byte of even fields, a nibble each, and one of odd fields.
+      const uint8x16_t b = vld1q_u8(plane1), c = vld1q_u8(plane2), b_places = vdupq_n_u8(0xCC);
+      const hn::Vec<D8> even(vbslq_u8(b_places, vshlq_n_u8(b, 2), c)), odd(vbslq_u8(b_places, b, vshrq_n_u8(c, 2)));
+      const auto nibble = hn::Set(d8, uint8_t{0x0F});
+      f0 = hn::And(even, nibble);
+      f1 = hn::And(odd, nibble);
+      f2 = hn::ShiftRight<4>(even);
+      f3 = hn::ShiftRight<4>(odd);
+      return Sums(f0, f1, f2, f3);
+    }
+#endif
     const hn::Repartition<uint16_t, D8> d16;
     const auto b = hn::BitCast(d16, hn::LoadU(d8, plane1));
     const auto b_mask = hn::Set(d8, uint8_t{0x0C});
-    auto f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(b)), b_mask);
-    auto f1 = hn::And(hn::BitCast(d8, b), b_mask);
-    auto f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(b)), b_mask);
-    auto f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(b)), b_mask);
+    f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(b)), b_mask);
+    f1 = hn::And(hn::BitCast(d8, b), b_mask);
+    f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(b)), b_mask);
+    f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(b)), b_mask);
     if constexpr (kBits == 8) {
       const auto c = hn::BitCast(d16, hn::LoadU(d8, plane2));
       const auto c_mask = hn::Set(d8, uint8_t{0x03});
@@ -255,6 +277,10 @@ class Residual {
       f2 = hn::OrAnd(f2, hn::BitCast(d8, hn::ShiftRight<4>(c)), c_mask);
       f3 = hn::OrAnd(f3, hn::BitCast(d8, hn::ShiftRight<6>(c)), c_mask);
     }
+    return Sums(f0, f1, f2, f3);
+  }
+
+  HWY_INLINE hn::Vec<DI> Sums(hn::Vec<D8> f0, hn::Vec<D8> f1, hn::Vec<D8> f2, hn::Vec<D8> f3) const {
     BlockSum<DI, kHalves> sum[kChains];
     sum[0].Add(f0, x_[0]);
     sum[kChains - 1].Add(f1, x_[1]);
@@ -268,15 +294,16 @@ class Residual {
   hn::Vec<DX> x_[4][kHalves];
 };
 
-// Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)).
-template <class DI>
+// Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)). At 4 bits sums come in steps of the
+// whole scale, else of 1/16 of it.
+template <class DI, int kBits>
 class BlockScale {
  public:
   using DF = hn::Rebind<float, DI>;
+  using VF = hn::Vec<DF>;
 
-  // Sums come in steps of 1/16 of the scale, or of the whole scale where `unit` is 16.
-  HWY_INLINE BlockScale(float step, float sum, float center, float unit)
-      : step_(hn::Set(DF(), step * unit)), sum_(hn::Set(DF(), sum)), center_(hn::Set(DF(), -center * sum)) {}
+  HWY_INLINE BlockScale(float step, float sum, float center)
+      : step_(hn::Set(DF(), kBits == 4 ? step * 16.0f : step)), sum_(hn::Set(DF(), sum)), center_(hn::Set(DF(), -center * sum)) {}
 
   HWY_INLINE void Add(hn::Vec<DI> sums, const uint16_t* scale, const uint8_t* zero, float* y) const {
     const DF df;
@@ -286,13 +313,33 @@ class BlockScale {
     const hn::Rebind<uint8_t, DF> d8;
     const auto s = hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, scale)));
     const auto z = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, zero)));
-    auto value = hn::MulAdd(hn::ConvertTo(df, sums), step_, center_);
+    Add(sums, s, z, y);
+  }
+
+#if HWY_TARGET_IS_NEON
+  // The same for four vectors of sums: scales and zero points are read in whole vectors.
+  HWY_INLINE void AddFour(const hn::Vec<DI>* sums, const uint16_t* scale, const uint8_t* zero, float* y) const {
+    const uint8x16_t z8 = vld1q_u8(zero);
+    for (size_t i = 0; i < 2; ++i) {
+      const float16x8_t s = vreinterpretq_f16_u16(vld1q_u16(scale + 8 * i));
+      const uint16x8_t z = i == 0 ? vmovl_u8(vget_low_u8(z8)) : vmovl_high_u8(z8);
+      Add(sums[2 * i], VF(vcvt_f32_f16(vget_low_f16(s))), VF(vcvtq_f32_u32(vmovl_u16(vget_low_u16(z)))), y + 8 * i);
+      Add(sums[2 * i + 1], VF(vcvt_high_f32_f16(s)), VF(vcvtq_f32_u32(vmovl_high_u16(z))), y + 8 * i + 4);
+    }
+  }
+#endif
+
+ private:
+  HWY_INLINE void Add(hn::Vec<DI> sums, VF s, VF z, float* y) const {
+    const DF df;
+    VF value = hn::ConvertTo(df, sums);
+    // Without a center the sum that is added is zero: Arm would copy a register to add to.
+    value = kBits == 4 && HWY_TARGET_IS_NEON ? hn::Mul(value, step_) : hn::MulAdd(value, step_, center_);
     value = hn::NegMulAdd(z, sum_, value);
     hn::StoreU(hn::MulAdd(s, value, hn::LoadU(df, y)), df, y);
   }
 
- private:
-  hn::Vec<DF> step_, sum_, center_;
+  VF step_, sum_, center_;
 };
 
 }  // namespace HWY_NAMESPACE
