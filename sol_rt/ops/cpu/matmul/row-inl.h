@@ -291,8 +291,12 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
   using VI = hn::Vec<decltype(di)>;
   constexpr size_t kHalves = HalvesAt(kBits);
   const auto nibble = hn::Set(d8, uint8_t{0x0F});
+  const uint8_t* base = v.base;
+#if HWY_TARGET_IS_NEON
+  __asm__("" : "+r"(base));  // as one number, not the sum of two for every row
+#endif
   const auto load = [&](QuadRows::Entry row, hn::Vec<D8>(&to)[kVectors]) HWY_ATTR SOL_INTO_STEP {
-    const uint8_t* from = v.base + rows.Offset(row);
+    const uint8_t* from = base + rows.Offset(row);
     if constexpr (kPartial) {
       to[0] = hn::LoadN(d8, from, bytes);
     } else {
@@ -346,15 +350,15 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
     OrderOutputs(di, low[j], high[j], ordered);
     for (size_t p = 0; p < 8; ++p) sums[8 * j + p] = ordered[p];
   }
-  const auto add_residual = [&](size_t p) HWY_ATTR SOL_INTO_STEP {
+  const auto add_residual = [&](const Residual<kBits, D8>& residual, size_t p) HWY_ATTR SOL_INTO_STEP {
     if constexpr (kBits > 4) {
       const size_t at = p * kOutputs;
-      const Residual<kBits, D8> residual(phased, K);
       const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;
       sums[p] = hn::Add(hn::ShiftLeft<4>(sums[p]), residual.Dot(v.plane1 + at * 8, plane2));
     }
   };
 #if HWY_TARGET_IS_NEON
+  const Residual<kBits, D8> residual(phased, K);
   constexpr size_t kGroups = 2 * kVectors, kGroupAhead = kAheadOutputs / kGroups;  // outputs asked for at a time
   for (size_t g = 0; g < kGroups; ++g) {
     if (kAsk && ahead.view.scale != nullptr) {  // bit by bit: a burst would fill the queue of outstanding lines
@@ -364,7 +368,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
       if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kGroupAhead * 8);
       if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kGroupAhead * 8);
     }
-    for (size_t p = 4 * g; p < 4 * g + 4; ++p) add_residual(p);
+    for (size_t p = 4 * g; p < 4 * g + 4; ++p) add_residual(residual, p);
     const size_t at = 4 * g * kOutputs;
     scale.AddFour(sums + 4 * g, v.scale + at, v.zero + at, y + at);
   }
@@ -377,7 +381,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
       if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kOutputs * 8);
       if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kOutputs * 8);
     }
-    add_residual(p);
+    add_residual(Residual<kBits, D8>(phased, K), p);
     scale.Add(sums[p], v.scale + at, v.zero + at, y + at);
   }
 #endif
