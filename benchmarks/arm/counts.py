@@ -2,9 +2,9 @@
 
     python benchmarks/arm/counts.py [--llama FOLDER] [--keep FOLDER]
 
-Cross-builds both (Debian's g++-aarch64-linux-gnu, libhwy-dev) and counts executed instructions with qemu-user, one block of code at a time. A count is
-the difference between two calls of a kernel and one. llama.cpp comes from the source package of llama-cpp-python, downloaded with pip unless --llama
-names its unpacked folder. Prints Markdown.
+Cross-builds both (Debian's g++-aarch64-linux-gnu, libhwy-dev) and counts executed instructions with qemu-user, one
+a block of code. A count is the difference between two calls of a kernel and one. llama.cpp comes from the source
+package of llama-cpp-python, downloaded with pip unless --llama names its unpacked folder. Prints Markdown.
 """
 
 from __future__ import annotations
