@@ -21,7 +21,7 @@ OPS = HERE.parents[1] / "sol_rt" / "ops"
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
 LLAMA = "llama-cpp-python==0.3.36"
-CHANNELS, OUTPUTS, TOKENS = 128, 512, 128  # as in sol_kernels.cc
+CHANNELS, OUTPUTS, TILE, TOKENS = 128, 512, 64, 128  # as in sol_kernels.cc
 
 # The emulated processor, what it has, and the flags that llama.cpp is built with for it.
 PROCESSORS = [("cortex-a76", "dot product", "+dotprod+fp16"), ("neoverse-v1", "i8mm", "+dotprod+fp16+i8mm")]
@@ -83,8 +83,8 @@ def per_product(processor: str, program: Path, kernel: str, bits: int) -> float 
     twice = executed(processor, program, kernel, str(bits), "2")
     if once is None or twice is None:
         return None
-    tokens = TOKENS if kernel.startswith(("tile", "gemm")) else 1
-    return (twice - once) / (CHANNELS * OUTPUTS * tokens)
+    products = TILE * TOKENS if kernel.startswith(("tile", "gemm")) else OUTPUTS
+    return (twice - once) / (CHANNELS * products)
 
 
 def best_of_llama(processor: str, program: Path, kind: str, bits: int) -> tuple[float, str]:

@@ -1,13 +1,14 @@
 // Calls one of our kernels some times, for counts.py to count the instructions:   sol_kernels KERNEL BITS CALLS
+// Without arguments times every kernel on the processor that runs it, with weights from its caches, by one thread.
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
-#include <vector>
 
 #include "cpu/matmul/matmul_kernels.h"
 #include "cpu/simd/target.h"
+#include "timing.h"
 
 namespace {
 
@@ -21,51 +22,63 @@ T* Filled(size_t count, int byte) {
   return static_cast<T*>(memory);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc == 1) {
-    std::puts(sol::BestTargetName());
-    return 0;
+struct Product {
+  explicit Product(int bits) {
+    w.bits = bits;
+    w.K = kChannels;
+    w.N = kOutputs;
+    w.base = Filled<uint8_t>(kChannels * kOutputs / 2, 0x5A);
+    w.scale = Filled<uint16_t>(kBlocks * kOutputs, 0x2C);
+    w.zero = Filled<uint8_t>(kBlocks * kOutputs, 120);
+    if (bits > 4) w.plane1 = Filled<uint8_t>(kChannels * kOutputs / 4, 0x5A);
+    if (bits > 6) w.plane2 = Filled<uint8_t>(kChannels * kOutputs / 4, 0x5A);
+    x.halves = w.Halves();
+    const size_t codes = kTokens * x.halves * kChannels;
+    x.natural = Filled<int8_t>(codes, 1);
+    x.even_odd = Filled<int8_t>(codes, 1);
+    x.phased = Filled<int8_t>(codes, 1);
+    x.step = Filled<float>(kTokens * kBlocks, 0x3C);
+    x.sum = Filled<float>(kTokens * kBlocks, 0x3C);
+    active.rows = Filled<uint8_t>(kChannels + sol::ActiveQuads::kSlack, 0);
+    active.codes = Filled<int8_t>(x.halves * (kChannels + sol::ActiveQuads::kSlack), 0);
+    active.begin = Filled<uint32_t>(kBlocks + 1, 0);
+    kernels.list_active(x, kChannels, active);
+    y = Filled<float>(kTokens * kOutputs, 0);
   }
-  if (argc != 4) return 2;
-  const std::string kernel = argv[1];
-  const int calls = std::atoi(argv[3]);
-  sol::Nested w;
-  w.bits = std::atoi(argv[2]);
-  w.K = kChannels;
-  w.N = kOutputs;
-  w.base = Filled<uint8_t>(kChannels * kOutputs / 2, 0x5A);
-  w.scale = Filled<uint16_t>(kBlocks * kOutputs, 0x2C);
-  w.zero = Filled<uint8_t>(kBlocks * kOutputs, 120);
-  if (w.bits > 4) w.plane1 = Filled<uint8_t>(kChannels * kOutputs / 4, 0x5A);
-  if (w.bits > 6) w.plane2 = Filled<uint8_t>(kChannels * kOutputs / 4, 0x5A);
 
-  const size_t halves = w.Halves(), codes = kTokens * halves * kChannels;
-  sol::Activations x;
-  x.halves = halves;
-  x.natural = Filled<int8_t>(codes, 1);
-  x.even_odd = Filled<int8_t>(codes, 1);
-  x.phased = Filled<int8_t>(codes, 1);
-  x.step = Filled<float>(kTokens * kBlocks, 0x3C);
-  x.sum = Filled<float>(kTokens * kBlocks, 0x3C);
-  sol::ActiveQuads active;
-  active.rows = Filled<uint8_t>(kChannels + sol::ActiveQuads::kSlack, 0);
-  active.codes = Filled<int8_t>(halves * (kChannels + sol::ActiveQuads::kSlack), 0);
-  active.begin = Filled<uint32_t>(kBlocks + 1, 0);
-  const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
-  kernels.list_active(x, kChannels, active);
-  float* y = Filled<float>(kTokens * kOutputs, 0);
-
-  for (int i = 0; i < calls; ++i) {
+  void Call(const std::string& kernel) {
     if (kernel == "row_block_major") {
       kernels.row_block_major(w, x, 0, kOutputs, y);
     } else if (kernel == "row_channel_major") {
       kernels.row_channel_major(w, x, active, 0, kBlocks, 0, kOutputs, y);
     } else {
-      const auto tile = kernel == "tile_block_major" ? kernels.tile_block_major : kernels.tile_channel_major;
-      for (size_t n = 0; n < kOutputs; n += sol::kTile) tile(w, x, 0, kTokens, n, y);
+      (kernel == "tile_block_major" ? kernels.tile_block_major : kernels.tile_channel_major)(w, x, 0, kTokens, 0, y);
     }
   }
+
+  const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
+  sol::Nested w;
+  sol::Activations x;
+  sol::ActiveQuads active;
+  float* y;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 1) {
+    std::printf("| %s | bits | weights a nanosecond |\n|---|--:|--:|\n", sol::BestTargetName());
+    for (const int bits : {4, 6, 8}) {
+      Product product(bits);
+      for (const char* kernel : {"row_block_major", "row_channel_major", "tile_block_major", "tile_channel_major"}) {
+        const bool row = std::strncmp(kernel, "row", 3) == 0;
+        TimeKernel(kernel, bits, static_cast<double>(kChannels * (row ? kOutputs : sol::kTile * kTokens)), [&] { product.Call(kernel); });
+      }
+    }
+    return 0;
+  }
+  if (argc != 4) return 2;
+  Product product(std::atoi(argv[2]));
+  for (int i = 0; i < std::atoi(argv[3]); ++i) product.Call(argv[1]);
   return 0;
 }

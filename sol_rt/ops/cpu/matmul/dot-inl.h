@@ -107,6 +107,13 @@ class BlockSum {
     }
   }
 
+#if SOL_ARM_I8MM
+  // Of codes of up to 255. Not to be mixed with what ShortTotal needs.
+  HWY_INLINE void AddBytes(VU codes, const VX (&x)[kHalves]) {
+    for (size_t h = 0; h < kHalves; ++h) sums_[h] = VI(vusdotq_s32(sums_[h].raw, codes.raw, x[h].raw));
+  }
+#endif
+
   HWY_INLINE VI Total() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinHalves(di, coarse, fine); }); }
 
   // After at most four calls of Add, whose 16 products a lane fit in 16 bits.

@@ -290,7 +290,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
   const hn::Repartition<int8_t, D8> dx;
   using VI = hn::Vec<decltype(di)>;
   constexpr size_t kHalves = HalvesAt(kBits);
-  const auto nibble = hn::Set(d8, uint8_t{0x0F});
+  [[maybe_unused]] const auto nibble = hn::Set(d8, uint8_t{0x0F});
   const uint8_t* base = v.base;
 #if HWY_TARGET_IS_NEON
   __asm__("" : "+r"(base));  // as one number, not the sum of two for every row
@@ -330,7 +330,11 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
       for (size_t j = 0; j < kVectors; ++j) {
         hn::Vec<D8> q[4];
         InterleaveRows(d8, r[0][j], r[1][j], r[2][j], r[3][j], q[0], q[1], q[2], q[3]);
+#if SOL_ARM_I8MM
+        for (size_t i = 0; i < kEach; ++i) even[j][i].AddBytes(q[kFirst + i], x);  // with 16 times the high nibbles, for now
+#else
         for (size_t i = 0; i < kEach; ++i) even[j][i].Add(hn::And(q[kFirst + i], nibble), x);
+#endif
         for (size_t i = 0; i < kEach; ++i) odd[j][i].Add(hn::ShiftRight<4>(q[kFirst + i]), x);
       }
     }
@@ -338,6 +342,9 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
       for (size_t i = 0; i < kEach; ++i) {
         low[j][kFirst + i] = even[j][i].Total();
         high[j][kFirst + i] = odd[j][i].Total();
+#if SOL_ARM_I8MM
+        low[j][kFirst + i] = hn::Sub(low[j][kFirst + i], hn::ShiftLeft<4>(high[j][kFirst + i]));
+#endif
       }
     }
   };

@@ -484,7 +484,7 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
   const hn::Rebind<float, DI> df;
   constexpr size_t kLanes = hn::MaxLanes(di);
   // As many sums as the registers hold; level 6 has two for each where bytes are multiplied in pairs.
-  constexpr size_t kVectors = (kLanes >= 16 || (HWY_TARGET_IS_NEON && !SOL_ARM_I8MM) ? 4 : 2) / (SOL_BYTE_PAIRS && kBits == 6 ? 2 : 1);
+  constexpr size_t kVectors = (kLanes >= 16 ? 4 : 2) / (SOL_BYTE_PAIRS && kBits == 6 ? 2 : 1);
   const BlockProducts<kBits, kTokens, kVectors, DI> products(x, K);
 #if HWY_TARGET_IS_NEON
   // A lane a token: Arm multiplies by one lane.
