@@ -20,7 +20,11 @@ TARGET = OPS / "cpu" / "simd" / "target.cc"
 def _fuses() -> bool:
     """Whether this processor has fused multiply-add, as Arm does."""
     info = Path("/proc/cpuinfo")
-    return shutil.which("g++") is not None and info.exists() and " fma " in info.read_text(encoding="utf-8")
+    return (
+        shutil.which("g++") is not None
+        and info.exists()
+        and {"fma", "avx2", "aes"} <= set(info.read_text(encoding="utf-8").split())
+    )
 
 
 pytestmark = [
