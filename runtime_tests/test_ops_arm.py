@@ -16,6 +16,17 @@ TESTS = Path(__file__).parent
 OPS = TESTS.parent / "sol_rt" / "ops"
 TARGET = OPS / "cpu" / "simd" / "target.cc"
 
+
+def _fuses() -> bool:
+    """Whether this processor has fused multiply-add, as Arm does."""
+    info = Path("/proc/cpuinfo")
+    return (
+        shutil.which("g++") is not None
+        and info.exists()
+        and {"fma", "avx2", "aes"} <= set(info.read_text(encoding="utf-8").split())
+    )
+
+
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no cross compiler (aarch64-linux-gnu-g++)"),
     pytest.mark.skipif(EMULATOR is None, reason="no emulator (qemu-aarch64)"),
@@ -43,18 +54,40 @@ def check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return program
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processor", "mask", "target"),
-    [("max", None, "NEON_BF16"), ("cortex-a76", None, "NEON"), ("cortex-a76", 1 << 29, "NEON_WITHOUT_AES")],
-)
-def test_arithmetic_on_arm(check: Path, processor: str, mask: int | None, target: str) -> None:
-    environment = dict(os.environ)
-    environment.pop("SOL_RT_SIMD_TARGETS", None)
-    if mask is not None:
-        environment["SOL_RT_SIMD_TARGETS"] = str(mask)
-    result = subprocess.run(
-        [str(EMULATOR), "-cpu", processor, str(check)], env=environment, capture_output=True, text=True
-    )
+PROCESSORS = [
+    ("cortex-a57", "NEON_WITHOUT_AES"),
+    ("cortex-a76", "NEON_DOT"),
+    ("neoverse-v1", "NEON_I8MM"),
+    ("max", "NEON_I8MM"),
+]
+
+
+def run(command: list[str]) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "SOL_RT_SIMD_TARGETS"}
+    result = subprocess.run([*command, "bits"], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.split() == [target]
+    return result.stdout.split()
+
+
+@pytest.mark.slow
+def test_arithmetic_on_arm(check: Path) -> None:
+    outputs = set()
+    for processor, target in PROCESSORS:
+        name, *bits = run([str(EMULATOR), "-cpu", processor, str(check)])
+        assert name == target, processor
+        outputs.add(tuple(bits))
+    assert len(outputs) == 1, "the bits of products depend on the processor"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _fuses(), reason="this processor rounds between a product and a sum")
+@pytest.mark.parametrize("check", ["matmul"], indirect=True)
+def test_products_on_arm_have_the_bits_of_this_processor(check: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    sources = [TESTS / "native" / "check_matmul_kernels.cc", OPS / "cpu" / "matmul" / "matmul_kernels.cc", TARGET]
+    flags = ["-std=c++17", "-O2", "-DNDEBUG", "-pthread", "-march=native", "-DHWY_COMPILE_ONLY_STATIC"]
+    built = subprocess.run(
+        ["g++", *flags, f"-I{OPS}", *map(str, sources), "-o", str(here)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr[-3000:]
+    assert run([str(EMULATOR), "-cpu", "neoverse-v1", str(check)])[1:] == run([str(here)])[1:]

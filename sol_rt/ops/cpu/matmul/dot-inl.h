@@ -21,6 +21,7 @@
 #include <cstring>
 
 #include "cpu/matmul/matmul_kernels.h"
+#include "cpu/simd/arm_features-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
@@ -30,7 +31,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 #if HWY_TARGET_IS_NEON
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3], x from -127 to 127. Highway has no such instruction on Arm.
 HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<int8_t> x, hn::Vec128<int32_t> sum) {
-#if HWY_TARGET == HWY_NEON_BF16
+#if SOL_ARM_DOT
   return hn::Vec128<int32_t>(vdotq_s32(sum.raw, codes.raw, x.raw));
 #else
   const int16x8_t low = vmull_s8(vget_low_s8(codes.raw), vget_low_s8(x.raw));
@@ -64,7 +65,7 @@ HWY_INLINE VI JoinShortHalves(DI di, VI coarse, VI fine) {
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3] for codes up to 15.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>,
           class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
-HWY_INLINE VI DotNibbles(DI di, VU codes, VX x, VI sum) {
+HWY_INLINE VI DotNibbles([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
 #if SOL_BYTE_PAIRS
   const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
   return hn::Add(sum, hn::WidenMulPairwiseAdd(di, hn::SatWidenMulPairwiseAdd(d16, codes, x), hn::Set(d16, 1)));
@@ -106,6 +107,13 @@ class BlockSum {
     }
   }
 
+#if SOL_ARM_I8MM
+  // Of codes of up to 255. Not to be mixed with what ShortTotal needs.
+  HWY_INLINE void AddBytes(VU codes, const VX (&x)[kHalves]) {
+    for (size_t h = 0; h < kHalves; ++h) sums_[h] = VI(vusdotq_s32(sums_[h].raw, codes.raw, x[h].raw));
+  }
+#endif
+
   HWY_INLINE VI Total() const { return Join([](DI di, VI coarse, VI fine) HWY_ATTR { return JoinHalves(di, coarse, fine); }); }
 
   // After at most four calls of Add, whose 16 products a lane fit in 16 bits.
@@ -130,7 +138,10 @@ class BlockSum {
 
 // From four vectors with four lanes an output to one vector of outputs in order.
 template <class DI, class VI = hn::Vec<DI>>
-HWY_INLINE VI SumFours(DI di, VI v0, VI v1, VI v2, VI v3) {
+HWY_INLINE VI SumFours([[maybe_unused]] DI di, VI v0, VI v1, VI v2, VI v3) {
+#if HWY_TARGET_IS_NEON
+  return VI(vpaddq_s32(vpaddq_s32(v0.raw, v1.raw), vpaddq_s32(v2.raw, v3.raw)));
+#else
   const hn::Repartition<int64_t, DI> d64;
   constexpr size_t kBlocks = hn::MaxLanes(di) / 4;
   const VI t01 = hn::Add(hn::InterleaveLower(di, v0, v1), hn::InterleaveUpper(di, v0, v1));
@@ -146,12 +157,17 @@ HWY_INLINE VI SumFours(DI di, VI v0, VI v1, VI v2, VI v3) {
     for (size_t o = 0; o < 4 * kBlocks; ++o) order[o] = static_cast<int32_t>(o % kBlocks * 4 + o / kBlocks);
     return hn::TableLookupLanes(sums, hn::SetTableIndices(di, order));
   }
+#endif
 }
 
 // From two vectors with two lanes an output to one vector of outputs in order.
 template <class DI, class VI = hn::Vec<DI>>
-HWY_INLINE VI SumTwos(DI di, VI v0, VI v1) {
+HWY_INLINE VI SumTwos([[maybe_unused]] DI di, VI v0, VI v1) {
+#if HWY_TARGET_IS_NEON
+  return VI(vpaddq_s32(v0.raw, v1.raw));
+#else
   return hn::Add(hn::ConcatEven(di, v1, v0), hn::ConcatOdd(di, v1, v0));
+#endif
 }
 
 // Four rows of packed bytes -> four vectors whose 32-bit lanes hold one byte of each row: lane i of 128-bit block b of
@@ -239,13 +255,27 @@ class Residual {
  private:
   HWY_INLINE hn::Vec<DI> Half(const uint8_t* plane1, const uint8_t* plane2) const {
     const D8 d8;
+    hn::Vec<D8> f0, f1, f2, f3;
+#if HWY_TARGET_IS_NEON
+    if constexpr (kBits == 8) {
+      // Bits of two bytes in one: a byte of even fields, a nibble each, and one of odd fields.
+      const uint8x16_t b = vld1q_u8(plane1), c = vld1q_u8(plane2), b_places = vdupq_n_u8(0xCC);
+      const hn::Vec<D8> even(vbslq_u8(b_places, vshlq_n_u8(b, 2), c)), odd(vbslq_u8(b_places, b, vshrq_n_u8(c, 2)));
+      const auto nibble = hn::Set(d8, uint8_t{0x0F});
+      f0 = hn::And(even, nibble);
+      f1 = hn::And(odd, nibble);
+      f2 = hn::ShiftRight<4>(even);
+      f3 = hn::ShiftRight<4>(odd);
+      return Sums(f0, f1, f2, f3);
+    }
+#endif
     const hn::Repartition<uint16_t, D8> d16;
     const auto b = hn::BitCast(d16, hn::LoadU(d8, plane1));
     const auto b_mask = hn::Set(d8, uint8_t{0x0C});
-    auto f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(b)), b_mask);
-    auto f1 = hn::And(hn::BitCast(d8, b), b_mask);
-    auto f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(b)), b_mask);
-    auto f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(b)), b_mask);
+    f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(b)), b_mask);
+    f1 = hn::And(hn::BitCast(d8, b), b_mask);
+    f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(b)), b_mask);
+    f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(b)), b_mask);
     if constexpr (kBits == 8) {
       const auto c = hn::BitCast(d16, hn::LoadU(d8, plane2));
       const auto c_mask = hn::Set(d8, uint8_t{0x03});
@@ -254,6 +284,10 @@ class Residual {
       f2 = hn::OrAnd(f2, hn::BitCast(d8, hn::ShiftRight<4>(c)), c_mask);
       f3 = hn::OrAnd(f3, hn::BitCast(d8, hn::ShiftRight<6>(c)), c_mask);
     }
+    return Sums(f0, f1, f2, f3);
+  }
+
+  HWY_INLINE hn::Vec<DI> Sums(hn::Vec<D8> f0, hn::Vec<D8> f1, hn::Vec<D8> f2, hn::Vec<D8> f3) const {
     BlockSum<DI, kHalves> sum[kChains];
     sum[0].Add(f0, x_[0]);
     sum[kChains - 1].Add(f1, x_[1]);
@@ -267,15 +301,16 @@ class Residual {
   hn::Vec<DX> x_[4][kHalves];
 };
 
-// Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)).
-template <class DI>
+// Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)). At 4 bits sums come in steps of the
+// whole scale, else of 1/16 of it.
+template <class DI, int kBits>
 class BlockScale {
  public:
   using DF = hn::Rebind<float, DI>;
+  using VF = hn::Vec<DF>;
 
-  // Sums come in steps of 1/16 of the scale, or of the whole scale where `unit` is 16.
-  HWY_INLINE BlockScale(float step, float sum, float center, float unit)
-      : step_(hn::Set(DF(), step * unit)), sum_(hn::Set(DF(), sum)), center_(hn::Set(DF(), -center * sum)) {}
+  HWY_INLINE BlockScale(float step, float sum, float center)
+      : step_(hn::Set(DF(), kBits == 4 ? step * 16.0f : step)), sum_(hn::Set(DF(), sum)), center_(hn::Set(DF(), -center * sum)) {}
 
   HWY_INLINE void Add(hn::Vec<DI> sums, const uint16_t* scale, const uint8_t* zero, float* y) const {
     const DF df;
@@ -285,13 +320,33 @@ class BlockScale {
     const hn::Rebind<uint8_t, DF> d8;
     const auto s = hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, scale)));
     const auto z = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, zero)));
-    auto value = hn::MulAdd(hn::ConvertTo(df, sums), step_, center_);
+    Add(sums, s, z, y);
+  }
+
+#if HWY_TARGET_IS_NEON
+  // The same for four vectors of sums: scales and zero points are read in whole vectors.
+  HWY_INLINE void AddFour(const hn::Vec<DI>* sums, const uint16_t* scale, const uint8_t* zero, float* y) const {
+    const uint8x16_t z8 = vld1q_u8(zero);
+    for (size_t i = 0; i < 2; ++i) {
+      const float16x8_t s = vreinterpretq_f16_u16(vld1q_u16(scale + 8 * i));
+      const uint16x8_t z = i == 0 ? vmovl_u8(vget_low_u8(z8)) : vmovl_high_u8(z8);
+      Add(sums[2 * i], VF(vcvt_f32_f16(vget_low_f16(s))), VF(vcvtq_f32_u32(vmovl_u16(vget_low_u16(z)))), y + 8 * i);
+      Add(sums[2 * i + 1], VF(vcvt_high_f32_f16(s)), VF(vcvtq_f32_u32(vmovl_high_u16(z))), y + 8 * i + 4);
+    }
+  }
+#endif
+
+ private:
+  HWY_INLINE void Add(hn::Vec<DI> sums, VF s, VF z, float* y) const {
+    const DF df;
+    VF value = hn::ConvertTo(df, sums);
+    // Without a center the sum that is added is zero: Arm would copy a register to add to.
+    value = kBits == 4 && HWY_TARGET_IS_NEON ? hn::Mul(value, step_) : hn::MulAdd(value, step_, center_);
     value = hn::NegMulAdd(z, sum_, value);
     hn::StoreU(hn::MulAdd(s, value, hn::LoadU(df, y)), df, y);
   }
 
- private:
-  hn::Vec<DF> step_, sum_, center_;
+  VF step_, sum_, center_;
 };
 
 }  // namespace HWY_NAMESPACE

@@ -58,7 +58,7 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
 constexpr size_t kBytesAhead = 8192;  // of prefetching in a block-major matrix
 
 template <int kBits>
-HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t begin, size_t end, float* y) {
+HWY_INLINE void RowBlockMajorBits(Nested w, const Activations& x, size_t begin, size_t end, float* y) {
   const hn::ScalableTag<uint8_t> d8;
   using D8 = decltype(d8);
   const hn::Repartition<int32_t, D8> di;
@@ -73,14 +73,14 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
   constexpr size_t kOutputBytes = 16 + 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
   const size_t ahead = std::min(width, kBytesAhead / kOutputBytes);
   const bool first_level = AsksFirstLevel();
-  const auto prefetch = [&](size_t b, size_t n) HWY_ATTR {
+  const auto prefetch = [&](size_t b, size_t n, size_t outputs) HWY_ATTR __attribute__((always_inline)) {
     size_t at = b * w.N + n + ahead;
     if (n + ahead >= end) at = b + 1 < blocks ? at + w.N - width : n + ahead;
-    PrefetchLines(w.base + at * 16, kOutputs * 16, first_level);
-    PrefetchLines(w.scale + at, kOutputs * 2, first_level);
-    PrefetchLines(w.zero + at, kOutputs, first_level);
-    if constexpr (kBits > 4) PrefetchLines(w.plane1 + at * 8, kOutputs * 8, first_level);
-    if constexpr (kBits > 6) PrefetchLines(w.plane2 + at * 8, kOutputs * 8, first_level);
+    PrefetchLines(w.base + at * 16, outputs * 16, first_level);
+    PrefetchLines(w.scale + at, outputs * 2, first_level);
+    PrefetchLines(w.zero + at, outputs, first_level);
+    if constexpr (kBits > 4) PrefetchLines(w.plane1 + at * 8, outputs * 8, first_level);
+    if constexpr (kBits > 6) PrefetchLines(w.plane2 + at * 8, outputs * 8, first_level);
   };
 
   std::fill(y + begin, y + end, 0.0f);
@@ -90,7 +90,7 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
       even[h] = hn::LoadDup128(dx, x.even_odd + h * w.K + b * kBlock);
       odd[h] = hn::LoadDup128(dx, x.even_odd + h * w.K + b * kBlock + 16);
     }
-    const BlockScale<decltype(di)> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
+    const BlockScale<decltype(di), kBits> scale(x.step[b], x.sum[b], w.Center());
     const auto quarter = [&](const uint8_t* base) HWY_ATTR {
       const auto packed = hn::LoadU(d8, base);
       BlockSum<decltype(di), kHalves> sum;
@@ -102,18 +102,27 @@ HWY_INLINE void RowBlockMajorBits(const Nested& w, const Activations& x, size_t 
       return SumFours(di, quarter(base), quarter(base + kBytes), quarter(base + 2 * kBytes), quarter(base + 3 * kBytes));
     };
     const Residual<kBits, D8> residual(kBits > 4 ? x.phased + b * kBlock : nullptr, w.K);
-    // Inlined into its two callers, so that the activations stay in registers.
+    // Inlined into their callers, so that the activations stay in registers.
+    const auto total = [&](const BlockView& v, size_t at) HWY_ATTR __attribute__((always_inline)) {
+      const auto sums = dot(v.base + at * 16);
+      if constexpr (kBits == 4) return sums;
+      return hn::Add(hn::ShiftLeft<4>(sums), residual.Dot(v.plane1 + at * 8, kBits > 6 ? v.plane2 + at * 8 : nullptr));
+    };
     const auto step = [&](const BlockView& v, float* to) HWY_ATTR __attribute__((always_inline)) {
-      auto sums = dot(v.base);
-      if constexpr (kBits > 4) {
-        sums = hn::Add(hn::ShiftLeft<4>(sums), residual.Dot(v.plane1, v.plane2));
-      }
-      scale.Add(sums, v.scale, v.zero, to);
+      scale.Add(total(v, 0), v.scale, v.zero, to);
     };
 
     size_t n = begin;
+#if HWY_TARGET_IS_NEON
+    for (; n + 4 * kOutputs <= end; n += 4 * kOutputs) {
+      prefetch(b, n, 4 * kOutputs);
+      const BlockView v = ViewAt<kBits>(w, w.base + (b * w.N + n) * 16, b, n);
+      const hn::Vec<decltype(di)> sums[4] = {total(v, 0), total(v, kOutputs), total(v, 2 * kOutputs), total(v, 3 * kOutputs)};
+      scale.AddFour(sums, v.scale, v.zero, y + n);
+    }
+#endif
     for (; n + kOutputs <= end; n += kOutputs) {
-      prefetch(b, n);
+      prefetch(b, n, kOutputs);
       step(ViewAt<kBits>(w, w.base + (b * w.N + n) * 16, b, n), y + n);
     }
     if (n < end) {
@@ -140,6 +149,14 @@ inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, s
   RowBlockMajorBits<8>(w, x, begin, end, y);
 }
 
+// Of the parts of a step. Called, they would keep its sums in memory.
+#undef SOL_INTO_STEP
+#if HWY_TARGET_IS_NEON
+#define SOL_INTO_STEP __attribute__((always_inline))
+#else
+#define SOL_INTO_STEP
+#endif
+
 // The quads of one block, see ActiveQuads.
 struct BlockQuads {
   BlockQuads(const ActiveQuads& active, size_t K, size_t b)
@@ -158,6 +175,9 @@ struct StepAhead {
   const uint8_t* row;
   const uint8_t* end;
 };
+
+// Outputs of a channel-major matrix that are asked for at a time: as many as a step computes, on Arm a line of every row.
+constexpr size_t kAheadOutputs = HWY_TARGET_IS_NEON ? 128 : 2 * HWY_LANES(uint8_t);
 
 // Runs a constant number of bytes ahead of the steps over a range of blocks, `step` outputs at a time.
 template <int kBits>
@@ -224,105 +244,198 @@ class AheadCursor {
   size_t begin_, end_, step_, n_;
 };
 
-// One block of a channel-major matrix for 2 * lanes(D8) outputs. `base` points at the outputs' byte in the block's first
-// row; with kPartial only `bytes` bytes of a row are the outputs' own.
-template <int kBits, bool kPartial, class D8>
-HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, size_t stride, size_t bytes, BlockQuads quads, StepAhead ahead,
-                                 const int8_t* phased, size_t K, const BlockScale<hn::Repartition<int32_t, D8>>& scale,
+// The rows of a block's quads. On Arm as distances from the block's first row: its loads add such a number to an address, but multiply none.
+class QuadRows {
+ public:
+  QuadRows(const BlockQuads& quads, size_t stride) : stride_(stride) {
+#if HWY_TARGET_IS_NEON
+    Entry* to = offsets_;
+    for (const uint8_t* row = quads.row; row != quads.end; ++row) *to++ = *row * stride;
+    end_ = to;
+#else
+    begin_ = quads.row;
+    end_ = quads.end;
+#endif
+  }
+
+#if HWY_TARGET_IS_NEON
+  using Entry = size_t;
+  HWY_INLINE const Entry* begin() const { return offsets_; }
+  HWY_INLINE size_t Offset(Entry entry) const { return entry; }
+#else
+  using Entry = uint8_t;
+  HWY_INLINE const Entry* begin() const { return begin_; }
+  HWY_INLINE size_t Offset(Entry entry) const { return entry * stride_; }
+#endif
+  HWY_INLINE const Entry* end() const { return end_; }
+  HWY_INLINE size_t Stride() const { return stride_; }
+
+ private:
+  const size_t stride_;
+  const Entry* end_;
+#if HWY_TARGET_IS_NEON
+  Entry offsets_[kBlock];
+#else
+  const Entry* begin_;
+#endif
+};
+
+// One block of a channel-major matrix for 2 * kVectors * lanes(D8) outputs. `base` points at the outputs' byte in the block's first
+// row; with kPartial only `bytes` bytes of a row are the outputs' own. Asks for `ahead` where kAsk says so.
+template <int kBits, bool kPartial, bool kAsk, size_t kVectors, class D8>
+HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows, size_t bytes, const BlockQuads& quads, StepAhead ahead,
+                                 const int8_t* phased, size_t K, const BlockScale<hn::Repartition<int32_t, D8>, kBits>& scale,
                                  float* y) {
   const hn::Repartition<int32_t, D8> di;
   const hn::Repartition<int8_t, D8> dx;
   using VI = hn::Vec<decltype(di)>;
   constexpr size_t kHalves = HalvesAt(kBits);
-  const auto nibble = hn::Set(d8, uint8_t{0x0F});
-  const auto load = [&](size_t row) HWY_ATTR {
-    const uint8_t* from = v.base + row * stride;
-    if constexpr (kPartial) return hn::LoadN(d8, from, bytes);
-    return hn::LoadU(d8, from);
+  [[maybe_unused]] const auto nibble = hn::Set(d8, uint8_t{0x0F});
+  const uint8_t* base = v.base;
+#if HWY_TARGET_IS_NEON
+  __asm__("" : "+r"(base));  // as one number, not the sum of two for every row
+#endif
+  const auto load = [&](QuadRows::Entry row, hn::Vec<D8>(&to)[kVectors]) HWY_ATTR SOL_INTO_STEP {
+    const uint8_t* from = base + rows.Offset(row);
+    if constexpr (kPartial) {
+      to[0] = hn::LoadN(d8, from, bytes);
+    } else {
+#if HWY_TARGET_IS_NEON
+      __asm__("" : "+r"(from));  // as one address, so that one instruction loads two vectors
+#endif
+      for (size_t j = 0; j < kVectors; ++j) to[j] = hn::LoadU(d8, from + j * hn::MaxLanes(d8));
+    }
   };
   const bool first_level = AsksFirstLevel();
-  const auto ask = [&]() HWY_ATTR {
-    for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * stride, first_level);
+  const auto ask = [&]() HWY_ATTR SOL_INTO_STEP {
+    for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * rows.Stride(), first_level);
     ahead.row += 4;
   };
   // Two halves of activations take twice the sums, more than AVX2 has registers: some of the outputs first, then the others.
   constexpr size_t kPasses = SOL_BYTE_PAIRS && HWY_TARGET > HWY_AVX3 && kHalves == 2 ? 2 : 1, kEach = 4 / kPasses;
-  VI low[4], high[4], sums[8];
-  const auto multiply = [&](auto pass) HWY_ATTR {
+  VI low[kVectors][4], high[kVectors][4], sums[kVectors * 8];
+  const auto multiply = [&](auto pass) HWY_ATTR SOL_INTO_STEP {
     constexpr size_t kFirst = decltype(pass)::value * kEach;
-    BlockSum<decltype(di), kHalves> even[kEach], odd[kEach];
+    BlockSum<decltype(di), kHalves> even[kVectors][kEach], odd[kVectors][kEach];
     const int8_t* code = quads.code;
-    for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
-      if (ahead.row != ahead.end) ask();
+    for (const QuadRows::Entry *row = rows.begin(), *end = rows.end(); row != end; row += 4, code += 4) {
+      if (kAsk && ahead.row != ahead.end) ask();
       hn::Vec<decltype(dx)> x[kHalves];
       for (size_t h = 0; h < kHalves; ++h) {
         int32_t codes;
         std::memcpy(&codes, code + h * quads.stride, sizeof(codes));
         x[h] = hn::BitCast(dx, hn::Set(di, codes));
       }
-      hn::Vec<D8> q[4];
-      InterleaveRows(d8, load(row[0]), load(row[1]), load(row[2]), load(row[3]), q[0], q[1], q[2], q[3]);
-      for (size_t i = 0; i < kEach; ++i) even[i].Add(hn::And(q[kFirst + i], nibble), x);
-      for (size_t i = 0; i < kEach; ++i) odd[i].Add(hn::ShiftRight<4>(q[kFirst + i]), x);
+      hn::Vec<D8> r[4][kVectors];
+      for (size_t i = 0; i < 4; ++i) load(row[i], r[i]);
+      for (size_t j = 0; j < kVectors; ++j) {
+        hn::Vec<D8> q[4];
+        InterleaveRows(d8, r[0][j], r[1][j], r[2][j], r[3][j], q[0], q[1], q[2], q[3]);
+#if SOL_ARM_I8MM
+        for (size_t i = 0; i < kEach; ++i) even[j][i].AddBytes(q[kFirst + i], x);  // with 16 times the high nibbles, for now
+#else
+        for (size_t i = 0; i < kEach; ++i) even[j][i].Add(hn::And(q[kFirst + i], nibble), x);
+#endif
+        for (size_t i = 0; i < kEach; ++i) odd[j][i].Add(hn::ShiftRight<4>(q[kFirst + i]), x);
+      }
     }
-    for (size_t i = 0; i < kEach; ++i) {
-      low[kFirst + i] = even[i].Total();
-      high[kFirst + i] = odd[i].Total();
+    for (size_t j = 0; j < kVectors; ++j) {
+      for (size_t i = 0; i < kEach; ++i) {
+        low[j][kFirst + i] = even[j][i].Total();
+        high[j][kFirst + i] = odd[j][i].Total();
+#if SOL_ARM_I8MM
+        low[j][kFirst + i] = hn::Sub(low[j][kFirst + i], hn::ShiftLeft<4>(high[j][kFirst + i]));
+#endif
+      }
     }
   };
   multiply(std::integral_constant<size_t, 0>());
   if constexpr (kPasses == 2) multiply(std::integral_constant<size_t, 1>());
-  while (ahead.row != ahead.end) ask();
-  OrderOutputs(di, low, high, sums);
+  while (kAsk && ahead.row != ahead.end) ask();
   constexpr size_t kOutputs = hn::MaxLanes(di);
-  for (size_t p = 0; p < 8; ++p) {
+  for (size_t j = 0; j < kVectors; ++j) {
+    VI ordered[8];
+    OrderOutputs(di, low[j], high[j], ordered);
+    for (size_t p = 0; p < 8; ++p) sums[8 * j + p] = ordered[p];
+  }
+  const auto add_residual = [&](const Residual<kBits, D8>& residual, size_t p) HWY_ATTR SOL_INTO_STEP {
+    if constexpr (kBits > 4) {
+      const size_t at = p * kOutputs;
+      const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;
+      sums[p] = hn::Add(hn::ShiftLeft<4>(sums[p]), residual.Dot(v.plane1 + at * 8, plane2));
+    }
+  };
+#if HWY_TARGET_IS_NEON
+  const Residual<kBits, D8> residual(phased, K);
+  constexpr size_t kGroups = 2 * kVectors, kGroupAhead = kAheadOutputs / kGroups;  // outputs asked for at a time
+  for (size_t g = 0; g < kGroups; ++g) {
+    if (kAsk && ahead.view.scale != nullptr) {  // bit by bit: a burst would fill the queue of outstanding lines
+      const size_t at = g * kGroupAhead;
+      PrefetchLines(ahead.view.scale + at, kGroupAhead * 2, first_level);
+      if (at % 64 == 0) PrefetchLines(ahead.view.zero + at, 64, first_level);
+      if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kGroupAhead * 8, first_level);
+      if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kGroupAhead * 8, first_level);
+    }
+    for (size_t p = 4 * g; p < 4 * g + 4; ++p) add_residual(residual, p);
+    const size_t at = 4 * g * kOutputs;
+    scale.AddFour(sums + 4 * g, v.scale + at, v.zero + at, y + at);
+  }
+#else
+  for (size_t p = 0; p < 8 * kVectors; ++p) {
     const size_t at = p * kOutputs;
-    if (ahead.view.scale != nullptr) {  // bit by bit: a burst would fill the queue of outstanding lines
+    if (kAsk && ahead.view.scale != nullptr) {  // bit by bit: a burst would fill the queue of outstanding lines
       if (p % 2 == 0) PrefetchLines(ahead.view.scale + at, 4 * kOutputs, first_level);
       if (p % 4 == 0) PrefetchLines(ahead.view.zero + at, 4 * kOutputs, first_level);
       if constexpr (kBits > 4) PrefetchLines(ahead.view.plane1 + at * 8, kOutputs * 8, first_level);
       if constexpr (kBits > 6) PrefetchLines(ahead.view.plane2 + at * 8, kOutputs * 8, first_level);
     }
-    if constexpr (kBits > 4) {
-      const Residual<kBits, D8> residual(phased, K);
-      const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;
-      sums[p] = hn::Add(hn::ShiftLeft<4>(sums[p]), residual.Dot(v.plane1 + at * 8, plane2));
-    }
+    add_residual(Residual<kBits, D8>(phased, K), p);
     scale.Add(sums[p], v.scale + at, v.zero + at, y + at);
   }
+#endif
 }
 
 // Steps of one vector size over [n, end), as many as fit; returns the first output that is left.
-template <int kBits, class D8>
+template <int kBits, size_t kVectors, class D8>
 HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x, const ActiveQuads& active, size_t b,
                                     size_t n, size_t end, AheadCursor<kBits>& ahead, float* y) {
-  constexpr size_t kOutputs = 2 * hn::MaxLanes(d8);
+  constexpr size_t kOutputs = 2 * kVectors * hn::MaxLanes(d8);
   if (n + kOutputs > end) return n;
-  const BlockScale<hn::Repartition<int32_t, D8>> scale(x.step[b], x.sum[b], w.Center(), kBits == 4 ? 16.0f : 1.0f);
+  const BlockScale<hn::Repartition<int32_t, D8>, kBits> scale(x.step[b], x.sum[b], w.Center());
   const BlockQuads quads(active, w.K, b);
   const size_t row_bytes = w.N / 2;
-  for (; n + kOutputs <= end; n += kOutputs) {
-    const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + n / 2, b, n);
-    ChannelMajorStep<kBits, false>(d8, view, row_bytes, 0, quads, ahead.Next(n), x.phased + b * kBlock, w.K, scale, y + n);
+  const QuadRows rows(quads, row_bytes);
+  const auto step = [&](auto ask, size_t at, const StepAhead& next) HWY_ATTR __attribute__((always_inline)) {
+    const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + at / 2, b, at);
+    ChannelMajorStep<kBits, false, decltype(ask)::value, kVectors>(d8, view, rows, 0, quads, next, x.phased + b * kBlock, w.K, scale, y + at);
+  };
+  // A step that asks for more outputs than it computes is followed by others that ask for none.
+  if constexpr (kOutputs < kAheadOutputs && HWY_TARGET_IS_NEON) {
+    for (; n + kAheadOutputs <= end; n += kAheadOutputs) {
+      step(std::true_type(), n, ahead.Next(n));
+      for (size_t at = kOutputs; at < kAheadOutputs; at += kOutputs) step(std::false_type(), n + at, {});
+    }
   }
+  for (; n + kOutputs <= end; n += kOutputs) step(std::true_type(), n, ahead.Next(n));
   return n;
 }
 
 template <int kBits>
-HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block,
+HWY_INLINE void RowChannelMajorBits(Nested w, const Activations& x, const ActiveQuads& active, size_t first_block,
                                     size_t end_block, size_t begin, size_t end, float* y) {
   const hn::ScalableTag<uint8_t> wide;
   const hn::CappedTag<uint8_t, 32> half;
   const hn::Full128<uint8_t> narrow;
-  AheadCursor<kBits> ahead(w, active, first_block, end_block, begin, end, 2 * hn::MaxLanes(wide));
+  constexpr size_t kVectors = HWY_TARGET_IS_NEON && HalvesAt(kBits) == 1 ? 2 : 1;  // the registers hold so many rows of sums
+  AheadCursor<kBits> ahead(w, active, first_block, end_block, begin, end, kAheadOutputs);
   for (size_t b = first_block; b < end_block; ++b) {
     if (active.begin[b] == active.begin[b + 1]) continue;
-    size_t n = ChannelMajorSteps<kBits>(wide, w, x, active, b, begin, end, ahead, y);
+    size_t n = ChannelMajorSteps<kBits, kVectors>(wide, w, x, active, b, begin, end, ahead, y);
     if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) {
-      n = ChannelMajorSteps<kBits>(half, w, x, active, b, n, end, ahead, y);
+      n = ChannelMajorSteps<kBits, 1>(half, w, x, active, b, n, end, ahead, y);
     }
-    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow)) {
-      n = ChannelMajorSteps<kBits>(narrow, w, x, active, b, n, end, ahead, y);
+    if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow) || kVectors > 1) {
+      n = ChannelMajorSteps<kBits, 1>(narrow, w, x, active, b, n, end, ahead, y);
     }
     if (n < end) {
       constexpr size_t kOutputs = 32;
@@ -336,11 +449,11 @@ HWY_INLINE void RowChannelMajorBits(const Nested& w, const Activations& x, const
       if (kBits > 4) std::memcpy(plane1, w.plane1 + at * 8, left * 8);
       if (kBits > 6) std::memcpy(plane2, w.plane2 + at * 8, left * 8);
       std::memcpy(sums, y + n, left * sizeof(float));
-      const BlockScale<hn::Repartition<int32_t, decltype(narrow)>> scale(x.step[b], x.sum[b], w.Center(),
-                                                                         kBits == 4 ? 16.0f : 1.0f);
+      const BlockScale<hn::Repartition<int32_t, decltype(narrow)>, kBits> scale(x.step[b], x.sum[b], w.Center());
       const uint8_t* base = w.base + b * kBlock * (w.N / 2) + n / 2;
-      ChannelMajorStep<kBits, true>(narrow, {base, scales, zeros, plane1, plane2}, w.N / 2, left / 2,
-                                    BlockQuads(active, w.K, b), {}, x.phased + b * kBlock, w.K, scale, sums);
+      const BlockQuads quads(active, w.K, b);
+      ChannelMajorStep<kBits, true, false, 1>(narrow, {base, scales, zeros, plane1, plane2}, QuadRows(quads, w.N / 2), left / 2, quads, {},
+                                       x.phased + b * kBlock, w.K, scale, sums);
       std::memcpy(y + n, sums, left * sizeof(float));
     }
   }

@@ -30,13 +30,16 @@ namespace sol {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// What a code's byte has flipped: Arm multiplies signed bytes only, so there it holds the code less 128.
-constexpr uint32_t kFlip = HWY_TARGET_IS_NEON ? 0x80808080u : 0;
-constexpr float kFlipped = HWY_TARGET_IS_NEON ? 128.0f : 0.0f;
+// What a code's byte has flipped: Arm without i8mm multiplies signed bytes only, so there it holds the code less 128. Sums then start with
+// 128 times the sum of the activations' codes.
+constexpr uint32_t kFlip = HWY_TARGET_IS_NEON && !SOL_ARM_I8MM ? 0x80808080u : 0;
 
 // One block of a tile: quads of four channels whose bytes are 16 q + 4 b + c.
 struct Merged {
   HWY_ALIGN uint32_t quads[kBlock / 4][kTile];
+#if SOL_ARM_I8MM
+  HWY_ALIGN uint32_t octets[kBlock / 8][2 * kTile];  // eight channels of an output side by side: two quads
+#endif
   HWY_ALIGN float scale[kTile];
   HWY_ALIGN float zero[kTile];  // with the level's center, in terms of the bytes
 };
@@ -96,7 +99,7 @@ HWY_INLINE void MergeScales(const Nested& w, const TileView& v, Merged& out) {
   const hn::Rebind<uint16_t, decltype(df)> d16;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
   const hn::Rebind<uint8_t, decltype(df)> d8;
-  const auto center = hn::Set(df, w.Center() - kFlipped);
+  const auto center = hn::Set(df, w.Center());
   for (size_t i = 0; i < kTile; i += hn::MaxLanes(df)) {
     hn::Store(hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, v.scale + i))), df, out.scale + i);
     const auto zero = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, v.zero + i)));
@@ -210,6 +213,18 @@ HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& ou
   MergeScales(w, v, out);
 }
 
+#if SOL_ARM_I8MM
+HWY_INLINE void JoinQuads(Merged& m) {
+  for (size_t i = 0; i < kBlock / 8; ++i) {
+    for (size_t n = 0; n < kTile; n += 4) {
+      const uint32x4_t first = vld1q_u32(m.quads[2 * i] + n), second = vld1q_u32(m.quads[2 * i + 1] + n);
+      vst1q_u32(m.octets[i] + 2 * n, vzip1q_u32(first, second));
+      vst1q_u32(m.octets[i] + 2 * n + 4, vzip2q_u32(first, second));
+    }
+  }
+}
+#endif
+
 // The integer sums of one block for some outputs of one half of one token's activations.
 template <class DI, int kBits>
 class CodeSum {
@@ -242,11 +257,7 @@ class CodeSum {
 #else
   HWY_INLINE CodeSum() : sum_(hn::Zero(DI())) {}
   HWY_INLINE void Add(VU codes, VX x) {
-#if HWY_TARGET_IS_NEON
-    sum_ = DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum_);
-#else
     sum_ = hn::SumOfMulQuadAccumulate(DI(), codes, x, sum_);
-#endif
   }
   HWY_INLINE VI Total() const { return sum_; }
 
@@ -256,6 +267,7 @@ class CodeSum {
 };
 
 // Integer sums of one block for the outputs of a tile from `n` on, of kTokens tokens whose halves lie K codes apart.
+#if !HWY_TARGET_IS_NEON
 template <int kBits, size_t kTokens, size_t kVectors, class DI>
 class BlockProducts {
  public:
@@ -296,6 +308,108 @@ class BlockProducts {
   const int8_t* x_;
   size_t K_;
 };
+
+#elif SOL_ARM_I8MM
+// Two outputs times two rows of activations an instruction, eight channels each.
+template <int kBits, size_t kTokens, size_t kVectors, class DI>
+class BlockProducts {
+ public:
+  using VI = hn::Vec<DI>;
+  static constexpr size_t kHalves = HalvesAt(kBits), kRows = kTokens * kHalves, kPairs = (kRows + 1) / 2, kOctets = kBlock / 8;
+
+  HWY_INLINE BlockProducts(const int8_t* x, size_t K) {
+    for (size_t p = 0; p < kPairs; ++p) {
+      const int8_t *first = x + 2 * p * K, *second = kRows == 1 ? first : first + K;
+      for (size_t o = 0; o < kOctets; ++o) x_[p][o] = vcombine_s8(vld1_s8(first + 8 * o), vld1_s8(second + 8 * o));
+    }
+  }
+
+  HWY_INLINE void Multiply(const Merged& w, size_t n, VI (&totals)[kTokens][kVectors]) const {
+    for (size_t i = 0; i < kVectors; ++i) {
+      int32x4_t low[kPairs], high[kPairs];  // outputs 0 and 1, outputs 2 and 3: a lane for each of the two rows
+      for (size_t p = 0; p < kPairs; ++p) low[p] = high[p] = vdupq_n_s32(0);
+      for (size_t o = 0; o < kOctets; ++o) {
+        const uint8_t* from = reinterpret_cast<const uint8_t*>(w.octets[o] + 2 * (n + 4 * i));
+        const uint8x16_t codes0 = vld1q_u8(from), codes1 = vld1q_u8(from + 16);
+        for (size_t p = 0; p < kPairs; ++p) {
+          low[p] = vusmmlaq_s32(low[p], codes0, x_[p][o]);
+          high[p] = vusmmlaq_s32(high[p], codes1, x_[p][o]);
+        }
+      }
+      for (size_t p = 0; p < kPairs; ++p) {
+        const VI first(vuzp1q_s32(low[p], high[p])), second(vuzp2q_s32(low[p], high[p]));
+        if constexpr (kHalves == 2) {
+          totals[p][i] = JoinHalves(DI(), first, second);
+        } else {
+          totals[2 * p][i] = first;
+          if constexpr (kTokens > 1) totals[2 * p + 1][i] = second;
+        }
+      }
+    }
+  }
+
+ private:
+  int8x16_t x_[kPairs][kOctets];
+};
+
+#else
+template <int kBits, size_t kTokens, size_t kVectors, class DI>
+class BlockProducts {
+ public:
+  using VI = hn::Vec<DI>;
+  static constexpr size_t kHalves = HalvesAt(kBits), kRows = kTokens * kHalves, kLanes = hn::MaxLanes(DI());
+
+  HWY_INLINE BlockProducts(const int8_t* x, size_t K) {
+    const DI di;
+    const hn::Repartition<int8_t, DI> d8;
+    for (size_t r = 0; r < kRows; ++r) {
+      for (size_t i = 0; i < 2; ++i) x_[r][i] = hn::LoadU(d8, x + r * K + 16 * i);
+      const auto one = hn::Set(d8, int8_t{1});
+      start_[r] = hn::ShiftLeft<7>(hn::SumOfLanes(di, DotSigned(one, x_[r][1], DotSigned(one, x_[r][0], hn::Zero(di)))));
+    }
+  }
+
+  HWY_INLINE void Multiply(const Merged& w, size_t n, VI (&totals)[kTokens][kVectors]) const {
+    const DI di;
+    VI sums[kRows][kVectors];
+    for (size_t r = 0; r < kRows; ++r) {
+      for (size_t i = 0; i < kVectors; ++i) sums[r][i] = start_[r];
+    }
+    AddQuad<0>(w, n, sums);
+    AddQuad<1>(w, n, sums);
+    AddQuad<2>(w, n, sums);
+    AddQuad<3>(w, n, sums);
+    AddQuad<4>(w, n, sums);
+    AddQuad<5>(w, n, sums);
+    AddQuad<6>(w, n, sums);
+    AddQuad<7>(w, n, sums);
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVectors; ++i) {
+        totals[t][i] = kHalves == 2 ? JoinHalves(di, sums[t * kHalves][i], sums[t * kHalves + kHalves - 1][i]) : sums[t][i];
+      }
+    }
+  }
+
+ private:
+  template <size_t kQuad>
+  HWY_INLINE void AddQuad(const Merged& w, size_t n, VI (&sums)[kRows][kVectors]) const {
+    const hn::Repartition<int8_t, DI> d8;
+    hn::Vec<decltype(d8)> codes[kVectors];
+    for (size_t i = 0; i < kVectors; ++i) codes[i] = hn::Load(d8, reinterpret_cast<const int8_t*>(w.quads[kQuad] + n + i * kLanes));
+    for (size_t r = 0; r < kRows; ++r) {
+#if SOL_ARM_DOT
+      for (size_t i = 0; i < kVectors; ++i) sums[r][i] = VI(vdotq_laneq_s32(sums[r][i].raw, codes[i].raw, x_[r][kQuad / 4].raw, kQuad % 4));
+#else
+      const auto four = hn::BitCast(d8, hn::Broadcast<kQuad % 4>(hn::BitCast(DI(), x_[r][kQuad / 4])));
+      for (size_t i = 0; i < kVectors; ++i) sums[r][i] = DotSigned(codes[i], four, sums[r][i]);
+#endif
+    }
+  }
+
+  hn::Vec<hn::Repartition<int8_t, DI>> x_[kRows][2];  // the codes, four quads a vector
+  VI start_[kRows];
+};
+#endif
 
 #if SOL_BYTE_PAIRS
 // At level 8 codes and activations are multiplied as numbers of 16 bits: half the products that halves of both would take.
@@ -370,20 +484,38 @@ HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const floa
   const hn::Rebind<float, DI> df;
   constexpr size_t kLanes = hn::MaxLanes(di);
   // As many sums as the registers hold; level 6 has two for each where bytes are multiplied in pairs.
-  constexpr size_t kVectors = (kLanes >= 16 || HWY_TARGET_IS_NEON ? 4 : 2) / (SOL_BYTE_PAIRS && kBits == 6 ? 2 : 1);
+  constexpr size_t kVectors = (kLanes >= 16 ? 4 : 2) / (SOL_BYTE_PAIRS && kBits == 6 ? 2 : 1);
   const BlockProducts<kBits, kTokens, kVectors, DI> products(x, K);
+#if HWY_TARGET_IS_NEON
+  // A lane a token: Arm multiplies by one lane.
+  static_assert(kTokens <= 4, "lanes");
+  HWY_ALIGN float step_lanes[4] = {}, sum_lanes[4] = {};
+  for (size_t t = 0; t < kTokens; ++t) {
+    step_lanes[t] = step[t * blocks];
+    sum_lanes[t] = sum[t * blocks];
+  }
+  const auto steps = hn::Load(df, step_lanes), block_sums = hn::Load(df, sum_lanes);
+#endif
   for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
     hn::Vec<DI> totals[kTokens][kVectors];
     products.Multiply(w, n, totals);
     for (size_t i = 0; i < kVectors; ++i) {
       const auto scale = hn::Load(df, w.scale + n + i * kLanes);
       const auto zero = hn::Load(df, w.zero + n + i * kLanes);
-      for (size_t t = 0; t < kTokens; ++t) {
+      const auto add = [&](size_t t, auto token_step, auto token_sum) HWY_ATTR __attribute__((always_inline)) {
         float* to = sums + t * kTile + n + i * kLanes;
-        auto value = hn::Mul(hn::ConvertTo(df, totals[t][i]), hn::Set(df, step[t * blocks]));
-        value = hn::NegMulAdd(zero, hn::Set(df, sum[t * blocks]), value);
+        auto value = hn::Mul(hn::ConvertTo(df, totals[t][i]), token_step);
+        value = hn::NegMulAdd(zero, token_sum, value);
         hn::Store(hn::MulAdd(scale, value, hn::Load(df, to)), df, to);
-      }
+      };
+#if HWY_TARGET_IS_NEON
+      add(0, hn::Broadcast<0>(steps), hn::Broadcast<0>(block_sums));
+      if constexpr (kTokens > 1) add(1, hn::Broadcast<1>(steps), hn::Broadcast<1>(block_sums));
+      if constexpr (kTokens > 2) add(2, hn::Broadcast<2>(steps), hn::Broadcast<2>(block_sums));
+      if constexpr (kTokens > 3) add(3, hn::Broadcast<3>(steps), hn::Broadcast<3>(block_sums));
+#else
+      for (size_t t = 0; t < kTokens; ++t) add(t, hn::Set(df, step[t * blocks]), hn::Set(df, sum[t * blocks]));
+#endif
     }
   }
 }
@@ -420,6 +552,9 @@ HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t
     } else {
       MergeBlockMajor(w, view, merged);
     }
+#if SOL_ARM_I8MM
+    JoinQuads(merged);
+#endif
     const auto run = [&](auto count, size_t t) HWY_ATTR {
       TileBlock<decltype(count)::value, kBits>(merged, codes + t * kHalves * w.K + b * kBlock, w.K,
                                                x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,

@@ -10,6 +10,8 @@
 #include <cpuid.h>
 #elif HWY_ARCH_ARM_A64 && defined(__linux__)
 #include <sys/auxv.h>
+#elif HWY_ARCH_ARM_A64 && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace sol {
@@ -39,6 +41,34 @@ uint64_t SavedRegisters() {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return uint64_t{high} << 32 | low;
 }
+
+#elif HWY_ARCH_ARM_A64
+// What arm_features-inl.h builds on.
+struct ArmFeatures {
+  bool aes = false, half = false, dot = false, bfloat16 = false, i8mm = false;
+};
+
+#if defined(__linux__)
+ArmFeatures Detect() {
+  // Bits of <asm/hwcap.h>, which older kernel headers lack.
+  const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
+  const auto has = [](unsigned long word, unsigned bit) { return (word >> bit & 1) != 0; };
+  return {has(caps, 3), has(caps, 10), has(caps, 20), has(caps2, 14), has(caps2, 13)};
+}
+#elif defined(__APPLE__)
+bool HasFeature(const char* name) {
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+ArmFeatures Detect() {
+  return {HasFeature("hw.optional.arm.FEAT_AES"), HasFeature("hw.optional.arm.FEAT_FP16"), HasFeature("hw.optional.arm.FEAT_DotProd"),
+          HasFeature("hw.optional.arm.FEAT_BF16"), HasFeature("hw.optional.arm.FEAT_I8MM")};
+}
+#else
+ArmFeatures Detect() { return {}; }
+#endif
 #endif
 
 int64_t DetectTargets() {
@@ -56,15 +86,11 @@ int64_t DetectTargets() {
   if (avx3) targets |= HWY_AVX3;
   // vbmi, vbmi2, gfni, vpclmulqdq, vnni, bitalg, vpopcntdq
   if (avx3 && extended.Ecx({1, 6, 8, 10, 11, 12, 14})) targets |= HWY_AVX3_DL;
-#elif HWY_ARCH_ARM_A64 && defined(__linux__)
-  // Bits of <asm/hwcap.h>, which older kernel headers lack.
-  constexpr unsigned long kAes = 1ul << 3, kAdvSimdHalf = 1ul << 10, kDotProduct = 1ul << 20, kBFloat16 = 1ul << 14;
+#elif HWY_ARCH_ARM_A64
   targets |= HWY_NEON_WITHOUT_AES;
-  const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
-  if (caps & kAes) {
-    targets |= HWY_NEON;
-    if ((caps & kAdvSimdHalf) && (caps & kDotProduct) && (caps2 & kBFloat16)) targets |= HWY_NEON_BF16;
-  }
+  const ArmFeatures has = Detect();
+  if (has.aes && has.dot) targets |= HWY_NEON;
+  if (has.aes && has.dot && has.half && has.bfloat16 && has.i8mm) targets |= HWY_NEON_BF16;
 #endif
   const char* mask = std::getenv("SOL_RT_SIMD_TARGETS");
   if (mask != nullptr && *mask != '\0') targets &= std::strtoll(mask, nullptr, 0);
@@ -80,10 +106,15 @@ int64_t SupportedTargets() {
 
 const char* BestTargetName() {
   const int64_t usable = (SupportedTargets() & HWY_TARGETS) | HWY_STATIC_TARGET;
-  return hwy::TargetName(usable & -usable);
+  const int64_t best = usable & -usable;
+#if HWY_ARCH_ARM_A64
+  if (best == HWY_NEON) return "NEON_DOT";  // arm_features-inl.h: more than Highway's name tells
+  if (best == HWY_NEON_BF16) return "NEON_I8MM";
+#endif
+  return hwy::TargetName(best);
 }
 
 }  // namespace sol
 
-// Highway's name of the instruction set in use, for diagnostics.
+// The name of the instruction set in use, for diagnostics.
 extern "C" SOL_EXPORT const char* SolOpsTarget() { return sol::BestTargetName(); }

@@ -16,7 +16,7 @@ namespace sol {
 // (a decimal or 0x mask of the same bits; used by tests) permits. Lower bits are better targets.
 int64_t SupportedTargets();
 
-// Highway's name of the best target that is compiled in and supported.
+// The name of the best target that is compiled in and supported: Highway's, or NEON_DOT or NEON_I8MM.
 const char* BestTargetName();
 
 template <class Pointer, size_t kCount>
