@@ -77,7 +77,7 @@ def _tune_quickly(engine: Engine) -> None:
     A home folder that cannot be written is no error: the settings serve this process.
     """
     library = engine.provider.library
-    if library is None:
+    if library is None or not engine.bundle.config.losses_measured:  # then nothing is measured, and all steps are dense
         return
     key = tuning.machine_key(engine.threads, library)
     if tuning.stored(key) is None:
