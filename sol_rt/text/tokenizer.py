@@ -264,7 +264,7 @@ def _silenced() -> Iterator[None]:
 @functools.cache
 def _real_stderr(encoding: str, errors: str) -> io.TextIOWrapper:
     """A stream of its own to where stderr leads. It stays open, for another thread may just be printing to it."""
-    return io.TextIOWrapper(io.FileIO(os.dup(2), "w", closefd=False), encoding, errors, write_through=True)  # type: ignore[arg-type]
+    return io.TextIOWrapper(io.FileIO(os.dup(2), "w", closefd=False), encoding, errors, write_through=True)
 
 
 def _is_stderr(stream: Any) -> bool:

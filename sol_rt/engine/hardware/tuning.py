@@ -117,8 +117,14 @@ def _read(raw: Any) -> Tuned:
     level, ahead, members = (_whole(given.pop(name)) for name in ("cache_level", "row_bytes_ahead", "members"))
     if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS:
         raise ValueError(f"settings {raw['tuning']}")
-    rest = {"model": str(raw["model"])[:80], "quick": raw["quick"] is True, "created": str(raw["created"])[:40]}
-    return Tuned(Tuning(level, ahead, members), _positive(raw["gain"]), _positive(raw["step_gb_per_second"]), **rest)
+    return Tuned(
+        Tuning(level, ahead, members),
+        _positive(raw["gain"]),
+        _positive(raw["step_gb_per_second"]),
+        model=str(raw["model"])[:80],
+        quick=raw["quick"] is True,
+        created=str(raw["created"])[:40],
+    )
 
 
 def _positive(value: Any) -> float:
