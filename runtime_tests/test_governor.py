@@ -62,7 +62,9 @@ def test_the_budget_is_never_outside_the_bounds(
 @settings(deadline=None, max_examples=100)
 @given(some_settings(), readings, st.floats(0, 1))
 @example(
-    GovernorSettings(0.0, 1.0, 1.0, step_up=0.125, patience=1, smoothing=1.0), Reading(None, False, None, 0.0625), 0.0
+    GovernorSettings(0.0, 1.0, 1.0, step_down=0.125, step_up=0.125, patience=1, smoothing=1.0),
+    Reading(None, False, None, 0.0625),
+    0.0,
 )
 def test_a_steady_device_comes_to_rest(held: GovernorSettings, reading: Reading, first: float) -> None:
     """The rate is what a device with a fixed time for a dense step has."""

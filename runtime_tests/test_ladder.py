@@ -355,6 +355,7 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         contexts=[16],
         windows=[3],
         rungs=["Q4_K_M"],
+        importance=None,
         roundings=[Rounding(4, 4)],
         actions=[Action(1.0, 1.0, 4), Action(0.3, 1.0, 4)],
         count=2,

@@ -115,8 +115,8 @@ def next_budget(state: GovernorState, reading: Reading, settings: GovernorSettin
 
     # the budget at which the wanted rate is reached: a step takes time in proportion to its budget
     dense_rate = state.dense_rate
-    if rate is not None and rate > 0 and budget > 0:  # a rate at no cost tells nothing of dense steps
-        measured = rate * budget
+    measured = rate * budget if rate is not None and rate > 0 else 0.0
+    if measured > 0:  # a rate at no cost tells nothing of dense steps
         dense_rate = measured if dense_rate == 0 else dense_rate + settings.smoothing * (measured - dense_rate)
     enough = math.inf
     if settings.wanted_rate is not None and dense_rate > 0:

@@ -46,8 +46,8 @@ GovernorState NextBudget(const GovernorState& state, const GovernorReading& read
 
   // the budget at which the wanted rate is reached: a step takes time in proportion to its budget
   double dense_rate = state.dense_rate;
-  if (rate && *rate > 0 && budget > 0) {  // a rate at no cost tells nothing of dense steps
-    const double measured = *rate * budget;
+  const double measured = rate && *rate > 0 ? *rate * budget : 0.0;
+  if (measured > 0) {  // a rate at no cost tells nothing of dense steps
     dense_rate = dense_rate == 0 ? measured : dense_rate + kSmoothing * (measured - dense_rate);
   }
   double enough = std::numeric_limits<double>::infinity();
