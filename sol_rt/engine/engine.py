@@ -111,11 +111,10 @@ class Engine:
 
     def _runners_on(self, provider: Provider) -> Runners:
         if provider.gpu is None:
-            if (
-                provider.library is not None
-                and (tuned := tuning.stored(tuning.machine_key(provider.threads, provider.library))) is not None
-            ):
-                tuning.apply(provider.library, tuned.tuning)
+            if (library := provider.library) is not None and library == library_path():
+                tuned = tuning.stored(tuning.machine_key(provider.threads, library))
+                if tuned is not None:
+                    tuning.apply(library, tuned.tuning)
             return CpuRunners(self.bundle, provider, self.weights, self._buffers, self._sums)
         from sol_rt.engine.gpu.device_runner import DeviceRunners  # needs onnx, which only the GPU extras install
 
