@@ -18,9 +18,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from other_build import use
 from peer_report import quartiles
 
 from sol_rt.bundle.actions import Action
@@ -95,7 +95,7 @@ def _measured(worker: subprocess.Popen[str], how: str) -> float:
 def _work(arguments: argparse.Namespace) -> None:
     """Answers each line on stdin with the mean time of steps."""
     if arguments.library is not None:
-        _use(arguments.library)
+        use(arguments.library)
     bundle = Bundle.open(find_bundle(arguments.bundle))
     engine = Engine(bundle, provider="cpu", threads=arguments.worker)
     action = Action.parse(arguments.action)
@@ -108,16 +108,6 @@ def _work(arguments: argparse.Namespace) -> None:
             engine.forward((tokens[steps],), action)
             steps += 1
         print(json.dumps(spent * 1e3 / steps), flush=True)
-
-
-def _use(library: Path) -> None:
-    from sol_rt.engine import distribution, engine, providers
-
-    def library_path(provider: str = "cpu") -> Any:
-        return library.resolve() if provider == "cpu" else None
-
-    for module in (distribution, engine, providers):
-        module.library_path = library_path  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

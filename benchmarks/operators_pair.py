@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from other_build import use
 from peer_report import quartiles
 
 _PAUSE_SECONDS = 0.1  # the other build's threads spin for tens of milliseconds after their last step
@@ -77,19 +78,14 @@ def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, An
 
 def _work(arguments: argparse.Namespace) -> None:
     """Answers requests on stdin: fills the cache, or times steps of an action."""
-    from sol_rt.engine import distribution, engine, providers
-
-    def library_path(provider: str = "cpu") -> Path | None:
-        return Path(arguments.worker).resolve() if provider == "cpu" else None
-
-    for module in (distribution, engine, providers):
-        module.library_path = library_path  # type: ignore[attr-defined]
+    use(arguments.worker)
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
+    from sol_rt.engine.engine import Engine
     from sol_rt.store.home import find_bundle
 
     bundle = Bundle.open(find_bundle(arguments.bundle))
-    opened = engine.Engine(bundle, provider="cpu", threads=arguments.threads)
+    opened = Engine(bundle, provider="cpu", threads=arguments.threads)
     tokens = np.random.default_rng(0).integers(100, bundle.config.model.vocab_size - 100, 1 << 16).tolist()
     depth = 0
     for line in sys.stdin:

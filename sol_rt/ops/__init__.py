@@ -4,6 +4,7 @@ May import: nothing of sol_rt.
 """
 
 import ctypes
+import functools
 import hashlib
 import sys
 from pathlib import Path
@@ -32,8 +33,12 @@ def core_path() -> Path | None:
     return path if path.is_file() else None
 
 
+@functools.cache
 def library_name(library: Path, provider: str) -> str:
-    """Names a build of the operators: by the hash of the library and, on the CPU, its SIMD target here."""
+    """Names a build of the operators: by the hash of the library and, on the CPU, its SIMD target here.
+
+    The file is read once a process.
+    """
     digest = hashlib.sha256(library.read_bytes()).hexdigest()[:12]
     if provider != "cpu":
         return f"native kernels {digest}"
