@@ -35,6 +35,7 @@ from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
+from sol_rt.evaluation.quality.oracle import hindsight
 from sol_rt.export.policy_file import TrainedPolicy, read_policy
 from sol_rt.train import holdout, warm_start
 from sol_rt.train.policy_network import PolicyNetwork
@@ -112,7 +113,7 @@ class Bound:
         true = (window.loss - window.loss[:, self._dense : self._dense + 1]).double()
         alike = [row for of, row in self._training if of == length] or [row for _, row in self._training]
         losses = torch.stack([row.kl.double().mean(0) for row in alike]).mean(0)
-        chosen = {"oracle": hindsight(kl, costs, budget)}
+        chosen = {"oracle": torch.from_numpy(hindsight(kl.numpy(), costs.numpy(), budget))}
         for name, steps in self._schedules(budget, losses):
             chosen[name] = torch.tensor(
                 [
@@ -138,25 +139,6 @@ class Bound:
             return
         columns = self._policy.scalars
         yield from holdout.all_steps(self._network, self._embed, self._spec, columns, budget, losses.numpy())
-
-
-def hindsight(losses: Tensor, costs: Tensor, budget: float) -> Tensor:
-    """The actions, int64 [n], of least total loss whose mean cost is the budget or just below.
-
-    Args:
-        losses: loss of every action at every position, [n, A].
-        costs: relative cost of every action at every position, [n, A].
-        budget: requested relative cost.
-    """
-    low, high = 0.0, 1e9  # the highest multiplier chooses the cheapest actions, even if costs are almost equal
-    for _ in range(80):
-        multiplier = (low + high) / 2
-        chosen = (losses + multiplier * costs).argmin(1)
-        if float(costs.gather(1, chosen[:, None]).mean()) > budget:
-            low = multiplier
-        else:
-            high = multiplier
-    return (losses + high * costs).argmin(1)
 
 
 def network_of(policy: TrainedPolicy) -> PolicyNetwork:

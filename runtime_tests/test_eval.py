@@ -15,6 +15,7 @@ import pytest
 from test_cli import fails
 
 from helpers.tiny_bundle import write_bundle
+from sol_rt.bundle.actions import Action
 from sol_rt.cli import main
 from sol_rt.cli.measure.eval import _plan
 from sol_rt.errors import UsageError
@@ -129,6 +130,42 @@ def test_the_best_random_schedule_of_the_searched_windows_is_taken(model: SolMod
     tried = [nll_of([scorer.run(Setting("random", 0.6, seed))]) for seed in range(3)]
     assert runs.chosen == {("random", 0.6): f"seed {int(np.argmin(tried))}"}
     assert nll_of(runs.budgeted["random", 0.6][:1]) == pytest.approx(min(tried))
+
+
+def test_the_oracle_chooses_from_what_each_action_gives_after_a_dense_cache(model: SolModel, text: str) -> None:
+    plan = Plan(sizes=(SIZE,), budgets=(0.5, 0.7), schedules=("hull", "oracle"), chunks=2, block=16)
+    (runs,) = measure(model, {"text": text}, plan, State(None, {}), lambda *_: None)
+    actions = [entry.action for entry in model.bundle.config.actions]
+    engine, dense, window = model.engine, model.bundle.config.dense, runs.windows[0]
+
+    def log_probabilities(action: Action, token: int) -> np.ndarray:
+        logits = engine.forward((token,), action).logits[0].astype(np.float64)
+        return np.asarray(logits - np.log(np.exp(logits).sum()))
+
+    engine.reset()
+    engine.forward(window.tokens[: window.context], dense)
+    kl, costs = np.empty((window.steps, len(actions))), np.empty((window.steps, len(actions)))
+    for index, token in enumerate(window.tokens[window.context : -1]):
+        context = window.context + index
+        rows = {}
+        for action in actions:
+            rows[action] = log_probabilities(action, token)
+            engine.truncate(context)
+        expected = log_probabilities(dense, token)
+        kl[index] = [(np.exp(expected) * (expected - rows[action])).sum() for action in actions]
+        costs[index] = [model.cost.step(action, context) for action in actions]
+    costs /= np.mean([model.cost.dense(window.context + index) for index in range(window.steps)])
+    for budget in plan.budgets:
+        run = runs.budgeted["oracle", budget][0]
+        assert cost_of([run]) <= budget + 1e-9
+        # any choice bounds the best one from above; weighing cost by a multiplier bounds it from below
+        spent = cost_of([run])
+        below = max(
+            (kl + weight * costs).min(1).sum() - weight * spent * window.steps for weight in np.geomspace(1e-4, 10, 400)
+        )
+        assert below - 1e-3 <= sum(run.kl) <= below + 0.05 * kl.max()
+        assert sum(run.kl) <= sum(runs.budgeted["hull", budget][0].kl) + 0.1 * kl.max()
+        assert sum(run.actions.values()) == window.steps
 
 
 def test_figures_of_the_report(model: SolModel, runs: SizeRuns) -> None:

@@ -74,8 +74,9 @@ def evaluate(
         options.option(
             "--schedules",
             env=False,
-            help="Schedules: dense, static, hull, uniform, random, entropy, sol; MMLU: dense, hull, uniform, entropy, "
-            "random, sol, fixed:TAG. Default: all that the bundle can run; MMLU: dense, hull and, with a policy, sol.",
+            help="Schedules: dense, static, hull, uniform, random, entropy, sol, oracle; MMLU: dense, hull, uniform, "
+            "entropy, random, sol, fixed:TAG. Default: all that the bundle can run, without oracle; MMLU: dense, hull "
+            "and, with a policy, sol.",
             panel=WHAT,
         ),
     ] = None,

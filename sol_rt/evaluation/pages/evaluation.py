@@ -29,7 +29,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 76, WIDTH - 80, 12, _HEIGHT - 46
 _HEADROOM = 1.2  # between the largest loss and the upper edge, a factor
 LEAST = 1e-3  # nats: the chart draws smaller losses at this value
 _MARGIN = 0.02  # relative cost left and right of the lines
-LINES = ("mix", "random", "uniform", "entropy", "hull", "sol")  # drawn in this order, the last on top
+LINES = ("oracle", "mix", "random", "uniform", "entropy", "hull", "sol")  # drawn in this order, the last on top
 _MARK = 5.0  # half the side of the square around a schedule's point that labels keep clear of
 
 _READ = """\
@@ -203,9 +203,9 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
 
 _STYLE = """\
 .sol { --own: var(--blue); } .uniform { --own: var(--orange); } .entropy { --own: var(--green); }
-.random { --own: var(--purple); } .hull { --own: var(--pink); } .mix { --own: var(--grey); }
-.key .mix { border-top-style: dashed; }
+.random { --own: var(--purple); } .hull { --own: var(--pink); } .mix, .oracle { --own: var(--grey); }
+.key .mix { border-top-style: dashed; } .key .oracle { border-top-style: dotted; }
 .key .random { border-top-style: dotted; }
-polyline.mix { stroke-dasharray: 7 4; }
+polyline.mix { stroke-dasharray: 7 4; } polyline.oracle { stroke-dasharray: 2 4; }
 polyline.random { stroke-dasharray: 2 4; }
 h3 { font-size: .95rem; margin: 1.6rem 0 0; }"""

@@ -2,7 +2,8 @@
 
 First, every window runs dense, under every action, and under `hull`, `uniform`, `entropy` and `sol` at every budget.
 Random schedules with many seeds run on the first windows only. These runs determine the best static action, the best
-mix of two actions and the best random schedule. The chosen mix and random schedule then run on all windows.
+mix of two actions and the best random schedule. The chosen mix and random schedule then run on all windows. `oracle`,
+where it is asked for, runs every action at every token.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.quality.mix import hull_pair
 from sol_rt.evaluation.quality.perplexity import added_bos
-from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScorer
+from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScorer, other_cost
 from sol_rt.evaluation.quality.state import State
 from sol_rt.evaluation.quality.windows import Window, spread_windows
 from sol_rt.generate.model import SolModel
@@ -26,6 +28,8 @@ from sol_rt.store.progress import Progress, Stages
 BUDGETED = ("hull", "uniform", "random", "entropy", "sol")
 """Schedules that take a budget."""
 SCHEDULES = ("dense", "static", *BUDGETED)
+"""Those that run by default."""
+ORACLE = "oracle"
 BUDGETS = (0.4, 0.5, 0.6, 0.7)
 SIZES = (512, 2048, 4096, 8000)
 _PROMPT_TOKEN = 0.1  # decode steps that a token of a prompt takes, for the progress bar
@@ -38,7 +42,7 @@ class Plan:
     Attributes:
         sizes: window sizes in tokens.
         budgets: shares of the dense cost, over 0 and under 1.
-        schedules: names from SCHEDULES; `dense` always runs.
+        schedules: names from SCHEDULES, and `oracle`; `dense` always runs.
         chunks: number of windows of each size at most; None means all.
         scored: tokens scored in each window; None means the second half, at most 256.
         random: number of random schedules, of which the best is chosen.
@@ -67,8 +71,8 @@ class Plan:
             if not 0 < budget < 1:
                 raise UsageError(f"--budget: got {budget}, expected shares of the dense cost over 0 and under 1")
         for name in self.schedules:
-            if name not in SCHEDULES:
-                raise UsageError(f"--schedules: got {name!r}, expected some of {', '.join(SCHEDULES)}")
+            if name not in (*SCHEDULES, ORACLE):
+                raise UsageError(f"--schedules: got {name!r}, expected some of {', '.join((*SCHEDULES, ORACLE))}")
         if "sol" in self.schedules and config.policy is None:
             raise UsageError("--schedules sol: this bundle has no policy; leave it out, or train one")
         if "hull" in self.schedules and not config.losses_measured:
@@ -132,13 +136,19 @@ def state_settings(model: SolModel, block: int | None = None) -> dict[str, objec
     document["files"] = {name: entry for name, entry in document["files"].items() if name not in dropped}
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     kernels = "native" if model.engine.native else model.engine.provider_name
-    costs = {action.tag: model.cost.step(action, 511) for action in _actions(model.bundle.config)}
     return {
         "bundle": digest[:16],
-        "cost": f"{model.cost.unit} {hashlib.sha256(json.dumps(costs).encode()).hexdigest()[:16]}",
+        "cost": " and ".join(
+            _cost_words(cost, model.bundle.config) for cost in (model.cost, other_cost(model)) if cost
+        ),
         "kernels": kernels,
         "block": block,
     }
+
+
+def _cost_words(cost: CostModel, config: SolConfig) -> str:
+    costs = {action.tag: cost.step(action, 511) for action in _actions(config)}
+    return f"{cost.unit} {hashlib.sha256(json.dumps(costs).encode()).hexdigest()[:16]}"
 
 
 class _Measuring:
@@ -148,11 +158,11 @@ class _Measuring:
         self._model, self._plan, self._state = model, plan, state
         self._size, self._windows = size, list(windows)
         self._scorer = WindowScorer(model, block=plan.block)
-        actions = _actions(model.bundle.config)
+        self._actions = actions = _actions(model.bundle.config)
         self._statics = {action: Setting(f"fixed:{action.tag}") for action in actions if "static" in plan.schedules}
         self._steady = [
             Setting(name, budget)
-            for name in BUDGETED
+            for name in (*BUDGETED, ORACLE)
             if name in plan.schedules and name != "random"
             for budget in plan.budgets
         ]
@@ -165,7 +175,7 @@ class _Measuring:
     def stage_weights(self) -> dict[str, float]:
         """About how long both stages take, in decode steps. The second one's settings are not known yet."""
         first = sum(
-            window.steps * len(missing) + window.context * _PROMPT_TOKEN
+            window.steps * self._passes(missing) + window.context * _PROMPT_TOKEN
             for window, settings in zip(self._windows, self._wanted, strict=True)
             if (missing := self._missing(window, settings))
         )
@@ -204,17 +214,31 @@ class _Measuring:
     def _run(self, wanted: Sequence[Sequence[Setting]], progress: Progress) -> None:
         """Runs each window under its settings that have no stored result yet."""
         missing = [self._missing(window, settings) for window, settings in zip(self._windows, wanted, strict=True)]
-        total = sum(window.steps * len(settings) for window, settings in zip(self._windows, missing, strict=True))
+        total = sum(window.steps * self._passes(given) for window, given in zip(self._windows, missing, strict=True))
         done = 0
         for window, settings in zip(self._windows, missing, strict=True):
             if not settings:
                 continue
             dense = self._scorer.open(window)
             for setting in settings:
+                if setting.schedule == ORACLE:
+                    continue
                 result = dense if setting == DENSE else self._scorer.run(setting)
                 self._state.put(self._key(window, setting), asdict(result))
                 done += window.steps
                 progress("", done, total)
+            budgets = {setting: setting.budget for setting in settings if setting.schedule == ORACLE}
+            if budgets:
+                results = self._scorer.oracle(self._actions, [each for each in budgets.values() if each is not None])
+                for setting, result in zip(budgets, results, strict=True):
+                    self._state.put(self._key(window, setting), asdict(result))
+                done += window.steps * self._passes(list(budgets))
+                progress("", done, total)
+
+    def _passes(self, settings: Sequence[Setting]) -> int:
+        """How often the settings run a window's steps. The oracle runs every action and dense once for all budgets."""
+        others = sum(setting.schedule != ORACLE for setting in settings)
+        return others + (len(self._actions) + 1) * (others < len(settings))
 
     def _missing(self, window: Window, settings: Sequence[Setting]) -> list[Setting]:
         """The settings that have no stored result for the window."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.evaluation.quality.bootstrap import Bootstrap, CurvePoint, Figure, Resampling, Sample, at_cost
-from sol_rt.evaluation.quality.held_out import Plan, SizeRuns, cost_of, nll_of
-from sol_rt.evaluation.quality.runs import WindowRun, device_words
+from sol_rt.evaluation.quality.bootstrap import Bootstrap, CurvePoint, Figure, Floats, Resampling, Sample, at_cost
+from sol_rt.evaluation.quality.held_out import ORACLE, Plan, SizeRuns, cost_of, nll_of
+from sol_rt.evaluation.quality.runs import WindowRun, device_words, other_cost
 from sol_rt.generate.model import SolModel
 
-FORMAT, VERSION = "sol_rt.evaluation", 2
+FORMAT, VERSION = "sol_rt.evaluation", 3
 _TINY = 1e-6
 
 
@@ -30,6 +30,7 @@ class Result:
         budget: requested budget; None for a fixed action.
         chosen: the chosen action, mix or seed, in words; empty for schedules without a choice.
         achieved: cost of all decode steps divided by their dense cost.
+        achieved_also: the same by the other cost model (`Evaluation.other_cost_model`); None without one.
         worst: largest |achieved - budget| of a window; None for a fixed action.
         floored: whether the budget was below the cheapest action.
         nll: mean negative log-likelihood, nats per token.
@@ -44,6 +45,7 @@ class Result:
     budget: float | None
     chosen: str
     achieved: Figure
+    achieved_also: Figure | None
     worst: float | None
     floored: bool
     nll: Figure
@@ -116,18 +118,20 @@ class Evaluation:
         model: name of the model.
         bundle: `Bundle.identity`.
         cost_model: unit of every cost: `calibrated` (milliseconds) or `bytes`.
+        other_cost_model: the other unit, if its costs are known here; None otherwise.
         device: GPU or processor, threads, provider and kernels, in words.
         texts: names of the scored texts.
         random_schedules: number of random schedules, of which the best was chosen.
         random_searched: number of windows on which the best random schedule was chosen; its result is of all windows.
         resampling: how the 95% intervals were computed.
-        subject: the schedule that is compared with the others, `sol` or else `entropy`; None if neither was measured.
+        subject: the schedule that is compared with the others: `sol`, else `hull`, else `entropy`; None without these.
         sizes: one report per window size.
     """
 
     model: str
     bundle: str
     cost_model: str
+    other_cost_model: str | None
     device: str
     texts: list[str]
     random_schedules: int
@@ -145,10 +149,12 @@ def report_of(
     model: SolModel, texts: Sequence[str], plan: Plan, resampling: Resampling, sizes: Sequence[SizeReport]
 ) -> Evaluation:
     """Combines the reports of all window sizes with the settings of the evaluation."""
+    also = other_cost(model)
     return Evaluation(
         model=model.bundle.config.model.name,
         bundle=model.bundle.identity,
         cost_model=model.cost.name,
+        other_cost_model=None if also is None else also.name,
         device=device_words(model),
         texts=list(texts),
         random_schedules=plan.random if "random" in plan.schedules else 0,
@@ -165,8 +171,8 @@ def size_report(runs: SizeRuns, plan: Plan, resampling: Resampling) -> SizeRepor
 
 
 def subject(schedules: Sequence[str]) -> str | None:
-    """The schedule that is compared with the others: `sol`, or else `entropy`; None if neither was measured."""
-    return next((name for name in ("sol", "entropy") if name in schedules), None)
+    """The schedule that is compared with the others: `sol`, else `hull`, else `entropy`; None without these."""
+    return next((name for name in ("sol", "hull", "entropy") if name in schedules), None)
 
 
 class _Reporter:
@@ -187,7 +193,7 @@ class _Reporter:
 
     def report(self) -> SizeReport:
         runs, window = self._runs, self._runs.windows[0]
-        order = ("static", "mix", "hull", "uniform", "random", "entropy", "sol")
+        order = ("static", "mix", "hull", "uniform", "random", "entropy", "sol", ORACLE)
         names = [name for name in order if any((name, budget) in self._budgeted for budget in self._plan.budgets)]
         ours = subject(names)
         return SizeReport(
@@ -208,7 +214,9 @@ class _Reporter:
                 self._comparison(ours, name, budget)
                 for budget in self._plan.budgets
                 for name in names
-                if ours is not None and name != ours and {(name, budget), (ours, budget)} <= set(self._budgeted)
+                if ours is not None
+                and name not in (ours, ORACLE)
+                and {(name, budget), (ours, budget)} <= set(self._budgeted)
             ],
         )
 
@@ -223,6 +231,7 @@ class _Reporter:
             budget=budget,
             chosen="" if budget is None else self._chosen.get((name, budget), ""),
             achieved=figure(mean(sample.spent, sample.full)),
+            achieved_also=self._achieved_also(runs),
             worst=None if constant or budget is None else max(abs(cost_of([run]) - budget) for run in runs),
             floored=any(run.floored for run in runs),
             nll=figure(nll),
@@ -255,13 +264,19 @@ class _Reporter:
             avoided=figure((theirs - mine.nll) / added) if (added > _TINY).all() else None,
         )
 
+    def _achieved_also(self, runs: Sequence[WindowRun]) -> Figure | None:
+        if not runs[0].full_also:
+            return None
+        spent, full = (self._column(runs, name) for name in ("spent_also", "full_also"))
+        return self._bootstrap.figure(self._bootstrap.mean(spent, full))
+
     def _point(self, sample: Sample) -> CurvePoint:
         mean = self._bootstrap.mean
         return CurvePoint(mean(sample.spent, sample.full), mean(sample.nll, sample.tokens))
 
     def _sample(self, runs: Sequence[WindowRun]) -> Sample:
-        columns = []
-        for name in ("tokens", "nll", "kl", "agreed", "spent", "full"):
-            values = [np.array(getattr(run, name), np.float64) for run in runs]
-            columns.append(np.concatenate(values) if self._by_block else np.array([each.sum() for each in values]))
-        return Sample(*columns)
+        return Sample(*(self._column(runs, name) for name in ("tokens", "nll", "kl", "agreed", "spent", "full")))
+
+    def _column(self, runs: Sequence[WindowRun], name: str) -> Floats:
+        values = [np.array(getattr(run, name), np.float64) for run in runs]
+        return np.concatenate(values) if self._by_block else np.array([each.sum() for each in values])

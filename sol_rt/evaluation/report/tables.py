@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from sol_rt.evaluation.quality.bootstrap import Figure
+from sol_rt.evaluation.quality.held_out import ORACLE
 from sol_rt.evaluation.report.mmlu import Duel, ExamReport, Score
 from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport
 
@@ -24,9 +25,12 @@ def table_lines(evaluation: Evaluation) -> Iterator[str]:
             f"{windows} of each size, scored on all"
         )
     yield "static, mix: the best action, and the best mix of two actions, chosen on the same windows that are scored"
+    if any(result.schedule == ORACLE for size in evaluation.sizes for result in size.results):
+        yield "oracle: the best action at every token in hindsight, by divergence from dense, each after a dense cache"
+    also = {"bytes": "in bytes", "calibrated": "in ms"}.get(evaluation.other_cost_model or "", "")
     for size in evaluation.sizes:
         yield ""
-        yield from _size_lines(size)
+        yield from _size_lines(size, also)
 
 
 def exam_lines(report: ExamReport) -> Iterator[str]:
@@ -77,13 +81,14 @@ def _duel(duel: Duel) -> list[str]:
     ]
 
 
-def _size_lines(report: SizeReport) -> Iterator[str]:
+def _size_lines(report: SizeReport, also: str) -> Iterator[str]:
     yield f"## Windows of {report.size}"
     yield f"{report.windows} windows, {report.tokens} tokens scored, after {report.context} prefilled tokens per window"
     if report.units < FEW_WINDOWS:
         yield f"Intervals from only {report.units} units are too narrow: score more windows."
     yield ""
-    heads = ["budget", "achieved", "perplexity", "95%", "over dense", "KL to dense", "top-1 as dense", ""]
+    heads = ["budget", "achieved", *([also] if also else []), "perplexity", "95%", "over dense", "KL to dense"]
+    heads += ["top-1 as dense", ""]
     yield from _table(["schedule", *heads], [_result(each, report.dense) for each in (report.dense, *report.results)])
     if report.static:
         yield ""
@@ -99,6 +104,7 @@ def _result(result: Result, dense: Result) -> list[str]:
         result.schedule,
         "" if result.budget is None else f"{result.budget:g}",
         f"{result.achieved.value:.3f}",
+        *([] if result.achieved_also is None else [f"{result.achieved_also.value:.3f}"]),
         f"{result.perplexity.value:.3f}",
         interval(result.perplexity, ".3f"),
         f"{result.perplexity.value / dense.perplexity.value - 1:+.2%}",
