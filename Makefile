@@ -111,8 +111,7 @@ PACKAGES_genai := onnxruntime-genai onnx onnx-ir torch transformers
 PACKAGES_optimum := optimum-onnx[onnxruntime] accelerate
 
 peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
-	$(BIN)/python benchmarks/peers.py $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(PEERS_ARGS)
-	@test -z "$(TEXT)" || $(BIN)/python benchmarks/reference_perplexity.py $(MODEL_NAME) $(MODEL) -f "$(TEXT)" --environments $(PEER) --peers $(PEERS)
+	$(BIN)/python benchmarks/peers.py $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(TEXT:%=-f %) $(PEERS_ARGS)
 
 ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }

@@ -129,11 +129,12 @@ class Run:
         files |= {name: (lambda name=name: self.ladder.rung(name)) for name in self.args.rungs}
         files |= {each.name: (lambda each=each: self.ladder.rounded(each)) for each in self.args.roundings}
         for name, made in files.items():
-            if any(self.scores.missing(name, cut.windows) for cut in self.cuts):
+            key = self.ladder.key(name)
+            if any(self.scores.missing(key, cut.windows) for cut in self.cuts):
                 with file_scorer(self.python, made(), self.args.threads) as scorer:
                     for cut in self.cuts:
-                        for window in self._missing(name, [name], cut):
-                            self.scores.keep(name, window, scorer(window))
+                        for window in self._missing(name, [key], cut):
+                            self.scores.keep(key, window, scorer(window))
         keys = {self._key(action): action for action in self.actions}
         alone = {self._key(action, whole=True): action for action in self.actions if runs_alone(action)}
         for cut in self.cuts:
@@ -195,7 +196,7 @@ class Run:
 
         def rung(name: str) -> Row:
             held = contents[name]
-            return Row(name, held.bits, held.step_bytes, loss(name), rates=rates.get(name))
+            return Row(name, held.bits, held.step_bytes, loss(self.ladder.key(name)), rates=rates.get(name))
 
         def own(action: Action) -> Row:
             read = self.step_bytes[action.variant]

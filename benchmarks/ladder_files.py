@@ -181,15 +181,16 @@ class Ladder:
         if name == AS_IT_IS:
             return self._source
         kind = name.removesuffix(WITH_IMPORTANCE)
-        more, file = [], name
-        if kind != name:
-            more = ["--importance", str(self._importance())]
-            file = f"{name}-{self._text_digest()}"  # of another text it is another file
+        more = [] if kind == name else ["--importance", str(self._importance())]
 
         def quantize(part: Path) -> None:
             run_tool([self._python, _QUANTIZE, self.source(), part, kind, "--threads", str(self._threads), *more])
 
-        return self._made(file, quantize)
+        return self._made(self.key(name), quantize)
+
+    def key(self, name: str) -> str:
+        """Names a rung's file and its scores: with an importance matrix of another text it is another rung."""
+        return f"{name}-{self._text_digest()}" if name.endswith(WITH_IMPORTANCE) else name
 
     def _text_digest(self) -> str:
         if self._text is None:

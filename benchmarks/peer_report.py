@@ -52,17 +52,28 @@ def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(own, other, strict=True)]
 
 
-def tables(tests: Sequence[Test], peers: Sequence[str]) -> str:
-    """Two Markdown tables: the peers' tokens/s, and sol_rt's with its ratio to each and to the test's best."""
+def tables(tests: Sequence[Test], peers: Sequence[str], quality: Mapping[str, str] | None = None) -> str:
+    """Two Markdown tables: the peers' tokens/s, and sol_rt's with its ratio to each and to the test's best.
+
+    Args:
+        tests: the tests.
+        peers: names of the peers.
+        quality: what stands beside the speeds, by peer and by action tag; None leaves it out. An action without one
+            gets an empty cell.
+    """
     lines = [_row("tokens/s", *peers), _rule(1, len(peers))]
     lines += [_row(test.name, *(quartiles(test.peers[peer], 1) for peer in peers)) for test in tests]
-    lines += ["", _row("sol_rt", "action", "tokens/s", "× best peer", *(f"× {peer}" for peer in peers))]
-    lines += [_rule(2, 2 + len(peers))]
+    if quality is not None:
+        lines += [_row("perplexity", *(quality.get(peer, "") for peer in peers))]
+    column = [] if quality is None else ["perplexity"]
+    lines += ["", _row("sol_rt", "action", "tokens/s", "× best peer", *(f"× {peer}" for peer in peers), *column)]
+    lines += [_rule(2, 2 + len(peers) + len(column))]
     for test in tests:
         first = best(test.peers)
         for tag, own in test.own.items():
             over = {peer: quartiles(ratios(own, test.peers[peer])) for peer in peers}
-            lines += [_row(test.name, f"`{tag}`", quartiles(own, 1), f"{over[first]} ({first})", *over.values())]
+            cells = [test.name, f"`{tag}`", quartiles(own, 1), f"{over[first]} ({first})", *over.values()]
+            lines += [_row(*cells, *([] if quality is None else [quality.get(tag, "")]))]
     return "\n".join(lines)
 
 

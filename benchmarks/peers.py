@@ -4,7 +4,9 @@
     python benchmarks/peers.py FILE.gguf --peers llama.cpp,genai --depths 512
 
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
-d512), in tokens per second and as ratios. `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
+d512), in tokens per second and as ratios. With a text (-f), each row also has the perplexity on its first windows, by
+llama-perplexity's convention: 512 tokens, the second half scored. `make peers` first makes the environments,
+ENVIRONMENTS/PEER/bin/python.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 from peer_models import bundle_of, model_of
-from peer_report import Test, tables
+from peer_report import Test, machine, tables
 from workers.client import WorkerError, WorkerProcess
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError
+from sol_rt.evaluation.quality.perplexity import estimate, starting_token, windows
 from sol_rt.store.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")
@@ -98,6 +100,20 @@ def tests(
         yield test(f"tg{count} @ d{depth}", here, rates)
 
 
+def quality(own: WorkerProcess, peers: list[WorkerProcess], tags: list[str], cut: list[list[int]]) -> dict[str, str]:
+    """Perplexity and its standard error by peer and by action tag, as text.
+
+    An action runs after a dense prompt, as in generation; a peer runs the whole window with its one quantization.
+    """
+    found = {}
+    for entry in [*(Entry(own, tag) for tag in tags), *map(Entry, peers)]:
+        nats = [entry.worker.ask(do="nll", windows=[window], action=entry.tag)["nll"][0] for window in cut]
+        result = estimate(-np.concatenate(nats), len(cut), 1.0, {})
+        found[entry.name] = f"{result.ppl:.2f} ± {result.stderr:.2f}"
+        print(f"scored {entry.name}", file=sys.stderr)
+    return found
+
+
 def _with_sparse(actions: list[Action], depth: int, bundle: Bundle) -> list[str]:
     """Tags of the actions, and of the sparse action if the bundle has its variant."""
     sparse = sparse_action(depth, bundle.config.kv.page_size)
@@ -109,11 +125,18 @@ def _deep(repetitions: int) -> int:
     return max(3, repetitions // 2)
 
 
-def report(workers: list[WorkerProcess], results: list[Test], page_size: int, args: argparse.Namespace) -> str:
+def report(
+    workers: list[WorkerProcess],
+    results: list[Test],
+    scores: Mapping[str, str] | None,
+    page_size: int,
+    args: argparse.Namespace,
+) -> str:
     """The whole Markdown page: command, machine and engines, the tables, and notes on the rows."""
     peers = [worker.name for worker in workers[1:]]
     depths = ",".join(map(str, args.depths))
-    command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(peers)} DEPTHS={depths}"
+    text = f" TEXT={args.file.name}" if args.file else ""
+    command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(peers)} DEPTHS={depths}{text}"
     actions = ",".join(action.tag for action in args.actions)
     options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {actions}"
     about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in workers)
@@ -127,19 +150,27 @@ def report(workers: list[WorkerProcess], results: list[Test], page_size: int, ar
 {command} PEERS_ARGS="{options}"
 ```
 
-{processor_name()}, {args.threads} threads, Python {platform.python_version()}. Batch 1, greedy, one prompt for all.
+{machine()}, {args.threads} threads, Python {platform.python_version()}. Batch 1, greedy, one prompt for all.
 
 {about}
 
-{tables(results, peers)}
+{tables(results, peers, scores)}
 
 Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in
 turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
 into an empty cache, last logits included. `tg{args.count} @ d512`: {args.count} decode steps after a prompt of
 512 tokens, which is not timed. The best peer of a row is the one with the highest median. While one engine is measured,
 the processes of the others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the
-file that llama.cpp reads; genai and optimum get it in float32 and quantize it on their own.{notes}
+file that llama.cpp reads; genai and optimum get it in float32 and quantize it on their own.{_scored_note(args)}{notes}
 """
+
+
+def _scored_note(args: argparse.Namespace) -> str:
+    if args.file is None:
+        return ""
+    scored = args.windows * (PROMPT - PROMPT // 2 - 1)
+    return f""" Perplexity: the first {args.windows}
+windows of {PROMPT} tokens of {args.file.name}, {scored} tokens scored, ± its standard error, which is not paired."""
 
 
 def _sparse_note(test: Test, tag: str, page_size: int) -> str:
@@ -189,6 +220,8 @@ def main() -> None:
     parser.add_argument(
         "--actions", type=action_list, default="k100-s100-q4,k100-s100-q8", help="tags of sol_rt's actions"
     )
+    parser.add_argument("-f", "--file", type=Path, help="text to measure perplexity on; default: none is measured")
+    parser.add_argument("--windows", type=positive, default=24, help="windows of the text to score")
     parser.add_argument("-n", "--count", type=positive, default=64, help="decode steps per repetition")
     parser.add_argument("-r", "--repetitions", type=positive, default=10)
     parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
@@ -210,6 +243,7 @@ def run(args: argparse.Namespace) -> str:
     if foreign := [action for action in args.actions if action.variant not in bundle.config.variants]:
         has = ", ".join(bundle.config.variants)
         raise UsageError(f"--actions {foreign[0].tag}: no variant {foreign[0].variant} in this bundle; it has {has}")
+    cut = [] if args.file is None else windows_of(args.file, bundle, args.windows)
     models = args.environments / "models" / name
     models.mkdir(parents=True, exist_ok=True)
     pythons = {peer: args.environments / peer / "bin" / "python" for peer in args.peers}
@@ -228,7 +262,21 @@ def run(args: argparse.Namespace) -> str:
         for test in tests(own, peers, args.actions, bundle, args):
             print(f"measured {test.name}", file=sys.stderr)
             results.append(test)
-    return report([own, *peers], results, page_size, args)
+        scores = (
+            quality(own, peers, list(dict.fromkeys(tag for test in results for tag in test.own)), cut) if cut else None
+        )
+    return report([own, *peers], results, scores, page_size, args)
+
+
+def windows_of(file: Path, bundle: Bundle, count: int) -> list[list[int]]:
+    """The text's first windows. Raises UsageError if there is no such text, or it is too short."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {error}") from None
+    tokenizer = bundle.tokenizer()
+    bos = starting_token(tokenizer, bundle.config.model)
+    return windows(tokenizer.encode(text, add_special_tokens=False), PROMPT, bos, count)
 
 
 if __name__ == "__main__":

@@ -395,6 +395,11 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(opened) == 3
     untimed = run.result(run.cuts[0], contents, {})
     assert "cheapest" not in ladder.page(run, contents, [untimed], "command")
+    for number, text in enumerate(("one", "two", "one")):  # an importance matrix of another text is scored anew
+        args.rungs, args.importance = ["Q4_K_M-I"], tmp_path / text
+        args.importance.write_text(text)
+        ladder.Run(args).score()
+        assert len(opened) == min(4 + number, 5)
 
 
 def test_a_command_is_shown_without_folders() -> None:

@@ -27,6 +27,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
+from sol_rt.generate.model import SolModel
 
 RATES = st.lists(st.floats(1, 1e4), min_size=1, max_size=9)
 
@@ -82,6 +83,11 @@ def test_tables_name_the_best_peer_of_each_row() -> None:
     assert lines[7] == f"| pp512 | `k100-s100-q4` | 450.0 [375.0, 525.0] | {two} (b) | {three} | {two} |"
     assert lines[8].startswith("| tg64 @ d64 | `k100-s100-q4` | 30.0 [30.0, 30.0] | 1.50 [1.50, 1.50] (a) | 1.50")
     assert {line.count("|") for line in lines[5:]} == {7}
+    scored = {"a": "16.10 ± 0.50", "b": "17.20 ± 0.50", "k100-s100-q4": "16.00 ± 0.50"}
+    lines = tables([first, second], ["a", "b"], scored).splitlines()
+    assert lines[4] == "| perplexity | 16.10 ± 0.50 | 17.20 ± 0.50 |"
+    assert lines[8].endswith(f"| {three} | {two} | 16.00 ± 0.50 |")
+    assert {line.count("|") for line in lines[6:]} == {8}
 
 
 @given(st.integers(4096, 32768))
@@ -170,7 +176,13 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(peers, "resolve", lambda *how: (tmp_path / "tiny.gguf", "tiny"))
     monkeypatch.setattr(peers, "bundle_of", lambda *how: bundle)
     args = argparse.Namespace(
-        model="tiny.gguf", environments=tmp_path, peers=["genai"], actions=[Action(1.0, 1.0, 4)], depths=[64], count=8
+        model="tiny.gguf",
+        environments=tmp_path,
+        peers=["genai"],
+        actions=[Action(1.0, 1.0, 4)],
+        depths=[64],
+        count=8,
+        file=None,
     )
     with pytest.raises(UsageError, match=r"genai.bin.python: .*make peers"):
         peers.run(args)
@@ -183,14 +195,23 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
     """A sparse action among the rows too, which a prompt has nothing to say of."""
     with recorder:
         args = argparse.Namespace(
-            model="smollm2-135m", depths=[64], repetitions=2, count=32, threads=1, actions=[Action(0.5, 1.0, 4)]
+            model="smollm2-135m",
+            depths=[64],
+            repetitions=2,
+            count=32,
+            threads=1,
+            actions=[Action(0.5, 1.0, 4)],
+            file=Path("valid.txt"),
+            windows=3,
         )
         rates = {"k050-s100-q4": [10.0, 10.0]}
         results = [peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}) for name in ("pp512", "tg32 @ d64")]
-        page = peers.report([recorder, recorder], results, 16, args)
+        page = peers.report([recorder, recorder], results, {"recorder": "9.00 ± 0.10"}, 16, args)
     assert page.count("`k050-s100-q4` after 64 tokens reads 2 of 4 old pages") == 1
     assert "`tg32 @ d512`: 32 decode steps" in page
     assert "over 2 repetitions, all" in page
+    assert "TEXT=valid.txt" in page
+    assert "windows of 512 tokens of valid.txt, 765 tokens scored" in page
 
 
 def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:
@@ -209,3 +230,13 @@ def test_scored_are_the_tokens_after_the_first_half_and_one(window: list[int], s
         row = [float(x) for x in logits[position - 1]]
         expected = math.log(math.fsum(math.exp(x - max(row)) for x in row)) + max(row) - row[window[position]]
         assert nats == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_the_runtime_scores_what_its_perplexity_command_scores(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "tiny")
+    window = np.random.default_rng(2).integers(3, 86, 24).tolist()
+    with WorkerProcess.start("sol_rt", sys.executable, bundle, 1) as worker:
+        (scored,) = worker.ask(do="nll", windows=[window], action="k100-s100-q4")["nll"]
+    model = SolModel.from_pretrained(bundle, measure_costs=False)
+    expected = model.score(window, context=12, schedule="fixed:k100-s100-q4").logprobs[1:]
+    np.testing.assert_allclose(scored, -expected, rtol=1e-9)

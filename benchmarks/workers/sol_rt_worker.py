@@ -5,8 +5,10 @@ python sol_rt_worker.py BUNDLE --threads N
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 from protocol import arguments, serve
@@ -40,14 +42,31 @@ class SolRt:
     def step(self) -> None:
         self._run([self._next])
 
+    def nll(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What scoring.py's `scorer` answers; the first half of a window runs dense, then each token is a step."""
+        action, scored = self._action(), []
+        for window in request["windows"]:
+            first = len(window) // 2
+            self._engine.reset()
+            self._engine.forward(window[:first], self._dense)
+            nats = []
+            for token, following in itertools.pairwise(window[first:]):
+                distribution = self._engine.forward((token,), action).distribution
+                nats.append(-distribution.log_probability(following))
+            scored.append(nats)
+        return {"nll": scored}
+
+    def _action(self) -> Action:
+        return Action.parse(self.action) if self.action else self._dense
+
     def _run(self, tokens: Sequence[int]) -> None:
-        action = Action.parse(self.action) if self.action else self._dense
-        self._next = self._engine.forward(tokens, action).distribution.top
+        self._next = self._engine.forward(tokens, self._action()).distribution.top
 
 
 def main() -> None:
     args = arguments(__doc__).parse_args()
-    serve(SolRt(args.model, args.threads))
+    worker = SolRt(args.model, args.threads)
+    serve(worker, nll=worker.nll)
 
 
 if __name__ == "__main__":
