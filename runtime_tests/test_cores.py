@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.core_build import ADDRESS, core_build, run_lines
 from sol_rt.engine.hardware import allowed_cores, usable_cores
 
 EIGHT = frozenset(range(8))
@@ -22,8 +23,14 @@ def capacities(*each: int) -> dict[str, str]:
     return {f"sys/devices/system/cpu/cpu{number}/cpu_capacity": str(value) for number, value in enumerate(each)}
 
 
-def test_this_machine_has_one_at_least() -> None:
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return core_build("cores", sanitize=ADDRESS, operators=False) / "cores"
+
+
+def test_this_machine_has_one_at_least(program: Path) -> None:
     assert 1 <= usable_cores() <= len(allowed_cores())
+    assert run_lines([str(program)], []) == [str(usable_cores())]
 
 
 @pytest.mark.parametrize(
@@ -82,5 +89,7 @@ def test_this_machine_has_one_at_least() -> None:
         (capacities(*[1024] * 8), 8),
     ],
 )
-def test_quotas_and_slow_cores(tmp_path: Path, files: dict[str, str], expected: int) -> None:
-    assert usable_cores(write(tmp_path, files), EIGHT) == expected
+def test_quotas_and_slow_cores(program: Path, tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    root = write(tmp_path, files)
+    assert usable_cores(root, EIGHT) == expected
+    assert run_lines([str(program), str(root), "8"], []) == [str(expected)]

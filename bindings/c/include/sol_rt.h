@@ -79,7 +79,7 @@ typedef struct sol_runtime_options {
   uint32_t size;
   const void* ort_api_base;      // `const OrtApiBase*` of the ONNX Runtime that the host has loaded; NULL to open `ort_library`
   const char* ort_library;       // path or name of ONNX Runtime's shared library, for dlopen; NULL for the system's usual name
-  int32_t threads;               // threads of the process-wide pool of ONNX Runtime; 0 for all processors that the process may use
+  int32_t threads;               // threads of the process-wide pool of ONNX Runtime; 0 for as many as help (docs/embedding.md, Threads)
   int32_t native_operators;      // 1: register the operators of this library; 0: run the function bodies in the graphs
   int32_t spin;                  // 1: waiting threads of the pool spin, as is ONNX Runtime's default; 0: they sleep, which saves battery
 } sol_runtime_options;

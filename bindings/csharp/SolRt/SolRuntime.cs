@@ -15,7 +15,7 @@ public sealed class SolRuntimeOptions
     /// <summary>The <c>const OrtApiBase*</c> of an ONNX Runtime that the process has loaded already; takes the place of a path.</summary>
     public IntPtr OrtApiBase { get; set; }
 
-    /// <summary>Threads of ONNX Runtime's process-wide pool; 0 for all processors that the process may use.</summary>
+    /// <summary>Threads of ONNX Runtime's process-wide pool; 0 for as many as help.</summary>
     public int Threads { get; set; }
 
     /// <summary>Whether the core's own operators run. Without them ONNX Runtime runs the function bodies in the graphs, which is slower.</summary>

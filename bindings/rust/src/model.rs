@@ -15,7 +15,7 @@ use crate::session::Session;
 pub struct RuntimeOptions {
     /// Path or name of ONNX Runtime's shared library; `None` for the system's usual name.
     pub ort_library: Option<String>,
-    /// Threads of ONNX Runtime's pool; 0 for all processors that the process may use.
+    /// Threads of ONNX Runtime's pool; 0 for as many as help.
     pub threads: u16,
     /// False: runs the function bodies in the graphs, not the native operators.
     pub native_operators: bool,

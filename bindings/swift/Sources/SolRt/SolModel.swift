@@ -7,7 +7,7 @@ public final class SolRuntime: @unchecked Sendable {
   /// - Parameters:
   ///   - ortLibrary: path or name of ONNX Runtime's shared library; nil for the system's usual name.
   ///   - ortApiBase: what `OrtGetApiBase()` returns, where ONNX Runtime is linked into the app, as on iOS.
-  ///   - threads: of ONNX Runtime's pool; 0 for all processors that the process may use.
+  ///   - threads: of ONNX Runtime's pool; 0 for as many as help.
   ///   - nativeOperators: false runs the function bodies in the graphs.
   ///   - spin: whether waiting threads spin; false lets them sleep, which saves battery.
   public init(

@@ -2,13 +2,9 @@
 
 #include <algorithm>
 #include <mutex>
-#include <thread>
 
+#include "base/cores.h"
 #include "base/error.h"
-
-#ifdef __linux__
-#include <sched.h>
-#endif
 
 #ifdef SOL_RT_OPERATORS
 extern "C" OrtStatus* ORT_API_CALL SolRtRegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base);
@@ -40,20 +36,12 @@ void RequireOneRuntime(const OrtApi* api) {
 
 }  // namespace
 
-int32_t UsableProcessors() {
-#ifdef __linux__
-  cpu_set_t usable;
-  if (sched_getaffinity(0, sizeof(usable), &usable) == 0) return std::max(1, CPU_COUNT(&usable));
-#endif
-  return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
-}
-
 Runtime::Runtime(const RuntimeOptions& options)
     : base_(nullptr), api_(nullptr), threads_(options.threads), native_(options.native_operators), spin_(options.spin) {
   if (threads_ < 0 || threads_ > 1024) {
-    UsageFault("threads: got " + std::to_string(threads_) + ", expected a whole number from 1 to 1024, or 0 for all processors");
+    UsageFault("threads: got " + std::to_string(threads_) + ", expected a whole number from 1 to 1024, or 0 for as many as help");
   }
-  if (threads_ == 0) threads_ = UsableProcessors();
+  if (threads_ == 0) threads_ = UsableCores("", AllowedCores());
   base_ = FindOrt(options.ort_api_base, options.ort_library);
   api_ = OrtFunctions(base_);
   version_ = base_->GetVersionString();

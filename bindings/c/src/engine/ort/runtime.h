@@ -42,7 +42,4 @@ class Runtime {
   Owned<OrtMemoryInfo> memory_;
 };
 
-// Processors that this process may use.
-int32_t UsableProcessors();
-
 }  // namespace sol_rt

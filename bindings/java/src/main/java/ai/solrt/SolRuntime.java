@@ -6,7 +6,7 @@ public final class SolRuntime extends SolHandle {
   public static final class Options {
     /** Path or name of ONNX Runtime's shared library; null for the system's usual name, as {@code libonnxruntime.so}. */
     public String ortLibrary;
-    /** Threads of ONNX Runtime's pool; 0 for all processors that the process may use. */
+    /** Threads of ONNX Runtime's pool; 0 for as many as help. */
     public int threads;
     /** False: runs the function bodies in the graphs, not the native operators. */
     public boolean nativeOperators = true;
