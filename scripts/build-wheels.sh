@@ -1,6 +1,8 @@
 #!/bin/sh
 # Builds wheels with the native operators for Linux: scripts/build-wheels.sh ENVIRONMENT FOLDER ARCHITECTURE...
 # ENVIRONMENT is a virtual environment with the packages ziglang and auditwheel; architectures are x86_64 and aarch64.
+# The native core is in, built with releases that CMake fetches; without network give $CMAKE_ARGS with
+# -DFETCHCONTENT_SOURCE_DIR_PCRE2=FOLDER and the like for UTF8PROC and JSON, or leave the core out: SOL_CORE=OFF.
 #
 # Zig's compiler makes programs for other processors and for an old glibc, so that this needs neither a container nor a
 # cross compiler. auditwheel then names the wheel after the oldest glibc that it runs on.
@@ -21,11 +23,16 @@ zig=$("$environment/bin/python" -c 'import pathlib, ziglang; print(pathlib.Path(
 for architecture in "$@"; do
     rm -rf "$work/$architecture/wheel"
     # A build folder of its own: CMake keeps the compiler that it found first. The libraries are stripped when linked,
-    # because the strip of this machine may not know the other processor. Without the native core: the libraries that it
-    # links are there for this processor and this glibc alone.
-    CXX="$zig c++ -target $architecture-linux-gnu.$GLIBC" LDFLAGS=-s \
-        SOL_NATIVE=ON SOL_CORE=OFF SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
-        CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$architecture -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers" \
+    # because the strip of this machine may not know the other processor. What the core links is fetched: installed
+    # libraries are there for this processor and this glibc alone.
+    mkdir -p "$work/$architecture"
+    for tool in cc c++; do # programs of one word: CMake loses the second one of CC
+        printf '#!/bin/sh\nexec "%s" %s -target %s "$@"\n' "$zig" $tool "$architecture-linux-gnu.$GLIBC" >"$work/$architecture/$tool"
+        chmod +x "$work/$architecture/$tool"
+    done
+    CC="$work/$architecture/cc" CXX="$work/$architecture/c++" LDFLAGS=-s \
+        SOL_NATIVE=ON SOL_CORE="${SOL_CORE:-ON}" SOL_RT_FETCH=ON SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
+        CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$architecture -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers ${CMAKE_ARGS:-}" \
         "$environment/bin/python" -m pip wheel --no-deps -w "$work/$architecture/wheel" \
         -C build-dir="$work/$architecture/build" -C install.strip=false .
     PATH="$environment/bin:$PATH" "$environment/bin/auditwheel" repair -w "$folder" "$work/$architecture/wheel/"*.whl

@@ -1,5 +1,5 @@
 # The native core (bindings/c) as a library beside the operators, for `sol-rt generate --engine native`. Left out where what it is built with is missing:
-# the Python package works without it.
+# the Python package works without it. With SOL_RT_FETCH, which bindings/c defines, they are fetched and need not be installed.
 set(SOL_CORE AUTO CACHE STRING "Build the native core into the package: ON, OFF, or AUTO, where its dependencies are installed")
 set_property(CACHE SOL_CORE PROPERTY STRINGS AUTO ON OFF)
 if(NOT SOL_CORE)
@@ -14,7 +14,7 @@ find_path(SOL_PCRE2_INCLUDE_DIR pcre2.h)
 find_library(SOL_PCRE2_ARCHIVE NAMES libpcre2-8.a libpcre2-8-static.a pcre2-8-static)
 find_path(SOL_UTF8PROC_INCLUDE_DIR utf8proc.h)
 find_library(SOL_UTF8PROC_ARCHIVE NAMES libutf8proc.a utf8proc_static)
-if(NOT (CMAKE_C_COMPILER AND SOL_JSON_INCLUDE_DIR AND SOL_PCRE2_INCLUDE_DIR AND SOL_PCRE2_ARCHIVE AND SOL_UTF8PROC_INCLUDE_DIR AND SOL_UTF8PROC_ARCHIVE))
+if(NOT SOL_RT_FETCH AND NOT (CMAKE_C_COMPILER AND SOL_JSON_INCLUDE_DIR AND SOL_PCRE2_INCLUDE_DIR AND SOL_PCRE2_ARCHIVE AND SOL_UTF8PROC_INCLUDE_DIR AND SOL_UTF8PROC_ARCHIVE))
   set(text "Native core: nlohmann-json, PCRE2 or utf8proc was not found; install nlohmann-json3-dev, libpcre2-dev and libutf8proc-dev (names of Debian and Ubuntu)")
   if(SOL_CORE STREQUAL "AUTO")
     message(NOTICE "${text} for `sol-rt generate --engine native`. Everything else works without it.")
@@ -24,6 +24,9 @@ if(NOT (CMAKE_C_COMPILER AND SOL_JSON_INCLUDE_DIR AND SOL_PCRE2_INCLUDE_DIR AND 
 endif()
 
 add_subdirectory(${PROJECT_SOURCE_DIR}/bindings/c ${PROJECT_BINARY_DIR}/core EXCLUDE_FROM_ALL)
+foreach(folder SOL_JSON_INCLUDE_DIR SOL_PCRE2_INCLUDE_DIR SOL_UTF8PROC_INCLUDE_DIR)  # for the bill of materials: those that were taken
+  get_directory_property(${folder} DIRECTORY ${PROJECT_SOURCE_DIR}/bindings/c DEFINITION ${folder})
+endforeach()
 set_target_properties(sol_rt PROPERTIES PREFIX lib EXCLUDE_FROM_ALL OFF)  # on every system: sol_rt/ops/__init__.py looks for this name
 add_custom_target(sol_rt_core_library ALL DEPENDS sol_rt)
 install(TARGETS sol_rt LIBRARY DESTINATION ${SOL_OPS_DESTINATION} RUNTIME DESTINATION ${SOL_OPS_DESTINATION})
