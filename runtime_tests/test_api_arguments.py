@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,19 @@ def is_one_short_line(error: BaseException) -> bool:
     return "\n" not in str(error) and len(str(error)) < 300
 
 
-@pytest.mark.parametrize("prompt", NO_PROMPTS, ids=brief)
+def named(value: Any) -> str:
+    """A test's name, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", brief(value))
+
+
+@pytest.mark.parametrize("prompt", NO_PROMPTS, ids=named)
 def test_what_is_no_prompt(model: SolModel, prompt: Any) -> None:
     with pytest.raises(UsageError, match=r"prompt|token|messages") as error:
         model.generate(prompt, **SHORT)
     assert is_one_short_line(error.value)
 
 
-@pytest.mark.parametrize("tokens", [*NO_TOKENS, "w1 w2 w3"], ids=brief)
+@pytest.mark.parametrize("tokens", [*NO_TOKENS, "w1 w2 w3"], ids=named)
 def test_what_is_no_list_of_tokens(model: SolModel, tokens: Any) -> None:
     with pytest.raises(UsageError, match="score: got") as error:
         model.score(tokens)
@@ -65,7 +71,7 @@ def test_what_is_no_list_of_tokens(model: SolModel, tokens: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "tokens", [[1.7], ["1"], [10**60], [1.5, 2.0], ["1", "2"], [10**60, 1], [-1, 1], [[1]]], ids=brief
+    "tokens", [[1.7], ["1"], [10**60], [1.5, 2.0], ["1", "2"], [10**60, 1], [-1, 1], [[1]]], ids=named
 )
 def test_what_an_engine_does_not_take(model: SolModel, tokens: Any) -> None:
     model.engine.reset()
@@ -93,7 +99,7 @@ def test_tokens_may_be_numpy_integers(model: SolModel) -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=brief)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=named)
 def test_what_is_no_number(model: SolModel, name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name.replace("_", "[-_]")) as error:
         model.generate("w1 w2", **SHORT, **{name: value})
