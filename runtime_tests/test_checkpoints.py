@@ -171,6 +171,20 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
         check(folder)
 
 
+def test_tensors_that_nothing_reads_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "gpt_neox.layers.0.attention.masked_bias"):
+        save_file({**tensors, name: torch.ones(4)}, folder / "model.safetensors")
+        check(folder)  # tables that older versions of transformers stored
+    sinks = {f"model.layers.{i}.self_attn.sinks": torch.ones(4) for i in range(2)}
+    save_file({**tensors, **sinks}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"got 2 tensors that .* such as model\.layers\.0\.self_attn\.sinks"):
+        check(folder)
+    save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": torch.ones(64)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"such as model\.layers\.1\.self_attn\.q_proj\.bias"):
+        check(folder)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
 def test_quantized_folders_are_refused(folder: Path, dtype: str) -> None:
     tensors = load_file(folder / "model.safetensors")
