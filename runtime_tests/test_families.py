@@ -32,9 +32,11 @@ from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
+from sol_rt.export.sources.checkpoint import Checkpoint  # noqa: E402
 from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.sources.source_model import SourceModel  # noqa: E402
 from sol_rt.ops import library_path  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
@@ -162,6 +164,17 @@ def _generation(model: Model) -> None:
     assert all(equal) or run.margins[equal.index(False)] <= TIE[8] / 10, (got.tokens, run.tokens)
 
 
+@torch.inference_mode()
+def _source_run(checkpoint: Checkpoint) -> torch.Tensor:
+    """What transformers' model gives for a prompt, float32 [PROMPT, hidden], with a checkpoint's config and weights."""
+    decoder, tokens = from_hf_config(checkpoint.config), random_tokens(PROMPT, 300).tolist()
+    model = SourceModel(checkpoint, decoder, FAMILIES[decoder.family], PROMPT)
+    x = model.embed(tokens)[None]
+    for layer in model.layers():
+        x = model.run(layer, x)
+    return model.final_norm(x)[0]
+
+
 def _source(model: Model) -> None:
     family = FAMILIES[PRESETS[model.name].family]
     if family.gguf is None:
@@ -180,6 +193,8 @@ def _source(model: Model) -> None:
     for name in folder.names():
         # llama.cpp's offset of norms costs the last bit
         np.testing.assert_allclose(file.read(name), folder.read(name), atol=1e-7 if family.norm_offset else 0.0, rtol=0)
+    runs = [_source_run(one) for one in (file, folder)]  # what calibration and the parity report compare with
+    torch.testing.assert_close(*runs, rtol=0, atol=1e-4)
     levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
     export_bundle(str(path), model.folder / "gguf", **levels, calibration="none", parity=False)
     made, wanted = Bundle.open(model.folder / "gguf").config, model.bundle.config

@@ -179,6 +179,7 @@ def test_traits_of_gguf_files_are_named(folder: Path, refused: Any, tmp_path: Pa
     ):
         file = gguf_file(tmp_path, folder)
         file.writer.add_uint32(f"llama.{key}", 8)
+        file.add("blk.0.ssm_a", np.ones(4, np.float32))
         line = refused(file.write())
         assert f"GGUF architecture llama: not supported: {what}; nearest that works: " in line
     file = gguf_file(tmp_path, folder)
