@@ -450,11 +450,38 @@ def byte_vocabulary(*merged: str) -> dict[str, Any]:
         ("smollm", "a12345", ["a", "1", "2", "3", "4", "5"]),
         ("qwen2", "a12345", ["a", "1", "2", "3", "4", "5"]),
         ("llama-bpe", "a12345", ["<s>", "a", "123", "45"]),
+        ("olmo", "a12345", ["a", "12345"]),
+        ("exaone4", "a12345", ["a", "12345"]),
+        ("refact", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("deepseek-r1-qwen", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("stablelm2", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("tekken", "a12345", ["<s>", "a", "1", "2", "3", "4", "5"]),
+        ("dbrx", "a12345", ["a", "123", "45"]),
+        ("smaug-bpe", "a12345", ["a", "123", "45"]),
+        ("gpt-4o", "a12345", ["a", "123", "45"]),
+        ("hunyuan-dense", "a12345", ["a", "123", "45"]),
     ],
 )
 def test_digits_are_grouped_as_the_model_was_trained(pre: str, text: str, pieces: list[str]) -> None:
     metadata = byte_vocabulary("12", "123", "1234", "12345", "45") | {"tokenizer.ggml.pre": pre}
     assert gguf_tokenizer.build(metadata).encode(text).tokens == pieces
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("tekken", "doIt's I/O\n", ["do", "It", "'s", "ĠI", "/O", "Ċ"]),
+        ("gpt-4o", "doIt's I/O\n", ["do", "It's", "ĠI", "/O", "Ċ"]),
+        ("dbrx", "doIt's I/O\n", ["doIt", "'s", "ĠI", "/O", "Ċ"]),
+        ("stablelm2", "doIt's I/O\n", ["doIt", "'s", "ĠI", "/O", "Ċ"]),
+        ("hunyuan-dense", "doIt's I/O\n", ["doIt", "'s", "ĠI", "/O", "Ċ"]),
+        ("hunyuan-dense", "x+=1 你好la", ["x", "+=", "1", "Ġ", "ä½łå¥½", "la"]),
+        ("refact", "doIt's  I/O", ["doIt", "'s", "Ġ", "ĠI", "/", "O"]),
+    ],
+)
+def test_words_are_split_as_the_model_was_trained(pre: str, text: str, pieces: list[str]) -> None:
+    split = gguf_tokenizer.build(byte_vocabulary() | {"tokenizer.ggml.pre": pre}).pre_tokenizer
+    assert [piece for piece, _ in split.pre_tokenize_str(text)] == pieces
 
 
 @pytest.mark.parametrize(

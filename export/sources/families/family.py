@@ -59,8 +59,8 @@ class GgufForm:
             the first that the file has is copied. The entry is left out where the file has none of them.
         config_values: entries of the HF config that hold for all files of the form.
         marker: GGUF key without the architecture, which tells this family from others of the same architecture.
-        softmax_by_width_layers: number of layers of the model in which `Family.softmax_size_key` is the hidden size divided
-            by the heads; in others it is the head size. llama.cpp tells that model by its layers, too.
+        softmax_by_width_layers: number of layers of the model whose `Family.softmax_size_key` is the hidden size
+            divided by the heads. In others it is the head size. llama.cpp tells that model by its layers, too.
         pre_tokenizer: what `tokenizer.ggml.pre` would say in files that lack it, as older ones do. None: models of the
             family split words in different ways, so such a file is refused.
     """
