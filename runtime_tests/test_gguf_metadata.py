@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
+transformers = pytest.importorskip("transformers", reason="exporting comes with the extra export")
 
 from helpers.gguf_file import GgufFile  # noqa: E402
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
@@ -54,6 +55,16 @@ def test_every_layer_of_a_number_may_have_no_window(made: Callable[..., GgufFile
     file.writer.kv_data[0]["gemma3.attention.sliding_window_pattern"].value = 2
     file.writer.kv_data[0]["gemma3.attention.sliding_window_pattern"].type = gguf.GGUFValueType.UINT32
     assert described(file).windows == (24, 0, 24)
+
+
+def test_a_file_without_a_window_has_none(made: Callable[..., GgufFile]) -> None:
+    """EXAONE 4 1.2B: transformers' default is a window, and layers without a rotary embedding with it."""
+    file = made("tiny-exaone4")
+    for key in ("sliding_window", "sliding_window_pattern"):
+        del file.writer.kv_data[0][f"exaone4.attention.{key}"]
+    assert described(file).windows == ()
+    config = open_checkpoint(file.path).config
+    assert transformers.AutoConfig.for_model(**config).sliding_window is None
 
 
 def test_settings_of_yarn_are_read(made: Callable[..., GgufFile]) -> None:

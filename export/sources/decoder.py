@@ -271,6 +271,11 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
                 f"config.json: {key}: got {experts}, not supported: a mixture of experts; nearest that works: "
                 f"{nearest(config, FAMILIES)}"
             )
+    if _flag(config, "use_bidirectional_attention"):
+        raise CheckpointError(
+            "config.json: use_bidirectional_attention: got true, expected false; a model that attends to later tokens "
+            "embeds texts, and can't generate them"
+        )
     normalizes_qk = family.qk_norm != "none" and (family.qk_norm_key is None or _flag(config, family.qk_norm_key))
     parallel = _holds(config, family.parallel_residual)
     ropes, rope_of_layer = _ropes(

@@ -54,6 +54,7 @@ GEMMA3 = Family(
             "sliding_window": ("attention.sliding_window",),
             "final_logit_softcapping": ("final_logit_softcapping",),
         },
+        config_values={"sliding_window": None},
         softmax_by_width_layers=62,  # 27B
     ),
     defaults={**_DEFAULTS, "rope_theta": 1e6, "rope_local_base_freq": 1e4},

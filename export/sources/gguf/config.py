@@ -64,14 +64,16 @@ def hf_config(
             config[rule] = any(name.startswith(projections) and not name.endswith("_norm") for name in biases)
     if family.qk_norm_key is not None:
         config[family.qk_norm_key] = "attn_q_norm" in biases
+    for key, value in form.config_values.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     for key, candidates in form.config_keys.items():
         found = next((candidate for candidate in candidates if keys.has(candidate)), None)
         if found is not None:
             config[key] = keys.setting(found)
     if keys.has("attention.sliding_window_pattern") and "sliding_window" in form.config_keys:
         config["layer_types"] = _layer_types(keys, config["num_hidden_layers"])
-    for key, value in form.config_values.items():
-        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+    if "sliding_window" in config and config["sliding_window"] is None:
+        config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
     config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
