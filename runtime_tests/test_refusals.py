@@ -66,6 +66,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ("falcon_h1", "FalconH1ForCausalLM", {}, "state-space layers (Mamba)"),
         ("mamba2", "Mamba2ForCausalLM", {}, "state-space layers (Mamba)"),
         ("some_hybrid", "SomeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "state-space layers (Mamba)"),
+        ("lfm2", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "gated short convolutions"),
         ("qwen3_next", "Qwen3NextForCausalLM", {"layer_types": ["linear_attention"]}, "linear attention"),
         ("mllama", "MllamaForConditionalGeneration", {"vision_config": {}}, "a vision tower whose text part does not"),
         ("t5", "T5ForConditionalGeneration", {"is_encoder_decoder": True}, "an encoder beside the decoder"),
