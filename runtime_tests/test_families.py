@@ -103,6 +103,7 @@ def _graph(model: Model) -> None:
     steps = [exact.step(tokens[:, i], [DENSE], cache)[0] for i in range(PROMPT, PROMPT + STEPS)]
     exactly = difference(torch.cat([prompt, torch.stack(steps, dim=1)], dim=1), expected.numpy())
 
+    assert model.bundle.config.kv.windows == from_hf_config(open_checkpoint(model.checkpoint).config).windows
     engine = Engine(model.bundle, provider="cpu")
     ids = tokens[0].tolist()
     logits = [engine.forward(ids[:PROMPT], DENSE, num_logits=PROMPT).logits.copy()]
@@ -121,6 +122,30 @@ def test_odd_sizes_are_padded(name: str, tmp_path: Path) -> None:
     model = Model(name, tmp_path)
     assert from_hf_config(open_checkpoint(model.checkpoint).config).unpadded is not None
     _graph(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("native", [True, False], ids=["kernels", "bodies"])
+def test_a_window_of_several_chunks(native: bool, tmp_path: Path) -> None:
+    """As long as real ones, which are longer than a chunk of a prompt and than the kernels' blocks."""
+    config = {**PRESETS["tiny-gemma3"].config, "sliding_window": 511}
+    folder = write_random_checkpoint(
+        tmp_path / "checkpoint", replace(PRESETS["tiny-gemma3"], max_context=2048, config=config)
+    )
+    levels = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,)}
+    export_bundle(str(folder), tmp_path / "bundle", **levels, calibration="none", parity=False)
+    engine = Engine(Bundle.open(tmp_path / "bundle"), provider="cpu", native_ops=native)
+    source = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    tokens = random_tokens(1216, 300)
+    with torch.no_grad():
+        expected = source(torch.from_numpy(tokens)[None]).logits[0, -128:].numpy()
+    logits = [engine.forward(tokens[:-16].tolist(), DENSE, num_logits=112).logits.copy()]
+    logits += [engine.forward([int(token)], DENSE).logits.copy() for token in tokens[-16:]]
+    errors = np.sqrt(np.mean((np.concatenate(logits) - expected) ** 2, axis=1)) / expected.std()
+    assert errors.max() < 2 * EIGHT_BITS
+    assert errors.mean() < EIGHT_BITS
 
 
 def _rungs(model: Model) -> None:
