@@ -125,6 +125,32 @@ def test_dense_models_of_granite_4_are_granites(made: Callable[..., GgufFile]) -
     assert described(file) == plain
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("attention.scale", 0.5, 0.25),
+        ("attention.scale", 0.5, 0.0),
+        ("attention.causal", False, True),
+        ("attention.clamp_kqv", 8.0, 0.0),
+        ("final_logit_softcapping", 30.0, 0.0),
+        ("residual_scale", 0.25, 1.0),
+        ("logit_scale", 8.0, 1.0),
+    ],
+)
+def test_a_factor_that_the_family_does_not_have_is_refused(
+    made: Callable[..., GgufFile], key: str, value: float | bool, neutral: float | bool
+) -> None:
+    for given in (neutral, value):
+        file = made("tiny-llama")
+        add = file.writer.add_bool if isinstance(given, bool) else file.writer.add_float32
+        add(f"llama.{key}", given)
+        if given is neutral:
+            described(file)
+        else:
+            with pytest.raises(CheckpointError, match=rf"GGUF key llama\.{key}: got {given}, expected none"):
+                described(file)
+
+
 def test_a_tensor_that_nothing_reads_is_refused(made: Callable[..., GgufFile]) -> None:
     file = made("tiny-qwen3")
     file.add("blk.1.attn_sinks.weight", np.ones(4, np.float32))

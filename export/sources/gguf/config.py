@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.decoder import LARGEST_SIZE, MOST_LAYERS, family_of_gguf
-from sol_rt.export.sources.families import Family
+from sol_rt.export.sources.families import Family, GgufForm
 
 _YARN = {
     "yarn_attn_factor": "attention_factor",
@@ -15,6 +16,14 @@ _YARN = {
     "yarn_beta_slow": "beta_slow",
 }
 """GGUF keys of yarn -> their names in config.json."""
+_ARITHMETIC: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("attention.clamp_kqv", "attention.max_alibi_bias"), (0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0,)),
+    **dict.fromkeys(("embedding_scale", "residual_scale", "logit_scale", "attention.output_scale"), (0, 1)),
+    "attention.scale": (0,),
+    "attention.causal": (True,),
+}
+"""GGUF keys that change what a model computes -> the values with which they do not."""
 
 
 def hf_config(
@@ -58,6 +67,7 @@ def hf_config(
     if family.softmax_size_key is not None:  # no metadata key says it
         by_width = config["num_hidden_layers"] == form.softmax_by_width_layers
         config[family.softmax_size_key] = hidden // heads if by_width else head_dim
+    _check_read(keys, form, head_dim)
     # no metadata key tells of biases, the tensors do
     for rule, projections in ((family.qkv_bias, "attn_"), (family.output_bias, "attn_"), (family.mlp_bias, "ffn_")):
         if isinstance(rule, str):
@@ -78,6 +88,20 @@ def hf_config(
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
     config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
     return config
+
+
+def _check_read(keys: _Keys, form: GgufForm, head_dim: int) -> None:
+    """Raises CheckpointError for a key that would change what the model computes, and that its family does not have."""
+    read = {name for names in form.config_keys.values() for name in names}
+    for key, neutral in _ARITHMETIC.items():
+        value = keys.value(key) if keys.has(key) and key not in read else neutral[0]
+        if key == "attention.scale" and isinstance(value, float) and math.isclose(value, head_dim**-0.5, rel_tol=1e-4):
+            continue
+        if value not in neutral:
+            raise CheckpointError(
+                f"GGUF key {keys.full(key)}: got {brief(value)}, expected none, as in the architecture's other files; "
+                "export from the checkpoint folder"
+            )
 
 
 def _layer_types(keys: _Keys, layers: int) -> list[str]:
