@@ -282,6 +282,21 @@ def test_rotary_embeddings_of_layers() -> None:
     assert stretched.inverse_frequencies[1] == pytest.approx((1e4 * 1000 ** (64 / 62)) ** (-2 / 64))
 
 
+def test_full_layers_have_no_rotary_embedding_where_there_is_a_window() -> None:
+    """EXAONE 4: what counts is the window's number, whether any layer has it or not."""
+    config = {**CONFIGS["EXAONE-4.0-32B"], "layer_types": ["full_attention"] * 64}
+    assert {rope.inverse_frequencies[0] for rope in from_hf_config(config).ropes} == {0.0}
+    assert 0.0 not in from_hf_config({**config, "sliding_window": None}).ropes[0].inverse_frequencies
+
+
+def test_windows_of_smollm3_are_transformers_own() -> None:
+    auto = pytest.importorskip("transformers").AutoConfig
+    config = {**CONFIGS["SmolLM3-3B"], "use_sliding_window": True, "sliding_window": 512, "layer_types": None}
+    kinds = auto.for_model("smollm3", **config).layer_types
+    assert set(kinds) == {"sliding_attention", "full_attention"}
+    assert from_hf_config(config).windows == tuple(512 * (kind == "sliding_attention") for kind in kinds)
+
+
 def test_a_longer_context_takes_the_long_factors() -> None:
     assert of("Phi-4-mini").ropes != of("Phi-4-mini", 8192).ropes
 

@@ -131,7 +131,7 @@ class Family:
         rope_by_kind: layers with a window have rotary settings of their own. Where config.json does not give them, they
             are unscaled, with the base of `local_theta_key`.
         local_theta_key: config.json key of that base. None: the base of the other layers.
-        nope_full_layers: in a model with windows, layers without one have no rotary embedding.
+        nope_full_layers: where config.json has a window, layers without one have no rotary embedding.
         nope_every: every layer of this number has no rotary embedding: the config.json key that says it, and what
             holds where it does not. A list `no_rope_layers` (0: none) in config.json goes before.
         rope_if: config.json key and the value with which the model has a rotary embedding at all.
