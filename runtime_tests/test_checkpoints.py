@@ -560,6 +560,8 @@ def test_unknown_tokenizers_are_refused() -> None:
         ({"tokenizer.ggml.model": "llama"}, "list of scores is missing"),
         ({"tokenizer.ggml.pre": "klingon"}, "got 'klingon', expected one of default, gpt-2"),
         ({"tokenizer.ggml.token_type": [1]}, "different length"),
+        ({"tokenizer.ggml.token_type": 1}, "different length"),
+        ({"tokenizer.ggml.tokens": 7}, "are missing"),
         ({"tokenizer.ggml.merges": ["a nonsense"]}, "the file is damaged"),
         ({"tokenizer.ggml.merges": [1]}, "the file is damaged"),
     ):

@@ -151,6 +151,16 @@ def test_a_factor_that_the_family_does_not_have_is_refused(
                 described(file)
 
 
+def test_a_vocabulary_that_is_no_list_is_refused() -> None:
+    keys = {"block_count": 1, "embedding_length": 64, "feed_forward_length": 64, "attention.head_count": 4}
+    metadata: dict[str, Any] = {f"llama.{key}": value for key, value in keys.items()}
+    metadata |= {"llama.context_length": 64, "llama.attention.layer_norm_rms_epsilon": 1e-5}
+    for tokens in (7, True, 0.5):
+        given = {"general.architecture": "llama", **metadata, "tokenizer.ggml.tokens": tokens}
+        with pytest.raises(CheckpointError, match=r"GGUF key llama\.vocab_size is missing"):
+            hf_config(given, True, {}, [])
+
+
 def test_a_tensor_that_nothing_reads_is_refused(made: Callable[..., GgufFile]) -> None:
     file = made("tiny-qwen3")
     file.add("blk.1.attn_sinks.weight", np.ones(4, np.float32))

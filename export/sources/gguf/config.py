@@ -45,7 +45,7 @@ def hf_config(
     keys = _Keys(metadata, form.architecture)
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
-    context = keys.integer("context_length")
+    context, tokens = keys.integer("context_length"), metadata.get("tokenizer.ggml.tokens")
     eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
     config: dict[str, Any] = {
         "architectures": [family.architecture],
@@ -56,7 +56,7 @@ def hf_config(
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
         family.intermediate_key: keys.integer("feed_forward_length"),
-        "vocab_size": len(metadata.get("tokenizer.ggml.tokens") or ()) or keys.integer("vocab_size"),
+        "vocab_size": len(tokens) if isinstance(tokens, list) and tokens else keys.integer("vocab_size"),
         "max_position_embeddings": context,
         "hidden_act": family.default_activation,
         family.eps_key: _shortest(keys.number(f"attention.{eps}")),

@@ -129,7 +129,7 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     tokens = metadata.get("tokenizer.ggml.tokens") or ()
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
-    if not tokens or len(types) != len(tokens):
+    if not (isinstance(tokens, list) and isinstance(types, list) and tokens and len(types) == len(tokens)):
         raise CheckpointError("GGUF tokenizer: lists of tokens and token types are missing or of different length")
     try:
         tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)
