@@ -191,7 +191,7 @@ def export_bundle(
         config = SolConfig(
             generator=f"sol_rt {__version__}",
             model=model_section(checkpoint, decoder, source, name, folder),
-            kv=KvLayout(kv),
+            kv=KvLayout(kv, windows=decoder.windows),
             dense=Action(1.0, 1.0, precisions[0].bits),
             variants={variant.key: variant for variant in variants},
             actions=tuple(ActionEntry(action, None) for action in levels.actions(variants)),

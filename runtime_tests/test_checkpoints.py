@@ -171,6 +171,20 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
         check(folder)
 
 
+def test_tensors_that_nothing_reads_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.layers.0.self_attn.rotary_emb.inv_freq", "gpt_neox.layers.0.attention.masked_bias"):
+        save_file({**tensors, name: torch.ones(4)}, folder / "model.safetensors")
+        check(folder)  # tables that older versions of transformers stored
+    sinks = {f"model.layers.{i}.self_attn.sinks": torch.ones(4) for i in range(2)}
+    save_file({**tensors, **sinks}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"got 2 tensors that .* such as model\.layers\.0\.self_attn\.sinks"):
+        check(folder)
+    save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": torch.ones(64)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"such as model\.layers\.1\.self_attn\.q_proj\.bias"):
+        check(folder)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
 def test_quantized_folders_are_refused(folder: Path, dtype: str) -> None:
     tensors = load_file(folder / "model.safetensors")
@@ -436,11 +450,38 @@ def byte_vocabulary(*merged: str) -> dict[str, Any]:
         ("smollm", "a12345", ["a", "1", "2", "3", "4", "5"]),
         ("qwen2", "a12345", ["a", "1", "2", "3", "4", "5"]),
         ("llama-bpe", "a12345", ["<s>", "a", "123", "45"]),
+        ("olmo", "a12345", ["a", "12345"]),
+        ("exaone4", "a12345", ["a", "12345"]),
+        ("refact", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("deepseek-r1-qwen", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("stablelm2", "a12345", ["a", "1", "2", "3", "4", "5"]),
+        ("tekken", "a12345", ["<s>", "a", "1", "2", "3", "4", "5"]),
+        ("dbrx", "a12345", ["a", "123", "45"]),
+        ("smaug-bpe", "a12345", ["a", "123", "45"]),
+        ("gpt-4o", "a12345", ["a", "123", "45"]),
+        ("hunyuan-dense", "a12345", ["a", "123", "45"]),
     ],
 )
 def test_digits_are_grouped_as_the_model_was_trained(pre: str, text: str, pieces: list[str]) -> None:
     metadata = byte_vocabulary("12", "123", "1234", "12345", "45") | {"tokenizer.ggml.pre": pre}
     assert gguf_tokenizer.build(metadata).encode(text).tokens == pieces
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("tekken", "doIt's I/O\n", ["do", "It", "'s", "ĠI", "/O", "Ċ"]),
+        ("gpt-4o", "doIt's I/O\n", ["do", "It's", "ĠI", "/O", "Ċ"]),
+        ("dbrx", "doIt's I/O\n", ["doIt", "'s", "ĠI", "/O", "Ċ"]),
+        ("stablelm2", "doIt's I/O\n", ["doIt", "'s", "ĠI", "/O", "Ċ"]),
+        ("hunyuan-dense", "doIt's I/O\n", ["doIt", "'s", "ĠI", "/O", "Ċ"]),
+        ("hunyuan-dense", "x+=1 你好la", ["x", "+=", "1", "Ġ", "ä½łå¥½", "la"]),
+        ("refact", "doIt's  I/O", ["doIt", "'s", "Ġ", "ĠI", "/", "O"]),
+    ],
+)
+def test_words_are_split_as_the_model_was_trained(pre: str, text: str, pieces: list[str]) -> None:
+    split = gguf_tokenizer.build(byte_vocabulary() | {"tokenizer.ggml.pre": pre}).pre_tokenizer
+    assert [piece for piece, _ in split.pre_tokenize_str(text)] == pieces
 
 
 @pytest.mark.parametrize(
@@ -519,6 +560,8 @@ def test_unknown_tokenizers_are_refused() -> None:
         ({"tokenizer.ggml.model": "llama"}, "list of scores is missing"),
         ({"tokenizer.ggml.pre": "klingon"}, "got 'klingon', expected one of default, gpt-2"),
         ({"tokenizer.ggml.token_type": [1]}, "different length"),
+        ({"tokenizer.ggml.token_type": 1}, "different length"),
+        ({"tokenizer.ggml.tokens": 7}, "are missing"),
         ({"tokenizer.ggml.merges": ["a nonsense"]}, "the file is damaged"),
         ({"tokenizer.ggml.merges": [1]}, "the file is damaged"),
     ):

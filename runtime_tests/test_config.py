@@ -108,6 +108,8 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("kv/dense_layers", [2], ["kv.dense_layers", "[2]", "0 to 1"]),
         ("kv/dense_layers", [1, 0], ["kv.dense_layers", "[1, 0]", "ascending"]),
         ("kv/dense_layers", 0, ["kv.dense_layers", "list of integers"]),
+        ("kv/windows", [16], ["kv.windows", "[16]", "one for each of the 2 layers"]),
+        ("kv/windows", [16, -1], ["kv.windows", "list of integers from 0"]),
         ("variants/s100-q8/active_up", [64, 65], ["s100-q8.active_up", "[64, 65]", "1 to 64"]),
         ("variants/s100-q8/active_up", 64, ["s100-q8.active_up", "list of integers"]),
         ("variants/s100-q8/active_down", [96], ["s100-q8.active_down", "1 counts", "2, one per layer"]),

@@ -91,10 +91,39 @@ def test_layers_that_stay_dense_read_every_page() -> None:
     assert BytesCost(config).dense(999) == BytesCost(made_config()).dense(999)
 
 
-@given(st.lists(st.integers(0, 8000), min_size=1, max_size=5), st.booleans(), st.sampled_from([(), (0, 29)]))
-def test_the_table_is_the_steps(contexts: list[int], calibrated: bool, dense_layers: tuple[int, ...]) -> None:
+def test_layers_with_a_window_read_what_is_in_it() -> None:
+    """20 of 30 layers attend to 128 tokens, one of them to all of these under every action."""
+    config = made_config()
+    config = dataclasses.replace(config, kv=KvLayout(windows=(128,) * 20 + (0,) * 10, dense_layers=(0,)))
+    dense, tenth = Action(1.0, 1.0, 8), Action(0.1, 1.0, 8)
+    assert reads(dense, 99, config) == (100, 0)
+    assert reads(dense, 127, config) == (128, 0)
+    assert reads(dense, 128, config) == ((20 * 128 + 10 * 129) / 30, 0)
+    assert reads(dense, 999, config) == ((20 * 128 + 10 * 1000) / 30, 0)
+    # 31 of 249 old pages are in the window. A tenth of all is 25, of those in it 4; the sinks are before it
+    assert reads(tenth, 999, config) == ((19 * 20 + 128 + 10 * 108) / 30, (19 * 31 + 10 * 249) / 30)
+    assert BytesCost(config).dense(999) == BytesCost(config).step(dense, 999)
+    assert BytesCost(config).dense(999) < BytesCost(made_config()).dense(999)
+
+
+def test_a_window_saves_nothing_until_a_text_is_longer() -> None:
+    windowed = dataclasses.replace(made_config(), kv=KvLayout(windows=(512,) * 30))
+    for action in (Action(1.0, 1.0, 8), Action(0.5, 1.0, 8), Action(0.1, 1.0, 8)):
+        for context in (0, 3, 17, 100, 511):
+            assert reads(action, context, windowed) == reads(action, context, made_config())
+
+
+@given(
+    st.lists(st.integers(0, 8000), min_size=1, max_size=5),
+    st.booleans(),
+    st.sampled_from([(), (0, 29)]),
+    st.sampled_from([(), (512,) * 25 + (0,) * 5]),
+)
+def test_the_table_is_the_steps(
+    contexts: list[int], calibrated: bool, dense_layers: tuple[int, ...], windows: tuple[int, ...]
+) -> None:
     config = made_config(kv_densities=(1.0, 0.99, 0.5, 0.33, 0.1, 0.01))
-    config = dataclasses.replace(config, kv=KvLayout(dense_layers=dense_layers))
+    config = dataclasses.replace(config, kv=KvLayout(dense_layers=dense_layers, windows=windows))
     cost: CostModel = CalibratedCost(config, table_for(config)) if calibrated else BytesCost(config)
     actions = [entry.action for entry in config.actions]
     for context, row in zip(contexts, cost.table(actions)(np.array(contexts)), strict=True):

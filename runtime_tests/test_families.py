@@ -32,9 +32,11 @@ from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
+from sol_rt.export.sources.checkpoint import Checkpoint  # noqa: E402
 from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.sources.source_model import SourceModel  # noqa: E402
 from sol_rt.ops import library_path  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
@@ -101,6 +103,7 @@ def _graph(model: Model) -> None:
     steps = [exact.step(tokens[:, i], [DENSE], cache)[0] for i in range(PROMPT, PROMPT + STEPS)]
     exactly = difference(torch.cat([prompt, torch.stack(steps, dim=1)], dim=1), expected.numpy())
 
+    assert model.bundle.config.kv.windows == from_hf_config(open_checkpoint(model.checkpoint).config).windows
     engine = Engine(model.bundle, provider="cpu")
     ids = tokens[0].tolist()
     logits = [engine.forward(ids[:PROMPT], DENSE, num_logits=PROMPT).logits.copy()]
@@ -119,6 +122,30 @@ def test_odd_sizes_are_padded(name: str, tmp_path: Path) -> None:
     model = Model(name, tmp_path)
     assert from_hf_config(open_checkpoint(model.checkpoint).config).unpadded is not None
     _graph(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("native", [True, False], ids=["kernels", "bodies"])
+def test_a_window_of_several_chunks(native: bool, tmp_path: Path) -> None:
+    """As long as real ones, which are longer than a chunk of a prompt and than the kernels' blocks."""
+    config = {**PRESETS["tiny-gemma3"].config, "sliding_window": 511}
+    folder = write_random_checkpoint(
+        tmp_path / "checkpoint", replace(PRESETS["tiny-gemma3"], max_context=2048, config=config)
+    )
+    levels = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,)}
+    export_bundle(str(folder), tmp_path / "bundle", **levels, calibration="none", parity=False)
+    engine = Engine(Bundle.open(tmp_path / "bundle"), provider="cpu", native_ops=native)
+    source = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    tokens = random_tokens(1216, 300)
+    with torch.no_grad():
+        expected = source(torch.from_numpy(tokens)[None]).logits[0, -128:].numpy()
+    logits = [engine.forward(tokens[:-16].tolist(), DENSE, num_logits=112).logits.copy()]
+    logits += [engine.forward([int(token)], DENSE).logits.copy() for token in tokens[-16:]]
+    errors = np.sqrt(np.mean((np.concatenate(logits) - expected) ** 2, axis=1)) / expected.std()
+    assert errors.max() < 2 * EIGHT_BITS
+    assert errors.mean() < EIGHT_BITS
 
 
 def _rungs(model: Model) -> None:
@@ -162,6 +189,17 @@ def _generation(model: Model) -> None:
     assert all(equal) or run.margins[equal.index(False)] <= TIE[8] / 10, (got.tokens, run.tokens)
 
 
+@torch.inference_mode()
+def _source_run(checkpoint: Checkpoint) -> torch.Tensor:
+    """What transformers' model gives for a prompt, float32 [PROMPT, hidden], with a checkpoint's config and weights."""
+    decoder, tokens = from_hf_config(checkpoint.config), random_tokens(PROMPT, 300).tolist()
+    model = SourceModel(checkpoint, decoder, FAMILIES[decoder.family], PROMPT)
+    x = model.embed(tokens)[None]
+    for layer in model.layers():
+        x = model.run(layer, x)
+    return model.final_norm(x)[0]
+
+
 def _source(model: Model) -> None:
     family = FAMILIES[PRESETS[model.name].family]
     if family.gguf is None:
@@ -180,6 +218,8 @@ def _source(model: Model) -> None:
     for name in folder.names():
         # llama.cpp's offset of norms costs the last bit
         np.testing.assert_allclose(file.read(name), folder.read(name), atol=1e-7 if family.norm_offset else 0.0, rtol=0)
+    runs = [_source_run(one) for one in (file, folder)]  # what calibration and the parity report compare with
+    torch.testing.assert_close(*runs, rtol=0, atol=1e-4)
     levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
     export_bundle(str(path), model.folder / "gguf", **levels, calibration="none", parity=False)
     made, wanted = Bundle.open(model.folder / "gguf").config, model.bundle.config

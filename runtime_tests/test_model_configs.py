@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.export.sources.families import FAMILIES
 
 LLAMA3_ROPE = {
     "factor": 32.0,
@@ -279,6 +282,21 @@ def test_rotary_embeddings_of_layers() -> None:
     assert stretched.inverse_frequencies[1] == pytest.approx((1e4 * 1000 ** (64 / 62)) ** (-2 / 64))
 
 
+def test_full_layers_have_no_rotary_embedding_where_there_is_a_window() -> None:
+    """EXAONE 4: what counts is the window's number, whether any layer has it or not."""
+    config = {**CONFIGS["EXAONE-4.0-32B"], "layer_types": ["full_attention"] * 64}
+    assert {rope.inverse_frequencies[0] for rope in from_hf_config(config).ropes} == {0.0}
+    assert 0.0 not in from_hf_config({**config, "sliding_window": None}).ropes[0].inverse_frequencies
+
+
+def test_windows_of_smollm3_are_transformers_own() -> None:
+    auto = pytest.importorskip("transformers").AutoConfig
+    config = {**CONFIGS["SmolLM3-3B"], "use_sliding_window": True, "sliding_window": 512, "layer_types": None}
+    kinds = auto.for_model("smollm3", **config).layer_types
+    assert set(kinds) == {"sliding_attention", "full_attention"}
+    assert from_hf_config(config).windows == tuple(512 * (kind == "sliding_attention") for kind in kinds)
+
+
 def test_a_longer_context_takes_the_long_factors() -> None:
     assert of("Phi-4-mini").ropes != of("Phi-4-mini", 8192).ropes
 
@@ -287,3 +305,20 @@ def test_a_window_that_no_context_passes_is_none() -> None:
     assert of("gemma-3-270m", 512).windows == ()
     assert of("gemma-3-270m", 513).windows[0] == 512
     assert of("gemma-3-270m", 512).rope_of_layer == of("gemma-3-270m").rope_of_layer
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_a_config_leaves_out_is_as_in_transformers(kind: str) -> None:
+    """A config.json may leave out what its class in transformers has by default. Sizes that it lacks are refused."""
+    auto = pytest.importorskip("transformers").AutoConfig
+    of_kind = {"granitemoehybrid": {"layer_types": ["attention"] * 8, "num_local_experts": 0}}.get(kind, {})
+    small = {"hidden_size": 2048, "num_attention_heads": 32, "num_hidden_layers": 8, "max_position_embeddings": 32768}
+    config = {**auto.for_model(kind, **small, **of_kind).to_dict(), "architectures": [FAMILIES[kind].architecture]}
+    whole, checked = from_hf_config(config), 0
+    for key in config:
+        # the shapes of tensors tell how many KV heads there are
+        if key not in (*small, "architectures", "num_key_value_heads"):
+            with contextlib.suppress(CheckpointError):
+                assert from_hf_config({name: value for name, value in config.items() if name != key}) == whole, key
+                checked += 1
+    assert checked > 10

@@ -262,9 +262,10 @@ def configs(draw: st.DrawFn) -> SolConfig:
         gain_over_hull=draw(st.sampled_from([0.0, 0.01])),
     )
     layers = tuple(sorted(random.choice(30, random.integers(0, 10), replace=False).tolist()))
+    windows = tuple(random.choice([0, 1, 30, 512, 1023], 30).tolist()) if draw(st.booleans()) else ()
     return replace(
         config,
-        kv=replace(config.kv, dense_layers=layers, dtype=draw(st.sampled_from(["float16", "int8"]))),
+        kv=replace(config.kv, dense_layers=layers, dtype=draw(st.sampled_from(["float16", "int8"])), windows=windows),
         variants={key: variant for key, variant in config.variants.items() if key not in gaps},
     )
 

@@ -71,6 +71,7 @@ def compare(program: Path, kind: str, read: Callable[[Path], object], paths: lis
 def test_poisoned_configs(program: Path, pristine: Path, tmp_path: Path) -> None:
     document = json.loads((pristine / CONFIG_NAME).read_text(encoding="utf-8"))
     document["weights"]["tensors"] = dict(list(document["weights"]["tensors"].items())[:4])
+    document["kv"]["windows"] = [16] * document["model"]["num_layers"]
     paths = []
     for number, (_, text) in enumerate(texts(document)):
         paths.append(tmp_path / str(number) / CONFIG_NAME)

@@ -66,6 +66,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ("falcon_h1", "FalconH1ForCausalLM", {}, "state-space layers (Mamba)"),
         ("mamba2", "Mamba2ForCausalLM", {}, "state-space layers (Mamba)"),
         ("some_hybrid", "SomeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "state-space layers (Mamba)"),
+        ("lfm2", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "gated short convolutions"),
         ("qwen3_next", "Qwen3NextForCausalLM", {"layer_types": ["linear_attention"]}, "linear attention"),
         ("mllama", "MllamaForConditionalGeneration", {"vision_config": {}}, "a vision tower whose text part does not"),
         ("t5", "T5ForConditionalGeneration", {"is_encoder_decoder": True}, "an encoder beside the decoder"),
@@ -106,6 +107,11 @@ def test_the_nearest_model_is_of_the_same_maker(folder: Path, refused: Any) -> N
     [
         ({"hidden_act": "mish"}, "hidden_act: got 'mish', expected one of silu"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope scaling: got 'spiral', expected one of default, linear"),
+        (
+            {"rope_scaling": {"type": "dynamic", "alpha": -2.0}},
+            "rope scaling ntk_alpha: a setting is no number that fits",
+        ),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention: got true, expected false; a model that"),
         ({"head_dim": 512}, "head_dim: got 512, expected at most 256, the most that the attention kernels take"),
         (
             {"tie_word_embeddings": False},
@@ -179,6 +185,7 @@ def test_traits_of_gguf_files_are_named(folder: Path, refused: Any, tmp_path: Pa
     ):
         file = gguf_file(tmp_path, folder)
         file.writer.add_uint32(f"llama.{key}", 8)
+        file.add("blk.0.ssm_a", np.ones(4, np.float32))
         line = refused(file.write())
         assert f"GGUF architecture llama: not supported: {what}; nearest that works: " in line
     file = gguf_file(tmp_path, folder)
@@ -247,6 +254,16 @@ def test_the_text_part_of_a_vision_model_is_exported(folder: Path, tmp_path: Pat
     assert report.parity is not None
     assert report.parity.rows[0].kl < 0.01, "transformers runs the text part with the same settings"
     assert "the text part of a vision model: 1 tensors that see images are left out" in report.lines()
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"rope_scaling": 7}, {"id2label": 1}, {"model_type": []}])
+def test_a_text_part_with_wrong_values_is_refused_in_one_line(
+    folder: Path, refused: Any, change: dict[str, Any]
+) -> None:
+    text = {**open_checkpoint(folder).config, **change}
+    edit_config(folder, architectures=["LlavaForConditionalGeneration"], vision_config={}, text_config=text)
+    line = refused(folder)
+    assert "config.json: text_config: " in line or "a vision tower whose text part does not stand alone" in line
 
 
 def test_every_nearest_model_is_of_a_family_that_works() -> None:

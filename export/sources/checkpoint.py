@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from sol_rt.export.sources.families import Family, TensorNames
 FloatArray = npt.NDArray[np.float32]
 
 _TIED_SAMPLE = 256  # rows compared to find out whether the LM head is the embedding
+_NOT_READ = re.compile(r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$")
+"""Tensors that a checkpoint may have beside its weights: tables that older versions of transformers stored."""
 
 
 class Checkpoint(Protocol):
@@ -111,8 +114,9 @@ def vector_size(decoder: Decoder, vector: str) -> int:
 
 
 def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
-    """Raises CheckpointError for the first tensor that is missing or has a wrong shape."""
+    """Raises CheckpointError for a tensor that is missing or has a wrong shape, and for one that nothing reads."""
     decoder, present = decoder.source, set(checkpoint.names())
+    unread = set(present)
     described = "its metadata" if checkpoint.path.is_file() else "config.json"
     _check_head(checkpoint, decoder, family.names)
 
@@ -120,6 +124,7 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
         for tensor in tensors:
             if tensor not in present:
                 raise CheckpointError(f"{checkpoint.path}: tensor {tensor} is missing; the checkpoint is incomplete")
+            unread.discard(tensor)
             shape = checkpoint.shape(tensor)
             if not shape or shape[1:] != columns:
                 raise CheckpointError(
@@ -137,6 +142,15 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
         take(tuple(f"{module}.weight" for module in modules), matrix, rows, (columns,))
     for vector, tensors in vectors(decoder, family.names).items():
         take(tensors, vector, vector_size(decoder, vector), ())
+    if decoder.tied:
+        unread.discard(f"{family.names.head}.weight")
+    unread = {tensor for tensor in unread if not _NOT_READ.search(tensor)}
+    if unread:
+        raise CheckpointError(
+            f"{checkpoint.path}: got {len(unread)} tensors that {described} does not speak of, such as {min(unread)}, "
+            f"expected those of {family.architecture} alone; the model would be run without them. Export from the "
+            "checkpoint as it was released"
+        )
 
 
 def _check_head(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> None:

@@ -271,6 +271,11 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
                 f"config.json: {key}: got {experts}, not supported: a mixture of experts; nearest that works: "
                 f"{nearest(config, FAMILIES)}"
             )
+    if _flag(config, "use_bidirectional_attention"):
+        raise CheckpointError(
+            "config.json: use_bidirectional_attention: got true, expected false; a model that attends to later tokens "
+            "embeds texts, and can't generate them"
+        )
     normalizes_qk = family.qk_norm != "none" and (family.qk_norm_key is None or _flag(config, family.qk_norm_key))
     parallel = _holds(config, family.parallel_residual)
     ropes, rope_of_layer = _ropes(
@@ -488,7 +493,7 @@ def _rotating_layers(config: Mapping[str, Any], family: Family, windows: tuple[i
         if not isinstance(flags, list) or len(flags) != layers or not all(flag in (0, 1) for flag in flags):
             raise CheckpointError(f"config.json: no_rope_layers: got {brief(flags)}, expected 0 or 1 for each layer")
         return [bool(flag) for flag in flags]
-    if family.nope_full_layers and any(windows):
+    if family.nope_full_layers and config.get("sliding_window") is not None:
         return [window > 0 for window in windows]
     return [True] * layers
 
@@ -522,6 +527,9 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
             return tuple(window * (pattern[layer % len(pattern)] == "L") for layer in range(layers))
         every = _size(config, key, default)
         return tuple(window * ((layer + 1) % every != 0) for layer in range(layers))
+    if family.nope_every is not None:  # layers with a rotary embedding have no window
+        rotating = _rotating_layers(config, family, (0,) * layers)
+        return tuple(window * (not rotates) for rotates in rotating)
     first = 0
     if rule.first_key is not None and config.get(rule.first_key) is not None:
         first = config[rule.first_key]

@@ -28,10 +28,11 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _STATE_SPACE = ("mamba", "bamba", "jamba", "zamba", "falcon_h1", "nemotron_h", "rwkv")
 _LINEAR = ("linear_attention", "linear_num_value_heads")
 _GGUF_TRAITS = {
-    "expert_count": "a mixture of experts",
-    "attention.kv_lora_rank": "multi-head latent attention (MLA)",
-    "ssm.state_size": "state-space layers (Mamba)",
+    "expert_count": ("a mixture of experts", ""),
+    "attention.kv_lora_rank": ("multi-head latent attention (MLA)", ""),
+    "ssm.state_size": ("state-space layers (Mamba)", ".ssm_"),  # dense models of Granite 4 have the key as well
 }
+"""GGUF key -> what it means, and what the names of tensors hold that have the trait."""
 _NO_MODEL = "its config names no model"
 
 
@@ -51,16 +52,17 @@ def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:
     return f"architecture: got {brief(named)}, {reason}; nearest that works: {nearest(config, families)}"
 
 
-def gguf_refusal(metadata: Mapping[str, Any], families: Collection[str]) -> str:
+def gguf_refusal(metadata: Mapping[str, Any], tensors: Collection[str], families: Collection[str]) -> str:
     """The line of an error if a GGUF file's metadata name a trait that can't be exported, else empty.
 
     Args:
         metadata: GGUF key -> value. Files of a known architecture may have such a trait as well.
+        tensors: names of the file's tensors.
         families: keys of the families that can be exported.
     """
     architecture = str(metadata.get("general.architecture"))
-    for key, what in _GGUF_TRAITS.items():
-        if metadata.get(f"{architecture}.{key}"):
+    for key, (what, part) in _GGUF_TRAITS.items():
+        if metadata.get(f"{architecture}.{key}") and any(part in tensor for tensor in tensors):
             near = nearest({"model_type": architecture.replace("-", "_")}, families)
             return f"GGUF architecture {architecture}: not supported: {what}; nearest that works: {near}"
     parts = metadata.get("split.count")
@@ -81,6 +83,8 @@ def trait(config: Mapping[str, Any]) -> str:
     layers = config.get("layer_types") or config.get("layers_block_type") or ()
     if kind.startswith(_STATE_SPACE) or "mamba_d_state" in config or "mamba" in layers:
         return "state-space layers (Mamba)"
+    if "conv" in layers or kind.startswith("lfm2"):
+        return "gated short convolutions"
     if any(key in config for key in _LINEAR) or "linear_attention" in layers:
         return "linear attention"
     if "vision_config" in config or "audio_config" in config:

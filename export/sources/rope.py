@@ -76,7 +76,10 @@ def _make(kind: str, parameters: Mapping[str, Any], rotary_dim: int, max_context
     if not (math.isfinite(base) and base > 0):
         raise ValueError(f"rope_theta {base}")
     if kind == "ntk_alpha":
-        base *= float(parameters["alpha"]) ** (rotary_dim / (rotary_dim - 2))
+        alpha = float(parameters["alpha"])
+        if alpha <= 0 or rotary_dim == 2:
+            raise ValueError(f"alpha {alpha} for {rotary_dim} rotated channels")
+        base *= alpha ** (rotary_dim / (rotary_dim - 2))
     plain = 1.0 / base ** (np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
     factor = 1.0
     if kind == "linear":

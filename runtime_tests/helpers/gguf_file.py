@@ -87,6 +87,8 @@ class GgufFile:
             self.writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             self.writer.add_rope_scaling_factor(rope["factor"])
             self.writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            self.writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+            self.writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
 
     def tensors(self, kind: str | None = None, packed_qkv: bool = False, leave_out: tuple[str, ...] = ()) -> GgufFile:
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}

@@ -69,6 +69,7 @@ class KvLayout:
         sinks: number of first tokens that attention always reads.
         capacity_step: the capacity in tokens is a multiple of this.
         dense_layers: layers whose attention reads all pages under any action.
+        windows: how many tokens each layer attends to, the new one included; 0: all. Empty: all layers attend to all.
     """
 
     dtype: str = "float16"
@@ -76,6 +77,7 @@ class KvLayout:
     sinks: int = 4
     capacity_step: int = 256
     dense_layers: tuple[int, ...] = ()
+    windows: tuple[int, ...] = ()
 
     def capacity_for(self, tokens: int) -> int:
         """The smallest capacity that holds `tokens`. Function bodies need a multiple of `capacity_step`."""
@@ -194,7 +196,9 @@ class SolConfig:
         """The JSON object that config_reader.py reads back to an equal config."""
         model = asdict(self.model)
         model["eos_token_ids"] = list(self.model.eos_token_ids)
-        kv = {**asdict(self.kv), "dense_layers": list(self.kv.dense_layers)}
+        kv = {**asdict(self.kv), "dense_layers": list(self.kv.dense_layers), "windows": list(self.kv.windows)}
+        if not self.kv.windows:
+            del kv["windows"]
         variants = {key: _written(variant) for key, variant in self.variants.items()}
         policy = None
         if self.policy is not None:

@@ -243,9 +243,12 @@ def _read_kv(table: _Table, model: ModelDims) -> KvLayout:
         sinks=table.integer("sinks", 0, PAGE_SIZE),
         capacity_step=table.integer("capacity_step", PAGE_SIZE, 1 << 20),
         dense_layers=table.integers("dense_layers", 0, model.num_layers - 1),
+        windows=table.integers("windows", 0, model.max_context) if "windows" in table.raw else (),
     )
     if list(layout.dense_layers) != sorted(set(layout.dense_layers)):
         raise table.fail("dense_layers", list(layout.dense_layers), "each layer once, in ascending order")
+    if layout.windows and len(layout.windows) != model.num_layers:
+        raise table.fail("windows", list(layout.windows), f"one for each of the {model.num_layers} layers")
     if layout.capacity_step % layout.page_size:
         raise table.fail("capacity_step", layout.capacity_step, f"a multiple of page_size = {layout.page_size}")
     table.done()

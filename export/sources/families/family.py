@@ -57,8 +57,10 @@ class GgufForm:
         norm_offset: number that llama.cpp adds to the weights of norms; the reader subtracts it.
         config_keys: further entries of the HF config: config.json key -> GGUF keys without the architecture, of which
             the first that the file has is copied. The entry is left out where the file has none of them.
-        config_values: entries of the HF config that hold for all files of the form.
+        config_values: entries of the HF config that hold for all files of the form, unless `config_keys` has others.
         marker: GGUF key without the architecture, which tells this family from others of the same architecture.
+        softmax_by_width_layers: number of layers of the model whose `Family.softmax_size_key` is the hidden size
+            divided by the heads. In others it is the head size. llama.cpp tells that model by its layers, too.
         pre_tokenizer: what `tokenizer.ggml.pre` would say in files that lack it, as older ones do. None: models of the
             family split words in different ways, so such a file is refused.
     """
@@ -70,6 +72,7 @@ class GgufForm:
     config_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config_values: Mapping[str, Any] = field(default_factory=dict)
     marker: str | None = None
+    softmax_by_width_layers: int | None = None
     pre_tokenizer: str | None = None
 
 
@@ -128,7 +131,7 @@ class Family:
         rope_by_kind: layers with a window have rotary settings of their own. Where config.json does not give them, they
             are unscaled, with the base of `local_theta_key`.
         local_theta_key: config.json key of that base. None: the base of the other layers.
-        nope_full_layers: in a model with windows, layers without one have no rotary embedding.
+        nope_full_layers: where config.json has a window, layers without one have no rotary embedding.
         nope_every: every layer of this number has no rotary embedding: the config.json key that says it, and what
             holds where it does not. A list `no_rope_layers` (0: none) in config.json goes before.
         rope_if: config.json key and the value with which the model has a rotary embedding at all.

@@ -29,6 +29,7 @@ GEMMA2 = Family(
             "attn_logit_softcapping": ("attn_logit_softcapping",),
             "final_logit_softcapping": ("final_logit_softcapping",),
         },
+        softmax_by_width_layers=46,  # 27B
     ),
     defaults={**_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     norm_offset=1.0,
@@ -49,7 +50,12 @@ GEMMA3 = Family(
         architecture="gemma3",
         names=gguf_qk_normed(_GGUF_NAMES),
         norm_offset=1.0,
-        config_keys={"sliding_window": ("attention.sliding_window",)},
+        config_keys={
+            "sliding_window": ("attention.sliding_window",),
+            "final_logit_softcapping": ("final_logit_softcapping",),
+        },
+        config_values={"sliding_window": None},
+        softmax_by_width_layers=62,  # 27B
     ),
     defaults={**_DEFAULTS, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
     norm_offset=1.0,

@@ -20,6 +20,7 @@ GRANITE = Family(
             "attention_multiplier": ("attention.scale",),
             "residual_multiplier": ("residual_scale",),
             "logits_scaling": ("logit_scale",),
+            "intermediate_size": ("expert_shared_feed_forward_length", "feed_forward_length"),  # the first: Granite 4
         },
     ),
     defaults={"attention_multiplier": 1.0},

@@ -21,7 +21,7 @@ SMOLLM3 = Family(
     model_type="smollm3",
     names=SPLIT,
     gguf=GgufForm(architecture="smollm3", names=GGUF_SPLIT, interleaves_qk=True),
-    defaults={"tie_word_embeddings": True},
+    defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
     qkv_bias="attention_bias",
     output_bias="attention_bias",
     mlp_bias="mlp_bias",
@@ -33,6 +33,7 @@ MISTRAL = Family(
     model_type="mistral",
     names=SPLIT,
     gguf=None,  # llama.cpp writes Llamas
+    defaults={"sliding_window": 4096, "num_key_value_heads": 8},
 )
 MINISTRAL3 = Family(
     architecture="Ministral3ForCausalLM",
@@ -44,6 +45,18 @@ MINISTRAL3 = Family(
         interleaves_qk=True,
         config_values={"rope_parameters": {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
     ),
+    defaults={
+        "head_dim": 128,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "llama_4_scaling_beta": 0.1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
     default_eps=1e-5,
 )
 ARCEE = Family(

@@ -33,7 +33,10 @@ EXAONE4 = Family(
     architecture="Exaone4ForCausalLM",
     model_type="exaone4",
     names=_NAMES,
-    gguf=GgufForm(architecture="exaone4", names=_GGUF_NAMES, config_keys=_WINDOW),
+    gguf=GgufForm(
+        architecture="exaone4", names=_GGUF_NAMES, config_keys=_WINDOW, config_values={"sliding_window": None}
+    ),
+    defaults={"sliding_window": 4096},
     qk_norm="head",
     windows=Windows(full_every=("sliding_window_pattern", 4)),
     nope_full_layers=True,

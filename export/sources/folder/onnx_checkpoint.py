@@ -97,7 +97,7 @@ class OnnxCheckpoint:
         self._tensors = _named(_load(graph), graph, family.norm_offset)
         for kind in ("weight", "bias"):  # newer transformers call every family's head so
             if f"{_HEAD}.{kind}" in self._tensors:
-                self._tensors.setdefault(f"{family.names.head}.{kind}", self._tensors[f"{_HEAD}.{kind}"])
+                self._tensors.setdefault(f"{family.names.head}.{kind}", self._tensors.pop(f"{_HEAD}.{kind}"))
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -157,7 +157,7 @@ def _named(model: onnx.ModelProto, path: Path, norm_offset: float) -> dict[str, 
         if node.op_type in ("MatMul", "Gemm") and len(weight.shape) == 2:
             by_rows = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             named[f"{module}.weight"] = weight if by_rows else weight.turned()
-        elif norm_offset and node.op_type == "Mul" and len(weight.shape) == 1:
+        elif norm_offset and node.op_type == "Mul" and len(weight.shape) == 1 and module.endswith("norm"):
             named[f"{module}.weight"] = replace(weight, added=norm_offset)
     return {name: tensor for name, tensor in named.items() if name.endswith((".weight", ".bias"))}
 

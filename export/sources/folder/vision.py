@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sol_rt.errors import CheckpointError, one_line
 from sol_rt.export.sources.families import FAMILIES
 
 _PREFIXES = {
@@ -23,15 +24,19 @@ def text_config(config: Mapping[str, Any], has_head: bool) -> dict[str, Any] | N
     Args:
         config: the checkpoint's config.json.
         has_head: the checkpoint has an LM head of its own.
+
+    Raises CheckpointError if the config of the text part has wrong values.
     """
     part = config.get("text_config")
     kind = part.get("model_type") if isinstance(part, Mapping) else None
-    if "vision_config" not in config or not isinstance(part, Mapping) or kind not in FAMILIES:
+    if "vision_config" not in config or not isinstance(part, Mapping) or str(kind) not in FAMILIES:
         return None
     from transformers import AutoConfig
 
-    # such configs leave out what the family's configuration class has by default
-    whole = AutoConfig.for_model(**{**part, "model_type": kind}).to_dict()
+    try:  # such configs leave out what the family's configuration class has by default
+        whole = AutoConfig.for_model(**{**part, "model_type": kind}).to_dict()
+    except Exception as error:  # classes check their values in many ways
+        raise CheckpointError(f"config.json: text_config: {one_line(error)}; fetch the checkpoint again") from error
     special = {key: config[key] for key in _SPECIAL if config.get(key) is not None}
     tied = not has_head or bool(whole.get("tie_word_embeddings"))
     architecture = FAMILIES[str(kind)].architecture

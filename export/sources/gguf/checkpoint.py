@@ -111,7 +111,7 @@ class GgufCheckpoint:
                 ) from error
             raise CheckpointError(f"{path}: damaged GGUF file ({reason}); fetch it again") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        if reason := gguf_refusal(self._metadata, FAMILIES):
+        if reason := gguf_refusal(self._metadata, self._tensors, FAMILIES):
             raise CheckpointError(f"{path}: {reason}")
         family, form = family_of_gguf(self._metadata)
         if f"{form.names.embed}.weight" not in self._tensors:
@@ -248,6 +248,12 @@ class GgufCheckpoint:
             for hf_module, module in zip(hf.qkv, own.qkv, strict=True):
                 part = module[-1]
                 add(hf_module.format(i=i), module.format(i=i), part if form.interleaves_qk and part in heads else "")
+        # what is left keeps its name, and is refused by that where tensors are checked
+        located = {source.tensor.name for source in found.values()}
+        located |= {f"{name}.weight" for name in (*_ROPE_FACTORS, *((own.head, own.embed) if tied else ()))}
+        for name, tensor in self._tensors.items():
+            if name not in located:
+                found[name] = _Source(tensor, 0, tuple(int(size) for size in reversed(tensor.shape)))
         return found
 
     def _split(self, packed: str, modules: tuple[str, ...]) -> dict[str, _Source]:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.decoder import LARGEST_SIZE, MOST_LAYERS, family_of_gguf
+from sol_rt.export.sources.families import Family, GgufForm
+
+_YARN = {
+    "yarn_attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+"""GGUF keys of yarn -> their names in config.json."""
+_ARITHMETIC: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("attention.clamp_kqv", "attention.max_alibi_bias"), (0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0,)),
+    **dict.fromkeys(("embedding_scale", "residual_scale", "logit_scale", "attention.output_scale"), (0, 1)),
+    "attention.scale": (0,),
+    "attention.causal": (True,),
+}
+"""GGUF keys that change what a model computes -> the values with which they do not."""
 
 
 def hf_config(
@@ -28,7 +45,7 @@ def hf_config(
     keys = _Keys(metadata, form.architecture)
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
-    context = keys.integer("context_length")
+    context, tokens = keys.integer("context_length"), metadata.get("tokenizer.ggml.tokens")
     eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
     config: dict[str, Any] = {
         "architectures": [family.architecture],
@@ -37,38 +54,73 @@ def hf_config(
         "num_hidden_layers": keys.integer("block_count", most=MOST_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
         family.intermediate_key: keys.integer("feed_forward_length"),
-        "vocab_size": len(metadata.get("tokenizer.ggml.tokens") or ()) or keys.integer("vocab_size"),
+        "vocab_size": len(tokens) if isinstance(tokens, list) and tokens else keys.integer("vocab_size"),
         "max_position_embeddings": context,
         "hidden_act": family.default_activation,
         family.eps_key: _shortest(keys.number(f"attention.{eps}")),
-        "rope_parameters": _rope(keys, head_dim, context, rope_factors),
+        "rope_parameters": _rope_by_kind(keys, family, _rope(keys, head_dim, context, rope_factors)),
         "tie_word_embeddings": tied,
         "torch_dtype": "float32",
     }
-    if head_dim != hidden // heads or "head_dim" in family.defaults:
-        config["head_dim"] = head_dim
-    if family.softmax_size_key is not None:  # llama.cpp takes the size of a head
-        config[family.softmax_size_key] = head_dim
+    if family.softmax_size_key is not None:  # no metadata key says it
+        by_width = config["num_hidden_layers"] == form.softmax_by_width_layers
+        config[family.softmax_size_key] = hidden // heads if by_width else head_dim
+    _check_read(keys, form, head_dim)
     # no metadata key tells of biases, the tensors do
     for rule, projections in ((family.qkv_bias, "attn_"), (family.output_bias, "attn_"), (family.mlp_bias, "ffn_")):
         if isinstance(rule, str):
             config[rule] = any(name.startswith(projections) and not name.endswith("_norm") for name in biases)
     if family.qk_norm_key is not None:
         config[family.qk_norm_key] = "attn_q_norm" in biases
+    for key, value in form.config_values.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     for key, candidates in form.config_keys.items():
         found = next((candidate for candidate in candidates if keys.has(candidate)), None)
         if found is not None:
             config[key] = keys.setting(found)
-    pattern = keys.value("attention.sliding_window_pattern", ())
-    if isinstance(pattern, list):  # one flag for each layer
-        config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
-    for key, value in form.config_values.items():
-        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+    if keys.has("attention.sliding_window_pattern") and "sliding_window" in form.config_keys:
+        config["layer_types"] = _layer_types(keys, config["num_hidden_layers"])
+    if "sliding_window" in config and config["sliding_window"] is None:
+        config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
     config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
     return config
+
+
+def _check_read(keys: _Keys, form: GgufForm, head_dim: int) -> None:
+    """Raises CheckpointError for a key that would change what the model computes, and that its family does not have."""
+    read = {name for names in form.config_keys.values() for name in names}
+    for key, neutral in _ARITHMETIC.items():
+        value = keys.value(key) if keys.has(key) and key not in read else neutral[0]
+        if key == "attention.scale" and isinstance(value, float) and math.isclose(value, head_dim**-0.5, rel_tol=1e-4):
+            continue
+        if value not in neutral:
+            raise CheckpointError(
+                f"GGUF key {keys.full(key)}: got {brief(value)}, expected none, as in the architecture's other files; "
+                "export from the checkpoint folder"
+            )
+
+
+def _layer_types(keys: _Keys, layers: int) -> list[str]:
+    """The kind of every layer: the file has a flag for each, or says that every layer of a number has no window."""
+    pattern = keys.value("attention.sliding_window_pattern")
+    if not isinstance(pattern, list):
+        every = keys.integer("attention.sliding_window_pattern")
+        pattern = [(layer + 1) % every != 0 for layer in range(layers)]
+    return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
+
+
+def _rope_by_kind(keys: _Keys, family: Family, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings, by the kind of layer in families whose layers with a window have settings of their own."""
+    if not family.rope_by_kind:
+        return parameters
+    default = family.defaults.get(family.local_theta_key or "", parameters["rope_theta"])
+    local = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", default)}
+    kept = {"partial_rotary_factor": parameters["partial_rotary_factor"]}
+    return {"full_attention": parameters, "sliding_attention": {**local, **kept}}
 
 
 def _rope(keys: _Keys, head_dim: int, context: int, factors: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -103,6 +155,9 @@ def _rope(keys: _Keys, head_dim: int, context: int, factors: Mapping[str, list[f
         parameters |= {"rope_type": kind, "factor": keys.number("rope.scaling.factor")}
         if kind == "yarn":
             parameters["original_max_position_embeddings"] = original
+            for key, name in _YARN.items():
+                if keys.has(f"rope.scaling.{key}"):
+                    parameters[name] = _shortest(keys.number(f"rope.scaling.{key}"))
     elif kind != "none":
         raise CheckpointError(f"GGUF key {keys.full('rope.scaling.type')}: got {kind!r}, expected none, linear or yarn")
     return parameters

@@ -20,6 +20,21 @@ _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3_WORDS = _QWEN2_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|")
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TEKKEN_WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|{_REST}"
+_GPT4O_WORDS = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDS}"
+    rf"|\p{{N}}{{1,3}}|{_REST}"
+)
+_HUNYUAN_WORDS = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+"""Three splits, one after the other."""
 
 
 def _gpt2() -> pre_tokenizers.PreTokenizer:
@@ -30,9 +45,9 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
 
 
-def _words(pattern: str) -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def _words(*patterns: str) -> pre_tokenizers.PreTokenizer:
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False) for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,26 @@ class _WordSplit:
     nfc: bool = False
 
 
+_LLAMA3 = _WordSplit(lambda: _words(_LLAMA3_WORDS), whole_words=True, begins=True)
 _PRE_TOKENIZERS = {
     "default": _WordSplit(_gpt2),
     "gpt-2": _WordSplit(_gpt2),
     "phi-2": _WordSplit(_gpt2),
+    "exaone4": _WordSplit(_gpt2),
+    "olmo": _WordSplit(_gpt2, nfc=True),  # GPT-NeoX's: Pythia
     "smollm": _WordSplit(_smollm),
+    "refact": _WordSplit(_smollm),  # Granite
     "qwen2": _WordSplit(lambda: _words(_QWEN2_WORDS), nfc=True),
-    "llama-bpe": _WordSplit(lambda: _words(_LLAMA3_WORDS), whole_words=True, begins=True),
+    "deepseek-r1-qwen": _WordSplit(lambda: _words(_QWEN2_WORDS)),
+    "stablelm2": _WordSplit(lambda: _words(_QWEN2_WORDS)),
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "dbrx": _WordSplit(lambda: _words(_LLAMA3_WORDS)),  # OLMo 2 and 3
+    "smaug-bpe": _WordSplit(lambda: _words(_LLAMA3_WORDS)),
+    "gpt-4o": _WordSplit(lambda: _words(_GPT4O_WORDS)),  # Phi-4-mini
+    "tekken": _WordSplit(lambda: _words(_TEKKEN_WORDS), whole_words=True, begins=True),  # Ministral 3
+    "hunyuan-dense": _WordSplit(lambda: _words(*_HUNYUAN_WORDS)),
 }
 """By `tokenizer.ggml.pre`."""
 
@@ -101,7 +129,7 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
         )
     tokens = metadata.get("tokenizer.ggml.tokens") or ()
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
-    if not tokens or len(types) != len(tokens):
+    if not (isinstance(tokens, list) and isinstance(types, list) and tokens and len(types) == len(tokens)):
         raise CheckpointError("GGUF tokenizer: lists of tokens and token types are missing or of different length")
     try:
         tokenizer = (_byte_level if model == "gpt2" else _sentence_piece)(metadata, tokens, types)

@@ -7,9 +7,10 @@ pages_scored. The bytes model takes the three coefficients from the bundle, the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,11 +72,37 @@ def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float
     kv, layers = config.kv, config.model.num_layers
     old_pages = -(-(context + 1) // kv.page_size) - 1
     pages = action.pages(context, kv.page_size)
+    if kv.windows:
+        total, scored = _reads_by_window(context + 1, old_pages, pages, config)
+        return float(total) / layers, float(scored) / layers
     if pages >= old_pages:
         return context + 1, 0
     sparse, dense = layers - len(kv.dense_layers), len(kv.dense_layers)
     tokens = min(context + 1, kv.page_size * (pages + 1) + kv.sinks)
     return (sparse * tokens + dense * (context + 1)) / layers, sparse * old_pages / layers
+
+
+def _reads_by_window(held: Any, old_pages: Any, pages: Any, config: SolConfig) -> tuple[Any, Any]:
+    """Tokens read and pages scored, sums over layers of which some have a window.
+
+    Args:
+        held: tokens in the cache with the new one, an integer or an array int64, as the others.
+        old_pages, pages: KV pages behind the newest, and those to be read of them where a layer attends to all tokens.
+    """
+    kv = config.kv
+    tokens: Any = 0
+    scored: Any = 0
+    kinds = Counter((window, layer in kv.dense_layers) for layer, window in enumerate(kv.windows))
+    for (window, dense), layers in kinds.items():
+        seen = np.minimum(held, window) if window else held
+        before = (held - seen) // kv.page_size
+        old = old_pages - before
+        kept = -(-pages * old // np.maximum(old_pages, 1))
+        fewer = (pages < old_pages) & (kept < old) & (not dense)
+        read = np.minimum(seen, kv.page_size * (kept + 1) + np.maximum(kv.sinks - kv.page_size * before, 0))
+        tokens = tokens + layers * np.where(fewer, read, seen)
+        scored = scored + layers * np.where(fewer, old, 0)
+    return tokens, scored
 
 
 class LineCost:
@@ -101,7 +128,7 @@ class LineCost:
         return self._line(action).at(*reads(action, context, self._config))
 
     def dense(self, context: int) -> float:
-        return self._dense_line.at(context + 1, 0)
+        return self._dense_line.at(*reads(self.dense_action, context, self._config))
 
     def table(self, actions: Sequence[Action]) -> Callable[[np.ndarray], np.ndarray]:
         lines = [self._line(action) for action in actions]
@@ -116,6 +143,9 @@ class LineCost:
             held = contexts[:, None] + 1
             old_pages = -(-held // page) - 1
             pages = -(-old_pages * kept // 100)
+            if self._config.kv.windows:
+                total, scored = _reads_by_window(held, old_pages, pages, self._config)
+                return np.asarray(fixed + per_token * (total / layers) + per_page * (scored / layers))
             sparse = (pages < old_pages) * (1 - dense)
             tokens = held + sparse * (np.minimum(held, page * (pages + 1) + sinks) - held)
             return np.asarray(fixed + per_token * tokens + per_page * (sparse * old_pages))

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "bundle/action.h"
 #include "bundle/config/config.h"
@@ -14,6 +15,22 @@ namespace sol_rt {
 struct CostLine {
   double fixed, per_token, per_page;
 };
+
+// What a decode step reads, sums over the layers.
+struct CacheReads {
+  int64_t tokens, pages;  // tokens of the cache, and pages whose key codes are scored
+};
+
+// Layers that read alike.
+struct LayerKind {
+  int64_t window;  // tokens that they attend to; 0: all
+  bool dense;      // they read all of these under every action
+  int64_t layers;
+};
+
+// What layers of which some have a window read. `held` counts the tokens in the cache with the new one, `old_pages` the pages behind the
+// newest, and `pages` those to be read of them where a layer attends to all tokens.
+CacheReads ReadsByWindow(const std::vector<LayerKind>& kinds, int64_t page_size, int64_t sinks, int64_t held, int64_t old_pages, int64_t pages);
 
 // Costs do not change after the model is made, so threads may share it.
 class CostModel {
@@ -34,10 +51,12 @@ class CostModel {
   int64_t sinks() const { return sinks_; }
   int64_t layers() const { return layers_; }
   int64_t dense_layers() const { return dense_layers_; }
+  const std::vector<LayerKind>& kinds() const { return kinds_; }  // empty if no layer has a window
 
  private:
   Action dense_;
   int64_t page_size_, sinks_, layers_, dense_layers_;
+  std::vector<LayerKind> kinds_;
 };
 
 std::shared_ptr<const CostModel> MakeBytesCost(const Config& config);

@@ -31,6 +31,7 @@ sol_rt::Config ReadConfig(const Json& raw, const Json& variant_order) {
   config.kv.page_size = kv["page_size"];
   config.kv.sinks = kv["sinks"];
   config.kv.dense_layers = kv["dense_layers"].get<std::vector<int32_t>>();
+  config.kv.windows = kv.value("windows", std::vector<int32_t>());
   config.dense = ActionOf(raw["dense"]);
   for (const std::string key : variant_order) {
     const Json& entry = raw["variants"][key];

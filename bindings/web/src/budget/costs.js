@@ -1,7 +1,29 @@
 /** What a decode step costs: bytes read from weights and KV cache (docs/bundle.md section 4, "Bytes model"). */
 
-/** @import {SolConfig} from "../bundle/config.js" */
+/** @import {KvLayout, SolConfig} from "../bundle/config.js" */
 /** @import {Action} from "./actions.js" */
+
+/**
+ * Tokens read and pages scored, sums over layers of which some have a window.
+ * @param {KvLayout} kv
+ * @param {number} held tokens in the cache with the new one
+ * @param {number} oldPages KV pages behind the newest
+ * @param {number} pages those to be read of them where a layer attends to all tokens
+ */
+function readsByWindow(kv, held, oldPages, pages) {
+  let tokens = 0;
+  let scored = 0;
+  kv.windows.forEach((window, layer) => {
+    const seen = window ? Math.min(held, window) : held;
+    const before = Math.floor((held - seen) / kv.page_size);
+    const old = oldPages - before;
+    const kept = Math.ceil((pages * old) / Math.max(oldPages, 1));
+    const fewer = pages < oldPages && kept < old && !kv.dense_layers.includes(layer);
+    tokens += fewer ? Math.min(seen, kv.page_size * (kept + 1) + Math.max(kv.sinks - kv.page_size * before, 0)) : seen;
+    scored += fewer ? old : 0;
+  });
+  return { tokens, scored };
+}
 
 /** The bytes model. `context` is the number of tokens in the cache before the step. */
 export class BytesCost {
@@ -28,6 +50,10 @@ export class BytesCost {
     const held = context + 1;
     const oldPages = Math.ceil(held / kv.page_size) - 1;
     const pages = action.pages(context, kv.page_size);
+    if (kv.windows.length) {
+      const { tokens, scored } = readsByWindow(kv, held, oldPages, pages);
+      return fixed + this.perToken * (tokens / model.num_layers) + this.perPage * (scored / model.num_layers);
+    }
     const sparse = pages < oldPages ? 1 - kv.dense_layers.length / model.num_layers : 0;
     const tokens = held + sparse * (Math.min(held, kv.page_size * (pages + 1) + kv.sinks) - held);
     return fixed + this.perToken * tokens + this.perPage * (sparse * oldPages);

@@ -22,7 +22,8 @@ const FILE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]*$/;
  * @typedef {{name: string, architecture: string, source: string, license: string, vocab_size: number,
  *   hidden_size: number, num_layers: number, num_heads: number, num_kv_heads: number, head_dim: number,
  *   intermediate_size: number, max_context: number, bos_token_id: number | null, eos_token_ids: number[]}} ModelDims
- * @typedef {{dtype: string, page_size: number, sinks: number, capacity_step: number, dense_layers: number[]}} KvLayout
+ * @typedef {{dtype: string, page_size: number, sinks: number, capacity_step: number, dense_layers: number[],
+ *   windows: number[]}} KvLayout
  * @typedef {{key: string, file: string, channel_density: number, bits: number, active_up: number[],
  *   active_down: number[], active_qkv: number[], active_o: number[], weight_bytes: number, lm_head_bits: number,
  *   layer_bits: number[][] | null}} Variant
@@ -330,9 +331,13 @@ function readKv(table, model) {
     sinks: table.integer("sinks", 0, PAGE_SIZE),
     capacity_step: table.integer("capacity_step", PAGE_SIZE, 2 ** 20),
     dense_layers: table.integers("dense_layers", 0, model.num_layers - 1),
+    windows: table.has("windows") ? table.integers("windows", 0, model.max_context) : [],
   };
   if (layout.dense_layers.some((layer, index) => index > 0 && layer <= layout.dense_layers[index - 1])) {
     throw table.fail("dense_layers", short(layout.dense_layers), "each layer once, in ascending order");
+  }
+  if (layout.windows.length && layout.windows.length !== model.num_layers) {
+    throw table.fail("windows", short(layout.windows), `one for each of the ${model.num_layers} layers`);
   }
   if (layout.capacity_step % layout.page_size) {
     throw table.fail("capacity_step", layout.capacity_step, `a multiple of page_size = ${layout.page_size}`);

@@ -5,12 +5,13 @@
 
 namespace sol_rt {
 
-ActionCosts::ActionCosts(const std::vector<Action>& actions, const CostModel& cost) : page_size_(cost.page_size()), sinks_(cost.sinks()) {
+ActionCosts::ActionCosts(const std::vector<Action>& actions, const CostModel& cost)
+    : kinds_(cost.kinds()), page_size_(cost.page_size()), sinks_(cost.sinks()), layers_(static_cast<double>(cost.layers())) {
   for (const Action& action : actions) {
     lines_.push_back(cost.Line(action));
     kept_.push_back(action.kv);
   }
-  sparse_share_ = 1 - static_cast<double>(cost.dense_layers()) / static_cast<double>(cost.layers());
+  sparse_share_ = 1 - static_cast<double>(cost.dense_layers()) / layers_;
 }
 
 void ActionCosts::Compute(int64_t first, int64_t count, double* costs) const {
@@ -18,6 +19,12 @@ void ActionCosts::Compute(int64_t first, int64_t count, double* costs) const {
     const int64_t held = context + 1, old_pages = (held + page_size_ - 1) / page_size_ - 1;
     for (size_t index = 0; index < lines_.size(); ++index) {
       const int64_t pages = (old_pages * kept_[index] + 99) / 100;
+      if (!kinds_.empty()) {
+        const CacheReads reads = ReadsByWindow(kinds_, page_size_, sinks_, held, old_pages, pages);
+        const double tokens = static_cast<double>(reads.tokens) / layers_, scored = static_cast<double>(reads.pages) / layers_;
+        *costs++ = lines_[index].fixed + lines_[index].per_token * tokens + lines_[index].per_page * scored;
+        continue;
+      }
       const double sparse = pages < old_pages ? sparse_share_ : 0.0;
       const int64_t saved = std::min(held, page_size_ * (pages + 1) + sinks_) - held;
       const double tokens = static_cast<double>(held) + sparse * static_cast<double>(saved);

@@ -31,7 +31,9 @@ class ActionCosts {
  private:
   std::vector<CostLine> lines_;
   std::vector<int64_t> kept_;  // KV density of each action in hundredths
+  std::vector<LayerKind> kinds_;
   int64_t page_size_, sinks_;
+  double layers_;
   double sparse_share_;  // share of the layers that choose tokens
 };
 

@@ -23,6 +23,7 @@ struct KvLayout {
   std::string dtype;  // `float16` or `int8`
   int32_t page_size, sinks, capacity_step;
   std::vector<int32_t> dense_layers;
+  std::vector<int32_t> windows;  // tokens that each layer attends to, 0 for all; empty where all layers do
 
   // Bytes of one token's key and value in one KV head.
   int64_t TokenBytes(int64_t head_dim) const { return dtype == "int8" ? 2 * (head_dim + 2) : 4 * head_dim; }

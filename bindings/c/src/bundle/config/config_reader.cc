@@ -91,6 +91,12 @@ KvLayout ReadKv(JsonTable table, const ModelDims& model) {
   if (std::adjacent_find(layout.dense_layers.begin(), layout.dense_layers.end(), std::greater_equal<>()) != layout.dense_layers.end()) {
     table.Fail("dense_layers", ListText(layout.dense_layers), "each layer once, in ascending order");
   }
+  if (table.Has("windows")) {
+    layout.windows = Narrow(table.Integers("windows", 0, model.max_context));
+    if (!layout.windows.empty() && layout.windows.size() != static_cast<size_t>(model.num_layers)) {
+      table.Fail("windows", ListText(layout.windows), "one for each of the " + std::to_string(model.num_layers) + " layers");
+    }
+  }
   if (layout.capacity_step % layout.page_size != 0) {
     table.Fail("capacity_step", std::to_string(layout.capacity_step), "a multiple of page_size = " + std::to_string(layout.page_size));
   }
