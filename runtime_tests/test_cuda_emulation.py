@@ -193,9 +193,9 @@ def test_pruned_rows_of_many_channels(bits: int, rows: int, k: int, inner: int) 
     matmul.close(got[clear], expected[clear], 2e-4 if bits == 8 else 3e-2)
 
 
-def test_weights_may_be_inputs_of_the_graph() -> None:
+@pytest.mark.parametrize("case", [layer.FIXED[3], codebook.LAYERS[0]], ids=["8", "3"])
+def test_weights_may_be_inputs_of_the_graph(case: Any) -> None:
     """A host with several graphs binds one copy of the weights to all of them, by address."""
-    case = layer.FIXED[3]
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     weights = list(model.graph.initializer)

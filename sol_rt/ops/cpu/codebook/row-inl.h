@@ -249,13 +249,19 @@ class WideStep {
   HWY_INLINE void Multiply(const V (&q)[2], V tops, const V (&choice)[2][4], VX x, VI (&sums)[2][4]) const {
     static constexpr TopBits kBits(kField);
     const D8 d8;
-    const DI di;
     const V top{_mm512_multishift_epi64_epi8(hn::Load(d8, kBits.at).raw, tops.raw)};
     const V low = hn::Set(d8, uint8_t{0x0C});
-    const V even = hn::OrAnd(hn::OrAnd(choice[0][kField], Moved<kField>(q[0]), low), top, hn::Set(d8, uint8_t{0x01}));
-    const V odd = hn::OrAnd(hn::OrAnd(choice[1][kField], Moved<kField>(q[1]), low), top, hn::Set(d8, uint8_t{0x10}));
-    sums[0][kField] = DotNumbers(di, hn::TableLookupLanes(even_, hn::IndicesFromVec(d8, even)), x, sums[0][kField]);
-    sums[1][kField] = DotNumbers(di, hn::TableLookupLanes(odd_, hn::IndicesFromVec(d8, odd)), x, sums[1][kField]);
+    const auto index = [&](size_t m, uint8_t top_bit) HWY_ATTR __attribute__((always_inline)) {
+      // OrAnd, but in the register of the codes: the choice is needed again.
+      const V code{_mm512_ternarylogic_epi64(Moved<kField>(q[m]).raw, low.raw, choice[m][kField].raw, 0xEA)};
+      return hn::IndicesFromVec(d8, hn::OrAnd(code, top, hn::Set(d8, top_bit)));
+    };
+    AddDot(hn::TableLookupLanes(even_, index(0, 0x01)), x, sums[0][kField]);
+    AddDot(hn::TableLookupLanes(odd_, index(1, 0x10)), x, sums[1][kField]);
+  }
+  // DotNumbers, around which GCC would copy the sum twice.
+  static HWY_INLINE void AddDot(V numbers, VX x, VI& sum) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(numbers.raw), "v"(x.raw));
   }
   // With the low bits of a field's codes in bits 2 and 3.
   template <size_t kField>

@@ -1,7 +1,8 @@
 // From the stored codes of a matrix of 3 bits to words of four numbers, entries of its tables: common/nested_format.h.
 //
-// A thread has eight outputs of a tile of 32: j and j + 1, and those 8, 16 and 24 further, where j = 2 (thread % 4). Their low bits are two bytes of a
-// row's 8, and their top bits lie in the row's word of 4. A table of eight entries is two words, and a permutation of bytes looks up four codes.
+// A thread has eight outputs of a tile of 32: j and j + 1, and those 8, 16 and 24 further, where j = 2 (thread % 4). Their low bits are two
+// bytes of a row's 8, and their top bits lie in the row's word of 4. A table of eight entries is two words, and a permutation of bytes
+// looks up four codes.
 #pragma once
 
 #include "cuda/device/device.h"
