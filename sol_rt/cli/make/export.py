@@ -33,7 +33,9 @@ def export(
     ] = None,
     bits: Annotated[
         str,
-        options.option("--bits", env=False, help="Weight bits to offer, from 8, 6, mixed (differs by matrix) and 4."),
+        options.option(
+            "--bits", env=False, help="Weight bits to offer, from 8, 6, mixed (differs by matrix), 4 and 3."
+        ),
     ] = "8,6,mixed,4",
     channel_density: Annotated[
         str | None,
@@ -284,7 +286,7 @@ def _bits(text: str) -> tuple[int, ...]:
     if str(MIXED) in text.split(","):
         raise UsageError(f"--bits {text}: mixed bits are written mixed, as in --bits 8,6,mixed,4")
     if len(levels) != len(found) or len(set(levels)) != len(levels):
-        raise UsageError(f"--bits {text}: expected some of 8, 6, mixed and 4, each once, separated by commas")
+        raise UsageError(f"--bits {text}: expected some of 8, 6, mixed, 4 and 3, each once, separated by commas")
     return tuple(sorted(levels, reverse=True))
 
 
