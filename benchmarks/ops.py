@@ -1,8 +1,10 @@
 """Measures the native operators alone, at the shapes of a 135M model: microseconds and GB/s of weights per operator.
 
     python benchmarks/ops.py [--bits 4] [--threads 2] [--seconds 0.5] [--tokens 1]
+    python benchmarks/ops.py --compare [--threads 2] [--seconds 20]
 
-Prints one line per operator. Each operator exists in as many copies as a model has layers, so that weights come from
+Prints one line per operator. `--compare` measures MLPs of a 135M and a 1.5B model at 3 bits beside 4 bits, in turn in one
+process: a ratio is that of two neighbouring runs, with its quartiles. Each operator exists in as many copies as a model has layers, so that weights come from
 memory as in a decode step. Times are the best over the repetitions, because other work on the machine can only slow a
 repetition down.
 """
@@ -10,6 +12,7 @@ repetition down.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from typing import Any
 
@@ -17,10 +20,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
+from peer_report import quartiles
 
 from sol_rt.ops import library_path
 
 HIDDEN, INNER, VOCAB, QKV, LAYERS = 576, 1536, 49152, 960, 30
+MODELS = {"135M": (HIDDEN, INNER, LAYERS), "1.5B": (1536, 8960, 5)}  # hidden size, intermediate size, layers measured
 
 
 Node = tuple[onnx.NodeProto, list[onnx.TensorProto], float]  # node, its weights, and the bytes that it reads
@@ -35,6 +40,11 @@ def matrix(
         return onnx.numpy_helper.from_array(rng.integers(0, 256, shape, dtype=np.uint8), prefix + name)
 
     blocks = k // 32
+    if bits == 3:
+        scale = onnx.numpy_helper.from_array(rng.uniform(1e-5, 1e-4, n).astype(np.float16), prefix + "output_scale")
+        tables = onnx.numpy_helper.from_array(rng.integers(-127, 128, (4, 8), dtype=np.int8), prefix + "codebook")
+        shapes = {"low": [k, n // 4], "high": [k, n // 8], "block_scale": [blocks, n]}
+        return {name: codes(name, shape) for name, shape in shapes.items()} | {"output_scale": scale, "codebook": tables}
     parts = {
         "base": codes("base", [blocks, n, 16]),
         "scale": onnx.numpy_helper.from_array(
@@ -67,30 +77,43 @@ def pruned_matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int, a
     node = helper.make_node(
         "PrunedMatMul", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", K=k, N=n, bits=bits
     )
-    return node, tensors, k * n * (active / 2 + (bits - 4) / 8 + 3 / 32)
+    return node, tensors, k * n / 8 * weight_bits(bits, active)
 
 
-def mlp(rng: np.random.Generator, i: int, bits: int, active_up: float, active_down: float) -> Node:
-    up = matrix(rng, f"u{i}.", HIDDEN, 2 * INNER, bits, True)
-    down = matrix(rng, f"d{i}.", INNER, HIDDEN, bits, True)
-    counts = {f"in{i}": round(active_up * HIDDEN), f"mid{i}": round(active_down * INNER)}
+def weight_bits(bits: int, active: float) -> float:
+    """What a product reads of a weight, in bits."""
+    return 3 * active + 8 / 32 if bits == 3 else 4 * active + (bits - 4) + 24 / 32
+
+
+def mlp(
+    rng: np.random.Generator,
+    i: int,
+    bits: int,
+    active_up: float,
+    active_down: float,
+    hidden: int = HIDDEN,
+    inner: int = INNER,
+) -> Node:
+    up = matrix(rng, f"u{i}.", hidden, 2 * inner, bits, True)
+    down = matrix(rng, f"d{i}.", inner, hidden, bits, True)
+    counts = {f"in{i}": round(active_up * hidden), f"mid{i}": round(active_down * inner)}
     tensors = [onnx.numpy_helper.from_array(np.array([count]), name) for name, count in counts.items()]
-    tensors += [m[part] for m in (up, down) for part in ("base", "scale", "zero")]
+    tensors += [t for m in (up, down) for part, t in m.items() if not part.startswith("plane")]
     tensors += [m[part] for part in ("plane1", "plane2") if part in up for m in (up, down)]
     attributes: dict[str, Any] = {
-        "K": HIDDEN,
-        "I": INNER,
+        "K": hidden,
+        "I": inner,
         "bits": bits,
         "gated": 1,
         "activation": "silu",
         "has_bias": 0,
     }
     node = helper.make_node("PrunedMLP", ["x", *[t.name for t in tensors]], [f"y{i}"], domain="sol", **attributes)
-    rest = (bits - 4) / 8 + 3 / 32
-    return node, tensors, HIDDEN * INNER * (2 * (active_up / 2 + rest) + active_down / 2 + rest)
+    return node, tensors, hidden * inner / 8 * (2 * weight_bits(bits, active_up) + weight_bits(bits, active_down))
 
 
-def measure(name: str, made: list[Node], k: int, args: argparse.Namespace) -> float:
+def bound(made: list[Node], k: int, args: argparse.Namespace) -> tuple[ort.InferenceSession, ort.IOBinding]:
+    """A session of the nodes, and their input and outputs."""
     graph = helper.make_graph(
         [node for node, _, _ in made],
         "ops",
@@ -108,6 +131,11 @@ def measure(name: str, made: list[Node], k: int, args: argparse.Namespace) -> fl
     binding.bind_cpu_input("x", np.random.default_rng(1).normal(size=(args.tokens, k)).astype(np.float32))
     for node, _, _ in made:
         binding.bind_output(node.output[0])
+    return session, binding
+
+
+def measure(name: str, made: list[Node], k: int, args: argparse.Namespace) -> float:
+    session, binding = bound(made, k, args)
     best, until = float("inf"), time.perf_counter() + args.seconds
     while time.perf_counter() < until:
         start = time.perf_counter()
@@ -121,13 +149,43 @@ def measure(name: str, made: list[Node], k: int, args: argparse.Namespace) -> fl
     return best
 
 
+def compare(args: argparse.Namespace) -> None:
+    """MLPs at 3 bits beside 4 bits."""
+    rng = np.random.default_rng(0)
+    for model, (hidden, inner, layers) in MODELS.items():
+        for active in (1.0, 0.75, 0.5):
+            made = [[mlp(rng, i, bits, active, active, hidden, inner) for i in range(layers)] for bits in (3, 4)]
+            opened = [bound(nodes, hidden, args) for nodes in made]
+            times: tuple[list[float], list[float]] = ([], [])
+            until = time.perf_counter() + args.seconds
+            while len(times[1]) < 6 or time.perf_counter() < until:
+                for index in (0, 1) if len(times[1]) % 2 else (1, 0):
+                    session, binding = opened[index]
+                    start = time.perf_counter()
+                    session.run_with_iobinding(binding)
+                    times[index].append(time.perf_counter() - start)
+            ratios = [three / four for three, four in zip(*(list(each)[2:] for each in times), strict=True)]
+            us = [statistics.median(each) / layers * 1e6 for each in times]
+            speeds = ", ".join(f"{us[i]:.0f} us {made[i][0][2] / us[i] / 1e3:.1f} GB/s" for i in (0, 1))
+            share = made[0][0][2] / made[1][0][2]
+            print(
+                f"{model} MLP, {active:.0%} active: 3 and 4 bits {speeds}; time {quartiles(ratios)}, bytes {share:.3f}, "
+                f"one over the other {statistics.median(ratios) / share:.3f}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=int, default=4, choices=(4, 6, 8))
+    parser.add_argument("--bits", type=int, default=4, choices=(3, 4, 6, 8))
+    parser.add_argument("--compare", action="store_true", help="MLPs of two models at 3 bits beside 4 bits")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.5, help="seconds to spend on each operator")
     args = parser.parse_args()
+    if args.compare:
+        compare(args)
+        return
     rng = np.random.default_rng(0)
     bits = args.bits
     total = 0.0
@@ -136,7 +194,7 @@ def main() -> None:
     total += measure("attention output", output, HIDDEN, args)
     total += measure("mlp, all", [mlp(rng, i, bits, 1, 1) for i in range(LAYERS)], HIDDEN, args)
     if args.tokens == 1:
-        total += measure("head", [matmul(rng, i, HIDDEN, VOCAB, bits) for i in range(2)], HIDDEN, args) / 2
+        total += measure("head", [matmul(rng, i, HIDDEN, VOCAB, max(bits, 4)) for i in range(2)], HIDDEN, args) / 2
         for active_up, active_down in ((0.83, 0.59), (0.58, 0.34), (0.3, 0.15)):
             name = f"mlp, {active_up:.0%} and {active_down:.0%}"
             measure(name, [mlp(rng, i, bits, active_up, active_down) for i in range(LAYERS)], HIDDEN, args)

@@ -2,6 +2,7 @@
 // the end of the string count as 0. A string whose damages are none gives a call that must run.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -81,7 +82,9 @@ class Case {
   // Without `damage` those that the string asks for are left out.
   Case(const uint8_t* data, size_t size, bool damage = true) : bytes_(data, size), random_(0) {
     const int64_t kind = bytes_.Below(8);
-    random_ = Random(bytes_.Word());
+    const uint64_t seed = bytes_.Word();
+    random_ = Random(seed);
+    three_ = seed % 4 == 3;
     content_ = static_cast<Content>(bytes_.Below(8));
     threads = bytes_.Below(16) == 15 ? 3 : 1;
     const int64_t short_of_memory = bytes_.Below(64);
@@ -176,8 +179,15 @@ class Case {
     }
   }
 
+  // The bits of a layer's matrix of N outputs. Of 4 some seeds make 3.
+  int LayerBits(int64_t N) {
+    const int bits = bytes_.OneOf(kBits);
+    return bits == 4 && three_ && N % static_cast<int64_t>(sol::kCodeTile) == 0 ? 3 : bits;
+  }
+
   // Inputs of a nested matrix, and beside it.
   void Matrix(int64_t K, int64_t N, int bits, bool channel_major) {
+    if (bits == 3) return Codebook(K, N);
     Base(K, N, channel_major);
     if (bits > 4) Input("plane1", sol::kUInt8, {K / 32, N, 8}, true);
     if (bits > 6) Input("plane2", sol::kUInt8, {K / 32, N, 8}, true);
@@ -191,6 +201,17 @@ class Case {
     }
     Input("scale", sol::kFloat16, {blocks, N}, true);
     Input("zero", sol::kUInt8, {blocks, N}, true);
+  }
+  void Codebook(int64_t K, int64_t N) {
+    Input("low", sol::kUInt8, {K, N / 4}, true);
+    Input("high", sol::kUInt8, {K, N / 8}, true);
+    Input("block_scale", sol::kUInt8, {K / 32, N}, true);
+    Input("output_scale", sol::kFloat16, {N}, true);
+    OrtValue& codebook = Input("codebook", sol::kInt8, {4, 8}, true);
+    for (size_t i = 0; i < codebook.Bytes(); ++i) {
+      auto& entry = reinterpret_cast<uint8_t*>(codebook.data.get())[i];
+      if (entry == 0x80) entry = 0x7F;
+    }
   }
   void Vector(const char* name, int64_t n) { Input(name, sol::kFloat, {n}, true); }
   std::vector<int64_t> Rows(int64_t K) {
@@ -227,8 +248,8 @@ class Case {
     Output("y");
   }
   void PrunedMatMul() {
-    const int bits = bytes_.OneOf(kBits);
-    const int64_t K = Channels(9), N = 2 * (1 + bytes_.Below(200));
+    const int bits = LayerBits(0);
+    const int64_t K = Channels(9), twos = 1 + bytes_.Below(200), N = bits == 3 ? 32 * (1 + twos / 16) : 2 * twos;
     node.op = "PrunedMatMul";
     Attribute("bits", int64_t{bits});
     Attribute("K", K);
@@ -243,7 +264,7 @@ class Case {
     return bytes_.OneOf(kNames);
   }
   void Mlp() {
-    const int up_bits = bytes_.OneOf(kBits), down_bits = bytes_.OneOf(kBits);
+    const int up_bits = LayerBits(0), down_bits = LayerBits(0);
     const int64_t K = Channels(5), I = Channels(9);
     const bool gated = bytes_.Flag(), bias = bytes_.Flag();
     node.op = "PrunedMLP";
@@ -258,8 +279,8 @@ class Case {
     Input("x", sol::kFloat, Rows(K));
     Counts("active_up", {UpTo(K)});
     Counts("active_down", {UpTo(I)});
-    Base(K, U, true);
-    Base(I, K, true);
+    Matrix(K, U, std::min(up_bits, 4), true);
+    Matrix(I, K, std::min(down_bits, 4), true);
     for (const int above : {4, 6}) {
       if (up_bits > above) Input("up_plane", sol::kUInt8, {K / 32, U, 8}, true);
       if (down_bits > above) Input("down_plane", sol::kUInt8, {I / 32, K, 8}, true);
@@ -344,7 +365,7 @@ class Case {
     const int64_t hidden = Channels(4), I = Channels(5);
     const bool layer_norm = bytes_.Flag(), gated = bytes_.Flag(), shared_norm = bytes_.Flag();
     const bool qkv_bias = bytes_.Flag(), output_bias = bytes_.Flag(), mlp_bias = bytes_.Flag();
-    const int qkv_bits = bytes_.OneOf(kBits), o_bits = bytes_.OneOf(kBits), up_bits = bytes_.OneOf(kBits), down_bits = bytes_.OneOf(kBits);
+    const int qkv_bits = LayerBits(h.QkvSize()), o_bits = LayerBits(0), up_bits = LayerBits(0), down_bits = LayerBits(0);
     layers_ = 1 + bytes_.Below(3);
     layer_ = bytes_.Below(layers_);
     Attribute("layer", layer_);
@@ -502,7 +523,7 @@ class Case {
   Bytes bytes_;
   Random random_;
   Content content_ = Content::kPlain;
-  bool declare_ = false, in_place_ = false;
+  bool declare_ = false, in_place_ = false, three_ = false;
   int64_t layers_ = 1, layer_ = 0;
   std::vector<std::unique_ptr<OrtValue>> values_;
 };

@@ -75,6 +75,60 @@ struct Matrix {
   }
 };
 
+// A random matrix of 3 bits, with its scales as powers of two.
+struct Codebook {
+  size_t K, N;
+  std::vector<uint8_t> codes, low, high, block_scale;
+  std::vector<uint16_t> scale_bits;
+  std::vector<float> scale;
+  std::vector<int8_t> codebook;
+
+  Codebook(size_t K, size_t N)
+      : K(K), N(N), codes(K * N), low(K * N / 4), high(K * N / 8), block_scale(K / kBlock * N), scale_bits(N), scale(N),
+        codebook(sol::kCodebookSize) {
+    for (uint8_t& value : block_scale) value = static_cast<uint8_t>(Uniform(255));
+    for (int8_t& entry : codebook) entry = static_cast<int8_t>(Uniform(254) - 127);
+    codebook[0] = -127;
+    codebook[sol::kCodebookSize - 1] = 127;
+    for (size_t n = 0; n < N; ++n) {
+      const int exponent = Uniform(4);
+      scale[n] = std::ldexp(1.0f, -exponent);
+      scale_bits[n] = static_cast<uint16_t>((15 - exponent) << 10);
+    }
+    for (size_t k = 0; k < K; ++k) {
+      for (size_t n = 0; n < N; ++n) {
+        const int code = Uniform(7);
+        codes[k * N + n] = static_cast<uint8_t>(code);
+        low[k * (N / 4) + n / 32 * 8 + n % 8] |= static_cast<uint8_t>((code & 3) << (n % 32 / 8 * 2));
+        high[k * (N / 8) + n / 8] |= static_cast<uint8_t>((code >> 2) << (n % 8));
+      }
+    }
+  }
+
+  sol::Nested View() const {
+    sol::Nested w;
+    w.low = low.data();
+    w.high = high.data();
+    w.block_scale = block_scale.data();
+    w.output_scale = scale_bits.data();
+    w.codebook = codebook.data();
+    w.K = K;
+    w.N = N;
+    w.bits = 3;
+    return w;
+  }
+
+  // From the quantized activations of one token, exactly.
+  double Product(const int* x, const float* step, size_t n) const {
+    double sum = 0;
+    for (size_t k = 0; k < K; ++k) {
+      const uint8_t block = block_scale[k / kBlock * N + n];
+      sum += 16.0 * step[k / kBlock] * (block & 63) * codebook[static_cast<size_t>(block >> 6) * 8 + codes[k * N + n]] * x[k];
+    }
+    return scale[n] * sum;
+  }
+};
+
 // FNV-1a of every output, bit by bit: processors that agree print the same.
 uint64_t g_outputs = 14695981039346656037u;
 
@@ -92,12 +146,17 @@ void Expect(bool good, const char* what, size_t K, size_t N, int bits) {
   std::exit(1);
 }
 
+// Numbers of tokens. Sums of whole numbers: std::normal_distribution differs from one C library to the next.
+std::vector<float> Inputs(size_t count) {
+  std::vector<float> x(count);
+  for (float& value : x) value = Uniform(3) == 0 ? 0.0f : static_cast<float>(Uniform(4000) + Uniform(4000) - 4000) / 1024.0f;
+  return x;
+}
+
 void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
   const Matrix matrix(K, N);
-  std::vector<float> x(tokens * K);
-  // Sums of whole numbers: std::normal_distribution differs from one C library to the next.
-  for (float& value : x) value = Uniform(3) == 0 ? 0.0f : static_cast<float>(Uniform(4000) + Uniform(4000) - 4000) / 1024.0f;
+  const std::vector<float> x = Inputs(tokens * K);
 
   const size_t halves = sol::HalvesAt(bits), size = tokens * halves * K;
   std::vector<int8_t> natural(size), even_odd(size), phased(size);
@@ -157,6 +216,78 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   }
 }
 
+// At 3 bits, where every `sparse`-th channel counts and no channel of some blocks.
+void CheckCodebook(size_t K, size_t N, size_t tokens, size_t sparse) {
+  const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
+  const Codebook matrix(K, N);
+  std::vector<float> x = Inputs(tokens * K);
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (i % sparse != 0 || (sparse > 1 && i / kBlock % 3 == 1)) x[i] = 0.0f;
+  }
+  std::vector<int8_t> natural(tokens * K), phased(tokens * K), codes(K + sol::ActiveQuads::kSlack);
+  std::vector<uint8_t> rows(K + sol::ActiveQuads::kSlack);
+  std::vector<float> step(tokens * K / kBlock), sum(tokens * K / kBlock);
+  std::vector<uint32_t> begin(K / kBlock + 1);
+  const sol::Activations q = {1, natural.data(), nullptr, phased.data(), step.data(), sum.data()};
+  const sol::ActiveQuads active = {rows.data(), codes.data(), begin.data()};
+  for (size_t t = 0; t < tokens; ++t) kernels.quantize(x.data() + t * K, K, t, q);
+  kernels.list_active(q, K, active);
+
+  const std::vector<int> whole(natural.begin(), natural.end());
+  std::vector<double> expected(tokens * N);
+  double largest = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const size_t t = i / N;
+    expected[i] = matrix.Product(whole.data() + t * K, step.data() + t * K / kBlock, i % N);
+    largest = std::max(largest, std::abs(expected[i]));
+  }
+  const auto near = [&](float got, size_t i) { return std::abs(got - expected[i]) <= 1e-5 * largest + 1e-6; };
+
+  // In parts of the outputs, and of the channels.
+  std::vector<float> y(N), part(N);
+  for (const size_t middle : {size_t{0}, N / 64 * 32}) {
+    for (const size_t block : {size_t{0}, K / kBlock / 2}) {
+      std::fill(y.begin(), y.end(), 0.0f);
+      for (const bool second : {false, true}) {
+        std::fill(part.begin(), part.end(), 0.0f);
+        kernels.row_codebook(matrix.View(), q, active, second ? block : 0, second ? K / kBlock : block, 0, middle, part.data());
+        kernels.row_codebook(matrix.View(), q, active, second ? block : 0, second ? K / kBlock : block, middle, N, part.data());
+        for (size_t n = 0; n < N; ++n) y[n] += part[n];
+      }
+      for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_codebook", K, N, 3);
+      Record(y.data(), N);
+    }
+  }
+  alignas(64) static float sums[16 * kTile];
+  for (size_t n = 0; n < N; n += kTile) {
+    kernels.tile_channel_major(matrix.View(), q, 0, tokens, n, sums);
+    for (size_t t = 0; t < tokens; ++t) {
+      Record(sums + t * kTile, std::min(kTile, N - n));
+      for (size_t i = n; i < std::min(N, n + kTile); ++i) Expect(near(sums[t * kTile + i - n], t * N + i), "tile_channel_major", K, N, 3);
+    }
+  }
+}
+
+void CheckSpoiledCodebook(float one) {
+  const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
+  constexpr size_t K = 96, N = 320;
+  const Codebook matrix(K, N);
+  std::vector<float> x(K, 1.0f), step(K / kBlock), sum(K / kBlock), y(N, 0.0f);
+  x[40] = one;
+  std::vector<int8_t> natural(K), phased(K), codes(K + sol::ActiveQuads::kSlack);
+  std::vector<uint8_t> rows(K + sol::ActiveQuads::kSlack);
+  std::vector<uint32_t> begin(K / kBlock + 1);
+  const sol::Activations q = {1, natural.data(), nullptr, phased.data(), step.data(), sum.data()};
+  const sol::ActiveQuads active = {rows.data(), codes.data(), begin.data()};
+  kernels.quantize(x.data(), K, 0, q);
+  kernels.list_active(q, K, active);
+  kernels.row_codebook(matrix.View(), q, active, 0, K / kBlock, 0, N, y.data());
+  for (const float output : y) Expect(!std::isfinite(output), "row_codebook of what is not finite", K, N, 3);
+  alignas(64) float sums[kTile];
+  kernels.tile_channel_major(matrix.View(), q, 0, 1, 0, sums);
+  for (const float output : sums) Expect(!std::isfinite(output), "tile_channel_major of what is not finite", K, N, 3);
+}
+
 // One channel that is not finite leaves no output that is.
 void CheckSpoiled(float one, int bits) {
   const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
@@ -212,6 +343,13 @@ int main(int argc, char**) {
     CheckProducts(160, 390, bits, 4);
     for (const float one : {NAN, INFINITY, -INFINITY}) CheckSpoiled(one, bits);
   }
+  for (const size_t sparse : {1, 3, 11}) {
+    CheckCodebook(32, 32, 1, sparse);
+    CheckCodebook(96, 64, 5, sparse);
+    CheckCodebook(160, 288, 9, sparse);
+    CheckCodebook(320, 864, 4, sparse);
+  }
+  for (const float one : {NAN, INFINITY, -INFINITY}) CheckSpoiledCodebook(one);
   for (const size_t n : {1, 31, 96, 333}) {
     for (const size_t count : {size_t{1}, n / 3 + 1, n}) CheckKeepLargest(n, count);
   }

@@ -14,6 +14,16 @@
 //   base             block-major [K/32, N, 16]: byte j has channel 2j in its low nibble, channel 2j + 1 in its high one
 //                    channel-major [K, N/2]: byte j of a row has output 2j in its low nibble, output 2j + 1 in its high one
 //   plane1, plane2   uint8 [K/32, N, 8]: byte j has channels 4j … 4j + 3, lowest bits first
+//
+// A matrix of 3 bits is stored on its own. N is a multiple of 32 too, and a code of 3 bits stands for an entry of one of four tables:
+//
+//   W[k, n] = s[n] m[k/32, n] codebook[t[k/32, n]][code[k, n]]
+//
+//   low              uint8 [K, N/4]: the two low bits of the codes. Byte j of the 8 bytes of 32 outputs has outputs j, j + 8, j + 16, j + 24
+//   high             uint8 [K, N/8]: the top bits. Bit j of a byte belongs to output j of 8
+//   block_scale      uint8 [K/32, N]: m in the low 6 bits, t in the high 2
+//   output_scale     float16 [N]: s
+//   codebook         int8 [4, 8]: -127 to 127
 #pragma once
 
 #include <cstddef>
@@ -21,9 +31,13 @@
 namespace sol {
 
 constexpr size_t kBlock = 32;  // channels that share a scale
+constexpr size_t kCodeTile = 32;  // outputs whose low bits of 3-bit codes share 8 bytes
+constexpr size_t kCodebookSize = 32;  // entries of all four tables
 
 // Planes beside the base.
-constexpr int PlanesAt(int bits) { return (bits - 4) / 2; }
+constexpr int PlanesAt(int bits) { return bits > 4 ? (bits - 4) / 2 : 0; }
+// A channel-major matrix's inputs of an operator, planes apart.
+constexpr int PortsAt(int bits) { return bits == 3 ? 5 : 3; }
 
 // Activations are codes too: 8 bits, and for a matrix at 8 bits 16 bits in two halves of int8, C = 254 c1 + c2.
 constexpr size_t HalvesAt(int bits) { return bits == 8 ? 2 : 1; }

@@ -18,24 +18,20 @@ inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
                                                     {"plane1", kUInt8, kOptional},
                                                     {"plane2", kUInt8, kOptional}}};
 
-inline constexpr std::array<Port, 15> kMlpInputs{{{"x", kFloat},
-                                                  {"active_up", kInt64},
-                                                  {"active_down", kInt64},
-                                                  {"up_base", kUInt4},
-                                                  {"up_scale", kFloat16},
-                                                  {"up_zero", kUInt8},
-                                                  {"down_base", kUInt4},
-                                                  {"down_scale", kFloat16},
-                                                  {"down_zero", kUInt8},
-                                                  // Planes and biases as the attributes say: their place decides no type.
-                                                  {"extra0", kAny, kOptional},
-                                                  {"extra1", kAny, kOptional},
-                                                  {"extra2", kAny, kOptional},
-                                                  {"extra3", kAny, kOptional},
-                                                  {"extra4", kAny, kOptional},
-                                                  {"extra5", kAny, kOptional}}};
+// A channel-major matrix, nested or of 3 bits: the bits decide the types.
+inline constexpr std::array<Port, 5> kLayerMatrixInputs{{{"base_or_low", kAny},
+                                                         {"scale_or_high", kAny},
+                                                         {"zero_or_block_scale", kAny},
+                                                         {"plane1_or_output_scale", kAny, kOptional},
+                                                         {"plane2_or_codebook", kAny, kOptional}}};
 
-// Where a matrix's planes are among the inputs; of no meaning for a plane that its bits do not have.
+inline constexpr auto kMlpInputs = [] {
+  std::array<Port, 12> weights{};  // both matrices and their biases as the attributes say: their place decides no type
+  for (Port& port : weights) port = {"weight", kAny, kOptional};
+  return Join(std::array<Port, 3>{{{"x", kFloat}, {"active_up", kInt64}, {"active_down", kInt64}}}, weights);
+}();
+
+// Where a matrix's planes are among the inputs; of no meaning for a plane that its bits do not have. At 3 bits its inputs begin at `base`.
 struct NestedPorts {
   int base, scale, zero, plane1, plane2;
 };
@@ -57,19 +53,32 @@ inline void ExpectChannels(const char* op, const Tensor& x, size_t channels) {
   }
 }
 
-inline int ExpectBits(const char* op, const char* name, int64_t bits) {
-  if (bits != 4 && bits != 6 && bits != 8) {
-    throw Error(std::string(op) + ": attribute " + name + ": got " + std::to_string(bits) +
-                ", expected 4, 6 or 8; export the bundle again");
+// Of a matrix of a layer, or of another one, which is nested.
+enum class MatrixKind { kLayer, kOther };
+
+inline int ExpectBits(const char* op, const char* name, int64_t bits, MatrixKind kind) {
+  const bool layer = kind == MatrixKind::kLayer;
+  if (bits != 4 && bits != 6 && bits != 8 && !(layer && bits == 3)) {
+    throw Error(std::string(op) + ": attribute " + name + ": got " + std::to_string(bits) + ", expected " + (layer ? "3, " : "") +
+                "4, 6 or 8; export the bundle again");
   }
   return static_cast<int>(bits);
 }
 
-inline int Bits(const Attributes& attributes, const char* op) { return ExpectBits(op, "bits", attributes.Int("bits")); }
+inline int Bits(const Attributes& attributes, const char* op, MatrixKind kind = MatrixKind::kLayer) {
+  return ExpectBits(op, "bits", attributes.Int("bits"), kind);
+}
 
 // Of one of a node's matrices, by the name of an attribute that only a node of mixed precision has.
 inline int BitsOf(const Attributes& attributes, const char* op, const char* name) {
-  return ExpectBits(op, name, attributes.IntOr(name, Bits(attributes, op)));
+  return ExpectBits(op, name, attributes.IntOr(name, Bits(attributes, op)), MatrixKind::kLayer);
+}
+
+// Whether a matrix of 3 bits has outputs that its codes can be stored of.
+inline void ExpectCodeTiles(const char* op, int64_t N) {
+  if (N % static_cast<int64_t>(kCodeTile) != 0) {
+    throw Error(std::string(op) + ": got " + std::to_string(N) + " outputs at 3 bits, expected a multiple of 32; export the bundle again");
+  }
 }
 
 inline void ExpectInputs(const Attributes& attributes, const char* op, size_t expected) {
@@ -87,7 +96,7 @@ struct MatrixSize {
 
 // Of the block-major matrix of an operator that has one input, this matrix and no more.
 inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op) {
-  const MatrixSize size{Bits(attributes, op), Channels(attributes, op, "K"), attributes.Int("N", 1, int64_t{1} << 30)};
+  const MatrixSize size{Bits(attributes, op, MatrixKind::kOther), Channels(attributes, op, "K"), attributes.Int("N", 1, int64_t{1} << 30)};
   ExpectInputs(attributes, op, static_cast<size_t>(4 + PlanesAt(size.bits)));
   return size;
 }
@@ -98,7 +107,7 @@ inline MatrixSize PrunedMatrixSize(const Attributes& attributes, const char* op)
   if (size.N % 2 != 0) {
     throw Error(std::string(op) + ": attribute N: got " + std::to_string(size.N) + ", expected an even number; export the bundle again");
   }
-  ExpectInputs(attributes, op, static_cast<size_t>(5 + PlanesAt(size.bits)));
+  ExpectInputs(attributes, op, static_cast<size_t>(2 + PortsAt(size.bits) + PlanesAt(size.bits)));
   return size;
 }
 
@@ -120,7 +129,10 @@ struct MlpPorts {
 };
 
 inline MlpPorts PortsOfMlp(const Attributes& attributes, const char* op) {
-  MlpPorts ports{BitsOf(attributes, op, "up_bits"), BitsOf(attributes, op, "down_bits"), {3, 4, 5, 0, 0}, {6, 7, 8, 0, 0}, 9};
+  MlpPorts ports{BitsOf(attributes, op, "up_bits"), BitsOf(attributes, op, "down_bits"), {3, 4, 5, 0, 0}, {}, 0};
+  const int down = 3 + PortsAt(ports.up_bits);
+  ports.down = {down, down + 1, down + 2, 0, 0};
+  ports.biases = down + PortsAt(ports.down_bits);
   for (const auto plane : {&NestedPorts::plane1, &NestedPorts::plane2}) {
     const int above = plane == &NestedPorts::plane1 ? 4 : 6;
     if (ports.up_bits > above) ports.up.*plane = ports.biases++;

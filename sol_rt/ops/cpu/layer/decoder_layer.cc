@@ -22,7 +22,7 @@
 //   cpu/matmul/channel_matmul.h      a product: its split into tasks
 //   cpu/matmul/matmul_kernels.h      weights and codes as they lie in memory, and the kernels' table
 //   cpu/matmul/matmul_kernels.cc     the kernels for this processor
-//   cpu/matmul/row-inl.h             a task's product, vector by vector
+//   cpu/matmul/row-inl.h             a task's product, vector by vector; at 3 bits cpu/codebook/row-inl.h
 //   cpu/matmul/dot-inl.h             the integer dot products, and their scales
 //
 // Many tokens, a prompt, go through Rows, whose parts each use all threads.
@@ -101,7 +101,7 @@ class DecoderLayer {
     }
     Nested ReadMatrix(const char* name, const char* bits_name, int64_t K, int64_t N) {
       const int first = port_, bits = BitsOf(attributes_, kName, bits_name);
-      port_ += 3 + PlanesAt(bits);
+      port_ += PortsAt(bits) + PlanesAt(bits);
       return ReadNested(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits);
     }
     const float* ReadBias(const char* name, bool has_bias, int64_t n) {

@@ -12,9 +12,13 @@ void PrefetchBytes(const void* from, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
 }
 
-// Scales, zero points and residual planes of some outputs of a block; returns their bytes.
+// Scales, tables' choice, zero points and residual planes of some outputs of a block; returns their bytes.
 size_t PrefetchRest(const Nested& w, size_t block, Range outputs) {
   const size_t at = block * w.N + outputs.begin, count = outputs.end - outputs.begin;
+  if (w.bits == 3) {
+    PrefetchBytes(w.block_scale + at, count);
+    return count;
+  }
   PrefetchBytes(w.scale + at, count * 2);
   PrefetchBytes(w.zero + at, count);
   if (w.plane1 != nullptr) PrefetchBytes(w.plane1 + at * 8, count * 8);
@@ -37,11 +41,17 @@ void ChannelMatMul::Prefetch(const Member& member, size_t members, size_t active
   if (active != w_.K) return;
   const size_t tasks = Tasks(members), task = member.FirstOf(tasks);
   const Range blocks = BlocksOf(task, tasks), outputs = OutputsOf(task, tasks);
-  const size_t run = (outputs.end - outputs.begin) / 2;
+  const size_t run = (outputs.end - outputs.begin) / (w_.bits == 3 ? 4 : 2);
   size_t fetched = 0;
   for (size_t b = blocks.begin; b < blocks.end && fetched < kFetchedBytes; ++b) {
     for (size_t k = b * kBlock; k < (b + 1) * kBlock && fetched < kFetchedBytes; ++k, fetched += run) {
-      PrefetchBytes(w_.base + k * (w_.N / 2) + outputs.begin / 2, run);
+      if (w_.bits > 3) {
+        PrefetchBytes(w_.base + k * (w_.N / 2) + outputs.begin / 2, run);
+        continue;
+      }
+      PrefetchBytes(w_.low + k * (w_.N / 4) + outputs.begin / 4, run);
+      PrefetchBytes(w_.high + k * (w_.N / 8) + outputs.begin / 8, run / 2);
+      fetched += run / 2;
     }
     fetched += PrefetchRest(w_, b, outputs);
   }

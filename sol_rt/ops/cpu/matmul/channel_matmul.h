@@ -60,13 +60,18 @@ class ChannelMatMul {
   void Product(const TokenInput& x, size_t task, size_t tasks, float* sums) const {
     const size_t split = task / (tasks / splits_);
     const Range blocks = BlocksOf(task, tasks), outputs = OutputsOf(task, tasks);
+    const float* bias = split == 0 ? bias_ : nullptr;
     float* to = sums + split * w_.N;
-    if (split == 0 && bias_ != nullptr) {
-      std::copy(bias_ + outputs.begin, bias_ + outputs.end, to + outputs.begin);
+    if (w_.bits > 3 && bias != nullptr) {
+      std::copy(bias + outputs.begin, bias + outputs.end, to + outputs.begin);
     } else {
       std::fill(to + outputs.begin, to + outputs.end, 0.0f);
     }
-    BestMatMulKernels().row_channel_major(w_, x.Codes(), x.Active(), blocks.begin, blocks.end, outputs.begin, outputs.end, to);
+    const MatMulKernels& kernels = BestMatMulKernels();
+    const auto row = w_.bits > 3 ? kernels.row_channel_major : kernels.row_codebook;
+    row(w_, x.Codes(), x.Active(), blocks.begin, blocks.end, outputs.begin, outputs.end, to);
+    if (w_.bits > 3 || bias == nullptr) return;
+    for (size_t n = outputs.begin; n < outputs.end; ++n) to[n] += bias[n];
   }
 
   // Asks for what the member reads first in Product. Only where every channel is active is that known before.

@@ -6,6 +6,7 @@
 
 #include <hwy/highway.h>
 
+#include "cpu/codebook/row-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
 #include "cpu/matmul/quantize-inl.h"
 #include "cpu/matmul/row-inl.h"
@@ -18,7 +19,7 @@ namespace HWY_NAMESPACE {
 
 const MatMulKernels* MatMulKernelSet() {
   static constexpr MatMulKernels kernels = {KeepLargest,     Quantize,       ListActive,      RowBlockMajor,
-                                            RowChannelMajor, TileBlockMajor, TileChannelMajor};
+                                            RowChannelMajor, RowCodebook,    TileBlockMajor,  TileChannelMajor};
   return &kernels;
 }
 

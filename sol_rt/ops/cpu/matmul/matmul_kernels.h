@@ -18,6 +18,12 @@ struct Nested {
   const uint8_t* zero = nullptr;    // [K/32, N]
   const uint8_t* plane1 = nullptr;  // [K/32, N, 8], from 6 bits on
   const uint8_t* plane2 = nullptr;  // [K/32, N, 8], at 8 bits
+  // At 3 bits, in the place of all these:
+  const uint8_t* low = nullptr;            // [K, N/4]
+  const uint8_t* high = nullptr;           // [K, N/8]
+  const uint8_t* block_scale = nullptr;    // [K/32, N]
+  const uint16_t* output_scale = nullptr;  // float16 [N]
+  const int8_t* codebook = nullptr;        // [4, 8]
   size_t K = 0;
   size_t N = 0;
   int bits = 4;
@@ -69,6 +75,12 @@ struct MatMulKernels {
   // begin and end are even.
   void (*row_channel_major)(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block,
                             size_t begin, size_t end, float* y);
+
+  // cpu/codebook/row-inl.h
+  // y[n] = what the blocks first_block … end_block - 1 of the channels give of x W[:, n], for begin <= n < end, one token, 3 bits. y is zero
+  // before. begin and end are multiples of 32.
+  void (*row_codebook)(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin,
+                       size_t end, float* y);
 
   // tile-inl.h
   // sums[t][0 … 63] = x[first + t] W[:, n … n + 63] for t < tokens. Outputs past N are zero. n is a multiple of 64.

@@ -39,20 +39,35 @@ namespace sol {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Weights of some outputs of one block; copied and padded where a vector would run past the last output.
+// Weights of some outputs of one block; copied and padded where a vector would run past the last output. At 3 bits `base` is the low bits,
+// and `high` and `block_scale` are there.
 struct BlockView {
   const uint8_t* base;
   const uint16_t* scale;
   const uint8_t* zero;
   const uint8_t* plane1;
   const uint8_t* plane2;
+  const uint8_t* high = nullptr;
+  const uint8_t* block_scale = nullptr;
 };
+
+// Bytes of a row's outputs, of the codes that are channel-major.
+template <int kBits>
+constexpr size_t RowBytes(size_t outputs) {
+  return kBits == 3 ? outputs / 4 : outputs / 2;
+}
 
 // The weights of outputs n, … of block b, where they lie.
 template <int kBits>
 HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size_t n) {
   const size_t at = b * w.N + n;
   return {base, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : nullptr, kBits > 6 ? w.plane2 + at * 8 : nullptr};
+}
+
+// The same at 3 bits.
+HWY_INLINE BlockView CodebookViewAt(const Nested& w, size_t b, size_t n) {
+  const size_t row = b * kBlock;
+  return {w.low + row * (w.N / 4) + n / 4, nullptr, nullptr, nullptr, nullptr, w.high + row * (w.N / 8) + n / 8, w.block_scale + b * w.N + n};
 }
 
 constexpr size_t kBytesAhead = 8192;  // of prefetching in a block-major matrix
@@ -193,9 +208,9 @@ class AheadCursor {
     }
     SkipEmpty();
     const size_t rows = 4 * (active.begin[end_block] - active.begin[first_block]) / filled;
-    constexpr size_t kRest = 3 + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
+    constexpr size_t kRest = (kBits == 3 ? 1 : 3) + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
     const bool sparse = rows < kBlock * 3 / 4;
-    const size_t bytes = step * (rows / 2 + kRest);
+    const size_t bytes = kBits == 3 ? step * (rows * 3 / 8 + kRest) : step * (rows / 2 + kRest);
     const size_t ahead = prefetching.row_bytes.load(std::memory_order_relaxed);
     for (size_t i = (ahead + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
       if (sparse) AskAll();  // nobody could ask for these before: Fetch knows no active rows
@@ -213,13 +228,19 @@ class AheadCursor {
 
  private:
   StepAhead Here() const {
-    const size_t b = block_, row_bytes = w_.N / 2;
+    const size_t b = block_, row_bytes = RowBytes<kBits>(w_.N);
     const BlockQuads rows(active_, w_.K, b);
+    if constexpr (kBits == 3) return {CodebookViewAt(w_, b, n_), rows.row, rows.end};
     return {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
   }
   void AskAll() const {
     const StepAhead here = Here();
-    for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.base + *row * (w_.N / 2));
+    for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.base + *row * RowBytes<kBits>(w_.N));
+    if constexpr (kBits == 3) {
+      for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.high + *row * (w_.N / 8));
+      PrefetchLines(here.view.block_scale, step_);
+      return;
+    }
     PrefetchLines(here.view.scale, step_ * 2);
     PrefetchLines(here.view.zero, step_);
     if constexpr (kBits > 4) PrefetchLines(here.view.plane1, step_ * 8);

@@ -7,6 +7,8 @@
 //                    order `even_odd`, of a channel-major one in the order `phased`; the tokens' codes lie in the same order.
 //   scale, zero [64] float32, the zero point with the level's center
 //
+// At 3 bits the bytes are entries of the tables plus 128.
+//
 // A vector of int32 has one output a lane; four channels of a token are broadcast to all lanes. Up to four tokens share the bytes in
 // registers. Outputs past N are computed on zeros.
 
@@ -22,6 +24,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/codebook/decode-inl.h"
 #include "cpu/matmul/dot-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
 
@@ -526,6 +529,13 @@ HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size
   const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
   };
+  if (w.bits == 3) {
+    for (size_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
+      __builtin_prefetch(w.low + k * (w.N / 4) + n / 4);
+      __builtin_prefetch(w.high + k * (w.N / 8) + n / 8);
+    }
+    return lines(w.block_scale + at, kTile);
+  }
   if (channel_major) {
     for (size_t k = 0; k < kBlock; ++k) __builtin_prefetch(w.base + (b * kBlock + k) * (w.N / 2) + n / 2);
   } else {
@@ -537,6 +547,16 @@ HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size
   if (w.plane2 != nullptr) lines(w.plane2 + at * 8, kTile * 8);
 }
 
+template <bool kChannelMajor>
+HWY_INLINE void Merge(const Nested& w, size_t b, size_t n, Merged& merged) {
+  const TileView view(w, kChannelMajor, b, n);
+  if (kChannelMajor) {
+    MergeChannelMajor(w, view, merged);
+  } else {
+    MergeBlockMajor(w, view, merged);
+  }
+}
+
 template <bool kChannelMajor, int kBits>
 HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
   constexpr size_t kHalves = HalvesAt(kBits);
@@ -546,11 +566,10 @@ HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t
   Merged merged;
   for (size_t b = 0; b < blocks; ++b) {
     if (b + 1 < blocks) PrefetchTile(w, kChannelMajor, b + 1, n);
-    const TileView view(w, kChannelMajor, b, n);
-    if (kChannelMajor) {
-      MergeChannelMajor(w, view, merged);
+    if (kChannelMajor && kBits == 6 && w.bits == 3) {
+      DecodeCodebook(w, b, n, 0x80 ^ static_cast<uint8_t>(kFlip), merged.quads, merged.scale, merged.zero);
     } else {
-      MergeBlockMajor(w, view, merged);
+      Merge<kChannelMajor>(w, b, n, merged);
     }
 #if SOL_ARM_I8MM
     JoinQuads(merged);
@@ -575,7 +594,7 @@ inline void TileBlockMajor(const Nested& w, const Activations& x, size_t first, 
 
 inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
   if (w.bits == 4) return Tile<true, 4>(w, x, first, tokens, n, sums);
-  if (w.bits == 6) return Tile<true, 6>(w, x, first, tokens, n, sums);
+  if (w.bits == 6 || w.bits == 3) return Tile<true, 6>(w, x, first, tokens, n, sums);  // either has bytes of 8 bits and one half
   Tile<true, 8>(w, x, first, tokens, n, sums);
 }
 

@@ -1,7 +1,9 @@
 // Reads weights from a node's constant inputs, with every check that keeps a damaged bundle from crashing the host. Nothing is copied.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
+#include <string>
 
 #include "common/inputs/nested_inputs.h"
 #include "common/onnx/node.h"
@@ -21,6 +23,18 @@ inline Nested ReadNested(const Attributes& attributes, const char* op, const Nes
   w.K = static_cast<size_t>(K);
   w.N = static_cast<size_t>(N);
   w.bits = bits;
+  if (bits == 3) {
+    ExpectCodeTiles(op, N);
+    w.low = read(ports.base, "low", kUInt8, {K, N / 4}).As<uint8_t>();
+    w.high = read(ports.base + 1, "high", kUInt8, {K, N / 8}).As<uint8_t>();
+    w.block_scale = read(ports.base + 2, "block_scale", kUInt8, {blocks, N}).As<uint8_t>();
+    w.output_scale = read(ports.base + 3, "output_scale", kFloat16, {N}).As<uint16_t>();
+    w.codebook = read(ports.base + 4, "codebook", kInt8, {4, 8}).As<int8_t>();
+    if (std::find(w.codebook, w.codebook + kCodebookSize, -128) != w.codebook + kCodebookSize) {
+      throw Error(std::string(op) + ": input codebook: got -128, expected -127 to 127; export the bundle again");
+    }
+    return w;
+  }
   w.base = channel_major ? read(ports.base, "base", kUInt4, {K, N}).As<uint8_t>()
                          : read(ports.base, "base", kUInt8, {blocks, N, 16}).As<uint8_t>();
   w.scale = read(ports.scale, "scale", kFloat16, {blocks, N}).As<uint16_t>();

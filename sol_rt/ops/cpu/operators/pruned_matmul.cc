@@ -1,5 +1,5 @@
 // PrunedMatMul(x, active, base, scale, zero[, plane1[, plane2]]) -> y: the `active` largest channels of x [..., K] times a channel-major
-// matrix.
+// matrix. At 3 bits its inputs are x, active, low, high, block_scale, output_scale, codebook.
 
 #include <array>
 
@@ -14,7 +14,7 @@ namespace {
 class PrunedMatMul {
  public:
   static constexpr const char* kName = "PrunedMatMul";
-  static constexpr auto kInputs = Join(std::array<Port, 2>{{{"x", kFloat}, {"active", kInt64}}}, kMatrixInputs<kUInt4>);
+  static constexpr auto kInputs = Join(std::array<Port, 2>{{{"x", kFloat}, {"active", kInt64}}}, kLayerMatrixInputs);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
   explicit PrunedMatMul(const Attributes& attributes) : product_(Read(attributes)) {}

@@ -61,6 +61,9 @@ class MatrixInput {
  public:
   MatrixInput() = default;
   MatrixInput(const Attributes& attributes, const char* op, const NestedPorts& ports, bool channel_major, int64_t K, int64_t N, int bits) {
+    if (bits == 3) {
+      throw Error(std::string(op) + ": got a matrix of 3 bits, expected 4, 6 or 8 on CUDA; choose a precision without 3 bits, or run on the CPU");
+    }
     const int64_t blocks = K / static_cast<int64_t>(sol::kBlock);
     const auto input = [&](int port, const char* name, Type type, std::initializer_list<int64_t> shape) {
       return WeightInput(attributes, op, static_cast<size_t>(port), name, type, shape);

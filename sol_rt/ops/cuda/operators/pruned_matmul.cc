@@ -13,7 +13,7 @@ namespace {
 class PrunedMatMul {
  public:
   static constexpr const char* kName = "PrunedMatMul";
-  static constexpr auto kInputs = Join(std::array<Port, 2>{{{"x", kFloat}, {"active", kInt64}}}, kMatrixInputs<kUInt4>);
+  static constexpr auto kInputs = Join(std::array<Port, 2>{{{"x", kFloat}, {"active", kInt64}}}, kLayerMatrixInputs);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
   explicit PrunedMatMul(const Attributes& attributes) : matrix_(ReadMatrix(attributes)), active_(attributes, kName, 1, "active") {}
