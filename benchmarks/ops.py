@@ -44,7 +44,10 @@ def matrix(
         scale = onnx.numpy_helper.from_array(rng.uniform(1e-5, 1e-4, n).astype(np.float16), prefix + "output_scale")
         tables = onnx.numpy_helper.from_array(rng.integers(-127, 128, (4, 8), dtype=np.int8), prefix + "codebook")
         shapes = {"low": [k, n // 4], "high": [k, n // 8], "block_scale": [blocks, n]}
-        return {name: codes(name, shape) for name, shape in shapes.items()} | {"output_scale": scale, "codebook": tables}
+        return {name: codes(name, shape) for name, shape in shapes.items()} | {
+            "output_scale": scale,
+            "codebook": tables,
+        }
     parts = {
         "base": codes("base", [blocks, n, 16]),
         "scale": onnx.numpy_helper.from_array(

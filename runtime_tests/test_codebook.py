@@ -123,7 +123,7 @@ def test_weights_of_any_size_and_blocks_of_zeros_do(scale: float) -> None:
     assert (np.diff(nothing.astype(int), axis=1) > 0).all()
 
 
-@pytest.mark.parametrize("calibrated", [False])
+@pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-phi"])
 def test_an_exported_bundle_runs_as_its_reference_model(preset: str, calibrated: bool, tmp_path: Path) -> None:
     """By function bodies, which round activations otherwise."""

@@ -159,6 +159,16 @@ def test_by_default_only_bits_are_left_to_choose(tmp_path: Path) -> None:
     Bundle.open(tmp_path / "web")
 
 
+def test_three_bits_are_left_out(tmp_path: Path) -> None:
+    source = write_bundle(tmp_path / "source", bits=(8, 4, 3))
+    (source / "config.json").write_text(json.dumps(hf_config("llama")), encoding="utf-8")
+    seal(source, Bundle.open(source).config)
+    config = write_web_bundle(source, tmp_path / "web")
+    assert {variant.bits for variant in config.variants.values()} == {8, 4}
+    assert not [name for name in config.tensors if name == "codebook" or name.endswith((".low", ".high"))]
+    assert config.format_version == 5
+
+
 def test_only_tensors_that_are_read_stay(tmp_path: Path) -> None:
     config = write_web_bundle(GOLDEN, tmp_path / "web", bits=(8, 4))
     assert set(config.tensors) == set(Bundle.open(GOLDEN).config.tensors)  # 8 bits read all planes
