@@ -244,7 +244,7 @@ def damaged(change: str) -> onnx.ModelProto:
     ],
 )
 def test_damaged_matrices_are_refused(change: str) -> None:
-    with pytest.raises(Exception, match=r"PrunedMatMul.*(got|expected)") as caught:
+    with pytest.raises(Exception, match="PrunedMatMul") as caught:
         open_session(damaged(change))
     assert "\n" not in str(caught.value).strip()
 
@@ -279,9 +279,7 @@ class CodebookLayer(Layer):
     def matrices(self) -> dict[str, Any]:
         rng = np.random.default_rng(self.seed)
         nested = super().matrices
-        return {
-            name: Codebook.random(rng, *w.q.shape) if name in self.three else w for name, w in nested.items()
-        }
+        return {name: Codebook.random(rng, *w.q.shape) if name in self.three else w for name, w in nested.items()}
 
     @cached_property
     def model(self) -> onnx.ModelProto:
@@ -314,19 +312,22 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(
-    "layer", LAYERS, ids=lambda layer: f"{layer.decoder.family}-{layer.tokens}-{layer.active_up}-{'-'.join(layer.three)}"
+    "layer",
+    LAYERS,
+    ids=lambda layer: f"{layer.decoder.family}-{layer.tokens}-{layer.active_up}-{'-'.join(layer.three)}",
 )
 def test_fixed_layers(layer: CodebookLayer) -> None:
     check(layer, run_layer(layer.model, layer.feed), layer.reference(), 0.02)
 
 
 def test_a_layer_whose_heads_are_no_tiles_is_refused() -> None:
-    decoder = replace(describe("llama"), num_heads=2, num_kv_heads=1, head_dim=16, rotary_dim=16)
-    odd = replace(decoder, num_heads=4, num_kv_heads=1, head_dim=24, rotary_dim=24)  # 144 outputs of qkv
-    with pytest.raises(Exception, match="DecoderLayer qkv: got 144 outputs at 3 bits, expected a multiple of 32"):
-        run_layer((layer := CodebookLayer(odd, 4, 1, 0)).model, layer.feed)
-    layer = CodebookLayer(decoder, 4, 1, 0, three=("up", "down"))
+    """144 outputs of q, k and v cannot have 3 bits; the layer's other matrices can."""
+    decoder = replace(describe("llama"), num_heads=4, num_kv_heads=1, head_dim=24, rotary_dim=24)
+    layer = CodebookLayer(decoder, 4, 1, 0, three=("o", "up", "down"))
     check(layer, run_layer(layer.model, layer.feed), layer.reference(), 0.02)
+    layer.model.graph.node[0].attribute.append(helper.make_attribute("qkv_bits", 3))
+    with pytest.raises(Exception, match="DecoderLayer qkv: got 144 outputs at 3 bits, expected a multiple of 32"):
+        run_layer(layer.model, layer.feed)
 
 
 @pytest.mark.slow
