@@ -6,6 +6,7 @@ graphs, for a browser's bodies round neither activations (wasm) nor keys and val
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from helpers.random_decoder import hf_config
+from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
