@@ -143,10 +143,13 @@ def test_an_exported_bundle_runs_as_its_reference_model(preset: str, calibrated:
     assert np.sqrt(np.mean((got - expected[0].numpy()) ** 2)) < 0.08 * float(expected.std())
 
 
-def test_without_nested_levels_only_embeddings_have_them(tmp_path: Path) -> None:
+def test_matrices_have_only_the_levels_that_graphs_read(tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / "source", PRESETS["tiny-llama"])
     report = export_bundle(str(source), tmp_path / "out", bits=(THREE,), calibration="none", parity=False)
-    read_at_4 = {name for layer in report.config.variants["s100-q3"].layer_bits or () for name in layer._asdict()}
-    base = {name for name in report.config.tensors if name.endswith(".base")}
-    assert base == {"embed.base"} or read_at_4
-    ReferenceModel.from_bundle(report.path)
+    read = {
+        (name.split(".")[-2], name.split(".")[-1]) for name in report.config.tensors if name.endswith((".base", ".low"))
+    }
+    assert read == {("embed", "base"), ("qkv", "base"), ("o", "base"), ("up", "low"), ("down", "base")}
+    assert report.config.format_version == 6
+    twin = ReferenceModel.from_bundle(report.path)
+    assert torch.isfinite(twin(torch.tensor([[5, 6, 7]]), Action(1.0, 1.0, THREE), twin.new_cache(1))[0]).all()

@@ -12,9 +12,8 @@ from sol_rt.errors import UsageError
 from sol_rt.export.graphs.graph import LayerShapes, active_counts
 from sol_rt.export.sources.decoder import Decoder
 
-BITS = (8, 6, MIXED, 4)
-ALL_BITS = (*BITS, THREE)
-CHANNEL_DENSITIES = (1.0, 0.75, 0.5, 0.4, 0.25)
+BITS = (8, 6, MIXED, 4, THREE)
+CHANNEL_DENSITIES = (1.0, 0.75, 0.62, 0.5, 0.4, 0.25)
 KV_DENSITIES = (1.0, 0.5, 0.25, 0.1)
 
 
@@ -54,8 +53,8 @@ class Levels:
 
 
 def _checked_bits(levels: Sequence[int]) -> tuple[int, ...]:
-    if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(ALL_BITS):
-        got, known = (", ".join(str(bits_name(bits)) for bits in each) for each in (levels, ALL_BITS))
+    if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(BITS):
+        got, known = (", ".join(str(bits_name(bits)) for bits in each) for each in (levels, BITS))
         raise UsageError(f"bits: got {got}, expected different ones of {known}")
     return tuple(sorted(levels, reverse=True))
 

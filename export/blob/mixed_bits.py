@@ -12,6 +12,9 @@ bits that suit its source:
 If every matrix of the layers has 4-bit codes, what a 4-bit graph loses is in its activations, which have 8 bits. Those
 of a matrix read at 8 bits have 16. So the graph then reads all matrices at 8 bits except the largest, the MLP's first.
 
+A graph of 3 bits reads only the MLP's first matrix at 3, and the others at 4. That matrix is half of a layer, and the
+cheapest place: docs/results/low-bits.md has other choices at the same bytes.
+
 A source without 4-bit codes has no mixed-precision graph: taking steps of 4 and 6 bits in turn reaches what a mix of
 both would. On a 135M model of full precision, 6 bits in half of the layers left 0.026 nats of loss, 4 bits 0.045, 6
 bits 0.009.
@@ -24,18 +27,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Precision
-from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import TensorNames
 
-_THREE_BITS = LayerBits(qkv=3, o=3, up=3, down=3)
+_THREE_BITS = LayerBits(qkv=4, o=4, up=3, down=4)
 _ONLY_CODES = LayerBits(qkv=8, o=8, up=4, down=8)
 _LEFT_OUT = {
     MIXED: "mixed bits left out: they keep a source's own 4-bit codes, and this one has none",
     6: "6 bits left out: mixed bits are closer to the source, which has 4-bit codes of its own",
-    THREE: f"3 bits left out: they take matrices whose parts have a multiple of {BLOCK} outputs",
 }
 
 
@@ -49,43 +50,25 @@ def graph_precisions(
         checkpoint, decoder, names: the source.
 
     Raises:
-        CheckpointError: only bits that get no graph are asked for.
+        CheckpointError: mixed precision alone is asked for, and the source has no 4-bit codes.
     """
     mixed = mixed_precision(checkpoint, decoder, names) if MIXED in bits else None
     found = [Precision(level, level) for level in bits if level not in (THREE, MIXED)]
-    if THREE in bits and _fits_three_bits(decoder):
-        found.append(three_bit_precision(decoder))
+    if THREE in bits:
+        found.append(Precision(THREE, 4, (_THREE_BITS,) * decoder.num_layers))
     if mixed is not None:
         if 8 not in bits or is_mostly_coded(checkpoint, decoder, names):
             found = [each for each in found if each.bits != 6]
         # without 8 bits the mixed graph is the dense one, so no wider one is there to lend it an LM head
         found.append(mixed if 8 in bits else with_dense_head(mixed))
     if not found:
-        raise CheckpointError(f"bits: {_LEFT_OUT[max(bits)]}; give --bits 8,4")
+        raise CheckpointError(f"bits: {_LEFT_OUT[MIXED]}; give --bits 8,4")
     return tuple(sorted(found, key=lambda precision: -precision.bits))
 
 
 def left_out(bits: Sequence[int], precisions: Sequence[Precision]) -> tuple[str, ...]:
     """One line for each of the bits asked for that has no graph, and why."""
     return tuple(_LEFT_OUT[level] for level in bits if level not in {each.bits for each in precisions})
-
-
-def three_bit_precision(decoder: Decoder) -> Precision:
-    """The precision of the 3-bit graph, its LM head at the fewest bits that are stored."""
-    alike = set(_THREE_BITS) == {THREE}
-    return Precision(THREE, 4, None if alike else (_THREE_BITS,) * decoder.num_layers)
-
-
-def _fits_three_bits(decoder: Decoder) -> bool:
-    """Whether the matrices that a 3-bit graph reads at 3 bits consist of whole tiles of outputs."""
-    sizes = {
-        "qkv": (decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim),
-        "o": (decoder.hidden_size,),
-        "up": (decoder.intermediate_size,),
-        "down": (decoder.hidden_size,),
-    }
-    coded = [matrix for matrix, bits in _THREE_BITS._asdict().items() if bits == THREE]
-    return all(size % BLOCK == 0 for matrix in coded for size in sizes[matrix])
 
 
 def mixed_precision(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> Precision | None:
