@@ -2,7 +2,9 @@
 
     python benchmarks/low_bits.py BUNDLE -f FILE
     ... --chunks 40                        windows of 512 tokens, spread evenly over FILE
-    ... --variants s100-q3,s075-q3         which ones; by default all of the bundle
+    ... --calibration STORED               the variants of a stored calibration, those too that the export dropped
+    ... --variants s100-q3,s075-q3         which of them; by default all
+    ... --threads 1                        by default one for each core
 
 The first half of each window is prefilled dense, as generation does. The tokens of the second half are scored under the
 variant, whose own keys and values they see. Prints Markdown: bytes of weights that a step reads, and the mean over
@@ -13,7 +15,10 @@ stderr.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +26,29 @@ import numpy as np
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.export.actions.candidates import Levels
 from sol_rt.export.actions.losses import Candidate, token_losses
+from sol_rt.export.actions.stored import StoredCalibration
+from sol_rt.export.graphs.graph import write_graphs
+from sol_rt.export.sources.decoder import from_hf_config
+from sol_rt.export.sources.folder.hf_checkpoint import read_json
 
 SIZE = 512
+
+
+def with_dropped(bundle: Bundle, stored: StoredCalibration, folder: Path) -> Bundle:
+    """The bundle in `folder` with all variants of a stored calibration whose bits it has; weights are a link."""
+    config = bundle.config
+    decoder = from_hf_config(read_json(bundle.path / "config.json"), config.model.max_context)
+    precisions = {variant.bits: variant.precision for variant in config.variants.values()}
+    levels = Levels.checked(tuple(precisions), stored.settings.channel_density, (1.0,))
+    variants = levels.variants(decoder, [precisions[bits] for bits in levels.bits])
+    for name in (config.weights_file, "config.json", "tokenizer.json"):
+        os.link(bundle.path / name, folder / name)
+    wide = replace(config, variants={variant.key: variant for variant in variants}, policy=None)
+    known = {key: counts for key, counts in stored.active_channels.items() if key in wide.variants}
+    applied = replace(stored, active_channels=known).applied(folder, write_graphs(folder, wide, decoder), decoder)
+    return Bundle(folder, applied, identity="", verify=False)
 
 
 def main() -> None:
@@ -31,15 +56,25 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("--chunks", type=int, default=40)
+    parser.add_argument("--calibration", type=Path)
     parser.add_argument("--variants")
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
+    if args.calibration is None:
+        measure(bundle, args)
+        return
+    with tempfile.TemporaryDirectory(dir=args.bundle.parent) as folder:
+        measure(with_dropped(bundle, StoredCalibration.read(args.calibration), Path(folder)), args)
+
+
+def measure(bundle: Bundle, args: argparse.Namespace) -> None:
     dense = bundle.config.dense
     keys = args.variants.split(",") if args.variants else list(bundle.config.variants)
     actions = [action for action in (Action.parse(f"k100-{key}") for key in keys) if action != dense]
     ids = bundle.tokenizer().encode(args.file.read_text(encoding="utf-8"), False)
     starts = [len(ids) * chunk // args.chunks for chunk in range(args.chunks)]
-    engine = Engine(bundle, provider="cpu")
+    engine = Engine(bundle, provider="cpu", threads=args.threads)
     candidates = [Candidate(action) for action in (dense, *actions)]
     rises: list[np.ndarray] = []
     dense_losses: list[float] = []

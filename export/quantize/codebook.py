@@ -90,7 +90,7 @@ def choose_grid(w: FloatArray, codebook: Codebook, importance: FloatArray | None
     """
     rows, channels = w.shape
     h = np.ones(channels, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)
-    h = h / max(float(h.mean(dtype=np.float64)), np.finfo(np.float32).tiny)
+    h = h / np.float32(max(float(h.mean(dtype=np.float64)), float(np.finfo(np.float32).tiny)))
     output_scale = np.empty(rows, np.float16)
     scale, table = (np.empty((channels // BLOCK, rows), np.uint8) for _ in range(2))
     tables = codebook.astype(np.float32)
