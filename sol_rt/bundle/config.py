@@ -25,8 +25,8 @@ BLOCK = 32
 """Input channels that share one scale."""
 PAGE_SIZE = 4
 ALIGNMENT = 4096
-NESTED_BITS = (4, 6, 8)
-"""Levels of nested weights."""
+MATRIX_BITS = (4, 6, 8)
+"""Levels of nested weights, which every matrix may have."""
 CODEBOOK = "codebook"
 """Name of the tensor with the tables of the 3-bit level, int8 [4, 8], one for a model."""
 CODEBOOK_SHAPE = (4, 8)

@@ -24,7 +24,7 @@ from sol_rt.bundle.config import (
     FORMAT_VERSION,
     FORMAT_VERSION_OF_THREE_BITS,
     KV_DTYPES,
-    NESTED_BITS,
+    MATRIX_BITS,
     PAGE_SIZE,
     SAME_WEIGHTS_SINCE,
     ActionEntry,
@@ -268,11 +268,11 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             bits=bits,
             **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
             weight_bytes=entry.integer("weight_bytes", 1),
-            lm_head_bits=entry.integer("lm_head_bits", min(NESTED_BITS) if bits in (THREE, MIXED) else bits, 16),
+            lm_head_bits=entry.integer("lm_head_bits", min(MATRIX_BITS) if bits in (THREE, MIXED) else bits, 16),
             layer_bits=_read_layer_bits(entry, bits, model),
         )
         entry.done()
-        if variant.lm_head_bits not in NESTED_BITS:
+        if variant.lm_head_bits not in MATRIX_BITS:
             raise entry.fail("lm_head_bits", variant.lm_head_bits, "4, 6 or 8")
         name = Action(1.0, variant.channel_density, variant.bits).variant
         if key != name:
@@ -324,7 +324,7 @@ def _read_layer_bits(entry: _Table, bits: int, model: ModelDims) -> tuple[LayerB
     name, size = "layer_bits", len(LayerBits._fields)
     if bits != MIXED and not (bits == THREE and name in entry.raw):
         return None
-    levels = (THREE, 4) if bits == THREE else NESTED_BITS
+    levels = (THREE, 4) if bits == THREE else MATRIX_BITS
     rows = entry.typed(
         name,
         lambda v: (
